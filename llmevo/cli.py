@@ -1,0 +1,240 @@
+"""The command line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
+
+import setproctitle
+import transformers
+import typer
+from rich.console import Console
+
+from llmevo import __version__, display, inspection, loop
+from llmevo.bench import Bench
+from llmevo.config import Config, parse_config, read_config
+from llmevo.errors import LlmevoError, RunError, UserError
+from llmevo.export import export_run, write_model
+from llmevo.journal import EndOfRecordError, Journal
+from llmevo.methods import METHODS
+from llmevo.optimizers import OPTIMIZERS
+from llmevo.recipe import Recipe
+from llmevo.runlog import LOG, RunLog, RunState, read_log
+from llmevo.sources import Sources
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Evolve the merge of your fine-tuned language models, with a language model in the loop.",
+)
+console = Console()
+failures = Console(stderr=True)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="Key of the LLM's server; better set OPENAI_API_KEY.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default=False)]
+
+
+@app.command(epilog="Example: `llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60`")
+def run(
+    config: ConfigFile,
+    api_key: ApiKey = None,
+    base_url: Annotated[str | None, typer.Option(help="Your own OpenAI-compatible server.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="The LLM that proposes.", show_default=False)] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)] = None,
+    budget: Annotated[int | None, typer.Option(help="Candidates to score.", show_default=False)] = None,
+    seed: Seed = None,
+    backend: Annotated[str | None, typer.Option(help="auto or hf.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.", show_default=False)] = None,
+    task_search_path: Annotated[
+        list[Path] | None, typer.Option(help="Folder with lm-eval tasks; may be repeated.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")] = False,
+) -> None:
+    """Search for the best merge."""
+    overrides: dict[str, Any] = {
+        "search.optimizer": optimizer,
+        "search.budget": budget,
+        "search.seed": seed,
+        "llm.base_url": base_url,
+        "llm.model": model,
+        "engine.backend": backend,
+    }
+    settings = read_config(config, {key: value for key, value in overrides.items() if value is not None})
+    if task_search_path:
+        paths = [*settings.task_search_path, *(path.absolute() for path in task_search_path)]
+        settings = settings.model_copy(update={"task_search_path": paths})
+    bench = Bench(settings, config.parent.absolute(), find_key(settings, config.parent, api_key))
+    if dry_run:
+        inspection.inspect(bench, console)
+        return
+    folder = out or free_folder(config.stem)
+    if (folder / LOG).exists():
+        raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+    bench.check()
+    with RunLog(folder) as log:
+        log.write("config.yml", config.read_text())
+        carry_on(bench, log)
+
+
+@app.command(epilog="Example: `llmevo resume runs/quickstart`")
+def resume(run: RunFolder, api_key: ApiKey = None) -> None:
+    """Go on with a run after any stop; nothing it has paid for is done again."""
+    with RunLog(run, resume=True) as log:
+        settings, root = settings_of(RunState.fold(iter(log.recorded)), run)
+        carry_on(Bench(settings, root, find_key(settings, root, api_key)), log)
+
+
+@app.command(epilog="Example: `llmevo replay runs/quickstart --verify`")
+def replay(
+    run: RunFolder,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute it from the log; fail on a difference.")] = False,
+) -> None:
+    """Show a run again, from its log alone."""
+    recorded = read_log(run)
+    state = RunState.fold(iter(recorded))
+    settings, root = settings_of(state, run)
+    bench = Bench(settings, root, api_key="unused")
+    if not verify:
+        view, shown = display.Display(console, settings, run, len(settings.genome.models) + 1), RunState()
+        for event in recorded:
+            shown.apply(event)
+            if line := view.line(event, shown):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        display.summary(console, state, run, settings)
+        return
+    try:
+        loop.run(bench, Journal(recorded))
+    except EndOfRecordError:
+        console.print("The run is unfinished; `llmevo resume` goes on with it.")
+    console.print(f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores.")
+
+
+@app.command(epilog="Example: `llmevo export runs/quickstart my-merge`")
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    candidate: Annotated[int | None, typer.Option(help="Its id; the best by default.", show_default=False)] = None,
+) -> None:
+    """Write the merged model as a Hugging Face folder."""
+    state = RunState.fold(iter(read_log(run)))
+    settings, root = settings_of(state, run)
+    with console.status("Merging and writing…"):
+        export_run(state, Sources.open(settings.genome.references, root), out, candidate)
+    console.print(f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})", highlight=False)
+
+
+@app.command(epilog="Example: `llmevo merge runs/quickstart/best.yml my-merge`")
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit recipe.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    seed: Annotated[int, typer.Option(help="Of random masks.")] = 0,
+) -> None:
+    """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""
+    try:
+        parsed = Recipe.from_yaml(recipe.read_text(), str(recipe))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe}: cannot be read ({error})") from error
+    with console.status("Merging and writing…"):
+        write_model(parsed, Sources.open(parsed.references, recipe.parent), out, seed)
+    console.print(f"{out} is a Hugging Face model.", highlight=False)
+
+
+@app.command(epilog="Example: `llmevo inspect config.yml`")
+def inspect(config: ConfigFile, api_key: ApiKey = None) -> None:
+    """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
+    settings = read_config(config)
+    inspection.inspect(Bench(settings, config.parent.absolute(), find_key(settings, config.parent, api_key)), console)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        console.print(f"llmevo {__version__}; merge methods: {', '.join(METHODS)}", highlight=False)
+        raise typer.Exit
+
+
+def carry_on(bench: Bench, log: RunLog) -> None:
+    """Run to the end, or to Ctrl-C, showing and writing what happens."""
+    view = display.Display(console, bench.config, log.folder, bench.start_rows)
+    best: list[int] = []
+
+    def keep_best(_: object, state: RunState) -> None:
+        if state.best and best[-1:] != [state.best.candidate.id]:
+            best.append(state.best.candidate.id)
+            log.write("best.yml", Recipe.model_validate(state.recipes[best[-1]]).to_yaml())
+
+    try:
+        with view:
+            state = loop.run(bench, Journal(log.recorded, log.append, [keep_best, view.show]))
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Nothing is lost: `llmevo resume {log.folder}` goes on.", highlight=False)
+        raise typer.Exit(130) from None
+    display.summary(console, state, log.folder, bench.config)
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, -3, ... that holds no run."""
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
+def settings_of(state: RunState, run: Path) -> tuple[Config, Path]:
+    """The config a run was started with, and where its relative paths start."""
+    if state.started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
+    return parse_config(state.started.config, f"{run}/{LOG}"), Path(state.started.root)
+
+
+def find_key(config: Config, root: Path, given: str | None) -> str | None:
+    """The API key: from the command line, the file the config names, or the environment."""
+    if given:
+        return given
+    file = config.llm.api_key_file
+    if file is None:
+        return os.environ.get("OPENAI_API_KEY") or None
+    try:
+        return (root / file.expanduser()).read_text().strip()
+    except OSError as error:
+        raise UserError(f"llm.api_key_file: {file} cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """One clear message and an exit status instead of a traceback, for the errors llmevo raises on purpose."""
+    try:
+        yield
+    except UserError as error:
+        failures.print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except LlmevoError as error:
+        failures.print(f"Failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """The entry point: hides the key from the list of processes, then does what is asked."""
+    setproctitle.setproctitle("llmevo " + " ".join(_without_key(sys.argv[1:])))
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with errors_shown():
+        app()
+
+
+def _without_key(words: list[str]) -> list[str]:
+    """The command line with the value of --api-key hidden."""
+    return [
+        "***" if before == "--api-key" else ("--api-key=***" if word.startswith("--api-key=") else word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]

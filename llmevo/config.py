@@ -1,0 +1,186 @@
+"""The config of a run: every key, its type, its default and what it means."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llmevo.errors import ConfigError, nearest
+from llmevo.evaluation import Protocol, Task
+from llmevo.genome import Genome
+from llmevo.optimizers import OPTIMIZERS
+from llmevo.proposers import PROPOSERS
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Search(_Section):
+    """How the search goes about it."""
+
+    optimizer: str = "llm"
+    """One of the optimizers; `llmevo run --help` lists them."""
+    budget: int = Field(default=100, ge=1)
+    """Candidates to score, the parents and the uniform merge included."""
+    population: int | None = Field(default=None, ge=2)
+    """Candidates a generation; 4 + ⌊3 ln genes⌋ by default, the rule of CMA-ES."""
+    seed: int = 0
+    """Everything random follows from it: candidates, random masks, the order of shuffled questions."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown{nearest(self.optimizer, OPTIMIZERS)}")
+        return self
+
+
+class Price(_Section):
+    """What the LLM costs, per million tokens."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+
+class Llm(_Section):
+    """The LLM that proposes."""
+
+    proposer: str = "auto"
+    """`openai` (any OpenAI-compatible server), `local` (a model on this machine), `recorded` (an earlier run's
+    replies), or `auto`: openai when a key, a base_url or a model is given, else local with the base model."""
+    model: str | None = None
+    """The server's name for it (default gpt-4o), or a model reference for `local` (default: the base model)."""
+    base_url: str | None = None
+    """Of a server of your own: vLLM, Ollama, llama.cpp, ..."""
+    api_key_file: Path | None = None
+    """A file that holds the key; OPENAI_API_KEY and --api-key are the other ways to give it."""
+    temperature: float | None = Field(default=None, ge=0)
+    """The server's own by default; for `local`, 0.8."""
+    max_tokens: int = Field(default=4096, ge=16)
+    """Of an answer, thoughts included."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds a request may take."""
+    retries: int = Field(default=4, ge=0)
+    """Further tries after a failure that may pass by itself."""
+    prompts: Path | None = None
+    """A folder whose templates replace llmevo's of the same name."""
+    transcript: Path | None = None
+    """For `recorded`: an earlier run's folder or events.jsonl."""
+    price: Price = Price()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.proposer not in ("auto", *PROPOSERS):
+            raise ValueError(f"proposer {self.proposer!r} is unknown{nearest(self.proposer, ['auto', *PROPOSERS])}")
+        return self
+
+
+class Engine(_Section):
+    """Where candidates are loaded and scored."""
+
+    backend: Literal["auto", "hf"] = "auto"
+    """`hf`: transformers, in this process. `auto` takes the best there is."""
+    device: str | None = None
+    """For `hf`: `cuda`, `cuda:1`, `cpu`; the first GPU by default."""
+
+
+class Config(_Section):
+    """A whole config file. The files of mergekit-evolve and LLM-Evo-Merge are configs as they are."""
+
+    genome: Genome
+    tasks: list[Task] = Field(min_length=1)
+    """What candidates are scored on while searching."""
+    heldout: list[Task] = Field(default_factory=list[Task])
+    """What the result is scored on in the end, and nothing before; shares no question with `tasks`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Questions a search task at most."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    shuffle: bool = False
+    random_init: bool = False
+    """Start from a random point instead of the uniform merge."""
+    apply_chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+    task_search_path: list[Path] = Field(default_factory=list[Path])
+    """Folders with lm-eval task files of your own."""
+    search: Search = Search()
+    llm: Llm = Llm()
+    engine: Engine = Engine()
+
+    @property
+    def protocol(self) -> Protocol:
+        """How search tasks are asked."""
+        return Protocol(
+            self.limit,
+            self.num_fewshot,
+            self.shuffle,
+            self.search.seed,
+            self.apply_chat_template,
+            self.fewshot_as_multiturn,
+        )
+
+    @property
+    def heldout_protocol(self) -> Protocol:
+        """How held-out tasks are asked: all their questions."""
+        rest = (self.num_fewshot, False, self.search.seed, self.apply_chat_template, self.fewshot_as_multiturn)
+        return Protocol(None, *rest)
+
+    @property
+    def counted(self) -> dict[str, tuple[float, str]]:
+        """Each task's weight and the metric that counts."""
+        return {task.name: (task.weight, task.metric) for task in self.tasks}
+
+
+def read_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The config in a file, with `{"search.budget": 10}`-like overrides.
+
+    Raises ConfigError that names the key, the value and the way out.
+    """
+    try:
+        raw: Any = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    return parse_config(raw, str(file), overrides)
+
+
+def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The config in plain values; see `read_config`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin}: a config is a mapping with `genome:` and `tasks:`, this is {type(raw).__name__}")
+    values: dict[str, Any] = dict(raw)
+    for path, value in (overrides or {}).items():
+        section, _, key = path.partition(".")
+        values[section] = {**(values.get(section) or {}), key: value}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(detail)}" for detail in error.errors()[:5])) from None
+
+
+def _explain(detail: Any) -> str:
+    """One validation error, with the key's path and the nearest known key."""
+    place = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        model: type[BaseModel] | None = Config
+        for part in detail["loc"][:-1]:
+            model = _section(model, str(part)) if model else None
+        known = [*model.model_fields] if model else []
+        return f"{place}: there is no such key{nearest(str(detail['loc'][-1]), known)}"
+    if detail["type"] == "missing":
+        return f"{place}: this key is missing"
+    return f"{place}: {message}" + ("" if isinstance(detail["input"], dict) else f" (it is {detail['input']!r})")
+
+
+def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model behind a key, through lists."""
+    if key.isdigit():
+        return model
+    field = model.model_fields.get(key)
+    kinds: list[Any] = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

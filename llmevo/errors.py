@@ -1,0 +1,65 @@
+"""Every error llmevo raises on purpose.
+
+    LlmevoError
+    ├── UserError             the user can mend it: exit status 2, one message, no traceback
+    │   ├── ConfigError       a key of the config is wrong
+    │   ├── RecipeError       a mergekit recipe is wrong, or needs what llmevo does not do
+    │   ├── SourceError       a model cannot be found, read, or merged with the others
+    │   ├── TaskError         a task or metric does not exist, or has no items
+    │   ├── ProposerRefused   the LLM's server refuses for good: a bad key, an unknown model
+    │   └── RunError          a run folder is taken, torn, or of a newer llmevo
+    ├── CandidateError        one candidate failed; the run goes on without it
+    └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
+
+Messages name the thing, its value and the way out.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LlmevoError(Exception):
+    """The root of llmevo's own errors."""
+
+
+class UserError(LlmevoError):
+    """Something the user gave is wrong. Shown without a traceback; exit status 2."""
+
+
+class ConfigError(UserError):
+    """A key of the config has a value that cannot be used."""
+
+
+class RecipeError(UserError):
+    """A mergekit recipe cannot be read or carried out."""
+
+
+class SourceError(UserError):
+    """A model cannot be found or read, or does not fit the others."""
+
+
+class TaskError(UserError):
+    """A task or a metric cannot be used for scoring."""
+
+
+class ProposerRefused(UserError):
+    """The LLM's server refuses, and would refuse again: retrying or going on makes no sense."""
+
+
+class RunError(UserError):
+    """A run folder cannot be used as asked."""
+
+
+class CandidateError(LlmevoError):
+    """One candidate could not be merged or scored. It ranks last; its reason is logged."""
+
+
+class ProposerError(LlmevoError):
+    """The LLM did not answer. The generation goes on with numeric candidates."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word: `, did you mean 'weight'?`, or the known ones when none is near."""
+    choices = [*known]
+    near = get_close_matches(word, choices, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"

@@ -1,0 +1,226 @@
+"""Scoring: lm-eval's own tasks, metrics and aggregation over the live engine."""
+
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval import evaluator
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
+from llmevo.trial import Score
+
+BOOTSTRAP = 100
+"""Resamples for the standard error of metrics that have no formula for it."""
+
+
+class Task(BaseModel):
+    """One line of `tasks:`: an lm-eval task or group, the metric that counts and its weight."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    weight: float = 1.0
+    """Negative when lower is better."""
+    metric: str = "acc,none"
+    """`metric,filter`, as lm-eval prints them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How questions are asked: everything but the questions."""
+
+    limit: int | None = None
+    """Questions a task at most; all by default."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; the task's own number by default."""
+    shuffle: bool = False
+    """Take the questions in a random order, the same in every run with the same seed."""
+    seed: int = 0
+    apply_chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+
+
+class Evaluator:
+    """Some tasks, loaded once, to be scored again and again on a live model."""
+
+    def __init__(self, tasks: Sequence[Task], protocol: Protocol, search_path: Sequence[Path] = ()) -> None:
+        """Load the tasks. Raises TaskError for an unknown task or metric, and for a task without questions.
+
+        `search_path` are folders with the user's own task files; lm-eval's built-in tasks are looked at only
+        when a name is not found there.
+        """
+        self.tasks, self.protocol = tasks, protocol
+        names = [task.name for task in tasks]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
+        with quiet():
+            self._loaded: Any = _load(names, [*search_path])
+        leaves: dict[str, Any] = self._loaded["tasks"]
+        for task in tasks:
+            _check_metric(task, self._loaded)
+        self._questions = {name: _questions(name, leaf, protocol) for name, leaf in leaves.items()}
+        for leaf in leaves.values():
+            if protocol.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
+                leaf.set_config(key="num_fewshot", value=protocol.num_fewshot)
+            elif leaf.get_config("num_fewshot") is None:
+                leaf.set_config(key="num_fewshot", value=0)
+            leaf.set_fewshot_seed(seed=protocol.seed)
+
+    @property
+    def items(self) -> int:
+        """Questions that one scoring answers."""
+        return sum(len(places) for places in self._questions.values())
+
+    def questions(self) -> Iterator[tuple[str, str]]:
+        """(task, text) of every question: what must not stand in two sets."""
+        for name, places in self._questions.items():
+            leaf = self._loaded["tasks"][name]
+            documents = leaf.eval_docs
+            for place in places:
+                yield name, str(leaf.doc_to_text(documents[place]))
+
+    def texts(self) -> Iterator[str]:
+        """Roughly what a model reads: each question once, solved examples and choices included. For forecasts."""
+        for name, places in self._questions.items():
+            leaf = self._loaded["tasks"][name]
+            documents = leaf.eval_docs
+            for place in places:
+                document = documents[place]
+                choices = leaf.doc_to_choice(document) if leaf.config.doc_to_choice is not None else []
+                examples = 1 + int(leaf.get_config("num_fewshot") or 0)
+                yield str(leaf.doc_to_text(document)) * examples + "".join(f" {choice}" for choice in choices)
+
+    def score(self, lm: LM) -> Score:
+        """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""
+        protocol = self.protocol
+        try:
+            with quiet():
+                results: Any = evaluator.evaluate(
+                    lm=lm,
+                    task_dict=self._loaded,
+                    samples=self._questions,
+                    bootstrap_iters=BOOTSTRAP,
+                    apply_chat_template=protocol.apply_chat_template,
+                    fewshot_as_multiturn=protocol.fewshot_as_multiturn and protocol.apply_chat_template,
+                    log_samples=False,
+                )
+        except (LlmevoError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
+            raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
+        return weigh(self.tasks, results["results"] | (results.get("groups") or {}), self.items)
+
+
+def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items: int) -> Score:
+    """The objective: Σ weight · metric, and its standard error from independent tasks."""
+    total, variance = 0.0, 0.0
+    metrics: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
+        value = found.get(task.metric, math.nan)
+        if not math.isfinite(value):
+            raise CandidateError(f"the metric {task.metric} of {task.name} is {value}, not a number")
+        total += task.weight * value
+        name, _, filter_ = task.metric.partition(",")
+        stderr = found.get(f"{name}_stderr,{filter_}", 0.0)
+        variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
+        metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value) and key != "alias"}
+    return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
+
+
+def check_disjoint(search: Evaluator, heldout: Evaluator) -> None:
+    """Raise TaskError when a held-out question is also a search question: a score on it would mean nothing."""
+    known = {text: task for task, text in search.questions()}
+    shared = [(known[text], task) for task, text in heldout.questions() if text in known]
+    if shared:
+        one, other = shared[0]
+        raise TaskError(
+            f"heldout: {len(shared)} questions of {other} are also searched on (task {one}); choose tasks, or splits,"
+            " that share no question"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lm-eval's and datasets' progress bars and remarks out of the display; errors are raised, not printed."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _load(names: list[str], search_path: list[Path]) -> Any:
+    """lm-eval's task objects. The built-in index is large (half a minute on a slow disk) and read only if needed."""
+    for folder in search_path:
+        if not folder.is_dir():
+            raise TaskError(f"task_search_path: there is no folder {folder}")
+    manager: Any = TaskManager(include_path=[*search_path], include_defaults=False) if search_path else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=[*search_path] or None)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, manager.all_tasks)}")
+    try:
+        return manager.load(names)
+    except LlmevoError:
+        raise
+    except Exception as error:  # a task's loader is anybody's code, and the hub may be out of reach
+        reason = str(error).strip().splitlines()
+        raise TaskError(f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})") from error
+
+
+def nearest_task(name: str, known: Sequence[str]) -> str:
+    """The hint for a misspelt task; lm-eval has too many to list."""
+    hint = nearest(name, known)
+    return hint if hint.startswith(", did") else "; `lm_eval ls tasks` lists them, task_search_path adds your own"
+
+
+def _check_metric(task: Task, loaded: Any) -> None:
+    """Raise TaskError unless the task reports the metric."""
+    leaves: dict[str, Any] = loaded["tasks"]
+    group: Any = loaded.get("groups", {}).get(task.name)
+    members: list[Any] = [leaves[task.name]] if task.name in leaves else group.get_all_tasks()
+    metrics = sorted(
+        {f"{metric},{filter_.name}" for leaf in members for metric in leaf.aggregation() for filter_ in leaf._filters}
+    )
+    if task.metric not in metrics:
+        raise TaskError(
+            f"tasks: {task.name} has no metric {task.metric!r}{nearest(task.metric, metrics)};"
+            f" its metrics are {', '.join(repr(metric) for metric in metrics)}"
+        )
+
+
+def _questions(name: str, leaf: Any, protocol: Protocol) -> list[int]:
+    """Which documents of a task are asked, the same for every candidate."""
+    places = [*range(len(leaf.eval_docs))]
+    if protocol.shuffle:
+        random.Random(f"{protocol.seed}/{name}").shuffle(places)
+    places = places[: protocol.limit]
+    if not places:
+        raise TaskError(f"tasks: {name} has no questions; check its split and `limit`")
+    return sorted(places)

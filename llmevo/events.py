@@ -1,0 +1,157 @@
+"""The events of a run: what `events.jsonl` holds, one a line. Other tools read these; fields are only ever added."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from llmevo.trial import Candidate, Score, Trial
+
+SCHEMA = 1
+"""Raised when a reader of the old schema would misread the new one."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class BaseEvent(BaseModel):
+    """What every event has."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    time: str = Field(default_factory=_now)
+    schema_: int = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+
+
+class RunStarted(BaseEvent):
+    event: Literal["run_started"] = "run_started"
+    config: dict[str, Any]
+    """With the overrides of the command line."""
+    root: str
+    """The folder relative references start from."""
+    prompts: dict[str, str]
+    """The templates used, as they were."""
+    versions: dict[str, str]
+    sources: list[dict[str, Any]]
+    """Each model's reference, revision, checksum and licence."""
+    seed: int
+    genes: list[dict[str, Any]]
+    """Each gene's name, low and high."""
+    layers: int
+    items: int
+    """Questions a candidate answers."""
+    heldout_items: int
+    """Questions a model answers in the end."""
+
+
+class Prompted(BaseEvent):
+    event: Literal["prompted"] = "prompted"
+    generation: int
+    model: str
+    style: str
+    messages: list[dict[str, str]]
+    reply: str | None
+    """None when there was no answer."""
+    tokens: dict[str, int]
+    cost: float
+    seconds: float
+    problems: list[str]
+    analysis: str
+    """The reason the model gave."""
+    used: int
+    """Proposals that became candidates."""
+
+
+class Asked(BaseEvent):
+    event: Literal["asked"] = "asked"
+    generation: int
+    candidates: list[dict[str, Any]]
+    """id, origin, genes, recipe, note of each."""
+
+    def read(self) -> list[Candidate]:
+        return [
+            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"]) for c in self.candidates
+        ]
+
+
+class Evaluated(BaseEvent):
+    event: Literal["evaluated"] = "evaluated"
+    candidate: int
+    score: float
+    stderr: float
+    tasks: dict[str, dict[str, float]]
+    items: int
+    seconds: dict[str, float]
+
+    def read(self) -> Score:
+        return Score(self.score, self.stderr, self.tasks, self.items)
+
+
+class Failed(BaseEvent):
+    event: Literal["failed"] = "failed"
+    candidate: int
+    reason: str
+    seconds: dict[str, float]
+
+
+class Told(BaseEvent):
+    event: Literal["told"] = "told"
+    generation: int
+    state: str
+    sigma: float | None
+    best: int | None
+    """The best candidate so far."""
+
+
+class HeldOut(BaseEvent):
+    """A model scored on the held-out items."""
+
+    event: Literal["heldout"] = "heldout"
+    row: str
+    """`base`, `uniform`, `best`, or a parent's name."""
+    kind: str
+    """`base`, `parent`, `uniform` or `best`."""
+    candidate: int | None
+    score: float
+    stderr: float
+    tasks: dict[str, dict[str, float]]
+    items: int
+    seconds: dict[str, float]
+
+    def read(self) -> Score:
+        return Score(self.score, self.stderr, self.tasks, self.items)
+
+
+class RunFinished(BaseEvent):
+    event: Literal["run_finished"] = "run_finished"
+    best: int | None
+    search_score: float | None
+    heldout: dict[str, Any] | None
+    """score, stderr and rows; None when the config names no held-out tasks."""
+    proposals: dict[str, int]
+    """How many prompts were asked, answered, and how many proposals became candidates."""
+
+
+Event = Annotated[
+    RunStarted | Prompted | Asked | Evaluated | Failed | Told | HeldOut | RunFinished, Field(discriminator="event")
+]
+"""Any event."""
+
+EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def of_trial(trial: Trial) -> Evaluated | Failed:
+    """The event of a trial."""
+    seconds = {name: round(value, 3) for name, value in trial.seconds.items()}
+    if trial.score is None:
+        return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=seconds)
+    score = trial.score
+    return Evaluated(
+        candidate=trial.candidate.id,
+        score=score.total,
+        stderr=score.stderr,
+        tasks={task: dict(metrics) for task, metrics in score.tasks.items()},
+        items=score.items,
+        seconds=seconds,
+    )

@@ -1,0 +1,190 @@
+"""The run: score the start rows, then ask, merge, score and tell until the budget is spent; then hold out.
+
+Read with a log it resumes; read with a log and no way to append it replays and verifies.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmevo import events
+from llmevo.bench import Bench
+from llmevo.errors import CandidateError, ProposerError
+from llmevo.evaluation import Evaluator
+from llmevo.journal import Journal
+from llmevo.optimizers import Optimizer
+from llmevo.prompting import Prompt, Reading
+from llmevo.recipe import Recipe
+from llmevo.runlog import RunState
+from llmevo.trial import Candidate, Suggestion, Trial
+
+
+def run(bench: Bench, journal: Journal) -> RunState:
+    """Carry a run to its end."""
+    journal.once(events.RunStarted, bench.started)
+    optimizer = bench.optimizer()
+    generation(bench, journal, optimizer, start_rows(bench))
+    while size := ask_size(bench, len(journal.state.trials)):
+        generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
+    hold_out(bench, journal)
+    journal.recomputed(finished(journal.state))
+    return journal.state
+
+
+def population(bench: Bench) -> int:
+    """Candidates a generation: the config's, or CMA-ES's rule (Hansen 2016, https://arxiv.org/abs/1604.00772, eq. 48)."""
+    return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
+
+
+def ask_size(bench: Bench, spent: int) -> int:
+    """Candidates of the next generation; 0 when the budget is spent."""
+    return max(0, min(bench.config.search.budget - spent, population(bench)))
+
+
+def start_rows(bench: Bench) -> list[Suggestion]:
+    """What the search has to beat: every parent alone and the uniform merge."""
+    space = bench.space
+    rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
+    rows.append(Suggestion(space.uniform(), "uniform"))
+    if bench.config.random_init:
+        point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))
+        rows.append(Suggestion(space.from_unit(point), "random", "random_init"))
+    return rows
+
+
+def ask(bench: Bench, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
+    """The optimizer's next candidates; its prompts are answered on the way."""
+    asking = optimizer.ask(size)
+    try:
+        prompt = next(asking)
+        while True:
+            prompt = asking.send(answer(bench, journal, prompt))
+    except StopIteration as done:
+        return done.value
+
+
+def answer(bench: Bench, journal: Journal, prompt: Prompt) -> Reading:
+    """What the LLM says to a prompt: from the log, or asked now. A lost LLM is an empty answer with its reason."""
+
+    def asked() -> events.Prompted:
+        started = time.monotonic()
+        try:
+            reply = bench.proposer.answer(prompt)
+        except ProposerError as error:
+            reply, reading = None, Reading(problems=[str(error)])
+        else:
+            reading = prompt.read(reply.text)
+        return events.Prompted(
+            generation=prompt.generation,
+            model=reply.model if reply else bench.proposer.model,
+            style=bench.proposer.style,
+            messages=[*prompt.messages],
+            reply=reply.text if reply else None,
+            tokens={
+                "prompt": reply.prompt_tokens if reply else 0,
+                "completion": reply.completion_tokens if reply else 0,
+            },
+            cost=reply.cost if reply else 0.0,
+            seconds=round(time.monotonic() - started, 3),
+            problems=[*(reply.problems if reply else ()), *reading.problems],
+            analysis=reading.analysis,
+            used=len(reading.proposals),
+        )
+
+    event = journal.once(events.Prompted, asked)
+    return prompt.read(event.reply) if event.reply is not None else Reading()
+
+
+def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions: Sequence[Suggestion]) -> None:
+    """Admit, score and tell one generation."""
+    state, number = journal.state, len(journal.state.told)
+    first = len(state.candidates)
+    recipes = [bench.space.decode(suggestion.genes) for suggestion in suggestions]
+    asked = events.Asked(
+        generation=number,
+        candidates=[
+            {"id": first + i, "origin": s.origin, "genes": s.genes, "recipe": recipe.as_dict(), "note": s.note}
+            for i, (s, recipe) in enumerate(zip(suggestions, recipes, strict=True))
+        ],
+    )
+    for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
+        journal.once((events.Evaluated, events.Failed), lambda c=candidate, r=recipe: _scored(bench, c, r))
+    trials = [state.trials[first + i] for i in range(len(suggestions))]
+    # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
+    optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
+    best = state.best.candidate.id if state.best else None
+    journal.recomputed(
+        events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best)
+    )
+
+
+def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evaluated | events.Failed:
+    """One candidate's event. Whatever is wrong with it is its reason, never the run's end."""
+    started = time.monotonic()
+    try:
+        score, seconds = bench.score(recipe, bench.evaluator)
+    except CandidateError as error:
+        return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
+    return events.of_trial(Trial(candidate, score, seconds=seconds))
+
+
+def hold_out(bench: Bench, journal: Journal) -> None:
+    """Score base, parents, uniform merge and the best on questions that nothing was chosen by."""
+    best = journal.state.best
+    if bench.heldout is None or best is None:
+        return
+    genome, space = bench.config.genome, bench.space
+    rows: list[tuple[str, str, int | None, Recipe]] = []
+    if genome.base_model and genome.base_model not in space.merged:
+        rows.append(("base", "base", None, Recipe.of_one(genome.base_model, genome.dtype)))
+    for trial in journal.state.trials.values():
+        if trial.score and trial.candidate.origin in ("parent", "uniform"):
+            candidate = trial.candidate
+            rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
+    rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
+    for name, kind, candidate, recipe in rows:
+        journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, bench.heldout, row, r))
+
+
+def _held_out(
+    bench: Bench, heldout: Evaluator | None, row: tuple[str, str, int | None], recipe: Recipe
+) -> events.HeldOut:
+    assert heldout is not None
+    name, kind, candidate = row
+    score, seconds = bench.score(recipe, heldout)
+    return events.HeldOut(
+        row=name,
+        kind=kind,
+        candidate=candidate,
+        score=score.total,
+        stderr=score.stderr,
+        tasks={task: dict(metrics) for task, metrics in score.tasks.items()},
+        items=score.items,
+        seconds={key: round(value, 3) for key, value in seconds.items()},
+    )
+
+
+def finished(state: RunState) -> events.RunFinished:
+    """The last event: what came out, all of it read off the events before."""
+    best, rows = state.best, state.heldout
+    return events.RunFinished(
+        best=best.candidate.id if best else None,
+        search_score=best.value if best else None,
+        heldout={
+            "score": rows["best"].score,
+            "stderr": rows["best"].stderr,
+            "rows": [
+                {"row": r.row, "kind": r.kind, "candidate": r.candidate, "score": r.score, "stderr": r.stderr, "tasks": r.tasks}
+                for r in rows.values()
+            ],
+        }
+        if rows
+        else None,
+        proposals={
+            "prompts": len(state.prompted),
+            "answered": sum(event.reply is not None for event in state.prompted),
+            "used": sum(candidate.origin == "llm" for candidate in state.candidates.values()),
+        },
+    )

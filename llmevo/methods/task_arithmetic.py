@@ -1,0 +1,24 @@
+"""Task arithmetic: add weighted task vectors to the base (https://arxiv.org/abs/2212.04089)."""
+
+from torch import Tensor
+
+from llmevo.methods.base import Inputs, Method, Parameter, divisor, weighted_sum
+
+
+def task_arithmetic(inputs: Inputs) -> Tensor:
+    """base + λ Σ wᵢδᵢ, the sum divided by Σ wᵢ with `normalize`."""
+    assert inputs.base is not None
+    weights = inputs.each["weight"]
+    scale = inputs.shared["lambda"] / (divisor(weights) if inputs.shared["normalize"] else 1.0)
+    return inputs.base + weighted_sum(inputs.tensors, weights).mul_(scale)
+
+
+TASK_ARITHMETIC = Method(
+    name="task_arithmetic",
+    merge=task_arithmetic,
+    paper="https://arxiv.org/abs/2212.04089",
+    each={"weight": Parameter(default=None, low=0.0, high=1.5)},
+    shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0)},
+    takes_base=True,
+    normalize=False,
+)

@@ -1,0 +1,61 @@
+"""What an optimizer is."""
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmevo.genome import SearchSpace
+from llmevo.prompting import Prompt, Reading, Templates
+from llmevo.trial import Suggestion, Trial
+
+Asking = Generator[Prompt, Reading, list[Suggestion]]
+"""An optimizer at work on its next candidates: it may yield prompts and is sent what was read of the answers.
+
+So it needs no LLM, no log and no network; whoever drives it may answer from a server or from a recording.
+"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an optimizer is made from."""
+
+    space: SearchSpace
+    seed: int
+    budget: int
+    """Evaluations in all, the start rows included."""
+    tasks: Mapping[str, tuple[float, str]]
+    """Each task's weight and the metric that counts."""
+    style: str
+    """How the proposer wants to be asked."""
+    templates: Templates
+
+
+class Optimizer(Protocol):
+    """Proposes points and learns from their scores. All randomness comes from the setup's seed."""
+
+    @property
+    def sigma(self) -> float | None:
+        """The step size in shares of a gene's range; None where there is none."""
+        ...
+
+    def ask(self, size: int) -> Asking:
+        """At most `size` new candidates; at least one."""
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """A generation's trials, failures included; the first call brings the start rows."""
+        ...
+
+    def state(self) -> str:
+        """A digest of all that decides what comes next; equal digests mean equal futures."""
+        ...
+
+
+def digest(generator: np.random.Generator, *parts: Any) -> str:
+    """A short digest of a random generator's state and of plain values."""
+    text = json.dumps([generator.bit_generator.state, *parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

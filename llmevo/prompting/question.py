@@ -1,0 +1,145 @@
+"""The question put to the LLM each generation, free of any wording."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from llmevo.errors import ConfigError
+from llmevo.genome import Genes, SearchSpace
+from llmevo.trial import Suggestion, Trial
+
+ROWS = 12
+"""Trials shown at most: the prompt is rebuilt from these each time and so never grows."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything the LLM may know when it is asked for the next candidates."""
+
+    space: SearchSpace
+    trials: Sequence[Trial]
+    """All trials so far."""
+    tasks: Mapping[str, tuple[float, str]]
+    """Each task's weight and the metric that counts."""
+    wanted: int
+    """How many proposals are asked for."""
+    generation: int
+    sigma: float
+    """The mutation step size around the proposals, in shares of a gene's range."""
+    used: int
+    """Evaluations spent."""
+    budget: int
+
+    @property
+    def scored(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.score]
+
+    @property
+    def elites(self) -> list[Trial]:
+        """The best trials, worst first: what stands last is imitated most (EvoLLM, https://arxiv.org/abs/2402.18381)."""
+        return sorted(self.scored, key=lambda trial: trial.value)[-ROWS:]
+
+    @property
+    def parents(self) -> list[Trial]:
+        return [trial for trial in self.scored if trial.candidate.origin == "parent"]
+
+    @property
+    def failed(self) -> list[Trial]:
+        """The latest failures, whose reasons are shown."""
+        return [trial for trial in self.trials if not trial.score][-3:]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was understood of an answer."""
+
+    proposals: list[Suggestion] = field(default_factory=list[Suggestion])
+    analysis: str = ""
+    problems: list[str] = field(default_factory=list[str])
+    """What was wrong with the answer, and what was done about it."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question in words, and how to read what comes back."""
+
+    messages: tuple[dict[str, str], ...]
+    read: Callable[[str], Reading]
+    schema: dict[str, Any] | None = None
+    """The JSON schema of the answer, for servers that can hold a model to it."""
+    integers: int = 0
+    """For constrained decoding: how many fixed-width integers continue the prompt; 0 when it asks for prose."""
+    digits: int = 0
+    """The width of those integers."""
+    samples: int = 1
+    """How many continuations are wanted."""
+    generation: int = 0
+    """When it is asked; a recording answers by this."""
+    seed: int = 0
+
+
+class Templates:
+    """The prompt texts: the package's, or those of the same name in a folder of the user's."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        here = Path(__file__).parents[1]
+        own = here / "prompts" if (here / "prompts").is_dir() else here.parent / "prompts"
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"llm.prompts: there is no folder {folder}")
+        self.folders = [folder, own] if folder else [own]
+        self._environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(self.folders),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=False,
+            autoescape=False,  # noqa: S701  plain text, not HTML
+        )
+
+    def render(self, name: str, **variables: Any) -> str:
+        """One template, filled. Raises ConfigError for a missing or unknown variable, naming file and variable."""
+        try:
+            return self._environment.get_template(name).render(**variables)
+        except jinja2.UndefinedError as error:
+            raise ConfigError(f"prompts/{name}: {error.message}; it may use {', '.join(sorted(variables))}") from error
+        except jinja2.TemplateError as error:
+            raise ConfigError(f"prompts/{name}: {error}") from error
+
+    def texts(self, names: Sequence[str]) -> dict[str, str]:
+        """The files as they are, for the log."""
+        loader = self._environment.loader
+        assert loader is not None
+        return {name: loader.get_source(self._environment, name)[0] for name in names}
+
+
+def writable(text: str) -> str:
+    """Without lone surrogates: JSON may bring them as escapes, and no log can hold them."""
+    return text.encode(errors="replace").decode()
+
+
+def admit(
+    question: Question, rows: Sequence[tuple[Genes, str]], problems: list[str], nearness: float = 0.01
+) -> list[Suggestion]:
+    """The validator's last step: into the bounds, and no repetition.
+
+    A point whose genes all lie within `nearness` of their range from a known point is dropped: scoring it again
+    would cost an evaluation and tell nothing. What is done is added to `problems`.
+    """
+    space = question.space
+    known = [space.to_unit(trial.candidate.genes) for trial in question.trials]
+    admitted: list[Suggestion] = []
+    for genes, note in rows:
+        inside = space.clamp(genes)
+        moved = [name for name, value in inside.items() if abs(value - genes[name]) > 1e-3]
+        if moved:
+            problems.append(f"clamped {len(moved)} of {len(inside)} genes into their bounds ({', '.join(moved[:3])})")
+        point = space.to_unit(inside)
+        if any(abs(point - other).max() < nearness for other in known):
+            problems.append("dropped a proposal that repeats a candidate")
+            continue
+        known.append(point)
+        admitted.append(Suggestion(inside, "llm", note))
+    return admitted[: question.wanted]

@@ -1,0 +1,66 @@
+"""What a proposer is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from llmevo.prompting import Prompt
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach the LLM: the `llm:` of a config, with the key from wherever it came."""
+
+    model: str | None = None
+    """A name the server knows, or for `local` a model reference."""
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = None
+    temperature: float | None = None
+    """None leaves it to the server; reasoning models refuse any."""
+    max_tokens: int = 4096
+    """Of an answer, thoughts included."""
+    timeout: float = 120.0
+    """Seconds a request may take."""
+    retries: int = 4
+    """Further tries after a failure that may pass."""
+    root: Path = Path()
+    """Where relative paths start."""
+    transcript: Path | None = None
+    """For `recorded`: an earlier run's folder or events.jsonl."""
+    price: tuple[float, float] = (0.0, 0.0)
+    """Money per million prompt and completion tokens."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, as text, and what it took."""
+
+    text: str
+    model: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    problems: tuple[str, ...] = ()
+    """What went wrong on the way to it."""
+
+
+class Proposer(Protocol):
+    """Answers prompts; needs to know nothing of recipes."""
+
+    @property
+    def style(self) -> str:
+        """The prompting style that suits its model."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name, for the log."""
+        ...
+
+    def check(self) -> None:
+        """Find out before the run starts whether there is anybody to ask. Raises ProposerRefused if not."""
+        ...
+
+    def answer(self, prompt: Prompt) -> Reply:
+        """Raises ProposerError when there is no answer, ProposerRefused when there never will be one."""
+        ...

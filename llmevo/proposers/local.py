@@ -1,0 +1,106 @@
+"""A causal language model on this machine, held to integers while it decodes.
+
+Any model will do, also a small base model: it is not told anything, it continues a pattern, and every token it may
+choose is a digit. So its answer is always valid.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmevo.errors import ProposerRefused
+from llmevo.prompting import Prompt
+from llmevo.proposers.base import Connection, Reply
+from llmevo.references import ModelReference, folder_of
+
+TEMPERATURE = 0.8
+
+
+class LocalProposer:
+    """A transformers model, loaded at the first question."""
+
+    style = "completion"
+
+    def __init__(self, connection: Connection) -> None:
+        if not connection.model:
+            raise ProposerRefused("llm.model: the local proposer needs a model reference")
+        self.model = connection.model
+        self._connection = connection
+        self._loaded: tuple[Any, Any] | None = None
+
+    def check(self) -> None:
+        _digits(AutoTokenizer.from_pretrained(self._folder))
+
+    @property
+    def _folder(self) -> Path:
+        return folder_of(ModelReference.parse(self.model).model, self._connection.root)
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model: Any = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.bfloat16)
+            self._loaded = (model.to(device).eval(), AutoTokenizer.from_pretrained(self._folder))
+        return self._loaded
+
+    @torch.inference_mode()
+    def answer(self, prompt: Prompt) -> Reply:
+        """`samples` lines of `integers` numbers, `digits` wide each."""
+        model, tokenizer = self._load()
+        random = torch.Generator().manual_seed(prompt.seed)
+        temperature = TEMPERATURE if self._connection.temperature is None else self._connection.temperature
+        digits = _digits(tokenizer)
+        space = tokenizer.encode(" ", add_special_tokens=False)
+        tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config)
+        inputs = torch.tensor([tokens + space], device=model.device)
+        out = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
+        cache = copy.copy(out.past_key_values)
+        cache.batch_repeat_interleave(prompt.samples)
+        logits: Tensor = out.logits[:, -1].expand(prompt.samples, -1)
+        drawn: list[Tensor] = []
+        last = prompt.integers * prompt.digits
+        for place in range(1, last + 1):
+            digit = _draw(logits[:, digits], temperature, random)
+            drawn.append(digit)
+            if place == last:
+                break
+            # The spaces between the numbers are given, not chosen; they ride along with the digit before them.
+            step = torch.tensor(digits, device=model.device)[digit].unsqueeze(1)
+            if place % prompt.digits == 0:
+                step = torch.cat([step, torch.tensor([space], device=model.device).expand(prompt.samples, -1)], dim=1)
+            out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[:, -1]
+        text = "\n".join(_lines(torch.stack(drawn, dim=1), prompt.digits))
+        return Reply(text, self.model, len(tokens), prompt.samples * last)
+
+
+def _digits(tokenizer: Any) -> list[int]:
+    """The tokens of 0 to 9. Raises ProposerRefused for a vocabulary without single digits."""
+    tokens = [tokenizer.encode(str(digit), add_special_tokens=False)[-1:] for digit in range(10)]
+    found = [ids[0] for ids in tokens if ids and tokenizer.decode(ids).strip().isdigit()]
+    if len(set(found)) != 10:
+        raise ProposerRefused("llm.model: its vocabulary has no tokens for single digits; use another model")
+    return found
+
+
+def _prompt_tokens(tokenizer: Any, text: str, config: Any) -> list[int]:
+    """The prompt, its oldest (worst) lines cut where the model cannot hold it."""
+    tokens = tokenizer.encode(text)
+    room = (getattr(config, "max_position_embeddings", None) or 2048) * 3 // 4
+    return tokens[-room:]
+
+
+def _draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
+    """One of the ten digits for every sample."""
+    if temperature <= 0:
+        return logits.argmax(-1)
+    weights = (logits.float().cpu() / temperature).softmax(-1)
+    return torch.multinomial(weights, 1, generator=random).squeeze(1).to(logits.device)
+
+
+def _lines(digits: Tensor, width: int) -> list[str]:
+    rows = ["".join(map(str, row)) for row in digits.tolist()]
+    return [" ".join(row[start : start + width] for start in range(0, len(row), width)) for row in rows]

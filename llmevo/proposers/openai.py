@@ -1,0 +1,137 @@
+"""Any OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, ..."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import openai
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from llmevo.errors import ProposerError, ProposerRefused
+from llmevo.prompting import Prompt
+from llmevo.proposers.base import Connection, Reply
+
+DEFAULT_MODEL = "gpt-4o"
+WORTH_RETRYING = (
+    openai.APIConnectionError,  # includes timeouts
+    openai.RateLimitError,
+    openai.InternalServerError,
+    openai.ConflictError,
+)
+"""Failures that may pass by themselves; every other one would come again."""
+
+LONGEST_WAIT = 60.0
+"""Seconds to wait at most for a server that says when to come back."""
+
+
+class OpenAIProposer:
+    """A chat model behind the official client."""
+
+    style = "chat"
+
+    def __init__(self, connection: Connection) -> None:
+        """Raises ProposerRefused without a key for OpenAI's own server; a server of one's own may need none."""
+        if not connection.api_key and not connection.base_url:
+            raise ProposerRefused(
+                "llm: there is no API key; set OPENAI_API_KEY or give --api-key, name your own server with --base-url,"
+                " or use a model on this machine with `llm: {proposer: local}`"
+            )
+        self._connection = connection
+        self.model = connection.model or DEFAULT_MODEL
+        # Retrying is tenacity's, in one place; the client's own would multiply with it.
+        self._client = openai.OpenAI(
+            api_key=connection.api_key or "none",
+            base_url=connection.base_url,
+            timeout=connection.timeout,
+            max_retries=0,
+        )
+        self._options: dict[str, Any] = {"max_completion_tokens": connection.max_tokens}
+        if connection.temperature is not None:
+            self._options["temperature"] = connection.temperature
+        self._with_schema = True
+
+    def check(self) -> None:
+        try:
+            self._client.models.list()
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self._refused(error) from None
+        except openai.APIConnectionError as error:
+            raise ProposerRefused(
+                f"llm: no server answers at {self._client.base_url} ({self._hidden(error)}); check --base-url"
+            ) from None
+        except openai.OpenAIError:
+            pass  # a server without a list of models may still answer
+
+    def answer(self, prompt: Prompt) -> Reply:
+        problems: list[str] = []
+        attempts = Retrying(
+            retry=retry_if_exception_type(WORTH_RETRYING),
+            stop=stop_after_attempt(self._connection.retries + 1),
+            wait=_wait,
+            before_sleep=lambda state: problems.append(self._reason(state)),
+            reraise=True,
+        )
+        try:
+            completion = attempts(self._complete, prompt, problems)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise self._refused(error) from None
+        except openai.OpenAIError as error:
+            raise ProposerError(f"{self._client.base_url}: {self._hidden(error)}") from None
+        return self._reply(completion, problems)
+
+    def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
+        """One request. A server that refuses an option is asked without it, then and ever after."""
+        options = dict(self._options)
+        if self._with_schema and prompt.schema:
+            schema = {"name": "Answer", "schema": prompt.schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        while True:
+            try:
+                return self._client.chat.completions.create(
+                    model=self.model,
+                    messages=prompt.messages,  # pyright: ignore[reportArgumentType]
+                    seed=prompt.seed,
+                    **options,
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = next((name for name in ("response_format", "temperature", "max_completion_tokens") if name in options), None)
+                if refused is None:
+                    raise
+                problems.append(f"the server refused a request with {refused}; asked without it ({self._hidden(error)})")
+                del options[refused]
+                self._options.pop(refused, None)
+                self._with_schema = self._with_schema and refused != "response_format"
+
+    def _reply(self, completion: Any, problems: list[str]) -> Reply:
+        choice = completion.choices[0] if completion.choices else None
+        text = (choice.message.content if choice else None) or ""
+        if choice and choice.finish_reason == "length":
+            problems.append(f"the answer was cut at {self._connection.max_tokens} tokens; raise llm.max_tokens")
+        usage = completion.usage
+        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        cost = sum(tokens * price for tokens, price in zip(spent, self._connection.price, strict=True)) / 1e6
+        return Reply(text, completion.model or self.model, *spent, cost, tuple(problems))
+
+    def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
+        return ProposerRefused(
+            f"llm: {self._client.base_url} refuses ({self._hidden(error)}); check the API key, --base-url and --model"
+            f" {self.model}"
+        )
+
+    def _reason(self, state: RetryCallState) -> str:
+        error = state.outcome.exception() if state.outcome else None
+        return f"retried after {self._hidden(error)}"
+
+    def _hidden(self, error: BaseException | None) -> str:
+        """An error's text, without the key: servers like to repeat it."""
+        text, key = f"{type(error).__name__}: {error}", self._connection.api_key
+        return (text.replace(key, "***") if key else text)[:300]  # cut last, or half a key could stay
+
+
+def _wait(state: RetryCallState) -> float:
+    """As long as the server asks for; else random, growing from 1 to 20 seconds."""
+    error = state.outcome.exception() if state.outcome else None
+    headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+    try:
+        return min(float(headers["retry-after"]), LONGEST_WAIT)
+    except (KeyError, ValueError):
+        return wait_random_exponential(multiplier=1, max=20)(state)

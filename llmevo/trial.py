@@ -1,0 +1,63 @@
+"""A candidate, its score, and the two together: what optimizers are asked for and told."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmevo.genome import Genes
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A point an optimizer would like to see scored, and where it comes from."""
+
+    genes: Genes
+    origin: str
+    """`llm`, or the numeric optimizer's name."""
+    note: str = ""
+    """Why: the LLM's reason, or what the numbers were drawn from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point that was admitted to scoring."""
+
+    id: int
+    """Unique in the run, counted from 0 in the order of asking."""
+    generation: int
+    origin: str
+    """`parent`, `uniform`, `user`, `llm`, or the numeric optimizer's name."""
+    genes: Genes
+    note: str = ""
+
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""{task: {metric: value}}, with the names of lm-eval (`acc,none`, `acc_stderr,none`)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the tasks say of a model. Higher is better."""
+
+    total: float
+    """Σ weight · metric over the tasks."""
+    stderr: float
+    """The standard error of `total`, from the tasks' own."""
+    tasks: Metrics
+    items: int
+    """How many questions were answered."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate with its score, or with the reason why it has none."""
+
+    candidate: Candidate
+    score: Score | None
+    reason: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def value(self) -> float:
+        """The total to rank by; a failed candidate ranks below every score."""
+        return self.score.total if self.score else -math.inf

@@ -1,0 +1,145 @@
+"""The lines of `events.jsonl`: what outside tools read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llmevo import events
+from llmevo.trial import Candidate, Score, Trial
+
+TASKS = {"sums": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
+CANDIDATE = {"id": 4, "origin": "llm", "genes": {"a/all/weight": 0.3}, "recipe": {"merge_method": "ties"}, "note": "ü"}
+
+EXAMPLES: tuple[events.Event, ...] = (
+    events.RunStarted(
+        config={"limit": None, "tasks": ["sums"]},
+        root=".",
+        prompts={"chat_user.j2": "{{ q }}"},
+        versions={"llmevo": "0"},
+        sources=[{"reference": "a", "revision": None, "checksum": "00"}],
+        seed=1,
+        genes=[{"name": "a/all/weight", "low": 0.0, "high": 1.0}],
+        layers=2,
+        items=20,
+        heldout_items=9,
+    ),
+    events.Prompted(
+        generation=1,
+        model="m",
+        style="chat",
+        messages=[{"role": "user", "content": "line\u2028line\nline"}],
+        reply=None,
+        tokens={"prompt": 3, "completion": 4},
+        cost=0.1,
+        seconds=1.5,
+        problems=["late"],
+        analysis="",
+        used=0,
+    ),
+    events.Asked(generation=1, candidates=[CANDIDATE]),
+    events.Evaluated(candidate=4, score=0.1 + 0.2, stderr=0.1, tasks=TASKS, items=20, seconds={"merge": 0.1}),
+    events.Failed(candidate=4, reason="NaN", seconds={}),
+    events.Told(generation=1, state="ab12", sigma=None, best=4),
+    events.HeldOut(
+        row="base", kind="base", candidate=None, score=0.5, stderr=0.1, tasks=TASKS, items=9, seconds={"evaluate": 2.0}
+    ),
+    events.RunFinished(best=4, search_score=0.5, heldout={"score": 0.4, "rows": {}}, proposals={"asked": 1}),
+)
+
+
+def line_of(event: events.Event) -> str:
+    return event.model_dump_json(by_alias=True)
+
+
+def tag(event: events.Event) -> str:
+    return event.event
+
+
+each = pytest.mark.parametrize("event", EXAMPLES, ids=tag)
+
+
+@each
+def test_an_event_comes_back_from_its_line_as_it_was(event: events.Event) -> None:
+    assert events.EVENTS.validate_json(line_of(event)) == event
+
+
+@each
+def test_an_event_is_one_line_with_its_tag_time_and_schema(event: events.Event) -> None:
+    line = line_of(event)
+    assert "\n" not in line
+    raw = json.loads(line)
+    assert raw["event"] == event.event
+    assert raw["schema"] == events.SCHEMA
+    assert raw["time"].startswith("20")
+    assert raw["time"].endswith("+00:00")
+
+
+@each
+def test_a_field_of_a_later_version_does_not_stop_a_reader(event: events.Event) -> None:
+    raw = {**json.loads(line_of(event)), "mood": "good"}
+    assert events.EVENTS.validate_python(raw) == event
+
+
+@each
+def test_an_event_without_one_of_its_fields_is_refused(event: events.Event) -> None:
+    own = type(event).model_fields.keys() - {"event", "time", "schema_"}
+    for field in own:
+        raw = json.loads(line_of(event))
+        del raw[field]
+        with pytest.raises(ValidationError, match=field):
+            events.EVENTS.validate_python(raw)
+
+
+def test_every_event_has_an_example_here() -> None:
+    known: Any = events.EVENTS.core_schema
+    assert {event.event for event in EXAMPLES} == {*known["choices"]}
+
+
+@pytest.mark.parametrize("raw", [{"event": "celebrated", "time": "", "schema": 1}, {"time": "", "schema": 1}])
+def test_an_unknown_or_missing_tag_is_refused(raw: Mapping[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"tag|discriminator"):
+        events.EVENTS.validate_python(raw)
+
+
+CONTRACT = {
+    "run_started": {"config", "prompts", "versions", "sources", "seed", "genes"},
+    "prompted": {"model", "messages", "reply", "tokens", "cost", "seconds", "problems"},
+    "asked": {"generation", "candidates"},
+    "evaluated": {"candidate", "score", "tasks", "items", "seconds"},
+    "failed": {"candidate", "reason"},
+    "told": {"generation", "state", "sigma"},
+    "run_finished": {"best", "search_score", "heldout"},
+}
+"""The table of the design that outside tools rely on; fields are only ever added."""
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_fields_that_outside_tools_rely_on_are_in_the_line(name: str) -> None:
+    (event,) = [event for event in EXAMPLES if event.event == name]
+    assert CONTRACT[name] | {"event", "time", "schema"} <= json.loads(line_of(event)).keys()
+
+
+def test_asked_candidates_are_read_with_their_generation() -> None:
+    asked = events.Asked(generation=3, candidates=[CANDIDATE])
+    assert asked.read() == [Candidate(4, 3, "llm", {"a/all/weight": 0.3}, "ü")]
+
+
+@pytest.mark.parametrize("place", [3, 6])
+def test_a_score_is_read_back_exactly(place: int) -> None:
+    event = EXAMPLES[place]
+    assert isinstance(event, events.Evaluated | events.HeldOut)
+    again: Any = events.EVENTS.validate_json(line_of(event))
+    assert again.read() == Score(event.score, 0.1, TASKS, event.items)
+
+
+def test_a_scored_trial_becomes_an_evaluated_event_and_a_failed_one_a_failed_event() -> None:
+    candidate = Candidate(4, 1, "llm", {})
+    good = events.of_trial(Trial(candidate, Score(0.5, 0.1, TASKS, 20), seconds={"merge": 0.12345}))
+    bad = events.of_trial(Trial(candidate, None, "NaN"))
+    assert isinstance(good, events.Evaluated)
+    assert (good.candidate, good.score, good.tasks, good.seconds) == (4, 0.5, TASKS, {"merge": 0.123})
+    assert isinstance(bad, events.Failed)
+    assert (bad.candidate, bad.reason) == (4, "NaN")

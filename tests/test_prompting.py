@@ -1,0 +1,363 @@
+"""What the LLM is shown, and how its answers are read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from llmevo.errors import ConfigError
+from llmevo.genome import Genes, Genome, SearchSpace
+from llmevo.prompting import STYLES, Question, Templates, chat, completion
+from llmevo.prompting.question import ROWS
+from llmevo.trial import Candidate, Score, Trial
+
+TASKS = {"sums": (1.0, "acc,none"), "dates": (-0.5, "exact_match,number")}
+
+
+def space(models: int = 2, **keys: Any) -> SearchSpace:
+    names = ["org/alpha", "org/beta", "org/gamma"][:models]
+    genome = {"models": names, "merge_method": "task_arithmetic", "base_model": "org/base", **keys}
+    return SearchSpace(Genome.model_validate(genome), 4)
+
+
+def scored(
+    place: int, genes: Genes, total: float, origin: str = "llm", note: str = "", tasks: tuple[float, float] = (0.0, 0.0)
+) -> Trial:
+    metrics = {"sums": {"acc,none": tasks[0]}, "dates": {"exact_match,number": tasks[1]}}
+    return Trial(Candidate(place, 1, origin, genes, note), Score(total, 0.01, metrics, 20))
+
+
+def question(trials: tuple[Trial, ...] = (), over: SearchSpace | None = None, **keys: Any) -> Question:
+    options: dict[str, Any] = {"wanted": 2, "generation": 3, "sigma": 0.15, "used": 17, "budget": 80, **keys}
+    return Question(over or space(), trials, TASKS, **options)
+
+
+def both(a: float, b: float) -> Genes:
+    return {"alpha/all/weight": a, "beta/all/weight": b}
+
+
+def chat_text(asked: Question, templates: Templates | None = None) -> str:
+    prompt = STYLES["chat"].ask(asked, templates or Templates(), 0)
+    return "\n".join(message["content"] for message in prompt.messages)
+
+
+def history(count: int) -> tuple[Trial, ...]:
+    return tuple(scored(i, both(i % 149 / 100, i % 97 / 100), i / 10_000) for i in range(count))
+
+
+# The prompt for chat models
+
+
+def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> None:
+    text = chat_text(question(over=space(layer_granularity=2, filters=["self_attn"])))
+    for name in ("alpha.self_attn.weight", "beta.other.weight", "layers 0-1", "layers 2-3", "task_arithmetic"):
+        assert name in text
+
+
+def test_the_chat_prompt_shows_every_task_with_its_weight_and_metric() -> None:
+    text = chat_text(question())
+    assert "sums: weight 1, acc,none" in text
+    assert "dates: weight -0.5, exact_match,number" in text
+
+
+def test_the_chat_prompt_shows_what_each_parent_scores_on_each_task() -> None:
+    text = chat_text(question((scored(0, both(1, 0), 0.711, "parent", "alpha", (0.823, 0.224)),)))
+    (line,) = [line for line in text.splitlines() if line.startswith("- alpha:")]
+    assert "score 0.711" in line
+    assert "sums 0.823" in line
+    assert "dates 0.224" in line
+
+
+def test_the_chat_prompt_shows_the_step_size_and_how_much_of_the_budget_is_used() -> None:
+    text = chat_text(question())
+    assert "0.15 of a parameter's range" in text
+    assert "17 of 80 evaluations" in text
+
+
+def test_the_chat_prompt_lists_candidates_worst_to_best_as_hundredths() -> None:
+    text = chat_text(
+        question((scored(4, both(0.31, 0.62), 0.5), scored(5, both(1.5, 0), 0.9), scored(6, both(0, 1), 0.1)))
+    )
+    places = [text.index(f"#{i} (llm)") for i in (6, 4, 5)]
+    assert places == sorted(places)
+    assert "  31 62\n" in text
+    assert "  150 0\n" in text
+
+
+def test_the_chat_prompt_tells_why_the_latest_candidates_failed() -> None:
+    failed = Trial(Candidate(9, 1, "llm", both(0, 0)), None, "the merged norm.weight is not finite")
+    assert "FAILED #9: the merged norm.weight is not finite" in chat_text(question((failed,)))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_stays_as_short_after_2000_trials_as_after_20(style: str) -> None:
+    def length(count: int) -> int:
+        prompt = STYLES[style].ask(question(history(count)), Templates(), 0)
+        return sum(len(message["content"]) for message in prompt.messages)
+
+    assert length(2000) <= length(20) + ROWS * 8  # longer candidate numbers, and nothing else
+
+
+def test_a_very_long_failure_reason_does_not_fill_the_prompt() -> None:
+    failed = Trial(Candidate(9, 1, "llm", both(0, 0)), None, "boom " * 10_000)
+    assert len(chat_text(question((failed,)))) < len(chat_text(question())) + 400
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_can_be_asked_before_there_is_any_trial(style: str) -> None:
+    assert STYLES[style].ask(question(), Templates(), 0).messages[-1]["content"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_carries_its_generation_and_seed(style: str) -> None:
+    prompt = STYLES[style].ask(question(), Templates(), 41)
+    assert (prompt.generation, prompt.seed) == (3, 41)
+
+
+# Templates
+
+
+@pytest.mark.parametrize("wrong", ["{{ colour }}", "{{ q.colour }}", "{{ colour.name }}"])
+def test_a_template_with_an_unknown_variable_is_an_error_that_names_file_and_variable(
+    tmp_path: Path, wrong: str
+) -> None:
+    (tmp_path / "chat_user.j2").write_text(f"Use {wrong}")
+    with pytest.raises(ConfigError, match=r"chat_user\.j2.*colour"):
+        chat_text(question(), Templates(tmp_path))
+
+
+def test_a_template_with_a_broken_tag_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "chat_system.j2").write_text("{% for %}")
+    with pytest.raises(ConfigError, match=r"chat_system\.j2"):
+        chat_text(question(), Templates(tmp_path))
+
+
+def test_a_users_folder_overrides_one_template_and_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "chat_user.j2").write_text("My own words about {{ q.space.merged | length }} models")
+    prompt = STYLES["chat"].ask(question(), Templates(tmp_path), 0)
+    assert prompt.messages[1]["content"] == "My own words about 2 models"
+    assert prompt.messages[0]["content"] == STYLES["chat"].ask(question(), Templates(), 0).messages[0]["content"]
+
+
+def test_the_templates_texts_are_those_in_use(tmp_path: Path) -> None:
+    (tmp_path / "completion.j2").write_text("{{ target }}")
+    texts = Templates(tmp_path).texts(["completion.j2", "chat_user.j2"])
+    assert texts["completion.j2"] == "{{ target }}"
+    assert "CANDIDATES" in texts["chat_user.j2"]
+
+
+def test_a_missing_template_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.prompts.*nowhere"):
+        Templates(tmp_path / "nowhere")
+
+
+# Reading the answers of chat models
+
+
+def answer(*genomes: Any, **more: Any) -> str:
+    return json.dumps({"analysis": "why", "proposals": [{"reason": "r", "genome": g} for g in genomes], **more})
+
+
+def read_genes(text: str, *known: Trial) -> list[Genes]:
+    return [proposal.genes for proposal in chat.read(text, question(known)).proposals]
+
+
+def test_a_valid_answer_becomes_candidates_with_their_reasons() -> None:
+    reading = chat.read(answer([[30, 60]], [[120, 5]]), question())
+    assert [p.genes for p in reading.proposals] == [both(0.3, 0.6), both(1.2, 0.05)]
+    assert {(p.origin, p.note) for p in reading.proposals} == {("llm", "r")}
+    assert (reading.analysis, reading.problems) == ("why", [])
+
+
+def test_no_more_proposals_are_taken_than_were_wanted() -> None:
+    assert len(read_genes(answer([[1, 2]], [[11, 12]], [[21, 22]], [[31, 32]]))) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```json\n%s\n```",
+        "Here is what I propose.\n\n%s",
+        '<think>Maybe {"proposals": [{"genome": [[99, 99]]}]} would do?</think>\n%s',
+        "A set {1, 2} of ideas, then: %s Good luck!",
+    ],
+    ids=["fenced", "prose before", "thoughts before", "braces before"],
+)
+def test_an_answer_is_found_wherever_it_stands(text: str) -> None:
+    assert read_genes(text % answer([[30, 60]])) == [both(0.3, 0.6)]
+
+
+def test_decimals_are_taken_as_weights_and_the_reading_says_so() -> None:
+    reading = chat.read(answer([[0.3, 1.0]]), question())
+    assert [p.genes for p in reading.proposals] == [both(0.3, 1.0)]
+    assert any("decimals" in problem for problem in reading.problems)
+
+
+def test_decimals_beyond_every_bound_are_still_hundredths() -> None:
+    assert read_genes(answer([[30.5, 60]])) == [both(0.305, 0.6)]
+
+
+@pytest.mark.parametrize(
+    "genome", [[["30", " 60 "]], [30, 60], {"all": [30, 60]}, {"alpha": 30, "beta": 60}, "flat"], ids=repr
+)
+def test_a_genome_in_another_shape_with_one_meaning_is_understood(genome: Any) -> None:
+    text = json.dumps({"genome": [[30, 60]]}) if genome == "flat" else answer(genome)
+    assert read_genes(text) == [both(0.3, 0.6)]
+
+
+def test_slices_by_name_are_taken_by_name_in_any_order() -> None:
+    over = space(layer_granularity=2)
+    reading = chat.read(answer({"2-3": [3, 4], "0-1": [1, 2]}), question(over=over))
+    genes = [reading.proposals[0].genes[gene.name] for gene in over.genes]
+    assert genes == [0.01, 0.02, 0.03, 0.04]
+
+
+@pytest.mark.parametrize("genome", [[[30]], [[1, 2, 3]], [], None])
+def test_a_genome_of_the_wrong_length_is_dropped_with_a_message(genome: Any) -> None:
+    reading = chat.read(answer(genome, [[30, 60]]), question())
+    assert [p.genes for p in reading.proposals] == [both(0.3, 0.6)]
+    assert any("dropped proposal 1" in problem for problem in reading.problems)
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "1e999", '"nan"', '"much"', "true", "null", "1" + "0" * 400], ids=lambda n: n[:9]
+)
+def test_what_is_not_a_finite_number_is_dropped_with_a_message(number: str) -> None:
+    reading = chat.read(f'{{"proposals": [{{"genome": [[30, {number}]]}}]}}', question())
+    assert reading.proposals == []
+    assert any("dropped proposal 1" in problem for problem in reading.problems)
+
+
+def test_values_out_of_bounds_are_clamped_and_the_reading_says_which() -> None:
+    reading = chat.read(answer([[-20, 900]]), question())
+    assert [p.genes for p in reading.proposals] == [both(0.0, 1.5)]
+    assert any("clamped 2" in problem and "beta/all/weight" in problem for problem in reading.problems)
+
+
+def test_a_repeat_of_a_known_candidate_is_dropped_and_said() -> None:
+    reading = chat.read(answer([[30, 60]]), question((scored(0, both(0.3, 0.6), 0.5),)))
+    assert reading.proposals == []
+    assert any("repeats" in problem for problem in reading.problems)
+
+
+def test_a_repeat_of_a_failed_candidate_is_dropped() -> None:
+    assert read_genes(answer([[30, 60]]), Trial(Candidate(0, 0, "llm", both(0.3, 0.6)), None, "NaN")) == []
+
+
+def test_proposals_that_repeat_each_other_are_taken_once() -> None:
+    reading = chat.read(answer([[30, 60]], [[30, 60]], [[31, 60]]), question())
+    assert [p.genes for p in reading.proposals] == [both(0.3, 0.6)]
+    assert sum("repeats" in problem for problem in reading.problems) == 2
+
+
+NONSENSE = {
+    "empty": "",
+    "prose": "I would rather not.",
+    "half": answer([[30, 60]])[:-12],
+    "a list": "[[30, 60]]",
+    "unfinished thoughts": "<think> 30 or 60?",
+    "nested too deep": '{"genome":' + "[" * 50_000,
+    "objects too deep": '{"a":' * 20_000,
+    "text proposals": '{"proposals": "none"}',
+    "no genome": '{"proposals": [{"reason": "lazy"}]}',
+    "an empty list": answer(),
+    "no proposals": '{"analysis": "hm"}',
+}
+
+
+@pytest.mark.parametrize("text", NONSENSE.values(), ids=NONSENSE)
+def test_an_answer_without_a_usable_proposal_gives_none_and_a_problem(text: str) -> None:
+    reading = chat.read(text, question())
+    assert reading.proposals == []
+    assert reading.problems
+
+
+def test_what_is_kept_of_an_answer_can_be_written_to_the_log() -> None:
+    text = '{"analysis": "\\ud800!", "proposals": [{"reason": "\\udfff", "genome": [[30, 60]]}]}'
+    reading = chat.read(text, question())
+    assert (reading.analysis.encode(), reading.proposals[0].note.encode()) == (b"?!", b"?")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["genome", "proposals", "all"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.text() | st.text('{}[]":,0123456789.- <>/think') | JSON.map(json.dumps) | JSON.map(lambda v: answer(v)))
+def test_no_text_at_all_makes_a_reader_raise_or_leave_the_bounds(text: str) -> None:
+    asked = question()
+    for reader in (chat.read, completion.read):
+        reading = reader(text, asked)
+        assert reading.proposals or reading.problems
+        assert all(asked.space.contains(proposal.genes) for proposal in reading.proposals)
+
+
+# The schema servers hold a model to
+
+
+def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
+    valid = chat.answer_model(question()).model_validate_json(answer([[0, 150]], [[1, 2]]))
+    assert valid.model_dump()["proposals"][0]["genome"] == [[0, 150]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        answer([[30, 60]], mood="good"),
+        answer([[30, 60, 1]]),
+        answer([[30]]),
+        answer([[30, 60], [1, 2]]),
+        answer([[30, 151]]),
+        answer([[-1, 60]]),
+        answer([[30.5, 60]]),
+        answer([[1, 2]], [[3, 4]], [[5, 6]]),
+        answer(),
+        '{"proposals": [{"reason": "r", "genome": [[30, 60]], "more": 1}], "analysis": ""}',
+    ],
+)
+def test_the_schema_refuses_every_other_shape(text: str) -> None:
+    with pytest.raises(ValidationError):
+        chat.answer_model(question()).model_validate_json(text)
+
+
+def test_the_schema_in_the_prompt_closes_objects_and_bounds_lists_and_integers() -> None:
+    schema: Any = STYLES["chat"].ask(question(), Templates(), 0).schema
+    genome = schema["$defs"]["Proposal"]["properties"]["genome"]
+    row = genome["items"]
+    assert schema["additionalProperties"] is schema["$defs"]["Proposal"]["additionalProperties"] is False
+    assert (genome["minItems"], genome["maxItems"], row["minItems"], row["maxItems"]) == (1, 1, 2, 2)
+    assert (row["items"]["minimum"], row["items"]["maximum"]) == (0, 150)
+
+
+# Base models
+
+
+def test_the_completion_prompt_has_two_digit_lines_worst_to_best_and_ends_open() -> None:
+    trials = (scored(1, both(1.5, 0), 0.9), scored(2, both(0, 0.75), 0.1), scored(3, both(0.75, 1.5), 0.5))
+    prompt = STYLES["completion"].ask(question(trials), Templates(), 0)
+    text = prompt.messages[-1]["content"]
+    assert text == "score 00 | 00 50\nscore 50 | 50 99\nscore 99 | 99 00\nscore 99 |"
+    assert (prompt.integers, prompt.digits) == (2, 2)
+    assert prompt.samples > 1
+
+
+def test_the_median_of_the_continuations_is_the_first_proposal() -> None:
+    reading = completion.read("00 10\n50 20\n99 60", question(wanted=4))
+    genes = [[round(99 * value / 1.5) for value in proposal.genes.values()] for proposal in reading.proposals]
+    assert genes == [[50, 20], [0, 10], [99, 60]]  # the second line is the median itself
+    assert "median" in reading.proposals[0].note
+
+
+@pytest.mark.parametrize("line", ["10", "10 20 30", "10 200", "prose", "10 " + "1" * 5000], ids=lambda line: line[:9])
+def test_a_line_of_other_than_two_digit_integers_is_dropped_and_said(line: str) -> None:
+    reading = completion.read(f"{line}\n30 40", question())
+    assert len(reading.proposals) == 1
+    assert any("dropped a line" in problem for problem in reading.problems)
+    assert completion.read(line, question()).proposals == []

@@ -1,0 +1,306 @@
+"""Weights as they are read: whole or refused, mapped, and with LoRA adapters as PEFT has them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, new_checkpoint, weights_of
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmevo.errors import SourceError
+from llmevo.references import ModelReference
+from llmevo.sources import Checkpoint, LoraModel, Source, Sources
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+KEY = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_checkpoint(tmp_path_factory.mktemp("models") / "model", seed=1)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_checkpoint(tmp_path_factory.mktemp("models") / "sharded", seed=1, shard="10KB")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    return new_adapter(tmp_path_factory.mktemp("models") / "adapter", model)
+
+
+def tensors(source: Source) -> dict[str, Tensor]:
+    return {name: source.tensor(name) for name in source.shapes}
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return shutil.copytree(folder, to)
+
+
+def changed_adapter(adapter: Path, to: Path, **changes: Any) -> Path:
+    """A copy of an adapter whose config says something else."""
+    config = copy_of(adapter, to) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return to
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+def test_a_sharded_checkpoint_is_read_like_a_single_file(model: Path, sharded: Path) -> None:
+    assert len([*sharded.glob("*.safetensors")]) > 3
+    one, many = Checkpoint(model), Checkpoint(sharded)
+    assert many.shapes == one.shapes
+    assert_same_bits(tensors(many), tensors(one))
+    assert_same_bits(tensors(one), weights_of(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_is_not_among_the_tensors(family: Any, tied: bool, tmp_path: Path) -> None:
+    shapes = Checkpoint(new_checkpoint(tmp_path / "model", family=family, tied=tied)).shapes
+    assert ("lm_head.weight" in shapes) is not tied
+    assert ("model.layers.0.self_attn.q_proj.bias" in shapes) is (family == "qwen2")
+    assert shapes["model.embed_tokens.weight"] == (64, 16)
+
+
+def test_tensors_are_views_of_the_mapped_file(model: Path) -> None:
+    checkpoint = Checkpoint(model)
+    first, second = checkpoint.tensor(QUERY), checkpoint.tensor(QUERY)
+    assert first.data_ptr() == second.data_ptr()
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, 0.5, -1])
+def test_a_torn_weight_file_is_refused_by_name(model: Path, tmp_path: Path, keep: float) -> None:
+    file = copy_of(model, tmp_path / "torn") / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(SourceError, match=r"model\.safetensors is torn or no safetensors file .*; fetch it again"):
+        Checkpoint(file.parent)
+
+
+def test_a_missing_shard_is_found_on_opening(sharded: Path, tmp_path: Path) -> None:
+    folder = copy_of(sharded, tmp_path / "holed")
+    lost = sorted(folder.glob("*.safetensors"))[2]
+    lost.unlink()
+    with pytest.raises(SourceError, match=rf"lists \S+ in {lost.name}, which is not there"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": {"a', "{}"])
+def test_a_torn_index_is_refused_by_name(sharded: Path, tmp_path: Path, content: str) -> None:
+    folder = copy_of(sharded, tmp_path / "torn")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(SourceError, match=r"index\.json is torn or no index .*; fetch it again"):
+        Checkpoint(folder)
+
+
+def test_a_folder_without_safetensors_says_how_to_save_them(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"there is no \.safetensors file; save the model with"):
+        Checkpoint(tmp_path)
+
+
+def test_tensors_that_the_config_determines_are_left_out(tmp_path: Path) -> None:
+    save_file(
+        {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "model.norm.weight": torch.ones(2)},
+        tmp_path / "model.safetensors",
+    )
+    assert [*Checkpoint(tmp_path).shapes] == ["model.norm.weight"]
+
+
+def test_a_task_vector_is_the_difference_in_float32(tmp_path: Path) -> None:
+    one = Checkpoint(new_checkpoint(tmp_path / "one", seed=1, dtype=torch.bfloat16))
+    base = Checkpoint(new_checkpoint(tmp_path / "base", seed=2, dtype=torch.bfloat16))
+    delta = one.delta(QUERY, base)
+    assert delta is not None
+    assert delta.dtype == torch.float32
+    assert torch.equal(delta, one.tensor(QUERY).float() - base.tensor(QUERY).float())
+    assert base.delta(QUERY, base) is None
+
+
+# --- LoRA -------------------------------------------------------------------------------------------------------
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all linear layers": {"target_modules": "all-linear"},
+    "rslora": {"use_rslora": True, "r": 3},
+    "alpha by module": {"alpha_pattern": {"q_proj": 1, "layers.1.mlp.down_proj": 9}},
+    "alpha by expression": {"alpha_pattern": {r"^model\.layers\.[12]\.self_attn\.q_proj": 11, "proj": 40}},
+    "rank by module": {"rank_pattern": {"down_proj": 4}},
+    "rank and alpha with rslora": {
+        "use_rslora": True,
+        "rank_pattern": {r"layers\.\d\.self_attn\.q_proj": 4},
+        "alpha_pattern": {"q_proj": 5},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapted_model_equals_what_peft_merges(kind: str, model: Path, tmp_path: Path) -> None:
+    adapter = new_adapter(tmp_path / "adapter", model, **ADAPTERS[kind])
+    adapted = LoraModel(Checkpoint(model), adapter)
+    assert_near(tensors(adapted), merged_by_peft(model, adapter), rtol=0, atol=1e-6)
+    assert not torch.equal(adapted.tensor(QUERY), adapted.model.tensor(QUERY))
+
+
+def test_the_task_vector_of_an_adapter_on_its_own_model_is_its_low_rank_product(model: Path, adapter: Path) -> None:
+    base = Checkpoint(model)
+    adapted = LoraModel(base, adapter)
+    factors = weights_of(adapter)
+    stem = "base_model.model.model.layers.1.mlp.down_proj"
+    product = factors[f"{stem}.lora_B.weight"].double() @ factors[f"{stem}.lora_A.weight"].double() * (6 / 2)
+    delta = adapted.delta(DOWN, base)
+    assert delta is not None
+    torch.testing.assert_close(delta.double(), product, rtol=1e-6, atol=1e-8)
+    assert torch.linalg.matrix_rank(delta, rtol=1e-5) == 2
+    assert torch.equal(adapted.tensor(DOWN), base.tensor(DOWN) + delta)
+
+
+def test_a_weight_that_is_not_adapted_is_the_models_own_and_has_no_task_vector(model: Path, adapter: Path) -> None:
+    base = Checkpoint(model)
+    adapted = LoraModel(base, adapter)
+    assert adapted.delta(KEY, base) is None
+    assert adapted.tensor(KEY).data_ptr() == base.tensor(KEY).data_ptr()
+
+
+def test_the_task_vector_of_an_adapter_on_another_model_is_the_whole_difference(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    adapted = LoraModel(Checkpoint(model), adapter)
+    other = Checkpoint(new_checkpoint(tmp_path / "other", seed=5))
+    for name in (KEY, DOWN):
+        delta = adapted.delta(name, other)
+        assert delta is not None
+        assert torch.equal(delta, adapted.tensor(name) - other.tensor(name))
+
+
+def test_reading_an_adapted_weight_changes_nothing_on_disk_or_in_the_next_read(model: Path, adapter: Path) -> None:
+    adapted = LoraModel(Checkpoint(model), adapter)
+    before = adapted.model.tensor(DOWN).clone()
+    first = adapted.tensor(DOWN)
+    first.zero_()
+    assert torch.equal(adapted.model.tensor(DOWN), before)
+    assert float(adapted.tensor(DOWN).abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "all"),
+        ("peft_type", "LOHA"),
+        ("use_qalora", True),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("alora_invocation_tokens", [1, 2]),
+        ("kasa_config", {"beta": 1e-4}),
+    ],
+)
+def test_an_adapter_that_is_more_than_a_plain_lora_is_refused_with_the_reason(
+    key: str, value: Any, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    folder = changed_adapter(adapter, tmp_path / "adapter", **{key: value})
+    with pytest.raises(SourceError, match=rf"adapter_config\.json: {key} is .*; llmevo merges plain LoRA"):
+        LoraModel(Checkpoint(model), folder)
+
+
+def test_an_adapter_saved_with_dora_by_peft_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="use_dora is True"):
+        LoraModel(Checkpoint(model), new_adapter(tmp_path / "dora", model, use_dora=True))
+
+
+def test_an_adapter_of_an_embedding_is_refused_by_its_tensor(model: Path, tmp_path: Path) -> None:
+    folder = new_adapter(tmp_path / "embedding", model, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(SourceError, match=r"embed_tokens\S* is no part of a plain LoRA of linear layers"):
+        LoraModel(Checkpoint(model), folder)
+
+
+def test_an_adapter_for_modules_that_the_model_lacks_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    deeper = new_checkpoint(tmp_path / "deeper", layers=6)
+    folder = new_adapter(tmp_path / "adapter", deeper)
+    with pytest.raises(SourceError, match=r"adapts model\.layers\.[45]\.\S+, which the model .* lacks"):
+        LoraModel(Checkpoint(model), folder)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_an_adapter_without_a_readable_config_is_refused(
+    content: str | None, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    config = copy_of(adapter, tmp_path / "adapter") / "adapter_config.json"
+    config.unlink() if content is None else config.write_text(content)
+    with pytest.raises(SourceError, match="cannot be read .*an adapter is a folder that PEFT has saved"):
+        LoraModel(Checkpoint(model), config.parent)
+
+
+# --- several models ---------------------------------------------------------------------------------------------
+
+
+def references(*texts: str) -> list[ModelReference]:
+    return [ModelReference.parse(text) for text in texts]
+
+
+def test_models_of_another_vocabulary_are_refused_by_both_names(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "small")
+    new_checkpoint(tmp_path / "wide", vocabulary=72)
+    with pytest.raises(SourceError, match="small and wide have different vocabularies: .*64, 16.*72, 16"):
+        Sources.open(references("small", "wide"), tmp_path)
+
+
+def test_models_of_another_width_are_refused_by_both_names(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "small")
+    new_checkpoint(tmp_path / "wide", hidden=32)
+    with pytest.raises(SourceError, match=r"small and wide have different (shapes|vocabularies): .*16.*32"):
+        Sources.open(references("small", "wide"), tmp_path)
+
+
+@pytest.mark.parametrize("order", [("shallow", "deep"), ("deep", "shallow")])
+def test_models_of_another_depth_are_refused_by_both_names(order: tuple[str, str], tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "shallow")
+    new_checkpoint(tmp_path / "deep", layers=5)
+    with pytest.raises(SourceError, match=r"deep has the tensor model\.layers\.4\.\S+, shallow has not"):
+        Sources.open(references(*order), tmp_path)
+
+
+def test_a_model_with_a_head_of_its_own_does_not_fit_one_with_a_tied_head(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "tied", tied=True)
+    new_checkpoint(tmp_path / "untied")
+    with pytest.raises(SourceError, match=r"untied has the tensor lm_head\.weight, tied has not"):
+        Sources.open(references("tied", "untied"), tmp_path)
+
+
+def test_models_that_fit_are_opened_once_each(model: Path, adapter: Path) -> None:
+    plain, adapted = references("model", f"model+{adapter}")
+    sources = Sources.open([plain, adapted], model.parent)
+    assert sources[plain] is sources[ModelReference.parse("model")]
+    source = sources[adapted]
+    assert isinstance(source, LoraModel)
+    assert source.model is sources[plain]
+
+
+def test_the_config_comes_from_the_models_folder_and_is_named_when_it_cannot_be_read(
+    model: Path, tmp_path: Path
+) -> None:
+    copy_of(model, tmp_path / "copy")
+    (reference,) = references("copy")
+    assert Sources(tmp_path).config(reference)["num_hidden_layers"] == 4
+    (tmp_path / "copy" / "config.json").unlink()
+    with pytest.raises(SourceError, match=r"copy: .*config\.json cannot be read"):
+        Sources(tmp_path).config(reference)
+
+
+def test_a_checksum_tells_models_and_adapters_apart_and_is_the_same_for_a_copy(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    copy_of(model, tmp_path / "model")
+    new_checkpoint(tmp_path / "other", seed=2)
+    sources = Sources(tmp_path)
+    one, copy, other, adapted = references(str(model), "model", "other", f"model+{adapter}")
+    assert sources.checksum(one) == sources.checksum(copy)
+    assert len({sources.checksum(reference) for reference in (one, other, adapted)}) == 3
