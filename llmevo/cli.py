@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +39,8 @@ failures = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", help="Key of the LLM's server; better set OPENAI_API_KEY.", show_default=False)
+    str | None,
+    typer.Option("--api-key", help="Key of the LLM's server; better set OPENAI_API_KEY.", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default=False)]
 
@@ -58,7 +59,9 @@ def run(
     task_search_path: Annotated[
         list[Path] | None, typer.Option(help="Folder with lm-eval tasks; may be repeated.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
+    ] = False,
 ) -> None:
     """Search for the best merge."""
     overrides: dict[str, Any] = {
@@ -211,7 +214,7 @@ def find_key(config: Config, root: Path, given: str | None) -> str | None:
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
+def errors_shown() -> Generator[None]:
     """One clear message and an exit status instead of a traceback, for the errors llmevo raises on purpose."""
     try:
         yield

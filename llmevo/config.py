@@ -15,7 +15,7 @@ from llmevo.proposers import PROPOSERS
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Search(_Section):
@@ -155,7 +155,9 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
     values: dict[str, Any] = dict(raw)
     for path, value in (overrides or {}).items():
         section, _, key = path.partition(".")
-        values[section] = {**(values.get(section) or {}), key: value}
+        given = values.get(section) or {}
+        if isinstance(given, dict):  # the validation below says so if it is anything else
+            values[section] = {**given, key: value}
     try:
         return Config.model_validate(values)
     except ValidationError as error:

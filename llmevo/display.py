@@ -62,7 +62,8 @@ class Display:
             case events.Told():
                 best = state.best
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
-                return f"generation {event.generation}: best {_total(best.score) if best else 'none yet'}{sigma}"
+                value = _total(best.score) if best and best.score else "none yet"
+                return f"generation {event.generation}: best {value}{sigma}"
             case events.HeldOut():
                 return f"  held out: {event.row} {_total(event.read())}"
             case _:
@@ -88,7 +89,9 @@ class Display:
         """The whole display."""
         budget, done = self.config.search.budget, len(state.trials)
         head = Table.grid(padding=(0, 2))
-        head.add_row("generation", str(len(state.told)), "evaluations", f"{done} of {budget}", ProgressBar(budget, done, 30))
+        head.add_row(
+            "generation", str(len(state.told)), "evaluations", f"{done} of {budget}", ProgressBar(budget, done, 30)
+        )
         items = sum(trial.score.items for trial in state.trials.values() if trial.score)
         of = budget * (state.started.items if state.started else 0)
         spent = f"{clock(time.monotonic() - self._started)} so far, {clock(self.seconds_left(state))} left"
@@ -106,7 +109,7 @@ class Display:
 def scores(state: RunState, config: Config) -> Table:
     """Parents, uniform merge, the best and the latest candidate, with their tasks."""
     table = Table(box=None, pad_edge=False)
-    for column in ("", "from", "score", *config.counted):
+    for column in ("", "from", "score", *short([*config.counted])):
         table.add_column(column, justify="left" if column in ("", "from") else "right", overflow="fold")
     rows: list[tuple[str, Trial]] = [
         (trial.candidate.note or trial.candidate.origin, trial)
@@ -128,6 +131,18 @@ def scores(state: RunState, config: Config) -> Table:
     return table
 
 
+def short(names: Sequence[str]) -> list[str]:
+    """Task names without the words that all of them begin or end with: what tells them apart."""
+    words = [name.split("_") for name in names]
+    if len(words) < 2:
+        return [*names]
+    while all(len(word) > 1 for word in words) and len({word[0] for word in words}) == 1:
+        words = [word[1:] for word in words]
+    while all(len(word) > 1 for word in words) and len({word[-1] for word in words}) == 1:
+        words = [word[:-1] for word in words]
+    return ["_".join(word) for word in words]
+
+
 def _last_prompt(event: events.Prompted) -> RenderableType:
     text = f"{event.model} (generation {event.generation}): {event.used} proposals in {event.seconds:.1f} s"
     if event.analysis:
@@ -140,9 +155,12 @@ def _last_prompt(event: events.Prompted) -> RenderableType:
 def heldout(state: RunState) -> Table:
     """The table that counts: questions nothing was chosen by."""
     config = state.started.config if state.started else {}
-    metrics = [(t, "acc,none") if isinstance(t, str) else (t["name"], t.get("metric", "acc,none")) for t in config.get("heldout", [])]
+    metrics = [
+        (t, "acc,none") if isinstance(t, str) else (t["name"], t.get("metric", "acc,none"))
+        for t in config.get("heldout", [])
+    ]
     table = Table(title="held-out questions (± one standard error)", title_justify="left", box=None, pad_edge=False)
-    for column in ("model", "score", *(name for name, _ in metrics)):
+    for column in ("model", "score", *short([name for name, _ in metrics])):
         table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
     for row in state.heldout.values():
         values = [f"{row.tasks[name][metric]:.3f}" for name, metric in metrics]
@@ -163,7 +181,9 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
             console.print(line, highlight=False)
     else:
         console.print(scores(state, config))
-        console.print("No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow")
+        console.print(
+            "No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow"
+        )
     counts = finished.proposals
     if counts["prompts"]:
         console.print(
@@ -188,7 +208,7 @@ def verdict(state: RunState) -> Sequence[str]:
     strongest = max(rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
     noise = (best.stderr**2 + strongest.stderr**2) ** 0.5
-    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the strongest of parents and uniform."
+    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of parents and uniform."
     if gain <= 0:
         return [text, f"It does not beat it: use {strongest.row} instead."]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -26,7 +26,7 @@ BOOTSTRAP = 100
 class Task(BaseModel):
     """One line of `tasks:`: an lm-eval task or group, the metric that counts and its weight."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     weight: float = 1.0
@@ -156,7 +156,7 @@ def check_disjoint(search: Evaluator, heldout: Evaluator) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep lm-eval's and datasets' progress bars and remarks out of the display; errors are raised, not printed."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
@@ -189,9 +189,13 @@ def _load(names: list[str], search_path: list[Path]) -> Any:
         return manager.load(names)
     except LlmevoError:
         raise
+    except IndexError as error:  # lm-eval looks at the first question of each
+        raise TaskError(f"tasks: of {', '.join(names)}, one has no questions; check its split and its data") from error
     except Exception as error:  # a task's loader is anybody's code, and the hub may be out of reach
         reason = str(error).strip().splitlines()
-        raise TaskError(f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})") from error
+        raise TaskError(
+            f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})"
+        ) from error
 
 
 def nearest_task(name: str, known: Sequence[str]) -> str:
@@ -204,10 +208,18 @@ def _check_metric(task: Task, loaded: Any) -> None:
     """Raise TaskError unless the task reports the metric."""
     leaves: dict[str, Any] = loaded["tasks"]
     group: Any = loaded.get("groups", {}).get(task.name)
+    if task.name not in leaves and (group is None or not group.has_aggregation):
+        kind = "tag" if group is None else "group that aggregates nothing"
+        raise TaskError(
+            f"tasks: {task.name} is a {kind} and has no score of its own; list its tasks instead"
+            f" ({', '.join(sorted(leaves))})"
+        )
     members: list[Any] = [leaves[task.name]] if task.name in leaves else group.get_all_tasks()
-    metrics = sorted(
-        {f"{metric},{filter_.name}" for leaf in members for metric in leaf.aggregation() for filter_ in leaf._filters}
-    )
+    reported = {(metric, filter_.name) for leaf in members for metric in leaf.aggregation() for filter_ in leaf._filters}
+    if group is not None:
+        aggregated = {entry.metric: entry.filter_list for entry in group.aggregate_metric_list}
+        reported = {(m, f) for m, f in reported if m in aggregated and f in (aggregated[m] or [f])}
+    metrics = sorted(f"{metric},{filter_}" for metric, filter_ in reported)
     if task.metric not in metrics:
         raise TaskError(
             f"tasks: {task.name} has no metric {task.metric!r}{nearest(task.metric, metrics)};"

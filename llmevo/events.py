@@ -70,9 +70,7 @@ class Asked(BaseEvent):
     """id, origin, genes, recipe, note of each."""
 
     def read(self) -> list[Candidate]:
-        return [
-            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"]) for c in self.candidates
-        ]
+        return [Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"]) for c in self.candidates]
 
 
 class Evaluated(BaseEvent):

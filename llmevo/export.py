@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ CHAT_FILES = ("chat_template*",)
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
-def write_model(recipe: Recipe, sources: Sources, out: Path, seed: int = 0, extra: Mapping[str, str] | None = None) -> None:
+def write_model(
+    recipe: Recipe, sources: Sources, out: Path, seed: int = 0, extra: Mapping[str, str] | None = None
+) -> None:
     """Merge into `out`: weights, config, generation config, tokenizer, the recipe, and `extra` text files.
 
     Raises UserError when `out` holds something already. Everything is written beside it and renamed at the end, so
@@ -60,7 +62,7 @@ def export_run(state: RunState, sources: Sources, out: Path, candidate: int | No
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
+def _whole_folder(out: Path) -> Generator[Path]:
     """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it")
@@ -173,7 +175,9 @@ def _heldout_table(state: RunState) -> Sequence[str]:
         return []
     tasks = [*rows[0].tasks]
     config = state.started.config if state.started else {}
-    metrics = {task["name"]: task.get("metric", "acc,none") for task in config.get("heldout", []) if isinstance(task, dict)}
+    metrics = {
+        task["name"]: task.get("metric", "acc,none") for task in config.get("heldout", []) if isinstance(task, dict)
+    }
     header = ["model", "score", *tasks]
     table = [header, ["---"] * len(header)]
     for row in rows:

@@ -28,7 +28,7 @@ STEP = 1e-4
 class Genome(BaseModel):
     """The `genome:` of a config; every key of mergekit-evolve and LLM-Evo-Merge means the same here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     models: list[ModelReference] = Field(min_length=1)
     """The models to merge."""
@@ -140,7 +140,8 @@ class SearchSpace:
         if layers % step:
             divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
             raise ConfigError(
-                f"genome.layer_granularity: {step} does not divide the {layers} layers of the models; use one of {divisors}"
+                f"genome.layer_granularity: {step} does not divide the {layers} layers of the models;"
+                f" use one of {divisors}"
             )
         self.genome, self.layers = genome, layers
         self.names = short_names(genome.references)
@@ -191,9 +192,7 @@ class SearchSpace:
 
     def from_unit(self, point: NDArray[np.float64]) -> Genes:
         """The values of a point, clipped into the bounds."""
-        return self.clamp(
-            {g.name: g.low + float(x) * (g.high - g.low) for g, x in zip(self.genes, point, strict=True)}
-        )
+        return self.clamp({g.name: g.low + float(x) * (g.high - g.low) for g, x in zip(self.genes, point, strict=True)})
 
     def uniform(self) -> Genes:
         """All models alike: weight 1/n, t half-way, nothing trimmed. mergekit-evolve's starting point."""

@@ -121,4 +121,3 @@ def inspect(bench: Bench, console: Console) -> None:
             f" cost {ahead.cost:.2f} at the config's prices.",
             highlight=False,
         )
-

@@ -46,7 +46,9 @@ class Journal:
         else:
             event = self._recorded.popleft()
             if not isinstance(event, kind):
-                raise RunError(f"the log has the event {event.event!r} where this config makes another; was it changed?")
+                raise RunError(
+                    f"the log has the event {event.event!r} where this config makes another; was it changed?"
+                )
         self.state.apply(event)  # pyright: ignore[reportArgumentType]
         for observer in self._observers:
             observer(event, self.state)  # pyright: ignore[reportArgumentType]

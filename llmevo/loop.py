@@ -34,7 +34,7 @@ def run(bench: Bench, journal: Journal) -> RunState:
 
 
 def population(bench: Bench) -> int:
-    """Candidates a generation: the config's, or CMA-ES's rule (Hansen 2016, https://arxiv.org/abs/1604.00772, eq. 48)."""
+    """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
     return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
 
 
@@ -115,9 +115,7 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
     # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
     optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
     best = state.best.candidate.id if state.best else None
-    journal.recomputed(
-        events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best)
-    )
+    journal.recomputed(events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best))
 
 
 def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evaluated | events.Failed:
@@ -145,7 +143,9 @@ def hold_out(bench: Bench, journal: Journal) -> None:
             rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
     rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
     for name, kind, candidate, recipe in rows:
-        journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, bench.heldout, row, r))
+        journal.once(
+            events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, bench.heldout, row, r)
+        )
 
 
 def _held_out(
@@ -176,7 +176,14 @@ def finished(state: RunState) -> events.RunFinished:
             "score": rows["best"].score,
             "stderr": rows["best"].stderr,
             "rows": [
-                {"row": r.row, "kind": r.kind, "candidate": r.candidate, "score": r.score, "stderr": r.stderr, "tasks": r.tasks}
+                {
+                    "row": r.row,
+                    "kind": r.kind,
+                    "candidate": r.candidate,
+                    "score": r.score,
+                    "stderr": r.stderr,
+                    "tasks": r.tasks,
+                }
                 for r in rows.values()
             ],
         }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import CandidateError, RecipeError
-from llmevo.methods.base import Inputs
+from llmevo.methods.base import Delta, Inputs
 from llmevo.recipe import OutputSlice, Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Source, Sources
@@ -62,7 +62,9 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
     for of in slices:
         for source in of.sources:
             if source.layer_range[0] < 0 or source.layer_range[1] > layers:
-                raise RecipeError(f"layer_range {[*source.layer_range]} of {source.model} is outside its {layers} layers")
+                raise RecipeError(
+                    f"layer_range {[*source.layer_range]} of {source.model} is outside its {layers} layers"
+                )
         for offset in range(of.depth):
             depth = offset / (of.depth - 1) if of.depth > 1 else 1.0
             starts = [source.layer_range[0] for source in of.sources]
@@ -123,7 +125,7 @@ def _merge_one(recipe: Recipe, sources: Sources, step: Step, seed: int) -> Tenso
         if all(delta is None for delta in deltas) or not start.is_floating_point():
             return start
         zero = torch.zeros(()).expand(start.shape)
-        tensors = [zero if delta is None else delta for delta in deltas]
+        tensors: list[Delta] = [zero if delta is None else delta for delta in deltas]
     else:
         weights = [sources[model].tensor(step.inputs[i]) for i, model in zip(places, models, strict=True)]
         start = origin.tensor(step.base) if origin else weights[0]
@@ -154,7 +156,7 @@ def _copied(recipe: Recipe, each: Mapping[str, list[float]], shared: Mapping[str
     return used[0] if whole == (1.0, 1.0, 1.0) else None
 
 
-def _delta(source: Source, name: str, origin: Source, base: str) -> Tensor | None:
+def _delta(source: Source, name: str, origin: Source, base: str) -> Delta | None:
     """The task vector of one tensor, which another layer of the base may be the origin of."""
     return source.delta(name, origin) if name == base else source.tensor(name).float() - origin.tensor(base).float()
 

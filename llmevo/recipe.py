@@ -64,7 +64,9 @@ class OutputSlice(_Strict):
             raise ValueError("a slice needs at least one source")
         depths = {stop - start for start, stop in (source.layer_range for source in self.sources)}
         if len(depths) != 1 or min(depths) < 1:
-            raise ValueError(f"all sources of a slice need the same number of layers, at least one; got {sorted(depths)}")
+            raise ValueError(
+                f"all sources of a slice need the same number of layers, at least one; got {sorted(depths)}"
+            )
         return self
 
 

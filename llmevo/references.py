@@ -142,7 +142,9 @@ def _fetch(path: ModelPath) -> Path:
         return Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SourceError(f"{path}: neither a folder here nor to be had from the Hugging Face hub ({reason})") from error
+        raise SourceError(
+            f"{path}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+        ) from error
 
 
 def _converted(file: Path) -> Path:

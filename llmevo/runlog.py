@@ -80,7 +80,9 @@ class RunLog:
         """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use."""
         self.folder, self.file = folder, folder / LOG
         if not resume and self.file.exists():
-            raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+            raise RunError(
+                f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out"
+            )
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         folder.mkdir(parents=True, exist_ok=True)

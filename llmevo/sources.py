@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmevo.errors import SourceError
+from llmevo.methods.base import Delta, LowRank
 from llmevo.references import ModelReference, folder_of
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
@@ -44,8 +46,8 @@ class Source(Protocol):
         """One weight: in its stored dtype and mapped where it is stored as such, float32 where it is computed."""
         ...
 
-    def delta(self, name: str, base: "Source") -> Tensor | None:
-        """The task vector, this weight minus the base's, in float32; None when they are the same weight."""
+    def delta(self, name: str, base: "Source") -> Delta | None:
+        """This weight minus the base's, in float32, low-rank where it is; None when they are the same weight."""
         ...
 
 
@@ -84,7 +86,7 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         return self._handles[name].get_tensor(name)
 
-    def delta(self, name: str, base: Source) -> Tensor | None:
+    def delta(self, name: str, base: Source) -> Delta | None:
         return None if base is self else self.tensor(name).float() - base.tensor(name).float()
 
 
@@ -106,7 +108,9 @@ class LoraModel:
         try:
             config: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise SourceError(f"{file}: cannot be read ({error}); an adapter is a folder that PEFT has saved") from error
+            raise SourceError(
+                f"{file}: cannot be read ({error}); an adapter is a folder that PEFT has saved"
+            ) from error
         for key, plain in PLAIN_LORA.items():
             if config.get(key, plain) not in (plain, None):
                 raise SourceError(f"{file}: {key} is {config[key]!r}; llmevo merges plain LoRA ({key}: {plain!r})")
@@ -133,18 +137,18 @@ class LoraModel:
         rank = of("rank", self._config["r"])
         return of("alpha", self._config["lora_alpha"]) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
-    def _low_rank(self, name: str) -> Tensor | None:
+    def _low_rank(self, name: str) -> LowRank | None:
         if name not in self._factors:
             return None
-        down, up, scale = self._factors[name]
-        delta = self._adapter.tensor(up).float() @ self._adapter.tensor(down).float().mul(scale)
-        return delta.T if self._config.get("fan_in_fan_out") else delta
+        first, second, scale = self._factors[name]
+        down, up = self._adapter.tensor(first).float() * scale, self._adapter.tensor(second).float()
+        return LowRank(down.T, up.T) if self._config.get("fan_in_fan_out") else LowRank(up, down)
 
     def tensor(self, name: str) -> Tensor:
-        delta = self._low_rank(name)
-        return self.model.tensor(name) if delta is None else delta.add_(self.model.tensor(name))
+        delta, weight = self._low_rank(name), self.model.tensor(name)
+        return weight if delta is None else torch.addmm(weight.float(), delta.up, delta.down)
 
-    def delta(self, name: str, base: Source) -> Tensor | None:
+    def delta(self, name: str, base: Source) -> Delta | None:
         if base is self.model:
             return self._low_rank(name)
         return None if base is self else self.tensor(name).float() - base.tensor(name).float()

@@ -32,7 +32,7 @@ def new_model(
     seed: int, family: Family = "llama", hidden: int = 16, layers: int = 4, vocabulary: int = 64, tied: bool = False
 ) -> Any:
     """A model with random weights, the same for the same arguments; its norms and biases are random as well."""
-    size = {
+    size: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
@@ -70,20 +70,27 @@ def new_checkpoint(
 
 def new_adapter(folder: Path, model: Path, seed: int = 0, **config: Any) -> Path:
     """Save a LoRA adapter for a model, with random factors; `config` goes to PEFT's LoraConfig."""
-    given = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, **config}
-    adapted: Any = get_peft_model(LlamaForCausalLM.from_pretrained(model), LoraConfig(**given))
+    given: dict[str, Any] = {
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "down_proj"],
+        "init_lora_weights": False,
+        **config,
+    }
+    adapted: Any = quietly(lambda: get_peft_model(LlamaForCausalLM.from_pretrained(model), LoraConfig(**given)))
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_" in name:
                 weight.copy_(torch.randn(weight.shape, generator=random) * 0.1)
-    adapted.save_pretrained(folder)
+    quietly(lambda: adapted.save_pretrained(folder))
     return folder
 
 
 def merged_by_peft(model: Path, adapter: Path) -> dict[str, Tensor]:
     """The weights of a model with its adapter merged in by PEFT, in float32."""
-    loaded: Any = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model, dtype=torch.float32), adapter)
+    plain: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded: Any = quietly(lambda: PeftModel.from_pretrained(plain, adapter))
     return dict(loaded.merge_and_unload().state_dict())
 
 

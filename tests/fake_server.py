@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,13 +47,13 @@ class FakeServer:
 
 
 @contextmanager
-def serving(*script: Answer) -> Iterator[FakeServer]:
+def serving(*script: Answer) -> Generator[FakeServer]:
     """A server that gives these answers in turn, until the end of the block."""
     fake = FakeServer([*script])
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  the name http.server looks for
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or b"{}")
             fake.requests.append({**body, "authorization": self.headers["authorization"], "path": self.path})
             answer = fake.next()
             text = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
@@ -65,7 +65,9 @@ def serving(*script: Answer) -> Iterator[FakeServer]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
             """Keep quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

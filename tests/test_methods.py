@@ -10,7 +10,7 @@ from checkpoints import mergekit
 from torch import Tensor
 
 from llmevo.methods import METHODS, Method, Parameter
-from llmevo.methods.base import Inputs, divisor
+from llmevo.methods.base import Inputs, LowRank, divisor
 from llmevo.methods.dare_ties import drop
 from llmevo.methods.ties import trim
 
@@ -181,10 +181,31 @@ def test_trim_keeps_the_largest_entries_and_at_least_one(density: float, size: i
     assert float(delta[held].abs().min()) >= float(delta[~held].abs().max() if size > kept else 0.0)
 
 
+@pytest.mark.parametrize("method", ON_TASK_VECTORS)
+@pytest.mark.parametrize("low", [(True, True, True), (True, False, True)])
+def test_a_low_rank_task_vector_merges_like_the_tensor_it_stands_for(method: Method, low: tuple[bool, ...]) -> None:
+    (base,), ups, downs = some(1, (7, 11)), some(3, (7, 2), seed=1), some(3, (2, 11), seed=2)
+    each = {"weight": [0.7, -0.2, 0.5], "density": [0.4, 0.9, 0.6]}
+    shared = {"normalize": 0.0, "lambda": 0.8, "rescale": 1.0}
+    own = {name: values for name, values in each.items() if name in method.each}
+    products = [up @ down for up, down in zip(ups, downs, strict=True)]
+    pairs = [LowRank(up, down) for up, down in zip(ups, downs, strict=True)]
+    mixed = [pair if use else product for pair, product, use in zip(pairs, products, low, strict=True)]
+    whole = method.merge(Inputs(base, products, own, shared, [1, 2, 3]))
+    torch.testing.assert_close(method.merge(Inputs(base, mixed, own, shared, [1, 2, 3])), whole, rtol=1e-5, atol=1e-6)
+
+
 def test_ties_leaves_out_the_entries_against_the_elected_sign() -> None:
     models = [torch.tensor([2.0, 1.0, -1.0]), torch.tensor([-1.0, 3.0, -3.0])]
     result = merged(METHODS["ties"], torch.zeros(3), models, {"weight": [1.0, 1.0]})
     assert result.tolist() == [2.0, 2.0, -2.0]
+
+
+def test_ties_takes_the_positive_entries_where_the_signs_balance() -> None:
+    base, models, each = torch.zeros(2), [torch.tensor([2.0, -1.0]), torch.tensor([-2.0, 1.0])], {"weight": [1.0, 1.0]}
+    result = merged(METHODS["ties"], base, models, each)
+    assert result.tolist() == [2.0, 1.0]
+    assert torch.equal(result, by_mergekit("ties", base, models, each, {}))
 
 
 # --- the same numbers as mergekit -------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_server_of_ones_own_needs_no_key_but_openais_does() -> None:
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_for_good_is_a_users_error_after_exactly_one_request(status: int) -> None:
     with serving(refusal(status, "go away")) as server:
-        with pytest.raises(ProposerRefused, match="go away.*--model m"):
+        with pytest.raises(ProposerRefused, match=r"go away.*--model m"):
             proposer(server, retries=4).answer(prompt())
         assert len(server.requests) == 1
 
@@ -166,10 +166,19 @@ def test_an_answer_cut_at_the_token_limit_says_so() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["<html>Please log in</html>", "", {"error": "upstream"}, {"choices": [{}]}, [1], {"choices": [{"message": 3}]}],
+    [
+        "{",
+        "<html>Please log in</html>",
+        "",
+        {"error": "upstream"},
+        {"choices": [{}]},
+        [1],
+        {"choices": [{"message": 3}]},
+    ],
 )
 def test_what_is_no_chat_completion_is_no_answer(body: Any) -> None:
-    with serving(Answer(body)) as server, pytest.raises(ProposerError):
+    kind = {"content-type": "application/json"} if body == "{" else {}
+    with serving(Answer(body, headers=kind)) as server, pytest.raises(ProposerError):
         proposer(server).answer(prompt())
 
 
@@ -180,14 +189,13 @@ def test_a_reply_can_always_be_written_to_the_log() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
-@pytest.mark.parametrize("before", ["", "x" * 270])
+@pytest.mark.parametrize("before", ["", "x" * 240], ids=["short", "long"])
 def test_no_error_ever_shows_the_key_even_if_the_server_repeats_it(status: int, before: str) -> None:
-    with serving(refusal(status, f"{before}bad key {KEY} given", retry_after="0")) as server:
-        with pytest.raises((ProposerError, ProposerRefused)) as caught:
-            proposer(server).answer(prompt())
-    text = str(caught.value)
-    assert KEY[:8] not in text
-    assert "bad key" in text
+    answer = refusal(status, f"{before}bad key {KEY} given", retry_after="0")
+    with serving(answer) as server, pytest.raises((ProposerError, ProposerRefused)) as caught:
+        proposer(server).answer(prompt())
+    assert KEY[:8] not in str(caught.value)
+    assert "bad key" in str(caught.value)
 
 
 def test_no_reported_problem_shows_the_key() -> None:
@@ -208,6 +216,32 @@ def test_a_key_that_no_header_can_carry_is_an_error_not_a_crash(key: str) -> Non
     with serving(refusal(401)) as server, pytest.raises((ProposerError, ProposerRefused)) as caught:
         proposer(server, api_key=key).answer(prompt())
     assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_check_before_a_run_finds_a_refused_key(status: int) -> None:
+    with (
+        serving(refusal(status, f"bad key {KEY}")) as server,
+        pytest.raises(ProposerRefused, match="bad key") as caught,
+    ):
+        proposer(server).check()
+    assert KEY not in str(caught.value)
+
+
+def test_the_check_before_a_run_finds_that_nobody_answers() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(ProposerRefused, match="no server answers"):
+            proposer(f"http://127.0.0.1:{closed.getsockname()[1]}/v1").check()
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer({"object": "list", "data": []}), Answer("<html>"), refusal(404), refusal(500)]
+)
+def test_the_check_before_a_run_lets_a_server_without_a_list_of_models_pass(answer: Answer) -> None:
+    with serving(answer) as server:
+        proposer(server).check()
+    assert [request["path"] for request in server.requests] == ["/v1/models"]
 
 
 # A model on this machine
@@ -269,8 +303,11 @@ def test_a_genome_that_is_long_for_the_model_gets_its_room_before_the_prompt(fol
 def test_a_local_model_needs_a_reference_that_exists(tmp_path: Path) -> None:
     with pytest.raises(ProposerRefused, match=r"llm\.model"):
         LocalProposer(Connection())
-    with pytest.raises(UserError):
-        LocalProposer(Connection(model=str(tmp_path))).answer(question())
+    for model in (tmp_path, tmp_path / "away"):
+        local = LocalProposer(Connection(model=str(model)))
+        for use in (local.check, lambda local=local: local.answer(question())):
+            with pytest.raises(UserError, match=model.name):
+                use()
 
 
 def test_a_vocabulary_without_single_digits_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -282,6 +319,8 @@ def test_a_vocabulary_without_single_digits_is_refused(folder: Path, tmp_path: P
     (blind / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(ProposerRefused, match="single digits"):
         LocalProposer(Connection(model=str(blind))).answer(question())
+    with pytest.raises(ProposerRefused, match="single digits"):
+        LocalProposer(Connection(model=str(blind))).check()
 
 
 # A recording

@@ -143,9 +143,7 @@ def test_the_first_filter_that_holds_decides() -> None:
     assert first(of({"weight": [{"filter": "*", "value": 4}]}))["weight"] == [4]
 
 
-@pytest.mark.parametrize(
-    ("depth", "t"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.9, 0.88), (1.0, 1.0)]
-)
+@pytest.mark.parametrize(("depth", "t"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.9, 0.88), (1.0, 1.0)])
 def test_a_gradient_is_interpolated_over_the_depth(depth: float, t: float) -> None:
     attention = first(Recipe.from_yaml(SLERP), "model.layers.0.self_attn.q_proj.weight", depth)
     assert attention["t"] == pytest.approx(t)
@@ -170,7 +168,7 @@ def test_every_value_equals_mergekits(text: str, tensor: str, depth: float) -> N
     )
     ours = first(recipe, tensor, depth)
     for name in recipe.method.shared:
-        assert ours[name] == pytest.approx(shared[name]), name
+        assert ours[name] == pytest.approx(float(shared[name])), name
     for name in recipe.method.each:
         mine = [v for v, s in zip(ours[name], recipe.output_slices(4)[0].sources, strict=True) if "base" not in str(s)]
         assert mine == pytest.approx([values[name] for values in each.values() if values]), name
@@ -290,7 +288,9 @@ def test_slerp_takes_the_base_of_each_slice() -> None:
     recipe = Recipe.model_validate(
         {
             "merge_method": "slerp",
-            "slices": [{"sources": pair, "base_model": name, "parameters": {"t": 0.5}} for name in ("org/one", "org/two")],
+            "slices": [
+                {"sources": pair, "base_model": name, "parameters": {"t": 0.5}} for name in ("org/one", "org/two")
+            ],
         }
     )
     assert [str(s.base_model) for s in recipe.output_slices(4)] == ["org/one", "org/two"]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmevo.errors import SourceError
+from llmevo.methods.base import LowRank
 from llmevo.references import ModelReference
 from llmevo.sources import Checkpoint, LoraModel, Source, Sources
 
@@ -119,7 +120,7 @@ def test_a_task_vector_is_the_difference_in_float32(tmp_path: Path) -> None:
     one = Checkpoint(new_checkpoint(tmp_path / "one", seed=1, dtype=torch.bfloat16))
     base = Checkpoint(new_checkpoint(tmp_path / "base", seed=2, dtype=torch.bfloat16))
     delta = one.delta(QUERY, base)
-    assert delta is not None
+    assert isinstance(delta, Tensor)
     assert delta.dtype == torch.float32
     assert torch.equal(delta, one.tensor(QUERY).float() - base.tensor(QUERY).float())
     assert base.delta(QUERY, base) is None
@@ -157,10 +158,11 @@ def test_the_task_vector_of_an_adapter_on_its_own_model_is_its_low_rank_product(
     stem = "base_model.model.model.layers.1.mlp.down_proj"
     product = factors[f"{stem}.lora_B.weight"].double() @ factors[f"{stem}.lora_A.weight"].double() * (6 / 2)
     delta = adapted.delta(DOWN, base)
-    assert delta is not None
-    torch.testing.assert_close(delta.double(), product, rtol=1e-6, atol=1e-8)
-    assert torch.linalg.matrix_rank(delta, rtol=1e-5) == 2
-    assert torch.equal(adapted.tensor(DOWN), base.tensor(DOWN) + delta)
+    assert isinstance(delta, LowRank)
+    assert (delta.up.shape, delta.down.shape) == ((16, 2), (2, 32))
+    torch.testing.assert_close(delta.up.double() @ delta.down.double(), product, rtol=1e-6, atol=1e-8)
+    assert torch.linalg.matrix_rank(delta.dense(), rtol=1e-5) == 2
+    torch.testing.assert_close(adapted.tensor(DOWN), base.tensor(DOWN) + delta.dense(), rtol=0, atol=1e-7)
 
 
 def test_a_weight_that_is_not_adapted_is_the_models_own_and_has_no_task_vector(model: Path, adapter: Path) -> None:
@@ -177,7 +179,7 @@ def test_the_task_vector_of_an_adapter_on_another_model_is_the_whole_difference(
     other = Checkpoint(new_checkpoint(tmp_path / "other", seed=5))
     for name in (KEY, DOWN):
         delta = adapted.delta(name, other)
-        assert delta is not None
+        assert isinstance(delta, Tensor)
         assert torch.equal(delta, adapted.tensor(name) - other.tensor(name))
 
 
@@ -235,7 +237,7 @@ def test_an_adapter_without_a_readable_config_is_refused(
 ) -> None:
     config = copy_of(adapter, tmp_path / "adapter") / "adapter_config.json"
     config.unlink() if content is None else config.write_text(content)
-    with pytest.raises(SourceError, match="cannot be read .*an adapter is a folder that PEFT has saved"):
+    with pytest.raises(SourceError, match=r"cannot be read .*an adapter is a folder that PEFT has saved"):
         LoraModel(Checkpoint(model), config.parent)
 
 
@@ -249,7 +251,7 @@ def references(*texts: str) -> list[ModelReference]:
 def test_models_of_another_vocabulary_are_refused_by_both_names(tmp_path: Path) -> None:
     new_checkpoint(tmp_path / "small")
     new_checkpoint(tmp_path / "wide", vocabulary=72)
-    with pytest.raises(SourceError, match="small and wide have different vocabularies: .*64, 16.*72, 16"):
+    with pytest.raises(SourceError, match=r"small and wide have different vocabularies: .*64, 16.*72, 16"):
         Sources.open(references("small", "wide"), tmp_path)
 
 

@@ -77,8 +77,9 @@ def near_numbers(answer: str, rng: random.Random) -> list[str]:
 def other_orders(answer: str, rng: random.Random) -> list[str]:
     """The same words in another order; the order of the question (the answer reversed) always among them."""
     words = answer.split(", ")
-    orders = [list(order) for order in permutations(words) if list(order) not in (words, words[::-1])]
-    return [", ".join(order) for order in [words[::-1], *rng.sample(orders, 3)]]
+    orders = [*dict.fromkeys(", ".join(order) for order in permutations(words))]
+    question = ", ".join(words[::-1])
+    return [question, *rng.sample([order for order in orders if order not in (answer, question)], 3)]
 
 
 def other_weeks(answer: str, rng: random.Random) -> list[str]:

@@ -114,7 +114,9 @@ def train(name: str, args: argparse.Namespace) -> None:
         losses.append(loss.item())
         if step % 10 == 9:
             mean = sum(losses[-10:]) / 10
-            print(f"{name}: step {step + 1}/{args.steps}, loss {mean:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{name}: step {step + 1}/{args.steps}, loss {mean:.3f}, {time.monotonic() - started:.0f} s", flush=True
+            )
     save(name, model, losses, len(items), args)
 
 

@@ -31,9 +31,9 @@ class RequestScorer(TemplateLM):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.max_length: int = getattr(model.config, "max_position_embeddings", None) or 2048
+        self._reach = _reach(model, self.max_length)
         self._tokens = cache(self._encode)  # the texts are the same for every candidate
         self._backbone, self._head = _split(model)
-        self.packs = False
         self.packs = self._packing_holds()
 
     @property
@@ -90,10 +90,17 @@ class RequestScorer(TemplateLM):
     ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         encoded = [self._fitted(place, context, rest) for place, (_, context, rest) in enumerate(requests)]
-        for batch in packed_batches(encoded, self.packs, self.max_length):
+        for batch in self._batches(encoded):
             for place, result in self._score(batch):
                 results[place] = result
         return results
+
+    def _batches(self, encoded: list[Encoded]) -> Iterator[list[Row]]:
+        """What all layers can see at once is packed; longer texts get plain rows."""
+        short = [e for e in encoded if len(e.context) + len(e.continuation) <= self._reach]
+        long = [e for e in encoded if len(e.context) + len(e.continuation) > self._reach]
+        yield from packed_batches(short, self.packs, self._reach)
+        yield from packed_batches(long, False, self.max_length)
 
     def _fitted(self, place: int, context: list[int], continuation: list[int]) -> Encoded:
         """Cut from the left what the model cannot hold, as lm-eval does; the last token is never an input."""
@@ -104,15 +111,24 @@ class RequestScorer(TemplateLM):
     def _packing_holds(self) -> bool:
         """Whether packed rows give this model's own answers, tried on one made-up item.
 
-        They do wherever attention follows the mask and places follow `position_ids`. Not with ALiBi, with
-        recurrent layers, or past a sliding window; such models get one plain row a request.
+        They do wherever attention follows the mask and places follow `position_ids`. Not with ALiBi, and not with
+        recurrent layers; such models get one plain row a request.
         """
         vocabulary = self.model.config.get_text_config().vocab_size
-        tokens = [(7 + 31 * i) % vocabulary for i in range(24)]
-        item = [Encoded(i, tokens[:12], tokens[12 + 3 * i : 15 + 3 * i]) for i in range(4)]
-        plain = [score for row in packed_batches(item, False, self.max_length) for _, (score, _) in self._score(row)]
-        self.packs = True
-        packed = [score for row in packed_batches(item, True, self.max_length) for _, (score, _) in self._score(row)]
+        tokens = [(7 + 31 * i) % vocabulary for i in range(60)]
+        # Twelve choices: the last one then lies so far from its context that a bias by distance cannot be missed.
+        item = [Encoded(i, tokens[:12], tokens[12 + 4 * i : 16 + 4 * i]) for i in range(12)]
+
+        def scores(pack: bool) -> list[float]:
+            return [
+                score for rows in packed_batches(item, pack, self.max_length) for _, (score, _) in self._score(rows)
+            ]
+
+        plain = scores(False)
+        try:
+            packed = scores(True)
+        except Exception:  # anybody's model code, given a mask of a shape it may not know
+            return False
         return all(abs(one - other) <= 0.02 * abs(one) + 0.05 for one, other in zip(plain, packed, strict=True))
 
     def _score(self, batch: list[Row]) -> Iterator[tuple[int, tuple[float, bool]]]:
@@ -124,7 +140,8 @@ class RequestScorer(TemplateLM):
         for place, row in enumerate(batch):
             tokens[place, : len(row.tokens)] = torch.tensor(row.tokens)
             positions[place, : len(row.tokens)] = torch.tensor(row.positions)
-        mask = _branching_mask(batch, length, self.model.dtype) if self.packs else _plain_mask(batch, length)
+        branching = any(len(row.requests) > 1 for row in batch)
+        mask = _branching_mask(batch, length, self.model.dtype) if branching else _plain_mask(batch, length)
         inputs = {"input_ids": tokens, "position_ids": positions, "attention_mask": mask}
         hidden = self._backbone(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False)[0]
         wanted = torch.tensor([(i, at) for i, row in enumerate(batch) for at in row.predicts], device=device)
@@ -173,7 +190,7 @@ class RequestScorer(TemplateLM):
             max_new_tokens=room,
             do_sample=sampled,
             pad_token_id=self.eot_token_id,
-            eos_token_id=self.eot_token_id,
+            eos_token_id=self._ends(),
             **({key: options[key] for key in ("temperature", "top_p", "top_k") if key in options} if sampled else {}),
         )
         kept = max(1, self.max_length - room)
@@ -191,6 +208,11 @@ class RequestScorer(TemplateLM):
         texts = self.tokenizer.batch_decode(out[:, tokens.shape[1] :], skip_special_tokens=True)
         return [postprocess_generated_text(text, stops, None) for text in texts]
 
+    def _ends(self) -> list[int]:
+        """The tokens that end a text: the tokenizer's, and those the model names besides, such as the end of a turn."""
+        named: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        return [*dict.fromkeys([self.eot_token_id, *(named if isinstance(named, list) else [named] if named else [])])]
+
 
 class _StopStrings(StoppingCriteria):
     """Ends each row on its own as soon as a stop string stands in what was generated."""
@@ -207,6 +229,13 @@ class _StopStrings(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device, dtype=torch.bool)
 
 
+def _reach(model: Any, longest: int) -> int:
+    """How many tokens every layer sees at once: what a mask of ours may be given for. Less with sliding windows."""
+    config = model.config.get_text_config()
+    spans = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([longest, *(span for span in spans if span)])
+
+
 def _split(model: Any) -> tuple[Any, Any]:
     """The model without its output head, and the head.
 
@@ -218,7 +247,8 @@ def _split(model: Any) -> tuple[Any, Any]:
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
 
     def logits(hidden: Tensor) -> Tensor:
-        out = head(hidden) * scale if scale != 1.0 else head(hidden)
+        out = head(hidden.to(head.weight.dtype))  # some keep their residual stream in float32
+        out = out * scale if scale != 1.0 else out
         return torch.tanh(out / cap) * cap if cap else out
 
     return backbone, logits

@@ -10,9 +10,7 @@ from llmevo.methods.slerp import SLERP
 from llmevo.methods.task_arithmetic import TASK_ARITHMETIC
 from llmevo.methods.ties import TIES
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (LINEAR, TASK_ARITHMETIC, SLERP, TIES, DARE_TIES)
-}
+METHODS: dict[str, Method] = {method.name: method for method in (LINEAR, TASK_ARITHMETIC, SLERP, TIES, DARE_TIES)}
 """Every merge method by its name in mergekit's YAML."""
 
 __all__ = ["METHODS", "Method", "Parameter"]

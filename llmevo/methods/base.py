@@ -26,12 +26,34 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A task vector that is the product of two small factors, as a LoRA adapter has it; float32."""
+
+    up: Tensor
+    """(rows, rank)."""
+    down: Tensor
+    """(rank, columns), with the adapter's scale in it."""
+
+    def dense(self) -> Tensor:
+        return self.up @ self.down
+
+
+Delta = Tensor | LowRank
+"""A task vector, or without a base a weight."""
+
+
+def dense(delta: Delta) -> Tensor:
+    """As one tensor, for arithmetic that needs every entry."""
+    return delta.dense() if isinstance(delta, LowRank) else delta
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Everything a method needs to merge the tensors of one name."""
 
     base: Tensor | None
     """The base model's tensor, float32; None when the recipe has no base model."""
-    tensors: Sequence[Tensor]
+    tensors: Sequence[Delta]
     """One float32 tensor a model: its task vector (model minus base) where the method `takes_base`, else its weight."""
     each: Mapping[str, Sequence[float]]
     """Per-model parameters: one value for every entry of `tensors`."""
@@ -72,15 +94,25 @@ class Method:
     """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ wᵢ·xᵢ in float32, into one new tensor, with no temporary the size of a weight.
+def weighted_sum(tensors: Sequence[Delta], weights: Sequence[float], start: Tensor | None = None) -> Tensor:
+    """`start` + Σ wᵢ·xᵢ in float32, as one new tensor; inputs are not changed.
 
-    A tensor whose weight is exactly 0 is not read.
+    A tensor whose weight is exactly 0 is not read. Low-rank task vectors stay low-rank: all of them are added in
+    one matrix product over their stacked factors.
     """
-    total = torch.zeros_like(tensors[0])
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if weight != 0.0:
-            total.add_(tensor, alpha=weight)
+    terms = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0]
+    low = [(tensor, weight) for tensor, weight in terms if isinstance(tensor, LowRank)]
+    full = [(tensor, weight) for tensor, weight in terms if not isinstance(tensor, LowRank)]
+    if low:
+        up = torch.cat([tensor.up * weight for tensor, weight in low], dim=1)
+        down = torch.cat([tensor.down for tensor, _ in low])
+        total = up @ down if start is None else torch.addmm(start, up, down)
+    elif start is not None:
+        total = start.clone()
+    else:
+        total = torch.zeros_like(dense(tensors[0]))
+    for tensor, weight in full:
+        total.add_(tensor, alpha=weight)
     return total
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs, Method, Parameter, dense
 from llmevo.methods.consensus import elect
 
 
@@ -27,7 +27,7 @@ def dare_ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the randomly dropped, rescaled, weighted task vectors."""
     assert inputs.base is not None
     dropped = [
-        drop(delta, density, bool(inputs.shared["rescale"]), inputs.generator(place))
+        drop(dense(delta), density, bool(inputs.shared["rescale"]), inputs.generator(place))
         for place, (delta, density) in enumerate(zip(inputs.tensors, inputs.each["density"], strict=True))
     ]
     mixed = elect(dropped, inputs.each["weight"], bool(inputs.shared["normalize"]))

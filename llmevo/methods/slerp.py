@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs, Method, Parameter, dense
 
 NEARLY_PARALLEL = 0.9995
 """Above this cosine the arc is a line, as in mergekit; fine-tunes of one base are nearly always there."""
@@ -13,12 +13,12 @@ NEARLY_PARALLEL = 0.9995
 def slerp(inputs: Inputs) -> Tensor:
     """From the base (t = 0) to the other model (t = 1), each tensor taken as one long vector."""
     assert inputs.base is not None
-    (other,) = inputs.tensors
-    t, start = inputs.shared["t"], inputs.base
+    (only,) = inputs.tensors
+    t, start, other = inputs.shared["t"], inputs.base, dense(only)
     lengths = [float(tensor.norm()) for tensor in (start, other)]
     # A vector of (almost) no length has no direction; mergekit leaves it as it is, and so does this.
     scale = math.prod(length if length > 1e-8 else 1.0 for length in lengths)
-    cosine = float((start.flatten() @ other.flatten())) / scale
+    cosine = float(start.flatten() @ other.flatten()) / scale
     if abs(cosine) > NEARLY_PARALLEL:
         return start * (1 - t) + other * t
     angle = math.acos(cosine)

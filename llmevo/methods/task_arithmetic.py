@@ -10,7 +10,7 @@ def task_arithmetic(inputs: Inputs) -> Tensor:
     assert inputs.base is not None
     weights = inputs.each["weight"]
     scale = inputs.shared["lambda"] / (divisor(weights) if inputs.shared["normalize"] else 1.0)
-    return inputs.base + weighted_sum(inputs.tensors, weights).mul_(scale)
+    return weighted_sum(inputs.tensors, [weight * scale for weight in weights], start=inputs.base)
 
 
 TASK_ARITHMETIC = Method(

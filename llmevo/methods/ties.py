@@ -1,9 +1,8 @@
 """TIES: trim, elect signs, merge the agreeing entries (https://arxiv.org/abs/2306.01708)."""
 
-import torch
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs, Method, Parameter, dense
 from llmevo.methods.consensus import elect
 
 
@@ -16,15 +15,19 @@ def trim(delta: Tensor, density: float) -> Tensor:
         return delta
     magnitudes = delta.abs().flatten()
     kept = max(1, int(density * magnitudes.numel()))
-    mask = torch.zeros_like(magnitudes, dtype=torch.bool)
-    mask[torch.topk(magnitudes, kept, sorted=False).indices] = True
+    # Selecting the cut-off takes one pass where sorting takes many; of equal entries the first ones are kept.
+    cutoff = magnitudes.kthvalue(magnitudes.numel() - kept + 1).values
+    mask = magnitudes > cutoff
+    mask[(magnitudes == cutoff).nonzero()[: kept - int(mask.sum())]] = True
     return delta * mask.view_as(delta)
 
 
 def ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the trimmed, weighted task vectors."""
     assert inputs.base is not None
-    trimmed = [trim(delta, density) for delta, density in zip(inputs.tensors, inputs.each["density"], strict=True)]
+    trimmed = [
+        trim(dense(delta), density) for delta, density in zip(inputs.tensors, inputs.each["density"], strict=True)
+    ]
     mixed = elect(trimmed, inputs.each["weight"], bool(inputs.shared["normalize"]))
     return inputs.base + mixed.mul_(inputs.shared["lambda"])
 

@@ -72,7 +72,9 @@ class LlmEvolution:
             centres = [("mutation of the middle of the bounds", np.full(len(self._space.genes), 0.5))]
         else:
             centres = [(f"mutation of #{best.candidate.id}", self._space.to_unit(best.candidate.genes))]
-        centres += [(f"mutation of the LLM's proposal {i + 1}", self._space.to_unit(p.genes)) for i, p in enumerate(proposals)]
+        centres += [
+            (f"mutation of the LLM's proposal {i + 1}", self._space.to_unit(p.genes)) for i, p in enumerate(proposals)
+        ]
         mutants: list[Suggestion] = []
         for place in range(size):
             note, centre = centres[place % len(centres)]

@@ -1,4 +1,4 @@
-"""What the LLM is asked, and how its answer is read: chat models get tables and a JSON schema, base models a pattern."""
+"""What the LLM is asked, and how its answer is read: tables and JSON for chat models, a pattern for base models."""
 
 from llmevo.prompting.question import Prompt, Question, Reading, Templates
 from llmevo.prompting.styles import STYLES

@@ -35,9 +35,7 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
         {"role": "system", "content": templates.render(FILES[0], **variables)},
         {"role": "user", "content": templates.render(FILES[1], **variables)},
     )
-    return Prompt(
-        messages, lambda text: read(text, question), schema=schema, generation=question.generation, seed=seed
-    )
+    return Prompt(messages, lambda text: read(text, question), schema=schema, generation=question.generation, seed=seed)
 
 
 def _columns(space: SearchSpace) -> list[Gene]:
@@ -56,12 +54,12 @@ def answer_model(question: Question) -> type[BaseModel]:
     low = min(round(gene.low * SCALE) for gene in space.genes)
     high = max(round(gene.high * SCALE) for gene in space.genes)
     columns, slices = len(_columns(space)), len(space.slices)
-    integer = Annotated[int, Field(ge=low, le=high)]
-    row = Annotated[list[integer], Field(min_length=columns, max_length=columns)]
-    table = Annotated[list[row], Field(min_length=slices, max_length=slices)]
+    integer: Any = Annotated[int, Field(ge=low, le=high)]
+    row: Any = Annotated[list[integer], Field(min_length=columns, max_length=columns)]
+    table: Any = Annotated[list[row], Field(min_length=slices, max_length=slices)]
     strict = ConfigDict(extra="forbid")
     proposal = create_model("Proposal", __config__=strict, reason=(str, Field(max_length=200)), genome=(table, ...))
-    proposals = Annotated[list[proposal], Field(min_length=1, max_length=question.wanted)]  # pyright: ignore[reportInvalidTypeForm]
+    proposals: Any = Annotated[list[proposal], Field(min_length=1, max_length=question.wanted)]
     return create_model("Answer", __config__=strict, analysis=(str, Field(max_length=600)), proposals=(proposals, ...))
 
 
@@ -93,7 +91,9 @@ def read(text: str, question: Question) -> Reading:
 def _genes(genome: Any, space: SearchSpace, problems: list[str]) -> Genes:
     """A genome in any shape that has one meaning. Raises ValueError for the others."""
     if isinstance(genome, dict):
-        genome = [genome.get(label) for label in space.slices] if set(genome) == set(space.slices) else [*genome.values()]
+        genome = (
+            [genome.get(label) for label in space.slices] if set(genome) == set(space.slices) else [*genome.values()]
+        )
     numbers = [*_numbers(genome)]
     if len(numbers) != len(space.genes):
         raise ValueError(f"it has {len(numbers)} numbers, the genome {len(space.genes)}")

@@ -25,7 +25,8 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
     values = [trial.value for trial in elites] or [0.0]
     span = (max(values) - min(values)) or 1.0
     rows = [
-        (round(TOP * (trial.value - min(values)) / span), _integers(question, trial.candidate.genes)) for trial in elites
+        (round(TOP * (trial.value - min(values)) / span), _integers(question, trial.candidate.genes))
+        for trial in elites
     ]
     text = templates.render(FILES[0], rows=rows, q=question, target=TOP)
     messages = ({"role": "user", "content": text},)
@@ -60,9 +61,7 @@ def read(text: str, question: Question) -> Reading:
         return Reading(problems=problems or ["the answer is empty"])
     middle = [round(median(column)) for column in zip(*rows, strict=True)]
     notes = [f"median of {len(rows)} continuations", *(f"continuation {place + 1}" for place in range(len(rows)))]
-    points = [
-        (_genes(question, numbers), note) for numbers, note in zip([middle, *rows], notes, strict=True)
-    ]
+    points = [(_genes(question, numbers), note) for numbers, note in zip([middle, *rows], notes, strict=True)]
     return Reading(admit(question, points, problems), "", problems)
 
 

@@ -96,7 +96,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=False,
-            autoescape=False,  # noqa: S701  plain text, not HTML
+            autoescape=False,
         )
 
     def render(self, name: str, **variables: Any) -> str:

@@ -33,17 +33,24 @@ class LocalProposer:
         self._loaded: tuple[Any, Any] | None = None
 
     def check(self) -> None:
-        _digits(AutoTokenizer.from_pretrained(self._folder))
+        _digits(self._read(AutoTokenizer))
 
     @property
     def _folder(self) -> Path:
         return folder_of(ModelReference.parse(self.model).model, self._connection.root)
 
+    def _read(self, kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(self._folder, **options)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
+
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            model: Any = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.bfloat16)
-            self._loaded = (model.to(device).eval(), AutoTokenizer.from_pretrained(self._folder))
+            model: Any = self._read(AutoModelForCausalLM, dtype=torch.bfloat16)
+            self._loaded = (model.to(device).eval(), self._read(AutoTokenizer))
         return self._loaded
 
     @torch.inference_mode()
@@ -54,7 +61,8 @@ class LocalProposer:
         temperature = TEMPERATURE if self._connection.temperature is None else self._connection.temperature
         digits = _digits(tokenizer)
         space = tokenizer.encode(" ", add_special_tokens=False)
-        tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config)
+        needed = prompt.integers * (prompt.digits + 1)
+        tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config, needed)
         inputs = torch.tensor([tokens + space], device=model.device)
         out = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
         cache = copy.copy(out.past_key_values)
@@ -86,11 +94,11 @@ def _digits(tokenizer: Any) -> list[int]:
     return found
 
 
-def _prompt_tokens(tokenizer: Any, text: str, config: Any) -> list[int]:
-    """The prompt, its oldest (worst) lines cut where the model cannot hold it."""
+def _prompt_tokens(tokenizer: Any, text: str, config: Any, needed: int) -> list[int]:
+    """The prompt, its oldest (worst) lines cut where the model cannot hold it and the `needed` tokens of the answer."""
     tokens = tokenizer.encode(text)
-    room = (getattr(config, "max_position_embeddings", None) or 2048) * 3 // 4
-    return tokens[-room:]
+    limit: int = getattr(config, "max_position_embeddings", None) or 2048
+    return tokens[-max(limit // 4, limit - needed) :]
 
 
 def _draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:

@@ -1,13 +1,14 @@
 """Any OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, ..."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from llmevo.errors import ProposerError, ProposerRefused
 from llmevo.prompting import Prompt
+from llmevo.prompting.question import writable
 from llmevo.proposers.base import Connection, Reply
 
 DEFAULT_MODEL = "gpt-4o"
@@ -35,6 +36,8 @@ class OpenAIProposer:
                 "llm: there is no API key; set OPENAI_API_KEY or give --api-key, name your own server with --base-url,"
                 " or use a model on this machine with `llm: {proposer: local}`"
             )
+        if connection.api_key and not (connection.api_key.isascii() and connection.api_key.isprintable()):
+            raise ProposerRefused("llm: the API key holds characters that no key has; copy it again")
         self._connection = connection
         self.model = connection.model or DEFAULT_MODEL
         # Retrying is tenacity's, in one place; the client's own would multiply with it.
@@ -58,7 +61,7 @@ class OpenAIProposer:
             raise ProposerRefused(
                 f"llm: no server answers at {self._client.base_url} ({self._hidden(error)}); check --base-url"
             ) from None
-        except openai.OpenAIError:
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             pass  # a server without a list of models may still answer
 
     def answer(self, prompt: Prompt) -> Reply:
@@ -74,9 +77,13 @@ class OpenAIProposer:
             completion = attempts(self._complete, prompt, problems)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # a ValueError for what should be JSON and is not
             raise ProposerError(f"{self._client.base_url}: {self._hidden(error)}") from None
-        return self._reply(completion, problems)
+        try:
+            return self._reply(completion, problems)
+        except (AttributeError, TypeError):  # JSON, or a page, of another kind
+            text = self._hidden(ValueError(completion))
+            raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check --base-url") from None
 
     def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
         """One request. A server that refuses an option is asked without it, then and ever after."""
@@ -88,22 +95,27 @@ class OpenAIProposer:
             try:
                 return self._client.chat.completions.create(
                     model=self.model,
-                    messages=prompt.messages,  # pyright: ignore[reportArgumentType]
+                    messages=cast(Any, prompt.messages),
                     seed=prompt.seed,
                     **options,
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refused = next((name for name in ("response_format", "temperature", "max_completion_tokens") if name in options), None)
+                refused = next(
+                    (name for name in ("response_format", "temperature", "max_completion_tokens") if name in options),
+                    None,
+                )
                 if refused is None:
                     raise
-                problems.append(f"the server refused a request with {refused}; asked without it ({self._hidden(error)})")
+                problems.append(
+                    f"the server refused a request with {refused}; asked without it ({self._hidden(error)})"
+                )
                 del options[refused]
                 self._options.pop(refused, None)
                 self._with_schema = self._with_schema and refused != "response_format"
 
     def _reply(self, completion: Any, problems: list[str]) -> Reply:
-        choice = completion.choices[0] if completion.choices else None
-        text = (choice.message.content if choice else None) or ""
+        choice = next(iter(completion.choices), None)
+        text = writable((choice.message.content if choice else None) or "")
         if choice and choice.finish_reason == "length":
             problems.append(f"the answer was cut at {self._connection.max_tokens} tokens; raise llm.max_tokens")
         usage = completion.usage
@@ -132,6 +144,6 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     try:
-        return min(float(headers["retry-after"]), LONGEST_WAIT)
+        return min(max(0.0, float(headers["retry-after"])), LONGEST_WAIT)
     except (KeyError, ValueError):
         return wait_random_exponential(multiplier=1, max=20)(state)

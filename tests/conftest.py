@@ -1,0 +1,42 @@
+"""Fixtures and the state every test starts from: no network, no key, one thread."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("OPENAI_API_KEY", None)
+
+import pytest
+import torch
+from rich.console import Console
+from workspace import Workspace, new_workspace, write_task
+
+from llmevo import cli
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that workspaces are copied from."""
+    root = tmp_path_factory.mktemp("models")
+    new_workspace(root)
+    return root
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Workspace:
+    """A user's folder, and the working directory."""
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    for shift, name in enumerate(("letters", "letters_heldout")):
+        write_task(tmp_path, name, shift)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "console", Console(width=160, force_terminal=False))
+    monkeypatch.setattr(cli, "failures", Console(stderr=True, width=160, force_terminal=False))
+    return Workspace(tmp_path, monkeypatch, capsys)

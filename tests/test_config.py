@@ -1,0 +1,269 @@
+"""Configs: those of mergekit-evolve and LLM-Evo-Merge run unchanged, and mistakes are named with the way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmevo.config import Config, parse_config, read_config
+from llmevo.errors import ConfigError
+from llmevo.references import ModelReference
+
+MERGEKIT_EVOLVE = """
+genome:
+    models:
+       - model_1
+       - model_2
+       - model_n
+    merge_method: dare_ties
+    base_model: base_model_if_needed
+    tokenizer_source: null # optional
+    layer_granularity: 8
+
+    # optional:
+    normalize: false
+    allow_negative_weights: false
+    smooth: false
+    filters:
+      - self_attn
+      - mlp
+tasks:
+  - name: lm_eval_task_name
+    weight: 1.0 # optional
+    metric: "acc,none" # defaults to acc,none
+  - name: another
+"""
+"""The example of mergekit's docs/evolve.md; LLM-Evo-Merge's README has the same one."""
+
+LLM_EVO_MERGE = """
+genome:
+  models:
+    - NCSOFT/Llama-VARCO-8B-Instruct
+    - akjindal53244/Llama-3.1-Storm-8B
+  merge_method: task_arithmetic
+  base_model: meta-llama/Llama-3.1-8B
+  tokenizer_source: base
+  layer_granularity: 2
+  allow_negative_weights: true
+  smooth: true
+tasks:
+  - kobest_copa
+  - name: word_perplexity_task
+    weight: -0.2
+    metric: word_perplexity,none
+limit: 100
+num_fewshot: 5
+shuffle: true
+random_init: true
+apply_chat_template: false
+fewshot_as_multiturn: false
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    genome = {"models": ["a", "b"], "merge_method": "ties", "base_model": "base"}
+    return {"genome": genome, "tasks": ["sums"], **changes}
+
+
+def message_of(raw: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, "my.yml")
+    return str(caught.value)
+
+
+def test_the_documented_config_of_mergekit_evolve_is_a_config(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, MERGEKIT_EVOLVE))
+    genome = config.genome
+    assert [str(model) for model in genome.models] == ["model_1", "model_2", "model_n"]
+    assert (genome.merge_method, str(genome.base_model)) == ("dare_ties", "base_model_if_needed")
+    assert (genome.tokenizer_source, genome.layer_granularity) == (None, 8)
+    assert (genome.normalize, genome.allow_negative_weights, genome.smooth) == (False, False, False)
+    assert genome.filters == ["self_attn", "mlp"]
+    assert config.counted == {"lm_eval_task_name": (1.0, "acc,none"), "another": (1.0, "acc,none")}
+    assert config.search.optimizer == "llm"
+
+
+def test_a_config_of_llm_evo_merge_is_a_config(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, LLM_EVO_MERGE))
+    assert config.genome.tokenizer_source == "base"
+    assert config.genome.smooth
+    assert config.genome.allow_negative_weights
+    assert config.counted == {"kobest_copa": (1.0, "acc,none"), "word_perplexity_task": (-0.2, "word_perplexity,none")}
+    assert (config.protocol.limit, config.protocol.num_fewshot, config.protocol.shuffle) == (100, 5, True)
+    assert config.random_init
+    assert (config.protocol.apply_chat_template, config.protocol.fewshot_as_multiturn) == (False, False)
+
+
+def test_what_those_configs_leave_out_has_the_defaults_of_their_tools() -> None:
+    config = parse_config(plain(), "my.yml")
+    assert (config.limit, config.num_fewshot, config.shuffle, config.random_init) == (None, None, False, False)
+    assert (config.apply_chat_template, config.fewshot_as_multiturn) == (True, True)
+    genome = config.genome
+    assert (genome.normalize, genome.layer_granularity, genome.filters, genome.smooth) == (None, 0, None, False)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "slerp"])
+def test_every_method_of_mergekit_evolve_is_known(method: str) -> None:
+    assert (
+        parse_config(plain(genome={**plain()["genome"], "merge_method": method}), "my.yml").genome.method.name == method
+    )
+
+
+def test_filters_are_a_list_of_parts_of_tensor_names() -> None:
+    genome = plain()["genome"]
+    assert parse_config(plain(genome={**genome, "filters": ["self_attn"]}), "").genome.filters == ["self_attn"]
+    assert "genome.filters" in message_of(plain(genome={**genome, "filters": "self_attn"}))
+
+
+def test_held_out_tasks_are_written_like_tasks_and_asked_in_full() -> None:
+    config = parse_config(plain(heldout=["later", {"name": "last", "weight": 2}], limit=3, num_fewshot=1), "my.yml")
+    assert [(task.name, task.weight) for task in config.heldout] == [("later", 1.0), ("last", 2.0)]
+    assert (config.heldout_protocol.limit, config.heldout_protocol.num_fewshot) == (None, 1)
+
+
+def test_the_seed_of_the_search_orders_the_questions_too() -> None:
+    assert parse_config(plain(search={"seed": 7}, shuffle=True), "my.yml").protocol.seed == 7
+
+
+UNKNOWN = {
+    "taks": plain(taks=["sums"]),
+    "genome.modls": plain(genome={**plain()["genome"], "modls": []}),
+    "search.buget": plain(search={"buget": 3}),
+    "llm.modell": plain(llm={"modell": "gpt-4o"}),
+    "llm.price.promt": plain(llm={"price": {"promt": 1}}),
+    "engine.divice": plain(engine={"divice": "cpu"}),
+    "tasks.1.wieght": plain(tasks=["sums", {"name": "dates", "wieght": 1}]),
+    "heldout.0.metrik": plain(heldout=[{"name": "dates", "metrik": "acc"}]),
+}
+NEAREST = ("tasks", "models", "budget", "model", "prompt", "device", "weight", "metric")
+
+
+@pytest.mark.parametrize(("key", "nearest"), [*zip(UNKNOWN, NEAREST, strict=True)])
+def test_an_unknown_key_suggests_the_nearest_known_one(key: str, nearest: str) -> None:
+    message = message_of(UNKNOWN[key])
+    assert f"{key}: there is no such key, did you mean '{nearest}'?" in message
+    assert message.startswith("my.yml: ")
+
+
+def test_an_unknown_key_like_none_lists_the_known_ones() -> None:
+    message = message_of(plain(engine={"colour": "red"}))
+    assert "known: " in message
+    assert "device" in message
+
+
+WRONG = {
+    "limit": plain(limit="many"),
+    "limit ": plain(limit=0),
+    "num_fewshot": plain(num_fewshot=-1),
+    "shuffle": plain(shuffle="perhaps"),
+    "search.budget": plain(search={"budget": "big"}),
+    "search.population": plain(search={"population": 1}),
+    "llm.timeout": plain(llm={"timeout": 0}),
+    "engine.backend": plain(engine={"backend": "jax"}),
+    "tasks.0.weight": plain(tasks=[{"name": "sums", "weight": "heavy"}]),
+    "tasks.0.weight ": plain(tasks=[{"name": "sums", "weight": float("nan")}]),
+    "llm.temperature": plain(llm={"temperature": float("inf")}),
+    "genome.bounds.weight.1": plain(genome={**plain()["genome"], "bounds": {"weight": [0, float("inf")]}}),
+    "genome.layer_granularity": plain(genome={**plain()["genome"], "layer_granularity": "eight"}),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_value_of_the_wrong_kind_is_named_with_its_key(key: str) -> None:
+    message = message_of(WRONG[key])
+    assert f"my.yml: {key.strip()}: " in message
+    value: Any = WRONG[key]
+    for part in key.strip().split("."):
+        value = value[int(part)] if part.isdigit() else value[part]
+    assert f"(it is {value!r})" in message
+
+
+CHOICES = {
+    "linaer": (plain(genome={**plain()["genome"], "merge_method": "linaer"}), "'linear'"),
+    "randon": (plain(search={"optimizer": "randon"}), "'random'"),
+    "openia": (plain(llm={"proposer": "openia"}), "'openai'"),
+    "bfloat61": (plain(genome={**plain()["genome"], "dtype": "bfloat61"}), "'bfloat16'"),
+}
+
+
+@pytest.mark.parametrize("word", CHOICES)
+def test_an_unknown_method_optimizer_proposer_or_type_suggests_the_nearest(word: str) -> None:
+    raw, hint = CHOICES[word]
+    message = message_of(raw)
+    assert f"{word!r} is unknown" in message
+    assert f"did you mean {hint}" in message
+
+
+@pytest.mark.parametrize("key", ["genome", "tasks"])
+def test_a_missing_section_is_named(key: str) -> None:
+    raw = plain()
+    del raw[key]
+    assert message_of(raw) == f"my.yml: {key}: this key is missing"
+
+
+def test_a_missing_base_model_is_named_with_the_reason() -> None:
+    message = message_of(plain(genome={"models": ["a", "b"], "merge_method": "dare_ties"}))
+    assert "base_model is missing" in message
+    assert "genome" in message
+
+
+@pytest.mark.parametrize("key", ["tasks", "models"])
+def test_an_empty_list_of_tasks_or_models_is_refused(key: str) -> None:
+    raw = plain(tasks=[]) if key == "tasks" else plain(genome={**plain()["genome"], "models": []})
+    assert f"{key}: " in message_of(raw)
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    message = message_of(plain(limit="many", shufle=True, search={"budget": 0}))
+    assert len(message.splitlines()) == 3
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3, [{"genome": 1}]])
+def test_a_config_that_is_no_mapping_is_refused(raw: Any) -> None:
+    assert "mapping" in message_of(raw)
+
+
+@pytest.mark.parametrize("raw", [plain(genome=None), plain(tasks="sums"), plain(search=5), {**plain(), 1: 2}])
+def test_a_section_of_the_wrong_kind_is_refused(raw: Any) -> None:
+    assert message_of(raw).startswith("my.yml: ")
+
+
+@pytest.mark.parametrize("text", ["genome: [", "a: b: c", "\tgenome: 1", "a: \x01"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yml is not YAML"):
+        read_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"away\.yml: there is no such file"):
+        read_config(tmp_path / "away.yml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path)
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "binary.yml")
+
+
+def test_an_override_takes_the_place_of_a_key_and_leaves_its_neighbours(tmp_path: Path) -> None:
+    file = write(tmp_path, MERGEKIT_EVOLVE + "\nsearch: {budget: 40, seed: 3}\n")
+    config = read_config(file, {"search.budget": 9, "llm.model": "gpt-x"})
+    assert (config.search.budget, config.search.seed, config.llm.model) == (9, 3, "gpt-x")
+
+
+def test_an_override_is_checked_like_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"search\.optimizer|optimizer 'magic'"):
+        parse_config(plain(), "my.yml", {"search.optimizer": "magic"})
+    with pytest.raises(ConfigError, match="search"):
+        parse_config(plain(search=5), "my.yml", {"search.budget": 9})
+
+
+def test_a_config_comes_back_from_its_plain_values() -> None:
+    config = parse_config(plain(genome={**plain()["genome"], "models": ["a@v1+lora", "b"]}), "my.yml")
+    assert config.genome.models[0] == ModelReference.parse("a@v1+lora")
+    assert Config.model_validate(config.model_dump(mode="json")) == config

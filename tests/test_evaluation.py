@@ -1,0 +1,305 @@
+"""Scoring on lm-eval's tasks: the same numbers as lm-eval, and mistakes found before the first candidate."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+from tiny_model import tiny_llama, tiny_tokenizer
+
+from llmevo.engines.requests import RequestScorer
+from llmevo.errors import CandidateError, TaskError
+from llmevo.evaluation import Evaluator, Protocol, Task, check_disjoint, weigh
+
+ROWS: list[dict[str, Any]] = [
+    {"question": f"{a} + {b} =", "choices": [str(a + b), "7", "no"], "answer": 0} for a in range(4) for b in range(5)
+]
+
+MULTIPLE_CHOICE: dict[str, Any] = {
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1},
+}
+GENERATION: dict[str, Any] = {
+    **MULTIPLE_CHOICE,
+    "output_type": "generate_until",
+    "doc_to_choice": None,
+    "doc_to_target": "{{choices[answer]}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets are cached in a folder of the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def add_task(folder: Path, name: str, rows: list[dict[str, Any]] | None = None, **config: Any) -> Task:
+    """A task file and its questions in a folder."""
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in (ROWS if rows is None else rows)))
+    made = {**MULTIPLE_CHOICE, **config, "task": name, "dataset_path": "json"}
+    made["dataset_kwargs"] = {"data_files": {"test": str(data)}}
+    (folder / f"{name}.yaml").write_text(json.dumps({key: value for key, value in made.items() if value is not None}))
+    return Task(name=name)
+
+
+def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
+    options: dict[str, Any] = {"apply_chat_template": False, **protocol}
+    return Evaluator(tasks, Protocol(**options), [folder])
+
+
+@pytest.fixture(scope="module")
+def lm() -> RequestScorer:
+    return RequestScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+
+
+def by_lm_eval(folder: Path, lm: Any, *names: str, **options: Any) -> Mapping[str, Mapping[str, Any]]:
+    """lm-eval's own results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        simple_evaluate: Any = lm_eval.simple_evaluate
+        found: Any = simple_evaluate(
+            model=lm, tasks=[*names], task_manager=manager, bootstrap_iters=100, log_samples=False, **options
+        )
+    return found["results"]
+
+
+# Scores
+
+
+def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
+    sums = add_task(tmp_path, "sums")
+    said = add_task(tmp_path, "said", **GENERATION).model_copy(update={"metric": "exact_match,none"})
+    results = by_lm_eval(tmp_path, lm, "sums", "said")
+    score = evaluator(tmp_path, sums, said).score(lm)
+    assert score.tasks["sums"]["acc,none"] == results["sums"]["acc,none"]
+    assert score.tasks["said"]["exact_match,none"] == results["said"]["exact_match,none"]
+    assert score.total == results["sums"]["acc,none"] + results["said"]["exact_match,none"]
+    assert score.stderr == pytest.approx(results["sums"]["acc_stderr,none"])
+    assert 0 < score.tasks["sums"]["acc,none"] < 1
+    assert score.items == 40
+
+
+def test_a_generated_answer_that_is_right_counts(tmp_path: Path, lm: RequestScorer) -> None:
+    instance: Any = type("Request", (), {"args": ("0 + 0 =", GENERATION["generation_kwargs"])})
+    (answer,) = lm.generate_until([instance])
+    rows = [
+        {"question": "0 + 0 =", "choices": [answer], "answer": 0},
+        {"question": "1 + 1 =", "choices": ["x"], "answer": 0},
+    ]
+    add_task(tmp_path, "said", rows, **GENERATION)
+    assert evaluator(tmp_path, Task(name="said", metric="exact_match,none")).score(lm).total == 0.5
+
+
+def test_the_chat_template_and_solved_examples_are_asked_as_by_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
+    sums = add_task(tmp_path, "sums", fewshot_split="test")
+    options: dict[str, Any] = {"apply_chat_template": True, "num_fewshot": 2}
+    results = by_lm_eval(tmp_path, lm, "sums", fewshot_as_multiturn=True, fewshot_random_seed=3, **options)
+    score = evaluator(tmp_path, sums, seed=3, fewshot_as_multiturn=True, **options).score(lm)
+    assert score.tasks["sums"]["acc,none"] == results["sums"]["acc,none"]
+
+
+def test_the_total_weighs_the_tasks_and_lower_is_better_with_a_negative_weight(
+    tmp_path: Path, lm: RequestScorer
+) -> None:
+    add_task(tmp_path, "sums")
+    add_task(tmp_path, "more", ROWS[::-1][:7])
+    tasks = [Task(name="sums", weight=2.0), Task(name="more", weight=-0.5)]
+    score = evaluator(tmp_path, *tasks).score(lm)
+    values = [score.tasks[name]["acc,none"] for name in ("sums", "more")]
+    errors = [score.tasks[name]["acc_stderr,none"] for name in ("sums", "more")]
+    assert score.total == pytest.approx(2 * values[0] - 0.5 * values[1])
+    assert score.stderr == pytest.approx(math.hypot(2 * errors[0], 0.5 * errors[1]))
+
+
+def test_scoring_again_gives_the_same_score(tmp_path: Path, lm: RequestScorer) -> None:
+    scoring = evaluator(tmp_path, add_task(tmp_path, "sums"), limit=9, shuffle=True)
+    assert scoring.score(lm) == scoring.score(lm)
+
+
+def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: RequestScorer) -> None:
+    add_task(tmp_path, "one", ROWS[:5])
+    add_task(tmp_path, "two", ROWS[5:])
+    group = {
+        "group": "all_sums",
+        "task": ["one", "two"],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    }
+    (tmp_path / "all_sums.yaml").write_text(json.dumps(group))
+    whole = evaluator(tmp_path, add_task(tmp_path, "sums")).score(lm)
+    score = evaluator(tmp_path, Task(name="all_sums")).score(lm)
+    assert score.total == pytest.approx(whole.total)
+    assert score.items == 20
+
+
+# Which questions
+
+
+def asked(scoring: Evaluator) -> list[str]:
+    return [text for _, text in scoring.questions()]
+
+
+def test_a_limit_takes_that_many_questions_of_each_task(tmp_path: Path, lm: RequestScorer) -> None:
+    tasks = add_task(tmp_path, "sums"), add_task(tmp_path, "few", ROWS[:3])
+    scoring = evaluator(tmp_path, *tasks, limit=6)
+    assert scoring.items == 9
+    assert asked(scoring)[:6] == [row["question"] for row in ROWS[:6]]
+    assert scoring.score(lm).items == 9
+    results = by_lm_eval(tmp_path, lm, "sums", limit=6)
+    assert scoring.score(lm).tasks["sums"]["acc,none"] == results["sums"]["acc,none"]
+
+
+def test_shuffled_questions_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    sums = add_task(tmp_path, "sums")
+    first, again, other = (evaluator(tmp_path, sums, limit=6, shuffle=True, seed=seed) for seed in (1, 1, 2))
+    plain = evaluator(tmp_path, sums, limit=6)
+    assert asked(first) == asked(again)
+    assert len({tuple(asked(scoring)) for scoring in (first, other, plain)}) == 3
+
+
+def test_every_question_is_asked_without_a_limit_shuffled_or_not(tmp_path: Path) -> None:
+    sums = add_task(tmp_path, "sums")
+    for shuffle in (True, False):
+        assert sorted(asked(evaluator(tmp_path, sums, shuffle=shuffle))) == sorted(row["question"] for row in ROWS)
+
+
+# Mistakes
+
+
+@pytest.fixture
+def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave lm-eval's own thousands of tasks unread."""
+
+    def manager(include_path: Any = None, include_defaults: bool = True) -> TaskManager:
+        assert include_defaults or include_path
+        return TaskManager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr("llmevo.evaluation.TaskManager", manager)
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_an_unknown_task_is_named_with_the_nearest(tmp_path: Path) -> None:
+    add_task(tmp_path, "arithmetic_sums")
+    with pytest.raises(TaskError, match="'arithmetic_sumz', did you mean 'arithmetic_sums'"):
+        evaluator(tmp_path, Task(name="arithmetic_sumz"))
+
+
+@pytest.mark.parametrize("metric", ["exact_match,none", "acc", "accuracy,none", "acc,strict"])
+def test_an_unknown_metric_is_named_with_those_there_are(tmp_path: Path, metric: str) -> None:
+    add_task(tmp_path, "sums")
+    with pytest.raises(TaskError, match=f"sums has no metric '{metric}'.*its metrics are 'acc,none'"):
+        evaluator(tmp_path, Task(name="sums", metric=metric))
+
+
+def test_a_tag_is_refused_with_its_tasks(tmp_path: Path) -> None:
+    add_task(tmp_path, "sums", tag="maths")
+    with pytest.raises(TaskError, match=r"maths.*sums"):
+        evaluator(tmp_path, Task(name="maths"))
+
+
+def test_a_group_that_aggregates_nothing_is_refused(tmp_path: Path) -> None:
+    add_task(tmp_path, "sums")
+    (tmp_path / "group.yaml").write_text(json.dumps({"group": "maths", "task": ["sums"]}))
+    with pytest.raises(TaskError, match=r"maths.*aggregates nothing.*sums"):
+        evaluator(tmp_path, Task(name="maths"))
+
+
+def test_a_group_is_refused_for_a_metric_that_it_does_not_aggregate(tmp_path: Path) -> None:
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    add_task(tmp_path, "sums", metric_list=metrics)
+    group = {"group": "maths", "task": ["sums"], "aggregate_metric_list": [{"metric": "acc_norm"}]}
+    (tmp_path / "group.yaml").write_text(json.dumps(group))
+    with pytest.raises(TaskError, match=r"maths has no metric 'acc,none'.*'acc_norm,none'"):
+        evaluator(tmp_path, Task(name="maths"))
+    evaluator(tmp_path, Task(name="maths", metric="acc_norm,none"))
+
+
+def test_a_task_without_questions_is_named(tmp_path: Path) -> None:
+    empty = add_task(tmp_path, "nothing")
+    (tmp_path / "none.py").write_text("def none(docs):\n    return docs.select([])\n")
+    text = (tmp_path / "nothing.yaml").read_text().removesuffix("}")
+    (tmp_path / "nothing.yaml").write_text(text + ', "process_docs": !function none.none }')
+    with pytest.raises(TaskError, match=r"nothing.* no questions"):
+        evaluator(tmp_path, empty)
+
+
+def test_a_task_whose_data_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
+    gone = add_task(tmp_path, "gone")
+    (tmp_path / "gone.jsonl").unlink()
+    with pytest.raises(TaskError, match=r"gone cannot be loaded"):
+        evaluator(tmp_path, gone)
+
+
+def test_a_task_listed_twice_is_refused(tmp_path: Path) -> None:
+    sums = add_task(tmp_path, "sums")
+    with pytest.raises(TaskError, match="sums is listed twice"):
+        evaluator(tmp_path, sums, Task(name="sums", weight=0.5))
+
+
+def test_a_task_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"task_search_path.*away"):
+        evaluator(tmp_path / "away", Task(name="sums"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "N/A"])
+def test_a_metric_that_is_no_number_costs_the_candidate(value: Any) -> None:
+    with pytest.raises(CandidateError, match="acc,none of sums"):
+        weigh([Task(name="sums")], {"sums": {"acc,none": value, "acc_stderr,none": 0.1}}, 3)
+
+
+def test_a_standard_error_that_is_no_number_counts_as_none() -> None:
+    score = weigh([Task(name="sums")], {"sums": {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": "sums"}}, 3)
+    assert (score.total, score.stderr, score.tasks) == (0.5, 0.0, {"sums": {"acc,none": 0.5}})
+
+
+def test_a_task_that_reports_nan_costs_the_candidate(tmp_path: Path, lm: RequestScorer) -> None:
+    (tmp_path / "bad.py").write_text("def results(doc, results):\n    return {'acc': float('nan')}\n")
+    bad = add_task(tmp_path, "bad", ROWS[:2])
+    text = (tmp_path / "bad.yaml").read_text().removesuffix("}")
+    (tmp_path / "bad.yaml").write_text(text + ', "process_results": !function bad.results }')
+    with pytest.raises(CandidateError, match="acc,none of bad is nan"):
+        evaluator(tmp_path, bad).score(lm)
+
+
+def test_a_model_that_crashes_costs_the_candidate(tmp_path: Path) -> None:
+    class Broken(RequestScorer):
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            raise RuntimeError(f"out of memory at {len(requests)} requests, {disable_tqdm}")
+
+    scoring = evaluator(tmp_path, add_task(tmp_path, "sums"))
+    with pytest.raises(CandidateError, match="RuntimeError: out of memory"):
+        scoring.score(Broken(tiny_llama(), tiny_tokenizer()))
+
+
+def test_scoring_leaves_the_terminal_alone(
+    tmp_path: Path, lm: RequestScorer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluator(tmp_path, add_task(tmp_path, "sums")).score(lm)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_a_question_both_searched_on_and_held_out_is_refused(tmp_path: Path) -> None:
+    search = evaluator(tmp_path, add_task(tmp_path, "search", ROWS[:8]))
+    heldout = evaluator(tmp_path, add_task(tmp_path, "heldout", ROWS[6:]))
+    with pytest.raises(TaskError, match=r"heldout: 2 questions of heldout .*search"):
+        check_disjoint(search, heldout)
+    check_disjoint(search, evaluator(tmp_path, add_task(tmp_path, "apart", ROWS[8:])))
+
+
+def test_a_task_is_read_from_its_name_alone() -> None:
+    task = Task.model_validate("sums")
+    assert (task.name, task.weight, task.metric) == ("sums", 1.0, "acc,none")
