@@ -1,5 +1,6 @@
 """The command line."""
 
+import io
 import os
 import sys
 from collections.abc import Generator
@@ -101,14 +102,21 @@ def resume(run: RunFolder, api_key: ApiKey = None) -> None:
 def replay(
     run: RunFolder,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute it from the log; fail on a difference.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
+    ] = None,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     state = RunState.fold(iter(recorded))
     settings, root = settings_of(state, run)
-    bench = Bench(settings, root, api_key="unused")
+    if picture:
+        canvas = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+        canvas.print(display.Display(canvas, settings, run).picture(state))
+        canvas.save_svg(str(picture), title="llmevo run")
+        return
     if not verify:
-        view, shown = display.Display(console, settings, run, len(settings.genome.models) + 1), RunState()
+        view, shown = display.Display(console, settings, run), RunState()
         for event in recorded:
             shown.apply(event)
             if line := view.line(event, shown):
@@ -116,7 +124,7 @@ def replay(
         display.summary(console, state, run, settings)
         return
     try:
-        loop.run(bench, Journal(recorded))
+        loop.run(Bench(settings, root, api_key="unused"), Journal(recorded))
     except EndOfRecordError:
         console.print("The run is unfinished; `llmevo resume` goes on with it.")
     console.print(f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores.")
@@ -168,7 +176,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 def carry_on(bench: Bench, log: RunLog) -> None:
     """Run to the end, or to Ctrl-C, showing and writing what happens."""
-    view = display.Display(console, bench.config, log.folder, bench.start_rows)
+    view = display.Display(console, bench.config, log.folder)
     best: list[int] = []
 
     def keep_best(_: object, state: RunState) -> None:
@@ -228,14 +236,14 @@ def errors_shown() -> Generator[None]:
 
 def main() -> None:
     """The entry point: hides the key from the list of processes, then does what is asked."""
-    setproctitle.setproctitle("llmevo " + " ".join(_without_key(sys.argv[1:])))
+    setproctitle.setproctitle("llmevo " + " ".join(without_key(sys.argv[1:])))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with errors_shown():
         app()
 
 
-def _without_key(words: list[str]) -> list[str]:
+def without_key(words: list[str]) -> list[str]:
     """The command line with the value of --api-key hidden."""
     return [
         "***" if before == "--api-key" else ("--api-key=***" if word.startswith("--api-key=") else word)

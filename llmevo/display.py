@@ -1,6 +1,5 @@
 """What a person sees of a run: a live picture in a terminal, plain lines elsewhere. Reads events only."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +18,9 @@ from llmevo.trial import Score, Trial
 class Display:
     """Follows a run. Use as a context manager; give `show` to the journal as an observer."""
 
-    def __init__(self, console: Console, config: Config, folder: Path, start_rows: int) -> None:
+    def __init__(self, console: Console, config: Config, folder: Path) -> None:
         self.console, self.config, self.folder = console, config, folder
-        self.rows = start_rows
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._started = time.monotonic()
-        self._done_before: int | None = None
 
     def __enter__(self) -> "Display":
         if self._live:
@@ -80,7 +76,8 @@ class Display:
             items, seconds = items + row.items, seconds + sum(row.seconds.values())
         if not items or state.started is None:
             return 0.0
-        rows = (self.rows + 2) if state.started.heldout_items else 0
+        start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
+        rows = start_rows + 2 if state.started.heldout_items else 0  # the base and the best besides
         todo = (self.config.search.budget - len(state.trials)) * state.started.items
         todo += (rows - len(state.heldout)) * state.started.heldout_items
         return max(0.0, todo * seconds / items)
@@ -94,7 +91,7 @@ class Display:
         )
         items = sum(trial.score.items for trial in state.trials.values() if trial.score)
         of = budget * (state.started.items if state.started else 0)
-        spent = f"{clock(time.monotonic() - self._started)} so far, {clock(self.seconds_left(state))} left"
+        spent = f"{clock(state.seconds)} so far, {clock(self.seconds_left(state))} left"
         head.add_row("questions", f"{items:,} of {of:,}", "time", spent)
         parts: list[RenderableType] = [head, scores(state, self.config)]
         if state.told and state.told[-1].sigma is not None:

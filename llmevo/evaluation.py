@@ -215,7 +215,9 @@ def _check_metric(task: Task, loaded: Any) -> None:
             f" ({', '.join(sorted(leaves))})"
         )
     members: list[Any] = [leaves[task.name]] if task.name in leaves else group.get_all_tasks()
-    reported = {(metric, filter_.name) for leaf in members for metric in leaf.aggregation() for filter_ in leaf._filters}
+    reported = {
+        (metric, filter_.name) for leaf in members for metric in leaf.aggregation() for filter_ in leaf._filters
+    }
     if group is not None:
         aggregated = {entry.metric: entry.filter_list for entry in group.aggregate_metric_list}
         reported = {(m, f) for m, f in reported if m in aggregated and f in (aggregated[m] or [f])}

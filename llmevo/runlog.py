@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Self
 
@@ -28,6 +29,8 @@ class RunState:
     told: list[events.Told] = field(default_factory=list[events.Told])
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
     finished: events.RunFinished | None = None
+    latest: datetime | None = None
+    """When the last event was written."""
 
     @classmethod
     def fold(cls, log: Iterator[events.Event]) -> Self:
@@ -36,7 +39,15 @@ class RunState:
             state.apply(event)
         return state
 
+    @property
+    def seconds(self) -> float:
+        """From the first event to the last, pauses included."""
+        if self.started is None or self.latest is None:
+            return 0.0
+        return (self.latest - datetime.fromisoformat(self.started.time)).total_seconds()
+
     def apply(self, event: events.Event) -> None:
+        self.latest = datetime.fromisoformat(event.time)
         match event:
             case events.RunStarted():
                 self.started = event
