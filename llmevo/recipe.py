@@ -90,6 +90,8 @@ class Recipe(_Strict):
     def _complete(self) -> Self:
         if self.merge_method not in METHODS:
             raise ValueError(f"merge_method {self.merge_method!r} is unknown{nearest(self.merge_method, METHODS)}")
+        if str(self.tokenizer_source) == "union":
+            raise ValueError("tokenizer_source 'union' is not supported: the models need one vocabulary; use 'base'")
         if bool(self.models) == bool(self.slices):
             raise ValueError("give either `models` or `slices`, not both and not neither")
         needs_base = self.method.takes_base or self.method.pair

@@ -171,8 +171,11 @@ def _converted(file: Path) -> Path:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(out)
-    except OSError as error:
-        raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error})") from error
+    except ImportError as error:
+        raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
+    except (OSError, ValueError) as error:
+        hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
+        raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     finally:
         if partial.exists():
             shutil.rmtree(partial)

@@ -138,11 +138,24 @@ def test_a_server_without_schemas_is_asked_without_one_then_and_ever_after(statu
     assert second.problems == ()
 
 
-def test_a_server_that_refuses_a_request_with_no_option_left_is_given_up() -> None:
-    with serving(refusal(400, "never")) as server, pytest.raises(ProposerError, match="never"):
-        proposer(server, temperature=0.1).answer(prompt())
-    assert len(server.requests) == 4
-    assert not {"response_format", "temperature", "max_completion_tokens"} & server.requests[-1].keys()
+def test_a_refusal_that_names_no_option_costs_one_repetition_and_changes_nothing_after_it() -> None:
+    with serving(refusal(400, "too long")) as server:
+        asking = proposer(server, temperature=0.1)
+        for _ in range(2):
+            with pytest.raises(ProposerError, match="too long"):
+                asking.answer(prompt())
+    assert ["response_format" in request for request in server.requests] == [True, False, True, False]
+    assert all(request["temperature"] == 0.1 for request in server.requests)
+
+
+@pytest.mark.parametrize("option", ["temperature", "max_completion_tokens"])
+def test_an_option_that_a_refusal_names_is_never_sent_again(option: str) -> None:
+    with serving(refusal(400, f"Unsupported parameter: {option}"), chat("x")) as server:
+        asking = proposer(server, temperature=0.1)
+        asking.answer(prompt())
+        asking.answer(prompt())
+    assert [option in request for request in server.requests] == [True, False, False]
+    assert all("response_format" in request for request in server.requests)
 
 
 @pytest.mark.parametrize("answer", [chat(None), chat(""), Answer({**chat("x").body, "choices": []})])

@@ -20,6 +20,13 @@ WORTH_RETRYING = (
 )
 """Failures that may pass by themselves; every other one would come again."""
 
+SAID_OF = {
+    "response_format": ("response_format", "json_schema", "schema", "structured"),
+    "temperature": ("temperature",),
+    "max_completion_tokens": ("max_completion_tokens",),
+}
+"""How a refusal names the option it is about."""
+
 LONGEST_WAIT = 60.0
 """Seconds to wait at most for a server that says when to come back."""
 
@@ -86,7 +93,11 @@ class OpenAIProposer:
             raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check --base-url") from None
 
     def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
-        """One request. A server that refuses an option is asked without it, then and ever after."""
+        """One request. An option that the server refuses is left out and the request repeated.
+
+        An option that the refusal names is left out ever after; a schema also when the refusal names nothing,
+        but then for this request only: the fault may lie elsewhere.
+        """
         options = dict(self._options)
         if self._with_schema and prompt.schema:
             schema = {"name": "Answer", "schema": prompt.schema, "strict": True}
@@ -100,18 +111,17 @@ class OpenAIProposer:
                     **options,
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refused = next(
-                    (name for name in ("response_format", "temperature", "max_completion_tokens") if name in options),
-                    None,
-                )
+                named = next((name for name in options if any(word in str(error) for word in SAID_OF[name])), None)
+                refused = named or ("response_format" if "response_format" in options else None)
                 if refused is None:
                     raise
                 problems.append(
                     f"the server refused a request with {refused}; asked without it ({self._hidden(error)})"
                 )
                 del options[refused]
-                self._options.pop(refused, None)
-                self._with_schema = self._with_schema and refused != "response_format"
+                if named:
+                    self._options.pop(named, None)
+                    self._with_schema = self._with_schema and named != "response_format"
 
     def _reply(self, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)

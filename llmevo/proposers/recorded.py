@@ -19,7 +19,9 @@ class RecordedProposer:
         file = path / "events.jsonl" if path.is_dir() else path
         try:
             # Of bytes: the lines of a text would also end at the Unicode line ends that a reply may hold.
-            events: list[Any] = [json.loads(line) for line in file.read_bytes().splitlines()]
+            # A last line that a crash has torn ends without a newline; it is no reply.
+            whole = file.read_bytes().rpartition(b"\n")[0]
+            events: list[Any] = [json.loads(line) for line in whole.splitlines()]
             prompted = [event for event in events if event["event"] == "prompted"]
             self._replies: dict[int, Any] = {event["generation"]: event for event in prompted}
         except (OSError, ValueError, TypeError, KeyError) as error:
