@@ -2,7 +2,8 @@
 
 For every skill two multiple-choice tasks, `quickstart_SKILL` (search) and `quickstart_SKILL_heldout`, and for
 arithmetic also two generate-and-match tasks, `quickstart_arithmetic_generate[_heldout]`. The same seed writes the
-same files. Search, held-out and training share no question; `tests/test_quickstart.py` proves it of the files.
+same files. Search, held-out and training share no question; `tests/test_quickstart.py` proves it of the files, for
+training of the digests of its questions.
 """
 
 import json
@@ -65,8 +66,10 @@ metadata:
 
 def write(name: str, skill: skills.Skill) -> None:
     """The data and task files of one skill."""
-    for part, items in skills.parts(skill, training=1).items():
+    for part, items in skills.parts(skill, training=skills.TRAINED_ON).items():
         if part == "training":
+            digests = "".join(f"{skills.digest(item.question)}\n" for item in items)
+            (HERE / f"{name}.training.sha256").write_text(digests)
             continue
         rng = random.Random(f"{name}/{part}")
         rows = []

@@ -5,6 +5,7 @@ which generates questions with checked answers from a seed. `make_tasks.py` and 
 this file, so a question has one wording in training, search and held-out.
 """
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,6 +111,14 @@ SEEDS = {"search": 1_000, "heldout": 2_000, "training": 3_000}
 """Where each part's items come from. Search and held-out are drawn first; training takes none of theirs."""
 
 SIZES = {"search": 64, "heldout": 128}
+
+TRAINED_ON = 2560
+"""Items an expert was trained on: 160 steps of 16."""
+
+
+def digest(question: str) -> str:
+    """A short digest of a question, to prove with that it is not among others."""
+    return hashlib.sha256(question.encode()).hexdigest()[:12]
 
 
 def parts(skill: Skill, training: int) -> dict[str, list[Item]]:
