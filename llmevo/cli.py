@@ -237,6 +237,8 @@ def errors_shown() -> Generator[None]:
 def main() -> None:
     """The entry point: hides the key from the list of processes, then does what is asked."""
     setproctitle.setproctitle("llmevo " + " ".join(without_key(sys.argv[1:])))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with errors_shown():

@@ -1,5 +1,6 @@
 """The events of a run: what `events.jsonl` holds, one a line. Other tools read these; fields are only ever added."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -73,9 +74,9 @@ class Asked(BaseEvent):
         return [Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"]) for c in self.candidates]
 
 
-class Evaluated(BaseEvent):
-    event: Literal["evaluated"] = "evaluated"
-    candidate: int
+class Scored(BaseEvent):
+    """What events that carry a score have in common."""
+
     score: float
     stderr: float
     tasks: dict[str, dict[str, float]]
@@ -84,6 +85,11 @@ class Evaluated(BaseEvent):
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items)
+
+
+class Evaluated(Scored):
+    event: Literal["evaluated"] = "evaluated"
+    candidate: int
 
 
 class Failed(BaseEvent):
@@ -102,7 +108,7 @@ class Told(BaseEvent):
     """The best candidate so far."""
 
 
-class HeldOut(BaseEvent):
+class HeldOut(Scored):
     """A model scored on the held-out items."""
 
     event: Literal["heldout"] = "heldout"
@@ -111,14 +117,6 @@ class HeldOut(BaseEvent):
     kind: str
     """`base`, `parent`, `uniform` or `best`."""
     candidate: int | None
-    score: float
-    stderr: float
-    tasks: dict[str, dict[str, float]]
-    items: int
-    seconds: dict[str, float]
-
-    def read(self) -> Score:
-        return Score(self.score, self.stderr, self.tasks, self.items)
 
 
 class RunFinished(BaseEvent):
@@ -139,17 +137,24 @@ Event = Annotated[
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 
+def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of `Scored`."""
+    return {
+        "score": score.total,
+        "stderr": score.stderr,
+        "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
+        "items": score.items,
+        "seconds": rounded(seconds),
+    }
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """To milliseconds."""
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
 def of_trial(trial: Trial) -> Evaluated | Failed:
     """The event of a trial."""
-    seconds = {name: round(value, 3) for name, value in trial.seconds.items()}
     if trial.score is None:
-        return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=seconds)
-    score = trial.score
-    return Evaluated(
-        candidate=trial.candidate.id,
-        score=score.total,
-        stderr=score.stderr,
-        tasks={task: dict(metrics) for task, metrics in score.tasks.items()},
-        items=score.items,
-        seconds=seconds,
-    )
+        return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
+    return Evaluated(candidate=trial.candidate.id, **scored(trial.score, trial.seconds))

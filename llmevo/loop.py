@@ -154,16 +154,7 @@ def _held_out(
     assert heldout is not None
     name, kind, candidate = row
     score, seconds = bench.score(recipe, heldout)
-    return events.HeldOut(
-        row=name,
-        kind=kind,
-        candidate=candidate,
-        score=score.total,
-        stderr=score.stderr,
-        tasks={task: dict(metrics) for task, metrics in score.tasks.items()},
-        items=score.items,
-        seconds={key: round(value, 3) for key, value in seconds.items()},
-    )
+    return events.HeldOut(row=name, kind=kind, candidate=candidate, **events.scored(score, seconds))
 
 
 def finished(state: RunState) -> events.RunFinished:
