@@ -94,7 +94,7 @@ def test_the_config_opens_its_models_and_each_parent_is_its_expert_bit_for_bit()
     config = read_config(CONFIGS / "quickstart.yml")
     sources = Sources.open(config.genome.references, CONFIGS)
     space = SearchSpace(config.genome, 30)
-    assert len(space.genes) == 12
+    assert len(space.genes) == 8
     model = config.genome.models[1]
     alone = dict(merge(Recipe.of_one(model, "bfloat16"), sources))
     for name, weight in merge(space.decode(space.parent(model)), sources):
