@@ -34,6 +34,8 @@ class Bench:
     root: Path
     """Where relative references start: the config's folder."""
     api_key: str | None = None
+    recorded_style: str = ""
+    """For a run that began earlier: the prompting style it began with."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -102,10 +104,15 @@ class Bench:
         )
         return PROPOSERS[name](connection)
 
+    @property
+    def style(self) -> str:
+        """How the proposer is asked; a run that is only read again needs no proposer for it."""
+        return self.recorded_style or self.proposer.style
+
     def optimizer(self) -> Optimizer:
         """A fresh one, as the run starts with."""
         search = self.config.search
-        style = self.proposer.style if search.optimizer == "llm" else ""
+        style = self.style if search.optimizer == "llm" else ""
         setup = Setup(self.space, search.seed, search.budget, self.config.counted, style, self.templates)
         return OPTIMIZERS[search.optimizer](setup)
 
@@ -118,7 +125,7 @@ class Bench:
                 f" {rows} evaluations"
             )
         if self.config.search.optimizer == "llm":
-            for name in STYLES[self.proposer.style].files:
+            for name in STYLES[self.style].files:
                 self.templates.texts([name])
             self.proposer.check()
         _ = self.evaluator, self.heldout
@@ -139,11 +146,11 @@ class Bench:
     def started(self) -> events.RunStarted:
         """The first event of a run."""
         search = self.config.search
-        files = STYLES[self.proposer.style].files if search.optimizer == "llm" else ()
+        asks = search.optimizer == "llm"
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts=self.templates.texts(files),
+            prompts=self.templates.texts(STYLES[self.style].files if asks else ()),
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
@@ -151,6 +158,8 @@ class Bench:
             layers=self.layers,
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
+            proposer=self.proposer_name if asks else "",
+            style=self.style if asks else "",
         )
 
     def _described(self, reference: Any) -> dict[str, Any]:

@@ -94,8 +94,10 @@ def run(
 def resume(run: RunFolder, api_key: ApiKey = None) -> None:
     """Go on with a run after any stop; nothing it has paid for is done again."""
     with RunLog(run, resume=True) as log:
-        settings, root = settings_of(RunState.fold(iter(log.recorded)), run)
-        carry_on(Bench(settings, root, find_key(settings, root, api_key)), log)
+        state = RunState.fold(iter(log.recorded))
+        settings, root = settings_of(state, run)
+        style = state.started.style if state.started else ""
+        carry_on(Bench(settings, root, find_key(settings, root, api_key), style), log)
 
 
 @app.command(epilog="Example: `llmevo replay runs/quickstart --verify`")
@@ -124,7 +126,8 @@ def replay(
         display.summary(console, state, run, settings)
         return
     try:
-        loop.run(Bench(settings, root, api_key="unused"), Journal(recorded))
+        style = state.started.style if state.started else ""
+        loop.run(Bench(settings, root, recorded_style=style), Journal(recorded))
     except EndOfRecordError:
         console.print("The run is unfinished; `llmevo resume` goes on with it.")
     console.print(f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores.")
@@ -205,7 +208,12 @@ def settings_of(state: RunState, run: Path) -> tuple[Config, Path]:
     """The config a run was started with, and where its relative paths start."""
     if state.started is None:
         raise RunError(f"{run}: the log has no beginning; start the run anew")
-    return parse_config(state.started.config, f"{run}/{LOG}"), Path(state.started.root)
+    config = parse_config(state.started.config, f"{run}/{LOG}")
+    if state.started.proposer:
+        # What `auto` meant then: a key that has come or gone since must not change who is asked.
+        llm = config.llm.model_copy(update={"proposer": state.started.proposer})
+        config = config.model_copy(update={"llm": llm})
+    return config, Path(state.started.root)
 
 
 def find_key(config: Config, root: Path, given: str | None) -> str | None:

@@ -12,7 +12,6 @@ import numpy as np
 from llmevo import events
 from llmevo.bench import Bench
 from llmevo.errors import CandidateError, ProposerError
-from llmevo.evaluation import Evaluator
 from llmevo.journal import Journal
 from llmevo.optimizers import Optimizer
 from llmevo.prompting import Prompt, Reading
@@ -131,7 +130,7 @@ def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evalua
 def hold_out(bench: Bench, journal: Journal) -> None:
     """Score base, parents, uniform merge and the best on questions that nothing was chosen by."""
     best = journal.state.best
-    if bench.heldout is None or best is None:
+    if not bench.config.heldout or best is None:
         return
     genome, space = bench.config.genome, bench.space
     rows: list[tuple[str, str, int | None, Recipe]] = []
@@ -143,17 +142,13 @@ def hold_out(bench: Bench, journal: Journal) -> None:
             rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
     rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
     for name, kind, candidate, recipe in rows:
-        journal.once(
-            events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, bench.heldout, row, r)
-        )
+        journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
 
 
-def _held_out(
-    bench: Bench, heldout: Evaluator | None, row: tuple[str, str, int | None], recipe: Recipe
-) -> events.HeldOut:
-    assert heldout is not None
+def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
+    assert bench.heldout is not None
     name, kind, candidate = row
-    score, seconds = bench.score(recipe, heldout)
+    score, seconds = bench.score(recipe, bench.heldout)
     return events.HeldOut(row=name, kind=kind, candidate=candidate, **events.scored(score, seconds))
 
 

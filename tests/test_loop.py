@@ -218,6 +218,30 @@ def test_verify_accepts_a_run_and_names_a_changed_score(workspace: Workspace) ->
     assert "does not follow" in printed
 
 
+def test_a_run_verifies_and_resumes_as_what_auto_meant_whatever_keys_have_come_since(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.llmevo("run", workspace.config(llm={"proposer": "auto"}), "--out", "run")
+    started = workspace.state("run").started
+    assert started is not None
+    assert (started.proposer, started.style) == ("local", "completion")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+    file = workspace.root / "run" / LOG
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:5]))
+    assert workspace.llmevo("resume", "run")[0] == 0
+    assert len(file.read_text().splitlines()) == len(whole.splitlines())
+
+
+def test_a_run_with_a_server_verifies_without_server_and_key(workspace: Workspace) -> None:
+    with serving(Answer({"data": []}), chat(good_answer())) as server:
+        config = workspace.config(llm={"proposer": "auto", "base_url": server.url})
+        assert workspace.llmevo("run", config, "--out", "run", "--api-key", KEY)[0] == 0
+    status, printed = workspace.llmevo("replay", "run", "--verify")
+    assert status == 0, printed
+
+
 def test_a_prefix_of_a_log_verifies_as_unfinished(workspace: Workspace) -> None:
     workspace.llmevo("run", workspace.config(), "--out", "run")
     file = workspace.root / "run" / LOG
