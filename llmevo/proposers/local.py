@@ -21,7 +21,7 @@ TEMPERATURE = 0.8
 
 
 class LocalProposer:
-    """A transformers model, loaded at the first question."""
+    """A transformers model, in memory only while it answers."""
 
     style = "completion"
 
@@ -30,7 +30,6 @@ class LocalProposer:
             raise ProposerRefused("llm.model: the local proposer needs a model reference")
         self.model = connection.model
         self._connection = connection
-        self._loaded: tuple[Any, Any] | None = None
 
     def check(self) -> None:
         _digits(self._read(AutoTokenizer))
@@ -47,11 +46,10 @@ class LocalProposer:
             raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
 
     def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model: Any = self._read(AutoModelForCausalLM, dtype=torch.bfloat16)
-            self._loaded = (model.to(device).eval(), self._read(AutoTokenizer))
-        return self._loaded
+        """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Any = self._read(AutoModelForCausalLM, dtype=torch.bfloat16)
+        return model.to(device).eval(), self._read(AutoTokenizer)
 
     @torch.inference_mode()
     def answer(self, prompt: Prompt) -> Reply:
