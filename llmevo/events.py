@@ -44,9 +44,9 @@ class RunStarted(BaseEvent):
     """Questions a candidate answers."""
     heldout_items: int
     """Questions a model answers in the end."""
-    proposer: str = ""
+    proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
-    style: str = ""
+    style: str
     """The prompting style that suits it: prompts can be made again from this without the proposer."""
 
 

@@ -25,6 +25,8 @@ EXAMPLES: tuple[events.Event, ...] = (
         layers=2,
         items=20,
         heldout_items=9,
+        proposer="local",
+        style="completion",
     ),
     events.Prompted(
         generation=1,
