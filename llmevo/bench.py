@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmevo import events
 from llmevo.config import Config
-from llmevo.engines import Engine, HfEngine
+from llmevo.engines import Engine, HfEngine, VllmEngine
 from llmevo.errors import ConfigError
 from llmevo.evaluation import Evaluator, check_disjoint
-from llmevo.genome import SearchSpace
-from llmevo.merging import depth_of, merge
+from llmevo.merging import Merger, depth_of
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.prompting import STYLES, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.recipe import Recipe
+from llmevo.selfcheck import check_engine
 from llmevo.sources import Sources
+from llmevo.space import SearchSpace
 from llmevo.trial import Score
 
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
@@ -69,9 +73,33 @@ class Bench:
 
     @cached_property
     def engine(self) -> Engine:
+        """The running model, checked against an export before its first use."""
+        engine, seed = self._start_engine(), self.config.search.seed
+        if self.config.engine.self_check:
+            for recipe in (self.space.decode(self.space.uniform()), Recipe.of_one(self.config.genome.references[0])):
+                if check_engine(engine, recipe, self.sources, seed):
+                    break
+        return engine
+
+    def _start_engine(self) -> Engine:
         donor = self.sources.folder(self.config.genome.references[0])
         tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
-        return HfEngine(donor, tokenizer, self.config.genome.dtype, self.config.engine.device)
+        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.search.seed
+        if self.backend == "vllm":
+            return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
+        return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+
+    @property
+    def backend(self) -> str:
+        """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
+        if self.config.engine.backend != "auto":
+            return self.config.engine.backend
+        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+
+    def close(self) -> None:
+        """Let go of the engine, if there is one."""
+        if "engine" in self.__dict__:
+            self.engine.close()
 
     @cached_property
     def templates(self) -> Templates:
@@ -136,9 +164,9 @@ class Bench:
 
     def score(self, recipe: Recipe, evaluator: Evaluator) -> tuple[Score, Mapping[str, float]]:
         """Merge into the engine and score. Raises CandidateError. Seconds of both beside the score."""
-        engine, sources = self.engine, self.sources  # made before the clock starts
+        engine = self.engine  # made before the clock starts
         started = time.monotonic()
-        engine.load(merge(recipe, sources, self.config.search.seed))
+        engine.swap(recipe)
         merged = time.monotonic()
         score = evaluator.score(engine.lm)
         return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
@@ -154,7 +182,7 @@ class Bench:
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
-            genes=[{"name": gene.name, "low": gene.low, "high": gene.high} for gene in self.space.genes],
+            genes=[gene.described() for gene in self.space.genes],
             layers=self.layers,
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,

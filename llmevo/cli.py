@@ -19,13 +19,14 @@ from llmevo import __version__, display, inspection, loop
 from llmevo.bench import Bench
 from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import LlmevoError, RunError, UserError
-from llmevo.export import export_run, write_model
+from llmevo.export import export_run
 from llmevo.journal import EndOfRecordError, Journal
 from llmevo.methods import METHODS
 from llmevo.optimizers import OPTIMIZERS
 from llmevo.recipe import Recipe
 from llmevo.runlog import LOG, RunLog, RunState, read_log
 from llmevo.sources import Sources
+from llmevo.writing import write_model
 
 app = typer.Typer(
     add_completion=False,
@@ -55,7 +56,7 @@ def run(
     optimizer: Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)] = None,
     budget: Annotated[int | None, typer.Option(help="Candidates to score.", show_default=False)] = None,
     seed: Seed = None,
-    backend: Annotated[str | None, typer.Option(help="auto or hf.", show_default=False)] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, hf or vllm.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.", show_default=False)] = None,
     task_search_path: Annotated[
         list[Path] | None, typer.Option(help="Folder with lm-eval tasks; may be repeated.", show_default=False)

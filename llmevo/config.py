@@ -80,10 +80,18 @@ class Llm(_Section):
 class Engine(_Section):
     """Where candidates are loaded and scored."""
 
-    backend: Literal["auto", "hf"] = "auto"
-    """`hf`: transformers, in this process. `auto` takes the best there is."""
+    backend: Literal["auto", "hf", "vllm"] = "auto"
+    """`hf`: transformers, in this process. `vllm`: a vLLM engine, merged into inside its workers. `auto`: vllm where
+    there are a GPU and vLLM, else hf."""
     device: str | None = None
     """For `hf`: `cuda`, `cuda:1`, `cpu`; the first GPU by default."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """For `vllm`: keywords of `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len."""
+    self_check: bool = True
+    """Before the first candidate, compare one that is merged into the engine with the same one exported. Needs room
+    for one model in the temporary folder."""
+    cache_gb: float = Field(default=0.5, ge=0)
+    """Memory, in 10⁹ bytes, for what no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
 
 
 class Config(_Section):

@@ -8,6 +8,7 @@
     │   ├── TaskError         a task or metric does not exist, or has no items
     │   ├── ProposerRefused   the LLM's server refuses for good: a bad key, an unknown model
     │   └── RunError          a run folder is taken, torn, or of a newer llmevo
+    ├── EngineError           the engine does not hold what it should: the run stops, exit status 1
     ├── CandidateError        one candidate failed; the run goes on without it
     └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
 
@@ -48,6 +49,10 @@ class ProposerRefused(UserError):
 
 class RunError(UserError):
     """A run folder cannot be used as asked."""
+
+
+class EngineError(LlmevoError):
+    """The engine's weights are not those that were merged into it; its scores would mean nothing."""
 
 
 class CandidateError(LlmevoError):

@@ -108,6 +108,9 @@ class Evaluator:
     def score(self, lm: LM) -> Score:
         """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""
         protocol = self.protocol
+        for leaf in self._loaded["tasks"].values():
+            # A task draws its examples from one generator that runs on: every candidate must see the same ones.
+            leaf.set_fewshot_seed(seed=protocol.seed)
         try:
             with quiet():
                 results: Any = evaluator.evaluate(

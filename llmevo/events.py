@@ -38,7 +38,7 @@ class RunStarted(BaseEvent):
     """Each model's reference, revision, checksum and licence."""
     seed: int
     genes: list[dict[str, Any]]
-    """Each gene's name, low and high."""
+    """Each gene's name, low and high; with choices their names, whose places are its values."""
     layers: int
     items: int
     """Questions a candidate answers."""

@@ -1,28 +1,17 @@
-"""The search space: named genes, their bounds, and the recipe that a set of values means."""
+"""The genome: which models are merged, by which methods, and how finely."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from llmevo.errors import ConfigError, nearest
-from llmevo.methods import METHODS, Method
-from llmevo.recipe import DTYPES, Recipe
+from llmevo.errors import nearest
+from llmevo.methods import METHODS, Method, Parameter
+from llmevo.recipe import DTYPES
 from llmevo.references import ModelReference
-
-Genes = dict[str, float]
-"""A value for every gene, by name."""
 
 OTHER = "other"
 """The name of the catch-all filter: the tensors that none of the filters matches."""
-
-STEP = 1e-4
-"""Genes are multiples of this: finer differences are lost in any 16-bit model, and recipes stay readable."""
 
 
 class Genome(BaseModel):
@@ -32,8 +21,10 @@ class Genome(BaseModel):
 
     models: list[ModelReference] = Field(min_length=1)
     """The models to merge."""
-    merge_method: str
-    """One of llmevo's merge methods."""
+    merge_method: str | list[str]
+    """One of llmevo's merge methods; or several, and the search chooses among them as well."""
+    method_per_slice: bool = False
+    """With several methods: every slice has one of its own, instead of one for the whole recipe."""
     base_model: ModelReference | None = None
     """The model they were fine-tuned from; required by methods on task vectors."""
     tokenizer_source: ModelReference | str | None = None
@@ -41,60 +32,126 @@ class Genome(BaseModel):
     layer_granularity: int = Field(default=0, ge=0)
     """Layers a slice; each slice has its own genes. 0: one slice for all layers. Must divide the layer count."""
     normalize: bool | None = None
-    """Divide by the sum of the weights. Default: yes for linear, ties and dare_ties, no for task_arithmetic."""
+    """Divide by the sum of the weights. Default: mergekit-evolve's of each method (yes for linear, ties, dare_ties and
+    della, no for the others)."""
     allow_negative_weights: bool = False
-    """Let weights go below 0, as far as they go above."""
+    """Let weights go below 0, as far as they go above. Where they nearly cancel out, `normalize` does not divide by
+    their sum: under a thousandth of their magnitudes it would only blow up noise."""
     filters: list[str] | None = None
     """Parts of tensor names (`self_attn`, `mlp`) that get genes of their own, beside one set for all the others."""
     smooth: bool = False
     """Interpolate between the slices' values over the layers instead of keeping each constant."""
     bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
-    """Lowest and highest value of a parameter's genes, by parameter; the method's own by default."""
+    """Lowest and highest value of a parameter's genes, by parameter; by default the method's own, and of several
+    methods the widest."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
-    """Fixed values for the method's other parameters, such as `lambda` or `rescale`."""
+    """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""
     dtype: str = "bfloat16"
     """The type of the merged weights."""
 
+    @field_validator("merge_method", mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        names: list[Any] = given if isinstance(given, list) else [given]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("give the name of a method, or a list of names")
+        for name in names:
+            if name not in METHODS:
+                raise ValueError(f"merge_method {name!r} is unknown{nearest(name, METHODS)}")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]} is listed twice; list every method once")
+        return given
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.merge_method not in METHODS:
-            raise ValueError(f"merge_method {self.merge_method!r} is unknown{nearest(self.merge_method, METHODS)}")
-        method = METHODS[self.merge_method]
-        if method.takes_base and self.base_model is None:
-            raise ValueError(f"base_model is missing: {self.merge_method} merges what the models add to their base")
-        if method.pair and (self.filters or self.smooth):
-            raise ValueError(f"filters and smooth do not go with {self.merge_method}; leave them out")
-        if method.pair and len(self.models) < 2:
-            raise ValueError(f"{self.merge_method} needs at least two models")
         if repeated := [str(model) for model in self.models if self.models.count(model) > 1]:
             raise ValueError(f"models: {repeated[0]} is listed twice; list every model once")
-        if method.takes_base and self.models == [self.base_model]:
-            raise ValueError("models: there is none to merge beside the base_model")
         if len({*(self.filters or []), OTHER}) <= len(self.filters or []):
             raise ValueError(f"filters: every one once, and none called {OTHER!r}; got {self.filters}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
-        genes = [name for name, parameter in self._declared(method).items() if parameter.is_gene]
-        for name, (low, high) in self.bounds.items():
-            if name not in genes:
-                raise ValueError(f"bounds: {self.merge_method} has no gene {name!r}{nearest(name, genes)}")
-            if not low < high:
-                raise ValueError(f"bounds: {name} needs a lower and a higher number, got [{low}, {high}]")
-        fixed = [name for name, parameter in self._declared(method).items() if not parameter.is_gene]
-        for name in self.parameters:
-            if name not in fixed:
-                raise ValueError(f"parameters: {self.merge_method} has no {name!r} to fix{nearest(name, fixed)}")
         if self.tokenizer_source == "union":
             raise ValueError("tokenizer_source 'union' is not supported: the models need one vocabulary; use 'base'")
+        for method in self.methods:
+            self._check_models(method)
+        if self.method_per_slice and len(self.methods) < 2:
+            raise ValueError("method_per_slice needs several methods to choose from: merge_method: [ties, linear]")
+        if self.method_per_slice and self.smooth:
+            raise ValueError("smooth and method_per_slice do not go together: nothing lies between two methods")
+        self._check_parameters()
         return self
 
-    @staticmethod
-    def _declared(method: Method) -> Mapping[str, Any]:
-        return {**method.each, **method.shared}
+    def _check_models(self, method: Method) -> None:
+        """Whether one of the methods can merge these models."""
+        name, count = method.name, len(self.merged(method))
+        if method.takes_base and self.base_model is None:
+            raise ValueError(f"base_model is missing: {name} merges what the models add to their base")
+        if method.takes_base and self.models == [self.base_model]:
+            raise ValueError("models: there is none to merge beside the base_model")
+        if method.pair:
+            if count < 2:
+                raise ValueError(f"{name} needs at least two models")
+            if count > 2 and not walks(method):
+                raise ValueError(f"{name} merges two models, not {count}")
+            if count > 2 and (self.filters or self.smooth):
+                raise ValueError(f"filters and smooth do not go with {name} of more than two models; leave them out")
+            return
+        least, most = method.models
+        if count < least or (most is not None and count > most):
+            wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
+            beside = " beside the base_model" if self.has_origin(method) else ""
+            raise ValueError(f"{name} merges {wanted} model{'s' * (least != 1)}{beside}, not {count}")
+
+    def _check_parameters(self) -> None:
+        """Whether `bounds` and `parameters` name what the methods have, and there is something to search."""
+        declared = [(name, parameter) for method in self.methods for name, parameter in declared_by(method).items()]
+        genes = [*dict.fromkeys(name for name, parameter in declared if parameter.is_gene)]
+        fixed = [*dict.fromkeys(name for name, parameter in declared if not parameter.is_gene)]
+        who = " and ".join(method.name for method in self.methods)
+        have = "has" if len(self.methods) == 1 else "have"
+        if not genes and len(self.methods) == 1:
+            raise ValueError(
+                f"{who} has nothing to search; merge it with `llmevo merge`, or give several methods:"
+                f" merge_method: [{who}, ties]"
+            )
+        for name, (low, high) in self.bounds.items():
+            if name not in genes:
+                raise ValueError(f"bounds: {who} {have} no gene {name!r}{nearest(name, genes)}")
+            if not low < high:
+                raise ValueError(f"bounds: {name} needs a lower and a higher number, got [{low}, {high}]")
+        for name in self.parameters:
+            if name not in fixed:
+                raise ValueError(f"parameters: {who} {have} no {name!r} to fix{nearest(name, fixed)}")
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods to choose from, usually one."""
+        names = [self.merge_method] if isinstance(self.merge_method, str) else self.merge_method
+        return [METHODS[name] for name in names]
 
     @property
     def method(self) -> Method:
-        return METHODS[self.merge_method]
+        """The only method, or the first one."""
+        return self.methods[0]
+
+    def has_origin(self, method: Method) -> bool:
+        """Whether the base model is the origin of this method's task vectors."""
+        return method.takes_base or (method.may_take_base and self.base_model is not None)
+
+    def merged(self, method: Method) -> list[ModelReference]:
+        """The models that a method mixes.
+
+        A base that is the origin has no task vector of its own. Of a pair the first is where the merge starts from:
+        the base_model, or, of a walk that has no direction, the first one listed.
+        """
+        base = self.base_model
+        if not method.pair:
+            return [model for model in self.models if not (self.has_origin(method) and model == base)]
+        if base is None or (walks(method) and base in self.models):
+            return self.models
+        if base in self.models or len(self.models) == 1:
+            return [base, *(model for model in self.models if model != base)]
+        return self.models
 
     @property
     def references(self) -> list[ModelReference]:
@@ -102,179 +159,12 @@ class Genome(BaseModel):
         return [*dict.fromkeys([*([self.base_model] if self.base_model else []), *self.models])]
 
 
-@dataclass(frozen=True)
-class Gene:
-    """One number of a recipe that the search may set."""
-
-    name: str
-    """`model/slice/parameter`, or `model/slice/filter/parameter`."""
-    model: str
-    slice: str
-    """The layers, first and last: `0-9`; `all` when there is one slice."""
-    filter: str | None
-    parameter: str
-    low: float
-    high: float
+def declared_by(method: Method) -> Mapping[str, Parameter]:
+    """Every parameter of a method."""
+    return {**method.each, **method.shared}
 
 
-def short_names(references: Sequence[ModelReference]) -> dict[ModelReference, str]:
-    """What people call each model: its last path part, with the parent folder's where two would be alike."""
-    names = [reference.name for reference in references]
-    unique: dict[ModelReference, str] = {}
-    for reference, name in zip(references, names, strict=True):
-        parent = Path((reference.lora or reference.model).path).parent.name
-        longer = f"{parent}-{name}" if names.count(name) > 1 and parent else name
-        unique[reference] = longer if longer not in unique.values() else f"{longer}-{len(unique)}"
-    return unique
-
-
-class SearchSpace:
-    """The genes of a genome over a model of some depth, and what their values mean.
-
-    Points are `Genes` (by name) outside, and arrays in the unit cube for the optimizers, in the order of `genes`.
-    """
-
-    def __init__(self, genome: Genome, layers: int) -> None:
-        """Raises ConfigError when `layer_granularity` does not divide `layers`."""
-        step = genome.layer_granularity or layers
-        if layers % step:
-            divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
-            raise ConfigError(
-                f"genome.layer_granularity: {step} does not divide the {layers} layers of the models;"
-                f" use one of {divisors}"
-            )
-        self.genome, self.layers = genome, layers
-        self.names = short_names(genome.references)
-        starts = range(0, layers, step)
-        self.spans = [(start, start + step) for start in starts]
-        self.slices = ["all"] if len(self.spans) == 1 else [f"{start}-{stop - 1}" for start, stop in self.spans]
-        self.filters: list[str | None] = [*genome.filters, None] if genome.filters else [None]
-
-    @property
-    def merged(self) -> list[ModelReference]:
-        """The models that have genes: a base listed among the models has no task vector of its own."""
-        return [m for m in self.genome.models if not (self.genome.method.takes_base and m == self.genome.base_model)]
-
-    @cached_property
-    def genes(self) -> tuple[Gene, ...]:
-        method = self.genome.method
-        models = self.merged[1:] if method.pair and len(self.merged) == 2 else self.merged
-        return tuple(
-            self._gene(model, label, filter_, parameter)
-            for label in self.slices
-            for model in models
-            for filter_ in self.filters
-            for parameter, declared in {**method.each, **method.shared}.items()
-            if declared.is_gene
-        )
-
-    def _gene(self, model: ModelReference, label: str, filter_: str | None, parameter: str) -> Gene:
-        declared = {**self.genome.method.each, **self.genome.method.shared}[parameter]
-        low, high = self.genome.bounds.get(parameter) or (declared.low or 0.0, declared.high or 1.0)
-        if self.genome.allow_negative_weights and parameter == "weight" and low >= 0:
-            low = -high
-        part = (filter_ or OTHER,) if len(self.filters) > 1 else ()
-        name = self.names[model]
-        return Gene("/".join((name, label, *part, parameter)), name, label, filter_, parameter, low, high)
-
-    def clamp(self, genes: Mapping[str, float]) -> Genes:
-        """The values moved into their bounds and onto the grid of `STEP`; the form in which genes are kept."""
-        # Bounded again at the end: a bound need not lie on the grid.
-        inside = {g.name: min(max(genes[g.name], g.low), g.high) for g in self.genes}
-        return {g.name: min(max(round(round(inside[g.name] / STEP) * STEP, 6), g.low), g.high) for g in self.genes}
-
-    def contains(self, genes: Mapping[str, float]) -> bool:
-        return all(g.low <= genes[g.name] <= g.high for g in self.genes)
-
-    def to_unit(self, genes: Mapping[str, float]) -> NDArray[np.float64]:
-        """The point in the unit cube, clipped to it."""
-        return np.array([np.clip((genes[g.name] - g.low) / (g.high - g.low), 0.0, 1.0) for g in self.genes])
-
-    def from_unit(self, point: NDArray[np.float64]) -> Genes:
-        """The values of a point, clipped into the bounds."""
-        return self.clamp({g.name: g.low + float(x) * (g.high - g.low) for g, x in zip(self.genes, point, strict=True)})
-
-    def uniform(self) -> Genes:
-        """All models alike: weight 1/n, t half-way, nothing trimmed. mergekit-evolve's starting point."""
-        share = 0.5 if self.genome.method.pair else 1 / len(self.merged)
-        return {g.name: 1.0 if g.parameter == "density" else round(share, 6) for g in self.genes}
-
-    def parent(self, model: ModelReference) -> Genes:
-        """The genes at which the merge is that model alone."""
-        name = self.names[model]
-        return {g.name: 1.0 if g.parameter == "density" or g.model == name else 0.0 for g in self.genes}
-
-    def decode(self, genes: Mapping[str, float]) -> Recipe:
-        """The recipe that these values mean."""
-        genome = self.genome
-        if genome.method.pair:
-            parts: dict[str, Any] = {"slices": [self._pair(genes, place) for place in range(len(self.spans))]}
-        elif genome.smooth:
-            parts = {"models": [{"model": model, "parameters": self._gradients(genes, model)} for model in self.merged]}
-        else:
-            parts = {"slices": [self._slice(genes, place) for place in range(len(self.spans))]}
-        normalize = genome.method.normalize if genome.normalize is None else genome.normalize
-        shared = {**genome.parameters, **({"normalize": normalize} if "normalize" in genome.method.shared else {})}
-        return Recipe.model_validate(
-            {
-                "merge_method": genome.merge_method,
-                "base_model": None if genome.method.pair else genome.base_model,
-                **parts,
-                "parameters": shared or None,
-                "tokenizer_source": genome.tokenizer_source,
-                "dtype": genome.dtype,
-            }
-        )
-
-    def _slice(self, genes: Mapping[str, float], place: int) -> dict[str, Any]:
-        """One slice with constant values."""
-        sources = [
-            {
-                "model": model,
-                "layer_range": self.spans[place],
-                "parameters": {p: self._setting(genes, model, p, [place]) for p in self.genome.method.each},
-            }
-            for model in self.merged
-        ]
-        base = self.genome.base_model
-        if base is not None and self.genome.method.takes_base:
-            # mergekit wants the base among the sources of a slice.
-            sources.append({"model": base, "layer_range": self.spans[place]})
-        return {"sources": sources}
-
-    def _gradients(self, genes: Mapping[str, float], model: ModelReference) -> dict[str, Any]:
-        places = range(len(self.spans))
-        return {p: self._setting(genes, model, p, places) for p in self.genome.method.each}
-
-    def _setting(self, genes: Mapping[str, float], model: ModelReference, parameter: str, places: Sequence[int]) -> Any:
-        """A number, or a gradient over several slices; by filter where there are filters."""
-
-        def over(filter_: str | None) -> float | list[float]:
-            part = (filter_ or OTHER,) if len(self.filters) > 1 else ()
-            values = [genes["/".join((self.names[model], self.slices[i], *part, parameter))] for i in places]
-            return values[0] if len(values) == 1 else values
-
-        if len(self.filters) == 1:
-            return over(None)
-        return [{"filter": filter_, "value": over(filter_)} for filter_ in self.filters]
-
-    def _pair(self, genes: Mapping[str, float], place: int) -> dict[str, Any]:
-        """One slice between two models: the only two, or the two with the highest genes.
-
-        Of more than two, the one with the highest gene is the base, and t is the second's share of their sum.
-        (mergekit-evolve takes a softmax of genes in [0, 1], which leaves t in [0.269, 0.5] only.)
-        """
-        label, models = self.slices[place], self.merged
-        if len(models) == 2:
-            first, second = models
-            t = genes[f"{self.names[second]}/{label}/t"]
-        else:
-            share = {model: genes[f"{self.names[model]}/{label}/t"] for model in models}
-            first, second = sorted(models, key=lambda model: -share[model])[:2]
-            total = share[first] + share[second]
-            t = share[second] / total if total > 0 else 0.5
-        return {
-            "sources": [{"model": model, "layer_range": self.spans[place]} for model in (first, second)],
-            "base_model": first,
-            "parameters": {"t": t},
-        }
+def walks(method: Method) -> bool:
+    """Whether a method on two models walks all the way from one (t = 0) to the other (t = 1), as slerp does."""
+    t = method.shared.get("t")
+    return method.pair and t is not None and (t.low, t.high) == (0.0, 1.0)

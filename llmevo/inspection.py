@@ -1,4 +1,4 @@
-"""Before the spend: the search space, the first prompt, and what the run will take. Loads no weight."""
+"""Before the spend: the search space, the first prompt, and what the run will take. Reads a few weights, loads none."""
 
 import math
 import time
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from llmevo.bench import Bench
 from llmevo.display import clock
 from llmevo.loop import ask_size, population, start_rows
+from llmevo.merging import Merger
 from llmevo.prompting import Prompt
 from llmevo.trial import Candidate, Score, Trial
 
@@ -41,7 +42,9 @@ def first_prompt(bench: Bench) -> Prompt | None:
     zeros = {name: {metric: 0.0} for name, (_, metric) in bench.config.counted.items()}
     optimizer = bench.optimizer()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(bench))]
-    optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in candidates])
+    # As in the run, parents that are no points of the space are not told.
+    known = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
+    optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in known])
     asking = optimizer.ask(ask_size(bench, len(candidates)) or 2)
     try:
         return next(asking)
@@ -100,8 +103,18 @@ def inspect(bench: Bench, console: Console) -> None:
         table.add_column(column, justify="left" if column == "gene" else "right")
     uniform = space.uniform()
     for gene in space.genes:
-        table.add_row(gene.name, f"{gene.low:g}", f"{gene.high:g}", f"{uniform[gene.name]:g}")
+        if gene.choices:
+            table.add_row(gene.name, ", ".join(gene.choices), "", gene.shown(uniform[gene.name]))
+            continue
+        table.add_row(gene.name, f"{gene.low:g}", f"{gene.high:g}", gene.shown(uniform[gene.name]))
     console.print(table)
+    lost = Merger(bench.sources).rounding_loss(space.decode(uniform))
+    console.print(
+        f"\nRounding to {bench.config.genome.dtype} loses {lost:.0%} of what the uniform merge changes."
+        + (" Most of what the genes tune is rounding noise: set genome.dtype: float32." if lost > 0.5 else ""),
+        style="yellow" if lost > 0.5 else None,
+        highlight=False,
+    )
     prompt = first_prompt(bench)
     if prompt:
         console.print(f"\nFirst prompt, for {bench.proposer_name} {bench.proposer.model} (scores are not known yet: 0)")

@@ -4,19 +4,23 @@ One generator with two sinks, the engine and the exporter: what was scored is wh
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmevo.cache import Cache
 from llmevo.errors import CandidateError, RecipeError
-from llmevo.methods.base import Delta, Inputs
+from llmevo.methods.arithmetic import is_finite
+from llmevo.methods.base import Inputs, LowRank, Method, Weight, same
 from llmevo.recipe import OutputSlice, Recipe
 from llmevo.references import ModelReference
-from llmevo.sources import Source, Sources
+from llmevo.sources import Sources
 
 LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 """A tensor of a layer: what stands before the layer's number, the number, and what stands after it."""
@@ -36,6 +40,11 @@ class Step:
     inputs: tuple[str, ...]
     base: str
     """What it is called in the base model."""
+
+    @property
+    def layer(self) -> bool:
+        """Whether it belongs to a layer."""
+        return LAYER.match(self.name) is not None
 
 
 def depth_of(config: Mapping[str, Any]) -> int:
@@ -82,86 +91,168 @@ def _outside(name: str, of: OutputSlice) -> Step:
     return Step(name, of, 0.0, (name,) * len(of.sources), name)
 
 
-def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, merged weight) for every tensor of the result.
+class Merger:
+    """Merges recipes of one set of sources; use one for all candidates of a run.
 
-    Arithmetic is float32, rounded once to `out_dtype`, or `dtype`, or the donor's own type. `seed` decides the
-    random masks of the methods that have them. A tensor nobody changed comes as a mapped view of its source:
-    do not write into it. Raises CandidateError when a merged weight is not finite.
+    It remembers what no gene changes (norms, angles, magnitudes, ranks) within a limit of memory. Arithmetic is done on
+    the processor whatever the engine's device: the same bits everywhere.
     """
-    donor = sources[recipe.donor]
-    wanted = recipe.out_dtype or recipe.dtype
-    dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
-    for step in plan(recipe, [*donor.shapes], depth_of(sources.config(recipe.donor))):
-        merged = _merge_one(recipe, sources, step, seed)
-        if not merged.is_floating_point():
-            yield step.name, merged
-            continue
-        rounded = merged.to(dtype or donor.tensor(step.inputs[0]).dtype)
-        # A sum is finite only if all of its terms are, and costs one pass without a temporary.
-        if not torch.isfinite(rounded.sum(dtype=torch.float32)):
-            raise CandidateError(f"{recipe.merge_method}: the merged {step.name} is not finite (NaN or infinite)")
-        yield step.name, rounded
+
+    def __init__(self, sources: Sources, seed: int = 0, cache_gb: float = 0.0) -> None:
+        """`seed` decides the random masks of the methods that have them; `cache_gb` is in 10⁹ bytes."""
+        self.sources, self.seed = sources, seed
+        self.cache = Cache(cache_gb * 1e9)
+
+    def merge(self, recipe: Recipe, loaded: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, merged weight) for every tensor of the result.
+
+        Arithmetic is float32, rounded once to `out_dtype`, or `dtype`, or the widest of the sources' types. A tensor
+        nobody changed comes as a mapped view of its source: do not write into it. `loaded` tells how each weight was
+        made that the consumer holds already: those that would be made the same way are left out, and it is brought
+        up to date when the consumer asks for the next one. Raises CandidateError when a merged weight is not finite.
+        """
+        for step, parts in self._plan(recipe):
+            if loaded is not None:
+                if loaded.get(step.name) == parts.digest:
+                    continue
+                loaded.pop(step.name, None)
+            yield step.name, self._merged(step, parts)
+            if loaded is not None:
+                loaded[step.name] = parts.digest
+
+    def digests(self, recipe: Recipe) -> dict[str, str]:
+        """How each tensor of the result is made: what `loaded` says of it after `merge`."""
+        return {step.name: parts.digest for step, parts in self._plan(recipe)}
+
+    def _plan(self, recipe: Recipe) -> Iterator[tuple[Step, "_Parts"]]:
+        donor = self.sources[recipe.donor]
+        wanted = recipe.out_dtype or recipe.dtype
+        dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
+        for step in plan(recipe, [*donor.shapes], depth_of(self.sources.config(recipe.donor))):
+            yield step, self._parts(recipe, step, dtype or self._widest(step))
+
+    def _widest(self, step: Step) -> torch.dtype:
+        """The type that holds all of the sources' types, as they are stored."""
+        sources = zip(step.of.sources, step.inputs, strict=True)
+        weights = (_stored(self.sources[source.model].weight(name)) for source, name in sources)
+        return reduce(torch.promote_types, (weight.dtype for weight in weights))
+
+    def rounding_loss(self, recipe: Recipe, tensors: int = 12) -> float:
+        """The share of what a merge changes that rounding to the result's type loses: ‖rounded - x‖ / ‖x - base‖.
+
+        Use it before a search: above a half, most of what the genes tune is noise. Looks at some `tensors` of the
+        layers, evenly spread; 0 when the merge changes nothing. A model without a base is compared with its donor.
+        """
+        donor = self.sources[recipe.donor]
+        wanted = recipe.out_dtype or recipe.dtype
+        steps = [s for s in plan(recipe, [*donor.shapes], depth_of(self.sources.config(recipe.donor))) if s.layer]
+        lost = changed = 0.0
+        for step in steps[:: max(1, len(steps) // tensors)]:
+            origin = donor.tensor(step.base)
+            if not origin.is_floating_point():
+                continue
+            dtype: torch.dtype = getattr(torch, wanted) if wanted else origin.dtype
+            exact = self._merged(step, self._parts(recipe, step, torch.float32))
+            lost += float((exact.to(dtype).float() - exact).square().sum())
+            changed += float((exact - origin.float()).square().sum())
+        return math.sqrt(lost / changed) if changed else 0.0
+
+    def _parts(self, recipe: Recipe, step: Step, dtype: torch.dtype) -> "_Parts":
+        """What one tensor is made of."""
+        method = recipe.method_of(step.of)
+        each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
+        base = recipe.origin_of(step.of)
+        places = [i for i, source in enumerate(step.of.sources) if base is None or source.model != base]
+        return _Parts(
+            method=method,
+            base=(base, step.base) if base else None,
+            models=[(step.of.sources[i].model, step.inputs[i]) for i in places],
+            each={name: [values[i] for i in places] for name, values in each.items()},
+            shared=shared,
+            dtype=dtype,
+        )
+
+    def _merged(self, step: Step, parts: "_Parts") -> Tensor:
+        """One tensor, rounded to its type; as it is stored when the models do not differ in it."""
+        sources, method = self.sources, parts.method
+        if (copied := _copied(method, parts.each, parts.shared)) is not None:
+            model, name = parts.models[copied]
+            return _rounded(sources[model].tensor(name), parts.dtype)
+        models = [sources[model].weight(name) for model, name in parts.models]
+        base = sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
+        first = base if base is not None else _stored(models[0])
+        unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
+        if unchanged or not first.is_floating_point():
+            return _rounded(first, parts.dtype)
+        inputs = Inputs(
+            base,
+            models,
+            parts.each,
+            parts.shared,
+            seeds=[seed_of(self.seed, step.name, model) for model, _ in parts.models],
+            dtype=parts.dtype,
+            keys=[(parts.base, *made_of) for made_of in parts.models],
+            cache=self.cache,
+        )
+        try:
+            merged = _rounded(method.merge(inputs), parts.dtype)
+        except CandidateError as error:
+            raise CandidateError(f"{method.name}: {step.name}: {error}") from error
+        except FloatingPointError:
+            merged = None
+        if merged is None or not is_finite(merged):
+            raise CandidateError(f"{method.name}: the merged {step.name} is not finite (NaN or infinite)")
+        return merged
 
 
-def _merge_one(recipe: Recipe, sources: Sources, step: Step, seed: int) -> Tensor:
-    """One tensor, in float32, or as it is stored when the models do not differ in it."""
-    method = recipe.method
-    each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
-    base = step.of.base_model or recipe.base_model
-    places = [i for i, source in enumerate(step.of.sources) if not (source.model == base and _is_origin(recipe))]
-    models = [step.of.sources[i].model for i in places]
-    each = {name: [values[i] for i in places] for name, values in each.items()}
-    origin = sources[base] if base else None
-    if (copied := _copied(recipe, each, shared)) is not None:
-        return sources[models[copied]].tensor(step.inputs[places[copied]])
+@dataclass(frozen=True)
+class _Parts:
+    """What one tensor is made of, and how: all that decides its bits but the sources and the seed."""
 
-    if method.takes_base:
-        assert origin is not None
-        deltas = [
-            _delta(sources[model], step.inputs[i], origin, step.base) for i, model in zip(places, models, strict=True)
-        ]
-        start = origin.tensor(step.base)
-        if all(delta is None for delta in deltas) or not start.is_floating_point():
-            return start
-        zero = torch.zeros(()).expand(start.shape)
-        tensors: list[Delta] = [zero if delta is None else delta for delta in deltas]
-    else:
-        weights = [sources[model].tensor(step.inputs[i]) for i, model in zip(places, models, strict=True)]
-        start = origin.tensor(step.base) if origin else weights[0]
-        if not start.is_floating_point():
-            return weights[0]
-        tensors = [weight.float() for weight in weights]
-    seeds = [seed_of(seed, step.name, model) for model in models]
-    return method.merge(Inputs(start.float() if origin else None, tensors, each, shared, seeds))
+    method: Method
+    base: tuple[ModelReference, str] | None
+    """The model that is the origin, and the tensor's name there."""
+    models: Sequence[tuple[ModelReference, str]]
+    each: Mapping[str, Sequence[float]]
+    shared: Mapping[str, float]
+    dtype: torch.dtype
+
+    @property
+    def digest(self) -> str:
+        models = [(str(model), name) for model, name in self.models]
+        base = self.base and (str(self.base[0]), self.base[1])
+        return repr((self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype)))
 
 
-def _is_origin(recipe: Recipe) -> bool:
-    """Whether the base is where the merge starts from, not one of the models it mixes."""
-    return recipe.method.takes_base or recipe.method.pair
+def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Merge one recipe; see `Merger.merge`."""
+    return Merger(sources, seed).merge(recipe)
 
 
-def _copied(recipe: Recipe, each: Mapping[str, list[float]], shared: Mapping[str, float]) -> int | None:
+def _stored(weight: Weight) -> Tensor:
+    return weight.origin if isinstance(weight, LowRank) else weight
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _copied(method: Method, each: Mapping[str, Sequence[float]], shared: Mapping[str, float]) -> int | None:
     """The place of the one model that the merge is a copy of, if it is: it has weight 1, all others have 0.
 
     Such a merge is that model bit for bit, which base + (model - base) is not in floating point.
     """
-    if recipe.method.pair:
+    if method.name == "slerp":
         return 0 if shared["t"] == 1.0 else None
     weights = each.get("weight", [])
     used = [place for place, weight in enumerate(weights) if weight != 0.0]
-    if len(used) != 1 or each.keys() - {"weight", "density"}:
+    if len(used) != 1:
         return None
-    whole = (weights[used[0]], each.get("density", weights)[used[0]], shared.get("lambda", 1.0))
+    whole = (weights[used[0]], each["density"][used[0]] if "density" in each else 1.0, shared.get("lambda", 1.0))
     return used[0] if whole == (1.0, 1.0, 1.0) else None
-
-
-def _delta(source: Source, name: str, origin: Source, base: str) -> Delta | None:
-    """The task vector of one tensor, which another layer of the base may be the origin of."""
-    return source.delta(name, origin) if name == base else source.tensor(name).float() - origin.tensor(base).float()
 
 
 def seed_of(seed: int, tensor: str, model: ModelReference) -> int:
     """The seed of one model's random mask of one tensor: from the run's seed and the names, nothing else."""
     digest = hashlib.blake2b(f"{seed}/{tensor}/{model}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    return int.from_bytes(digest)

@@ -1,36 +1,43 @@
 """A merge recipe as a value: reads and writes mergekit's YAML, and says what holds for each tensor."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest
-from llmevo.methods import METHODS, Method
+from llmevo.methods import METHODS, Method, Parameter
 from llmevo.references import ModelReference
 
 DTYPES = ("bfloat16", "float16", "float32")
 WITHOUT_EFFECT = ("int8_mask",)
 """Parameters that mergekit knows and that never change a result (they choose the type of a temporary)."""
+BY_SLICE = "by_slice"
+"""The `merge_method` of a recipe whose slices each name their own.
+
+mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
+"""
+WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Conditional(_Strict):
     """A value for the tensors whose name contains `filter` (all of them without one)."""
 
-    value: float | list[float]
+    value: StrictBool | float | list[float]
     filter: str | None = None
 
     def holds(self, tensor: str) -> bool:
         return self.filter in (None, "*") or self.filter in tensor
 
 
-Setting = bool | float | list[float] | list[Conditional] | Conditional
+Setting = StrictBool | float | list[float] | list[Conditional] | Conditional
 """A number; a gradient over the layers of a slice; or one of those by tensor name."""
+Settings = Mapping[str, Setting]
 
 
 class InputModel(_Strict):
@@ -51,6 +58,8 @@ class OutputSlice(_Strict):
 
     sources: list[InputSlice]
     base_model: ModelReference | None = None
+    merge_method: str | None = None
+    """llmevo's extension: the slice's own method, in a recipe whose `merge_method` is `by_slice`."""
     parameters: dict[str, Setting] | None = None
 
     @property
@@ -62,10 +71,17 @@ class OutputSlice(_Strict):
     def _same_depth(self) -> Self:
         if not self.sources:
             raise ValueError("a slice needs at least one source")
+        for source in self.sources:
+            start, stop = source.layer_range
+            if start >= stop:
+                raise ValueError(
+                    f"layer_range {[start, stop]} of {source.model} has no layer; give the first layer, from 0, and the"
+                    " one after the last"
+                )
         depths = {stop - start for start, stop in (source.layer_range for source in self.sources)}
-        if len(depths) != 1 or min(depths) < 1:
+        if len(depths) != 1:
             raise ValueError(
-                f"all sources of a slice need the same number of layers, at least one; got {sorted(depths)}"
+                f"all sources of a slice need the same number of layers in their layer_range; got {sorted(depths)}"
             )
         return self
 
@@ -75,66 +91,120 @@ PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": Ou
 
 
 class Recipe(_Strict):
-    """A mergekit configuration with either `models` or `slices`."""
+    """A mergekit configuration with either `models` or `slices`.
+
+    Reads everything mergekit 0.1.5 merges by that has the same result here, and refuses the rest by name: `modules` of
+    a model with several, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
+    slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
+    """
 
     merge_method: str
     base_model: ModelReference | None = None
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
     parameters: dict[str, Setting] | None = None
-    tokenizer_source: Literal["base"] | ModelReference | None = None
+    tokenizer_source: Literal["base", "union"] | ModelReference | None = None
+    chat_template: str | None = None
     dtype: str | None = None
     out_dtype: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, value: object) -> object:
+        """mergekit's longer ways of saying the same, `modules` and `tokenizer`, in the short ones."""
+        if not isinstance(value, dict):
+            return value
+        given = cast(dict[str, Any], value)
+        return _without_tokenizer(_without_modules(given))
+
+    @field_validator("dtype", "out_dtype")
+    @classmethod
+    def _known_dtype(cls, value: str | None) -> str | None:
+        dtype = value and value.removeprefix("torch.")
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype {value!r} is unknown{nearest(str(dtype), DTYPES)}")
+        return dtype
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.merge_method not in METHODS:
-            raise ValueError(f"merge_method {self.merge_method!r} is unknown{nearest(self.merge_method, METHODS)}")
-        if str(self.tokenizer_source) == "union":
-            raise ValueError("tokenizer_source 'union' is not supported: the models need one vocabulary; use 'base'")
         if bool(self.models) == bool(self.slices):
             raise ValueError("give either `models` or `slices`, not both and not neither")
-        needs_base = self.method.takes_base or self.method.pair
-        for of in self.output_slices(1):
-            base = of.base_model or self.base_model
-            if needs_base and not base:
-                raise ValueError(f"merge_method {self.merge_method!r} needs a base_model")
-            others = sum(source.model != base for source in of.sources)
-            if self.method.pair and others != 1:
-                raise ValueError(f"{self.merge_method} merges two models, the base and one other, not {others} others")
-        for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
-            if dtype not in (None, *DTYPES):
-                raise ValueError(f"{key} {dtype!r} is unknown{nearest(str(dtype), DTYPES)}")
-        known = [*self.method.each, *self.method.shared, *WITHOUT_EFFECT]
-        for name in self._parameter_names():
-            if name not in known:
-                raise ValueError(f"{self.merge_method} has no parameter {name!r}{nearest(name, known)}")
+        self._check_method_names()
+        self._check_parameter_names()
+        for place, of in enumerate(self.output_slices(1)):
+            where = f"slices.{place}: " if self.slices and len(self.slices) > 1 else ""
+            self._check_models(of, where)
         return self
 
-    def _parameter_names(self) -> Iterator[str]:
+    def _check_method_names(self) -> None:
         slices = self.slices or []
-        holders = [self, *(self.models or []), *slices, *(source for s in slices for source in s.sources)]
-        for holder in holders:
-            yield from holder.parameters or ()
+        named = [of.merge_method for of in slices]
+        if self.merge_method == BY_SLICE:
+            if not slices or None in named:
+                raise ValueError(f"merge_method {BY_SLICE!r}: give `slices`, and each of them a `merge_method`")
+        elif any(named):
+            raise ValueError(
+                f"a slice has a merge_method of its own: write `merge_method: {BY_SLICE}` for the whole recipe (so that"
+                " mergekit, which would overlook the slice's, refuses it) and give every slice one"
+            )
+        for name in named if any(named) else [self.merge_method]:
+            if name not in METHODS:
+                raise ValueError(f"merge_method {name!r} is unknown{nearest(str(name), METHODS)}")
+
+    def _check_parameter_names(self) -> None:
+        """Every parameter is known where it stands; mergekit overlooks those that are not."""
+        slices = self.slices or []
+        methods = [METHODS[name] for name in dict.fromkeys(of.merge_method or self.merge_method for of in slices)]
+        methods = methods or [METHODS[self.merge_method]]
+        _check_settings(methods, self.parameters, whole=True)
+        for model in self.models or []:
+            _check_settings(methods, model.parameters, whole=False)
+        for of in slices:
+            _check_settings([self.method_of(of)], of.parameters, whole=True)
+            for source in of.sources:
+                _check_settings([self.method_of(of)], source.parameters, whole=False)
+
+    def _check_models(self, of: OutputSlice, where: str) -> None:
+        """The slice has as many models as its method merges, and its base where that is needed."""
+        method, base = self.method_of(of), of.base_model or self.base_model
+        if (method.takes_base or method.pair) and not base:
+            raise ValueError(
+                f"{where}merge_method {method.name!r} needs a base_model: the model the others were tuned from"
+                if method.takes_base
+                else f"{where}merge_method {method.name!r} needs a base_model: the model it starts from"
+            )
+        named = [source.model for source in of.sources]
+        if repeated := [str(model) for model in named if named.count(model) > 1]:
+            raise ValueError(
+                f"{where}{repeated[0]} is listed twice; list every model once, with the sum of its weights"
+            )
+        origin = self.origin_of(of)
+        count = len(named) - (origin in named)
+        least, most = method.models
+        if count < least or (most is not None and count > most):
+            raise ValueError(where + _wrong_number(method, origin is not None, count))
+        if origin is not None and origin not in named:
+            raise ValueError(
+                f"{where}the base_model {origin} is not among the slice's sources; list it there, with the layer_range"
+                " of the layers the others start from"
+            )
 
     @classmethod
     def from_yaml(cls, text: str, origin: str = "recipe") -> Self:
-        """Read mergekit's YAML. Raises RecipeError that names the key and the way out."""
+        """Read a recipe somebody wrote, in mergekit's YAML. Raises RecipeError that names the key and the way out."""
         try:
-            return cls.model_validate(yaml.safe_load(text))
+            recipe = cls.model_validate(yaml.safe_load(text))
+            recipe.check_numbers()
         except yaml.YAMLError as error:
+            if "expected a single document" in str(error):
+                raise RecipeError(f"{origin} holds several recipes, divided by ---; merge one at a time") from error
             raise RecipeError(f"{origin} is not YAML: {error}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden":
-                holder = next((PARTS[key] for key in reversed(first["loc"][:-1]) if key in PARTS), cls)
-                message = f"llmevo does not know this key{nearest(str(first['loc'][-1]), holder.model_fields)}"
-            elif "parameters" in first["loc"][:-1]:
-                place = ".".join(map(str, first["loc"][: first["loc"].index("parameters") + 2]))
-                message = "give a number, a list of numbers (a gradient), or a list of `filter` and `value`"
+            place, message = _explain(error, cls)
             raise RecipeError(f"{origin}: {place}: {message}" if place else f"{origin}: {message}") from error
+        except RecipeError as error:
+            raise RecipeError(f"{origin}: {error}") from error
+        return recipe
 
     def to_yaml(self) -> str:
         """mergekit's YAML, with the references as the user wrote them."""
@@ -154,9 +224,14 @@ class Recipe(_Strict):
             dtype=dtype,
         )
 
-    @property
-    def method(self) -> Method:
-        return METHODS[self.merge_method]
+    def method_of(self, of: OutputSlice) -> Method:
+        """The method that merges one slice: the slice's own, or the recipe's."""
+        return METHODS[of.merge_method or self.merge_method]
+
+    def origin_of(self, of: OutputSlice) -> ModelReference | None:
+        """The base model of one slice where its method starts from it; None where all models are alike."""
+        method = self.method_of(of)
+        return (of.base_model or self.base_model) if method.takes_base or method.pair or method.may_take_base else None
 
     @property
     def references(self) -> list[ModelReference]:
@@ -177,12 +252,22 @@ class Recipe(_Strict):
         return self.tokenizer_source if isinstance(self.tokenizer_source, ModelReference) else self.donor
 
     def output_slices(self, layers: int) -> list[OutputSlice]:
-        """The slices of the result; `models` are one slice over all `layers`."""
+        """The slices of the result; `models` are one slice over all `layers`.
+
+        A base model that is not among `models` joins them, as in mergekit: as the origin, or, where the method knows no
+        origin, as one more model to mix. Without a `weight` for it in the recipe's own parameters mergekit refuses a
+        linear merge then; here the base lends its config and tokenizer only.
+        """
         if self.slices:
             return self.slices
-        models = self.models or []
-        span = (0, layers)
-        return [OutputSlice(sources=[InputSlice(**dict(m), layer_range=span) for m in models])]
+        models = [*(self.models or [])]
+        method, base = METHODS[self.merge_method], self.base_model
+        if base and all(model.model != base for model in models):
+            origin = method.takes_base or method.pair or method.may_take_base
+            required = [name for name, parameter in method.each.items() if parameter.default is None]
+            if origin or all(name in (self.parameters or {}) for name in required):
+                models.append(InputModel(model=base))
+        return [OutputSlice(sources=[InputSlice(**dict(model), layer_range=(0, layers)) for model in models])]
 
     def values(
         self, of: OutputSlice, tensor: str, depth: float, inputs: Sequence[str] | None = None
@@ -191,49 +276,197 @@ class Recipe(_Strict):
 
         `depth` is the place in the slice, 0 to 1, at which gradients are read. `inputs` is what the tensor is called
         in each source, which is what a filter on a source's own parameter sees. Precedence is mergekit's: source,
-        slice, recipe, default. Raises RecipeError for one that is required and missing.
+        slice, recipe, default. A base that is the origin has no parameters; its values mean nothing. Raises RecipeError
+        for one that is required and missing.
         """
-        base = of.base_model or self.base_model
+        method, origin = self.method_of(of), self.origin_of(of)
         scopes = (of.parameters, self.parameters)
         each = {
             name: [
-                # A base that is listed among the models needs no parameters of its own.
-                _value(name, (source.parameters, *scopes), called, depth, 0.0 if source.model == base else p.default)
+                0.0 if source.model == origin else _value(name, parameter, (source.parameters, *scopes), called, depth)
                 for source, called in zip(of.sources, inputs or [tensor] * len(of.sources), strict=True)
             ]
-            for name, p in self.method.each.items()
+            for name, parameter in method.each.items()
         }
-        shared = {name: _value(name, scopes, tensor, depth, p.default) for name, p in self.method.shared.items()}
+        shared = {name: _value(name, parameter, scopes, tensor, depth) for name, parameter in method.shared.items()}
         return each, shared
 
+    def check_numbers(self) -> None:
+        """Raise RecipeError for plain numbers that no tensor could be merged by.
 
-def _value(
-    name: str, scopes: tuple[Mapping[str, Setting] | None, ...], tensor: str, depth: float, default: float | None
-) -> float:
+        A search finds out candidate by candidate; call this for a recipe that somebody wrote.
+        """
+        for of in self.output_slices(1):
+            method, origin = self.method_of(of), self.origin_of(of)
+            if not {"density", "epsilon"} <= method.each.keys():
+                continue
+            for source in of.sources:
+                scopes = (source.parameters, of.parameters, self.parameters)
+                density, epsilon = (_plain(name, method.each[name], scopes) for name in ("density", "epsilon"))
+                if source.model == origin or density is None or epsilon is None or not 0.0 < density < 1.0:
+                    continue
+                if not (density - epsilon > 0.0 and density + epsilon < 1.0):
+                    raise RecipeError(
+                        f"{source.model}: density {density:g} with epsilon {epsilon:g}: {method.name} needs density - "
+                        "epsilon over 0 and density + epsilon under 1; give an epsilon under "
+                        f"{min(density, 1.0 - density):.4g}"
+                    )
+
+
+def _explain(error: ValidationError, recipe: type[Recipe]) -> tuple[str, str]:
+    """The first fault of a recipe: the key, and what is wrong with it."""
+    first = error.errors()[0]
+    keys, message = first["loc"], first["msg"].removeprefix("Value error, ")
+    if not keys and first["type"] != "value_error":
+        return "", "a recipe has keys, `merge_method` and `models` or `slices` among them"
+    if first["type"] == "extra_forbidden":
+        holder = next((PARTS[key] for key in reversed(keys[:-1]) if key in PARTS), recipe)
+        unknown = f"llmevo does not know this key{nearest(str(keys[-1]), holder.model_fields)}"
+        message = WITHOUT_MEANING.get(str(keys[-1]), unknown)
+    elif "parameters" in keys[:-1]:
+        keys = keys[: keys.index("parameters") + 2]
+        message = "give a number, a list of numbers (a gradient), or a list of `filter` and `value`"
+    elif "layer_range" in keys[:-1] or (keys[-1:] == ("layer_range",) and first["type"] != "missing"):
+        keys = keys[: keys.index("layer_range") + 1]
+        message = "give two whole numbers: the first layer, from 0, and the one after the last"
+    elif first["type"] == "missing":
+        message = "this key is missing"
+    return ".".join(map(str, keys)), message
+
+
+def _without_modules(given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose one module is the whole model, without `modules`."""
+    modules = given.get("modules")
+    if modules is None:
+        return {key: value for key, value in given.items() if key != "modules"}
+    if given.get("models") or given.get("slices"):
+        raise ValueError("modules: give either `models`, `slices` or `modules`")
+    if not isinstance(modules, dict) or [*modules] != ["default"] or not isinstance(modules["default"], dict):
+        raise ValueError(
+            "modules: llmevo merges language models, which have the one module `default`; write its `models` or"
+            " `slices` at the top"
+        )
+    module = cast(dict[str, Any], modules["default"])
+    known = ("models", "slices", "parameters")
+    if unknown := [key for key in module if key not in known]:
+        raise ValueError(f"modules.default: llmevo does not know the key {unknown[0]!r}{nearest(unknown[0], known)}")
+    rest = {key: value for key, value in given.items() if key not in ("modules", "models", "slices", "parameters")}
+    inner, outer = module.get("parameters") or {}, given.get("parameters") or {}
+    if shared := [name for name in inner if name in outer]:
+        raise ValueError(f"modules: {shared[0]!r} has a value for the module and one for the recipe; leave one")
+    return {**rest, **module, "parameters": {**outer, **inner} or None}
+
+
+def _without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose `tokenizer` section says only where it comes from, as `tokenizer_source`."""
+    section = given.get("tokenizer")
+    rest = {key: value for key, value in given.items() if key != "tokenizer"}
+    if section is None:
+        return rest
+    if given.get("tokenizer_source"):
+        raise ValueError("tokenizer: give either `tokenizer` or `tokenizer_source`")
+    known = ("source", "tokens", "pad_to_multiple_of")
+    if not isinstance(section, dict):
+        raise ValueError("tokenizer: give a `source`: `base`, or a model")
+    for key, value in cast(dict[str, Any], section).items():
+        if key not in known:
+            raise ValueError(f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), known)}")
+        if key != "source" and value:
+            raise ValueError(
+                f"tokenizer: {key} is not supported, as the models need one vocabulary; leave it out, or change the"
+                " models with mergekit first"
+            )
+    return {**rest, "tokenizer_source": section.get("source") or "union"}
+
+
+def _check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool) -> None:
+    """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
+
+    `whole`: the place is the recipe or a slice, where parameters of the whole merge may stand.
+    """
+    each = {name: parameter for method in methods for name, parameter in method.each.items()}
+    shared = {name: parameter for method in methods for name, parameter in method.shared.items()}
+    ignored = {*WITHOUT_EFFECT, *(name for method in methods for name in method.without_effect)}
+    names = " or ".join(method.name for method in methods)
+    for name, setting in (settings or {}).items():
+        if name in ignored:
+            continue
+        if name not in each and name not in shared:
+            raise ValueError(f"{names} has no parameter {name!r}{nearest(name, [*each, *shared, *ignored])}")
+        if name not in each and not whole:
+            raise ValueError(
+                f"{names}: {name!r} holds for the whole merge, not for one model; put it under the `parameters` of the"
+                " recipe or of a slice"
+            )
+        kind = (each | shared)[name].default
+        for number in _numbers(setting):
+            if isinstance(kind, bool) and number not in (0, 1):
+                raise ValueError(f"{names}: {name} is either true or false, not {number:g}")
+            if _is_whole(kind) and number != int(number):
+                raise ValueError(f"{names}: {name} is a whole number, not {number:g}")
+
+
+def _wrong_number(method: Method, origin: bool, count: int) -> str:
+    least, most = method.models
+    if method.pair:
+        return f"{method.name} merges two models, the base and one other, not {count} others"
+    wanted = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
+    beside = " beside the base_model" if origin else ""
+    hint = "; to stack layers, give every range a slice of its own" if most == 1 and not origin else ""
+    return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{beside}, not {count}{hint}"
+
+
+def _is_whole(default: float | bool | None) -> bool:
+    """Whether a parameter with this default counts something."""
+    return isinstance(default, int) and not isinstance(default, bool)
+
+
+def _plain(name: str, parameter: Parameter, scopes: Iterable[Settings | None]) -> float | None:
+    """The one number a parameter has everywhere, or None where it depends on the tensor or the layer."""
+    setting = next((scope[name] for scope in scopes if scope and name in scope), parameter.default)
+    return float(setting) if isinstance(setting, bool | int | float) else None
+
+
+def _numbers(setting: Setting) -> Iterator[float]:
+    for part in setting if isinstance(setting, list) else [setting]:
+        if isinstance(part, Conditional):
+            yield from _numbers(part.value)
+        else:
+            yield part
+
+
+def _value(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str, depth: float) -> float:
     for scope in scopes:
         if scope and name in scope:
-            value = _evaluate(scope[name], tensor, depth)
+            value = _evaluate(scope[name], tensor, depth, isinstance(parameter.default, bool))
+            if value is not None and _is_whole(parameter.default) and value != int(value):
+                raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
             if value is not None:
                 return value
-    if default is None:
+    if parameter.default is None:
         raise RecipeError(f"the parameter {name!r} is missing for the tensor {tensor}; give it a value")
-    return float(default)
+    return float(parameter.default)
 
 
-def _evaluate(setting: Setting, tensor: str, depth: float) -> float | None:
-    """A setting's value for one tensor at one depth; None when none of its filters holds."""
+def _evaluate(setting: Setting, tensor: str, depth: float, switch: bool) -> float | None:
+    """A setting's value for one tensor at one depth; None when none of its filters holds.
+
+    A `switch` is true or false: its gradients go in steps.
+    """
     if isinstance(setting, bool | int | float):
         return float(setting)
     if isinstance(setting, Conditional):
-        return _evaluate(setting.value, tensor, depth) if setting.holds(tensor) else None
+        return _evaluate(setting.value, tensor, depth, switch) if setting.holds(tensor) else None
     conditionals = [entry for entry in setting if isinstance(entry, Conditional)]
     if conditionals:
-        return next((_evaluate(c.value, tensor, depth) for c in conditionals if c.holds(tensor)), None)
+        return next((_evaluate(c.value, tensor, depth, switch) for c in conditionals if c.holds(tensor)), None)
     # A gradient: linear interpolation between the values, spread evenly over the depth.
     values = [entry for entry in setting if not isinstance(entry, Conditional)]
     if not values:
         return None
     place = depth * (len(values) - 1)
     below = int(place)
+    if switch:
+        return values[below]
     above = min(len(values) - 1, below + 1)
     return (1 - (place - below)) * values[below] + (place - below) * values[above]

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.methods.base import Delta, LowRank
+from llmevo.methods.base import LowRank, Weight
 from llmevo.references import ModelReference, folder_of
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
@@ -46,8 +45,8 @@ class Source(Protocol):
         """One weight: in its stored dtype and mapped where it is stored as such, float32 where it is computed."""
         ...
 
-    def delta(self, name: str, base: "Source") -> Delta | None:
-        """This weight minus the base's, in float32, low-rank where it is; None when they are the same weight."""
+    def weight(self, name: str) -> Weight:
+        """One weight, low-rank over another where it is."""
         ...
 
 
@@ -60,6 +59,7 @@ class Checkpoint:
         if not files:
             raise SourceError(f"{folder}: there is no .safetensors file; save the model with safe_serialization=True")
         self._handles: dict[str, Any] = {}
+        self._views: dict[str, Tensor] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             try:
@@ -84,10 +84,13 @@ class Checkpoint:
                     raise SourceError(f"{self.folder}: {index.name} lists {name} in {shard}, which is not there")
 
     def tensor(self, name: str) -> Tensor:
-        return self._handles[name].get_tensor(name)
+        # The view is kept: it holds no memory of its own, and making it costs more than merging a small tensor.
+        if name not in self._views:
+            self._views[name] = self._handles[name].get_tensor(name)
+        return self._views[name]
 
-    def delta(self, name: str, base: Source) -> Delta | None:
-        return None if base is self else self.tensor(name).float() - base.tensor(name).float()
+    def weight(self, name: str) -> Weight:
+        return self.tensor(name)
 
 
 class LoraModel:
@@ -137,21 +140,17 @@ class LoraModel:
         rank = of("rank", self._config["r"])
         return of("alpha", self._config["lora_alpha"]) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
-    def _low_rank(self, name: str) -> LowRank | None:
+    def tensor(self, name: str) -> Tensor:
+        weight = self.weight(name)
+        return weight.dense() if isinstance(weight, LowRank) else weight
+
+    def weight(self, name: str) -> Weight:
+        origin = self.model.tensor(name)
         if name not in self._factors:
-            return None
+            return origin
         first, second, scale = self._factors[name]
         down, up = self._adapter.tensor(first).float() * scale, self._adapter.tensor(second).float()
-        return LowRank(down.T, up.T) if self._config.get("fan_in_fan_out") else LowRank(up, down)
-
-    def tensor(self, name: str) -> Tensor:
-        delta, weight = self._low_rank(name), self.model.tensor(name)
-        return weight if delta is None else torch.addmm(weight.float(), delta.up, delta.down)
-
-    def delta(self, name: str, base: Source) -> Delta | None:
-        if base is self.model:
-            return self._low_rank(name)
-        return None if base is self else self.tensor(name).float() - base.tensor(name).float()
+        return LowRank(origin, down.T, up.T) if self._config.get("fan_in_fan_out") else LowRank(origin, up, down)
 
 
 class Sources:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmevo.genome import Genes
+from llmevo.genes import Genes
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmevo.errors import CandidateError, RecipeError
-from llmevo.genome import Genome, SearchSpace
+from llmevo.genome import Genome
 from llmevo.merging import depth_of, merge, plan
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
+from llmevo.space import SearchSpace
 
 MODELS = ("base", "one", "two", "three")
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from llmevo.genome import Genes, Genome, SearchSpace
+from llmevo.genes import Genes
+from llmevo.genome import Genome
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.optimizers.llm import FIRST_SIGMA, MOST_PROPOSALS, SIGMA_RANGE
 from llmevo.prompting import Prompt, Reading, Templates
+from llmevo.space import SearchSpace
 from llmevo.trial import Candidate, Score, Trial
 
 SIZE = 6
@@ -28,7 +30,7 @@ def good(prompt: Prompt) -> Reading:
     return prompt.read(json.dumps({"analysis": "a", "proposals": proposals}))
 
 
-def space(models: int = 2, method: str = "dare_ties", **keys: Any) -> SearchSpace:
+def space(models: int = 2, method: str | list[str] = "dare_ties", **keys: Any) -> SearchSpace:
     names = ["alpha", "beta", "gamma"][:models]
     genome = {"models": names, "merge_method": method, "base_model": "base", **keys}
     return SearchSpace(Genome.model_validate(genome), 4)
@@ -280,3 +282,29 @@ def test_mutations_of_a_best_trial_on_the_bounds_do_not_pile_up_there() -> None:
 def test_the_search_climbs_without_any_answer_of_the_llm() -> None:
     _, asked, _ = run("llm", 15, silent, height)
     assert max(map(height, asked)) > max(map(height, [*asked[:SIZE], space().uniform()]))
+
+
+# Several merge methods
+
+
+def several() -> SearchSpace:
+    return space(method=["dare_ties", "ties", "linear", "karcher"], layer_granularity=2, method_per_slice=True)
+
+
+@every
+def test_every_choice_is_reached_however_small_the_step_size(kind: str) -> None:
+    over = several()
+    _, asked, _ = run(kind, 150, silent, lambda _: 0.0, over=over)
+    for gene in over.genes:
+        if gene.choices:
+            assert {genes[gene.name] for genes in asked} == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_mutations_mostly_keep_the_choices_of_the_best() -> None:
+    over = several()
+    best = {gene.name: 2.0 if gene.choices else gene.high / 2 for gene in over.genes}
+    optimizer = OPTIMIZERS["llm"](setup(over))
+    optimizer.tell([trial(0, best, 0.9)])
+    genes, _ = ask(optimizer, silent, 200)
+    kept = sum(g["0-1/merge_method"] == 2.0 for g in genes) / 200
+    assert kept == pytest.approx(1 - 0.75 * FIRST_SIGMA, abs=0.08)

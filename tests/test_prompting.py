@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmevo.errors import ConfigError
-from llmevo.genome import Genes, Genome, SearchSpace
+from llmevo.genes import Genes
+from llmevo.genome import Genome
 from llmevo.prompting import STYLES, Question, Templates, chat, completion
 from llmevo.prompting.question import ROWS
+from llmevo.space import SearchSpace
 from llmevo.trial import Candidate, Score, Trial
 
 TASKS = {"sums": (1.0, "acc,none"), "dates": (-0.5, "exact_match,number")}
@@ -361,3 +363,141 @@ def test_a_line_of_other_than_two_digit_integers_is_dropped_and_said(line: str) 
     assert len(reading.proposals) == 1
     assert any("dropped a line" in problem for problem in reading.problems)
     assert completion.read(line, question()).proposals == []
+
+
+# Several merge methods
+
+METHODS = ["ties", "dare_ties", "task_arithmetic"]
+WEIGHTED = {"alpha/all/weight": 0.31, "beta/all/weight": 0.62, "alpha/all/density": 0.5, "beta/all/density": 0.9}
+
+
+def several(**keys: Any) -> SearchSpace:
+    return space(merge_method=METHODS, **keys)
+
+
+def by_slice() -> SearchSpace:
+    return several(layer_granularity=2, method_per_slice=True)
+
+
+def proposal(method: Any, genome: Any) -> str:
+    return json.dumps({"analysis": "", "proposals": [{"reason": "r", "merge_method": method, "genome": genome}]})
+
+
+def test_the_chat_prompt_names_the_methods_what_they_use_and_which_one_each_candidate_has() -> None:
+    text = chat_text(question((scored(4, {**WEIGHTED, "merge_method": 1.0}, 0.5),), several()))
+    for line in ("- ties uses weight, density", "- task_arithmetic uses weight", "  merge_method dare_ties"):
+        assert f"{line}\n" in text
+    assert "MERGE METHOD ties or dare_ties or task_arithmetic of 2 models" in text
+    assert "  31 50 62 90\n" in text
+
+
+def test_the_chat_prompt_names_the_method_of_every_slice() -> None:
+    over = by_slice()
+    genes = {**over.uniform(), "0-1/merge_method": 2.0}
+    assert "  merge_method task_arithmetic ties\n" in chat_text(question((scored(4, genes, 0.5),), over))
+
+
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [
+        ("dare_ties", 1),
+        ("DARE-TIES", 1),
+        (" dare ties ", 1),
+        (1, 1),
+        ("1", 1),
+        (["ties"], 0),
+        (2.0, 2),
+        (7, 2),
+        (-1, 0),
+    ],
+    ids=repr,
+)
+def test_a_method_may_be_given_by_name_or_place(method: Any, place: int) -> None:
+    reading = chat.read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
+    assert [p.genes for p in reading.proposals] == [{**WEIGHTED, "merge_method": float(place)}]
+    assert bool(reading.problems) == (method in (7, -1))
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ("dare_tis", "merge_method 'dare_tis' is unknown, did you mean 'dare_ties'?"),
+        ("soup", "merge_method 'soup' is unknown; known: ties, dare_ties, task_arithmetic"),
+        (["ties", "ties"], "it names 2 merge methods, 1 are wanted"),
+        (None, "it names 0 merge methods, 1 are wanted"),
+        (True, "merge_method 'True' is unknown"),
+    ],
+)
+def test_a_method_that_is_not_known_drops_the_proposal_with_a_message(method: Any, problem: str) -> None:
+    reading = chat.read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
+    assert reading.proposals == []
+    assert f"dropped proposal 1: {problem}" in reading.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "places"), [(["ties", "dare_ties"], (0, 1)), ("dare_ties", (1, 1)), ({"0-1": 2, "2-3": "ties"}, (2, 0))]
+)
+def test_every_slice_has_its_method_and_one_name_is_for_all(method: Any, places: tuple[int, int]) -> None:
+    reading = chat.read(proposal(method, [[31, 50, 62, 90]] * 2), question(over=by_slice()))
+    (genes,) = (p.genes for p in reading.proposals)
+    assert (genes["0-1/merge_method"], genes["2-3/merge_method"]) == places
+
+
+def test_methods_that_stand_in_the_table_are_understood() -> None:
+    rows = [["ties", 31, 50, 62, 90], [1, 31, 50, 62, 90]]
+    (genes,) = (p.genes for p in chat.read(answer(rows), question(over=by_slice())).proposals)
+    assert [*genes.values()].count(0.31) == 2
+    assert (genes["0-1/merge_method"], genes["2-3/merge_method"]) == (0.0, 1.0)
+
+
+def test_the_schema_holds_the_method_to_the_known_names() -> None:
+    model = chat.answer_model(question(over=several()))
+    assert model.model_validate_json(proposal("ties", [[31, 50, 62, 90]]))
+    for method in ("soup", 1, ["ties"]):
+        with pytest.raises(ValidationError):
+            model.model_validate_json(proposal(method, [[31, 50, 62, 90]]))
+    per_slice = chat.answer_model(question(over=by_slice()))
+    assert per_slice.model_validate_json(proposal(["ties", "dare_ties"], [[31, 50, 62, 90]] * 2))
+
+
+def test_a_repeat_is_one_also_where_only_genes_without_effect_differ() -> None:
+    known = scored(0, {**WEIGHTED, "merge_method": 2.0}, 0.5)
+    reading = chat.read(proposal("task_arithmetic", [[31, 7, 62, 8]]), question((known,), several()))
+    assert reading.proposals == []
+    assert chat.read(proposal("ties", [[31, 50, 62, 90]]), question((known,), several())).proposals
+
+
+def test_a_parameter_that_stays_small_is_shown_finer() -> None:
+    over = space(merge_method="nearswap", base_model=None)
+    text = chat_text(question((scored(1, {"beta/all/t": 0.0034}, 0.5),), over))
+    assert "t may be 0 to 100, in units of 1/10000." in text
+    assert "  34\n" in text
+    assert [p.genes for p in chat.read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
+
+
+def test_parameters_that_all_models_share_have_a_column_of_their_own() -> None:
+    assert "1=all models.select_topk" in chat_text(question(over=space(merge_method="sce")))
+
+
+def test_the_completion_prompt_says_what_the_numbers_of_methods_name() -> None:
+    trial = scored(1, {**WEIGHTED, "merge_method": 1.0}, 0.9)
+    text = STYLES["completion"].ask(question((trial,), several()), Templates(), 0).messages[-1]["content"]
+    assert text.startswith("merge methods: 00 ties 01 dare_ties 02 task_arithmetic\n\nscore 00 | 01 20 49 41 89\n")
+
+
+def test_a_continuation_may_number_or_name_the_method_and_the_commonest_joins_the_median() -> None:
+    lines = "01 20 49 41 90\ndare_ties 30 49 41 90\n00 40 49 41 90\n77 50 49 41 90\nsoup 40 49 41 90"
+    reading = completion.read(lines, question(over=several(), wanted=9))
+    assert [p.genes["merge_method"] for p in reading.proposals] == [1.0, 1.0, 1.0, 0.0, 2.0]
+    assert any("clamped 1 of 5" in problem for problem in reading.problems)
+    assert any("merge_method 'soup' is unknown" in problem for problem in reading.problems)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text(max_size=40) | JSON.map(lambda v: proposal(v, [[31, 50, 62, 90]])) | JSON.map(lambda v: answer(v)))
+def test_no_text_makes_a_reader_raise_where_there_are_several_methods(text: str) -> None:
+    for over in (several(), by_slice()):
+        for reader in (chat.read, completion.read):
+            reading = reader(text, question(over=over))
+            assert reading.proposals or reading.problems
+            assert all(over.contains(p.genes) and over.clamp(p.genes) == p.genes for p in reading.proposals)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llmevo.config import read_config
-from llmevo.genome import SearchSpace
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
+from llmevo.space import SearchSpace
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = CONFIGS / "quickstart"

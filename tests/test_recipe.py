@@ -86,7 +86,7 @@ def first(recipe: Recipe, tensor: str = "model.norm.weight", depth: float = 0.0,
     return {**each, **shared}
 
 
-def of(parameters: dict[str, Any], method: str = "linear", **keys: Any) -> Recipe:
+def of(parameters: dict[str, Any], /, method: str = "linear", **keys: Any) -> Recipe:
     return Recipe.model_validate(
         {"merge_method": method, "models": [{"model": "org/one", "parameters": parameters}], **keys}
     )
@@ -123,8 +123,9 @@ def test_references_are_written_as_the_user_wrote_them() -> None:
 
 def test_a_parameter_of_a_source_goes_before_the_slices_and_that_before_the_recipes() -> None:
     values = first(Recipe.from_yaml(EVERYTHING))
-    assert values["density"] == [0.5, 0.7, 0.7]
-    assert values["weight"] == [0.1, 0.3, 0.25]
+    # The base is where the merge starts from: its values are never looked at.
+    assert values["density"] == [0.5, 0.7, 0.0]
+    assert values["weight"] == [0.1, 0.3, 0.0]
     assert values["lambda"] == 0.9
     assert values["normalize"] == 1.0
     assert first(Recipe.from_yaml(EVERYTHING), place=1)["density"] == [1.0, 0.0]
@@ -167,9 +168,10 @@ def test_every_value_equals_mergekits(text: str, tensor: str, depth: float) -> N
         t=depth,
     )
     ours = first(recipe, tensor, depth)
-    for name in recipe.method.shared:
+    method = recipe.method_of(recipe.output_slices(4)[0])
+    for name in shared.keys() & method.shared.keys():
         assert ours[name] == pytest.approx(float(shared[name])), name
-    for name in recipe.method.each:
+    for name in method.each:
         mine = [v for v, s in zip(ours[name], recipe.output_slices(4)[0].sources, strict=True) if "base" not in str(s)]
         assert mine == pytest.approx([values[name] for values in each.values() if values]), name
 
@@ -184,7 +186,8 @@ def test_a_filter_on_a_source_sees_the_name_the_tensor_has_in_that_source() -> N
 
 def test_a_parameter_that_nobody_gives_has_the_methods_default() -> None:
     values = first(of({"weight": 1}, "dare_ties", base_model="org/base"))
-    assert values == {"weight": [1], "density": [1], "normalize": 0, "rescale": 1, "lambda": 1}
+    expected = {"weight": [1, 0], "density": [1, 0], "normalize": 0, "rescale": 1, "lambda": 1}
+    assert {name: values[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("parameters", [{}, {"weight": [{"filter": "mlp", "value": 1}]}, {"weight": []}])
@@ -250,7 +253,11 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
     ("text", "reason"),
     [
         ("merge_method: [", "is not YAML"),
-        ("", "my.yml"),
+        ("", "a recipe has keys, `merge_method` and `models` or `slices` among them"),
+        ("- merge_method: linear", "a recipe has keys"),
+        ("models: [{model: a/b}]", "merge_method: this key is missing"),
+        ("merge_method: linear\nmodels: [{parameters: {weight: 1}}]", "models.0.model: this key is missing"),
+        ("merge_method: linear\nmodels: [{model: a/b}]\n---\nmerge_method: ties", "several recipes, divided by ---"),
         ("merge_method: linear", "give either `models` or `slices`"),
         (
             "merge_method: linear\nmodels: [{model: a/b}]\nslices: [{sources: [{model: a/b, layer_range: [0, 1]}]}]",
@@ -272,14 +279,211 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         (
             "merge_method: linear\nslices: [{sources: [{model: a/b, layer_range: [0, 2]}, "
             "{model: c/d, layer_range: [0, 3]}]}]",
-            "all sources of a slice need the same number of layers, at least one; got [2, 3]",
+            "all sources of a slice need the same number of layers in their layer_range; got [2, 3]",
         ),
         ("merge_method: linear\nslices: [{sources: []}]", "a slice needs at least one source"),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a/b, layer_range: [2, 2]}]}]",
+            "slices.0: layer_range [2, 2] of a/b has no layer",
+        ),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a/b, layer_range: [2]}]}]",
+            "slices.0.sources.0.layer_range: give two whole numbers",
+        ),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a/b, layer_range: 0-4}]}]",
+            "slices.0.sources.0.layer_range: give two whole numbers",
+        ),
+        (
+            "merge_method: linear\nslices: [{residual_weight: 0.5, sources: [{model: a/b, layer_range: [0, 1]}]}]",
+            "slices.0.residual_weight: mergekit reads this key and does nothing with it; remove it",
+        ),
+        (
+            "merge_method: ties\nbase_model: c/d\nslices: [{sources: [{model: a/b, layer_range: [0, 1]}]}]",
+            "the base_model c/d is not among the slice's sources; list it there",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1}}, {model: a/b}]",
+            "a/b is listed twice; list every model once",
+        ),
+        (
+            "merge_method: passthrough\nmodels: [{model: a/b}, {model: c/d}]",
+            "passthrough merges exactly 1 model, not 2; to stack layers, give every range a slice of its own",
+        ),
+        (
+            "merge_method: nuslerp\nmodels: [{model: a/b}, {model: c/d}, {model: e/f}]\nparameters: {weight: 1}",
+            "nuslerp merges exactly 2 models, not 3",
+        ),
+        (
+            "merge_method: model_stock\nbase_model: c/d\nmodels: [{model: a/b}, {model: c/d}]",
+            "model_stock merges at least 2 models beside the base_model, not 1",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1, normalize: false}}]",
+            "linear: 'normalize' holds for the whole merge, not for one model",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\nparameters: {normalize: 0.5}",
+            "linear: normalize is either true or false, not 0.5",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b, parameters: {weight: .nan}}]",
+            "models.0.parameters.weight: give a number",
+        ),
+        (
+            "merge_method: della\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: 0.9}}]",
+            "a/b: density 0.9 with epsilon 0.15: della needs density - epsilon over 0 and density + epsilon under 1; "
+            "give an epsilon under 0.1",
+        ),
+        ("merge_method: linear\nmodels: [{model: a/b}]\nmodules: {default: {}}", "`slices` or `modules`"),
+        (
+            "merge_method: linear\nmodules: {text: {models: []}, vision: {models: []}}",
+            "modules: llmevo merges language models, which have the one module `default`",
+        ),
+        (
+            "merge_method: linear\nmodules: {default: {models: [{model: a/b}], merge_method: ties}}",
+            "modules.default: llmevo does not know the key 'merge_method'",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base, pad_to_multiple_of: 64}",
+            "tokenizer: pad_to_multiple_of is not supported",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base, tokens: {x: {source: a/b}}}",
+            "tokenizer: tokens is not supported",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base}\ntokenizer_source: base",
+            "tokenizer: give either `tokenizer` or `tokenizer_source`",
+        ),
         ("merge_method: linear\nmodels: [{model: a+b+c}]", "write MODEL or MODEL+ADAPTER"),
     ],
 )
 def test_a_recipe_that_cannot_be_carried_out_is_refused_with_the_reason(text: str, reason: str) -> None:
     assert re.sub(r"\s+", " ", reason) in re.sub(r"\s+", " ", refusal(text))
+
+
+@pytest.mark.parametrize(("density", "epsilon"), [(0.0, 0.15), (1.0, 0.15), (0.5, 0.2), ([0.5, 0.9], 0.2)])
+def test_a_density_with_its_epsilon_is_judged_only_where_it_is_the_same_everywhere(density: Any, epsilon: Any) -> None:
+    recipe = of({"weight": 1, "density": density, "epsilon": epsilon}, "della", base_model="org/base")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_a_search_may_hold_a_recipe_that_no_tensor_can_be_merged_by() -> None:
+    """It fails as a candidate, not as a faulty recipe."""
+    recipe = of({"weight": 1, "density": 0.9}, "della", base_model="org/base")
+    with pytest.raises(RecipeError, match=r"give an epsilon under 0\.1"):
+        recipe.check_numbers()
+
+
+# --- a method for each slice ------------------------------------------------------------------------------------
+
+BY_SLICE = """
+merge_method: by_slice
+base_model: org/base
+slices:
+  - merge_method: ties
+    sources:
+      - {model: org/one, layer_range: [0, 2], parameters: {density: 0.3}}
+      - {model: org/two, layer_range: [0, 2]}
+      - {model: org/base, layer_range: [0, 2]}
+    parameters: {lambda: 0.5}
+  - merge_method: slerp
+    sources:
+      - {model: org/one, layer_range: [2, 4]}
+      - {model: org/two, layer_range: [2, 4]}
+    base_model: org/one
+    parameters: {t: 0.2}
+parameters: {weight: 0.7}
+"""
+
+
+def test_every_slice_may_have_a_method_of_its_own() -> None:
+    recipe = Recipe.from_yaml(BY_SLICE)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert [recipe.method_of(s).name for s in recipe.output_slices(4)] == ["ties", "slerp"]
+    assert [str(recipe.origin_of(s)) for s in recipe.output_slices(4)] == ["org/base", "org/one"]
+    ties, slerp = first(recipe), first(recipe, place=1)
+    assert (ties["weight"], ties["density"], ties["lambda"]) == ([0.7, 0.7, 0.0], [0.3, 1.0, 0.0], 0.5)
+    assert slerp == {"t": 0.2}
+
+
+def test_mergekit_refuses_such_a_recipe_instead_of_overlooking_the_methods() -> None:
+    config = mergekit("config").MergeConfiguration.model_validate(yaml.safe_load(BY_SLICE))
+    with pytest.raises(RuntimeError, match="Unimplemented merge method by_slice"):
+        mergekit("merge_methods").get(config.merge_method)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("merge_method: by_slice", "merge_method: ties", "write `merge_method: by_slice` for the whole recipe"),
+        ("merge_method: slerp", "parameters: {}", "give `slices`, and each of them a `merge_method`"),
+        ("merge_method: slerp", "merge_method: slurp", "merge_method 'slurp' is unknown, did you mean 'slerp'?"),
+        ("{t: 0.2}", "{t: 0.2, lambda: 1}", "slerp has no parameter 'lambda'"),
+        ("{weight: 0.7}", "{weight: 0.7, gamma: 1}", "ties or slerp has no parameter 'gamma'"),
+        ("base_model: org/one", "base_model: org/three", "slices.1: slerp merges two models, the base and one other"),
+    ],
+)
+def test_methods_of_slices_that_do_not_fit_are_refused_by_name(old: str, new: str, reason: str) -> None:
+    assert old in BY_SLICE
+    text = BY_SLICE.replace(old, new) if old != "merge_method: slerp" or "slurp" in new else _without(BY_SLICE, old)
+    assert reason in refusal(text)
+
+
+def _without(text: str, key: str) -> str:
+    return text.replace(f"  - {key}\n    sources:", "  - sources:")
+
+
+def test_by_slice_needs_slices() -> None:
+    assert "give `slices`" in refusal("merge_method: by_slice\nmodels: [{model: a/b}]")
+
+
+# --- mergekit's other ways of saying the same -------------------------------------------------------------------
+
+
+def test_a_tokenizer_section_that_names_a_source_is_a_tokenizer_source() -> None:
+    def source(text: str) -> object:
+        recipe = Recipe.from_yaml(f"merge_method: linear\nmodels: [{{model: a/b}}]\n{text}")
+        return recipe.tokenizer_source and str(recipe.tokenizer_source)
+
+    assert source("") is None
+    assert source("tokenizer: {source: base, tokens: {}}") == source("tokenizer_source: base") == "base"
+    assert source("tokenizer: {source: c/d@v1}") == source("tokenizer_source: c/d@v1") == "c/d@v1"
+    assert source("tokenizer: {}") == source("tokenizer_source: union") == "union"
+
+
+def test_one_module_is_the_model() -> None:
+    inner = yaml.safe_load(MODELS)
+    module = {"default": {"models": inner.pop("models"), "parameters": {"weight": inner["parameters"].pop("weight")}}}
+    assert Recipe.from_yaml(yaml.safe_dump({**inner, "modules": module})) == Recipe.from_yaml(MODELS)
+
+
+def test_a_type_may_be_written_as_torch_writes_it() -> None:
+    assert of({"weight": 1}, dtype="torch.bfloat16").dtype == "bfloat16"
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
+    recipe = Recipe.from_yaml("merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1e-3}}]")
+    assert first(recipe)["weight"] == [0.001]
+
+
+@pytest.mark.parametrize(("depth", "value"), [(0.0, 1.0), (0.4, 1.0), (0.5, 0.0), (1.0, 1.0)])
+def test_a_gradient_of_truths_goes_in_steps(depth: float, value: float) -> None:
+    recipe = of({"weight": 1}, parameters={"normalize": [True, False, True]})
+    assert first(recipe, depth=depth)["normalize"] == value
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "joins"),
+    [("linear", {"weight": 0.5}, True), ("linear", {}, False), ("karcher", {}, True), ("ties", {}, True)],
+)
+def test_a_base_that_is_not_listed_joins_the_models_as_in_mergekit(
+    method: str, parameters: dict[str, Any], joins: bool
+) -> None:
+    own = {} if method == "karcher" else {"weight": 1}
+    (whole,) = of(own, method, base_model="org/base", parameters=parameters).output_slices(4)
+    assert [str(source.model) for source in whole.sources] == ["org/one", *(["org/base"] if joins else [])]
 
 
 def test_slerp_takes_the_base_of_each_slice() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.methods.base import LowRank
+from llmevo.methods.base import Inputs, LowRank
 from llmevo.references import ModelReference
 from llmevo.sources import Checkpoint, LoraModel, Source, Sources
 
@@ -119,11 +119,18 @@ def test_tensors_that_the_config_determines_are_left_out(tmp_path: Path) -> None
 def test_a_task_vector_is_the_difference_in_float32(tmp_path: Path) -> None:
     one = Checkpoint(new_checkpoint(tmp_path / "one", seed=1, dtype=torch.bfloat16))
     base = Checkpoint(new_checkpoint(tmp_path / "base", seed=2, dtype=torch.bfloat16))
-    delta = one.delta(QUERY, base)
-    assert isinstance(delta, Tensor)
+    delta = task_vector(one, base, QUERY)
     assert delta.dtype == torch.float32
     assert torch.equal(delta, one.tensor(QUERY).float() - base.tensor(QUERY).float())
-    assert base.delta(QUERY, base) is None
+
+
+def test_a_weight_is_one_and_the_same_view_of_the_file(tmp_path: Path) -> None:
+    one = Checkpoint(new_checkpoint(tmp_path / "one", seed=1))
+    assert one.tensor(QUERY).data_ptr() == one.tensor(QUERY).data_ptr()
+
+
+def task_vector(model: Checkpoint | LoraModel, base: Checkpoint, name: str) -> Tensor:
+    return Inputs(base.tensor(name), [model.weight(name)], {}, {}, [0]).delta(0)
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------
@@ -157,18 +164,20 @@ def test_the_task_vector_of_an_adapter_on_its_own_model_is_its_low_rank_product(
     factors = weights_of(adapter)
     stem = "base_model.model.model.layers.1.mlp.down_proj"
     product = factors[f"{stem}.lora_B.weight"].double() @ factors[f"{stem}.lora_A.weight"].double() * (6 / 2)
-    delta = adapted.delta(DOWN, base)
-    assert isinstance(delta, LowRank)
-    assert (delta.up.shape, delta.down.shape) == ((16, 2), (2, 32))
-    torch.testing.assert_close(delta.up.double() @ delta.down.double(), product, rtol=1e-6, atol=1e-8)
-    assert torch.linalg.matrix_rank(delta.dense(), rtol=1e-5) == 2
-    torch.testing.assert_close(adapted.tensor(DOWN), base.tensor(DOWN) + delta.dense(), rtol=0, atol=1e-7)
+    weight = adapted.weight(DOWN)
+    assert isinstance(weight, LowRank)
+    assert weight.origin.data_ptr() == base.tensor(DOWN).data_ptr()
+    assert (weight.up.shape, weight.down.shape) == ((16, 2), (2, 32))
+    delta = task_vector(adapted, base, DOWN)
+    torch.testing.assert_close(delta.double(), product, rtol=1e-6, atol=1e-8)
+    assert torch.linalg.matrix_rank(delta, rtol=1e-5) == 2
+    torch.testing.assert_close(adapted.tensor(DOWN), base.tensor(DOWN) + delta, rtol=0, atol=1e-7)
 
 
 def test_a_weight_that_is_not_adapted_is_the_models_own_and_has_no_task_vector(model: Path, adapter: Path) -> None:
     base = Checkpoint(model)
     adapted = LoraModel(base, adapter)
-    assert adapted.delta(KEY, base) is None
+    assert isinstance(adapted.weight(KEY), Tensor)
     assert adapted.tensor(KEY).data_ptr() == base.tensor(KEY).data_ptr()
 
 
@@ -178,9 +187,7 @@ def test_the_task_vector_of_an_adapter_on_another_model_is_the_whole_difference(
     adapted = LoraModel(Checkpoint(model), adapter)
     other = Checkpoint(new_checkpoint(tmp_path / "other", seed=5))
     for name in (KEY, DOWN):
-        delta = adapted.delta(name, other)
-        assert isinstance(delta, Tensor)
-        assert torch.equal(delta, adapted.tensor(name) - other.tensor(name))
+        assert torch.equal(task_vector(adapted, other, name), adapted.tensor(name) - other.tensor(name))
 
 
 def test_reading_an_adapted_weight_changes_nothing_on_disk_or_in_the_next_read(model: Path, adapter: Path) -> None:

@@ -2,5 +2,6 @@
 
 from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
+from llmevo.engines.vllm import VllmEngine
 
-__all__ = ["Engine", "HfEngine"]
+__all__ = ["Engine", "HfEngine", "VllmEngine"]

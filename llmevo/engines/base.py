@@ -1,10 +1,12 @@
 """What an engine is."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from lm_eval.api.model import LM
-from torch import Tensor
+
+from llmevo.recipe import Recipe
 
 
 class Engine(Protocol):
@@ -15,10 +17,18 @@ class Engine(Protocol):
         """The live model as lm-eval sees it."""
         ...
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace all weights by (name, tensor) pairs of a checkpoint.
+    def swap(self, recipe: Recipe) -> object:
+        """Merge a recipe into the running model; weights that would not change are left as they are.
 
-        Raises CandidateError when they do not fit. A load that fails halfway leaves weights of two candidates;
-        the next complete load mends that.
+        Raises CandidateError when it cannot be merged or does not fit. A swap that fails halfway leaves weights of two
+        candidates; the next one mends that.
         """
+        ...
+
+    def differences(self, folder: Path) -> Sequence[str]:
+        """What differs between the running model and an exported one in `folder`; nothing when all is well."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and of any process that holds it."""
         ...

@@ -1,6 +1,6 @@
 """The transformers engine: one model in this process, its weights overwritten in place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, SourceError
+from llmevo.merging import Merger
+from llmevo.recipe import Recipe
+from llmevo.sources import Checkpoint
 
 
 class HfEngine:
@@ -19,10 +22,13 @@ class HfEngine:
     no weight is ever written to disk.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, dtype: str, device: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Path, dtype: str, device: str | None = None, merger: Merger | None = None
+    ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
-        `device` is the first GPU by default, or the CPU. Raises SourceError when transformers cannot load them.
+        `device` is the first GPU by default, or the CPU; `merger` makes the candidates, and without one the engine
+        takes ready weights only. Raises SourceError when transformers cannot load them.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -30,21 +36,53 @@ class HfEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         except (OSError, ValueError, KeyError) as error:
             raise SourceError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
-        self.model = model.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
+        self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
         self.lm = RequestScorer(self.model, vocabulary)
 
-    @torch.no_grad()
+        self.merger = merger
+        self._loaded: dict[str, str] = {}
+
+    def swap(self, recipe: Recipe) -> None:
+        assert self.merger is not None
+        held = {*self._loaded}
+        self._copy(self.merger.merge(recipe, self._loaded), held)
+
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace all weights by (name, tensor) pairs of a checkpoint. Raises CandidateError when they do not fit."""
+        self._loaded.clear()
+        self._copy(weights, set())
+
+    @torch.no_grad()
+    def _copy(self, weights: Iterable[tuple[str, Tensor]], held: set[str]) -> None:
+        """`held` are the weights that may stay as they are."""
         # By storage: a tied output head is the embeddings under another name, and one of the two names is enough.
         missing = {weight.data_ptr(): name for name, weight in self._weights.items() if weight.requires_grad}
+        for name in held:
+            if (weight := self._weights.get(name)) is not None:
+                missing.pop(weight.data_ptr(), None)
+        seen = {*held}
         for name, weight in weights:
             own = self._weights.get(name)
             if own is None:
                 raise CandidateError(f"the running model has no weight {name}; this architecture has no in-place load")
             if own.shape != weight.shape:
                 raise CandidateError(f"{name} is {tuple(weight.shape)} merged, {tuple(own.shape)} in the running model")
-            if missing.pop(own.data_ptr(), None):
+            seen.add(name)
+            # Under two names, the model's own first one counts whatever came last.
+            if (first := self._first_names[own.data_ptr()]) == name or first not in seen:
                 own.copy_(weight)
+            missing.pop(own.data_ptr(), None)
         if missing:
             raise CandidateError(f"the merge made no weight for {', '.join(sorted(missing.values())[:3])}")
+
+    def differences(self, folder: Path) -> Sequence[str]:
+        """The weights that are not, bit for bit, those of an exported model."""
+        exported = Checkpoint(folder)
+        own = {name: self._weights[name] for name in exported.shapes if name in self._weights}
+        return [name for name, weight in own.items() if not torch.equal(weight.cpu(), exported.tensor(name))]
+
+    def close(self) -> None:
+        self.model = None
+        self._weights.clear()

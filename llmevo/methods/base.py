@@ -1,11 +1,15 @@
 """What a merge method is: a pure function on the tensors of one name, and its parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from llmevo.cache import Cache
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Parameter:
     """Its value when the recipe is silent; None means it has to be given."""
     low: float | None = None
     high: float | None = None
+    start: float | None = None
+    """For a gene: where the search starts, in the uniform merge; the share 1/n of a weight by default."""
 
     @property
     def is_gene(self) -> bool:
@@ -27,49 +33,94 @@ class Parameter:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A task vector that is the product of two small factors, as a LoRA adapter has it; float32."""
+    """A weight that is another one plus the product of two small factors, as a LoRA adapter makes it."""
 
+    origin: Tensor
+    """The weight under the adapter, as it is stored."""
     up: Tensor
-    """(rows, rank)."""
+    """(rows, rank), float32."""
     down: Tensor
-    """(rank, columns), with the adapter's scale in it."""
+    """(rank, columns), float32, with the adapter's scale in it."""
 
     def dense(self) -> Tensor:
-        return self.up @ self.down
+        """The weight itself, float32."""
+        return torch.addmm(self.origin.float(), self.up, self.down)
 
 
-Delta = Tensor | LowRank
-"""A task vector, or without a base a weight."""
+Weight = Tensor | LowRank
+"""One model's weight: as it is stored, or low-rank over another one."""
 
 
-def dense(delta: Delta) -> Tensor:
-    """As one tensor, for arithmetic that needs every entry."""
-    return delta.dense() if isinstance(delta, LowRank) else delta
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one and the same memory, as a base is that two models share."""
+    return first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a method needs to merge the tensors of one name."""
+    """Everything a method needs to merge the tensors of one name.
+
+    Weights come as they are stored; arithmetic on them is float32. Methods on task vectors subtract `base` themselves,
+    block by block: two 16-bit reads cost less than keeping the difference in 32 bits.
+    """
 
     base: Tensor | None
-    """The base model's tensor, float32; None when the recipe has no base model."""
-    tensors: Sequence[Delta]
-    """One float32 tensor a model: its task vector (model minus base) where the method `takes_base`, else its weight."""
+    """The base model's tensor; None when the recipe has no base model."""
+    models: Sequence[Weight]
+    """One weight a model, the base not among them where the method takes it as the origin."""
     each: Mapping[str, Sequence[float]]
-    """Per-model parameters: one value for every entry of `tensors`."""
+    """Per-model parameters: one value for every entry of `models`."""
     shared: Mapping[str, float]
     """Parameters of the whole merge."""
     seeds: Sequence[int]
-    """One seed for every entry of `tensors`, made of the run's seed, the tensor's name and the model's place:
+    """One seed for every entry of `models`, made of the run's seed, the tensor's name and the model's name:
     random masks depend on nothing else, so a scored and an exported merge agree bit for bit."""
+    dtype: torch.dtype = torch.float32
+    """The type of the result, which a method may round to, once; or it may return float32."""
+    keys: Sequence[Hashable] = ()
+    """What tells each model's task vector from all others, for the cache; empty when nothing is to be kept."""
+    cache: Cache = field(default_factory=lambda: Cache(0))
 
-    def generator(self, model: int) -> torch.Generator:
-        """A fresh random generator for one model's mask of this tensor."""
-        return torch.Generator().manual_seed(self.seeds[model])
+    def keep(self, what: str, model: int, make: Callable[[], Value]) -> Value:
+        """Something that depends on one model's weight (and the base) and on no gene, from the cache if it is there."""
+        return self.cache.get((what, self.keys[model]), make) if self.keys else make()
+
+    def keep_all(self, what: str, make: Callable[[], Value]) -> Value:
+        """Something that depends on all weights and on no gene, from the cache if it is there."""
+        return self.cache.get((what, tuple(self.keys)), make) if self.keys else make()
+
+    def keep_latest(self, what: str, model: int, tag: Hashable, make: Callable[[], Value]) -> Value:
+        """Something that depends on a gene's value, `tag`: the last one is kept, for genes that rest."""
+        return self.cache.latest((what, self.keys[model]), tag, make) if self.keys else make()
+
+    def keep_latest_of_all(self, what: str, tag: Hashable, make: Callable[[], Value]) -> Value:
+        """Like `keep_latest` for something that depends on all weights."""
+        return self.cache.latest((what, tuple(self.keys)), tag, make) if self.keys else make()
+
+    @property
+    def origin(self) -> Tensor:
+        """The base's tensor, where the method needs one."""
+        assert self.base is not None
+        return self.base
+
+    def weight(self, model: int) -> Tensor:
+        """One model's weight as a whole float32 tensor; do not write into it."""
+        weight = self.models[model]
+        return weight.dense() if isinstance(weight, LowRank) else weight.float()
+
+    def delta(self, model: int) -> Tensor:
+        """One model's task vector as a whole float32 tensor: its weight minus the base's; do not write into it."""
+        weight = self.models[model]
+        if isinstance(weight, LowRank) and same(weight.origin, self.origin):
+            return self.keep("delta", model, lambda: weight.up @ weight.down)
+        return self.weight(model) - self.origin.float()
 
 
 class Merge(Protocol):
-    """The arithmetic of a method: inputs in, the merged float32 tensor out."""
+    """The arithmetic of a method: inputs in, the merged tensor out, new or one of the inputs.
+
+    Raises CandidateError for parameters that make no sense together, FloatingPointError where a weight is not finite.
+    """
 
     def __call__(self, inputs: Inputs) -> Tensor: ...
 
@@ -82,41 +133,35 @@ class Method:
     """As in mergekit's `merge_method`."""
     merge: Merge
     paper: str
-    each: Mapping[str, Parameter]
+    each: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     """Parameters every model has its own value of."""
     shared: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     """Parameters of the whole merge."""
     takes_base: bool = False
     """Whether the base model is the origin of task vectors (and so must be given) or a model like the others."""
+    may_take_base: bool = False
+    """Whether a base model is the origin of task vectors when one is given, and none is needed."""
     pair: bool = False
     """Whether it merges exactly two models, the base and another."""
+    models: tuple[int, int | None] = (1, None)
+    """How many models it merges, at least and at most, the base not counted where it is the origin."""
     normalize: bool | None = None
     """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
+    without_effect: Sequence[str] = ()
+    """Parameters that mergekit takes for this method and that change nothing."""
 
 
-def weighted_sum(tensors: Sequence[Delta], weights: Sequence[float], start: Tensor | None = None) -> Tensor:
-    """`start` + Σ wᵢ·xᵢ in float32, as one new tensor; inputs are not changed.
+CANCELLED = 1e-3
+"""Weights whose sum is less than this share of their magnitudes have cancelled out: dividing by it would blow up noise
+a thousandfold. It is not done then, as mergekit does not divide by a sum of exactly 0."""
 
-    A tensor whose weight is exactly 0 is not read. Low-rank task vectors stay low-rank: all of them are added in
-    one matrix product over their stacked factors.
-    """
-    terms = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0.0]
-    low = [(tensor, weight) for tensor, weight in terms if isinstance(tensor, LowRank)]
-    full = [(tensor, weight) for tensor, weight in terms if not isinstance(tensor, LowRank)]
-    if low:
-        up = torch.cat([tensor.up * weight for tensor, weight in low], dim=1)
-        down = torch.cat([tensor.down for tensor, _ in low])
-        total = up @ down if start is None else torch.addmm(start, up, down)
-    elif start is not None:
-        total = start.clone()
-    else:
-        total = torch.zeros_like(dense(tensors[0]))
-    for tensor, weight in full:
-        total.add_(tensor, alpha=weight)
-    return total
+
+def least_divisor(weights: Sequence[float]) -> float:
+    """The smallest sum of some of these weights that is divided by."""
+    return max(CANCELLED * sum(abs(weight) for weight in weights), 1e-8)
 
 
 def divisor(weights: Sequence[float]) -> float:
-    """Σ wᵢ for normalizing; 1 when the sum is so near 0 that dividing by it would only blow up noise."""
+    """Σ wᵢ for normalizing; 1 when the weights cancel out (see `CANCELLED`)."""
     total = float(sum(weights))
-    return total if abs(total) >= 1e-8 else 1.0
+    return total if abs(total) >= least_divisor(weights) else 1.0

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter, divisor, weighted_sum
+from llmevo.methods.arithmetic import weighted_sum
+from llmevo.methods.base import Inputs, Method, Parameter, divisor, same
 
 
 def linear(inputs: Inputs) -> Tensor:
@@ -11,8 +12,12 @@ def linear(inputs: Inputs) -> Tensor:
     With a base model that is not among the models (it has weight 0 then) the sum is that of the models alone.
     """
     weights = inputs.each["weight"]
-    merged = weighted_sum(inputs.tensors, weights)
-    return merged.div_(divisor(weights)) if inputs.shared["normalize"] else merged
+    scale = 1.0 / divisor(weights) if inputs.shared["normalize"] else 1.0
+    first = inputs.models[0]
+    alike = isinstance(first, Tensor) and all(isinstance(m, Tensor) and same(m, first) for m in inputs.models)
+    if isinstance(first, Tensor) and alike and abs(sum(weights) * scale - 1.0) < 1e-9:
+        return first  # nothing to mix, such as the embeddings that adapters of one base leave as they are
+    return weighted_sum(inputs.models, [weight * scale for weight in weights], None, inputs.dtype)
 
 
 LINEAR = Method(

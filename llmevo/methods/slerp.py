@@ -4,7 +4,9 @@ import math
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter, dense
+from llmevo.methods.arithmetic import weighted_sum
+from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.gram import gram_with_base
 
 NEARLY_PARALLEL = 0.9995
 """Above this cosine the arc is a line, as in mergekit; fine-tunes of one base are nearly always there."""
@@ -12,24 +14,23 @@ NEARLY_PARALLEL = 0.9995
 
 def slerp(inputs: Inputs) -> Tensor:
     """From the base (t = 0) to the other model (t = 1), each tensor taken as one long vector."""
-    assert inputs.base is not None
-    (only,) = inputs.tensors
-    t, start, other = inputs.shared["t"], inputs.base, dense(only)
-    lengths = [float(tensor.norm()) for tensor in (start, other)]
+    t, products = inputs.shared["t"], gram_with_base(inputs)
+    lengths = [math.sqrt(products[i, i]) for i in range(2)]
     # A vector of (almost) no length has no direction; mergekit leaves it as it is, and so does this.
-    scale = math.prod(length if length > 1e-8 else 1.0 for length in lengths)
-    cosine = float(start.flatten() @ other.flatten()) / scale
+    cosine = products[0, 1] / math.prod(length if length > 1e-8 else 1.0 for length in lengths)
     if abs(cosine) > NEARLY_PARALLEL:
-        return start * (1 - t) + other * t
-    angle = math.acos(cosine)
-    return start * (math.sin((1 - t) * angle) / math.sin(angle)) + other * (math.sin(t * angle) / math.sin(angle))
+        scales = [1 - t, t]
+    else:
+        angle = math.acos(cosine)
+        scales = [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+    return weighted_sum([inputs.origin, *inputs.models], scales, None, inputs.dtype)
 
 
 SLERP = Method(
     name="slerp",
     merge=slerp,
     paper="https://en.wikipedia.org/wiki/Slerp",
-    each={},
     shared={"t": Parameter(default=None, low=0.0, high=1.0)},
     pair=True,
+    models=(1, 1),
 )

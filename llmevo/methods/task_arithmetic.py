@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter, divisor, weighted_sum
+from llmevo.methods.arithmetic import weighted_sum
+from llmevo.methods.base import Inputs, Method, Parameter, divisor
 
 
 def task_arithmetic(inputs: Inputs) -> Tensor:
     """base + λ Σ wᵢδᵢ, the sum divided by Σ wᵢ with `normalize`."""
-    assert inputs.base is not None
     weights = inputs.each["weight"]
     scale = inputs.shared["lambda"] / (divisor(weights) if inputs.shared["normalize"] else 1.0)
-    return weighted_sum(inputs.tensors, [weight * scale for weight in weights], start=inputs.base)
+    return weighted_sum(inputs.models, [weight * scale for weight in weights], inputs.origin, inputs.dtype)
 
 
 TASK_ARITHMETIC = Method(
@@ -21,4 +21,5 @@ TASK_ARITHMETIC = Method(
     shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0)},
     takes_base=True,
     normalize=False,
+    without_effect=("density", "rescale"),
 )

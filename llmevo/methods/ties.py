@@ -2,45 +2,33 @@
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter, dense
-from llmevo.methods.consensus import elect
+from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, bound, merge_sparse, shared, window
+from llmevo.methods.base import Inputs, Method
+from llmevo.methods.blocks import Operand
 
 
-def trim(delta: Tensor, density: float) -> Tensor:
-    """Keep the `density` share of the entries that is largest in magnitude, zero the others.
-
-    At least one entry is kept: mergekit stops with an assertion where density · size rounds to 0.
-    """
+def trim(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
+    """Keep the `density` share of the entries that is largest in magnitude; at least one where density is over 0."""
+    density = inputs.each["density"][model]
     if density >= 1.0:
-        return delta
-    magnitudes = delta.abs().flatten()
-    kept = max(1, int(density * magnitudes.numel()))
-    # Selecting the cut-off takes one pass where sorting takes many; of equal entries the first ones are kept.
-    cutoff = magnitudes.kthvalue(magnitudes.numel() - kept + 1).values
-    mask = magnitudes > cutoff
-    mask[(magnitudes == cutoff).nonzero()[: kept - int(mask.sum())]] = True
-    return delta * mask.view_as(delta)
+        return None
+    size = inputs.origin.numel()
+    if density <= 0.0 or not size:
+        return NOTHING
+    return window(bound(inputs, model, operand, max(1, int(density * size))))
 
 
 def ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the trimmed, weighted task vectors."""
-    assert inputs.base is not None
-    trimmed = [
-        trim(dense(delta), density) for delta, density in zip(inputs.tensors, inputs.each["density"], strict=True)
-    ]
-    mixed = elect(trimmed, inputs.each["weight"], bool(inputs.shared["normalize"]))
-    return inputs.base + mixed.mul_(inputs.shared["lambda"])
+    return merge_sparse(inputs, trim, elected=True)
 
 
 TIES = Method(
     name="ties",
     merge=ties,
     paper="https://arxiv.org/abs/2306.01708",
-    each={
-        "weight": Parameter(default=None, low=0.0, high=1.5),
-        "density": Parameter(default=1.0, low=0.01, high=1.0),
-    },
-    shared={"normalize": Parameter(default=True), "lambda": Parameter(default=1.0)},
+    each={"weight": WEIGHT, "density": DENSITY},
+    shared=shared(normalize=True, rescale=False),
     takes_base=True,
     normalize=True,
 )

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmevo.genome import SearchSpace
 from llmevo.prompting import Prompt, Reading, Templates
+from llmevo.space import SearchSpace
 from llmevo.trial import Suggestion, Trial
 
 Asking = Generator[Prompt, Reading, list[Suggestion]]

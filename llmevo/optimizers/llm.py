@@ -82,9 +82,17 @@ class LlmEvolution:
         return mutants
 
     def _step(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One mutation; what would leave the unit cube is reflected, so that mass does not pile up at the bounds."""
+        """One mutation; what would leave the unit cube is reflected, so that mass does not pile up at the bounds.
+
+        Choices have no order to step along: each is drawn anew with the step size for its probability.
+        """
         point = np.abs(centre + self._sigma * self._random.standard_normal(len(centre)))
-        return np.clip(1.0 - np.abs(1.0 - point), 0.0, 1.0)
+        point = np.clip(1.0 - np.abs(1.0 - point), 0.0, 1.0)
+        for place, gene in enumerate(self._space.genes):
+            if gene.choices:
+                anew = self._random.random() < self._sigma
+                point[place] = self._random.random() if anew else centre[place]
+        return point
 
     def tell(self, trials: Sequence[Trial]) -> None:
         before = max((trial.value for trial in self._trials), default=None)

@@ -2,14 +2,16 @@
 
 Lines of fixed-width integers, worst first, each behind its score; the last line has a score and no integers yet
 (EvoLLM, https://arxiv.org/abs/2402.18381; LMX, https://arxiv.org/abs/2302.12170). Even a small model recombines
-what it sees. The gene's range is shown as 00 to 99, the scores as their place between worst and best.
+what it sees. The gene's range is shown as 00 to 99, the scores as their place between worst and best. Choices are
+numbered, for every token is a digit; a line at the top says what the numbers name.
 """
 
 import re
-from statistics import median
+from collections.abc import Sequence
+from statistics import median, mode
 
-from llmevo.genome import Genes
-from llmevo.prompting.question import Prompt, Question, Reading, Templates, admit
+from llmevo.genes import Gene, Genes
+from llmevo.prompting.question import Prompt, Question, Reading, Templates, admit, choice_of
 
 FILES = ("completion.j2",)
 TOP = 99
@@ -28,7 +30,8 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
         (round(TOP * (trial.value - min(values)) / span), _integers(question, trial.candidate.genes))
         for trial in elites
     ]
-    text = templates.render(FILES[0], rows=rows, q=question, target=TOP)
+    choices = next((gene.choices for gene in question.space.genes if gene.choices), ())
+    text = templates.render(FILES[0], rows=rows, q=question, target=TOP, choices=choices)
     messages = ({"role": "user", "content": text},)
     size = len(question.space.genes)
     return Prompt(
@@ -43,28 +46,49 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
 
 
 def _integers(question: Question, genes: Genes) -> list[str]:
-    return [f"{round(TOP * x):02d}" for x in question.space.to_unit(genes)]
+    return [f"{_integer(gene, genes[gene.name]):02d}" for gene in question.space.genes]
+
+
+def _integer(gene: Gene, value: float) -> int:
+    return round(value if gene.choices else TOP * gene.to_unit(value))
 
 
 def read(text: str, question: Question) -> Reading:
     """One continuation a line. The median of all comes first, then the continuations as they are."""
     problems: list[str] = []
-    size = len(question.space.genes)
+    genes = question.space.genes
     rows: list[list[int]] = []
     for line in text.strip().splitlines():
-        numbers: list[str] = re.findall(r"\d+", line)
-        if len(numbers) == size and all(len(number) <= len(str(TOP)) for number in numbers):
-            rows.append([*map(int, numbers)])
-        else:
-            problems.append(f"dropped a line of {len(numbers)} integers; {size} from 0 to {TOP} are wanted")
+        # Words are names of choices; without choices, nothing but integers counts.
+        words: list[str] = re.findall(r"\d+|[A-Za-z_]\w*" if any(g.choices for g in genes) else r"\d+", line)
+        numerals = sum(word.isdigit() for word in words)
+        if len(words) != len(genes) or any(word.isdigit() and len(word) > len(str(TOP)) for word in words):
+            problems.append(f"dropped a line of {numerals} integers; {len(genes)} from 0 to {TOP} are wanted")
+            continue
+        try:
+            rows.append([_read(gene, word) for gene, word in zip(genes, words, strict=True)])
+        except ValueError as error:
+            problems.append(f"dropped a line: {error}")
     if not rows:
         return Reading(problems=problems or ["the answer is empty"])
-    middle = [round(median(column)) for column in zip(*rows, strict=True)]
+    columns = zip(genes, zip(*rows, strict=True), strict=True)
+    middle = [mode(column) if gene.choices else round(median(column)) for gene, column in columns]
     notes = [f"median of {len(rows)} continuations", *(f"continuation {place + 1}" for place in range(len(rows)))]
-    points = [(_genes(question, numbers), note) for numbers, note in zip([middle, *rows], notes, strict=True)]
+    points = [(_genes(genes, numbers), note) for numbers, note in zip([middle, *rows], notes, strict=True)]
     return Reading(admit(question, points, problems), "", problems)
 
 
-def _genes(question: Question, numbers: list[int]) -> Genes:
-    genes = question.space.genes
-    return {g.name: g.low + n / TOP * (g.high - g.low) for g, n in zip(genes, numbers, strict=True)}
+def _read(gene: Gene, word: str) -> int:
+    """The integer that a word is or stands for. Raises ValueError for any other word."""
+    if gene.choices:
+        return int(choice_of(gene, word))
+    if not word.isdigit():
+        raise ValueError(f"{word[:20]!r} is not a number")
+    return int(word)
+
+
+def _genes(genes: Sequence[Gene], numbers: Sequence[int]) -> Genes:
+    return {
+        gene.name: float(number) if gene.choices else gene.low + number / TOP * (gene.high - gene.low)
+        for gene, number in zip(genes, numbers, strict=True)
+    }

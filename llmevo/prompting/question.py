@@ -1,5 +1,6 @@
 """The question put to the LLM each generation, free of any wording."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import jinja2
 
-from llmevo.errors import ConfigError
-from llmevo.genome import Genes, SearchSpace
+from llmevo.errors import ConfigError, nearest
+from llmevo.genes import Gene, Genes
+from llmevo.space import SearchSpace
 from llmevo.trial import Suggestion, Trial
 
 ROWS = 12
@@ -120,13 +122,27 @@ def writable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def choice_of(gene: Gene, value: Any) -> float:
+    """The place of a choice that an answer names, or gives the place of. Raises ValueError for an unknown name."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return float(min(max(value, -1e6), 1e6))  # for the bounds; an integer of JSON may be too long for a float
+    text = str(value)[:100].strip()
+    if re.fullmatch(r"[0-9]{1,6}", text):
+        return float(text)
+    name = re.sub(r"[\s-]+", "_", text.lower())
+    if name not in gene.choices:
+        raise ValueError(f"{gene.parameter} {writable(text[:40])!r} is unknown{nearest(name, gene.choices)}")
+    return float(gene.choices.index(name))
+
+
 def admit(
     question: Question, rows: Sequence[tuple[Genes, str]], problems: list[str], nearness: float = 0.01
 ) -> list[Suggestion]:
     """The validator's last step: into the bounds, and no repetition.
 
     A point whose genes all lie within `nearness` of their range from a known point is dropped: scoring it again
-    would cost an evaluation and tell nothing. What is done is added to `problems`.
+    would cost an evaluation and tell nothing. Genes that the chosen methods lack do not count. What is done is added
+    to `problems`.
     """
     space = question.space
     known = [space.to_unit(trial.candidate.genes) for trial in question.trials]
@@ -137,7 +153,8 @@ def admit(
         if moved:
             problems.append(f"clamped {len(moved)} of {len(inside)} genes into their bounds ({', '.join(moved[:3])})")
         point = space.to_unit(inside)
-        if any(abs(point - other).max() < nearness for other in known):
+        active = space.active(inside)
+        if any(abs(point - other)[active].max(initial=0.0) < nearness for other in known):
             problems.append("dropped a proposal that repeats a candidate")
             continue
         known.append(point)

@@ -1,0 +1,120 @@
+"""Tensors taken block by block: every block stays in the processor's cache from reading to rounding."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmevo.methods import kernels
+from llmevo.methods.base import Inputs, LowRank, Weight, same
+from llmevo.methods.kernels import Floats, Stored
+
+Result = TypeVar("Result")
+
+BLOCK = 1 << 16
+"""Entries of a block: a few rows of 256 KiB fit a core's cache. Sums are made block by block, so it is a constant."""
+
+
+class Scratch:
+    """Rows of float32 to work in, made once for many blocks."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Floats] = {}
+
+    def row(self, place: int, size: int) -> Floats:
+        if place not in self._rows:
+            self._rows[place] = np.empty(BLOCK, np.float32)
+        return self._rows[place][:size]
+
+    def rows(self, count: int, size: int) -> Floats:
+        """Several rows as one array."""
+        key = -count
+        if key not in self._rows or self._rows[key].shape[1] != size:
+            self._rows[key] = np.empty((count, size), np.float32)
+        return self._rows[key]
+
+
+def over_blocks(size: int, work: Callable[[int, int, Scratch], Result]) -> list[Result]:
+    """`work(start, stop, scratch)` for every block of a tensor of `size` entries, on all cores; results in order."""
+
+    def part(starts: range) -> list[Result]:
+        scratch = Scratch()
+        return [work(start, min(start + BLOCK, size), scratch) for start in starts]
+
+    return in_parts(range(0, size, BLOCK), part)
+
+
+def in_parts(items: range, part: Callable[[range], list[Result]]) -> list[Result]:
+    """`part` of consecutive items, on as many threads as torch uses; all results in the order of the items."""
+    if not items:
+        return []  # an empty tensor
+    threads = min(torch.get_num_threads(), len(items))
+    if threads <= 1:
+        return part(items)
+    bounds = [len(items) * i // threads for i in range(threads + 1)]
+    others = [_pool(os.getpid(), threads - 1).submit(part, items[i:j]) for i, j in pairwise(bounds[1:])]
+    results = part(items[: bounds[1]])
+    for other in others:
+        results.extend(other.result())
+    return results
+
+
+@cache
+def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
+    """One for each process: threads do not live on in a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="merge")
+
+
+def flat(tensor: Tensor) -> Stored:
+    """A tensor's memory as one row, without a copy where it is stored as bfloat16 or float32."""
+    row: Any = tensor.detach().reshape(-1)
+    if row.dtype == torch.bfloat16:
+        return row.view(torch.uint16).numpy()
+    return row.to(torch.float32).numpy()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Stored]:
+    """A new tensor to round into, and its memory as one row; float32 for types that have no kernel (float16)."""
+    tensor = torch.empty([*shape], dtype=dtype if dtype == torch.bfloat16 else torch.float32)
+    return tensor, flat(tensor)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One model's task vector (or, without a base, weight), to be read block by block."""
+
+    stored: Stored
+    less_base: bool
+    """Whether the base is still to be subtracted."""
+
+    def read(self, start: int, stop: int, origin: Floats | None, row: Floats) -> None:
+        """Entries `start` to `stop` into `row`; `origin` are the base's entries there."""
+        kernels.widen(self.stored[start:stop], row)
+        if self.less_base:
+            assert origin is not None
+            kernels.subtract(origin, row)
+
+
+def task_vectors(inputs: Inputs) -> list[Operand]:
+    """Every model's task vector."""
+    return [_task_vector(inputs, model, weight) for model, weight in enumerate(inputs.models)]
+
+
+def _task_vector(inputs: Inputs, model: int, weight: Weight) -> Operand:
+    if isinstance(weight, LowRank):
+        if same(weight.origin, inputs.origin):
+            return Operand(flat(inputs.delta(model)), less_base=False)
+        return Operand(flat(weight.dense()), less_base=True)
+    return Operand(flat(weight), less_base=True)
+
+
+def weights(inputs: Inputs) -> list[Operand]:
+    """Every model's weight."""
+    return [Operand(flat(w if isinstance(w, Tensor) else w.dense()), less_base=False) for w in inputs.models]

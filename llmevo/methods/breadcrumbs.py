@@ -1,0 +1,61 @@
+"""Model Breadcrumbs: leave out the largest and the smallest entries (https://arxiv.org/abs/2312.06795, section 3).
+
+Two methods: `breadcrumbs` adds up what is left, `breadcrumbs_ties` elects signs first.
+"""
+
+from torch import Tensor
+
+from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, bound, merge_sparse, shared, window
+from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.blocks import Operand
+
+GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
+"""The share of the entries that is left out for being the largest."""
+
+
+def leave_middle(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
+    """Leave out the `gamma` largest, then the smallest until the share `density` is left.
+
+    Fewer of the largest are left out where both together would leave less than `density`, as in mergekit.
+    """
+    density, gamma = inputs.each["density"][model], inputs.each["gamma"][model]
+    if density >= 1.0:
+        return None
+    size = inputs.origin.numel()
+    wanted = int(density * size)
+    if wanted <= 0:
+        return NOTHING
+    smallest = max(0, size - wanted - int(gamma * size))
+    lower = bound(inputs, model, operand, size - smallest, "lower")
+    return window(lower, bound(inputs, model, operand, size - smallest - wanted, "upper"))
+
+
+def breadcrumbs(inputs: Inputs) -> Tensor:
+    """base + λ · Σ wᵢ · middle of task vector i."""
+    return merge_sparse(inputs, leave_middle, elected=False)
+
+
+def breadcrumbs_ties(inputs: Inputs) -> Tensor:
+    """base + λ · elected sum of the middles of the weighted task vectors."""
+    return merge_sparse(inputs, leave_middle, elected=True)
+
+
+BREADCRUMBS = Method(
+    name="breadcrumbs",
+    merge=breadcrumbs,
+    paper="https://arxiv.org/abs/2312.06795",
+    each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
+    shared=shared(normalize=False, rescale=False),
+    takes_base=True,
+    normalize=False,
+)
+
+BREADCRUMBS_TIES = Method(
+    name="breadcrumbs_ties",
+    merge=breadcrumbs_ties,
+    paper="https://arxiv.org/abs/2312.06795",
+    each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
+    shared=shared(normalize=False, rescale=False),
+    takes_base=True,
+    normalize=False,
+)

@@ -1,0 +1,52 @@
+"""Inner products of whole tensors: the methods on the sphere need no more than these of all entries.
+
+Such a merge is a sum of the models with a few factors that follow from norms and angles, which no gene changes.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmevo.methods import kernels
+from llmevo.methods.base import Inputs
+from llmevo.methods.blocks import Operand, Scratch, flat, over_blocks, task_vectors, weights
+
+
+def gram(inputs: Inputs, origin: bool) -> NDArray[np.float64]:
+    """The inner products (n, n), in float64, of all models' task vectors, or without `origin` of their weights."""
+    return inputs.keep_all("gram", lambda: _gram(inputs, origin))
+
+
+def gram_with_base(inputs: Inputs) -> NDArray[np.float64]:
+    """The inner products (n + 1, n + 1) of the base's and all models' weights, the base first."""
+    return inputs.keep_all("gram with base", lambda: _products([Operand(flat(inputs.origin), False), *weights(inputs)]))
+
+
+def _gram(inputs: Inputs, origin: bool) -> NDArray[np.float64]:
+    if not origin:
+        return _products(weights(inputs))
+    return _products(task_vectors(inputs), flat(inputs.origin))
+
+
+def _products(operands: list[Operand], origin: kernels.Stored | None = None) -> NDArray[np.float64]:
+    many = len(operands)
+    pairs = [(a, b) for a in range(many) for b in range(a, many)]
+
+    def work(start: int, stop: int, scratch: Scratch) -> list[float]:
+        size = stop - start
+        rows, base = scratch.rows(many, size), scratch.row(0, size)
+        if origin is not None:
+            kernels.widen(origin[start:stop], base)
+        for row, operand in zip(rows, operands, strict=True):
+            operand.read(start, stop, base, row)
+        return [kernels.inner(rows[a], rows[b]) for a, b in pairs]
+
+    products = np.empty((many, many))
+    # fsum is exact: the sum does not depend on how the blocks were shared out.
+    sums = [math.fsum(column) for column in zip(*over_blocks(len(operands[0].stored), work), strict=True)]
+    if not all(map(math.isfinite, sums)):
+        raise FloatingPointError("a weight is not finite, so it has no direction")
+    for (a, b), value in zip(pairs, sums or [0.0] * len(pairs), strict=True):
+        products[a, b] = products[b, a] = value
+    return products

@@ -1,0 +1,47 @@
+"""NearSwap: take over from the other model what is near the base already
+(https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001)."""
+
+import numpy as np
+from torch import Tensor
+
+from llmevo.methods import kernels
+from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.blocks import Scratch, empty, flat, over_blocks, weights
+from llmevo.methods.kernels import Floats
+
+
+def nearswap(inputs: Inputs) -> Tensor:
+    """Every entry of the base moves by `t` towards the other model's, or all the way where that is nearer."""
+    origin, (other,) = flat(inputs.origin), weights(inputs)
+    t = np.float32(max(inputs.shared["t"], 0.0))
+    merged, out = empty(inputs.origin.shape, inputs.dtype)
+
+    def work(start: int, stop: int, scratch: Scratch) -> None:
+        total, row = scratch.row(0, stop - start), scratch.row(1, stop - start)
+        kernels.widen(origin[start:stop], total)
+        other.read(start, stop, None, row)
+        _swap(row, t, total)
+        kernels.narrow(total, out[start:stop])
+
+    over_blocks(merged.numel(), work)
+    return merged
+
+
+@kernels.compiled
+def _swap(other: Floats, t: np.float32, total: Floats) -> None:
+    for i in range(len(total)):
+        difference = other[i] - total[i]
+        # mergekit's least distance: a t below it is not divided by less.
+        far = max(abs(difference), np.float32(1e-6))
+        total[i] = other[i] if t >= far else total[i] + t / far * difference
+
+
+NEARSWAP = Method(
+    name="nearswap",
+    merge=nearswap,
+    paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    # Fine-tunes of one base are rarely further apart than 0.01: beyond it the other model is all there is.
+    shared={"t": Parameter(default=None, low=0.0, high=0.01, start=0.001)},
+    pair=True,
+    models=(1, 1),
+)

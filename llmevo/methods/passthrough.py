@@ -1,0 +1,22 @@
+"""Passthrough: one model as it is, the method of layer stacks (https://github.com/arcee-ai/mergekit#passthrough)."""
+
+from torch import Tensor
+
+from llmevo.methods.base import Inputs, Method, Parameter
+
+
+def passthrough(inputs: Inputs) -> Tensor:
+    """The model's weight, times `scale`; bit for bit at 1, which is mergekit's "no scale"."""
+    (model,), (scale,) = inputs.models, inputs.each["scale"]
+    if scale == 1.0 and isinstance(model, Tensor):
+        return model
+    return inputs.weight(0) * scale
+
+
+PASSTHROUGH = Method(
+    name="passthrough",
+    merge=passthrough,
+    paper="https://github.com/arcee-ai/mergekit",
+    each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
+    models=(1, 1),
+)

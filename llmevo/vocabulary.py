@@ -1,0 +1,169 @@
+"""Tokenizers of merged models: whether the models have one vocabulary, and which chat template the result gets."""
+
+import importlib.util
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmevo.errors import RecipeError, SourceError
+from llmevo.methods.base import LowRank, Weight
+from llmevo.recipe import Recipe
+from llmevo.references import ModelReference
+from llmevo.sources import Source, Sources
+
+VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
+"""Weights with one row a token."""
+
+
+class Trimmed(Sources):
+    """Models without the embeddings that stand beyond the tokenizer's last token.
+
+    Many models have more rows than tokens, for speed; under a `tokenizer_source` mergekit merges without them.
+    """
+
+    def __init__(self, sources: Sources, donor: ModelReference, rows: int) -> None:
+        super().__init__(sources.root)
+        self._whole = sources
+        self._rows = rows
+        full = int(sources.config(donor).get("vocab_size", 0))
+        shapes = sources[donor].shapes.items()
+        self._names = {name for name, shape in shapes if VOCABULARY.search(name) and shape[0] == full and full > rows}
+
+    def __getitem__(self, reference: ModelReference) -> Source:
+        return _TrimmedSource(self._whole[reference], self._names, self._rows)
+
+    def config(self, reference: ModelReference) -> dict[str, Any]:
+        config = self._whole.config(reference)
+        return {**config, "vocab_size": self._rows} if self._names else config
+
+
+class _TrimmedSource:
+    def __init__(self, whole: Source, names: set[str], rows: int) -> None:
+        self._whole, self._names, self._rows = whole, names, rows
+        self.shapes = {name: (rows, *s[1:]) if name in names else s for name, s in whole.shapes.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = self._whole.tensor(name)
+        return tensor[: self._rows] if name in self._names else tensor
+
+    def weight(self, name: str) -> Weight:
+        weight = self._whole.weight(name)
+        if name not in self._names:
+            return weight
+        if isinstance(weight, LowRank):
+            return LowRank(weight.origin[: self._rows], weight.up[: self._rows], weight.down)
+        return weight[: self._rows]
+
+
+def shared_vocabulary(recipe: Recipe, sources: Sources) -> int | None:
+    """How many tokens the models of a recipe with a `tokenizer_source` have; None when they cannot be counted.
+
+    Raises SourceError unless all models give every token the number that the chosen tokenizer gives it: mergekit moves
+    the rows of the embeddings where they do not, llmevo merges models of one vocabulary.
+    """
+    donor = recipe.tokenizer_donor
+    first = sources.folder(donor)
+    wanted = vocabulary(first)
+    for reference in recipe.references:
+        other = sources.folder(reference)
+        if not wanted or _same_tokenizer_file(first, other):
+            continue
+        found = vocabulary(other)
+        if found and found != wanted:
+            token = min(wanted.items() ^ found.items(), key=lambda item: item[1])[0]
+            raise SourceError(
+                f"tokenizer_source: {donor} and {reference} have different vocabularies: {token!r} is token "
+                f"{wanted.get(token, 'none')} of the one, {found.get(token, 'none')} of the other; llmevo merges models"
+                " of one vocabulary. Leave tokenizer_source out if that does not matter, or align the models"
+                " with mergekit first"
+            )
+    # With numbers left out between the tokens' there is no row to cut off.
+    return len(wanted) if wanted and max(wanted.values()) < len(wanted) else None
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    """Every token of a model's tokenizer and its number; empty when it has none. Reads the files where it can."""
+    tokens: dict[str, int] = {}
+    whole, plain = folder / "tokenizer.json", folder / "vocab.json"
+    try:
+        if whole.exists():
+            content = json.loads(whole.read_text(encoding="utf-8"))
+            listed = content["model"]["vocab"]
+            tokens = {entry[0]: place for place, entry in enumerate(listed)} if isinstance(listed, list) else {**listed}
+            tokens |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        elif plain.exists():
+            tokens = json.loads(plain.read_text(encoding="utf-8"))
+        elif (folder / "tokenizer.model").exists():
+            from transformers import AutoTokenizer
+
+            return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
+        added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
+        if added.exists():
+            tokens |= json.loads(added.read_text(encoding="utf-8"))
+        if config.exists():
+            decoder = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+            tokens |= {token["content"]: int(number) for number, token in decoder.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
+    return tokens
+
+
+def _same_tokenizer_file(first: Path, second: Path) -> bool:
+    """Whether two folders are one, or have the very same tokenizer: the usual case, told in no time."""
+    if first == second:
+        return True
+    names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "tokenizer.model")
+    for name in names:
+        one, other = first / name, second / name
+        if one.exists() != other.exists() or (one.exists() and one.read_bytes() != other.read_bytes()):
+            return False
+    return any((first / name).exists() for name in names)
+
+
+def chat_template(recipe: Recipe, sources: Sources) -> str | None:
+    """The template that a recipe's `chat_template` means: itself, one that mergekit names, or the models' commonest."""
+    wanted = recipe.chat_template
+    if not wanted:
+        return None
+    if wanted == "auto":
+        found = [template for r in recipe.references if (template := _template_of(sources.folder(r)))]
+        return Counter(found).most_common(1)[0][0] if found else None
+    if "{" in wanted:
+        return wanted
+    spec = importlib.util.find_spec("mergekit")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        file = Path(place) / "_data" / "chat_templates" / f"{wanted}.jinja"
+        if file.parent == file.resolve().parent and file.is_file():
+            return file.read_text()
+    raise RecipeError(
+        f"chat_template {wanted!r}: llmevo carries no templates; give the template's own text, or `auto` for the one"
+        " most of the models have (mergekit's named ones work where mergekit is installed)"
+    )
+
+
+def _template_of(folder: Path) -> str | None:
+    """The chat template of a model's tokenizer, from whichever file has it."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.exists():
+        return file.read_text().strip()
+    template = json.loads(config.read_text()).get("chat_template") if config.exists() else None
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template.strip() if isinstance(template, str) else None
+
+
+def set_chat_template(folder: Path, template: str) -> None:
+    """Give the copied tokenizer another chat template, in the one file transformers looks at first."""
+    for file in folder.glob("chat_template*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    (folder / "chat_template.jinja").write_text(template)
+    config = folder / "tokenizer_config.json"
+    if config.exists():
+        content = json.loads(config.read_text())
+        content.pop("chat_template", None)
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
