@@ -173,36 +173,43 @@ class Merger:
         )
 
     def _merged(self, step: Step, parts: "_Parts") -> Tensor:
-        """One tensor, rounded to its type; as it is stored when the models do not differ in it."""
-        sources, method = self.sources, parts.method
-        if (copied := _copied(method, parts.each, parts.shared)) is not None:
+        """One tensor, rounded to its type. Raises CandidateError when it is not finite."""
+        try:
+            merged = self._combined(step, parts)
+        except CandidateError as error:
+            raise CandidateError(f"{parts.method.name}: {step.name}: {error}") from error
+        except FloatingPointError:
+            merged = None
+        if merged is not None and not merged.is_floating_point():
+            return merged
+        if merged is None or not is_finite(rounded := merged.to(parts.dtype)):
+            raise CandidateError(f"{parts.method.name}: the merged {step.name} is not finite (NaN or infinite)")
+        return rounded
+
+    def _combined(self, step: Step, parts: "_Parts") -> Tensor:
+        """One tensor as its method makes it; as it is stored when the models do not differ in it."""
+        sources = self.sources
+        if (copied := _copied(parts.method, parts.each, parts.shared)) is not None:
             model, name = parts.models[copied]
-            return _rounded(sources[model].tensor(name), parts.dtype)
+            return sources[model].tensor(name)
         models = [sources[model].weight(name) for model, name in parts.models]
         base = sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
         first = base if base is not None else _stored(models[0])
         unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
         if unchanged or not first.is_floating_point():
-            return _rounded(first, parts.dtype)
-        inputs = Inputs(
-            base,
-            models,
-            parts.each,
-            parts.shared,
-            seeds=[seed_of(self.seed, step.name, model) for model, _ in parts.models],
-            dtype=parts.dtype,
-            keys=[(parts.base, *made_of) for made_of in parts.models],
-            cache=self.cache,
+            return first
+        return parts.method.merge(
+            Inputs(
+                base,
+                models,
+                parts.each,
+                parts.shared,
+                seeds=[seed_of(self.seed, step.name, model) for model, _ in parts.models],
+                dtype=parts.dtype,
+                keys=[(parts.base, *made_of) for made_of in parts.models],
+                cache=self.cache,
+            )
         )
-        try:
-            merged = _rounded(method.merge(inputs), parts.dtype)
-        except CandidateError as error:
-            raise CandidateError(f"{method.name}: {step.name}: {error}") from error
-        except FloatingPointError:
-            merged = None
-        if merged is None or not is_finite(merged):
-            raise CandidateError(f"{method.name}: the merged {step.name} is not finite (NaN or infinite)")
-        return merged
 
 
 @dataclass(frozen=True)
@@ -231,10 +238,6 @@ def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str
 
 def _stored(weight: Weight) -> Tensor:
     return weight.origin if isinstance(weight, LowRank) else weight
-
-
-def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _copied(method: Method, each: Mapping[str, Sequence[float]], shared: Mapping[str, float]) -> int | None:
