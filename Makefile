@@ -24,7 +24,7 @@ parity: $(VENV)/.dev  ## the table of how far every method's result is from merg
 vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
 
 parity: $(VENV)/.dev  ## which merges equal mergekit's, method by architecture
-	$(BIN)/python -m tests.parity
+	$(BIN)/python tests/parity.py
 
 experts: $(VENV)/.experts tasks  ## train the experts anew (about ten minutes each)
 	$(BIN)/python configs/quickstart/train_experts.py

@@ -1,6 +1,7 @@
 """What does not change between candidates, kept within a limit of memory."""
 
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -19,6 +20,7 @@ class Cache:
         self.used = 0
         """Bytes of the arrays kept."""
         self._values: dict[Hashable, Any] = {}
+        self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value under `key`, made now when it is not kept; arrays have `nbytes`, all else counts as nothing."""
@@ -26,9 +28,10 @@ class Cache:
             return self._values[key]
         value = make()
         size = int(getattr(value, "nbytes", 0))
-        if self.used + size <= self.limit:
-            self.used += size
-            self._values[key] = value
+        with self._lock:
+            if self.used + size <= self.limit:
+                self.used += size
+                self._values[key] = value
         return value
 
     def latest(self, key: Hashable, tag: Hashable, make: Callable[[], Value]) -> Value:

@@ -6,9 +6,10 @@ One generator with two sinks, the engine and the exporter: what was scored is wh
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from llmevo.cache import Cache
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.methods.arithmetic import is_finite
 from llmevo.methods.base import Inputs, LowRank, Method, Weight, same
+from llmevo.methods.blocks import in_background
 from llmevo.recipe import OutputSlice, Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
@@ -27,6 +29,13 @@ LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 
 BEFORE_LAYERS = ("embed", "wte", "wpe")
 """Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
+
+
+AHEAD = 8
+"""Tensors that are begun before they are asked for."""
+
+LARGE = 1 << 22
+"""Entries from which on all cores work on one tensor; smaller ones are merged side by side."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +120,28 @@ class Merger:
         made that the consumer holds already: those that would be made the same way are left out, and it is brought
         up to date when the consumer asks for the next one. Raises CandidateError when a merged weight is not finite.
         """
-        for step, parts in self._plan(recipe):
+        ahead: deque[tuple[Step, _Parts, Callable[[], Tensor]]] = deque()
+
+        def next_one() -> Iterator[tuple[str, Tensor]]:
+            step, parts, result = ahead.popleft()
             if loaded is not None:
-                if loaded.get(step.name) == parts.digest:
-                    continue
                 loaded.pop(step.name, None)
-            yield step.name, self._merged(step, parts)
+            yield step.name, result()
             if loaded is not None:
                 loaded[step.name] = parts.digest
+
+        # Products of adapters are torch's work, which has threads of its own.
+        shared_out = not any(reference.lora for reference in recipe.references)
+        for step, parts in self._plan(recipe):
+            if loaded is not None and loaded.get(step.name) == parts.digest:
+                continue
+            work = partial(self._merged, step, parts)
+            small = shared_out and self.sources[recipe.donor].tensor(step.inputs[0]).numel() < LARGE
+            ahead.append((step, parts, in_background(work) if small else work))
+            if len(ahead) > AHEAD:
+                yield from next_one()
+        while ahead:
+            yield from next_one()
 
     def digests(self, recipe: Recipe) -> dict[str, str]:
         """How each tensor of the result is made: what `loaded` says of it after `merge`."""

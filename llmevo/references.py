@@ -81,6 +81,13 @@ class ModelReference(BaseModel):
     def __str__(self) -> str:
         return f"{self.model}+{self.lora}" if self.lora else str(self.model)
 
+    # A merge compares and looks up references for every tensor; field by field that costs a tenth of its time.
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, ModelReference) and str(self) == str(other))
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
     @property
     def name(self) -> str:
         """What people call it: the adapter's name, or the model's."""

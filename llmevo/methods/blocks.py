@@ -1,6 +1,7 @@
 """Tensors taken block by block: every block stays in the processor's cache from reading to rounding."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def in_parts(items: range, part: Callable[[range], list[Result]]) -> list[Result
     if not items:
         return []  # an empty tensor
     threads = min(torch.get_num_threads(), len(items))
-    if threads <= 1:
+    if threads <= 1 or getattr(_THREAD, "whole", False):
         return part(items)
     bounds = [len(items) * i // threads for i in range(threads + 1)]
     others = [_pool(os.getpid(), threads - 1).submit(part, items[i:j]) for i, j in pairwise(bounds[1:])]
@@ -64,6 +65,22 @@ def in_parts(items: range, part: Callable[[range], list[Result]]) -> list[Result
     for other in others:
         results.extend(other.result())
     return results
+
+
+def in_background(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Begin to work on one of several small tensors, on a thread of its own; returns what waits for the result.
+
+    Sharing out whole tensors keeps all cores busy where sharing out each one would have them wait for one another.
+    """
+    return _workers(os.getpid(), torch.get_num_threads()).submit(work).result
+
+
+_THREAD = threading.local()
+
+
+@cache
+def _workers(_process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "merge-tensors", initializer=lambda: setattr(_THREAD, "whole", True))
 
 
 @cache

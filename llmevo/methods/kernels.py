@@ -37,13 +37,16 @@ def _widen_bits(source: NDArray[np.uint16], out: Floats) -> None:
 
 @compiled
 def narrow_bits(source: Floats, out: NDArray[np.uint16]) -> None:
-    """float32 rounded to the bits of bfloat16: to the nearest, ties to even."""
+    """float32 rounded to the bits of bfloat16: to the nearest, ties to even. Rounds in `source`, which is used up."""
     bits = source.view(np.uint32)
     for i in range(len(source)):
-        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
-        rounded = (magnitude + np.uint32(0x7FFF) + ((magnitude >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        odd = np.uint32(bits[i] >> np.uint32(16)) & np.uint32(1)
+        rounded = np.uint32(bits[i] + np.uint32(0x7FFF) + odd)
         # A NaN must not carry over into the sign.
-        out[i] = np.uint16(min(rounded, np.uint32(0x7FFF)) | ((bits[i] ^ magnitude) >> np.uint32(16)))
+        number = np.uint32(bits[i] & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)
+        bits[i] = rounded if number else np.uint32(0x7FC00000)
+    for i in range(len(source)):
+        out[i] = np.uint16(np.uint32(bits[i] >> np.uint32(16)))
 
 
 def widen(source: Stored, out: Floats) -> None:
@@ -55,7 +58,7 @@ def widen(source: Stored, out: Floats) -> None:
 
 
 def narrow(source: Floats, out: Stored) -> None:
-    """float32 rounded once to how the result is stored."""
+    """float32 rounded once to how the result is stored; `source` is used up."""
     if out.dtype == np.uint16:
         narrow_bits(source, cast("NDArray[np.uint16]", out))
     else:
