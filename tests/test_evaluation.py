@@ -130,6 +130,28 @@ def test_scoring_again_gives_the_same_score(tmp_path: Path, lm: RequestScorer) -
     assert scoring.score(lm) == scoring.score(lm)
 
 
+def test_every_candidate_sees_the_same_solved_examples(tmp_path: Path, lm: RequestScorer) -> None:
+    sums = add_task(tmp_path, "sums", fewshot_split="test")
+    scoring = evaluator(tmp_path, sums, num_fewshot=2, seed=3)
+    seen: list[list[tuple[Any, ...]]] = []
+
+    class Watched:
+        """The model, with what it is asked."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lm, name)
+
+        def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            seen.append([request.args for request in requests])
+            return lm.loglikelihood(requests)
+
+    for _ in range(2):
+        watched: Any = Watched()
+        scoring.score(watched)
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+
+
 def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: RequestScorer) -> None:
     add_task(tmp_path, "one", ROWS[:5])
     add_task(tmp_path, "two", ROWS[5:])

@@ -201,8 +201,8 @@ class Magnitudes:
         reverse = int(np.searchsorted(self._largest_first, keep))
         above, place = int(self._largest_first[reverse - 1]) if reverse else 0, (1 << 15) - 1 - reverse
 
-        def count(start: int, stop: int) -> NDArray[np.int64]:
-            counts = np.zeros(1 << 16, np.int64)
+        def count(start: int, stop: int) -> NDArray[np.int32]:
+            counts = np.zeros(1 << 16, np.int32)
             fused.count_within_bin(model, base, place, start, stop, counts)
             return counts
 
@@ -234,6 +234,9 @@ class Bound:
     last: int
 
 
+SMALL = 1 << 12
+"""Entries up to which a tensor's magnitudes are sorted instead of counted."""
+
 ABOVE_ALL = Bound(0x7FFFFFFF, -1)
 
 
@@ -242,8 +245,22 @@ def bound(inputs: Inputs, model: int, operand: Operand, keep: int, what: str = "
     if not keep:
         return ABOVE_ALL
     origin = Operand(flat(inputs.origin), False)
+    if len(origin.stored) <= SMALL:
+        return _bound_of_small(keep, operand, origin)
     counted = inputs.keep("magnitudes", model, lambda: Magnitudes(operand, origin))
     return inputs.keep_latest(what, model, keep, lambda: counted.bound(keep, operand, origin))
+
+
+def _bound_of_small(keep: int, operand: Operand, origin: Operand) -> Bound:
+    """The same by sorting, which for a few entries is quicker than counting."""
+    row = np.empty(len(origin.stored), np.float32)
+    fused.read(table([operand]), table([origin]), 0, len(row), row)
+    magnitudes = row.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    if keep >= np.count_nonzero(magnitudes):
+        return Bound(1, len(row))
+    bits = int(np.partition(magnitudes, len(row) - keep)[len(row) - keep])
+    wanted = keep - int(np.count_nonzero(magnitudes > bits))
+    return Bound(bits, int(np.flatnonzero(magnitudes == bits)[wanted - 1]))
 
 
 def window(low: Bound, high: Bound = ABOVE_ALL) -> Mask:
@@ -258,7 +275,7 @@ def random_mask(seed: int, density: float, inverse: bool) -> Mask:
         {
             "mask": fused.DROP,
             "seed": seed,
-            "threshold": round(density * 2**32),
+            "threshold": min(round(density * 2**32), 2**32 - 1),
             "lowest": density,
             "inverse": inverse,
         }

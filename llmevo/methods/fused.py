@@ -199,9 +199,12 @@ def _mask(model: Any, start: int, row: Floats, words: NDArray[np.uint64]) -> Non
         _random_bits(model.seed, start // 2, words)
         bits = words.view(np.uint32)[:size]
         if model.mask == DROP:
-            inverse = np.float32(1) / model.lowest if model.inverse else np.float32(1)
+            inverse, below = (
+                np.float32(1) / model.lowest if model.inverse else np.float32(1),
+                np.uint32(model.threshold),
+            )
             for i in range(size):
-                row[i] = row[i] * inverse if bits[i] < model.threshold else np.float32(0)
+                row[i] = row[i] * inverse if bits[i] < below else np.float32(0)
         elif model.wide_ranks:
             wide = carray(_pointer(model.ranks), start + size, np.uint32)[start:]
             _drop_by_rank(row, bits, wide, model)
@@ -320,7 +323,7 @@ def count_magnitudes(models: Any, base: Any, start: int, stop: int, counts: NDAr
 
 
 @compiled
-def count_within_bin(models: Any, base: Any, place: int, start: int, stop: int, counts: NDArray[np.int64]) -> None:
+def count_within_bin(models: Any, base: Any, place: int, start: int, stop: int, counts: NDArray[np.int32]) -> None:
     """Add to the histogram of the lower halves of the magnitudes in one bin of `count_magnitudes`."""
     row, origin = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     bits = row.view(np.uint32)

@@ -1,0 +1,59 @@
+"""Whether transformers and vLLM give the same candidates the same scores: the quickstart's held-out tasks.
+
+    python benchmarks/agreement.py [--limit 64]
+
+Three candidates (the uniform merge and two around it) are merged into both engines and scored on the same questions.
+"""
+
+import argparse
+from pathlib import Path
+
+from llmevo.config import read_config
+from llmevo.engines import Engine, HfEngine, VllmEngine
+from llmevo.evaluation import Evaluator, Protocol
+from llmevo.merging import Merger
+from llmevo.sources import Sources
+from llmevo.space import SearchSpace
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
+    given = arguments.parse_args()
+    config = read_config(QUICKSTART)
+    sources, dtype = Sources(QUICKSTART.parent), config.genome.dtype
+    donor = config.genome.references[0]
+    folder = sources.folder(donor)
+    space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
+    rest = (config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
+    paths = [QUICKSTART.parent / path for path in config.task_search_path]
+    evaluator = Evaluator(config.heldout, Protocol(given.limit, *rest), paths)
+    uniform = space.uniform()
+    candidates = [uniform, *(space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (0.5, 2.0))]
+    table: dict[str, list[dict[str, float]]] = {}
+    for backend in ("hf", "vllm"):
+        engine: Engine = (
+            HfEngine(folder, folder, dtype, merger=Merger(sources, 0))
+            if backend == "hf"
+            else VllmEngine(folder, folder, dtype, sources.root)
+        )
+        for genes in candidates:
+            engine.swap(space.decode(genes))
+            score = evaluator.score(engine.lm)
+            counted = {task.name: score.tasks[task.name][task.metric] for task in config.heldout}
+            table.setdefault(backend, []).append({"score": score.total, **counted})
+        engine.close()
+    names = [*table["hf"][0]]
+    print(f"{evaluator.items} questions\n\n| candidate | engine | {' | '.join(names)} |")
+    print("|---" * (len(names) + 2) + "|")
+    for place in range(len(candidates)):
+        for backend, rows in table.items():
+            print(f"| {place} | {backend} | {' | '.join(f'{rows[place][name]:.4f}' for name in names)} |")
+    orders = [sorted(range(len(candidates)), key=lambda i, rows=rows: -rows[i]["score"]) for rows in table.values()]
+    print(f"\nranking: {'the same' if orders[0] == orders[1] else 'different'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a new candidate costs an engine: llmevo's swap against writing the merge and starting vLLM on it.
+
+    python benchmarks/swap.py [--backend hf,vllm] [--rounds 3]
+
+The quickstart's models. The second way is what mergekit-evolve is left with since its in-memory path ended: export the
+merge, start a fresh engine on the folder. Merge alone, swap and fresh start alternate in every round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from llmevo.config import Config, read_config
+from llmevo.engines import Engine, HfEngine, VllmEngine
+from llmevo.merging import Merger
+from llmevo.recipe import Recipe
+from llmevo.sources import Sources
+from llmevo.space import SearchSpace
+from llmevo.writing import write_model
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+
+
+def start(backend: str, folder: Path, dtype: str, sources: Sources, cache_gb: float) -> Engine:
+    if backend == "vllm":
+        return VllmEngine(folder, folder, dtype, sources.root, 0, cache_gb)
+    return HfEngine(folder, folder, dtype, merger=Merger(sources, 0, cache_gb))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--backend", default="hf,vllm")
+    arguments.add_argument("--rounds", type=int, default=3)
+    given = arguments.parse_args()
+    config: Config = read_config(QUICKSTART)
+    sources, dtype = Sources(QUICKSTART.parent), config.genome.dtype
+    donor = config.genome.references[0]
+    space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
+
+    def candidate(turn: int) -> Recipe:
+        return space.decode(space.clamp({name: value + 0.01 * turn for name, value in space.uniform().items()}))
+
+    print("| engine | merge alone | swap | write and start anew | ratio |")
+    print("|---|---|---|---|---|")
+    for backend in given.backend.split(","):
+        merger, times = Merger(sources, 0, config.engine.cache_gb), dict[str, list[float]](merge=[], swap=[], anew=[])
+        engine: Any = start(backend, sources.folder(donor), dtype, sources, config.engine.cache_gb)
+        for turn in range(given.rounds + 1):
+            recipe = candidate(turn)
+            begun = time.perf_counter()
+            for _ in merger.merge(recipe):
+                pass
+            merged = time.perf_counter()
+            engine.swap(recipe)
+            swapped = time.perf_counter()
+            if turn:  # the first turn compiles kernels and maps files
+                times["merge"].append(merged - begun)
+                times["swap"].append(swapped - merged)
+        engine.close()
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            write_model(candidate(1), sources, Path(folder) / "model")
+            start(backend, Path(folder) / "model", dtype, sources, 0.0).close()
+            times["anew"].append(time.perf_counter() - begun)
+        merge, swap, anew = (statistics.median(times[name]) for name in ("merge", "swap", "anew"))
+        print(f"| {backend} | {merge:.2f} s | {swap:.2f} s | {anew:.1f} s | {anew / swap:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
