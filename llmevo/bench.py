@@ -96,11 +96,6 @@ class Bench:
             return self.config.engine.backend
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
 
-    def close(self) -> None:
-        """Let go of the engine, if there is one."""
-        if "engine" in self.__dict__:
-            self.engine.close()
-
     @cached_property
     def templates(self) -> Templates:
         folder = self.config.llm.prompts

@@ -8,7 +8,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -30,6 +30,8 @@ LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 BEFORE_LAYERS = ("embed", "wte", "wpe")
 """Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
 
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+"""What configs call the number of layers."""
 
 AHEAD = 8
 """Tensors that are begun before they are asked for."""
@@ -58,7 +60,7 @@ class Step:
 
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers, from a model's config. Raises RecipeError when it names none."""
-    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+    for key in DEPTH_KEYS:
         if key in config:
             return int(config[key])
     raise RecipeError("the model's config.json names no number of layers (num_hidden_layers)")
@@ -167,16 +169,14 @@ class Merger:
         layers, evenly spread; 0 when the merge changes nothing. A model without a base is compared with its donor.
         """
         donor = self.sources[recipe.donor]
-        wanted = recipe.out_dtype or recipe.dtype
-        steps = [s for s in plan(recipe, [*donor.shapes], depth_of(self.sources.config(recipe.donor))) if s.layer]
+        planned = [(step, parts) for step, parts in self._plan(recipe) if step.layer]
         lost = changed = 0.0
-        for step in steps[:: max(1, len(steps) // tensors)]:
+        for step, parts in planned[:: max(1, len(planned) // tensors)]:
             origin = donor.tensor(step.base)
             if not origin.is_floating_point():
                 continue
-            dtype: torch.dtype = getattr(torch, wanted) if wanted else origin.dtype
-            exact = self._merged(step, self._parts(recipe, step, torch.float32))
-            lost += float((exact.to(dtype).float() - exact).square().sum())
+            exact = self._merged(step, replace(parts, dtype=torch.float32))
+            lost += float((exact.to(parts.dtype).float() - exact).square().sum())
             changed += float((exact - origin.float()).square().sum())
         return math.sqrt(lost / changed) if changed else 0.0
 

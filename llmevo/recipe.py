@@ -230,8 +230,7 @@ class Recipe(_Strict):
 
     def origin_of(self, of: OutputSlice) -> ModelReference | None:
         """The base model of one slice where its method starts from it; None where all models are alike."""
-        method = self.method_of(of)
-        return (of.base_model or self.base_model) if method.takes_base or method.pair or method.may_take_base else None
+        return (of.base_model or self.base_model) if self.method_of(of).starts_from_base else None
 
     @property
     def references(self) -> list[ModelReference]:
@@ -263,9 +262,8 @@ class Recipe(_Strict):
         models = [*(self.models or [])]
         method, base = METHODS[self.merge_method], self.base_model
         if base and all(model.model != base for model in models):
-            origin = method.takes_base or method.pair or method.may_take_base
             required = [name for name, parameter in method.each.items() if parameter.default is None]
-            if origin or all(name in (self.parameters or {}) for name in required):
+            if method.starts_from_base or all(name in (self.parameters or {}) for name in required):
                 models.append(InputModel(model=base))
         return [OutputSlice(sources=[InputSlice(**dict(model), layer_range=(0, layers)) for model in models])]
 

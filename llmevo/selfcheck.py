@@ -14,8 +14,8 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
     """Merge `recipe` into the engine and export it, and compare the two.
 
     Use it before the first candidate: a wrong merge gives no error, only wrong scores. Writes the model to the
-    temporary folder (TMPDIR) and removes it again. False when the
-    recipe cannot be merged, so that there is nothing to compare. Raises EngineError when the two differ.
+    temporary folder (TMPDIR) and removes it again. False when the recipe cannot be merged, so that there is nothing to
+    compare. Raises EngineError when the two differ.
     """
     try:
         engine.swap(recipe)

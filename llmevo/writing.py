@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmevo.errors import UserError
-from llmevo.merging import depth_of, merge, plan
+from llmevo.merging import DEPTH_KEYS, depth_of, merge, plan
 from llmevo.recipe import Recipe
 from llmevo.shards import header_size, write_weights
 from llmevo.sources import Sources
@@ -16,7 +16,6 @@ from llmevo.vocabulary import Trimmed, chat_template, set_chat_template, shared_
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """What a config says of each layer in turn, in models whose layers are not all alike."""
 

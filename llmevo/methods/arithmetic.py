@@ -141,8 +141,9 @@ def _record(operand: Operand | None, mask: Mask | None) -> tuple[Any, ...]:
 
 def over_chunks(size: int, work: Callable[[int, int], Any]) -> list[Any]:
     """`work(start, stop)` for as many parts of a tensor of `size` entries as there are threads, in whole blocks."""
-    blocks = range(-(-size // fused.BLOCK))
-    return in_parts(blocks, lambda mine: [work(mine[0] * fused.BLOCK, min((mine[-1] + 1) * fused.BLOCK, size))])
+    return in_parts(
+        range(blocks_of(size)), lambda mine: [work(mine[0] * fused.BLOCK, min((mine[-1] + 1) * fused.BLOCK, size))]
+    )
 
 
 def blocks_of(size: int) -> int:

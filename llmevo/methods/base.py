@@ -145,10 +145,16 @@ class Method:
     """Whether it merges exactly two models, the base and another."""
     models: tuple[int, int | None] = (1, None)
     """How many models it merges, at least and at most, the base not counted where it is the origin."""
+
     normalize: bool | None = None
     """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
     without_effect: Sequence[str] = ()
     """Parameters that mergekit takes for this method and that change nothing."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether a base model that is given is where the merge starts from, not one of the models it mixes."""
+        return self.takes_base or self.pair or self.may_take_base
 
 
 CANCELLED = 1e-3

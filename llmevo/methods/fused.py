@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.core import types as numba_types
 from numpy.typing import NDArray
 
-from llmevo.methods.kernels import Floats, absolute_sum, compiled, inner, keep_window, narrow_bits
+from llmevo.methods.kernels import Floats, absolute_sum, compiled, keep_window, narrow_bits
 
 BLOCK = 1 << 12
 """Entries that are worked on at a time: a dozen rows of 16 KiB stay in a core's cache."""
@@ -287,22 +287,6 @@ def absolute_sums(models: Any, base: Any, start: int, stop: int, sums: NDArray[n
         _read(models[0], origin[:size], first, row[:size])
         _mask(models[0], first, row[:size], words[: (size + 1) // 2])
         sums[first // BLOCK] = absolute_sum(row[:size])
-
-
-@compiled
-def inner_products(models: Any, base: Any, start: int, stop: int, sums: NDArray[np.float64]) -> None:
-    """For each block, the inner products of all pairs of task vectors, in `sums` (blocks, models, models)."""
-    many = len(models)
-    rows, origin = np.empty((many, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-    for first in range(start, stop, BLOCK):
-        size = min(BLOCK, stop - first)
-        _widen(base[0].stored, base[0].address, first, origin[:size])
-        for m in range(many):
-            _read(models[m], origin[:size], first, rows[m, :size])
-        for m in range(many):
-            for other in range(m, many):
-                value = inner(rows[m, :size], rows[other, :size])
-                sums[first // BLOCK, m, other] = sums[first // BLOCK, other, m] = value
 
 
 @compiled

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llmevo.methods import kernels
 from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand, Scratch, flat, over_blocks, task_vectors, weights
+from llmevo.methods.rows import read_all
 
 
 def gram(inputs: Inputs, origin: bool) -> NDArray[np.float64]:
@@ -34,12 +35,7 @@ def _products(operands: list[Operand], origin: kernels.Stored | None = None) -> 
     pairs = [(a, b) for a in range(many) for b in range(a, many)]
 
     def work(start: int, stop: int, scratch: Scratch) -> list[float]:
-        size = stop - start
-        rows, base = scratch.rows(many, size), scratch.row(0, size)
-        if origin is not None:
-            kernels.widen(origin[start:stop], base)
-        for row, operand in zip(rows, operands, strict=True):
-            operand.read(start, stop, base, row)
+        rows, _ = read_all(operands, origin, start, stop, scratch)
         return [kernels.inner(rows[a], rows[b]) for a, b in pairs]
 
     products = np.empty((many, many))

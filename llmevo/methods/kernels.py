@@ -25,9 +25,6 @@ def compiled(function: Function) -> Function:
     return cast("Function", decorate(function))
 
 
-_compiled = compiled
-
-
 @compiled
 def _widen_bits(source: NDArray[np.uint16], out: Floats) -> None:
     bits = out.view(np.uint32)
@@ -70,20 +67,6 @@ def subtract(origin: Floats, row: Floats) -> None:
     """row - origin, in place: weights become a task vector."""
     for i in range(len(row)):
         row[i] -= origin[i]
-
-
-@compiled
-def add_scaled(row: Floats, scale: np.float32, total: Floats) -> None:
-    """total + scale · row, in place."""
-    for i in range(len(row)):
-        total[i] += scale * row[i]
-
-
-@compiled
-def add_difference(row: Floats, origin: Floats, scale: np.float32, total: Floats) -> None:
-    """total + scale · (row - origin), in place."""
-    for i in range(len(row)):
-        total[i] += scale * (row[i] - origin[i])
 
 
 @compiled

@@ -9,21 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods import kernels
-from llmevo.methods.blocks import Operand, Scratch, empty, flat, in_parts
+from llmevo.methods.blocks import BLOCK, Operand, Scratch, empty, flat, in_parts
 from llmevo.methods.kernels import Floats, Stored, inner
 
 Result = TypeVar("Result")
 
-SEVERAL = 1 << 16
-"""Entries of a block of whole rows, as far as a row is not longer."""
-
 
 def read_all(
-    operands: Sequence[Operand], origin: Stored, start: int, stop: int, scratch: Scratch
+    operands: Sequence[Operand], origin: Stored | None, start: int, stop: int, scratch: Scratch
 ) -> tuple[Floats, Floats]:
-    """A block of all task vectors, one a row, and of the base."""
+    """A block of all task vectors (of weights, without a base), one a row, and of the base (unset without one)."""
     rows, base = scratch.rows(len(operands), stop - start), scratch.row(0, stop - start)
-    kernels.widen(origin[start:stop], base)
+    if origin is not None:
+        kernels.widen(origin[start:stop], base)
     for row, operand in zip(rows, operands, strict=True):
         operand.read(start, stop, base, row)
     return rows, base
@@ -39,7 +37,7 @@ def count(shape: Sequence[int]) -> tuple[int, int]:
 
 def over_rows(rows: int, columns: int, work: Callable[[slice, slice], Result]) -> list[Result]:
     """`work(which rows, which entries)` for blocks of whole rows, on all cores; results in order."""
-    several = max(1, SEVERAL // max(1, columns))
+    several = max(1, BLOCK // max(1, columns))
 
     def part(firsts: range) -> list[Result]:
         bounds = [(first, min(first + several, rows)) for first in firsts]
@@ -81,7 +79,7 @@ def gram_by_column(operands: Sequence[Operand], base: Tensor | None, shape: Sequ
     """
     origin = None if base is None else flat(base)
     rows, columns = count_by_column(shape)
-    many, several = len(operands), max(1, SEVERAL // max(1, columns))
+    many, several = len(operands), max(1, BLOCK // max(1, columns))
     products = np.zeros((many, many, columns))
     for first in range(0, rows if columns else 0, several):
         entries = slice(first * columns, min(first + several, rows) * columns)
