@@ -16,6 +16,12 @@ class Suggestion:
     """`llm`, or the numeric optimizer's name."""
     note: str = ""
     """Why: the LLM's reason, or what the numbers were drawn from."""
+    kind: str = ""
+    """What an LLM says it is: `refine`, `crossover`, `explore` or `mean`."""
+    predicted: float | None = None
+    """The score that an LLM expects of it."""
+    spread: tuple[str, ...] = ()
+    """For each slice `tighter`, `same` or `wider`: how far from it an LLM wants others to be drawn."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmevo.prompting import Prompt, Reading, Templates
+from llmevo.prompting import Prompt, Reading, SliceGeometry, Templates
 from llmevo.space import SearchSpace
 from llmevo.trial import Suggestion, Trial
 
@@ -32,6 +32,12 @@ class Setup:
     style: str
     """How the proposer wants to be asked."""
     templates: Templates
+    geometry: Sequence[SliceGeometry] = ()
+    """For the prompt; see `Question`."""
+    mask_names: bool = False
+    """Hide all names from the LLM."""
+    sigma_rule: str = "csa"
+    """How the `llm` strategy adapts its step size: `csa`, `success`, `legacy` or `llm`."""
 
 
 class Optimizer(Protocol):

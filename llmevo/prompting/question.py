@@ -18,6 +18,17 @@ ROWS = 12
 
 
 @dataclass(frozen=True)
+class SliceGeometry:
+    """How large a slice's task vectors are and how alike: facts about the weights that no gene changes."""
+
+    slice: str
+    norms: Mapping[str, float]
+    """‖task vector‖ / ‖base‖ of each model, by its short name."""
+    cosines: Mapping[str, float]
+    """Between each two models' task vectors, by `first/second`."""
+
+
+@dataclass(frozen=True)
 class Question:
     """Everything the LLM may know when it is asked for the next candidates."""
 
@@ -34,6 +45,14 @@ class Question:
     used: int
     """Evaluations spent."""
     budget: int
+    suggestions: Sequence[tuple[Genes, float, float]] = ()
+    """What the statistics would try next: genes, predicted score and its standard deviation, the best first."""
+    predictions: Sequence[tuple[float, float]] = ()
+    """What the LLM predicted for its earlier proposals and what came of them, the latest last."""
+    geometry: Sequence[SliceGeometry] = ()
+    """What the weights say of each slice; empty where nobody has measured it."""
+    mask_names: bool = False
+    """Hide the names of models, tasks and parameters."""
 
     @property
     def scored(self) -> list[Trial]:
