@@ -17,9 +17,9 @@ from torch import Tensor
 
 from llmevo.cache import Cache
 from llmevo.errors import CandidateError, RecipeError
-from llmevo.methods.arithmetic import is_finite
 from llmevo.methods.base import Inputs, LowRank, Method, Weight, same
 from llmevo.methods.blocks import in_background
+from llmevo.methods.records import is_finite
 from llmevo.recipe import OutputSlice, Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources

@@ -37,7 +37,8 @@ def arcee_fusion(inputs: Inputs) -> Tensor:
     """
     origin, (other,) = flat(inputs.origin), weights(inputs)
     rows, columns = count(inputs.origin.shape)
-    merged, out = empty(inputs.origin.shape, inputs.dtype)
+    merged = empty(inputs.origin.shape, inputs.dtype)
+    out = flat(merged)
     if not len(origin):
         return merged
     important = inputs.keep_all("importance", lambda: _measure(origin, other, rows, columns))

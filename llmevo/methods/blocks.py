@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmevo.methods import kernels
 from llmevo.methods.base import Inputs, LowRank, Weight, same
+from llmevo.methods.buffers import BUFFERS
 from llmevo.methods.kernels import Floats, Stored
 
 Result = TypeVar("Result")
@@ -91,25 +92,42 @@ def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
 
 def flat(tensor: Tensor) -> Stored:
     """A tensor's memory as one row, without a copy where it is stored as bfloat16 or float32."""
-    row: Any = tensor.detach().reshape(-1)
-    if row.dtype == torch.bfloat16:
-        return row.view(torch.uint16).numpy()
-    return row.to(torch.float32).numpy()
+    row: Any = _readable(tensor).view(-1)
+    return row.view(torch.uint16).numpy() if row.dtype == torch.bfloat16 else row.numpy()
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Stored]:
-    """A new tensor to round into, and its memory as one row; float32 for types that have no kernel (float16)."""
-    tensor = torch.empty([*shape], dtype=dtype if dtype == torch.bfloat16 else torch.float32)
-    return tensor, flat(tensor)
+def _readable(tensor: Tensor) -> Tensor:
+    """The same entries in one piece, as bfloat16 or float32."""
+    stored = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.to(torch.float32)
+    return stored.detach().contiguous()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A new tensor to round into; float32 for types that have no kernel (float16)."""
+    return BUFFERS.empty(shape, dtype if dtype == torch.bfloat16 else torch.float32)
 
 
 @dataclass(frozen=True)
 class Operand:
     """One model's task vector (or, without a base, weight), to be read block by block."""
 
-    stored: Stored
+    weight: Tensor
+    """In one piece, as bfloat16 or float32."""
     less_base: bool
     """Whether the base is still to be subtracted."""
+
+    @classmethod
+    def of(cls, weight: Tensor, less_base: bool = False) -> "Operand":
+        return cls(_readable(weight), less_base)
+
+    @cached_property
+    def stored(self) -> Stored:
+        """Its memory as one row."""
+        return flat(self.weight)
+
+    @property
+    def size(self) -> int:
+        return self.weight.numel()
 
     def read(self, start: int, stop: int, origin: Floats | None, row: Floats) -> None:
         """Entries `start` to `stop` into `row`; `origin` are the base's entries there."""
@@ -127,11 +145,11 @@ def task_vectors(inputs: Inputs) -> list[Operand]:
 def _task_vector(inputs: Inputs, model: int, weight: Weight) -> Operand:
     if isinstance(weight, LowRank):
         if same(weight.origin, inputs.origin):
-            return Operand(flat(inputs.delta(model)), less_base=False)
-        return Operand(flat(weight.dense()), less_base=True)
-    return Operand(flat(weight), less_base=True)
+            return Operand.of(inputs.delta(model))
+        return Operand.of(weight.dense(), less_base=True)
+    return Operand.of(weight, less_base=True)
 
 
 def weights(inputs: Inputs) -> list[Operand]:
     """Every model's weight."""
-    return [Operand(flat(w if isinstance(w, Tensor) else w.dense()), less_base=False) for w in inputs.models]
+    return [Operand.of(w if isinstance(w, Tensor) else w.dense()) for w in inputs.models]

@@ -5,9 +5,11 @@ Two methods: `breadcrumbs` adds up what is left, `breadcrumbs_ties` elects signs
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, bound, merge_sparse, shared, window
+from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
 from llmevo.methods.base import Inputs, Method, Parameter
 from llmevo.methods.blocks import Operand
+from llmevo.methods.magnitudes import bound, window
+from llmevo.methods.records import NOTHING, Mask
 
 GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
 """The share of the entries that is left out for being the largest."""

@@ -5,9 +5,10 @@ Two methods: `dare_linear` adds up what is left, `dare_ties` elects signs first.
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, merge_sparse, random_mask, shared
+from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
 from llmevo.methods.base import Inputs, Method
 from llmevo.methods.blocks import Operand
+from llmevo.methods.records import NOTHING, Mask, random_mask
 
 
 def drop(inputs: Inputs, model: int, _operand: Operand) -> Mask | None:

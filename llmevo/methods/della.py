@@ -9,9 +9,10 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError
 from llmevo.methods import kernels
-from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, merge_sparse, ranked_mask, shared
+from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
 from llmevo.methods.base import Inputs, Method, Parameter
 from llmevo.methods.blocks import BLOCK, Operand, flat, in_parts
+from llmevo.methods.records import NOTHING, Mask, ranked_mask
 
 EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
 """Half the distance between the keeping probabilities of the smallest and the largest entry of a row."""

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from llmevo.methods.kernels import Floats, absolute_sum, compiled, keep_window, narrow_bits
 
-BLOCK = 1 << 12
-"""Entries that are worked on at a time: a dozen rows of 16 KiB stay in a core's cache."""
+BLOCK = 1 << 11
+"""Entries that are worked on at a time: a dozen rows of 8 KiB stay in a core's cache."""
+
+SHARES = 10_000
+"""Parts that random bits are counted in: densities in steps of 1/SHARES, which genes have, need one count for all."""
 
 NO_TENSOR, BFLOAT16, FLOAT32 = 0, 1, 2
 """How a tensor is stored: there is none, as the bits of bfloat16, as float32."""
@@ -219,20 +222,22 @@ def _elect(rows: Floats, models: Any, sums: Floats, mixed: Floats, shares: Float
 
     A sum of 0 counts as positive; an entry that is exactly 0 takes no part.
     """
-    zero = np.float32(0)
-    for i in range(len(sums)):
-        sums[i] = mixed[i] = shares[i] = zero
-    for m in range(len(rows)):
-        row = rows[m][: len(sums)]
-        for i in range(len(sums)):
+    zero, size = np.float32(0), len(sums)
+    for i in range(size):
+        sums[i] = rows[0, i]
+    for m in range(1, len(rows)):
+        row = rows[m, :size]
+        for i in range(size):
             sums[i] += row[i]
+    for i in range(size):
+        mixed[i] = shares[i] = zero
     for m in range(len(rows)):
-        row, weight = rows[m][: len(sums)], models[m].weight
-        for i in range(len(sums)):
-            agrees = ((row[i] > zero) & (sums[i] >= zero)) | ((row[i] < zero) & (sums[i] < zero))
+        row, weight = rows[m, :size], models[m].weight
+        for i in range(size):
+            agrees = (-row[i] if sums[i] < zero else row[i]) > zero
             mixed[i] += row[i] if agrees else zero
             shares[i] += weight if agrees else zero
-    for i in range(len(sums)):
+    for i in range(size):
         mixed[i] = mixed[i] if sums[i] == sums[i] else sums[i]  # a NaN agrees with nothing, but may not be lost
 
 
@@ -290,6 +295,21 @@ def absolute_sums(models: Any, base: Any, start: int, stop: int, sums: NDArray[n
 
 
 @compiled
+def sums_by_share(models: Any, base: Any, start: int, stop: int, sums: NDArray[np.float64]) -> None:
+    """Add each |x| of the first model's task vector to that one of `SHARES` equal shares its random bits fall in."""
+    row, origin, words = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK // 2, np.uint64)
+    bits = words.view(np.uint32)
+    for first in range(start, stop, BLOCK):
+        size = min(BLOCK, stop - first)
+        _widen(base[0].stored, base[0].address, first, origin[:size])
+        _read(models[0], origin[:size], first, row[:size])
+        _random_bits(models[0].seed, first // 2, words[: (size + 1) // 2])
+        for i in range(size):
+            share = (np.uint64(bits[i]) * np.uint64(SHARES)) >> np.uint64(32)
+            sums[share] += np.float64(abs(row[i]))
+
+
+@compiled
 def count_magnitudes(models: Any, base: Any, start: int, stop: int, counts: NDArray[np.int64]) -> None:
     """Add to the histogram of the first model's magnitudes that are not 0.
 
@@ -322,7 +342,7 @@ def count_within_bin(models: Any, base: Any, place: int, start: int, stop: int, 
 
 
 @compiled
-def count_equal(models: Any, base: Any, equal: int, start: int, stop: int, counts: NDArray[np.int64]) -> None:
+def count_equal(models: Any, base: Any, equal: int, start: int, stop: int, counts: NDArray[np.int32]) -> None:
     """For each block, how many magnitudes are, as bits, `equal`."""
     row, origin = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     bits = row.view(np.uint32)

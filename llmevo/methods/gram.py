@@ -21,7 +21,7 @@ def gram(inputs: Inputs, origin: bool) -> NDArray[np.float64]:
 
 def gram_with_base(inputs: Inputs) -> NDArray[np.float64]:
     """The inner products (n + 1, n + 1) of the base's and all models' weights, the base first."""
-    return inputs.keep_all("gram with base", lambda: _products([Operand(flat(inputs.origin), False), *weights(inputs)]))
+    return inputs.keep_all("gram with base", lambda: _products([Operand.of(inputs.origin), *weights(inputs)]))
 
 
 def _gram(inputs: Inputs, origin: bool) -> NDArray[np.float64]:

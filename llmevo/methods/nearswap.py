@@ -14,7 +14,8 @@ def nearswap(inputs: Inputs) -> Tensor:
     """Every entry of the base moves by `t` towards the other model's, or all the way where that is nearer."""
     origin, (other,) = flat(inputs.origin), weights(inputs)
     t = np.float32(max(inputs.shared["t"], 0.0))
-    merged, out = empty(inputs.origin.shape, inputs.dtype)
+    merged = empty(inputs.origin.shape, inputs.dtype)
+    out = flat(merged)
 
     def work(start: int, stop: int, scratch: Scratch) -> None:
         total, row = scratch.row(0, stop - start), scratch.row(1, stop - start)

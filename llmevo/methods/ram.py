@@ -38,7 +38,8 @@ def ramplus_tl(inputs: Inputs) -> Tensor:
 def _merge(inputs: Inputs, operands: list[Operand], alone: Sequence[float]) -> Tensor:
     """The merge, with the scale of what each model alone changed."""
     origin, epsilon, scales = flat(inputs.origin), np.float32(inputs.shared["epsilon"]), np.array(alone, np.float32)
-    merged, out = empty(inputs.origin.shape, inputs.dtype)
+    merged = empty(inputs.origin.shape, inputs.dtype)
+    out = flat(merged)
 
     def work(start: int, stop: int, scratch: Scratch) -> None:
         rows, total = read_all(operands, origin, start, stop, scratch)

@@ -101,7 +101,8 @@ def weighted_sum_by_row(
 ) -> Tensor:
     """base + Σ sᵢ·xᵢ with scales (rows, n) of their own for every row, or column; rounded once to `dtype`."""
     origin = None if base is None else flat(base)
-    merged, out = empty(shape, dtype)
+    merged = empty(shape, dtype)
+    out = flat(merged)
     by_model = np.ascontiguousarray(scales.T, np.float32)
     add = _add_scaled_by_column if by_column else _add_scaled_by_row
 

@@ -36,7 +36,8 @@ def sce(inputs: Inputs) -> Tensor:
     operands, origin, topk = task_vectors(inputs), flat(inputs.origin), inputs.shared["select_topk"]
     variance = inputs.keep_all("variance", lambda: _measure(operands, origin)) if topk < 1.0 else None
     selection = inputs.keep_latest_of_all("selection", topk, lambda: _select(operands, origin, variance, topk))
-    merged, out = empty(inputs.origin.shape, inputs.dtype)
+    merged = empty(inputs.origin.shape, inputs.dtype)
+    out = flat(merged)
 
     def work(start: int, stop: int, scratch: Scratch) -> None:
         rows, total = read_all(operands, origin, start, stop, scratch)

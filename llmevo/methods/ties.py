@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, NOTHING, WEIGHT, Mask, bound, merge_sparse, shared, window
+from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
 from llmevo.methods.base import Inputs, Method
 from llmevo.methods.blocks import Operand
+from llmevo.methods.magnitudes import bound, window
+from llmevo.methods.records import NOTHING, Mask
 
 
 def trim(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
