@@ -1,33 +1,32 @@
-"""What a run works with, made from its config: models, tasks, engine and proposer, each when it is first needed."""
+"""What a run works with, made from its config: what it scores with, the optimizer and the proposer, when needed."""
 
+import os
 import platform
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Self
 
 from llmevo import events
-from llmevo.config import Config
-from llmevo.engines import Engine, HfEngine, VllmEngine
-from llmevo.errors import ConfigError
-from llmevo.evaluation import Evaluator, check_disjoint
-from llmevo.merging import Merger, depth_of
+from llmevo.config import Config, parse_config
+from llmevo.encoding import read_start
+from llmevo.errors import ConfigError, RunError, UserError
+from llmevo.evaluation import Evaluator
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.prompting import STYLES, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.recipe import Recipe
-from llmevo.selfcheck import check_engine
+from llmevo.rig import Rig
+from llmevo.runlog import LOG
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
-from llmevo.trial import Score
+from llmevo.trial import Score, Suggestion
 
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
+ASKING = ("llm", "llm-evo-merge")
+"""The optimizers that ask an LLM."""
 
 
 @dataclass
@@ -37,69 +36,77 @@ class Bench:
     config: Config
     root: Path
     """Where relative references start: the config's folder."""
-    api_key: str | None = None
-    recorded_style: str = ""
-    """For a run that began earlier: the prompting style it began with."""
+    given_key: str | None = None
+    """The API key of the command line."""
+    recorded: events.RunStarted | None = None
+    """For a run that began earlier: how it began. What could have changed since is taken from here."""
+    shared: Rig | None = None
+    """What other runs score with as well; by default one of its own."""
+
+    @classmethod
+    def of_log(
+        cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: Rig | None = None
+    ) -> Self:
+        """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
+        if started is None:
+            raise RunError(f"{run}: the log has no beginning; start the run anew")
+        config, root = parse_config(started.config, f"{run}/{LOG}"), Path(started.root)
+        if started.proposer:
+            # What `auto` meant then: a key that has come or gone since must not change who is asked.
+            config = config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
+        return cls(config, root, api_key, started, shared)
 
     @cached_property
+    def rig(self) -> Rig:
+        """What candidates are scored with."""
+        return self.shared or Rig(self.config, self.root)
+
+    @property
     def sources(self) -> Sources:
-        return Sources.open(self.config.genome.references, self.root)
+        return self.rig.sources
 
-    @cached_property
+    @property
     def layers(self) -> int:
-        return depth_of(self.sources.config(self.config.genome.references[0]))
+        return self.rig.layers
 
-    @cached_property
+    @property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers)
+        return self.rig.space
 
-    @cached_property
+    @property
     def evaluator(self) -> Evaluator:
         """The search tasks."""
-        return Evaluator(self.config.tasks, self.config.protocol, self._search_path)
+        return self.rig.evaluator
 
-    @cached_property
+    @property
     def heldout(self) -> Evaluator | None:
         """The held-out tasks; None when the config names none."""
-        if not self.config.heldout:
-            return None
-        heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
-        check_disjoint(self.evaluator, heldout)
-        return heldout
+        return self.rig.heldout
 
-    @property
-    def _search_path(self) -> list[Path]:
-        return [self.root / path for path in self.config.task_search_path]
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The running model, checked against an export before its first use."""
-        engine, seed = self._start_engine(), self.config.search.seed
-        if self.config.engine.self_check:
-            for recipe in (self.space.decode(self.space.uniform()), Recipe.of_one(self.config.genome.references[0])):
-                if check_engine(engine, recipe, self.sources, seed):
-                    break
-        return engine
-
-    def _start_engine(self) -> Engine:
-        donor = self.sources.folder(self.config.genome.references[0])
-        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
-        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.search.seed
-        if self.backend == "vllm":
-            return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
-        return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
-
-    @property
-    def backend(self) -> str:
-        """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
-        if self.config.engine.backend != "auto":
-            return self.config.engine.backend
-        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+    def score(self, recipe: Recipe, heldout: bool = False) -> tuple[Score, Mapping[str, float]]:
+        """See `Rig.score`."""
+        return self.rig.score(recipe, heldout)
 
     @cached_property
     def templates(self) -> Templates:
         folder = self.config.llm.prompts
         return Templates(self.root / folder if folder else None)
+
+    @cached_property
+    def api_key(self) -> str | None:
+        """The key of the LLM's server: from the command line, the file the config names, or the environment."""
+        file = self.config.llm.api_key_file
+        if self.given_key or file is None:
+            return self.given_key or os.environ.get("OPENAI_API_KEY") or None
+        try:
+            return (self.root / file.expanduser()).read_text().strip()
+        except OSError as error:
+            raise UserError(f"llm.api_key_file: {file} cannot be read ({error.strerror})") from error
+
+    @property
+    def asks(self) -> bool:
+        """Whether the optimizer asks an LLM."""
+        return self.config.search.optimizer in ASKING
 
     @property
     def proposer_name(self) -> str:
@@ -130,65 +137,77 @@ class Bench:
     @property
     def style(self) -> str:
         """How the proposer is asked; a run that is only read again needs no proposer for it."""
-        return self.recorded_style or self.proposer.style
+        return self.recorded.style if self.recorded else self.proposer.style
 
     def optimizer(self) -> Optimizer:
         """A fresh one, as the run starts with."""
         search = self.config.search
-        style = self.style if search.optimizer == "llm" else ""
-        setup = Setup(self.space, search.seed, search.budget, self.config.counted, style, self.templates)
+        setup = Setup(
+            self.space,
+            search.seed,
+            search.budget,
+            self.config.counted,
+            self.style if self.asks else "",
+            self.templates,
+            mask_names=self.config.llm.mask_names,
+            sigma_rule=search.sigma_rule,
+        )
         return OPTIMIZERS[search.optimizer](setup)
+
+    @cached_property
+    def own_rows(self) -> list[Suggestion]:
+        """The user's own recipes, to be scored first."""
+        if self.recorded:
+            return [Suggestion(row["genes"], "user", row["name"]) for row in self.recorded.start_from]
+        entries = self.config.search.start_from
+        tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
+        rows = [read_start(self.space, entry, self.root, tensors) for entry in entries]
+        return [Suggestion(genes, "user", name) for name, genes in rows]
+
+    @property
+    def start_rows(self) -> int:
+        """How many candidates are scored before the search begins."""
+        return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
 
     def check(self) -> None:
         """Find every mistake of the user's that can be found before anything is written or computed."""
         rows = self.start_rows
         if self.config.search.budget < rows:
             raise ConfigError(
-                f"search.budget: {self.config.search.budget} is too low; the parents and the uniform merge alone are"
-                f" {rows} evaluations"
+                f"search.budget: {self.config.search.budget} is too low; the parents and the uniform merge"
+                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations"
             )
-        if self.config.search.optimizer == "llm":
+        if self.asks:
             for name in STYLES[self.style].files:
                 self.templates.texts([name])
             self.proposer.check()
         _ = self.evaluator, self.heldout
 
-    @property
-    def start_rows(self) -> int:
-        return len(self.space.merged) + 1 + self.config.random_init
-
-    def score(self, recipe: Recipe, evaluator: Evaluator) -> tuple[Score, Mapping[str, float]]:
-        """Merge into the engine and score. Raises CandidateError. Seconds of both beside the score."""
-        engine = self.engine  # made before the clock starts
-        started = time.monotonic()
-        engine.swap(recipe)
-        merged = time.monotonic()
-        score = evaluator.score(engine.lm)
-        return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
-
     def started(self) -> events.RunStarted:
         """The first event of a run."""
         search = self.config.search
-        asks = search.optimizer == "llm"
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts=self.templates.texts(STYLES[self.style].files if asks else ()),
+            prompts=self.templates.texts(STYLES[self.style].files if self.asks else ()),
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
+            evaluation_seed=search.evaluation_seed,
             genes=[gene.described() for gene in self.space.genes],
             layers=self.layers,
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
-            proposer=self.proposer_name if asks else "",
-            style=self.style if asks else "",
+            proposer=self.proposer_name if self.asks else "",
+            style=self.style if self.asks else "",
+            questions={**self.rig.questions},
+            start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
 
     def _described(self, reference: Any) -> dict[str, Any]:
         return {
             "reference": str(reference),
             "revision": (reference.lora or reference.model).revision,
-            "checksum": self.sources.checksum(reference),
+            "checksum": self.rig.checksums[str(reference)],
             "licence": self.sources.licence(reference),
         }

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from llmevo import __version__, display, inspection, loop
 from llmevo.bench import Bench
-from llmevo.config import Config, parse_config, read_config
-from llmevo.errors import LlmevoError, RunError, UserError
+from llmevo.config import read_config
+from llmevo.errors import LlmevoError, ProposerError, UserError
 from llmevo.export import export_run
 from llmevo.journal import EndOfRecordError, Journal
 from llmevo.methods import METHODS
 from llmevo.optimizers import OPTIMIZERS
 from llmevo.recipe import Recipe
-from llmevo.runlog import LOG, RunLog, RunState, read_log
+from llmevo.runlog import RunLog, RunState, check_free, read_log
 from llmevo.sources import Sources
 from llmevo.writing import write_model
 
@@ -78,13 +78,12 @@ def run(
     if task_search_path:
         paths = [*settings.task_search_path, *(path.absolute() for path in task_search_path)]
         settings = settings.model_copy(update={"task_search_path": paths})
-    bench = Bench(settings, config.parent.absolute(), find_key(settings, config.parent, api_key))
+    bench = Bench(settings, config.parent.absolute(), api_key)
     if dry_run:
         inspection.inspect(bench, console)
         return
     folder = out or free_folder(config.stem)
-    if (folder / LOG).exists():
-        raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+    check_free(folder)
     bench.check()
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
@@ -96,9 +95,7 @@ def resume(run: RunFolder, api_key: ApiKey = None) -> None:
     """Go on with a run after any stop; nothing it has paid for is done again."""
     with RunLog(run, resume=True) as log:
         state = RunState.fold(iter(log.recorded))
-        settings, root = settings_of(state, run)
-        style = state.started.style if state.started else ""
-        carry_on(Bench(settings, root, find_key(settings, root, api_key), style), log)
+        carry_on(Bench.of_log(state.started, run, api_key), log)
 
 
 @app.command(epilog="Example: `llmevo replay runs/quickstart --verify`")
@@ -112,7 +109,8 @@ def replay(
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     state = RunState.fold(iter(recorded))
-    settings, root = settings_of(state, run)
+    bench = Bench.of_log(state.started, run)
+    settings = bench.config
     if picture:
         canvas = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
         canvas.print(display.Display(canvas, settings, run).picture(state))
@@ -127,8 +125,7 @@ def replay(
         display.summary(console, state, run, settings)
         return
     try:
-        style = state.started.style if state.started else ""
-        loop.run(Bench(settings, root, recorded_style=style), Journal(recorded))
+        loop.run(bench, Journal(recorded))
     except EndOfRecordError:
         console.print("The run is unfinished; `llmevo resume` goes on with it.")
     console.print(f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores.")
@@ -142,9 +139,9 @@ def export(
 ) -> None:
     """Write the merged model as a Hugging Face folder."""
     state = RunState.fold(iter(read_log(run)))
-    settings, root = settings_of(state, run)
+    bench = Bench.of_log(state.started, run)
     with console.status("Merging and writing…"):
-        export_run(state, Sources.open(settings.genome.references, root), out, candidate)
+        export_run(state, bench.sources, out, candidate)
     console.print(f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})", highlight=False)
 
 
@@ -167,8 +164,7 @@ def merge(
 @app.command(epilog="Example: `llmevo inspect config.yml`")
 def inspect(config: ConfigFile, api_key: ApiKey = None) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
-    settings = read_config(config)
-    inspection.inspect(Bench(settings, config.parent.absolute(), find_key(settings, config.parent, api_key)), console)
+    inspection.inspect(Bench(read_config(config), config.parent.absolute(), api_key), console)
 
 
 @app.callback(invoke_without_command=True)
@@ -179,21 +175,16 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def carry_on(bench: Bench, log: RunLog) -> None:
-    """Run to the end, or to Ctrl-C, showing and writing what happens."""
+    """Run to the end, or to Ctrl-C, showing what happens."""
     view = display.Display(console, bench.config, log.folder)
-    best: list[int] = []
-
-    def keep_best(_: object, state: RunState) -> None:
-        if state.best and best[-1:] != [state.best.candidate.id]:
-            best.append(state.best.candidate.id)
-            log.write("best.yml", Recipe.model_validate(state.recipes[best[-1]]).to_yaml())
-
     try:
         with view:
-            state = loop.run(bench, Journal(log.recorded, log.append, [keep_best, view.show]))
+            state = loop.carry_on(bench, log, [view.show])
     except KeyboardInterrupt:
         console.print(f"\nStopped. Nothing is lost: `llmevo resume {log.folder}` goes on.", highlight=False)
         raise typer.Exit(130) from None
+    except ProposerError as error:
+        raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
     display.summary(console, state, log.folder, bench.config)
 
 
@@ -203,31 +194,6 @@ def free_folder(name: str) -> Path:
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
-
-
-def settings_of(state: RunState, run: Path) -> tuple[Config, Path]:
-    """The config a run was started with, and where its relative paths start."""
-    if state.started is None:
-        raise RunError(f"{run}: the log has no beginning; start the run anew")
-    config = parse_config(state.started.config, f"{run}/{LOG}")
-    if state.started.proposer:
-        # What `auto` meant then: a key that has come or gone since must not change who is asked.
-        llm = config.llm.model_copy(update={"proposer": state.started.proposer})
-        config = config.model_copy(update={"llm": llm})
-    return config, Path(state.started.root)
-
-
-def find_key(config: Config, root: Path, given: str | None) -> str | None:
-    """The API key: from the command line, the file the config names, or the environment."""
-    if given:
-        return given
-    file = config.llm.api_key_file
-    if file is None:
-        return os.environ.get("OPENAI_API_KEY") or None
-    try:
-        return (root / file.expanduser()).read_text().strip()
-    except OSError as error:
-        raise UserError(f"llm.api_key_file: {file} cannot be read ({error.strerror})") from error
 
 
 @contextmanager

@@ -29,6 +29,15 @@ class Search(_Section):
     """Candidates a generation; 4 + ⌊3 ln genes⌋ by default, the rule of CMA-ES."""
     seed: int = 0
     """Everything random follows from it: candidates, random masks, the order of shuffled questions."""
+    evaluation_seed: int | None = None
+    """Random masks, shuffled questions and solved examples follow from this one, where it is given: so searches with
+    other seeds are scored alike. `llmevo compare` gives all its runs the same."""
+    start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
+    """Recipes of your own to start from, scored after the parents and the uniform merge: mergekit's YAML files, or
+    genes by name."""
+    sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
+    """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
+    as LLM-Evo-Merge does, or by what the LLM says of each slice."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -66,6 +75,16 @@ class Llm(_Section):
     """Further tries after a failure that may pass by itself."""
     prompts: Path | None = None
     """A folder whose templates replace llmevo's of the same name."""
+    mask_names: bool = False
+    """Hide the names of models, tasks and parameters from it, to see how much the search owes to knowing them."""
+    max_calls: int | None = Field(default=None, ge=0)
+    """Answers to ask for at most, repairs included; what is sent again because the server was busy counts once. Then
+    the search goes on without the LLM."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """What to spend at most, in the units of `price`: no call is made that would exceed it if it cost as much as the
+    dearest so far."""
+    strict: bool = False
+    """Stop when the LLM is lost, resumably, instead of going on without it."""
     transcript: Path | None = None
     """For `recorded`: an earlier run's folder or events.jsonl."""
     price: Price = Price()
@@ -74,6 +93,11 @@ class Llm(_Section):
     def _known(self) -> Self:
         if self.proposer not in ("auto", *PROPOSERS):
             raise ValueError(f"proposer {self.proposer!r} is unknown{nearest(self.proposer, ['auto', *PROPOSERS])}")
+        if self.max_cost is not None and not (self.price.prompt or self.price.completion):
+            raise ValueError(
+                "max_cost needs to know what the LLM costs; add its prices per million tokens, such as"
+                " `price: {prompt: 2.5, completion: 10}`"
+            )
         return self
 
 
@@ -117,13 +141,18 @@ class Config(_Section):
     engine: Engine = Engine()
 
     @property
+    def evaluation_seed(self) -> int:
+        """What random masks, shuffled questions and solved examples follow from."""
+        return self.search.seed if self.search.evaluation_seed is None else self.search.evaluation_seed
+
+    @property
     def protocol(self) -> Protocol:
         """How search tasks are asked."""
         return Protocol(
             self.limit,
             self.num_fewshot,
             self.shuffle,
-            self.search.seed,
+            self.evaluation_seed,
             self.apply_chat_template,
             self.fewshot_as_multiturn,
         )
@@ -131,7 +160,7 @@ class Config(_Section):
     @property
     def heldout_protocol(self) -> Protocol:
         """How held-out tasks are asked: all their questions."""
-        rest = (self.num_fewshot, False, self.search.seed, self.apply_chat_template, self.fewshot_as_multiturn)
+        rest = (self.num_fewshot, False, self.evaluation_seed, self.apply_chat_template, self.fewshot_as_multiturn)
         return Protocol(None, *rest)
 
     @property

@@ -1,11 +1,13 @@
 """Scoring: lm-eval's own tasks, metrics and aggregation over the live engine."""
 
+import hashlib
+import json
 import logging
 import math
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,17 @@ class Evaluator:
             documents = leaf.eval_docs
             for place in places:
                 yield name, str(leaf.doc_to_text(documents[place]))
+
+    @property
+    def digest(self) -> str:
+        """Of all that is asked, how, and what counts of it.
+
+        The seed belongs to it only where solved examples are drawn with it: what it shuffles shows in the questions.
+        """
+        examples = [leaf.get_config("num_fewshot") for leaf in self._loaded["tasks"].values()]
+        protocol = {**asdict(self.protocol), "seed": self.protocol.seed if any(examples) else None, "shuffle": None}
+        asked = [[task.model_dump() for task in self.tasks], protocol, examples, [*self.questions()]]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def texts(self) -> Iterator[str]:
         """Roughly what a model reads: each question once, solved examples and choices included. For forecasts."""

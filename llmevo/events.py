@@ -37,6 +37,8 @@ class RunStarted(BaseEvent):
     sources: list[dict[str, Any]]
     """Each model's reference, revision, checksum and licence."""
     seed: int
+    evaluation_seed: int | None = None
+    """Of random masks, shuffled questions and solved examples, where it is not `seed`."""
     genes: list[dict[str, Any]]
     """Each gene's name, low and high; with choices their names, whose places are its values."""
     layers: int
@@ -48,6 +50,15 @@ class RunStarted(BaseEvent):
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
     """The prompting style that suits it: prompts can be made again from this without the proposer."""
+    questions: dict[str, str] = Field(default_factory=dict[str, str])
+    """Digests of what `search` and `heldout` ask, how, and by which engine; empty in logs of before 0.2."""
+    start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    """The user's own start rows: name and genes of each."""
+
+    @property
+    def masks(self) -> int:
+        """The seed that random masks follow from."""
+        return self.seed if self.evaluation_seed is None else self.evaluation_seed
 
 
 class Prompted(BaseEvent):
@@ -65,7 +76,11 @@ class Prompted(BaseEvent):
     analysis: str
     """The reason the model gave."""
     used: int
-    """Proposals that became candidates."""
+    """Proposals that could be read of it."""
+    calls: int = 1
+    """0 when it was not asked at all, for a cap was reached."""
+    repair: bool = False
+    """Whether this asks again for an answer that could not be read."""
 
 
 class Asked(BaseEvent):
@@ -86,6 +101,8 @@ class Scored(BaseEvent):
     tasks: dict[str, dict[str, float]]
     items: int
     seconds: dict[str, float]
+    cached: bool = False
+    """Taken over from an equal candidate, of this run or of another of the same comparison."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items)
@@ -110,6 +127,8 @@ class Told(BaseEvent):
     sigma: float | None
     best: int | None
     """The best candidate so far."""
+    trust: float | None = None
+    """What the optimizer thinks of the LLM, 0 to 1; None where it has no such thing."""
 
 
 class HeldOut(Scored):
@@ -130,7 +149,8 @@ class RunFinished(BaseEvent):
     heldout: dict[str, Any] | None
     """score, stderr and rows; None when the config names no held-out tasks."""
     proposals: dict[str, int]
-    """How many prompts were asked, answered, and how many proposals became candidates."""
+    """`prompts` in all, of which `answered`, `lost` (no answer), `unreadable` (answered without a usable proposal),
+    `capped` (not asked: a cap was reached) and `repairs` (asked once more); `used`: what became candidates of them."""
 
 
 Event = Annotated[
@@ -149,6 +169,7 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
         "items": score.items,
         "seconds": rounded(seconds),
+        "cached": not seconds,
     }
 
 

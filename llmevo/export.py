@@ -28,7 +28,7 @@ def export_run(state: RunState, sources: Sources, out: Path, candidate: int | No
     recipe = Recipe.model_validate(state.recipes[chosen])
     extra = {"best.yml": recipe.to_yaml(), "README.md": model_card(state, recipe, chosen)}
     # What was scored has all rows of the embeddings.
-    write_model(recipe, sources, out, started.seed, extra, trim=False)
+    write_model(recipe, sources, out, started.masks, extra, trim=False)
     return recipe
 
 

@@ -64,7 +64,7 @@ class Journal:
 def _difference(recorded: events.BaseEvent, made: events.BaseEvent) -> str | None:
     """The first field in which two events differ, apart from when they were written."""
     old, new = (event.model_dump(mode="json", exclude={"time"}) for event in (recorded, made))
-    for name in new:
+    for name in recorded.model_fields_set & new.keys():  # what later versions write too is missing in older logs
         if old.get(name) != new[name]:
             return f"{new['event']}.{name} is {_short(old.get(name))} in the log and {_short(new[name])} recomputed"
     return None

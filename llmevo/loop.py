@@ -5,18 +5,18 @@ Read with a log it resumes; read with a log and no way to append it replays and 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from llmevo import events
 from llmevo.bench import Bench
-from llmevo.errors import CandidateError, ProposerError
-from llmevo.journal import Journal
+from llmevo.dialogue import answer
+from llmevo.errors import CandidateError
+from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
-from llmevo.prompting import Prompt, Reading
 from llmevo.recipe import Recipe
-from llmevo.runlog import RunState
+from llmevo.runlog import RunLog, RunState
 from llmevo.trial import Candidate, Suggestion, Trial
 
 
@@ -32,6 +32,18 @@ def run(bench: Bench, journal: Journal) -> RunState:
     return journal.state
 
 
+def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:
+    """Carry a logged run to its end from wherever it stands, with the best recipe so far always beside its log."""
+    best: list[int] = []
+
+    def keep_best(_: object, state: RunState) -> None:
+        if state.best and best[-1:] != [state.best.candidate.id]:
+            best.append(state.best.candidate.id)
+            log.write("best.yml", Recipe.model_validate(state.recipes[best[-1]]).to_yaml())
+
+    return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
+
+
 def population(bench: Bench) -> int:
     """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
     return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
@@ -43,10 +55,11 @@ def ask_size(bench: Bench, spent: int) -> int:
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:
-    """What the search has to beat: every parent alone and the uniform merge."""
+    """What the search has to beat: every parent alone, the uniform merge, and what the user has already."""
     space = bench.space
     rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
     rows.append(Suggestion(space.uniform(), "uniform"))
+    rows += bench.own_rows
     if bench.config.random_init:
         point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))
         rows.append(Suggestion(space.from_unit(point), "random", "random_init"))
@@ -62,38 +75,6 @@ def ask(bench: Bench, journal: Journal, optimizer: Optimizer, size: int) -> list
             prompt = asking.send(answer(bench, journal, prompt))
     except StopIteration as done:
         return done.value
-
-
-def answer(bench: Bench, journal: Journal, prompt: Prompt) -> Reading:
-    """What the LLM says to a prompt: from the log, or asked now. A lost LLM is an empty answer with its reason."""
-
-    def asked() -> events.Prompted:
-        started = time.monotonic()
-        try:
-            reply = bench.proposer.answer(prompt)
-        except ProposerError as error:
-            reply, reading = None, Reading(problems=[str(error)])
-        else:
-            reading = prompt.read(reply.text)
-        return events.Prompted(
-            generation=prompt.generation,
-            model=reply.model if reply else bench.proposer.model,
-            style=bench.proposer.style,
-            messages=[*prompt.messages],
-            reply=reply.text if reply else None,
-            tokens={
-                "prompt": reply.prompt_tokens if reply else 0,
-                "completion": reply.completion_tokens if reply else 0,
-            },
-            cost=reply.cost if reply else 0.0,
-            seconds=round(time.monotonic() - started, 3),
-            problems=[*(reply.problems if reply else ()), *reading.problems],
-            analysis=reading.analysis,
-            used=len(reading.proposals),
-        )
-
-    event = journal.once(events.Prompted, asked)
-    return prompt.read(event.reply) if event.reply is not None else Reading()
 
 
 def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions: Sequence[Suggestion]) -> None:
@@ -114,14 +95,16 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
     # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
     optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
     best = state.best.candidate.id if state.best else None
-    journal.recomputed(events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best))
+    trust: float | None = getattr(optimizer, "trust", None)  # not all of them have an LLM to trust
+    told = events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best, trust=trust)
+    journal.recomputed(told)
 
 
 def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evaluated | events.Failed:
     """One candidate's event. Whatever is wrong with it is its reason, never the run's end."""
     started = time.monotonic()
     try:
-        score, seconds = bench.score(recipe, bench.evaluator)
+        score, seconds = bench.score(recipe)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
     return events.of_trial(Trial(candidate, score, seconds=seconds))
@@ -146,9 +129,8 @@ def hold_out(bench: Bench, journal: Journal) -> None:
 
 
 def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
-    assert bench.heldout is not None
     name, kind, candidate = row
-    score, seconds = bench.score(recipe, bench.heldout)
+    score, seconds = bench.score(recipe, heldout=True)
     return events.HeldOut(row=name, kind=kind, candidate=candidate, **events.scored(score, seconds))
 
 
@@ -175,9 +157,19 @@ def finished(state: RunState) -> events.RunFinished:
         }
         if rows
         else None,
-        proposals={
-            "prompts": len(state.prompted),
-            "answered": sum(event.reply is not None for event in state.prompted),
-            "used": sum(candidate.origin == "llm" for candidate in state.candidates.values()),
-        },
+        proposals=proposals(state),
     )
+
+
+def proposals(state: RunState) -> dict[str, int]:
+    """What came of asking the LLM."""
+    answered = [event for event in state.prompted if event.reply is not None]
+    return {
+        "prompts": len(state.prompted),
+        "answered": len(answered),
+        "lost": sum(event.reply is None and event.calls > 0 for event in state.prompted),
+        "unreadable": sum(not event.used for event in answered),
+        "capped": sum(not event.calls for event in state.prompted),
+        "repairs": sum(event.repair for event in state.prompted),
+        "used": sum(candidate.origin == "llm" for candidate in state.candidates.values()),
+    }

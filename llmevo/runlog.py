@@ -90,10 +90,8 @@ class RunLog:
     def __init__(self, folder: Path, resume: bool = False) -> None:
         """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use."""
         self.folder, self.file = folder, folder / LOG
-        if not resume and self.file.exists():
-            raise RunError(
-                f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out"
-            )
+        if not resume:
+            check_free(folder)
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +130,12 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_free(folder: Path) -> None:
+    """Raise RunError when the folder holds a run."""
+    if (folder / LOG).exists():
+        raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
 
 
 def read_log(run: Path) -> list[events.Event]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from workspace import Workspace
 
 from llmevo import display
-from llmevo.cli import settings_of
+from llmevo.bench import Bench
 from llmevo.display import clock, short, verdict
 from llmevo.events import HeldOut
 from llmevo.runlog import RunState
@@ -55,7 +55,7 @@ def test_times_read_as_people_write_them(seconds: float, text: str) -> None:
 def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_table(workspace: Workspace) -> None:
     workspace.llmevo("run", workspace.config(), "--out", "run")
     state = workspace.state("run")
-    config, _ = settings_of(state, Path("run"))
+    config = Bench.of_log(state.started, Path("run")).config
     console = Console(width=140, file=io.StringIO(), record=True)
     console.print(display.Display(console, config, Path("run")).picture(state))
     text = console.export_text()
@@ -66,9 +66,8 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
 def test_time_left_is_none_in_the_end_and_some_before(workspace: Workspace) -> None:
     workspace.llmevo("run", workspace.config(), "--out", "run")
     events, state = workspace.events("run"), RunState()
-    view = display.Display(
-        Console(file=io.StringIO()), settings_of(workspace.state("run"), Path("run"))[0], Path("run")
-    )
+    config = Bench.of_log(workspace.state("run").started, Path("run")).config
+    view = display.Display(Console(file=io.StringIO()), config, Path("run"))
     left: list[float] = []
     for event in events:
         state.apply(event)
@@ -92,7 +91,7 @@ def test_a_terminal_gets_a_live_picture_instead_of_lines(workspace: Workspace) -
     screen = io.StringIO()
     console = Console(width=140, file=screen, force_terminal=True)
     workspace.llmevo("run", workspace.config(), "--out", "run")
-    config, _ = settings_of(workspace.state("run"), Path("run"))
+    config = Bench.of_log(workspace.state("run").started, Path("run")).config
     state = RunState()
     with display.Display(console, config, Path("run")) as view:
         for event in workspace.events("run"):

@@ -17,7 +17,6 @@ from workspace import Workspace
 
 from llmevo import shards, vocabulary, writing
 from llmevo.bench import Bench
-from llmevo.cli import settings_of
 from llmevo.engines import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.recipe import Recipe
@@ -42,8 +41,7 @@ def test_the_exported_model_has_the_held_out_score_that_the_run_reported(finishe
     status, printed = finished.llmevo("export", "run", "out")
     assert status == 0, printed
     state = finished.state("run")
-    config, root = settings_of(state, Path("run"))
-    bench = Bench(config, root)
+    bench = Bench.of_log(state.started, Path("run"))
     engine = HfEngine(Path("out"), Path("out"), "float32")
     assert bench.heldout is not None
     assert bench.heldout.score(engine.lm).total == state.heldout["best"].score

@@ -1,0 +1,148 @@
+"""What candidates are scored with: the models, the tasks and the engine, each when it is first needed.
+
+Several searches may share one rig: what is loaded is loaded once, and what one of them has scored is known to all.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmevo.config import Config
+from llmevo.engines import Engine, HfEngine, VllmEngine
+from llmevo.evaluation import Evaluator, check_disjoint
+from llmevo.merging import Merger, depth_of
+from llmevo.recipe import Recipe
+from llmevo.runlog import RunState
+from llmevo.selfcheck import check_engine
+from llmevo.sources import Sources
+from llmevo.space import SearchSpace
+from llmevo.trial import Score
+
+
+@dataclass
+class Rig:
+    """Models, tasks and engine of a config; its `search:` and `llm:` have no say here but for the evaluation seed."""
+
+    config: Config
+    root: Path
+    """Where relative references start: the config's folder."""
+    known: dict[str, Score] = field(default_factory=dict[str, Score])
+    """Every score so far by what decides it: see `address`."""
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources.open(self.config.genome.references, self.root)
+
+    @cached_property
+    def checksums(self) -> Mapping[str, str]:
+        """Of every model, by its reference."""
+        return {str(reference): self.sources.checksum(reference) for reference in self.config.genome.references}
+
+    @cached_property
+    def layers(self) -> int:
+        return depth_of(self.sources.config(self.config.genome.references[0]))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace(self.config.genome, self.layers)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The search tasks."""
+        return Evaluator(self.config.tasks, self.config.protocol, self._search_path)
+
+    @cached_property
+    def heldout(self) -> Evaluator | None:
+        """The held-out tasks; None when the config names none."""
+        if not self.config.heldout:
+            return None
+        heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
+        check_disjoint(self.evaluator, heldout)
+        return heldout
+
+    @property
+    def _search_path(self) -> list[Path]:
+        return [self.root / path for path in self.config.task_search_path]
+
+    @cached_property
+    def questions(self) -> Mapping[str, str]:
+        """A digest of what `search` and `heldout` ask, how, and by which engine: equal ones give equal scores."""
+        asked = {"search": self.evaluator, "heldout": self.heldout}
+        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in asked.items() if evaluator}
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The running model, checked against an export before its first use."""
+        engine, seed = self._start_engine(), self.config.evaluation_seed
+        if self.config.engine.self_check:
+            for recipe in (self.space.decode(self.space.uniform()), Recipe.of_one(self.config.genome.references[0])):
+                if check_engine(engine, recipe, self.sources, seed):
+                    break
+        return engine
+
+    def _start_engine(self) -> Engine:
+        donor = self.sources.folder(self.config.genome.references[0])
+        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
+        if self.backend == "vllm":
+            return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
+        return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+
+    @property
+    def backend(self) -> str:
+        """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
+        if self.config.engine.backend != "auto":
+            return self.config.engine.backend
+        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+
+    def score(self, recipe: Recipe, heldout: bool = False) -> tuple[Score, Mapping[str, float]]:
+        """The score on the search tasks, or the held-out ones, and the seconds of merging and scoring: none for what
+        is known already. Raises CandidateError.
+        """
+        evaluator = self.heldout if heldout else self.evaluator
+        assert evaluator is not None
+        questions = self.questions["heldout" if heldout else "search"]
+        place = address(recipe, self.checksums, questions, self.config.evaluation_seed)
+        if place in self.known:
+            return self.known[place], {}
+        engine = self.engine  # made before the clock starts
+        started = time.monotonic()
+        engine.swap(recipe)
+        merged = time.monotonic()
+        score = self.known[place] = evaluator.score(engine.lm)
+        return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+    def remember(self, state: RunState) -> None:
+        """Know what another run's log says. Scores of other models or other questions get other addresses."""
+        started = state.started
+        if started is None or not started.questions:
+            return
+        checksums = {source["reference"]: source["checksum"] for source in started.sources}
+
+        def know(recipe: Recipe, score: Score, questions: str) -> None:
+            self.known.setdefault(address(recipe, checksums, started.questions[questions], started.masks), score)
+
+        for number, trial in state.trials.items():
+            if trial.score:
+                know(Recipe.model_validate(state.recipes[number]), trial.score, "search")
+        for row in state.heldout.values():
+            if row.candidate is not None:
+                know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")
+
+
+def address(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
+    """What decides a score, in short: the recipe, its models' weights, the seed of its masks, and what is asked."""
+    weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
+    return _digest(recipe.as_dict(), weights, questions, seed)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
