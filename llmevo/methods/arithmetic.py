@@ -111,7 +111,7 @@ def _restored(inputs: Inputs, place: int, operand: Operand, mask: Mask, origin: 
 
     Where so little is left that the ratio means nothing (norms under 1e-7) nothing is scaled.
     """
-    if mask.shares is not None:
+    if mask.shares is not None and operand.size > fused.SHARES:
         seed = mask.fields["seed"]
         sums = inputs.keep(f"sums by share {seed}", place, lambda: _sums_by_share(operand, mask, origin))
         before, after = float(sums[-1]), float(sums[mask.shares - 1])

@@ -174,11 +174,13 @@ def _random_bits(seed: np.uint64, start: int, out: NDArray[np.uint64]) -> None:
 
 @compiled
 def _drop_by_rank(row: Floats, bits: NDArray[np.uint32], ranks: Any, model: Any) -> None:
+    lowest, step, zero = model.lowest, model.step, np.float32(0)
+    if model.inverse:
+        for i in range(len(row)):
+            row[i] /= lowest + step * np.float32(ranks[i])
     for i in range(len(row)):
-        chance = model.lowest + model.step * np.float32(ranks[i])
-        kept = np.float32(bits[i] >> np.uint32(8)) * np.float32(2.0**-24) < chance
-        value = row[i] / chance if model.inverse else row[i]
-        row[i] = value if kept else np.float32(0)
+        drawn = np.float32(bits[i] >> np.uint32(8)) * np.float32(2.0**-24)
+        row[i] = row[i] if drawn < lowest + step * np.float32(ranks[i]) else zero
 
 
 @compiled
@@ -224,21 +226,22 @@ def _elect(rows: Floats, models: Any, sums: Floats, mixed: Floats, shares: Float
     """
     zero, size = np.float32(0), len(sums)
     for i in range(size):
-        sums[i] = rows[0, i]
+        sums[i] = rows[0, i] + zero  # so that no zero is below zero
+        mixed[i] = shares[i] = zero
     for m in range(1, len(rows)):
         row = rows[m, :size]
         for i in range(size):
             sums[i] += row[i]
-    for i in range(size):
-        mixed[i] = shares[i] = zero
+    signs = sums.view(np.uint32)
     for m in range(len(rows)):
         row, weight = rows[m, :size], models[m].weight
+        bits = row.view(np.uint32)
         for i in range(size):
-            agrees = (-row[i] if sums[i] < zero else row[i]) > zero
+            agrees = ((bits[i] ^ signs[i]) < np.uint32(0x80000000)) & (row[i] != zero)
             mixed[i] += row[i] if agrees else zero
             shares[i] += weight if agrees else zero
     for i in range(size):
-        mixed[i] = mixed[i] if sums[i] == sums[i] else sums[i]  # a NaN agrees with nothing, but may not be lost
+        mixed[i] = mixed[i] if sums[i] == sums[i] else sums[i]  # a NaN may agree with nothing, but not be lost
 
 
 @compiled
