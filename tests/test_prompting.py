@@ -13,6 +13,7 @@ from llmevo.errors import ConfigError
 from llmevo.genes import Genes
 from llmevo.genome import Genome
 from llmevo.prompting import STYLES, Question, Templates, chat, completion
+from llmevo.prompting.budget import tokens
 from llmevo.prompting.question import ROWS
 from llmevo.space import SearchSpace
 from llmevo.trial import Candidate, Score, Trial
@@ -62,16 +63,31 @@ def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> Non
 
 def test_the_chat_prompt_shows_every_task_with_its_weight_and_metric() -> None:
     text = chat_text(question())
-    assert "sums: weight 1, acc,none" in text
-    assert "dates: weight -0.5, exact_match,number" in text
+    assert "- sums: 1 × acc,none\n" in text
+    assert "- dates: -0.5 × exact_match,number\n" in text
 
 
-def test_the_chat_prompt_shows_what_each_parent_scores_on_each_task() -> None:
-    text = chat_text(question((scored(0, both(1, 0), 0.711, "parent", "alpha", (0.823, 0.224)),)))
-    (line,) = [line for line in text.splitlines() if line.startswith("- alpha:")]
-    assert "score 0.711" in line
-    assert "sums 0.823" in line
-    assert "dates 0.224" in line
+def test_the_chat_prompt_shows_what_each_parent_scores_on_each_task_and_is_the_best_at() -> None:
+    parents = (
+        scored(0, both(1, 0), 0.711, "parent", "alpha", (0.823, 0.224)),
+        scored(1, both(0, 1), 0.25, "parent", "beta", (0.3, 0.1)),
+    )
+    text = chat_text(question(parents))
+    assert "- alpha: 0.711; 82 22; best at sums\n" in text
+    assert "- beta: 0.250; 30 10; best at dates\n" in text  # its weight is negative: lower is better
+
+
+def test_a_parent_that_is_no_point_of_the_space_is_shown_among_the_models_only() -> None:
+    over = space(merge_method="sce")
+    parent = scored(0, over.parent(over.merged[0]), 0.7, "parent", "alpha", (0.8, 0.2))
+    outside = scored(1, both(3.0, 0), 0.6, "parent", "alpha")
+    for trial, where in ((parent, over), (outside, space())):
+        asked = question((trial,), where)
+        for style in STYLES:
+            text = STYLES[style].ask(asked, Templates(), 0).messages[-1]["content"]
+            assert ("- alpha: 0." in text) == (style == "chat")
+            assert f"#{trial.candidate.id}" not in text
+        assert chat.read(answer([[50]] if where is over else [[30, 60]]), asked).proposals
 
 
 def test_the_chat_prompt_shows_the_step_size_and_how_much_of_the_budget_is_used() -> None:
@@ -84,24 +100,22 @@ def test_the_chat_prompt_lists_candidates_worst_to_best_as_hundredths() -> None:
     text = chat_text(
         question((scored(4, both(0.31, 0.62), 0.5), scored(5, both(1.5, 0), 0.9), scored(6, both(0, 1), 0.1)))
     )
-    places = [text.index(f"#{i} (llm)") for i in (6, 4, 5)]
-    assert places == sorted(places)
-    assert "  31 62\n" in text
-    assert "  150 0\n" in text
+    lines = ["#6 llm 0.100; 0 0; [0 100]", "#4 llm 0.500; 0 0; [31 62]", "#5 llm 0.900; 0 0; [150 0]"]
+    assert "\n".join(lines) in text
 
 
 def test_the_chat_prompt_tells_why_the_latest_candidates_failed() -> None:
     failed = Trial(Candidate(9, 1, "llm", both(0, 0)), None, "the merged norm.weight is not finite")
-    assert "FAILED #9: the merged norm.weight is not finite" in chat_text(question((failed,)))
+    assert "FAILED #9 llm [0 0]: the merged norm.weight is not finite\n" in chat_text(question((failed,)))
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_prompt_stays_as_short_after_2000_trials_as_after_20(style: str) -> None:
+def test_a_prompt_is_hardly_longer_after_2000_trials_than_after_100(style: str) -> None:
     def length(count: int) -> int:
         prompt = STYLES[style].ask(question(history(count)), Templates(), 0)
-        return sum(len(message["content"]) for message in prompt.messages)
+        return sum(tokens(message["content"]) for message in prompt.messages)
 
-    assert length(2000) <= length(20) + ROWS * 8  # longer candidate numbers, and nothing else
+    assert length(2000) <= length(100) + ROWS * 3  # longer candidate numbers, and nothing else
 
 
 def test_a_very_long_failure_reason_does_not_fill_the_prompt() -> None:
@@ -160,8 +174,12 @@ def test_a_missing_template_folder_is_an_error_that_names_it(tmp_path: Path) -> 
 # Reading the answers of chat models
 
 
+OPINION: dict[str, Any] = {"reason": "r", "kind": "refine", "spread": ["same"], "predicted_score": 0.5}
+
+
 def answer(*genomes: Any, **more: Any) -> str:
-    return json.dumps({"analysis": "why", "proposals": [{"reason": "r", "genome": g} for g in genomes], **more})
+    proposals = [{**OPINION, "genome": genome} for genome in genomes]
+    return json.dumps({"analysis": "why", "proposals": proposals, **more})
 
 
 def read_genes(text: str, *known: Trial) -> list[Genes]:
@@ -321,7 +339,10 @@ def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
         answer([[30.5, 60]]),
         answer([[1, 2]], [[3, 4]], [[5, 6]]),
         answer(),
-        '{"proposals": [{"reason": "r", "genome": [[30, 60]], "more": 1}], "analysis": ""}',
+        json.dumps({"analysis": "", "proposals": [{**OPINION, "genome": [[30, 60]], "more": 1}]}),
+        json.dumps({"analysis": "", "proposals": [{**OPINION, "genome": [[30, 60]], "kind": "guess"}]}),
+        json.dumps({"analysis": "", "proposals": [{**OPINION, "genome": [[30, 60]], "spread": ["same", "same"]}]}),
+        json.dumps({"analysis": "", "proposals": [{"reason": "r", "genome": [[30, 60]]}]}),
     ],
 )
 def test_the_schema_refuses_every_other_shape(text: str) -> None:
@@ -380,21 +401,27 @@ def by_slice() -> SearchSpace:
 
 
 def proposal(method: Any, genome: Any) -> str:
-    return json.dumps({"analysis": "", "proposals": [{"reason": "r", "merge_method": method, "genome": genome}]})
+    opinion = {**OPINION, "spread": ["same"] * len(genome)}
+    return json.dumps({"analysis": "", "proposals": [{**opinion, "merge_method": method, "genome": genome}]})
 
 
 def test_the_chat_prompt_names_the_methods_what_they_use_and_which_one_each_candidate_has() -> None:
     text = chat_text(question((scored(4, {**WEIGHTED, "merge_method": 1.0}, 0.5),), several()))
-    for line in ("- ties uses weight, density", "- task_arithmetic uses weight", "  merge_method dare_ties"):
+    for line in (
+        "- ties uses weight, density",
+        "- task_arithmetic uses weight",
+        "#4 llm 0.500; 0 0; dare_ties; [31 50 62 90]",
+    ):
         assert f"{line}\n" in text
-    assert "MERGE METHOD ties or dare_ties or task_arithmetic of 2 models" in text
-    assert "  31 50 62 90\n" in text
+    assert "ties or dare_ties or task_arithmetic of 2 models" in text
 
 
 def test_the_chat_prompt_names_the_method_of_every_slice() -> None:
     over = by_slice()
     genes = {**over.uniform(), "0-1/merge_method": 2.0}
-    assert "  merge_method task_arithmetic ties\n" in chat_text(question((scored(4, genes, 0.5),), over))
+    text = chat_text(question((scored(4, genes, 0.5),), over))
+    assert "; task_arithmetic ties; [" in text
+    assert "- layers 2-3: ties best 0.500 mean 0.500 of 1\n" in text
 
 
 @pytest.mark.parametrize(
@@ -470,8 +497,8 @@ def test_a_repeat_is_one_also_where_only_genes_without_effect_differ() -> None:
 def test_a_parameter_that_stays_small_is_shown_finer() -> None:
     over = space(merge_method="nearswap", base_model=None)
     text = chat_text(question((scored(1, {"beta/all/t": 0.0034}, 0.5),), over))
-    assert "t may be 0 to 100, in units of 1/10000." in text
-    assert "  34\n" in text
+    assert "- t may be 0 to 100, in units of 1/10000\n" in text
+    assert "; [34]\n" in text
     assert [p.genes for p in chat.read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
 
 

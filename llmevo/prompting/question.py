@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
-from llmevo.errors import ConfigError, nearest
+from llmevo.errors import nearest
 from llmevo.genes import Gene, Genes
 from llmevo.space import SearchSpace
 from llmevo.trial import Suggestion, Trial
@@ -54,23 +55,34 @@ class Question:
     mask_names: bool = False
     """Hide the names of models, tasks and parameters."""
 
-    @property
+    @cached_property
     def scored(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.score]
 
-    @property
+    @cached_property
+    def inside(self) -> list[Trial]:
+        """The scored points of the space. A parent may be none: outside the user's bounds, or without genes."""
+        return [trial for trial in self.scored if self.space.contains(trial.candidate.genes)]
+
+    @cached_property
+    def points(self) -> NDArray[np.float64]:
+        """(trials inside, genes): where they lie in the unit cube."""
+        return np.array([self.space.to_unit(trial.candidate.genes) for trial in self.inside])
+
+    @cached_property
     def elites(self) -> list[Trial]:
         """The best trials, worst first: what stands last is imitated most (EvoLLM, https://arxiv.org/abs/2402.18381)."""
-        return sorted(self.scored, key=lambda trial: trial.value)[-ROWS:]
+        return sorted(self.inside, key=lambda trial: trial.value)[-ROWS:]
 
-    @property
+    @cached_property
+    def incumbent(self) -> Genes:
+        """The best point so far; the uniform merge before there is any."""
+        best = max(self.inside, key=lambda trial: trial.value, default=None)
+        return best.candidate.genes if best else self.space.clamp(self.space.uniform())
+
+    @cached_property
     def parents(self) -> list[Trial]:
         return [trial for trial in self.scored if trial.candidate.origin == "parent"]
-
-    @property
-    def failed(self) -> list[Trial]:
-        """The latest failures, whose reasons are shown."""
-        return [trial for trial in self.trials if not trial.score][-3:]
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,8 @@ class Reading:
     analysis: str = ""
     problems: list[str] = field(default_factory=list[str])
     """What was wrong with the answer, and what was done about it."""
+    text: str = ""
+    """The answer itself, where whoever asked wants to go on from it."""
 
 
 @dataclass(frozen=True)
@@ -100,40 +114,8 @@ class Prompt:
     generation: int = 0
     """When it is asked; a recording answers by this."""
     seed: int = 0
-
-
-class Templates:
-    """The prompt texts: the package's, or those of the same name in a folder of the user's."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        here = Path(__file__).parents[1]
-        own = here / "prompts" if (here / "prompts").is_dir() else here.parent / "prompts"
-        if folder is not None and not folder.is_dir():
-            raise ConfigError(f"llm.prompts: there is no folder {folder}")
-        self.folders = [folder, own] if folder else [own]
-        self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(self.folders),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=False,
-            autoescape=False,
-        )
-
-    def render(self, name: str, **variables: Any) -> str:
-        """One template, filled. Raises ConfigError for a missing or unknown variable, naming file and variable."""
-        try:
-            return self._environment.get_template(name).render(**variables)
-        except jinja2.UndefinedError as error:
-            raise ConfigError(f"prompts/{name}: {error.message}; it may use {', '.join(sorted(variables))}") from error
-        except jinja2.TemplateError as error:
-            raise ConfigError(f"prompts/{name}: {error}") from error
-
-    def texts(self, names: Sequence[str]) -> dict[str, str]:
-        """The files as they are, for the log."""
-        loader = self._environment.loader
-        assert loader is not None
-        return {name: loader.get_source(self._environment, name)[0] for name in names}
+    question: Question | None = None
+    """What was asked, free of any wording: simulated LLMs answer from it."""
 
 
 def writable(text: str) -> str:
@@ -155,7 +137,7 @@ def choice_of(gene: Gene, value: Any) -> float:
 
 
 def admit(
-    question: Question, rows: Sequence[tuple[Genes, str]], problems: list[str], nearness: float = 0.01
+    question: Question, rows: Sequence[Suggestion], problems: list[str], nearness: float = 0.01
 ) -> list[Suggestion]:
     """The validator's last step: into the bounds, and no repetition.
 
@@ -164,11 +146,12 @@ def admit(
     to `problems`.
     """
     space = question.space
-    known = [space.to_unit(trial.candidate.genes) for trial in question.trials]
+    names = {gene.name for gene in space.genes}
+    known = [space.to_unit(t.candidate.genes) for t in question.trials if names <= t.candidate.genes.keys()]
     admitted: list[Suggestion] = []
-    for genes, note in rows:
-        inside = space.clamp(genes)
-        moved = [name for name, value in inside.items() if abs(value - genes[name]) > 1e-3]
+    for row in rows:
+        inside = space.clamp(row.genes)
+        moved = [name for name, value in inside.items() if abs(value - row.genes[name]) > 1e-3]
         if moved:
             problems.append(f"clamped {len(moved)} of {len(inside)} genes into their bounds ({', '.join(moved[:3])})")
         point = space.to_unit(inside)
@@ -177,5 +160,5 @@ def admit(
             problems.append("dropped a proposal that repeats a candidate")
             continue
         known.append(point)
-        admitted.append(Suggestion(inside, "llm", note))
+        admitted.append(replace(row, genes=inside))
     return admitted[: question.wanted]

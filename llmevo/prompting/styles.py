@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmevo.prompting import chat, completion
-from llmevo.prompting.question import Prompt, Question, Templates
+from llmevo.prompting.question import Prompt, Question
+from llmevo.prompting.templates import Templates
 
 
 @dataclass(frozen=True)
