@@ -134,11 +134,12 @@ class Merger:
 
         # Products of adapters are torch's work, which has threads of its own.
         shared_out = not any(reference.lora for reference in recipe.references)
+        donor = self.sources[recipe.donor]
         for step, parts in self._plan(recipe):
             if loaded is not None and loaded.get(step.name) == parts.digest:
                 continue
             work = partial(self._merged, step, parts)
-            small = shared_out and self.sources[recipe.donor].tensor(step.inputs[0]).numel() < LARGE
+            small = shared_out and donor.tensor(step.inputs[0]).numel() < LARGE
             ahead.append((step, parts, in_background(work) if small else work))
             if len(ahead) > AHEAD:
                 yield from next_one()

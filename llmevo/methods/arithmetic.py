@@ -77,16 +77,18 @@ def weighted_sum(models: Sequence[Weight], scales: Sequence[float], base: Tensor
     A model whose scale is exactly 0 is not read, and one alone with scale 1 is returned as it is. Low-rank models are
     added as one product of their stacked factors, and what lies under several of them is read once.
     """
+    first = base if base is not None else models[0]
+    shape = (first.origin if isinstance(first, LowRank) else first).shape
     terms = [(model, scale) for model, scale in zip(models, scales, strict=True) if scale != 0.0]
     if base is None and len(terms) == 1 and terms[0][1] == 1.0 and isinstance(terms[0][0], Tensor):
         return terms[0][0]  # bit for bit, which 0 + x is not for the zero below zero
     under = _gathered([(model.origin if isinstance(model, LowRank) else model, scale) for model, scale in terms])
     operands = [(Operand.of(t, base is not None), s) for t, s in under if base is None or not same(t, base)]
     if low := [(model, scale) for model, scale in terms if isinstance(model, LowRank)]:
-        product = torch.cat([model.up * scale for model, scale in low], dim=1) @ torch.cat([m.down for m, _ in low])
+        ups, downs = torch.cat([model.up * scale for model, scale in low], dim=1), torch.cat([m.down for m, _ in low])
+        product = torch.mm(ups, downs, out=empty(shape, torch.float32))
         operands.append((Operand.of(product), 1.0))
-    first = base if base is not None else models[0]
-    merged = empty((first.origin if isinstance(first, LowRank) else first).shape, dtype)
+    merged = empty(shape, dtype)
     origin = None if base is None else Operand.of(base)
     at, target, records = table([origin]), table([Operand.of(merged)]), table([operand for operand, _ in operands])
     records["scale"] = [scale for _, scale in operands]
