@@ -6,10 +6,25 @@ To add one: a file with a class that fits `Optimizer`, and its line here. The co
 from collections.abc import Callable
 
 from llmevo.optimizers.base import Optimizer, Setup
-from llmevo.optimizers.llm import LlmEvolution
+from llmevo.optimizers.cma_es import CmaEs
+from llmevo.optimizers.llm import LlmEvolution, LlmOff
+from llmevo.optimizers.one_plus_one import OnePlusOne
+from llmevo.optimizers.optuna_samplers import Gp, Tpe
 from llmevo.optimizers.random_search import RandomSearch
+from llmevo.optimizers.sep_cma_es import SepCmaEs
+from llmevo.optimizers.spsa import Spsa
 
-OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {"llm": LlmEvolution, "random": RandomSearch}
+OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
+    "llm": LlmEvolution,
+    "llm-off": LlmOff,
+    "cma-es": CmaEs,
+    "sep-cma-es": SepCmaEs,
+    "one-plus-one": OnePlusOne,
+    "spsa": Spsa,
+    "tpe": Tpe,
+    "gp": Gp,
+    "random": RandomSearch,
+}
 """Every optimizer by the name the config and the log use."""
 
 __all__ = ["OPTIMIZERS", "Optimizer", "Setup"]

@@ -1,108 +1,212 @@
-"""The evolution strategy with an LLM in it.
+"""The evolution strategy with an LLM in it: the LLM proposes, statistics dispose."""
 
-Each generation the LLM reads the best trials and proposes recombined means (EvoLLM,
-https://arxiv.org/abs/2402.18381); Gaussian mutation around its proposals and around the best trial so far fills
-the generation. The LLM never sets the step size: the success rate does.
-"""
-
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmevo.optimizers.base import Asking, Setup, digest
-from llmevo.prompting import STYLES, Question
+from llmevo.genes import Genes
+from llmevo.optimizers.base import Asking, Setup
+from llmevo.optimizers.evolution import POPULATION, Evolution, Prospect
+from llmevo.optimizers.population import History, key
+from llmevo.optimizers.step_size import next_sigma, spread_factors
+from llmevo.optimizers.trust import PRIOR, Trust
+from llmevo.prompting import STYLES, Question, Reading
 from llmevo.trial import Suggestion, Trial
-
-FIRST_SIGMA = 0.15
-SIGMA_RANGE = (0.02, 0.3)
-"""Step sizes in shares of a gene's range. Below the lower one, differences drown in the noise of the tasks."""
-
-TARGET_SUCCESS = 0.2
-"""The share of a generation that should improve on the best: the 1/5 rule (Rechenberg 1973)."""
 
 MOST_PROPOSALS = 4
 
+AROUND = 8
+"""Samples around each proposal, in the widths that the LLM asks for; they compete for its slots."""
 
-class LlmEvolution:
-    """LLM proposals and Gaussian mutation, with a step size adapted by success.
+WIDTHS = (0.01, 0.3)
+"""The least and the largest standard deviation of these, in shares of a gene's range."""
 
-    Use it for any merge; without an answer from the LLM it is a plain evolution strategy around the best trial.
+PREDICTIONS = 6
+"""How many of its past predictions an LLM is shown."""
+
+PEERS = 8
+"""How many of the latest numeric candidates an LLM's is ranked among."""
+
+NEAR = 0.01
+"""An LLM's point nearer than this to a known one, in every gene, is a repetition."""
+
+
+class LlmOff:
+    """The numeric engine alone: CMA-ES whose samples a Gaussian process ranks first.
+
+    Use it where there is no LLM, and beside `llm` to see what the LLM adds. Best from 30 to 500 evaluations of up to
+    a hundred genes.
     """
+
+    trust: float | None = None
+    """The share of the evaluations that the LLM has earned; None without one."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
-        self._random = np.random.default_rng(setup.seed)
-        self._sigma = FIRST_SIGMA
-        self._trials: list[Trial] = []
-        self._generation = 0
+        self._engine = Evolution(setup)
+        self._random = np.random.default_rng([setup.seed, 1])
+        genes = [gene.described() for gene in setup.space.genes]
+        self._history = History(setup.seed, setup.budget, setup.sigma_rule, genes)
+        self._best_value = -np.inf
+        self._begun = False
 
     @property
     def sigma(self) -> float:
-        return self._sigma
+        """The step size in shares of a gene's range."""
+        return self._engine.sigma
 
     def ask(self, size: int) -> Asking:
-        self._generation += 1
-        wanted = max(1, min(MOST_PROPOSALS, size // 2))
-        question = self._question(wanted)
-        style = STYLES[self._setup.style]
-        seed = int(self._random.integers(2**31))
-        reading = yield style.ask(question, self._setup.templates, seed)
-        proposals = reading.proposals[:wanted]
-        return [*proposals, *self._mutants(proposals, size - len(proposals))]
+        self._history.add("ask", size)
+        pool = self._engine.pool()
+        return self._numeric(pool, min(size, POPULATION), [])
+        yield  # makes this a generator, as asking is
 
-    def _question(self, wanted: int) -> Question:
-        setup = self._setup
-        return Question(
-            space=setup.space,
-            trials=tuple(self._trials),
-            tasks=setup.tasks,
-            wanted=wanted,
-            generation=self._generation,
-            sigma=self._sigma,
-            used=len(self._trials),
-            budget=setup.budget,
-        )
-
-    def _mutants(self, proposals: Sequence[Suggestion], size: int) -> list[Suggestion]:
-        """Gaussian steps around the best trial and the proposals, in turn."""
-        best = max(self._trials, key=lambda trial: trial.value, default=None)
-        if best is None:  # no start row lies within the user's bounds
-            centres = [("mutation of the middle of the bounds", np.full(len(self._space.genes), 0.5))]
-        else:
-            centres = [(f"mutation of #{best.candidate.id}", self._space.to_unit(best.candidate.genes))]
-        centres += [
-            (f"mutation of the LLM's proposal {i + 1}", self._space.to_unit(p.genes)) for i, p in enumerate(proposals)
-        ]
-        mutants: list[Suggestion] = []
-        for place in range(size):
-            note, centre = centres[place % len(centres)]
-            mutants.append(Suggestion(self._space.from_unit(self._step(centre)), "gaussian", note))
-        return mutants
-
-    def _step(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One mutation; what would leave the unit cube is reflected, so that mass does not pile up at the bounds.
-
-        Choices have no order to step along: each is drawn anew with the step size for its probability.
-        """
-        point = np.abs(centre + self._sigma * self._random.standard_normal(len(centre)))
-        point = np.clip(1.0 - np.abs(1.0 - point), 0.0, 1.0)
-        for place, gene in enumerate(self._space.genes):
-            if gene.choices:
-                anew = self._random.random() < self._sigma
-                point[place] = self._random.random() if anew else centre[place]
-        return point
+    def _numeric(self, pool: Sequence[Prospect], size: int, beside: Sequence[Suggestion]) -> list[Suggestion]:
+        chosen = self._engine.choose(pool, size, [suggestion.genes for suggestion in beside])
+        if not chosen and not beside:  # nothing new is left near by
+            chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
+        return chosen
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        before = max((trial.value for trial in self._trials), default=None)
-        self._trials += trials
-        if before is None or not trials:
+        self._history.told(trials)
+        self._engine.tell(trials)
+        best = max((trial.value for trial in trials), default=-np.inf)
+        improved = best > self._best_value
+        self._best_value = max(best, self._best_value)
+        if not self._begun:  # the start rows are points of no distribution
+            self._begun = True
             return
-        success = sum(trial.value > before for trial in trials) / len(trials)
-        low, high = SIGMA_RANGE
-        step = math.exp(0.5 * (success - TARGET_SUCCESS) / (1 - TARGET_SUCCESS))
-        self._sigma = min(max(self._sigma * step, low), high)
+        before = self._engine.sigma
+        moved = self._engine.learn([trial for trial in trials if trial.score and self._may_lead(trial)])
+        if moved and self._engine.distribution:
+            self._engine.distribution.sigma = next_sigma(
+                self._setup.sigma_rule, before, self._engine.sigma, improved, len(self._space.genes)
+            )
+
+    def _may_lead(self, trial: Trial) -> bool:
+        """Whether the distribution learns from a scored trial."""
+        return True
 
     def state(self) -> str:
-        return digest(self._random, self._sigma, self._generation, [(t.value, t.candidate.genes) for t in self._trials])
+        return str(self._history)
+
+
+class LlmEvolution(LlmOff):
+    """The numeric engine, and an LLM that adds candidates and earns its share of the evaluations by their worth.
+
+    What an LLM proposes is not evaluated unless it is new and the model thinks it possible that it is good. What it
+    proposes moves the distribution only where it was better than most, and no further than a sample could. It
+    never sets the step size or the covariance. So the worst LLM costs a few evaluations in a hundred. Use it
+    whenever there is an LLM; the more it knows of the models, the better.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._trust = Trust(PRIOR.get(setup.style, PRIOR["chat"]))
+        self._generation = 0
+        self._asked: dict[tuple[float, ...], Suggestion] = {}
+        self._predictions: list[tuple[float, float]] = []
+        self._widths = np.ones(len(setup.space.slices))
+        self._middle = 0.0
+
+    @property
+    def trust(self) -> float | None:
+        return self._trust.value
+
+    def ask(self, size: int) -> Asking:
+        self._history.add("ask", size)
+        self._generation += 1
+        size = min(size, POPULATION)
+        pool = self._engine.pool()
+        slots = self._trust.slots(size)
+        proposed: list[Suggestion] = []
+        if slots:
+            style = STYLES[self._setup.style]
+            seed = int(self._random.integers(2**31))
+            reading = yield style.ask(self._question(pool), self._setup.templates, seed)
+            proposed = self._admitted(reading, pool, slots)
+            self._history.add("read", [suggestion.genes for suggestion in proposed])
+        self._asked |= {key(suggestion.genes): suggestion for suggestion in proposed}
+        return [*proposed, *self._numeric(pool, size - len(proposed), proposed)]
+
+    def _question(self, pool: Sequence[Prospect]) -> Question:
+        setup, engine = self._setup, self._engine
+        ahead = [p for p in pool if p.deviation > 0][:3]
+        return Question(
+            space=setup.space,
+            trials=tuple(engine.trials),
+            tasks=setup.tasks,
+            wanted=MOST_PROPOSALS,
+            generation=self._generation,
+            sigma=engine.sigma,
+            used=len(engine.trials),
+            budget=setup.budget,
+            suggestions=[(setup.space.from_unit(p.point), *self._in_score(p)) for p in ahead],
+            predictions=self._predictions[-PREDICTIONS:],
+            geometry=setup.geometry,
+            mask_names=setup.mask_names,
+        )
+
+    def _in_score(self, prospect: Prospect) -> tuple[float, float]:
+        score, mean, deviation = self._engine.as_score, prospect.mean, prospect.deviation
+        return score(mean), (score(mean + deviation) - score(mean - deviation)) / 2
+
+    def _admitted(self, reading: Reading, pool: Sequence[Prospect], slots: int) -> list[Suggestion]:
+        """The LLM's proposals, and then samples around them, that are new and that the model does not rule out.
+
+        Ruled out is what even one standard deviation above its expectation is below the middle of the pool's, with
+        an allowance that shrinks as scores come in (Chang et al., https://arxiv.org/abs/2505.14756, "Justify").
+        """
+        middle = float(np.median([prospect.mean + prospect.deviation for prospect in pool]))
+        bar = middle - 1 / (self._generation + 1)
+        offers = [s for s in reading.proposals if self._is_new(s.genes)]
+        around = [other for suggestion in offers for other in self._around(suggestion)]
+        admitted: list[Suggestion] = []
+        for group in (offers, around):
+            hopes = [(self._hope(suggestion.genes), place) for place, suggestion in enumerate(group)]
+            for hope, place in sorted(hopes, key=lambda ranked: (-ranked[0], ranked[1])):
+                new = all(key(group[place].genes) != key(other.genes) for other in admitted)
+                if hope >= bar and new and len(admitted) < slots:
+                    admitted.append(group[place])
+        if not admitted:  # no answer, nothing new, nothing possible: no credit for any of these
+            self._trust.reject()
+        return admitted
+
+    def _is_new(self, genes: Genes) -> bool:
+        point = self._space.to_unit(genes)
+        known = [self._space.to_unit(trial.candidate.genes) for trial in self._engine.trials]
+        return all(np.abs(point - other).max() >= NEAR for other in known)
+
+    def _hope(self, genes: Genes) -> float:
+        """One standard deviation above what the model expects."""
+        (prospect,) = self._engine.prospects(self._space.to_unit(genes)[None])
+        return prospect.mean + prospect.deviation
+
+    def _around(self, suggestion: Suggestion) -> list[Suggestion]:
+        """Samples around a proposal, as wide in every slice as the LLM says, within bounds."""
+        factors = np.array(spread_factors(suggestion.spread) or [1.0] * len(self._space.slices))
+        if self._setup.sigma_rule == "llm":  # its words add up
+            self._widths = factors = np.clip(self._widths * factors, 1 / 3, 3.0)
+        by_slice = dict(zip(self._space.slices, factors, strict=False))
+        widths = [self.sigma * by_slice.get(gene.slice or "", 1.0) for gene in self._space.genes]
+        widths = [0.0 if g.choices else w for g, w in zip(self._space.genes, np.clip(widths, *WIDTHS), strict=True)]
+        steps = self._random.standard_normal((AROUND, len(widths))) * widths
+        points = np.clip(self._space.to_unit(suggestion.genes) + steps, 0.0, 1.0)
+        note = f"around the LLM's proposal: {suggestion.note}"
+        return [Suggestion(self._space.from_unit(point), "llm", note) for point in points]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        own = [trial for trial in trials if key(trial.candidate.genes) in self._asked]
+        numeric = [trial.value for trial in (*self._engine.trials, *trials) if trial.candidate.origin == "gaussian"]
+        for trial in own:
+            self._trust.observe(trial.value, numeric[-PEERS:])
+            predicted = self._asked[key(trial.candidate.genes)].predicted
+            if predicted is not None and trial.score:
+                self._predictions.append((predicted, trial.score.total))
+        self._middle = float(np.median([trial.value for trial in trials])) if trials else 0.0
+        super().tell(trials)
+        self._asked.clear()
+
+    def _may_lead(self, trial: Trial) -> bool:
+        """The numeric candidates all do; the LLM's only where they are better than most of their generation."""
+        return key(trial.candidate.genes) not in self._asked or trial.value > self._middle

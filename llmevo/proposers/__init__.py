@@ -9,11 +9,13 @@ from llmevo.proposers.base import Connection, Proposer, Reply
 from llmevo.proposers.local import LocalProposer
 from llmevo.proposers.openai import OpenAIProposer
 from llmevo.proposers.recorded import RecordedProposer
+from llmevo.proposers.simulated import SimulatedProposer
 
 PROPOSERS: dict[str, Callable[[Connection], Proposer]] = {
     "openai": OpenAIProposer,
     "local": LocalProposer,
     "recorded": RecordedProposer,
+    "simulated": SimulatedProposer,
 }
 """Every proposer by the name the config uses."""
 

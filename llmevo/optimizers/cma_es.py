@@ -1,0 +1,52 @@
+"""CMA-ES as mergekit-evolve runs it: the baseline to beat."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmevo.optimizers.base import Setup
+from llmevo.optimizers.population import Point, PopulationSearch
+
+SIGMA = 1 / 6
+"""The first step size of mergekit-evolve (`--sigma0`), a share of a gene's range."""
+
+
+class CmaEs(PopulationSearch):
+    """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
+
+    It starts from the uniform merge with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
+    https://arxiv.org/abs/1604.00772). It learns nothing from the parents. Use it to see what the other optimizers
+    are worth, or for more than a thousand evaluations.
+    """
+
+    origin = "cma-es"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._strategy: Any = None
+
+    @property
+    def sigma(self) -> float:
+        return min(float(self._strategy.sigma), 1.0) if self._strategy else SIGMA
+
+    def begin(self, start: Point) -> None:
+        import cma
+
+        # pycma does not do one dimension; a second one that nothing depends on changes nothing.
+        padded = np.concatenate([start, np.full(max(0, 2 - len(start)), 0.5)])
+        options: dict[str, Any] = {
+            "bounds": [0, 1],
+            "randn": lambda *shape: self._random.standard_normal(shape),
+            "seed": np.nan,  # its own seeding would seed all of numpy
+            "verbose": -9,
+            "verb_log": 0,
+        }
+        self._strategy = cma.CMAEvolutionStrategy(padded, SIGMA, options)
+
+    def draw(self) -> list[Point]:
+        return self._strategy.ask()
+
+    def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
+        worst = max(cost for cost in costs if np.isfinite(cost))
+        self._strategy.tell([*points], [min(cost, worst + 1.0) for cost in costs])  # only the order counts

@@ -1,0 +1,222 @@
+"""The numeric engine: CMA-ES whose samples a Gaussian process ranks before any of them is scored.
+
+So each evaluation does the work of many (Kern, Hansen and Koumoutsakos 2006, "Local meta-models"; Bajer et al. 2019,
+"Gaussian process surrogate models for CMA-ES"). It is complete without an LLM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from llmevo.genes import Genes
+from llmevo.optimizers.base import Setup
+from llmevo.optimizers.distribution import Array, Distribution
+from llmevo.optimizers.features import Features
+from llmevo.optimizers.surrogate import GaussianProcess, normal_scores
+from llmevo.trial import Suggestion, Trial
+
+FIRST_SIGMA = 0.1
+"""A step size of a tenth of a gene's range: the parents and their mean are good, what is far from them is not."""
+
+POPULATION = 6
+"""Candidates a generation: few, so that the model learns often."""
+
+POOL = 40
+"""Samples drawn for every candidate scored."""
+
+CLIMBERS, CLIMBS = 6, 20
+"""The best samples climb the model that many steps."""
+
+APART = 0.3
+"""Standard deviations a gene, in the root mean square, between two candidates of a generation."""
+
+REDRAWN = 0.1
+"""How often a choice is drawn anew."""
+
+SAME = 2e-4
+"""Points nearer than this in every gene make the same model, but for the grid that genes lie on."""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A point of the pool and what the model expects of it, in normal scores."""
+
+    point: Array
+    mean: float
+    deviation: float
+
+
+class Evolution:
+    """The distribution, the model and the pool.
+
+    Points are arrays in the unit cube, in the order of the genes. The distribution is over the numbers; a choice is
+    the best trial's, now and then drawn anew.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._space = setup.space
+        self._random = np.random.default_rng(setup.seed)
+        self._features = Features(setup.space)
+        self._model = GaussianProcess(self._features.size)
+        self._threads = ThreadpoolController()
+        self._trials: list[Trial] = []
+        self._points: list[Array] = []
+        self._known: set[tuple[float, ...]] = set()
+        self._untold: list[tuple[Array, float]] = []
+        self.distribution: Distribution | None = None
+        self._seed = int(self._random.integers(2**31))
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        return self._trials
+
+    @property
+    def sigma(self) -> float:
+        return self.distribution.sigma if self.distribution else FIRST_SIGMA
+
+    @property
+    def best(self) -> Array:
+        """The best trial's point; the uniform merge where nothing has a score."""
+        best = max(range(len(self._trials)), key=lambda place: self._trials[place].value, default=None)
+        if best is None or not self._trials[best].score:
+            return self._space.to_unit(self._space.uniform())
+        return self._points[best]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """What everything was worth that was scored; only what is also in `learn` moves the distribution."""
+        for trial in trials:
+            self._trials.append(trial)
+            self._points.append(self._space.to_unit(trial.candidate.genes))
+            self._known.add(self._features.essence(trial.candidate.genes))
+
+    def learn(self, trials: Sequence[Trial]) -> bool:
+        """Move the distribution by scored trials, a population at a time. Whether it moved."""
+        if self.distribution is None:
+            return False
+        for trial in trials:
+            self._untold.append((self._numbers(self._space.to_unit(trial.candidate.genes)), -trial.value))
+        size, moved = self.distribution.population, False
+        while len(self._untold) >= size:
+            told, self._untold = self._untold[:size], self._untold[size:]
+            with self._threads.limit(limits=1):
+                self.distribution.tell([point for point, _ in told], [cost for _, cost in told])
+            moved = True
+        return moved
+
+    def _numbers(self, point: Array) -> Array:
+        """Of a point what the distribution is over: never nothing."""
+        numbers = point[self._features.numbers]
+        return numbers if len(numbers) else np.array([0.5])
+
+    def pool(self) -> list[Prospect]:
+        """New points, those of the highest expected score first."""
+        if self.distribution is None:
+            start = self._numbers(self.best)
+            self.distribution = Distribution(start, FIRST_SIGMA, POPULATION, False, self._seed)
+        with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
+            self._fit()
+            drawn = self._drawn(POOL * self.distribution.population)
+            ranked = drawn[np.argsort(-self._expected(drawn), kind="stable")]
+            climbed = self._climb(np.vstack([ranked[: CLIMBERS - 1], self._whole(self.distribution.mean[None])]))
+            return self.prospects(np.vstack([climbed, ranked]))
+
+    def _fit(self) -> None:
+        if not self._trials:
+            return
+        values = [trial.value for trial in self._trials]
+        scored = [trial.score for trial in self._trials if trial.score]
+        spread = float(np.std([score.total for score in scored])) if scored else 0.0
+        error = float(np.median([score.stderr for score in scored])) if scored else 0.0
+        floor = min(1.0, (error / spread) ** 2) if spread else 1.0
+        self._model.fit(self._features.of(self._points), normal_scores(values), max(1e-4, 0.25 * floor))
+
+    def _drawn(self, size: int) -> Array:
+        """Samples of the distribution; what would leave the unit cube is reflected, so that none pile up there."""
+        assert self.distribution is not None
+        steps = self._random.standard_normal((size, len(self.distribution.mean))) @ self.distribution.axes.T
+        return self._redrawn(self._whole(_reflected(self.distribution.mean + self.distribution.sigma * steps)))
+
+    def _whole(self, numbers: Array) -> Array:
+        """Points with these numbers and the best trial's choices."""
+        points = np.tile(self.best, (len(numbers), 1))
+        points[:, self._features.numbers] = numbers[:, : len(self._features.numbers)]
+        return points
+
+    def _redrawn(self, points: Array) -> Array:
+        for place in self._features.choices:
+            anew = self._random.random(len(points)) < REDRAWN
+            points[:, place] = np.where(anew, self._random.random(len(points)), points[:, place])
+        return points
+
+    def _expected(self, points: Array) -> Array:
+        return self._model.mean(self._features.of(points)) if self._trials else np.zeros(len(points))
+
+    def prospects(self, points: Array) -> list[Prospect]:
+        """What the model expects of points, the highest first."""
+        if not self._trials:
+            return [Prospect(point, 0.0, 1.0) for point in points]
+        with self._threads.limit(limits=1):
+            means, deviations = self._model.predict(self._features.of(points))
+        order = np.argsort(-means, kind="stable")
+        return [Prospect(points[place], float(means[place]), float(deviations[place])) for place in order]
+
+    def _climb(self, points: Array) -> Array:
+        """Gradient steps up the model, no further from the mean than samples are."""
+        if not self._trials or not self._features.numbers:
+            return points
+        assert self.distribution is not None
+        mean, axes, sigma = self.distribution.mean, self.distribution.axes, self.distribution.sigma
+        inverse, count = np.linalg.inv(axes), len(mean)
+        radius = np.sqrt(count) * sigma
+        lengths = np.full(len(points), radius / 4)
+        heights, slopes = self._model.gradient(self._features.of(points))
+        for _ in range(CLIMBS):
+            steps = slopes[:, :count] @ axes
+            steps /= np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-12)
+            moved = points[:, self._features.numbers] + lengths[:, None] * steps @ axes.T
+            offsets = (moved - mean) @ inverse.T
+            far = np.maximum(np.linalg.norm(offsets, axis=1, keepdims=True) / radius, 1.0)
+            there = points.copy()
+            there[:, self._features.numbers] = np.clip(mean + (offsets / far) @ axes.T, 0.0, 1.0)
+            found, new_slopes = self._model.gradient(self._features.of(there))
+            higher = found > heights
+            points = np.where(higher[:, None], there, points)
+            slopes = np.where(higher[:, None], new_slopes, slopes)
+            heights = np.where(higher, found, heights)
+            lengths *= np.where(higher, 1.2, 0.5)
+        return points
+
+    def choose(self, prospects: Sequence[Prospect], size: int, beside: Sequence[Genes] = ()) -> list[Suggestion]:
+        """The first prospects that are new and lie apart from one another, as candidates."""
+        assert self.distribution is not None
+        chosen: list[Suggestion] = []
+        taken = [self._numbers(self._space.to_unit(genes)) for genes in beside]
+        essences = {self._features.essence(genes) for genes in beside}
+        apart = APART * np.sqrt(len(self.distribution.mean)) * self.distribution.sigma
+        axes = np.linalg.inv(self.distribution.axes)
+        for asked in (apart, 0.0):  # rather too near than none
+            for prospect in prospects:
+                if len(chosen) == size:
+                    return chosen
+                genes = self._space.from_unit(prospect.point)
+                numbers, essence = self._numbers(prospect.point), self._features.essence(genes)
+                near = any(np.linalg.norm(axes @ (numbers - other)) < asked for other in taken)
+                if near or essence in self._known or essence in essences:
+                    continue
+                taken.append(numbers)
+                essences.add(essence)
+                chosen.append(Suggestion(genes, "gaussian", f"expected {self.as_score(prospect.mean):.4g}"))
+        return chosen
+
+    def as_score(self, normal: float) -> float:
+        """A normal score as a score of the tasks, by the ranks of those seen."""
+        values = sorted(trial.value for trial in self._trials if trial.score)
+        if not values:
+            return 0.0
+        return float(np.interp(normal, np.sort(normal_scores(values)), values))
+
+
+def _reflected(points: Array) -> Array:
+    return np.clip(1.0 - np.abs(1.0 - np.abs(points)), 0.0, 1.0)
