@@ -82,6 +82,7 @@ class Evaluator:
             elif leaf.get_config("num_fewshot") is None:
                 leaf.set_config(key="num_fewshot", value=0)
             leaf.set_fewshot_seed(seed=protocol.seed)
+            _build_once(leaf)
 
     @property
     def items(self) -> int:
@@ -218,6 +219,23 @@ def nearest_task(name: str, known: Sequence[str]) -> str:
     """The hint for a misspelt task; lm-eval has too many to list."""
     hint = nearest(name, known)
     return hint if hint.startswith(", did") else "; `lm_eval ls tasks` lists them, task_search_path adds your own"
+
+
+def _build_once(leaf: Any) -> None:
+    """Let a task keep the requests it builds: every candidate is asked the same, and solved examples take seconds."""
+    build: Any = leaf.build_all_requests
+    built: dict[str, Any] = {}
+
+    def build_all_requests(**options: Any) -> None:
+        key = repr({**options, "chat_template": None})  # a method of the model's; the tokenizer's name stands for it
+        if key not in built:
+            build(**options)
+            built[key] = leaf._instances
+        leaf._instances = built[key]
+        for instance in built[key]:
+            instance.resps, instance.filtered_resps = [], {}
+
+    leaf.build_all_requests = build_all_requests
 
 
 def _check_metric(task: Task, loaded: Any) -> None:

@@ -11,10 +11,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     MambaConfig,
@@ -23,9 +27,13 @@ from transformers import (
     MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from llmevo.engines import HfEngine
+from llmevo.engines.generation import StopStrings
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, SourceError
 
@@ -78,7 +86,18 @@ def models() -> dict[str, Any]:
         return {
             "llama": tiny_llama(),
             "llama tied": tiny_llama(tied=True),
-            "llama, sliding window": _mistral(),
+            "llama, sliding window": MistralForCausalLM(MistralConfig(**_small(), sliding_window=32)).eval(),
+            "qwen3": Qwen3ForCausalLM(Qwen3Config(**_small(), head_dim=8)).eval(),
+            "gemma2": Gemma2ForCausalLM(
+                Gemma2Config(
+                    **_small(),
+                    head_dim=8,
+                    sliding_window=32,
+                    query_pre_attn_scalar=8,
+                    attn_logit_softcapping=5.0,
+                    final_logit_softcapping=4.0,
+                )
+            ).eval(),
             "gpt2": GPT2LMHeadModel(gpt2).eval(),
             "mpt": MptForCausalLM(mpt).eval(),
             "bloom": BloomForCausalLM(bloom).eval(),
@@ -86,19 +105,20 @@ def models() -> dict[str, Any]:
         }
 
 
-def _mistral() -> Any:
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        sliding_window=32,
-        initializer_range=0.4,
-    )
-    return MistralForCausalLM(config).eval()
+def _small() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.4,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +135,8 @@ def tokenizer_for(name: str) -> Any:
     return tokenizer
 
 
-ZOO = ("llama", "llama tied", "llama, sliding window", "gpt2", "mpt", "bloom", "mamba")
+TREES = ("llama", "llama tied", "llama, sliding window", "qwen3", "gemma2", "gpt2")
+ZOO = (*TREES, "mpt", "bloom", "mamba")
 each_model = pytest.mark.parametrize("name", ZOO)
 
 
@@ -221,14 +242,228 @@ def test_a_model_in_bfloat16_answers_as_lm_evals_own_engine_up_to_rounding(name:
 # Packing
 
 
-@pytest.mark.parametrize("name", ["llama", "llama tied", "llama, sliding window", "gpt2"])
+@pytest.mark.parametrize("name", TREES)
 def test_packed_rows_give_what_plain_rows_give(name: str, zoo: dict[str, Any]) -> None:
     lm = RequestScorer(zoo[name], tiny_tokenizer())
     asked = requests("loglikelihood", PAIRS)
     assert lm.packs
+    assert lm.stems
     packed = lm.loglikelihood(asked)
     lm.packs = False
     assert_same(packed, lm.loglikelihood(asked))
+
+
+SHOTS = "a 1\nb 2\nc 0\n"
+FEW_SHOT = [(SHOTS + text(seed, 2 + seed % 5), choice) for seed in range(12) for choice in ("a", " b", "12")]
+"""Questions after the same solved examples, short enough for a sliding window to see them all."""
+
+
+@pytest.fixture
+def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the texts of these tests were long ones."""
+    monkeypatch.setattr("llmevo.engines.packing.ROW_TOKENS", 16)
+    monkeypatch.setattr("llmevo.engines.packing.LEAST_SAVED", 8)
+
+
+class Passes:
+    """What was computed: (stem, rows, length) of each pass through a model."""
+
+    def __init__(self, lm: RequestScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        backbone: Any = lm._backbone  # pyright: ignore[reportPrivateUsage]
+        forward = backbone._body.forward
+
+        def watched(*args: Any, **options: Any) -> Any:
+            cache = options.get("past_key_values")
+            rows, length = options["input_ids"].shape
+            self.seen.append((0 if cache is None else cache.get_seq_length(), rows, length))
+            return forward(*args, **options)
+
+        monkeypatch.setattr(backbone._body, "forward", watched)
+
+    @property
+    def tokens(self) -> int:
+        return sum(rows * length for _, rows, length in self.seen)
+
+
+@pytest.mark.usefixtures("small_rows")
+@each_model
+def test_examples_shared_by_questions_change_no_answer(
+    name: str, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    asked = requests("loglikelihood", FEW_SHOT)
+    expected = reference(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
+    lm = RequestScorer(model, tokenizer)
+    passes = Passes(lm, monkeypatch)
+    assert_same(lm.loglikelihood(asked), expected)
+    assert any(stem == len(SHOTS) for stem, _, _ in passes.seen) == (name in TREES)
+    naive = sum(len(context) + len(choice) - 1 for context, choice in FEW_SHOT)
+    assert name not in TREES or passes.tokens < naive / 4
+
+
+@pytest.mark.usefixtures("small_rows")
+@each_model
+def test_examples_shared_by_questions_change_no_generated_text(
+    name: str, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    options: dict[str, Any] = {"until": ["b", "\n"], "max_gen_toks": 6, "do_sample": False}
+    asked = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
+    expected = [reference(model, tokenizer).generate_until([one], disable_tqdm=True)[0] for one in asked]
+    lm = RequestScorer(model, tokenizer)
+    passes = Passes(lm, monkeypatch) if name in TREES else None
+    assert lm.generate_until(asked) == expected
+    assert passes is None or any(stem == len(SHOTS) for stem, _, _ in passes.seen)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 200, 100_000])
+@pytest.mark.parametrize("row", [1, 30, 1000])
+def test_the_size_of_batches_and_rows_changes_no_answer(
+    tokens: int, row: int, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmevo.engines.packing.ROW_TOKENS", row)
+    monkeypatch.setattr("llmevo.engines.packing.LEAST_SAVED", row)
+    asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
+    expected = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    monkeypatch.setattr("llmevo.engines.requests.CPU_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.requests.GENERATED_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.backbone.HEAD_ROWS", row)
+    monkeypatch.setattr("llmevo.engines.backbone.PIECE", {"cpu": tokens})
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    assert_same(lm.loglikelihood(asked), expected)
+
+
+# The same to the last bit
+
+
+@each_model
+def test_equal_requests_get_equal_scores_to_the_last_bit_whatever_came_before(name: str) -> None:
+    """A run is verified by running it again, in another process and with other candidates before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = models()[name].bfloat16()
+    asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
+    rolling = requests("loglikelihood_rolling", [(text(8, 100),), (text(9, 30),)])
+    options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}
+    generating = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
+
+    def answers(lm: RequestScorer) -> Any:
+        return lm.loglikelihood(asked), lm.loglikelihood_rolling(rolling), lm.generate_until(generating)
+
+    lm = RequestScorer(model, tokenizer_for(name))
+    first = answers(lm)
+    state = {key: weight.clone() for key, weight in model.state_dict().items()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.5)
+    assert lm.loglikelihood(asked) != first[0]
+    lm.loglikelihood(asked[:7])
+    model.load_state_dict(state)
+    assert answers(lm) == first
+    assert answers(RequestScorer(model, tokenizer_for(name))) == first
+
+
+def test_texts_are_made_tokens_once(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    lm = RequestScorer(zoo["llama"], tokenizer)
+    asked = requests("loglikelihood", PAIRS)
+    first = lm.loglikelihood(asked)
+
+    def encode(*_: Any, **__: Any) -> list[int]:
+        raise AssertionError("a text was read again")
+
+    monkeypatch.setattr(type(tokenizer), "encode", encode)
+    monkeypatch.setattr("llmevo.engines.requests.packed_batches", encode)
+    assert lm.loglikelihood(requests("loglikelihood", PAIRS)) == first
+
+
+def test_what_does_not_fit_in_memory_is_made_again(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests("loglikelihood", PAIRS)
+    first = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    monkeypatch.setattr("llmevo.engines.requests.KEPT_TOKENS", 10)
+    monkeypatch.setattr("llmevo.engines.tokenizing.KEPT_CHARACTERS", 30)
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    assert lm.loglikelihood(asked) == lm.loglikelihood(asked) == first
+    assert not lm._layouts  # pyright: ignore[reportPrivateUsage]
+
+
+# Generation
+
+
+def test_a_row_that_has_ended_leaves_the_batch(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    options: dict[str, Any] = {"until": [], "max_gen_toks": 8, "do_sample": False}
+    contexts = [text(seed, 5 + seed) for seed in range(6)]
+    free = lm.generate_until(requests("generate_until", [(context, options) for context in contexts]))
+    stops = [free[0][1], free[1][3]]
+    asked = requests("generate_until", [(context, {**options, "until": stops}) for context in contexts])
+    passes = Passes(lm, monkeypatch)
+    found = lm.generate_until(asked)
+    lengths = [min([text.find(stop) + 1 for stop in stops if stop in text] or [8]) for text in free]
+    assert [rows for _, rows, _ in passes.seen] == [sum(n > step for n in lengths) for step in range(max(lengths))]
+    assert found == reference(zoo["llama"], tiny_tokenizer()).generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("wish", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"num_beams": 3}])
+def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    options: dict[str, Any] = {"until": [], "max_gen_toks": 30, "do_sample": False}
+    asked = requests("generate_until", [(text(seed, 4 + seed // 2), options) for seed in range(6)])
+    plain = RequestScorer(model, tokenizer).generate_until(asked)
+    for key, value in wish.items():
+        setattr(model.generation_config, key, value)
+    found = RequestScorer(model, tokenizer).generate_until(asked)
+    own = reference(model, tokenizer)
+    assert found == [own.generate_until([one], disable_tqdm=True)[0] for one in asked] != plain
+
+
+def test_sampling_is_left_to_transformers(zoo: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 10, "do_sample": True, "temperature": 5.0}
+    asked = requests("generate_until", [("abc", options)])
+    lm, own = RequestScorer(zoo["llama"], tiny_tokenizer()), reference(zoo["llama"], tiny_tokenizer())
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        found = lm.generate_until(asked)
+        torch.manual_seed(4)
+        assert found == own.generate_until(asked, disable_tqdm=True)
+
+
+# Texts in bytes
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte, so that a letter is several tokens and a text may end within one."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: place for place, token in enumerate(("<s>", "</s>", *letters))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def test_letters_of_several_tokens_are_read_scored_and_written_as_by_lm_evals_own_engine() -> None:
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=1)
+    lm, own = RequestScorer(model, tokenizer), reference(model, tokenizer)
+    pairs = [("Grüße, 世界", end) for end in ("。", "é", " ñandú", "🙂", "x")] + [("", "ß"), ("日本 ", "語")]
+    asked = requests("loglikelihood", pairs)
+    assert_same(lm.loglikelihood(asked), own.loglikelihood(asked, disable_tqdm=True))
+    rolling = requests("loglikelihood_rolling", [("Zażółć gęślą jaźń 🙂",)])
+    assert lm.loglikelihood_rolling(rolling) == pytest.approx(own.loglikelihood_rolling(rolling, disable_tqdm=True))
+    free: dict[str, Any] = {"until": [], "max_gen_toks": 20, "do_sample": False}
+    contexts = ["ü", "日本語", "naïve"]
+    found = lm.generate_until(requests("generate_until", [(context, free) for context in contexts]))
+    stops = [found[0][3:5], "é", found[1][2]]
+    for options in (free, {**free, "until": stops}):
+        generating = requests("generate_until", [(context, options) for context in contexts])
+        assert lm.generate_until(generating) == own.generate_until(generating, disable_tqdm=True)
+
+
+def test_a_stop_string_of_several_tokens_ends_the_text_however_its_bytes_came() -> None:
+    stopped = StopStrings(byte_tokenizer(), ["。\n", ""])
+    tokens = byte_tokenizer().encode("Das Ende。\n")
+    assert [stopped(tokens[:i]) for i in range(1, len(tokens) + 1)] == [*[False] * (len(tokens) - 1), True]
 
 
 @pytest.mark.parametrize("name", ["bloom", "mamba"])

@@ -130,6 +130,21 @@ def test_scoring_again_gives_the_same_score(tmp_path: Path, lm: RequestScorer) -
     assert scoring.score(lm) == scoring.score(lm)
 
 
+def test_requests_are_built_once(tmp_path: Path, lm: RequestScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = add_task(tmp_path, "sums", fewshot_split="test")
+    said = add_task(tmp_path, "said", fewshot_split="test", **GENERATION).model_copy(
+        update={"metric": "exact_match,none"}
+    )
+    made = evaluator(tmp_path, sums, said, num_fewshot=2)
+    first = made.score(lm)
+
+    def fewshot_context(*_: Any, **__: Any) -> str:
+        raise AssertionError("a request was built again")
+
+    monkeypatch.setattr("lm_eval.api.task.ConfigurableTask.fewshot_context", fewshot_context)
+    assert made.score(lm) == first
+
+
 def test_every_candidate_sees_the_same_solved_examples(tmp_path: Path, lm: RequestScorer) -> None:
     sums = add_task(tmp_path, "sums", fewshot_split="test")
     scoring = evaluator(tmp_path, sums, num_fewshot=2, seed=3)

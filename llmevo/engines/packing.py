@@ -1,11 +1,21 @@
-"""How requests are laid out in rows and batches, before any tensor is made."""
+"""How requests are laid out in rows and batches, before any tensor is made.
+
+A row is a tree of tokens: texts that begin alike share the tokens they begin with, and a token sees its ancestors only.
+Texts are put into rows in alphabetical order, so that those that begin alike come together. A beginning that several
+rows share is their stem: it is computed once, and the rows see its keys and values.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
-BATCH_TOKENS = 4096
-"""Tokens a batch, padding included."""
+ROW_TOKENS = 256
+"""Tokens up to which a row takes in texts that share little: each token costs attention to the whole row."""
+
+LEAST_SAVED = 256
+"""Tokens a stem must save: it costs a pass through the model with one row."""
 
 Item = TypeVar("Item")
 
@@ -19,67 +29,176 @@ class Encoded:
     context: list[int]
     continuation: list[int]
 
+    @cached_property
+    def text(self) -> list[int]:
+        """What the model reads: the last token of a continuation predicts nothing."""
+        return self.context + self.continuation[:-1]
+
 
 @dataclass
 class Row:
-    """One row of a batch: a context, and the continuations that branch off it.
+    """A tree of tokens, each branch before the next one; without the stem that stands before them all."""
 
-    The last token of a continuation predicts nothing and is left out.
-    """
-
-    context: list[int]
-    tokens: list[int] = field(init=False)
-    positions: list[int] = field(init=False)
+    stem: int
+    """How many tokens of each text are in the stem."""
+    tokens: list[int] = field(default_factory=list[int])
+    positions: list[int] = field(default_factory=list[int])
     """The place of each token in its own text."""
-    branches: list[int] = field(init=False)
-    """0 for the context, then one number a continuation."""
-    predicts: list[int] = field(default_factory=list[int])
-    """Where the logits stand that predict each of `targets`."""
-    targets: list[int] = field(default_factory=list[int])
-    requests: list[Encoded] = field(default_factory=list[Encoded])
+    ends: list[int] = field(default_factory=list[int])
+    """One past each token's last descendant: a token sees those at or before it whose end lies behind it."""
+    asked: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    """(token of the row, target that it predicts, the request's place)."""
+    branches: bool = False
+    _text: list[int] = field(default_factory=list[int])
+    _path: list[int] = field(default_factory=list[int])
 
-    def __post_init__(self) -> None:
-        self.tokens = [*self.context]
-        self.positions = [*range(len(self.context))]
-        self.branches = [0] * len(self.context)
+    def shared(self, text: Sequence[int]) -> int:
+        """How many tokens a text would find in the row, the stem included."""
+        return common(self._text, text) if self.tokens else self.stem
 
     def add(self, request: Encoded) -> None:
-        """Let a continuation branch off the context."""
-        start, fed = len(self.tokens), request.continuation[:-1]
-        if request.continuation:
-            self.predicts += [len(self.context) - 1, *range(start, start + len(fed))]
-        self.targets += request.continuation
-        self.tokens += fed
-        self.positions += range(len(self.context), len(self.context) + len(fed))
-        self.branches += [len(self.requests) + 1] * len(fed)
-        self.requests.append(request)
+        """Let a text grow from the last one, which must not be behind it in alphabetical order."""
+        text = request.text
+        shared = self.shared(text)
+        self.branches = self.branches or shared < len(self._text)
+        del self._path[shared - self.stem :]
+        for depth in range(shared, len(text)):
+            self._path.append(len(self.tokens))
+            self.tokens.append(text[depth])
+            self.positions.append(depth)
+            self.ends.append(0)
+        for node in self._path:
+            self.ends[node] = len(self.tokens)
+        self._text = text
+        first = len(request.context) - 1 - self.stem
+        for node, target in zip(self._path[first:], request.continuation, strict=True):
+            self.asked.append((node, target, request.place))
 
 
-def packed_batches(requests: Sequence[Encoded], pack: bool, longest: int) -> Iterator[list[Row]]:
-    """Rows in batches, longest first. With `pack`, requests of one context share a row of up to `longest` tokens."""
+@dataclass
+class Batch:
+    """Rows for one pass through the model."""
+
+    stem: list[int]
+    """What stands before every row; batches of one stem follow each other and hold the same list."""
+    rows: list[Row]
+    masked: bool
+    """Whether the rows need a mask of their own, being trees."""
+
+
+def packed_batches(requests: Sequence[Encoded], packs: bool, stems: bool, reach: int, tokens: int) -> list[Batch]:
+    """Rows in batches of at most that many tokens, longest first.
+
+    `packs` says whether a row may be a tree, `stems` whether rows may have a stem; longer than `reach` neither may be.
+    Without trees, requests of the same text still share a row.
+    """
+    ordered = sorted((request for request in requests if request.continuation), key=lambda request: request.text)
+    short = [request for request in ordered if packs and len(request.text) <= reach]
+    long = [request for request in ordered if not packs or len(request.text) > reach]
+    batches: list[Batch] = []
+    for stem, members in stem_groups(short, reach if stems else 0):
+        rows = _trees(members, len(stem), reach)
+        batches += [
+            Batch(stem, some, bool(stem) or any(row.branches for row in some)) for some in _by_length(rows, tokens)
+        ]
+    batches += [Batch([], some, False) for some in _by_length(_plain_rows(long), tokens)]
+    return batches
+
+
+def _trees(members: Sequence[Encoded], stem: int, reach: int) -> list[Row]:
+    """A text joins the last row where that has room, or where the text is largely there already."""
     rows: list[Row] = []
-    shared: dict[tuple[int, ...], Row] = {}
-    for request in requests:
-        key = tuple(request.context)
-        row = shared.get(key)
-        if row is None or not pack or len(row.tokens) + len(request.continuation) > longest:
-            row = shared[key] = Row(request.context)
-            rows.append(row)
-        row.add(request)
-    rows.sort(key=lambda row: -len(row.tokens))
-    yield from _filled(rows, [len(row.tokens) for row in rows])
+    for request in members:
+        text = request.text
+        if rows:
+            row, shared = rows[-1], rows[-1].shared(text)
+            length = len(row.tokens) + len(text) - shared
+            joins = length <= ROW_TOKENS or shared - stem >= len(text) - shared
+            if joins and stem + length <= reach:
+                row.add(request)
+                continue
+        rows.append(Row(stem))
+        rows[-1].add(request)
+    return rows
 
 
-def plain_batches(requests: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Requests in batches by context, longest first."""
-    ordered = sorted(requests, key=lambda request: -len(request.context))
-    yield from _filled(ordered, [len(request.context) for request in ordered])
+def _plain_rows(members: Sequence[Encoded]) -> list[Row]:
+    rows: list[Row] = []
+    last: list[int] | None = None
+    for request in members:
+        if request.text != last:
+            rows.append(Row(0))
+            last = request.text
+        rows[-1].add(request)
+    return rows
 
 
-def _filled(ordered: Sequence[Item], lengths: Sequence[int]) -> Iterator[list[Item]]:
-    """Consecutive pieces, longest first, of at most `BATCH_TOKENS` when padded to their longest."""
+def _by_length(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
+    rows = sorted(rows, key=lambda row: -len(row.tokens))
+    return filled(rows, [len(row.tokens) for row in rows], tokens)
+
+
+def filled(ordered: Sequence[Item], lengths: Sequence[int], tokens: int) -> Iterator[list[Item]]:
+    """Consecutive pieces, longest first, of at most that many tokens when padded to their longest."""
     start = 0
     while start < len(ordered):
-        count = max(1, BATCH_TOKENS // max(1, lengths[start]))
+        count = max(1, tokens // max(1, lengths[start]))
         yield [*ordered[start : start + count]]
         start += count
+
+
+def stem_groups(ordered: Sequence[Encoded], reach: int) -> list[tuple[list[int], list[Encoded]]]:
+    """(stem, its requests) in order, those without a stem last. Stems and what follows fit into `reach` tokens."""
+    texts = [request.text for request in ordered]
+    alike = [0, *(common(one, other) for one, other in pairwise(texts))]
+    groups: list[tuple[list[int], list[Encoded]]] = []
+    rest: list[Encoded] = []
+    start = 0
+    for stop, stem in _stems(ordered, texts, alike, 0, len(texts), 0) if reach and texts else [(len(texts), 0)]:
+        if stem and max(map(len, texts[start:stop])) <= reach:
+            groups.append((texts[start][:stem], [*ordered[start:stop]]))
+        else:
+            rest += ordered[start:stop]
+        start = stop
+    return [*groups, *([([], rest)] if rest else [])]
+
+
+LEVELS = 8
+"""How often a group of texts is divided in search of longer stems."""
+
+
+def _stems(
+    ordered: Sequence[Encoded], texts: list[list[int]], alike: list[int], start: int, stop: int, level: int
+) -> list[tuple[int, int]]:
+    """(end of a group, length of its stem) for the texts from `start` on: the stems that save most."""
+    inside = range(start + 1, stop)
+    stem = min([alike[i] for i in inside] + [len(ordered[i].context) - 1 for i in range(start, stop)])
+    saved = stem * (_rows(ordered, texts, alike, range(start, stop), stem) - 1)
+    divided: list[tuple[int, int]] = []
+    if level < LEVELS and stop - start > 2:
+        bounds = [start, *(i for i in inside if alike[i] <= stem), stop]
+        if len(bounds) > 2:
+            for one, other in pairwise(bounds):
+                divided += _stems(ordered, texts, alike, one, other, level + 1)
+    gained, first = 0, start
+    for end, length in divided:
+        gained += length * (_rows(ordered, texts, alike, range(first, end), length) - 1) if length else 0
+        first = end
+    if saved >= LEAST_SAVED and saved >= gained:
+        return [(stop, stem)]
+    return divided if gained else [(stop, 0)]
+
+
+def _rows(ordered: Sequence[Encoded], texts: list[list[int]], alike: list[int], places: range, stem: int) -> int:
+    """About how many rows the texts fill beyond a stem. The continuations of one context never part."""
+    tokens = sum(len(texts[i]) - max(stem, alike[i] if i > places[0] else 0) for i in places)
+    contexts = sum(i == places[0] or alike[i] < len(ordered[i].context) for i in places)
+    return max(1, min(contexts, -(-tokens // ROW_TOKENS)))
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(i for i in range(length) if one[i] != other[i])

@@ -1,0 +1,215 @@
+"""Items a second: llmevo's request scorer against lm-eval's own HFLM, on the same model, weights and questions.
+
+    python benchmarks/evaluation.py [--rounds 2] [--batch-sizes 1,16] [--limit 32] [--fewshot-limit 16] [--shots 12]
+        [--suites quickstart,fixed,drawn] [--truth quickstart] [--dtype bfloat16] [--threads 2]
+
+Suites: the quickstart's search tasks; its words and family questions after solved examples, which are the same ones for
+every question (`fixed`, as in MMLU) or drawn anew for each (`drawn`, lm-eval's default). In every round all engines
+take their turn, A B C A B C. The model is the quickstart's uniform merge.
+
+Seconds are those of a whole scoring by lm-eval (building requests, model, metrics) and, in brackets, of the model's
+part. The answers are compared with each other and, for the suites of `--truth`, with those of both engines in float32.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+
+from llmevo.config import read_config
+from llmevo.engines.hf import HfEngine
+from llmevo.engines.requests import RequestScorer
+from llmevo.evaluation import Evaluator, Protocol, Task
+from llmevo.merging import Merger
+from llmevo.sources import Sources
+from llmevo.space import SearchSpace
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+DATA = QUICKSTART.parent / "quickstart" / "tasks"
+
+
+class Watched(LM):
+    """Passes requests on, keeps the answers and the time they took."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm, self.seconds = lm, 0.0
+        self.answers: dict[str, list[Any]] = {}
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.lm.tokenizer_name
+
+    def _ask(self, kind: str, requests: list[Any]) -> list[Any]:
+        begun = time.perf_counter()
+        self.answers[kind] = getattr(self.lm, kind)(requests, disable_tqdm=True)
+        self.seconds += time.perf_counter() - begun
+        return self.answers[kind]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return self._ask("loglikelihood", requests)
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        return self._ask("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        return self._ask("generate_until", requests)
+
+
+@dataclass
+class Measured:
+    """What one engine did in all rounds."""
+
+    whole: list[float] = field(default_factory=list[float])
+    model: list[float] = field(default_factory=list[float])
+    answers: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+    repeats: bool = True
+    """Whether every round gave the same answers to the last bit."""
+
+    def turn(self, evaluator: Evaluator, lm: Any) -> None:
+        watched, begun = Watched(lm), time.perf_counter()
+        score = evaluator.score(watched)
+        self.whole.append(time.perf_counter() - begun)
+        self.model.append(watched.seconds)
+        self.repeats = self.repeats and self.answers in ({}, watched.answers)
+        self.answers = watched.answers
+        self.scores = {task.name: score.tasks[task.name][task.metric] for task in evaluator.tasks}
+
+
+def suites(config: Any, limit: int, few: int, shots: int, folder: Path) -> dict[str, Evaluator]:
+    search = [QUICKSTART.parent / path for path in config.task_search_path]
+    two = [Task(name=f"quickstart_{name}") for name in ("words", "family")]
+    plain = {"apply_chat_template": False, "fewshot_as_multiturn": False}
+    return {
+        "quickstart": Evaluator(config.tasks, Protocol(limit=limit, **plain), search),
+        "fixed": Evaluator(
+            [_fixed(folder, name) for name in ("words", "family")], Protocol(few, shots, **plain), [folder]
+        ),
+        "drawn": Evaluator(two, Protocol(few, shots, **plain), search),
+    }
+
+
+def _fixed(folder: Path, name: str) -> Task:
+    """A task of the quickstart whose solved examples are the first of its other file."""
+    files = {"train": str(DATA / f"{name}.heldout.jsonl"), "test": str(DATA / f"{name}.search.jsonl")}
+    made = {
+        "task": f"fixed_{name}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        "test_split": "test",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / f"fixed_{name}.yaml").write_text(json.dumps(made))
+    return Task(name=f"fixed_{name}")
+
+
+def apart(one: Measured, other: Measured) -> str:
+    """How much the answers of two engines differ."""
+    pairs = [*zip(one.answers.get("loglikelihood", []), other.answers.get("loglikelihood", []), strict=True)]
+    gaps = sorted(abs(a[0] - b[0]) for a, b in pairs)
+    texts = [*zip(one.answers.get("generate_until", []), other.answers.get("generate_until", []), strict=True)]
+    changed = sum(a != b for a, b in texts)
+    said = f"log-likelihoods: median {statistics.median(gaps):.4f}, greatest {gaps[-1]:.4f}"
+    said += f"; greedy differs in {sum(a[1] != b[1] for a, b in pairs)} of {len(pairs)}"
+    return said + (f"; texts differ in {changed} of {len(texts)}" if texts else "")
+
+
+def reference(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    engine: Any = HFLM
+    return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, device="cpu")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=2)
+    arguments.add_argument("--batch-sizes", default="1,16")
+    arguments.add_argument("--limit", type=int, default=32, help="questions a task of the quickstart")
+    arguments.add_argument("--fewshot-limit", type=int, default=16, help="questions a task with solved examples")
+    arguments.add_argument("--shots", type=int, default=12)
+    arguments.add_argument("--suites", default="quickstart,fixed,drawn")
+    arguments.add_argument("--truth", default="", help="suites to be answered in float32 too; this takes long")
+    arguments.add_argument("--dtype", default="bfloat16")
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = arguments.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(given.threads)
+    config = read_config(QUICKSTART)
+    sources = Sources(QUICKSTART.parent)
+    donor = config.genome.references[0]
+    folder = sources.folder(donor)
+    space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
+    engine = HfEngine(folder, folder, given.dtype, merger=Merger(sources, 0))
+    engine.swap(space.decode(space.uniform()))
+    lms: dict[str, Any] = {"llmevo": engine.lm}
+    for size in filter(None, given.batch_sizes.split(",")):
+        lms[f"HFLM, batch {size}"] = reference(engine.model, engine.lm.tokenizer, int(size))
+    print(f"{given.threads} threads, {given.dtype}; trees: {engine.lm.packs}, stems: {engine.lm.stems}")
+    with tempfile.TemporaryDirectory() as made:
+        chosen = suites(config, given.limit, given.fewshot_limit, given.shots, Path(made))
+        for name in given.suites.split(","):
+            table = measure(chosen[name], lms, given.rounds)
+            report(name, chosen[name].items, table)
+            if name in given.truth.split(","):
+                truth(engine, chosen[name], table)
+    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+
+
+def measure(evaluator: Evaluator, lms: dict[str, Any], rounds: int) -> dict[str, Measured]:
+    table = {name: Measured() for name in lms}
+    for _ in range(rounds):
+        for name, lm in lms.items():
+            gc.collect()
+            table[name].turn(evaluator, lm)
+    return table
+
+
+def truth(engine: HfEngine, evaluator: Evaluator, table: dict[str, Measured]) -> None:
+    """How far everyone is from lm-eval's own engine in float32, on the same weights."""
+    model = copy.deepcopy(engine.model).float()
+    exact = measure(evaluator, {"HFLM": reference(model, engine.lm.tokenizer, 16)}, 1)["HFLM"]
+    mine = measure(evaluator, {"llmevo": RequestScorer(model, engine.lm.tokenizer)}, 1)["llmevo"]
+    for name, measured in {**table, "llmevo in float32": mine}.items():
+        scores = ", ".join(f"{value - exact.scores[task]:+.4f}" for task, value in measured.scores.items())
+        print(f"from HFLM in float32: {name}: {apart(measured, exact)}; scores {scores}", flush=True)
+
+
+def report(name: str, items: int, table: dict[str, Measured]) -> None:
+    print(f"\n## {name}: {items} questions\n\n| engine | seconds (model) | items/s | llmevo / it | the same again |")
+    print("|---|---|---|---|---|")
+    mine = table["llmevo"]
+    for engine, measured in table.items():
+        whole, model = statistics.median(measured.whole), statistics.median(measured.model)
+        ratio = whole / statistics.median(mine.whole), model / statistics.median(mine.model)
+        print(
+            f"| {engine} | {whole:.2f} ({model:.2f}) | {items / whole:.1f} ({items / model:.1f}) |"
+            f" {ratio[0]:.2f} ({ratio[1]:.2f}) | {'yes' if measured.repeats else 'no'} |"
+        )
+    print()
+    for engine, measured in table.items():
+        scores = ", ".join(f"{task} {value:.4f}" for task, value in measured.scores.items())
+        print(
+            f"{engine}: {scores}{'' if engine == 'llmevo' else '; from llmevo: ' + apart(mine, measured)}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
