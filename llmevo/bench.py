@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from llmevo.encoding import read_start
 from llmevo.errors import ConfigError, RunError, UserError
 from llmevo.evaluation import Evaluator
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
-from llmevo.prompting import STYLES, Templates
+from llmevo.prompting import STYLES, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.recipe import Recipe
 from llmevo.rig import Rig
@@ -72,6 +72,13 @@ class Bench:
     @property
     def space(self) -> SearchSpace:
         return self.rig.space
+
+    @property
+    def geometry(self) -> list[SliceGeometry]:
+        """What the weights say of each slice, for an LLM that is told; as it was logged where there is a log."""
+        if self.recorded:
+            return [SliceGeometry(**facts) for facts in self.recorded.geometry]
+        return self.rig.geometry if self.asks and self.style == "chat" else []
 
     @property
     def evaluator(self) -> Evaluator:
@@ -149,6 +156,7 @@ class Bench:
             self.config.counted,
             self.style if self.asks else "",
             self.templates,
+            geometry=self.geometry,
             mask_names=self.config.llm.mask_names,
             sigma_rule=search.sigma_rule,
         )
@@ -201,6 +209,7 @@ class Bench:
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.rig.questions},
+            geometry=[asdict(facts) for facts in self.geometry],
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
 

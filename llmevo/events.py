@@ -54,6 +54,8 @@ class RunStarted(BaseEvent):
     """Digests of what `search` and `heldout` ask, how, and by which engine; empty in logs of before 0.2."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
+    geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    """Slice by slice the norms of and cosines between task vectors, as the LLM is told; empty where none is."""
 
     @property
     def masks(self) -> int:

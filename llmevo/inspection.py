@@ -95,6 +95,21 @@ def _speed() -> float:
     return rounds * 2 * 1024**3 / (time.monotonic() - started)
 
 
+def geometry(bench: Bench) -> Table:
+    """The task vectors of each slice: how large, and the two that are most alike."""
+    facts = bench.rig.geometry
+    models = [*facts[0].norms]
+    origin = "the base" if bench.config.genome.base_model else "the models' mean"
+    table = Table(title=f"\nSize of the task vectors, against {origin}", title_justify="left", box=None)
+    for column in ("slice", *models, "most alike", "cosine"):
+        table.add_column(column, justify="left" if column in ("slice", "most alike") else "right")
+    for of in facts:
+        pair, cosine = max(of.cosines.items(), key=lambda entry: entry[1], default=("", None))
+        sizes = [f"{of.norms[model]:.2%}" for model in models]
+        table.add_row(of.slice, *sizes, pair, "" if cosine is None else f"{cosine:.2f}")
+    return table
+
+
 def inspect(bench: Bench, console: Console) -> None:
     """Print all of it."""
     space, search = bench.space, bench.config.search
@@ -108,6 +123,7 @@ def inspect(bench: Bench, console: Console) -> None:
             continue
         table.add_row(gene.name, f"{gene.low:g}", f"{gene.high:g}", gene.shown(uniform[gene.name]))
     console.print(table)
+    console.print(geometry(bench))
     lost = Merger(bench.sources).rounding_loss(space.decode(uniform))
     console.print(
         f"\nRounding to {bench.config.genome.dtype} loses {lost:.0%} of what the uniform merge changes."

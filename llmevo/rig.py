@@ -18,7 +18,9 @@ import torch
 from llmevo.config import Config
 from llmevo.engines import Engine, HfEngine, VllmEngine
 from llmevo.evaluation import Evaluator, check_disjoint
+from llmevo.geometry import measure
 from llmevo.merging import Merger, depth_of
+from llmevo.prompting import SliceGeometry
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunState
 from llmevo.selfcheck import check_engine
@@ -53,6 +55,11 @@ class Rig:
     @cached_property
     def space(self) -> SearchSpace:
         return SearchSpace(self.config.genome, self.layers)
+
+    @cached_property
+    def geometry(self) -> list[SliceGeometry]:
+        """What the weights say of each slice; reads them."""
+        return measure(self.space, self.sources)
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -11,7 +11,7 @@ from llmevo.prompting.sheet import Sheet, scale
 
 
 def geometry_lines(question: Question, sheet: Sheet, names: Names, detail: Detail) -> list[tuple[str, str, str]]:
-    """(slice, norms in thousandths of the base's, cosines in hundredths): of all pairs, or of the most alike."""
+    """(slice, norms in ten-thousandths of the base's, cosines in hundredths): of all pairs, or of the most alike."""
     slices = [facts for facts in question.geometry if facts.slice in sheet.slices]
     each = detail.cosines // max(1, len(slices))
     if not each:
@@ -24,7 +24,7 @@ def geometry_lines(question: Question, sheet: Sheet, names: Names, detail: Detai
         shown.append(
             (
                 names.slices[facts.slice],
-                ", ".join(f"{names.models[model]} {round(1000 * norm)}" for model, norm in norms),
+                ", ".join(f"{names.models[model]} {round(10_000 * norm)}" for model, norm in norms),
                 ", ".join(f"{names.models[a]}/{names.models[b]} {round(100 * cosine)}" for a, b, cosine in alike),
             )
         )

@@ -56,6 +56,8 @@ class _Reader:
             problems.append("the answer holds no proposal")
         admitted = admit(self._question, rows, problems)
         self._remark_on_extremes(admitted)
+        if self._names.masked:  # whoever asks again quotes them to the LLM
+            problems[:] = [self._names.text(problem, 400) for problem in problems]
         return Reading(admitted, writable(str(answer.get("analysis", "")))[:600], problems)
 
     def _proposal(self, raw: Any) -> Suggestion:
