@@ -6,7 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
 
@@ -15,17 +15,37 @@ import transformers
 import typer
 from rich.console import Console
 
-from llmevo import __version__, display, inspection, loop
+from llmevo import __version__, display, inspection, loop, scoreboard
 from llmevo.bench import Bench
+from llmevo.compare import compare as compared
 from llmevo.config import read_config
 from llmevo.errors import LlmevoError, ProposerError, UserError
 from llmevo.export import export_run
 from llmevo.journal import EndOfRecordError, Journal
 from llmevo.methods import METHODS
 from llmevo.optimizers import OPTIMIZERS
+from llmevo.options import (
+    ApiKey,
+    Backend,
+    BaseUrl,
+    Budget,
+    ConfigFile,
+    MaskNames,
+    MaxCalls,
+    MaxCost,
+    Model,
+    OptimizerName,
+    RunFolder,
+    Seed,
+    Strict,
+    TaskFolders,
+    read_settings,
+)
 from llmevo.recipe import Recipe
+from llmevo.results import runs_in
 from llmevo.runlog import RunLog, RunState, check_free, read_log
 from llmevo.sources import Sources
+from llmevo.tournament import Tournament, contestants
 from llmevo.writing import write_model
 
 app = typer.Typer(
@@ -38,46 +58,42 @@ app = typer.Typer(
 console = Console()
 failures = Console(stderr=True)
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option("--api-key", help="Key of the LLM's server; better set OPENAI_API_KEY.", show_default=False),
-]
-Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default=False)]
-
 
 @app.command(epilog="Example: `llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60`")
 def run(
     config: ConfigFile,
     api_key: ApiKey = None,
-    base_url: Annotated[str | None, typer.Option(help="Your own OpenAI-compatible server.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="The LLM that proposes.", show_default=False)] = None,
-    optimizer: Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)] = None,
-    budget: Annotated[int | None, typer.Option(help="Candidates to score.", show_default=False)] = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
+    optimizer: OptimizerName = None,
+    budget: Budget = None,
     seed: Seed = None,
-    backend: Annotated[str | None, typer.Option(help="auto, hf or vllm.", show_default=False)] = None,
+    backend: Backend = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.", show_default=False)] = None,
-    task_search_path: Annotated[
-        list[Path] | None, typer.Option(help="Folder with lm-eval tasks; may be repeated.", show_default=False)
-    ] = None,
+    task_search_path: TaskFolders = None,
+    mask_names: MaskNames = False,
+    max_llm_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    strict_llm: Strict = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
     ] = False,
 ) -> None:
     """Search for the best merge."""
-    overrides: dict[str, Any] = {
-        "search.optimizer": optimizer,
-        "search.budget": budget,
-        "search.seed": seed,
-        "llm.base_url": base_url,
-        "llm.model": model,
-        "engine.backend": backend,
-    }
-    settings = read_config(config, {key: value for key, value in overrides.items() if value is not None})
-    if task_search_path:
-        paths = [*settings.task_search_path, *(path.absolute() for path in task_search_path)]
-        settings = settings.model_copy(update={"task_search_path": paths})
+    settings = read_settings(
+        config,
+        task_search_path,
+        search__optimizer=optimizer,
+        search__budget=budget,
+        search__seed=seed,
+        llm__base_url=base_url,
+        llm__model=model,
+        llm__mask_names=mask_names,
+        llm__max_calls=max_llm_calls,
+        llm__max_cost=max_cost,
+        llm__strict=strict_llm,
+        engine__backend=backend,
+    )
     bench = Bench(settings, config.parent.absolute(), api_key)
     if dry_run:
         inspection.inspect(bench, console)
@@ -88,6 +104,64 @@ def run(
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
         carry_on(bench, log)
+
+
+@app.command(epilog="Example: `llmevo compare config.yml --optimizers llm,cma-es,random --seeds 6`")
+def compare(
+    what: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG|RUN…", help="A config to run, or finished runs to read.")
+    ],
+    optimizers: Annotated[
+        str, typer.Option(help=f"Of a config: some of {', '.join(OPTIMIZERS)}. llm brings llm-off with it.")
+    ] = "llm,llm-off,cma-es,random",
+    seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each, from its search.seed on.")] = 3,
+    budget: Budget = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder; runs/CONFIG-compare by default.", show_default=False)
+    ] = None,
+    api_key: ApiKey = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
+    backend: Backend = None,
+    task_search_path: TaskFolders = None,
+    mask_names: MaskNames = False,
+    max_llm_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    strict_llm: Strict = False,
+) -> None:
+    """Run optimizers side by side for several seeds, or read finished runs: table, picture and numbers.
+
+    The same command goes on after any stop, and with more seeds or optimizers adds to what is there.
+    """
+    if not what[0].is_file():
+        folder = out or Path(os.path.commonpath([place.absolute() for place in what]))
+        scoreboard.report(console, compared(runs_in(what)), folder)
+        return
+    if len(what) > 1:
+        raise UserError(f"compare: one config, or any number of runs; got {', '.join(map(str, what))}")
+    settings = read_settings(
+        what[0],
+        task_search_path,
+        search__budget=budget,
+        llm__base_url=base_url,
+        llm__model=model,
+        llm__mask_names=mask_names,
+        llm__max_calls=max_llm_calls,
+        llm__max_cost=max_cost,
+        llm__strict=strict_llm,
+        engine__backend=backend,
+    )
+    folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
+    tournament = Tournament(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key)
+    tournament.check()
+    try:
+        scoreboard.play(console, tournament)
+    except KeyboardInterrupt:
+        again = "llmevo " + " ".join(without_key(sys.argv[1:]))
+        console.print(f"\nStopped. Nothing is lost: the same command goes on: `{again}`", highlight=False)
+        raise typer.Exit(130) from None
+    except ProposerError as error:
+        raise ProposerError(f"{error} (llm.strict); the same command goes on from here") from error
 
 
 @app.command(epilog="Example: `llmevo resume runs/quickstart`")

@@ -14,6 +14,13 @@ from llmevo.config import Config
 from llmevo.runlog import RunState
 from llmevo.trial import Score, Trial
 
+TROUBLE = {
+    "lost": "never came",
+    "unreadable": "held nothing usable",
+    "capped": "were not asked for, as llm.max_calls or llm.max_cost was reached",
+}
+"""What may become of a prompt, as people say it."""
+
 
 class Display:
     """Follows a run. Use as a context manager; give `show` to the journal as an observer."""
@@ -67,20 +74,8 @@ class Display:
 
     def seconds_left(self, state: RunState) -> float:
         """From the mean time an item has taken so far, over the candidates and held-out rows still to come."""
-        items, seconds = 0, 0.0
-        for trial in state.trials.values():
-            if trial.score:
-                items += trial.score.items
-                seconds += sum(trial.seconds.values())
-        for row in state.heldout.values():
-            items, seconds = items + row.items, seconds + sum(row.seconds.values())
-        if not items or state.started is None:
-            return 0.0
-        start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
-        rows = start_rows + 2 if state.started.heldout_items else 0  # the base and the best besides
-        todo = (self.config.search.budget - len(state.trials)) * state.started.items
-        todo += (rows - len(state.heldout)) * state.started.heldout_items
-        return max(0.0, todo * seconds / items)
+        items, seconds = spent(state)
+        return items_left(state, self.config.search.budget) * seconds / items if items else 0.0
 
     def picture(self, state: RunState) -> RenderableType:
         """The whole display."""
@@ -101,6 +96,24 @@ class Display:
         if state.heldout:
             parts.append(heldout(state))
         return Panel(Group(*parts), title=f"llmevo  {self.folder}", title_align="left")
+
+
+def spent(state: RunState) -> tuple[int, float]:
+    """Questions answered, and the seconds that took; what was taken over from another candidate took none."""
+    items = sum(trial.score.items for trial in state.trials.values() if trial.score)
+    seconds = sum(sum(trial.seconds.values()) for trial in state.trials.values() if trial.score)
+    rows = state.heldout.values()
+    return items + sum(row.items for row in rows), seconds + sum(sum(row.seconds.values()) for row in rows)
+
+
+def items_left(state: RunState, budget: int) -> int:
+    """Questions still to be answered, those held out included."""
+    if state.started is None or state.finished:
+        return 0
+    start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
+    rows = start_rows + 2 if state.started.heldout_items else 0  # the base and the best besides
+    searched = max(0, budget - len(state.trials)) * state.started.items
+    return searched + max(0, rows - len(state.heldout)) * state.started.heldout_items
 
 
 def scores(state: RunState, config: Config) -> Table:
@@ -189,6 +202,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
             f" comes from {best.candidate.origin}{' (' + best.candidate.note + ')' if best.candidate.note else ''}.",
             highlight=False,
         )
+        if trouble := [f"{counts[kind]} {what}" for kind, what in TROUBLE.items() if counts.get(kind)]:
+            console.print(f"Of its answers, {', '.join(trouble)}.", highlight=False)
     console.print(f"\nThe run lies in {folder}. Next:", highlight=False)
     for command, what in (
         (f"llmevo export {folder} OUT", "the merged model as a Hugging Face folder"),

@@ -115,12 +115,7 @@ class RunLog:
 
     def write(self, name: str, text: str) -> None:
         """A file beside the log, replaced as a whole or not at all."""
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=f".{name}-", delete=False) as partial:
-            partial.write(text)
-            partial.flush()
-            os.fsync(partial.fileno())
-        Path(partial.name).chmod(0o644)
-        Path(partial.name).replace(self.folder / name)
+        write_whole(self.folder / name, text.encode())
 
     def close(self) -> None:
         self._stream.close()
@@ -130,6 +125,16 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace a file as a whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as partial:
+        partial.write(content)
+        partial.flush()
+        os.fsync(partial.fileno())
+    Path(partial.name).chmod(0o644)
+    Path(partial.name).replace(file)
 
 
 def check_free(folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""Finished runs as a comparison reads them: their logs, and whether these may stand side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmevo.bench import Bench
+from llmevo.errors import RunError
+from llmevo.loop import proposals
+from llmevo.runlog import LOG, RunState, read_log
+from llmevo.statistics import best_so_far
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run, as far as a comparison goes."""
+
+    folder: str
+    optimizer: str
+    seed: int
+    scores: list[float | None]
+    """Of every evaluation in its order; None for a failure."""
+    start_rows: int
+    search: float | None
+    """The best of them."""
+    heldout: float | None
+    heldout_stderr: float | None
+    """Of the questions: what other questions of the same kind would change."""
+    rows: dict[str, float]
+    """The held-out scores of the base, the parents and the uniform merge."""
+    llm: dict[str, float]
+    """What was asked of the LLM, what came of it, and what it took; empty for an optimizer without one."""
+    seconds: float
+    """Of merging and scoring; what was taken over from another run took none."""
+    items: int
+    heldout_items: int
+    """Questions of a search score, and of a held-out one."""
+
+    @property
+    def best(self) -> list[float | None]:
+        return best_so_far(self.scores)
+
+
+def read_results(folders: Sequence[Path]) -> list[Result]:
+    """The finished runs in these folders. Raises RunError for runs that cannot be set side by side, naming why."""
+    states = {str(folder): RunState.fold(iter(read_log(folder))) for folder in folders}
+    check_comparable(states)
+    named = _names(states)
+    return [_result(folder, named[folder], state) for folder, state in states.items()]
+
+
+def runs_in(places: Sequence[Path]) -> list[Path]:
+    """The run folders meant: each place itself, or the runs below it."""
+    found: list[Path] = []
+    for place in places:
+        inside = [place] if (place / LOG).exists() else sorted(file.parent for file in place.glob(f"*/{LOG}"))
+        if not inside:
+            raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
+        found += inside
+    return [*dict.fromkeys(found)]
+
+
+def check_comparable(states: Mapping[str, RunState]) -> None:
+    """Raise RunError unless all runs are finished and differ in nothing but the search."""
+    first: tuple[str, dict[str, Any]] | None = None
+    for folder, state in states.items():
+        if state.started is None or state.finished is None:
+            raise RunError(f"{folder} is unfinished; `llmevo resume {folder}` goes on with it")
+        conditions = _conditions(folder, state)
+        first = first or (folder, conditions)
+        for name, value in conditions.items():
+            other = first[1][name]
+            if value != other and not (name == "questions" and not (value and other)):  # old logs do not say
+                raise RunError(
+                    f"{first[0]} and {folder} cannot be compared: their {name} differ ({_difference(other, value)})"
+                )
+
+
+def _conditions(folder: str, state: RunState) -> dict[str, Any]:
+    """What must be the same for scores to mean the same, and for the comparison to be fair."""
+    started = state.started
+    assert started is not None
+    config = Bench.of_log(started, Path(folder)).config
+    given = {"models", "base_model", "tokenizer_source"}
+    return {
+        "models": [source["checksum"] for source in started.sources],
+        "genes": {gene["name"]: gene for gene in started.genes},
+        "merge settings": config.genome.model_dump(mode="json", exclude=given),
+        "tasks": [task.model_dump() for task in config.tasks],
+        "held-out tasks": [task.model_dump() for task in config.heldout],
+        "number of questions": [started.items, started.heldout_items],
+        "questions": started.questions,
+        "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],
+        "budgets": config.search.budget,
+    }
+
+
+def _difference(one: Any, other: Any) -> str:
+    """The first place where two values differ, in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *other]:
+            if one.get(key) != other.get(key):
+                return f"{key}: {_difference(one.get(key), other.get(key))}"
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return next(_difference(a, b) for a, b in zip(one, other, strict=True) if a != b)
+    return f"{str(one)[:80]} and {str(other)[:80]}"
+
+
+def _names(states: Mapping[str, RunState]) -> dict[str, str]:
+    """What each run's optimizer is called: with its LLM where there are several of them."""
+    optimizers = {f: Bench.of_log(s.started, Path(f)).config.search.optimizer for f, s in states.items()}
+    models = {folder: (state.prompted[0].model if state.prompted else "") for folder, state in states.items()}
+    asked = {name: {models[f] for f in states if optimizers[f] == name and models[f]} for name in optimizers.values()}
+    return {f: f"{name} ({models[f]})" if len(asked[name]) > 1 else name for f, name in optimizers.items()}
+
+
+def _result(folder: str, optimizer: str, state: RunState) -> Result:
+    assert state.started is not None
+    best = state.heldout.get("best")
+    trials = [*state.trials.values()]
+    return Result(
+        folder=folder,
+        optimizer=optimizer,
+        seed=state.started.seed,
+        scores=[trial.score.total if trial.score else None for trial in trials],
+        start_rows=sum(trial.candidate.generation == 0 for trial in trials),
+        search=state.best.value if state.best else None,
+        heldout=best.score if best else None,
+        heldout_stderr=best.stderr if best else None,
+        rows={row.row: row.score for row in state.heldout.values() if row.kind != "best"},
+        llm=_llm(state),
+        seconds=sum(sum(trial.seconds.values()) for trial in trials),
+        items=state.started.items,
+        heldout_items=state.started.heldout_items,
+    )
+
+
+def _llm(state: RunState) -> dict[str, float]:
+    """The LLM's part in one run."""
+    if not state.prompted:
+        return {}
+    later = [trial for trial in state.trials.values() if trial.candidate.generation]
+    return {
+        **proposals(state),
+        "calls": sum(event.calls for event in state.prompted),
+        "prompt_tokens": sum(event.tokens["prompt"] for event in state.prompted),
+        "completion_tokens": sum(event.tokens["completion"] for event in state.prompted),
+        "cost": sum(event.cost for event in state.prompted),
+        "seconds": sum(event.seconds for event in state.prompted),
+        "share": sum(trial.candidate.origin == "llm" for trial in later) / max(1, len(later)),
+        "best": float(state.best is not None and state.best.candidate.origin == "llm"),
+    }
