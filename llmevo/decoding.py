@@ -37,7 +37,8 @@ def decode(layout: Layout, genes: Mapping[str, float]) -> Recipe:
             "base_model": base,
             "slices": slices,
             "parameters": fixed or None,
-            "tokenizer_source": genome.tokenizer_source,
+            # `base` is the donor's anyhow, and a recipe that says so loses the embeddings beyond the last token.
+            "tokenizer_source": None if genome.tokenizer_source == "base" else genome.tokenizer_source,
             "dtype": genome.dtype,
         }
     )

@@ -216,6 +216,10 @@ class Merger:
         if (copied := _copied(parts.method, parts.each, parts.shared)) is not None:
             model, name = parts.models[copied]
             return sources[model].tensor(name)
+        used = parts.each.get("weight", [1.0] * len(parts.models))
+        read = [of for of, weight in zip(parts.models, used, strict=True) if weight != 0.0]
+        for model, name in [*read, *([parts.base] if parts.base else [])]:
+            self._look_through(model, name)
         models = [sources[model].weight(name) for model, name in parts.models]
         base = sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
         first = base if base is not None else _stored(models[0])
@@ -234,6 +238,12 @@ class Merger:
                 cache=self.cache,
             )
         )
+
+    def _look_through(self, model: ModelReference, name: str) -> None:
+        """Once for each weight of a source: trimming would drop unseen what is no number."""
+        weight = self.sources[model].weight(name)
+        if not self.cache.get(("finite", model, name), lambda: all(map(is_finite, _tensors(weight)))):
+            raise CandidateError(f"in {model} it is not finite (NaN or infinite); get the model anew, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -262,6 +272,12 @@ def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str
 
 def _stored(weight: Weight) -> Tensor:
     return weight.origin if isinstance(weight, LowRank) else weight
+
+
+def _tensors(weight: Weight) -> list[Tensor]:
+    """The floating-point tensors that a weight consists of."""
+    tensors = [weight.origin, weight.up, weight.down] if isinstance(weight, LowRank) else [weight]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def _copied(method: Method, each: Mapping[str, Sequence[float]], shared: Mapping[str, float]) -> int | None:

@@ -23,7 +23,7 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
         return False
     with tempfile.TemporaryDirectory(prefix="llmevo-check-") as folder:
         try:
-            write_model(recipe, sources, Path(folder) / "model", seed)
+            write_model(recipe, sources, Path(folder) / "model", seed, trim=False)
         except UserError as error:
             raise UserError(
                 f"the check of the engine needs room for one model in {folder} ({error}); set TMPDIR to a larger disk,"

@@ -25,6 +25,7 @@ from torch import Tensor
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.genome import Genome
 from llmevo.merging import depth_of, merge, plan
+from llmevo.methods import METHODS
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
@@ -334,8 +335,20 @@ def test_a_weight_that_is_not_finite_fails_the_candidate_by_name(
     weights = weights_of(root / "one")
     weights[name][3, 5] = value
     save_file(weights, tmp_path / "models" / "one" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CandidateError, match=rf"the merged {name} is not finite"):
+    with pytest.raises(CandidateError, match=rf"{name}: in one it is not finite"):
         merged(RECIPES[kind], tmp_path / "models")
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.takes_base])
+def test_a_nan_that_trimming_would_drop_is_not_lost(method: str, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "models")
+    weights = weights_of(root / "one")
+    weights["model.layers.2.mlp.gate_proj.weight"][3, 5] = float("nan")
+    save_file(weights, tmp_path / "models" / "one" / "model.safetensors", {"format": "pt"})
+    own = {name: p.start or 0.5 for name, p in METHODS[method].each.items()}
+    recipe = {"merge_method": method, "base_model": "base", "models": [model(name, **own) for name in ("one", "two")]}
+    with pytest.raises(CandidateError, match="in one it is not finite"):
+        merged(recipe, tmp_path / "models")
 
 
 def test_a_weight_beyond_the_range_of_the_output_type_fails_the_candidate(root: Path) -> None:
