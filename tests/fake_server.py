@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,6 +17,10 @@ class Answer:
     """Sent as JSON; a text is sent as it is."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    silent: bool = False
+    """Nothing is ever sent."""
+    pause: float = 0.0
+    """Seconds between one letter and the next."""
 
 
 def chat(content: str | None, finish: str = "stop", prompt: int = 7, completion: int = 3) -> Answer:
@@ -41,6 +45,13 @@ class FakeServer:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The bodies that came, with the header `authorization` beside them."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set in the end, for those who wait."""
+
+    @property
+    def questions(self) -> list[dict[str, Any]]:
+        """The requests for an answer, without those for the list of models."""
+        return [request for request in self.requests if request["path"].endswith("/completions")]
 
     def next(self) -> Answer:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]
@@ -56,6 +67,9 @@ def serving(*script: Answer) -> Generator[FakeServer]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or b"{}")
             fake.requests.append({**body, "authorization": self.headers["authorization"], "path": self.path})
             answer = fake.next()
+            if answer.silent:
+                fake.over.wait()
+                return
             text = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
             kind = "text/html" if isinstance(answer.body, str) else "application/json"
             content = text.encode()
@@ -63,7 +77,11 @@ def serving(*script: Answer) -> Generator[FakeServer]:
             for name, value in {"content-type": kind, "content-length": str(len(content)), **answer.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # whoever asked may have had enough
+                for piece in (content[i : i + 1] for i in range(len(content))) if answer.pause else (content,):
+                    self.wfile.write(piece)
+                    if answer.pause:
+                        fake.over.wait(answer.pause)
 
         do_GET = do_POST  # noqa: N815
 
@@ -77,5 +95,6 @@ def serving(*script: Answer) -> Generator[FakeServer]:
         try:
             yield fake
         finally:
+            fake.over.set()
             server.shutdown()
             thread.join()

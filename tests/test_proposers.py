@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,78 @@ def test_an_answer_without_content_is_an_empty_reply(answer: Answer) -> None:
     assert (reply.text, reply.prompt_tokens) == ("", 7)
 
 
-def test_an_answer_without_a_token_count_costs_nothing() -> None:
-    with serving(Answer({**chat("x").body, "usage": None})) as server:
-        reply = proposer(server, price=(1.0, 1.0)).answer(prompt())
-    assert (reply.text, reply.prompt_tokens, reply.cost) == ("x", 0, 0.0)
+def test_an_answer_without_a_token_count_is_estimated_so_that_a_cap_on_its_cost_holds() -> None:
+    with serving(Answer({**chat("x" * 40).body, "usage": None})) as server:
+        reply = proposer(server, price=(1.0, 10.0)).answer(prompt())
+    assert (reply.prompt_tokens, reply.completion_tokens) == (6, 10)
+    assert reply.cost == pytest.approx(106e-6)
+    assert "estimated" in reply.problems[0]
+
+
+def test_an_answer_of_ten_megabytes_is_given_up_after_one_and_one_request() -> None:
+    with serving(chat("x" * 10_000_000)) as server:
+        with pytest.raises(ProposerError, match="longer than 1,000,000 bytes"):
+            proposer(server, retries=4).answer(prompt())
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_an_endless_answer_is_none_whatever_its_status(status: int) -> None:
+    with serving(Answer("x" * 2_000_000, status)) as server, pytest.raises(ProposerError, match="longer than"):
+        proposer(server, retries=0).answer(prompt())
+
+
+def test_a_silent_server_is_given_up_and_asked_once_only_from_then_on(slept: list[float]) -> None:
+    with serving(Answer(silent=True)) as server:
+        asking = proposer(server, timeout=0.1, retries=2)
+        for requests in (3, 4, 5):
+            with pytest.raises(ProposerError, match="[Tt]ime"):
+                asking.answer(prompt())
+            assert len(server.requests) == requests
+    assert len(slept) == 2
+
+
+def test_a_server_that_has_found_its_voice_again_is_retried_again() -> None:
+    down = [refusal(500)] * 3
+    with serving(*down, chat("x"), refusal(500), chat("y")) as server:
+        asking = proposer(server, retries=1)
+        for _ in range(2):
+            with pytest.raises(ProposerError):
+                asking.answer(prompt())
+        assert [asking.answer(prompt()).text for _ in range(2)] == ["x", "y"]
+        assert len(server.requests) == 6
+
+
+def test_an_answer_that_drips_in_is_given_up_in_time() -> None:
+    with serving(Answer({**chat("x" * 2000).body}, pause=0.02)) as server, pytest.raises(ProposerError, match="ime"):
+        proposer(server, timeout=0.2, retries=0).answer(prompt())
+
+
+def test_a_server_that_knows_the_older_name_of_the_token_limit_is_told_that() -> None:
+    with serving(refusal(400, "Unsupported parameter: max_completion_tokens"), chat("x")) as server:
+        asking = proposer(server, max_tokens=99)
+        asking.answer(prompt())
+        asking.answer(prompt())
+    assert [request.get("max_tokens") for request in server.requests] == [None, 99, 99]
+    assert "max_completion_tokens" not in server.requests[-1]
+
+
+def test_a_server_that_knows_none_of_the_options_is_asked_without_any_at_a_bounded_cost() -> None:
+    names = ("temperature", "seed", "max_completion_tokens", "max_tokens", "response_format")
+    refusals = [refusal(400, f"unknown field {name}") for name in names]
+    with serving(*refusals, chat("x")) as server:
+        asking = proposer(server, temperature=0.5)
+        assert asking.answer(prompt()).text == "x"
+        asking.answer(prompt())
+    assert server.requests[-1].keys() == {"messages", "model", "authorization", "path"}
+    assert len(server.requests) == len(names) + 2
+
+
+def test_a_server_that_refuses_everything_is_given_up_once_nothing_is_left_to_leave_out() -> None:
+    with serving(refusal(400, "max_tokens, seed, temperature, response_format: no")) as server:
+        with pytest.raises(ProposerError):
+            proposer(server, temperature=0.5, retries=4).answer(prompt())
+        assert len(server.requests) <= 6
 
 
 def test_an_answer_cut_at_the_token_limit_says_so() -> None:
@@ -381,6 +450,15 @@ def test_a_recording_has_no_answer_where_the_run_had_none(tmp_path: Path) -> Non
         recorded.answer(prompt(generation=1))
     with pytest.raises(ProposerError, match="generation 7"):
         recorded.answer(prompt(generation=7))
+
+
+def test_a_recording_gives_the_answer_and_its_repair_each_in_its_place(tmp_path: Path) -> None:
+    mended = prompted(1, "mended").model_copy(update={"repair": True})
+    recorded = recording(tmp_path, prompted(1, "prose"), mended, prompted(2, "two"))
+    asked_again = prompt(generation=1)
+    said = ({"role": "assistant", "content": "prose"}, {"role": "user", "content": "again"})
+    repair = replace(asked_again, messages=(*asked_again.messages, *said))
+    assert [recorded.answer(p).text for p in (asked_again, repair)] == ["prose", "mended"]
 
 
 def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+import httpx
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -10,6 +11,7 @@ from llmevo.errors import ProposerError, ProposerRefused
 from llmevo.prompting import Prompt
 from llmevo.prompting.question import writable
 from llmevo.proposers.base import Connection, Reply
+from llmevo.proposers.bounds import PLAIN, bounded
 
 DEFAULT_MODEL = "gpt-4o"
 WORTH_RETRYING = (
@@ -24,8 +26,16 @@ SAID_OF = {
     "response_format": ("response_format", "json_schema", "schema", "structured"),
     "temperature": ("temperature",),
     "max_completion_tokens": ("max_completion_tokens",),
+    "max_tokens": ("max_tokens",),
+    "seed": ("seed",),
 }
 """How a refusal names the option it is about."""
+
+OTHERWISE = {"max_completion_tokens": "max_tokens"}
+"""What older servers call an option."""
+
+LETTERS = 4
+"""Letters a token, roughly: for servers that do not count."""
 
 LONGEST_WAIT = 60.0
 """Seconds to wait at most for a server that says when to come back."""
@@ -53,11 +63,18 @@ class OpenAIProposer:
             base_url=connection.base_url,
             timeout=connection.timeout,
             max_retries=0,
+            default_headers=PLAIN,
+            http_client=httpx.Client(
+                timeout=connection.timeout,
+                follow_redirects=True,
+                event_hooks={"response": [bounded(connection.timeout)]},
+            ),
         )
-        self._options: dict[str, Any] = {"max_completion_tokens": connection.max_tokens}
+        self._options: dict[str, Any] = {"max_completion_tokens": connection.max_tokens, "seed": None}
         if connection.temperature is not None:
             self._options["temperature"] = connection.temperature
         self._with_schema = True
+        self._lost = False
 
     def check(self) -> None:
         try:
@@ -72,14 +89,16 @@ class OpenAIProposer:
             pass  # a server without a list of models may still answer
 
     def answer(self, prompt: Prompt) -> Reply:
+        """Retries what may pass by itself; after an answer was lost, the next one is asked for once only."""
         problems: list[str] = []
         attempts = Retrying(
             retry=retry_if_exception_type(WORTH_RETRYING),
-            stop=stop_after_attempt(self._connection.retries + 1),
+            stop=stop_after_attempt(1 if self._lost else self._connection.retries + 1),
             wait=_wait,
             before_sleep=lambda state: problems.append(self._reason(state)),
             reraise=True,
         )
+        self._lost = True  # until it answers
         try:
             completion = attempts(self._complete, prompt, problems)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
@@ -87,7 +106,9 @@ class OpenAIProposer:
         except (openai.OpenAIError, ValueError) as error:  # a ValueError for what should be JSON and is not
             raise ProposerError(f"{self._client.base_url}: {self._hidden(error)}") from None
         try:
-            return self._reply(completion, problems)
+            reply = self._reply(prompt, completion, problems)
+            self._lost = False
+            return reply
         except (AttributeError, TypeError):  # JSON, or a page, of another kind
             text = self._hidden(ValueError(completion))
             raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check --base-url") from None
@@ -95,10 +116,10 @@ class OpenAIProposer:
     def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
         """One request. An option that the server refuses is left out and the request repeated.
 
-        An option that the refusal names is left out ever after; a schema also when the refusal names nothing,
-        but then for this request only: the fault may lie elsewhere.
+        An option that the refusal names is left out ever after, or called what older servers call it; a schema also
+        when the refusal names nothing, but then for this request only: the fault may lie elsewhere.
         """
-        options = dict(self._options)
+        options = {name: prompt.seed if name == "seed" else value for name, value in self._options.items()}
         if self._with_schema and prompt.schema:
             schema = {"name": "Answer", "schema": prompt.schema, "strict": True}
             options["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -107,7 +128,6 @@ class OpenAIProposer:
                 return self._client.chat.completions.create(
                     model=self.model,
                     messages=cast(Any, prompt.messages),
-                    seed=prompt.seed,
                     **options,
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -118,18 +138,23 @@ class OpenAIProposer:
                 problems.append(
                     f"the server refused a request with {refused}; asked without it ({self._hidden(error)})"
                 )
-                del options[refused]
+                value, other = options.pop(refused), OTHERWISE.get(refused)
+                if other:
+                    options[other] = value
                 if named:
-                    self._options.pop(named, None)
+                    self._options = {name: options[name] for name in options if name != "response_format"}
                     self._with_schema = self._with_schema and named != "response_format"
 
-    def _reply(self, completion: Any, problems: list[str]) -> Reply:
+    def _reply(self, prompt: Prompt, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
         text = writable((choice.message.content if choice else None) or "")
         if choice and choice.finish_reason == "length":
             problems.append(f"the answer was cut at {self._connection.max_tokens} tokens; raise llm.max_tokens")
         usage = completion.usage
-        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        read = sum(len(message["content"]) for message in prompt.messages)
+        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (read // LETTERS, len(text) // LETTERS)
+        if not usage:
+            problems.append("the server counts no tokens; they are estimated from the texts' lengths")
         cost = sum(tokens * price for tokens, price in zip(spent, self._connection.price, strict=True)) / 1e6
         return Reply(text, completion.model or self.model, *spent, cost, tuple(problems))
 

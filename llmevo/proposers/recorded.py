@@ -1,4 +1,7 @@
-"""An earlier run's replies, generation by generation: the same config and seed then make the same candidates."""
+"""An earlier run's replies, generation by generation: the same config and seed then make the same candidates.
+
+A generation may have two: an answer that could not be read, and the one after its problems were named.
+"""
 
 import json
 from typing import Any
@@ -23,7 +26,9 @@ class RecordedProposer:
             whole = file.read_bytes().rpartition(b"\n")[0]
             events: list[Any] = [json.loads(line) for line in whole.splitlines()]
             prompted = [event for event in events if event["event"] == "prompted"]
-            self._replies: dict[int, Any] = {event["generation"]: event for event in prompted}
+            self._replies: dict[tuple[int, bool], Any] = {
+                (event["generation"], event.get("repair", False)): event for event in prompted
+            }
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"llm.transcript: {file} cannot be read as a log ({error})") from error
         if not prompted:
@@ -35,7 +40,8 @@ class RecordedProposer:
         """The transcript was read when this was made."""
 
     def answer(self, prompt: Prompt) -> Reply:
-        event = self._replies.get(prompt.generation)
+        repair = any(message["role"] == "assistant" for message in prompt.messages)
+        event = self._replies.get((prompt.generation, repair))
         if event is None:
             raise ProposerError(f"the transcript has no reply for generation {prompt.generation}")
         if event["reply"] is None:
