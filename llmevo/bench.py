@@ -15,7 +15,7 @@ from llmevo.encoding import read_start
 from llmevo.errors import ConfigError, RunError, UserError
 from llmevo.evaluation import Evaluator
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
-from llmevo.prompting import STYLES, SliceGeometry, Templates
+from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.recipe import Recipe
 from llmevo.rig import Rig
@@ -146,6 +146,12 @@ class Bench:
         """How the proposer is asked; a run that is only read again needs no proposer for it."""
         return self.recorded.style if self.recorded else self.proposer.style
 
+    @property
+    def prompt_files(self) -> tuple[str, ...]:
+        """The templates of what the LLM is asked: the optimizer's own, or those of the style."""
+        own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
+        return own or (STYLES[self.style].files if self.asks else ())
+
     def optimizer(self) -> Optimizer:
         """A fresh one, as the run starts with."""
         search = self.config.search
@@ -186,8 +192,11 @@ class Bench:
                 f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations"
             )
         if self.asks:
-            for name in STYLES[self.style].files:
-                self.templates.texts([name])
+            self.templates.texts(self.prompt_files)
+            # A mistake in a template shows when it is filled, which a search may do much later.
+            search = self.config.search
+            question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, search.budget)
+            STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
         _ = self.evaluator, self.heldout
 
@@ -197,7 +206,7 @@ class Bench:
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts=self.templates.texts(STYLES[self.style].files if self.asks else ()),
+            prompts=self.templates.texts(self.prompt_files),
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,

@@ -15,7 +15,7 @@ from llmevo.display import clock
 from llmevo.loop import ask_size, population, start_rows
 from llmevo.merging import Merger
 from llmevo.prompting import Prompt
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 EFFICIENCY = 0.35
 """The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
@@ -37,21 +37,32 @@ class Forecast:
     cost: float
 
 
+GENERATIONS = 8
+"""How many are looked through for the first prompt: not every optimizer asks in every one."""
+
+
 def first_prompt(bench: Bench) -> Prompt | None:
     """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM."""
+    if not bench.asks:
+        return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in bench.config.counted.items()}
     optimizer = bench.optimizer()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(bench))]
     # As in the run, parents that are no points of the space are not told.
-    known = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
-    optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in known])
-    asking = optimizer.ask(ask_size(bench, len(candidates)) or 2)
-    try:
-        return next(asking)
-    except StopIteration:
-        return None
-    finally:
-        asking.close()
+    told = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
+    count = len(candidates)
+    for generation in range(1, GENERATIONS + 1):
+        optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told])
+        asking = optimizer.ask(ask_size(bench, count) or 2)
+        try:
+            return next(asking)
+        except StopIteration as done:
+            suggested: list[Suggestion] = done.value
+        finally:
+            asking.close()
+        told = [Candidate(count + i, generation, s.origin, s.genes, s.note) for i, s in enumerate(suggested)]
+        count += len(told)
+    return None
 
 
 def forecast(bench: Bench, prompt: Prompt | None) -> Forecast:

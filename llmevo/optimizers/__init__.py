@@ -8,6 +8,7 @@ from collections.abc import Callable
 from llmevo.optimizers.base import Optimizer, Setup
 from llmevo.optimizers.cma_es import CmaEs
 from llmevo.optimizers.llm import LlmEvolution, LlmOff
+from llmevo.optimizers.llm_evo_merge import LlmEvoMerge
 from llmevo.optimizers.one_plus_one import OnePlusOne
 from llmevo.optimizers.optuna_samplers import Gp, Tpe
 from llmevo.optimizers.random_search import RandomSearch
@@ -17,6 +18,7 @@ from llmevo.optimizers.spsa import Spsa
 OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "llm": LlmEvolution,
     "llm-off": LlmOff,
+    "llm-evo-merge": LlmEvoMerge,
     "cma-es": CmaEs,
     "sep-cma-es": SepCmaEs,
     "one-plus-one": OnePlusOne,

@@ -8,6 +8,9 @@ from typing import Any
 LONGEST = 200_000
 """Characters of an answer that are looked at: its end, where the answer proper stands."""
 
+STARTS = 2000
+"""Braces that begin no object, until the rest counts as noise: each costs a walk through the text."""
+
 
 def objects(text: str) -> list[dict[str, Any]]:
     """The complete JSON objects of a text, in their order: after thoughts, in fences or bare.
@@ -23,13 +26,14 @@ def objects(text: str) -> list[dict[str, Any]]:
 def _objects(text: str) -> list[dict[str, Any]]:
     decoder = json.JSONDecoder()
     found: list[dict[str, Any]] = []
-    place = text.find("{")
-    while place >= 0:
+    place, left = text.find("{"), STARTS
+    while place >= 0 and left:
         try:
             value, end = decoder.raw_decode(text, place)
         except RecursionError:  # nested thousands deep: noise, and so is what follows
             return found
         except ValueError:
+            left -= 1
             place = text.find("{", place + 1)
             continue
         if isinstance(value, dict):
