@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest
 from llmevo.genes import Gene, Genes
-from llmevo.merging import LAYER, Step, plan
+from llmevo.planning import LAYER, Step, plan
 from llmevo.recipe import Recipe
 from llmevo.space import SearchSpace
 

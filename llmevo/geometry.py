@@ -11,8 +11,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from llmevo.merging import LAYER
 from llmevo.methods.base import LowRank, Weight, same
+from llmevo.planning import LAYER
 from llmevo.prompting import SliceGeometry
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace

@@ -1,18 +1,18 @@
 """A merge recipe as a value: reads and writes mergekit's YAML, and says what holds for each tensor."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest
-from llmevo.methods import METHODS, Method, Parameter
+from llmevo.longhand import without_modules, without_tokenizer
+from llmevo.methods import METHODS, Method
 from llmevo.references import ModelReference
+from llmevo.settings import Setting, Strict, check_settings, plain, value_of
 
 DTYPES = ("bfloat16", "float16", "float32")
-WITHOUT_EFFECT = ("int8_mask",)
-"""Parameters that mergekit knows and that never change a result (they choose the type of a temporary)."""
 BY_SLICE = "by_slice"
 """The `merge_method` of a recipe whose slices each name their own.
 
@@ -21,26 +21,7 @@ mergekit knows no method of a slice and would overlook the key; it does not know
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Conditional(_Strict):
-    """A value for the tensors whose name contains `filter` (all of them without one)."""
-
-    value: StrictBool | float | list[float]
-    filter: str | None = None
-
-    def holds(self, tensor: str) -> bool:
-        return self.filter in (None, "*") or self.filter in tensor
-
-
-Setting = StrictBool | float | list[float] | list[Conditional] | Conditional
-"""A number; a gradient over the layers of a slice; or one of those by tensor name."""
-Settings = Mapping[str, Setting]
-
-
-class InputModel(_Strict):
+class InputModel(Strict):
     """One model of a merge over whole models."""
 
     model: ModelReference
@@ -53,7 +34,7 @@ class InputSlice(InputModel):
     layer_range: tuple[int, int]
 
 
-class OutputSlice(_Strict):
+class OutputSlice(Strict):
     """Consecutive layers of the result, merged from as many layers of each source."""
 
     sources: list[InputSlice]
@@ -90,7 +71,7 @@ PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": Ou
 """What stands under a key of a recipe."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
     Reads everything mergekit 0.1.5 merges by that has the same result here, and refuses the rest by name: `modules` of
@@ -115,7 +96,7 @@ class Recipe(_Strict):
         if not isinstance(value, dict):
             return value
         given = cast(dict[str, Any], value)
-        return _without_tokenizer(_without_modules(given))
+        return without_tokenizer(without_modules(given))
 
     @field_validator("dtype", "out_dtype")
     @classmethod
@@ -156,13 +137,13 @@ class Recipe(_Strict):
         slices = self.slices or []
         methods = [METHODS[name] for name in dict.fromkeys(of.merge_method or self.merge_method for of in slices)]
         methods = methods or [METHODS[self.merge_method]]
-        _check_settings(methods, self.parameters, whole=True)
+        check_settings(methods, self.parameters, whole=True)
         for model in self.models or []:
-            _check_settings(methods, model.parameters, whole=False)
+            check_settings(methods, model.parameters, whole=False)
         for of in slices:
-            _check_settings([self.method_of(of)], of.parameters, whole=True)
+            check_settings([self.method_of(of)], of.parameters, whole=True)
             for source in of.sources:
-                _check_settings([self.method_of(of)], source.parameters, whole=False)
+                check_settings([self.method_of(of)], source.parameters, whole=False)
 
     def _check_models(self, of: OutputSlice, where: str) -> None:
         """The slice has as many models as its method merges, and its base where that is needed."""
@@ -281,12 +262,14 @@ class Recipe(_Strict):
         scopes = (of.parameters, self.parameters)
         each = {
             name: [
-                0.0 if source.model == origin else _value(name, parameter, (source.parameters, *scopes), called, depth)
+                0.0
+                if source.model == origin
+                else value_of(name, parameter, (source.parameters, *scopes), called, depth)
                 for source, called in zip(of.sources, inputs or [tensor] * len(of.sources), strict=True)
             ]
             for name, parameter in method.each.items()
         }
-        shared = {name: _value(name, parameter, scopes, tensor, depth) for name, parameter in method.shared.items()}
+        shared = {name: value_of(name, parameter, scopes, tensor, depth) for name, parameter in method.shared.items()}
         return each, shared
 
     def check_numbers(self) -> None:
@@ -300,7 +283,7 @@ class Recipe(_Strict):
                 continue
             for source in of.sources:
                 scopes = (source.parameters, of.parameters, self.parameters)
-                density, epsilon = (_plain(name, method.each[name], scopes) for name in ("density", "epsilon"))
+                density, epsilon = (plain(name, method.each[name], scopes) for name in ("density", "epsilon"))
                 if source.model == origin or density is None or epsilon is None or not 0.0 < density < 1.0:
                     continue
                 if not (density - epsilon > 0.0 and density + epsilon < 1.0):
@@ -332,78 +315,6 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> tuple[str, str]:
     return ".".join(map(str, keys)), message
 
 
-def _without_modules(given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose one module is the whole model, without `modules`."""
-    modules = given.get("modules")
-    if modules is None:
-        return {key: value for key, value in given.items() if key != "modules"}
-    if given.get("models") or given.get("slices"):
-        raise ValueError("modules: give either `models`, `slices` or `modules`")
-    if not isinstance(modules, dict) or [*modules] != ["default"] or not isinstance(modules["default"], dict):
-        raise ValueError(
-            "modules: llmevo merges language models, which have the one module `default`; write its `models` or"
-            " `slices` at the top"
-        )
-    module = cast(dict[str, Any], modules["default"])
-    known = ("models", "slices", "parameters")
-    if unknown := [key for key in module if key not in known]:
-        raise ValueError(f"modules.default: llmevo does not know the key {unknown[0]!r}{nearest(unknown[0], known)}")
-    rest = {key: value for key, value in given.items() if key not in ("modules", "models", "slices", "parameters")}
-    inner, outer = module.get("parameters") or {}, given.get("parameters") or {}
-    if shared := [name for name in inner if name in outer]:
-        raise ValueError(f"modules: {shared[0]!r} has a value for the module and one for the recipe; leave one")
-    return {**rest, **module, "parameters": {**outer, **inner} or None}
-
-
-def _without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose `tokenizer` section says only where it comes from, as `tokenizer_source`."""
-    section = given.get("tokenizer")
-    rest = {key: value for key, value in given.items() if key != "tokenizer"}
-    if section is None:
-        return rest
-    if given.get("tokenizer_source"):
-        raise ValueError("tokenizer: give either `tokenizer` or `tokenizer_source`")
-    known = ("source", "tokens", "pad_to_multiple_of")
-    if not isinstance(section, dict):
-        raise ValueError("tokenizer: give a `source`: `base`, or a model")
-    for key, value in cast(dict[str, Any], section).items():
-        if key not in known:
-            raise ValueError(f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), known)}")
-        if key != "source" and value:
-            raise ValueError(
-                f"tokenizer: {key} is not supported, as the models need one vocabulary; leave it out, or change the"
-                " models with mergekit first"
-            )
-    return {**rest, "tokenizer_source": section.get("source") or "union"}
-
-
-def _check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool) -> None:
-    """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
-
-    `whole`: the place is the recipe or a slice, where parameters of the whole merge may stand.
-    """
-    each = {name: parameter for method in methods for name, parameter in method.each.items()}
-    shared = {name: parameter for method in methods for name, parameter in method.shared.items()}
-    ignored = {*WITHOUT_EFFECT, *(name for method in methods for name in method.without_effect)}
-    names = " or ".join(method.name for method in methods)
-    for name, setting in (settings or {}).items():
-        if name in ignored:
-            continue
-        if name not in each and name not in shared:
-            raise ValueError(f"{names} has no parameter {name!r}{nearest(name, [*each, *shared, *ignored])}")
-        if name not in each and not whole:
-            raise ValueError(
-                f"{names}: {name!r} holds for the whole merge, not for one model; put it under the `parameters` of the"
-                " recipe or of a slice"
-            )
-        kind = (each | shared)[name].default
-        for number in _numbers(setting):
-            if isinstance(kind, bool) and number not in (0, 1):
-                raise ValueError(f"{names}: {name} is either true or false, not {number:g}")
-            if _is_whole(kind) and number != int(number):
-                raise ValueError(f"{names}: {name} is a whole number, not {number:g}")
-
-
 def _wrong_number(method: Method, origin: bool, count: int) -> str:
     least, most = method.models
     if method.pair:
@@ -412,59 +323,3 @@ def _wrong_number(method: Method, origin: bool, count: int) -> str:
     beside = " beside the base_model" if origin else ""
     hint = "; to stack layers, give every range a slice of its own" if most == 1 and not origin else ""
     return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{beside}, not {count}{hint}"
-
-
-def _is_whole(default: float | bool | None) -> bool:
-    """Whether a parameter with this default counts something."""
-    return isinstance(default, int) and not isinstance(default, bool)
-
-
-def _plain(name: str, parameter: Parameter, scopes: Iterable[Settings | None]) -> float | None:
-    """The one number a parameter has everywhere, or None where it depends on the tensor or the layer."""
-    setting = next((scope[name] for scope in scopes if scope and name in scope), parameter.default)
-    return float(setting) if isinstance(setting, bool | int | float) else None
-
-
-def _numbers(setting: Setting) -> Iterator[float]:
-    for part in setting if isinstance(setting, list) else [setting]:
-        if isinstance(part, Conditional):
-            yield from _numbers(part.value)
-        else:
-            yield part
-
-
-def _value(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str, depth: float) -> float:
-    for scope in scopes:
-        if scope and name in scope:
-            value = _evaluate(scope[name], tensor, depth, isinstance(parameter.default, bool))
-            if value is not None and _is_whole(parameter.default) and value != int(value):
-                raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
-            if value is not None:
-                return value
-    if parameter.default is None:
-        raise RecipeError(f"the parameter {name!r} is missing for the tensor {tensor}; give it a value")
-    return float(parameter.default)
-
-
-def _evaluate(setting: Setting, tensor: str, depth: float, switch: bool) -> float | None:
-    """A setting's value for one tensor at one depth; None when none of its filters holds.
-
-    A `switch` is true or false: its gradients go in steps.
-    """
-    if isinstance(setting, bool | int | float):
-        return float(setting)
-    if isinstance(setting, Conditional):
-        return _evaluate(setting.value, tensor, depth, switch) if setting.holds(tensor) else None
-    conditionals = [entry for entry in setting if isinstance(entry, Conditional)]
-    if conditionals:
-        return next((_evaluate(c.value, tensor, depth, switch) for c in conditionals if c.holds(tensor)), None)
-    # A gradient: linear interpolation between the values, spread evenly over the depth.
-    values = [entry for entry in setting if not isinstance(entry, Conditional)]
-    if not values:
-        return None
-    place = depth * (len(values) - 1)
-    below = int(place)
-    if switch:
-        return values[below]
-    above = min(len(values) - 1, below + 1)
-    return (1 - (place - below)) * values[below] + (place - below) * values[above]

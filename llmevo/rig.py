@@ -19,7 +19,8 @@ from llmevo.config import Config
 from llmevo.engines import Engine, HfEngine, VllmEngine
 from llmevo.evaluation import Evaluator, check_disjoint
 from llmevo.geometry import measure
-from llmevo.merging import Merger, depth_of
+from llmevo.merging import Merger
+from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunState

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmevo.errors import UserError
-from llmevo.merging import DEPTH_KEYS, depth_of, merge, plan
+from llmevo.merging import merge
+from llmevo.planning import DEPTH_KEYS, depth_of, plan
 from llmevo.recipe import Recipe
 from llmevo.shards import header_size, write_weights
 from llmevo.sources import Sources

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.genome import Genome
-from llmevo.merging import depth_of, merge, plan
+from llmevo.merging import merge
 from llmevo.methods import METHODS
+from llmevo.planning import depth_of, plan
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import CandidateError, LlmevoError
-from llmevo.merging import LAYER, Merger
+from llmevo.merging import Merger
+from llmevo.planning import LAYER
 from llmevo.recipe import Recipe
 from llmevo.sources import Checkpoint, Sources
 
