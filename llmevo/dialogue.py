@@ -11,7 +11,7 @@ from llmevo.journal import Journal
 from llmevo.prompting import Prompt, Reading
 from llmevo.runlog import RunState
 
-AGAIN = "That could not be used: {problems}. Answer again: one JSON object of the schema above, and nothing else."
+AGAIN = "That could not be used: {problems}. Answer again in the form that was asked for, and with nothing else."
 QUOTED = 4000
 """Letters of an unreadable answer that are shown to the LLM again."""
 
@@ -36,9 +36,13 @@ def _turn(bench: Bench, journal: Journal, prompt: Prompt, repair: bool = False) 
 
 
 def _worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading) -> bool:
-    """Only for prose, only within the caps, and only until a repair has failed: that LLM will not mend its ways."""
+    """Only within the caps, and only until a repair has failed: that LLM will not mend its ways.
+
+    Not what was held to digits, which is always readable, nor a prompt of other makings, which may ask again itself.
+    """
     failed = any(event.repair and not event.used for event in state.prompted)
-    return not (reading.proposals or prompt.integers or failed or capped(llm, state))
+    ours = prompt.question is not None and not prompt.integers
+    return ours and not (reading.proposals or failed or capped(llm, state))
 
 
 def _asked(bench: Bench, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:

@@ -30,14 +30,19 @@ def read_start(
     name = entry.stem if isinstance(entry, Path) else "genes"
     try:
         if isinstance(entry, Path):
-            return name, encode(space, Recipe.from_yaml((root / entry).read_text(), str(entry)), tensors)
+            return name, encode(space, _recipe(root / entry), tensors)
         return name, _bounded(space, _complete(space, entry))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"search.start_from: {entry} cannot be read ({error})") from error
     except RecipeError as error:
-        raise ConfigError(f"search.start_from: {error}") from error
+        raise ConfigError(f"search.start_from: {entry}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"search.start_from: {name} is no point of this search space: {error}") from error
+
+
+def _recipe(file: Path) -> Recipe:
+    try:
+        return Recipe.from_yaml(file.read_text(), "recipe")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read ({error})") from error
 
 
 def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:

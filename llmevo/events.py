@@ -51,7 +51,7 @@ class RunStarted(BaseEvent):
     style: str
     """The prompting style that suits it: prompts can be made again from this without the proposer."""
     questions: dict[str, str] = Field(default_factory=dict[str, str])
-    """Digests of what `search` and `heldout` ask, how, and by which engine; empty in logs of before 0.2."""
+    """Digests of what `search` and `heldout` ask, how, and by which engine; empty in older logs."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])

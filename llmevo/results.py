@@ -54,6 +54,8 @@ def runs_in(places: Sequence[Path]) -> list[Path]:
     """The run folders meant: each place itself, or the runs below it."""
     found: list[Path] = []
     for place in places:
+        if not place.exists():
+            raise RunError(f"{place}: there is no such config or run")
         inside = [place] if (place / LOG).exists() else sorted(file.parent for file in place.glob(f"*/{LOG}"))
         if not inside:
             raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
@@ -109,8 +111,11 @@ def _difference(one: Any, other: Any) -> str:
 
 def _names(states: Mapping[str, RunState]) -> dict[str, str]:
     """What each run's optimizer is called: with its LLM where there are several of them."""
-    optimizers = {f: Bench.of_log(s.started, Path(f)).config.search.optimizer for f, s in states.items()}
-    models = {folder: (state.prompted[0].model if state.prompted else "") for folder, state in states.items()}
+    configs = {folder: Bench.of_log(state.started, Path(folder)).config for folder, state in states.items()}
+    optimizers = {folder: config.search.optimizer for folder, config in configs.items()}
+    # As the config names it: what a server calls itself may change from answer to answer.
+    asking = {folder: state.started is not None and state.started.proposer for folder, state in states.items()}
+    models = {f: (config.llm.model or config.llm.proposer) if asking[f] else "" for f, config in configs.items()}
     asked = {name: {models[f] for f in states if optimizers[f] == name and models[f]} for name in optimizers.values()}
     return {f: f"{name} ({models[f]})" if len(asked[name]) > 1 else name for f, name in optimizers.items()}
 

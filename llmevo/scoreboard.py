@@ -32,6 +32,7 @@ class Scoreboard:
         self.console.print(f"{len(self._entries)} runs below {self.tournament.out}{found}.", highlight=False)
         if self._live:
             self._live.start()
+            self._live.update("Loading models and tasks…")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +96,7 @@ def play(console: Console, tournament: Tournament) -> None:
         finished: list[Path] = []
         for entry in tournament.play(board.watch):
             finished.append(entry.folder)
-            if len(finished) % len(tournament.optimizers) == 0:
+            if len(finished) % len(tournament.optimizers) == 0 and len(finished) < len(tournament.entries):
                 publish(compare(finished), tournament.out)
     report(console, compare(finished), tournament.out)
 

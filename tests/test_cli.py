@@ -54,6 +54,9 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"llm": {"proposer": "local", "model": "nowhere/at/all"}}, ("nowhere/at/all",)),
         ({"llm": {"proposer": "local", "prompts": "nowhere"}}, ("llm.prompts",)),
         ({"llm": {"api_key_file": "nowhere"}}, ("llm.api_key_file",)),
+        ({"llm": {"max_cost": 2}}, ("max_cost", "price: {prompt:")),
+        ({"search": {"sigma_rule": "cma"}}, ("search.sigma_rule", "'cma'")),
+        ({"search": {"start_from": ["nowhere.yml"]}}, ("search.start_from", "nowhere.yml")),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
@@ -169,6 +172,17 @@ def test_options_win_over_the_config_and_are_kept_in_the_log(workspace: Workspac
     assert (workspace.root / "run" / "config.yml").read_text() == config.read_text()
 
 
+def test_the_options_of_the_llm_are_kept_in_the_log(workspace: Workspace) -> None:
+    config = workspace.config(llm={"proposer": "local", "price": {"prompt": 1.0}}, heldout=None)
+    options = ("--mask-names", "--max-llm-calls", 3, "--max-cost", 0.5, "--strict-llm", "--budget", 3)
+    status, printed = workspace.llmevo("run", config, "--out", "run", *options)
+    assert status == 0, printed
+    started = workspace.state("run").started
+    assert started is not None
+    llm = started.config["llm"]
+    assert (llm["mask_names"], llm["max_calls"], llm["max_cost"], llm["strict"]) == (True, 3, 0.5, True)
+
+
 def test_the_process_title_hides_the_key() -> None:
     from llmevo.cli import without_key
 
@@ -178,7 +192,7 @@ def test_the_process_title_hides_the_key() -> None:
     assert without_key(["--api-key=sk-1"]) == ["--api-key=***"]
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "replay", "export", "merge", "inspect"])
+@pytest.mark.parametrize("command", ["run", "resume", "replay", "compare", "export", "merge", "inspect"])
 def test_every_command_explains_itself_with_an_example(workspace: Workspace, command: str) -> None:
     status, printed = workspace.llmevo(command, "--help")
     assert status == 0

@@ -267,3 +267,20 @@ def test_a_config_comes_back_from_its_plain_values() -> None:
     config = parse_config(plain(genome={**plain()["genome"], "models": ["a@v1+lora", "b"]}), "my.yml")
     assert config.genome.models[0] == ModelReference.parse("a@v1+lora")
     assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_an_evaluation_seed_takes_questions_and_masks_out_of_the_hands_of_the_seed() -> None:
+    both = parse_config(plain(search={"seed": 4, "evaluation_seed": 1}, shuffle=True), "my.yml")
+    assert (both.evaluation_seed, both.protocol.seed, both.heldout_protocol.seed) == (1, 1, 1)
+    one = parse_config(plain(search={"seed": 4}), "my.yml")
+    assert (one.evaluation_seed, one.protocol.seed) == (4, 4)
+
+
+def test_own_recipes_to_start_from_are_files_or_genes() -> None:
+    search = parse_config(plain(search={"start_from": ["mine.yml", {"a/all/weight": 0.5}]}), "my.yml").search
+    assert search.start_from == [Path("mine.yml"), {"a/all/weight": 0.5}]
+
+
+def test_a_cap_on_the_cost_needs_prices() -> None:
+    assert "price" in message_of(plain(llm={"max_cost": 1.0}))
+    assert parse_config(plain(llm={"max_cost": 1.0, "price": {"completion": 10}}), "my.yml").llm.max_cost == 1.0

@@ -123,13 +123,13 @@ def test_a_server_that_talks_nonsense_never_ends_the_run(workspace: Workspace, a
 def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Bench.score, []
+    real, calls = Bench.score, list[Recipe]()
 
-    def sometimes(self: Bench, *words: object) -> object:
-        calls.append(words)
+    def sometimes(self: Bench, recipe: Recipe, heldout: bool = False) -> object:
+        calls.append(recipe)
         if len(calls) == 4:
             raise CandidateError("the tensor blew up")
-        return real(self, *words)  # pyright: ignore[reportArgumentType]
+        return real(self, recipe, heldout)
 
     monkeypatch.setattr(Bench, "score", sometimes)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
@@ -161,11 +161,11 @@ class _Stop:
     def __init__(self, at: int) -> None:
         self.left, self.real = at, Bench.score
 
-    def __call__(self, bench: Bench, *words: object) -> object:
+    def __call__(self, bench: Bench, recipe: Recipe, heldout: bool = False) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, *words)  # pyright: ignore[reportArgumentType]
+        return self.real(bench, recipe, heldout)
 
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])
@@ -174,7 +174,7 @@ def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Wo
     workspace.llmevo("run", config, "--out", "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stop = _Stop(at)
-        patch.setattr(Bench, "score", lambda self, *words: stop(self, *words))
+        patch.setattr(Bench, "score", lambda self, recipe, heldout=False: stop(self, recipe, heldout))
         status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 130
     assert "llmevo resume run" in printed

@@ -191,7 +191,7 @@ def test_a_silent_server_is_given_up_and_asked_once_only_from_then_on(slept: lis
     with serving(Answer(silent=True)) as server:
         asking = proposer(server, timeout=0.1, retries=2)
         for requests in (3, 4, 5):
-            with pytest.raises(ProposerError, match="[Tt]ime"):
+            with pytest.raises(ProposerError, match=r"[Tt]ime"):
                 asking.answer(prompt())
             assert len(server.requests) == requests
     assert len(slept) == 2
@@ -459,6 +459,16 @@ def test_a_recording_gives_the_answer_and_its_repair_each_in_its_place(tmp_path:
     said = ({"role": "assistant", "content": "prose"}, {"role": "user", "content": "again"})
     repair = replace(asked_again, messages=(*asked_again.messages, *said))
     assert [recorded.answer(p).text for p in (asked_again, repair)] == ["prose", "mended"]
+
+
+def test_a_recording_finds_the_answer_to_the_same_messages_wherever_a_run_goes_on(tmp_path: Path) -> None:
+    question, again = prompt(generation=1), prompt(generation=1)
+    again = replace(again, messages=(*again.messages, {"role": "assistant", "content": "prose"}))
+    log = [
+        prompted(1, text).model_copy(update={"messages": [*asked.messages]})
+        for text, asked in (("prose", question), ("mended", again))
+    ]
+    assert recording(tmp_path, *log).answer(again).text == "mended"
 
 
 def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:
