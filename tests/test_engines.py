@@ -324,6 +324,7 @@ def test_the_size_of_batches_and_rows_changes_no_answer(
 ) -> None:
     monkeypatch.setattr("llmevo.engines.packing.ROW_TOKENS", row)
     monkeypatch.setattr("llmevo.engines.packing.LEAST_SAVED", row)
+    monkeypatch.setattr("llmevo.engines.packing.LONG", max(2, row))
     asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
     expected = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
     monkeypatch.setattr("llmevo.engines.requests.CPU_BATCH", tokens)

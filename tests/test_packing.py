@@ -22,8 +22,13 @@ def encoded(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Encode
 def read(batch: Batch, row: Row, node: int) -> list[int]:
     """The text that a token of a row sees, by the row's mask."""
     ends = torch.tensor([row.ends])
-    mask = tree_mask(ends, len(batch.stem), torch.float32)[0, 0, node] == 0
-    return [token for token, seen in zip([*batch.stem, *row.tokens], mask.tolist(), strict=True) if seen]
+    each = len(batch.stems) > 1
+    stem = batch.stems[batch.rows.index(row) if each else 0] if batch.stems else []
+    longest = max([len(one) for one in batch.stems], default=0)
+    lengths = torch.tensor([len(stem), longest])
+    mask = tree_mask(ends.expand(2, -1), lengths, torch.float32)[0, 0, node] == 0
+    padded = [*stem, *[-1] * (longest - len(stem)), *row.tokens]
+    return [token for token, seen in zip(padded, mask.tolist(), strict=True) if seen]
 
 
 @settings(max_examples=150, deadline=None)
@@ -35,6 +40,7 @@ def test_every_token_asked_about_sees_its_own_text_and_no_other(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "ROW_TOKENS", row)
         patch.setattr(packing, "LEAST_SAVED", 3)
+        patch.setattr(packing, "LONG", 5)
         batches = packed_batches(requests, packs, stems, reach, 60)
     found: dict[int, list[tuple[list[int], int]]] = {request.place: [] for request in requests}
     for batch in batches:
@@ -80,7 +86,7 @@ def test_solved_examples_that_many_questions_share_become_their_stem() -> None:
     batches = packed_batches(requests, True, True, 5000, 2048)
     tokens = sum(len(row.tokens) for batch in batches for row in batch.rows)
     assert tokens < 40 * 62 + 5 * 201 + 1
-    assert [*dict.fromkeys(len(batch.stem) for batch in batches)] == [300, 400, 0]
+    assert [*dict.fromkeys(tuple(map(len, batch.stems)) for batch in batches)] == [(300,), (400,), ()]
 
 
 def test_a_stem_leaves_every_context_a_token() -> None:

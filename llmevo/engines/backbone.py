@@ -18,7 +18,7 @@ PIECE = {"cpu": 1 << 20}
 
 
 class Stem(DynamicCache):
-    """The keys and values of a beginning, seen by every row of a batch and changed by none."""
+    """The keys and values of beginnings, one for all rows of a batch or one each; no row changes them."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -34,7 +34,7 @@ class Stem(DynamicCache):
 class Inputs:
     """A batch in tensors."""
 
-    stem: list[int]
+    stems: list[list[int]]
     tokens: Tensor
     """(rows, length), like the next two."""
     positions: Tensor
@@ -67,7 +67,7 @@ class Inputs:
         for at, (row, node, _, _) in enumerate(asked):
             starts.setdefault((row, node), at)
         return cls(
-            batch.stem,
+            batch.stems,
             tokens,
             positions,
             ends,
@@ -86,13 +86,15 @@ class Backbone:
         self.model = model
         self._body, self.head = model.base_model, _head(model)
 
-    def stem(self, tokens: Sequence[int]) -> Stem:
-        """The keys and values of a beginning."""
-        cache = Stem()
+    def stem(self, stems: Sequence[list[int]], padding: int) -> Stem:
+        """The keys and values of beginnings."""
+        longest = max(map(len, stems))
+        padded = [[*stem, *[padding] * (longest - len(stem))] for stem in stems]
+        tokens = torch.tensor(padded, device=self.model.device)
+        positions = torch.arange(longest, device=self.model.device).expand(len(stems), -1)
         grown = DynamicCache()
-        inputs = torch.tensor([tokens], device=self.model.device)
-        positions = torch.arange(len(tokens), device=self.model.device).unsqueeze(0)
-        self._body(input_ids=inputs, position_ids=positions, past_key_values=grown, use_cache=True)
+        self.hidden(tokens, torch.ones_like(tokens), positions, grown)
+        cache = Stem()
         cache.layers = grown.layers
         return cache
 
@@ -105,7 +107,7 @@ class Backbone:
         """(request, log-probability of one of its tokens, whether no token is likelier), in one pass."""
         device, dtype = self.model.device, self.model.dtype
         tokens, positions, ends = (each.to(device) for each in (inputs.tokens, inputs.positions, inputs.ends))
-        before = len(inputs.stem)
+        before = torch.tensor([len(one) for one in inputs.stems] or [0], device=device)
         mask = tree_mask(ends, before, dtype) if inputs.masked else (ends > 0).long()
         hidden = self.hidden(tokens, mask, positions, stem)
         heads, targets = inputs.heads.to(device), inputs.targets.to(device)
@@ -139,16 +141,18 @@ class Backbone:
         return torch.cat(gained), torch.cat(greedy)
 
 
-def tree_mask(ends: Tensor, before: int, dtype: torch.dtype) -> Tensor:
-    """(rows, 1, length, before + length), to be added: 0 where a token may look, the lowest number where not.
+def tree_mask(ends: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, 1, length, stem + length), to be added: 0 where a token may look, the lowest number where not.
 
-    A token sees the `before` tokens of the stem, its ancestors and itself.
+    A token sees its stem, its ancestors and itself. `before` are the lengths of the stems, one for all rows or one
+    each; the mask is as wide as the longest.
     """
     places = torch.arange(ends.shape[1], device=ends.device)
-    sees = (places.unsqueeze(1) >= places) & (places.unsqueeze(1) < ends.unsqueeze(1))
-    mask = torch.zeros(*ends.shape, before + ends.shape[1], dtype=dtype, device=ends.device)
-    mask[:, :, before:].masked_fill_(~sees, torch.finfo(dtype).min)
-    return mask.unsqueeze(1)
+    own = (places.unsqueeze(1) >= places) & (places.unsqueeze(1) < ends.unsqueeze(1))
+    stem = torch.arange(int(before.max()), device=ends.device) < before.view(-1, 1, 1)
+    sees = torch.cat([stem.expand(*ends.shape, -1), own], 2)
+    mask = torch.zeros(sees.shape, dtype=dtype, device=ends.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def _head(model: Any) -> Any:

@@ -78,7 +78,7 @@ def continue_greedily(
     positions = (mask.cumsum(1) - 1).clamp(min=0) + len(stem)
     if stem:
         cache: Any = DynamicCache()
-        cache.layers = backbone.stem(stem).layers
+        cache.layers = backbone.stem([stem], ends[0]).layers
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), len(stem)), mask], 1)
     else:

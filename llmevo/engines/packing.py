@@ -11,8 +11,14 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
-ROW_TOKENS = 256
+ROW_TOKENS = 192
 """Tokens up to which a row takes in texts that share little: each token costs attention to the whole row."""
+
+MOSTLY = 4
+"""How much larger than the rest the shared part of a text must be for it to join a row that is full."""
+
+LONG = 192
+"""Tokens from which on a context is computed before its continuations rather than in one row with them."""
 
 LEAST_SAVED = 256
 """Tokens a stem must save: it costs a pass through the model with one row."""
@@ -79,8 +85,9 @@ class Row:
 class Batch:
     """Rows for one pass through the model."""
 
-    stem: list[int]
-    """What stands before every row; batches of one stem follow each other and hold the same list."""
+    stems: list[list[int]]
+    """What stands before the rows: nothing, one stem for all, or one each. Batches of one stem follow each other and
+    hold the same list."""
     rows: list[Row]
     masked: bool
     """Whether the rows need a mask of their own, being trees."""
@@ -97,12 +104,44 @@ def packed_batches(requests: Sequence[Encoded], packs: bool, stems: bool, reach:
     long = [request for request in ordered if not packs or len(request.text) > reach]
     batches: list[Batch] = []
     for stem, members in stem_groups(short, reach if stems else 0):
-        rows = _trees(members, len(stem), reach)
-        batches += [
-            Batch(stem, some, bool(stem) or any(row.branches for row in some)) for some in _by_length(rows, tokens)
-        ]
+        shared = [stem] if stem else []
+        apart, together = _by_context(members) if stems and not stem else ([], members)
+        rows = _trees(together, len(stem), reach)
+        batches += [Batch(shared, some, bool(stem) or _branch(some)) for some in _by_length(rows, tokens)]
+        for some in filled(apart, [len(contexts[0].context) for contexts in apart], tokens):
+            before = [requests[0].context[:-1] for requests in some]
+            batches.append(Batch(before, [_tree(requests, len(requests[0].context) - 1) for requests in some], True))
     batches += [Batch([], some, False) for some in _by_length(_plain_rows(long), tokens)]
     return batches
+
+
+def _by_context(members: Sequence[Encoded]) -> tuple[list[list[Encoded]], list[Encoded]]:
+    """Requests of one long context, longest context first, and the rest.
+
+    Without branches behind it, a long context needs no mask, which halves the cost of its attention.
+    """
+    contexts: dict[tuple[int, ...], list[Encoded]] = {}
+    for request in members:
+        contexts.setdefault(tuple(request.context) if len(request.context) >= LONG else (), []).append(request)
+    rest = contexts.pop((), [])
+    apart: list[list[Encoded]] = []
+    for requests in contexts.values():
+        if requests[0].text == requests[-1].text:
+            rest += requests
+        else:
+            apart.append(requests)
+    return sorted(apart, key=lambda one: -len(one[0].context)), sorted(rest, key=lambda request: request.text)
+
+
+def _branch(rows: Sequence[Row]) -> bool:
+    return any(row.branches for row in rows)
+
+
+def _tree(members: Sequence[Encoded], stem: int) -> Row:
+    row = Row(stem)
+    for request in members:
+        row.add(request)
+    return row
 
 
 def _trees(members: Sequence[Encoded], stem: int, reach: int) -> list[Row]:
@@ -113,7 +152,7 @@ def _trees(members: Sequence[Encoded], stem: int, reach: int) -> list[Row]:
         if rows:
             row, shared = rows[-1], rows[-1].shared(text)
             length = len(row.tokens) + len(text) - shared
-            joins = length <= ROW_TOKENS or shared - stem >= len(text) - shared
+            joins = length <= ROW_TOKENS or shared - stem >= MOSTLY * (len(text) - shared)
             if joins and stem + length <= reach:
                 row.add(request)
                 continue

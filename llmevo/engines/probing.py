@@ -23,7 +23,7 @@ def allowed(scores: Scores, vocabulary: int) -> tuple[bool, bool]:
     if not _same(plain, scores, Batch([], [_row(0, requests)], masked=True)):
         return False, False
     halves = [_row(STEM, requests[:7]), _row(STEM, requests[7:])]
-    return True, _same(plain, scores, Batch(tokens[:STEM], halves, masked=True))
+    return True, _same(plain, scores, Batch([tokens[:STEM]], halves, masked=True))
 
 
 def _row(stem: int, requests: list[Encoded]) -> Row:

@@ -61,11 +61,11 @@ class RequestScorer(TokenScorer):
     @torch.inference_mode()
     def _scores(self, layout: Sequence[Inputs], count: int) -> list[tuple[float, bool]]:
         scores, greedy = [0.0] * count, [True] * count
-        tokens, stem = list[int](), None
+        stems, stem = list[list[int]](), None
         for inputs in layout:
-            if inputs.stem is not tokens:
-                tokens = inputs.stem
-                stem = self._backbone.stem(tokens) if tokens else None
+            if inputs.stems is not stems:
+                stems = inputs.stems
+                stem = self._backbone.stem(stems, self.eot_token_id) if stems else None
             for place, gained, best in self._backbone.answers(inputs, stem):
                 scores[place] += gained
                 greedy[place] = greedy[place] and best
