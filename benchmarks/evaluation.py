@@ -5,7 +5,8 @@
 
 Suites: the quickstart's search tasks; its words and family questions after solved examples, which are the same ones for
 every question (`fixed`, as in MMLU) or drawn anew for each (`drawn`, lm-eval's default). In every round all engines
-take their turn, A B C A B C. The model is the quickstart's uniform merge.
+take their turn, A B C A B C; the first round is not counted, as a search asks the same of many candidates. The model is
+the quickstart's uniform merge.
 
 Seconds are those of a whole scoring by lm-eval (building requests, model, metrics) and, in brackets, of the model's
 part. The answers are compared with each other and, for the suites of `--truth`, with those of both engines in float32.
@@ -79,11 +80,12 @@ class Measured:
     repeats: bool = True
     """Whether every round gave the same answers to the last bit."""
 
-    def turn(self, evaluator: Evaluator, lm: Any) -> None:
+    def turn(self, evaluator: Evaluator, lm: Any, counted: bool) -> None:
         watched, begun = Watched(lm), time.perf_counter()
         score = evaluator.score(watched)
-        self.whole.append(time.perf_counter() - begun)
-        self.model.append(watched.seconds)
+        if counted:
+            self.whole.append(time.perf_counter() - begun)
+            self.model.append(watched.seconds)
         self.repeats = self.repeats and self.answers in ({}, watched.answers)
         self.answers = watched.answers
         self.scores = {task.name: score.tasks[task.name][task.metric] for task in evaluator.tasks}
@@ -175,18 +177,18 @@ def main() -> None:
 
 def measure(evaluator: Evaluator, lms: dict[str, Any], rounds: int) -> dict[str, Measured]:
     table = {name: Measured() for name in lms}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for name, lm in lms.items():
             gc.collect()
-            table[name].turn(evaluator, lm)
+            table[name].turn(evaluator, lm, counted=turn > 0)
     return table
 
 
 def truth(engine: HfEngine, evaluator: Evaluator, table: dict[str, Measured]) -> None:
     """How far everyone is from lm-eval's own engine in float32, on the same weights."""
     model = copy.deepcopy(engine.model).float()
-    exact = measure(evaluator, {"HFLM": reference(model, engine.lm.tokenizer, 16)}, 1)["HFLM"]
-    mine = measure(evaluator, {"llmevo": RequestScorer(model, engine.lm.tokenizer)}, 1)["llmevo"]
+    exact = measure(evaluator, {"HFLM": reference(model, engine.lm.tokenizer, 16)}, 0)["HFLM"]
+    mine = measure(evaluator, {"llmevo": RequestScorer(model, engine.lm.tokenizer)}, 0)["llmevo"]
     for name, measured in {**table, "llmevo in float32": mine}.items():
         scores = ", ".join(f"{value - exact.scores[task]:+.4f}" for task, value in measured.scores.items())
         print(f"from HFLM in float32: {name}: {apart(measured, exact)}; scores {scores}", flush=True)

@@ -22,7 +22,7 @@ from llmevo.engines.tokenizing import TokenScorer, remembered
 DEFAULT_NEW_TOKENS = 256
 """Tokens generated when the task names no limit, as in lm-eval."""
 
-CPU_BATCH, GPU_BATCH = 2048, 16384
+CPU_BATCH, GPU_BATCH = 1024, 16384
 """Tokens a batch, padding included. A processor is fastest while a batch stays in its cache."""
 
 GENERATED_BATCH = 8192
