@@ -79,10 +79,8 @@ def run(kind: str, generations: int = 4, answer: Answer = good, objective: Objec
     for _ in range(generations):
         optimizer.tell(told)
         genes, origins = ask(optimizer, answer)
-        told = [
-            trial(len(asked) + i, g, objective(g) if objective else None, o)
-            for i, (g, o) in enumerate(zip(genes, origins, strict=True))
-        ]
+        values = [objective(g) if objective else None for g in genes]
+        told = [trial(len(asked) + i, genes[i], values[i], origins[i]) for i in range(len(genes))]
         asked += genes
         states.append(optimizer.state())
     return optimizer, asked, states

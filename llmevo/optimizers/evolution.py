@@ -26,7 +26,7 @@ POPULATION = 6
 POOL = 40
 """Samples drawn for every candidate scored."""
 
-CLIMBERS, CLIMBS = 6, 20
+CLIMBERS, CLIMBS = 6, 15
 """The best samples climb the model that many steps."""
 
 APART = 0.3
@@ -37,6 +37,18 @@ REDRAWN = 0.1
 
 SAME = 2e-4
 """Points nearer than this in every gene make the same model, but for the grid that genes lie on."""
+
+
+LEAST_NOISE, NOISE_SHARE = 1e-4, 0.25
+"""The least variance of the scores' noise, and how much of the measured one is assumed at least: all candidates
+answer the same questions, so their differences are more certain than their scores."""
+
+LEARNT = 120
+"""The model learns from the trials nearest the mean: what lies far off says little of where the search is."""
+
+
+ADAPTED = 1.08
+"""The model's parameters are sought again when there are so many times the trials."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,18 @@ class Evolution:
         self._points: list[Array] = []
         self._known: set[tuple[float, ...]] = set()
         self._untold: list[tuple[Array, float]] = []
+        self._adapted = 0
         self.distribution: Distribution | None = None
         self._seed = int(self._random.integers(2**31))
 
     @property
     def trials(self) -> Sequence[Trial]:
         return self._trials
+
+    @property
+    def points(self) -> Sequence[Array]:
+        """Where the trials lie."""
+        return self._points
 
     @property
     def sigma(self) -> float:
@@ -123,14 +141,21 @@ class Evolution:
             return self.prospects(np.vstack([climbed, ranked]))
 
     def _fit(self) -> None:
+        """Learn from the trials nearest the mean, and the best."""
         if not self._trials:
             return
-        values = [trial.value for trial in self._trials]
-        scored = [trial.score for trial in self._trials if trial.score]
-        spread = float(np.std([score.total for score in scored])) if scored else 0.0
-        error = float(np.median([score.stderr for score in scored])) if scored else 0.0
+        assert self.distribution is not None
+        values = np.array([trial.value for trial in self._trials])
+        far = self.distribution.lengths(np.array([self._numbers(point) for point in self._points]))
+        nearest = np.union1d(np.argsort(far, kind="stable")[:LEARNT], np.argmax(values))
+        scores = [score for place in nearest if (score := self._trials[place].score)]
+        spread = float(np.std([score.total for score in scores])) if scores else 0.0
+        error = float(np.median([score.stderr for score in scores])) if scores else 0.0
         floor = min(1.0, (error / spread) ** 2) if spread else 1.0
-        self._model.fit(self._features.of(self._points), normal_scores(values), max(1e-4, 0.25 * floor))
+        points = self._features.of([self._points[place] for place in nearest])
+        adapt = len(values) >= ADAPTED * self._adapted
+        self._adapted = len(values) if adapt else self._adapted
+        self._model.fit(points, normal_scores(values[nearest]), max(LEAST_NOISE, NOISE_SHARE * floor), adapt)
 
     def _drawn(self, size: int) -> Array:
         """Samples of the distribution; what would leave the unit cube is reflected, so that none pile up there."""
@@ -200,10 +225,12 @@ class Evolution:
             for prospect in prospects:
                 if len(chosen) == size:
                     return chosen
+                numbers = self._numbers(prospect.point)
+                if any(np.linalg.norm(axes @ (numbers - other)) < asked for other in taken):
+                    continue
                 genes = self._space.from_unit(prospect.point)
-                numbers, essence = self._numbers(prospect.point), self._features.essence(genes)
-                near = any(np.linalg.norm(axes @ (numbers - other)) < asked for other in taken)
-                if near or essence in self._known or essence in essences:
+                essence = self._features.essence(genes)
+                if essence in self._known or essence in essences:
                     continue
                 taken.append(numbers)
                 essences.add(essence)

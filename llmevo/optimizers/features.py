@@ -14,8 +14,12 @@ UNUSED = 0.5
 """What a gene is set to that the chosen method does not have: so it makes no difference."""
 
 
+CHOICE = 0.5
+"""How far a choice is from another, in numbers' ranges, but for the root of two."""
+
+
 class Features:
-    """Numbers first, in the order of the genes; then a 0 or 1 for each choice that a gene has."""
+    """Numbers first, in the order of the genes; then a 0 or a half for each choice that a gene has."""
 
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
@@ -43,13 +47,18 @@ class Features:
         cube = np.asarray(points, dtype=np.float64).reshape(-1, len(self._space.genes))
         if not self.choices:
             return cube
-        rows = np.zeros((len(cube), self.size))
-        for row, point in zip(rows, cube, strict=True):
-            genes = self._space.from_unit(point)
-            row[: len(self.numbers)] = np.where(self.used(genes), point, UNUSED)[self.numbers]
-            start = len(self.numbers)
-            for place in self.choices:
-                gene = self._space.genes[place]
-                row[start + int(genes[gene.name])] = 1.0
-                start += len(gene.choices)
-        return rows
+        chosen = np.column_stack([self._chosen(cube[:, place], place) for place in self.choices])
+        combinations, of = np.unique(chosen, axis=0, return_inverse=True)
+        first = [int(np.argmax(of == place)) for place in range(len(combinations))]
+        used = np.array([self.used(self._space.from_unit(cube[place])) for place in first])
+        numbers = np.where(used[of], cube, UNUSED)[:, self.numbers]
+        kinds = [
+            CHOICE * np.eye(len(self._space.genes[place].choices))[column]
+            for place, column in zip(self.choices, chosen.T, strict=True)
+        ]
+        return np.hstack([numbers, *kinds])
+
+    def _chosen(self, column: Array, place: int) -> NDArray[np.int64]:
+        """Which choice each of a gene's places in the unit interval is, as `Gene.from_unit` has it."""
+        count = len(self._space.genes[place].choices)
+        return np.clip(np.floor(column * count), 0, count - 1).astype(np.int64)

@@ -38,9 +38,6 @@ class LlmOff:
     a hundred genes.
     """
 
-    trust: float | None = None
-    """The share of the evaluations that the LLM has earned; None without one."""
-
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
         self._engine = Evolution(setup)
@@ -54,6 +51,11 @@ class LlmOff:
     def sigma(self) -> float:
         """The step size in shares of a gene's range."""
         return self._engine.sigma
+
+    @property
+    def trust(self) -> float | None:
+        """The share of the evaluations that the LLM has earned, up to a half; None without an LLM."""
+        return None
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
@@ -174,8 +176,7 @@ class LlmEvolution(LlmOff):
 
     def _is_new(self, genes: Genes) -> bool:
         point = self._space.to_unit(genes)
-        known = [self._space.to_unit(trial.candidate.genes) for trial in self._engine.trials]
-        return all(np.abs(point - other).max() >= NEAR for other in known)
+        return all(np.abs(point - other).max() >= NEAR for other in self._engine.points)
 
     def _hope(self, genes: Genes) -> float:
         """One standard deviation above what the model expects."""

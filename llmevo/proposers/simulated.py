@@ -23,23 +23,23 @@ STEP = (0.2, 0.8)
 """How far oracle and adversary go from the best, as a share of its way to the optimum."""
 
 
-def recombiner(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
+def recombiner(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
     """The mean of the best: what EvoLLM found language models to do. Each further proposal takes one parent less."""
     parents = elites[-int(random.integers(2, PARENTS + 1)) :]
     return np.mean(parents, axis=0)
 
 
-def copier(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
+def copier(elites: Sequence[Point], *_: object) -> Point:
     """The best once more."""
     return elites[-1]
 
 
-def anything(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
+def anything(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
     """Any point of the search space."""
     return random.random(len(elites[-1]))
 
 
-def corner(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
+def corner(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
     """Every gene at one of its bounds: round numbers are what careless models like best."""
     return random.integers(0, 2, len(elites[-1])).astype(np.float64)
 
