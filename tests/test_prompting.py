@@ -1,6 +1,7 @@
 """What the LLM is shown, and how its answers are read."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,156 @@ def test_what_is_kept_of_an_answer_can_be_written_to_the_log() -> None:
     text = '{"analysis": "\\ud800!", "proposals": [{"reason": "\\udfff", "genome": [[30, 60]]}]}'
     reading = chat.read(text, question())
     assert (reading.analysis.encode(), reading.proposals[0].note.encode()) == (b"?!", b"?")
+
+
+# What an LLM says beside the genome
+
+
+def test_the_kind_the_prediction_and_the_spread_are_kept() -> None:
+    over = space(layer_granularity=2)
+    said = {"kind": "Crossover ", "predicted_score": "0.61", "spread": ["tighter", "WIDER"]}
+    text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[1, 2], [3, 4]]}]})
+    (suggestion,) = chat.read(text, question(over=over)).proposals
+    assert (suggestion.kind, suggestion.predicted, suggestion.spread) == ("crossover", 0.61, ("tighter", "wider"))
+
+
+def test_an_answer_without_them_is_as_good() -> None:
+    (suggestion,) = chat.read('{"proposals": [{"genome": [[30, 60]]}]}', question()).proposals
+    assert (suggestion.genes, suggestion.kind, suggestion.predicted, suggestion.spread) == (
+        both(0.3, 0.6),
+        "",
+        None,
+        (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({"kind": "guess"}, ("", 0.5, ("same",))),
+        ({"kind": ["refine"]}, ("", 0.5, ("same",))),
+        ({"predicted_score": "high"}, ("refine", None, ("same",))),
+        ({"predicted_score": float("nan")}, ("refine", None, ("same",))),
+        ({"predicted_score": [0.4]}, ("refine", None, ("same",))),
+        ({"spread": "tighter"}, ("refine", 0.5, ("tighter",))),
+        ({"spread": {"all": "tighter"}}, ("refine", 0.5, ("tighter",))),
+        ({"spread": ["a lot"]}, ("refine", 0.5, ("same",))),
+        ({"spread": ["same", "same"]}, ("refine", 0.5, ())),
+        ({"spread": 7}, ("refine", 0.5, ("same",))),
+    ],
+    ids=str,
+)
+def test_what_of_them_makes_no_sense_is_left_out_and_the_genome_stays(
+    said: dict[str, Any], kept: tuple[str, float | None, tuple[str, ...]]
+) -> None:
+    text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[30, 60]]}]})
+    (suggestion,) = chat.read(text, question()).proposals
+    assert suggestion.genes == both(0.3, 0.6)
+    assert (suggestion.kind, suggestion.predicted, suggestion.spread) == kept
+
+
+# Rows that are lost
+
+
+@pytest.mark.parametrize(
+    "genome",
+    [
+        [[30, 60]],
+        [[30, 60], [1]],
+        [[30, 60], [1, None]],
+        [[30, 60], ["much", 2]],
+        [[30, 60], [1, 2, 3]],
+        {"0-1": [30, 60]},
+        {"layers 0-1": [30, 60], "2-3": []},
+    ],
+    ids=str,
+)
+def test_a_row_that_is_lost_is_taken_from_the_best(genome: Any) -> None:
+    over = space(layer_granularity=2)
+    best = {gene.name: 0.77 for gene in over.genes}
+    trials = (scored(1, over.uniform(), 0.1), scored(2, best, 0.9))
+    reading = chat.read(answer(genome), question(trials, over))
+    assert [[*p.genes.values()] for p in reading.proposals] == [[0.3, 0.6, 0.77, 0.77]]
+    assert any("took 1 of 2 rows from the best recipe" in problem for problem in reading.problems)
+
+
+@pytest.mark.parametrize("genome", [[[1], [2]], [[1, 2], [3, 4], [5]], [["a", "b"], ["c", "d"]], [[], []]], ids=str)
+def test_a_genome_without_a_whole_row_or_with_too_many_is_dropped(genome: Any) -> None:
+    reading = chat.read(answer(genome), question(over=space(layer_granularity=2)))
+    assert reading.proposals == []
+    assert any("dropped proposal 1" in problem for problem in reading.problems)
+
+
+def test_the_whole_proposals_of_an_answer_that_was_cut_off_are_taken() -> None:
+    text = answer([[30, 60]], [[70, 10]], [[90, 90]])
+    reading = chat.read(text[: text.rindex("90, 90")], question())
+    assert [p.genes for p in reading.proposals] == [both(0.3, 0.6), both(0.7, 0.1)]
+
+
+# Scales
+
+
+@pytest.mark.parametrize(
+    ("genome", "genes"),
+    [
+        ([[0.3, 1.0]], (0.3, 1.0)),
+        ([[0.9, 1.45]], (0.9, 1.45)),
+        ([[0, 1]], (0.0, 0.01)),  # integers: hundredths, as was asked
+        ([[1, 1]], (0.01, 0.01)),
+        ([[0.5, 30]], (0.005, 0.3)),
+    ],
+    ids=str,
+)
+def test_decimals_are_values_only_where_nothing_else_is_possible(genome: Any, genes: tuple[float, float]) -> None:
+    assert read_genes(answer(genome)) == [both(*genes)]
+
+
+def test_decimals_above_a_low_bound_are_values_as_well() -> None:
+    over = space(bounds={"weight": [0, 0.7]})
+    (suggestion,) = chat.read(answer([[0.9, 0.3]]), question(over=over)).proposals
+    assert suggestion.genes == both(0.7, 0.3)
+
+
+def test_numbers_at_their_ends_without_evidence_are_remarked_upon_and_kept() -> None:
+    over = space(layer_granularity=1)
+    middle = scored(1, {gene.name: 0.5 for gene in over.genes}, 0.5)
+    corner = [[0, 150]] * 4
+    reading = chat.read(answer(corner), question((middle,), over))
+    assert {*reading.proposals[0].genes.values()} == {0.0, 1.5}
+    assert any("8 of 8 numbers at their lowest or highest without evidence" in p for p in reading.problems)
+    assert chat.read(answer([[0, 50], [51, 52], [53, 54], [55, 150]]), question((middle,), over)).problems == []
+
+
+def test_numbers_at_their_ends_are_not_remarked_upon_where_evidence_or_the_best_is_there_too() -> None:
+    supported = tuple(scored(i, both(i / 40, 0.5), i / 40) for i in range(40))
+    assert chat.read(answer([[150, 51]]), question(supported)).problems == []
+    best = scored(1, both(0.0, 0.5), 0.9)
+    assert chat.read(answer([[0, 60]]), question((best,))).problems == []
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 10_000_000,
+        "<think>" * 1_500_000,
+        '{"a": [1, ' * 1_000_000,
+        "9" * 10_000_000,
+        '{"genome": [[30, 60]]} ' * 400_000,
+    ],
+    ids=lambda text: text[:10],
+)
+def test_ten_megabytes_are_read_in_a_moment(text: str) -> None:
+    started = time.process_time()
+    reading = chat.read(text, question())
+    assert time.process_time() - started < 5
+    assert len(str(reading)) < 10_000
+
+
+def test_the_answer_at_the_end_of_long_thoughts_is_found() -> None:
+    assert read_genes("<think>" + "{ hm } " * 500_000 + "</think>" + answer([[30, 60]])) == [both(0.3, 0.6)]
 
 
 JSON = st.recursive(

@@ -20,6 +20,9 @@ from llmevo.trial import Trial
 FEWEST = 6
 """Scored points below which nothing is computed."""
 
+PAIRED = 64
+"""Genes at most whose pairs are looked at, those with the strongest effects: pairs grow as the square of them."""
+
 EXPECTED_FALSE = 0.5
 """How many interactions may be expected to be shown that are none: of thousands of pairs some always look strong."""
 
@@ -89,7 +92,9 @@ def weigh(question: Question) -> Evidence:
         )
         for i, gene in enumerate(genes)
     ]
-    return Evidence(effects, _interactions(genes, points, scores - ridge.predict(points)))
+    paired = sorted(sorted(range(len(genes)), key=lambda i: -abs(effects[i].strength))[:PAIRED])
+    residuals = scores - ridge.predict(points)
+    return Evidence(effects, _interactions([genes[i] for i in paired], points[:, paired], residuals))
 
 
 def _points(question: Question) -> Floats:

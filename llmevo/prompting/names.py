@@ -13,6 +13,9 @@ from llmevo.space import SearchSpace
 LONGEST = 40
 """Characters of a name at most."""
 
+TENSOR = re.compile(r"\b\w+(?:\.\w+)*\.(?:weight|bias)\b")
+LAYER = re.compile(r"\b(?:layers?|h|blocks)[. ]?\d+(?:-\d+)?(?:\.\w+)*")
+
 
 class Names:
     """The shown name of everything that has one."""
@@ -65,7 +68,7 @@ class Names:
         """Free text, as a reason why something failed: one line, cut, and without real names when masked."""
         line = " ".join(text[: 20 * longest].split())
         if self.masked:
-            line = re.sub(r"\b(layers?|h|blocks)[. ]?\d+", "a layer", self._real.sub(self._mask, line))
+            line = self._real.sub(self._mask, LAYER.sub("a layer", TENSOR.sub("a tensor", line)))
         return line if len(line) <= longest else line[: longest - 1] + "…"
 
     def _mask(self, found: re.Match[str]) -> str:
