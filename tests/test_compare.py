@@ -1,20 +1,23 @@
 """Optimizers side by side: runs like any other on one rig, and numbers that follow from their logs."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from workspace import Workspace
 
 from llmevo import events
 from llmevo.bench import Bench
 from llmevo.compare import compare
-from llmevo.config import parse_config
+from llmevo.config import parse_config, read_config
 from llmevo.drawing import draw
 from llmevo.errors import RunError
 from llmevo.recipe import Recipe
-from llmevo.runlog import LOG, RunLog
+from llmevo.runlog import LOG, RunLog, RunState
+from llmevo.scoreboard import Scoreboard
 from llmevo.tables import markdown
 from llmevo.tournament import Tournament, contestants
 
@@ -352,6 +355,31 @@ def test_questions_and_masks_stay_the_same_whatever_the_seed(workspace: Workspac
     five, six, alone = (load_file(f"{out}/model.safetensors") for out in ("five", "six", "alone-6"))
     assert all(five[name].equal(six[name]) for name in five)
     assert not all(six[name].equal(alone[name]) for name in six)  # by itself another seed means other masks
+
+
+def test_a_terminal_gets_a_board_with_a_cell_for_every_run_and_the_time_left(workspace: Workspace) -> None:
+    compared(workspace, "--seeds", 1)
+    config = read_config(workspace.config(search={"population": 2, "seed": 5}), {"search.budget": 5})
+    tournament = Tournament(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
+    screen = io.StringIO()
+    left: list[float] = []
+    with Scoreboard(Console(width=120, file=screen, force_terminal=True), tournament) as board:
+        for entry in tournament.entries[:2]:
+            state = RunState()
+            for event in workspace.events(str(entry.folder)):
+                state.apply(event)
+                board.watch(entry, event, state)
+                left.append(board.seconds_left())
+    text = screen.getvalue()
+    for words in (
+        "4 runs below c, 2 of them finished already",
+        "seed 5",
+        "seed 6",
+        "cma-es, seed 5: finished",
+        "left in all",
+    ):
+        assert words in text
+    assert left[-1] > 0  # the second seed is still to come
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def proposals(*tables: Any, **more: Any) -> str:
 GOOD = proposals([[40, 47], [33, 61]], [[81, 22], [56, 14]])
 
 
+def different() -> list[Answer]:
+    """Answers that differ, of a thousand tokens read and as many written."""
+    return [chat(proposals([[10 * i, 20], [30, 40]]), prompt=1000, completion=1000) for i in range(1, 9)]
+
+
 def searched(
     workspace: Workspace, server: FakeServer, *options: object, budget: int = 9, **llm: Any
 ) -> tuple[int, str]:
@@ -132,7 +137,7 @@ def test_an_unreadable_answer_is_asked_for_once_more_with_its_problems_named(wor
 
 
 def test_a_cap_on_calls_holds_and_the_search_goes_on_without_the_llm(workspace: Workspace) -> None:
-    with serving(Answer({"data": []}), chat("prose")) as server:
+    with serving(Answer({"data": []}), *different()) as server:
         status, printed = searched(workspace, server, "--max-llm-calls", 1, budget=24)
     assert status == 0, printed
     state = workspace.state("run")
@@ -148,9 +153,8 @@ def test_a_cap_on_calls_holds_and_the_search_goes_on_without_the_llm(workspace: 
 
 
 def test_a_cap_on_the_cost_holds_also_for_the_next_call(workspace: Workspace) -> None:
-    answers = [chat(proposals([[10 * i, 20], [30, 40]]), prompt=1000, completion=1000) for i in range(1, 9)]
     price = {"prompt": 1000.0, "completion": 1000.0}  # two a call
-    with serving(Answer({"data": []}), *answers) as server:
+    with serving(Answer({"data": []}), *different()) as server:
         status, printed = searched(workspace, server, "--max-cost", "3", budget=24, price=price)
     assert status == 0, printed
     state = workspace.state("run")
