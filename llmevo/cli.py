@@ -158,7 +158,9 @@ def compare(
         scoreboard.play(console, tournament)
     except KeyboardInterrupt:
         again = "llmevo " + " ".join(without_key(sys.argv[1:]))
-        console.print(f"\nStopped. Nothing is lost: the same command goes on: `{again}`", highlight=False)
+        console.print(
+            f"\nStopped. Nothing is lost: the same command goes on: `{again}`", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     except ProposerError as error:
         raise ProposerError(f"{error} (llm.strict); the same command goes on from here") from error

@@ -56,7 +56,7 @@ def _curves(axes: Any, comparison: Comparison, colours: dict[str, str]) -> None:
     axes.annotate(
         " start rows", (comparison.start_rows, 0.01), xycoords=("data", "axes fraction"), color=GREY, fontsize=8
     )
-    axes.set_xlim(1, comparison.budget)
+    axes.set_xlim(1, comparison.budget * 1.02)  # the last step is to be seen
     axes.set_xlabel("evaluations")
     axes.set_ylabel(f"best search score so far ({comparison.items} questions)")
     seeds = min(len(of.seeds) for of in comparison.optimizers)

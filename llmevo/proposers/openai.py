@@ -57,6 +57,9 @@ class OpenAIProposer:
             raise ProposerRefused("llm: the API key holds characters that no key has; copy it again")
         self._connection = connection
         self.model = connection.model or DEFAULT_MODEL
+        # Of openai 2 and 3 alike: both take httpx's client, though only the types of 2 say so.
+        hooks = {"response": [bounded(connection.timeout)]}
+        http: Any = httpx.Client(timeout=connection.timeout, follow_redirects=True, event_hooks=hooks)
         # Retrying is tenacity's, in one place; the client's own would multiply with it.
         self._client = openai.OpenAI(
             api_key=connection.api_key or "none",
@@ -64,11 +67,7 @@ class OpenAIProposer:
             timeout=connection.timeout,
             max_retries=0,
             default_headers=PLAIN,
-            http_client=httpx.Client(
-                timeout=connection.timeout,
-                follow_redirects=True,
-                event_hooks={"response": [bounded(connection.timeout)]},
-            ),
+            http_client=http,
         )
         self._options: dict[str, Any] = {"max_completion_tokens": connection.max_tokens, "seed": None}
         if connection.temperature is not None:
@@ -119,7 +118,9 @@ class OpenAIProposer:
         An option that the refusal names is left out ever after, or called what older servers call it; a schema also
         when the refusal names nothing, but then for this request only: the fault may lie elsewhere.
         """
-        options = {name: prompt.seed if name == "seed" else value for name, value in self._options.items()}
+        options: dict[str, Any] = {
+            name: prompt.seed if name == "seed" else value for name, value in self._options.items()
+        }
         if self._with_schema and prompt.schema:
             schema = {"name": "Answer", "schema": prompt.schema, "strict": True}
             options["response_format"] = {"type": "json_schema", "json_schema": schema}
