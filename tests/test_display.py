@@ -53,13 +53,13 @@ def test_times_read_as_people_write_them(seconds: float, text: str) -> None:
 
 
 def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_table(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.llmevo("run", workspace.config(), "--out", "run", "--budget", 24)
     state = workspace.state("run")
     config = Bench.of_log(state.started, Path("run")).config
     console = Console(width=140, file=io.StringIO(), record=True)
     console.print(display.Display(console, config, Path("run")).picture(state))
     text = console.export_text()
-    for words in ("9 of 9", "best so far", "uniform", "last answer of the LLM", "held-out questions", "step size"):
+    for words in ("24 of 24", "best so far", "uniform", "last answer of the LLM", "held-out questions", "step size"):
         assert words in text
 
 

@@ -31,7 +31,6 @@ def test_a_run_scores_parents_and_uniform_first_and_keeps_to_its_budget(workspac
     assert [state.candidates[i].origin for i in range(3)] == ["parent", "parent", "uniform"]
     assert len(state.trials) == 9
     assert {candidate.origin for candidate in state.candidates.values()} >= {"gaussian"}
-    assert state.prompted
     assert state.finished is not None
     assert [row.kind for row in state.heldout.values()] == ["base", "parent", "parent", "uniform", "best"]
     assert "held-out" in printed
