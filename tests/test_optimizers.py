@@ -10,7 +10,7 @@ import pytest
 from llmevo.genes import Genes
 from llmevo.genome import Genome
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
-from llmevo.optimizers.evolution import FIRST_SIGMA
+from llmevo.optimizers.evolution import FIRST_SIGMA, NOISY_SIGMA
 from llmevo.optimizers.step_size import LARGEST, LEGACY, SMALLEST
 from llmevo.optimizers.trust import PRIOR
 from llmevo.prompting import Prompt, Reading, Templates
@@ -253,7 +253,7 @@ def test_a_hostile_llm_is_hardly_asked_and_hardly_scored(policy: str) -> None:
     optimizer, asked, _ = run("llm", 20, watched(prompts, simulated(policy)), height)
     own = sum(trial.candidate.origin == "llm" for trial in optimizer._engine.trials)
     assert own <= 0.1 * len(asked)
-    assert len(prompts) <= 8
+    assert len(prompts) <= 12
     assert optimizer.trust < PRIOR["chat"]
 
 
@@ -280,37 +280,47 @@ def test_the_llm_is_told_of_the_models_best_and_of_what_became_of_its_prediction
     assert all(space().contains(genes) and deviation >= 0 for genes, _, deviation in last.suggestions)
 
 
+@pytest.mark.parametrize(("stderr", "sigma"), [(0.0, FIRST_SIGMA), (0.03, NOISY_SIGMA)])
+def test_the_first_steps_are_longer_where_scores_are_noisy(stderr: float, sigma: float) -> None:
+    optimizer = OPTIMIZERS["llm-off"](setup())
+    rows = [(row.candidate, row.score) for row in start_rows(space())]
+    optimizer.tell([Trial(candidate, replace(score, stderr=stderr)) for candidate, score in rows if score])
+    ask(optimizer)
+    assert optimizer.sigma == sigma
+
+
 def told(values: Sequence[float | None], generations: int = 1, rule: str = "csa", kind: str = "llm-off") -> float:
-    """The step size after generations with these scores; the best of the start rows has 0.32."""
+    """The step size after generations with these scores, in first ones; the best of the start rows has 0.32."""
     optimizer = evolution(kind, sigma_rule=rule)
+    ask(optimizer, silent)
+    first = optimizer.sigma
     for _ in range(generations):
         genes, _ = ask(optimizer, silent)
         optimizer.tell([trial(9, g, value, "gaussian") for g, value in zip(genes, values, strict=False)])
-    assert optimizer.sigma is not None
-    return optimizer.sigma
+    return optimizer.sigma / first
 
 
 def test_the_success_rule_lengthens_steps_after_an_improvement_and_shortens_them_otherwise() -> None:
-    assert told([0.5, 0.6, 0.7, 0.1, 0.2, 0.3], rule="success") > FIRST_SIGMA
-    assert told([0.1, 0.2, 0.3, 0.32, 0.1, 0.1], rule="success") < FIRST_SIGMA  # equal is no improvement
+    assert told([0.5, 0.6, 0.7, 0.1, 0.2, 0.3], rule="success") > 1
+    assert told([0.1, 0.2, 0.3, 0.32, 0.1, 0.1], rule="success") < 1  # equal is no improvement
 
 
 def test_the_legacy_rule_knows_two_step_sizes() -> None:
-    assert told([0.5] * SIZE, rule="legacy") == LEGACY[0]
-    assert told([0.1] * SIZE, rule="legacy") == LEGACY[1]
+    low, high = (told([value] * SIZE, rule="legacy") for value in (0.5, 0.1))
+    assert high / low == pytest.approx(LEGACY[1] / LEGACY[0])
 
 
 @pytest.mark.parametrize("rule", ["csa", "llm"])
 def test_the_step_size_of_cma_es_follows_the_path(rule: str) -> None:
-    assert told([0.1 * place for place in range(SIZE)], rule=rule) != FIRST_SIGMA
+    assert told([0.1 * place for place in range(SIZE)], rule=rule) != 1
 
 
 def test_failures_do_not_move_the_distribution() -> None:
-    assert told([None] * SIZE, 3) == FIRST_SIGMA
+    assert told([None] * SIZE, 3) == 1
 
 
 def test_the_step_size_stays_in_its_range_however_long_the_luck_lasts() -> None:
-    assert told([0.1] * SIZE, 60, "success") == SMALLEST
+    assert told([0.1] * SIZE, 60, "success") == pytest.approx(SMALLEST / NOISY_SIGMA)
     optimizer = evolution("llm-off", sigma_rule="success")
     for generation in range(30):
         optimizer.tell([trial(i, g, 1.0 + generation) for i, g in enumerate(ask(optimizer)[0])])

@@ -20,6 +20,12 @@ from llmevo.trial import Suggestion, Trial
 FIRST_SIGMA = 0.1
 """A step size of a tenth of a gene's range: the parents and their mean are good, what is far from them is not."""
 
+NOISY_SIGMA = 0.3
+"""The first step size where scores are noisy: short steps change them less than chance does."""
+
+NOISY = 0.01
+"""Scores are noisy where their errors' variance is more than this share of the start rows' variance."""
+
 POPULATION = 6
 """Candidates a generation: few, so that the model learns often."""
 
@@ -32,8 +38,8 @@ CLIMBERS, CLIMBS = 6, 15
 APART = 0.3
 """Standard deviations a gene, in the root mean square, between two candidates of a generation."""
 
-REDRAWN = 0.1
-"""How often a choice is drawn anew."""
+REDRAWN, EXPLORED = 0.1, 0.5
+"""How often a choice is drawn anew, and how often in the one candidate of a generation that explores them."""
 
 SAME = 2e-4
 """Points nearer than this in every gene make the same model, but for the grid that genes lie on."""
@@ -132,13 +138,22 @@ class Evolution:
         """New points, those of the highest expected score first."""
         if self.distribution is None:
             start = self._numbers(self.best)
-            self.distribution = Distribution(start, FIRST_SIGMA, POPULATION, False, self._seed)
+            sigma = NOISY_SIGMA if self._noise(self._trials) > NOISY else FIRST_SIGMA
+            self.distribution = Distribution(start, sigma, POPULATION, False, self._seed)
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
             self._fit()
             drawn = self._drawn(POOL * self.distribution.population)
             ranked = drawn[np.argsort(-self._expected(drawn), kind="stable")]
             climbed = self._climb(np.vstack([ranked[: CLIMBERS - 1], self._whole(self.distribution.mean[None])]))
-            return self.prospects(np.vstack([climbed, ranked]))
+            prospects = self.prospects(np.vstack([climbed, ranked]))
+        if self._features.choices:
+            prospects.insert(1, self._explorer(drawn[0]))
+        return prospects
+
+    def _explorer(self, point: Array) -> Prospect:
+        """The second of a generation, where there are choices: the model would never try those it has not seen."""
+        redrawn = self._redrawn(point[None].copy(), EXPLORED)
+        return self.prospects(redrawn)[0]
 
     def _fit(self) -> None:
         """Learn from the trials nearest the mean, and the best."""
@@ -148,14 +163,19 @@ class Evolution:
         values = np.array([trial.value for trial in self._trials])
         far = self.distribution.lengths(np.array([self._numbers(point) for point in self._points]))
         nearest = np.union1d(np.argsort(far, kind="stable")[:LEARNT], np.argmax(values))
-        scores = [score for place in nearest if (score := self._trials[place].score)]
-        spread = float(np.std([score.total for score in scores])) if scores else 0.0
-        error = float(np.median([score.stderr for score in scores])) if scores else 0.0
-        floor = min(1.0, (error / spread) ** 2) if spread else 1.0
+        floor = self._noise([self._trials[place] for place in nearest])
         points = self._features.of([self._points[place] for place in nearest])
         adapt = len(values) >= ADAPTED * self._adapted
         self._adapted = len(values) if adapt else self._adapted
         self._model.fit(points, normal_scores(values[nearest]), max(LEAST_NOISE, NOISE_SHARE * floor), adapt)
+
+    @staticmethod
+    def _noise(trials: Sequence[Trial]) -> float:
+        """The variance of the scores' errors as a share of the scores' variance, one at most."""
+        scores = [trial.score for trial in trials if trial.score]
+        error = float(np.median([score.stderr for score in scores])) if scores else 0.0
+        spread = float(np.std([score.total for score in scores])) if scores else 0.0
+        return min(1.0, (error / spread) ** 2) if spread else float(error > 0)
 
     def _drawn(self, size: int) -> Array:
         """Samples of the distribution; what would leave the unit cube is reflected, so that none pile up there."""
@@ -169,9 +189,9 @@ class Evolution:
         points[:, self._features.numbers] = numbers[:, : len(self._features.numbers)]
         return points
 
-    def _redrawn(self, points: Array) -> Array:
+    def _redrawn(self, points: Array, rate: float = REDRAWN) -> Array:
         for place in self._features.choices:
-            anew = self._random.random(len(points)) < REDRAWN
+            anew = self._random.random(len(points)) < rate
             points[:, place] = np.where(anew, self._random.random(len(points)), points[:, place])
         return points
 

@@ -5,7 +5,7 @@ import math
 LEGACY = (0.05, 0.2)
 """LLM-Evo-Merge's `sigma_low` after an improvement, `sigma_high` otherwise."""
 
-SMALLEST, LARGEST = 1e-3, 0.3
+SMALLEST, LARGEST = 1e-3, 0.5
 
 
 def next_sigma(rule: str, before: float, adapted: float, improved: bool, genes: int) -> float:
