@@ -29,7 +29,7 @@ STEPS = 6
 """Quasi-Newton steps each time; every fit goes on from the one before."""
 
 
-def normal_scores(values: Sequence[float]) -> Array:
+def normal_scores(values: Sequence[float] | Array) -> Array:
     """Ranks as quantiles of the normal distribution (Blom 1958): outliers and failures (-inf) lose their weight."""
     ranks = rankdata(values)
     return np.asarray(ndtri((ranks - 0.375) / (len(ranks) + 0.25)), dtype=np.float64)
@@ -75,10 +75,10 @@ class GaussianProcess:
         `floor` is the least variance that the noise may have. Without `adapt` the parameters stay as they are.
         """
         self._points, self._values, self._floor = points, values, floor
-        self._distances = cdist(points, points)
+        self._distances = _distances(points, points)
         if adapt:
             limits: Any = {"maxiter": STEPS, "maxfun": 2 * STEPS}
-            found = minimize(self._loss, self._logs, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=limits)
+            found = minimize(self.loss, self._logs, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=limits)
             self._logs = found.x
         covariance, _, _ = self._kernel(self._distances)
         covariance[np.diag_indices(len(points))] += self.noise + JITTER
@@ -87,18 +87,18 @@ class GaussianProcess:
 
     def mean(self, points: Array) -> Array:
         """The expected normal scores."""
-        return self._kernel(cdist(points, self._points))[0] @ self._weights
+        return self._kernel(_distances(points, self._points))[0] @ self._weights
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """The expected normal scores and their standard deviations, without the noise of scoring."""
-        covariance, _, _ = self._kernel(cdist(points, self._points))
+        covariance, _, _ = self._kernel(_distances(points, self._points))
         reduced = solve_triangular(self._factor[0], covariance.T, lower=True)
         variance = self.signal - (reduced**2).sum(axis=0)
         return covariance @ self._weights, np.sqrt(np.maximum(variance, 0.0))
 
     def gradient(self, points: Array) -> tuple[Array, Array]:
         """The expected normal scores and how they change along each feature."""
-        covariance, slope, _ = self._kernel(cdist(points, self._points))
+        covariance, slope, _ = self._kernel(_distances(points, self._points))
         pull = slope * self._weights / self.length_scale**2
         return covariance @ self._weights, pull @ self._points - pull.sum(axis=1, keepdims=True) * points
 
@@ -109,7 +109,7 @@ class GaussianProcess:
         slope = 5 / 3 * (1 + ROOT5 * distance) * decay
         return (1 + ROOT5 * distance + 5 / 3 * distance**2) * decay, slope, distance
 
-    def _loss(self, logs: Array) -> tuple[float, Array]:
+    def loss(self, logs: Array) -> tuple[float, Array]:
         """The negative logarithm of the posterior density of the parameters, and its gradient."""
         self._logs = logs
         covariance, slope, distance = self._kernel(self._distances)
@@ -127,3 +127,7 @@ class GaussianProcess:
         off = (logs - self._centres) / self._spreads
         loss = 0.5 * (self._values @ weights + off @ off) + np.log(np.diag(factor[0])).sum()
         return float(loss), np.array(gradient) + off / self._spreads
+
+
+def _distances(points: Array, others: Array) -> Array:
+    return np.asarray(cdist(points, others), dtype=np.float64)
