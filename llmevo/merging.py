@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
 
-AHEAD = 8
-"""Tensors that are begun before they are asked for."""
+AHEAD = 4
+"""Pieces of work that are begun before they are asked for."""
 
-LARGE = 1 << 22
-"""Entries from which on all cores work on one tensor; smaller ones are merged side by side."""
+TOGETHER = 1 << 21
+"""Entries that are one piece of work. A larger tensor is one by itself, and all cores work on it."""
 
 
 class Merger:
@@ -50,35 +50,54 @@ class Merger:
         made that the consumer holds already: those that would be made the same way are left out, and it is brought
         up to date when the consumer asks for the next one. Raises CandidateError when a merged weight is not finite.
         """
-        ahead: deque[tuple[Step, _Parts, Callable[[], Tensor]]] = deque()
+        ahead: deque[tuple[list[Planned], Callable[[], list[Tensor]]]] = deque()
 
-        def next_one() -> Iterator[tuple[str, Tensor]]:
-            step, parts, result = ahead.popleft()
-            if loaded is not None:
-                loaded.pop(step.name, None)
-            yield step.name, result()
-            if loaded is not None:
-                loaded[step.name] = parts.digest
+        def next_ones() -> Iterator[tuple[str, Tensor]]:
+            planned, results = ahead.popleft()
+            for (step, parts), result in zip(planned, results(), strict=True):
+                if loaded is not None:
+                    loaded.pop(step.name, None)
+                yield step.name, result
+                if loaded is not None:
+                    loaded[step.name] = parts.digest
 
         # Products of adapters are torch's work, which has threads of its own.
-        shared_out = not any(reference.lora for reference in recipe.references)
-        donor = self.sources[recipe.donor]
-        for step, parts in self._plan(recipe):
-            if loaded is not None and loaded.get(step.name) == parts.digest:
-                continue
-            work = partial(self._merged, step, parts)
-            small = shared_out and donor.tensor(step.inputs[0]).numel() < LARGE
-            ahead.append((step, parts, in_background(work) if small else work))
+        side_by_side = not any(reference.lora for reference in recipe.references)
+        for planned, size in self._pieces(recipe, loaded or {}, TOGETHER if side_by_side else 0):
+            work = partial(self._merged_all, planned)
+            ahead.append((planned, in_background(work) if side_by_side and size <= TOGETHER else work))
             if len(ahead) > AHEAD:
-                yield from next_one()
+                yield from next_ones()
         while ahead:
-            yield from next_one()
+            yield from next_ones()
+
+    def _pieces(
+        self, recipe: Recipe, loaded: Mapping[str, str], together: int
+    ) -> Iterator[tuple[list["Planned"], int]]:
+        """What is to be merged anew, and its entries: consecutive tensors of `together` at most, or a single one."""
+        donor = self.sources[recipe.donor]
+        piece: list[Planned] = []
+        size = 0
+        for step, parts in self._plan(recipe):
+            if step.name in loaded and loaded[step.name] == parts.digest:
+                continue
+            entries = donor.tensor(step.inputs[0]).numel()
+            if piece and size + entries > together:
+                yield piece, size
+                piece, size = [], 0
+            piece.append((step, parts))
+            size += entries
+        if piece:
+            yield piece, size
+
+    def _merged_all(self, planned: Sequence["Planned"]) -> list[Tensor]:
+        return [self._merged(step, parts) for step, parts in planned]
 
     def digests(self, recipe: Recipe) -> dict[str, str]:
         """How each tensor of the result is made: what `loaded` says of it after `merge`."""
         return {step.name: parts.digest for step, parts in self._plan(recipe)}
 
-    def _plan(self, recipe: Recipe) -> Iterator[tuple[Step, "_Parts"]]:
+    def _plan(self, recipe: Recipe) -> Iterator["Planned"]:
         donor = self.sources[recipe.donor]
         wanted = recipe.out_dtype or recipe.dtype
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
@@ -134,7 +153,7 @@ class Merger:
             merged = None
         if merged is not None and not merged.is_floating_point():
             return merged
-        if merged is None or not is_finite(rounded := merged.to(parts.dtype)):
+        if merged is None or not is_finite(rounded := _as(parts.dtype, merged)):
             raise CandidateError(f"{parts.method.name}: the merged {step.name} is not finite (NaN or infinite)")
         return rounded
 
@@ -186,16 +205,24 @@ class _Parts:
     shared: Mapping[str, float]
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def digest(self) -> str:
         models = [(str(model), name) for model, name in self.models]
         base = self.base and (str(self.base[0]), self.base[1])
         return repr((self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype)))
 
 
+Planned = tuple[Step, _Parts]
+"""One tensor of the result and what it is made of."""
+
+
 def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Merge one recipe; see `Merger.merge`."""
     return Merger(sources, seed).merge(recipe)
+
+
+def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _stored(weight: Weight) -> Tensor:

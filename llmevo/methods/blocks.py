@@ -98,8 +98,12 @@ def flat(tensor: Tensor) -> Stored:
 
 def _readable(tensor: Tensor) -> Tensor:
     """The same entries in one piece, as bfloat16 or float32."""
-    stored = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.to(torch.float32)
-    return stored.detach().contiguous()
+    # Every operation of torch hands the interpreter to another thread, so none is done that changes nothing.
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype not in (torch.bfloat16, torch.float32):
+        tensor = tensor.to(torch.float32)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -33,16 +33,18 @@ class Buffers:
         self._lock = RLock()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor whose entries are whatever stood there before."""
+        """A tensor of bfloat16 or float32, whose entries are whatever stood there before."""
         size = prod(shape) * dtype.itemsize
         if size < SMALLEST:
             return torch.empty([*shape], dtype=dtype)
         memory = self._reused(size)
         if memory is None:
             memory = np.empty(size, np.uint8)
-        lease = memory[:]  # the tensor holds this view, so its end is the end of the tensor
+        # The tensor holds this view, so its end is the end of the tensor.
+        lease = memory.view(np.int16 if dtype == torch.bfloat16 else np.float32).reshape([*shape])
         weakref.finalize(lease, self._take_back, memory).atexit = False
-        return torch.from_numpy(lease).view(dtype).view([*shape])
+        tensor = torch.from_numpy(lease)
+        return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
     def _reused(self, size: int) -> NDArray[np.uint8] | None:
         with self._lock:
