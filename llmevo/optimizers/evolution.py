@@ -35,8 +35,9 @@ POOL = 40
 CLIMBERS, CLIMBS = 6, 15
 """The best samples climb the model that many steps."""
 
-APART = 0.3
-"""Standard deviations a gene, in the root mean square, between two candidates of a generation."""
+APART, NOISY_APART = 0.3, 1.0
+"""Standard deviations a gene, in the root mean square, between two candidates of a generation; where scores are noisy
+they are to tell as much of the surroundings as random ones would."""
 
 REDRAWN, EXPLORED = 0.1, 0.5
 """How often a choice is drawn anew, and how often in the one candidate of a generation that explores them."""
@@ -45,12 +46,12 @@ SAME = 2e-4
 """Points nearer than this in every gene make the same model, but for the grid that genes lie on."""
 
 
-LEAST_NOISE, NOISE_SHARE = 1e-4, 0.25
-"""The least variance of the scores' noise, and how much of the measured one is assumed at least: all candidates
-answer the same questions, so their differences are more certain than their scores."""
+LEAST_NOISE = 1e-4
+"""The least variance of the scores' noise, where normal scores have variance 1; the measured one where it is more."""
 
 LEARNT = 120
-"""The model learns from the trials nearest the mean: what lies far off says little of where the search is."""
+"""The model learns from the trials nearest the mean: what lies far off says little of where the search is.
+Where scores are noisy it learns from all."""
 
 
 ADAPTED = 1.08
@@ -84,6 +85,7 @@ class Evolution:
         self._known: set[tuple[float, ...]] = set()
         self._untold: list[tuple[Array, float]] = []
         self._adapted = 0
+        self._noisy = False
         self.distribution: Distribution | None = None
         self._seed = int(self._random.integers(2**31))
 
@@ -119,8 +121,13 @@ class Evolution:
         """Move the distribution by scored trials, a population at a time. Whether it moved."""
         if self.distribution is None:
             return False
-        for trial in trials:
-            self._untold.append((self._numbers(self._space.to_unit(trial.candidate.genes)), -trial.value))
+        points = np.array([self._space.to_unit(trial.candidate.genes) for trial in trials])
+        values = np.array([trial.value for trial in trials])
+        if self._noisy and len(trials):  # what the model makes of a score and its neighbours' is nearer the truth
+            with self._threads.limit(limits=1):
+                self._fit()
+                values = self._expected(points)
+        self._untold += [(self._numbers(point), -float(value)) for point, value in zip(points, values, strict=True)]
         size, moved = self.distribution.population, False
         while len(self._untold) >= size:
             told, self._untold = self._untold[:size], self._untold[size:]
@@ -138,7 +145,8 @@ class Evolution:
         """New points, those of the highest expected score first."""
         if self.distribution is None:
             start = self._numbers(self.best)
-            sigma = NOISY_SIGMA if self._noise(self._trials) > NOISY else FIRST_SIGMA
+            self._noisy = self._noise(self._trials) > NOISY
+            sigma = NOISY_SIGMA if self._noisy else FIRST_SIGMA
             self.distribution = Distribution(start, sigma, POPULATION, False, self._seed)
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
             self._fit()
@@ -162,12 +170,12 @@ class Evolution:
         assert self.distribution is not None
         values = np.array([trial.value for trial in self._trials])
         far = self.distribution.lengths(np.array([self._numbers(point) for point in self._points]))
-        nearest = np.union1d(np.argsort(far, kind="stable")[:LEARNT], np.argmax(values))
+        nearest = np.union1d(np.argsort(far, kind="stable")[: None if self._noisy else LEARNT], np.argmax(values))
         floor = self._noise([self._trials[place] for place in nearest])
         points = self._features.of([self._points[place] for place in nearest])
         adapt = len(values) >= ADAPTED * self._adapted
         self._adapted = len(values) if adapt else self._adapted
-        self._model.fit(points, normal_scores(values[nearest]), max(LEAST_NOISE, NOISE_SHARE * floor), adapt)
+        self._model.fit(points, normal_scores(values[nearest]), max(LEAST_NOISE, floor), adapt)
 
     @staticmethod
     def _noise(trials: Sequence[Trial]) -> float:
@@ -239,7 +247,7 @@ class Evolution:
         chosen: list[Suggestion] = []
         taken = [self._numbers(self._space.to_unit(genes)) for genes in beside]
         essences = {self._features.essence(genes) for genes in beside}
-        apart = APART * np.sqrt(len(self.distribution.mean)) * self.distribution.sigma
+        apart = (NOISY_APART if self._noisy else APART) * np.sqrt(len(self.distribution.mean)) * self.distribution.sigma
         axes = np.linalg.inv(self.distribution.axes)
         for asked in (apart, 0.0):  # rather too near than none
             for prospect in prospects:
