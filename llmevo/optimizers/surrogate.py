@@ -38,7 +38,8 @@ def normal_scores(values: Sequence[float] | Array) -> Array:
 class GaussianProcess:
     """Matérn-5/2 with one length scale for all features (Rasmussen and Williams 2006, chapters 4 and 5).
 
-    One for each is learnt wrong from a hundred scores: regret was 1.3 to 1.8 times as high on half of BBOB. The prior of the length
+    One for each is learnt wrong from a hundred scores: regret was 1.3 to 1.8 times as high on half of
+    BBOB. The prior of the length
     scale grows with the root of the number of features, as distances do (Hvarfner et al.,
     https://arxiv.org/abs/2402.02229). The parameters are those of the highest posterior density, by gradient, each
     fit going on from the one before; scikit-learn's process has neither priors nor the mean's gradient, which is
