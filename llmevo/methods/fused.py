@@ -260,9 +260,13 @@ def combine(
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         origin, total = more[0, :size], more[1, :size]
-        _widen(base[0].stored, base[0].address, first, origin)
-        for i in range(size):  # assigning the whole slice is four times slower
-            total[i] = origin[i]
+        if base[0].stored == NO_TENSOR:
+            for i in range(size):
+                total[i] = np.float32(0)
+        else:
+            _widen(base[0].stored, base[0].address, first, origin)
+            for i in range(size):  # assigning the whole slice is four times slower
+                total[i] = origin[i]
         for m in range(many):
             if models[m].mask == KEEP_ALL and not elected:
                 _add(models[m], origin, first, total)
