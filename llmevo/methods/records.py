@@ -91,4 +91,5 @@ def blocks_of(size: int) -> int:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
     operand = Operand.of(tensor)
-    return fused.finite(table([operand]), 0, operand.size)
+    records = table([operand])
+    return all(over_chunks(operand.size, lambda start, stop: fused.finite(records, start, stop)))
