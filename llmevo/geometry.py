@@ -11,7 +11,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from llmevo.methods.base import LowRank, Weight, same
+from llmevo.methods.base import LowRank, Weight, same, stored
 from llmevo.planning import LAYER
 from llmevo.prompting import SliceGeometry
 from llmevo.sources import Sources
@@ -67,10 +67,10 @@ def _sample(space: SearchSpace, sources: Sources, entries: int) -> list[list[str
 
 def _products(base: Tensor | None, weights: Sequence[Weight]) -> tuple[Tensor, float]:
     """Inner products (models, models) of one tensor's task vectors, and the square of the norm of their origin."""
-    first = weights[0].origin if isinstance(weights[0], LowRank) else weights[0]
+    first = stored(weights[0])
     if not first.is_floating_point():
         return torch.zeros(len(weights), len(weights), dtype=torch.float64), 0.0
-    if base is not None and all(same(w.origin if isinstance(w, LowRank) else w, base) for w in weights):
+    if base is not None and all(same(stored(w), base) for w in weights):
         return _of_factors(weights), float(sum(part.double().square().sum() for part in base.reshape(-1).split(BLOCK)))
     rows = [(w.dense() if isinstance(w, LowRank) else w).reshape(-1).split(BLOCK) for w in weights]
     origins = [None] * len(rows[0]) if base is None else base.reshape(-1).split(BLOCK)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmevo.cache import Cache
 from llmevo.errors import CandidateError
-from llmevo.methods.base import Inputs, LowRank, Method, Weight, same
+from llmevo.methods.base import Inputs, LowRank, Method, Weight, same, stored
 from llmevo.methods.blocks import in_background
 from llmevo.methods.records import is_finite
 from llmevo.planning import Step, depth_of, plan
@@ -107,7 +107,7 @@ class Merger:
     def _widest(self, step: Step) -> torch.dtype:
         """The type that holds all of the sources' types, as they are stored."""
         sources = zip(step.of.sources, step.inputs, strict=True)
-        weights = (_stored(self.sources[source.model].weight(name)) for source, name in sources)
+        weights = (stored(self.sources[source.model].weight(name)) for source, name in sources)
         return reduce(torch.promote_types, (weight.dtype for weight in weights))
 
     def rounding_loss(self, recipe: Recipe, tensors: int = 12) -> float:
@@ -169,7 +169,7 @@ class Merger:
             self._look_through(model, name)
         models = [sources[model].weight(name) for model, name in parts.models]
         base = sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
-        first = base if base is not None else _stored(models[0])
+        first = base if base is not None else stored(models[0])
         unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
         if unchanged or not first.is_floating_point():
             return first
@@ -223,10 +223,6 @@ def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _stored(weight: Weight) -> Tensor:
-    return weight.origin if isinstance(weight, LowRank) else weight
 
 
 def _tensors(weight: Weight) -> list[Tensor]:

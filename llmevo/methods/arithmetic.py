@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods import fused
-from llmevo.methods.base import Inputs, LowRank, Parameter, Weight, divisor, least_divisor, same
+from llmevo.methods.base import Inputs, LowRank, Parameter, Weight, divisor, least_divisor, same, stored
 from llmevo.methods.blocks import Operand, empty, in_parts, task_vectors
 from llmevo.methods.records import Mask, blocks_of, over_chunks, table
 
@@ -78,11 +78,11 @@ def weighted_sum(models: Sequence[Weight], scales: Sequence[float], base: Tensor
     added as one product of their stacked factors, and what lies under several of them is read once.
     """
     first = base if base is not None else models[0]
-    shape = (first.origin if isinstance(first, LowRank) else first).shape
+    shape = stored(first).shape
     terms = [(model, scale) for model, scale in zip(models, scales, strict=True) if scale != 0.0]
     if base is None and len(terms) == 1 and terms[0][1] == 1.0 and isinstance(terms[0][0], Tensor):
         return terms[0][0]  # bit for bit, which 0 + x is not for the zero below zero
-    under = _gathered([(model.origin if isinstance(model, LowRank) else model, scale) for model, scale in terms])
+    under = _gathered([(stored(model), scale) for model, scale in terms])
     operands = [(Operand.of(t, base is not None), s) for t, s in under if base is None or not same(t, base)]
     if low := [(model, scale) for model, scale in terms if isinstance(model, LowRank)]:
         ups, downs = torch.cat([model.up * scale for model, scale in low], dim=1), torch.cat([m.down for m, _ in low])

@@ -51,6 +51,11 @@ Weight = Tensor | LowRank
 """One model's weight: as it is stored, or low-rank over another one."""
 
 
+def stored(weight: Weight) -> Tensor:
+    """The tensor that a weight is, or lies over."""
+    return weight.origin if isinstance(weight, LowRank) else weight
+
+
 def same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are one and the same memory, as a base is that two models share."""
     return first.data_ptr() == second.data_ptr() and first.shape == second.shape

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from llmevo.optimizers.base import Setup
-from llmevo.optimizers.population import Point, PopulationSearch
+from llmevo.optimizers.population import Point, PopulationSearch, at_least_two
 
 SIGMA = 1 / 6
 """The first step size of mergekit-evolve (`--sigma0`), a share of a gene's range."""
@@ -33,8 +33,6 @@ class CmaEs(PopulationSearch):
     def begin(self, start: Point) -> None:
         import cma
 
-        # pycma does not do one dimension; a second one that nothing depends on changes nothing.
-        padded = np.concatenate([start, np.full(max(0, 2 - len(start)), 0.5)])
         options: dict[str, Any] = {
             "bounds": [0, 1],
             "randn": lambda *shape: self._random.standard_normal(shape),
@@ -42,7 +40,7 @@ class CmaEs(PopulationSearch):
             "verbose": -9,
             "verb_log": 0,
         }
-        self._strategy = cma.CMAEvolutionStrategy(padded, SIGMA, options)
+        self._strategy = cma.CMAEvolutionStrategy(at_least_two(start), SIGMA, options)
 
     def draw(self) -> list[Point]:
         return self._strategy.ask()

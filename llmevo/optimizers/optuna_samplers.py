@@ -1,6 +1,7 @@
 """Bayesian optimization as Optuna does it: TPE and a Gaussian process with expected improvement."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from llmevo.optimizers.population import History, key
 from llmevo.trial import Suggestion, Trial
 
 
-class OptunaSearch:
+class OptunaSearch(ABC):
     """One of Optuna's samplers, asked for one candidate at a time, as it works best."""
 
     sigma: float | None = None
@@ -28,8 +29,9 @@ class OptunaSearch:
         self._asked: dict[tuple[float, ...], Any] = {}
         self._distributions = {gene.name: self._distribution(gene) for gene in setup.space.genes}
 
+    @abstractmethod
     def sampler(self, seed: int) -> Any:
-        raise NotImplementedError
+        """The sampler that is asked."""
 
     @staticmethod
     def _distribution(gene: Gene) -> Any:

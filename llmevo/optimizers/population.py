@@ -52,6 +52,11 @@ def redraw_choices(space: SearchSpace, point: Point, like: Point, rate: float, r
     return chosen
 
 
+def at_least_two(numbers: Point) -> Point:
+    """The numbers for a library that does not do one dimension: with a second one that nothing depends on."""
+    return np.concatenate([numbers, np.full(max(0, 2 - len(numbers)), 0.5)])
+
+
 class PopulationSearch(ABC):
     """Hands out a population of any size in pieces of any size, and learns when the last of it is scored.
 

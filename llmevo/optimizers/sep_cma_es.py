@@ -7,7 +7,7 @@ import numpy as np
 
 from llmevo.optimizers.base import Setup
 from llmevo.optimizers.cma_es import SIGMA
-from llmevo.optimizers.population import Point, PopulationSearch
+from llmevo.optimizers.population import Point, PopulationSearch, at_least_two
 
 
 class SepCmaEs(PopulationSearch):
@@ -29,8 +29,7 @@ class SepCmaEs(PopulationSearch):
     def begin(self, start: Point) -> None:
         from cmaes import SepCMA
 
-        # It does not do one dimension; a second one that nothing depends on changes nothing.
-        padded = np.concatenate([start, np.full(max(0, 2 - len(start)), 0.5)])
+        padded = at_least_two(start)
         bounds = np.tile([0.0, 1.0], (len(padded), 1))
         seed = int(self._random.integers(2**31))
         self._strategy = SepCMA(mean=padded, sigma=SIGMA, bounds=bounds, seed=seed)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.linear_model import BayesianRidge
 
 from llmevo.genes import Gene
 from llmevo.prompting.question import Question
@@ -76,6 +75,8 @@ def weigh(question: Question) -> Evidence:
     values = [trial.value for trial in trials]
     if len(trials) < FEWEST or min(values) == max(values) or not genes:
         return Evidence((), ())
+    from sklearn.linear_model import BayesianRidge  # slow to import, and most commands weigh nothing
+
     points, scores = _points(question), rank_normal(values)
     ridge: Any = BayesianRidge().fit(points, scores)
     errors = np.sqrt(np.maximum(np.diag(ridge.sigma_), 0.0))
