@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from workspace import Workspace, new_workspace, write_task
 
-from llmevo import cli
+from llmevo import terminal
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,6 +37,6 @@ def workspace(
     for shift, name in enumerate(("letters", "letters_heldout")):
         write_task(tmp_path, name, shift)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "console", Console(width=160, force_terminal=False))
-    monkeypatch.setattr(cli, "failures", Console(stderr=True, width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "console", Console(width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "failures", Console(stderr=True, width=160, force_terminal=False))
     return Workspace(tmp_path, monkeypatch, capsys)

@@ -57,6 +57,8 @@ ORDER = [
     "scoreboard",
     "inspection",
     "options",
+    "terminal",
+    "commands",
     "cli",
 ]
 """Each module may import only what stands above it."""

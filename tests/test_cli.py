@@ -184,7 +184,7 @@ def test_the_options_of_the_llm_are_kept_in_the_log(workspace: Workspace) -> Non
 
 
 def test_the_process_title_hides_the_key() -> None:
-    from llmevo.cli import without_key
+    from llmevo.terminal import without_key
 
     assert without_key(["run", "c.yml", "--api-key", "sk-1", "--budget", "3"]) == [
         *("run", "c.yml", "--api-key", "***", "--budget", "3")

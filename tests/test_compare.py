@@ -408,7 +408,7 @@ def test_the_key_is_not_shown_when_a_comparison_is_stopped(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmevo.cli.scoreboard.play", stop)
+    monkeypatch.setattr("llmevo.commands.compare.scoreboard.play", stop)
     status, printed = compared(workspace, "--api-key", "sk-secret")
     assert status == 130
     assert "goes on" in printed

@@ -1,0 +1,1 @@
+"""What each word after `llmevo` does: one command a file, its function the command."""

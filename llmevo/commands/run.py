@@ -1,0 +1,81 @@
+"""`llmevo run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmevo import inspection, terminal
+from llmevo.bench import Bench
+from llmevo.commands.live import carry_on
+from llmevo.options import (
+    ApiKey,
+    Backend,
+    BaseUrl,
+    Budget,
+    ConfigFile,
+    MaskNames,
+    MaxCalls,
+    MaxCost,
+    Model,
+    OptimizerName,
+    Seed,
+    Strict,
+    TaskFolders,
+    read_settings,
+)
+from llmevo.runlog import RunLog, check_free
+
+
+def run(
+    config: ConfigFile,
+    api_key: ApiKey = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
+    optimizer: OptimizerName = None,
+    budget: Budget = None,
+    seed: Seed = None,
+    backend: Backend = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.", show_default=False)] = None,
+    task_search_path: TaskFolders = None,
+    mask_names: MaskNames = False,
+    max_llm_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    strict_llm: Strict = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
+    ] = False,
+) -> None:
+    """Search for the best merge."""
+    settings = read_settings(
+        config,
+        task_search_path,
+        search__optimizer=optimizer,
+        search__budget=budget,
+        search__seed=seed,
+        llm__base_url=base_url,
+        llm__model=model,
+        llm__mask_names=mask_names,
+        llm__max_calls=max_llm_calls,
+        llm__max_cost=max_cost,
+        llm__strict=strict_llm,
+        engine__backend=backend,
+    )
+    bench = Bench(settings, config.parent.absolute(), api_key)
+    if dry_run:
+        inspection.inspect(bench, terminal.console)
+        return
+    folder = out or free_folder(config.stem)
+    check_free(folder)
+    bench.check()
+    with RunLog(folder) as log:
+        log.write("config.yml", config.read_text())
+        carry_on(bench, log)
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, -3, ... that holds no run."""
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
