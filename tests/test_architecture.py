@@ -24,6 +24,7 @@ ORDER = [
     "decoding",
     "space",
     "trial",
+    "budget",
     "prompting",
     "optimizers",
     "proposers",

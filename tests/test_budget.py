@@ -1,0 +1,145 @@
+"""Bounds of several kinds: how they are written, and where a search ends by each."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llmevo.budget import MANY, Budget, parse_budget
+from llmevo.errors import ConfigError
+from llmevo.events import Prompted, RunStarted
+from llmevo.runlog import RunState
+from llmevo.trial import Candidate, Score, Trial
+
+
+def started(items: int) -> RunStarted:
+    plain: dict[str, Any] = {"config": {}, "root": "", "prompts": {}, "versions": {}, "sources": [], "genes": []}
+    return RunStarted(**plain, seed=0, layers=1, items=items, heldout_items=0, proposer="", style="")
+
+
+def prompted(generation: int, seconds: float = 0.0, cost: float = 0.0) -> Prompted:
+    plain: dict[str, Any] = {"model": "m", "style": "chat", "messages": [], "reply": "", "tokens": {}, "problems": []}
+    return Prompted(**plain, generation=generation, cost=cost, seconds=seconds, analysis="", used=1)
+
+
+@dataclass
+class Past:
+    """A run that has scored some candidates in so many seconds each."""
+
+    seconds: list[float]
+    prompts: list[Prompted] = field(default_factory=list[Prompted])
+
+    @property
+    def state(self) -> RunState:
+        trials = {
+            place: Trial(Candidate(place, 0, "random", {}), Score(0.5, 0.0, {}, 20), seconds={"evaluate": seconds})
+            for place, seconds in enumerate(self.seconds)
+        }
+        return RunState(started=started(20), trials=trials, prompted=self.prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("100", Budget(evaluations=100)),
+        ("100 evaluations", Budget(evaluations=100)),
+        ("50000 items", Budget(items=50000)),
+        ("50_000 questions", Budget(items=50000)),
+        ("50,000 items, 100", Budget(evaluations=100, items=50000)),
+        ("60 min", Budget(minutes=60)),
+        ("1.5h", Budget(minutes=90)),
+        ("$5", Budget(cost=5)),
+        ("0.5 cost", Budget(cost=0.5)),
+        ("100, 50000 items, 60 min, 5 cost", Budget(evaluations=100, items=50000, minutes=60, cost=5)),
+    ],
+)
+def test_a_budget_is_written_as_people_write_it(text: str, expected: Budget) -> None:
+    assert parse_budget(text) == expected
+    assert Budget.model_validate(expected.model_dump(mode="json")) == expected
+    assert parse_budget(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("many", "'many' is no amount"),
+        ("", "'' is no amount"),
+        ("5 parsecs", "'5 parsecs' is no amount"),
+        ("$5 min", "'$5 min' is no amount"),
+        ("60 min, 1 h", "gives minutes twice"),
+        ("0", "greater than or equal to 1 (it is '0')"),
+        ("2.5", "(it is '2.5')"),
+        ("0 min", "greater than 0"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_the_way_out(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        parse_budget(text)
+    assert str(caught.value).startswith("--budget: ")
+
+
+@pytest.mark.parametrize("value", [True, None, {}, [], {"items": 0}, {"hours": 2}, "x"])
+def test_what_is_no_budget_in_a_config_is_refused(value: object) -> None:
+    with pytest.raises(ValidationError):
+        Budget.model_validate(value)
+
+
+def test_a_number_stays_a_number_and_another_bound_leaves_a_stated_number_of_evaluations() -> None:
+    assert Budget(evaluations=7).model_dump(mode="json") == 7
+    assert Budget(minutes=3).model_dump(mode="json") == {"evaluations": MANY, "minutes": 3}
+    assert Budget(evaluations=7).bounds == {"evaluations": 7}
+    assert Budget(minutes=3).bounds == {"minutes": 3}
+
+
+def test_the_next_generation_is_what_still_fits() -> None:
+    ten = Past([6.0] * 9 + [10.0]).state  # 64 s, 200 questions
+    assert Budget(evaluations=12).size(ten, 5) == 2
+    assert Budget(evaluations=10).size(ten, 5) == 0
+    assert Budget(items=279).size(ten, 5) == 3
+    assert Budget(items=219).size(ten, 5) == 0
+    assert Budget(minutes=104.5 / 60).size(ten, 5) == 4  # the slowest took 10 s
+    assert Budget(minutes=73 / 60).size(ten, 5) == 0
+    assert Budget(minutes=60).size(ten, 5) == 5
+    assert Budget(evaluations=13, items=240, minutes=60).size(ten, 5) == 2
+
+
+def test_asking_takes_time_and_money_and_both_are_kept_for_the_next_time() -> None:
+    asked = Past([1.0] * 4, [prompted(1, 10, 1.0), prompted(1, 10, 1.0), prompted(2, 5, 0.5)]).state
+    assert Budget(minutes=1).size(asked, 50) == 11  # 29 s are spent, 20 are kept for asking
+    assert Budget(cost=4.5).size(asked, 5) == 5
+    assert Budget(cost=4.4).size(asked, 5) == 0  # 2.5 are spent, the dearest generation took 2
+    assert Budget(cost=1).size(Past([]).state, 5) == 5  # what a call costs is not known before the first
+
+
+def test_a_search_whose_start_rows_took_all_ends_after_them() -> None:
+    rows = Past([70.0, 50.0], [prompted(1, cost=2)]).state
+    for budget in (Budget(evaluations=1), Budget(items=10), Budget(minutes=1), Budget(cost=1)):
+        assert budget.size(rows, 4) == 0
+        assert budget.progress(rows) == 1
+        assert budget.ahead(rows) == 0
+
+
+def test_scores_taken_over_from_elsewhere_count_as_evaluations_and_take_no_time() -> None:
+    known = Past([0.0] * 6).state
+    assert Budget(minutes=1).size(known, 4) == 4
+    assert Budget(evaluations=8, minutes=1).size(known, 4) == 2
+
+
+def test_progress_is_that_of_the_kind_nearest_its_end_and_forecasts_go_by_the_mean() -> None:
+    ten = Past([6.0] * 10).state
+    assert Budget(evaluations=40).progress(ten) == 0.25
+    assert Budget(evaluations=40, minutes=2).progress(ten) == 0.5
+    assert Budget(evaluations=40, minutes=2).ahead(ten) == 10
+    assert Budget(evaluations=40, items=300).ahead(ten) == 5
+    assert Budget(items=300).evaluations_of(20) == 15
+    assert Budget(evaluations=9, items=300).evaluations_of(20) == 9
+
+
+def test_it_says_what_is_spent_of_what() -> None:
+    ten = Past([6.0] * 10, [prompted(1, cost=0.25)]).state
+    assert Budget(evaluations=40).words(ten) == "10 of 40 evaluations"
+    assert Budget(items=50000, minutes=60, cost=5).words(ten) == (
+        "10 evaluations, 200 of 50,000 items, 1 of 60 min, 0.25 of 5 cost"
+    )
