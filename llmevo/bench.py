@@ -218,6 +218,7 @@ class Bench:
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.rig.questions},
+            texts={name: evaluator.texts() for name, evaluator in self.rig.evaluators.items()},
             geometry=[asdict(facts) for facts in self.geometry],
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )

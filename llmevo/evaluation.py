@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
 from llmevo.trial import Score
+
+TEXT = 600
+"""Characters that are kept of a question (its end), an answer and a reply (their beginnings)."""
 
 BOOTSTRAP = 100
 """Resamples for the standard error of metrics that have no formula for it."""
@@ -75,6 +78,7 @@ class Evaluator:
         leaves: dict[str, Any] = self._loaded["tasks"]
         for task in tasks:
             _check_metric(task, self._loaded)
+        self._counted = {leaf: task.metric.split(",", 1) for task in tasks for leaf in _members(task, self._loaded)}
         self._questions = {name: _questions(name, leaf, protocol) for name, leaf in leaves.items()}
         for leaf in leaves.values():
             if protocol.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
@@ -108,7 +112,16 @@ class Evaluator:
         asked = [[task.model_dump() for task in self.tasks], protocol, examples, [*self.questions()]]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    def texts(self) -> Iterator[str]:
+    def texts(self) -> dict[str, list[tuple[str, str]]]:
+        """{task: (question, right answer) of each}, shortened: for people."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for name, places in self._questions.items():
+            leaf = self._loaded["tasks"][name]
+            documents = [leaf.eval_docs[place] for place in places]
+            found[name] = [(str(leaf.doc_to_text(d))[-TEXT:], _answer(leaf, d)) for d in documents]
+        return found
+
+    def read(self) -> Iterator[str]:
         """Roughly what a model reads: each question once, solved examples and choices included. For forecasts."""
         for name, places in self._questions.items():
             leaf = self._loaded["tasks"][name]
@@ -134,13 +147,31 @@ class Evaluator:
                     bootstrap_iters=BOOTSTRAP,
                     apply_chat_template=protocol.apply_chat_template,
                     fewshot_as_multiturn=protocol.fewshot_as_multiturn and protocol.apply_chat_template,
-                    log_samples=False,
                 )
         except (LlmevoError, KeyboardInterrupt):
             raise
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
             raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
-        return weigh(self.tasks, results["results"] | (results.get("groups") or {}), self.items)
+        score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), self.items)
+        return replace(
+            score, item_scores=self._item_scores(results["samples"]), replies=self._replies(results["samples"])
+        )
+
+    def _item_scores(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+        """The counted metric question by question, where it is a number."""
+        found: dict[str, list[float]] = {}
+        for name, (metric, filter_) in self._counted.items():
+            values = [sample.get(metric) for sample in samples[name] if sample["filter"] == filter_]
+            if values and all(isinstance(value, float | int) for value in values):
+                found[name] = [float(value) for value in values if value is not None]
+        return found
+
+    def _replies(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+        """What was answered, in words."""
+        return {
+            name: [_reply(self._loaded["tasks"][name], s) for s in samples[name] if s["filter"] == filter_]
+            for name, (_, filter_) in self._counted.items()
+        }
 
 
 def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items: int) -> Score:
@@ -236,6 +267,30 @@ def _build_once(leaf: Any) -> None:
             instance.resps, instance.filtered_resps = [], {}
 
     leaf.build_all_requests = build_all_requests
+
+
+def _members(task: Task, loaded: Any) -> list[str]:
+    """The tasks of a group, or the task itself."""
+    if task.name in loaded["tasks"]:
+        return [task.name]
+    return [leaf.task_name for leaf in loaded["groups"][task.name].get_all_tasks()]
+
+
+def _answer(leaf: Any, document: Any) -> str:
+    """The right answer of a question, in words."""
+    target = leaf.doc_to_target(document)
+    if isinstance(target, int) and leaf.config.doc_to_choice is not None:
+        target = leaf.doc_to_choice(document)[target]
+    return str(target)[:TEXT]
+
+
+def _reply(leaf: Any, sample: Mapping[str, Any]) -> str:
+    """What a model answered to a question: its text, or the choice it found likeliest."""
+    found = sample["filtered_resps"]
+    if leaf.OUTPUT_TYPE == "multiple_choice":
+        choices = leaf.doc_to_choice(sample["doc"])
+        return str(choices[max(range(len(choices)), key=lambda place: found[place][0])])[:TEXT]
+    return str(found[0])[:TEXT] if leaf.OUTPUT_TYPE == "generate_until" else ""
 
 
 def _check_metric(task: Task, loaded: Any) -> None:

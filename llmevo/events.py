@@ -52,6 +52,10 @@ class RunStarted(BaseEvent):
     """The prompting style that suits it: prompts can be made again from this without the proposer."""
     questions: dict[str, str] = Field(default_factory=dict[str, str])
     """Digests of what `search` and `heldout` ask, how, and by which engine; empty in older logs."""
+    texts: dict[str, dict[str, list[tuple[str, str]]]] = Field(
+        default_factory=dict[str, dict[str, list[tuple[str, str]]]]
+    )
+    """Of `search` and `heldout`: {task: (question, right answer) of each}, shortened; empty in older logs."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
@@ -102,12 +106,14 @@ class Scored(BaseEvent):
     stderr: float
     tasks: dict[str, dict[str, float]]
     items: int
+    item_scores: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
+    """The counted metric of every question, task by task, in the order of `RunStarted.texts`; empty in older logs."""
     seconds: dict[str, float]
     cached: bool = False
     """Taken over from an equal candidate, of this run or of another of the same comparison."""
 
     def read(self) -> Score:
-        return Score(self.score, self.stderr, self.tasks, self.items)
+        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
 
 
 class Evaluated(Scored):
@@ -142,6 +148,11 @@ class HeldOut(Scored):
     kind: str
     """`base`, `parent`, `uniform` or `best`."""
     candidate: int | None
+    replies: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
+    """What the model answered to every question; empty in older logs."""
+
+    def read(self) -> Score:
+        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, self.replies)
 
 
 class RunFinished(BaseEvent):
@@ -170,9 +181,15 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "stderr": score.stderr,
         "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
         "items": score.items,
+        "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
         "seconds": rounded(seconds),
         "cached": not seconds,
     }
+
+
+def _short(value: float) -> float:
+    """0 and 1 in one character; as many digits of others as tell questions apart."""
+    return int(value) if value == int(value) else round(value, 4)
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:

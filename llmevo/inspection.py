@@ -71,7 +71,7 @@ def forecast(bench: Bench, prompt: Prompt | None) -> Forecast:
     tokenizer: Any = AutoTokenizer.from_pretrained(bench.sources.folder(config.genome.references[0]))
 
     def tokens(evaluator: Any) -> int:
-        return sum(len(tokenizer.encode(text)) for text in evaluator.texts()) if evaluator else 0
+        return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
 
     shapes = bench.sources[config.genome.references[0]].shapes
     parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)

@@ -131,7 +131,8 @@ def hold_out(bench: Bench, journal: Journal) -> None:
 def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
     name, kind, candidate = row
     score, seconds = bench.score(recipe, heldout=True)
-    return events.HeldOut(row=name, kind=kind, candidate=candidate, **events.scored(score, seconds))
+    said = {task: [*replies] for task, replies in score.replies.items()}
+    return events.HeldOut(row=name, kind=kind, candidate=candidate, replies=said, **events.scored(score, seconds))
 
 
 def finished(state: RunState) -> events.RunFinished:

@@ -77,14 +77,18 @@ class Rig:
         return heldout
 
     @property
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """`search`, and `heldout` where there is one."""
+        return {"search": self.evaluator, **({"heldout": self.heldout} if self.heldout else {})}
+
+    @property
     def _search_path(self) -> list[Path]:
         return [self.root / path for path in self.config.task_search_path]
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
         """A digest of what `search` and `heldout` ask, how, and by which engine: equal ones give equal scores."""
-        asked = {"search": self.evaluator, "heldout": self.heldout}
-        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in asked.items() if evaluator}
+        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
 
     @cached_property
     def engine(self) -> Engine:

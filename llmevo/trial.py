@@ -1,7 +1,7 @@
 """A candidate, its score, and the two together: what optimizers are asked for and told."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmevo.genes import Genes
@@ -52,6 +52,11 @@ class Score:
     tasks: Metrics
     items: int
     """How many questions were answered."""
+    item_scores: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """{task: the counted metric of every question, in their order}; a group's tasks one by one. Tasks whose metric no
+    single question has (word perplexity, say) are not in it."""
+    replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
 
 
 @dataclass(frozen=True)

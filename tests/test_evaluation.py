@@ -182,6 +182,44 @@ def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: RequestScor
     assert score.items == 20
 
 
+def test_every_question_has_its_score_its_text_and_its_reply(tmp_path: Path, lm: RequestScorer) -> None:
+    sums = add_task(tmp_path, "sums")
+    said = add_task(tmp_path, "said", **GENERATION).model_copy(update={"metric": "exact_match,none"})
+    scoring = evaluator(tmp_path, sums, said, limit=7, shuffle=True)
+    score, texts = scoring.score(lm), scoring.texts()
+    for task, metric in (("sums", "acc,none"), ("said", "exact_match,none")):
+        assert len(score.item_scores[task]) == len(score.replies[task]) == len(texts[task]) == 7
+        assert sum(score.item_scores[task]) / 7 == pytest.approx(score.tasks[task][metric])
+    for (_, right), reply, value in zip(texts["sums"], score.replies["sums"], score.item_scores["sums"], strict=True):
+        assert (reply == right) == bool(value)
+    assert [text for text, _ in texts["sums"]] == asked(scoring)[:7]
+
+
+def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: RequestScorer) -> None:
+    add_task(tmp_path, "one", ROWS[:5])
+    add_task(tmp_path, "two", ROWS[5:])
+    group = {"group": "all_sums", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (tmp_path / "all_sums.yaml").write_text(json.dumps(group))
+    score = evaluator(tmp_path, Task(name="all_sums")).score(lm)
+    assert {task: len(values) for task, values in score.item_scores.items()} == {"one": 5, "two": 15}
+
+
+def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: RequestScorer) -> None:
+    perplexity = {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
+    text = add_task(
+        tmp_path,
+        "text",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_choice=None,
+        doc_to_target="{{question}}",
+        metric_list=[perplexity],
+    )
+    score = evaluator(tmp_path, text.model_copy(update={"metric": "word_perplexity,none"})).score(lm)
+    assert score.total > 1
+    assert score.item_scores == {}
+
+
 # Which questions
 
 
