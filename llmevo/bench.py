@@ -158,7 +158,7 @@ class Bench:
         setup = Setup(
             self.space,
             search.seed,
-            search.budget,
+            self.evaluations,
             self.config.counted,
             self.style if self.asks else "",
             self.templates,
@@ -179,23 +179,37 @@ class Bench:
         return [Suggestion(genes, "user", name) for name, genes in rows]
 
     @property
+    def evaluations(self) -> int:
+        """What the optimizer plans with: as many as the budget has room for, as far as that is known at the start."""
+        budget = self.config.search.budget
+        if budget.items is None:
+            return budget.evaluations
+        return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
+
+    @property
     def start_rows(self) -> int:
         """How many candidates are scored before the search begins."""
         return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
 
     def check(self) -> None:
         """Find every mistake of the user's that can be found before anything is written or computed."""
-        rows = self.start_rows
-        if self.config.search.budget < rows:
+        rows, budget = self.start_rows, self.config.search.budget
+        if budget.evaluations < rows or self.evaluations < rows:
+            items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
             raise ConfigError(
-                f"search.budget: {self.config.search.budget} is too low; the parents and the uniform merge"
-                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations"
+                f"search.budget: {budget} is too low; the parents and the uniform merge"
+                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
+            )
+        if "cost" in budget.bounds and not self.asks:
+            raise ConfigError(
+                f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
+                f" {self.config.search.optimizer!r} asks no LLM; give evaluations, items or minutes"
             )
         if self.asks:
             self.templates.texts(self.prompt_files)
             # A mistake in a template shows when it is filled, which a search may do much later.
             search = self.config.search
-            question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, search.budget)
+            question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
         _ = self.evaluator, self.heldout

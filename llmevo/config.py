@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llmevo.budget import Budget
 from llmevo.errors import ConfigError, nearest
 from llmevo.evaluation import Protocol, Task
 from llmevo.genome import Genome
@@ -23,8 +24,9 @@ class Search(_Section):
 
     optimizer: str = "llm"
     """One of the optimizers; `llmevo run --help` lists them."""
-    budget: int = Field(default=100, ge=1)
-    """Candidates to score, the parents and the uniform merge included."""
+    budget: Budget = Budget(evaluations=100)
+    """Candidates to score, the parents and the uniform merge included; or a mapping of bounds, whichever ends first:
+    `{evaluations: 100, items: 50000, minutes: 60, cost: 5}`. See `Budget`."""
     population: int | None = Field(default=None, ge=2)
     """Candidates a generation; 4 + ⌊3 ln genes⌋ by default, the rule of CMA-ES."""
     seed: int = 0
@@ -140,6 +142,15 @@ class Config(_Section):
     llm: Llm = Llm()
     engine: Engine = Engine()
 
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.search.budget.cost is not None and not (self.llm.price.prompt or self.llm.price.completion):
+            raise ValueError(
+                f"search.budget: its cost ({self.search.budget.cost:g}) needs to know what the LLM costs; add its"
+                " prices per million tokens, such as `llm: {price: {prompt: 2.5, completion: 10}}`"
+            )
+        return self
+
     @property
     def evaluation_seed(self) -> int:
         """What random masks, shuffled questions and solved examples follow from."""
@@ -213,6 +224,8 @@ def _explain(detail: Any) -> str:
         return f"{place}: there is no such key{nearest(str(detail['loc'][-1]), known)}"
     if detail["type"] == "missing":
         return f"{place}: this key is missing"
+    if not place:
+        return message  # of several sections together; it names them
     return f"{place}: {message}" + ("" if isinstance(detail["input"], dict) else f" (it is {detail['input']!r})")
 
 

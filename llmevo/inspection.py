@@ -11,9 +11,9 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from llmevo.bench import Bench
-from llmevo.display import clock
-from llmevo.loop import ask_size, population, start_rows
+from llmevo.loop import population, start_rows
 from llmevo.merging import Merger
+from llmevo.progress import clock
 from llmevo.prompting import Prompt
 from llmevo.trial import Candidate, Score, Suggestion, Trial
 
@@ -53,7 +53,7 @@ def first_prompt(bench: Bench) -> Prompt | None:
     count = len(candidates)
     for generation in range(1, GENERATIONS + 1):
         optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told])
-        asking = optimizer.ask(ask_size(bench, count) or 2)
+        asking = optimizer.ask(min(bench.evaluations - count, population(bench)) or 2)
         try:
             return next(asking)
         except StopIteration as done:
@@ -77,8 +77,8 @@ def forecast(bench: Bench, prompt: Prompt | None) -> Forecast:
     parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
     searched, held_out = tokens(bench.evaluator), tokens(bench.heldout)
     rows = bench.start_rows + 2 if bench.heldout else 0
-    read = config.search.budget * searched + rows * held_out
-    generations = max(0, math.ceil((config.search.budget - bench.start_rows) / population(bench)))
+    read = bench.evaluations * searched + rows * held_out
+    generations = max(0, math.ceil((bench.evaluations - bench.start_rows) / population(bench)))
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else 400
     spent = generations * asked * 2, generations * answered if prompt else 0
@@ -123,7 +123,7 @@ def geometry(bench: Bench) -> Table:
 
 def inspect(bench: Bench, console: Console) -> None:
     """Print all of it."""
-    space, search = bench.space, bench.config.search
+    space = bench.space
     table = Table(title=f"{len(space.genes)} genes over {bench.layers} layers", title_justify="left", box=None)
     for column in ("gene", "low", "high", "uniform"):
         table.add_column(column, justify="left" if column == "gene" else "right")
@@ -150,7 +150,7 @@ def inspect(bench: Bench, console: Console) -> None:
             console.print(message["content"], markup=False, highlight=False, soft_wrap=True)
     ahead = forecast(bench, prompt)
     console.print(
-        f"\nForecast: {search.budget} evaluations of {ahead.items} questions ({ahead.tokens:,} tokens) each,"
+        f"\nForecast: {bench.evaluations} evaluations of {ahead.items} questions ({ahead.tokens:,} tokens) each,"
         f" {bench.start_rows} of them start rows, then {ahead.generations} generations of {population(bench)};"
         f" about {clock(ahead.seconds)} on this machine.",
         highlight=False,

@@ -25,7 +25,7 @@ def run(bench: Bench, journal: Journal) -> RunState:
     journal.once(events.RunStarted, bench.started)
     optimizer = bench.optimizer()
     generation(bench, journal, optimizer, start_rows(bench))
-    while size := ask_size(bench, len(journal.state.trials)):
+    while size := ask_size(bench, journal.state):
         generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
     hold_out(bench, journal)
     journal.recomputed(finished(journal.state))
@@ -49,9 +49,9 @@ def population(bench: Bench) -> int:
     return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
 
 
-def ask_size(bench: Bench, spent: int) -> int:
-    """Candidates of the next generation; 0 when the budget is spent."""
-    return max(0, min(bench.config.search.budget - spent, population(bench)))
+def ask_size(bench: Bench, state: RunState) -> int:
+    """Candidates of the next generation; 0 when the budget is spent, or no further one is sure to fit into it."""
+    return bench.config.search.budget.size(state, population(bench))
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmevo.budget import parse_budget
 from llmevo.config import Config, read_config
 from llmevo.optimizers import OPTIMIZERS
 
@@ -17,7 +18,13 @@ ApiKey = Annotated[
 BaseUrl = Annotated[str | None, typer.Option(help="Your own OpenAI-compatible server.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="The LLM that proposes.", show_default=False)]
 OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)]
-Budget = Annotated[int | None, typer.Option(help="Candidates to score.", show_default=False)]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'. May be repeated.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default=False)]
 Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.", show_default=False)]
 TaskFolders = Annotated[
@@ -37,6 +44,8 @@ Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop, resumably, whe
 def read_settings(config: Path, folders: list[Path] | None = None, **options: Any) -> Config:
     """The config with the options of the command line, named `section__key`; those not given change nothing."""
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
+    if budget := given.get("search.budget"):
+        given["search.budget"] = parse_budget(", ".join(budget))
     settings = read_config(config, given)
     if not folders:
         return settings

@@ -94,7 +94,7 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
         "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],
-        "budgets": config.search.budget,
+        "budgets": config.search.budget.model_dump(),
     }
 
 

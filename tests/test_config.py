@@ -253,7 +253,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 def test_an_override_takes_the_place_of_a_key_and_leaves_its_neighbours(tmp_path: Path) -> None:
     file = write(tmp_path, MERGEKIT_EVOLVE + "\nsearch: {budget: 40, seed: 3}\n")
     config = read_config(file, {"search.budget": 9, "llm.model": "gpt-x"})
-    assert (config.search.budget, config.search.seed, config.llm.model) == (9, 3, "gpt-x")
+    assert (config.search.budget.evaluations, config.search.seed, config.llm.model) == (9, 3, "gpt-x")
 
 
 def test_an_override_is_checked_like_the_file() -> None:
