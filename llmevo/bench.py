@@ -19,12 +19,17 @@ from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.recipe import Recipe
 from llmevo.rig import Rig
-from llmevo.runlog import LOG
+from llmevo.runlog import LOG, RunState
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.trial import Score, Suggestion
 
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
+"""Decide scores and answers."""
+
+NUMERIC = ("numpy", "scipy", "cma", "cmaes", "optuna", "scikit-learn")
+"""Decide candidates."""
+
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
@@ -50,11 +55,12 @@ class Bench:
         """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
-        config, root = parse_config(started.config, f"{run}/{LOG}"), Path(started.root)
-        if started.proposer:
-            # What `auto` meant then: a key that has come or gone since must not change who is asked.
-            config = config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
-        return cls(config, root, api_key, started, shared)
+        return cls(config_of(started, f"{run}/{LOG}"), Path(started.root), api_key, started, shared)
+
+    def follow(self, event: events.Event, state: RunState) -> None:
+        """An observer for the journal: from a `resumed` event on, the config is as that says."""
+        if isinstance(event, events.Resumed) and state.started:
+            self.config = config_of(state.started, LOG)
 
     @cached_property
     def rig(self) -> Rig:
@@ -67,11 +73,12 @@ class Bench:
 
     @property
     def layers(self) -> int:
-        return self.rig.layers
+        return self.recorded.layers if self.recorded else self.rig.layers
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
-        return self.rig.space
+        """Of a logged run, made without its models."""
+        return SearchSpace(self.config.genome, self.layers)
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -96,6 +103,8 @@ class Bench:
 
     @cached_property
     def templates(self) -> Templates:
+        if self.recorded:
+            return Templates(recorded=self.recorded.prompts)
         folder = self.config.llm.prompts
         return Templates(self.root / folder if folder else None)
 
@@ -221,7 +230,7 @@ class Bench:
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
             prompts=self.templates.texts(self.prompt_files),
-            versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+            versions=versions(),
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
             evaluation_seed=search.evaluation_seed,
@@ -244,3 +253,19 @@ class Bench:
             "checksum": self.rig.checksums[str(reference)],
             "licence": self.sources.licence(reference),
         }
+
+
+def config_of(started: events.RunStarted, origin: str) -> Config:
+    """The config of a logged run, with what `auto` meant then: a key that has come or gone since must not change who
+    is asked.
+    """
+    config = parse_config(started.config, origin)
+    if started.proposer:
+        return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the processor's family, and the packages that decide scores and candidates."""
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    return {**here, **{name: version(name) for name in (*VERSIONED, *NUMERIC)}}

@@ -9,6 +9,7 @@
     │   ├── ProposerRefused   the LLM's server refuses for good: a bad key, an unknown model
     │   └── RunError          a run folder is taken, torn, or of a newer llmevo
     ├── EngineError           the engine does not hold what it should: the run stops, exit status 1
+    ├── LogError              the disk is full or fails: the run stops, resumably, exit status 1
     ├── CandidateError        one candidate failed; the run goes on without it
     └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
 
@@ -53,6 +54,10 @@ class RunError(UserError):
 
 class EngineError(LlmevoError):
     """The engine's weights are not those that were merged into it; its scores would mean nothing."""
+
+
+class LogError(LlmevoError):
+    """The run's folder cannot be written. What it holds already is whole."""
 
 
 class CandidateError(LlmevoError):

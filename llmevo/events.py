@@ -166,8 +166,34 @@ class RunFinished(BaseEvent):
     `capped` (not asked: a cap was reached) and `repairs` (asked once more); `used`: what became candidates of them."""
 
 
+class Change(BaseModel):
+    """Something that is not as it was when the run began."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    key: str
+    """Its place in `run_started`: `config.llm.model`, `questions.search`, `sources.MODEL.checksum`."""
+    before: Any
+    now: Any
+
+
+class Resumed(BaseEvent):
+    """From here on something is different; a run that goes on as it was writes none."""
+
+    event: Literal["resumed"] = "resumed"
+    reason: str
+    """In words: what was given with `--budget` or allowed with `--force`."""
+    budget: int | dict[str, float] | None = None
+    """The new `search.budget`, in the form of the config; None where it stays."""
+    forced: list[Change] = Field(default_factory=list[Change])
+    """What had changed and was allowed with `--force`."""
+    versions: dict[str, str] = Field(default_factory=dict[str, str])
+    """As in `run_started`: what the run goes on with."""
+
+
 Event = Annotated[
-    RunStarted | Prompted | Asked | Evaluated | Failed | Told | HeldOut | RunFinished, Field(discriminator="event")
+    RunStarted | Resumed | Prompted | Asked | Evaluated | Failed | Told | HeldOut | RunFinished,
+    Field(discriminator="event"),
 ]
 """Any event."""
 

@@ -1,8 +1,8 @@
 """One code path for run, resume and replay: each event is taken from the log, or made and appended to it."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from llmevo import events
 from llmevo.errors import RunError
@@ -12,6 +12,10 @@ Kind = TypeVar("Kind", bound=events.BaseEvent)
 
 Observer = Callable[[events.Event, RunState], None]
 """Shown every event, old or new, with the state after it."""
+
+ROUGH = 1e-6
+"""How far numbers may be off that nothing is decided by: `sigma` and `trust`, as a share. Their last digits are the
+processor's. Everything else is compared exactly."""
 
 
 class EndOfRecordError(Exception):
@@ -31,13 +35,18 @@ class Journal:
         self.state = RunState()
         self._recorded = deque(recorded)
         self._append, self._observers = append, [*observers]
+        self._line = 0
 
-    @property
-    def replaying(self) -> bool:
-        return bool(self._recorded)
+    def follow(self, observer: Observer) -> None:
+        """Show it every event from now on, before all others."""
+        self._observers.insert(0, observer)
 
     def once(self, kind: type[Kind] | tuple[type[Kind], ...], make: Callable[[], Kind]) -> Kind:
-        """The next event, which must be of this kind: recorded if it happened before, made now if not."""
+        """The next event, which must be of this kind: recorded if it happened before, made now if not.
+
+        A `resumed` event takes effect with the event before it: so what it changes, it changes at the same place each
+        time the log is read.
+        """
         if not self._recorded:
             if self._append is None:
                 raise EndOfRecordError
@@ -46,28 +55,67 @@ class Journal:
         else:
             event = self._recorded.popleft()
             if not isinstance(event, kind):
-                raise RunError(
-                    f"the log has the event {event.event!r} where this config makes another; was it changed?"
-                )
-        self.state.apply(event)  # pyright: ignore[reportArgumentType]
-        for observer in self._observers:
-            observer(event, self.state)  # pyright: ignore[reportArgumentType]
+                raise self.broken(f"is the event {event.event!r} where this config makes another", ahead=True)
+        self._take(event)
+        while self._recorded and isinstance(self._recorded[0], events.Resumed):
+            self._take(self._recorded.popleft())
         return event
+
+    def _take(self, event: Any) -> None:
+        self._line += 1
+        self.state.apply(event)
+        for observer in self._observers:
+            observer(event, self.state)
 
     def recomputed(self, made: Kind) -> Kind:
         """An event that follows from those before it: if it is recorded, it must be the same."""
-        if self._recorded and (difference := _difference(self._recorded[0], made)):
-            raise RunError(f"the log does not follow from its config: {difference}")
+        if self._recorded and (difference := next(_differences(self._recorded[0], made), None)):
+            raise self.broken(difference, ahead=True)
         return self.once(type(made), lambda: made)
 
+    def expect(self, event: Kind, **fields: Any) -> Kind:
+        """The event just taken, if these of its fields are what they should be. Raises RunError."""
+        for name, value in fields.items():
+            if getattr(event, name) != value:
+                raise self.broken(f"{_named(event, name, getattr(event, name), value)}")
+        return event
 
-def _difference(recorded: events.BaseEvent, made: events.BaseEvent) -> str | None:
-    """The first field in which two events differ, apart from when they were written."""
+    def broken(self, what: str, ahead: bool = False) -> RunError:
+        """The error that says at which line the log is not what follows from its config; `ahead`: at the next one."""
+        return RunError(f"the log does not follow from its config: line {self._line + ahead}: {what}")
+
+
+def _differences(recorded: events.BaseEvent, made: events.BaseEvent) -> Iterator[str]:
+    """The fields in which two events differ, apart from when they were written."""
     old, new = (event.model_dump(mode="json", exclude={"time"}) for event in (recorded, made))
-    for name in recorded.model_fields_set & new.keys():  # what later versions write too is missing in older logs
-        if old.get(name) != new[name]:
-            return f"{new['event']}.{name} is {_short(old.get(name))} in the log and {_short(new[name])} recomputed"
-    return None
+    if old["event"] != new["event"]:
+        yield f"is the event {old['event']!r} where {new['event']!r} follows"
+        return
+    for name in new:
+        if name in recorded.model_fields_set:  # what later versions write too is missing in older logs
+            for place, before, now in _unequal(name, old[name], new[name]):
+                yield _named(made, place, before, now)
+
+
+def _unequal(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The innermost places where two values differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            yield from _unequal(f"{place}.{key}", old.get(key), new.get(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, pair in enumerate(zip(old, new, strict=True)):
+            yield from _unequal(f"{place}[{number}]", *pair)
+    elif old != new and not (place in ("sigma", "trust") and _near(old, new)):
+        yield place, old, new
+
+
+def _near(old: Any, new: Any) -> bool:
+    numbers = isinstance(old, float | int) and isinstance(new, float | int)
+    return numbers and abs(old - new) <= ROUGH * max(abs(old), abs(new))
+
+
+def _named(event: events.BaseEvent, place: str, before: Any, now: Any) -> str:
+    return f"{getattr(event, 'event', '')}.{place} is {_short(before)} in the log and {_short(now)} recomputed"
 
 
 def _short(value: object) -> str:

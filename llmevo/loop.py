@@ -5,7 +5,7 @@ Read with a log it resumes; read with a log and no way to append it replays and 
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from llmevo.dialogue import answer
 from llmevo.errors import CandidateError
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
+from llmevo.optimizers.llm import LlmOff
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunLog, RunState
 from llmevo.trial import Candidate, Suggestion, Trial
@@ -22,13 +23,17 @@ from llmevo.trial import Candidate, Suggestion, Trial
 
 def run(bench: Bench, journal: Journal) -> RunState:
     """Carry a run to its end."""
+    journal.follow(bench.follow)
     journal.once(events.RunStarted, bench.started)
     optimizer = bench.optimizer()
     generation(bench, journal, optimizer, start_rows(bench))
-    while size := ask_size(bench, journal.state):
-        generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
-    hold_out(bench, journal)
-    journal.recomputed(finished(journal.state))
+    while not journal.state.finished:  # a budget that is raised after the end begins the search again
+        while size := ask_size(bench, journal.state):
+            if isinstance(optimizer, LlmOff):  # the others plan with what they began with
+                optimizer.extend(bench.evaluations)
+            generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
+        if hold_out(bench, journal):
+            journal.recomputed(finished(journal.state))
     return journal.state
 
 
@@ -90,7 +95,10 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
         ],
     )
     for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
-        journal.once((events.Evaluated, events.Failed), lambda c=candidate, r=recipe: _scored(bench, c, r))
+        made = journal.once((events.Evaluated, events.Failed), lambda c=candidate, r=recipe: _scored(bench, c, r))
+        journal.expect(made, candidate=candidate.id)
+        if isinstance(made, events.Evaluated):
+            _check_sum(journal, made, bench.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
     # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
     optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
@@ -110,11 +118,14 @@ def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evalua
     return events.of_trial(Trial(candidate, score, seconds=seconds))
 
 
-def hold_out(bench: Bench, journal: Journal) -> None:
-    """Score base, parents, uniform merge and the best on questions that nothing was chosen by."""
+def hold_out(bench: Bench, journal: Journal) -> bool:
+    """Score base, parents, uniform merge and the best on questions that nothing was chosen by.
+
+    What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
+    """
     best = journal.state.best
     if not bench.config.heldout or best is None:
-        return
+        return True
     genome, space = bench.config.genome, bench.space
     rows: list[tuple[str, str, int | None, Recipe]] = []
     if genome.base_model and genome.base_model not in space.merged:
@@ -125,7 +136,23 @@ def hold_out(bench: Bench, journal: Journal) -> None:
             rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
     rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
     for name, kind, candidate, recipe in rows:
-        journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
+        known = journal.state.heldout.get(name)
+        if known is None or known.candidate != candidate:
+            row = journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
+            journal.expect(row, row=name, kind=kind, candidate=candidate)
+            _check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout})
+        if ask_size(bench, journal.state):
+            return False
+    return True
+
+
+def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
+    """A score is the weighted sum of its tasks' metrics: see `weigh`."""
+    total = 0.0
+    for task, (weight, metric) in counted.items():
+        total += weight * event.tasks.get(task, {}).get(metric, math.nan)
+    if math.isfinite(total):
+        journal.expect(event, score=total)
 
 
 def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:

@@ -1,20 +1,30 @@
 """The run folder: an append-only log that is the run, and what it folds to."""
 
+import errno
 import fcntl
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+import time
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from llmevo import events
-from llmevo.errors import RunError
+from llmevo.changes import applied
+from llmevo.errors import LogError, RunError
 from llmevo.trial import Candidate, Trial
 
 LOG = "events.jsonl"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no more room."""
+
+PATIENCE = 0.5
+"""Seconds to wait for a log in use: `llmevo status` and `watch` hold it for a moment."""
 
 
 @dataclass
@@ -22,6 +32,8 @@ class RunState:
     """What the log says so far. Changes only by `apply`; the live run and every reader share this."""
 
     started: events.RunStarted | None = None
+    """How the run began, with what `resumed` events have changed of it since."""
+    resumed: list[events.Resumed] = field(default_factory=list[events.Resumed])
     prompted: list[events.Prompted] = field(default_factory=list[events.Prompted])
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
@@ -51,6 +63,8 @@ class RunState:
         match event:
             case events.RunStarted():
                 self.started = event
+            case events.Resumed():
+                self._resume(event)
             case events.Prompted():
                 self.prompted.append(event)
             case events.Asked():
@@ -68,6 +82,14 @@ class RunState:
                 self.heldout[event.row] = event
             case events.RunFinished():
                 self.finished = event
+
+    def _resume(self, event: events.Resumed) -> None:
+        """A finished run that goes on is not finished. Rows held out with other questions or models do not compare."""
+        self.resumed.append(event)
+        self.started = applied(self.started, event) if self.started else None
+        self.finished = None
+        if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
+            self.heldout = {}
 
     @property
     def best(self) -> Trial | None:
@@ -88,37 +110,66 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
-        """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use."""
+        """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use, and
+        LogError when it cannot be written.
+        """
         self.folder, self.file = folder, folder / LOG
-        if not resume:
-            check_free(folder)
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._stream = self.file.open("r+b" if resume else "xb")
+        if not resume:
+            check_free(folder)
+        with _errors(self.file):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        _OPEN.add(self)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._stream.close()
-            raise RunError(f"{folder} is being written by another process; wait for it, or stop it") from None
-        try:
-            self.recorded = [*_read(self._stream, self.file)] if resume else []
-        except RunError:
-            self._stream.close()
+            _lock(self._descriptor, folder)
+            if not resume:  # another process may have begun one since
+                check_free(folder)
+            content = self.file.read_bytes()
+            self.recorded = [*_events(content, self.file)]
+            self._size = _whole(content)
+            with _errors(self.file):
+                os.truncate(self._descriptor, self._size)
+                os.lseek(self._descriptor, self._size, os.SEEK_SET)
+                _sync_folder(folder)  # a new file's name is not on the disk before its folder is
+        except BaseException:
+            self.close()
             raise
 
     def append(self, event: events.Event) -> None:
-        line = event.model_dump_json(by_alias=True) + "\n"
-        self._stream.write(line.encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        """Raises LogError when the disk is full or fails; the log is then as it was before."""
+        line = (event.model_dump_json(by_alias=True) + "\n").encode()
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+            os.fsync(self._descriptor)
+        except BaseException as error:
+            if rest or isinstance(error, OSError):  # Ctrl-C after the whole line loses nothing
+                self._undo()
+            if isinstance(error, OSError):
+                raise _failure(self.file, error) from error
+            raise
+        self._size += len(line)
+
+    def _undo(self) -> None:
+        """Cut away a line that was written in part. Where even that fails, the next one to open the log does it."""
+        try:
+            os.truncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+        except OSError:
+            pass
 
     def write(self, name: str, text: str) -> None:
-        """A file beside the log, replaced as a whole or not at all."""
-        write_whole(self.folder / name, text.encode())
+        """A file beside the log, replaced as a whole or not at all. Raises LogError."""
+        with _errors(self.folder / name):
+            write_whole(self.folder / name, text.encode())
 
     def close(self) -> None:
-        self._stream.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -127,19 +178,79 @@ class RunLog:
         self.close()
 
 
+_OPEN: weakref.WeakSet[RunLog] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """A child process that outlives this one must not hold its log."""
+    for log in _OPEN:
+        log.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Raises RunError when another process holds the log."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > until:
+                raise RunError(f"{folder} is being written by another process; wait for it, or stop it") from None
+            time.sleep(PATIENCE / 10)
+        else:
+            return
+
+
+@contextmanager
+def _errors(file: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failure(file, error) from error
+
+
+def _failure(file: Path, error: OSError) -> LogError:
+    what = "disk full" if error.errno in FULL else "the disk fails"
+    return LogError(
+        f"{what}: {file} cannot be written ({error.strerror}). Nothing that was scored is lost:"
+        f" once that is mended, `llmevo resume {file.parent}` goes on"
+    )
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Replace a file as a whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as partial:
-        partial.write(content)
-        partial.flush()
-        os.fsync(partial.fileno())
-    Path(partial.name).chmod(0o644)
-    Path(partial.name).replace(file)
+    partial = file.with_name(f".{file.name}.partial")  # one name: what a crash leaves is overwritten
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def holds_run(folder: Path) -> bool:
+    """A log without a whole line is no run: it was stopped before anything happened."""
+    file = folder / LOG
+    return file.exists() and b"\n" in file.read_bytes()
 
 
 def check_free(folder: Path) -> None:
     """Raise RunError when the folder holds a run."""
-    if (folder / LOG).exists():
+    if holds_run(folder):
         raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
 
 
@@ -148,25 +259,27 @@ def read_log(run: Path) -> list[events.Event]:
     file = run / LOG if run.is_dir() else run
     if not file.exists():
         raise RunError(f"{run} holds no run (there is no {LOG})")
-    with file.open("rb") as stream:
-        return [*_read(stream, file, cut=False)]
+    return [*_events(file.read_bytes(), file)]
 
 
-def _read(stream: IO[bytes], file: Path, cut: bool = True) -> Iterator[events.Event]:
-    """The events of an open log, which is left at its end.
+def _whole(content: bytes) -> int:
+    """How much of a log is whole lines.
 
-    A last line without its newline was torn by a crash: with `cut` it is removed, never appended to.
+    A last line without its newline was torn by a crash, and so was one with zeros in it: a block that a power cut has
+    kept from the disk.
     """
-    content = stream.read()
     whole = content.rfind(b"\n") + 1
-    if cut and whole < len(content):
-        stream.seek(whole)
-        stream.truncate()
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
-        yield _event(line, f"{file}:{number}")
+    before = content.rfind(b"\n", 0, max(0, whole - 1)) + 1
+    return before if b"\0" in content[before:whole] else whole
 
 
-def _event(line: bytes, place: str) -> events.Event:
+def _events(content: bytes, file: Path) -> Iterator[events.Event]:
+    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
+        yield parse_event(line, f"{file}:{number}")
+
+
+def parse_event(line: bytes, place: str) -> events.Event:
+    """One line of a log; `place` is where it stands, for the RunError of a line that is none."""
     try:
         raw = json.loads(line)
         if raw.get("schema", 0) > events.SCHEMA:

@@ -28,6 +28,12 @@ EXAMPLES: tuple[events.Event, ...] = (
         proposer="local",
         style="completion",
     ),
+    events.Resumed(
+        reason="budget 60",
+        budget={"evaluations": 60, "minutes": 5.0},
+        forced=[events.Change(key="config.limit", before=None, now=3)],
+        versions={"numpy": "2"},
+    ),
     events.Prompted(
         generation=1,
         model="m",
@@ -87,6 +93,7 @@ def test_a_field_of_a_later_version_does_not_stop_a_reader(event: events.Event) 
 
 PROMISED = {
     "run_started": "config prompts versions sources seed genes",
+    "resumed": "reason",
     "prompted": "model messages reply tokens cost seconds problems",
     "asked": "generation candidates",
     "evaluated": "candidate score tasks items seconds",
@@ -149,7 +156,7 @@ def test_asked_candidates_are_read_with_their_generation() -> None:
     assert asked.read() == [Candidate(4, 3, "llm", {"a/all/weight": 0.3}, "ü")]
 
 
-@pytest.mark.parametrize("place", [3, 6])
+@pytest.mark.parametrize("place", [4, 7])
 def test_a_score_is_read_back_exactly(place: int) -> None:
     event = EXAMPLES[place]
     assert isinstance(event, events.Evaluated | events.HeldOut)

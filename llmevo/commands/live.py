@@ -10,7 +10,7 @@ from llmevo.runlog import RunLog
 
 def carry_on(bench: Bench, log: RunLog) -> None:
     """Run to the end, or to Ctrl-C, showing what happens."""
-    view = display.Display(terminal.console, bench.config, log.folder)
+    view = display.Display(terminal.console, bench.rig.config, log.folder)
     try:
         with view:
             state = loop.carry_on(bench, log, [view.show])

@@ -1,13 +1,23 @@
 """`llmevo resume`."""
 
-from llmevo.bench import Bench
+from typing import Annotated
+
+import typer
+
+from llmevo import resuming
+from llmevo.budget import parse_budget
 from llmevo.commands.live import carry_on
-from llmevo.options import ApiKey, RunFolder
-from llmevo.runlog import RunLog, RunState
+from llmevo.options import ApiKey, Budget, RunFolder
+from llmevo.runlog import RunLog
+
+Force = Annotated[bool, typer.Option("--force", help="Go on though config, questions or models have changed.")]
 
 
-def resume(run: RunFolder, api_key: ApiKey = None) -> None:
-    """Go on with a run after any stop; nothing it has paid for is done again."""
+def resume(run: RunFolder, budget: Budget = None, force: Force = False, api_key: ApiKey = None) -> None:
+    """Go on with a run after any stop; nothing it has paid for is done again.
+
+    With another `--budget`, also after its end.
+    """
     with RunLog(run, resume=True) as log:
-        state = RunState.fold(iter(log.recorded))
-        carry_on(Bench.of_log(state.started, run, api_key), log)
+        new = parse_budget(", ".join(budget)) if budget else None
+        carry_on(resuming.prepare(log, budget=new, force=force, api_key=api_key), log)

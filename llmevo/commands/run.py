@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from llmevo import inspection, terminal
+from llmevo import inspection, resuming, sections, terminal
 from llmevo.bench import Bench
 from llmevo.commands.live import carry_on
+from llmevo.commands.resume import Force
 from llmevo.options import (
     ApiKey,
     Backend,
@@ -24,7 +25,8 @@ from llmevo.options import (
     TaskFolders,
     read_settings,
 )
-from llmevo.runlog import RunLog, check_free
+from llmevo.preflight import brief
+from llmevo.runlog import RunLog, check_free, holds_run
 
 
 def run(
@@ -45,6 +47,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; begin it if there is none.")
+    ] = False,
+    force: Force = False,
 ) -> None:
     """Search for the best merge."""
     settings = read_settings(
@@ -63,11 +69,17 @@ def run(
     )
     bench = Bench(settings, config.parent.absolute(), api_key)
     if dry_run:
-        inspection.inspect(bench, terminal.console)
+        sections.show(inspection.gather(bench), terminal.console)
         return
-    folder = out or free_folder(config.stem)
+    folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
+    if resume and holds_run(folder):
+        with RunLog(folder, resume=True) as log:
+            carry_on(resuming.prepare(log, settings, bench.root, force=force, api_key=api_key), log)
+        return
     check_free(folder)
     bench.check()
+    for line in brief(bench.rig):
+        terminal.console.print(f"! {line}", style="yellow", highlight=False, markup=False)
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
         carry_on(bench, log)

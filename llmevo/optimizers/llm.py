@@ -1,6 +1,7 @@
 """The evolution strategy with an LLM in it: the LLM proposes, statistics dispose."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,6 +69,12 @@ class LlmOff:
         if not chosen and not beside:  # nothing new is left near by
             chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
         return chosen
+
+    def extend(self, budget: int) -> None:
+        """Evaluations in all from now on: the LLM is told how many are left."""
+        if budget != self._setup.budget:
+            self._setup = replace(self._setup, budget=budget)
+            self._history.add("budget", budget)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)

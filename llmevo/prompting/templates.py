@@ -1,6 +1,6 @@
 """The prompt texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,16 @@ from llmevo.errors import ConfigError
 
 
 class Templates:
-    """The prompt texts: the package's, or those of the same name in a folder of the user's."""
+    """The prompt texts: the package's, or those of the same name in a folder of the user's, or as a run logged them."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, recorded: Mapping[str, str] | None = None) -> None:
         here = Path(__file__).parents[1]
         own = here / "prompts" if (here / "prompts").is_dir() else here.parent / "prompts"
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"llm.prompts: there is no folder {folder}")
         self.folders = [folder, own] if folder else [own]
         self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(self.folders),
+            loader=jinja2.ChoiceLoader([jinja2.DictLoader(recorded or {}), jinja2.FileSystemLoader(self.folders)]),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,

@@ -1,0 +1,116 @@
+"""Going on with a run: what has changed since is refused, or allowed and logged, and the budget may be another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmevo import changes, events
+from llmevo.bench import Bench, config_of, versions
+from llmevo.budget import Budget
+from llmevo.config import Config, parse_config
+from llmevo.errors import ConfigError, RunError
+from llmevo.rig import Rig
+from llmevo.runlog import LOG, RunLog, RunState
+
+WHY = {
+    "config": "the config",
+    "questions": "what is asked, how, or by which engine",
+    "sources": "a model",
+}
+"""What a changed fact is of."""
+
+
+def prepare(
+    log: RunLog,
+    given: Config | None = None,
+    root: Path | None = None,
+    budget: Budget | None = None,
+    force: bool = False,
+    api_key: str | None = None,
+) -> Bench:
+    """The bench that an opened log goes on with; `given` is the config it should have, `root` where that lies.
+
+    Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
+    and ConfigError for a budget that is spent already. What changes is appended to the log.
+    """
+    state = RunState.fold(iter(log.recorded))
+    if state.started is None:
+        raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
+    begun = next(event for event in log.recorded if isinstance(event, events.RunStarted))
+    before = parse_config(state.started.config, f"{log.folder}/{LOG}")
+    found = _config_changes(log, before, given or before)
+    raised = _new_budget(before, given or before, budget, state)
+    now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
+    rig = Rig(config_of(now, LOG), root or Path(begun.root))
+    if not state.finished or raised is not None:
+        found += changes.differences(_facts(state.started), _facts_now(rig))
+    if found and not force:
+        raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
+    if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):
+        log.append(event)
+        log.recorded.append(event)
+    bench = Bench.of_log(begun, log.folder, api_key, rig)
+    bench.root = rig.root
+    return bench
+
+
+def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Change]:
+    """What differs but for the budget. Raises RunError for what nothing helps."""
+    one, other = (changes.config_facts(config.model_dump(mode="json")) for config in (before, now))
+    found = [change for change in changes.differences(one, other) if change.key != changes.BUDGET]
+    if fixed := [change for change in found if changes.is_fixed(change)]:
+        way_out = (
+            f"to go on, give what the run was begun with; or begin another with `start_from: [{log.folder}/best.yml]`"
+        )
+        raise RunError(_refused(log, fixed, f"the candidates so far depend on it: {way_out}"))
+    return found
+
+
+def _refused(log: RunLog, found: Sequence[events.Change], way_out: str) -> str:
+    kinds = dict.fromkeys(WHY[change.key.partition(".")[0]] for change in found)
+    return f"{log.folder}: {' and '.join(kinds)} has changed since the run began:\n{changes.table(found)}\n{way_out}"
+
+
+def _new_budget(before: Config, given: Config, budget: Budget | None, state: RunState) -> int | dict[str, float] | None:
+    """The budget as the config writes it, where it is another. Raises ConfigError where it is below what is spent."""
+    new = budget or given.search.budget
+    if new == before.search.budget:
+        return None
+    if over := [kind for kind, left in new.left(state).items() if left < 0]:
+        raise ConfigError(
+            f"search.budget: {new} is too low, for the run has spent {new.words(state)} already; give more {over[0]}"
+        )
+    return new.model_dump(mode="json")
+
+
+def _with_changes(state: RunState, event: events.Resumed) -> events.RunStarted:
+    assert state.started is not None
+    return changes.applied(state.started, event)
+
+
+def _facts(started: events.RunStarted) -> changes.Facts:
+    return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
+
+
+def _facts_now(rig: Rig) -> changes.Facts:
+    """Reads the questions and the models, and loads no engine."""
+    sources = [
+        {"reference": str(r), "revision": (r.lora or r.model).revision, "checksum": rig.checksums[str(r)]}
+        for r in rig.config.genome.references
+    ]
+    return {**changes.question_facts(rig.questions), **changes.source_facts(sources)}
+
+
+def _resumed(
+    started: events.RunStarted, found: Sequence[events.Change], raised: int | dict[str, float] | None
+) -> events.Resumed | None:
+    """The event that says what has changed; None where nothing has."""
+    here = versions()
+    others = {name: here[name] for name, old in started.versions.items() if here.get(name, old) != old}
+    reasons = [
+        f"budget {Budget.model_validate(raised)}" if raised is not None else "",
+        f"--force in spite of {len(found)} changes" if found else "",
+        f"other versions of {', '.join(others)}" if others else "",
+    ]
+    if not any(reasons):
+        return None
+    return events.Resumed(reason="; ".join(filter(None, reasons)), budget=raised, forced=[*found], versions=others)
