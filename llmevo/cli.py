@@ -19,11 +19,15 @@ from llmevo.commands.merge import merge
 from llmevo.commands.replay import replay
 from llmevo.commands.resume import resume
 from llmevo.commands.run import run
+from llmevo.commands.status import status
+from llmevo.commands.watch import watch
 from llmevo.methods import METHODS
 
 COMMANDS = {
     run: "llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60",
     resume: "llmevo resume runs/quickstart",
+    status: "llmevo status",
+    watch: "llmevo watch runs/quickstart",
     replay: "llmevo replay runs/quickstart --verify",
     compare: "llmevo compare config.yml --optimizers llm,cma-es,random --seeds 6",
     export: "llmevo export runs/quickstart my-merge",

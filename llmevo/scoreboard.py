@@ -10,7 +10,7 @@ from rich.table import Table
 
 from llmevo import events
 from llmevo.compare import Comparison, compare
-from llmevo.display import clock, items_left, spent
+from llmevo.progress import clock, items_left, spent
 from llmevo.publication import publish
 from llmevo.runlog import RunState
 from llmevo.tables import tables
@@ -50,7 +50,7 @@ class Scoreboard:
     def line(self, entry: Entry) -> str:
         """Where the run that goes on stands, and the whole."""
         state, place = self._states[entry], self._entries.index(entry) + 1
-        done = f"{len(state.trials)}/{self.tournament.config.search.budget}"
+        done = f"{len(state.trials)}/{self.tournament.config.search.budget.evaluations}"
         if state.finished:
             done = "finished"
         best = f"best {state.best.value:.3f}" if state.best else "no score yet"
@@ -86,7 +86,7 @@ class Scoreboard:
         if state.finished:
             return f"[green]{best}[/]"
         if entry == now:
-            return f"[bold]{best} {len(state.trials)}/{self.tournament.config.search.budget}[/]"
+            return f"[bold]{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}[/]"
         return best if state.started else "[dim]–[/]"
 
 

@@ -1,23 +1,26 @@
 """What a person reads of a run."""
 
 import io
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from made_logs import asked, evaluated, failed, folded, held_out, prompted, started, told, whole_run
+from rich.cells import cell_len
 from rich.console import Console
 from workspace import Workspace
 
 from llmevo import display
 from llmevo.bench import Bench
-from llmevo.display import clock, short, verdict
-from llmevo.events import HeldOut
+from llmevo.budget import Budget
+from llmevo.config import parse_config
+from llmevo.display import verdict
+from llmevo.events import Event, HeldOut
+from llmevo.picture import fitted, picture, short
+from llmevo.progress import clock, seconds_left
 from llmevo.runlog import RunState
-
-
-def held_out(row: str, kind: str, score: float, stderr: float = 0.01) -> HeldOut:
-    return HeldOut(
-        row=row, kind=kind, candidate=None, score=score, stderr=stderr, tasks={}, items=100, seconds={"evaluate": 1.0}
-    )
 
 
 def state_of(*rows: HeldOut) -> RunState:
@@ -59,20 +62,110 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     console = Console(width=140, file=io.StringIO(), record=True)
     console.print(display.Display(console, config, Path("run")).picture(state))
     text = console.export_text()
-    for words in ("24 of 24", "best so far", "uniform", "last answer of the LLM", "held-out questions", "step size"):
+    for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
         assert words in text
 
 
-def test_time_left_is_none_in_the_end_and_some_before(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
-    events, state = workspace.events("run"), RunState()
-    config = Bench.of_log(workspace.state("run").started, Path("run")).config
-    view = display.Display(Console(file=io.StringIO()), config, Path("run"))
-    left: list[float] = []
-    for event in events:
+def drawn(log: list[Event], width: int, height: int | None, folder: str = "runs/quickstart") -> list[str]:
+    """The picture as lines of text."""
+    state = folded(log)
+    assert state.started is not None
+    console = Console(width=width, height=height or 200, file=io.StringIO(), record=True)
+    config = parse_config(state.started.config, "test")
+    console.print(display.Display(console, config, Path(folder)).picture(state, height))
+    return console.export_text().splitlines()
+
+
+def hard_run() -> list[Event]:
+    """Everything that makes a picture grow: many models and tasks, long names, long thoughts, failures."""
+    tasks = tuple(f"{'very_' * place}long_task_{place}" for place in range(9))
+    names = tuple(f"a-model-with-a-rather-long-name-{place}" for place in range(12))
+    log: list[Event] = [started(50, tasks), asked(0, [*range(12)], "parent", names)]
+    log += [evaluated(place, place / 20, tasks) for place in range(12)]
+    log += [told(0), prompted(1, "模型 should have more of it. " * 40, ("only [3 of 4] " * 20,))]
+    log += [asked(1, [12, 13, 14], "llm", ("because " * 30,)), evaluated(12, 0.9, tasks), failed(13, "NaN " * 99)]
+    return [*log, told(1)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 118])
+@pytest.mark.parametrize("height", [20, 24, 50])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("make", [whole_run, hard_run])
+def test_the_picture_fits_the_terminal(make: Callable[[], list[Event]], held: bool, height: int, width: int) -> None:
+    tasks = tuple(folded(make()).started.config["tasks"][i]["name"] for i in range(2))  # pyright: ignore
+    log = [event for event in make() if event.event not in ("heldout", "run_finished")]
+    rows = [held_out(f"a-model-with-a-rather-long-name-{i}", "parent", 0.4, tasks=tasks) for i in range(12)]
+    lines = drawn(log + (rows if held else []), width, height, "runs/" + "a-long-name-" * 12)
+    assert len(lines) < height
+    assert {cell_len(line) for line in lines} == {width}
+    assert lines[0].startswith("╭─ llmevo")
+    assert lines[-1] == "╰" + "─" * (width - 2) + "╯"
+
+
+@pytest.mark.parametrize("width", [80, 118])
+def test_the_picture_shows_where_a_run_stands(width: int) -> None:
+    log = whole_run()[:12]
+    text = "\n".join(drawn([*log, asked(2, [6])], width, 24))
+    for words in (
+        "6 of 9 evaluations",
+        "left",
+        "best so far 0.800 ± 0.050, +0.400 against uniform: #4 from llm",
+        "step size 0.210",
+        "LLM trust 0.40",
+        "1 failed",
+        "now #6 gaussian",
+        "“Words want more of two.”",
+        "some-llm gave 2 proposals",
+        "words",
+        "family",
+    ):
+        assert words in text, words
+    assert re.search(r"one +0 +0\.300 ± 0\.050 +0\.300 +0\.300", text)
+    assert re.search(r"latest +5 +failed", text)
+
+
+def test_what_has_no_room_is_counted_and_the_strongest_stay() -> None:
+    text = "\n".join(drawn(hard_run(), 80, 24))
+    assert re.search(r"and \d+ weaker models and \d tasks more", text)
+    ids = [int(found[1]) for found in re.finditer(r"a-model-with-a-ra… +(\d+) ", text)]
+    assert ids == [*range(ids[0], 12)]
+    assert "weaker" not in "\n".join(drawn(hard_run(), 80, None))
+
+
+def test_names_that_are_cut_stay_different() -> None:
+    names = {"a": "arithmetic", "b": "arithmetic_generate", "c": "words"}
+    assert fitted(names, None) == names
+    assert fitted(names, 25) == {"a": "arithm…", "b": "…nerate", "c": "words"}
+    assert [*fitted(names, 2 * 8)] == ["a", "b"]
+
+
+def test_other_budgets_show_their_own_progress() -> None:
+    log = [started({"items": 100, "minutes": 2}), *whole_run()[1:9]]
+    text = "\n".join(drawn(log, 80, 24))
+    assert "40 of 100 items, 0.225 of 2 min" in text
+    state = folded(log)
+    # 3 s for 10 questions: 6 of 10 candidates to go, and 5 rows of 20 questions.
+    assert seconds_left(state, Budget.model_validate({"items": 100})) == pytest.approx(6 * 3 + 5 * 6)
+
+
+def test_time_goes_on_between_events_in_a_live_picture_only() -> None:
+    log = whole_run()[:12]
+    last = datetime.now(UTC) - timedelta(minutes=70)
+    log[0] = log[0].model_copy(update={"time": (last - timedelta(minutes=1)).isoformat()})
+    log[-1] = log[-1].model_copy(update={"time": last.isoformat()})
+    console, state = Console(width=80, file=io.StringIO(), record=True), folded(log)
+    config = parse_config(log[0].model_dump()["config"], "test")
+    for live, words in ((False, "1:00 so far"), (True, "1:11:0")):
+        console.print(picture(state, config, Path("run"), 80, 24, live))
+        assert words in console.export_text()
+
+
+def test_time_left_is_none_in_the_end_and_some_before() -> None:
+    state, left = RunState(), list[float]()
+    for event in whole_run():
         state.apply(event)
-        left.append(view.seconds_left(state))
-    assert left[5] > 0
+        left.append(seconds_left(state, Budget(evaluations=9)))
+    assert left[5] > left[10] > 0
     assert left[-1] == 0
 
 

@@ -1,0 +1,255 @@
+"""A run as a picture: how far it is, what is best, and what the LLM thinks. Fits a terminal of 80 × 24."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llmevo.budget import Budget
+from llmevo.config import Config
+from llmevo.progress import clock, failures, seconds_left
+from llmevo.runlog import RunState
+from llmevo.trial import Metrics, Score, Trial
+
+THOUGHT = 3
+"""Lines of what the LLM thinks, at most."""
+FRAME = 10 + THOUGHT
+"""Lines of the picture that are no table, at most."""
+NAME, TASK, NARROW = 18, 20, 6
+"""The widest names of a model and of a task, and the narrowest that a task's is cut to, in characters."""
+SCORE = 13
+BEST = "bold green"
+
+Row = TypeVar("Row")
+
+
+@dataclass
+class Ticking:
+    """Text that is made anew whenever it is drawn."""
+
+    text: Callable[[], str]
+
+    def __rich__(self) -> Text:
+        return Text(self.text())
+
+
+def picture(
+    state: RunState, config: Config, folder: Path, width: int, height: int | None = None, live: bool = False
+) -> RenderableType:
+    """The whole of it; with a `height` it has no more lines. `live`: time goes on since the last event."""
+    wide = width - 4
+    rows = None if height is None else max(2, height - FRAME)
+    parts: list[RenderableType] = [_head(state, config.search.budget, live), _facts(state)]
+    if state.best:
+        parts.append(_best(state, state.best))
+    if not state.heldout or height is None:
+        parts += ["", scores(state, config, wide, rows)]
+    if state.heldout:
+        parts += ["", heldout(state, wide, None if rows is None else rows - 1)]
+    if state.prompted:
+        parts += ["", *_last_prompt(state, wide)]
+    return Panel(Group(*parts), title=Text(f"llmevo  {folder}"), title_align="left", width=width)
+
+
+def _head(state: RunState, budget: Budget, live: bool) -> RenderableType:
+    """The bar, what is spent, and the time."""
+    done, left, last = state.seconds, seconds_left(state, budget), state.latest
+
+    def time() -> str:
+        since = (datetime.now(UTC) - last).total_seconds() if live and last and not state.finished else 0.0
+        ahead = f", {clock(max(0.0, left - since))} left" if left else ""
+        return f"{clock(done + since)} so far{ahead}"
+
+    head = Table.grid(padding=(0, 2), expand=True)
+    head.add_column(ratio=1, min_width=10)
+    head.add_column(no_wrap=True, overflow="ellipsis")
+    head.add_column(no_wrap=True, justify="right")
+    head.add_row(ProgressBar(1.0, budget.progress(state)), Text(budget.words(state)), Ticking(time))
+    return head
+
+
+def _facts(state: RunState) -> Text:
+    """Where the search stands, in one line."""
+    told = state.told[-1] if state.told else None
+    failed = failures(state)
+    facts = [f"generation {len(state.told)}"]
+    if told and told.sigma is not None:
+        facts.append(f"step size {told.sigma:.3f}")
+    if told and told.trust is not None:
+        facts.append(f"LLM trust {told.trust:.2f}")
+    facts.append(f"{len(failed)} failed")
+    waiting = [candidate for number, candidate in state.candidates.items() if number not in state.trials]
+    if state.finished or state.heldout:
+        facts.append("finished" if state.finished else "holding out")
+    elif waiting:
+        facts.append(f"now #{waiting[0].id} {waiting[0].origin}")
+    line = _line(" · ".join(facts))
+    if failed:
+        line.highlight_words([f"{len(failed)} failed"], "red")
+    return line
+
+
+def _best(state: RunState, best: Trial) -> Text:
+    """The best so far, where it comes from, and by how much it beats what there was."""
+    assert best.score is not None
+    start = [trial for trial in state.trials.values() if trial.score and trial.candidate.generation == 0]
+    strongest = max(start, key=lambda trial: trial.value, default=best)
+    line = _line("best so far ")
+    line.append(total(best.score), BEST)
+    if strongest is not best:
+        line.append(f", {best.value - strongest.value:+.3f} against {_called(strongest)}")
+    line.append(f": #{best.candidate.id} from {best.candidate.origin}")
+    if best.candidate.note and best.candidate.note != best.candidate.origin:
+        line.append(f" ({best.candidate.note})")
+    return line
+
+
+def scores(state: RunState, config: Config, width: int | None = None, rows: int | None = None) -> RenderableType:
+    """Parents, uniform merge, the best and the latest candidate, with their tasks.
+
+    Within `width` columns and `rows` lines: what has no room is counted below, the weakest parents first.
+    """
+    start = [trial for trial in state.trials.values() if trial.candidate.generation == 0]
+    latest = next(reversed(state.trials.values()), None)
+    last = [("latest", latest)] if latest and latest not in (*start, state.best) else []
+    last += [("best so far", state.best)] if state.best else []
+    kept = _strongest(start, None if rows is None else rows - len(last) - 2, lambda trial: trial.value)
+    shown = [*((_called(trial), trial) for trial in kept), *last]
+    metrics = {task: metric for task, (_, metric) in config.counted.items()}
+    table, tasks = _table(["", "#"], [name for name, _ in shown], [*metrics], width)
+    for name, trial in shown:
+        style = "red" if trial.score is None else BEST if name == "best so far" else ""
+        values = ["failed", *["–"] * len(tasks)]
+        if trial.score:
+            values = [total(trial.score), *(_number(trial.score.tasks, task, metrics[task]) for task in tasks)]
+        table.add_row(Text(name), str(trial.candidate.id), *values, style=style)
+    return _with_rest(table, len(start) - len(kept), len(metrics) - len(tasks))
+
+
+def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
+    """The table that counts: questions nothing was chosen by."""
+    config = state.started.config if state.started else {}
+    metrics = {
+        (t if isinstance(t, str) else t["name"]): "acc,none" if isinstance(t, str) else t.get("metric", "acc,none")
+        for t in config.get("heldout", [])
+    }
+    held = [*state.heldout.values()]
+    kept = _strongest(
+        held, None if rows is None else rows - 3, lambda row: (row.kind in ("best", "uniform"), row.score)
+    )
+    table, tasks = _table(["model"], [row.row for row in kept], [*metrics], width)
+    for row in kept:
+        values = [_number(row.tasks, task, metrics[task]) for task in tasks]
+        table.add_row(Text(row.row), total(row.read()), *values, style=BEST if row.kind == "best" else "")
+    title = Text("held-out questions (± one standard error)", style="italic")
+    return Group(title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks)))
+
+
+def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]) -> list[Row]:
+    """The best of them, as many as there is room for, in the order in which they came."""
+    if room is None or len(rows) <= room:
+        return [*rows]
+    best = sorted(range(len(rows)), key=lambda place: rank(rows[place]), reverse=True)[: max(1, room)]
+    return [rows[place] for place in sorted(best)]
+
+
+def _table(
+    header: Sequence[str], names: Sequence[str], tasks: Sequence[str], width: int | None
+) -> tuple[Table, Sequence[str]]:
+    """A table without rows, and the tasks that there is room for in it."""
+    table = Table(box=None, pad_edge=False)
+    wide = min(NAME, max((len(name) for name in (header[0], *names)), default=0))
+    table.add_column(header[0], no_wrap=True, overflow="ellipsis", max_width=wide)
+    for column in header[1:]:
+        table.add_column(column, justify="right", no_wrap=True, min_width=3)
+    table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
+    room = None if width is None else width - wide - 5 * len(header[1:]) - 2 - SCORE
+    chosen = fitted(dict(zip(tasks, short(tasks), strict=True)), room)
+    for called in chosen.values():
+        table.add_column(Text(called), justify="right", no_wrap=True, min_width=5)
+    return table, [*chosen]
+
+
+def fitted(names: Mapping[str, str], room: int | None) -> dict[str, str]:
+    """Tasks with what they are called in so much room: cut where need be, and only the first where that is not enough.
+
+    Of names that begin alike some are cut at their beginning, so that all stay different.
+    """
+    if room is None:
+        return {**names}
+    for wide in range(TASK, NARROW - 1, -1):
+        if sum(2 + max(5, min(len(name), wide)) for name in names.values()) <= room:
+            break
+    else:
+        wide = NARROW
+        names = dict([*names.items()][: max(0, room // (2 + NARROW))])
+    shown: dict[str, str] = {}
+    for task, name in names.items():
+        cut = _cut(name, wide)
+        shown[task] = cut if cut not in shown.values() else f"…{name[1 - wide :]}"
+    return shown
+
+
+def _cut(name: str, wide: int) -> str:
+    return name if len(name) <= wide else f"{name[: wide - 1]}…"
+
+
+def _with_rest(table: Table, models: int, tasks: int) -> RenderableType:
+    """The table, and below it how much of it is not shown."""
+    counts = ((models, "weaker model"), (tasks, "task"))
+    rest = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
+    return Group(table, Text(f"and {' and '.join(rest)} more", style="dim")) if rest else table
+
+
+def _number(tasks: Metrics, task: str, metric: str) -> str:
+    value = tasks.get(task, {}).get(metric)
+    return "–" if value is None else f"{value:.3f}"
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Task names without the words that all of them begin or end with: what tells them apart."""
+    words = [name.split("_") for name in names]
+    if len(words) < 2:
+        return [*names]
+    while all(len(word) > 1 for word in words) and len({word[0] for word in words}) == 1:
+        words = [word[1:] for word in words]
+    while all(len(word) > 1 for word in words) and len({word[-1] for word in words}) == 1:
+        words = [word[:-1] for word in words]
+    return ["_".join(word) for word in words]
+
+
+def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
+    """What the LLM was last asked and thought."""
+    event = state.prompted[-1]
+    scored = sum(trial.candidate.origin == "llm" for trial in state.trials.values())
+    name = Path(event.model).name.removesuffix(".gguf") or event.model
+    told = f"{name} gave {event.used} proposals in {event.seconds:.1f} s; {scored} of its scored so far"
+    lines = [_line(told, "bold")]
+    if event.analysis:
+        thought = textwrap.wrap(f"“{event.analysis}”", width, max_lines=THOUGHT, placeholder=" …”")
+        lines += [_line(line, "italic") for line in thought]
+    if event.problems:
+        lines.append(_line(event.problems[-1], "yellow"))
+    return [*lines]
+
+
+def total(score: Score) -> str:
+    """A score with its standard error."""
+    return f"{score.total:.3f} ± {score.stderr:.3f}"
+
+
+def _called(trial: Trial) -> str:
+    return trial.candidate.note or trial.candidate.origin
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line, cut where the terminal ends."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
