@@ -1,6 +1,6 @@
 """Whether transformers and vLLM give the same candidates the same scores: the quickstart's held-out tasks.
 
-    python benchmarks/agreement.py [--limit 64]
+    python benchmarks/agreement.py [--limit 64] [--dtype float32]
 
 Three candidates (the uniform merge and two around it) are merged into both engines and scored on the same questions.
 """
@@ -10,10 +10,11 @@ from pathlib import Path
 
 from llmevo.config import read_config
 from llmevo.engines import Engine, HfEngine, VllmEngine
-from llmevo.evaluation import Evaluator, Protocol
+from llmevo.evaluation import Evaluator
 from llmevo.merging import Merger
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
+from llmevo.tasks import Protocol
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 
@@ -21,8 +22,11 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
+    arguments.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
     given = arguments.parse_args()
     config = read_config(QUICKSTART)
+    if given.dtype:
+        config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": given.dtype})})
     sources, dtype = Sources(QUICKSTART.parent), config.genome.dtype
     donor = config.genome.references[0]
     folder = sources.folder(donor)

@@ -32,10 +32,11 @@ from lm_eval.models.huggingface import HFLM
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.requests import RequestScorer
-from llmevo.evaluation import Evaluator, Protocol, Task
+from llmevo.evaluation import Evaluator
 from llmevo.merging import Merger
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
+from llmevo.tasks import Protocol, Task
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 DATA = QUICKSTART.parent / "quickstart" / "tasks"

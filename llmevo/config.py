@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from llmevo.budget import Budget
 from llmevo.errors import ConfigError, nearest
-from llmevo.evaluation import Protocol, Task
 from llmevo.genome import Genome
 from llmevo.optimizers import OPTIMIZERS
 from llmevo.proposers import PROPOSERS
+from llmevo.tasks import Protocol, Task
 
 
 class _Section(BaseModel):

@@ -4,21 +4,23 @@ import hashlib
 import json
 import logging
 import math
-import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from lm_eval import evaluator
+from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from pydantic import BaseModel, ConfigDict, model_validator
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
+from llmevo.questions import blocks, chosen
+from llmevo.tasks import Protocol, Task
 from llmevo.trial import Score
 
 TEXT = 600
@@ -26,38 +28,6 @@ TEXT = 600
 
 BOOTSTRAP = 100
 """Resamples for the standard error of metrics that have no formula for it."""
-
-
-class Task(BaseModel):
-    """One line of `tasks:`: an lm-eval task or group, the metric that counts and its weight."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: str
-    weight: float = 1.0
-    """Negative when lower is better."""
-    metric: str = "acc,none"
-    """`metric,filter`, as lm-eval prints them."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How questions are asked: everything but the questions."""
-
-    limit: int | None = None
-    """Questions a task at most; all by default."""
-    num_fewshot: int | None = None
-    """Solved examples before each question; the task's own number by default."""
-    shuffle: bool = False
-    """Take the questions in a random order, the same in every run with the same seed."""
-    seed: int = 0
-    apply_chat_template: bool = True
-    fewshot_as_multiturn: bool = True
 
 
 class Evaluator:
@@ -79,7 +49,9 @@ class Evaluator:
         for task in tasks:
             _check_metric(task, self._loaded)
         self._counted = {leaf: task.metric.split(",", 1) for task in tasks for leaf in _members(task, self._loaded)}
-        self._questions = {name: _questions(name, leaf, protocol) for name, leaf in leaves.items()}
+        asked = {name: chosen(name, leaf, protocol) for name, leaf in leaves.items()}
+        self.blocks = blocks(asked, protocol.blocks if self.raceable else 1)
+        """Which questions are asked together: {task: places} of each part."""
         for leaf in leaves.values():
             if protocol.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
                 leaf.set_config(key="num_fewshot", value=protocol.num_fewshot)
@@ -89,17 +61,36 @@ class Evaluator:
             _build_once(leaf)
 
     @property
+    def raceable(self) -> bool:
+        """Whether a part of the questions says something of all: every counted metric is a mean over questions."""
+        leaves: dict[str, Any] = self._loaded["tasks"]
+        return all(
+            task.name in leaves and leaves[task.name].aggregation().get(task.metric.split(",")[0]) is mean
+            for task in self.tasks
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each task counts in the objective."""
+        return {task.name: task.weight for task in self.tasks}
+
+    @property
     def items(self) -> int:
         """Questions that one scoring answers."""
-        return sum(len(places) for places in self._questions.values())
+        return sum(len(places) for block in self.blocks for places in block.values())
 
     def questions(self) -> Iterator[tuple[str, str]]:
         """(task, text) of every question: what must not stand in two sets."""
-        for name, places in self._questions.items():
-            leaf = self._loaded["tasks"][name]
+        for name, leaf, document in self._documents():
+            yield name, str(leaf.doc_to_text(document))
+
+    def _documents(self) -> Iterator[tuple[str, Any, Any]]:
+        """Task by task, in the order in which they are asked."""
+        for name, leaf in self._loaded["tasks"].items():
             documents = leaf.eval_docs
-            for place in places:
-                yield name, str(leaf.doc_to_text(documents[place]))
+            for block in self.blocks:
+                for place in block.get(name, ()):
+                    yield name, leaf, documents[place]
 
     @property
     def digest(self) -> str:
@@ -109,32 +100,32 @@ class Evaluator:
         """
         examples = [leaf.get_config("num_fewshot") for leaf in self._loaded["tasks"].values()]
         protocol = {**asdict(self.protocol), "seed": self.protocol.seed if any(examples) else None, "shuffle": None}
+        for shown in ("share", "after", "blocks"):
+            del protocol[shown]
         asked = [[task.model_dump() for task in self.tasks], protocol, examples, [*self.questions()]]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def texts(self) -> dict[str, list[tuple[str, str]]]:
         """{task: (question, right answer) of each}, shortened: for people."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for name, places in self._questions.items():
-            leaf = self._loaded["tasks"][name]
-            documents = [leaf.eval_docs[place] for place in places]
-            found[name] = [(str(leaf.doc_to_text(d))[-TEXT:], _answer(leaf, d)) for d in documents]
+        for name, leaf, document in self._documents():
+            found.setdefault(name, []).append((str(leaf.doc_to_text(document))[-TEXT:], _answer(leaf, document)))
         return found
 
     def read(self) -> Iterator[str]:
         """Roughly what a model reads: each question once, solved examples and choices included. For forecasts."""
-        for name, places in self._questions.items():
-            leaf = self._loaded["tasks"][name]
-            documents = leaf.eval_docs
-            for place in places:
-                document = documents[place]
-                choices = leaf.doc_to_choice(document) if leaf.config.doc_to_choice is not None else []
-                examples = 1 + int(leaf.get_config("num_fewshot") or 0)
-                yield str(leaf.doc_to_text(document)) * examples + "".join(f" {choice}" for choice in choices)
+        for _, leaf, document in self._documents():
+            choices = leaf.doc_to_choice(document) if leaf.config.doc_to_choice is not None else []
+            examples = 1 + int(leaf.get_config("num_fewshot") or 0)
+            yield str(leaf.doc_to_text(document)) * examples + "".join(f" {choice}" for choice in choices)
 
     def score(self, lm: LM) -> Score:
         """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""
-        protocol = self.protocol
+        return joined(self.tasks, [self.score_block(lm, place) for place in range(len(self.blocks))])
+
+    def score_block(self, lm: LM, place: int) -> Score:
+        """Ask one part of the questions; see `score`."""
+        protocol, block = self.protocol, self.blocks[place]
         for leaf in self._loaded["tasks"].values():
             # A task draws its examples from one generator that runs on: every candidate must see the same ones.
             leaf.set_fewshot_seed(seed=protocol.seed)
@@ -143,7 +134,7 @@ class Evaluator:
                 results: Any = evaluator.evaluate(
                     lm=lm,
                     task_dict=self._loaded,
-                    samples=self._questions,
+                    samples=block,
                     bootstrap_iters=BOOTSTRAP,
                     apply_chat_template=protocol.apply_chat_template,
                     fewshot_as_multiturn=protocol.fewshot_as_multiturn and protocol.apply_chat_template,
@@ -152,7 +143,8 @@ class Evaluator:
             raise
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
             raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
-        score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), self.items)
+        items = sum(len(places) for places in block.values())
+        score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), items)
         return replace(
             score, item_scores=self._item_scores(results["samples"]), replies=self._replies(results["samples"])
         )
@@ -191,16 +183,27 @@ def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items
     return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
 
 
-def check_disjoint(search: Evaluator, heldout: Evaluator) -> None:
-    """Raise TaskError when a held-out question is also a search question: a score on it would mean nothing."""
-    known = {text: task for task, text in search.questions()}
-    shared = [(known[text], task) for task, text in heldout.questions() if text in known]
-    if shared:
-        one, other = shared[0]
-        raise TaskError(
-            f"heldout: {len(shared)} questions of {other} are also searched on (task {one}); choose tasks, or splits,"
-            " that share no question"
-        )
+def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
+    """The score on several parts together, as if they had been asked at once. Of means over questions only."""
+    if len(parts) == 1:
+        return parts[0]
+    item_scores = {name: [v for part in parts for v in part.item_scores[name]] for name in parts[0].item_scores}
+    replies = {name: [r for part in parts for r in part.replies[name]] for name in parts[0].replies}
+    results: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        counts = np.array([len(part.item_scores[task.name]) for part in parts], dtype=float)
+        shares = counts / counts.sum()
+        for key in parts[0].tasks[task.name]:
+            values = np.array([part.tasks[task.name].get(key, math.nan) for part in parts])
+            # A standard error falls with the number of questions; the counted metric's follows from its questions.
+            is_error = "_stderr," in key
+            value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
+            results.setdefault(task.name, {})[key] = value
+        metric, _, filter_ = task.metric.partition(",")
+        own = item_scores[task.name]
+        results[task.name][task.metric] = sum(own) / len(own)
+        results[task.name][f"{metric}_stderr,{filter_}"] = float(np.std(own, ddof=1) / math.sqrt(len(own)))
+    return replace(weigh(tasks, results, sum(map(len, item_scores.values()))), item_scores=item_scores, replies=replies)
 
 
 @contextmanager
@@ -316,14 +319,3 @@ def _check_metric(task: Task, loaded: Any) -> None:
             f"tasks: {task.name} has no metric {task.metric!r}{nearest(task.metric, metrics)};"
             f" its metrics are {', '.join(repr(metric) for metric in metrics)}"
         )
-
-
-def _questions(name: str, leaf: Any, protocol: Protocol) -> list[int]:
-    """Which documents of a task are asked, the same for every candidate."""
-    places = [*range(len(leaf.eval_docs))]
-    if protocol.shuffle:
-        random.Random(f"{protocol.seed}/{name}").shuffle(places)
-    places = places[: protocol.limit]
-    if not places:
-        raise TaskError(f"tasks: {name} has no questions; check its split and `limit`")
-    return sorted(places)

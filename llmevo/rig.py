@@ -17,11 +17,12 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines import Engine, HfEngine, VllmEngine
-from llmevo.evaluation import Evaluator, check_disjoint
+from llmevo.evaluation import Evaluator
 from llmevo.geometry import measure
 from llmevo.merging import Merger
 from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
+from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunState
 from llmevo.selfcheck import check_engine
@@ -73,7 +74,7 @@ class Rig:
         if not self.config.heldout:
             return None
         heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
-        check_disjoint(self.evaluator, heldout)
+        check_disjoint("heldout", heldout.questions(), self.evaluator.questions())
         return heldout
 
     @property
@@ -135,8 +136,8 @@ class Rig:
     def remember(self, state: RunState) -> None:
         """Know what another run's log says. Scores of other models or other questions get other addresses."""
         started = state.started
-        if started is None or not started.questions:
-            return
+        if started is None or not started.questions or any(event.forced for event in state.resumed):
+            return  # nobody knows what those scores stand for
         checksums = {source["reference"]: source["checksum"] for source in started.sources}
 
         def know(recipe: Recipe, score: Score, questions: str) -> None:

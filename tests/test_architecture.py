@@ -39,6 +39,7 @@ ORDER = [
     "selfcheck",
     "tasks",
     "questions",
+    "racing",
     "evaluation",
     "config",
     "events",

@@ -14,7 +14,8 @@ from tiny_model import tiny_llama, tiny_tokenizer
 
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, TaskError
-from llmevo.evaluation import Evaluator, Protocol, Task, check_disjoint, weigh
+from llmevo.evaluation import Evaluator, joined, weigh
+from llmevo.tasks import Protocol, Task
 
 ROWS: list[dict[str, Any]] = [
     {"question": f"{a} + {b} =", "choices": [str(a + b), "7", "no"], "answer": 0} for a in range(4) for b in range(5)
@@ -220,6 +221,32 @@ def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: RequestSc
     assert score.item_scores == {}
 
 
+def test_parts_together_are_the_whole(tmp_path: Path, lm: RequestScorer) -> None:
+    sums = add_task(tmp_path, "sums", metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}])
+    said = add_task(tmp_path, "said", ROWS[:13], **GENERATION).model_copy(
+        update={"metric": "exact_match,none", "weight": 0.3}
+    )
+    whole = evaluator(tmp_path, sums, said).score(lm)
+    parted = evaluator(tmp_path, sums, said, blocks=5)
+    parts = [parted.score_block(lm, place) for place in range(5)]
+    assert [part.items for part in parts] == [7, 6, 7, 6, 7]
+    again = joined(parted.tasks, parts)
+    assert again.total == pytest.approx(whole.total)
+    assert again.stderr == pytest.approx(whole.stderr)
+    assert again.tasks["sums"]["acc_norm,none"] == pytest.approx(whole.tasks["sums"]["acc_norm,none"])
+    assert (again.items, again.item_scores, again.replies) == (whole.items, whole.item_scores, whole.replies)
+    assert parted.score(lm) == again
+
+
+def test_a_metric_that_is_no_mean_is_asked_at_once(tmp_path: Path) -> None:
+    f1 = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
+    task = add_task(tmp_path, "f1", metric_list=f1).model_copy(update={"metric": "f1,none"})
+    scoring = evaluator(tmp_path, task, blocks=5)
+    assert not scoring.raceable
+    assert len(scoring.blocks) == 1
+    assert evaluator(tmp_path, add_task(tmp_path, "sums"), blocks=5).raceable
+
+
 # Which questions
 
 
@@ -365,14 +392,6 @@ def test_scoring_leaves_the_terminal_alone(
     evaluator(tmp_path, add_task(tmp_path, "sums")).score(lm)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
-
-
-def test_a_question_both_searched_on_and_held_out_is_refused(tmp_path: Path) -> None:
-    search = evaluator(tmp_path, add_task(tmp_path, "search", ROWS[:8]))
-    heldout = evaluator(tmp_path, add_task(tmp_path, "heldout", ROWS[6:]))
-    with pytest.raises(TaskError, match=r"heldout: 2 questions of heldout .*search"):
-        check_disjoint(search, heldout)
-    check_disjoint(search, evaluator(tmp_path, add_task(tmp_path, "apart", ROWS[8:])))
 
 
 def test_a_task_is_read_from_its_name_alone() -> None:

@@ -29,7 +29,8 @@ from llmevo.engines.requests import RequestScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError
-from llmevo.evaluation import Evaluator, Protocol, Task
+from llmevo.evaluation import Evaluator
+from llmevo.tasks import Protocol, Task
 from llmevo.merging import Merger, merge
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference

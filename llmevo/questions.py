@@ -1,0 +1,111 @@
+"""Which questions belong to which set, so that none is searched on and reported on."""
+
+import hashlib
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmevo.errors import TaskError
+from llmevo.tasks import Protocol
+
+SHINGLE = 5
+"""Words that are compared together."""
+
+NEAR = 0.8
+"""The Jaccard similarity of shingles from which on two questions are the same with a few words changed (Broder 1997,
+https://doi.org/10.1109/SEQUEN.1997.666900)."""
+
+Question = tuple[str, str]
+"""Its task and its text."""
+
+
+def chosen(name: str, leaf: Any, protocol: Protocol) -> list[int]:
+    """The places of the questions that a protocol takes of a task, in the order in which they are asked.
+
+    Raises TaskError when none is left.
+    """
+    documents = leaf.eval_docs
+    places = [*range(len(documents))]
+    if protocol.share:
+        low, high = protocol.share
+        places = [p for p in places if low <= hashed(str(leaf.doc_to_text(documents[p])), protocol.seed) < high]
+    if protocol.shuffle:
+        random.Random(f"{protocol.seed}/{name}").shuffle(places)
+    end = None if protocol.limit is None else protocol.after + protocol.limit
+    places = sorted(places[protocol.after : end])
+    if not places:
+        raise TaskError(f"tasks: {name} has no questions{_why(protocol)}; check its split and `limit`")
+    return places
+
+
+def _why(protocol: Protocol) -> str:
+    if protocol.share:
+        return f" in the {protocol.share[1] - protocol.share[0]:.0%} that `split` gives this set"
+    return f" after the first {protocol.after}" if protocol.after else ""
+
+
+def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, list[int]]]:
+    """The questions in so many parts, each with an equal share of every task: its first questions, its next, and so
+    on. In fewer, when a task has not so many.
+    """
+    number = max(1, min(count, *map(len, places.values())))
+    parts: list[dict[str, list[int]]] = []
+    for part in range(number):
+        bounds = {
+            name: [round(len(asked) * end / number) for end in (part, part + 1)] for name, asked in places.items()
+        }
+        parts.append({name: [*places[name][start:end]] for name, (start, end) in bounds.items()})
+    return parts
+
+
+def hashed(text: str, seed: int) -> float:
+    """A number from 0 to 1 that follows from a question's words and the seed: equal questions stay together."""
+    digest = hashlib.sha256(f"{seed}/{' '.join(words(text))}".encode()).digest()
+    return int.from_bytes(digest[:7]) / 2**56
+
+
+def words(text: str) -> list[str]:
+    """What a question says, without case, spacing and punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Question]) -> None:
+    """Raise TaskError when a question of the set `name` is also one of the others: a score on it would mean nothing."""
+    known = {tuple(words(text)): task for task, text in others}
+    shared = [(known[key], task) for task, text in questions if (key := tuple(words(text))) in known]
+    if shared:
+        one, other = shared[0]
+        raise TaskError(
+            f"{name}: {len(shared)} questions of {other} are also searched on (task {one}); choose tasks, or splits,"
+            " that share no question"
+        )
+
+
+def near_duplicates(questions: Iterable[Question], others: Iterable[Question]) -> list[tuple[Question, Question]]:
+    """Questions that are nearly among the others, each with the one it is like. Texts under ten words are not judged:
+    two sums may differ in a digit and be two questions.
+    """
+    known: list[Question] = []
+    pieces: list[set[tuple[str, ...]]] = []
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for question in others:
+        shingles = _shingles(question[1])
+        for shingle in shingles:
+            holders[shingle].append(len(known))
+        known.append(question)
+        pieces.append(shingles)
+    found: list[tuple[Question, Question]] = []
+    for question in questions:
+        own = _shingles(question[1])
+        shared = Counter(place for shingle in own for place in holders.get(shingle, ()))
+        for place, count in shared.most_common(1):
+            if count / (len(own) + len(pieces[place]) - count) >= NEAR:
+                found.append((question, known[place]))
+    return found
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[i : i + SHINGLE]) for i in range(len(found) - SHINGLE + 1)} if len(found) >= 10 else set()

@@ -1,0 +1,73 @@
+"""Which questions belong to which set."""
+
+from typing import Any
+
+import pytest
+
+from llmevo.errors import TaskError
+from llmevo.questions import blocks, check_disjoint, chosen, hashed, near_duplicates
+from llmevo.tasks import Protocol
+
+
+class Leaf:
+    """What is needed of an lm-eval task."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.eval_docs = texts
+
+    def doc_to_text(self, document: str) -> str:
+        return document
+
+
+TEXTS = [f"What is {a} + {b}?" for a in range(20) for b in range(10)]
+
+
+def taken(texts: list[str], **protocol: Any) -> list[str]:
+    return [texts[place] for place in chosen("sums", Leaf(texts), Protocol(**protocol))]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shares_are_disjoint_and_together_everything(seed: int) -> None:
+    parts = [taken(TEXTS, share=share, seed=seed) for share in ((0.0, 0.5), (0.5, 0.7), (0.7, 1.0))]
+    assert sorted(text for part in parts for text in part) == sorted(TEXTS)
+    assert [len(part) / len(TEXTS) for part in parts] == pytest.approx([0.5, 0.2, 0.3], abs=0.1)
+    assert parts[0] != taken(TEXTS, share=(0.0, 0.5), seed=seed + 2)
+
+
+def test_equal_questions_stay_together_whatever_their_case_and_spacing() -> None:
+    assert hashed("What is  1+2 ?", 3) == hashed("what is 1 + 2", 3)
+    assert hashed("What is 1+2?", 3) != hashed("What is 1+3?", 3)
+
+
+def test_what_a_limit_leaves_can_be_asked_by_another() -> None:
+    for shuffle in (False, True):
+        first = taken(TEXTS, limit=50, shuffle=shuffle)
+        rest = taken(TEXTS, after=50, shuffle=shuffle)
+        assert len(first) == 50
+        assert sorted(first + rest) == sorted(TEXTS)
+    with pytest.raises(TaskError, match="sums has no questions after the first 200"):
+        taken(TEXTS, after=200)
+    with pytest.raises(TaskError, match="no questions in the 1% that `split` gives"):
+        taken(TEXTS[:2], share=(0.0, 0.01))
+
+
+def test_every_block_has_its_share_of_every_task() -> None:
+    parts = blocks({"a": range(10), "b": range(100, 107)}, 3)
+    assert [(len(part["a"]), len(part["b"])) for part in parts] == [(3, 2), (4, 3), (3, 2)]
+    assert [place for part in parts for place in part["a"]] == [*range(10)]
+    assert len(blocks({"a": range(10), "b": range(2)}, 3)) == 2
+
+
+def test_a_question_both_searched_on_and_held_out_is_refused() -> None:
+    search = [("sums", text) for text in TEXTS[:8]]
+    with pytest.raises(TaskError, match=r"heldout: 2 questions of other .*task sums"):
+        check_disjoint("heldout", [("other", text.upper()) for text in TEXTS[6:]], search)
+    check_disjoint("heldout", [("other", text) for text in TEXTS[8:]], search)
+
+
+def test_near_duplicates_are_found_and_short_questions_are_not_judged() -> None:
+    story = "Ann has three red apples and gives one of them to Bob who then eats it while Carl is watching them both"
+    search = [("stories", story), ("sums", "What is 1 + 2?")]
+    changed = ("heldout", f"{story} today")
+    other = ("heldout", "Carl watches while Bob eats one of the three apples that Ann had and gave away to him today")
+    assert near_duplicates([changed, other, ("heldout", "What is 1 + 3?")], search) == [(changed, search[0])]
