@@ -132,14 +132,14 @@ class Budget(BaseModel):
 
     def size(self, state: Log, wanted: int) -> int:
         """Candidates of the next generation: at most `wanted`, and as many as fit if each takes as long as the slowest
-        so far and the LLM as much as in its dearest generation. 0 ends the search.
+        of as many before it, and the LLM as much as in its dearest generation. 0 ends the search.
         """
         left, spent = self.left(state), Spent.of(state)
         sizes: list[float] = [wanted, left["evaluations"]]
         if "items" in left and state.started:
             sizes.append(left["items"] // state.started.items)
         if self.minutes is not None:
-            slowest = max((_seconds(trial) for trial in state.trials.values()), default=0.0)
+            slowest = max((_seconds(trial) for trial in [*state.trials.values()][-wanted:]), default=0.0)
             asking = _dearest((event.generation, event.seconds) for event in state.prompted)
             seconds = self.minutes * 60 - spent.seconds - asking
             sizes.append(seconds // slowest if slowest else wanted * (seconds > 0))

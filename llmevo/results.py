@@ -84,6 +84,7 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
     started = state.started
     assert started is not None
     config = Bench.of_log(started, Path(folder)).config
+    budget = config.search.budget
     given = {"models", "base_model", "tokenizer_source"}
     return {
         "models": [source["checksum"] for source in started.sources],
@@ -94,7 +95,9 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
         "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],
-        "budgets": config.search.budget.model_dump(),
+        "budgets": budget.model_dump(),
+        # A bound on time or cost ends each at its own place; set side by side they are at equal evaluations.
+        "numbers of evaluations": len(state.trials) if {"minutes", "cost"} & budget.bounds.keys() else None,
     }
 
 

@@ -28,6 +28,14 @@ class Entry:
         return f"{self.optimizer}, seed {self.seed}"
 
 
+UNFAIR = {
+    "minutes": "minutes say nothing in a comparison, where a score that one run has costs the others no time; give"
+    " evaluations or items",
+    "cost": "only some optimizers have a cost, so their runs would end at different evaluations; give evaluations or"
+    " items, and llm.max_cost (--max-cost) for the LLM, after which a run goes on without it",
+}
+"""Why a bound is none for a comparison, and what is."""
+
 Watch = Callable[[Entry, events.Event, RunState], None]
 """Shown every event of every run."""
 
@@ -67,6 +75,8 @@ class Tournament:
 
     def check(self) -> None:
         """Find the user's mistakes before anything is written: each optimizer's, and folders of other comparisons."""
+        for kind in {"minutes", "cost"} & self.config.search.budget.bounds.keys():
+            raise ConfigError(f"search.budget: {self.config.search.budget}: {UNFAIR[kind]}")
         states = self.states()
         for entry, state in states.items():
             if state.started:

@@ -131,7 +131,7 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
     if not wanted:
         return None
     if wanted == "auto":
-        found = [template for r in recipe.references if (template := _template_of(sources.folder(r)))]
+        found = [template for r in recipe.references if (template := template_of(sources.folder(r)))]
         return Counter(found).most_common(1)[0][0] if found else None
     if "{" in wanted:
         return wanted
@@ -146,7 +146,7 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
     )
 
 
-def _template_of(folder: Path) -> str | None:
+def template_of(folder: Path) -> str | None:
     """The chat template of a model's tokenizer, from whichever file has it."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():

@@ -1,11 +1,14 @@
 """Bounds of several kinds: how they are written, and where a search ends by each."""
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from fake_server import Answer, chat, serving
 from pydantic import ValidationError
+from workspace import Workspace
 
 from llmevo.budget import MANY, Budget, parse_budget
 from llmevo.errors import ConfigError
@@ -102,6 +105,7 @@ def test_the_next_generation_is_what_still_fits() -> None:
     assert Budget(minutes=104.5 / 60).size(ten, 5) == 4  # the slowest took 10 s
     assert Budget(minutes=73 / 60).size(ten, 5) == 0
     assert Budget(minutes=60).size(ten, 5) == 5
+    assert Budget(minutes=90 / 60).size(Past([50.0, *[1.0] * 5]).state, 5) == 5  # what was slow once is so no more
     assert Budget(evaluations=13, items=240, minutes=60).size(ten, 5) == 2
 
 
@@ -143,3 +147,71 @@ def test_it_says_what_is_spent_of_what() -> None:
     assert Budget(items=50000, minutes=60, cost=5).words(ten) == (
         "10 evaluations, 200 of 50,000 items, 1 of 60 min, 0.25 of 5 cost"
     )
+
+
+def searched(workspace: Workspace, *words: object, **config: Any) -> RunState:
+    """A finished run that was also verified against its log."""
+    plain: dict[str, Any] = {"heldout": None, "engine": {"self_check": False}}
+    status, printed = workspace.llmevo("run", workspace.config(**{**plain, **config}), "--out", "run", *words)
+    assert status == 0, printed
+    status, printed = workspace.llmevo("replay", "run", "--verify")
+    assert (status, "Verified" in printed) == (0, True), printed
+    return workspace.state("run")
+
+
+@pytest.mark.parametrize(
+    ("words", "evaluations"),
+    [
+        (("--budget", "100, 130 items"), 10),  # of 12 questions each
+        (("--budget", "5", "--budget", "1 h"), 5),
+    ],
+)
+def test_the_kind_that_is_spent_first_ends_a_run(
+    workspace: Workspace, words: tuple[str, ...], evaluations: int
+) -> None:
+    state = searched(workspace, *words, "--optimizer", "random")
+    assert len(state.trials) == evaluations
+
+
+def test_a_run_that_ends_by_its_minutes_is_verified_where_it_ended(workspace: Workspace) -> None:
+    budget = Budget(minutes=0.01)
+    state = searched(workspace, search={"optimizer": "random", "budget": {"minutes": 0.01}, "population": 3})
+    assert state.started is not None
+    assert state.started.config["search"]["budget"] == {"evaluations": MANY, "minutes": 0.01}
+    assert 3 <= len(state.trials) < MANY
+    assert budget.size(state, 3) == 0
+
+
+def test_a_run_that_ends_by_its_cost_makes_no_call_that_would_exceed_it(workspace: Workspace) -> None:
+    tables = [[[40, 47], [33, 61]], [[81, 22], [56, 14]]]
+    text = json.dumps({"analysis": "", "proposals": [{"reason": "so", "genome": table} for table in tables]})
+    answers = [chat(text.replace("40", str(50 + i)), prompt=1000, completion=1000) for i in range(9)]  # two each
+    search = {"optimizer": "llm", "budget": "60, $5", "population": 3, "seed": 3}
+    with serving(Answer({"data": []}), *answers) as server:
+        llm = {"proposer": "openai", "base_url": server.url, "price": {"prompt": 1000.0, "completion": 1000.0}}
+        state = searched(workspace, search=search, llm=llm)
+    assert sum(event.cost for event in state.prompted) == pytest.approx(4.0)
+    assert 3 < len(state.trials) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "--budget", "30 items"), "30 items is too low; the parents and the uniform merge alone are 3"),
+        (("run", "--budget", "lots"), "--budget: 'lots' is no amount"),
+        (("run", "--budget", "$5"), "prices per million tokens"),
+        (("compare", "--budget", "1 h"), "give evaluations or items"),
+    ],
+)
+def test_a_bound_that_cannot_hold_is_refused(workspace: Workspace, words: tuple[str, ...], says: str) -> None:
+    command, *options = words
+    status, printed = workspace.llmevo(command, workspace.config(), *options)
+    assert status == 2, printed
+    assert says in printed
+
+
+def test_a_cost_bounds_nothing_where_no_llm_is_asked(workspace: Workspace) -> None:
+    config = workspace.config(llm={"proposer": "local", "price": {"prompt": 1.0}})
+    status, printed = workspace.llmevo("run", config, "--budget", "$1", "--optimizer", "random")
+    assert status == 2, printed
+    assert "'random' asks no LLM" in printed

@@ -172,6 +172,7 @@ def test_inspect_shows_the_geometry(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("inspect", workspace.config())
     assert status == 0, printed
     assert "Size of the task vectors, against the base" in printed
-    (line,) = [line for line in printed.splitlines() if line.strip().startswith("1-1 ")]
-    assert line.count("%") == 2
-    assert "one/two" in line
+    lines = [line.split() for line in printed.splitlines() if line.strip().startswith("1-1 ")]
+    assert [len(line) for line in lines] == [3, 2]  # the sizes of both, and their cosine
+    assert all(word.endswith("%") for word in lines[0][1:])
+    assert "a one, b two" in printed

@@ -1,11 +1,26 @@
 """`llmevo inspect`."""
 
-from llmevo import inspection, terminal
+from typing import Annotated
+
+import typer
+
+from llmevo import inspection, sections, terminal
 from llmevo.bench import Bench
 from llmevo.config import read_config
 from llmevo.options import ApiKey, ConfigFile
 
 
-def inspect(config: ConfigFile, api_key: ApiKey = None) -> None:
+def inspect(
+    config: ConfigFile,
+    api_key: ApiKey = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Start the engine and score one merge: how long a run will take.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
+) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
-    inspection.inspect(Bench(read_config(config), config.parent.absolute(), api_key), terminal.console)
+    found = inspection.gather(Bench(read_config(config), config.parent.absolute(), api_key), measure)
+    if json:
+        terminal.console.print(found.json(), markup=False, highlight=False, soft_wrap=True)
+    else:
+        sections.show(found, terminal.console)

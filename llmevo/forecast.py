@@ -1,0 +1,150 @@
+"""What a run will take: from the texts and this machine's speed, or from one candidate that is really scored."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmevo.bench import Bench
+from llmevo.loop import population, start_rows
+from llmevo.prompting import Prompt
+from llmevo.trial import Candidate, Score, Suggestion, Trial
+
+EFFICIENCY = 0.35
+"""The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
+
+GENERATIONS = 8
+"""How many are looked through for the first prompt: not every optimizer asks in every one."""
+
+ANSWER = 400
+"""Tokens of an answer that is not held to digits."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate, merged and scored: what the engine really takes."""
+
+    merge: float
+    """Seconds."""
+    evaluate: float
+    """Seconds, for the search questions."""
+    items: int
+
+    @property
+    def items_per_second(self) -> float:
+        return self.items / self.evaluate if self.evaluate else 0.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, roughly."""
+
+    evaluations: int
+    start_rows: int
+    generations: int
+    population: int
+    items: int
+    """Questions a candidate answers."""
+    all_items: int
+    """Questions of the whole run, held-out scoring included."""
+    tokens: int
+    """Tokens a candidate reads."""
+    seconds: float
+    """Of the whole run, held-out scoring included, but not the LLM's answers."""
+    prompts: int
+    """At most: the LLM may be asked in every generation."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    measured: Measured | None
+    """What the time follows from; None where it is an estimate."""
+
+
+def measure(bench: Bench) -> Measured:
+    """Start the engine, merge the uniform candidate and score it. Raises CandidateError where that fails."""
+    recipe = bench.space.decode(bench.space.uniform())
+    score, seconds = bench.score(recipe)
+    return Measured(seconds["merge"], seconds["evaluate"], score.items)
+
+
+def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = None) -> Forecast:
+    """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured."""
+    from transformers import AutoTokenizer  # slow to import, and not needed by those who only read runs
+
+    config, budget = bench.config, bench.config.search.budget
+    tokenizer: Any = AutoTokenizer.from_pretrained(bench.sources.folder(config.genome.references[0]))
+
+    def tokens(evaluator: Any) -> int:
+        return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
+
+    items, searched, held_out = bench.evaluator.items, tokens(bench.evaluator), tokens(bench.heldout)
+    heldout_items = bench.heldout.items if bench.heldout else 0
+    if measured:
+        each = measured.merge + measured.evaluate
+        last = measured.merge + measured.evaluate * heldout_items / items
+    else:
+        shapes = bench.sources[config.genome.references[0]].shapes
+        parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
+        each, last = (read * 2 * parameters / (_speed() * EFFICIENCY) for read in (searched, held_out))
+    evaluations, size = bench.evaluations, population(bench)
+    if budget.minutes is not None:
+        evaluations = max(bench.start_rows, min(evaluations, int(budget.minutes * 60 / each)))
+    rows = bench.start_rows + 2 if bench.heldout else 0  # the base and the best besides
+    generations = max(0, math.ceil((evaluations - bench.start_rows) / size))
+    asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
+    answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
+    prompts, price = generations if prompt else 0, config.llm.price
+    spent = prompts * asked * 2, prompts * answered  # prompts grow with what there is to tell
+    return Forecast(
+        evaluations=evaluations,
+        start_rows=bench.start_rows,
+        generations=generations,
+        population=size,
+        items=items,
+        all_items=evaluations * items + rows * heldout_items,
+        tokens=searched,
+        seconds=evaluations * each + rows * last,
+        prompts=prompts,
+        prompt_tokens=spent[0],
+        completion_tokens=spent[1],
+        cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6,
+        measured=measured,
+    )
+
+
+def first_prompt(bench: Bench) -> Prompt | None:
+    """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM."""
+    if not bench.asks:
+        return None
+    zeros = {name: {metric: 0.0} for name, (_, metric) in bench.config.counted.items()}
+    optimizer = bench.optimizer()
+    candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(bench))]
+    # As in the run, parents that are no points of the space are not told.
+    told = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
+    count = len(candidates)
+    for generation in range(1, GENERATIONS + 1):
+        optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told])
+        asking = optimizer.ask(max(2, min(bench.evaluations - count, population(bench))))
+        try:
+            return next(asking)
+        except StopIteration as done:
+            suggested: list[Suggestion] = done.value
+        finally:
+            asking.close()
+        told = [Candidate(count + i, generation, s.origin, s.genes, s.note) for i, s in enumerate(suggested)]
+        count += len(told)
+    return None
+
+
+def _speed() -> float:
+    """Floating-point operations a second of a bf16 matrix product here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
+    float((a @ a)[0, 0])
+    started, rounds = time.monotonic(), 20
+    for _ in range(rounds):
+        a = a @ a * 1e-3
+    float(a[0, 0])
+    return rounds * 2 * 1024**3 / (time.monotonic() - started)

@@ -1,0 +1,53 @@
+"""Checks of the models before a search is paid for. Each is one function from the rig to its findings.
+
+To add one: a function with a docstring, and its line in the list.
+"""
+
+from collections.abc import Callable, Sequence
+
+from llmevo.errors import LlmevoError
+from llmevo.preflight.base import Finding, Findings
+from llmevo.preflight.functions import dtypes, functions, rope, tied_heads
+from llmevo.preflight.licences import licences
+from llmevo.preflight.memory import memory
+from llmevo.preflight.tokens import chat_templates, special_tokens, vocabularies
+from llmevo.preflight.vectors import rounded, vectors
+from llmevo.rig import Rig
+
+Check = Callable[[Rig], Findings]
+
+CHECKS: Sequence[Check] = (
+    memory,
+    chat_templates,
+    vocabularies,
+    special_tokens,
+    rope,
+    functions,
+    tied_heads,
+    dtypes,
+    licences,
+)
+"""They read configs, tokenizers and cards, and are made at the start of every run. `vectors` and `rounded` need weights
+and are made by `llmevo inspect`."""
+
+
+def preflight(rig: Rig) -> list[Finding]:
+    """What is to be said of the models, the most pressing first. Never raises: what cannot be checked is said."""
+    found: list[Finding] = []
+    for check in CHECKS:
+        try:
+            found += check(rig)
+        except (LlmevoError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            name = check.__name__.replace("_", " ")
+            found.append(Finding(name, f"could not be checked ({error})", "See whether the model's files are whole"))
+    return found
+
+
+def brief(rig: Rig, most: int = 4) -> list[str]:
+    """The first findings as lines, for the start of a run."""
+    found = preflight(rig)
+    more = [f"{len(found) - most} more: see `llmevo inspect`."] if len(found) > most else []
+    return [*map(str, found[:most]), *more]
+
+
+__all__ = ["CHECKS", "Check", "Finding", "brief", "preflight", "rounded", "vectors"]

@@ -1,0 +1,99 @@
+"""Tokenizers: whether the models mean the same by a token, end their answers alike and are asked alike."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmevo.preflight.base import Finding, Findings, folders, tokenizer_donor
+from llmevo.rig import Rig
+from llmevo.vocabulary import template_of, vocabulary
+
+SHOWN = 3
+"""Tokens that are named of those that differ."""
+
+KINDS = ("bos", "eos", "pad")
+
+
+def vocabularies(rig: Rig) -> Findings:
+    """Tokens that have another number in another model: their embeddings would be mixed up."""
+    donor, folder = tokenizer_donor(rig)
+    wanted = vocabulary(folder)
+    for name, _, other in folders(rig):
+        found = wanted if other == folder else vocabulary(other)
+        if not found:
+            yield Finding(
+                name,
+                "it has no tokenizer, so whether a token means the same in it cannot be checked",
+                "Put the files of its tokenizer beside its weights",
+            )
+        tokens = {token: min(number, found.get(token, number)) for token, number in wanted.items() ^ found.items()}
+        if tokens and found:
+            first = sorted(tokens, key=lambda token: (tokens[token], token))[:SHOWN]
+            listed = ", ".join(f"{t!r} ({found.get(t, 'none')}, there {wanted.get(t, 'none')})" for t in first)
+            more = f" and {len(tokens) - SHOWN} more" if len(tokens) > SHOWN else ""
+            yield Finding(
+                name,
+                f"{len(tokens)} tokens differ from those of {donor}: {listed}{more}",
+                "Rows of the embeddings are merged by number: align the vocabularies first, or leave the model out"
+                " unless the tokens are never used",
+            )
+
+
+def special_tokens(rig: Rig) -> Findings:
+    """Beginning, end and padding: a model that ends its answers with another token may never stop."""
+    donor, folder = tokenizer_donor(rig)
+    wanted = _special(folder)
+    for name, _, other in folders(rig):
+        found = _special(other)
+        differing = [key for key in wanted if key in found and found[key] != wanted[key]]
+        if differing:
+            yield Finding(
+                name,
+                ", ".join(f"{key} is {found[key]!r}, that of {donor} {wanted[key]!r}" for key in differing),
+                f"Candidates end their answers as {donor} does; name another model as genome.tokenizer_source if"
+                " most were tuned on its tokens",
+            )
+
+
+def chat_templates(rig: Rig) -> Findings:
+    """Questions are asked in the donor's template: of no use to a model that was tuned on another, or on none."""
+    if not rig.config.apply_chat_template:
+        return
+    donor, folder = tokenizer_donor(rig)
+    wanted = template_of(folder)
+    others = {name: template_of(other) for name, _, other in folders(rig) if other != folder}
+    if wanted is None:
+        having = [name for name, template in others.items() if template]
+        source = f", or genome.tokenizer_source: a model with one ({', '.join(having)})" if having else ""
+        yield Finding(
+            donor,
+            "it has no chat template, and apply_chat_template is true",
+            f"Set apply_chat_template: false{source}",
+        )
+        return
+    for name, template in others.items():
+        if template != wanted:
+            yield Finding(
+                name,
+                f"its chat template is not that of {donor}, in which all candidates are asked"
+                if template
+                else f"it has no chat template, and all candidates are asked in that of {donor}",
+                "Set apply_chat_template: false to ask in none, or genome.tokenizer_source to choose another model's",
+            )
+
+
+def _special(folder: Path) -> dict[str, Any]:
+    """What a model's files say of its special tokens; only what is given."""
+    found: dict[str, Any] = {}
+    for file, suffix, label in (
+        ("tokenizer_config.json", "token", ""),
+        ("config.json", "token_id", ""),
+        ("generation_config.json", "token_id", "generation "),
+    ):
+        content: dict[str, Any] = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        for kind in KINDS:
+            value = content.get(f"{kind}_{suffix}")
+            value = value.get("content") if isinstance(value, dict) else value
+            if value is not None:
+                found[f"{label}{kind}_{suffix}"] = value
+    return found

@@ -1,0 +1,127 @@
+"""An inspection as a person reads it: sections with headings, the most important first, 80 characters wide."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from llmevo.heatmap import COLUMNS, heatmap, letters
+from llmevo.inspection import Inspection
+from llmevo.preflight.memory import GB
+from llmevo.preflight.vectors import alike
+from llmevo.progress import clock
+
+FEW = 24
+"""Genes that are listed one by one."""
+
+Section = Callable[[Inspection], Sequence[RenderableType]]
+
+
+def show(found: Inspection, console: Console) -> None:
+    """Print all of it."""
+    for title, section in SECTIONS.items():
+        console.print(f"\n{title.format(found=found)}", style="bold", highlight=False)
+        for part in section(found):
+            console.print(Padding(part, (0, 0, 0, 2), expand=False), highlight=False)
+    if found.prompt:
+        console.print(f"\nFirst prompt, for {found.proposer} (scores are not known yet: 0)", style="bold")
+        for message in found.prompt:
+            console.print(f"[{message['role']}]", markup=False, style="bold")
+            console.print(message["content"], markup=False, highlight=False, soft_wrap=True)
+
+
+def _forecast(found: Inspection) -> Sequence[RenderableType]:
+    ahead, measured = found.forecast, found.forecast.measured
+    lines = [
+        f"{ahead.evaluations} evaluations of {ahead.items} questions ({ahead.tokens:,} tokens) each,"
+        f" {ahead.start_rows} of them start rows, then {ahead.generations} generations of {ahead.population};"
+        f" {ahead.all_items:,} questions in all, the held-out ones included. Budget: {found.budget}."
+    ]
+    if measured:
+        lines.append(
+            f"About {clock(ahead.seconds)}, by one candidate that was merged in {measured.merge:.2f} s and scored in"
+            f" {measured.evaluate:.2f} s ({measured.items_per_second:.1f} questions a second)."
+        )
+    else:
+        lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
+    if ahead.prompts:
+        lines.append(
+            f"The LLM is asked up to {ahead.prompts} times, reads about {ahead.prompt_tokens:,} tokens and writes about"
+            f" {ahead.completion_tokens:,}; cost {ahead.cost:.2f} at the config's prices. Its time is not in the above."
+        )
+    of = found.memory
+    free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
+    lines.append(
+        f"Memory: engine {of.engine / GB:.2f} GB ({of.device}), caches up to {of.caches / GB:.2f} GB, mapped files"
+        f" {of.weights / GB:.2f} GB; free: {free}."
+    )
+    return lines
+
+
+def _warnings(found: Inspection) -> Sequence[RenderableType]:
+    if not found.warnings:
+        return ["none"]
+    return [f"[yellow]![/] [bold]{escape(w.model)}[/]: {escape(w.what)}. {escape(w.remedy)}." for w in found.warnings]
+
+
+def _models(found: Inspection) -> Sequence[RenderableType]:
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "parameters", "stored in", "licence"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+    for model in found.models:
+        table.add_row(model.name, f"{model.parameters:,}", model.dtype, model.licence or "none named")
+    return [
+        table,
+        f"The merge is written in {found.dtype}. Rounding to it loses {found.rounding_loss:.0%} of what the uniform"
+        " merge changes.",
+    ]
+
+
+def _vectors(found: Inspection) -> Sequence[RenderableType]:
+    facts, short = found.geometry, letters([*found.geometry[0].norms])
+    rows = [of.slice for of in facts]
+    sizes = {letter: [of.norms[model] for of in facts] for model, letter in short.items()}
+    pairs = alike(facts)[:COLUMNS]
+    cosines = {"/".join(short[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs}
+    parts: list[RenderableType] = [", ".join(f"{letter} {model}" for model, letter in short.items())]
+    each = [*sizes]
+    for start in range(0, len(each), COLUMNS):
+        parts.append(heatmap(rows, {name: sizes[name] for name in each[start : start + COLUMNS]}, percent=True))
+    if cosines:
+        more = "" if len(pairs) == len(facts[0].cosines) else f" (the {len(pairs)} most alike pairs)"
+        parts += [f"Cosines between them{more}:", heatmap(rows, cosines)]
+    return parts
+
+
+def _genes(found: Inspection) -> Sequence[RenderableType]:
+    table = Table(box=None, pad_edge=False)
+    many = len(found.genes) > FEW
+    for column in ("gene", *(["slices and filters"] if many else []), "low", "high", "uniform"):
+        table.add_column(column, justify="left" if column == "gene" else "right", overflow="fold")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for gene in found.genes:
+        parts = str(gene["name"]).split("/")
+        place = (f"{parts[0]}/…/{parts[-1]}",) if many and len(parts) > 2 else (gene["name"],)
+        groups.setdefault((*place, *_bounds(gene)), []).append(gene)
+    for (name, *bounds), genes in groups.items():
+        table.add_row(name, *([str(len(genes))] if many else []), *bounds)
+    return [table]
+
+
+def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
+    if gene.get("choices"):
+        return ", ".join(gene["choices"]), "", gene["uniform"]
+    return f"{gene['low']:g}", f"{gene['high']:g}", gene["uniform"]
+
+
+SECTIONS: Mapping[str, Section] = {
+    "Forecast": _forecast,
+    "Warnings": _warnings,
+    "Models": _models,
+    "Size of the task vectors, against {found.origin}": _vectors,
+    "{found.gene_count} genes over {found.layers} layers": _genes,
+}
+"""In the order they are shown; those before the last two fit on one screen."""

@@ -1,0 +1,71 @@
+"""What `llmevo inspect` prints: readable at 80 columns, and whole as JSON."""
+
+import json
+
+import pytest
+from rich.console import Console
+from workspace import Workspace
+
+from llmevo import terminal
+from llmevo.bench import Bench
+from llmevo.config import read_config
+from llmevo.forecast import Measured, forecast
+from llmevo.heatmap import cell, heatmap
+
+
+def test_sections_come_most_important_first_and_fit_80_columns(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "console", Console(width=80, force_terminal=False))
+    config = workspace.config(search={"optimizer": "random", "budget": 5})
+    status, printed = workspace.llmevo("inspect", config)
+    assert status == 0, printed
+    headings = ["Forecast", "Warnings", "Models", "Size of the task vectors, against the base", "4 genes over 2 layers"]
+    places = [printed.index(f"\n{heading}\n") for heading in headings]
+    assert places == sorted(places)
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    assert "an estimate" in printed
+
+
+def test_json_holds_what_is_shown(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("inspect", workspace.config(), "--json")
+    assert status == 0, printed
+    found = json.loads(printed)
+    assert found["forecast"]["evaluations"] == 9
+    assert found["forecast"]["all_items"] == 9 * 12 + 5 * 12
+    assert found["forecast"]["measured"] is None
+    assert [model["name"] for model in found["models"]] == ["base", "one", "two"]
+    assert {gene["name"] for gene in found["genes"]} >= {"one/0-0/weight", "two/1-1/weight"}
+    assert [*found["geometry"][0]["norms"]] == ["one", "two"]
+    assert {"model", "what", "remedy"} == found["warnings"][0].keys()
+    assert found["prompt"][0]["content"]
+
+
+def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspace: Workspace) -> None:
+    config = workspace.config(search={"optimizer": "random", "budget": 5}, engine={"self_check": False})
+    status, printed = workspace.llmevo("inspect", config, "--measure", "--json")
+    assert status == 0, printed
+    found = json.loads(printed)["forecast"]
+    measured = found["measured"]
+    assert measured["items"] == 12
+    each = measured["merge"] + measured["evaluate"]
+    assert found["seconds"] == pytest.approx((5 + 5) * each)  # five rows are held out, of twelve questions as well
+    status, printed = workspace.llmevo("inspect", config, "--measure")
+    assert "by one candidate that was merged in" in printed
+
+
+def test_a_forecast_keeps_to_minutes(workspace: Workspace) -> None:
+    bench = Bench(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
+    ahead = forecast(bench, None, Measured(merge=1.0, evaluate=9.0, items=12))
+    assert (ahead.evaluations, ahead.generations, ahead.seconds) == (12, 3, 120.0)
+
+
+def test_a_heat_map_is_warm_where_values_are_high() -> None:
+    styles = [str(cell(value, 2.0).style) for value in (-1.0, 0.0, 1.0, 2.0)]
+    assert styles[0] == styles[1]
+    assert len({*styles}) == 3
+    console = Console(width=60)
+    with console.capture() as capture:
+        console.print(heatmap(["0-4", "5-9"], {"a": [0.25, 1.0], "b": [0.5, 0.125]}, percent=True))
+    lines = capture.get().splitlines()
+    assert [line.split() for line in lines] == [["a", "b"], ["0-4", "25.0%", "50.0%"], ["5-9", "100.0%", "12.5%"]]
