@@ -140,7 +140,7 @@ def test_a_dry_run_shows_space_prompt_and_forecast_and_writes_nothing(workspace:
     before = sorted(workspace.root.rglob("*"))
     status, printed = workspace.llmevo("run", workspace.config(), "--dry-run")
     assert status == 0, printed
-    for words in ("4 genes over 2 layers", "one/0-0/weight", "First prompt", "score 99 |", "Forecast: 9 evaluations"):
+    for words in ("4 genes over 2 layers", "one/0-0/weight", "First prompt", "score 99 |", "9 evaluations of"):
         assert words in printed
     assert sorted(set(workspace.root.rglob("*")) - {workspace.root / "config.yml"}) == [
         path for path in before if path != workspace.root / "config.yml"
