@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 
 from llmevo.config import read_config
-from llmevo.engines import Engine, HfEngine, VllmEngine
+from llmevo.engines import Engine
+from llmevo.engines.hf import HfEngine
+from llmevo.engines.vllm import VllmEngine
 from llmevo.evaluation import Evaluator
 from llmevo.merging import Merger
 from llmevo.sources import Sources

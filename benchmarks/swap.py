@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.config import Config, read_config
-from llmevo.engines import Engine, HfEngine, VllmEngine
+from llmevo.engines import Engine
+from llmevo.engines.hf import HfEngine
+from llmevo.engines.vllm import VllmEngine
 from llmevo.merging import Merger
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources

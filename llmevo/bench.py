@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.encoding import read_start
 from llmevo.errors import ConfigError, RunError, UserError
-from llmevo.evaluation import Evaluator
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
@@ -23,6 +22,9 @@ from llmevo.runlog import LOG, RunState
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.trial import Score, Suggestion
+
+if TYPE_CHECKING:  # see `Rig`
+    from llmevo.evaluation import Evaluator
 
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
 """Decide scores and answers."""
@@ -88,12 +90,12 @@ class Bench:
         return self.rig.geometry if self.asks and self.style == "chat" else []
 
     @property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> "Evaluator":
         """The search tasks."""
         return self.rig.evaluator
 
     @property
-    def heldout(self) -> Evaluator | None:
+    def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
         return self.rig.heldout
 

@@ -5,9 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from llmevo.compare import Comparison
 from llmevo.statistics import CONFIDENCE
 
@@ -22,6 +19,9 @@ FEWEST = 3
 
 def draw(comparison: Comparison) -> bytes:
     """The picture, as PNG."""
+    import matplotlib as mpl  # slow to import, and only drawn at the end
+    from matplotlib.figure import Figure
+
     names = sorted(of.name for of in comparison.optimizers)  # so that each keeps its colour whoever wins
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
     with mpl.rc_context(STYLE):

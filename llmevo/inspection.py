@@ -9,9 +9,9 @@ from typing import Any
 from llmevo.bench import Bench
 from llmevo.forecast import Forecast, first_prompt, forecast, measure
 from llmevo.preflight import Finding, preflight, rounded, vectors
+from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
-from llmevo.preflight.functions import stored_dtype
-from llmevo.preflight.memory import Memory, memory_of
+from llmevo.preflight.room import Memory, memory_of
 from llmevo.preflight.vectors import rounding_loss
 from llmevo.prompting import SliceGeometry
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmevo.config import Config
-from llmevo.engines import Engine, HfEngine, VllmEngine
-from llmevo.evaluation import Evaluator
+from llmevo.engines import Engine
 from llmevo.geometry import measure
 from llmevo.merging import Merger
 from llmevo.planning import depth_of
@@ -29,6 +28,9 @@ from llmevo.selfcheck import check_engine
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.trial import Score
+
+if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
+    from llmevo.evaluation import Evaluator
 
 
 @dataclass
@@ -64,21 +66,25 @@ class Rig:
         return measure(self.space, self.sources)
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> "Evaluator":
         """The search tasks."""
+        from llmevo.evaluation import Evaluator
+
         return Evaluator(self.config.tasks, self.config.protocol, self._search_path)
 
     @cached_property
-    def heldout(self) -> Evaluator | None:
+    def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
         if not self.config.heldout:
             return None
+        from llmevo.evaluation import Evaluator
+
         heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
         check_disjoint("heldout", heldout.questions(), self.evaluator.questions())
         return heldout
 
     @property
-    def evaluators(self) -> Mapping[str, Evaluator]:
+    def evaluators(self) -> "Mapping[str, Evaluator]":
         """`search`, and `heldout` where there is one."""
         return {"search": self.evaluator, **({"heldout": self.heldout} if self.heldout else {})}
 
@@ -106,7 +112,11 @@ class Rig:
         tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
+            from llmevo.engines.vllm import VllmEngine
+
             return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
+        from llmevo.engines.hf import HfEngine
+
         return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
 
     @property

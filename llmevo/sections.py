@@ -10,7 +10,7 @@ from rich.table import Table
 
 from llmevo.heatmap import COLUMNS, heatmap, letters
 from llmevo.inspection import Inspection
-from llmevo.preflight.memory import GB
+from llmevo.preflight.room import GB
 from llmevo.preflight.vectors import alike
 from llmevo.progress import clock
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its `stats` is opened when it is used
 
 CONFIDENCE = 0.95
 LEVEL = 1 - CONFIDENCE
@@ -41,7 +41,7 @@ class Mean:
         """Of the confidence interval; 0 where one seed leaves it unknown."""
         if self.stderr is None:
             return 0.0
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.stderr
+        return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.stderr
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def _wilcoxon(differences: Sequence[float]) -> float:
     """Exact also with ties among up to 16 differences; those of 0 say nothing and are left out."""
     told = [difference for difference in differences if difference]
     distinct = len({*map(abs, told)}) == len(told)
-    every_flip: Any = stats.PermutationMethod(n_resamples=2**16)
+    every_flip: Any = scipy.stats.PermutationMethod(n_resamples=2**16)
     method: Any = "exact" if distinct else every_flip if len(told) <= 16 else "approx"
-    result: Any = stats.wilcoxon(told, method=method)
+    result: Any = scipy.stats.wilcoxon(told, method=method)
     return float(result.pvalue)
 
 

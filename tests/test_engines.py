@@ -32,8 +32,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from llmevo.engines import HfEngine
 from llmevo.engines.generation import StopStrings
+from llmevo.engines.hf import HfEngine
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, SourceError
 

@@ -17,7 +17,7 @@ from workspace import Workspace
 
 from llmevo import shards, vocabulary, writing
 from llmevo.bench import Bench
-from llmevo.engines import HfEngine
+from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources

@@ -13,7 +13,7 @@ from workspace import Workspace
 
 from llmevo import preflight
 from llmevo.config import read_config
-from llmevo.preflight import functions, licences, memory, tokens
+from llmevo.preflight import architecture, licensing, room, tokens
 from llmevo.preflight.base import Finding
 from llmevo.preflight.vectors import rounded, rounding_loss, vectors
 from llmevo.rig import Rig
@@ -103,26 +103,26 @@ def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Works
 )
 def test_other_rotary_embeddings_are_named(workspace: Workspace, keys: dict[str, Any], said: str) -> None:
     change(workspace.root / "one" / "config.json", **keys)
-    found = only(functions.rope(rig(workspace)))
+    found = only(architecture.rope(rig(workspace)))
     assert found.model == "one"
     assert said in found.what
 
 
 def test_ways_of_writing_the_same_rotary_embeddings_are_the_same(workspace: Workspace) -> None:
     change(workspace.root / "one" / "config.json", rope_parameters=None, rope_theta=10000.0)
-    assert not [*functions.rope(rig(workspace))]
+    assert not [*architecture.rope(rig(workspace))]
 
 
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rms_norm_eps=0.1, model_type="mistral")
-    found = only(functions.functions(rig(workspace)))
+    found = only(architecture.functions(rig(workspace)))
     assert "rms_norm_eps is 0.1" in found.what
     assert "model_type is mistral, that of base llama" in found.what
 
 
 def test_digits_that_the_result_will_not_have(workspace: Workspace) -> None:
-    assert not [*functions.dtypes(rig(workspace))]
-    found = only(functions.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    assert not [*architecture.dtypes(rig(workspace))]
+    found = only(architecture.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert "stored in float32, and the merge is written in bfloat16" in found.what
 
 
@@ -130,7 +130,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
     for name, dtype in (("base", torch.bfloat16), ("one", torch.bfloat16), ("two", torch.float16)):
         file = workspace.root / name / "model.safetensors"
         save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = only(functions.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    found = only(architecture.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert (found.model, found.what) == (
         "two",
         "stored in float16, base in bfloat16: they are rounded differently",
@@ -139,7 +139,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
 
 def test_heads_that_one_model_ties_and_another_does_not(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", tie_word_embeddings=False)
-    found = only(functions.tied_heads(rig(workspace)))
+    found = only(architecture.tied_heads(rig(workspace)))
     assert "tie_word_embeddings is false, that of base true" in found.what
 
 
@@ -149,11 +149,11 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
         tiny_llama(seed, tied=False).save_pretrained(workspace.root / name)
         tiny_tokenizer().save_pretrained(workspace.root / name)
         change(workspace.root / name / "config.json", tie_word_embeddings=True)
-    assert [found.model for found in functions.tied_heads(rig(workspace))] == ["one", "two"]
+    assert [found.model for found in architecture.tied_heads(rig(workspace))] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
-    ("declared", "models", "said"),
+    ("declared", "named", "said"),
     [
         (("mit", "mit", "cc-by-nc-4.0"), "two", "forbids commercial use, beside mit"),
         (("llama3.1", "llama3.1", "apache-2.0"), "base, one", "'Built with Llama'"),
@@ -164,11 +164,11 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
         (("mit", "mit", "'CC-BY-NC-4.0'"), "two", "cc-by-nc-4.0"),
     ],
 )
-def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, ...], models: str, said: str) -> None:
+def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, ...], named: str, said: str) -> None:
     for name, licence in zip(("base", "one", "two"), declared, strict=True):
         card(workspace.root / name, licence)
-    found = only(licences.licences(rig(workspace)))
-    assert found.model == models
+    found = only(licensing.licences(rig(workspace)))
+    assert found.model == named
     assert said in found.what
     assert found.remedy.startswith("Check")
 
@@ -176,7 +176,7 @@ def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, 
 def test_copyleft_beside_a_community_licence_and_no_licence_at_all(workspace: Workspace) -> None:
     card(workspace.root / "base", "llama2")
     card(workspace.root / "one", "agpl-3.0")
-    said = {found.model: found.what for found in licences.licences(rig(workspace))}
+    said = {found.model: found.what for found in licensing.licences(rig(workspace))}
     assert "llama2 asks for more" in said["one"]
     assert said["two"] == "no card names a licence"
     assert "base" in said
@@ -186,18 +186,18 @@ def test_free_licences_and_a_single_one_need_no_word(workspace: Workspace) -> No
     for declared in (("mit", "apache-2.0", "bsd-3-clause"), ("gemma", "gemma", "gemma")):
         for name, licence in zip(("base", "one", "two"), declared, strict=True):
             card(workspace.root / name, licence)
-        assert not [*licences.licences(rig(workspace))]
+        assert not [*licensing.licences(rig(workspace))]
 
 
 def test_what_does_not_fit_into_memory_is_said_with_both_figures(workspace: Workspace) -> None:
-    assert not [*memory.memory(rig(workspace))]
-    found = only(memory.memory(rig(workspace, engine={"cache_gb": 1e6})))
+    assert not [*room.memory(rig(workspace))]
+    found = only(room.memory(rig(workspace, engine={"cache_gb": 1e6})))
     assert "need 1000000.0 GB" in found.what
     assert "engine.cache_gb" in found.remedy
 
 
 def test_memory_is_counted_by_files_and_tensors(workspace: Workspace) -> None:
-    of = memory.memory_of(rig(workspace, engine={"cache_gb": 0.25}))
+    of = room.memory_of(rig(workspace, engine={"cache_gb": 0.25}))
     files = [workspace.root / name / "model.safetensors" for name in ("base", "one", "two")]
     assert of.weights == sum(file.stat().st_size for file in files)
     assert of.engine == sum(tensor.numel() * 4 for tensor in load_file(files[0]).values())

@@ -1,7 +1,8 @@
-"""Engines hold one model, take new weights in place, and answer lm-eval's requests."""
+"""Engines hold one model, take new weights in place, and answer lm-eval's requests.
+
+`hf.HfEngine` and `vllm.VllmEngine` are imported from their own modules, where one is started: both take seconds.
+"""
 
 from llmevo.engines.base import Engine
-from llmevo.engines.hf import HfEngine
-from llmevo.engines.vllm import VllmEngine
 
-__all__ = ["Engine", "HfEngine", "VllmEngine"]
+__all__ = ["Engine"]

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-from lm_eval.api.model import LM
+from typing import TYPE_CHECKING, Protocol
 
 from llmevo.recipe import Recipe
+
+if TYPE_CHECKING:  # lm-eval is slow to import
+    from lm_eval.api.model import LM
 
 
 class Engine(Protocol):
     """One model in memory whose weights are replaced again and again."""
 
     @property
-    def lm(self) -> LM:
+    def lm(self) -> "LM":
         """The live model as lm-eval sees it."""
         ...
 

@@ -6,10 +6,10 @@ To add one: a function with a docstring, and its line in the list.
 from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
+from llmevo.preflight.architecture import dtypes, functions, rope, tied_heads
 from llmevo.preflight.base import Finding, Findings
-from llmevo.preflight.functions import dtypes, functions, rope, tied_heads
-from llmevo.preflight.licences import licences
-from llmevo.preflight.memory import memory
+from llmevo.preflight.licensing import licences
+from llmevo.preflight.room import memory
 from llmevo.preflight.tokens import chat_templates, special_tokens, vocabularies
 from llmevo.preflight.vectors import rounded, vectors
 from llmevo.rig import Rig

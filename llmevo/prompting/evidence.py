@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import scipy  # its `stats` is opened when it is used
 from numpy.typing import NDArray
-from scipy import stats
 
 from llmevo.genes import Gene
 from llmevo.prompting.question import Question
@@ -112,8 +112,8 @@ def _points(question: Question) -> Floats:
 
 def rank_normal(values: Sequence[float]) -> Floats:
     """The normal quantile of each value's rank; equal values stay equal."""
-    ranks = stats.rankdata(values)
-    return np.asarray(stats.norm.ppf((ranks - 0.5) / len(values)), dtype=np.float64)
+    ranks = scipy.stats.rankdata(values)
+    return np.asarray(scipy.stats.norm.ppf((ranks - 0.5) / len(values)), dtype=np.float64)
 
 
 def _interactions(genes: Sequence[Gene], points: Floats, residuals: Floats) -> list[Interaction]:
@@ -130,7 +130,7 @@ def _interactions(genes: Sequence[Gene], points: Floats, residuals: Floats) -> l
     correlations = np.zeros(len(first))
     correlations[usable] = (residuals @ products)[usable] / sizes[usable]
     strengths = correlations * np.sqrt((count - 2) / np.maximum(1e-12, 1 - correlations**2))
-    chances = 2 * np.asarray(stats.t.sf(np.abs(strengths), count - 2))
+    chances = 2 * np.asarray(scipy.stats.t.sf(np.abs(strengths), count - 2))
     found = [int(i) for i in np.argsort(-np.abs(strengths)) if chances[i] * len(first) < EXPECTED_FALSE]
     return [Interaction(genes[first[i]], genes[second[i]], float(strengths[i])) for i in found]
 
@@ -165,7 +165,7 @@ def calibration(predictions: Sequence[tuple[float, float]]) -> float | None:
     if len(predictions) < 3 or any(len({*column}) < 2 for column in zip(*predictions, strict=True)):
         return None
     expected, actual = zip(*predictions, strict=True)
-    found: Any = stats.spearmanr(expected, actual)
+    found: Any = scipy.stats.spearmanr(expected, actual)
     return float(found.statistic)
 
 

@@ -4,18 +4,26 @@ To add one: a file with a class that fits `Proposer`, and its line here.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 from llmevo.proposers.base import Connection, Proposer, Reply
-from llmevo.proposers.local import LocalProposer
-from llmevo.proposers.openai import OpenAIProposer
-from llmevo.proposers.recorded import RecordedProposer
-from llmevo.proposers.simulated import SimulatedProposer
+
+
+def _opened(name: str) -> Callable[[Connection], Proposer]:
+    """A proposer by its module and class, imported when one is wanted: clients of servers and models take seconds."""
+    module, _, kind = name.partition(".")
+
+    def make(connection: Connection) -> Proposer:
+        return getattr(import_module(f"llmevo.proposers.{module}"), kind)(connection)
+
+    return make
+
 
 PROPOSERS: dict[str, Callable[[Connection], Proposer]] = {
-    "openai": OpenAIProposer,
-    "local": LocalProposer,
-    "recorded": RecordedProposer,
-    "simulated": SimulatedProposer,
+    "openai": _opened("openai.OpenAIProposer"),
+    "local": _opened("local.LocalProposer"),
+    "recorded": _opened("recorded.RecordedProposer"),
+    "simulated": _opened("simulated.SimulatedProposer"),
 }
 """Every proposer by the name the config uses."""
 
