@@ -6,9 +6,11 @@ import sys
 from typing import Annotated
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
+# Read by transformers when a command imports it, which most do not: it takes seconds.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import setproctitle
-import transformers
 import typer
 
 from llmevo import __version__, terminal
@@ -58,7 +60,5 @@ def main() -> None:
     setproctitle.setproctitle("llmevo " + " ".join(terminal.without_key(sys.argv[1:])))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     with terminal.errors_shown():
         app()
