@@ -19,6 +19,7 @@ from llmevo.commands.export import export
 from llmevo.commands.inspect import inspect
 from llmevo.commands.merge import merge
 from llmevo.commands.replay import replay
+from llmevo.commands.report import report
 from llmevo.commands.resume import resume
 from llmevo.commands.run import run
 from llmevo.commands.status import status
@@ -32,6 +33,7 @@ COMMANDS = {
     watch: "llmevo watch runs/quickstart",
     replay: "llmevo replay runs/quickstart --verify",
     compare: "llmevo compare config.yml --optimizers llm,cma-es,random --seeds 6",
+    report: "llmevo report runs/quickstart",
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
     inspect: "llmevo inspect config.yml",

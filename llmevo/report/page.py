@@ -1,0 +1,210 @@
+"""The page itself: everything in one file that asks for nothing else, whatever texts it shows.
+
+Templates escape what they print, data lies in the page as JSON without angle brackets or gzipped, and a content
+security policy lets no other script run and no request out.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
+
+from llmevo.display import verdict
+from llmevo.progress import clock
+from llmevo.prompting.facts import method_lines
+from llmevo.prompting.names import Names
+from llmevo.prompting.sheet import Sheet
+from llmevo.report import figures
+from llmevo.report.candidates import rows
+from llmevo.report.costs import costs
+from llmevo.report.effects import effects, place
+from llmevo.report.items import TaskItems, items
+from llmevo.report.predictions import LLM, STATISTICS, predictions, rank_correlation
+from llmevo.report.shrinkage import Corrected, rechoose, shrink
+from llmevo.report.subject import START_ROWS, Subject, metric_of
+
+REPORT = "report.html"
+"""What the page is called in a run's folder."""
+
+
+def run_page(folder: Path) -> str:
+    """The report of one run, finished or not. Raises RunError for a folder without a run."""
+    subject = Subject.of(folder)
+    predicted, by_task, by_item = predictions(subject), effects(subject), items(subject)
+    drawn = {
+        "search": figures.search(subject),
+        "step": figures.step_size(subject),
+        "trust": figures.trust(subject),
+        "calibration": figures.calibration(predicted),
+        "recipe": figures.recipe(subject),
+        **{f"effect-{number}": figures.effect(subject, of) for number, of in enumerate(by_task)},
+    }
+    listed = rows(subject, predicted)
+    data = {
+        "figures": {name: figure for name, figure in drawn.items() if figure},
+        "tasks": [*subject.tasks.values()],
+        "candidates": listed,
+        "effects": [
+            [
+                of.task,
+                place(g.gene),
+                g.gene.model or "all models",
+                g.gene.parameter,
+                *map(_four, (g.best, g.lowest, g.highest, g.effect, g.stderr, g.strength, g.earned, g.earned_stderr)),
+            ]
+            for of in by_task
+            for g in of.genes
+        ],
+    }
+    details = {
+        "recipes": subject.state.recipes,
+        "prompts": [
+            {"messages": event.messages, "reply": event.reply, "analysis": event.analysis, "problems": event.problems}
+            for event in subject.state.prompted
+        ],
+        "items": [_listed(of) for of in by_item],
+    }
+    return render(
+        "run.html.j2",
+        data,
+        details,
+        s=subject,
+        state=subject.state,
+        name=folder.resolve().name,
+        verdict=verdict(subject.state) if "best" in subject.state.heldout else [],
+        heldout=heldout_table(subject),
+        corrected=corrected(subject),
+        rechosen=rechosen(subject),
+        effects=by_task,
+        methods=_methods(subject),
+        place=place,
+        predicted=[
+            (by, sum(p.by == by for p in predicted), rank_correlation(predicted, by)) for by in (LLM, STATISTICS)
+        ],
+        failed=[row for row in listed if row["score"] is None],
+        items=by_item,
+        costs=costs(subject),
+        config=yaml.safe_dump(subject.started.config, sort_keys=False, width=100),
+    )
+
+
+def heldout_table(subject: Subject) -> list[dict[str, Any]]:
+    """Base, parents, uniform merge and best, with the score and standard error of every task."""
+    return [
+        {
+            "row": event.row,
+            "kind": event.kind,
+            "score": event.score,
+            "stderr": event.stderr,
+            "tasks": [metric_of(event.tasks, name, task.metric) for name, (_, task) in subject.heldout_tasks.items()],
+        }
+        for event in subject.state.heldout.values()
+    ]
+
+
+def corrected(subject: Subject) -> Corrected | None:
+    """The best search score without its luck, learnt from what the search itself has drawn."""
+    best, trials = subject.state.best, subject.scored
+    if best is None:
+        return None
+    if best.candidate.origin not in START_ROWS:  # those were not drawn, and are no guide to what was
+        trials = [trial for trial in trials if trial.candidate.origin not in START_ROWS]
+    scores = [trial.score for trial in trials if trial.score]
+    at = next(number for number, trial in enumerate(trials) if trial.candidate.id == best.candidate.id)
+    return shrink([score.total for score in scores], [score.stderr for score in scores], at)
+
+
+def rechosen(subject: Subject) -> Corrected | None:
+    """The same from the questions' own scores; None where the log has them not for all that counts."""
+    counted = subject.config.counted
+    scores = [trial.score for trial in subject.scored if trial.score]
+    tables = [[score.item_scores.get(name, []) for name in counted] for score in scores]
+    sizes = {tuple(map(len, table)) for table in tables}
+    if len(sizes) != 1 or not all(next(iter(sizes))):
+        return None
+    found = rechoose(tables, [weight for weight, _ in counted.values()])
+    # A task whose metric is no mean over questions would be weighed wrongly.
+    best = subject.state.best
+    return found if found and best and math.isclose(found.score, best.value, abs_tol=1e-3) else None
+
+
+def _methods(subject: Subject) -> list[tuple[str, str]]:
+    """How each merge method has done, where there are several."""
+    question = subject.question()
+    return method_lines(
+        question, Sheet(subject.space, tuple(subject.space.slices)), Names(subject.space, question.tasks)
+    )
+
+
+def _listed(of: TaskItems) -> dict[str, Any]:
+    return {
+        kind: [[i.question, i.answer, i.best_reply, i.rival_reply, i.best, i.rival] for i in found]
+        for kind, found in (("gained", of.gained), ("lost", of.lost))
+    }
+
+
+def _four(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def render(template: str, data: dict[str, Any], details: dict[str, Any], **values: Any) -> str:
+    """A whole page. `data` is read at once, `details` when something is opened."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llmevo.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "clock": clock, "origin": figures.origin, "breakable": breakable}
+    script, style = (_file(environment, name) for name in ("page.js", "page.css"))
+    return environment.get_template(template).render(
+        script=script,
+        style=style,
+        allowed=" ".join(f"'sha256-{_digest(text)}'" for text in (script, get_plotlyjs())),
+        plotly=_plotly(),
+        data=data,
+        details=_packed(json.dumps(details).encode()),
+        **values,
+    )
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A score as people read it."""
+    if value is None:
+        return ""
+    return f"{value:{'+' if sign else ''}{'.3f' if abs(value) < 100 else '.4g'}}"
+
+
+def breakable(text: str) -> str:
+    """A name that may go on in the next line after its underscores."""
+    return text.replace("_", "_\u200b")
+
+
+def _file(environment: jinja2.Environment, name: str) -> Markup:
+    """One of our own files, as it is."""
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's own JavaScript, of which gzip leaves less than a third."""
+    return _packed(get_plotlyjs().encode())

@@ -1,0 +1,249 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+
+/* Texts that others wrote only ever become text nodes. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+async function unpacked(id) {
+  const packed = document.getElementById(id).textContent;
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
+let opened;
+const details = () => (opened ??= unpacked("details").then(JSON.parse));
+
+/* Light and dark: as the system has it, until the button says otherwise. */
+const root = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+const kept = { get: () => { try { return localStorage.getItem("llmevo-theme"); } catch { return null; } },
+  set: (value) => { try { localStorage.setItem("llmevo-theme", value); } catch { /* a page from a file may not keep it */ } } };
+if (["light", "dark"].includes(kept.get())) root.dataset.theme = kept.get();
+document.getElementById("theme").addEventListener("click", () => {
+  root.dataset.theme = dark() ? "light" : "dark";
+  kept.set(root.dataset.theme);
+  draw();
+});
+system.addEventListener("change", () => draw());
+
+/* Pictures. The middle of the red and blue scale is nearly the paper. */
+const SCALES = {
+  sequential: { light: [[0, "#f3f7fb"], [0.5, "#7db4d8"], [1, "#0b4a7d"]], dark: [[0, "#1c2630"], [0.5, "#2f74a8"], [1, "#a8dcff"]] },
+  diverging: { light: [[0, "#b2452c"], [0.25, "#e3a78f"], [0.5, "#f7f7f7"], [0.75, "#8fbcdc"], [1, "#1766a6"]],
+    dark: [[0, "#f0876a"], [0.25, "#8a4534"], [0.5, "#22272d"], [0.75, "#2d6591"], [1, "#7cc4f5"]] },
+};
+
+function themed(figure, width) {
+  const style = getComputedStyle(document.body), colour = (name) => style.getPropertyValue(name).trim();
+  const narrow = width < 560;
+  const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true,
+    title: { standoff: 8 }, ticks: "" };
+  const traces = figure.data.map((trace) => {
+    if (trace.type === "heatmap") {
+      const room = (width - 150) / figure.layout.meta.columns;
+      return { ...trace, colorscale: SCALES[trace.meta][dark() ? "dark" : "light"], showscale: !narrow,
+        texttemplate: room < 34 ? "" : trace.texttemplate, textfont: { size: room < 44 ? 10 : 12 } };
+    }
+    if (trace.meta === "ink") return { ...trace, line: { ...trace.line, color: colour("--ink") } };
+    return trace;
+  });
+  const layout = { height: 340, margin: { l: 8, r: 8, t: 12, b: 8 }, ...figure.layout,
+    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 13 } },
+    template: { layout: { paper_bgcolor: colour("--paper"), plot_bgcolor: colour("--paper"), xaxis: axis, yaxis: axis,
+      font: { color: colour("--ink"), size: 13, family: style.fontFamily },
+      hoverlabel: { bgcolor: colour("--soft"), bordercolor: colour("--line"), font: { color: colour("--ink") }, align: "left" } } } };
+  return [traces, layout];
+}
+
+let plotly;
+async function draw() {
+  plotly ??= unpacked("plotly").then((text) => { document.head.append(make("script", {}, text)); });
+  await plotly;
+  for (const [name, figure] of Object.entries(data.figures)) {
+    const place = document.getElementById(`plot-${name}`);
+    if (!place) continue;
+    const [traces, layout] = themed(figure, place.clientWidth);
+    await Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  }
+  root.dataset.drawn = dark() ? "dark" : "light";
+}
+
+/* Tables: sorted by a click, filtered by a word, a hundred rows at a time. */
+const CHUNK = 100;
+
+function table(place, columns, rows, { expand, mark, sort } = {}) {
+  const state = { sort: sort ?? [0, 1], shown: [], opened: new Set() };
+  const body = make("tbody"), head = make("tr"), count = make("span", { class: "quiet" });
+  const search = make("input", { type: "search", placeholder: "filter", "aria-label": "filter rows" });
+  const more = make("button", { type: "button" }, "show more");
+  columns.forEach((column, number) => {
+    const button = make("button", { type: "button" }, column.name);
+    button.addEventListener("click", () => {
+      const again = state.sort[0] === number;
+      state.sort = [number, again ? -state.sort[1] : column.text ? 1 : column.first ?? -1];
+      arrange();
+    });
+    head.append(make("th", { scope: "col", class: column.text ? "left" : "" }, button));
+  });
+  const order = (a, b) => {
+    const [number, way] = state.sort, [one, other] = [a[number], b[number]];
+    if (one === null || other === null) return (one === null) - (other === null);
+    return way * (typeof one === "string" ? one.localeCompare(other) : one - other);
+  };
+  const cells = rows.map((row) => ({ row, values: columns.map((column) => column.of(row)) }));
+  const words = cells.map(({ values }) => values.filter((value) => typeof value === "string").join(" ").toLowerCase());
+  function arrange() {
+    const word = search.value.trim().toLowerCase();
+    state.shown = cells.filter((_, number) => words[number].includes(word)).sort((a, b) => order(a.values, b.values));
+    [...head.children].forEach((cell, number) => {
+      if (number === state.sort[0]) cell.setAttribute("aria-sort", state.sort[1] > 0 ? "ascending" : "descending");
+      else cell.removeAttribute("aria-sort");
+      cell.firstChild.textContent = columns[number].name + (number === state.sort[0] ? (state.sort[1] > 0 ? " ▲" : " ▼") : "");
+    });
+    body.replaceChildren();
+    grow();
+  }
+  function grow() {
+    const from = body.querySelectorAll("tr.row").length;
+    for (const entry of state.shown.slice(from, from + CHUNK)) body.append(line(entry));
+    const to = Math.min(from + CHUNK, state.shown.length);
+    more.hidden = to >= state.shown.length;
+    count.textContent = `${to} of ${state.shown.length}${state.shown.length < rows.length ? ` (of ${rows.length})` : ""} rows`;
+  }
+  function line({ row, values }) {
+    const tr = make("tr", { class: `row ${mark?.(row) ?? ""}` });
+    columns.forEach((column, number) => {
+      const value = values[number];
+      const shown = value === null ? "" : column.text ? value : column.show ? column.show(value, row) : String(value);
+      tr.append(make("td", { class: column.text ? "text" : "" }, shown));
+    });
+    if (expand) {
+      const button = make("button", { type: "button", class: "open", "aria-expanded": "false", "aria-label": "open" }, "▸");
+      tr.firstChild.prepend(button);
+      tr.addEventListener("click", async () => {
+        if (tr.nextSibling?.classList.contains("opened")) { tr.nextSibling.remove(); button.textContent = "▸"; }
+        else {
+          const inside = make("div", { class: "inside" });
+          tr.after(make("tr", { class: "opened" }, make("td", { colspan: columns.length }, inside)));
+          button.textContent = "▾";
+          inside.append(...(await expand(row)));
+        }
+        button.setAttribute("aria-expanded", String(button.textContent === "▾"));
+      });
+    }
+    return tr;
+  }
+  search.addEventListener("input", arrange);
+  more.addEventListener("click", grow);
+  new IntersectionObserver(([seen]) => { if (seen.isIntersecting && !more.hidden) grow(); }, { rootMargin: "400px" }).observe(more);
+  place.append(make("div", { class: "tools" }, search, count), make("table", {}, make("thead", {}, head), body), more);
+  arrange();
+}
+
+const three = (value) => (Math.abs(value) < 100 ? value.toFixed(3) : value.toPrecision(4));
+
+function code(text) {
+  return make("div", { class: "code" }, make("button", { type: "button", class: "copy" }, "copy"), make("pre", {}, text));
+}
+
+document.addEventListener("click", async ({ target }) => {
+  if (!target.classList?.contains("copy")) return;
+  const pre = target.nextElementSibling;
+  try { await navigator.clipboard.writeText(pre.textContent); }
+  catch { getSelection().selectAllChildren(pre); document.execCommand("copy"); }
+  target.textContent = "copied";
+  setTimeout(() => { target.textContent = "copy"; }, 1500);
+});
+
+/* mergekit's YAML. What could be anything but a plain word is quoted as in JSON, which YAML reads as well. */
+function yaml(value, indent = "") {
+  if (Array.isArray(value)) {
+    if (value.every((entry) => typeof entry !== "object")) return ` [${value.map((entry) => yaml(entry).trim()).join(", ")}]`;
+    return value.map((entry) => `\n${indent}- ${yaml(entry, `${indent}  `).trimStart()}`).join("");
+  }
+  if (value !== null && typeof value === "object") {
+    return Object.entries(value).map(([key, entry]) => `\n${indent}${yaml(key).trim()}:${yaml(entry, `${indent}  `)}`).join("");
+  }
+  if (typeof value === "string") return ` ${/^[A-Za-z_][\w./+@-]*$/.test(value) && !/^(true|false|yes|no|on|off|null|y|n)$/i.test(value) ? value : JSON.stringify(value)}`;
+  return ` ${String(value).replace(/^(-?\d+)e/, "$1.0e")}`;
+}
+
+function candidates(place) {
+  const some = (of) => data.candidates.some((row) => row[of] !== null && row[of] !== "");
+  const columns = [
+    { name: "#", of: (row) => row.id, first: 1 },
+    { name: "score", of: (row) => row.score, show: (value, row) => `${three(value)} ± ${three(row.stderr)}` },
+    ...data.tasks.map((name, number) => ({ name: name.replaceAll("_", "_\u200b"), of: (row) => row.tasks[number], show: three })),
+    { name: "from", of: (row) => row.origin, text: true },
+    { name: "gen.", of: (row) => row.generation, first: 1 },
+    ...(some("predicted") ? [{ name: "predicted", of: (row) => row.predicted, show: three }] : []),
+    { name: "seconds", of: (row) => row.seconds },
+    { name: "note", of: (row) => (row.reason ? `failed: ${row.reason}` : row.note), text: true },
+  ];
+  table(place, columns, data.candidates, {
+    sort: [1, -1],
+    mark: (row) => (row.best ? "best" : row.reason ? "failed" : ""),
+    expand: async (row) => {
+      const parts = [];
+      if (row.note) parts.push(make("p", {}, row.note));
+      if (row.reason) parts.push(make("p", { class: "failed" }, row.reason));
+      return [...parts, code(yaml((await details()).recipes[row.id]).trim())];
+    },
+  });
+}
+
+function effects(place) {
+  const number = (name, at) => ({ name, of: (row) => row[at], show: (value) => String(value) });
+  const signed = (name, at) => ({ name, of: (row) => row[at], show: (value, row) => `${value > 0 ? "+" : ""}${value} ± ${row[at + 1]}` });
+  const word = (name, at) => ({ name, of: (row) => row[at], text: true });
+  const columns = [word("task", 0), word("slice", 1), word("model", 2), word("parameter", 3), number("best", 4), number("tried from", 5),
+    number("to", 6), signed("effect", 7), number("in std. errors", 9), signed("earned against uniform", 10)];
+  table(place, columns, data.effects, { sort: [8, -1] });
+}
+
+function lazily(selector, fill) {
+  for (const element of document.querySelectorAll(selector)) {
+    element.addEventListener("toggle", async () => {
+      const inside = element.querySelector("div");
+      if (element.open && !inside.hasChildNodes()) await fill(element, inside);
+    });
+  }
+}
+
+lazily("#effects-table", (_, inside) => effects(inside));
+lazily(".prompt", async (element, inside) => {
+  const prompt = (await details()).prompts[element.dataset.place];
+  for (const problem of prompt.problems) inside.append(make("p", { class: "problem" }, problem));
+  for (const { role, content } of prompt.messages) inside.append(make("h3", {}, role), code(content));
+  inside.append(make("h3", {}, "reply"), prompt.reply === null ? make("p", { class: "problem" }, "no answer came") : code(prompt.reply));
+  if (prompt.analysis) inside.append(make("h3", {}, "its reason"), make("p", {}, prompt.analysis));
+});
+lazily(".items", async (element, inside) => {
+  const found = (await details()).items[element.dataset.task][element.dataset.kind];
+  const mark = (value) => (value === 1 ? " ✓" : value === 0 ? " ✗" : ` (${three(value)})`);
+  const more = make("button", { type: "button" }, "show more");
+  let shown = 0;
+  const grow = () => {
+    for (const [question, answer, ours, theirs, best, rival] of found.slice(shown, shown + 50)) {
+      const line = (name, text, score) => [make("dt", {}, name), make("dd", { class: score > 0 ? "right" : "" }, text + (score === null ? "" : mark(score)))];
+      more.before(make("div", { class: "item" }, make("pre", {}, question),
+        make("dl", {}, ...line("right", answer, null), ...line("best merge", ours, best), ...line("best parent", theirs, rival))));
+    }
+    shown += 50;
+    more.hidden = shown >= found.length;
+  };
+  more.addEventListener("click", grow);
+  inside.append(more);
+  grow();
+});
+
+const place = document.getElementById("candidates-table");
+if (place) candidates(place);
+draw();
