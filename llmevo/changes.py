@@ -17,6 +17,9 @@ FIXED = ("genome", "search", "tasks", "heldout", "random_init", "llm.mask_names"
 
 BUDGET = "config.search.budget"
 
+SENT = "loggers"
+"""The section of the config that says who else is told; nothing depends on it."""
+
 Facts = Mapping[str, Any]
 
 
@@ -24,6 +27,8 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a whole config, as `Config.model_dump(mode="json")` writes it."""
     facts: dict[str, Any] = {}
     for key, value in config.items():
+        if key == SENT:
+            continue
         inner: dict[str, Any] = {f"{key}.{name}": part for name, part in value.items()} if key in SECTIONS else {}
         facts |= {f"config.{name}": part for name, part in (inner or {key: value}).items()}
     return facts

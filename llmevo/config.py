@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmevo.budget import Budget
 from llmevo.errors import ConfigError, nearest
 from llmevo.genome import Genome
+from llmevo.loggers import read_loggers
 from llmevo.optimizers import OPTIMIZERS
 from llmevo.proposers import PROPOSERS
 from llmevo.tasks import Protocol, Task
@@ -141,6 +142,14 @@ class Config(_Section):
     search: Search = Search()
     llm: Llm = Llm()
     engine: Engine = Engine()
+    loggers: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    """Where `llmevo run` and `resume` send scores, genes and thoughts beside the log: `wandb`, `tensorboard`, `mlflow`;
+    names, or mappings with options: `{name: wandb, project: merges}`. See `llmevo.loggers`."""
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _known_loggers(cls, value: Any) -> Any:
+        return read_loggers(value)
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

@@ -58,6 +58,10 @@ class Display:
         if not self._live:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, line: str) -> None:
+        """Print what a person should know, above the picture or among the lines."""
+        self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def draw(self, state: RunState) -> None:
         """Show a state as a picture; in a terminal only."""
         if self._live:

@@ -7,6 +7,8 @@ import typer
 
 from llmevo.budget import parse_budget
 from llmevo.config import Config, read_config
+from llmevo.errors import ConfigError
+from llmevo.loggers import LOGGERS, check_installed, read_loggers
 from llmevo.optimizers import OPTIMIZERS
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
@@ -38,6 +40,10 @@ MaxCalls = Annotated[
 MaxCost = Annotated[
     float | None, typer.Option(help="The same for its cost, by llm.price in the config.", show_default=False)
 ]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help=f"Tell {', '.join(LOGGERS)} as well; may be repeated.", show_default=False),
+]
 Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop, resumably, when the LLM gives no answer.")]
 
 
@@ -51,3 +57,14 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
         return settings
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]
     return settings.model_copy(update={"task_search_path": paths})
+
+
+def with_loggers(config: Config, names: list[str] | None) -> Config:
+    """The config with these loggers beside its own. Raises ConfigError for one that is unknown or not installed."""
+    there = {logger["name"] for logger in config.loggers}
+    try:
+        loggers = read_loggers([*config.loggers, *(name for name in dict.fromkeys(names or []) if name not in there)])
+    except ValueError as error:
+        raise ConfigError(f"--logger: {error}") from None
+    check_installed(loggers)
+    return config.model_copy(update={"loggers": loggers}) if loggers else config

@@ -7,17 +7,20 @@ import typer
 from llmevo import resuming
 from llmevo.budget import parse_budget
 from llmevo.commands.live import carry_on
-from llmevo.options import ApiKey, Budget, RunFolder
+from llmevo.options import ApiKey, Budget, Loggers, RunFolder, with_loggers
 from llmevo.runlog import RunLog
 
 Force = Annotated[bool, typer.Option("--force", help="Go on though config, questions or models have changed.")]
 
 
-def resume(run: RunFolder, budget: Budget = None, force: Force = False, api_key: ApiKey = None) -> None:
+def resume(
+    run: RunFolder, budget: Budget = None, force: Force = False, logger: Loggers = None, api_key: ApiKey = None
+) -> None:
     """Go on with a run after any stop; nothing it has paid for is done again.
 
     With another `--budget`, also after its end.
     """
     with RunLog(run, resume=True) as log:
         new = parse_budget(", ".join(budget)) if budget else None
-        carry_on(resuming.prepare(log, budget=new, force=force, api_key=api_key), log)
+        bench = resuming.prepare(log, budget=new, force=force, api_key=api_key)
+        carry_on(bench, log, with_loggers(bench.config, logger))

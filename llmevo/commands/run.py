@@ -15,6 +15,7 @@ from llmevo.options import (
     BaseUrl,
     Budget,
     ConfigFile,
+    Loggers,
     MaskNames,
     MaxCalls,
     MaxCost,
@@ -24,6 +25,7 @@ from llmevo.options import (
     Strict,
     TaskFolders,
     read_settings,
+    with_loggers,
 )
 from llmevo.preflight import brief
 from llmevo.runlog import RunLog, check_free, holds_run
@@ -44,6 +46,7 @@ def run(
     max_llm_calls: MaxCalls = None,
     max_cost: MaxCost = None,
     strict_llm: Strict = False,
+    logger: Loggers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
     ] = False,
@@ -67,6 +70,7 @@ def run(
         llm__strict=strict_llm,
         engine__backend=backend,
     )
+    settings = with_loggers(settings, logger)
     bench = Bench(settings, config.parent.absolute(), api_key)
     if dry_run:
         sections.show(inspection.gather(bench), terminal.console)
@@ -74,7 +78,7 @@ def run(
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
-            carry_on(resuming.prepare(log, settings, bench.root, force=force, api_key=api_key), log)
+            carry_on(resuming.prepare(log, settings, bench.root, force=force, api_key=api_key), log, settings)
         return
     check_free(folder)
     bench.check()
@@ -82,7 +86,7 @@ def run(
         terminal.console.print(f"! {line}", style="yellow", highlight=False, markup=False)
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
-        carry_on(bench, log)
+        carry_on(bench, log, settings)
 
 
 def free_folder(name: str) -> Path:
