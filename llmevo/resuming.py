@@ -40,9 +40,9 @@ def prepare(
     found = _config_changes(log, before, given or before)
     raised = _new_budget(before, given or before, budget, state)
     now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
-    rig = Rig(config_of(now, LOG), root or Path(begun.root))
+    rig = Rig(config_of(now, LOG), root or log.folder / begun.root)
     if not state.finished or raised is not None:
-        found += changes.differences(_facts(state.started), _facts_now(rig))
+        found += changes.differences(facts(state.started), facts_now(rig))
     if found and not force:
         raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
     if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):
@@ -87,11 +87,11 @@ def _with_changes(state: RunState, event: events.Resumed) -> events.RunStarted:
     return changes.applied(state.started, event)
 
 
-def _facts(started: events.RunStarted) -> changes.Facts:
+def facts(started: events.RunStarted) -> changes.Facts:
     return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
 
 
-def _facts_now(rig: Rig) -> changes.Facts:
+def facts_now(rig: Rig) -> changes.Facts:
     """Reads the questions and the models, and loads no engine."""
     sources = [
         {"reference": str(r), "revision": (r.lora or r.model).revision, "checksum": rig.checksums[str(r)]}

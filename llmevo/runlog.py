@@ -71,10 +71,10 @@ class RunState:
                 self.candidates |= {candidate.id: candidate for candidate in event.read()}
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
-                candidate = self.candidates[event.candidate]
+                candidate = self._candidate(event.candidate)
                 self.trials[candidate.id] = Trial(candidate, event.read(), seconds=event.seconds)
             case events.Failed():
-                candidate = self.candidates[event.candidate]
+                candidate = self._candidate(event.candidate)
                 self.trials[candidate.id] = Trial(candidate, None, event.reason, event.seconds)
             case events.Told():
                 self.told.append(event)
@@ -82,6 +82,11 @@ class RunState:
                 self.heldout[event.row] = event
             case events.RunFinished():
                 self.finished = event
+
+    def _candidate(self, number: int) -> Candidate:
+        if number not in self.candidates:
+            raise RunError(f"the log scores candidate {number}, which was never asked for; it has been changed by hand")
+        return self.candidates[number]
 
     def _resume(self, event: events.Resumed) -> None:
         """A finished run that goes on is not finished. Rows held out with other questions or models do not compare."""

@@ -7,41 +7,67 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmevo import display, loop, terminal
-from llmevo.bench import Bench
-from llmevo.journal import EndOfRecordError, Journal
+from llmevo import display, playing, rescoring, terminal, verifying, what_if
+from llmevo.bench import config_of
+from llmevo.errors import RunError
+from llmevo.events import Event
 from llmevo.options import RunFolder
 from llmevo.runlog import RunState, read_log
 
 
 def replay(
     run: RunFolder,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Times the real speed. Default: ten events a second in a terminal.", show_default=False),
+    ] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=0, help="Only this one; 0 for the start rows.", show_default=False)
+    ] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="And the exact prompts and replies.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute it from the log; fail on a difference.")] = False,
+    rescore: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score the N best again and compare; fail on a difference.", show_default=False),
+    ] = None,
+    alternative: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if", help="What a model of the scores expects of optimizer=NAME, seed=N.", show_default=False
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
     ] = None,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
+    if verify:
+        _verify(recorded, run)
+        return
+    if alternative:
+        what_if.what_if(recorded, run, alternative, terminal.console)
+        return
     state = RunState.fold(iter(recorded))
-    bench = Bench.of_log(state.started, run)
-    settings = bench.config
-    if picture:
+    if state.started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
+    config = config_of(state.started, str(run))
+    if rescore:
+        rig = rescoring.rig_of(state.started, run)
+        if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
+            raise typer.Exit(1)
+    elif picture:
         canvas = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-        canvas.print(display.Display(canvas, settings, run).picture(state))
+        canvas.print(display.Display(canvas, config, run).picture(state))
         canvas.save_svg(str(picture), title="llmevo run")
-        return
-    if not verify:
-        view, shown = display.Display(terminal.console, settings, run), RunState()
-        for event in recorded:
-            shown.apply(event)
-            if line := view.line(event, shown):
-                terminal.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        display.summary(terminal.console, state, run, settings)
-        return
-    try:
-        loop.run(bench, Journal(recorded))
-    except EndOfRecordError:
+    else:
+        if speed is not None and not speed > 0:
+            raise typer.BadParameter("give a number above 0", param_hint="--speed")
+        playing.play(terminal.console, recorded, config, run, speed, generation, prompts)
+
+
+def _verify(recorded: list[Event], run: Path) -> None:
+    if not verifying.verify(recorded, run):
         terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
     terminal.console.print(
         f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."

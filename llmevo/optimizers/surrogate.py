@@ -97,6 +97,13 @@ class GaussianProcess:
         variance = self.signal - (reduced**2).sum(axis=0)
         return covariance @ self._weights, np.sqrt(np.maximum(variance, 0.0))
 
+    def left_out(self) -> tuple[Array, Array]:
+        """What all others say of each point it has learnt from, noise included, and the standard deviation of that
+        (Rasmussen and Williams 2006, section 5.4.2).
+        """
+        precision = np.diag(cho_solve(self._factor, np.eye(len(self._values))))
+        return self._values - self._weights / precision, np.sqrt(1 / precision)
+
     def gradient(self, points: Array) -> tuple[Array, Array]:
         """The expected normal scores and how they change along each feature."""
         covariance, slope, _ = self._kernel(_distances(points, self._points))

@@ -1,0 +1,43 @@
+"""A run recomputed from its log: candidate by candidate, with the recorded replies and scores; no model is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmevo import events, loop
+from llmevo.bench import NUMERIC, Bench, versions
+from llmevo.errors import RunError
+from llmevo.journal import EndOfRecordError, Journal
+from llmevo.runlog import LOG
+
+
+def verify(recorded: Sequence[events.Event], run: Path) -> bool:
+    """Whether the run is finished; an unfinished one is verified as far as it goes.
+
+    Raises RunError with the first line that does not follow from those before it. Genes, recipes, origins, the
+    optimizer's state and everything that is read off other events have to be equal; `sigma` and `trust`, by which
+    nothing is decided, to six digits.
+    """
+    begun = next((event for event in recorded if isinstance(event, events.RunStarted)), None)
+    bench = Bench.of_log(begun, run)
+    try:
+        loop.run(bench, Journal(recorded))
+    except EndOfRecordError:
+        return False
+    except RunError as error:
+        raise RunError(f"{run / LOG if run.is_dir() else run}: {error}{_others(recorded)}") from error
+    return True
+
+
+def _others(recorded: Sequence[events.Event]) -> str:
+    """What the log was made with that is another here."""
+    here, decide = versions(), ("llmevo", "machine", "python", *NUMERIC)
+    logged = [e.versions for e in recorded if isinstance(e, events.RunStarted | events.Resumed)]
+    others = {
+        f"{name} {old[name]} (here {here[name]})"
+        for old in logged
+        for name in decide
+        if name in old and old[name] != here[name]
+    }
+    if not others:
+        return ""
+    return f". It was made with {', '.join(sorted(others))}, which may compute other digits: try it with those"

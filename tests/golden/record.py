@@ -1,0 +1,99 @@
+"""Record the golden logs that are not there yet: `python tests/golden/record.py`. What is there is never rewritten.
+
+A golden log is a run of this version on tiny models, with a real engine. `llmevo replay --verify` has to accept it for
+ever, by later versions too: where an optimizer's candidates are to change, it gets a new name, or its old behaviour
+stays behind a setting that old logs do not have. To keep a log of a later version as well, add a line to RUNS.
+"""
+# ruff: noqa: E402 (the tests' own modules are found once their folder is named)
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from safetensors.torch import load_file, save_file
+from workspace import new_workspace
+
+from llmevo import loop, resuming
+from llmevo.bench import Bench
+from llmevo.budget import Budget
+from llmevo.config import parse_config
+from llmevo.runlog import LOG, RunLog
+
+SIMULATED = {"proposer": "simulated"}
+
+
+def record(target: Path, optimizer: str, budget: int, llm: dict[str, str], more: int | None = None) -> None:
+    """One run in the working folder; with `more` it goes on with that budget after its end."""
+    raw: dict[str, Any] = {
+        "genome": {
+            "base_model": "base",
+            "models": ["one", "two"],
+            "merge_method": ["task_arithmetic", "ties"] if optimizer in ("tpe", "llm-off") else "task_arithmetic",
+            "layer_granularity": 1,
+            "dtype": "float32",
+        },
+        "tasks": ["letters"],
+        "heldout": ["letters_heldout"],
+        "apply_chat_template": False,
+        "task_search_path": ["tasks"],
+        "search": {"optimizer": optimizer, "budget": budget, "population": 4, "seed": 7},
+        "llm": llm,
+        "engine": {"backend": "hf", "device": "cpu", "self_check": False},
+    }
+    run = Path()  # beside the models, so that no log names a folder of this machine
+    Path(LOG).unlink(missing_ok=True)
+    with RunLog(run) as log:
+        loop.carry_on(Bench(parse_config(raw, "golden"), Path("..")), log)
+    if more:
+        with RunLog(run, resume=True) as log:
+            loop.carry_on(resuming.prepare(log, budget=Budget(evaluations=more)), log)
+    shutil.copyfile(run / LOG, target)
+
+
+def spoil(model: str) -> None:
+    """Make a weight of it NaN, so that every merge with it fails."""
+    file = Path("..") / model / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+RUNS: dict[str, Callable[[Path], None]] = {
+    "0.1-llm": lambda target: record(target, "llm", 20, SIMULATED),
+    "0.1-llm-off": lambda target: record(target, "llm-off", 20, SIMULATED),
+    "0.1-cma-es": lambda target: record(target, "cma-es", 20, SIMULATED),
+    "0.1-llm-evo-merge": lambda target: record(target, "llm-evo-merge", 26, {"proposer": "local"}),
+    "0.1-tpe": lambda target: record(target, "tpe", 16, SIMULATED),
+    "0.1-spsa": lambda target: record(target, "spsa", 12, SIMULATED),
+    "0.1-resumed": lambda target: record(target, "llm", 9, SIMULATED, more=15),
+    "0.1-failures": lambda target: (spoil("two"), record(target, "llm", 12, SIMULATED))[1],
+}
+"""By the name of the log. The last one spoils a model."""
+
+
+def main() -> None:
+    """Record what is missing."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        new_workspace(Path(folder))
+        run = Path(folder) / "run"
+        run.mkdir()
+        os.chdir(run)
+        for name, make in RUNS.items():
+            target = HERE / f"{name}.jsonl"
+            if not target.exists():
+                make(target)
+                print(target.name, target.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
