@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from llmevo.genome import Genome
 from llmevo.optimizers.distribution import Distribution
 from llmevo.optimizers.features import CHOICE, UNUSED, Features
-from llmevo.optimizers.surrogate import GaussianProcess, normal_scores
+from llmevo.optimizers.scale import Scale
+from llmevo.optimizers.surrogate import GaussianProcess
 from llmevo.space import SearchSpace
 
 RANDOM = np.random.default_rng(0)
 POINTS = RANDOM.random((40, 3))
-VALUES = normal_scores(list(np.sin(4 * POINTS[:, 0]) + POINTS[:, 1] ** 2))
+VALUES = Scale(list(np.sin(4 * POINTS[:, 0]) + POINTS[:, 1] ** 2), False).values
 
 
 def fitted(points: np.ndarray = POINTS, values: np.ndarray = VALUES, floor: float = 0.0) -> GaussianProcess:
@@ -26,26 +27,46 @@ def fitted(points: np.ndarray = POINTS, values: np.ndarray = VALUES, floor: floa
     return process
 
 
-def test_normal_scores_keep_the_order_and_have_variance_one() -> None:
-    scores = normal_scores([3.0, 1.0, 1e9, 2.0, -np.inf, 2.5, 2.6, 2.7])
-    assert [*np.argsort(scores)] == [4, 1, 3, 5, 6, 7, 0, 2]
-    assert normal_scores(list(RANDOM.random(200))).std() == pytest.approx(1, abs=0.05)
+noises = pytest.mark.parametrize("noisy", [False, True])
 
 
-def test_failures_share_the_lowest_score_whatever_the_others_are_worth() -> None:
-    scores = normal_scores([-np.inf, 0.4, -np.inf, 0.5])
-    assert scores[0] == scores[2] < scores[1] < scores[3]
-    assert np.isfinite(scores).all()
+@noises
+def test_a_scale_keeps_the_order_and_gives_variance_one(noisy: bool) -> None:
+    values = Scale([3.0, 1.0, 9.0, 2.0, -np.inf, 2.5, 2.6, 2.7], noisy).values
+    assert [*np.argsort(values, kind="stable")] == ([1, 4, 3, 5, 6, 7, 0, 2] if noisy else [4, 1, 3, 5, 6, 7, 0, 2])
+    assert Scale(list(RANDOM.random(200)), noisy).values.std() == pytest.approx(1, abs=0.05)
+
+
+def test_outliers_weigh_no_more_than_others_where_scores_are_exact() -> None:
+    assert (Scale([1.0, 2.0, 3.0], False).values == Scale([1.0, 2.0, 1e9], False).values).all()
+
+
+@noises
+def test_failures_share_the_lowest_place_whatever_the_others_are_worth(noisy: bool) -> None:
+    values = Scale([-np.inf, 0.4, -np.inf, 0.5], noisy).values
+    assert values[0] == values[2] <= values[1] < values[3]
+    assert np.isfinite(values).all()
+
+
+@noises
+def test_a_scale_leads_back_to_the_scores(noisy: bool) -> None:
+    scores = [0.3, 0.1, 0.9, 0.2]
+    scale = Scale(scores, noisy)
+    assert [scale.score(value) for value in scale.values] == pytest.approx(scores)
+    assert scale.score(99.0) == 0.9
+    assert Scale([-np.inf, -np.inf], noisy).score(0.0) == 0.0
 
 
 def test_the_predictions_are_those_of_scikit_learn_with_the_same_parameters() -> None:
     process = fitted()
-    kernel = ConstantKernel(process.signal) * Matern(process.length_scale, nu=2.5) + WhiteKernel(process.noise)
+    unit = np.sqrt(12 / POINTS.shape[1])
+    matern: Any = ConstantKernel(process.signal) * Matern(unit * process.length_scale, nu=2.5)
+    kernel = matern + ConstantKernel(process.quadratic) * DotProduct(1.0) ** 2 + WhiteKernel(process.noise)
     regressor: Any = GaussianProcessRegressor
-    other = regressor(kernel, optimizer=None, alpha=1e-8).fit(POINTS, VALUES)
+    other = regressor(kernel, optimizer=None, alpha=1e-8).fit(unit * (POINTS - 0.5), VALUES)
     asked = RANDOM.random((20, 3))
     means, deviations = process.predict(asked)
-    expected, noisy = other.predict(asked, return_std=True)
+    expected, noisy = other.predict(unit * (asked - 0.5), return_std=True)
     assert means == pytest.approx(expected, abs=1e-6)
     assert deviations**2 + process.noise == pytest.approx(noisy**2, abs=1e-6)
 
@@ -54,15 +75,24 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
     process = fitted()
     asked = RANDOM.random(3)
     assert check_grad(lambda x: process.mean(x[None])[0], lambda x: process.gradient(x[None])[1][0], asked) < 1e-5
-    logs = np.array([-0.5, 0.3, -3.0])
+    logs = np.array([-0.5, 0.3, -3.0, -0.2])
     assert check_grad(lambda x: process.loss(x)[0], lambda x: process.loss(x)[1], logs) < 1e-3
 
 
 def test_noise_is_found_and_never_below_its_floor() -> None:
     line = POINTS[:, :1]
-    clean, noisy = (normal_scores(list(line[:, 0] + 0.3 * share * RANDOM.standard_normal(40))) for share in (0, 1))
+    noise = 0.3 * RANDOM.standard_normal(40)
+    clean, noisy = (Scale(list(line[:, 0] + share * noise), True).values for share in (0, 1))
     assert fitted(line, noisy).noise > 3 * fitted(line, clean).noise
     assert fitted(floor=0.3).noise >= 0.3
+
+
+def test_a_quadratic_is_learnt_from_fewer_scores_than_it_has_coefficients() -> None:
+    points, asked = RANDOM.random((60, 12)), RANDOM.random((200, 12))
+    centre = RANDOM.random(12)
+    learnt, true = (-((at - centre) ** 2).sum(axis=1) for at in (points, asked))
+    process = fitted(points, Scale(list(learnt), True).values)
+    assert np.corrcoef(process.mean(asked), true)[0, 1] > 0.95
 
 
 def test_a_single_point_and_equal_points_can_be_learnt() -> None:
@@ -102,9 +132,8 @@ def test_choices_are_features_of_their_own_and_what_a_method_lacks_makes_no_diff
 # The distribution
 
 
-@pytest.mark.parametrize("separable", [True, False])
-def test_the_distribution_moves_towards_what_was_better_and_no_point_throws_it(separable: bool) -> None:
-    made = Distribution(np.full(4, 0.5), 0.1, 6, separable, 0)
+def test_the_distribution_moves_towards_what_was_better_and_no_point_throws_it() -> None:
+    made = Distribution(np.full(4, 0.5), 0.1, 6, 0)
     far = np.array([1.0, 0.5, 0.5, 0.5])
     points = [far, *(0.5 + 0.1 * RANDOM.standard_normal((5, 4)))]
     made.tell(points, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
@@ -113,7 +142,7 @@ def test_the_distribution_moves_towards_what_was_better_and_no_point_throws_it(s
     assert made.sigma < 0.3
 
 
-def test_lengths_are_counted_in_standard_deviations() -> None:
-    made = Distribution(np.full(2, 0.5), 0.1, 6, False, 0)
-    assert made.lengths(np.array([[0.6, 0.5], [0.5, 0.3]])) == pytest.approx([1.0, 2.0])
+def test_distances_are_counted_in_standard_deviations() -> None:
+    made = Distribution(np.full(2, 0.5), 0.1, 6, 0)
+    assert made.distances(np.array([[0.6, 0.5], [0.5, 0.3]]), made.mean) == pytest.approx([1.0, 2.0])
     assert made.axes == pytest.approx(np.eye(2))

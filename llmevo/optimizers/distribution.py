@@ -16,13 +16,11 @@ class Distribution:
     `mean + sigma * axes @ z` is a sample for a standard normal z.
     """
 
-    def __init__(self, mean: Array, sigma: float, population: int, separable: bool, seed: int) -> None:
-        from cmaes import CMA, SepCMA
+    def __init__(self, mean: Array, sigma: float, population: int, seed: int) -> None:
+        from cmaes import CMA
 
-        kind: Any = SepCMA if separable else CMA
         bounds = np.tile([0.0, 1.0], (len(mean), 1))
-        self._separable = separable
-        self._strategy: Any = kind(mean.copy(), sigma, bounds=bounds, seed=seed, population_size=population)
+        self._strategy: Any = CMA(mean.copy(), sigma, bounds=bounds, seed=seed, population_size=population)
         self.population = population
 
     @property
@@ -38,21 +36,15 @@ class Distribution:
     def sigma(self, sigma: float) -> None:
         self._strategy._sigma = sigma
 
-    def root(self) -> tuple[Array, Array]:
-        """The covariance's eigenvectors (columns) and the roots of its eigenvalues."""
-        if self._separable:
-            return np.eye(len(self.mean)), np.sqrt(self._strategy._C)
-        return self._strategy._eigen_decomposition()
-
     @property
     def axes(self) -> Array:
-        vectors, lengths = self.root()
+        vectors, lengths = self._strategy._eigen_decomposition()
         return vectors * lengths
 
-    def lengths(self, points: Array) -> Array:
-        """How far points are from the mean, in standard deviations."""
-        vectors, lengths = self.root()
-        return np.linalg.norm((points - self.mean) @ vectors / lengths, axis=-1) / self.sigma
+    def distances(self, points: Array, other: Array) -> Array:
+        """How far points are from another, in standard deviations."""
+        vectors, lengths = self._strategy._eigen_decomposition()
+        return np.linalg.norm((points - other) @ vectors / lengths, axis=-1) / self.sigma
 
     def tell(self, points: Sequence[Array], costs: Sequence[float]) -> None:
         """A population's costs, to be minimised.
@@ -64,6 +56,6 @@ class Distribution:
         most = np.sqrt(size) + 2 * size / (size + 2)
         told: list[tuple[Array, float]] = []
         for point, cost in zip(points, costs, strict=True):
-            share = min(1.0, most / max(float(self.lengths(point)), 1e-12))
+            share = min(1.0, most / max(float(self.distances(point, self.mean)), 1e-12))
             told.append((self.mean + share * (point - self.mean), cost))
         self._strategy.tell(told)

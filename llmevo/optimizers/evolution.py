@@ -14,7 +14,9 @@ from llmevo.genes import Genes
 from llmevo.optimizers.base import Setup
 from llmevo.optimizers.distribution import Array, Distribution
 from llmevo.optimizers.features import Features
-from llmevo.optimizers.surrogate import GaussianProcess, normal_scores
+from llmevo.optimizers.population import redraw_choices
+from llmevo.optimizers.scale import Scale
+from llmevo.optimizers.surrogate import GaussianProcess
 from llmevo.trial import Suggestion, Trial
 
 FIRST_SIGMA = 0.1
@@ -86,6 +88,7 @@ class Evolution:
         self._untold: list[tuple[Array, float]] = []
         self._adapted = 0
         self._noisy = False
+        self._scale: Scale | None = None
         self.distribution: Distribution | None = None
         self._seed = int(self._random.integers(2**31))
 
@@ -103,12 +106,18 @@ class Evolution:
         return self.distribution.sigma if self.distribution else FIRST_SIGMA
 
     @property
-    def best(self) -> Array:
-        """The best trial's point; the uniform merge where nothing has a score."""
-        best = max(range(len(self._trials)), key=lambda place: self._trials[place].value, default=None)
-        if best is None or not self._trials[best].score:
-            return self._space.to_unit(self._space.uniform())
-        return self._points[best]
+    def best(self) -> Trial | None:
+        """The trial with the highest score; where scores are noisy, the one that the model expects most of."""
+        scored = [place for place, trial in enumerate(self._trials) if trial.score]
+        values = [self._trials[place].value for place in scored]
+        if self._noisy and scored:
+            values = self._expected(np.array([self._points[place] for place in scored]))
+        return self._trials[scored[int(np.argmax(values))]] if scored else None
+
+    def _middle(self) -> Array:
+        """The best point; the uniform merge's where nothing has a score."""
+        best = self.best
+        return self._space.to_unit(best.candidate.genes if best else self._space.uniform())
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """What everything was worth that was scored; only what is also in `learn` moves the distribution."""
@@ -144,10 +153,10 @@ class Evolution:
     def pool(self) -> list[Prospect]:
         """New points, those of the highest expected score first."""
         if self.distribution is None:
-            start = self._numbers(self.best)
+            start = self._numbers(self._middle())
             self._noisy = self._noise(self._trials) > NOISY
             sigma = NOISY_SIGMA if self._noisy else FIRST_SIGMA
-            self.distribution = Distribution(start, sigma, POPULATION, False, self._seed)
+            self.distribution = Distribution(start, sigma, POPULATION, self._seed)
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
             self._fit()
             drawn = self._drawn(POOL * self.distribution.population)
@@ -160,8 +169,7 @@ class Evolution:
 
     def _explorer(self, point: Array) -> Prospect:
         """The second of a generation, where there are choices: the model would never try those it has not seen."""
-        redrawn = self._redrawn(point[None].copy(), EXPLORED)
-        return self.prospects(redrawn)[0]
+        return self.prospects(redraw_choices(point[None], self._features.choices, EXPLORED, self._random))[0]
 
     def _fit(self) -> None:
         """Learn from the trials nearest the mean, and the best."""
@@ -169,13 +177,14 @@ class Evolution:
             return
         assert self.distribution is not None
         values = np.array([trial.value for trial in self._trials])
-        far = self.distribution.lengths(np.array([self._numbers(point) for point in self._points]))
+        far = self.distribution.distances(np.array([self._numbers(p) for p in self._points]), self.distribution.mean)
         nearest = np.union1d(np.argsort(far, kind="stable")[: None if self._noisy else LEARNT], np.argmax(values))
         floor = self._noise([self._trials[place] for place in nearest])
         points = self._features.of([self._points[place] for place in nearest])
         adapt = len(values) >= ADAPTED * self._adapted
         self._adapted = len(values) if adapt else self._adapted
-        self._model.fit(points, normal_scores(values[nearest]), max(LEAST_NOISE, floor), adapt)
+        self._scale = Scale(values[nearest].tolist(), self._noisy)
+        self._model.fit(points, self._scale.values, max(LEAST_NOISE, floor), adapt)
 
     @staticmethod
     def _noise(trials: Sequence[Trial]) -> float:
@@ -189,31 +198,30 @@ class Evolution:
         """Samples of the distribution; what would leave the unit cube is reflected, so that none pile up there."""
         assert self.distribution is not None
         steps = self._random.standard_normal((size, len(self.distribution.mean))) @ self.distribution.axes.T
-        return self._redrawn(self._whole(_reflected(self.distribution.mean + self.distribution.sigma * steps)))
+        points = self._whole(_reflected(self.distribution.mean + self.distribution.sigma * steps))
+        return redraw_choices(points, self._features.choices, REDRAWN, self._random)
 
     def _whole(self, numbers: Array) -> Array:
         """Points with these numbers and the best trial's choices."""
-        points = np.tile(self.best, (len(numbers), 1))
+        points = np.tile(self._middle(), (len(numbers), 1))
         points[:, self._features.numbers] = numbers[:, : len(self._features.numbers)]
-        return points
-
-    def _redrawn(self, points: Array, rate: float = REDRAWN) -> Array:
-        for place in self._features.choices:
-            anew = self._random.random(len(points)) < rate
-            points[:, place] = np.where(anew, self._random.random(len(points)), points[:, place])
         return points
 
     def _expected(self, points: Array) -> Array:
         return self._model.mean(self._features.of(points)) if self._trials else np.zeros(len(points))
 
     def prospects(self, points: Array) -> list[Prospect]:
-        """What the model expects of points, the highest first."""
-        if not self._trials:
-            return [Prospect(point, 0.0, 1.0) for point in points]
-        with self._threads.limit(limits=1):
-            means, deviations = self._model.predict(self._features.of(points))
+        """Points and what the model expects of them, the highest first."""
+        means, deviations = self.predicted(points)
         order = np.argsort(-means, kind="stable")
         return [Prospect(points[place], float(means[place]), float(deviations[place])) for place in order]
+
+    def predicted(self, points: Sequence[Array] | Array) -> tuple[Array, Array]:
+        """What the model expects of points, in normal scores, and the standard deviations of it."""
+        if not self._trials:
+            return np.zeros(len(points)), np.ones(len(points))
+        with self._threads.limit(limits=1):
+            return self._model.predict(self._features.of(points))
 
     def _climb(self, points: Array) -> Array:
         """Gradient steps up the model, no further from the mean than samples are."""
@@ -241,36 +249,38 @@ class Evolution:
             lengths *= np.where(higher, 1.2, 0.5)
         return points
 
-    def choose(self, prospects: Sequence[Prospect], size: int, beside: Sequence[Genes] = ()) -> list[Suggestion]:
+    def choose(self, prospects: Sequence[Prospect], size: int) -> list[Suggestion]:
         """The first prospects that are new and lie apart from one another, as candidates."""
-        assert self.distribution is not None
         chosen: list[Suggestion] = []
-        taken = [self._numbers(self._space.to_unit(genes)) for genes in beside]
-        essences = {self._features.essence(genes) for genes in beside}
-        apart = (NOISY_APART if self._noisy else APART) * np.sqrt(len(self.distribution.mean)) * self.distribution.sigma
-        axes = np.linalg.inv(self.distribution.axes)
-        for asked in (apart, 0.0):  # rather too near than none
+        taken: list[Array] = []
+        for near in (False, True):  # rather too near than none
             for prospect in prospects:
                 if len(chosen) == size:
                     return chosen
-                numbers = self._numbers(prospect.point)
-                if any(np.linalg.norm(axes @ (numbers - other)) < asked for other in taken):
-                    continue
-                genes = self._space.from_unit(prospect.point)
-                essence = self._features.essence(genes)
-                if essence in self._known or essence in essences:
-                    continue
-                taken.append(numbers)
-                essences.add(essence)
-                chosen.append(Suggestion(genes, "gaussian", f"expected {self.as_score(prospect.mean):.4g}"))
+                if near or self.apart(prospect.point, taken, NOISY_APART if self._noisy else APART):
+                    genes = self._space.from_unit(prospect.point)
+                    if self.is_new(genes, chosen):
+                        taken.append(prospect.point)
+                        chosen.append(Suggestion(genes, "gaussian", f"expected {self.as_score(prospect.mean):.4g}"))
         return chosen
 
-    def as_score(self, normal: float) -> float:
-        """A normal score as a score of the tasks, by the ranks of those seen."""
-        values = sorted(trial.value for trial in self._trials if trial.score)
-        if not values:
-            return 0.0
-        return float(np.interp(normal, np.sort(normal_scores(values)), values))
+    def is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
+        """Whether neither a trial nor one of the others makes the same model."""
+        essence = self._features.essence(genes)
+        return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)
+
+    def apart(self, point: Array, others: Sequence[Array], least: float = APART) -> bool:
+        """Whether a point is so many standard deviations a gene from others, in the root mean square."""
+        assert self.distribution is not None
+        if not others:
+            return True
+        numbers = np.array([self._numbers(other) for other in others])
+        nearest = self.distribution.distances(numbers, self._numbers(point)).min()
+        return bool(nearest >= least * np.sqrt(numbers.shape[1]))
+
+    def as_score(self, value: float) -> float:
+        """What the model expects, as a score of the tasks."""
+        return self._scale.score(value) if self._scale else 0.0
 
 
 def _reflected(points: Array) -> Array:

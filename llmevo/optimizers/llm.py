@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmevo.genes import Genes
 from llmevo.optimizers.base import Asking, Setup
+from llmevo.optimizers.distribution import Array
 from llmevo.optimizers.evolution import POPULATION, Evolution, Prospect
 from llmevo.optimizers.population import History, key
 from llmevo.optimizers.step_size import next_sigma, spread_factors
@@ -22,14 +22,8 @@ AROUND = 8
 WIDTHS = (0.01, 0.3)
 """The least and the largest standard deviation of these, in shares of a gene's range."""
 
-PREDICTIONS = 6
-"""How many of its past predictions an LLM is shown."""
-
 PEERS = 8
 """How many of the latest numeric candidates an LLM's is ranked among."""
-
-NEAR = 0.01
-"""An LLM's point nearer than this to a known one, in every gene, is a repetition."""
 
 
 class LlmOff:
@@ -61,12 +55,13 @@ class LlmOff:
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         pool = self._engine.pool()
-        return self._numeric(pool, min(size, POPULATION), [])
+        return self._numeric(pool, min(size, POPULATION))
         yield  # makes this a generator, as asking is
 
-    def _numeric(self, pool: Sequence[Prospect], size: int, beside: Sequence[Suggestion]) -> list[Suggestion]:
-        chosen = self._engine.choose(pool, size, [suggestion.genes for suggestion in beside])
-        if not chosen and not beside:  # nothing new is left near by
+    def _numeric(self, pool: Sequence[Prospect], size: int) -> list[Suggestion]:
+        """At least one candidate; those of the highest expectation first."""
+        chosen = self._engine.choose(pool, size)
+        if not chosen:  # nothing new is left near by
             chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
         return chosen
 
@@ -95,6 +90,10 @@ class LlmOff:
     def _may_lead(self, trial: Trial) -> bool:
         """Whether the distribution learns from a scored trial."""
         return True
+
+    def recommend(self) -> Trial | None:
+        """The trial to take: where scores are noisy, the one that the model of all of them expects most of."""
+        return self._engine.best
 
     def state(self) -> str:
         return str(self._history)
@@ -127,16 +126,17 @@ class LlmEvolution(LlmOff):
         self._generation += 1
         size = min(size, POPULATION)
         pool = self._engine.pool()
+        numeric = self._numeric(pool, size)
         slots = self._trust.slots(size)
         proposed: list[Suggestion] = []
         if slots:
             style = STYLES[self._setup.style]
             seed = int(self._random.integers(2**31))
             reading = yield style.ask(self._question(pool), self._setup.templates, seed)
-            proposed = self._admitted(reading, pool, slots)
+            proposed = self._admitted(reading, numeric, slots)
             self._history.add("read", [suggestion.genes for suggestion in proposed])
         self._asked |= {key(suggestion.genes): suggestion for suggestion in proposed}
-        return [*proposed, *self._numeric(pool, size - len(proposed), proposed)]
+        return [*proposed, *numeric[: size - len(proposed)]]
 
     def _question(self, pool: Sequence[Prospect]) -> Question:
         setup, engine = self._setup, self._engine
@@ -151,7 +151,7 @@ class LlmEvolution(LlmOff):
             used=len(engine.trials),
             budget=setup.budget,
             suggestions=[(setup.space.from_unit(p.point), *self._in_score(p)) for p in ahead],
-            predictions=self._predictions[-PREDICTIONS:],
+            predictions=self._predictions,
             geometry=setup.geometry,
             mask_names=setup.mask_names,
         )
@@ -160,35 +160,35 @@ class LlmEvolution(LlmOff):
         score, mean, deviation = self._engine.as_score, prospect.mean, prospect.deviation
         return score(mean), (score(mean + deviation) - score(mean - deviation)) / 2
 
-    def _admitted(self, reading: Reading, pool: Sequence[Prospect], slots: int) -> list[Suggestion]:
-        """The LLM's proposals, and then samples around them, that are new and that the model does not rule out.
+    def _admitted(self, reading: Reading, numeric: Sequence[Suggestion], slots: int) -> list[Suggestion]:
+        """The LLM's proposals, and then samples around them, each of which takes the place of the last numeric one.
 
-        Ruled out is what even one standard deviation above its expectation is below the middle of the pool's, with
-        an allowance that shrinks as scores come in (Chang et al., https://arxiv.org/abs/2505.14756, "Justify").
+        It is to have the higher hope of the two, with an allowance that shrinks as scores come in (Chang et al.,
+        https://arxiv.org/abs/2505.14756, "Justify"), and to lie apart from what stays: what the numeric engine would
+        find anyway earns nothing.
         """
-        middle = float(np.median([prospect.mean + prospect.deviation for prospect in pool]))
-        bar = middle - 1 / (self._generation + 1)
-        offers = [s for s in reading.proposals if self._is_new(s.genes)]
-        around = [other for suggestion in offers for other in self._around(suggestion)]
+        points = [self._space.to_unit(suggestion.genes) for suggestion in numeric]
+        bars = self._hopes(points) - 1 / self._generation
         admitted: list[Suggestion] = []
-        for group in (offers, around):
-            hopes = [(self._hope(suggestion.genes), place) for place, suggestion in enumerate(group)]
-            for hope, place in sorted(hopes, key=lambda ranked: (-ranked[0], ranked[1])):
-                new = all(key(group[place].genes) != key(other.genes) for other in admitted)
-                if hope >= bar and new and len(admitted) < slots:
+        around = [other for proposal in reading.proposals for other in self._around(proposal)]
+        for group in filter(None, (reading.proposals, around)):
+            offered = [self._space.to_unit(suggestion.genes) for suggestion in group]
+            hoped = self._hopes(offered)
+            for place in np.argsort(-hoped, kind="stable"):
+                last = len(numeric) - len(admitted) - 1
+                beside = [*points[:last], *(self._space.to_unit(other.genes) for other in admitted)]
+                if len(admitted) == slots or hoped[place] < bars[last]:
+                    break
+                if self._engine.is_new(group[place].genes, admitted) and self._engine.apart(offered[place], beside):
                     admitted.append(group[place])
-        if not admitted:  # no answer, nothing new, nothing possible: no credit for any of these
+        if not admitted:  # no answer, nothing new, nothing as good: no credit for any of these
             self._trust.reject()
         return admitted
 
-    def _is_new(self, genes: Genes) -> bool:
-        point = self._space.to_unit(genes)
-        return all(np.abs(point - other).max() >= NEAR for other in self._engine.points)
-
-    def _hope(self, genes: Genes) -> float:
-        """One standard deviation above what the model expects."""
-        (prospect,) = self._engine.prospects(self._space.to_unit(genes)[None])
-        return prospect.mean + prospect.deviation
+    def _hopes(self, points: Sequence[Array]) -> Array:
+        """One standard deviation above what the model expects of points."""
+        means, deviations = self._engine.predicted(points)
+        return means + deviations
 
     def _around(self, suggestion: Suggestion) -> list[Suggestion]:
         """Samples around a proposal, as wide in every slice as the LLM says, within bounds."""

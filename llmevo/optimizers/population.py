@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from llmevo.genes import Genes
 from llmevo.optimizers.base import Asking, Setup
-from llmevo.space import SearchSpace
 from llmevo.trial import Suggestion, Trial
 
 Point = NDArray[np.float64]
@@ -43,13 +42,13 @@ def key(genes: Genes) -> tuple[float, ...]:
     return tuple(genes[name] for name in sorted(genes))
 
 
-def redraw_choices(space: SearchSpace, point: Point, like: Point, rate: float, random: np.random.Generator) -> Point:
-    """The point with the choices of another, each drawn anew at a rate: choices have no order to step along."""
-    chosen = point.copy()
-    for place, gene in enumerate(space.genes):
-        if gene.choices:
-            chosen[place] = random.random() if random.random() < rate else like[place]
-    return chosen
+def redraw_choices(points: Point, choices: Sequence[int], rate: float, random: np.random.Generator) -> Point:
+    """Points (one a row) with these of their genes drawn anew at a rate: choices have no order to step along."""
+    redrawn = points.copy()
+    for place in choices:
+        anew = random.random(len(points)) < rate
+        redrawn[anew, place] = random.random(int(anew.sum()))
+    return redrawn
 
 
 def at_least_two(numbers: Point) -> Point:
@@ -75,6 +74,7 @@ class PopulationSearch(ABC):
         self._budget = setup.budget
         self._random = np.random.default_rng(setup.seed)
         self._numbers = [place for place, gene in enumerate(setup.space.genes) if not gene.choices]
+        self._choices = [place for place, gene in enumerate(setup.space.genes) if gene.choices]
         self._history = History(setup.seed)
         self._start = self._best = setup.space.to_unit(setup.space.uniform())
         self._best_value = -np.inf
@@ -113,7 +113,8 @@ class PopulationSearch(ABC):
         for numbers in handed:
             point = self._best.copy()
             point[self._numbers] = numbers[: len(self._numbers)]
-            genes = self._space.from_unit(redraw_choices(self._space, point, self._best, self.REDRAW, self._random))
+            (point,) = redraw_choices(point[None], self._choices, self.REDRAW, self._random)
+            genes = self._space.from_unit(point)
             self._handed.setdefault(key(genes), []).append(numbers)
             suggestions.append(Suggestion(genes, self.origin))
         return suggestions
