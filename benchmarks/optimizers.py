@@ -14,16 +14,18 @@ How a function becomes a search for a merge:
 * The score is an accuracy: 1/4 + 1/2 · 1/(1 + regret/reference), where regret is the distance to the optimum's value
   and the reference the median regret of 100 random points. So chance is 1/4, a random point 1/2 and the optimum 3/4.
   With noise n it is the share of n questions answered right, each with that probability: binomial, ±3 points at 250.
-* The figure is the true regret of the trial with the best score, as a run would export it; below a ten-thousandth of
-  the reference it counts as that, which no merge's score could tell from the optimum. Without this f5, a plane whose
-  optimum is a corner of the box, would decide the geometric mean alone. `table --without 5` leaves it out.
+* The figure is the true regret of the trial that the optimizer recommends: `llm` and `llm-off` have a model for that
+  (`recommend`), of the others it is the one with the best score. `table --of scored` has the best score's of all.
+  Regret below a ten-thousandth of the reference counts as that, which no merge's score could tell from the optimum.
+  Without this f5, a plane whose optimum is a corner of the box, would decide the geometric mean alone. `table
+  --without 5` leaves it out.
 """
 
 import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +38,8 @@ from numpy.typing import NDArray
 
 from llmevo.genome import Genome
 from llmevo.optimizers import OPTIMIZERS, Setup
-from llmevo.prompting import Prompt, Reading, Templates
+from llmevo.optimizers.base import Asking
+from llmevo.prompting import Reading, Templates
 from llmevo.proposers import Connection
 from llmevo.proposers.simulated import SimulatedProposer
 from llmevo.space import SearchSpace
@@ -106,8 +109,11 @@ class Surface:
         return Score(accuracy, error, {"bbob": {"acc,none": accuracy, "acc_stderr,none": error}}, items)
 
 
-def search(problem: Problem, name: str, budget: int) -> list[float]:
-    """The regret of the best-scored trial after every budget. `name` is an optimizer, or `llm:` and a simulated LLM."""
+def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]]:
+    """The regrets of the recommended and of the best-scored trial after every budget.
+
+    `name` is an optimizer, or `llm:` and a simulated LLM.
+    """
     kind, _, model = name.partition(":")
     space, surface = problem.space(), Surface(problem)
     setup = Setup(space, problem.instance, budget, {"bbob": (1.0, "acc,none")}, "chat", Templates())
@@ -127,18 +133,25 @@ def search(problem: Problem, name: str, budget: int) -> list[float]:
     parents = [Suggestion(space.parent(model), "parent") for model in space.merged]
     scored([*parents, Suggestion(space.from_unit(surface.start), "uniform")])
     population = 4 + int(3 * np.log(problem.dimension))
-    while len(trials) < budget:
-        asking = optimizer.ask(min(population, budget - len(trials)))
-        answer = None
-        try:
-            while True:
-                prompt: Prompt = asking.send(answer)  # type: ignore[arg-type]  # None starts a generator
-                answer = prompt.read(proposer.answer(prompt).text) if proposer else Reading()
-        except StopIteration as done:
-            scored(done.value)
-    values = [trial.value for trial in trials]
-    best = [int(np.argmax(values[:spent])) for spent in BUDGETS if spent <= budget]
-    return [surface.regret(space.to_unit(trials[place].candidate.genes)) for place in best]
+    found: list[tuple[float, float]] = []
+    for spent in (*(least for least in BUDGETS if least < budget), budget):
+        while len(trials) < spent:
+            scored(_answered(optimizer.ask(min(population, spent - len(trials))), proposer))
+        best = max(trials, key=lambda trial: trial.value)
+        recommend: Callable[[], Trial | None] = getattr(optimizer, "recommend", lambda: None)
+        recommended, scored_best = (space.to_unit(t.candidate.genes) for t in (recommend() or best, best))
+        found.append((surface.regret(recommended), surface.regret(scored_best)))
+    return found
+
+
+def _answered(asking: Asking, proposer: SimulatedProposer | None) -> list[Suggestion]:
+    """What an optimizer asks for, its prompts answered on the way."""
+    try:
+        prompt = next(asking)
+        while True:
+            prompt = asking.send(prompt.read(proposer.answer(prompt).text) if proposer else Reading())
+    except StopIteration as done:
+        return done.value
 
 
 def row(instances: Sequence[int], key: tuple[str, int, int, int], budget: int) -> dict[str, Any]:
@@ -152,7 +165,8 @@ def row(instances: Sequence[int], key: tuple[str, int, int, int], budget: int) -
         "dimension": dimension,
         "noise": noise,
         "instances": [*instances],
-        "regrets": [[float(f"{regret:.4g}") for regret in found] for found in regrets],
+        "regrets": [[float(f"{recommended:.4g}") for recommended, _ in found] for found in regrets],
+        "scored": [[float(f"{scored:.4g}") for _, scored in found] for found in regrets],
         "seconds": round((time.process_time() - started) / len(instances), 2),
     }
 
@@ -197,12 +211,12 @@ Runs = dict[tuple[int, int, int], list[float]]
 """By function, dimension and instance: the regret after every budget."""
 
 
-def runs(lines: Sequence[dict[str, Any]], noise: int) -> dict[str, Runs]:
-    """Every optimizer's runs."""
+def runs(lines: Sequence[dict[str, Any]], noise: int, of: str = "regrets") -> dict[str, Runs]:
+    """Every optimizer's runs: the regrets of what it recommends, or those of the best `scored`."""
     found: dict[str, Runs] = defaultdict(dict)
     for line in lines:
         if line["noise"] == noise:
-            for instance, regrets in zip(line["instances"], line["regrets"], strict=True):
+            for instance, regrets in zip(line["instances"], line[of], strict=True):
                 found[line["optimizer"]][line["function"], line["dimension"], instance] = regrets
     return found
 
@@ -245,12 +259,12 @@ def table(options: argparse.Namespace) -> None:
     """Markdown, relative to one optimizer, a table for every noise."""
     left_out = _integers(options.without) if options.without else []
     lines = [line for line in read(Path(options.file)) if line["function"] not in left_out]
-    print("\n".join(_table(lines, options.relative)))
+    print("\n".join(_table(lines, options.relative, options.of)))
 
 
-def _table(lines: Sequence[dict[str, Any]], relative: str) -> Iterator[str]:
+def _table(lines: Sequence[dict[str, Any]], relative: str, of: str) -> Iterator[str]:
     for noise in sorted({line["noise"] for line in lines}):
-        found = runs(lines, noise)
+        found = runs(lines, noise, of)
         dimensions = sorted({line["dimension"] for line in lines})
         yield f"\n{f'{noise} scored items' if noise else 'No noise'}: final regret relative to `{relative}`.\n"
         heads = [f"{d}-D, {'/'.join(map(str, BUDGETS))}" for d in dimensions]
@@ -320,6 +334,7 @@ def main() -> None:
     showing = commands.add_parser("table", help="print the results as Markdown")
     showing.add_argument("file")
     showing.add_argument("--relative", default=BASELINE)
+    showing.add_argument("--of", choices=("regrets", "scored"), default="regrets")
     showing.add_argument("--without", default="", help="functions to leave out, by number")
     showing.set_defaults(command=table)
     drawing = commands.add_parser("draw", help="draw the results")
