@@ -30,7 +30,7 @@ class RunStarted(BaseEvent):
     config: dict[str, Any]
     """With the overrides of the command line."""
     root: str
-    """The folder relative references start from."""
+    """The folder relative references start from; relative itself, to the run's folder, in a run that was shared."""
     prompts: dict[str, str]
     """The templates used, as they were."""
     versions: dict[str, str]

@@ -1,44 +1,87 @@
-"""A run's best as a model of its own, with its recipe and a model card."""
+"""A run's best as a model of its own, or as a recipe to share, with a model card."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub import ModelCardData
 
+from llmevo import events
 from llmevo.errors import RunError
+from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunState
+from llmevo.sharing import MASKS, SharedRun, masks_of, write_pack
 from llmevo.sources import Sources
 from llmevo.writing import write_model
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
-def export_run(state: RunState, sources: Sources, out: Path, candidate: int | None = None) -> Recipe:
-    """Export a run's best, or one of its candidates, with its recipe and a model card."""
-    started = state.started
-    if started is None or not state.trials:
-        raise RunError("the run has scored no candidate yet; go on with `llmevo resume`")
-    best = state.best.candidate.id if state.best else None
-    chosen = best if candidate is None else candidate
-    if chosen not in state.recipes:
-        raise RunError(f"--candidate {candidate}: the run has no such candidate; its ids are 0 to {max(state.recipes)}")
-    recipe = Recipe.model_validate(state.recipes[chosen])
-    extra = {"best.yml": recipe.to_yaml(), "README.md": model_card(state, recipe, chosen)}
-    # What was scored has all rows of the embeddings.
-    write_model(recipe, sources, out, started.masks, extra, trim=False)
-    return recipe
+@dataclass(frozen=True)
+class Export:
+    """A candidate of a run, with all that is written of it."""
+
+    candidate: int
+    recipe: Recipe
+    """As it was merged."""
+    texts: Mapping[str, str]
+    """Recipe, card and masks, fit for others."""
+    shared: SharedRun
+
+    @classmethod
+    def of(cls, recorded: Sequence[events.Event], sources: Sources, root: Path, candidate: int | None = None) -> Self:
+        """The best, or one by its id. Reads no weights; what the models are called only for random masks.
+
+        Raises RunError when there is none.
+        """
+        state = RunState.fold(iter(recorded))
+        started = state.started
+        if started is None or not state.trials:
+            raise RunError("the run has scored no candidate yet; go on with `llmevo resume`")
+        best = state.best.candidate.id if state.best else None
+        chosen = best if candidate is None else candidate
+        if chosen is None:
+            raise RunError("every candidate of the run has failed; choose one with --candidate all the same")
+        if chosen not in state.trials:
+            raise RunError(
+                f"--candidate {candidate}: the run has no such candidate; its ids are 0 to {max(state.trials)}"
+            )
+        recipe, shared = Recipe.model_validate(state.recipes[chosen]), SharedRun(recorded, root)
+        masks = masks_of(recipe, sources, started.masks)
+        others = Recipe.model_validate(shared.state.recipes[chosen])
+        texts = {
+            "best.yml": Provenance(started.masks, MASKS if masks else None).sign(others),
+            "README.md": model_card(shared, others, chosen),
+        }
+        return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
+
+    def write(self, sources: Sources, out: Path) -> None:
+        """The merged model as a Hugging Face folder. Raises what `write_model` raises."""
+        started = self.shared.state.started
+        assert started is not None
+        # What was scored has all rows of the embeddings.
+        recipe = {"mergekit_config.yml": self.texts["best.yml"]}
+        write_model(self.recipe, sources, out, started.masks, {**self.texts, **recipe}, trim=False)
+
+    def write_recipe(self, out: Path) -> None:
+        """The recipe and how it was found: what anyone with the models makes the same model of.
+
+        Raises UserError when `out` holds something.
+        """
+        write_pack(self.shared, self.texts, out)
 
 
-def model_card(state: RunState, recipe: Recipe, candidate: int) -> str:
-    """What the model is made of and how well it does, for the model's README.md."""
+def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
+    """What the model is made of, how well it does and how to make it again, for README.md."""
+    state = shared.state
     started = state.started
     assert started is not None
     trial = state.trials[candidate]
     licences = sorted({source["licence"] for source in started.sources if source["licence"]})
-    parents = [str(reference) for reference in recipe.references]
+    parents = [str(reference) for reference in recipe.references if str(reference) not in shared.local]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "llmevo", "mergekit"],
@@ -60,6 +103,7 @@ def model_card(state: RunState, recipe: Recipe, candidate: int) -> str:
         "|---|---|---|",
         *(f"| `{s['reference']}` | {s['revision'] or ''} | {s['licence'] or 'unknown'} |" for s in started.sources),
         "",
+        *_local(shared.local),
         *_heldout_table(state),
         "## Recipe",
         "",
@@ -67,10 +111,24 @@ def model_card(state: RunState, recipe: Recipe, candidate: int) -> str:
         recipe.to_yaml().rstrip(),
         "```",
         "",
+        "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
+        "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",
     ]
     return "\n".join(lines)
+
+
+def _local(references: Sequence[str]) -> list[str]:
+    """What whoever wants to merge the recipe has to replace."""
+    if not references:
+        return []
+    listed = ", ".join(f"`{reference}`" for reference in references)
+    return [
+        f"Only whoever made this has {listed}. To merge the recipe, put these models there, or replace the references"
+        " in `best.yml` by folders of yours or hub ids of the same models.",
+        "",
+    ]
 
 
 def _heldout_table(state: RunState) -> Sequence[str]:

@@ -16,6 +16,7 @@ from llmevo.errors import CandidateError
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
 from llmevo.optimizers.llm import LlmOff
+from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunLog, RunState
 from llmevo.trial import Candidate, Suggestion, Trial
@@ -44,7 +45,8 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
     def keep_best(_: object, state: RunState) -> None:
         if state.best and best[-1:] != [state.best.candidate.id]:
             best.append(state.best.candidate.id)
-            log.write("best.yml", Recipe.model_validate(state.recipes[best[-1]]).to_yaml())
+            recipe = Recipe.model_validate(state.recipes[best[-1]])
+            log.write("best.yml", Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml())
 
     return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
 

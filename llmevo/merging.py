@@ -23,6 +23,9 @@ from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
 
+Seed = int | Callable[[str, ModelReference], int]
+"""What random masks follow from: a run's seed, or the seed of each mask by tensor and model."""
+
 AHEAD = 4
 """Pieces of work that are begun before they are asked for."""
 
@@ -37,7 +40,7 @@ class Merger:
     the processor whatever the engine's device: the same bits everywhere.
     """
 
-    def __init__(self, sources: Sources, seed: int = 0, cache_gb: float = 0.0) -> None:
+    def __init__(self, sources: Sources, seed: Seed = 0, cache_gb: float = 0.0) -> None:
         """`seed` decides the random masks of the methods that have them; `cache_gb` is in 10⁹ bytes."""
         self.sources, self.seed = sources, seed
         self.cache = Cache(cache_gb * 1e9)
@@ -216,7 +219,7 @@ Planned = tuple[Step, _Parts]
 """One tensor of the result and what it is made of."""
 
 
-def merge(recipe: Recipe, sources: Sources, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[str, Tensor]]:
     """Merge one recipe; see `Merger.merge`."""
     return Merger(sources, seed).merge(recipe)
 
@@ -246,7 +249,9 @@ def _copied(method: Method, each: Mapping[str, Sequence[float]], shared: Mapping
     return used[0] if whole == (1.0, 1.0, 1.0) else None
 
 
-def seed_of(seed: int, tensor: str, model: ModelReference) -> int:
+def seed_of(seed: Seed, tensor: str, model: ModelReference) -> int:
     """The seed of one model's random mask of one tensor: from the run's seed and the names, nothing else."""
+    if not isinstance(seed, int):
+        return seed(tensor, model)
     digest = hashlib.blake2b(f"{seed}/{tensor}/{model}".encode(), digest_size=8).digest()
     return int.from_bytes(digest)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmevo.errors import UserError
-from llmevo.merging import merge
+from llmevo.merging import Seed, merge
 from llmevo.planning import DEPTH_KEYS, depth_of, plan
 from llmevo.recipe import Recipe
 from llmevo.shards import header_size, write_weights
@@ -25,7 +25,7 @@ def write_model(
     recipe: Recipe,
     sources: Sources,
     out: Path,
-    seed: int = 0,
+    seed: Seed = 0,
     extra: Mapping[str, str] | None = None,
     trim: bool = True,
 ) -> None:
@@ -45,7 +45,7 @@ def write_model(
     for step in steps:  # a parameter that is missing for the last weight is no reason to merge all the others first
         recipe.values(step.of, step.name, step.depth, step.inputs)
     template = chat_template(recipe, sources)
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         shapes = [(step.name, donor[step.inputs[0]]) for step in steps]
         dtypes = write_weights(merge(recipe, sources, seed), folder, header_size(shapes))
         _write_config(recipe, sources, folder, dtypes)
@@ -59,11 +59,16 @@ def write_model(
             (folder / name).write_text(text)
 
 
-@contextmanager
-def _whole_folder(out: Path) -> Generator[Path]:
-    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does."""
+def check_new(out: Path) -> None:
+    """Raise UserError when the folder holds something already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Generator[Path]:
+    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does."""
+    check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

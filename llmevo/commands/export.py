@@ -5,23 +5,53 @@ from typing import Annotated
 
 import typer
 
-from llmevo import terminal
+from llmevo import hub, terminal
 from llmevo.bench import Bench
-from llmevo.export import export_run
+from llmevo.errors import LlmevoError
+from llmevo.export import Export
 from llmevo.options import RunFolder
 from llmevo.runlog import RunState, read_log
+from llmevo.writing import check_new
 
 
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     candidate: Annotated[int | None, typer.Option(help="Its id; the best by default.", show_default=False)] = None,
+    recipe_only: Annotated[
+        bool, typer.Option("--recipe-only", help="No weights: recipe, card, config and log, to share.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload it to the Hugging Face hub: OWNER/NAME.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make REPO a private one, if it is new.")] = False,
 ) -> None:
-    """Write the merged model as a Hugging Face folder."""
-    state = RunState.fold(iter(read_log(run)))
-    bench = Bench.of_log(state.started, run)
-    with terminal.console.status("Merging and writing…"):
-        export_run(state, bench.sources, out, candidate)
-    terminal.console.print(
-        f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})", highlight=False
-    )
+    """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
+    recorded = read_log(run)
+    bench = Bench.of_log(RunState.fold(iter(recorded)).started, run)
+    check_new(out)
+    exported = Export.of(recorded, bench.sources, bench.root, candidate)
+    address = hub.create(push, private) if push else ""
+    if recipe_only:
+        exported.write_recipe(out)
+        done = f"{out} holds the recipe and how it was found; `llmevo merge {out}/best.yml MODEL` makes the model of it"
+    else:
+        with terminal.console.status("Merging and writing…"):
+            exported.write(bench.sources, out)
+        done = f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    terminal.console.print(done, highlight=False, soft_wrap=True)
+    if exported.shared.local and (recipe_only or push):
+        terminal.console.print(
+            f"Nobody else has {', '.join(exported.shared.local)}: publish them and replace these references in"
+            f" {out}/best.yml by their hub ids; README.md says so too.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if push:
+        try:
+            with terminal.console.status("Uploading…"):
+                hub.upload(out, push, f"Found by llmevo: candidate {exported.candidate} of {run.absolute().name}")
+        except LlmevoError as error:
+            raise type(error)(f"{error}; {out} is written") from error
+        terminal.console.print(f"Uploaded to {address}", highlight=False, soft_wrap=True)

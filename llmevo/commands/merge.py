@@ -7,7 +7,10 @@ import typer
 
 from llmevo import terminal
 from llmevo.errors import UserError
+from llmevo.merging import Seed
+from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
+from llmevo.sharing import read_masks, root_of
 from llmevo.sources import Sources
 from llmevo.writing import write_model
 
@@ -15,13 +18,20 @@ from llmevo.writing import write_model
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit recipe.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    seed: Annotated[int, typer.Option(help="Of random masks.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of random masks; by default as the recipe says, or 0.", show_default=False)
+    ] = None,
 ) -> None:
     """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""
     try:
-        parsed = Recipe.from_yaml(recipe.read_text(), str(recipe))
+        text = recipe.read_text()
+        parsed, found = Recipe.from_yaml(text, str(recipe)), Provenance.of(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: cannot be read ({error})") from error
+    masks: Seed = seed or 0
+    if found and seed is None:
+        masks = read_masks(recipe.parent / found.masks, parsed) if found.masks else found.seed
     with terminal.console.status("Merging and writing…"):
-        write_model(parsed, Sources.open(parsed.references, recipe.parent), out, seed)
+        sources = Sources.open(parsed.references, root_of(recipe.parent))
+        write_model(parsed, sources, out, masks, trim=found is None)
     terminal.console.print(f"{out} is a Hugging Face model.", highlight=False)
