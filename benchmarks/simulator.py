@@ -1,26 +1,49 @@
 """A merge simulator: the quickstart's models as 300 of their merges were really scored, so that a search takes seconds.
 
-    python benchmarks/simulator.py collect [--recipes 300]     # hours to minutes; goes on where it stopped
+    python benchmarks/simulator.py collect [--recipes 300]     # half an hour; goes on where it stopped
+    python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
+    python benchmarks/simulator.py race [--seeds 20]           # what racing saves, and what it costs
+    python benchmarks/simulator.py search [--seeds 20]         # optimizers: how soon they reach cma-es's end
 
 `collect` scores recipes on the quickstart's search questions and keeps which question each got right: half of them
 from a scrambled Sobol sequence over the whole box, half normally distributed (0.25) around the uniform merge, where
 searches spend their time.
+
+The simulator is an item response model. Question i of a task is answered right when
+
+    ability(recipe) + field_i(recipe) > difficulty_i
+
+where `ability` is a Gaussian process over the genes, one for each task, fitted to the shares of right answers, and
+`field_i`, standard normal, is a random field of each question's own over the genes: recipes that are alike answer the
+same questions, which is what a paired comparison lives on. Its length scale is the one at which pairs of recipes
+disagree as often as they really did. Difficulties are those of the real questions; held-out questions draw theirs from
+these anew. A recipe's true score is what it would get on endlessly many questions.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
+from scipy.stats import norm, qmc
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
+from llmevo.optimizers import OPTIMIZERS, Setup
+from llmevo.prompting import Reading, Templates
+from llmevo.proposers import Connection
+from llmevo.proposers.simulated import SimulatedProposer
+from llmevo.racing import beaten, difference
 from llmevo.rig import Rig
 from llmevo.space import SearchSpace
+from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
@@ -62,12 +85,270 @@ def collect(options: argparse.Namespace) -> None:
             out.flush()
 
 
+FEATURES = 128
+"""Random Fourier features of a question's field (Rahimi and Recht 2007)."""
+
+SCALES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+
+class Simulator:
+    """Answers questions as the quickstart's merges do. Points are in unit coordinates, one row each."""
+
+    def __init__(self, recipes: Point, rights: Mapping[str, Point], scale: float | None = None) -> None:
+        """`rights` holds for every task which recipe got which question right, recipe by question."""
+        self.tasks = [*rights]
+        self._abilities: dict[str, GaussianProcessRegressor] = {}
+        self.difficulties: dict[str, Point] = {}
+        for task, right in rights.items():
+            # Probit of the shares, a half added to both sides; probit noise of a share is its error over its density.
+            ease = _probit(right.sum(axis=0), len(right))
+            shares = _probit(right.sum(axis=1), right.shape[1])
+            # Marginally the field widens the difference of ability and difficulty by √(1 + their spread).
+            self.difficulties[task] = -(ease - ease.mean()) * np.sqrt(1 + np.var(shares))
+            ability = shares * np.sqrt(1 + np.var(self.difficulties[task]))
+            share = norm.cdf(shares)
+            noise = share * (1 - share) / right.shape[1] / norm.pdf(shares) ** 2
+            kernel = ConstantKernel(1.0) * Matern(np.ones(recipes.shape[1]), (0.1, 30), nu=2.5)
+            model = GaussianProcessRegressor(
+                kernel, alpha=noise, normalize_y=True, n_restarts_optimizer=2, random_state=0
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # length scales at their bound: a gene that does not matter
+                self._abilities[task] = model.fit(recipes, ability)
+        self.scale = scale or min(SCALES, key=lambda s: abs(self._disagreement(recipes, s) - _disagreement(rights)))
+
+    def ability(self, task: str, points: Point) -> Point:
+        return np.asarray(self._abilities[task].predict(points))
+
+    def answers(self, task: str, points: Point, difficulties: Point, seed: int) -> Point:
+        """Which point gets which question right; `seed` makes other questions of the same difficulties."""
+        ability = self.ability(task, points)
+        return (ability[:, None] + self._fields(points, len(difficulties), (task, seed)) > difficulties).astype(float)
+
+    def _fields(self, points: Point, count: int, key: tuple[str, int], scale: float | None = None) -> Point:
+        random = np.random.default_rng([*key[0].encode(), key[1]])
+        fields = np.empty((len(points), count))
+        for question in range(count):
+            waves = random.standard_normal((points.shape[1], FEATURES)) / (scale or self.scale)
+            phases, weights = random.uniform(0, 2 * np.pi, FEATURES), random.standard_normal(FEATURES)
+            fields[:, question] = np.sqrt(2 / FEATURES) * np.cos(points @ waves + phases) @ weights
+        return fields
+
+    def _disagreement(self, recipes: Point, scale: float) -> float:
+        found = []
+        for task in self.tasks:
+            difficulties = self.difficulties[task]
+            fields = self._fields(recipes, len(difficulties), (task, 0), scale)
+            found.append((self.ability(task, recipes)[:, None] + fields > difficulties).astype(float))
+        return _disagreement(dict(zip(self.tasks, found, strict=True)))
+
+    def truth(self, points: Point) -> Point:
+        """The mean accuracy on endlessly many questions."""
+        return np.mean([self._chance(task, points) for task in self.tasks], axis=0)
+
+    def _chance(self, task: str, points: Point) -> Point:
+        gaps = self.ability(task, points)[:, None] - self.difficulties[task][None]
+        return norm.cdf(gaps).mean(axis=1)
+
+
+def _probit(right: Point, of: int) -> Point:
+    return np.asarray(norm.ppf((right + 0.5) / (of + 1)))
+
+
+def _disagreement(rights: Mapping[str, Point]) -> float:
+    """How often two recipes answer a question differently, beyond what their shares of right answers make them."""
+    excess: list[float] = []
+    for right in rights.values():
+        share = right.mean(axis=1)
+        for one in range(len(right) - 1):
+            for other in range(one + 1, min(one + 20, len(right))):
+                excess.append(float(np.abs(right[one] - right[other]).mean() - abs(share[one] - share[other])))
+    return float(np.mean(excess))
+
+
+def load(file: Path = TABLE) -> tuple[Point, dict[str, Point]]:
+    """The collected recipes in unit coordinates, and what each got right."""
+    space = Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    lines = [line for text in file.read_text().splitlines() if "right" in (line := json.loads(text))]
+    names = [gene.name for gene in space.genes]
+    recipes = np.array([space.to_unit(dict(zip(names, line["genes"], strict=True))) for line in lines])
+    tasks = [*lines[0]["right"]]
+    return recipes, {task: np.array([[int(c) for c in line["right"][task]] for line in lines]) for task in tasks}
+
+
+def check(_: argparse.Namespace) -> None:
+    """Ten-fold: the simulator's expectation for recipes it was not fitted to, against their real scores."""
+    recipes, rights = load()
+    real = np.mean([right.mean(axis=1) for right in rights.values()], axis=0)
+    expected = np.empty(len(recipes))
+    for fold in range(10):
+        held = np.arange(len(recipes)) % 10 == fold
+        simulator = Simulator(recipes[~held], {t: r[~held] for t, r in rights.items()}, scale=1.0)
+        expected[held] = simulator.truth(recipes[held])
+    error = np.sqrt(np.mean((real - expected) ** 2))
+    noise = np.sqrt(
+        np.mean([np.mean(r.mean(axis=1) * (1 - r.mean(axis=1))) / r.shape[1] for r in rights.values()]) / len(rights)
+    )
+    print(
+        f"{len(recipes)} recipes, real scores {real.min():.3f} to {real.max():.3f}, standard deviation {real.std():.3f}"
+    )
+    print(f"correlation {np.corrcoef(real, expected)[0, 1]:.3f}, error {error:.3f}, by the noise alone {noise:.3f}")
+    print(f"length scale of the questions' fields {Simulator(recipes, rights).scale}")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How candidates of a simulated search are evaluated."""
+
+    looks: int = 1
+    """Parts that the questions are asked in; 1 is without racing."""
+    error_rate: float = 0.05
+    rank: int = 3
+    """The rival is the candidate of this rank so far."""
+    finalists: int = 0
+    """How many of the best are asked other questions in the end, to choose by both."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulated search came to."""
+
+    truth: float
+    """The true score of what it hands over."""
+    claimed: float
+    """What it says this scores."""
+    items: int
+    """Questions asked, the finalists' included."""
+    lost: bool
+    """Whether a candidate was stopped that full evaluation would have picked."""
+    curve: tuple[float, ...]
+    """The true score of the best so far, after every evaluation."""
+
+
+def simulated(
+    simulator: Simulator, space: SearchSpace, name: str, rules: Rules, budget: int, seed: int, questions: int
+) -> Outcome:
+    """One search, `name` an optimizer or `llm:` and a simulated LLM."""
+    kind, _, model = name.partition(":")
+    weights = {task: 1 / len(simulator.tasks) for task in simulator.tasks}
+    optimizer = OPTIMIZERS[kind](
+        Setup(space, seed, budget, {t: (w, "acc,none") for t, w in weights.items()}, "chat", Templates())
+    )
+    proposer = SimulatedProposer(Connection(model)) if model else None
+    drawn = np.random.default_rng(seed)
+    difficulties = {task: drawn.choice(real, questions) for task, real in simulator.difficulties.items()}
+    trials: list[Trial] = []
+    whole: list[float] = []  # what full evaluation would have said
+    asked = 0
+    truths: list[float] = []
+
+    def evaluated(point: Point, free: bool) -> Score:
+        nonlocal asked
+        answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
+        count = len(next(iter(answers.values())))
+        whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
+        truths.append(float(simulator.truth(point[None])[0]))
+        rivals = sorted(
+            (t for t in trials if t.score and t.score.items == count * len(answers)), key=lambda t: -t.value
+        )
+        looks = rules.looks if not free and len(rivals) >= rules.rank else 1
+        for look in range(1, looks + 1):
+            seen = {t: a[: round(len(a) * look / looks)] for t, a in answers.items()}
+            if look < looks:
+                rival = rivals[rules.rank - 1]
+                gap = difference(seen, rival.score.item_scores, weights)
+                if beaten(gap, look, looks, rules.error_rate):
+                    break
+        items = sum(map(len, seen.values()))
+        asked += items
+        total = sum(w * float(seen[t].mean()) for t, w in weights.items())
+        error = float(np.sqrt(sum(w**2 * (seen[t].var() + 0.01) / len(seen[t]) for t, w in weights.items())))
+        if look < looks:
+            total = rival.score.total + gap.mean
+        metrics = {t: {"acc,none": float(seen[t].mean())} for t in weights}
+        return Score(total, error, metrics, items, dict(seen))
+
+    def scored(suggestions: Sequence[Suggestion], free: bool = False) -> None:
+        told: list[Trial] = []
+        for suggestion in suggestions:
+            score = evaluated(space.to_unit(suggestion.genes), free)
+            told.append(Trial(Candidate(len(trials), 0, suggestion.origin, suggestion.genes, suggestion.note), score))
+            trials.append(told[-1])
+        optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
+
+    start = [Suggestion(space.parent(model), "parent") for model in space.merged]
+    scored([*start, Suggestion(space.uniform(), "uniform")], free=True)
+    while len(trials) < budget:
+        asking = optimizer.ask(min(4 + int(3 * np.log(len(space.genes))), budget - len(trials)))
+        answer = None
+        try:
+            while True:
+                prompt = asking.send(answer)  # type: ignore[arg-type]  # None starts a generator
+                answer = prompt.read(proposer.answer(prompt).text) if proposer else Reading()
+        except StopIteration as done:
+            scored(done.value)
+    full = max(trial.score.items for trial in trials if trial.score)
+    ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
+    picked, claimed = ranked[0], ranked[0].value
+    if rules.finalists:
+        again: dict[int, float] = {}
+        for trial in ranked[: rules.finalists]:
+            point = space.to_unit(trial.candidate.genes)[None]
+            shares = [float(simulator.answers(t, point, d, seed + 1000)[0].mean()) for t, d in difficulties.items()]
+            asked += full
+            again[trial.candidate.id] = float(np.mean(shares))
+        picked = max(ranked[: rules.finalists], key=lambda t: t.value + again[t.candidate.id])
+        claimed = again[picked.candidate.id]
+    best = int(np.argmax(whole))
+    curve = [truths[int(np.argmax([t.value for t in trials[: n + 1]]))] for n in range(len(trials))]
+    lost = trials[best].score.items < full
+    return Outcome(truths[picked.candidate.id], claimed, asked, lost, tuple(curve))
+
+
+def race(options: argparse.Namespace) -> None:
+    """Racing against full evaluation, the same seeds."""
+    simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    kinds = {"everything": Rules()}
+    kinds |= {
+        f"{looks} looks, {rate:.0%}, rank {rank}": Rules(looks, rate, rank)
+        for looks, rate, rank in ((5, 0.05, 1), (10, 0.05, 1), (10, 0.05, 3), (10, 0.1, 1))
+    }
+    kinds |= {"everything, 4 finalists": Rules(finalists=4), "10 looks, 4 finalists": Rules(10, 0.05, 1, 4)}
+    print("| evaluation | held out | against everything | questions | the winner stopped | claimed - held out |")
+    print("|---|---|---|---|---|---|")
+    base: list[Outcome] = []
+    for name, rules in kinds.items():
+        found = [
+            simulated(simulator, space, options.optimizer, rules, options.budget, s, options.questions)
+            for s in range(options.seeds)
+        ]
+        base = base or found
+        truths = np.array([one.truth for one in found])
+        gaps = truths - np.array([one.truth for one in base])
+        share = sum(one.items for one in found) / sum(one.items for one in base)
+        error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+        flattery = np.mean([one.claimed - one.truth for one in found])
+        print(
+            f"| {name} | {truths.mean():.3f} | {gaps.mean():+.4f} ± {error:.4f} | {share:.0%}"
+            f" | {np.mean([one.lost for one in found]):.0%} | {flattery:+.3f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     collecting = commands.add_parser("collect", help="score real recipes; goes on where it stopped")
     collecting.add_argument("--recipes", type=int, default=300)
     collecting.set_defaults(command=collect)
+    checking = commands.add_parser("check", help="how well it tells recipes it has not seen")
+    checking.set_defaults(command=check)
+    racing = commands.add_parser("race", help="what racing saves, and what it costs")
+    racing.add_argument("--seeds", type=int, default=20)
+    racing.add_argument("--budget", type=int, default=60)
+    racing.add_argument("--questions", type=int, default=64, help="of each of the five tasks")
+    racing.add_argument("--optimizer", default="llm-off")
+    racing.set_defaults(command=race)
     options = parser.parse_args()
     options.command(options)
 

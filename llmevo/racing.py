@@ -1,9 +1,11 @@
 """Racing: a candidate is asked a block of questions at a time, and no more once it cannot be among those that matter.
 
 The test is paired: the candidate against a rival on the very same questions, so that what they have in common (hard and
-easy questions) does not blur the difference. Looking several times is paid for by Pocock's constant bound (Pocock 1977,
-https://doi.org/10.1093/biomet/64.2.191): under "no worse than the rival" a candidate is stopped with at most the stated
-probability, all looks together.
+easy questions) does not blur the difference. What is tested is where the candidate would stand on all the questions,
+so the error falls to nothing as they are used up (the correction for a finite population; Cochran, Sampling Techniques,
+1977, chapter 2). Looking several times is paid for by Pocock's constant bound (1977,
+https://doi.org/10.1093/biomet/64.2.191): of the candidates that are no worse than the rival, at most the stated share
+is stopped, all looks together.
 """
 
 import math
@@ -29,7 +31,7 @@ class Difference:
     mean: float
     """Of the objective: Σ weight · metric. Below 0 the candidate is worse."""
     error: float
-    """Its standard error; stratified by task."""
+    """Its standard error as an estimate of the difference on all the rival's questions; stratified by task."""
     items: int
 
     @property
@@ -39,16 +41,23 @@ class Difference:
 
 
 def difference(own: ItemScores, rival: ItemScores, weights: Mapping[str, float]) -> Difference:
-    """The paired difference; of the rival's questions, the first as many as the candidate was asked."""
-    mean, variance, items = 0.0, 0.0, 0
-    for task, weight in weights.items():
-        gaps = np.asarray(own[task], dtype=float) - np.asarray(rival[task][: len(own[task])], dtype=float)
-        count = len(gaps)
-        mean += weight * float(gaps.mean())
-        # One more agreement and one more disagreement of either sign: a few equal answers are no certainty.
-        spread = (float(((gaps - gaps.mean()) ** 2).sum()) + 1.0) / count
-        variance += weight**2 * spread / count
-        items += count
+    """The paired difference; of the rival's questions, the first as many as the candidate was asked.
+
+    The variance of a question's difference is pooled over the tasks, and one unlike answer is added to them: a few equal
+    answers are no certainty.
+    """
+    gaps = {
+        task: np.asarray(own[task], dtype=float) - np.asarray(rival[task][: len(own[task])], dtype=float)
+        for task in weights
+    }
+    items = sum(map(len, gaps.values()))
+    squares = sum(float(((gap - gap.mean()) ** 2).sum()) for gap in gaps.values())
+    spread = (squares + 1.0) / max(1, items - len(gaps))
+    mean = sum(weight * float(gaps[task].mean()) for task, weight in weights.items())
+    variance = sum(
+        weight**2 * spread / len(gaps[task]) * (1 - len(gaps[task]) / len(rival[task]))
+        for task, weight in weights.items()
+    )
     return Difference(mean, math.sqrt(variance), items)
 
 

@@ -30,11 +30,11 @@ from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError
 from llmevo.evaluation import Evaluator
-from llmevo.tasks import Protocol, Task
 from llmevo.merging import Merger, merge
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
+from llmevo.tasks import Protocol, Task
 from llmevo.writing import write_model
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
