@@ -42,7 +42,7 @@ class Synthetic:
         self.space = SearchSpace(Genome.model_validate(self.config["genome"]), 2 * slices)
         self.slopes = self.random.normal(0, 0.5, (len(TASKS), len(self.space.genes))) / np.sqrt(len(self.space.genes))
         self.log: list[events.Event] = [self._started()]
-        self.best = (-1.0, -1)
+        self.best: tuple[float, int] = (-1.0, -1)
         start = [("parent", self.space.parent(model), self.space.names[model]) for model in self.space.merged]
         self._generation(0, [*start, ("uniform", self.space.clamp(self.space.uniform()), "")])
         while (left := candidates - sum(isinstance(event, events.Evaluated | events.Failed) for event in self.log)) > 0:
@@ -81,7 +81,7 @@ class Synthetic:
 
     def _generation(self, number: int, rows: list[tuple[str, dict[str, float], str]]) -> None:
         first = sum(len(event.candidates) for event in self.log if isinstance(event, events.Asked))
-        asked = [
+        asked: list[dict[str, Any]] = [
             {
                 "id": first + n,
                 "origin": origin,
@@ -143,7 +143,8 @@ class Synthetic:
 
     def _finish(self) -> None:
         asked = [c for event in self.log if isinstance(event, events.Asked) for c in event.candidates]
-        rows = [("base", "base", None, {gene.name: 0.0 for gene in self.space.genes})]
+        base = {gene.name: 0.0 for gene in self.space.genes}
+        rows: list[tuple[str, str, int | None, dict[str, float]]] = [("base", "base", None, base)]
         rows += [
             (c["note"] or "uniform", c["origin"], c["id"], c["genes"])
             for c in asked
@@ -156,6 +157,7 @@ class Synthetic:
                 {task: [f"{name} says {n} {self.said}" for n in range(40)] for task in LATEST} if self.items else {}
             )
             self.log.append(events.HeldOut(row=name, kind=kind, candidate=candidate, replies=replies, **scored))
-        proposals = dict.fromkeys(("prompts", "answered", "lost", "unreadable", "capped", "repairs", "used"), 1)
+        kinds: list[str] = ["prompts", "answered", "lost", "unreadable", "capped", "repairs", "used"]
+        proposals = dict.fromkeys(kinds, 1)
         finished = events.RunFinished(best=self.best[1], search_score=self.best[0], heldout=None, proposals=proposals)
         self.log.append(finished)

@@ -75,7 +75,7 @@ def shrink(scores: Sequence[float], stderrs: Sequence[float], place: int) -> Cor
 
 def _quantiles(weights: Floats, means: Floats, deviations: Floats) -> tuple[float, float]:
     """The ends of the 95 % interval of a mixture of normal distributions."""
-    grid = np.linspace((means - 4 * deviations).min(), (means + 4 * deviations).max(), 4 * GRID)
+    grid = np.linspace((means - 4 * deviations).min(), (means + 4 * deviations).max(), GRID)
     below: Any = stats.norm.cdf(grid[:, None], means, deviations) @ weights
     low, high = np.interp([(1 - LEVEL) / 2, (1 + LEVEL) / 2], below, grid)
     return float(low), float(high)
