@@ -66,13 +66,17 @@ def _head(state: RunState, budget: Budget, live: bool) -> RenderableType:
     def time() -> str:
         since = (datetime.now(UTC) - last).total_seconds() if live and last and not state.finished else 0.0
         ahead = f", {clock(max(0.0, left - since))} left" if left else ""
-        return f"{clock(done + since)} so far{ahead}"
+        return f"{clock(done + since)} {'in all' if state.finished else 'so far'}{ahead}"
 
     head = Table.grid(padding=(0, 2), expand=True)
     head.add_column(ratio=1, min_width=10)
     head.add_column(no_wrap=True, overflow="ellipsis")
     head.add_column(no_wrap=True, justify="right")
-    head.add_row(ProgressBar(1.0, budget.progress(state)), Text(budget.words(state)), Ticking(time))
+    head.add_row(
+        ProgressBar(1.0, budget.progress(state), complete_style="cyan", finished_style="green"),
+        Text(budget.words(state)),
+        Ticking(time),
+    )
     return head
 
 
@@ -91,7 +95,7 @@ def _facts(state: RunState) -> Text:
         facts.append("finished" if state.finished else "holding out")
     elif waiting:
         facts.append(f"now #{waiting[0].id} {waiting[0].origin}")
-    line = _line(" · ".join(facts))
+    line = _line(", ".join(facts))
     if failed:
         line.highlight_words([f"{len(failed)} failed"], "red")
     return line
@@ -145,10 +149,11 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
     kept = _strongest(
         held, None if rows is None else rows - 3, lambda row: (row.kind in ("best", "uniform"), row.score)
     )
-    table, tasks = _table(["model"], [row.row for row in kept], [*metrics], width)
+    table, tasks = _table(["", "#"], [row.row for row in kept], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
-        table.add_row(Text(row.row), total(row.read()), *values, style=BEST if row.kind == "best" else "")
+        place = "" if row.candidate is None else str(row.candidate)
+        table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
     title = Text("held-out questions (± one standard error)", style="italic")
     return Group(title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks)))
 
@@ -166,8 +171,8 @@ def _table(
 ) -> tuple[Table, Sequence[str]]:
     """A table without rows, and the tasks that there is room for in it."""
     table = Table(box=None, pad_edge=False)
-    wide = min(NAME, max((len(name) for name in (header[0], *names)), default=0))
-    table.add_column(header[0], no_wrap=True, overflow="ellipsis", max_width=wide)
+    wide = min(NAME, max(len(name) for name in ("best so far", *names)))
+    table.add_column(header[0], no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
     for column in header[1:]:
         table.add_column(column, justify="right", no_wrap=True, min_width=3)
     table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
