@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import multivariate_normal, norm, t
+import scipy  # its parts are opened when they are used
 
 ItemScores = Mapping[str, Sequence[float]]
 """{task: the counted metric of every question}."""
@@ -67,7 +67,7 @@ def beaten(gap: Difference, look: int, looks: int, error_rate: float) -> bool:
     """
     if look >= looks or gap.items < FEWEST:
         return False
-    bound = t.ppf(norm.cdf(pocock(looks - 1, error_rate)), gap.items - 1)
+    bound = scipy.stats.t.ppf(scipy.stats.norm.cdf(pocock(looks - 1, error_rate)), gap.items - 1)
     return bool(gap.t < -bound)
 
 
@@ -75,11 +75,11 @@ def beaten(gap: Difference, look: int, looks: int, error_rate: float) -> bool:
 def pocock(looks: int, error_rate: float) -> float:
     """The bound on z that a random walk crosses at any of so many equidistant looks with probability `error_rate`."""
     if looks == 1:
-        return float(norm.ppf(1 - error_rate))
+        return float(scipy.stats.norm.ppf(1 - error_rate))
     steps = np.arange(1.0, looks + 1)
     correlation: Any = np.sqrt(np.minimum.outer(steps, steps) / np.maximum.outer(steps, steps))
-    walk: Any = multivariate_normal(np.zeros(looks), correlation, seed=0)
-    low, high = float(norm.ppf(1 - error_rate)), float(norm.ppf(1 - error_rate / looks))
+    walk: Any = scipy.stats.multivariate_normal(np.zeros(looks), correlation, seed=0)
+    low, high = float(scipy.stats.norm.ppf(1 - error_rate)), float(scipy.stats.norm.ppf(1 - error_rate / looks))
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if walk.cdf(np.full(looks, middle)) < 1 - error_rate else (low, middle)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are opened when they are used
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import rankdata
 
 from llmevo import events, loop
 from llmevo.bench import ASKING, Bench
@@ -53,7 +53,11 @@ class Landscape:
         left_out, _ = self._model.left_out()
         off = (left_out * self._spread + self._middle) - values
         self.error = float(np.sqrt(np.mean(off**2)))
-        self.correlation = float(np.corrcoef(rankdata(left_out), rankdata(values))[0, 1]) if left_out.std() else 0.0
+        self.correlation = (
+            float(np.corrcoef(scipy.stats.rankdata(left_out), scipy.stats.rankdata(values))[0, 1])
+            if left_out.std()
+            else 0.0
+        )
 
     def _points(self, genes: Sequence[Genes]) -> NDArray[np.float64]:
         return self._features.of([self._space.to_unit(each) for each in genes])

@@ -3,10 +3,8 @@
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are opened when they are used
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
-from scipy.optimize import minimize
-from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
 
@@ -81,12 +79,14 @@ class GaussianProcess:
         self._distances, self._products = _distances(points, points), self._product(points)
         if adapt:
             limits: Any = {"maxiter": STEPS, "maxfun": 2 * STEPS}
-            found = minimize(self.loss, self._logs, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=limits)
+            found = scipy.optimize.minimize(
+                self.loss, self._logs, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=limits
+            )
             self._logs = found.x
         covariance = self._matern(self._distances)[0] + self.quadratic * self._products**2
         covariance[np.diag_indices(len(points))] += self.noise + JITTER
-        self._factor = cho_factor(covariance, lower=True)
-        self._weights = cho_solve(self._factor, values)
+        self._factor = scipy.linalg.cho_factor(covariance, lower=True)
+        self._weights = scipy.linalg.cho_solve(self._factor, values)
 
     def mean(self, points: Array) -> Array:
         """The expected scores."""
@@ -95,7 +95,7 @@ class GaussianProcess:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """The expected scores and their standard deviations, without the noise of scoring."""
         covariance = self._covariance(points)
-        reduced = solve_triangular(self._factor[0], covariance.T, lower=True)
+        reduced = scipy.linalg.solve_triangular(self._factor[0], covariance.T, lower=True)
         before = self.signal + self.quadratic * (1 + (self._centred(points) ** 2).sum(axis=1)) ** 2
         return covariance @ self._weights, np.sqrt(np.maximum(before - (reduced**2).sum(axis=0), 0.0))
 
@@ -103,7 +103,7 @@ class GaussianProcess:
         """What all others say of each point it has learnt from, noise included, and the standard deviation of that
         (Rasmussen and Williams 2006, section 5.4.2).
         """
-        precision = np.diag(cho_solve(self._factor, np.eye(len(self._values))))
+        precision = np.diag(scipy.linalg.cho_solve(self._factor, np.eye(len(self._values))))
         return self._values - self._weights / precision, np.sqrt(1 / precision)
 
     def gradient(self, points: Array) -> tuple[Array, Array]:
@@ -142,11 +142,11 @@ class GaussianProcess:
         noisy = matern + quadratic
         noisy[np.diag_indices(len(noisy))] += self.noise + JITTER
         try:
-            factor = cho_factor(noisy, lower=True)
-        except LinAlgError:
+            factor = scipy.linalg.cho_factor(noisy, lower=True)
+        except np.linalg.LinAlgError:
             return 1e10, np.zeros_like(logs)
-        weights = cho_solve(factor, self._values)
-        change = cho_solve(factor, np.eye(len(noisy))) - np.outer(weights, weights)
+        weights = scipy.linalg.cho_solve(factor, self._values)
+        change = scipy.linalg.cho_solve(factor, np.eye(len(noisy))) - np.outer(weights, weights)
         noise = np.exp(logs[2]) * np.trace(change)
         slopes = [(change * by).sum() for by in (slope * distance**2, matern)]
         gradient = 0.5 * np.array([*slopes, noise, (change * quadratic).sum()])
@@ -156,4 +156,4 @@ class GaussianProcess:
 
 
 def _distances(points: Array, others: Array) -> Array:
-    return np.asarray(cdist(points, others), dtype=np.float64)
+    return np.asarray(scipy.spatial.distance.cdist(points, others), dtype=np.float64)
