@@ -44,17 +44,12 @@ they are to tell as much of the surroundings as random ones would."""
 REDRAWN, EXPLORED = 0.1, 0.5
 """How often a choice is drawn anew, and how often in the one candidate of a generation that explores them."""
 
-SAME = 2e-4
-"""Points nearer than this in every gene make the same model, but for the grid that genes lie on."""
-
-
 LEAST_NOISE = 1e-4
-"""The least variance of the scores' noise, where normal scores have variance 1; the measured one where it is more."""
+"""The least variance of the scores' noise, where scores have variance 1; the measured one where it is more."""
 
 LEARNT = 120
 """The model learns from the trials nearest the mean: what lies far off says little of where the search is.
 Where scores are noisy it learns from all."""
-
 
 ADAPTED = 1.08
 """The model's parameters are sought again when there are so many times the trials."""
@@ -62,7 +57,7 @@ ADAPTED = 1.08
 
 @dataclass(frozen=True)
 class Prospect:
-    """A point of the pool and what the model expects of it, in normal scores."""
+    """A point of the pool and what the model expects of it, with scores of variance 1."""
 
     point: Array
     mean: float
@@ -97,11 +92,6 @@ class Evolution:
         return self._trials
 
     @property
-    def points(self) -> Sequence[Array]:
-        """Where the trials lie."""
-        return self._points
-
-    @property
     def sigma(self) -> float:
         return self.distribution.sigma if self.distribution else FIRST_SIGMA
 
@@ -111,7 +101,8 @@ class Evolution:
         scored = [place for place, trial in enumerate(self._trials) if trial.score]
         values = [self._trials[place].value for place in scored]
         if self._noisy and scored:
-            values = self._expected(np.array([self._points[place] for place in scored]))
+            with self._threads.limit(limits=1):
+                values = self._expected(np.array([self._points[place] for place in scored]))
         return self._trials[scored[int(np.argmax(values))]] if scored else None
 
     def _middle(self) -> Array:
@@ -217,7 +208,7 @@ class Evolution:
         return [Prospect(points[place], float(means[place]), float(deviations[place])) for place in order]
 
     def predicted(self, points: Sequence[Array] | Array) -> tuple[Array, Array]:
-        """What the model expects of points, in normal scores, and the standard deviations of it."""
+        """What the model expects of points, where scores have variance 1, and the standard deviations of that."""
         if not self._trials:
             return np.zeros(len(points)), np.ones(len(points))
         with self._threads.limit(limits=1):
@@ -268,6 +259,11 @@ class Evolution:
         """Whether neither a trial nor one of the others makes the same model."""
         essence = self._features.essence(genes)
         return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)
+
+    def differs(self, point: Array, others: Sequence[Array]) -> bool:
+        """Whether a point is apart from those of the others that have its choices."""
+        chosen = self._features.chosen(point)
+        return self.apart(point, [other for other in others if self._features.chosen(other) == chosen])
 
     def apart(self, point: Array, others: Sequence[Array], least: float = APART) -> bool:
         """Whether a point is so many standard deviations a gene from others, in the root mean square."""

@@ -58,6 +58,10 @@ class Features:
         ]
         return np.hstack([numbers, *kinds])
 
+    def chosen(self, point: Array) -> tuple[int, ...]:
+        """Which choices a point of the unit cube has."""
+        return tuple(int(self._chosen(point[place : place + 1], place)[0]) for place in self.choices)
+
     def _chosen(self, column: Array, place: int) -> NDArray[np.int64]:
         """Which choice each of a gene's places in the unit interval is, as `Gene.from_unit` has it."""
         count = len(self._space.genes[place].choices)

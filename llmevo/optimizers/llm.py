@@ -102,10 +102,10 @@ class LlmOff:
 class LlmEvolution(LlmOff):
     """The numeric engine, and an LLM that adds candidates and earns its share of the evaluations by their worth.
 
-    What an LLM proposes is not evaluated unless it is new and the model thinks it possible that it is good. What it
-    proposes moves the distribution only where it was better than most, and no further than a sample could. It
-    never sets the step size or the covariance. So a bad LLM is soon asked for one candidate in 32. Use it
-    whenever there is an LLM; the more it knows of the models, the better.
+    What an LLM proposes is evaluated only if it is new and the model thinks it possible that it is better than the
+    last numeric candidate of the generation, whose place it takes. It moves the distribution only where it was better
+    than most, and no further than a sample could. It never sets the step size or the covariance. So a bad LLM is soon
+    asked for one candidate in 32. Use it whenever there is an LLM; the more it knows of the models, the better.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -179,7 +179,7 @@ class LlmEvolution(LlmOff):
                 beside = [*points[:last], *(self._space.to_unit(other.genes) for other in admitted)]
                 if len(admitted) == slots or hoped[place] < bars[last]:
                     break
-                if self._engine.is_new(group[place].genes, admitted) and self._engine.apart(offered[place], beside):
+                if self._engine.is_new(group[place].genes, admitted) and self._engine.differs(offered[place], beside):
                     admitted.append(group[place])
         if not admitted:  # no answer, nothing new, nothing as good: no credit for any of these
             self._trust.reject()
