@@ -181,17 +181,21 @@ class Budget(BaseModel):
         return ", ".join(_shown(kind, bound) for kind, bound in self.bounds.items())
 
 
-def parse_budget(text: str) -> Budget:
-    """The budget that `--budget` means: `100`, `50000 items`, `100, 1.5 h, $5`.
+def parse_budget(*texts: str) -> Budget:
+    """The budget that `--budget` means: `100`, `50000 items`, `100, 1.5 h, $5`; of several, the last of each kind.
 
     Raises ConfigError that names the value and the way out.
     """
-    try:
-        return Budget.model_validate(text)
-    except ValueError as error:
-        errors: Any = getattr(error, "errors", None)  # of pydantic's, the first one's own words
-        reason = errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
-        raise ConfigError(f"--budget: {reason}" + ("" if repr(text) in reason else f" (it is {text!r})")) from None
+    bounds: dict[str, float] = {}
+    for text in texts:
+        try:
+            bounds |= Budget.model_validate(text).bounds
+        except ValueError as error:
+            errors: Any = getattr(error, "errors", None)  # of pydantic's, the first one's own words
+            reason = errors()[0]["msg"].removeprefix("Value error, ") if errors else str(error)
+            named = "" if repr(text) in reason else f" (it is {text!r})"
+            raise ConfigError(f"--budget: {reason}{named}") from None
+    return Budget.model_validate(bounds)
 
 
 def _amounts(text: str) -> dict[str, float]:

@@ -23,7 +23,7 @@ OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTI
 Budget = Annotated[
     list[str] | None,
     typer.Option(
-        help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'. May be repeated.",
+        help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated.",
         show_default=False,
     ),
 ]
@@ -51,7 +51,7 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
     """The config with the options of the command line, named `section__key`; those not given change nothing."""
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
     if budget := given.get("search.budget"):
-        given["search.budget"] = parse_budget(", ".join(budget))
+        given["search.budget"] = parse_budget(*budget)
     settings = read_config(config, given)
     if not folders:
         return settings

@@ -62,6 +62,8 @@ def test_a_budget_is_written_as_people_write_it(text: str, expected: Budget) -> 
     assert parse_budget(text) == expected
     assert Budget.model_validate(expected.model_dump(mode="json")) == expected
     assert parse_budget(str(expected)) == expected
+    earlier: dict[str, float] = {"evaluations": 7, "items": 8, "minutes": 7}
+    assert parse_budget("7 min, 7", "8 items", text) == Budget.model_validate({**earlier, **expected.bounds})
 
 
 @pytest.mark.parametrize(

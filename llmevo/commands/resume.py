@@ -21,6 +21,6 @@ def resume(
     With another `--budget`, also after its end.
     """
     with RunLog(run, resume=True) as log:
-        new = parse_budget(", ".join(budget)) if budget else None
+        new = parse_budget(*budget) if budget else None
         bench = resuming.prepare(log, budget=new, force=force, api_key=api_key)
         carry_on(bench, log, with_loggers(bench.config, logger))
