@@ -1,13 +1,16 @@
 """What a run works with, made from its config: what it scores with, the optimizer and the proposer, when needed."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from threadpoolctl import threadpool_info
 
 from llmevo import events
 from llmevo.config import Config, parse_config
@@ -30,7 +33,7 @@ VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensor
 """Decide scores and answers."""
 
 NUMERIC = ("numpy", "scipy", "cma", "cmaes", "optuna", "scikit-learn")
-"""Decide candidates."""
+"""Decide candidates, together with `search`, the optimizers' own files."""
 
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
@@ -269,6 +272,16 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the processor's family, and the packages that decide scores and candidates."""
-    here = {"python": platform.python_version(), "machine": platform.machine()}
+    """Of Python, of the packages and files that decide scores and candidates, and of the processor's algebra."""
+    libraries = [found for found in threadpool_info() if "numpy" in found["filepath"]]  # others load theirs later
+    blas = ", ".join(f"{f['internal_api']} {f.get('version')} {f.get('architecture')}" for f in libraries)
+    here = {"python": platform.python_version(), "machine": platform.machine(), "blas": blas, "search": _search_code()}
     return {**here, **{name: version(name) for name in (*VERSIONED, *NUMERIC)}}
+
+
+@cache
+def _search_code() -> str:
+    """A digest of the files that candidates come from: with others a log need not follow from its config."""
+    here = Path(__file__).parent
+    files = [*sorted((here / "optimizers").glob("*.py")), here / "space.py", here / "genes.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llmevo import events
+from llmevo.bench import NUMERIC, versions
 from llmevo.errors import RunError
 from llmevo.runlog import RunState
 
@@ -82,7 +83,16 @@ class Journal:
 
     def broken(self, what: str, ahead: bool = False) -> RunError:
         """The error that says at which line the log is not what follows from its config; `ahead`: at the next one."""
-        return RunError(f"the log does not follow from its config: line {self._line + ahead}: {what}")
+        others = _others(self.state)
+        return RunError(f"the log does not follow from its config: line {self._line + ahead}: {what}{others}")
+
+
+def _others(state: RunState) -> str:
+    """What the log was made with that is another here."""
+    here, logged = versions(), state.started.versions if state.started else {}
+    names = [name for name in ("llmevo", "search", "machine", "blas", "python", *NUMERIC) if name in logged]
+    others = [f"{name} {logged[name]} (here {here[name]})" for name in names if logged[name] != here[name]]
+    return f". It was made with {', '.join(others)}, which may compute others: try it with those" if others else ""
 
 
 def _differences(recorded: events.BaseEvent, made: events.BaseEvent) -> Iterator[str]:
@@ -111,7 +121,7 @@ def _unequal(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 def _near(old: Any, new: Any) -> bool:
     numbers = isinstance(old, float | int) and isinstance(new, float | int)
-    return numbers and abs(old - new) <= ROUGH * max(abs(old), abs(new))
+    return numbers and abs(old - new) <= ROUGH * max(abs(old), abs(new), ROUGH)
 
 
 def _named(event: events.BaseEvent, place: str, before: Any, now: Any) -> str:

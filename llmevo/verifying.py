@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmevo import events, loop
-from llmevo.bench import NUMERIC, Bench, versions
+from llmevo.bench import Bench
 from llmevo.errors import RunError
 from llmevo.journal import EndOfRecordError, Journal
 from llmevo.runlog import LOG
@@ -24,20 +24,5 @@ def verify(recorded: Sequence[events.Event], run: Path) -> bool:
     except EndOfRecordError:
         return False
     except RunError as error:
-        raise RunError(f"{run / LOG if run.is_dir() else run}: {error}{_others(recorded)}") from error
+        raise RunError(f"{run / LOG if run.is_dir() else run}: {error}") from error
     return True
-
-
-def _others(recorded: Sequence[events.Event]) -> str:
-    """What the log was made with that is another here."""
-    here, decide = versions(), ("llmevo", "machine", "python", *NUMERIC)
-    logged = [e.versions for e in recorded if isinstance(e, events.RunStarted | events.Resumed)]
-    others = {
-        f"{name} {old[name]} (here {here[name]})"
-        for old in logged
-        for name in decide
-        if name in old and old[name] != here[name]
-    }
-    if not others:
-        return ""
-    return f". It was made with {', '.join(sorted(others))}, which may compute other digits: try it with those"

@@ -73,7 +73,7 @@ def bench_of(rig: Rig, recorded: list[Event]) -> Bench:
     """As it is made anew after every stop."""
     begun = recorded[0] if recorded else None
     bench = Bench(rig.config, rig.root, recorded=begun if isinstance(begun, RunStarted) else None, shared=rig)
-    bench.proposer = CountedProposer(Connection())
+    bench.proposer = CountedProposer(Connection(model="random"))
     return bench
 
 

@@ -28,7 +28,7 @@ from llmevo.budget import Budget
 from llmevo.config import parse_config
 from llmevo.runlog import LOG, RunLog
 
-SIMULATED = {"proposer": "simulated"}
+SIMULATED = {"proposer": "simulated", "model": "random"}
 
 
 def record(target: Path, optimizer: str, budget: int, llm: dict[str, str], more: int | None = None) -> None:
@@ -37,7 +37,7 @@ def record(target: Path, optimizer: str, budget: int, llm: dict[str, str], more:
         "genome": {
             "base_model": "base",
             "models": ["one", "two"],
-            "merge_method": ["task_arithmetic", "ties"] if optimizer in ("tpe", "llm-off") else "task_arithmetic",
+            "merge_method": ["task_arithmetic", "ties"] if optimizer == "tpe" else "task_arithmetic",
             "layer_granularity": 1,
             "dtype": "float32",
         },
