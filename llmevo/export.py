@@ -80,13 +80,13 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
     started = state.started
     assert started is not None
     trial = state.trials[candidate]
-    licences = sorted({source["licence"] for source in started.sources if source["licence"]})
-    parents = [str(reference) for reference in recipe.references if str(reference) not in shared.local]
+    licences = {source["licence"] for source in started.sources}
+    parents = [str(of) for of in recipe.references if HUB_ID.match(str(of)) and str(of) not in shared.local]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "llmevo", "mergekit"],
-        license=licences[0] if len(licences) == 1 else None,
-        base_model=[parent for parent in parents if HUB_ID.match(parent)] or None,
+        license=licences.pop() if len(licences) == 1 else None,  # one that is not known is none of the others
+        base_model=parents or None,
     )
     lines = [
         "---",

@@ -47,17 +47,17 @@ def portable(reference: ModelReference) -> ModelReference:
     return ModelReference(model=path(reference.model) or reference.model, lora=path(reference.lora))
 
 
-def is_local(reference: ModelReference, root: Path) -> bool:
-    """Whether nobody else can resolve it: it names a file or folder of this machine."""
+def local_paths(reference: ModelReference, root: Path) -> list[str]:
+    """What of it nobody else can resolve: files and folders of this machine, of the model and the adapter."""
 
-    def local(path: ModelPath | None) -> bool:
-        if path is None or path.path.startswith(PACKAGE):
+    def is_local(path: ModelPath) -> bool:
+        if path.path.startswith(PACKAGE):
             return False
         if path.path.startswith((".", "/", "~")) or (root / path.path).exists():
             return True
         return path.path.count("/") != (2 if path.path.endswith(".gguf") else 1)
 
-    return local(reference.model) or local(reference.lora)
+    return [str(path) for path in (reference.model, reference.lora) if path and is_local(path)]
 
 
 def root_of(folder: Path) -> Path:
@@ -81,7 +81,9 @@ class SharedRun:
         self.names = {str(reference): str(portable(reference)) for reference in given}
         if len({*self.names.values()}) < len(self.names):
             raise UserError(f"export: two models get the same name without their paths: {', '.join(self.names)}")
-        self.local = [self.names[str(reference)] for reference in given if is_local(reference, root)]
+        local = [path for reference in given for path in local_paths(reference, root)]
+        self.local = [*dict.fromkeys(str(portable(ModelReference.parse(path))) for path in local)]
+        """What nobody else has, as the shared recipe calls it."""
         self._prefixes = self._replacements(root)
         self.lines = [self._line(event) for event in recorded]
         self.state = RunState.fold(events.EVENTS.validate_python(line) for line in self.lines)

