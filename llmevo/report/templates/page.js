@@ -200,12 +200,18 @@ function candidates(place) {
 }
 
 function effects(place) {
-  const number = (name, at) => ({ name, of: (row) => row[at], show: (value) => String(value) });
-  const signed = (name, at) => ({ name, of: (row) => row[at], show: (value, row) => `${value > 0 ? "+" : ""}${value} ± ${row[at + 1]}` });
   const word = (name, at) => ({ name, of: (row) => row[at], text: true });
-  const columns = [word("task", 0), word("slice", 1), word("model", 2), word("parameter", 3), number("best", 4), number("tried from", 5),
-    number("to", 6), signed("effect", 7), number("in std. errors", 9), signed("earned against uniform", 10)];
-  table(place, columns, data.effects, { sort: [8, -1] });
+  const number = (name, at, show) => ({ name, of: (row) => row[at], show });
+  const signed = (value, stderr) => `${value > 0 ? "+" : ""}${three(value)} ± ${three(stderr)}`;
+  const columns = [
+    word("task", 0), word("slice", 1), word("model", 2), word("parameter", 3),
+    number("best", 4, three),
+    number("tried", 6, (_, row) => `${row[5].toPrecision(2)} to ${row[6].toPrecision(3)}`),
+    number("effect", 7, (value, row) => signed(value, row[8])),
+    number("in std. errors", 9, (value) => value.toFixed(1)),
+    number("against uniform", 10, (value, row) => signed(value, row[11])),
+  ];
+  table(place, columns, data.effects, { sort: [7, -1] });
 }
 
 function lazily(selector, fill) {
