@@ -23,11 +23,11 @@ class Mlflow(Logger):
     def __init__(self, run: About, tracking_uri: str | None = None, experiment: str = "llmevo") -> None:
         """`tracking_uri`: a server, database or folder; MLFLOW_TRACKING_URI or MLflow's own default without it."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("mlflow", "alembic"):  # they tell of every table that a new database gets
-            logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
+        for name in ("mlflow", "alembic"):  # they tell of every table that a new database gets
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._metric: Any = Metric
         self._client: Any = MlflowClient(tracking_uri)
         place = self._client.get_experiment_by_name(experiment)
