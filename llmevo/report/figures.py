@@ -33,6 +33,9 @@ SAID = {"gaussian": "numeric (ES)", "llm": "LLM", "user": "your own"}
 NAME = 22
 """Characters of a name beside a picture."""
 
+CROWDED = 6
+"""Columns from whose number on their names stand upright."""
+
 HOVER = 160
 """Characters of a note."""
 
@@ -186,7 +189,7 @@ def effect(subject: Subject, of: TaskEffects) -> Plot | None:
     cells = {
         gene.gene.name: (
             max(-4.0, min(4.0, gene.strength)),
-            f"{gene.effect:+.2g}",
+            f"{gene.effect:+.2f}" if abs(gene.effect) < 10 else f"{gene.effect:+.2g}",
             f"{gene.effect:+.3g} ± {gene.stderr:.2g} points from lowest to highest<br>best recipe: {gene.best:.3g},"
             f" worth {gene.earned:+.3g} ± {gene.earned_stderr:.2g} against uniform",
         )
@@ -231,7 +234,11 @@ def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str
         colorbar={"title": {"text": title, "side": "top"}, "thickness": 12, "outlinewidth": 0},
         **({"zmin": -4, "zmax": 4, "zmid": 0} if scale == "diverging" else {}),
     )
-    figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_xaxes(type="category", side="bottom")
-    figure.update_layout(height=110 + 26 * len(rows) + 8 * max(map(len, columns)), meta={"columns": len(columns)})
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    upright = {"tickangle": 90} if len(columns) > CROWDED else {}
+    figure.update_xaxes(type="category", side="bottom", showgrid=False, **upright)
+    figure.update_layout(
+        height=110 + 26 * len(rows) + 8 * max(map(len, columns)),
+        meta={"columns": len(columns), "label": max(map(len, rows))},
+    )
     return plain(figure)

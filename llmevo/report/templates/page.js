@@ -47,9 +47,10 @@ function themed(figure, width) {
     title: { standoff: 8 }, ticks: "" };
   const traces = figure.data.map((trace) => {
     if (trace.type === "heatmap") {
-      const room = (width - 150) / figure.layout.meta.columns;
+      const room = (width - 7.5 * figure.layout.meta.label - (narrow ? 20 : 110)) / figure.layout.meta.columns;
+      const wide = Math.max(...trace.text.flat().map((text) => text.length));
       return { ...trace, colorscale: SCALES[trace.meta][dark() ? "dark" : "light"], showscale: !narrow,
-        texttemplate: room < 34 ? "" : trace.texttemplate, textfont: { size: room < 44 ? 10 : 12 } };
+        texttemplate: room < 6.4 * wide + 3 ? "" : trace.texttemplate, textfont: { size: room < 7.5 * wide + 4 ? 10 : 12 } };
     }
     if (trace.meta === "ink") return { ...trace, line: { ...trace.line, color: colour("--ink") } };
     return trace;
