@@ -99,7 +99,7 @@ def test_a_difference_names_the_versions_that_are_others() -> None:
     versions = {"numpy": "0.9", "python": "2.7"}
     log = changed(golden("0.1-cma-es"), "told", 1, sigma=0.5)
     log[0] = log[0].model_copy(update={"versions": versions})
-    with pytest.raises(RunError, match=r"made with numpy 0\.9 \(here .*\), python 2\.7 \(here "):
+    with pytest.raises(RunError, match=r"made with python 2\.7 \(here .*\), numpy 0\.9 \(here "):
         verifying.verify(log, golden("0.1-cma-es"))
 
 
