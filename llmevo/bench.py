@@ -103,9 +103,11 @@ class Bench:
         """The held-out tasks; None when the config names none."""
         return self.rig.heldout
 
-    def score(self, recipe: Recipe, heldout: bool = False) -> tuple[Score, Mapping[str, float]]:
+    def score(
+        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+    ) -> tuple[Score, Mapping[str, float]]:
         """See `Rig.score`."""
-        return self.rig.score(recipe, heldout)
+        return self.rig.score(recipe, questions, rival)
 
     @cached_property
     def templates(self) -> Templates:
@@ -227,7 +229,7 @@ class Bench:
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
-        _ = self.evaluator, self.heldout
+        _ = self.rig.evaluators
 
     def started(self) -> events.RunStarted:
         """The first event of a run."""
@@ -244,6 +246,7 @@ class Bench:
             layers=self.layers,
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
+            selection_items=self.rig.selection.items if self.rig.selection else 0,
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.rig.questions},

@@ -12,7 +12,17 @@ from llmevo import events
 SECTIONS = ("genome", "search", "llm", "engine")
 """Parts of a config whose keys count one by one."""
 
-FIXED = ("genome", "search", "tasks", "heldout", "random_init", "llm.mask_names", "llm.prompts", "llm.proposer")
+FIXED = (
+    "genome",
+    "search",
+    "tasks",
+    "heldout",
+    "split",
+    "random_init",
+    "llm.mask_names",
+    "llm.prompts",
+    "llm.proposer",
+)
 """Keys of the config that the candidates so far depend on: with other values it would be another run."""
 
 BUDGET = "config.search.budget"

@@ -1,6 +1,7 @@
 """The config of a run: every key, its type, its default and what it means."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +19,30 @@ from llmevo.tasks import Protocol, Task
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Racing(_Section):
+    """When to stop asking a candidate."""
+
+    error_rate: float = Field(default=0.05, gt=0, lt=0.5)
+    """The share, at most, of candidates no worse than the best that are stopped."""
+    looks: int = Field(default=10, ge=2)
+    """How often it is looked: parts the questions are asked in."""
+
+
+class Split(_Section):
+    """Which share of each task's questions is for what. A question's place follows from its words and the seed."""
+
+    search: float = Field(gt=0, le=1)
+    selection: float = Field(default=0.0, ge=0, lt=1)
+    heldout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.search + self.selection + self.heldout > 1 + 1e-9:
+            shares = f"{self.search:g} + {self.selection:g} + {self.heldout:g}"
+            raise ValueError(f"its shares are more than 1 together ({shares})")
+        return self
 
 
 class Search(_Section):
@@ -38,6 +63,13 @@ class Search(_Section):
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
     """Recipes of your own to start from, scored after the parents and the uniform merge: mergekit's YAML files, or
     genes by name."""
+    racing: Racing | Literal[False] = Racing()
+    """Stop asking a candidate once it cannot be the best; `false` asks everything of everyone. Only where every task's
+    metric is a mean over its questions; else everything is asked."""
+    finalists: int = Field(default=4, ge=0)
+    """So many of the best, and the best parent and the uniform merge, are asked further questions in the end, and the
+    best by all they were asked is handed over: a score that was picked as the highest of many flatters. The questions
+    are those of `split: {selection: …}`, or what `limit` has left of the search tasks, up to as many again. 0: none."""
     sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
     """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
     as LLM-Evo-Merge does, or by what the LLM says of each slice."""
@@ -129,6 +161,9 @@ class Config(_Section):
     """What candidates are scored on while searching."""
     heldout: list[Task] = Field(default_factory=list[Task])
     """What the result is scored on in the end, and nothing before; shares no question with `tasks`."""
+    split: Split | None = None
+    """Cut the questions of `tasks` into disjoint sets, such as `{search: 0.5, selection: 0.2, heldout: 0.3}`; then
+    `heldout:` needs no tasks of its own."""
     limit: int | None = Field(default=None, ge=1)
     """Questions a search task at most."""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -152,6 +187,15 @@ class Config(_Section):
         return read_loggers(value)
 
     @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        if self.heldout and self.split and self.split.heldout:
+            raise ValueError(
+                f"split.heldout: {self.split.heldout:g} of the search tasks is held out, and so are the tasks of"
+                " `heldout:`; keep one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _priced(self) -> Self:
         if self.search.budget.cost is not None and not (self.llm.price.prompt or self.llm.price.completion):
             raise ValueError(
@@ -168,20 +212,42 @@ class Config(_Section):
     @property
     def protocol(self) -> Protocol:
         """How search tasks are asked."""
-        return Protocol(
-            self.limit,
-            self.num_fewshot,
-            self.shuffle,
-            self.evaluation_seed,
-            self.apply_chat_template,
-            self.fewshot_as_multiturn,
-        )
+        looks = self.search.racing.looks if self.search.racing else 1
+        share = (0.0, self.split.search) if self.split else None
+        return replace(self._asked, limit=self.limit, share=share, blocks=looks)
+
+    @property
+    def selection_protocol(self) -> Protocol | None:
+        """How search tasks are asked what candidates were not; None where nothing is left for it."""
+        if not self.search.finalists:
+            return None
+        if self.split:
+            low, high = self.split.search, self.split.search + self.split.selection
+            return replace(self._asked, share=(low, high)) if high > low else None
+        return replace(self._asked, after=self.limit, limit=self.limit) if self.limit else None
 
     @property
     def heldout_protocol(self) -> Protocol:
         """How held-out tasks are asked: all their questions."""
-        rest = (self.num_fewshot, False, self.evaluation_seed, self.apply_chat_template, self.fewshot_as_multiturn)
-        return Protocol(None, *rest)
+        if self.split and self.split.heldout:
+            low = self.split.search + self.split.selection
+            return replace(self._asked, share=(low, low + self.split.heldout), shuffle=False)
+        return replace(self._asked, shuffle=False)
+
+    @property
+    def heldout_tasks(self) -> list[Task]:
+        """The held-out tasks: those listed, or the search tasks on their own questions."""
+        return self.tasks if self.split and self.split.heldout else self.heldout
+
+    @property
+    def _asked(self) -> Protocol:
+        return Protocol(
+            num_fewshot=self.num_fewshot,
+            shuffle=self.shuffle,
+            seed=self.evaluation_seed,
+            apply_chat_template=self.apply_chat_template,
+            fewshot_as_multiturn=self.fewshot_as_multiturn,
+        )
 
     @property
     def counted(self) -> dict[str, tuple[float, str]]:

@@ -11,6 +11,7 @@ from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.picture import heldout, picture, scores, total
 from llmevo.progress import clock, seconds_left
+from llmevo.racing import difference
 from llmevo.runlog import RunState
 
 TROUBLE = {
@@ -82,12 +83,16 @@ class Display:
                 done = done if [*budget.bounds] == ["evaluations"] else budget.words(state)
                 note = f", {trial.candidate.note}" if trial.candidate.note else ""
                 left = f", {clock(seconds_left(state, budget))} left"
-                return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{left}"
+                stopped = isinstance(event, events.Evaluated) and event.rival is not None and trial.score
+                early = f" (stopped after {trial.score.items} questions)" if stopped and trial.score else ""
+                return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}{left}"
             case events.Told():
                 best = state.best
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
                 value = total(best.score) if best and best.score else "none yet"
                 return f"generation {event.generation}: best {value}{sigma}"
+            case events.Selected():
+                return f"  finalist #{event.candidate}: {total(event.read())} on {event.items} further questions"
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
             case _:
@@ -131,6 +136,15 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)
 
 
+def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
+    """The standard error of the difference of two rows: paired where every question's score is known."""
+    config = parse_config(state.started.config, "the log") if state.started else None
+    weights = {task.name: task.weight for task in config.heldout_tasks} if config else {}
+    if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
+        return difference(one.item_scores, other.item_scores, weights, in_general=True).error
+    return (one.stderr**2 + other.stderr**2) ** 0.5
+
+
 def verdict(state: RunState) -> Sequence[str]:
     """Whether the merge is worth having, by held-out scores alone."""
     rows = {row.row: row for row in state.heldout.values()}
@@ -138,7 +152,9 @@ def verdict(state: RunState) -> Sequence[str]:
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform")]
     strongest = max(rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
-    noise = (best.stderr**2 + strongest.stderr**2) ** 0.5
+    noise = _noise(best, strongest, state)
+    if best.candidate == strongest.candidate:
+        return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
     text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of parents and uniform."
     if gain <= 0:
         return [text, f"It does not beat it: use {strongest.row} instead."]

@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
 from llmevo.questions import blocks, chosen
+from llmevo.racing import beaten, difference
 from llmevo.tasks import Protocol, Task
 from llmevo.trial import Score
 
@@ -102,7 +103,7 @@ class Evaluator:
         protocol = {**asdict(self.protocol), "seed": self.protocol.seed if any(examples) else None, "shuffle": None}
         for shown in ("share", "after", "blocks"):
             del protocol[shown]
-        asked = [[task.model_dump() for task in self.tasks], protocol, examples, [*self.questions()]]
+        asked = [[task.model_dump() for task in self.tasks], protocol, examples, sorted(self.questions())]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def texts(self) -> dict[str, list[tuple[str, str]]]:
@@ -122,6 +123,20 @@ class Evaluator:
     def score(self, lm: LM) -> Score:
         """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""
         return joined(self.tasks, [self.score_block(lm, place) for place in range(len(self.blocks))])
+
+    def race(self, lm: LM, rival: Score, error_rate: float) -> Score:
+        """Ask part by part, and stop once the model cannot get ahead of the rival on all questions; see `racing`.
+
+        The score of one that was stopped is the rival's and the difference on what both were asked.
+        """
+        parts: list[Score] = []
+        for place in range(len(self.blocks)):
+            parts.append(self.score_block(lm, place))
+            score = joined(self.tasks, parts)
+            gap = difference(score.item_scores, rival.item_scores, self.weights)
+            if beaten(gap, len(parts), len(self.blocks), error_rate):
+                return replace(score, total=rival.total + gap.mean)
+        return joined(self.tasks, parts)
 
     def score_block(self, lm: LM, place: int) -> Score:
         """Ask one part of the questions; see `score`."""
@@ -155,7 +170,8 @@ class Evaluator:
         for name, (metric, filter_) in self._counted.items():
             values = [sample.get(metric) for sample in samples[name] if sample["filter"] == filter_]
             if values and all(isinstance(value, float | int) for value in values):
-                found[name] = [float(value) for value in values if value is not None]
+                # As the log has them, so that what follows from them is the same when it is read again.
+                found[name] = [round(float(value), 4) for value in values if value is not None]
         return found
 
     def _replies(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:

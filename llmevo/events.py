@@ -46,6 +46,8 @@ class RunStarted(BaseEvent):
     """Questions a candidate answers."""
     heldout_items: int
     """Questions a model answers in the end."""
+    selection_items: int = 0
+    """Further questions that finalists answer, to choose among them; 0 when there is no such step."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
@@ -119,6 +121,20 @@ class Scored(BaseEvent):
 class Evaluated(Scored):
     event: Literal["evaluated"] = "evaluated"
     candidate: int
+    rival: int | None = None
+    """The candidate that this one could not get ahead of any more, when it was stopped. Its score is then the rival's
+    and the difference on the `items` that it was asked; `tasks` are of these alone."""
+
+
+class Selected(Scored):
+    """A finalist scored on the selection items, which no candidate was asked before."""
+
+    event: Literal["selected"] = "selected"
+    candidate: int
+    generation: int
+    """After how many generations."""
+    finalists: int
+    """How many there are at that time."""
 
 
 class Failed(BaseEvent):
@@ -192,7 +208,7 @@ class Resumed(BaseEvent):
 
 
 Event = Annotated[
-    RunStarted | Resumed | Prompted | Asked | Evaluated | Failed | Told | HeldOut | RunFinished,
+    RunStarted | Resumed | Prompted | Asked | Evaluated | Failed | Selected | Told | HeldOut | RunFinished,
     Field(discriminator="event"),
 ]
 """Any event."""
@@ -223,8 +239,8 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_trial(trial: Trial) -> Evaluated | Failed:
-    """The event of a trial."""
+def of_trial(trial: Trial, rival: int | None = None) -> Evaluated | Failed:
+    """The event of a trial; with the rival that it was stopped by."""
     if trial.score is None:
         return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
-    return Evaluated(candidate=trial.candidate.id, **scored(trial.score, trial.seconds))
+    return Evaluated(candidate=trial.candidate.id, rival=rival, **scored(trial.score, trial.seconds))

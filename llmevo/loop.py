@@ -17,6 +17,7 @@ from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
 from llmevo.optimizers.llm import LlmOff
 from llmevo.provenance import Provenance
+from llmevo.racing import difference
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunLog, RunState
 from llmevo.trial import Candidate, Suggestion, Trial
@@ -33,7 +34,7 @@ def run(bench: Bench, journal: Journal) -> RunState:
             if isinstance(optimizer, LlmOff):  # the others plan with what they began with
                 optimizer.extend(bench.evaluations)
             generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
-        if hold_out(bench, journal):
+        if select(bench, journal) and hold_out(bench, journal):
             journal.recomputed(finished(journal.state))
     return journal.state
 
@@ -97,10 +98,16 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
         ],
     )
     for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
-        made = journal.once((events.Evaluated, events.Failed), lambda c=candidate, r=recipe: _scored(bench, c, r))
+        # What there was before the search is asked everything.
+        rival = next(iter(state.asked_all), None) if number else None
+        if rival and rival.score and not rival.score.item_scores:  # a log of before they were kept
+            rival = None
+        made = journal.once(
+            (events.Evaluated, events.Failed), lambda c=candidate, r=recipe, v=rival: _scored(bench, c, r, v)
+        )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
-            _check_sum(journal, made, bench.config.counted)
+            _check_score(journal, made, rival, bench.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
     # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
     optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
@@ -110,14 +117,59 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
     journal.recomputed(told)
 
 
-def _scored(bench: Bench, candidate: Candidate, recipe: Recipe) -> events.Evaluated | events.Failed:
+def _scored(
+    bench: Bench, candidate: Candidate, recipe: Recipe, rival: Trial | None
+) -> events.Evaluated | events.Failed:
     """One candidate's event. Whatever is wrong with it is its reason, never the run's end."""
     started = time.monotonic()
     try:
-        score, seconds = bench.score(recipe)
+        score, seconds = bench.score(recipe, rival=rival.score if rival else None)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
-    return events.of_trial(Trial(candidate, score, seconds=seconds))
+    stopped_by = rival.candidate.id if rival and score.items < bench.evaluator.items else None
+    return events.of_trial(Trial(candidate, score, seconds=seconds), stopped_by)
+
+
+def select(bench: Bench, journal: Journal) -> bool:
+    """Ask the best candidates, the best parent and the uniform merge what none was asked before, to choose by both.
+
+    False: the budget was raised meanwhile.
+    """
+    state = journal.state
+    if not state.started or not state.started.selection_items:
+        return True
+    finalists = finalists_of(state, bench.config.search.finalists)
+    for trial in finalists:
+        number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
+        known = state.selected.get(number)
+        if known and known.generation == len(state.told):
+            continue
+        place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
+        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(bench, r, k, p))
+        journal.expect(made, **place)
+        _check_sum(journal, made, bench.config.counted)
+        if ask_size(bench, state):
+            return False
+    return True
+
+
+def finalists_of(state: RunState, count: int) -> list[Trial]:
+    """The best so far that were asked everything, the best parent and the uniform merge."""
+    whole = state.asked_all
+    rivals = [
+        next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
+    ]
+    best = whole[:count]
+    return [*best, *(trial for trial in rivals if trial and trial not in best)]
+
+
+def _selected(bench: Bench, recipe: Recipe, known: events.Selected | None, place: dict[str, int]) -> events.Selected:
+    """A finalist's event. One of an earlier choice is not asked again."""
+    if known:
+        said = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
+        return events.Selected(**place, **said, seconds={}, cached=True)
+    score, seconds = bench.score(recipe, "selection")
+    return events.Selected(**place, **events.scored(score, seconds))
 
 
 def hold_out(bench: Bench, journal: Journal) -> bool:
@@ -126,7 +178,7 @@ def hold_out(bench: Bench, journal: Journal) -> bool:
     What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
     """
     best = journal.state.best
-    if not bench.config.heldout or best is None:
+    if not bench.config.heldout_tasks or best is None:
         return True
     genome, space = bench.config.genome, bench.space
     rows: list[tuple[str, str, int | None, Recipe]] = []
@@ -142,10 +194,26 @@ def hold_out(bench: Bench, journal: Journal) -> bool:
         if known is None or known.candidate != candidate:
             row = journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
             journal.expect(row, row=name, kind=kind, candidate=candidate)
-            _check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout})
+            _check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout_tasks})
         if ask_size(bench, journal.state):
             return False
     return True
+
+
+def _check_score(
+    journal: Journal, event: events.Evaluated, rival: Trial | None, counted: Mapping[str, tuple[float, str]]
+) -> None:
+    """Of a candidate that was stopped, the rival's score and the difference on what both were asked."""
+    if event.rival is None:
+        _check_sum(journal, event, counted)
+        return
+    journal.expect(event, rival=rival.candidate.id if rival else None)
+    assert rival
+    assert rival.score
+    weights = {task: weight for task, (weight, _) in counted.items()}
+    journal.expect(
+        event, score=rival.score.total + difference(event.item_scores, rival.score.item_scores, weights).mean
+    )
 
 
 def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
@@ -159,7 +227,7 @@ def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tup
 
 def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
     name, kind, candidate = row
-    score, seconds = bench.score(recipe, heldout=True)
+    score, seconds = bench.score(recipe, "heldout")
     said = {task: [*replies] for task, replies in score.replies.items()}
     return events.HeldOut(row=name, kind=kind, candidate=candidate, replies=said, **events.scored(score, seconds))
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmevo.budget import Budget
-from llmevo.config import Config
+from llmevo.config import Config, parse_config
 from llmevo.progress import clock, failures, seconds_left
 from llmevo.runlog import RunState
 from llmevo.trial import Metrics, Score, Trial
@@ -140,11 +140,8 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
 
 def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
     """The table that counts: questions nothing was chosen by."""
-    config = state.started.config if state.started else {}
-    metrics = {
-        (t if isinstance(t, str) else t["name"]): "acc,none" if isinstance(t, str) else t.get("metric", "acc,none")
-        for t in config.get("heldout", [])
-    }
+    tasks_held = parse_config(state.started.config, "the log").heldout_tasks if state.started else []
+    metrics = {task.name: task.metric for task in tasks_held}
     held = [*state.heldout.values()]
     kept = _strongest(
         held, None if rows is None else rows - 3, lambda row: (row.kind in ("best", "uniform"), row.score)

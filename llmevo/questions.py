@@ -47,17 +47,11 @@ def _why(protocol: Protocol) -> str:
 
 
 def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, list[int]]]:
-    """The questions in so many parts, each with an equal share of every task: its first questions, its next, and so
-    on. In fewer, when a task has not so many.
+    """The questions in so many parts, each with an equal share of every task, taken from all over it: files are often
+    sorted. In fewer, when a task has not so many.
     """
     number = max(1, min(count, *map(len, places.values())))
-    parts: list[dict[str, list[int]]] = []
-    for part in range(number):
-        bounds = {
-            name: [round(len(asked) * end / number) for end in (part, part + 1)] for name, asked in places.items()
-        }
-        parts.append({name: [*places[name][start:end]] for name, (start, end) in bounds.items()})
-    return parts
+    return [{name: [*asked[part::number]] for name, asked in places.items()} for part in range(number)]
 
 
 def hashed(text: str, seed: int) -> float:

@@ -31,7 +31,7 @@ class Difference:
     mean: float
     """Of the objective: Σ weight · metric. Below 0 the candidate is worse."""
     error: float
-    """Its standard error as an estimate of the difference on all the rival's questions; stratified by task."""
+    """Its standard error, stratified by task."""
     items: int
 
     @property
@@ -40,11 +40,14 @@ class Difference:
         return self.mean / self.error if self.error else math.copysign(math.inf, self.mean) if self.mean else 0.0
 
 
-def difference(own: ItemScores, rival: ItemScores, weights: Mapping[str, float]) -> Difference:
+def difference(
+    own: ItemScores, rival: ItemScores, weights: Mapping[str, float], in_general: bool = False
+) -> Difference:
     """The paired difference; of the rival's questions, the first as many as the candidate was asked.
 
-    The variance of a question's difference is pooled over the tasks, and one unlike answer is added to them: a few equal
-    answers are no certainty.
+    Its error is that of an estimate for all the rival's questions, or, `in_general`, for all questions of their kind.
+    The variance of a question's difference is pooled over the tasks, and one unlike answer is added to them: a few
+    equal answers are no certainty.
     """
     gaps = {
         task: np.asarray(own[task], dtype=float) - np.asarray(rival[task][: len(own[task])], dtype=float)
@@ -55,7 +58,7 @@ def difference(own: ItemScores, rival: ItemScores, weights: Mapping[str, float])
     spread = (squares + 1.0) / max(1, items - len(gaps))
     mean = sum(weight * float(gaps[task].mean()) for task, weight in weights.items())
     variance = sum(
-        weight**2 * spread / len(gaps[task]) * (1 - len(gaps[task]) / len(rival[task]))
+        weight**2 * spread / len(gaps[task]) * (1.0 if in_general else 1 - len(gaps[task]) / len(rival[task]))
         for task, weight in weights.items()
     )
     return Difference(mean, math.sqrt(variance), items)

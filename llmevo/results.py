@@ -91,7 +91,7 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "genes": {gene["name"]: gene for gene in started.genes},
         "merge settings": config.genome.model_dump(mode="json", exclude=given),
         "tasks": [task.model_dump() for task in config.tasks],
-        "held-out tasks": [task.model_dump() for task in config.heldout],
+        "held-out tasks": [task.model_dump() for task in config.heldout_tasks],
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
         "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],

@@ -17,6 +17,7 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines import Engine
+from llmevo.errors import TaskError
 from llmevo.geometry import measure
 from llmevo.merging import Merger
 from llmevo.planning import depth_of
@@ -75,18 +76,37 @@ class Rig:
     @cached_property
     def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
-        if not self.config.heldout:
+        if not self.config.heldout_tasks:
             return None
         from llmevo.evaluation import Evaluator
 
-        heldout = Evaluator(self.config.heldout, self.config.heldout_protocol, self._search_path)
-        check_disjoint("heldout", heldout.questions(), self.evaluator.questions())
+        heldout = Evaluator(self.config.heldout_tasks, self.config.heldout_protocol, self._search_path)
+        for other in (self.evaluator, self.selection):
+            check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
         return heldout
+
+    @cached_property
+    def selection(self) -> "Evaluator | None":
+        """The search tasks on questions that no candidate is asked; None where there are none, or only of some."""
+        protocol = self.config.selection_protocol
+        if protocol is None:
+            return None
+        from llmevo.evaluation import Evaluator
+
+        try:
+            selection = Evaluator(self.config.tasks, protocol, self._search_path)
+        except TaskError:
+            if self.config.split:
+                raise
+            return None  # the limit has left nothing
+        check_disjoint("selection", selection.questions(), self.evaluator.questions())
+        return selection
 
     @property
     def evaluators(self) -> "Mapping[str, Evaluator]":
-        """`search`, and `heldout` where there is one."""
-        return {"search": self.evaluator, **({"heldout": self.heldout} if self.heldout else {})}
+        """`search`, and `selection` and `heldout` where there are such."""
+        all_of_them = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
+        return {name: evaluator for name, evaluator in all_of_them.items() if evaluator}
 
     @property
     def _search_path(self) -> list[Path]:
@@ -94,7 +114,7 @@ class Rig:
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
-        """A digest of what `search` and `heldout` ask, how, and by which engine: equal ones give equal scores."""
+        """A digest of what each evaluator asks, how, and by which engine: equal ones give equal scores."""
         return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
 
     @cached_property
@@ -126,21 +146,28 @@ class Rig:
             return self.config.engine.backend
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
 
-    def score(self, recipe: Recipe, heldout: bool = False) -> tuple[Score, Mapping[str, float]]:
-        """The score on the search tasks, or the held-out ones, and the seconds of merging and scoring: none for what
-        is known already. Raises CandidateError.
+    def score(
+        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+    ) -> tuple[Score, Mapping[str, float]]:
+        """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
+        none for what is known already. With a rival, no more is asked once the recipe cannot get ahead of it.
+        Raises CandidateError.
         """
-        evaluator = self.heldout if heldout else self.evaluator
-        assert evaluator is not None
-        questions = self.questions["heldout" if heldout else "search"]
-        place = address(recipe, self.checksums, questions, self.config.evaluation_seed)
+        evaluator = self.evaluators[questions]
+        place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
         if place in self.known:
             return self.known[place], {}
         engine = self.engine  # made before the clock starts
         started = time.monotonic()
         engine.swap(recipe)
         merged = time.monotonic()
-        score = self.known[place] = evaluator.score(engine.lm)
+        racing = self.config.search.racing
+        if rival is None or not racing or len(evaluator.blocks) == 1:
+            score = self.known[place] = evaluator.score(engine.lm)
+        else:
+            score = evaluator.race(engine.lm, rival, racing.error_rate)
+            if score.items == evaluator.items:
+                self.known[place] = score
         return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
     def remember(self, state: RunState) -> None:
@@ -154,8 +181,10 @@ class Rig:
             self.known.setdefault(address(recipe, checksums, started.questions[questions], started.masks), score)
 
         for number, trial in state.trials.items():
-            if trial.score:
+            if trial.score and trial.score.items == started.items:  # what was stopped early is not known
                 know(Recipe.model_validate(state.recipes[number]), trial.score, "search")
+        for number, event in state.selected.items():
+            know(Recipe.model_validate(state.recipes[number]), event.read(), "selection")
         for row in state.heldout.values():
             if row.candidate is not None:
                 know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")

@@ -38,6 +38,7 @@ class RunState:
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
     told: list[events.Told] = field(default_factory=list[events.Told])
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
     finished: events.RunFinished | None = None
@@ -73,6 +74,9 @@ class RunState:
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
                 self.trials[candidate.id] = Trial(candidate, event.read(), seconds=event.seconds)
+            case events.Selected():
+                self._candidate(event.candidate)
+                self.selected[event.candidate] = event
             case events.Failed():
                 candidate = self._candidate(event.candidate)
                 self.trials[candidate.id] = Trial(candidate, None, event.reason, event.seconds)
@@ -98,9 +102,32 @@ class RunState:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the highest score; the earlier one of equals."""
+        """The trial to hand over: the one with the highest score, and once all finalists were asked further questions,
+        the best of them by all they were asked. The earlier one of equals.
+        """
+        finalists = [self.trials[n] for n, event in self.selected.items() if event.generation == len(self.told)]
+        if finalists and len(finalists) == self.selected[finalists[0].candidate.id].finalists:
+            return max(finalists, key=self.pooled)
+        return self.leader
+
+    @property
+    def leader(self) -> Trial | None:
+        """The trial with the highest score on the search questions."""
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
+
+    def pooled(self, trial: Trial) -> float:
+        """A finalist's score on search and selection questions together."""
+        score, further = trial.score, self.selected[trial.candidate.id]
+        assert score
+        return (score.total * score.items + further.score * further.items) / (score.items + further.items)
+
+    @property
+    def asked_all(self) -> list[Trial]:
+        """The trials that were stopped by nothing, the best first, the earlier one of equals."""
+        items = max((trial.score.items for trial in self.trials.values() if trial.score), default=0)
+        whole = [trial for trial in self.trials.values() if trial.score and trial.score.items == items]
+        return sorted(whole, key=lambda trial: -trial.value)
 
     @property
     def best_parent(self) -> Trial | None:

@@ -33,15 +33,17 @@ class CountedRig(Rig):
     seconds: float = 0.0
     diary: Path | None = None
 
-    def score(self, recipe: Recipe, heldout: bool = False) -> tuple[Score, Mapping[str, float]]:
-        name = f"{'heldout' if heldout else 'search'} {json.dumps(recipe.as_dict(), sort_keys=True)}"
+    def score(
+        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+    ) -> tuple[Score, Mapping[str, float]]:
+        name = f"{questions} {json.dumps(recipe.as_dict(), sort_keys=True)}"
         value = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16**6
         time.sleep(self.seconds)
         self.scored.append(name)
         if self.diary:
             with self.diary.open("a") as stream:
                 stream.write(f"{os.getpid()} {hashlib.sha256(name.encode()).hexdigest()}\n")
-        task = "letters_heldout" if heldout else "letters"
+        task = "letters_heldout" if questions == "heldout" else "letters"
         return Score(value, 0.1, {task: {"acc,none": value}}, 12), {"evaluate": 0.25}
 
 

@@ -51,10 +51,10 @@ class Subject:
     @cached_property
     def heldout_tasks(self) -> Mapping[str, tuple[str, Task]]:
         """The short name of each held-out task, and the task."""
-        names = [task.name for task in self.config.heldout]
+        names = [task.name for task in self.config.heldout_tasks]
         return {
             task.name: (shown, task)
-            for task, shown in zip(self.config.heldout, short(names) if names else [], strict=True)
+            for task, shown in zip(self.config.heldout_tasks, short(names) if names else [], strict=True)
         }
 
     @cached_property
