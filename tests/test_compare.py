@@ -20,6 +20,7 @@ from llmevo.runlog import LOG, RunLog, RunState
 from llmevo.scoreboard import Scoreboard
 from llmevo.tables import markdown
 from llmevo.tournament import Tournament, contestants
+from llmevo.trial import Score
 
 PNG = b"\x89PNG\r\n"
 
@@ -289,11 +290,11 @@ class _Stop:
     def __init__(self, at: int) -> None:
         self.left, self.real = at, Bench.score
 
-    def __call__(self, bench: Bench, recipe: Recipe, heldout: bool = False) -> object:
+    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rival: Score | None = None) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, recipe, heldout)
+        return self.real(bench, recipe, questions, rival)
 
 
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:
@@ -301,7 +302,7 @@ def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(worksp
     for at in (0, 4, 13):
         with pytest.MonkeyPatch.context() as patch:
             stop = _Stop(at)
-            patch.setattr(Bench, "score", lambda self, recipe, heldout=False, s=stop: s(self, recipe, heldout))
+            patch.setattr(Bench, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
             status, printed = compared(workspace)
         assert status == 130
         assert "the same command goes on: `llmevo compare" in printed
