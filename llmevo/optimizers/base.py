@@ -41,7 +41,11 @@ class Setup:
 
 
 class Optimizer(Protocol):
-    """Proposes points and learns from their scores. All randomness comes from the setup's seed."""
+    """Proposes points and learns from their scores. All randomness comes from the setup's seed.
+
+    One with a model of the scores may also have `recommend() -> Trial | None`: the trial to take, which under noise is
+    not the one with the luckiest score. It changes nothing and can be asked at any time.
+    """
 
     @property
     def sigma(self) -> float | None:
