@@ -235,8 +235,9 @@ def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str
         **({"zmin": -4, "zmax": 4, "zmid": 0} if scale == "diverging" else {}),
     )
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    upright = {"tickangle": 90} if len(columns) > CROWDED else {}
-    figure.update_xaxes(type="category", side="bottom", showgrid=False, **upright)
+    figure.update_xaxes(type="category", side="bottom", showgrid=False)
+    if len(columns) > CROWDED:
+        figure.update_xaxes(tickangle=90)
     figure.update_layout(
         height=110 + 26 * len(rows) + 8 * max(map(len, columns)),
         meta={"columns": len(columns), "label": max(map(len, rows))},
