@@ -300,6 +300,8 @@ def draw(options: argparse.Namespace) -> None:
 
     lines = read(Path(options.file))
     noises = sorted({line["noise"] for line in lines})
+    names = sorted({line["optimizer"] for line in lines})
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     canvas, panels = plt.subplots(1, len(noises), figsize=(6.5 * len(noises), 4.8), squeeze=False, sharey=True)
     for panel, noise in zip(panels[0], noises, strict=True):
         found = runs(lines, noise)
@@ -307,12 +309,13 @@ def draw(options: argparse.Namespace) -> None:
             figures = [figure(found[name], found[BASELINE], budget, None) for budget in BUDGETS]
             shown = [(budget, f) for budget, f in zip(BUDGETS, figures, strict=True) if f]
             budgets, ratios = [b for b, _ in shown], [f.ratio for _, f in shown]
-            (line,) = panel.plot(budgets, ratios, marker="o", label=name)
+            (line,) = panel.plot(budgets, ratios, marker="o", label=name, color=colours.get(name, "black"))
             bounds = [f.low for _, f in shown], [f.high for _, f in shown]
             panel.fill_between(budgets, *bounds, alpha=0.12, color=line.get_color())
         panel.set(xscale="log", yscale="log", xticks=BUDGETS, xticklabels=BUDGETS, xlabel="evaluations")
         panel.set_title(f"{noise} scored items" if noise else "no noise")
-        panel.legend(fontsize=8)
+        panel.minorticks_off()
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     panels[0][0].set_ylabel(f"final regret relative to {BASELINE}")
     canvas.tight_layout()
     canvas.savefig(options.out, dpi=130)
