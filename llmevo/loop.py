@@ -34,7 +34,7 @@ def run(bench: Bench, journal: Journal) -> RunState:
             if isinstance(optimizer, LlmOff):  # the others plan with what they began with
                 optimizer.extend(bench.evaluations)
             generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
-        if select(bench, journal) and hold_out(bench, journal):
+        if select(bench, journal, optimizer) and hold_out(bench, journal):
             journal.recomputed(finished(journal.state))
     return journal.state
 
@@ -130,7 +130,7 @@ def _scored(
     return events.of_trial(Trial(candidate, score, seconds=seconds), stopped_by)
 
 
-def select(bench: Bench, journal: Journal) -> bool:
+def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
     """Ask the best candidates, the best parent and the uniform merge what none was asked before, to choose by both.
 
     False: the budget was raised meanwhile.
@@ -138,7 +138,8 @@ def select(bench: Bench, journal: Journal) -> bool:
     state = journal.state
     if not state.started or not state.started.selection_items:
         return True
-    finalists = finalists_of(state, bench.config.search.finalists)
+    recommended: Trial | None = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
+    finalists = finalists_of(state, bench.config.search.finalists, recommended)
     for trial in finalists:
         number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
         known = state.selected.get(number)
@@ -153,13 +154,17 @@ def select(bench: Bench, journal: Journal) -> bool:
     return True
 
 
-def finalists_of(state: RunState, count: int) -> list[Trial]:
-    """The best so far that were asked everything, the best parent and the uniform merge."""
+def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
+    """The best so far that were asked everything, the best parent and the uniform merge; what the optimizer recommends,
+    which under noise may be another, takes the place of the last of the best.
+    """
     whole = state.asked_all
     rivals = [
         next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
     ]
     best = whole[:count]
+    if recommended in whole and recommended not in best:
+        best[-1:] = [recommended]
     return [*best, *(trial for trial in rivals if trial and trial not in best)]
 
 

@@ -142,6 +142,17 @@ def test_the_distribution_moves_towards_what_was_better_and_no_point_throws_it()
     assert made.sigma < 0.3
 
 
+def test_a_part_of_a_population_moves_the_distribution_and_what_is_missing_has_no_say() -> None:
+    made = Distribution(np.full(4, 0.5), 0.1, 6, 0)
+    made.tell(
+        [np.array([0.6, 0.5, 0.5, 0.5]), np.array([0.55, 0.5, 0.5, 0.5]), np.array([0.52, 0.5, 0.5, 0.5])], [0, 1, 2]
+    )
+    assert made.mean[0] > 0.55
+    assert made.mean[1:] == pytest.approx(0.5)
+    covariance = made.axes @ made.axes.T
+    assert covariance[1:, 1:] == pytest.approx(covariance[1, 1] * np.eye(3))
+
+
 def test_distances_are_counted_in_standard_deviations() -> None:
     made = Distribution(np.full(2, 0.5), 0.1, 6, 0)
     assert made.distances(np.array([[0.6, 0.5], [0.5, 0.3]]), made.mean) == pytest.approx([1.0, 2.0])

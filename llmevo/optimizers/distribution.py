@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 class Distribution:
     """N(mean, step size² · covariance) over the unit cube, updated by the library `cmaes`.
 
-    The only place that knows the library's internals. `axes` are the covariance's root, so that
+    The only place that knows the library's internals. `axes` are the covariance's symmetric root, so that
     `mean + sigma * axes @ z` is a sample for a standard normal z.
     """
 
@@ -39,7 +39,7 @@ class Distribution:
     @property
     def axes(self) -> Array:
         vectors, lengths = self._strategy._eigen_decomposition()
-        return vectors * lengths
+        return (vectors * lengths) @ vectors.T  # the same on every processor: an eigenvector's sign is anybody's choice
 
     def distances(self, points: Array, other: Array) -> Array:
         """How far points are from another, in standard deviations."""
@@ -47,10 +47,11 @@ class Distribution:
         return np.linalg.norm((points - other) @ vectors / lengths, axis=-1) / self.sigma
 
     def tell(self, points: Sequence[Array], costs: Sequence[float]) -> None:
-        """A population's costs, to be minimised.
+        """Costs, to be minimised, of a population or a part of it.
 
         Points further off than a sample would be are moved towards the mean first (Hansen 2011, "Injecting external
-        solutions into CMA-ES", https://arxiv.org/abs/1110.4181, equation 4): they may lead, never throw.
+        solutions into CMA-ES", https://arxiv.org/abs/1110.4181, equation 4): they may lead, never throw. The places of
+        those missing are taken by the mean as the worst: a step of nothing moves nothing.
         """
         size = len(self.mean)
         most = np.sqrt(size) + 2 * size / (size + 2)
@@ -58,4 +59,6 @@ class Distribution:
         for point, cost in zip(points, costs, strict=True):
             share = min(1.0, most / max(float(self.distances(point, self.mean)), 1e-12))
             told.append((self.mean + share * (point - self.mean), cost))
-        self._strategy.tell(told)
+        for start in range(0, len(told), self.population):
+            part = told[start : start + self.population]
+            self._strategy.tell(part + [(self.mean.copy(), np.inf)] * (self.population - len(part)))

@@ -31,6 +31,10 @@ NOISY = 0.01
 POPULATION = 6
 """Candidates a generation: few, so that the model learns often."""
 
+LEAST_TOLD = POPULATION // 2
+"""Scored candidates that the distribution learns from at least: those that lead in CMA-ES. They are not kept for long,
+since by the next generation it has moved."""
+
 POOL = 40
 """Samples drawn for every candidate scored."""
 
@@ -118,7 +122,7 @@ class Evolution:
             self._known.add(self._features.essence(trial.candidate.genes))
 
     def learn(self, trials: Sequence[Trial]) -> bool:
-        """Move the distribution by scored trials, a population at a time. Whether it moved."""
+        """Move the distribution by scored trials, once there are enough. Whether it moved."""
         if self.distribution is None:
             return False
         points = np.array([self._space.to_unit(trial.candidate.genes) for trial in trials])
@@ -128,13 +132,10 @@ class Evolution:
                 self._fit()
                 values = self._expected(points)
         self._untold += [(self._numbers(point), -float(value)) for point, value in zip(points, values, strict=True)]
-        size, moved = self.distribution.population, False
-        while len(self._untold) >= size:
-            told, self._untold = self._untold[:size], self._untold[size:]
-            with self._threads.limit(limits=1):
-                self.distribution.tell([point for point, _ in told], [cost for _, cost in told])
-            moved = True
-        return moved
+        told, self._untold = (self._untold, []) if len(self._untold) >= LEAST_TOLD else ([], self._untold)
+        with self._threads.limit(limits=1):
+            self.distribution.tell([point for point, _ in told], [cost for _, cost in told])
+        return bool(told)
 
     def _numbers(self, point: Array) -> Array:
         """Of a point what the distribution is over: never nothing."""

@@ -104,8 +104,8 @@ class LlmEvolution(LlmOff):
 
     What an LLM proposes is evaluated only if it is new and the model thinks it possible that it is better than the
     last numeric candidate of the generation, whose place it takes. It moves the distribution only where it was better
-    than most, and no further than a sample could. It never sets the step size or the covariance. So a bad LLM is soon
-    asked for one candidate in 32. Use it whenever there is an LLM; the more it knows of the models, the better.
+    than most, and no further than a sample could. It never sets the step size or the covariance. So a bad LLM soon gets
+    few, one in 32 when none is any good. Use it whenever there is an LLM; the more it knows of the models, the better.
     """
 
     def __init__(self, setup: Setup) -> None:

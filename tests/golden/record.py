@@ -31,8 +31,10 @@ from llmevo.runlog import LOG, RunLog
 SIMULATED = {"proposer": "simulated", "model": "random"}
 
 
-def record(target: Path, optimizer: str, budget: int, llm: dict[str, str], more: int | None = None) -> None:
-    """One run in the working folder; with `more` it goes on with that budget after its end."""
+def record(
+    target: Path, optimizer: str, budget: int, llm: dict[str, str], more: int | None = None, **changes: Any
+) -> None:
+    """One run in the working folder; with `more` it goes on with that budget after. `changes`: keys of it."""
     raw: dict[str, Any] = {
         "genome": {
             "base_model": "base",
@@ -48,6 +50,7 @@ def record(target: Path, optimizer: str, budget: int, llm: dict[str, str], more:
         "search": {"optimizer": optimizer, "budget": budget, "population": 4, "seed": 7},
         "llm": llm,
         "engine": {"backend": "hf", "device": "cpu", "self_check": False},
+        **changes,
     }
     run = Path()  # beside the models, so that no log names a folder of this machine
     Path(LOG).unlink(missing_ok=True)
@@ -75,6 +78,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "0.1-tpe": lambda target: record(target, "tpe", 16, SIMULATED),
     "0.1-spsa": lambda target: record(target, "spsa", 12, SIMULATED),
     "0.1-resumed": lambda target: record(target, "llm", 9, SIMULATED, more=15),
+    "0.1-finalists": lambda target: record(target, "llm-off", 10, SIMULATED, more=14, limit=6),
     "0.1-failures": lambda target: (spoil("two"), record(target, "llm", 12, SIMULATED))[1],
 }
 """By the name of the log. The last one spoils a model."""
