@@ -61,8 +61,8 @@ def hashed(text: str, seed: int) -> float:
 
 
 def words(text: str) -> list[str]:
-    """What a question says, without case, spacing and punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    """What a question says, without case and spacing. Signs stay: `1 - 2` is not `1 + 2`."""
+    return re.findall(r"\w+|[^\w\s]", text.casefold())
 
 
 def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Question]) -> None:

