@@ -50,6 +50,8 @@ TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""
 
+BASELINE = "cma-es"
+
 Point = NDArray[np.float64]
 
 
@@ -335,6 +337,27 @@ def race(options: argparse.Namespace) -> None:
         )
 
 
+def search(options: argparse.Namespace) -> None:
+    """Optimizers on the same seeds, everything asked: the true score of the best-scored recipe so far."""
+    simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    marks = [count for count in (15, 30, 45, 60, 90, 120) if count <= options.budget]
+    print("| optimizer | " + " | ".join(f"after {mark}" for mark in marks) + f" | {BASELINE}'s end reached after |")
+    print("|---" * (len(marks) + 2) + "|")
+    goal: float | None = None
+    for name in [BASELINE, *(n for n in options.optimizers.split(",") if n != BASELINE)]:
+        curves = np.array(
+            [
+                simulated(simulator, space, name, Rules(), options.budget, seed, options.questions).curve
+                for seed in range(options.seeds)
+            ]
+        )
+        mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+        goal = goal if goal is not None else float(mean[-1])
+        reached = next((place + 1 for place, value in enumerate(mean) if value >= goal), None)
+        cells = [f"{mean[mark - 1]:.3f} ± {error[mark - 1]:.3f}" for mark in marks]
+        print(f"| {name} | {' | '.join(cells)} | {reached or 'not reached'} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -349,6 +372,12 @@ def main() -> None:
     racing.add_argument("--questions", type=int, default=64, help="of each of the five tasks")
     racing.add_argument("--optimizer", default="llm-off")
     racing.set_defaults(command=race)
+    searching = commands.add_parser("search", help="how soon optimizers reach the end of cma-es")
+    searching.add_argument("--optimizers", default="cma-es,llm-off,llm:recombiner,llm:random,random,tpe")
+    searching.add_argument("--seeds", type=int, default=20)
+    searching.add_argument("--budget", type=int, default=60)
+    searching.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
+    searching.set_defaults(command=search)
     options = parser.parse_args()
     options.command(options)
 

@@ -153,7 +153,7 @@ def verdict(state: RunState) -> Sequence[str]:
     strongest = max(rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
     noise = _noise(best, strongest, state)
-    if best.candidate == strongest.candidate:
+    if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
     text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of parents and uniform."
     if gain <= 0:

@@ -50,6 +50,7 @@ EXAMPLES: tuple[events.Event, ...] = (
     events.Asked(generation=1, candidates=[CANDIDATE]),
     events.Evaluated(candidate=4, score=0.1 + 0.2, stderr=0.1, tasks=TASKS, items=20, seconds={"merge": 0.1}),
     events.Failed(candidate=4, reason="NaN", seconds={}),
+    events.Selected(candidate=4, generation=1, finalists=5, score=0.3, stderr=0.1, tasks=TASKS, items=20, seconds={}),
     events.Told(generation=1, state="ab12", sigma=None, best=4),
     events.HeldOut(
         row="base", kind="base", candidate=None, score=0.5, stderr=0.1, tasks=TASKS, items=9, seconds={"evaluate": 2.0}
@@ -98,6 +99,7 @@ PROMISED = {
     "asked": "generation candidates",
     "evaluated": "candidate score tasks items seconds",
     "failed": "candidate reason",
+    "selected": "candidate generation finalists score tasks items",
     "told": "generation state sigma",
     "heldout": "row score stderr tasks",
     "run_finished": "best search_score heldout",
@@ -156,7 +158,7 @@ def test_asked_candidates_are_read_with_their_generation() -> None:
     assert asked.read() == [Candidate(4, 3, "llm", {"a/all/weight": 0.3}, "ü")]
 
 
-@pytest.mark.parametrize("place", [4, 7])
+@pytest.mark.parametrize("place", [4, 8])
 def test_a_score_is_read_back_exactly(place: int) -> None:
     event = EXAMPLES[place]
     assert isinstance(event, events.Evaluated | events.HeldOut)

@@ -171,7 +171,7 @@ def test_a_cap_on_the_cost_without_prices_says_what_is_missing(workspace: Worksp
 
 def test_a_strict_run_stops_when_the_llm_is_lost_and_goes_on_when_it_is_back(workspace: Workspace) -> None:
     with serving(Answer({"data": []}), chat(GOOD), refusal(500, "broken"), refusal(500, "broken")) as server:
-        status, printed = searched(workspace, server, "--strict-llm", "--api-key", KEY, budget=24)
+        status, printed = searched(workspace, server, "--strict-llm", "--api-key", KEY, budget=44)
         assert status == 1, printed
         assert "broken" in printed
         assert "llmevo resume run" in printed
@@ -182,7 +182,7 @@ def test_a_strict_run_stops_when_the_llm_is_lost_and_goes_on_when_it_is_back(wor
         status, printed = workspace.llmevo("resume", "run", "--api-key", KEY)
     assert status == 0, printed
     assert workspace.events("run")[: len(before)] == before
-    assert len(workspace.state("run").trials) == 24
+    assert len(workspace.state("run").trials) == 44
 
 
 def test_a_run_stopped_between_an_answer_and_its_repair_resumes_with_the_repair(workspace: Workspace) -> None:

@@ -273,11 +273,11 @@ def test_what_is_recommended_is_the_best_score_where_scores_are_exact_and_the_li
             optimizer.tell([Trial(*row) for row in scored])
             genes, origins = ask(optimizer, silent)
             told = [trial(SIZE * generation + i, g, 0.0, origins[i]) for i, g in enumerate(genes)]
-        worst = min(told, key=lambda row: height(row.candidate.genes)).candidate
-        optimizer.tell([Trial(worst, Score(1.05, stderr, {}, 10))])  # 0.05 above the surface's top
+        far = trial(99, space().clamp({gene.name: 0.0 for gene in space().genes}), 0.0, "gaussian").candidate
+        optimizer.tell([Trial(far, Score(1.05, stderr, {}, 10))])  # 0.05 above the surface's top
         recommended = optimizer.recommend()
         assert recommended is not None
-        assert (recommended.candidate == worst) is lucky
+        assert (recommended.candidate == far) is lucky
 
 
 def test_nothing_is_asked_for_twice() -> None:
