@@ -38,10 +38,10 @@ class Again:
 
 
 def rescore(recorded: Sequence[events.Event], rig: Rig, count: int) -> list[Again]:
-    """The `count` best, the best first. Loads the engine."""
+    """The `count` best of those that were asked everything, the best first. Loads the engine."""
     state = RunState.fold(iter(recorded))
     logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
-    best = sorted((trial for trial in state.trials.values() if trial.score), key=lambda trial: -trial.value)[:count]
+    best = state.asked_all[:count]
     return [_again(rig, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
 
 
