@@ -78,8 +78,9 @@ def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Qu
 
 
 def near_duplicates(questions: Iterable[Question], others: Iterable[Question]) -> list[tuple[Question, Question]]:
-    """Questions that are nearly among the others, each with the one it is like. Texts under ten words are not judged:
-    two sums may differ in a digit and be two questions.
+    """Questions that are nearly among the others, each with the one it is like.
+
+    Texts under ten words are not judged, and other numbers make another question.
     """
     known: list[Question] = []
     pieces: list[set[tuple[str, ...]]] = []
@@ -94,10 +95,16 @@ def near_duplicates(questions: Iterable[Question], others: Iterable[Question]) -
     for question in questions:
         own = _shingles(question[1])
         shared = Counter(place for shingle in own for place in holders.get(shingle, ()))
-        for place, count in shared.most_common(1):
-            if count / (len(own) + len(pieces[place]) - count) >= NEAR:
+        for place, count in shared.most_common(5):
+            near = count / (len(own) + len(pieces[place]) - count) >= NEAR
+            if near and _numbers(question[1]) == _numbers(known[place][1]):
                 found.append((question, known[place]))
+                break
     return found
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"\d+", text)
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from workspace import Workspace
 from llmevo import preflight
 from llmevo.config import read_config
 from llmevo.preflight import architecture, licensing, room, tokens
+from llmevo.preflight.asking import questions
 from llmevo.preflight.base import Finding
 from llmevo.preflight.vectors import rounded, rounding_loss, vectors
 from llmevo.rig import Rig
@@ -240,3 +241,17 @@ def test_a_run_begins_with_a_few_lines_of_warning(workspace: Workspace) -> None:
     assert status == 0, printed
     assert "! two: rope_theta is 500000.0, that of base 10000.0" in printed
     assert len(preflight.brief(rig(workspace), most=1)) == 2
+
+
+def test_held_out_questions_that_are_nearly_searched_on_are_counted(workspace: Workspace) -> None:
+    story = "Ann has three red apples and gives one of them to Bob who eats it while Carl is watching them both"
+    story += " from the garden behind the house of his aunt"
+    for name, end in (("letters", "today"), ("letters_heldout", "now")):
+        file = workspace.root / "tasks" / f"{name}.jsonl"
+        rows = file.read_text().splitlines()
+        file.write_text(
+            "\n".join([json.dumps({**json.loads(rows[0]), "question": f"{story} {end}"}), *rows[1:]]) + "\n"
+        )
+    found = only(questions(rig(workspace)))
+    assert found.model == "heldout questions"
+    assert found.what.startswith("1 are nearly search questions")

@@ -73,3 +73,5 @@ def test_near_duplicates_are_found_and_short_questions_are_not_judged() -> None:
     changed = ("heldout", f"{story} today")
     other = ("heldout", "Carl watches while Bob eats one of the three apples that Ann had and gave away to him today")
     assert near_duplicates([changed, other, ("heldout", "What is 1 + 3?")], search) == [(changed, search[0])]
+    years = [("years", f"{story} in the year {year} of our count, as everybody knows who was there") for year in (1, 2)]
+    assert not near_duplicates(years[:1], years[1:])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
 from llmevo.preflight.architecture import dtypes, functions, rope, tied_heads
+from llmevo.preflight.asking import questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
 from llmevo.preflight.room import memory
@@ -18,6 +19,7 @@ Check = Callable[[Rig], Findings]
 
 CHECKS: Sequence[Check] = (
     memory,
+    questions,
     chat_templates,
     vocabularies,
     special_tokens,
