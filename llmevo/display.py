@@ -83,8 +83,9 @@ class Display:
                 done = done if [*budget.bounds] == ["evaluations"] else budget.words(state)
                 note = f", {trial.candidate.note}" if trial.candidate.note else ""
                 left = f", {clock(seconds_left(state, budget))} left"
-                stopped = isinstance(event, events.Evaluated) and event.rival is not None and trial.score
-                early = f" (stopped after {trial.score.items} questions)" if stopped and trial.score else ""
+                early = ""
+                if isinstance(event, events.Evaluated) and event.rival is not None:
+                    early = f" (stopped after {event.items} questions)"
                 return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}{left}"
             case events.Told():
                 best = state.best
@@ -138,8 +139,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
 
 def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
     """The standard error of the difference of two rows: paired where every question's score is known."""
-    config = parse_config(state.started.config, "the log") if state.started else None
-    weights = {task.name: task.weight for task in config.heldout_tasks} if config else {}
+    weights = {task.name: task.weight for task in state.heldout_tasks}
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
         return difference(one.item_scores, other.item_scores, weights, in_general=True).error
     return (one.stderr**2 + other.stderr**2) ** 0.5

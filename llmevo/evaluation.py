@@ -129,14 +129,15 @@ class Evaluator:
 
         The score of one that was stopped is the rival's and the difference on what both were asked.
         """
-        parts: list[Score] = []
-        for place in range(len(self.blocks)):
-            parts.append(self.score_block(lm, place))
-            score = joined(self.tasks, parts)
+        score = self.score_block(lm, 0)
+        parts = [score]
+        while len(parts) < len(self.blocks):
             gap = difference(score.item_scores, rival.item_scores, self.weights)
             if beaten(gap, len(parts), len(self.blocks), error_rate):
                 return replace(score, total=rival.total + gap.mean)
-        return joined(self.tasks, parts)
+            parts.append(self.score_block(lm, len(parts)))
+            score = joined(self.tasks, parts)
+        return score
 
     def score_block(self, lm: LM, place: int) -> Score:
         """Ask one part of the questions; see `score`."""

@@ -9,7 +9,6 @@ from typing import Any, Self
 from huggingface_hub import ModelCardData
 
 from llmevo import events
-from llmevo.config import parse_config
 from llmevo.errors import RunError
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
@@ -137,8 +136,7 @@ def _heldout_table(state: RunState) -> Sequence[str]:
     if not rows:
         return []
     tasks = [*rows[0].tasks]
-    tasks_held = parse_config(state.started.config, "the log").heldout_tasks if state.started else []
-    metrics = {task.name: task.metric for task in tasks_held}
+    metrics = {task.name: task.metric for task in state.heldout_tasks}
     header = ["model", "score", *tasks]
     table = [header, ["---"] * len(header)]
     for row in rows:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmevo.budget import Budget
-from llmevo.config import Config, parse_config
+from llmevo.config import Config
 from llmevo.progress import clock, failures, seconds_left
 from llmevo.runlog import RunState
 from llmevo.trial import Metrics, Score, Trial
@@ -140,8 +140,7 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
 
 def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
     """The table that counts: questions nothing was chosen by."""
-    tasks_held = parse_config(state.started.config, "the log").heldout_tasks if state.started else []
-    metrics = {task.name: task.metric for task in tasks_held}
+    metrics = {task.name: task.metric for task in state.heldout_tasks}
     held = [*state.heldout.values()]
     kept = _strongest(
         held, None if rows is None else rows - 3, lambda row: (row.kind in ("best", "uniform"), row.score)

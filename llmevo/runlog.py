@@ -15,7 +15,9 @@ from typing import Self
 
 from llmevo import events
 from llmevo.changes import applied
+from llmevo.config import parse_config
 from llmevo.errors import LogError, RunError
+from llmevo.tasks import Task
 from llmevo.trial import Candidate, Trial
 
 LOG = "events.jsonl"
@@ -99,6 +101,11 @@ class RunState:
         self.finished = None
         if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
             self.heldout = {}
+
+    @property
+    def heldout_tasks(self) -> list[Task]:
+        """What is held out, as the run's config says."""
+        return parse_config(self.started.config, LOG).heldout_tasks if self.started else []
 
     @property
     def best(self) -> Trial | None:
