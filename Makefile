@@ -18,9 +18,6 @@ check: $(VENV)/.dev  ## everything a change has to pass
 	$(BIN)/pyright
 	$(BIN)/pytest
 
-parity: $(VENV)/.dev  ## the table of how far every method's result is from mergekit's
-	$(BIN)/python tests/parity.py
-
 vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
 
 parity: $(VENV)/.dev  ## which merges equal mergekit's, method by architecture

@@ -41,6 +41,7 @@ ORDER = [
     "tasks",
     "questions",
     "racing",
+    "weighing",
     "evaluation",
     "loggers",
     "config",

@@ -14,8 +14,9 @@ from tiny_model import tiny_llama, tiny_tokenizer
 
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, TaskError
-from llmevo.evaluation import Evaluator, joined, weigh
+from llmevo.evaluation import Evaluator
 from llmevo.tasks import Protocol, Task
+from llmevo.weighing import joined, weigh
 
 ROWS: list[dict[str, Any]] = [
     {"question": f"{a} + {b} =", "choices": [str(a + b), "7", "no"], "answer": 0} for a in range(4) for b in range(5)

@@ -1,0 +1,24 @@
+"""What a question, its right answer and a reply are in words, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TEXT = 600
+"""Characters that are kept of a question (its end), an answer and a reply (their beginnings)."""
+
+
+def answer(leaf: Any, document: Any) -> str:
+    """The right answer of a question, in words."""
+    target = leaf.doc_to_target(document)
+    if isinstance(target, int) and leaf.config.doc_to_choice is not None:
+        target = leaf.doc_to_choice(document)[target]
+    return str(target)[:TEXT]
+
+
+def reply(leaf: Any, sample: Mapping[str, Any]) -> str:
+    """What a model answered to a question: its text, or the choice it found likeliest."""
+    found = sample["filtered_resps"]
+    if leaf.OUTPUT_TYPE == "multiple_choice":
+        choices = leaf.doc_to_choice(sample["doc"])
+        return str(choices[max(range(len(choices)), key=lambda place: found[place][0])])[:TEXT]
+    return str(found[0])[:TEXT] if leaf.OUTPUT_TYPE == "generate_until" else ""

@@ -1,0 +1,52 @@
+"""The score of several tasks, and of several parts of their questions, as one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llmevo.errors import CandidateError
+from llmevo.tasks import Task
+from llmevo.trial import Score
+
+
+def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items: int) -> Score:
+    """The objective: Σ weight · metric, and its standard error from independent tasks."""
+    total, variance = 0.0, 0.0
+    metrics: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
+        value = found.get(task.metric, math.nan)
+        if not math.isfinite(value):
+            raise CandidateError(f"the metric {task.metric} of {task.name} is {value}, not a number")
+        total += task.weight * value
+        name, _, filter_ = task.metric.partition(",")
+        stderr = found.get(f"{name}_stderr,{filter_}", 0.0)
+        variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
+        metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value) and key != "alias"}
+    return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
+
+
+def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
+    """The score on several parts together, as if they had been asked at once. Of means over questions only."""
+    if len(parts) == 1:
+        return parts[0]
+    item_scores = {name: [v for part in parts for v in part.item_scores[name]] for name in parts[0].item_scores}
+    replies = {name: [r for part in parts for r in part.replies[name]] for name in parts[0].replies}
+    results: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        counts = np.array([len(part.item_scores[task.name]) for part in parts], dtype=float)
+        shares = counts / counts.sum()
+        for key in parts[0].tasks[task.name]:
+            values = np.array([part.tasks[task.name].get(key, math.nan) for part in parts])
+            # A standard error falls with the number of questions; the counted metric's follows from its questions.
+            is_error = "_stderr," in key
+            value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
+            results.setdefault(task.name, {})[key] = value
+        metric, _, filter_ = task.metric.partition(",")
+        own = item_scores[task.name]
+        results[task.name][task.metric] = sum(own) / len(own)
+        results[task.name][f"{metric}_stderr,{filter_}"] = float(np.std(own, ddof=1) / math.sqrt(len(own)))
+    return replace(weigh(tasks, results, sum(map(len, item_scores.values()))), item_scores=item_scores, replies=replies)
