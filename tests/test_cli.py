@@ -65,7 +65,7 @@ def test_a_wrong_value_is_named_with_the_way_out(
 ) -> None:
     if changes.get("tasks") == ["leters"]:
         # Only the user's own tasks are looked through here: reading lm-eval's thousands takes long.
-        workspace.monkeypatch.setattr("llmevo.evaluation.TaskManager", _OwnTasks)
+        workspace.monkeypatch.setattr("llmevo.tasks.loading.TaskManager", _OwnTasks)
     fails(workspace, workspace.config(**changes), *says)
 
 

@@ -294,7 +294,7 @@ def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
         assert include_defaults or include_path
         return TaskManager(include_path=include_path, include_defaults=False)
 
-    monkeypatch.setattr("llmevo.evaluation.TaskManager", manager)
+    monkeypatch.setattr("llmevo.tasks.loading.TaskManager", manager)
 
 
 @pytest.mark.usefixtures("own_tasks_only")
