@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llmevo.compare import Comparison
 from llmevo.drawing import draw
-from llmevo.runlog import write_whole
+from llmevo.durable import write_whole
 from llmevo.tables import markdown
 
 NAME = "comparison"

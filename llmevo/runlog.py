@@ -16,6 +16,7 @@ from typing import Self
 from llmevo import events
 from llmevo.changes import applied
 from llmevo.config import parse_config
+from llmevo.durable import sync, write_whole
 from llmevo.errors import LogError, RunError
 from llmevo.tasks import Task
 from llmevo.trial import Candidate, Trial
@@ -171,7 +172,7 @@ class RunLog:
             with _errors(self.file):
                 os.truncate(self._descriptor, self._size)
                 os.lseek(self._descriptor, self._size, os.SEEK_SET)
-                _sync_folder(folder)  # a new file's name is not on the disk before its folder is
+                sync(folder)  # a new file's name is not on the disk before its folder is
         except BaseException:
             self.close()
             raise
@@ -257,28 +258,6 @@ def _failure(file: Path, error: OSError) -> LogError:
         f"{what}: {file} cannot be written ({error.strerror}). Nothing that was scored is lost:"
         f" once that is mended, `llmevo resume {file.parent}` goes on"
     )
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replace a file as a whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")  # one name: what a crash leaves is overwritten
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def holds_run(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmevo.durable import sync, sync_tree
 from llmevo.errors import UserError
 from llmevo.merging import Seed, merge
 from llmevo.planning import DEPTH_KEYS, depth_of, plan
@@ -74,7 +75,9 @@ def whole_folder(out: Path) -> Generator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
+        sync_tree(partial)  # a name that outlives a power cut stands for files that do
         partial.replace(out)
+        sync(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error})") from error
     finally:
