@@ -1,6 +1,8 @@
 """How far a run is, and how long it still takes; read off its events."""
 
 from llmevo.budget import Budget
+from llmevo.config import Search
+from llmevo.events import RunStarted, Selected
 from llmevo.runlog import RunState
 
 
@@ -14,18 +16,44 @@ def spent(state: RunState) -> tuple[int, float]:
     """Questions answered, and the seconds that took; what was taken over from another candidate took none."""
     items = sum(trial.score.items for trial in state.trials.values() if trial.score)
     seconds = sum(sum(trial.seconds.values()) for trial in state.trials.values() if trial.score)
-    rows = state.heldout.values()
+    rows = [*state.selected.values(), *state.heldout.values()]
     return items + sum(row.items for row in rows), seconds + sum(sum(row.seconds.values()) for row in rows)
 
 
 def items_left(state: RunState, budget: Budget) -> int:
-    """Questions still to be answered, those held out included."""
+    """Questions still to be answered, those of finalists and those held out included."""
     if state.started is None or state.finished:
         return 0
+    return round(_search_items(state, budget) + _selection_items(state, state.started) + _heldout_items(state))
+
+
+def _search_items(state: RunState, budget: Budget) -> float:
+    """Candidates to come answer what those of the search have answered on average: racing stops many early."""
+    if _current(state) or (state.heldout and not state.resumed):
+        return 0
+    searched = [t.score.items for t in state.trials.values() if t.score and t.candidate.generation]
+    items = sum(searched) / len(searched) if searched else state.started.items if state.started else 0
+    return budget.ahead(state) * items
+
+
+def _selection_items(state: RunState, started: RunStarted) -> int:
+    """Those who reach the end are at most the finalists of the config, the best parent and the uniform merge."""
+    chosen = _current(state)
+    most = int(started.config.get("search", {}).get("finalists", Search().finalists)) + 2
+    return started.selection_items * ((chosen[0].finalists if chosen else most) - len(chosen))
+
+
+def _heldout_items(state: RunState) -> int:
+    if state.started is None or not state.started.heldout_items:
+        return 0
     start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
-    rows = start_rows + 2 if state.started.heldout_items else 0  # the base and the best besides
-    searched = 0 if state.heldout else budget.ahead(state) * state.started.items
-    return searched + max(0, rows - len(state.heldout)) * state.started.heldout_items
+    rows = start_rows + 2  # the base and the best besides
+    return max(0, rows - len(state.heldout)) * state.started.heldout_items
+
+
+def _current(state: RunState) -> list[Selected]:
+    """Finalists that have been asked since the search came to its end."""
+    return [event for event in state.selected.values() if event.generation == len(state.told)]
 
 
 def failures(state: RunState) -> list[str]:

@@ -64,8 +64,8 @@ class Scoreboard:
         if not answered:
             return 0.0
         budget = self.tournament.config.search.budget
-        # One that has not begun is as long as any: as one that has its first event only.
-        whole = items_left(RunState(started=begun[0].started, candidates=begun[0].candidates), budget)
+        # One that has not begun will be as long as those that have are, or look to become.
+        whole = sum(spent(state)[0] + items_left(state, budget) for state in begun) / len(begun)
         left = sum(items_left(state, budget) if state.started else whole for state in self._states.values())
         return left * seconds / answered
 

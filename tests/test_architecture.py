@@ -86,6 +86,7 @@ ORDER = [
     "terminal",
     "commands",
     "cli",
+    "__main__",
 ]
 """Each module may import only what stands above it."""
 
