@@ -11,7 +11,6 @@ from llmevo.journal import Journal
 from llmevo.prompting import Prompt, Reading
 from llmevo.runlog import RunState
 
-AGAIN = "That could not be used: {problems}. Answer again in the form that was asked for, and with nothing else."
 QUOTED = 4000
 """Letters of an unreadable answer that are shown to the LLM again."""
 
@@ -25,7 +24,7 @@ def answer(bench: Bench, journal: Journal, prompt: Prompt) -> Reading:
     if event.reply is None or not _worth_repairing(bench.config.llm, journal.state, prompt, reading):
         return reading
     said = {"role": "assistant", "content": event.reply[:QUOTED]}
-    asked = {"role": "user", "content": AGAIN.format(problems="; ".join(reading.problems[:5]))}
+    asked = {"role": "user", "content": bench.templates.render("repair.j2", problems="; ".join(reading.problems[:5]))}
     return _turn(bench, journal, replace(prompt, messages=(*prompt.messages, said, asked)), repair=True)[1]
 
 

@@ -16,7 +16,8 @@ from llmevo.prompting.view import variables
 
 __all__ = ["FILES", "answer_model", "ask", "read"]
 
-FILES = ("chat_system.j2", "chat_user.j2")
+FILES = ("chat_system.j2", "chat_user.j2", "repair.j2")
+"""The question, and what is said when its answer cannot be used."""
 
 
 def ask(question: Question, templates: Templates, seed: int) -> Prompt:
@@ -26,7 +27,7 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
     texts: list[str] = []
     for detail in DETAILS:
         shown = {**variables(question, sheet, evidence, detail), "schema": json.dumps(schema)}
-        texts = [templates.render(file, **shown) for file in FILES]
+        texts = [templates.render(file, **shown) for file in FILES[:2]]
         if sum(map(tokens, texts)) <= TOKENS:
             break
     return Prompt(
