@@ -9,6 +9,7 @@ from typing import Any
 
 from llmevo.errors import TaskError
 from llmevo.tasks import Protocol
+from llmevo.tasks.words import wording
 
 SHINGLE = 5
 """Words that are compared together."""
@@ -30,7 +31,7 @@ def chosen(name: str, leaf: Any, protocol: Protocol) -> list[int]:
     places = [*range(len(documents))]
     if protocol.share:
         low, high = protocol.share
-        places = [p for p in places if low <= hashed(str(leaf.doc_to_text(documents[p])), protocol.seed) < high]
+        places = [p for p in places if low <= hashed(wording(leaf, documents[p]), protocol.seed) < high]
     if protocol.shuffle:
         random.Random(f"{protocol.seed}/{name}").shuffle(places)
     end = None if protocol.limit is None else protocol.after + protocol.limit

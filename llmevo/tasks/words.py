@@ -7,6 +7,20 @@ TEXT = 600
 """Characters that are kept of a question (its end), an answer and a reply (their beginnings)."""
 
 
+def wording(leaf: Any, document: Any) -> str:
+    """What is asked, in words: what tells one question from another.
+
+    Tasks that predict a whole text ask nothing before it, and of those that fill a gap lm-eval's question is the number
+    of the right choice; their texts are in what is predicted and in the choices.
+    """
+    text = leaf.doc_to_text(document)
+    if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
+        return str(text) or str(leaf.doc_to_target(document))
+    if isinstance(text, int) and leaf.config.doc_to_choice is not None:
+        return " / ".join(map(str, leaf.doc_to_choice(document))) + f" … {leaf.doc_to_target(document)}"
+    return str(text)
+
+
 def answer(leaf: Any, document: Any) -> str:
     """The right answer of a question, in words."""
     target = leaf.doc_to_target(document)
