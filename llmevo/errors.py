@@ -10,6 +10,7 @@
     │   └── RunError          a run folder is taken, torn, or of a newer llmevo
     ├── EngineError           the engine does not hold what it should: the run stops, exit status 1
     ├── LogError              the disk is full or fails: the run stops, resumably, exit status 1
+    ├── JudgeError            the judge is lost: the run stops, resumably, exit status 1
     ├── CandidateError        one candidate failed; the run goes on without it
     └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
 
@@ -58,6 +59,10 @@ class EngineError(LlmevoError):
 
 class LogError(LlmevoError):
     """The run's folder cannot be written. What it holds already is whole."""
+
+
+class JudgeError(LlmevoError):
+    """The LLM that judges replies gives no verdicts. No candidate is to blame; what was judged is in the log."""
 
 
 class CandidateError(LlmevoError):

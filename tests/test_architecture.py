@@ -40,6 +40,7 @@ ORDER = [
     "engines",
     "selfcheck",
     "tasks",
+    "judging",
     "questions",
     "racing",
     "weighing",

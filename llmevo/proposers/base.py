@@ -29,6 +29,12 @@ class Connection:
     """For `recorded`: an earlier run's folder or events.jsonl."""
     price: tuple[float, float] = (0.0, 0.0)
     """Money per million prompt and completion tokens."""
+    section: str = "llm"
+    """Where in the config this stands, for messages."""
+
+    def way(self, option: str) -> str:
+        """What mends a key of it: the option of the command line, which only `llm` has."""
+        return f"--{option.replace('_', '-')}" if self.section == "llm" else f"its {option}"
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,15 @@ SAID_OF = {
 }
 """How a refusal names the option it is about."""
 
-OTHERWISE = {"max_completion_tokens": "max_tokens"}
-"""What older servers call an option."""
+OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+"""What other servers call an option."""
+
+
+def _formats(schema: Any) -> list[dict[str, Any]]:
+    """The ways to hold an answer to a schema: OpenAI's, and llama-cpp-python's, which refuses that."""
+    named = {"name": "Answer", "schema": schema, "strict": True}
+    return [{"type": "json_schema", "json_schema": named}, {"type": "json_object", "schema": schema}]
+
 
 LETTERS = 4
 """Letters a token, roughly: for servers that do not count."""
@@ -49,12 +56,15 @@ class OpenAIProposer:
     def __init__(self, connection: Connection) -> None:
         """Raises ProposerRefused without a key for OpenAI's own server; a server of one's own may need none."""
         if not connection.api_key and not connection.base_url:
+            ours = connection.section == "llm"
             raise ProposerRefused(
-                "llm: there is no API key; set OPENAI_API_KEY or give --api-key, name your own server with --base-url,"
-                " or use a model on this machine with `llm: {proposer: local}`"
+                f"{connection.section}: there is no API key; set OPENAI_API_KEY or give"
+                f" {connection.way('api_key' if ours else 'api_key_file')}, name your own server with"
+                f" {connection.way('base_url')}"
+                + (", or use a model on this machine with `llm: {proposer: local}`" if ours else "")
             )
         if connection.api_key and not (connection.api_key.isascii() and connection.api_key.isprintable()):
-            raise ProposerRefused("llm: the API key holds characters that no key has; copy it again")
+            raise ProposerRefused(f"{connection.section}: the API key holds characters that no key has; copy it again")
         self._connection = connection
         self.model = connection.model or DEFAULT_MODEL
         # Of openai 2 and 3 alike: both take httpx's client, though only the types of 2 say so.
@@ -69,10 +79,15 @@ class OpenAIProposer:
             default_headers=PLAIN,
             http_client=http,
         )
-        self._options: dict[str, Any] = {"max_completion_tokens": connection.max_tokens, "seed": None}
+        # Servers of one's own may not know the new name, and some pass over what they do not know.
+        longest = "max_tokens" if connection.base_url else "max_completion_tokens"
+        self._options: dict[str, Any] = {longest: connection.max_tokens, "seed": None}
         if connection.temperature is not None:
             self._options["temperature"] = connection.temperature
-        self._with_schema = True
+        self._tried: set[str] = set()
+        """Options that were refused, under whatever name."""
+        self._format = 0
+        """Which of the ways to ask for a schema the server takes; past the last, none."""
         self._lost = False
 
     def check(self) -> None:
@@ -82,7 +97,8 @@ class OpenAIProposer:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
             raise ProposerRefused(
-                f"llm: no server answers at {self._client.base_url} ({self._hidden(error)}); check --base-url"
+                f"{self._connection.section}: no server answers at {self._client.base_url} ({self._hidden(error)});"
+                f" check {self._connection.way('base_url')}"
             ) from None
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             pass  # a server without a list of models may still answer
@@ -110,47 +126,55 @@ class OpenAIProposer:
             return reply
         except (AttributeError, TypeError):  # JSON, or a page, of another kind
             text = self._hidden(ValueError(completion))
-            raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check --base-url") from None
+            way = self._connection.way("base_url")
+            raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check {way}") from None
 
     def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
         """One request. An option that the server refuses is left out and the request repeated.
 
-        An option that the refusal names is left out ever after, or called what older servers call it; a schema also
-        when the refusal names nothing, but then for this request only: the fault may lie elsewhere.
+        An option that the refusal names is left out ever after, or asked for as other servers want it; a schema also
+        when the refusal names nothing, but then for this request only: the fault may lie elsewhere. Some servers refuse
+        with the status of a failure.
         """
         options: dict[str, Any] = {
             name: prompt.seed if name == "seed" else value for name, value in self._options.items()
         }
-        if self._with_schema and prompt.schema:
-            schema = {"name": "Answer", "schema": prompt.schema, "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        formats = _formats(prompt.schema)[self._format :] if prompt.schema else []
         while True:
+            asked: dict[str, Any] = {**options, "response_format": formats[0]} if formats else options
             try:
                 return self._client.chat.completions.create(
-                    model=self.model,
-                    messages=cast(Any, prompt.messages),
-                    **options,
+                    model=self.model, messages=cast(Any, prompt.messages), **asked
                 )
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                named = next((name for name in options if any(word in str(error) for word in SAID_OF[name])), None)
-                refused = named or ("response_format" if "response_format" in options else None)
+            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
+                named = next((name for name in asked if any(word in str(error) for word in SAID_OF[name])), None)
+                failed = isinstance(error, openai.InternalServerError)
+                refused = named or ("response_format" if formats and not failed else None)
                 if refused is None:
                     raise
                 problems.append(
                     f"the server refused a request with {refused}; asked without it ({self._hidden(error)})"
                 )
-                value, other = options.pop(refused), OTHERWISE.get(refused)
-                if other:
-                    options[other] = value
-                if named:
-                    self._options = {name: options[name] for name in options if name != "response_format"}
-                    self._with_schema = self._with_schema and named != "response_format"
+                if refused == "response_format":
+                    formats = formats[1:] if named else []
+                    self._format += bool(named)
+                else:
+                    self._leave_out(refused, options)
+
+    def _leave_out(self, name: str, options: dict[str, Any]) -> None:
+        """From these options and all later ones; under its other name, if it has one that was not refused yet."""
+        self._tried.add(name)
+        value, other = options.pop(name), OTHERWISE.get(name)
+        if other and other not in self._tried:
+            options[other] = value
+        self._options = dict(options)
 
     def _reply(self, prompt: Prompt, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
         text = writable((choice.message.content if choice else None) or "")
         if choice and choice.finish_reason == "length":
-            problems.append(f"the answer was cut at {self._connection.max_tokens} tokens; raise llm.max_tokens")
+            most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
+            problems.append(f"the answer was cut at {most}")
         usage = completion.usage
         read = sum(len(message["content"]) for message in prompt.messages)
         spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (read // LETTERS, len(text) // LETTERS)
@@ -161,8 +185,8 @@ class OpenAIProposer:
 
     def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
         return ProposerRefused(
-            f"llm: {self._client.base_url} refuses ({self._hidden(error)}); check the API key, --base-url and --model"
-            f" {self.model}"
+            f"{self._connection.section}: {self._client.base_url} refuses ({self._hidden(error)}); check the API key,"
+            f" {self._connection.way('base_url')} and {self._connection.way('model')} {self.model}"
         )
 
     def _reason(self, state: RetryCallState) -> str:

@@ -1,0 +1,61 @@
+"""Where a person votes: two replies to a prompt, and a key."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+KEYS: dict[str, Literal["first", "second", "tie", "skip"]] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
+HELP = "Which is better?  a  b  t(ie)  s(kip)  q(uit; `llmevo resume` goes on here)"
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What a person is shown."""
+
+    task: str
+    prompt: str
+    first: str
+    second: str
+    left: int
+    """Votes on this candidate still to come, this one included."""
+
+
+Booth = Callable[[Showing], Literal["first", "second", "tie", "skip"]]
+"""Asks a person. Raises KeyboardInterrupt when the person wants to stop."""
+
+
+def booth(console: Console, key: Callable[[], str], paused: Callable[[], AbstractContextManager[None]]) -> Booth:
+    """A booth in a terminal. `key` waits for one key; `paused` keeps everything else from being shown meanwhile."""
+
+    def ask(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+        with paused():
+            console.rule(Text(f"{showing.task}: {showing.left} to vote on"), align="left")
+            console.print(Panel(Text(showing.prompt), title="prompt", title_align="left"))
+            width = max(20, console.width // 2 - 1)
+            console.print(
+                Columns(
+                    Panel(Text(text or "(nothing)"), title=name, title_align="left", width=width)
+                    for name, text in (("A", showing.first), ("B", showing.second))
+                )
+            )
+            console.print(HELP, highlight=False, markup=False)
+            while (pressed := _pressed(key)) not in KEYS:
+                if pressed in ("q", "\x04", ""):
+                    raise KeyboardInterrupt
+            console.print(f"{pressed}\n", highlight=False)
+            return KEYS[pressed]
+
+    return ask
+
+
+def _pressed(key: Callable[[], str]) -> str:
+    try:
+        return key().lower()
+    except EOFError:
+        return ""
