@@ -63,7 +63,7 @@ def test_the_request_carries_the_messages_the_schema_the_seed_and_the_key() -> N
     assert request["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert request["messages"][0]["content"].startswith("score")
     assert (request["model"], request["seed"]) == ("m", 41)
-    assert (request["max_completion_tokens"], request["temperature"]) == (99, 0.5)
+    assert (request["max_tokens"], request["temperature"]) == (99, 0.5)
 
 
 def test_without_a_temperature_and_a_schema_the_request_names_none() -> None:
@@ -128,13 +128,28 @@ def test_an_unreachable_server_is_given_up_after_the_retries(slept: list[float])
     assert len(slept) == 1
 
 
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_a_server_with_another_way_to_name_a_schema_is_asked_that_way_then_and_ever_after(status: int) -> None:
+    refused = "response_format.type: Input should be 'text' or 'json_object'"  # llama-cpp-python, with status 500
+    with serving(refusal(status, refused), chat("x")) as server:
+        asking = proposer(server)
+        assert asking.answer(prompt()).text == "x"
+        asking.answer(prompt())
+    assert [request["response_format"]["type"] for request in server.requests] == [
+        "json_schema",
+        "json_object",
+        "json_object",
+    ]
+    assert server.requests[-1]["response_format"]["schema"] == {"type": "object"}
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_server_without_schemas_is_asked_without_one_then_and_ever_after(status: int) -> None:
-    with serving(refusal(status, "response_format?"), chat("x")) as server:
+    with serving(refusal(status, "response_format?"), refusal(status, "response_format?"), chat("x")) as server:
         asking = proposer(server)
         first, second = asking.answer(prompt()), asking.answer(prompt())
     sent = ["response_format" in request for request in server.requests]
-    assert sent == [True, False, False]
+    assert sent == [True, True, False, False]
     assert "without it" in first.problems[0]
     assert second.problems == ()
 
@@ -149,7 +164,7 @@ def test_a_refusal_that_names_no_option_costs_one_repetition_and_changes_nothing
     assert all(request["temperature"] == 0.1 for request in server.requests)
 
 
-@pytest.mark.parametrize("option", ["temperature", "max_completion_tokens"])
+@pytest.mark.parametrize("option", ["temperature", "max_tokens"])
 def test_an_option_that_a_refusal_names_is_never_sent_again(option: str) -> None:
     with serving(refusal(400, f"Unsupported parameter: {option}"), chat("x")) as server:
         asking = proposer(server, temperature=0.1)
@@ -213,17 +228,18 @@ def test_an_answer_that_drips_in_is_given_up_in_time() -> None:
         proposer(server, timeout=0.2, retries=0).answer(prompt())
 
 
-def test_a_server_that_knows_the_older_name_of_the_token_limit_is_told_that() -> None:
-    with serving(refusal(400, "Unsupported parameter: max_completion_tokens"), chat("x")) as server:
+def test_a_server_that_knows_the_other_name_of_the_token_limit_is_told_that() -> None:
+    refused = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+    with serving(refusal(400, refused), chat("x")) as server:
         asking = proposer(server, max_tokens=99)
         asking.answer(prompt())
         asking.answer(prompt())
-    assert [request.get("max_tokens") for request in server.requests] == [None, 99, 99]
-    assert "max_completion_tokens" not in server.requests[-1]
+    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 99, 99]
+    assert "max_tokens" not in server.requests[-1]
 
 
 def test_a_server_that_knows_none_of_the_options_is_asked_without_any_at_a_bounded_cost() -> None:
-    names = ("temperature", "seed", "max_completion_tokens", "max_tokens", "response_format")
+    names = ("temperature", "seed", "max_tokens", "max_completion_tokens", "response_format", "response_format")
     refusals = [refusal(400, f"unknown field {name}") for name in names]
     with serving(*refusals, chat("x")) as server:
         asking = proposer(server, temperature=0.5)
@@ -237,7 +253,7 @@ def test_a_server_that_refuses_everything_is_given_up_once_nothing_is_left_to_le
     with serving(refusal(400, "max_tokens, seed, temperature, response_format: no")) as server:
         with pytest.raises(ProposerError):
             proposer(server, temperature=0.5, retries=4).answer(prompt())
-        assert len(server.requests) <= 6
+        assert len(server.requests) <= 7
 
 
 def test_an_answer_cut_at_the_token_limit_says_so() -> None:
