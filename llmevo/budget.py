@@ -1,4 +1,4 @@
-"""What a search may spend: evaluations, questions, minutes and the LLM's cost. Whichever is spent first ends it.
+"""What a search may spend: evaluations, questions, minutes and the LLMs' cost. Whichever is spent first ends it.
 
 All of it is read off the log, so a replay ends where the run has ended. What is held out in the end is not counted.
 """
@@ -27,15 +27,27 @@ AMOUNT = re.compile(r"(\$?)\s*(\d[\d_,]*\.?\d*|\.\d+)\s*([a-z]*)")
 FORMS = "give a number of evaluations, or amounts with units such as `100, 50000 items, 60 min, 1.5 h, $5`"
 
 
-class Prompted(Protocol):
-    """One call to the LLM, as the log has it."""
+class Paid(Protocol):
+    """Something that costs, as the log has it."""
 
     @property
     def generation(self) -> int: ...
     @property
-    def seconds(self) -> float: ...
-    @property
     def cost(self) -> float: ...
+
+
+class Prompted(Paid, Protocol):
+    """One call to the LLM."""
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class Judged(Paid, Protocol):
+    """What an LLM judge has said."""
+
+    @property
+    def questions(self) -> str: ...
 
 
 class Started(Protocol):
@@ -56,6 +68,8 @@ class Log(Protocol):
     def trials(self) -> Mapping[int, Trial]: ...
     @property
     def prompted(self) -> Sequence[Prompted]: ...
+    @property
+    def judged(self) -> Sequence[Judged]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Spent:
             evaluations=len(trials),
             items=sum(trial.score.items for trial in trials if trial.score),
             seconds=seconds,
-            cost=sum(event.cost for event in state.prompted),
+            cost=sum(event.cost for event in _paid(state)),
         )
 
 
@@ -95,7 +109,7 @@ class Budget(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
     """Of merging, scoring and asking the LLM, as the log has them; pauses and loading do not count."""
     cost: float | None = Field(default=None, gt=0)
-    """Of the LLM, in the units of `llm.price`."""
+    """Of the LLM, in the units of `llm.price`, and of judges, in those of `judge.price`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +158,7 @@ class Budget(BaseModel):
             seconds = self.minutes * 60 - spent.seconds - asking
             sizes.append(seconds // slowest if slowest else wanted * (seconds > 0))
         if "cost" in left:
-            dearest = _dearest((event.generation, event.cost) for event in state.prompted)
+            dearest = _dearest((event.generation, event.cost) for event in _paid(state))
             sizes.append(wanted * (left["cost"] > 0 and left["cost"] >= dearest))
         return max(0, int(min(sizes)))
 
@@ -223,6 +237,11 @@ def _shown(kind: str, bound: float, spent: float | None = None) -> str:
 
 def _seconds(trial: Trial) -> float:
     return sum(trial.seconds.values())
+
+
+def _paid(state: Log) -> list[Paid]:
+    """What the search has paid for: not what was judged after it, of finalists and of what is held out."""
+    return [*state.prompted, *(event for event in state.judged if event.questions == "search")]
 
 
 def _dearest(amounts: Iterable[tuple[int, float]]) -> float:

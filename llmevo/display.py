@@ -1,6 +1,7 @@
 """What a person sees of a run: a live picture in a terminal, plain lines elsewhere. Reads events only."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +10,7 @@ from rich.live import Live
 
 from llmevo import events
 from llmevo.config import Config, parse_config
+from llmevo.judging.statements import Bill
 from llmevo.picture import heldout, picture, scores, total
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
@@ -54,6 +56,17 @@ class Display:
         elif line := self.line(event, state):
             self.say(line)
 
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Show nothing meanwhile: somebody is being asked."""
+        if self._live:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live:
+                self._live.start()
+
     def say(self, line: str) -> None:
         """Print a line; not in a terminal, which has the picture."""
         if not self._live:
@@ -75,6 +88,8 @@ class Display:
                 problems = f"; {'; '.join(event.problems)}" if event.problems else ""
                 said = f" It says: {event.analysis}" if event.analysis else ""
                 return f"  {event.model} gave {event.used} proposals in {event.seconds:.1f} s{problems}.{said}"
+            case events.Judged() if event.problems:
+                return f"  {event.model}, the judge of {event.task}: {'; '.join(event.problems[:3])}"
             case events.Evaluated() | events.Failed():
                 trial = state.trials[event.candidate]
                 result = total(trial.score) if trial.score else f"failed: {trial.reason}"
@@ -136,6 +151,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     ):
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)
 
+    if state.judged:
+        console.print(f"{Bill.of(state.judged)}", highlight=False)
 
 def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
     """The standard error of the difference of two rows: paired where every question's score is known."""

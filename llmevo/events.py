@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from llmevo.judging import Judgement, Presentation, Vote
+from llmevo.judging.statements import Statement
 from llmevo.trial import Candidate, Score, Trial
 
 SCHEMA = 1
@@ -89,6 +91,25 @@ class Prompted(BaseEvent):
     """0 when it was not asked at all, for a cap was reached."""
     repair: bool = False
     """Whether this asks again for an answer that could not be read."""
+
+
+class Judged(BaseEvent, Judgement):
+    """What an LLM judge has just said. Like `presented` and `voted`, it stands before the score that it is for."""
+
+    event: Literal["judged"] = "judged"
+    generation: int
+
+
+class Presented(BaseEvent, Presentation):
+    """A candidate's replies are put to a person's vote."""
+
+    event: Literal["presented"] = "presented"
+
+
+class Voted(BaseEvent, Vote):
+    """What the person has just said."""
+
+    event: Literal["voted"] = "voted"
 
 
 class Asked(BaseEvent):
@@ -208,7 +229,19 @@ class Resumed(BaseEvent):
 
 
 Event = Annotated[
-    RunStarted | Resumed | Prompted | Asked | Evaluated | Failed | Selected | Told | HeldOut | RunFinished,
+    RunStarted
+    | Resumed
+    | Prompted
+    | Judged
+    | Presented
+    | Voted
+    | Asked
+    | Evaluated
+    | Failed
+    | Selected
+    | Told
+    | HeldOut
+    | RunFinished,
     Field(discriminator="event"),
 ]
 """Any event."""
@@ -222,6 +255,20 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "score": score.total,
         "stderr": score.stderr,
         "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
+def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
+    """The event of what a judge or a voter says."""
+    fields = statement.model_dump()
+    match statement:
+        case Judgement():
+            return Judged(generation=generation, **fields)
+        case Presentation():
+            return Presented(**fields)
+        case Vote():
+            return Voted(**fields)
+        case _:
+            raise TypeError(f"{statement} is no event")
+
+
         "items": score.items,
         "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
         "seconds": rounded(seconds),

@@ -14,6 +14,9 @@ Kind = TypeVar("Kind", bound=events.BaseEvent)
 Observer = Callable[[events.Event, RunState], None]
 """Shown every event, old or new, with the state after it."""
 
+ASIDE = (events.Judged, events.Presented, events.Voted, events.Resumed)
+"""What may stand before an event that takes long to make."""
+
 ROUGH = 1e-6
 """How far numbers may be off that nothing is decided by: `sigma` and `trust`, as a share. Their last digits are the
 processor's. Everything else is compared exactly."""
@@ -48,6 +51,8 @@ class Journal:
         A `resumed` event takes effect with the event before it: so what it changes, it changes at the same place each
         time the log is read.
         """
+        while self._recorded and isinstance(self._recorded[0], ASIDE):
+            self._take(self._recorded.popleft())
         if not self._recorded:
             if self._append is None:
                 raise EndOfRecordError
@@ -61,6 +66,13 @@ class Journal:
         while self._recorded and isinstance(self._recorded[0], events.Resumed):
             self._take(self._recorded.popleft())
         return event
+
+    def aside(self, event: events.Event) -> None:
+        """Append what happens while another event is being made: it stands before that one."""
+        if self._append is None:
+            raise EndOfRecordError
+        self._append(event)
+        self._take(event)
 
     def _take(self, event: Any) -> None:
         self._line += 1

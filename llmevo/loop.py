@@ -29,6 +29,8 @@ def run(bench: Bench, journal: Journal) -> RunState:
     journal.once(events.RunStarted, bench.started)
     optimizer = bench.optimizer()
     generation(bench, journal, optimizer, start_rows(bench))
+    book = bench.rig.book = journal.state.book
+    book.write = lambda statement: journal.aside(events.said(statement, len(journal.state.told)))
     while not journal.state.finished:  # a budget that is raised after the end begins the search again
         while size := ask_size(bench, journal.state):
             if isinstance(optimizer, LlmOff):  # the others plan with what they began with
@@ -223,7 +225,7 @@ def _check_score(
 
 def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
     """A score is the weighted sum of its tasks' metrics: see `weigh`."""
-    total = 0.0
+    total, book = 0.0, journal.state.book
     for task, (weight, metric) in counted.items():
         total += weight * event.tasks.get(task, {}).get(metric, math.nan)
     if math.isfinite(total):
@@ -261,6 +263,9 @@ def finished(state: RunState) -> events.RunFinished:
         if rows
         else None,
         proposals=proposals(state),
+        standing = None if event.cached else book.standing(task)
+        if standing is not None and event.tasks[task][metric] != standing:
+            raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
     )
 
 

@@ -18,6 +18,7 @@ from llmevo.changes import applied
 from llmevo.config import parse_config
 from llmevo.durable import sync, write_whole
 from llmevo.errors import LogError, RunError
+from llmevo.judging import Book
 from llmevo.tasks import Task
 from llmevo.trial import Candidate, Trial
 
@@ -40,6 +41,9 @@ class RunState:
     prompted: list[events.Prompted] = field(default_factory=list[events.Prompted])
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
+    judged: list[events.Judged] = field(default_factory=list[events.Judged])
+    book: Book = field(default_factory=Book)
+    """What judges and voters have said."""
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
     selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
     told: list[events.Told] = field(default_factory=list[events.Told])
@@ -76,6 +80,11 @@ class RunState:
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
+            case events.Judged():
+                self.judged.append(event)
+                self.book.take(event)
+            case events.Presented() | events.Voted():
+                self.book.take(event)
                 self.trials[candidate.id] = Trial(candidate, event.read(), seconds=event.seconds)
             case events.Selected():
                 self._candidate(event.candidate)

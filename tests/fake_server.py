@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,10 @@ class Answer:
     """Seconds between one letter and the next."""
 
 
+Answering = Callable[[dict[str, Any]], Answer]
+"""An answer that hangs on the request's body."""
+
+
 def chat(content: str | None, finish: str = "stop", prompt: int = 7, completion: int = 3) -> Answer:
     """A chat completion."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content}}
@@ -41,7 +45,7 @@ def refusal(status: int, message: str = "no", **headers: str) -> Answer:
 class FakeServer:
     """The running server; the last answer of the script is repeated for ever."""
 
-    script: list[Answer]
+    script: list[Answer | Answering]
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The bodies that came, with the header `authorization` beside them."""
@@ -53,12 +57,12 @@ class FakeServer:
         """The requests for an answer, without those for the list of models."""
         return [request for request in self.requests if request["path"].endswith("/completions")]
 
-    def next(self) -> Answer:
+    def next(self) -> Answer | Answering:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
 @contextmanager
-def serving(*script: Answer) -> Generator[FakeServer]:
+def serving(*script: Answer | Answering) -> Generator[FakeServer]:
     """A server that gives these answers in turn, until the end of the block."""
     fake = FakeServer([*script])
 
@@ -67,6 +71,7 @@ def serving(*script: Answer) -> Generator[FakeServer]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or b"{}")
             fake.requests.append({**body, "authorization": self.headers["authorization"], "path": self.path})
             answer = fake.next()
+            answer = answer if isinstance(answer, Answer) else answer(body)
             if answer.silent:
                 fake.over.wait()
                 return

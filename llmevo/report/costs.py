@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmevo.judging.statements import Bill
 from llmevo.report.subject import Subject
 
 
@@ -30,6 +31,8 @@ class Costs:
     prompt_tokens: int
     completion_tokens: int
     money: float
+    judges: str
+    """What LLM judges took, in words; empty where none was asked."""
 
 
 def costs(subject: Subject) -> Costs:
@@ -56,4 +59,5 @@ def costs(subject: Subject) -> Costs:
         prompt_tokens=sum(event.tokens.get("prompt", 0) for event in state.prompted),
         completion_tokens=sum(event.tokens.get("completion", 0) for event in state.prompted),
         money=sum(event.cost for event in state.prompted),
+        judges=str(Bill.of(state.judged)) if state.judged else "",
     )
