@@ -249,12 +249,6 @@ Event = Annotated[
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 
-def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The fields of `Scored`."""
-    return {
-        "score": score.total,
-        "stderr": score.stderr,
-        "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
 def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
     """The event of what a judge or a voter says."""
     fields = statement.model_dump()
@@ -269,6 +263,12 @@ def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
             raise TypeError(f"{statement} is no event")
 
 
+def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of `Scored`."""
+    return {
+        "score": score.total,
+        "stderr": score.stderr,
+        "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
         "items": score.items,
         "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
         "seconds": rounded(seconds),

@@ -27,10 +27,10 @@ def run(bench: Bench, journal: Journal) -> RunState:
     """Carry a run to its end."""
     journal.follow(bench.follow)
     journal.once(events.RunStarted, bench.started)
-    optimizer = bench.optimizer()
-    generation(bench, journal, optimizer, start_rows(bench))
     book = bench.rig.book = journal.state.book
     book.write = lambda statement: journal.aside(events.said(statement, len(journal.state.told)))
+    optimizer = bench.optimizer()
+    generation(bench, journal, optimizer, start_rows(bench))
     while not journal.state.finished:  # a budget that is raised after the end begins the search again
         while size := ask_size(bench, journal.state):
             if isinstance(optimizer, LlmOff):  # the others plan with what they began with
@@ -227,6 +227,9 @@ def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tup
     """A score is the weighted sum of its tasks' metrics: see `weigh`."""
     total, book = 0.0, journal.state.book
     for task, (weight, metric) in counted.items():
+        standing = None if event.cached else book.standing(task)
+        if standing is not None and event.tasks[task][metric] != standing:
+            raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
         total += weight * event.tasks.get(task, {}).get(metric, math.nan)
     if math.isfinite(total):
         journal.expect(event, score=total)
@@ -263,9 +266,6 @@ def finished(state: RunState) -> events.RunFinished:
         if rows
         else None,
         proposals=proposals(state),
-        standing = None if event.cached else book.standing(task)
-        if standing is not None and event.tasks[task][metric] != standing:
-            raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
     )
 
 

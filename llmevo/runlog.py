@@ -39,11 +39,11 @@ class RunState:
     """How the run began, with what `resumed` events have changed of it since."""
     resumed: list[events.Resumed] = field(default_factory=list[events.Resumed])
     prompted: list[events.Prompted] = field(default_factory=list[events.Prompted])
-    candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
-    recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     judged: list[events.Judged] = field(default_factory=list[events.Judged])
     book: Book = field(default_factory=Book)
     """What judges and voters have said."""
+    candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
+    recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
     selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
     told: list[events.Told] = field(default_factory=list[events.Told])
@@ -75,16 +75,16 @@ class RunState:
                 self._resume(event)
             case events.Prompted():
                 self.prompted.append(event)
-            case events.Asked():
-                self.candidates |= {candidate.id: candidate for candidate in event.read()}
-                self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
-            case events.Evaluated():
-                candidate = self._candidate(event.candidate)
             case events.Judged():
                 self.judged.append(event)
                 self.book.take(event)
             case events.Presented() | events.Voted():
                 self.book.take(event)
+            case events.Asked():
+                self.candidates |= {candidate.id: candidate for candidate in event.read()}
+                self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
+            case events.Evaluated():
+                candidate = self._candidate(event.candidate)
                 self.trials[candidate.id] = Trial(candidate, event.read(), seconds=event.seconds)
             case events.Selected():
                 self._candidate(event.candidate)
