@@ -182,6 +182,8 @@ class Bench:
             geometry=self.geometry,
             mask_names=self.config.llm.mask_names,
             sigma_rule=search.sigma_rule,
+            pareto=search.objective == "pareto",
+            constraints=self.config.constraints,
         )
         return OPTIMIZERS[search.optimizer](setup)
 

@@ -17,6 +17,7 @@ FIXED = (
     "search",
     "tasks",
     "heldout",
+    "constraints",
     "split",
     "random_init",
     "llm.mask_names",

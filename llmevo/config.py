@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from llmevo.aims import Aims, Constraint
 from llmevo.budget import Budget
 from llmevo.errors import ConfigError, nearest
 from llmevo.genome import Genome
@@ -70,6 +71,10 @@ class Search(_Section):
     """So many of the best, and the best parent and the uniform merge, are asked further questions in the end, and the
     best by all they were asked is handed over: a score that was picked as the highest of many flatters. The questions
     are those of `split: {selection: …}`, or what `limit` has left of the search tasks, up to as many again. 0: none."""
+    objective: Literal["sum", "pareto"] = "sum"
+    """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an aim of its own, and the run ends with
+    those candidates than which none is better at one task without being worse at another. Of a weight only the sign
+    counts then; the weighted sum says which of the front is handed over by default."""
     sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
     """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
     as LLM-Evo-Merge does, or by what the LLM says of each slice."""
@@ -161,6 +166,10 @@ class Config(_Section):
     """What candidates are scored on while searching."""
     heldout: list[Task] = Field(default_factory=list[Task])
     """What the result is scored on in the end, and nothing before; shares no question with `tasks`."""
+    constraints: list[str] = Field(default_factory=list[str])
+    """What a merge must keep, of the counted metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`. `parent`
+    is the best parent's score on that task and `uniform` the uniform merge's, as this run measures them on the same
+    questions. A candidate that violates one ranks below all that keep them."""
     split: Split | None = None
     """Cut the questions of `tasks` into disjoint sets, such as `{search: 0.5, selection: 0.2, heldout: 0.3}`; then
     `heldout:` needs no tasks of its own."""
@@ -195,6 +204,30 @@ class Config(_Section):
             )
         return self
 
+    @field_validator("constraints")
+    @classmethod
+    def _readable(cls, value: list[str]) -> list[str]:
+        return [Constraint.parse(text).text for text in value]
+
+    @model_validator(mode="after")
+    def _aimed(self) -> Self:
+        names = [task.name for task in self.tasks]
+        for constraint in self.aims.constraints:
+            if constraint.task not in names:
+                raise ValueError(
+                    f"constraints: {constraint.text!r} names {constraint.task!r}, which is none of `tasks:`"
+                    f"{nearest(constraint.task, names)}"
+                )
+        if self.aims.pareto:
+            if len(names) < 2:
+                raise ValueError("search.objective: pareto needs two tasks or more; there is one, so use `sum`")
+            if idle := [task.name for task in self.tasks if not task.weight]:
+                raise ValueError(
+                    f"search.objective: with pareto the sign of a weight says which way is better, and {idle[0]} has"
+                    " the weight 0; give it 1, or -1 where lower is better"
+                )
+        return self
+
     @model_validator(mode="after")
     def _priced(self) -> Self:
         if self.search.budget.cost is not None and not (self.llm.price.prompt or self.llm.price.completion):
@@ -210,9 +243,22 @@ class Config(_Section):
         return self.search.seed if self.search.evaluation_seed is None else self.search.evaluation_seed
 
     @property
+    def racing(self) -> Racing | Literal[False]:
+        """When to stop asking a candidate. With several aims never: one that is behind in the sum may still be the
+        best at a task, and the front compares what all were asked.
+        """
+        return False if self.search.objective == "pareto" else self.search.racing
+
+    @property
+    def aims(self) -> Aims:
+        """The objective and the constraints."""
+        constraints = tuple(map(Constraint.parse, self.constraints))
+        return Aims(self.counted, constraints, self.search.objective, self.search.seed)
+
+    @property
     def protocol(self) -> Protocol:
         """How search tasks are asked."""
-        looks = self.search.racing.looks if self.search.racing else 1
+        looks = self.racing.looks if self.racing else 1
         share = (0.0, self.split.search) if self.split else None
         return replace(self._asked, limit=self.limit, share=share, blocks=looks)
 

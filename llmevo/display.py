@@ -11,7 +11,7 @@ from rich.live import Live
 from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.judging.statements import Bill
-from llmevo.picture import heldout, picture, scores, total
+from llmevo.picture import front, heldout, outcome, picture, scores, total
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
 from llmevo.runlog import RunState
@@ -92,7 +92,7 @@ class Display:
                 return f"  {event.model}, the judge of {event.task}: {'; '.join(event.problems[:3])}"
             case events.Evaluated() | events.Failed():
                 trial = state.trials[event.candidate]
-                result = total(trial.score) if trial.score else f"failed: {trial.reason}"
+                result = outcome(trial, f"failed: {trial.reason}")
                 budget = self.config.search.budget
                 done = f"{len(state.trials)}/{budget.evaluations}"
                 done = done if [*budget.bounds] == ["evaluations"] else budget.words(state)
@@ -103,10 +103,8 @@ class Display:
                     early = f" (stopped after {event.items} questions)"
                 return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}{left}"
             case events.Told():
-                best = state.best
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
-                value = total(best.score) if best and best.score else "none yet"
-                return f"generation {event.generation}: best {value}{sigma}"
+                return f"generation {event.generation}: best {outcome(state.best)}{sigma}"
             case events.Selected():
                 return f"  finalist #{event.candidate}: {total(event.read())} on {event.items} further questions"
             case events.HeldOut():
@@ -133,6 +131,15 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(scores(state, config, console.width))
         console.print(
             "No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow"
+        )
+    if state.unmet:
+        console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
+    if state.front:
+        console.print(front(state, console.width))
+        console.print(
+            f"The best by the weighted sum is #{best.candidate.id}; `llmevo export {folder} OUT --candidate N` writes"
+            " any other.",
+            highlight=False,
         )
     counts = finished.proposals
     if counts["prompts"]:
@@ -167,12 +174,16 @@ def verdict(state: RunState) -> Sequence[str]:
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform")]
-    strongest = max(rivals, key=lambda row: row.score)
+    trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
+    keeping = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
+    strongest = max(keeping or rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
     text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of parents and uniform."
+    if gain <= 0 and not keeping:
+        return [text, "But neither they nor the uniform merge keep the constraints."]
     if gain <= 0:
         return [text, f"It does not beat it: use {strongest.row} instead."]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

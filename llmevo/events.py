@@ -174,6 +174,8 @@ class Told(BaseEvent):
     """The best candidate so far."""
     trust: float | None = None
     """What the optimizer thinks of the LLM, 0 to 1; None where it has no such thing."""
+    violations: dict[int, float] = Field(default_factory=dict[int, float])
+    """By how much candidates of this generation miss the constraints; those that keep them all are not listed."""
 
 
 class HeldOut(Scored):
@@ -198,6 +200,10 @@ class RunFinished(BaseEvent):
     search_score: float | None
     heldout: dict[str, Any] | None
     """score, stderr and rows; None when the config names no held-out tasks."""
+    violated: str = ""
+    """Which constraints the best violates, where no candidate keeps them all."""
+    front: list[int] = Field(default_factory=list[int])
+    """The candidates of the Pareto front, where every task is an aim of its own."""
     proposals: dict[str, int]
     """`prompts` in all, of which `answered`, `lost` (no answer), `unreadable` (answered without a usable proposal),
     `capped` (not asked: a cap was reached) and `repairs` (asked once more); `used`: what became candidates of them."""

@@ -15,6 +15,7 @@ from llmevo.recipe import Recipe
 from llmevo.runlog import RunState
 from llmevo.sharing import MASKS, SharedRun, masks_of, write_pack
 from llmevo.sources import Sources
+from llmevo.trial import Trial
 from llmevo.writing import write_model
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
@@ -96,6 +97,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         "",
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. Search score {_score(trial.value, trial.score.stderr if trial.score else 0)}.",
+        *_aims(state, trial),
         "",
         "## Models",
         "",
@@ -117,6 +119,17 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _aims(state: RunState, trial: Trial) -> list[str]:
+    """Whether it keeps the constraints, and where it stands where every task is an aim of its own."""
+    lines: list[str] = []
+    if texts := ", ".join(f"`{constraint.text}`" for constraint in state.aims.constraints):
+        lines.append(f"Of the constraints {texts} it {trial.reason or 'violates none'} on the search questions.")
+    if trial in state.front:
+        tasks = ", ".join(state.aims.tasks)
+        lines.append(f"It is one of {len(state.front)} candidates on the Pareto front of {tasks}.")
+    return lines
 
 
 def _local(references: Sequence[str]) -> list[str]:
@@ -143,7 +156,9 @@ def _heldout_table(state: RunState) -> Sequence[str]:
         values = [f"{row.tasks[task][metrics.get(task, 'acc,none')]:.3f}" for task in tasks]
         table.append([f"{row.row}", _score(row.score, row.stderr), *values])
     note = "Questions that no choice was made by; ± is one standard error."
-    return ["## Held-out score", "", note, "", *("| " + " | ".join(line) + " |" for line in table), ""]
+    kept = [f"- {each}" for each in state.heldout_kept]  # of the best, which the table has
+    lines = ["| " + " | ".join(line) + " |" for line in table]
+    return ["## Held-out score", "", note, "", *lines, "", *([*kept, ""] if kept else [])]
 
 
 def _score(value: float, stderr: float) -> str:

@@ -51,7 +51,8 @@ class Sender:
         self._queue: Queue[tuple[int, Message] | None] = Queue(SIZE)
         self._thread: threading.Thread | None = None
         self._patience, self._off, self._finished = patience, False, False
-        self._count, self._best = 0, float("-inf")
+        self._count = 0
+        self._best: tuple[int, str] | None = None
 
     def observe(self, event: events.Event, state: RunState) -> None:
         """Take in one event."""
@@ -69,13 +70,15 @@ class Sender:
     def _messages(self, event: events.Event, state: RunState) -> Iterator[Message]:
         step, count = len(state.trials), self._count
         values, texts, files = {**numbers(event, state)}, {**written(event)}, dict[str, str]()
-        if isinstance(event, events.Evaluated) and event.score > self._best:
-            self._best = event.score
-            candidate = state.candidates[event.candidate]
-            texts["best"] = f"#{candidate.id} from {candidate.origin}: {event.score:.4f} {candidate.note}".rstrip()
+        leader = state.leader if isinstance(event, events.Evaluated) else None
+        if leader and (leader.candidate.id, leader.reason) != self._best:  # the last of the start rows may tell another
+            self._best = leader.candidate.id, leader.reason
+            candidate = leader.candidate
+            said = f"#{candidate.id} from {candidate.origin}: {leader.value:.4f} {candidate.note} {leader.reason}"
+            texts["best"] = " ".join(said.split())
             files["best.yml"] = Recipe.model_validate(state.recipes[candidate.id]).to_yaml()
-        if isinstance(event, events.Evaluated):
-            values["best"] = self._best
+        if leader:
+            values["best"] = leader.value
         values = {cleaned(name): float(value) for name, value in values.items()}
         for name, text in texts.items():
             yield lambda logger, n=name, t=text: logger.text(n, t, step)

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from llmevo import events
+from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
 from llmevo.errors import CandidateError
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
+from llmevo.optimizers.base import Retold
 from llmevo.optimizers.llm import LlmOff
 from llmevo.provenance import Provenance
 from llmevo.racing import difference
@@ -43,13 +45,14 @@ def run(bench: Bench, journal: Journal) -> RunState:
 
 def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:
     """Carry a logged run to its end from wherever it stands, with the best recipe so far always beside its log."""
-    best: list[int] = []
+    best: list[tuple[int, str]] = []
 
     def keep_best(_: object, state: RunState) -> None:
-        if state.best and best[-1:] != [state.best.candidate.id]:
-            best.append(state.best.candidate.id)
-            recipe = Recipe.model_validate(state.recipes[best[-1]])
-            log.write("best.yml", Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml())
+        if state.best and best[-1:] != [(state.best.candidate.id, state.best.reason)]:
+            best.append((state.best.candidate.id, state.best.reason))
+            recipe = Recipe.model_validate(state.recipes[best[-1][0]])
+            text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
+            log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
     return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
 
@@ -78,6 +81,7 @@ def start_rows(bench: Bench) -> list[Suggestion]:
 
 def ask(bench: Bench, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
     """The optimizer's next candidates; its prompts are answered on the way."""
+    tell(bench, journal.state, optimizer)
     asking = optimizer.ask(size)
     try:
         prompt = next(asking)
@@ -100,8 +104,9 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
         ],
     )
     for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
-        # What there was before the search is asked everything.
-        rival = next(iter(state.asked_all), None) if number else None
+        # What there was before the search is asked everything. Who violates a constraint is no rival: another may be
+        # the best with a lower score.
+        rival = next((trial for trial in state.asked_all[:1] if number and not trial.violation), None)
         if rival and rival.score and not rival.score.item_scores:  # a log of before they were kept
             rival = None
         made = journal.once(
@@ -111,12 +116,38 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
         if isinstance(made, events.Evaluated):
             _check_score(journal, made, rival, bench.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
-    # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
-    optimizer.tell([trial for trial in trials if bench.space.contains(trial.candidate.genes)])
+    tell(bench, state, optimizer, trials)
     best = state.best.candidate.id if state.best else None
     trust: float | None = getattr(optimizer, "trust", None)  # not all of them have an LLM to trust
-    told = events.Told(generation=number, state=optimizer.state(), sigma=optimizer.sigma, best=best, trust=trust)
+    told = events.Told(
+        generation=number,
+        state=optimizer.state(),
+        sigma=optimizer.sigma,
+        best=best,
+        trust=trust,
+        violations={trial.candidate.id: trial.violation for trial in trials if trial.violation},
+    )
     journal.recomputed(told)
+
+
+def tell(bench: Bench, state: RunState, optimizer: Optimizer, new: Sequence[Trial] | None = None) -> None:
+    """Tell the optimizer of new trials, and before that, what those that it knows are worth by now: see
+    `llmevo.aims.valued`. Where the score alone ranks trials that never changes, and nothing is told again.
+    """
+    # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
+    told = [trial for trial in new or () if bench.space.contains(trial.candidate.genes)]
+    if state.aims.plain:
+        known: list[Trial] = []
+    else:
+        fresh = {trial.candidate.id for trial in new or ()}
+        everything = [*state.trials.values()]
+        weights = emphasis(state.aims, len(state.told))
+        known = [t for t in everything if t.candidate.id not in fresh and bench.space.contains(t.candidate.genes)]
+        known, told = (valued(trials, everything, state.aims, weights) for trials in (known, told))
+        if isinstance(optimizer, Retold):
+            optimizer.retell(known, weights)
+    if new is not None:
+        optimizer.tell(told)
 
 
 def _scored(
@@ -141,6 +172,8 @@ def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
     if not state.started or not state.started.selection_items:
         return True
     recommended: Trial | None = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
+    if recommended and not state.aims.plain:  # it was told another value of it, which the emphasis has a say in
+        recommended = None if state.aims.pareto else state.trials[recommended.candidate.id]
     finalists = finalists_of(state, bench.config.search.finalists, recommended)
     for trial in finalists:
         number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
@@ -157,17 +190,20 @@ def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
 
 
 def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
-    """The best so far that were asked everything, the best parent and the uniform merge; what the optimizer recommends,
-    which under noise may be another, takes the place of the last of the best.
+    """The best so far that were asked everything, the best parent and the uniform merge, and whoever a constraint's
+    bound is counted from; what the optimizer recommends, which under noise may be another, takes the place of the last
+    of the best.
     """
     whole = state.asked_all
     rivals = [
         next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
     ]
-    best = whole[:count]
-    if recommended in whole and recommended not in best:
+    rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
+    best = (state.front or whole)[:count]
+    if recommended in whole and recommended not in best and best[-1].violation >= recommended.violation:
         best[-1:] = [recommended]
-    return [*best, *(trial for trial in rivals if trial and trial not in best)]
+    others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}
+    return [*best, *others.values()]
 
 
 def _selected(bench: Bench, recipe: Recipe, known: events.Selected | None, place: dict[str, int]) -> events.Selected:
@@ -248,6 +284,8 @@ def finished(state: RunState) -> events.RunFinished:
     return events.RunFinished(
         best=best.candidate.id if best else None,
         search_score=best.value if best else None,
+        violated=best.reason if best else "",
+        front=[trial.candidate.id for trial in state.front],
         heldout={
             "score": rows["best"].score,
             "stderr": rows["best"].stderr,

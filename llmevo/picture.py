@@ -17,6 +17,7 @@ from llmevo.budget import Budget
 from llmevo.config import Config
 from llmevo.progress import clock, failures, seconds_left
 from llmevo.runlog import RunState
+from llmevo.tasks.names import short
 from llmevo.trial import Metrics, Score, Trial
 
 THOUGHT = 3
@@ -27,6 +28,7 @@ NAME, TASK, NARROW = 18, 20, 6
 """The widest names of a model and of a task, and the narrowest that a task's is cut to, in characters."""
 SCORE = 13
 BEST = "bold green"
+VIOLATES = "bold yellow"
 
 Row = TypeVar("Row")
 
@@ -90,6 +92,8 @@ def _facts(state: RunState) -> Text:
     if told and told.trust is not None:
         facts.append(f"LLM trust {told.trust:.2f}")
     facts.append(f"{len(failed)} failed")
+    if state.aims.pareto:
+        facts.append(f"front of {len(state.front)}")
     waiting = [candidate for number, candidate in state.candidates.items() if number not in state.trials]
     if state.finished or state.heldout:
         facts.append("finished" if state.finished else "holding out")
@@ -105,9 +109,11 @@ def _best(state: RunState, best: Trial) -> Text:
     """The best so far, where it comes from, and by how much it beats what there was."""
     assert best.score is not None
     start = [trial for trial in state.trials.values() if trial.score and trial.candidate.generation == 0]
-    strongest = max(start, key=lambda trial: trial.value, default=best)
+    strongest = max(start, key=lambda trial: trial.rank, default=best)
     line = _line("best so far ")
-    line.append(total(best.score), BEST)
+    line.append(total(best.score), BEST if not best.violation else VIOLATES)
+    if best.violation:
+        line.append(f" {best.reason}", VIOLATES)
     if strongest is not best:
         line.append(f", {best.value - strongest.value:+.3f} against {_called(strongest)}")
     line.append(f": #{best.candidate.id} from {best.candidate.origin}")
@@ -130,7 +136,8 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
     metrics = {task: metric for task, (_, metric) in config.counted.items()}
     table, tasks = _table(["", "#"], [name for name, _ in shown], [*metrics], width)
     for name, trial in shown:
-        style = "red" if trial.score is None else BEST if name == "best so far" else ""
+        best = VIOLATES if trial.violation else BEST
+        style = "red" if trial.score is None else best if name == "best so far" else ""
         values = ["failed", *["–"] * len(tasks)]
         if trial.score:
             values = [total(trial.score), *(_number(trial.score.tasks, task, metrics[task]) for task in tasks)]
@@ -151,7 +158,25 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
     title = Text("held-out questions (± one standard error)", style="italic")
-    return Group(title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks)))
+    parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
+    if rows is None:
+        parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]
+    return Group(*parts)
+
+
+def front(state: RunState, width: int | None = None) -> RenderableType:
+    """The Pareto front: every candidate than which none is better at one task without being worse at another."""
+    aims, best = state.aims, state.best
+    shown = state.front
+    table, tasks = _table(["", "#"], [_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
+    for trial in shown:
+        if trial.score:
+            values = [f"{aims.value(trial.score.tasks, t):.3f} ± {aims.error(trial.score.tasks, t):.3f}" for t in tasks]
+            style = BEST if best and trial.candidate.id == best.candidate.id else ""
+            name = Text(_called(trial))
+            table.add_row(name, str(trial.candidate.id), total(trial.score), *values, style=style)
+    title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
+    return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
 
 
 def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]) -> list[Row]:
@@ -163,7 +188,7 @@ def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]
 
 
 def _table(
-    header: Sequence[str], names: Sequence[str], tasks: Sequence[str], width: int | None
+    header: Sequence[str], names: Sequence[str], tasks: Sequence[str], width: int | None, least: int = NARROW
 ) -> tuple[Table, Sequence[str]]:
     """A table without rows, and the tasks that there is room for in it."""
     table = Table(box=None, pad_edge=False)
@@ -173,25 +198,26 @@ def _table(
         table.add_column(column, justify="right", no_wrap=True, min_width=3)
     table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
     room = None if width is None else width - wide - 5 * len(header[1:]) - 2 - SCORE
-    chosen = fitted(dict(zip(tasks, short(tasks), strict=True)), room)
+    chosen = fitted(dict(zip(tasks, short(tasks), strict=True)), room, least)
     for called in chosen.values():
         table.add_column(Text(called), justify="right", no_wrap=True, min_width=5)
     return table, [*chosen]
 
 
-def fitted(names: Mapping[str, str], room: int | None) -> dict[str, str]:
+def fitted(names: Mapping[str, str], room: int | None, least: int = NARROW) -> dict[str, str]:
     """Tasks with what they are called in so much room: cut where need be, and only the first where that is not enough.
+    No column is narrower than `least`.
 
     Of names that begin alike some are cut at their beginning, so that all stay different.
     """
     if room is None:
         return {**names}
-    for wide in range(TASK, NARROW - 1, -1):
-        if sum(2 + max(5, min(len(name), wide)) for name in names.values()) <= room:
+    for wide in range(TASK, least - 1, -1):
+        if sum(2 + max(least - 1, min(len(name), wide)) for name in names.values()) <= room:
             break
     else:
-        wide = NARROW
-        names = dict([*names.items()][: max(0, room // (2 + NARROW))])
+        wide = least
+        names = dict([*names.items()][: max(0, room // (2 + least))])
     shown: dict[str, str] = {}
     for task, name in names.items():
         cut = _cut(name, wide)
@@ -215,18 +241,6 @@ def _number(tasks: Metrics, task: str, metric: str) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def short(names: Sequence[str]) -> list[str]:
-    """Task names without the words that all of them begin or end with: what tells them apart."""
-    words = [name.split("_") for name in names]
-    if len(words) < 2:
-        return [*names]
-    while all(len(word) > 1 for word in words) and len({word[0] for word in words}) == 1:
-        words = [word[1:] for word in words]
-    while all(len(word) > 1 for word in words) and len({word[-1] for word in words}) == 1:
-        words = [word[:-1] for word in words]
-    return ["_".join(word) for word in words]
-
-
 def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
     """What the LLM was last asked and thought."""
     event = state.prompted[-1]
@@ -245,6 +259,13 @@ def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
 def total(score: Score) -> str:
     """A score with its standard error."""
     return f"{score.total:.3f} ± {score.stderr:.3f}"
+
+
+def outcome(trial: Trial | None, none: str = "none yet") -> str:
+    """A trial's score, and which constraints it violates."""
+    if trial is None or trial.score is None:
+        return none
+    return total(trial.score) + (f" ({trial.reason})" if trial.violation else "")
 
 
 def _called(trial: Trial) -> str:

@@ -20,7 +20,7 @@ class Result:
     optimizer: str
     seed: int
     scores: list[float | None]
-    """Of every evaluation in its order; None for a failure."""
+    """Of every evaluation in its order; None for a failure, and for one that violates a constraint."""
     start_rows: int
     search: float | None
     """The best of them."""
@@ -91,6 +91,7 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "genes": {gene["name"]: gene for gene in started.genes},
         "merge settings": config.genome.model_dump(mode="json", exclude=given),
         "tasks": [task.model_dump() for task in config.tasks],
+        "aims": [config.search.objective, *config.constraints],
         "held-out tasks": [task.model_dump() for task in config.heldout_tasks],
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
@@ -131,7 +132,7 @@ def _result(folder: str, optimizer: str, state: RunState) -> Result:
         folder=folder,
         optimizer=optimizer,
         seed=state.started.seed,
-        scores=[trial.score.total if trial.score else None for trial in trials],
+        scores=[trial.score.total if trial.score and not trial.violation else None for trial in trials],
         start_rows=sum(trial.candidate.generation == 0 for trial in trials),
         search=state.best.value if state.best else None,
         heldout=best.score if best else None,

@@ -161,7 +161,7 @@ class Rig:
         started = time.monotonic()
         engine.swap(recipe)
         merged = time.monotonic()
-        racing = self.config.search.racing
+        racing = self.config.racing
         if rival is None or not racing or len(evaluator.blocks) == 1:
             score = self.known[place] = evaluator.score(engine.lm)
         else:

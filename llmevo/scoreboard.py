@@ -54,6 +54,7 @@ class Scoreboard:
         if state.finished:
             done = "finished"
         best = f"best {state.best.value:.3f}" if state.best else "no score yet"
+        best += " (violates a constraint)" if state.unmet else ""
         left = f"{clock(self.seconds_left())} left in all"
         return f"  [run {place} of {len(self._entries)}] {entry.name}: {done}, {best}, {left}"
 
@@ -82,7 +83,7 @@ class Scoreboard:
 
     def _cell(self, entry: Entry, now: Entry) -> str:
         state = self._states[entry]
-        best = f"{state.best.value:.3f}" if state.best else "…"
+        best = f"{state.best.value:.3f}{'!' if state.unmet else ''}" if state.best else "…"
         if state.finished:
             return f"[green]{best}[/]"
         if entry == now:

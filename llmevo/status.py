@@ -1,7 +1,7 @@
 """Where runs stand, as their logs tell it. Changes nothing."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +41,10 @@ class Status:
     """The id of the best candidate so far."""
     score: float | None = None
     stderr: float | None = None
+    violated: str = ""
+    """Which constraints the best violates: no candidate keeps them all."""
+    front: list[int] = field(default_factory=list[int])
+    """The candidates of the Pareto front, where every task is an aim of its own."""
     heldout: float | None = None
     heldout_stderr: float | None = None
     age: float | None = None
@@ -96,6 +100,8 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "best": best.candidate.id if best else None,
         "score": best.value if best else None,
         "stderr": best.score.stderr if best and best.score else None,
+        "violated": best.reason if best else "",
+        "front": [trial.candidate.id for trial in state.front],
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
         "age": round(age, 3),
@@ -122,7 +128,10 @@ def table(statuses: Sequence[Status]) -> RenderableType:
         for of, row in group:
             grid.add_row(*(Text(cell, STYLES[of.state] if cell == of.state else "") for cell in row))
         parts += [Text(f"{folder}/", style="dim"), grid]
-    return Group(*parts, *(Text(f"{of.run}: {of.reason}", style="red") for of in statuses if of.reason))
+    parts += [Text(f"{of.run}: {of.reason}", style="red") for of in statuses if of.reason]
+    parts += [Text(f"{of.run}: the best {of.violated}", style="yellow") for of in statuses if of.violated]
+    parts += [Text(f"{of.run}: Pareto front {', '.join(f'#{n}' for n in of.front)}") for of in statuses if of.front]
+    return Group(*parts)
 
 
 def _row(of: Status) -> list[str]:
@@ -131,7 +140,7 @@ def _row(of: Status) -> list[str]:
         of.state,
         of.spent.removesuffix(" evaluations") + (f", {of.failed} failed" if of.failed else ""),
         str(of.generation) if of.spent else "",
-        _score(of.score, of.stderr),
+        _score(of.score, of.stderr) + ("!" if of.violated else ""),
         _score(of.heldout, of.heldout_stderr),
         "" if of.age is None else ago(of.age),
         "" if of.left is None else clock(of.left),

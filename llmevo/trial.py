@@ -66,9 +66,23 @@ class Trial:
     candidate: Candidate
     score: Score | None
     reason: str = ""
+    """Why it has no score, or which constraints it violates."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    violation: float = 0.0
+    """By how much it misses the constraints; 0 when it keeps them all, or there are none."""
+    worth: float | None = None
+    """What an optimizer is told to rank it by, where that is not the total: see `llmevo.aims.valued`."""
 
     @property
     def value(self) -> float:
-        """The total to rank by; a failed candidate ranks below every score."""
-        return self.score.total if self.score else -math.inf
+        """The number to rank by; a failed candidate ranks below every score."""
+        if self.score is None:
+            return -math.inf
+        return self.score.total if self.worth is None else self.worth
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What to rank by where there are constraints: first by what is missed of them, least first, then by the score
+        (Deb 2000, https://doi.org/10.1016/S0045-7825(99)00389-8). A failed candidate ranks last.
+        """
+        return (-self.violation if self.score else -math.inf, self.value)

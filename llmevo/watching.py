@@ -10,7 +10,7 @@ from rich.console import Console
 from llmevo import display, events
 from llmevo.config import parse_config
 from llmevo.errors import RunError
-from llmevo.picture import total
+from llmevo.picture import outcome
 from llmevo.runlog import LOG, RunState, parse_event
 
 POLL = 0.5
@@ -90,7 +90,7 @@ def watch(console: Console, run: Path, patience: float, sleep: Callable[[float],
     config = parse_config(state.started.config, str(tail.file))
     with display.Display(console, config, run, loading="") as view:
         view.draw(state)
-        best = f", best {total(state.best.score)}" if state.best and state.best.score else ""
+        best = f", best {outcome(state.best)}" if state.best else ""
         view.say(f"{run}: {config.search.budget.words(state)} so far{best}")
         while state.finished is None:
             # In this order: what a writer wrote before it went away is not missed.

@@ -139,6 +139,8 @@ def what_if(recorded: Sequence[events.Event], run: Path, given: Sequence[str], c
     """Print what the model expects of another optimizer or seed, beside what the run has scored."""
     state = RunState.fold(iter(recorded))
     bench = Bench.of_log(state.started, run)
+    if not state.aims.plain:
+        raise RunError("--what-if: its model knows one score, and this run has constraints or several aims")
     other = replace(bench, config=parse(given, bench.config))
     landscape = Landscape(bench.space, [*state.trials.values()])
     imagined = [imagine(other, landscape, state.trials)]

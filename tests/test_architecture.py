@@ -26,6 +26,7 @@ ORDER = [
     "decoding",
     "space",
     "trial",
+    "aims",
     "budget",
     "prompting",
     "optimizers",

@@ -28,9 +28,12 @@ def export(
 ) -> None:
     """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
     recorded = read_log(run)
-    bench = Bench.of_log(RunState.fold(iter(recorded)).started, run)
+    state = RunState.fold(iter(recorded))
+    bench = Bench.of_log(state.started, run)
     check_new(out)
     exported = Export.of(recorded, bench.sources, bench.root, candidate)
+    if violated := state.trials[exported.candidate].reason:
+        terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
     address = hub.create(push, private) if push else ""
     if recipe_only:
         exported.write_recipe(out)

@@ -9,6 +9,7 @@ from llmevo.optimizers.base import Optimizer, Setup
 from llmevo.optimizers.cma_es import CmaEs
 from llmevo.optimizers.llm import LlmEvolution, LlmOff
 from llmevo.optimizers.llm_evo_merge import LlmEvoMerge
+from llmevo.optimizers.nsga2 import Nsga2
 from llmevo.optimizers.one_plus_one import OnePlusOne
 from llmevo.optimizers.optuna_samplers import Gp, Tpe
 from llmevo.optimizers.random_search import RandomSearch
@@ -25,6 +26,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "spsa": Spsa,
     "tpe": Tpe,
     "gp": Gp,
+    "nsga2": Nsga2,
     "random": RandomSearch,
 }
 """Every optimizer by the name the config and the log use."""

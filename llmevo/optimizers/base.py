@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Setup:
     """Hide all names from the LLM."""
     sigma_rule: str = "csa"
     """How the `llm` strategy adapts its step size: `csa`, `success`, `legacy` or `llm`."""
+    pareto: bool = False
+    """Whether every task is an aim of its own. Trials come with one number for all of them even so."""
+    constraints: Sequence[str] = ()
+    """What a recipe must keep, for the prompt. Trials come with `violation`, and with values that have it in them."""
 
 
 class Optimizer(Protocol):
@@ -62,6 +66,19 @@ class Optimizer(Protocol):
 
     def state(self) -> str:
         """A digest of all that decides what comes next; equal digests mean equal futures."""
+        ...
+
+
+@runtime_checkable
+class Retold(Protocol):
+    """An optimizer that keeps the values of trials, and so has to know when they change: with constraints and with
+    several aims; see `llmevo.aims.valued`. One that keeps none, or values them by itself, needs no such method.
+    """
+
+    def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
+        """Everything it was told of, with the values of now; `weights` is what each aim counts at present, empty where
+        the objective is the sum. Called before each `ask`, and before each `tell` for what was told earlier.
+        """
         ...
 
 

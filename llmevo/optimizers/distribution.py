@@ -27,6 +27,10 @@ class Distribution:
     def mean(self) -> Array:
         return self._strategy._mean
 
+    @mean.setter
+    def mean(self, mean: Array) -> None:
+        self._strategy._mean = mean.copy()
+
     @property
     def sigma(self) -> float:
         """The step size in shares of a gene's range."""

@@ -121,6 +121,17 @@ class Evolution:
             self._points.append(self._space.to_unit(trial.candidate.genes))
             self._known.add(self._features.essence(trial.candidate.genes))
 
+    def retell(self, trials: Sequence[Trial]) -> None:
+        """The same trials with other values."""
+        self._trials = [*trials]
+
+    def move(self) -> None:
+        """Go on from the best trial: under another emphasis on several aims it lies elsewhere on the front, further
+        than the distribution would walk in a generation.
+        """
+        if self.distribution:
+            self.distribution.mean = self._numbers(self._middle())
+
     def learn(self, trials: Sequence[Trial]) -> bool:
         """Move the distribution by scored trials, once there are enough. Whether it moved."""
         if self.distribution is None:

@@ -1,6 +1,6 @@
 """The evolution strategy with an LLM in it: the LLM proposes, statistics dispose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +41,7 @@ class LlmOff:
         self._history = History(setup.seed, setup.budget, setup.sigma_rule, genes)
         self._best_value = -np.inf
         self._begun = False
+        self._weights: Mapping[str, float] = {}
 
     @property
     def sigma(self) -> float:
@@ -86,6 +87,15 @@ class LlmOff:
             self._engine.distribution.sigma = next_sigma(
                 self._setup.sigma_rule, before, self._engine.sigma, improved, len(self._space.genes)
             )
+
+    def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
+        """The model learns from the values of now, and so does whoever looks for an improvement."""
+        self._history.told(trials)
+        self._engine.retell(trials)
+        if weights != self._weights:
+            self._engine.move()
+        self._best_value = max((trial.value for trial in trials), default=-np.inf)
+        self._weights = weights
 
     def _may_lead(self, trial: Trial) -> bool:
         """Whether the distribution learns from a scored trial."""
@@ -154,6 +164,8 @@ class LlmEvolution(LlmOff):
             predictions=self._predictions,
             geometry=setup.geometry,
             mask_names=setup.mask_names,
+            constraints=setup.constraints,
+            weights=self._weights,
         )
 
     def _in_score(self, prospect: Prospect) -> tuple[float, float]:

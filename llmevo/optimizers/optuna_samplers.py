@@ -1,5 +1,9 @@
-"""Bayesian optimization as Optuna does it: TPE and a Gaussian process with expected improvement."""
+"""Bayesian optimization as Optuna does it: TPE and a Gaussian process with expected improvement.
 
+Several aims and constraints are Optuna's own: a study with a direction for each task, and a violation with each trial.
+"""
+
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,21 +20,25 @@ class OptunaSearch(ABC):
 
     sigma: float | None = None
     origin = ""
+    rows_asked = False
+    """Whether start rows have to be asked for like any other trial: what is only added belongs to no generation."""
 
     def __init__(self, setup: Setup) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = setup.space
+        self._space, self._tasks = setup.space, setup.tasks if setup.pareto else {}
+        self._constrained = bool(setup.constraints)
         self._history = History(setup.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that parts of it are experimental
-            self._study: Any = optuna.create_study(direction="maximize", sampler=self.sampler(setup.seed))
+            directions: Any = ["maximize"] * max(1, len(self._tasks))
+            self._study: Any = optuna.create_study(directions=directions, sampler=self.sampler(setup))
         self._asked: dict[tuple[float, ...], Any] = {}
         self._distributions = {gene.name: self._distribution(gene) for gene in setup.space.genes}
 
     @abstractmethod
-    def sampler(self, seed: int) -> Any:
+    def sampler(self, setup: Setup) -> Any:
         """The sampler that is asked."""
 
     @staticmethod
@@ -57,18 +65,35 @@ class OptunaSearch(ABC):
         from optuna.trial import TrialState, create_trial
 
         self._history.told(trials)
+        if self._tasks or self._constrained:
+            self._history.add([(self._values(trial), trial.violation) for trial in trials])
         for trial in trials:
-            genes = trial.candidate.genes
+            genes, values = trial.candidate.genes, self._values(trial)
             known = self._asked.pop(key(genes), None)
-            if known is not None:
-                value = trial.score.total if trial.score else None
-                self._study.tell(known, value, state=None if trial.score else TrialState.FAIL)
-            elif trial.score and self._space.contains(genes):
+            if known is None:
+                if values is None or not self._space.contains(genes):
+                    continue
                 params = {
                     g.name: g.choices[int(genes[g.name])] if g.choices else genes[g.name] for g in self._space.genes
                 }
-                made = create_trial(params=params, distributions=self._distributions, value=trial.score.total)
-                self._study.add_trial(made)
+                if not (self.rows_asked or self._constrained):
+                    made = create_trial(params=params, distributions=self._distributions, values=values)
+                    self._study.add_trial(made)
+                    continue
+                self._study.enqueue_trial(params)
+                known = self._study.ask(self._distributions)
+            if values and self._constrained:
+                known.set_constraint("violation", trial.violation)
+            self._study.tell(known, values, state=None if values else TrialState.FAIL)
+
+    def _values(self, trial: Trial) -> list[float] | None:
+        """The score, or each task's metric, higher being better; None for a failure."""
+        if trial.score is None:
+            return None
+        metrics = trial.score.tasks
+        found = [math.copysign(1.0, w) * metrics.get(t, {}).get(m, math.nan) for t, (w, m) in self._tasks.items()]
+        values = found or [trial.score.total]
+        return values if all(map(math.isfinite, values)) else None
 
     def state(self) -> str:
         return str(self._history)
@@ -82,10 +107,10 @@ class Tpe(OptunaSearch):
 
     origin = "tpe"
 
-    def sampler(self, seed: int) -> Any:
+    def sampler(self, setup: Setup) -> Any:
         from optuna.samplers import TPESampler
 
-        return TPESampler(seed=seed, multivariate=True)
+        return TPESampler(seed=setup.seed, multivariate=True)
 
 
 class Gp(OptunaSearch):
@@ -96,7 +121,7 @@ class Gp(OptunaSearch):
 
     origin = "gp"
 
-    def sampler(self, seed: int) -> Any:
+    def sampler(self, setup: Setup) -> Any:
         from optuna.samplers import GPSampler
 
-        return GPSampler(seed=seed)
+        return GPSampler(seed=setup.seed)

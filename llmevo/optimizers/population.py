@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,13 @@ class PopulationSearch(ABC):
                 self._scored.append((waiting.pop(0), -trial.value))
         if not self._waiting:
             self._close()
+
+    def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
+        """The best so far may be another. What a population has scored stays as it was told."""
+        self._history.told(trials)
+        best = max(trials, key=lambda trial: trial.value, default=None)
+        if best and best.score:
+            self._best_value, self._best = best.value, self._space.to_unit(best.candidate.genes)
 
     def _close(self) -> None:
         """Learn from what was handed out; what nobody told of counts as failed."""

@@ -149,6 +149,8 @@ def target(question: Question) -> float | None:
 
 def ceiling(question: Question) -> float:
     """The highest total there can be; infinite unless every metric seen so far lies in [0, 1]."""
+    if question.weights:  # no gap to the best of any task
+        return 1.0
     seen = [
         trial.score.tasks[task][metric]
         for trial in question.scored

@@ -54,6 +54,10 @@ class Question:
     """What the weights say of each slice; empty where nobody has measured it."""
     mask_names: bool = False
     """Hide the names of models, tasks and parameters."""
+    constraints: Sequence[str] = ()
+    """What a recipe must keep, such as `arc >= parent - 0.01`; trials that do not say so as their reason."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Where every task is an aim of its own: what each counts this time. Empty where the score is their sum."""
 
     @cached_property
     def scored(self) -> list[Trial]:

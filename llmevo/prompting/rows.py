@@ -15,6 +15,10 @@ SAID = ("parent", "uniform", "user", "llm")
 """Origins that are worth telling; all others are the numeric optimizer's."""
 
 
+REASON = 160
+"""Characters of which constraints are violated, at most."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A recipe as it is shown."""
@@ -28,6 +32,7 @@ class Row:
     tasks: str = ""
     """The score of every shown task, in their order."""
     reason: str = ""
+    """Why it failed, or which constraints it violates."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def trial_row(
         trial.score.total if trial.score else None,
         trial.score.stderr if trial.score else 0.0,
         _scores(trial, question, tasks),
-        names.text(trial.reason, detail.reason) if detail else "",
+        names.text(trial.reason, detail.reason if detail else REASON),
     )
 
 
@@ -108,7 +113,7 @@ def model_rows(question: Question, names: Names, tasks: Sequence[str], detail: D
     return [
         Known(
             names.models[trial.candidate.note],
-            trial.value,
+            trial.score.total if trial.score else trial.value,
             _scores(trial, question, tasks),
             _listed(best.get(trial.candidate.note, []), tasks),
         )

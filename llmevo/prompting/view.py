@@ -11,7 +11,7 @@ from llmevo.prompting.evidence import Evidence, calibration, target
 from llmevo.prompting.facts import effect_lines, geometry_lines, method_lines, where
 from llmevo.prompting.names import Names
 from llmevo.prompting.question import Question
-from llmevo.prompting.rows import failed_trials, model_rows, plain_row, shown_trials, trial_row
+from llmevo.prompting.rows import REASON, failed_trials, model_rows, plain_row, shown_trials, trial_row
 from llmevo.prompting.sheet import Sheet, scale
 
 LAST = 6
@@ -40,6 +40,8 @@ def variables(question: Question, sheet: Sheet, evidence: Evidence, detail: Deta
         ],
         "tasks": [(names.tasks[task], *question.tasks[task]) for task in tasks],
         "hidden_tasks": len(question.tasks) - len(tasks),
+        "constraints": [names.text(text, REASON) for text in question.constraints],
+        "weights": [question.weights.get(task, 0.0) for task in tasks] if question.weights else [],
         "models": model_rows(question, names, tasks, detail),
         "columns": [names.column(gene, filters) for gene in sheet.columns],
         "slices": [names.slices[label] for label in sheet.slices],

@@ -20,7 +20,7 @@ def rows(subject: Subject, found: list[Prediction]) -> list[dict[str, Any]]:
                 "id": candidate.id,
                 "generation": candidate.generation,
                 "origin": origin(candidate.origin),
-                "note": candidate.note,
+                "note": "; ".join(filter(None, (candidate.note, trial.reason if trial and trial.violation else ""))),
                 "score": _short(score.total) if score else None,
                 "stderr": _short(score.stderr) if score else None,
                 "tasks": [

@@ -58,7 +58,7 @@ def search(subject: Subject) -> Plot:
     """Every candidate by origin, and the best so far."""
     trials = [*subject.state.trials.values()]
     figure = go.Figure()
-    best = best_so_far([trial.score.total if trial.score else None for trial in trials])
+    best = best_so_far([trial.score.total if trial.score and not trial.violation else None for trial in trials])
     figure.add_scatter(
         x=[*range(1, len(best) + 1)],
         y=best,
@@ -100,7 +100,8 @@ def search(subject: Subject) -> Plot:
 def _told(trial: Trial) -> str:
     score = trial.score
     assert score is not None
-    note = f"<br>{text_of(trial.candidate.note)}" if trial.candidate.note else ""
+    notes = (trial.candidate.note, trial.reason if trial.violation else "")
+    note = "".join(f"<br>{text_of(text)}" for text in notes if text)
     who = f"#{trial.candidate.id}, generation {trial.candidate.generation}"
     return f"{who}<br>{score.total:.3f} ± {score.stderr:.3f}{note}"
 

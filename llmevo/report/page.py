@@ -27,6 +27,7 @@ from llmevo.report import figures
 from llmevo.report.candidates import rows
 from llmevo.report.costs import costs
 from llmevo.report.effects import effects, place
+from llmevo.report.front import front, places
 from llmevo.report.items import TaskItems, items
 from llmevo.report.predictions import LLM, STATISTICS, predictions, rank_correlation
 from llmevo.report.shrinkage import Corrected, rechoose, shrink
@@ -46,6 +47,7 @@ def run_page(folder: Path) -> str:
         "trust": figures.trust(subject),
         "calibration": figures.calibration(predicted),
         "recipe": figures.recipe(subject),
+        "front": front(subject),
         **{f"effect-{number}": figures.effect(subject, of) for number, of in enumerate(by_task)},
     }
     listed = rows(subject, predicted)
@@ -82,6 +84,8 @@ def run_page(folder: Path) -> str:
         name=folder.resolve().name,
         verdict=verdict(subject.state) if "best" in subject.state.heldout else [],
         heldout=heldout_table(subject),
+        kept=subject.state.heldout_kept,
+        front=places(subject),
         corrected=corrected(subject),
         rechosen=rechosen(subject),
         effects=by_task,

@@ -30,7 +30,11 @@ class Prediction:
 
 
 def predictions(subject: Subject) -> list[Prediction]:
-    """All of them, in the order of the candidates; those of failures are left out."""
+    """All of them, in the order of the candidates; those of failures are left out. None where every task is an aim of
+    its own: what was predicted is the score under one generation's emphasis.
+    """
+    if subject.state.aims.pareto:
+        return []
     told = {**_noted(subject), **_replied(subject)}
     return [
         Prediction(trial.candidate.id, by, predicted, trial.score.total)
@@ -66,7 +70,7 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
             if candidate.generation == event.generation and candidate.origin == "llm"
         }
         before = [trial for trial in inside if trial.candidate.generation < event.generation]
-        best = max(before, key=lambda trial: trial.value, default=None)
+        best = max(before, key=lambda trial: trial.rank, default=None)
         for genes, predicted in _proposals(subject.question([best] if best else []), event):
             if genes in asked:
                 found[asked[genes]] = LLM, predicted
