@@ -219,10 +219,10 @@ class Bench:
                 f"search.budget: {budget} is too low; the parents and the uniform merge"
                 f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
             )
-        if "cost" in budget.bounds and not self.asks:
+        if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
-                f" {self.config.search.optimizer!r} asks no LLM; give evaluations, items or minutes"
+                f" {self.config.search.optimizer!r} asks no LLM and none judges; give evaluations, items or minutes"
             )
         if self.asks:
             self.templates.texts(self.prompt_files)
@@ -231,7 +231,8 @@ class Bench:
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
-        _ = self.rig.evaluators
+        for evaluator in self.rig.evaluators.values():
+            evaluator.check()
 
     def started(self) -> events.RunStarted:
         """The first event of a run."""
@@ -239,7 +240,7 @@ class Bench:
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts=self.templates.texts(self.prompt_files),
+            prompts={**self.templates.texts(self.prompt_files), **self.evaluator.told()},
             versions=versions(),
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
@@ -270,7 +271,8 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
     """The config of a logged run, with what `auto` meant then: a key that has come or gone since must not change who
     is asked.
     """
-    config = parse_config(started.config, origin)
+    # Runs older than that key were not asked for it.
+    config = parse_config({"allow_benchmark_tasks": True, **started.config}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config

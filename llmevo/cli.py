@@ -23,6 +23,7 @@ from llmevo.commands.report import report
 from llmevo.commands.resume import resume
 from llmevo.commands.run import run
 from llmevo.commands.status import status
+from llmevo.commands.tasks import tasks
 from llmevo.commands.watch import watch
 from llmevo.methods import METHODS
 
@@ -37,6 +38,7 @@ COMMANDS = {
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
     inspect: "llmevo inspect config.yml",
+    tasks: "llmevo tasks --match 'arc*' --trainable",
 }
 
 app = typer.Typer(

@@ -12,6 +12,7 @@ from llmevo.aims import Aims, Constraint
 from llmevo.budget import Budget
 from llmevo.errors import ConfigError, nearest
 from llmevo.genome import Genome
+from llmevo.judging.settings import Price
 from llmevo.loggers import read_loggers
 from llmevo.optimizers import OPTIMIZERS
 from llmevo.proposers import PROPOSERS
@@ -84,13 +85,6 @@ class Search(_Section):
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown{nearest(self.optimizer, OPTIMIZERS)}")
         return self
-
-
-class Price(_Section):
-    """What the LLM costs, per million tokens."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
 
 
 class Llm(_Section):
@@ -170,6 +164,9 @@ class Config(_Section):
     """What a merge must keep, of the counted metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`. `parent`
     is the best parent's score on that task and `uniform` the uniform merge's, as this run measures them on the same
     questions. A candidate that violates one ranks below all that keep them."""
+    allow_benchmark_tasks: bool = False
+    """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
+    `llmevo.tasks.benchmarks`; held-out tasks may be any."""
     split: Split | None = None
     """Cut the questions of `tasks` into disjoint sets, such as `{search: 0.5, selection: 0.2, heldout: 0.3}`; then
     `heldout:` needs no tasks of its own."""
@@ -230,7 +227,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
-        if self.search.budget.cost is not None and not (self.llm.price.prompt or self.llm.price.completion):
+        prices = [self.llm.price, *(task.judge.price for task in self.tasks if task.judge)]
+        if self.search.budget.cost is not None and not any(price.prompt or price.completion for price in prices):
             raise ValueError(
                 f"search.budget: its cost ({self.search.budget.cost:g}) needs to know what the LLM costs; add its"
                 " prices per million tokens, such as `llm: {price: {prompt: 2.5, completion: 10}}`"

@@ -12,12 +12,15 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError
+from llmevo.judging import Book
+from llmevo.judging.booth import Booth
 from llmevo.questions import blocks, chosen
 from llmevo.racing import beaten, difference
 from llmevo.tasks import Protocol, Task
-from llmevo.tasks.loading import build_once, check_metric, load, members
+from llmevo.tasks.judge_prompts import Writing
+from llmevo.tasks.loading import blame, build_once, check_metric, load, members
 from llmevo.tasks.quiet import quiet
-from llmevo.tasks.words import TEXT, answer, reply
+from llmevo.tasks.words import TEXT, answer, reply, wording
 from llmevo.trial import Score
 from llmevo.weighing import joined, weigh
 
@@ -28,18 +31,26 @@ BOOTSTRAP = 100
 class Evaluator:
     """Some tasks, loaded once, to be scored again and again on a live model."""
 
-    def __init__(self, tasks: Sequence[Task], protocol: Protocol, search_path: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        protocol: Protocol,
+        search_path: Sequence[Path] = (),
+        root: Path = Path(),
+        benchmarks: bool = True,
+    ) -> None:
         """Load the tasks. Raises TaskError for an unknown task or metric, and for a task without questions.
 
         `search_path` are folders with the user's own task files; lm-eval's built-in tasks are looked at only
-        when a name is not found there.
+        when a name is not found there. Relative paths in a line of `tasks:` start at `root`.
+        Without `benchmarks`, public ones are refused.
         """
         self.tasks, self.protocol = tasks, protocol
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
         with quiet():
-            self._loaded: Any = load(names, search_path)
+            self._loaded: Any = load(tasks, search_path, root, benchmarks)
         leaves: dict[str, Any] = self._loaded["tasks"]
         for task in tasks:
             check_metric(task, self._loaded)
@@ -54,6 +65,7 @@ class Evaluator:
                 leaf.set_config(key="num_fewshot", value=0)
             leaf.set_fewshot_seed(seed=protocol.seed)
             build_once(leaf)
+            blame(leaf)
 
     @property
     def raceable(self) -> bool:
@@ -63,6 +75,20 @@ class Evaluator:
             task.name in leaves and leaves[task.name].aggregation().get(task.metric.split(",")[0]) is mean
             for task in self.tasks
         )
+
+    @property
+    def upside_down(self) -> list[Task]:
+        """Tasks that say that lower is better of the metric that counts, with a weight as if higher were."""
+        leaves: dict[str, Any] = self._loaded["tasks"]
+        return [
+            task
+            for task in self.tasks
+            if task.weight > 0
+            and any(
+                leaves[name].higher_is_better().get(task.metric.split(",")[0]) is False
+                for name in members(task, self._loaded)
+            )
+        ]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -77,7 +103,7 @@ class Evaluator:
     def questions(self) -> Iterator[tuple[str, str]]:
         """(task, text) of every question: what must not stand in two sets."""
         for name, leaf, document in self._documents():
-            yield name, str(leaf.doc_to_text(document))
+            yield name, wording(leaf, document)
 
     def _documents(self) -> Iterator[tuple[str, Any, Any]]:
         """Task by task, in the order in which they are asked."""
@@ -98,13 +124,15 @@ class Evaluator:
         for shown in ("share", "after", "blocks"):
             del protocol[shown]
         asked = [[task.model_dump() for task in self.tasks], protocol, examples, sorted(self.questions())]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        leaves: dict[str, Any] = self._loaded["tasks"]
+        prints = {name: leaf.fingerprint for name, leaf in leaves.items() if hasattr(leaf, "fingerprint")}
+        return hashlib.sha256(json.dumps([*asked, prints] if prints else asked).encode()).hexdigest()
 
     def texts(self) -> dict[str, list[tuple[str, str]]]:
         """{task: (question, right answer) of each}, shortened: for people."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name, leaf, document in self._documents():
-            found.setdefault(name, []).append((str(leaf.doc_to_text(document))[-TEXT:], answer(leaf, document)))
+            found.setdefault(name, []).append((wording(leaf, document)[-TEXT:], answer(leaf, document)))
         return found
 
     def read(self) -> Iterator[str]:
@@ -112,7 +140,40 @@ class Evaluator:
         for _, leaf, document in self._documents():
             choices = leaf.doc_to_choice(document) if leaf.config.doc_to_choice is not None else []
             examples = 1 + int(leaf.get_config("num_fewshot") or 0)
-            yield str(leaf.doc_to_text(document)) * examples + "".join(f" {choice}" for choice in choices)
+            yield wording(leaf, document) * examples + "".join(f" {choice}" for choice in choices)
+
+    def rooms(self) -> Iterator[tuple[str, str, int]]:
+        """(task, what is read, tokens to be written at most) of what must fit into the context at once: everything but
+        texts that are read in windows.
+        """
+        for (name, leaf, _), text in zip(self._documents(), self.read(), strict=True):
+            if leaf.OUTPUT_TYPE != "loglikelihood_rolling":
+                options: dict[str, Any] = leaf.get_config("generation_kwargs") or {}
+                writes = leaf.OUTPUT_TYPE == "generate_until"
+                yield name, text, int(options.get("max_gen_toks") or 256) if writes else 0
+
+    def check(self) -> None:
+        """Find out before a run starts whether judges can be asked. Raises ProposerRefused if not."""
+        for leaf in self._written:
+            leaf.check()
+
+    @property
+    def inquiries(self) -> int:
+        """How often LLM judges are asked for one scoring, at most. For forecasts."""
+        return sum(leaf.inquiries(document) for _, leaf, document in self._documents() if isinstance(leaf, Writing))
+
+    def told(self) -> dict[str, str]:
+        """What judges are told, for the log."""
+        return {name: text for leaf in self._written for name, text in leaf.texts.items()}
+
+    def consult(self, book: Book, booth: Booth | None) -> None:
+        """From now on judges and voters write into this book, and a person votes in this booth."""
+        for leaf in self._written:
+            leaf.book, leaf.booth, leaf.seed = book, booth, self.protocol.seed
+
+    @property
+    def _written(self) -> list[Writing]:
+        return [leaf for leaf in self._loaded["tasks"].values() if isinstance(leaf, Writing)]
 
     def score(self, lm: LM) -> Score:
         """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""

@@ -19,6 +19,8 @@ from llmevo.config import Config
 from llmevo.engines import Engine
 from llmevo.errors import TaskError
 from llmevo.geometry import measure
+from llmevo.judging import Book
+from llmevo.judging.booth import Booth
 from llmevo.merging import Merger
 from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
@@ -43,6 +45,10 @@ class Rig:
     """Where relative references start: the config's folder."""
     known: dict[str, Score] = field(default_factory=dict[str, Score])
     """Every score so far by what decides it: see `address`."""
+    book: Book = field(default_factory=Book)
+    """What judges and voters have said in the run that is scored now."""
+    booth: Booth | None = None
+    """Where a person votes; None where there is no terminal."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -71,7 +77,8 @@ class Rig:
         """The search tasks."""
         from llmevo.evaluation import Evaluator
 
-        return Evaluator(self.config.tasks, self.config.protocol, self._search_path)
+        allowed = self.config.allow_benchmark_tasks
+        return Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
 
     @cached_property
     def heldout(self) -> "Evaluator | None":
@@ -80,7 +87,7 @@ class Rig:
             return None
         from llmevo.evaluation import Evaluator
 
-        heldout = Evaluator(self.config.heldout_tasks, self.config.heldout_protocol, self._search_path)
+        heldout = Evaluator(self.config.heldout_tasks, self.config.heldout_protocol, self._search_path, self.root)
         for other in (self.evaluator, self.selection):
             check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
         return heldout
@@ -94,7 +101,7 @@ class Rig:
         from llmevo.evaluation import Evaluator
 
         try:
-            selection = Evaluator(self.config.tasks, protocol, self._search_path)
+            selection = Evaluator(self.config.tasks, protocol, self._search_path, self.root)
         except TaskError:
             if self.config.split:
                 raise
@@ -160,6 +167,8 @@ class Rig:
         engine = self.engine  # made before the clock starts
         started = time.monotonic()
         engine.swap(recipe)
+        self.book.questions = questions
+        evaluator.consult(self.book, self.booth)
         merged = time.monotonic()
         racing = self.config.racing
         if rival is None or not racing or len(evaluator.blocks) == 1:

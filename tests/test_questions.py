@@ -12,6 +12,8 @@ from llmevo.tasks import Protocol
 class Leaf:
     """What is needed of an lm-eval task."""
 
+    OUTPUT_TYPE = "generate_until"
+
     def __init__(self, texts: list[str]) -> None:
         self.eval_docs = texts
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
 from llmevo.preflight.architecture import dtypes, functions, rope, tied_heads
-from llmevo.preflight.asking import questions
+from llmevo.preflight.asking import directions, lengths, questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
 from llmevo.preflight.room import memory
@@ -19,7 +19,9 @@ Check = Callable[[Rig], Findings]
 
 CHECKS: Sequence[Check] = (
     memory,
+    directions,
     questions,
+    lengths,
     chat_templates,
     vocabularies,
     special_tokens,

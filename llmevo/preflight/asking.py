@@ -1,8 +1,14 @@
-"""Whether what is reported was nearly searched on."""
+"""Whether the questions and what counts of them are what is meant."""
 
-from llmevo.preflight.base import Finding, Findings
+from collections import defaultdict
+from typing import Any
+
+from llmevo.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.questions import near_duplicates
 from llmevo.rig import Rig
+
+JUDGED = 64
+"""Questions of a task whose tokens are counted: the longest."""
 
 
 def questions(rig: Rig) -> Findings:
@@ -17,4 +23,46 @@ def questions(rig: Rig) -> Findings:
                 f"{name} questions",
                 f"{len(found)} are nearly search questions, such as {text[:60]!r} of {task} and {other[:60]!r}",
                 "Leave them out, or expect a score that flatters",
+            )
+
+
+def directions(rig: Rig) -> Findings:
+    """Metrics that are better when lower, with a weight above 0: a search would make them worse."""
+    for name, evaluator in rig.evaluators.items():
+        if name == "selection":
+            continue  # the search's tasks
+        for task in evaluator.upside_down:
+            key = "heldout" if name == "heldout" and rig.config.heldout else "tasks"
+            yield Finding(
+                f"{key}: {task.name}",
+                f"its {task.metric} is better when lower, and its weight is {task.weight:g}",
+                f"Write `weight: {-task.weight:g}`, unless it is to go up",
+            )
+
+
+def lengths(rig: Rig) -> Findings:
+    """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
+    room = rig.sources.config(rig.config.genome.references[0]).get("max_position_embeddings")
+    if not isinstance(room, int):
+        return
+    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for evaluator in rig.evaluators.values():
+        for name, text, written in evaluator.rooms():
+            if len(text.encode()) + written > room:  # a token is a byte at least
+                asked[name].append((text, written))
+    if not asked:
+        return
+    from transformers import AutoTokenizer  # slow to import, and hardly ever needed
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_donor(rig)[1])
+    for name, texts in asked.items():
+        longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
+        counts = [len(tokenizer.encode(text)) + written for text, written in longest]
+        over = sum(count > room for count in counts)
+        if over:
+            yield Finding(
+                name,
+                f"{over}{' or more' if over == JUDGED else ''} of its questions take up to {max(counts)} tokens with"
+                f" the reply, and the model holds {room}: their beginnings will be cut off",
+                "Ask with fewer solved examples (num_fewshot), or for shorter replies (max_gen_toks)",
             )

@@ -1,33 +1,109 @@
 """lm-eval's task objects for the lines of `tasks:`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
 
-from llmevo.errors import LlmevoError, TaskError, nearest
+from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
+from llmevo.tasks.benchmarks import refuse_benchmarks
+from llmevo.tasks.function import build_function
+from llmevo.tasks.judge import build_judge
 from llmevo.tasks.task import Task
+from llmevo.tasks.text import build_text
+from llmevo.tasks.training import on_training_split, original
+from llmevo.tasks.votes import build_votes
+from llmevo.tasks.words import end_of, wording
+
+Builder = Callable[[Task, Path, Callable[[str], Any]], Any]
+"""Makes the lm-eval task object of a line that describes its own task. It is given the line, the folder where relative
+paths start, and a function from the name of an lm-eval task to a new object of it. The object's `task_name` is the
+line's name; if it has an attribute `fingerprint`, a string, that belongs to the digest of what is asked: of code or
+settings that decide scores and are not in its questions."""
+
+BUILDERS: Mapping[str, Builder] = {
+    "text": build_text,
+    "function": build_function,
+    "judge": build_judge,
+    "votes": build_votes,
+}
+"""By the key of the line: see `llmevo.tasks.task.KINDS`."""
 
 
-def load(names: Sequence[str], search_path: Sequence[Path]) -> Any:
-    """lm-eval's task objects. The built-in index is large (half a minute on a slow disk) and read only if needed."""
+def load(tasks: Sequence[Task], search_path: Sequence[Path], root: Path, benchmarks: bool = True) -> Any:
+    """lm-eval's task objects, of its own tasks and of those that are described in a line.
+
+    The built-in index is large (half a minute on a slow disk) and read only if needed. Raises TaskError; without
+    `benchmarks` also for tasks that are public benchmarks: see `refuse_benchmarks`.
+    """
     for folder in search_path:
         if not folder.is_dir():
             raise TaskError(f"task_search_path: there is no folder {folder}")
-    manager: Any = TaskManager(include_path=[*search_path], include_defaults=False) if search_path else None
-    if manager is None or not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=[*search_path] or None)
-    for name in names:
-        if name not in manager.all_tasks:
-            raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, manager.all_tasks)}")
+    known = Known(search_path, benchmarks)
+    loaded = known.load([task.name for task in tasks if task.kind is None])
+    for task in tasks:
+        if task.kind is not None:
+            with loading(task.name):
+                leaf = BUILDERS[task.kind](task, root, known.one)
+            loaded["tasks"][task.name] = leaf
+    return loaded
+
+
+class Known:
+    """lm-eval's tasks: those of the search path, and the built-in ones once a name is not among them."""
+
+    def __init__(self, search_path: Sequence[Path], benchmarks: bool = True) -> None:
+        self._search_path, self._benchmarks = search_path, benchmarks
+        self._manager: Any = None
+
+    def manager(self, names: Sequence[str]) -> Any:
+        """lm-eval's manager that knows these, `X_train` as X. Raises TaskError for an unknown name."""
+        paths: list[str | Path] = [*self._search_path]
+        if self._manager is None and paths:
+            self._manager = TaskManager(include_path=paths, include_defaults=False)
+        if self._manager is None or _unknown(names, self._manager):
+            self._manager = TaskManager(include_path=paths or None)
+        for name in _unknown(names, self._manager):
+            raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, self._manager.all_tasks)}")
+        return self._manager
+
+    def load(self, names: Sequence[str]) -> Any:
+        """Tasks, groups and which belongs to which, as `lm_eval.evaluate` takes them."""
+        if not names:
+            return {"tasks": {}, "groups": {}, "group_map": {}}
+        manager = self.manager(names)
+        if not self._benchmarks:
+            refuse_benchmarks(names, manager.task_index)
+        with loading(*names):
+            trained = [original(name, manager.task_index) is not None for name in names]
+            pairs = zip(names, trained, strict=True)
+            return manager.load([on_training_split(name, manager) if train else name for name, train in pairs])
+
+    def one(self, name: str) -> Any:
+        """A new object of a single task."""
+        loaded = self.load([name])
+        if name not in loaded["tasks"]:
+            raise TaskError(f"tasks: {name} is a group or a tag; take one of its tasks ({', '.join(loaded['tasks'])})")
+        return loaded["tasks"][name]
+
+
+def _unknown(names: Sequence[str], manager: Any) -> list[str]:
+    index = manager.task_index
+    return [name for name in names if name not in index and original(name, index) is None]
+
+
+@contextmanager
+def loading(*names: str) -> Generator[None]:
+    """Say of whatever a loader raises which task it was: it is anybody's code, and the hub may be out of reach."""
     try:
-        return manager.load(names)
+        yield
     except LlmevoError:
         raise
     except IndexError as error:  # lm-eval looks at the first question of each
         raise TaskError(f"tasks: of {', '.join(names)}, one has no questions; check its split and its data") from error
-    except Exception as error:  # a task's loader is anybody's code, and the hub may be out of reach
+    except Exception as error:
         reason = str(error).strip().splitlines()
         raise TaskError(
             f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})"
@@ -37,7 +113,7 @@ def load(names: Sequence[str], search_path: Sequence[Path]) -> Any:
 def nearest_task(name: str, known: Sequence[str]) -> str:
     """The hint for a misspelt task; lm-eval has too many to list."""
     hint = nearest(name, known)
-    return hint if hint.startswith(", did") else "; `lm_eval ls tasks` lists them, task_search_path adds your own"
+    return hint if hint.startswith(", did") else "; `llmevo tasks` lists them, task_search_path adds your own"
 
 
 def members(task: Task, loaded: Any) -> list[str]:
@@ -87,3 +163,19 @@ def build_once(leaf: Any) -> None:
             instance.resps, instance.filtered_resps = [], {}
 
     leaf.build_all_requests = build_all_requests
+
+
+def blame(leaf: Any) -> None:
+    """Let a task whose own code fails on a reply say on which question."""
+    process: Any = leaf.process_results
+
+    def process_results(document: Any, results: Any) -> Any:
+        try:
+            return process(document, results)
+        except LlmevoError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}, for the question {end_of(wording(leaf, document))}"
+            raise CandidateError(f"the task {leaf.task_name} failed: {reason}") from error
+
+    leaf.process_results = process_results

@@ -3,16 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llmevo.errors import TaskError
+
 TEXT = 600
 """Characters that are kept of a question (its end), an answer and a reply (their beginnings)."""
+
+SHOWN = 60
+"""Characters of a question in an error."""
+
+
+def end_of(text: str) -> str:
+    """The end of a question, quoted, for an error: what is asked stands there."""
+    return repr(text if len(text) <= SHOWN else f"…{text[-SHOWN:]}")
 
 
 def wording(leaf: Any, document: Any) -> str:
     """What is asked, in words: what tells one question from another.
 
     Tasks that predict a whole text ask nothing before it, and of those that fill a gap lm-eval's question is the number
-    of the right choice; their texts are in what is predicted and in the choices.
+    of the right choice; their texts are in what is predicted and in the choices. Raises TaskError.
     """
+    try:
+        return _wording(leaf, document)
+    except Exception as error:  # a task's functions are anybody's code
+        raise TaskError(
+            f"tasks: {leaf.task_name} cannot say its question ({type(error).__name__}: {error}) of the document"
+            f" {str(document)[:SHOWN]}"
+        ) from error
+
+
+def _wording(leaf: Any, document: Any) -> str:
     text = leaf.doc_to_text(document)
     if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
         return str(text) or str(leaf.doc_to_target(document))
