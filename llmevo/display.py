@@ -151,6 +151,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         )
         if trouble := [f"{counts[kind]} {what}" for kind, what in TROUBLE.items() if counts.get(kind)]:
             console.print(f"Of its answers, {', '.join(trouble)}.", highlight=False)
+    if state.judged:
+        console.print(f"{Bill.of(state.judged)}", highlight=False)
     console.print(f"\nThe run lies in {folder}. Next:", highlight=False)
     for command, what in (
         (f"llmevo export {folder} OUT", "the merged model as a Hugging Face folder"),
@@ -158,14 +160,12 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     ):
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)
 
-    if state.judged:
-        console.print(f"{Bill.of(state.judged)}", highlight=False)
 
 def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
     """The standard error of the difference of two rows: paired where every question's score is known."""
     weights = {task.name: task.weight for task in state.heldout_tasks}
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
-        return difference(one.item_scores, other.item_scores, weights, in_general=True).error
+        return difference(one.item_scores, other.item_scores, weights).error
     return (one.stderr**2 + other.stderr**2) ** 0.5
 
 

@@ -58,6 +58,8 @@ class Forecast:
     prompt_tokens: int
     completion_tokens: int
     cost: float
+    inquiries: int
+    """What LLM judges are asked in the whole run, at most; not in the cost."""
     measured: Measured | None
     """What the time follows from; None where it is an estimate."""
 
@@ -110,6 +112,7 @@ def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = No
         prompt_tokens=spent[0],
         completion_tokens=spent[1],
         cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6,
+        inquiries=evaluations * bench.evaluator.inquiries + rows * (bench.heldout.inquiries if bench.heldout else 0),
         measured=measured,
     )
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from llmevo import changes, events
 from llmevo.bench import VERSIONED, config_of, versions
-from llmevo.errors import CandidateError
+from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
 from llmevo.resuming import facts, facts_now
 from llmevo.rig import Rig
@@ -40,6 +40,12 @@ class Again:
 def rescore(recorded: Sequence[events.Event], rig: Rig, count: int) -> list[Again]:
     """The `count` best of those that were asked everything, the best first. Loads the engine."""
     state = RunState.fold(iter(recorded))
+    if voted := next((task.name for task in rig.config.tasks if task.votes), None):
+        raise RunError(
+            f"{voted} is voted on by a person, who is not asked again; `llmevo replay RUN --verify` recomputes the"
+            " scores from the votes"
+        )
+    rig.book = state.book
     logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
     best = state.asked_all[:count]
     return [_again(rig, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]

@@ -52,6 +52,8 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
             f"The LLM is asked up to {ahead.prompts} times, reads about {ahead.prompt_tokens:,} tokens and writes about"
             f" {ahead.completion_tokens:,}; cost {ahead.cost:.2f} at the config's prices. Its time is not in the above."
         )
+    if ahead.inquiries:
+        lines.append(f"LLM judges are asked up to {ahead.inquiries:,} times; what that costs is not in the above.")
     of = found.memory
     free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
     lines.append(

@@ -77,6 +77,11 @@ class Tournament:
         """Find the user's mistakes before anything is written: each optimizer's, and folders of other comparisons."""
         for kind in {"minutes", "cost"} & self.config.search.budget.bounds.keys():
             raise ConfigError(f"search.budget: {self.config.search.budget}: {UNFAIR[kind]}")
+        if voted := next((task.name for task in self.config.tasks if task.votes), None):
+            raise ConfigError(
+                f"tasks: {voted} is voted on by a person, so its scores are those of one run; compare with tasks that"
+                " score every run alike, such as one with `judge:`"
+            )
         states = self.states()
         for entry, state in states.items():
             if state.started:

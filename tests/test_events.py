@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo import events
+from llmevo.judging.statements import Verdict
 from llmevo.trial import Candidate, Score, Trial
 
 TASKS = {"sums": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
@@ -56,6 +57,17 @@ EXAMPLES: tuple[events.Event, ...] = (
         row="base", kind="base", candidate=None, score=0.5, stderr=0.1, tasks=TASKS, items=9, seconds={"evaluate": 2.0}
     ),
     events.RunFinished(best=4, search_score=0.5, heldout={"score": 0.4, "rows": {}}, proposals={"asked": 1}),
+    events.Judged(
+        generation=1,
+        task="chat",
+        model="m",
+        verdicts=[Verdict(key="ab12", value=0.5, reason="ü")],
+        calls=2,
+        tokens={"prompt": 3, "completion": 4},
+        cost=0.1,
+    ),
+    events.Presented(task="taste", poll="cd34", player="ef56", replies=["line\u2028line"]),
+    events.Voted(task="taste", poll="cd34", player="ef56", other="ab78", prompt=2, choice="tie"),
 )
 
 

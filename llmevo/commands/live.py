@@ -1,17 +1,21 @@
 """A run that goes on before one's eyes: to its end, or to Ctrl-C."""
 
+import sys
+
 import typer
 
 from llmevo import display, forwarding, loop, terminal
 from llmevo.bench import Bench
 from llmevo.config import Config
-from llmevo.errors import ProposerError
+from llmevo.errors import ConfigError, JudgeError, ProposerError, ProposerRefused
+from llmevo.judging.booth import Booth, booth
 from llmevo.runlog import RunLog
 
 
 def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     """Run to the end, or to Ctrl-C, showing what happens, and telling the loggers of `config`."""
     view = display.Display(terminal.console, bench.rig.config, log.folder)
+    bench.rig.booth = _booth(config, view)
     try:
         with view, forwarding.forwarded(config.loggers, log.folder, view.warn) as loggers:
             state = loop.carry_on(bench, log, [view.show, *loggers])
@@ -20,4 +24,20 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
         raise typer.Exit(130) from None
     except ProposerError as error:
         raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
+    except ProposerRefused as error:
+        raise ProposerRefused(f"{error}; once that is mended, `llmevo resume {log.folder}` goes on") from error
+    except JudgeError as error:
+        raise JudgeError(
+            f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from here"
+        ) from error
     display.summary(terminal.console, state, log.folder, bench.config)
+
+
+def _booth(config: Config, view: display.Display) -> Booth | None:
+    """Where a person votes. Raises ConfigError when one should and there is no terminal."""
+    voted = next((task.name for task in (*config.tasks, *config.heldout) if task.votes), None)
+    if voted is None:
+        return None
+    if not (terminal.console.is_terminal and sys.stdin.isatty()):
+        raise ConfigError(f"tasks: {voted} is voted on by a person and needs a terminal; start the command in one")
+    return booth(terminal.console, typer.getchar, view.paused)

@@ -26,6 +26,9 @@ class Judged(Writing):
         self.texts = {f"{self.task_name}/{name}": text for name, text in judging.rubric.texts.items()}
         self._scores: dict[tuple[str, ...], float | None] = {}
 
+    def inquiries(self, document: Mapping[str, str]) -> int:
+        return 2 if document["reference"] else 1
+
     def check(self) -> None:
         """Raises ProposerRefused where the judge's server does not answer, or refuses the key."""
         self.judging.asking.check()

@@ -34,6 +34,10 @@ class Writing(ConfigurableTask):
     def check(self) -> None:
         """Find out before a run starts whether there is anybody to ask. Raises UserError if not."""
 
+    def inquiries(self, document: Mapping[str, str]) -> int:
+        """How often an LLM is asked about a reply to it. For forecasts."""
+        return 0
+
     def apply_filters(self) -> Any:
         done = super().apply_filters()
         instances: Any = self.instances
