@@ -30,7 +30,8 @@ def answer(bench: Bench, journal: Journal, prompt: Prompt) -> Reading:
 
 def _turn(bench: Bench, journal: Journal, prompt: Prompt, repair: bool = False) -> tuple[events.Prompted, Reading]:
     event = journal.once(events.Prompted, lambda: _asked(bench, journal.state, prompt, repair))
-    reading = Reading(problems=[*event.problems]) if event.reply is None else prompt.read(event.reply)
+    lost = Reading(problems=[*event.problems], lost=bool(event.calls))
+    reading = lost if event.reply is None else prompt.read(event.reply)
     return event, reading
 
 

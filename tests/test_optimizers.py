@@ -263,6 +263,19 @@ def test_an_llm_that_knows_the_optimum_earns_its_share() -> None:
     assert optimizer.trust > PRIOR["chat"]
 
 
+def test_answers_lost_now_and_then_are_not_held_against_an_llm_but_one_that_is_gone_is_hardly_asked() -> None:
+    prompts: list[Prompt] = []
+    oracle = simulated("oracle")
+    flaky, _, _ = run(
+        "llm", 4, watched(prompts, lambda p: oracle(p) if len(prompts) > 2 else Reading(lost=True)), height
+    )
+    assert flaky.trust > PRIOR["chat"]
+    asked: list[Prompt] = []
+    gone, _, _ = run("llm", 20, watched(asked, lambda _: Reading(lost=True)), height)
+    assert gone.trust == 0
+    assert len(asked) < 18
+
+
 def test_what_is_recommended_is_the_best_score_where_scores_are_exact_and_the_likeliest_where_they_are_noisy() -> None:
     for stderr, lucky in ((0.0, True), (0.2, False)):
         optimizer: Any = OPTIMIZERS["llm-off"](setup())

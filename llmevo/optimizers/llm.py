@@ -194,7 +194,7 @@ class LlmEvolution(LlmOff):
                 if self._engine.is_new(group[place].genes, admitted) and self._engine.differs(offered[place], beside):
                     admitted.append(group[place])
         if not admitted:  # no answer, nothing new, nothing as good: no credit for any of these
-            self._trust.reject()
+            self._trust.reject(reading.lost)
         return admitted
 
     def _hopes(self, points: Sequence[Array]) -> Array:

@@ -21,6 +21,9 @@ FLOOR, SLOPE = 0.2, 1.4
 PROBE = 32
 """An LLM without trust is asked for one candidate in so many evaluations: it may have got better."""
 
+PATIENCE = 3
+"""So many answers in a row may be lost before that is held against the LLM: servers restart."""
+
 
 class Trust:
     """A share of the evaluations that follows what the LLM's own candidates turned out to be worth.
@@ -35,6 +38,7 @@ class Trust:
         self._ranks: deque[float] = deque(maxlen=WINDOW)
         self._credit = 0.0
         self._since = 0
+        self._lost = 0
 
     @property
     def value(self) -> float:
@@ -56,10 +60,13 @@ class Trust:
 
     def observe(self, value: float, others: Sequence[float]) -> None:
         """One of the LLM's candidates has a score (-inf if it failed), and so have numeric ones."""
+        self._lost = 0
         if others:
             below = sum(value > other for other in others) + 0.5 * sum(value == other for other in others)
             self._ranks.append(below / len(others) if value > float("-inf") else 0.0)
 
-    def reject(self) -> None:
-        """A proposal was not worth scoring."""
-        self._ranks.append(0.0)
+    def reject(self, lost: bool = False) -> None:
+        """No proposal was worth scoring, or none came: what is lost once or twice says nothing of the LLM's worth."""
+        self._lost = self._lost + 1 if lost else 0
+        if not lost or self._lost > PATIENCE:
+            self._ranks.append(0.0)

@@ -99,6 +99,8 @@ class Reading:
     """What was wrong with the answer, and what was done about it."""
     text: str = ""
     """The answer itself, where whoever asked wants to go on from it."""
+    lost: bool = False
+    """Whether it was asked for and none came."""
 
 
 @dataclass(frozen=True)
