@@ -277,6 +277,8 @@ def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Pa
     gap = {**MULTIPLE_CHOICE, "doc_to_text": "question", "doc_to_target": "ends."}
     scoring = evaluator(tmp_path, add_task(tmp_path, "gaps", rows, **gap))
     assert len(set(scoring.questions())) == 6
+    parts = [evaluator(tmp_path, Task(name="gaps"), share=share, seed=3) for share in ((0.0, 0.5), (0.5, 1.0))]
+    assert sorted(pair for part in parts for pair in part.questions()) == sorted(scoring.questions())
     assert scoring.score(lm).items == 6
 
 

@@ -52,13 +52,13 @@ def tasks(
 
 def table(found: "list[Listed]", trainable: bool) -> Table:
     """One row a task; the scored split has a star, and rows are those on this machine."""
-    made = Table(box=None, pad_edge=False)
+    made = Table(box=None, pad_edge=False, caption="* is the split that is scored", caption_justify="left")
     for column in ("write", "its split") if trainable else ("task", "asks"):
         made.add_column(column, overflow="fold")
-    for column in ("metrics", "splits (* is scored)", "data"):
+    for column in ("metrics", "splits", "data"):
         made.add_column(column, overflow="fold")
     for task in found:
-        splits = ", ".join(
+        splits = "\n".join(
             f"{name}{'*' if name == task.scored else ''}{'' if rows is None else f' {rows:,}'}"
             for name, rows in task.splits.items()
         )

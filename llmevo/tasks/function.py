@@ -98,7 +98,7 @@ def _function(task: Task, file: Path, name: str, source: bytes) -> Metric:
         except (Exception, SystemExit) as error:
             del sys.modules[called]
             raise TaskError(f"tasks: {task.name}: {file} cannot be run ({type(error).__name__}: {error})") from error
-    function: Any = getattr(module, name, None)
+    function: Metric | None = getattr(module, name, None)
     if not callable(function):
         known = sorted(key for key, value in vars(module).items() if callable(value) and value.__module__ == called)
         listed = f"; it has {', '.join(known)}" if known else ""

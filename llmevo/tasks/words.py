@@ -1,6 +1,7 @@
 """What a question, its right answer and a reply are in words, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from llmevo.errors import TaskError
@@ -23,9 +24,22 @@ def wording(leaf: Any, document: Any) -> str:
     Tasks that predict a whole text ask nothing before it, and of those that fill a gap lm-eval's question is the number
     of the right choice; their texts are in what is predicted and in the choices. Raises TaskError.
     """
-    try:
+    with _naming(leaf, document):
         return _wording(leaf, document)
-    except Exception as error:  # a task's functions are anybody's code
+
+
+def plain(leaf: Any, document: Any) -> str:
+    """What lm-eval itself calls the question, which may be empty or a number. Raises TaskError."""
+    with _naming(leaf, document):
+        return str(leaf.doc_to_text(document))
+
+
+@contextmanager
+def _naming(leaf: Any, document: Any) -> Generator[None]:
+    """Say of what a task's functions raise, which are anybody's code, which task and document it was."""
+    try:
+        yield
+    except Exception as error:
         raise TaskError(
             f"tasks: {leaf.task_name} cannot say its question ({type(error).__name__}: {error}) of the document"
             f" {str(document)[:SHOWN]}"
