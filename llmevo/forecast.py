@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from llmevo.aims import emphasis
 from llmevo.bench import Bench
 from llmevo.loop import population, start_rows
+from llmevo.optimizers.base import Retold
 from llmevo.prompting import Prompt
 from llmevo.trial import Candidate, Score, Suggestion, Trial
 
@@ -126,9 +128,13 @@ def first_prompt(bench: Bench) -> Prompt | None:
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(bench))]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
-    count = len(candidates)
+    count, known = len(candidates), list[Trial]()
     for generation in range(1, GENERATIONS + 1):
-        optimizer.tell([Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told])
+        trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
+        optimizer.tell(trials)
+        known += trials
+        if bench.config.aims.pareto and isinstance(optimizer, Retold):
+            optimizer.retell(known, emphasis(bench.config.aims, generation))
         asking = optimizer.ask(max(2, min(bench.evaluations - count, population(bench))))
         try:
             return next(asking)

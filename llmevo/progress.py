@@ -37,9 +37,11 @@ def _search_items(state: RunState, budget: Budget) -> float:
 
 
 def _selection_items(state: RunState, started: RunStarted) -> int:
-    """Those who reach the end are at most the finalists of the config, the best parent and the uniform merge."""
+    """Those who reach the end are at most the finalists of the config, the best parent and the uniform merge, and the
+    parents that constraints are counted from.
+    """
     chosen = _current(state)
-    most = int(started.config.get("search", {}).get("finalists", Search().finalists)) + 2
+    most = int(started.config.get("search", {}).get("finalists", Search().finalists)) + 2 + len(state.aims.constraints)
     return started.selection_items * ((chosen[0].finalists if chosen else most) - len(chosen))
 
 

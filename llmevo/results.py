@@ -23,7 +23,7 @@ class Result:
     """Of every evaluation in its order; None for a failure, and for one that violates a constraint."""
     start_rows: int
     search: float | None
-    """The best of them."""
+    """The best of them; where none keeps the constraints, of the one that misses them least."""
     heldout: float | None
     heldout_stderr: float | None
     """Of the questions: what other questions of the same kind would change."""
@@ -36,6 +36,8 @@ class Result:
     items: int
     heldout_items: int
     """Questions of a search score, and of a held-out one."""
+    violated: str = ""
+    """Which constraints the best violates: no candidate keeps them all."""
 
     @property
     def best(self) -> list[float | None]:
@@ -142,6 +144,7 @@ def _result(folder: str, optimizer: str, state: RunState) -> Result:
         seconds=sum(sum(trial.seconds.values()) for trial in trials),
         items=state.started.items,
         heldout_items=state.started.heldout_items,
+        violated=state.best.reason if state.best else "",
     )
 
 

@@ -65,6 +65,10 @@ def scores(comparison: Comparison) -> Table:
         note += " “questions”: the standard error that the choice of held-out questions leaves, whatever the seeds."
     else:
         note += " There are no held-out questions: search scores are the best of many and flatter."
+    if missed := [run.folder for run in comparison.runs if run.violated]:
+        note += (
+            f" No candidate keeps all constraints in {', '.join(missed)}: these scores are of those that miss least."
+        )
     return Table("Scores", note, header, rows)
 
 
