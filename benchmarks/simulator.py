@@ -205,8 +205,6 @@ class Rules:
     looks: int = 1
     """Parts that the questions are asked in; 1 is without racing."""
     error_rate: float = 0.05
-    rank: int = 3
-    """The rival is the candidate of this rank so far."""
     finalists: int = 0
     """How many of the best are asked other questions in the end, to choose by both."""
 
@@ -253,20 +251,18 @@ def simulated(
         rivals = sorted(
             (t for t in trials if t.score and t.score.items == count * len(answers)), key=lambda t: -t.value
         )
-        looks = rules.looks if not free and len(rivals) >= rules.rank else 1
+        looks = rules.looks if not free and rivals else 1
+        field = [rival.score.item_scores for rival in rivals if rival.score]
         for look in range(1, looks + 1):
             seen = {t: a[: round(len(a) * look / looks)] for t, a in answers.items()}
-            if look < looks:
-                rival = rivals[rules.rank - 1]
-                gap = difference(seen, rival.score.item_scores, weights)
-                if beaten(gap, look, looks, rules.error_rate):
-                    break
+            if looks > 1 and beaten(seen, field, weights, look, looks, rules.error_rate):
+                break
         items = sum(map(len, seen.values()))
         asked += items
         total = sum(w * float(seen[t].mean()) for t, w in weights.items())
         error = float(np.sqrt(sum(w**2 * (seen[t].var() + 0.01) / len(seen[t]) for t, w in weights.items())))
         if look < looks:
-            total = rival.score.total + gap.mean
+            total = rivals[0].value + difference(seen, field[0], weights).mean
         metrics = {t: {"acc,none": float(seen[t].mean())} for t in weights}
         return Score(total, error, metrics, items, dict(seen))
 
@@ -312,10 +308,10 @@ def race(options: argparse.Namespace) -> None:
     simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
     kinds = {"everything": Rules()}
     kinds |= {
-        f"{looks} looks, {rate:.0%}, rank {rank}": Rules(looks, rate, rank)
-        for looks, rate, rank in ((5, 0.05, 1), (10, 0.05, 1), (10, 0.05, 3), (10, 0.1, 1))
+        f"{looks} looks, {rate:.0%}": Rules(looks, rate)
+        for looks, rate in ((5, 0.05), (10, 0.05), (20, 0.05), (10, 0.1))
     }
-    kinds |= {"everything, 4 finalists": Rules(finalists=4), "10 looks, 4 finalists": Rules(10, 0.05, 1, 4)}
+    kinds |= {"everything, 4 finalists": Rules(finalists=4), "10 looks, 4 finalists": Rules(10, 0.05, 4)}
     print("| evaluation | held out | against everything | questions | the winner stopped | claimed - held out |")
     print("|---|---|---|---|---|---|")
     base: list[Outcome] = []

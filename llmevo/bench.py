@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -104,10 +104,10 @@ class Bench:
         return self.rig.heldout
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
         """See `Rig.score`."""
-        return self.rig.score(recipe, questions, rival)
+        return self.rig.score(recipe, questions, rivals)
 
     @cached_property
     def templates(self) -> Templates:
@@ -233,6 +233,8 @@ class Bench:
             self.proposer.check()
         for evaluator in self.rig.evaluators.values():
             evaluator.check()
+        if self.config.gate:
+            _ = self.rig.gate_prompts
 
     def started(self) -> events.RunStarted:
         """The first event of a run."""

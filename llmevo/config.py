@@ -27,9 +27,21 @@ class Racing(_Section):
     """When to stop asking a candidate."""
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
-    """The share, at most, of candidates no worse than the best that are stopped."""
+    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`."""
     looks: int = Field(default=10, ge=2)
     """How often it is looked: parts the questions are asked in."""
+
+
+class Gate(_Section):
+    """Short replies before the tasks; see `llmevo.gate`."""
+
+    prompts: Path | None = None
+    """A file with a prompt a line. By default the first questions of the search tasks that are replied to in words, or
+    where there are none, a few plain ones."""
+    tokens: int = Field(default=48, ge=16)
+    """Of a reply, at most."""
+    share: float = Field(default=0.5, ge=0, lt=1)
+    """A candidate fails when more of its replies are degenerate, and more than of any parent's."""
 
 
 class Split(_Section):
@@ -167,6 +179,10 @@ class Config(_Section):
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
     `llmevo.tasks.benchmarks`; held-out tasks may be any."""
+    gate: Gate | Literal[False] = False
+    """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another script
+    than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such as
+    `{prompts: prompts.txt, tokens: 48}`."""
     split: Split | None = None
     """Cut the questions of `tasks` into disjoint sets, such as `{search: 0.5, selection: 0.2, heldout: 0.3}`; then
     `heldout:` needs no tasks of its own."""
@@ -200,6 +216,11 @@ class Config(_Section):
                 " `heldout:`; keep one of the two"
             )
         return self
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gated(cls, value: Any) -> Any:
+        return {} if value is True else value
 
     @field_validator("constraints")
     @classmethod

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,11 @@ class Evaluator:
             examples = 1 + int(leaf.get_config("num_fewshot") or 0)
             yield wording(leaf, document) * examples + "".join(f" {choice}" for choice in choices)
 
+    def prompts(self, count: int) -> list[str]:
+        """The first questions that are replied to in words."""
+        texts = (wording(leaf, doc) for _, leaf, doc in self._documents() if leaf.OUTPUT_TYPE == "generate_until")
+        return [*islice(texts, count)]
+
     def rooms(self) -> Iterator[tuple[str, str, int]]:
         """(task, what is read, tokens to be written at most) of what must fit into the context at once: everything but
         texts that are read in windows.
@@ -181,24 +187,40 @@ class Evaluator:
     def _written(self) -> list[Writing]:
         return [leaf for leaf in self._loaded["tasks"].values() if isinstance(leaf, Writing)]
 
-    def score(self, lm: LM) -> Score:
-        """Ask everything and weigh it. Raises CandidateError when a task fails or a metric is not a number."""
-        return joined(self.tasks, [self.score_block(lm, place) for place in range(len(self.blocks))])
-
-    def race(self, lm: LM, rival: Score, error_rate: float) -> Score:
-        """Ask part by part, and stop once the model cannot get ahead of the rival on all questions; see `racing`.
-
-        The score of one that was stopped is the rival's and the difference on what both were asked.
+    def score(self, lm: LM, begun: Score | None = None) -> Score:
+        """Ask everything and weigh it; of a model that was stopped once, the rest. Raises CandidateError when a task
+        fails or a metric is not a number.
         """
-        score = self.score_block(lm, 0)
+        first = self.parts_of(begun) if begun else 0
+        rest = [self.score_block(lm, place) for place in range(first, len(self.blocks))]
+        return joined(self.tasks, [begun, *rest] if begun else rest)
+
+    def race(self, lm: LM, rivals: Sequence[Score], error_rate: float, begun: Score | None = None) -> Score:
+        """Ask part by part, and stop once the model cannot get ahead of the best rival on all questions: see
+        `stopped`. One that was stopped once goes on from there.
+        """
+        score = begun or self.score_block(lm, 0)
         parts = [score]
-        while len(parts) < len(self.blocks):
-            gap = difference(score.item_scores, rival.item_scores, self.weights)
-            if beaten(gap, len(parts), len(self.blocks), error_rate):
-                return replace(score, total=rival.total + gap.mean)
-            parts.append(self.score_block(lm, len(parts)))
+        while (place := self.parts_of(score)) < len(self.blocks):
+            if found := self.stopped(score, rivals, error_rate):
+                return found
+            parts.append(self.score_block(lm, place))
             score = joined(self.tasks, parts)
         return score
+
+    def stopped(self, score: Score, rivals: Sequence[Score], error_rate: float) -> Score | None:
+        """The score of a model that is to be stopped where it is: the best rival's and the difference on what both were
+        asked. None when it is not; see `racing`. The rivals were asked everything, the best comes first.
+        """
+        own, field = score.item_scores, [rival.item_scores for rival in rivals]
+        if not beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate):
+            return None
+        return replace(score, total=rivals[0].total + difference(own, field[0], self.weights).mean)
+
+    def parts_of(self, score: Score) -> int:
+        """How many parts of the questions a score is of; 0 when it is of parts that were cut otherwise."""
+        sizes = [*accumulate(sum(map(len, block.values())) for block in self.blocks)]
+        return sizes.index(score.items) + 1 if score.items in sizes else 0
 
     def score_block(self, lm: LM, place: int) -> Score:
         """Ask one part of the questions; see `score`."""

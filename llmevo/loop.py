@@ -54,6 +54,7 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
+    bench.rig.remember(RunState.fold(iter(log.recorded)))
     return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
 
 
@@ -105,16 +106,17 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
     )
     for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
         # What there was before the search is asked everything. Who violates a constraint is no rival: another may be
-        # the best with a lower score.
-        rival = next((trial for trial in state.asked_all[:1] if number and not trial.violation), None)
-        if rival and rival.score and not rival.score.item_scores:  # a log of before they were kept
-            rival = None
+        # the best with a lower score; nor is one of a log of before the scores of questions were kept.
+        whole = state.asked_all if number else []
+        rivals = [trial for trial in whole if trial.score and trial.score.item_scores]
+        if rivals[:1] != whole[:1] or (rivals and rivals[0].violation):
+            rivals = []
         made = journal.once(
-            (events.Evaluated, events.Failed), lambda c=candidate, r=recipe, v=rival: _scored(bench, c, r, v)
+            (events.Evaluated, events.Failed), lambda c=candidate, r=recipe, v=rivals: _scored(bench, c, r, v)
         )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
-            _check_score(journal, made, rival, bench.config.counted)
+            _check_score(journal, made, next(iter(rivals), None), bench.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
     tell(bench, state, optimizer, trials)
     best = state.best.candidate.id if state.best else None
@@ -151,15 +153,15 @@ def tell(bench: Bench, state: RunState, optimizer: Optimizer, new: Sequence[Tria
 
 
 def _scored(
-    bench: Bench, candidate: Candidate, recipe: Recipe, rival: Trial | None
+    bench: Bench, candidate: Candidate, recipe: Recipe, rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
     """One candidate's event. Whatever is wrong with it is its reason, never the run's end."""
     started = time.monotonic()
     try:
-        score, seconds = bench.score(recipe, rival=rival.score if rival else None)
+        score, seconds = bench.score(recipe, rivals=[rival.score for rival in rivals if rival.score])
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
-    stopped_by = rival.candidate.id if rival and score.items < bench.evaluator.items else None
+    stopped_by = rivals[0].candidate.id if rivals and score.items < bench.evaluator.items else None
     return events.of_trial(Trial(candidate, score, seconds=seconds), stopped_by)
 
 

@@ -6,7 +6,7 @@ Several searches may share one rig: what is loaded is loaded once, and what one 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ import torch
 from llmevo.config import Config
 from llmevo.engines import Engine
 from llmevo.errors import TaskError
+from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
@@ -44,7 +45,7 @@ class Rig:
     root: Path
     """Where relative references start: the config's folder."""
     known: dict[str, Score] = field(default_factory=dict[str, Score])
-    """Every score so far by what decides it: see `address`."""
+    """Every score so far by what decides it: see `address`. Of what was stopped early, on what it was asked."""
     book: Book = field(default_factory=Book)
     """What judges and voters have said in the run that is scored now."""
     booth: Booth | None = None
@@ -125,6 +126,28 @@ class Rig:
         return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
 
     @cached_property
+    def gate_prompts(self) -> list[str]:
+        """What candidates reply to before they are scored. Raises ConfigError for a file that cannot be read."""
+        if self.config.gate and self.config.gate.prompts:
+            return read_prompts(self.root / self.config.gate.prompts)
+        return self.evaluator.prompts(len(PROMPTS)) or [*PROMPTS]
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """What judges those replies, as the parents' own are; None where there is none. Changes the running model."""
+        given = self.config.gate
+        if not given:
+            return None
+        gate = Gate(self.gate_prompts, given.tokens, given.share, self.config.apply_chat_template)
+        return gate.calibrated(self._parents())
+
+    def _parents(self) -> Iterator[Any]:
+        """The running model as each parent."""
+        for model in self.space.merged:
+            self.engine.swap(self.space.decode(self.space.parent(model)))
+            yield self.engine.lm
+
+    @cached_property
     def engine(self) -> Engine:
         """The running model, checked against an export before its first use."""
         engine, seed = self._start_engine(), self.config.evaluation_seed
@@ -154,43 +177,53 @@ class Rig:
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
         """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
-        none for what is known already. With a rival, no more is asked once the recipe cannot get ahead of it.
-        Raises CandidateError.
+        none for what is known already. With rivals, the best first, no more is asked once the recipe cannot get ahead
+        of that; when it is met again, it goes on from there. Raises CandidateError.
         """
         evaluator = self.evaluators[questions]
         place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
-        if place in self.known:
-            return self.known[place], {}
+        known, racing = self.known.get(place), self.config.racing
+        if known and known.items == evaluator.items:
+            return known, {}
+        known = known if known and evaluator.parts_of(known) else None
+        raced = racing if rivals and len(evaluator.blocks) > 1 else False
+        if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
+            return stopped, {}
         engine = self.engine  # made before the clock starts
+        gate = self.gate if questions == "search" and not known else None
         started = time.monotonic()
         engine.swap(recipe)
+        if gate:
+            gate.check(engine.lm)
         self.book.questions = questions
         evaluator.consult(self.book, self.booth)
         merged = time.monotonic()
-        racing = self.config.racing
-        if rival is None or not racing or len(evaluator.blocks) == 1:
-            score = self.known[place] = evaluator.score(engine.lm)
+        if raced:
+            score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
         else:
-            score = evaluator.race(engine.lm, rival, racing.error_rate)
-            if score.items == evaluator.items:
-                self.known[place] = score
+            score = evaluator.score(engine.lm, known)
+        self.known[place] = score
         return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
     def remember(self, state: RunState) -> None:
-        """Know what another run's log says. Scores of other models or other questions get other addresses."""
+        """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of
+        other questions get other addresses.
+        """
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # nobody knows what those scores stand for
         checksums = {source["reference"]: source["checksum"] for source in started.sources}
 
         def know(recipe: Recipe, score: Score, questions: str) -> None:
-            self.known.setdefault(address(recipe, checksums, started.questions[questions], started.masks), score)
+            place = address(recipe, checksums, started.questions[questions], started.masks)
+            if place not in self.known or self.known[place].items < score.items:
+                self.known[place] = score
 
         for number, trial in state.trials.items():
-            if trial.score and trial.score.items == started.items:  # what was stopped early is not known
+            if trial.score and (trial.score.items == started.items or trial.score.item_scores):
                 know(Recipe.model_validate(state.recipes[number]), trial.score, "search")
         for number, event in state.selected.items():
             know(Recipe.model_validate(state.recipes[number]), event.read(), "selection")

@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class CountedRig(Rig):
     diary: Path | None = None
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rival: Score | None = None
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
         name = f"{questions} {json.dumps(recipe.as_dict(), sort_keys=True)}"
         value = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16**6

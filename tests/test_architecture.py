@@ -46,6 +46,7 @@ ORDER = [
     "racing",
     "weighing",
     "evaluation",
+    "gate",
     "loggers",
     "config",
     "events",

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,11 +291,11 @@ class _Stop:
     def __init__(self, at: int) -> None:
         self.left, self.real = at, Bench.score
 
-    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rival: Score | None = None) -> object:
+    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, recipe, questions, rival)
+        return self.real(bench, recipe, questions, rivals)
 
 
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:

@@ -1,6 +1,7 @@
 """The run as a user sees it, on tiny models."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -126,11 +127,11 @@ def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
 ) -> None:
     real, calls = Bench.score, list[Recipe]()
 
-    def sometimes(self: Bench, recipe: Recipe, questions: str = "search", rival: Score | None = None) -> object:
+    def sometimes(self: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
         calls.append(recipe)
         if len(calls) == 4:
             raise CandidateError("the tensor blew up")
-        return real(self, recipe, questions, rival)
+        return real(self, recipe, questions, rivals)
 
     monkeypatch.setattr(Bench, "score", sometimes)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
@@ -162,11 +163,11 @@ class _Stop:
     def __init__(self, at: int) -> None:
         self.left, self.real = at, Bench.score
 
-    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rival: Score | None = None) -> object:
+    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, recipe, questions, rival)
+        return self.real(bench, recipe, questions, rivals)
 
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])

@@ -9,7 +9,11 @@ import pytest
 from workspace import CHOICE, Workspace
 
 from llmevo import events
-from llmevo.racing import beaten, difference, pocock
+from llmevo.config import read_config
+from llmevo.evaluation import Evaluator
+from llmevo.racing import ItemScores, beaten, bound, difference, foreseen
+from llmevo.recipe import Recipe
+from llmevo.rig import Rig
 from llmevo.runlog import LOG
 
 WEIGHTS = {"sums": 0.5, "words": 0.5}
@@ -20,29 +24,71 @@ def answers(random: np.random.Generator, share: float, count: int = 80) -> dict[
     return {task: [float(x) for x in random.random(count) < share] for task in WEIGHTS}
 
 
-def stopped_after(own: dict[str, list[float]], rival: dict[str, list[float]], error_rate: float = 0.05) -> int | None:
+def merges(random: np.random.Generator, count: int, size: int = 80) -> list[dict[str, list[float]]]:
+    """As many candidates that are equally good, and answer questions of unlike difficulty more alike than by chance."""
+    ease = {task: random.normal(0.3, 1.0, size) for task in WEIGHTS}
+    return [
+        {task: [float(x) for x in random.normal(0, 0.7, size) < ease[task]] for task in WEIGHTS} for _ in range(count)
+    ]
+
+
+def stopped_after(own: dict[str, list[float]], *field: ItemScores, error_rate: float = 0.05) -> int | None:
     """Questions a task after which it is stopped; None when it never is."""
     for look in range(1, LOOKS + 1):
         count = len(own["sums"]) * look // LOOKS
         seen = {task: values[:count] for task, values in own.items()}
-        if beaten(difference(seen, rival, WEIGHTS), look, LOOKS, error_rate):
+        if beaten(seen, field, WEIGHTS, look, LOOKS, error_rate):
             return count
     return None
 
 
-@pytest.mark.parametrize(("looks", "bound"), [(1, 1.960), (2, 2.178), (3, 2.289), (5, 2.413)])
-def test_the_bounds_are_pococks(looks: int, bound: float) -> None:
-    assert pocock(looks, 0.025) == pytest.approx(bound, abs=0.003)
+def test_one_look_halfway_has_the_bound_of_a_single_test() -> None:
+    assert bound(2, 0.025) == pytest.approx(1.960, abs=0.001)
 
 
-def test_of_equally_good_candidates_no_more_are_stopped_than_stated() -> None:
+@pytest.mark.parametrize(("looks", "error_rate"), [(5, 0.05), (10, 0.05), (10, 0.2)])
+def test_sums_of_questions_whose_total_is_nothing_cross_the_bound_as_often_as_stated(
+    looks: int, error_rate: float
+) -> None:
+    random, size, count = np.random.default_rng(0), 40, 20_000
+    steps = random.standard_normal((count, looks, size)).sum(axis=2)
+    walk = (steps - steps.mean(axis=1, keepdims=True)).cumsum(axis=1)[:, :-1]
+    done = np.arange(1, looks) / looks
+    crossed = (walk / np.sqrt(size * looks * done * (1 - done)) < -bound(looks, error_rate)).any(axis=1)
+    assert crossed.mean() == pytest.approx(error_rate, abs=4 * np.sqrt(error_rate / count))
+
+
+def test_of_candidates_that_would_get_ahead_no_more_are_stopped_than_stated() -> None:
     random = np.random.default_rng(0)
-    pairs = [(answers(random, 0.6), answers(random, 0.6)) for _ in range(600)]
-    wrongly = [
-        stopped_after(own, rival) is not None and difference(own, rival, WEIGHTS).mean >= 0 for own, rival in pairs
-    ]
-    assert np.mean(wrongly) <= 0.05
-    assert any(stopped_after(own, rival) for own, rival in pairs)  # those that are behind in the end may be
+    ahead, behind = list[bool](), list[bool]()
+    for _ in range(300):
+        own, *field = merges(random, 7)
+        gap = difference(own, field[0], WEIGHTS).mean
+        (ahead if gap > 0 else behind).append(stopped_after(own, *field) is not None)
+    assert len(ahead) > 100
+    assert np.mean(ahead) <= 0.05
+    assert np.mean(behind) > 0.2
+
+
+def test_what_others_answered_tells_of_questions_that_were_not_asked() -> None:
+    random = np.random.default_rng(3)
+    plain, known = list[float](), list[float]()
+    for _ in range(200):
+        own, *field = merges(random, 7)
+        seen, rival = ({task: values[:16] for task, values in scores.items()} for scores in (own, field[0]))
+        truth = difference(own, field[0], WEIGHTS).mean
+        plain.append(difference(seen, rival, WEIGHTS).mean - truth)
+        known.append(foreseen(seen, field, WEIGHTS).mean - truth)
+    assert np.std(known) < 0.9 * np.std(plain)
+    assert abs(np.mean(known)) < 3 * np.std(known) / np.sqrt(200)
+
+
+def test_who_can_only_come_out_equal_is_stopped() -> None:
+    same = {task: [1.0, 0.0] * 40 for task in WEIGHTS}
+    seen = {task: values[:72] for task, values in same.items()}
+    assert beaten(seen, [same], WEIGHTS, 9, 10, 0.05)
+    ahead = {task: [1.0, 1.0, *values[2:]] for task, values in seen.items()}
+    assert not beaten(ahead, [same], WEIGHTS, 9, 10, 0.05)
 
 
 def test_a_much_worse_candidate_is_stopped_early_and_a_better_one_never() -> None:
@@ -55,13 +101,22 @@ def test_a_much_worse_candidate_is_stopped_early_and_a_better_one_never() -> Non
 def test_the_error_vanishes_when_all_questions_are_asked_and_stays_for_questions_in_general() -> None:
     random = np.random.default_rng(2)
     own, rival = answers(random, 0.5), answers(random, 0.6)
-    assert difference(own, rival, WEIGHTS).error == 0
+    assert foreseen(own, [rival], WEIGHTS).error == 0
     gaps = [np.subtract(own[task], rival[task]) for task in WEIGHTS]
     error = np.sqrt(sum(0.25 * gap.var(ddof=1) / 80 for gap in gaps))
-    assert difference(own, rival, WEIGHTS, in_general=True).error == pytest.approx(error, rel=0.02)
+    assert difference(own, rival, WEIGHTS).error == pytest.approx(error, rel=0.02)
 
 
 # In a run
+
+WIDE = {
+    "base_model": "base",
+    "models": ["one", "two"],
+    "merge_method": "task_arithmetic",
+    "dtype": "float32",
+    "bounds": {"weight": [-2.0, 2.0]},
+}
+"""Weights that make some candidates much worse than others."""
 
 
 def write_many(workspace: Workspace, size: int = 60) -> None:
@@ -85,9 +140,7 @@ def evaluated(workspace: Workspace) -> list[events.Evaluated]:
 
 
 def test_a_stopped_candidates_score_is_its_rivals_and_the_difference(workspace: Workspace) -> None:
-    bounds = {"bounds": {"weight": [-2.0, 2.0]}}
-    genome = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "dtype": "float32"}
-    given = config(workspace, genome={**genome, **bounds}, search={"racing": {"error_rate": 0.4, "looks": 3}})
+    given = config(workspace, genome=WIDE, search={"racing": {"error_rate": 0.4, "looks": 3}})
     status, printed = workspace.llmevo("run", given, "--out", "run")
     assert status == 0, printed
     state, found = workspace.state("run"), evaluated(workspace)
@@ -117,6 +170,31 @@ def test_a_stopped_candidates_score_is_its_rivals_and_the_difference(workspace: 
     status, printed = workspace.llmevo("replay", "run", "--verify")
     assert status != 0
     assert f"line {line + 1}: evaluated.score" in printed
+
+
+def test_who_was_stopped_and_is_met_again_answers_the_rest_only(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(workspace, genome=WIDE, search={"racing": {"error_rate": 0.4, "looks": 3}}, heldout=None)
+    assert workspace.llmevo("run", given, "--out", "run")[0] == 0
+    state = workspace.state("run")
+    stopped = next(event for event in evaluated(workspace) if event.rival is not None)
+    recipe = Recipe.model_validate(state.recipes[stopped.candidate])
+    asked: list[int] = []
+    real = Evaluator.score_block
+    monkeypatch.setattr(Evaluator, "score_block", lambda self, lm, place: asked.append(place) or real(self, lm, place))
+    rig = Rig(read_config(given), workspace.root)
+    rig.remember(state)
+    rival = state.trials[stopped.rival or 0].score
+    assert rival
+    again, seconds = rig.score(recipe, rivals=[rival])
+    assert (again.total, again.items, asked, seconds) == (pytest.approx(stopped.score), stopped.items, [], {})
+    whole, seconds = rig.score(recipe)
+    assert asked == [*range(stopped.items // 20, 3)]
+    assert seconds
+    fresh, _ = Rig(read_config(given), workspace.root).score(recipe)
+    assert (whole.total, whole.items, whole.item_scores) == (fresh.total, 60, fresh.item_scores)
+    assert rig.score(recipe) == (whole, {})
 
 
 def test_without_racing_everything_is_asked(workspace: Workspace) -> None:

@@ -1,0 +1,138 @@
+"""The gate: a few short replies before the tasks, so that a merge that only babbles costs a few tokens.
+
+A reply is degenerate when it is empty, when it loops, or when it is in a script that neither the prompts nor the
+parents' replies are in. What is degenerate is judged by the parents: a candidate fails when more of its replies are
+than of any parent's, and more than the set share. Languages that share a script are not told apart.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmevo.errors import CandidateError, ConfigError
+
+PROMPTS = (
+    "Write a short paragraph about the sea.",
+    "What is the capital of France?",
+    "List three things one needs to bake bread.",
+    "Explain in two sentences why the sky is blue.",
+    "Tell a story of a fox and a crow in a few sentences.",
+    "How many days has a week, and what are they called?",
+    "Give one piece of advice to somebody who learns to swim.",
+    "What is 12 plus 30?",
+)
+"""What is asked where the tasks have nothing that is replied to in words."""
+
+PIECE = 4
+"""Words that are compared together."""
+
+REPEATED = 0.5
+"""The share of such pieces that repeat an earlier one, from which on a reply loops."""
+
+SQUEEZED = 0.3
+"""The same of a text without spaces: the size it is compressed to."""
+
+JUDGED = 64
+"""Bytes that a reply has before it can loop."""
+
+RARE = 0.05
+"""Letters of a script that are fewer than this share count as none."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Asks a model and judges its replies."""
+
+    prompts: Sequence[str]
+    tokens: int
+    """Of a reply, at most."""
+    share: float
+    """Of degenerate replies that is let pass."""
+    chat: bool = False
+    """Whether prompts are sent as a chat's first turn."""
+    scripts: frozenset[str] = frozenset()
+    """That replies may be in; `calibrated` knows them."""
+
+    def calibrated(self, parents: Iterable[Any]) -> "Gate":
+        """The gate that every parent passes. One is asked before the next is taken: they may be one live model."""
+        replies = [self.replies(parent) for parent in parents]
+        scripts = scripts_of(" ".join(self.prompts)).union(*(scripts_of(" ".join(said)) for said in replies))
+        gate = replace(self, scripts=scripts)
+        worst = max((len(gate.degenerate(said)) / len(said) for said in replies), default=0.0)
+        return replace(gate, share=max(self.share, worst))
+
+    def check(self, lm: Any) -> None:
+        """Raise CandidateError, with the reason and a reply, when too many replies are degenerate."""
+        replies = self.replies(lm)
+        found = self.degenerate(replies)
+        if len(found) > self.share * len(replies):
+            reasons = Counter(reason for _, reason in found)
+            words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            sample = next(reply for reply, reason in found if reason == reasons.most_common(1)[0][0])
+            raise CandidateError(
+                f"gate: of {len(replies)} short replies {len(found)} are degenerate ({words}), such as {sample[:80]!r}"
+            )
+
+    def replies(self, lm: Any) -> list[str]:
+        """What the live model says, greedily."""
+        from lm_eval.api.instance import Instance  # lm-eval is slow to import
+
+        options = {"until": [], "max_gen_toks": self.tokens, "do_sample": False}
+        turns = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+        texts = [lm.apply_chat_template(turn) for turn in turns] if self.chat else self.prompts
+        return lm.generate_until([Instance("generate_until", {}, (text, options), 0) for text in texts])
+
+    def degenerate(self, replies: Sequence[str]) -> list[tuple[str, str]]:
+        """Those that are, each with its reason."""
+        judged = ((reply, fault(reply, self.scripts)) for reply in replies)
+        return [(reply, reason) for reply, reason in judged if reason]
+
+
+def fault(reply: str, scripts: frozenset[str]) -> str:
+    """What is wrong with a reply: `empty`, `looping`, `in another script`, or nothing."""
+    if not re.search(r"\w", reply):
+        return "empty"
+    if loops(reply):
+        return "looping"
+    letters = Counter(map(script, filter(str.isalpha, reply)))
+    strange = sum(count for name, count in letters.items() if name not in scripts)
+    return "in another script" if strange > letters.total() / 2 else ""
+
+
+def loops(text: str) -> bool:
+    """Whether a text says the same again and again."""
+    raw = text.encode()
+    if len(raw) < JUDGED:
+        return False
+    words = re.findall(r"\w+|[^\w\s]", text)
+    pieces = [tuple(words[i : i + PIECE]) for i in range(len(words) - PIECE + 1)]
+    if len(pieces) > 2 * PIECE and 1 - len({*pieces}) / len(pieces) > REPEATED:
+        return True
+    return len(zlib.compress(raw, 9)) / len(raw) < SQUEEZED
+
+
+def scripts_of(text: str) -> frozenset[str]:
+    """The scripts that a text is in."""
+    letters = Counter(map(script, filter(str.isalpha, text)))
+    return frozenset(name for name, count in letters.items() if count >= RARE * letters.total())
+
+
+def script(letter: str) -> str:
+    """The script of a letter, which its Unicode name begins with: LATIN, CYRILLIC, CJK."""
+    return unicodedata.name(letter, "UNKNOWN").split()[0]
+
+
+def read_prompts(file: Path) -> list[str]:
+    """A prompt a line. Raises ConfigError."""
+    try:
+        prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"gate.prompts: {file} cannot be read ({error})") from error
+    if not prompts:
+        raise ConfigError(f"gate.prompts: {file} has no prompts; write one on each line")
+    return prompts
