@@ -43,7 +43,8 @@ def line(**values: Any) -> Task:
 
 
 def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
-    return Evaluator(tasks, Protocol(**{"apply_chat_template": False, **protocol}), [folder], folder)
+    options: dict[str, Any] = {"apply_chat_template": False, **protocol}
+    return Evaluator(tasks, Protocol(**options), [folder], folder)
 
 
 # Lines
@@ -284,7 +285,11 @@ def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Pa
 
 def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None:
     perplexity = [{"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}]
-    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"}
+    rolling: dict[str, Any] = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+    }
     add_task(workspace.root / "tasks", "plain", **rolling, doc_to_choice=None, metric_list=perplexity)
     (workspace.root / "corpus.txt").write_text(CORPUS)
 
