@@ -115,6 +115,9 @@ PROMISED = {
     "told": "generation state sigma",
     "heldout": "row score stderr tasks",
     "run_finished": "best search_score heldout",
+    "judged": "generation task model verdicts calls tokens cost",
+    "presented": "task poll player replies",
+    "voted": "task poll player other prompt choice",
 }
 """What other tools may count on in every log; later fields have defaults, so that older logs still read."""
 

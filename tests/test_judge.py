@@ -296,6 +296,16 @@ def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: RequestScore
     assert all(any(reply in text for text in told) for reply in score.replies["chat"])
 
 
+def test_what_a_candidate_writes_in_a_chat_is_judged_as_well(tmp_path: Path, lm: RequestScorer) -> None:
+    write_prompts(tmp_path, 2)
+    with serving(graded(10)) as server:
+        score = evaluator(tmp_path, line(base_url=server.url), apply_chat_template=True).score(lm)
+        told = [shown(request) for request in server.requests]
+    assert score.total == 1.0
+    assert all("<user>" not in text for text in told)  # the judge sees the prompt, not the template
+    assert sorted(line for text in told for line in text.splitlines() if line.startswith("Say")) == ["Say 0.", "Say 1."]
+
+
 def test_prompts_are_questions_like_others(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     first, rest = evaluator(tmp_path, line(), limit=4), evaluator(tmp_path, line(), after=4)
