@@ -179,7 +179,7 @@ class Config(_Section):
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
     `llmevo.tasks.benchmarks`; held-out tasks may be any."""
-    gate: Gate | Literal[False] = False
+    gate: Gate | None = None
     """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another script
     than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such as
     `{prompts: prompts.txt, tokens: 48}`."""
@@ -220,7 +220,7 @@ class Config(_Section):
     @field_validator("gate", mode="before")
     @classmethod
     def _gated(cls, value: Any) -> Any:
-        return {} if value is True else value
+        return {} if value is True else None if value is False else value
 
     @field_validator("constraints")
     @classmethod
