@@ -27,8 +27,8 @@ from llmevo.tasks import Protocol, Task
 KEY = "sk-secret-0123456789"
 
 
-def graded(grade: Any, **usage: int) -> Answer:
-    return chat(json.dumps({"reason": "so", "grade": grade}), **usage)
+def graded(grade: Any, prompt: int = 7, completion: int = 3) -> Answer:
+    return chat(json.dumps({"reason": "so", "grade": grade}), prompt=prompt, completion=completion)
 
 
 def better(name: str) -> Answer:
