@@ -4,6 +4,8 @@ Facts are the places in `run_started` that decide scores and candidates, by dott
 `questions.search`, `sources.MODEL.checksum`.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +57,19 @@ def source_facts(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def question_facts(questions: Mapping[str, str]) -> dict[str, Any]:
     """Of the digests of what is asked."""
     return {f"questions.{name}": digest for name, digest in questions.items()}
+
+
+def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[str]]]) -> list[events.Change]:
+    """Whether the same search questions are asked in another order: scores are compared question by question.
+
+    `now` is {task: (question, answer) of each}, in the order of today.
+    """
+    before = started.texts.get("search", {})
+    one, other = ({task: [*map(list, asked)] for task, asked in texts.items()} for texts in (before, now))
+    same = {task: sorted(asked) for task, asked in one.items()} == {task: sorted(q) for task, q in other.items()}
+    orders = [hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest() for texts in (one, other)]
+    known = started.questions.get("order", orders[0])
+    return [events.Change(key="questions.order", before=known, now=orders[1])] if same and known != orders[1] else []
 
 
 def differences(before: Facts, now: Facts) -> list[events.Change]:

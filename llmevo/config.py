@@ -28,7 +28,7 @@ class Racing(_Section):
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
     """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`."""
-    looks: int = Field(default=10, ge=2)
+    looks: int = Field(default=5, ge=2)
     """How often it is looked: parts the questions are asked in."""
 
 

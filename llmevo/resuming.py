@@ -43,6 +43,7 @@ def prepare(
     rig = Rig(config_of(now, LOG), root or log.folder / begun.root)
     if not state.finished or raised is not None:
         found += changes.differences(facts(state.started), facts_now(rig))
+        found += changes.reordered(state.started, rig.evaluator.texts())
     if found and not force:
         raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
     if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):

@@ -411,6 +411,19 @@ def test_changed_questions_are_refused(workspace: Workspace, command: tuple[str,
     verified(workspace, "run")
 
 
+def test_questions_in_another_order_are_refused(workspace: Workspace) -> None:
+    stopped(workspace)
+    log = workspace.root / "run" / "events.jsonl"
+    first, *rest = log.read_text().splitlines()
+    started = json.loads(first)
+    started["texts"]["search"]["letters"].reverse()
+    log.write_text("\n".join([json.dumps(started), *rest]) + "\n")
+    status, printed = workspace.llmevo("resume", "run")
+    assert status == 2
+    assert "questions.order" in printed
+    assert workspace.llmevo("resume", "run", "--force")[0] == 0
+
+
 def test_a_changed_model_is_refused(workspace: Workspace) -> None:
     from tiny_model import save_tiny
 
