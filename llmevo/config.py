@@ -23,6 +23,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def _switched(key: str, value: Any) -> Any:
+    """A section that `true` turns on as it is, and `false` off."""
+    if isinstance(value, str | int | float | list) and not isinstance(value, bool):
+        raise ValueError(f"{key} is true, false or a mapping with its keys")
+    return {} if value is True else None if value is False else value
+
+
 class Racing(_Section):
     """When to stop asking a candidate."""
 
@@ -77,7 +84,7 @@ class Search(_Section):
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
     """Recipes of your own to start from, scored after the parents and the uniform merge: mergekit's YAML files, or
     genes by name."""
-    racing: Racing | Literal[False] = Racing()
+    racing: Racing | None = Racing()
     """Stop asking a candidate once it cannot be the best; `false` asks everything of everyone. Only where every task's
     metric is a mean over its questions; else everything is asked."""
     finalists: int = Field(default=4, ge=0)
@@ -91,6 +98,11 @@ class Search(_Section):
     sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
     """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
     as LLM-Evo-Merge does, or by what the LLM says of each slice."""
+
+    @field_validator("racing", mode="before")
+    @classmethod
+    def _raced(cls, value: Any) -> Any:
+        return _switched("racing", value)
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -220,7 +232,7 @@ class Config(_Section):
     @field_validator("gate", mode="before")
     @classmethod
     def _gated(cls, value: Any) -> Any:
-        return {} if value is True else None if value is False else value
+        return _switched("gate", value)
 
     @field_validator("constraints")
     @classmethod
@@ -262,11 +274,11 @@ class Config(_Section):
         return self.search.seed if self.search.evaluation_seed is None else self.search.evaluation_seed
 
     @property
-    def racing(self) -> Racing | Literal[False]:
+    def racing(self) -> Racing | None:
         """When to stop asking a candidate. With several aims never: one that is behind in the sum may still be the
         best at a task, and the front compares what all were asked.
         """
-        return False if self.search.objective == "pareto" else self.search.racing
+        return None if self.search.objective == "pareto" else self.search.racing
 
     @property
     def aims(self) -> Aims:

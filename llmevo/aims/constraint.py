@@ -46,8 +46,8 @@ class Constraint:
         row, number = bound[1] or "", (bound[2] or "0").replace(" ", "")
         if row and row not in ROWS:
             raise ValueError(
-                f"{text!r}: {row!r} is unknown{nearest(row, ROWS)} (only these and numbers: nothing else is scored on"
-                " the search questions)"
+                f"{text!r}: {row!r} is unknown{nearest(row, ROWS)} (a bound is `parent`, `uniform` or a number:"
+                " nothing else is scored on the search questions)"
             )
         if row and bound[2] and number[0] not in "+-":
             raise ValueError(f"{text!r}: {right!r} is no bound; {FORM}")

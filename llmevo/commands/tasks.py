@@ -47,7 +47,17 @@ def tasks(
     elif found:
         terminal.console.print(table(found, trainable), highlight=False)
     else:
-        terminal.console.print("There is no such task; `llmevo tasks --built-in` lists lm-eval's own.", highlight=False)
+        terminal.console.print(nothing(trainable), highlight=False)
+
+
+def nothing(trainable: bool) -> str:
+    """What to say where no task is left."""
+    if trainable:
+        return (
+            "None of these tasks has a training split. Your own may be searched on as they are;"
+            " `llmevo tasks --built-in --trainable` lists lm-eval's that have one."
+        )
+    return "There is no such task; `llmevo tasks --built-in` lists lm-eval's own."
 
 
 def table(found: "list[Listed]", trainable: bool) -> Table:
