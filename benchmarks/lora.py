@@ -51,7 +51,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lm_eval.api.model import LM
+from evaluation import Watched
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import DynamicCache
@@ -79,30 +79,17 @@ Answers = dict[str, list[Any]]
 """Requests of lm-eval, or the answers to them, by their kind."""
 
 
-class Asked(LM):
+class Asked(Watched):
     """Keeps lm-eval's requests; answers them by a model, or with answers there are."""
 
     def __init__(self, lm: Any, answers: Answers | None = None) -> None:
-        super().__init__()
-        self.lm, self.answers = lm, answers
+        super().__init__(lm)
+        self.given = answers
         self.requests: Answers = {}
-
-    @property
-    def tokenizer_name(self) -> str:
-        return self.lm.tokenizer_name
 
     def _ask(self, kind: str, requests: list[Any]) -> list[Any]:
         self.requests[kind] = requests
-        return self.answers[kind] if self.answers else getattr(self.lm, kind)(requests)
-
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        return self._ask("loglikelihood", requests)
-
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        return self._ask("loglikelihood_rolling", requests)
-
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        return self._ask("generate_until", requests)
+        return self.given[kind] if self.given else super()._ask(kind, requests)
 
 
 class Group:

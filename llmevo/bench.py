@@ -1,7 +1,6 @@
 """What a run works with, made from its config: what it scores with, the optimizer and the proposer, when needed."""
 
 import hashlib
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +14,11 @@ from threadpoolctl import threadpool_info
 from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.encoding import read_start
-from llmevo.errors import ConfigError, RunError, UserError
+from llmevo.errors import ConfigError, RunError
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
+from llmevo.proposers.keys import read_key
 from llmevo.recipe import Recipe
 from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunState
@@ -119,13 +119,7 @@ class Bench:
     @cached_property
     def api_key(self) -> str | None:
         """The key of the LLM's server: from the command line, the file the config names, or the environment."""
-        file = self.config.llm.api_key_file
-        if self.given_key or file is None:
-            return self.given_key or os.environ.get("OPENAI_API_KEY") or None
-        try:
-            return (self.root / file.expanduser()).read_text().strip()
-        except OSError as error:
-            raise UserError(f"llm.api_key_file: {file} cannot be read ({error.strerror})") from error
+        return self.given_key or read_key(self.config.llm.api_key_file, self.root, "llm.api_key_file")
 
     @property
     def asks(self) -> bool:

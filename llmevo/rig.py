@@ -189,7 +189,7 @@ class Rig:
         if known and known.items == evaluator.items:
             return known, {}
         known = known if known and evaluator.parts_of(known) else None
-        raced = racing if rivals and len(evaluator.blocks) > 1 else False
+        raced = racing if rivals and len(evaluator.blocks) > 1 else None
         if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
             return stopped, {}
         engine = self.engine  # made before the clock starts

@@ -1,18 +1,18 @@
 """Asking a judge: one inquiry at a time, each in a thread of its own, until its answer can be read."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from llmevo.errors import ProposerError, TaskError
+from llmevo.errors import ProposerError, TaskError, UserError
 from llmevo.judging.rubric import Inquiry
 from llmevo.judging.settings import Judge
 from llmevo.judging.statements import Verdict
 from llmevo.prompting import Prompt, Reading
 from llmevo.prompting.question import writable
 from llmevo.proposers import PROPOSERS, Connection, Proposer
+from llmevo.proposers.keys import read_key
 
 QUOTED = 2000
 """Letters of an unreadable answer that are shown to the judge again."""
@@ -99,11 +99,7 @@ class Asking:
 
     @cached_property
     def _key(self) -> str | None:
-        file = self.judge.api_key_file
-        if file is None:
-            return os.environ.get("OPENAI_API_KEY") or None
         try:
-            return (self._root / Path(file).expanduser()).read_text().strip()
-        except OSError as error:
-            where = f"tasks.{self.task}.judge.api_key_file"
-            raise TaskError(f"{where}: {file} cannot be read ({error.strerror})") from error
+            return read_key(self.judge.api_key_file, self._root, f"tasks.{self.task}.judge.api_key_file")
+        except UserError as error:
+            raise TaskError(str(error)) from error

@@ -1,6 +1,7 @@
 """Tasks that are prompts of the user's own, on which candidates write."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class Writing(ConfigurableTask):
         self.consider([(instance.doc, str(instance.filtered_resps["none"])) for instance in instances])
         return done
 
+    @abstractmethod
     def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
         """Every document with what a candidate wrote on it."""
-        raise NotImplementedError
 
 
 def config_of(task: Task, rows: list[dict[str, str]], metrics: list[dict[str, Any]]) -> dict[str, Any]:
