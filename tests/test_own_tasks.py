@@ -170,6 +170,12 @@ def nothing(document, reply):
 def words(document, reply):
     return reply
 
+def leaves(document, reply):
+    raise SystemExit(3)
+
+def alone(reply):
+    return 1.0
+
 NUMBER = 3
 """
 
@@ -215,7 +221,8 @@ def test_a_functions_code_belongs_to_what_is_asked(metrics: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("broken", r"said: .*broken raised ZeroDivisionError.*for the question '0 \+ 0 ='"),
+        ("broken", r"said: .*broken raised ZeroDivisionError.* in line 13, for the reply '.*' to the question '0 \+ 0"),
+        ("leaves", r"leaves raised SystemExit: 3 in line 22,"),
         ("nothing", r"nothing gave nan.*'0 \+ 0 ='"),
         ("words", r"words gave '.*', which is no number"),
     ],
@@ -230,6 +237,7 @@ def test_a_function_that_fails_costs_the_candidate(metrics: Path, lm: RequestSco
     [
         ("metrics.py:brevit", "no function 'brevit'.*it has .*brevity"),
         ("metrics.py:NUMBER", "no function 'NUMBER'"),
+        ("metrics.py:alone", r"metrics.py:alone takes other arguments.*too many.*write `def alone\(question, reply\)`"),
         ("other.py:brevity", "there is no file .*other.py"),
         ("torn.py:brevity", r"torn.py cannot be run \(SyntaxError"),
         ("sums", "FILE.py:NAME"),
@@ -250,10 +258,10 @@ def test_a_function_needs_a_task_that_writes(metrics: Path) -> None:
 # Faults in lm-eval's own
 
 
-def with_code(folder: Path, name: str, key: str, code: str, **config: Any) -> Task:
+def with_code(folder: Path, name: str, key: str, code: str, rows: Any = ROWS[:4], **config: Any) -> Task:
     """A task one of whose functions is in a file beside it."""
     (folder / "code.py").write_text(code)
-    task = add_task(folder, name, ROWS[:4], **config)
+    task = add_task(folder, name, rows, **config)
     text = (folder / f"{name}.yaml").read_text().removesuffix("}")
     (folder / f"{name}.yaml").write_text(text + f', "{key}": !function code.run }}')
     return task
@@ -271,6 +279,23 @@ def test_a_question_that_cannot_be_said_is_found_before_the_first_candidate(tmp_
     odd = with_code(tmp_path, "odd", "doc_to_text", code)
     with pytest.raises(TaskError, match=r"odd cannot say its question \(KeyError.*0 \+ 1 ="):
         _ = evaluator(tmp_path, odd).digest
+
+
+@pytest.mark.parametrize("target", [7, -1, None, "nought"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_right_answer_that_is_no_choice_is_found_before_the_first_candidate(
+    tmp_path: Path, target: Any, first: bool
+) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"{n} =", "choices": ["a", "b"], "answer": 1} for n in range(3)]
+    code = f"def run(doc):\n    return {target!r} if doc['question'] == '{0 if first else 2} =' else doc['answer']\n"
+    odd = with_code(tmp_path, "odd", "doc_to_target", code, rows=rows)
+    with pytest.raises(TaskError, match=r"tasks: .*odd.* right answer .* none of (its|the 2) choices"):
+        evaluator(tmp_path, odd).texts()
+
+
+def test_a_file_without_rows_has_no_questions(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="tasks: none has no questions"):
+        evaluator(tmp_path, add_task(tmp_path, "none", []))
 
 
 def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Path, lm: RequestScorer) -> None:

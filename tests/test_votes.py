@@ -139,6 +139,16 @@ def test_one_may_stop(key: str) -> None:
         booth(Console(file=io.StringIO()), lambda: key, nullcontext)(SHOWING)
 
 
+def gone() -> str:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("key", [gone, lambda: None], ids=["lost", "closed"])  # click gives None then
+def test_a_terminal_that_is_gone_stops_the_run_and_fails_nobody(key: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        booth(Console(file=io.StringIO()), key, nullcontext)(SHOWING)
+
+
 # The task
 
 

@@ -34,6 +34,12 @@ def booth(console: Console, key: Callable[[], str], paused: Callable[[], Abstrac
     """A booth in a terminal. `key` waits for one key; `paused` keeps everything else from being shown meanwhile."""
 
     def ask(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+        try:
+            return _asked(showing)
+        except OSError as error:  # the terminal is gone: closed, or its connection lost
+            raise KeyboardInterrupt from error
+
+    def _asked(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
         with paused():
             console.rule(Text(f"{showing.task}: {showing.left} to vote on"), align="left")
             console.print(Panel(Text(showing.prompt), title="prompt", title_align="left"))
@@ -54,8 +60,9 @@ def booth(console: Console, key: Callable[[], str], paused: Callable[[], Abstrac
     return ask
 
 
-def _pressed(key: Callable[[], str]) -> str:
+def _pressed(key: Callable[[], str | None]) -> str:
+    """The key in lower case; empty where there is nobody to press one."""
     try:
-        return key().lower()
+        return (key() or "").lower()
     except EOFError:
         return ""

@@ -1,8 +1,10 @@
 """A Python function as a task's metric."""
 
 import hashlib
+import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -65,13 +67,19 @@ def scored(task: Task, function: Metric, question: str, document: Mapping[str, A
     value: Any
     try:
         value = function(dict(document), reply)
-    except Exception as error:
-        reason = f"raised {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        file = Path(str(task.function).rpartition(":")[0]).name
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == file]
+        reason = f"raised {type(error).__name__}: {error}" + (f" in line {lines[-1]}" if lines else "")
     else:
         if isinstance(value, Real) and math.isfinite(float(value)):
             return float(value)
         reason = f"gave {value!r}, which is no number" if not isinstance(value, Real) else f"gave {value}"
-    raise CandidateError(f"{task.name}: the function {task.function} {reason}, for the question {end_of(question)}")
+    raise CandidateError(
+        f"{task.name}: the function {task.function} {reason}, for the reply {end_of(reply)} to the question"
+        f" {end_of(question)}"
+    )
 
 
 def _source(task: Task, file: Path) -> bytes:
@@ -103,4 +111,18 @@ def _function(task: Task, file: Path, name: str, source: bytes) -> Metric:
         known = sorted(key for key, value in vars(module).items() if callable(value) and value.__module__ == called)
         listed = f"; it has {', '.join(known)}" if known else ""
         raise TaskError(f"tasks: {task.name}: there is no function {name!r} in {file}{listed}")
+    _check_arguments(task, name, function)
     return function
+
+
+def _check_arguments(task: Task, name: str, function: Metric) -> None:
+    """Raise TaskError for a function that cannot be called with a question and a reply."""
+    try:
+        inspect.signature(function).bind({}, "")
+    except TypeError as error:
+        raise TaskError(
+            f"tasks: {task.name}: the function {task.function} takes other arguments than the question, a dict, and the"
+            f" reply, a str ({error}); write `def {name}(question, reply)`"
+        ) from None
+    except ValueError:
+        pass  # what is not written in Python does not tell

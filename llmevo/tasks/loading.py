@@ -101,8 +101,12 @@ def loading(*names: str) -> Generator[None]:
         yield
     except LlmevoError:
         raise
-    except IndexError as error:  # lm-eval looks at the first question of each
-        raise TaskError(f"tasks: of {', '.join(names)}, one has no questions; check its split and its data") from error
+    except (IndexError, StopIteration) as error:  # lm-eval looks at the first question of each
+        which = f"{'one of ' if len(names) > 1 else ''}{', '.join(names)}"
+        raise TaskError(
+            f"tasks: {which} has no questions, or the right answer of the first is none of its choices (numbers count"
+            " from 0); check its split and its data"
+        ) from error
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise TaskError(

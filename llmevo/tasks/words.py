@@ -56,11 +56,22 @@ def _wording(leaf: Any, document: Any) -> str:
 
 
 def answer(leaf: Any, document: Any) -> str:
-    """The right answer of a question, in words."""
-    target = leaf.doc_to_target(document)
-    if isinstance(target, int) and leaf.config.doc_to_choice is not None:
-        target = leaf.doc_to_choice(document)[target]
-    return str(target)[:TEXT]
+    """The right answer of a question, in words. Raises TaskError for one that is none of the question's choices:
+    lm-eval counts whatever a model answers to it as wrong.
+    """
+    with _naming(leaf, document):
+        target = leaf.doc_to_target(document)
+        choices = leaf.doc_to_choice(document) if leaf.config.doc_to_choice is not None else None
+    if choices is None or isinstance(target, list):
+        return str(target)[:TEXT]
+    if target not in (range(len(choices)) if isinstance(target, int) else choices):
+        if leaf.OUTPUT_TYPE != "multiple_choice" or getattr(leaf, "multiple_input", False):
+            return str(target)[:TEXT]  # it is no number of a choice
+        raise TaskError(
+            f"tasks: {leaf.task_name}: the right answer {target!r} is none of the {len(choices)} choices (numbers count"
+            f" from 0) of the question {end_of(wording(leaf, document))}; mend its data or its doc_to_target"
+        )
+    return str(choices[target] if isinstance(target, int) else target)[:TEXT]
 
 
 def reply(leaf: Any, sample: Mapping[str, Any]) -> str:
