@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +15,20 @@ from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.encoding import read_start
 from llmevo.errors import ConfigError, RunError
+from llmevo.judging import Book
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
 from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.proposers.keys import read_key
 from llmevo.recipe import Recipe
-from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunState
-from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.trial import Score, Suggestion
 
-if TYPE_CHECKING:  # see `Rig`
+if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval take seconds to import
     from llmevo.evaluation import Evaluator
+    from llmevo.rig import Rig
+    from llmevo.sources import Sources
 
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
 """Decide scores and answers."""
@@ -50,12 +51,14 @@ class Bench:
     """The API key of the command line."""
     recorded: events.RunStarted | None = None
     """For a run that began earlier: how it began. What could have changed since is taken from here."""
-    shared: Rig | None = None
+    shared: "Rig | None" = None
     """What other runs score with as well; by default one of its own."""
+    book: Book = field(default_factory=Book)
+    """What judges and voters have said in this run."""
 
     @classmethod
     def of_log(
-        cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: Rig | None = None
+        cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: "Rig | None" = None
     ) -> Self:
         """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
         if started is None:
@@ -69,12 +72,14 @@ class Bench:
             self.config = config_of(state.started, LOG)
 
     @cached_property
-    def rig(self) -> Rig:
+    def rig(self) -> "Rig":
         """What candidates are scored with."""
+        from llmevo.rig import Rig
+
         return self.shared or Rig(self.config, self.root)
 
     @property
-    def sources(self) -> Sources:
+    def sources(self) -> "Sources":
         return self.rig.sources
 
     @property
@@ -107,6 +112,7 @@ class Bench:
         self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
         """See `Rig.score`."""
+        self.rig.book = self.book
         return self.rig.score(recipe, questions, rivals)
 
     @cached_property

@@ -29,7 +29,7 @@ def run(bench: Bench, journal: Journal) -> RunState:
     """Carry a run to its end."""
     journal.follow(bench.follow)
     journal.once(events.RunStarted, bench.started)
-    book = bench.rig.book = journal.state.book
+    book = bench.book = journal.state.book
     book.write = lambda statement: journal.aside(events.said(statement, len(journal.state.told)))
     optimizer = bench.optimizer()
     generation(bench, journal, optimizer, start_rows(bench))

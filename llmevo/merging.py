@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llmevo.cache import Cache
 from llmevo.errors import CandidateError
-from llmevo.methods.base import Inputs, LowRank, Method, Weight, same, stored
+from llmevo.methods import Method
+from llmevo.methods.base import Inputs, LowRank, Weight, same, stored
 from llmevo.methods.blocks import in_background
 from llmevo.methods.records import is_finite
 from llmevo.planning import Step, depth_of, plan

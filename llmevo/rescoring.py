@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +13,11 @@ from llmevo.bench import VERSIONED, config_of, versions
 from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
 from llmevo.resuming import facts, facts_now
-from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunState
 from llmevo.trial import Trial
+
+if TYPE_CHECKING:  # see `Bench`
+    from llmevo.rig import Rig
 
 COMPARED = ("score", "stderr", "tasks", "items", "item_scores")
 
@@ -37,7 +40,7 @@ class Again:
         return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
 
 
-def rescore(recorded: Sequence[events.Event], rig: Rig, count: int) -> list[Again]:
+def rescore(recorded: Sequence[events.Event], rig: "Rig", count: int) -> list[Again]:
     """The `count` best of those that were asked everything, the best first. Loads the engine."""
     state = RunState.fold(iter(recorded))
     if voted := next((task.name for task in rig.config.tasks if task.votes), None):
@@ -51,7 +54,7 @@ def rescore(recorded: Sequence[events.Event], rig: Rig, count: int) -> list[Agai
     return [_again(rig, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
 
 
-def _again(rig: Rig, trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
+def _again(rig: "Rig", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
     try:
         score, seconds = rig.score(Recipe.model_validate(recipe))
     except CandidateError as error:
@@ -59,12 +62,14 @@ def _again(rig: Rig, trial: Trial, recipe: dict[str, object], logged: events.Eva
     return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
 
 
-def rig_of(started: events.RunStarted, run: Path) -> Rig:
+def rig_of(started: events.RunStarted, run: Path) -> "Rig":
     """What a logged run was scored with, as far as it is still there."""
+    from llmevo.rig import Rig
+
     return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent) / started.root)
 
 
-def show(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: Rig) -> bool:
+def show(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: "Rig") -> bool:
     """Print the table. Whether all scores are what they were; if not, what has changed since is named."""
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "from", "in the log", "now", "difference", ""):

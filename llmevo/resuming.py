@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmevo import changes, events
 from llmevo.bench import Bench, config_of, versions
 from llmevo.budget import Budget
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError
-from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunLog, RunState
+
+if TYPE_CHECKING:  # see `Bench`
+    from llmevo.rig import Rig
 
 WHY = {
     "config": "the config",
@@ -32,6 +35,8 @@ def prepare(
     Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
     and ConfigError for a budget that is spent already. What changes is appended to the log.
     """
+    from llmevo.rig import Rig
+
     state = RunState.fold(iter(log.recorded))
     if state.started is None:
         raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
@@ -92,7 +97,7 @@ def facts(started: events.RunStarted) -> changes.Facts:
     return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
 
 
-def facts_now(rig: Rig) -> changes.Facts:
+def facts_now(rig: "Rig") -> changes.Facts:
     """Reads the questions and the models, and loads no engine."""
     sources = [
         {"reference": str(r), "revision": (r.lora or r.model).revision, "checksum": rig.checksums[str(r)]}

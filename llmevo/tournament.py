@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmevo import events, loop
 from llmevo.bench import Bench
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.optimizers import OPTIMIZERS
-from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunLog, RunState, read_log
+
+if TYPE_CHECKING:  # see `Bench`
+    from llmevo.rig import Rig
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class Tournament:
         ]
 
     @cached_property
-    def rig(self) -> Rig:
+    def rig(self) -> "Rig":
         """What all of them score with."""
+        from llmevo.rig import Rig
+
         return Rig(self.config_of(self.entries[0]), self.root)
 
     def config_of(self, entry: Entry) -> Config:

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmevo.merging import merge
-from llmevo.methods import METHODS
-from llmevo.methods.base import Method
+from llmevo.methods import METHODS, Method
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
 

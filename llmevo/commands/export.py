@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from llmevo import hub, terminal
+from llmevo import terminal
 from llmevo.bench import Bench
 from llmevo.errors import LlmevoError
-from llmevo.export import Export
 from llmevo.options import RunFolder
 from llmevo.runlog import RunState, read_log
-from llmevo.writing import check_new
 
 
 def export(
@@ -27,6 +25,10 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Make REPO a private one, if it is new.")] = False,
 ) -> None:
     """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
+    from llmevo import hub  # the hub's client and torch take seconds to import
+    from llmevo.export import Export
+    from llmevo.writing import check_new
+
     recorded = read_log(run)
     state = RunState.fold(iter(recorded))
     bench = Bench.of_log(state.started, run)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llmevo import inspection, sections, terminal
+from llmevo import terminal
 from llmevo.bench import Bench
 from llmevo.config import read_config
 from llmevo.options import ApiKey, ConfigFile
@@ -19,6 +19,8 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
 ) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
+    from llmevo import inspection, sections  # torch takes seconds to import
+
     found = inspection.gather(Bench(read_config(config), config.parent.absolute(), api_key), measure)
     if json:
         terminal.console.print(found.json(), markup=False, highlight=False, soft_wrap=True)

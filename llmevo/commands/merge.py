@@ -7,12 +7,8 @@ import typer
 
 from llmevo import terminal
 from llmevo.errors import UserError
-from llmevo.merging import Seed
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
-from llmevo.sharing import read_masks, root_of
-from llmevo.sources import Sources
-from llmevo.writing import write_model
 
 
 def merge(
@@ -23,6 +19,11 @@ def merge(
     ] = None,
 ) -> None:
     """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""
+    from llmevo.merging import Seed  # torch takes seconds to import
+    from llmevo.sharing import read_masks, root_of
+    from llmevo.sources import Sources
+    from llmevo.writing import write_model
+
     try:
         text = recipe.read_text()
         parsed, found = Recipe.from_yaml(text, str(recipe)), Provenance.of(text)

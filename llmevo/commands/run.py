@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmevo import inspection, resuming, sections, terminal
+from llmevo import resuming, terminal
 from llmevo.bench import Bench
 from llmevo.commands.live import carry_on
 from llmevo.commands.resume import Force
@@ -27,7 +27,6 @@ from llmevo.options import (
     read_settings,
     with_loggers,
 )
-from llmevo.preflight import brief
 from llmevo.runlog import RunLog, check_free, holds_run
 
 
@@ -71,6 +70,9 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
+    from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
+    from llmevo.preflight import brief
+
     bench = Bench(settings, config.parent.absolute(), api_key)
     if dry_run:
         sections.show(inspection.gather(bench), terminal.console)

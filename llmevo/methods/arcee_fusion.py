@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from llmevo.methods import kernels
-from llmevo.methods.base import Inputs, Method
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand, empty, flat, weights
 from llmevo.methods.kernels import Floats, Stored
 from llmevo.methods.rows import count, over_rows
@@ -105,12 +105,3 @@ def _take_over(row: Floats, divergences: Floats, threshold: float, base: Floats)
     for r in range(len(divergences)):
         for i in range(r * columns, (r + 1) * columns):
             base[i] = row[i] if abs(row[i] - base[i]) * divergences[r] >= threshold else base[i]
-
-
-ARCEE_FUSION = Method(
-    name="arcee_fusion",
-    merge=arcee_fusion,
-    paper="https://arcee.ai",
-    pair=True,
-    models=(1, 1),
-)

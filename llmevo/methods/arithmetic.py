@@ -13,31 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods import fused
-from llmevo.methods.base import Inputs, LowRank, Parameter, Weight, divisor, least_divisor, same, stored
+from llmevo.methods.base import Inputs, LowRank, Weight, divisor, least_divisor, same, stored
 from llmevo.methods.blocks import Operand, empty, in_parts, task_vectors
 from llmevo.methods.records import Mask, blocks_of, over_chunks, table
 
-WEIGHT = Parameter(default=None, low=0.0, high=1.5)
-DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0)
-"""The share of the entries that is kept."""
-
-
 MakeMask = Callable[[Inputs, int, Operand], Mask | None]
 """The mask of one model's task vector; None keeps all of it."""
-
-
-def shared(normalize: bool, rescale: bool) -> dict[str, Parameter]:
-    """The family's parameters of the whole merge, with a method's own defaults.
-
-    `rescale` scales what is kept of a task vector to the L1 norm it had, as mergekit does; `inverse_density` divides
-    each kept entry by the probability with which it was kept, as the papers of DARE and DELLA do, instead.
-    """
-    return {
-        "normalize": Parameter(default=normalize),
-        "rescale": Parameter(default=rescale),
-        "inverse_density": Parameter(default=False),
-        "lambda": Parameter(default=1.0),
-    }
 
 
 def merge_sparse(inputs: Inputs, make_mask: MakeMask, elected: bool) -> Tensor:

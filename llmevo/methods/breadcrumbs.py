@@ -5,14 +5,11 @@ Two methods: `breadcrumbs` adds up what is left, `breadcrumbs_ties` elects signs
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.arithmetic import merge_sparse
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand
 from llmevo.methods.magnitudes import bound, window
 from llmevo.methods.records import NOTHING, Mask
-
-GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
-"""The share of the entries that is left out for being the largest."""
 
 
 def leave_middle(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
@@ -40,24 +37,3 @@ def breadcrumbs(inputs: Inputs) -> Tensor:
 def breadcrumbs_ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the middles of the weighted task vectors."""
     return merge_sparse(inputs, leave_middle, elected=True)
-
-
-BREADCRUMBS = Method(
-    name="breadcrumbs",
-    merge=breadcrumbs,
-    paper="https://arxiv.org/abs/2312.06795",
-    each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
-    shared=shared(normalize=False, rescale=False),
-    takes_base=True,
-    normalize=False,
-)
-
-BREADCRUMBS_TIES = Method(
-    name="breadcrumbs_ties",
-    merge=breadcrumbs_ties,
-    paper="https://arxiv.org/abs/2312.06795",
-    each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
-    shared=shared(normalize=False, rescale=False),
-    takes_base=True,
-    normalize=False,
-)

@@ -5,8 +5,8 @@ Two methods: `dare_linear` adds up what is left, `dare_ties` elects signs first.
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
-from llmevo.methods.base import Inputs, Method
+from llmevo.methods.arithmetic import merge_sparse
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand
 from llmevo.methods.records import NOTHING, Mask, random_mask
 
@@ -34,24 +34,3 @@ def dare_linear(inputs: Inputs) -> Tensor:
 def dare_ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the dropped, rescaled, weighted task vectors."""
     return merge_sparse(inputs, drop, elected=True)
-
-
-DARE_LINEAR = Method(
-    name="dare_linear",
-    merge=dare_linear,
-    paper="https://arxiv.org/abs/2311.03099",
-    each={"weight": WEIGHT, "density": DENSITY},
-    shared=shared(normalize=False, rescale=True),
-    takes_base=True,
-    normalize=False,
-)
-
-DARE_TIES = Method(
-    name="dare_ties",
-    merge=dare_ties,
-    paper="https://arxiv.org/abs/2311.03099",
-    each={"weight": WEIGHT, "density": DENSITY},
-    shared=shared(normalize=False, rescale=True),
-    takes_base=True,
-    normalize=True,
-)

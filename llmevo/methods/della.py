@@ -9,13 +9,10 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError
 from llmevo.methods import kernels
-from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.arithmetic import merge_sparse
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import BLOCK, Operand, flat, in_parts
 from llmevo.methods.records import NOTHING, Mask, ranked_mask
-
-EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
-"""Half the distance between the keeping probabilities of the smallest and the largest entry of a row."""
 
 
 def drop_by_rank(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
@@ -69,24 +66,3 @@ def della(inputs: Inputs) -> Tensor:
 def della_linear(inputs: Inputs) -> Tensor:
     """base + λ · Σ wᵢ · dropped, rescaled task vector i."""
     return merge_sparse(inputs, drop_by_rank, elected=False)
-
-
-DELLA = Method(
-    name="della",
-    merge=della,
-    paper="https://arxiv.org/abs/2406.11617",
-    each={"weight": WEIGHT, "density": DENSITY, "epsilon": EPSILON},
-    shared=shared(normalize=True, rescale=True),
-    takes_base=True,
-    normalize=True,
-)
-
-DELLA_LINEAR = Method(
-    name="della_linear",
-    merge=della_linear,
-    paper="https://arxiv.org/abs/2406.11617",
-    each={"weight": WEIGHT, "density": DENSITY, "epsilon": EPSILON},
-    shared=shared(normalize=False, rescale=True),
-    takes_base=True,
-    normalize=False,
-)

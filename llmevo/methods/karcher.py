@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.gram import gram
 
 
@@ -58,11 +58,3 @@ def _mean(units: NDArray[np.float64], iterations: int, tolerance: float) -> NDAr
 
 def _length(factors: NDArray[np.float64], units: NDArray[np.float64]) -> float:
     return math.sqrt(max(float(factors @ units @ factors), 0.0))
-
-
-KARCHER = Method(
-    name="karcher",
-    merge=karcher,
-    paper="https://arxiv.org/abs/2603.04972",
-    shared={"max_iter": Parameter(default=10.0), "tol": Parameter(default=1e-5)},
-)

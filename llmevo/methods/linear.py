@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter, divisor, same
+from llmevo.methods.base import Inputs, divisor, same
 
 
 def linear(inputs: Inputs) -> Tensor:
@@ -18,13 +18,3 @@ def linear(inputs: Inputs) -> Tensor:
     if isinstance(first, Tensor) and alike and abs(sum(weights) * scale - 1.0) < 1e-9:
         return first  # nothing to mix, such as the embeddings that adapters of one base leave as they are
     return weighted_sum(inputs.models, [weight * scale for weight in weights], None, inputs.dtype)
-
-
-LINEAR = Method(
-    name="linear",
-    merge=linear,
-    paper="https://arxiv.org/abs/2203.05482",
-    each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-    shared={"normalize": Parameter(default=True)},
-    normalize=True,
-)

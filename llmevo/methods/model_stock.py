@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import task_vectors
 from llmevo.methods.gram import gram
 from llmevo.methods.rows import gram_by_row, weighted_sum_by_row
@@ -39,13 +39,3 @@ def _ratio(products: NDArray[np.float64]) -> NDArray[np.float64]:
     below = 1.0 + (many - 1) * cosine
     pole = np.abs(below) < 1e-6
     return np.where(pole, 0.0, many * cosine / np.where(pole, 1.0, below))
-
-
-MODEL_STOCK = Method(
-    name="model_stock",
-    merge=model_stock,
-    paper="https://arxiv.org/abs/2403.19522",
-    shared={"filter_wise": Parameter(default=False)},
-    takes_base=True,
-    models=(2, None),
-)

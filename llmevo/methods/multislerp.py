@@ -5,7 +5,7 @@ import numpy as np
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter, divisor
+from llmevo.methods.base import Inputs, divisor
 from llmevo.methods.gram import gram
 
 NEARLY_BALANCED = 1e-6
@@ -34,13 +34,3 @@ def multislerp(inputs: Inputs) -> Tensor:
     else:
         scales = directed * (float(weights @ lengths) / mean)
     return weighted_sum(inputs.models, scales.tolist(), inputs.base, inputs.dtype)
-
-
-MULTISLERP = Method(
-    name="multislerp",
-    merge=multislerp,
-    paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-    each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-    shared={"normalize_weights": Parameter(default=True), "eps": Parameter(default=1e-8)},
-    may_take_base=True,
-)

@@ -5,7 +5,7 @@ import numpy as np
 from torch import Tensor
 
 from llmevo.methods import kernels
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Scratch, empty, flat, over_blocks, weights
 from llmevo.methods.kernels import Floats
 
@@ -35,14 +35,3 @@ def _swap(other: Floats, t: np.float32, total: Floats) -> None:
         # mergekit's least distance: a t below it is not divided by less.
         far = max(abs(difference), np.float32(1e-6))
         total[i] = other[i] if t >= far else total[i] + t / far * difference
-
-
-NEARSWAP = Method(
-    name="nearswap",
-    merge=nearswap,
-    paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
-    # Fine-tunes of one base are rarely further apart than 0.01: beyond it the other model is all there is.
-    shared={"t": Parameter(default=None, low=0.0, high=0.01, start=0.001)},
-    pair=True,
-    models=(1, 1),
-)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmevo.methods import blocks
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter, least_divisor
+from llmevo.methods.base import Inputs, least_divisor
 from llmevo.methods.gram import gram
 from llmevo.methods.rows import gram_by_column, gram_by_row, weighted_sum_by_row
 
@@ -45,14 +45,3 @@ def _arc(products: NDArray[np.float64], t: float) -> NDArray[np.float64]:
     angle = np.arccos(np.where(line, 0.0, cosine))
     arc = np.stack([np.sin((1.0 - t) * angle), np.sin(t * angle)], axis=-1) / np.sin(angle)[..., None]
     return np.where(line[..., None], np.array([1.0 - t, t]), arc)
-
-
-NUSLERP = Method(
-    name="nuslerp",
-    merge=nuslerp,
-    paper="https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md",
-    each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-    shared={"nuslerp_row_wise": Parameter(default=False), "nuslerp_flatten": Parameter(default=True)},
-    may_take_base=True,
-    models=(2, 2),
-)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 
 
 def passthrough(inputs: Inputs) -> Tensor:
@@ -11,12 +11,3 @@ def passthrough(inputs: Inputs) -> Tensor:
     if scale == 1.0 and isinstance(model, Tensor):
         return model
     return inputs.weight(0) * scale
-
-
-PASSTHROUGH = Method(
-    name="passthrough",
-    merge=passthrough,
-    paper="https://github.com/arcee-ai/mergekit",
-    each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
-    models=(1, 1),
-)

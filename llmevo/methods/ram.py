@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods import kernels
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand, Scratch, empty, flat, over_blocks, task_vectors
 from llmevo.methods.kernels import Floats
 from llmevo.methods.rows import read_all
-
-EPSILON = Parameter(default=1e-5)
-"""The magnitude that an entry of a task vector has to exceed to count as changed."""
 
 
 def ram(inputs: Inputs) -> Tensor:
@@ -90,24 +87,3 @@ def _average(rows: Floats, epsilon: np.float32, alone: Floats, total: Floats) ->
             many[i] += np.float32(1) if mine else np.float32(0)
     for i in range(size):
         total[i] += boosted[i] if many[i] < np.float32(2) else mixed[i] / many[i]
-
-
-RAM = Method(
-    name="ram",
-    merge=ram,
-    paper="https://arxiv.org/abs/2601.13572",
-    shared={"epsilon": EPSILON},
-    takes_base=True,
-)
-
-RAMPLUS_TL = Method(
-    name="ramplus_tl",
-    merge=ramplus_tl,
-    paper="https://arxiv.org/abs/2601.13572",
-    shared={
-        "r": Parameter(default=0.1, low=0.0, high=1.0, start=0.1),
-        "alpha": Parameter(default=0.2, low=0.0, high=1.0, start=0.2),
-        "epsilon": EPSILON,
-    },
-    takes_base=True,
-)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from llmevo.methods import kernels
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand, Scratch, empty, flat, over_blocks, task_vectors
 from llmevo.methods.kernels import Floats, Stored
 from llmevo.methods.rows import read_all
@@ -124,12 +124,3 @@ def _elect_mean(rows: Floats, weights: Floats, total: Floats) -> None:
             shares[i] += weights[m] if agrees else np.float32(0)
     for i in range(size):
         total[i] += mixed[i] / max(shares[i], np.float32(1e-6))
-
-
-SCE = Method(
-    name="sce",
-    merge=sce,
-    paper="https://arxiv.org/abs/2408.07990",
-    shared={"select_topk": Parameter(default=1.0, low=0.01, high=1.0, start=1.0)},
-    takes_base=True,
-)

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter
+from llmevo.methods.base import Inputs
 from llmevo.methods.gram import gram_with_base
 
 NEARLY_PARALLEL = 0.9995
@@ -24,13 +24,3 @@ def slerp(inputs: Inputs) -> Tensor:
         angle = math.acos(cosine)
         scales = [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
     return weighted_sum([inputs.origin, *inputs.models], scales, None, inputs.dtype)
-
-
-SLERP = Method(
-    name="slerp",
-    merge=slerp,
-    paper="https://en.wikipedia.org/wiki/Slerp",
-    shared={"t": Parameter(default=None, low=0.0, high=1.0)},
-    pair=True,
-    models=(1, 1),
-)

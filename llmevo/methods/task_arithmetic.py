@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, Method, Parameter, divisor
+from llmevo.methods.base import Inputs, divisor
 
 
 def task_arithmetic(inputs: Inputs) -> Tensor:
@@ -11,15 +11,3 @@ def task_arithmetic(inputs: Inputs) -> Tensor:
     weights = inputs.each["weight"]
     scale = inputs.shared["lambda"] / (divisor(weights) if inputs.shared["normalize"] else 1.0)
     return weighted_sum(inputs.models, [weight * scale for weight in weights], inputs.origin, inputs.dtype)
-
-
-TASK_ARITHMETIC = Method(
-    name="task_arithmetic",
-    merge=task_arithmetic,
-    paper="https://arxiv.org/abs/2212.04089",
-    each={"weight": Parameter(default=None, low=0.0, high=1.5)},
-    shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0)},
-    takes_base=True,
-    normalize=False,
-    without_effect=("density", "rescale"),
-)

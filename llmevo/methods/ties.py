@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from llmevo.methods.arithmetic import DENSITY, WEIGHT, merge_sparse, shared
-from llmevo.methods.base import Inputs, Method
+from llmevo.methods.arithmetic import merge_sparse
+from llmevo.methods.base import Inputs
 from llmevo.methods.blocks import Operand
 from llmevo.methods.magnitudes import bound, window
 from llmevo.methods.records import NOTHING, Mask
@@ -23,14 +23,3 @@ def trim(inputs: Inputs, model: int, operand: Operand) -> Mask | None:
 def ties(inputs: Inputs) -> Tensor:
     """base + λ · elected sum of the trimmed, weighted task vectors."""
     return merge_sparse(inputs, trim, elected=True)
-
-
-TIES = Method(
-    name="ties",
-    merge=ties,
-    paper="https://arxiv.org/abs/2306.01708",
-    each={"weight": WEIGHT, "density": DENSITY},
-    shared=shared(normalize=True, rescale=False),
-    takes_base=True,
-    normalize=True,
-)
