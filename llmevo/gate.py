@@ -1,8 +1,10 @@
 """The gate: a few short replies before the tasks, so that a merge that only babbles costs a few tokens.
 
-A reply is degenerate when it is empty, when it loops, or when it is in a script that neither the prompts nor the
-parents' replies are in. What is degenerate is judged by the parents: a candidate fails when more of its replies are
-than of any parent's, and more than the set share. Languages that share a script are not told apart.
+A reply is degenerate when it is empty or has no word in it, when it loops, or when it is in a script that neither the
+prompts nor the parents' replies are in. What is degenerate is judged by the parents: a candidate fails when more of its
+replies are than of any parent's, and more than the set share. Where a parent babbles at most of the prompts, as experts
+do on questions that are not theirs, they could tell nothing; then others take the place of some of them. Languages that
+share a script are not told apart.
 """
 
 import re
@@ -26,7 +28,7 @@ PROMPTS = (
     "Give one piece of advice to somebody who learns to swim.",
     "What is 12 plus 30?",
 )
-"""What is asked where the tasks have nothing that is replied to in words."""
+"""What is asked where the tasks have nothing that is replied to in words, or where parents babble at what they have."""
 
 PIECE = 4
 """Words that are compared together."""
@@ -60,11 +62,15 @@ class Gate:
 
     def calibrated(self, parents: Iterable[Any]) -> "Gate":
         """The gate that every parent passes. One is asked before the next is taken: they may be one live model."""
-        replies = [self.replies(parent) for parent in parents]
-        scripts = scripts_of(" ".join(self.prompts)).union(*(scripts_of(" ".join(said)) for said in replies))
-        gate = replace(self, scripts=scripts)
-        worst = max((len(gate.degenerate(said)) / len(said) for said in replies), default=0.0)
-        return replace(gate, share=max(self.share, worst))
+        pool = tuple(dict.fromkeys((*self.prompts, *PROMPTS)))
+        replies = [replace(self, prompts=pool).replies(parent) for parent in parents]
+        scripts = scripts_of(" ".join(pool)).union(*(scripts_of(" ".join(said)) for said in replies))
+        faults = [[bool(fault(reply, scripts)) for reply in said] for said in replies]
+        places = [*range(len(self.prompts))]
+        if _worst(faults, places) > self.share:
+            places = _telling(faults, [*range(len(pool))], len(PROMPTS))
+        worst = _worst(faults, places)
+        return replace(self, prompts=[pool[p] for p in places], scripts=scripts, share=max(self.share, worst))
 
     def check(self, lm: Any) -> None:
         """Raise CandidateError, with the reason and a reply, when too many replies are degenerate."""
@@ -93,10 +99,24 @@ class Gate:
         return [(reply, reason) for reply, reason in judged if reason]
 
 
+def _worst(faults: Sequence[Sequence[bool]], places: Sequence[int]) -> float:
+    """The largest share of degenerate replies that a parent gives at these prompts."""
+    return max((sum(own[place] for place in places) / len(places) for own in faults), default=0.0)
+
+
+def _telling(faults: Sequence[Sequence[bool]], left: list[int], count: int) -> list[int]:
+    """So many prompts at which no parent has many faults: one by one, whichever adds least to the worst parent's."""
+    found: list[int] = []
+    while left and len(found) < count:
+        found.append(min(left, key=lambda place: (_worst(faults, [*found, place]), sum(own[place] for own in faults))))
+        left.remove(found[-1])
+    return sorted(found)
+
+
 def fault(reply: str, scripts: frozenset[str]) -> str:
-    """What is wrong with a reply: `empty`, `looping`, `in another script`, or nothing."""
+    """What is wrong with a reply: `empty`, `without a word`, `looping`, `in another script`, or nothing."""
     if not re.search(r"\w", reply):
-        return "empty"
+        return "without a word" if reply.strip() else "empty"
     if loops(reply):
         return "looping"
     letters = Counter(map(script, filter(str.isalpha, reply)))
@@ -130,7 +150,7 @@ def script(letter: str) -> str:
 def read_prompts(file: Path) -> list[str]:
     """A prompt a line. Raises ConfigError."""
     try:
-        prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        prompts = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"gate.prompts: {file} cannot be read ({error})") from error
     if not prompts:

@@ -50,7 +50,7 @@ def test_ordinary_replies_have_no_fault(reply: str) -> None:
     [
         ("", "empty"),
         (" \n\n ", "empty"),
-        ("!!! ... ???", "empty"),
+        ("!!! ... ???", "without a word"),
         ("the " * 40, "looping"),
         ("ha" * 60, "looping"),
         ("\n".join(["The answer is 12, so the answer is 12."] * 5), "looping"),
@@ -86,9 +86,34 @@ def test_what_a_parent_does_is_no_fault() -> None:
         guard.check(Said(loop))
 
 
+class Expert:
+    """A model that talks sense only at prompts with one of these words in it."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        prompts = [request.args[0] for request in requests]
+        return [SENSE[0] if any(word in prompt for word in self.words) else "the " * 40 for prompt in prompts]
+
+
+def test_where_a_parent_babbles_at_the_tasks_own_prompts_others_tell_what_is_broken() -> None:
+    asked = [f"{n} + {n} =" for n in range(8)]
+    sums, talker = Expert("+", "12", "Tell"), Expert("e")
+    guard = Gate(asked, tokens=48, share=0.5).calibrated([sums, talker])
+    assert len(guard.prompts) == 8
+    assert any("+" in prompt for prompt in guard.prompts)  # each parent has some that it can reply to
+    assert guard.share < 1
+    guard.check(sums)
+    guard.check(talker)
+    with pytest.raises(CandidateError, match="8 are degenerate"):
+        guard.check(Expert())
+    assert Gate(asked, tokens=48, share=0.5).calibrated([sums, Expert("=")]).prompts == asked
+
+
 def test_prompts_are_read_a_line_each_and_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text("One?\n\n  Two?  \n")
+    file.write_text("One?\n\n  Two?  \n", "utf-8-sig")  # as Windows' editors write
     assert read_prompts(file) == ["One?", "Two?"]
     file.write_text("\n")
     with pytest.raises(ConfigError, match="has no prompts"):
@@ -114,7 +139,7 @@ def test_a_run_goes_on_without_what_fails_at_the_gate(workspace: Workspace, monk
     given = workspace.config(gate={"prompts": "prompts.txt", "tokens": 16}, search=search, heldout=None)
     status, printed = workspace.llmevo("run", given, "--out", "run")
     assert status == 0, printed
-    assert asked == [2] * (2 + 6)  # to calibrate, and for every candidate
+    assert asked == [2 + len(PROMPTS)] * 2 + [2] * 6  # to calibrate, and for every candidate
     failed = [event for event in workspace.events("run") if isinstance(event, events.Failed)]
     assert [event.candidate for event in failed] == [4]
     assert "gate: of 2 short replies 2 are degenerate (2 looping), such as 'the the" in failed[0].reason
