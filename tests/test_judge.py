@@ -158,8 +158,8 @@ def first_then(bad: Answer, count: int, good: Answer) -> Answering:
         (graded(11), "the grade 11 lies outside 1 to 10"),
         (graded("high"), "could not convert"),
         (graded(float("nan")), "not finite"),
-        (chat("I like it."), "no JSON object with 'grade'"),
-        (chat(None), "no JSON object"),
+        (chat("I like it."), "no JSON object with 'grade', but 'I like it.'"),
+        (chat(None), "no JSON object with 'grade': it is empty"),
     ],
     ids=["outside the scale", "a word", "NaN", "prose", "nothing"],
 )

@@ -130,7 +130,7 @@ class Judging:
         )
 
     def _lost(self, why: str) -> JudgeError:
-        return JudgeError(f"tasks: {self.task}: the judge {self.asking.judge.model} is lost: {why}")
+        return JudgeError(f"tasks: {self.task}: the judge {self.asking.judge.model} is lost: {why.rstrip('.')}")
 
 
 def _score(values: Sequence[float | None]) -> float | None:

@@ -17,8 +17,8 @@ FILES = ("judge_system.j2", "judge_user.j2", "repair.j2")
 RUBRIC = "judge_rubric.j2"
 """What a good reply is, where the config does not say it."""
 
-LETTERS = 200
-"""Of a judge's reason, which are kept."""
+LETTERS, QUOTED = 200, 60
+"""Of a judge's reason, which are kept, and of an answer that cannot be read, which are shown."""
 
 NAMES = ("A", "B")
 CHOICES = {"A": 1.0, "B": 0.0, "TIE": 0.5}
@@ -48,7 +48,7 @@ class Rubric:
         self._judge, self._templates = judge, templates
         own = judge.rubric
         try:
-            self.text = ((root / own).read_text() if own else templates.render(RUBRIC)).strip()
+            self.text = ((root / own).read_text("utf-8-sig") if own else templates.render(RUBRIC)).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"judge.rubric: {own} cannot be read ({error})") from error
         if not self.text:
@@ -110,5 +110,6 @@ def _compared(answer: dict[str, Any]) -> float:
 def _read(text: str, name: str, read: Callable[[dict[str, Any]], float]) -> tuple[float, str]:
     answers = [found for found in objects(text) if name in found]
     if not answers:
-        raise ValueError(f"the answer holds no JSON object with {name!r}")
+        said = f", but {' '.join(text.split())[:QUOTED]!r}" if text.strip() else ": it is empty"
+        raise ValueError(f"the answer holds no JSON object with {name!r}{said}")
     return read(answers[-1]), str(answers[-1].get("reason", ""))[:LETTERS]

@@ -77,7 +77,7 @@ def read_prompts(name: str, file: Path) -> list[dict[str, str]]:
     perhaps `reference` where its name ends with .jsonl, else a prompt a line. Raises TaskError with the line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise TaskError(f"tasks: {name}: there is no file {file}; `prompts:` starts at the config's folder") from None
     except (OSError, UnicodeDecodeError) as error:

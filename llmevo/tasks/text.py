@@ -50,7 +50,7 @@ def build_text(task: Task, root: Path, _: Any) -> Any:
 def read_text(name: str, file: Path) -> str:
     """What is in a file. Raises TaskError."""
     try:
-        found = file.read_text(encoding="utf-8")
+        found = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TaskError(f"tasks: {name}: there is no file {file}; `text:` starts at the config's folder") from None
     except UnicodeDecodeError as error:
