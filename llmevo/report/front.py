@@ -1,13 +1,16 @@
 """The Pareto front: where its candidates stand at every task, as a picture and as a table."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
 from llmevo.drawing import COLOURS
 from llmevo.report.figures import GREY, Plot, origin, plain, text_of
+from llmevo.report.predictions import EXPECTED
 from llmevo.report.subject import Subject
 from llmevo.trial import Trial
 
@@ -32,12 +35,63 @@ def places(subject: Subject) -> list[Place]:
         Place(
             trial.candidate.id,
             origin(trial.candidate.origin),
-            trial.candidate.note,
+            _note(trial.candidate.note),
             bool(best and best.candidate.id == trial.candidate.id),
             _values(subject, trial),
         )
         for trial in subject.state.front
     ]
+
+
+def _note(note: str) -> str:
+    """Without what was expected of a candidate: that was no score, but one generation's emphasis."""
+    return "" if EXPECTED.fullmatch(note) else note
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Hypervolumes (Zitzler and Thiele 1999, https://doi.org/10.1109/4235.797969): what candidates dominate of the
+    tasks' space. It is counted from the worst of the start rows at every task, 0, to the best of them, 1: a candidate
+    that is as good as the best of them everywhere covers 1, a better one more.
+    """
+
+    start: float
+    """By the start rows: the parents, the uniform merge and the user's own."""
+    front: float
+
+
+def covered(subject: Subject) -> Covered | None:
+    """None where the objective is a sum, where nobody keeps the constraints, and where all start rows are equal at a
+    task, for then there is no scale.
+    """
+    state = subject.state
+    start = [trial for trial in state.asked_all if trial.candidate.generation == 0]
+    places = [state.aims.heights(trial.score.tasks) for trial in start if trial.score]
+    columns = [*zip(*(place for place in places if place is not None), strict=True)]
+    scale = [(min(column), max(column) - min(column)) for column in columns]
+    if not state.front or state.unmet or not all(spread for _, spread in scale):
+        return None
+    points = [
+        [(value - low) / spread for value, (low, spread) in zip(heights, scale, strict=True)]
+        for trial in (*(trial for trial in start if not trial.violation), *state.front)
+        if trial.score and (heights := state.aims.heights(trial.score.tasks)) is not None
+    ]
+    volumes = _hypervolumes(points)
+    before = len(points) - len(state.front)
+    return Covered(volumes[before - 1] if before else 0.0, volumes[-1])
+
+
+def _hypervolumes(points: Sequence[Sequence[float]]) -> list[float]:
+    """Of the first point, the first two, and so on, above 0."""
+    import optuna  # slow to import
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["maximize"] * len(points[0]))
+    study.add_trials([optuna.create_trial(values=[*point]) for point in points])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        figure: Any = optuna.visualization.plot_hypervolume_history(study, [0.0] * len(points[0]))
+    return [float(value) for value in figure.data[0].y]
 
 
 def front(subject: Subject) -> Plot | None:

@@ -27,7 +27,7 @@ from llmevo.report import figures
 from llmevo.report.candidates import rows
 from llmevo.report.costs import costs
 from llmevo.report.effects import effects, place
-from llmevo.report.front import front, places
+from llmevo.report.front import covered, front, places
 from llmevo.report.items import TaskItems, items
 from llmevo.report.predictions import LLM, STATISTICS, predictions, rank_correlation
 from llmevo.report.shrinkage import Corrected, rechoose, shrink
@@ -86,6 +86,7 @@ def run_page(folder: Path) -> str:
         heldout=heldout_table(subject),
         kept=subject.state.heldout_kept,
         front=places(subject),
+        covered=covered(subject),
         corrected=corrected(subject),
         rechosen=rechosen(subject),
         effects=by_task,
