@@ -86,7 +86,7 @@ def _hypervolumes(points: Sequence[Sequence[float]]) -> list[float]:
     import optuna  # slow to import
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize"] * len(points[0]))
+    study = optuna.create_study(directions=[optuna.study.StudyDirection.MAXIMIZE for _ in points[0]])
     study.add_trials([optuna.create_trial(values=[*point]) for point in points])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
