@@ -21,6 +21,7 @@ from llmevo.tasks import Protocol, Task
 from llmevo.tasks.benchmarks import refuse_benchmarks
 from llmevo.tasks.catalogue import BUILT_IN, is_training, leaves
 from llmevo.tasks.listing import listed
+from llmevo.tasks.names import paired
 from llmevo.tasks.training import _changes  # pyright: ignore[reportPrivateUsage]
 
 HUB = {**MULTIPLE_CHOICE, "dataset_path": "owner/benchmark"}
@@ -221,6 +222,23 @@ def test_a_run_that_began_before_benchmarks_were_refused_goes_on(workspace: Work
 
 
 # The list
+
+
+@pytest.mark.parametrize(
+    ("searched", "heldout", "pairs"),
+    [
+        (["a"], ["b"], {"a": "b"}),
+        (["q_a_search", "q_b_search"], ["q_b_held", "q_a_held"], {"q_a_search": "q_a_held", "q_b_search": "q_b_held"}),
+        (["arc_easy_train", "corpus"], ["arc_easy"], {"arc_easy_train": "arc_easy"}),
+        (["sums", "corpus"], ["sums_held_out", "other"], {"sums": "sums_held_out"}),
+        (["sums", "sums_long"], ["sums_long_test"], {"sums_long": "sums_long_test"}),
+        (["arc", "corpus"], ["arc_easy"], {}),
+    ],
+)
+def test_a_search_task_goes_with_its_held_out_one(
+    searched: list[str], heldout: list[str], pairs: dict[str, str]
+) -> None:
+    assert paired(searched, heldout) == pairs
 
 
 def test_tasks_are_listed_from_their_files(workspace: Workspace) -> None:
