@@ -96,7 +96,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         "# A merge found by llmevo",
         "",
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
-        f" `{trial.candidate.origin}`. Search score {_score(trial.value, trial.score.stderr if trial.score else 0)}.",
+        f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
         "",
         "## Models",
@@ -106,7 +106,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         *(f"| `{s['reference']}` | {s['revision'] or ''} | {s['licence'] or 'unknown'} |" for s in started.sources),
         "",
         *_local(shared.local),
-        *_heldout_table(state),
+        *_heldout_table(state, candidate),
         "## Recipe",
         "",
         "```yaml",
@@ -119,6 +119,15 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _found(state: RunState, trial: Trial) -> str:
+    """What it scored in the search, in all and at every task."""
+    if trial.score is None:
+        return f"It has no score, for it failed: {trial.reason}."
+    values = {task: state.aims.value(trial.score.tasks, task) for task in state.aims.tasks}
+    each = ", ".join(f"{task} {value:.3f}" for task, value in values.items() if value is not None)
+    return f"Search score {_score(trial.value, trial.score.stderr)}{f' ({each})' if len(values) > 1 else ''}."
 
 
 def _aims(state: RunState, trial: Trial) -> list[str]:
@@ -144,7 +153,7 @@ def _local(references: Sequence[str]) -> list[str]:
     ]
 
 
-def _heldout_table(state: RunState) -> Sequence[str]:
+def _heldout_table(state: RunState, candidate: int) -> Sequence[str]:
     rows: list[Any] = [*state.heldout.values()]
     if not rows:
         return []
@@ -156,7 +165,11 @@ def _heldout_table(state: RunState) -> Sequence[str]:
         values = [f"{row.tasks[task][metrics.get(task, 'acc,none')]:.3f}" for task in tasks]
         table.append([f"{row.row}", _score(row.score, row.stderr), *values])
     note = "Questions that no choice was made by; ± is one standard error."
-    kept = [f"- {each}" for each in state.heldout_kept]  # of the best, which the table has
+    own = [row.row for row in rows if row.candidate == candidate]
+    if "best" not in own:
+        which = f"This model is `{own[0]}`" if own else "This model was not asked them"
+        note += f" {which}; `best` is candidate {state.heldout['best'].candidate}." if "best" in state.heldout else ""
+    kept = [f"- {each}" for each in state.heldout_kept if "best" in own]  # they are of the best
     lines = ["| " + " | ".join(line) + " |" for line in table]
     return ["## Held-out score", "", note, "", *lines, "", *([*kept, ""] if kept else [])]
 

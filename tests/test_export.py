@@ -19,6 +19,7 @@ from llmevo import shards, vocabulary, writing
 from llmevo.bench import Bench
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
+from llmevo.evaluation import Evaluator
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
 
@@ -72,6 +73,35 @@ def test_the_card_names_parents_scores_and_recipe(finished: Workspace) -> None:
     assert "merge_method: task_arithmetic" in card
     assert f"{state.heldout['best'].score:.3f}" in card
     assert str(finished.root) not in card
+
+
+def test_the_card_of_another_than_the_best_does_not_pass_off_the_bests_scores(finished: Workspace) -> None:
+    state = finished.state("run")
+    held = {row.candidate for row in state.heldout.values()}
+    other = next(number for number in state.trials if number not in held)
+    assert finished.llmevo("export", "run", "out", "--candidate", other, "--recipe-only")[0] == 0
+    note = f"This model was not asked them; `best` is candidate {state.heldout['best'].candidate}."
+    assert note in Path("out/README.md").read_text()
+    assert finished.llmevo("export", "run", "best", "--recipe-only")[0] == 0
+    assert "`best` is candidate" not in Path("best/README.md").read_text()
+
+
+def test_the_card_of_a_failure_says_why_it_has_no_score(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, scored = Evaluator.score, list[int]()
+
+    def failing(self: Evaluator, *words: Any) -> Any:
+        scored.append(1)
+        if len(scored) == 2:
+            raise CandidateError("it is no good")
+        return real(self, *words)
+
+    monkeypatch.setattr(Evaluator, "score", failing)
+    search = {"optimizer": "random", "budget": 4, "seed": 3, "racing": False}
+    assert workspace.llmevo("run", workspace.config(heldout=None, search=search), "--out", "run")[0] == 0
+    assert workspace.llmevo("export", "run", "out", "--candidate", 1, "--recipe-only")[0] == 0
+    card = Path("out/README.md").read_text()
+    assert "It has no score, for it failed: it is no good." in card
+    assert "inf" not in card
 
 
 def test_best_yml_merged_by_hand_gives_the_same_weights(finished: Workspace) -> None:

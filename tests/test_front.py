@@ -18,8 +18,8 @@ from llmevo.genome import Genome
 from llmevo.optimizers import OPTIMIZERS, Setup
 from llmevo.optimizers.base import Retold
 from llmevo.prompting import STYLES, Question, Reading, Templates
+from llmevo.report.front import Covered, covered, places
 from llmevo.report.front import front as drawn
-from llmevo.report.front import places
 from llmevo.report.subject import Subject
 from llmevo.runlog import RunState
 from llmevo.space import SearchSpace
@@ -244,6 +244,10 @@ def test_the_report_draws_the_front_with_the_numbers_of_its_candidates(tmp_path:
     points = [(0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.6, 0.7, 0.4), (0.5, 0.6, 0.3)]
     subject = Subject.of(made_logs.written(tmp_path / "run", log(*(point[:width] for point in points))))
     assert [(place.id, place.best) for place in places(subject)] == [(2, True), (0, False), (1, False)]
+    # The start rows are as good as can be at one task each and cover nothing; at the third task both are equal.
+    found = covered(subject)
+    assert found == (Covered(0.0, found.front) if found else None)
+    assert (found.front if found else None) == (pytest.approx(0.625 * 0.75) if width == 2 else None)
     figure = drawn(subject)
     assert figure is not None
     shown = json.dumps(figure)
@@ -283,6 +287,28 @@ def test_a_run_with_two_aims_ends_with_a_front_and_any_of_it_can_be_had(workspac
     card = (workspace.root / "out" / "README.md").read_text()
     assert f"Candidate {last} of" in card
     assert f"one of {len(shown)} candidates on the Pareto front of letters, words" in card
+
+
+def test_the_hypervolume_is_that_of_monte_carlo_and_what_misses_a_constraint_covers_nothing(tmp_path: Any) -> None:
+    draw = np.random.default_rng(1)
+    points = [(0.0, 0.0, 0.0), (0.5, 0.25, 1.0), *(tuple(point) for point in draw.uniform(0, 1, (8, 3)).round(3))]
+    found = covered(Subject.of(made_logs.written(tmp_path / "run", log(*points))))
+    assert found
+    samples = draw.uniform(0, 1, (200_000, 3))
+    reached = np.zeros(len(samples), dtype=bool)
+    for point in points:
+        reached |= (samples <= point).all(axis=1)
+    assert found.front * 0.5 * 0.25 * 1.0 == pytest.approx(reached.mean(), abs=0.005)
+    assert found.start == pytest.approx(1.0)
+    kept = log(*points)
+    kept[0].config["constraints"] = [f"{NAMES[2]} >= 2"]
+    assert covered(Subject.of(made_logs.written(tmp_path / "none", kept))) is None
+
+
+def test_a_prediction_of_one_emphasis_is_not_shown_with_the_front(tmp_path: Any) -> None:
+    rows = log((0.9, 0.1), (0.1, 0.9), (0.6, 0.7))
+    rows[2].candidates[0]["note"] = "expected 0.8171"
+    assert [place.note for place in places(Subject.of(made_logs.written(tmp_path / "run", rows)))] == ["", "one", "two"]
 
 
 def test_with_a_sum_there_is_no_front() -> None:
