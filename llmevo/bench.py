@@ -21,8 +21,9 @@ from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.proposers.keys import read_key
 from llmevo.recipe import Recipe
-from llmevo.runlog import LOG, RunState
+from llmevo.runlog import LOG
 from llmevo.space import SearchSpace
+from llmevo.state import RunState
 from llmevo.trial import Score, Suggestion
 
 if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval take seconds to import

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from llmevo import events
 from llmevo.bench import Bench
-from llmevo.config import Llm
 from llmevo.errors import ProposerError
 from llmevo.journal import Journal
 from llmevo.prompting import Prompt, Reading
-from llmevo.runlog import RunState
+from llmevo.schema import Llm
+from llmevo.state import RunState
 
 QUOTED = 4000
 """Letters of an unreadable answer that are shown to the LLM again."""

@@ -14,7 +14,7 @@ from llmevo.judging.statements import Bill
 from llmevo.picture import front, heldout, outcome, picture, scores, total
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 TROUBLE = {
     "lost": "never came",

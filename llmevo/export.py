@@ -12,9 +12,9 @@ from llmevo import events
 from llmevo.errors import RunError
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
-from llmevo.runlog import RunState
 from llmevo.sharing import MASKS, SharedRun, masks_of, write_pack
 from llmevo.sources import Sources
+from llmevo.state import RunState
 from llmevo.trial import Trial
 from llmevo.writing import write_model
 

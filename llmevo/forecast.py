@@ -9,9 +9,10 @@ import torch
 
 from llmevo.aims import emphasis
 from llmevo.bench import Bench
-from llmevo.loop import population, start_rows
+from llmevo.loop import start_rows
 from llmevo.optimizers.base import Retold
 from llmevo.prompting import Prompt
+from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 EFFICIENCY = 0.35

@@ -13,7 +13,7 @@ from llmevo import events
 from llmevo.journal import Observer
 from llmevo.loggers import LOGGERS, About, Logger, cleaned
 from llmevo.recipe import Recipe
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 SIZE = 1000
 """Messages that wait for a logger at most."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from llmevo import events
 from llmevo.bench import NUMERIC, versions
 from llmevo.errors import RunError
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 Kind = TypeVar("Kind", bound=events.BaseEvent)
 

@@ -3,9 +3,8 @@
 Read with a log it resumes; read with a log and no way to append it replays and verifies.
 """
 
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,14 +13,17 @@ from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
 from llmevo.errors import CandidateError
+from llmevo.finals import finished, hold_out, select
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
 from llmevo.optimizers.base import Retold
 from llmevo.optimizers.llm import LlmOff
 from llmevo.provenance import Provenance
-from llmevo.racing import difference
 from llmevo.recipe import Recipe
-from llmevo.runlog import RunLog, RunState
+from llmevo.runlog import RunLog
+from llmevo.sizes import ask_size
+from llmevo.state import RunState
+from llmevo.sums import check_score
 from llmevo.trial import Candidate, Suggestion, Trial
 
 
@@ -56,16 +58,6 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
 
     bench.rig.remember(RunState.fold(iter(log.recorded)))
     return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
-
-
-def population(bench: Bench) -> int:
-    """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
-    return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
-
-
-def ask_size(bench: Bench, state: RunState) -> int:
-    """Candidates of the next generation; 0 when the budget is spent, or no further one is sure to fit into it."""
-    return bench.config.search.budget.size(state, population(bench))
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:
@@ -116,7 +108,7 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
         )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
-            _check_score(journal, made, next(iter(rivals), None), bench.config.counted)
+            check_score(journal, made, next(iter(rivals), None), bench.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
     tell(bench, state, optimizer, trials)
     best = state.best.candidate.id if state.best else None
@@ -163,161 +155,3 @@ def _scored(
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
     stopped_by = rivals[0].candidate.id if rivals and score.items < bench.evaluator.items else None
     return events.of_trial(Trial(candidate, score, seconds=seconds), stopped_by)
-
-
-def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
-    """Ask the best candidates, the best parent and the uniform merge what none was asked before, to choose by both.
-
-    False: the budget was raised meanwhile.
-    """
-    state = journal.state
-    if not state.started or not state.started.selection_items:
-        return True
-    recommended: Trial | None = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
-    if recommended and not state.aims.plain:  # it was told another value of it, which the emphasis has a say in
-        recommended = None if state.aims.pareto else state.trials[recommended.candidate.id]
-    finalists = finalists_of(state, bench.config.search.finalists, recommended)
-    for trial in finalists:
-        number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
-        known = state.selected.get(number)
-        if known and known.generation == len(state.told):
-            continue
-        place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
-        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(bench, r, k, p))
-        journal.expect(made, **place)
-        _check_sum(journal, made, bench.config.counted)
-        if ask_size(bench, state):
-            return False
-    return True
-
-
-def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
-    """The best so far that were asked everything, the best parent and the uniform merge, and whoever a constraint's
-    bound is counted from; what the optimizer recommends, which under noise may be another, takes the place of the last
-    of the best.
-    """
-    whole = state.asked_all
-    rivals = [
-        next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
-    ]
-    rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
-    best = (state.front or whole)[:count]
-    if recommended in whole and recommended not in best and best[-1].violation >= recommended.violation:
-        best[-1:] = [recommended]
-    others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}
-    return [*best, *others.values()]
-
-
-def _selected(bench: Bench, recipe: Recipe, known: events.Selected | None, place: dict[str, int]) -> events.Selected:
-    """A finalist's event. One of an earlier choice is not asked again."""
-    if known:
-        said = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
-        return events.Selected(**place, **said, seconds={}, cached=True)
-    score, seconds = bench.score(recipe, "selection")
-    return events.Selected(**place, **events.scored(score, seconds))
-
-
-def hold_out(bench: Bench, journal: Journal) -> bool:
-    """Score base, parents, uniform merge and the best on questions that nothing was chosen by.
-
-    What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
-    """
-    best = journal.state.best
-    if not bench.config.heldout_tasks or best is None:
-        return True
-    genome, space = bench.config.genome, bench.space
-    rows: list[tuple[str, str, int | None, Recipe]] = []
-    if genome.base_model and genome.base_model not in space.merged:
-        rows.append(("base", "base", None, Recipe.of_one(genome.base_model, genome.dtype)))
-    for trial in journal.state.trials.values():
-        if trial.score and trial.candidate.origin in ("parent", "uniform"):
-            candidate = trial.candidate
-            rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
-    rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
-    for name, kind, candidate, recipe in rows:
-        known = journal.state.heldout.get(name)
-        if known is None or known.candidate != candidate:
-            row = journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
-            journal.expect(row, row=name, kind=kind, candidate=candidate)
-            _check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout_tasks})
-        if ask_size(bench, journal.state):
-            return False
-    return True
-
-
-def _check_score(
-    journal: Journal, event: events.Evaluated, rival: Trial | None, counted: Mapping[str, tuple[float, str]]
-) -> None:
-    """Of a candidate that was stopped, the rival's score and the difference on what both were asked."""
-    if event.rival is None:
-        _check_sum(journal, event, counted)
-        return
-    journal.expect(event, rival=rival.candidate.id if rival else None)
-    assert rival
-    assert rival.score
-    weights = {task: weight for task, (weight, _) in counted.items()}
-    journal.expect(
-        event, score=rival.score.total + difference(event.item_scores, rival.score.item_scores, weights).mean
-    )
-
-
-def _check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
-    """A score is the weighted sum of its tasks' metrics: see `weigh`."""
-    total, book = 0.0, journal.state.book
-    for task, (weight, metric) in counted.items():
-        standing = None if event.cached else book.standing(task)
-        if standing is not None and event.tasks[task][metric] != standing:
-            raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
-        total += weight * event.tasks.get(task, {}).get(metric, math.nan)
-    if math.isfinite(total):
-        journal.expect(event, score=total)
-
-
-def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
-    name, kind, candidate = row
-    score, seconds = bench.score(recipe, "heldout")
-    said = {task: [*replies] for task, replies in score.replies.items()}
-    return events.HeldOut(row=name, kind=kind, candidate=candidate, replies=said, **events.scored(score, seconds))
-
-
-def finished(state: RunState) -> events.RunFinished:
-    """The last event: what came out, all of it read off the events before."""
-    best, rows = state.best, state.heldout
-    return events.RunFinished(
-        best=best.candidate.id if best else None,
-        search_score=best.value if best else None,
-        violated=best.reason if best else "",
-        front=[trial.candidate.id for trial in state.front],
-        heldout={
-            "score": rows["best"].score,
-            "stderr": rows["best"].stderr,
-            "rows": [
-                {
-                    "row": r.row,
-                    "kind": r.kind,
-                    "candidate": r.candidate,
-                    "score": r.score,
-                    "stderr": r.stderr,
-                    "tasks": r.tasks,
-                }
-                for r in rows.values()
-            ],
-        }
-        if rows
-        else None,
-        proposals=proposals(state),
-    )
-
-
-def proposals(state: RunState) -> dict[str, int]:
-    """What came of asking the LLM."""
-    answered = [event for event in state.prompted if event.reply is not None]
-    return {
-        "prompts": len(state.prompted),
-        "answered": len(answered),
-        "lost": sum(event.reply is None and event.calls > 0 for event in state.prompted),
-        "unreadable": sum(not event.used for event in answered),
-        "capped": sum(not event.calls for event in state.prompted),
-        "repairs": sum(event.repair for event in state.prompted),
-        "used": sum(candidate.origin == "llm" for candidate in state.candidates.values()),
-    }

@@ -16,7 +16,7 @@ from rich.text import Text
 from llmevo.budget import Budget
 from llmevo.config import Config
 from llmevo.progress import clock, failures, seconds_left
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 from llmevo.tasks.names import short
 from llmevo.trial import Metrics, Score, Trial
 

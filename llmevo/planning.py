@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmevo.errors import RecipeError
-from llmevo.recipe import OutputSlice, Recipe
+from llmevo.recipe import Recipe
+from llmevo.slices import OutputSlice
 
 LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 """A tensor of a layer: what stands before the layer's number, the number, and what stands after it."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from llmevo import display, events
 from llmevo.config import Config
 from llmevo.errors import RunError
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 READABLE = 0.1
 """Seconds an event is shown in a terminal."""

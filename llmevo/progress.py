@@ -1,9 +1,9 @@
 """How far a run is, and how long it still takes; read off its events."""
 
 from llmevo.budget import Budget
-from llmevo.config import Search
 from llmevo.events import RunStarted, Selected
-from llmevo.runlog import RunState
+from llmevo.schema import Search
+from llmevo.state import RunState
 
 
 def seconds_left(state: RunState, budget: Budget) -> float:

@@ -1,16 +1,17 @@
 """A merge recipe as a value: reads and writes mergekit's YAML, and says what holds for each tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest
 from llmevo.longhand import without_modules, without_tokenizer
 from llmevo.methods import METHODS, Method
 from llmevo.references import ModelReference
 from llmevo.settings import Setting, Strict, check_settings, plain, value_of
+from llmevo.slices import PARTS, InputModel, InputSlice, OutputSlice
 
 DTYPES = ("bfloat16", "float16", "float32")
 BY_SLICE = "by_slice"
@@ -19,56 +20,6 @@ BY_SLICE = "by_slice"
 mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
 """
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
-
-
-class InputModel(Strict):
-    """One model of a merge over whole models."""
-
-    model: ModelReference
-    parameters: dict[str, Setting] | None = None
-
-
-class InputSlice(InputModel):
-    """Some consecutive layers of one model, first included, last not."""
-
-    layer_range: tuple[int, int]
-
-
-class OutputSlice(Strict):
-    """Consecutive layers of the result, merged from as many layers of each source."""
-
-    sources: list[InputSlice]
-    base_model: ModelReference | None = None
-    merge_method: str | None = None
-    """llmevo's extension: the slice's own method, in a recipe whose `merge_method` is `by_slice`."""
-    parameters: dict[str, Setting] | None = None
-
-    @property
-    def depth(self) -> int:
-        start, stop = self.sources[0].layer_range
-        return stop - start
-
-    @model_validator(mode="after")
-    def _same_depth(self) -> Self:
-        if not self.sources:
-            raise ValueError("a slice needs at least one source")
-        for source in self.sources:
-            start, stop = source.layer_range
-            if start >= stop:
-                raise ValueError(
-                    f"layer_range {[start, stop]} of {source.model} has no layer; give the first layer, from 0, and the"
-                    " one after the last"
-                )
-        depths = {stop - start for start, stop in (source.layer_range for source in self.sources)}
-        if len(depths) != 1:
-            raise ValueError(
-                f"all sources of a slice need the same number of layers in their layer_range; got {sorted(depths)}"
-            )
-        return self
-
-
-PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": OutputSlice, "sources": InputSlice}
-"""What stands under a key of a recipe."""
 
 
 class Recipe(Strict):

@@ -13,7 +13,8 @@ from llmevo.bench import VERSIONED, config_of, versions
 from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
 from llmevo.resuming import facts, facts_now
-from llmevo.runlog import LOG, RunState
+from llmevo.runlog import LOG
+from llmevo.state import RunState
 from llmevo.trial import Trial
 
 if TYPE_CHECKING:  # see `Bench`

@@ -7,8 +7,9 @@ from typing import Any
 
 from llmevo.bench import Bench
 from llmevo.errors import RunError
-from llmevo.loop import proposals
-from llmevo.runlog import LOG, RunState, read_log
+from llmevo.finals import proposals
+from llmevo.runlog import LOG, read_log
+from llmevo.state import RunState
 from llmevo.statistics import best_so_far
 
 

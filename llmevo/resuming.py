@@ -9,7 +9,8 @@ from llmevo.bench import Bench, config_of, versions
 from llmevo.budget import Budget
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError
-from llmevo.runlog import LOG, RunLog, RunState
+from llmevo.runlog import LOG, RunLog
+from llmevo.state import RunState
 
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig

@@ -27,10 +27,10 @@ from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
-from llmevo.runlog import RunState
 from llmevo.selfcheck import check_engine
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
+from llmevo.state import RunState
 from llmevo.trial import Score
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used

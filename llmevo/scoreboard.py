@@ -12,7 +12,7 @@ from llmevo import events
 from llmevo.compare import Comparison, compare
 from llmevo.progress import clock, items_left, spent
 from llmevo.publication import publish
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 from llmevo.tables import tables
 from llmevo.tournament import Entry, Tournament
 

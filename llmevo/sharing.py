@@ -14,8 +14,9 @@ from llmevo.merging import Seed, seed_of
 from llmevo.planning import depth_of, plan
 from llmevo.recipe import Recipe
 from llmevo.references import PACKAGE, ModelPath, ModelReference
-from llmevo.runlog import LOG, RunState, parse_event
+from llmevo.runlog import LOG, parse_event
 from llmevo.sources import Sources
+from llmevo.state import RunState
 from llmevo.writing import whole_folder
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")

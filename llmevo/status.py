@@ -14,7 +14,8 @@ from rich.text import Text
 from llmevo.config import parse_config
 from llmevo.errors import RunError, UserError
 from llmevo.progress import clock, failures, seconds_left
-from llmevo.runlog import LOG, RunState
+from llmevo.runlog import LOG
+from llmevo.state import RunState
 from llmevo.watching import Tail, apply, is_written
 
 STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}

@@ -11,7 +11,8 @@ from llmevo.bench import Bench
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.optimizers import OPTIMIZERS
-from llmevo.runlog import LOG, RunLog, RunState, read_log
+from llmevo.runlog import LOG, RunLog, read_log
+from llmevo.state import RunState
 
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig

@@ -11,7 +11,8 @@ from llmevo import display, events
 from llmevo.config import parse_config
 from llmevo.errors import RunError
 from llmevo.picture import outcome
-from llmevo.runlog import LOG, RunState, parse_event
+from llmevo.runlog import LOG, parse_event
+from llmevo.state import RunState
 
 POLL = 0.5
 """Seconds between two looks at a log."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from llmevo import events, loop
+from llmevo import events
 from llmevo.bench import ASKING, Bench
 from llmevo.config import Config
 from llmevo.errors import ConfigError, RunError, nearest
@@ -19,8 +19,9 @@ from llmevo.genes import Genes
 from llmevo.optimizers import OPTIMIZERS, Optimizer
 from llmevo.optimizers.features import Features
 from llmevo.optimizers.surrogate import GaussianProcess
-from llmevo.runlog import RunState
+from llmevo.sizes import population
 from llmevo.space import SearchSpace
+from llmevo.state import RunState
 from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 FITS = 10
@@ -115,7 +116,7 @@ def imagine(bench: Bench, landscape: Landscape, known: Mapping[int, Trial]) -> I
     while len(trials) < len(known):
         generation += 1
         told: list[Trial] = []
-        for suggestion in _asked(optimizer, min(loop.population(bench), len(known) - len(trials))):
+        for suggestion in _asked(optimizer, min(population(bench), len(known) - len(trials))):
             mean, deviation = landscape.expected(suggestion.genes)
             candidate = Candidate(
                 len(trials) + len(told), generation, suggestion.origin, suggestion.genes, suggestion.note

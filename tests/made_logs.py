@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo import events
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 TASKS = ("q_words_search", "q_family_search")
 

@@ -18,7 +18,8 @@ from llmevo.display import verdict
 from llmevo.errors import ConfigError
 from llmevo.export import _aims  # pyright: ignore[reportPrivateUsage]
 from llmevo.picture import outcome
-from llmevo.runlog import LOG, RunState
+from llmevo.runlog import LOG
+from llmevo.state import RunState
 from llmevo.status import status, table
 from llmevo.trial import Candidate, Score, Trial
 

@@ -13,7 +13,7 @@ from workspace import Workspace
 from llmevo.budget import MANY, Budget, parse_budget
 from llmevo.errors import ConfigError
 from llmevo.events import Prompted, RunStarted
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 from llmevo.trial import Candidate, Score, Trial
 
 

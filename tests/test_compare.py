@@ -17,8 +17,9 @@ from llmevo.config import parse_config, read_config
 from llmevo.drawing import draw
 from llmevo.errors import RunError
 from llmevo.recipe import Recipe
-from llmevo.runlog import LOG, RunLog, RunState
+from llmevo.runlog import LOG, RunLog
 from llmevo.scoreboard import Scoreboard
+from llmevo.state import RunState
 from llmevo.tables import markdown
 from llmevo.tournament import Tournament, contestants
 from llmevo.trial import Score

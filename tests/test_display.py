@@ -20,7 +20,7 @@ from llmevo.display import verdict
 from llmevo.events import Event, HeldOut
 from llmevo.picture import fitted, picture, short
 from llmevo.progress import clock, seconds_left
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 
 def state_of(*rows: HeldOut) -> RunState:

@@ -21,8 +21,8 @@ from llmevo.prompting import STYLES, Question, Reading, Templates
 from llmevo.report.front import Covered, covered, places
 from llmevo.report.front import front as drawn
 from llmevo.report.subject import Subject
-from llmevo.runlog import RunState
 from llmevo.space import SearchSpace
+from llmevo.state import RunState
 from llmevo.trial import Candidate, Score, Trial
 
 TASKS = {"sums": (1.0, "acc,none"), "loss": (-2.0, "bits,none")}

@@ -19,7 +19,7 @@ from llmevo.config import parse_config
 from llmevo.errors import ConfigError
 from llmevo.forwarding import about_run, forwarded
 from llmevo.loggers import LOGGERS, About, check_installed
-from llmevo.runlog import RunState
+from llmevo.state import RunState
 
 KEY = "sk-very-secret-0123456789"
 

@@ -9,11 +9,11 @@ import yaml
 from fake_server import Answer, chat, refusal, serving
 from workspace import Workspace
 
-from llmevo import loop
 from llmevo.bench import Bench
 from llmevo.errors import CandidateError
 from llmevo.recipe import Recipe
 from llmevo.runlog import LOG
+from llmevo.sizes import population
 from llmevo.trial import Score
 
 KEY = "sk-secret-0123456789"
@@ -296,7 +296,7 @@ def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:
     config = read_config(workspace.config(search={"budget": 9}))
     bench = Bench(config, workspace.root)
     assert len(bench.space.genes) == 4
-    assert loop.population(bench) == 8
+    assert population(bench) == 8
 
 
 def test_search_and_heldout_must_not_share_a_question(workspace: Workspace) -> None:

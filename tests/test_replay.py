@@ -16,7 +16,8 @@ from llmevo.bench import config_of
 from llmevo.errors import RunError
 from llmevo.events import EVENTS
 from llmevo.rig import Rig
-from llmevo.runlog import LOG, RunState, read_log
+from llmevo.runlog import LOG, read_log
+from llmevo.state import RunState
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.jsonl"))
 KINDS = ("llm", "llm-off", "cma-es", "llm-evo-merge", "tpe", "spsa", "resumed", "failures")

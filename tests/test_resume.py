@@ -23,7 +23,8 @@ from llmevo import events, loop
 from llmevo.bench import Bench
 from llmevo.errors import LogError, RunError
 from llmevo.journal import Journal
-from llmevo.runlog import LOG, RunLog, RunState, read_log
+from llmevo.runlog import LOG, RunLog, read_log
+from llmevo.state import RunState
 
 
 def told(log: list[events.Event]) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import pytest
 
 from llmevo import events
 from llmevo.errors import RunError
-from llmevo.runlog import LOG, RunLog, RunState, read_log
+from llmevo.runlog import LOG, RunLog, read_log
+from llmevo.state import RunState
 
 GENES = {"a/all/weight": 0.3}
 

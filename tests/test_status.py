@@ -11,7 +11,8 @@ import pytest
 from made_logs import asked, evaluated, started, told, whole_run, written
 from workspace import Workspace
 
-from llmevo.runlog import LOG, RunLog, RunState
+from llmevo.runlog import LOG, RunLog
+from llmevo.state import RunState
 from llmevo.status import ago, runs_below, status
 
 WRITER = """

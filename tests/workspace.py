@@ -11,7 +11,8 @@ import yaml
 from tiny_model import save_tiny
 
 from llmevo import cli, events
-from llmevo.runlog import RunState, read_log
+from llmevo.runlog import read_log
+from llmevo.state import RunState
 
 CHOICE = """\
 task: {task}

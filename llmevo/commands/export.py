@@ -9,7 +9,8 @@ from llmevo import terminal
 from llmevo.bench import Bench
 from llmevo.errors import LlmevoError
 from llmevo.options import RunFolder
-from llmevo.runlog import RunState, read_log
+from llmevo.runlog import read_log
+from llmevo.state import RunState
 
 
 def export(

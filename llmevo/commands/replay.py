@@ -12,7 +12,8 @@ from llmevo.bench import config_of
 from llmevo.errors import RunError
 from llmevo.events import Event
 from llmevo.options import RunFolder
-from llmevo.runlog import RunState, read_log
+from llmevo.runlog import read_log
+from llmevo.state import RunState
 
 
 def replay(

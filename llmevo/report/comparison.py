@@ -10,7 +10,8 @@ from llmevo.compare import Comparison, compare
 from llmevo.drawing import COLOURS, FEWEST
 from llmevo.report.figures import Plot, plain, text_of
 from llmevo.report.page import render
-from llmevo.runlog import RunState, read_log
+from llmevo.runlog import read_log
+from llmevo.state import RunState
 from llmevo.statistics import CONFIDENCE
 from llmevo.tables import tables
 

@@ -11,8 +11,9 @@ from llmevo.bench import Bench
 from llmevo.config import Config
 from llmevo.picture import short
 from llmevo.prompting import Question
-from llmevo.runlog import RunState, read_log
+from llmevo.runlog import read_log
 from llmevo.space import SearchSpace
+from llmevo.state import RunState
 from llmevo.tasks import Task
 from llmevo.trial import Trial
 

@@ -1,0 +1,142 @@
+"""After the search: the finalists are asked further questions, and what came out is held out."""
+
+from llmevo import events
+from llmevo.bench import Bench
+from llmevo.journal import Journal
+from llmevo.optimizers import Optimizer
+from llmevo.optimizers.llm import LlmOff
+from llmevo.recipe import Recipe
+from llmevo.sizes import ask_size
+from llmevo.state import RunState
+from llmevo.sums import check_sum
+from llmevo.trial import Trial
+
+
+def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
+    """Ask the best candidates, the best parent and the uniform merge what none was asked before, to choose by both.
+
+    False: the budget was raised meanwhile.
+    """
+    state = journal.state
+    if not state.started or not state.started.selection_items:
+        return True
+    recommended: Trial | None = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
+    if recommended and not state.aims.plain:  # it was told another value of it, which the emphasis has a say in
+        recommended = None if state.aims.pareto else state.trials[recommended.candidate.id]
+    finalists = finalists_of(state, bench.config.search.finalists, recommended)
+    for trial in finalists:
+        number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
+        known = state.selected.get(number)
+        if known and known.generation == len(state.told):
+            continue
+        place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
+        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(bench, r, k, p))
+        journal.expect(made, **place)
+        check_sum(journal, made, bench.config.counted)
+        if ask_size(bench, state):
+            return False
+    return True
+
+
+def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
+    """The best so far that were asked everything, the best parent and the uniform merge, and whoever a constraint's
+    bound is counted from; what the optimizer recommends, which under noise may be another, takes the place of the last
+    of the best.
+    """
+    whole = state.asked_all
+    rivals = [
+        next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
+    ]
+    rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
+    best = (state.front or whole)[:count]
+    if recommended in whole and recommended not in best and best[-1].violation >= recommended.violation:
+        best[-1:] = [recommended]
+    others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}
+    return [*best, *others.values()]
+
+
+def _selected(bench: Bench, recipe: Recipe, known: events.Selected | None, place: dict[str, int]) -> events.Selected:
+    """A finalist's event. One of an earlier choice is not asked again."""
+    if known:
+        said = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
+        return events.Selected(**place, **said, seconds={}, cached=True)
+    score, seconds = bench.score(recipe, "selection")
+    return events.Selected(**place, **events.scored(score, seconds))
+
+
+def hold_out(bench: Bench, journal: Journal) -> bool:
+    """Score base, parents, uniform merge and the best on questions that nothing was chosen by.
+
+    What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
+    """
+    best = journal.state.best
+    if not bench.config.heldout_tasks or best is None:
+        return True
+    genome, space = bench.config.genome, bench.space
+    rows: list[tuple[str, str, int | None, Recipe]] = []
+    if genome.base_model and genome.base_model not in space.merged:
+        rows.append(("base", "base", None, Recipe.of_one(genome.base_model, genome.dtype)))
+    for trial in journal.state.trials.values():
+        if trial.score and trial.candidate.origin in ("parent", "uniform"):
+            candidate = trial.candidate
+            rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
+    rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
+    for name, kind, candidate, recipe in rows:
+        known = journal.state.heldout.get(name)
+        if known is None or known.candidate != candidate:
+            row = journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
+            journal.expect(row, row=name, kind=kind, candidate=candidate)
+            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout_tasks})
+        if ask_size(bench, journal.state):
+            return False
+    return True
+
+
+def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
+    name, kind, candidate = row
+    score, seconds = bench.score(recipe, "heldout")
+    said = {task: [*replies] for task, replies in score.replies.items()}
+    return events.HeldOut(row=name, kind=kind, candidate=candidate, replies=said, **events.scored(score, seconds))
+
+
+def finished(state: RunState) -> events.RunFinished:
+    """The last event: what came out, all of it read off the events before."""
+    best, rows = state.best, state.heldout
+    return events.RunFinished(
+        best=best.candidate.id if best else None,
+        search_score=best.value if best else None,
+        violated=best.reason if best else "",
+        front=[trial.candidate.id for trial in state.front],
+        heldout={
+            "score": rows["best"].score,
+            "stderr": rows["best"].stderr,
+            "rows": [
+                {
+                    "row": r.row,
+                    "kind": r.kind,
+                    "candidate": r.candidate,
+                    "score": r.score,
+                    "stderr": r.stderr,
+                    "tasks": r.tasks,
+                }
+                for r in rows.values()
+            ],
+        }
+        if rows
+        else None,
+        proposals=proposals(state),
+    )
+
+
+def proposals(state: RunState) -> dict[str, int]:
+    """What came of asking the LLM."""
+    answered = [event for event in state.prompted if event.reply is not None]
+    return {
+        "prompts": len(state.prompted),
+        "answered": len(answered),
+        "lost": sum(event.reply is None and event.calls > 0 for event in state.prompted),
+        "unreadable": sum(not event.used for event in answered),
+        "capped": sum(not event.calls for event in state.prompted),
+        "repairs": sum(event.repair for event in state.prompted),
+        "used": sum(candidate.origin == "llm" for candidate in state.candidates.values()),
+    }
