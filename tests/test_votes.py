@@ -212,6 +212,7 @@ def test_a_run_that_was_left_goes_on_at_the_same_pair_and_can_be_recomputed(work
     )
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert (status, "taste is voted on by a person and needs a terminal" in printed) == (2, True), printed
+    assert not (workspace.root / "run").exists()
     status, printed = run(workspace, ["a", "b", "a", "q"], "run", config, "--out", "run")
     assert (status, "llmevo resume run" in printed) == (130, True), printed
     before = [event for event in workspace.events("run") if isinstance(event, events.Voted)]

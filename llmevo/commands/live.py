@@ -33,11 +33,19 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     display.summary(terminal.console, state, log.folder, bench.config)
 
 
-def _booth(config: Config, view: display.Display) -> Booth | None:
-    """Where a person votes. Raises ConfigError when one should and there is no terminal."""
-    voted = next((task.name for task in (*config.tasks, *config.heldout) if task.votes), None)
-    if voted is None:
-        return None
-    if not (terminal.console.is_terminal and sys.stdin.isatty()):
+def check_terminal(config: Config) -> None:
+    """Raise ConfigError when a person should vote and there is no terminal to do it in."""
+    voted = _voted_on(config)
+    if voted and not (terminal.console.is_terminal and sys.stdin.isatty()):
         raise ConfigError(f"tasks: {voted} is voted on by a person and needs a terminal; start the command in one")
-    return booth(terminal.console, typer.getchar, view.paused)
+
+
+def _booth(config: Config, view: display.Display) -> Booth | None:
+    """Where a person votes. See `check_terminal` for what it raises."""
+    check_terminal(config)
+    return booth(terminal.console, typer.getchar, view.paused) if _voted_on(config) else None
+
+
+def _voted_on(config: Config) -> str | None:
+    """The first task whose replies a person votes on."""
+    return next((task.name for task in (*config.tasks, *config.heldout) if task.votes), None)

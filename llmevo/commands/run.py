@@ -7,7 +7,7 @@ import typer
 
 from llmevo import resuming, terminal
 from llmevo.bench import Bench
-from llmevo.commands.live import carry_on
+from llmevo.commands.live import carry_on, check_terminal
 from llmevo.commands.resume import Force
 from llmevo.options import (
     ApiKey,
@@ -77,6 +77,7 @@ def run(
     if dry_run:
         sections.show(inspection.gather(bench), terminal.console)
         return
+    check_terminal(settings)
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
