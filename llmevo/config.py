@@ -26,9 +26,9 @@ class Config(Section):
     heldout: list[Task] = Field(default_factory=list[Task])
     """What the result is scored on in the end, and nothing before; shares no question with `tasks`."""
     constraints: list[str] = Field(default_factory=list[str])
-    """What a merge must keep, of the counted metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`. `parent`
-    is the best parent's score on that task and `uniform` the uniform merge's, as this run measures them on the same
-    questions. A candidate that violates one ranks below all that keep them."""
+    """What a merge must keep, of the counted metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`, or one
+    such text. `parent` is the best parent's score on that task and `uniform` the uniform merge's, as this run measures
+    them on the same questions. A candidate that violates one ranks below all that keep them."""
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
     `llmevo.tasks.benchmarks`; held-out tasks may be any."""
@@ -74,6 +74,11 @@ class Config(Section):
     @classmethod
     def _gated(cls, value: Any) -> Any:
         return switched("gate", value)
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("constraints")
     @classmethod

@@ -75,7 +75,8 @@ def test_a_constraint_is_read(text: str, read: tuple[object, ...]) -> None:
         (["q_sums_search >= base"], ("'base' is unknown", "nothing else is scored on the search questions")),
         (["q_sums_search >= parent 0.1"], ("'parent 0.1' is no bound",)),
         (["q_sum_search >= 0.4"], ("constraints:", "'q_sum_search'", "did you mean 'q_sums_search'?")),
-        ("q_sums_search >= 1", ("constraints", "list")),
+        ("q_sums_search", ("constraints: ", "'q_sums_search' compares nothing", "task >= 0.4")),
+        ({"q_sums_search": 1}, ("constraints: ", "list")),
     ],
 )
 def test_mistakes_are_named(constraints: Any, words: tuple[str, ...]) -> None:
@@ -83,6 +84,11 @@ def test_mistakes_are_named(constraints: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as error:
         parse_config(config, "config.yml")
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_one_constraint_needs_no_list() -> None:
+    config = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": [SUMS]}
+    assert parse_config({**config, "constraints": f"{SUMS} >= 0.3"}, "config.yml").constraints == [f"{SUMS} >= 0.3"]
 
 
 def test_a_parents_bound_is_the_best_parents_at_that_task() -> None:
