@@ -234,6 +234,7 @@ class Bench:
             self.proposer.check()
         for evaluator in self.rig.evaluators.values():
             evaluator.check()
+            evaluator.texts()  # a question without a right answer shows when that is read
         if self.config.gate:
             _ = self.rig.gate_prompts
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import RunError
+from llmevo.judging.statements import Bill
 from llmevo.results import Result, read_results
 from llmevo.statistics import Band, Mean, Paired, holm, median_reached, paired, reached
 
@@ -35,6 +36,8 @@ class Optimizer:
     """None when half of the seeds or more never reach it."""
     llm: dict[str, float]
     """Summed over the runs; `share` and `best` are shares."""
+    judged: Bill
+    """The same of LLM judges."""
 
     @property
     def final(self) -> Mean | None:
@@ -123,6 +126,7 @@ def _optimizer(name: str, runs: Sequence[Result], reference: Mapping[int, Result
         reached=needed,
         median_reached=median_reached([*needed.values()]),
         llm=llm,
+        judged=sum((run.judged for run in runs), Bill.of(())),
     )
 
 

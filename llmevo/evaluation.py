@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate, islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from llmevo.errors import CandidateError, LlmevoError, TaskError
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
-from llmevo.questions import blocks, chosen
+from llmevo.questions import blocks, chosen, words
 from llmevo.racing import beaten, difference
 from llmevo.tasks import Protocol, Task
 from llmevo.tasks.judge_prompts import Writing
@@ -39,12 +39,13 @@ class Evaluator:
         search_path: Sequence[Path] = (),
         root: Path = Path(),
         benchmarks: bool = True,
+        without: Iterable[str] = (),
     ) -> None:
         """Load the tasks. Raises TaskError for an unknown task or metric, and for a task without questions.
 
         `search_path` are folders with the user's own task files; lm-eval's built-in tasks are looked at only
         when a name is not found there. Relative paths in a line of `tasks:` start at `root`.
-        Without `benchmarks`, public ones are refused.
+        Without `benchmarks`, public ones are refused. Questions that say the same as one of `without` are left out.
         """
         self.tasks, self.protocol = tasks, protocol
         names = [task.name for task in tasks]
@@ -56,7 +57,8 @@ class Evaluator:
         for task in tasks:
             check_metric(task, self._loaded)
         self._counted = {leaf: task.metric.split(",", 1) for task in tasks for leaf in members(task, self._loaded)}
-        asked = {name: chosen(name, leaf, protocol) for name, leaf in leaves.items()}
+        known = {words(text) for text in without}
+        asked = {name: chosen(name, leaf, protocol, known) for name, leaf in leaves.items()}
         self.blocks = blocks(asked, protocol.blocks if self.raceable else 1)
         """Which questions are asked together: {task: places} of each part."""
         for leaf in leaves.values():

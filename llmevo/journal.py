@@ -67,6 +67,11 @@ class Journal:
             self._take(self._recorded.popleft())
         return event
 
+    @property
+    def ahead(self) -> bool:
+        """Whether everything recorded has been read and what comes next is made."""
+        return self._append is not None and not self._recorded
+
     def aside(self, event: events.Event) -> None:
         """Append what happens while another event is being made: it stands before that one."""
         if self._append is None:

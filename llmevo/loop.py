@@ -12,7 +12,7 @@ from llmevo import events
 from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
-from llmevo.errors import CandidateError
+from llmevo.errors import CandidateError, RunError
 from llmevo.finals import finished, hold_out, select
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
@@ -35,6 +35,8 @@ def run(bench: Bench, journal: Journal) -> RunState:
     book.write = lambda statement: journal.aside(events.said(statement, len(journal.state.told)))
     optimizer = bench.optimizer()
     generation(bench, journal, optimizer, start_rows(bench))
+    if journal.ahead:
+        check_begun(journal.state)
     while not journal.state.finished:  # a budget that is raised after the end begins the search again
         while size := ask_size(bench, journal.state):
             if isinstance(optimizer, LlmOff):  # the others plan with what they began with
@@ -43,6 +45,14 @@ def run(bench: Bench, journal: Journal) -> RunState:
         if select(bench, journal, optimizer) and hold_out(bench, journal):
             journal.recomputed(finished(journal.state))
     return journal.state
+
+
+def check_begun(state: RunState) -> None:
+    """Raise RunError when no start row has a score: what is wrong with all of them is wrong with the rest."""
+    trials = [*state.trials.values()]
+    if not any(trial.score for trial in trials):
+        first = f"the first one with: {trials[0].reason}"
+        raise RunError(f"all {len(trials)} start rows failed, {first}. Mend that and begin a new run")
 
 
 def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:

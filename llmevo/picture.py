@@ -168,13 +168,14 @@ def front(state: RunState, width: int | None = None) -> RenderableType:
     """The Pareto front: every candidate than which none is better at one task without being worse at another."""
     aims, best = state.aims, state.best
     shown = state.front
-    table, tasks = _table(["", "#"], [_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
-    for trial in shown:
+    # The note of a later candidate is what one number was expected of it, which says nothing of several aims.
+    names = [_called(trial) if trial.candidate.generation == 0 else trial.candidate.origin for trial in shown]
+    table, tasks = _table(["", "#"], names, [*aims.tasks], width, SCORE)
+    for name, trial in zip(names, shown, strict=True):
         if trial.score:
             values = [f"{aims.value(trial.score.tasks, t):.3f} ± {aims.error(trial.score.tasks, t):.3f}" for t in tasks]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
-            name = Text(_called(trial))
-            table.add_row(name, str(trial.candidate.id), total(trial.score), *values, style=style)
+            table.add_row(Text(name), str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
     return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
 

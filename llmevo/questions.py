@@ -4,7 +4,7 @@ import hashlib
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmevo.errors import TaskError
@@ -22,8 +22,9 @@ Question = tuple[str, str]
 """Its task and its text."""
 
 
-def chosen(name: str, leaf: Any, protocol: Protocol) -> list[int]:
-    """The places of the questions that a protocol takes of a task, in the order in which they are asked.
+def chosen(name: str, leaf: Any, protocol: Protocol, without: Collection[Sequence[str]] = ()) -> list[int]:
+    """The places of the questions that a protocol takes of a task, in the order in which they are asked, but for those
+    whose `words` are in `without`.
 
     Raises TaskError when none is left.
     """
@@ -36,15 +37,21 @@ def chosen(name: str, leaf: Any, protocol: Protocol) -> list[int]:
         random.Random(f"{protocol.seed}/{name}").shuffle(places)
     end = None if protocol.limit is None else protocol.after + protocol.limit
     places = sorted(places[protocol.after : end])
+    if without:
+        places = [place for place in places if words(wording(leaf, documents[place])) not in without]
     if not places:
-        raise TaskError(f"tasks: {name} has no questions{_why(protocol)}; check its split and `limit`")
+        why = _why(protocol, len(documents))
+        raise TaskError(f"tasks: {name} has no questions{why}; check its split and `limit`")
     return places
 
 
-def _why(protocol: Protocol) -> str:
+def _why(protocol: Protocol, count: int) -> str:
     if protocol.share:
-        return f" in the {protocol.share[1] - protocol.share[0]:.0%} that `split` gives this set"
-    return f" after the first {protocol.after}" if protocol.after else ""
+        low, high = protocol.share
+        return (
+            f" in the {high - low:.0%} of its {count} that `split` gives one of the sets (shares {low:g} to {high:g})"
+        )
+    return f" after the first {protocol.after} of its {count}" if protocol.after else ""
 
 
 def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, list[int]]]:
@@ -61,15 +68,15 @@ def hashed(text: str, seed: int) -> float:
     return int.from_bytes(digest[:7]) / 2**56
 
 
-def words(text: str) -> list[str]:
+def words(text: str) -> tuple[str, ...]:
     """What a question says, without case and spacing. Signs stay: `1 - 2` is not `1 + 2`."""
-    return re.findall(r"\w+|[^\w\s]", text.casefold())
+    return tuple(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
 def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Question]) -> None:
     """Raise TaskError when a question of the set `name` is also one of the others: a score on it would mean nothing."""
-    known = {tuple(words(text)): task for task, text in others}
-    shared = [(known[key], task) for task, text in questions if (key := tuple(words(text))) in known]
+    known = {words(text): task for task, text in others}
+    shared = [(known[key], task) for task, text in questions if (key := words(text)) in known]
     if shared:
         one, other = shared[0]
         raise TaskError(
@@ -110,4 +117,4 @@ def _numbers(text: str) -> list[str]:
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
     found = words(text)
-    return {tuple(found[i : i + SHINGLE]) for i in range(len(found) - SHINGLE + 1)} if len(found) >= 10 else set()
+    return {found[i : i + SHINGLE] for i in range(len(found) - SHINGLE + 1)} if len(found) >= 10 else set()

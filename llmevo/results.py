@@ -8,6 +8,7 @@ from typing import Any
 from llmevo.bench import Bench
 from llmevo.errors import RunError
 from llmevo.finals import proposals
+from llmevo.judging.statements import Bill
 from llmevo.runlog import LOG, read_log
 from llmevo.state import RunState
 from llmevo.statistics import best_so_far
@@ -37,6 +38,8 @@ class Result:
     items: int
     heldout_items: int
     """Questions of a search score, and of a held-out one."""
+    judged: Bill
+    """What LLM judges were asked, the finalists' and held-out replies included."""
     violated: str = ""
     """Which constraints the best violates: no candidate keeps them all."""
 
@@ -142,6 +145,7 @@ def _result(folder: str, optimizer: str, state: RunState) -> Result:
         heldout_stderr=best.stderr if best else None,
         rows={row.row: row.score for row in state.heldout.values() if row.kind != "best"},
         llm=_llm(state),
+        judged=Bill.of(state.judged),
         seconds=sum(sum(trial.seconds.values()) for trial in trials),
         items=state.started.items,
         heldout_items=state.started.heldout_items,

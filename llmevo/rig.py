@@ -101,14 +101,15 @@ class Rig:
             return None
         from llmevo.evaluation import Evaluator
 
-        try:
+        if self.config.split:
             selection = Evaluator(self.config.tasks, protocol, self._search_path, self.root)
+            check_disjoint("selection", selection.questions(), self.evaluator.questions())
+            return selection
+        searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same
+        try:
+            return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
         except TaskError:
-            if self.config.split:
-                raise
             return None  # the limit has left nothing
-        check_disjoint("selection", selection.questions(), self.evaluator.questions())
-        return selection
 
     @property
     def evaluators(self) -> "Mapping[str, Evaluator]":

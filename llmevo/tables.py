@@ -34,8 +34,8 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All of them; the LLM's only where one was asked."""
-    found = [scores(comparison), pairs(comparison), llm(comparison)]
+    """All of them; the LLM's and the judges' only where one was asked."""
+    found = [scores(comparison), pairs(comparison), llm(comparison), judges(comparison)]
     return [table for table in found if table.rows]
 
 
@@ -135,6 +135,18 @@ def llm(comparison: Comparison) -> Table:
         " “won”: the runs whose best is one of them; tokens read + written."
     )
     return Table("The LLM", note, header, rows)
+
+
+def judges(comparison: Comparison) -> Table:
+    """What LLM judges were asked."""
+    header = ["optimizer", "verdicts", "calls", "tokens", "cost"]
+    rows = [
+        [of.name, f"{bill.verdicts:,}", f"{bill.calls:,}", f"{bill.read:,}+{bill.written:,}", f"{bill.cost:.4g}"]
+        for of in comparison.optimizers
+        if (bill := of.judged).verdicts
+    ]
+    note = "Sums over the seeds, held-out replies included. Tokens read + written."
+    return Table("The judges", note, header, rows)
 
 
 def markdown(comparison: Comparison, picture: str) -> str:

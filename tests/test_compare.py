@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmevo.compare import compare
 from llmevo.config import parse_config, read_config
 from llmevo.drawing import draw
 from llmevo.errors import RunError
+from llmevo.judging.statements import Verdict
 from llmevo.recipe import Recipe
 from llmevo.runlog import LOG, RunLog
 from llmevo.scoreboard import Scoreboard
@@ -60,6 +62,7 @@ def finished(
     }
     model: str = more.pop("model", "")
     log: list[events.Event] = [events.RunStarted(**started)]
+    log += more.pop("judged", [])
     rows: list[dict[str, Any]] = [
         {
             "id": place,
@@ -169,6 +172,22 @@ def test_the_llms_part_is_summed_and_shared_out(tmp_path: Path) -> None:
     assert (llm.llm["calls"], llm.llm["prompt_tokens"], llm.llm["cost"]) == (3, 300, 1.5)
     assert llm.llm["share"] == pytest.approx(1 / 3)  # one of the three after the start rows
     assert llm.llm["best"] == 0.0
+
+
+def test_what_judges_took_is_summed_and_has_a_table_only_where_there_are_any(tmp_path: Path) -> None:
+    verdicts = [Verdict(key="a", value=0.5), Verdict(key="b", value=1.0)]
+    told = {"prompt": 1000, "completion": 20}
+    judged = events.Judged(
+        task="chat", questions="search", generation=0, model="j", verdicts=verdicts, calls=3, tokens=told, cost=0.25
+    )
+    runs = [finished(tmp_path / str(seed), "cma-es", seed, (0.1, 0.2, 0.3), judged=[judged]) for seed in range(2)]
+    comparison = compare([*runs, finished(tmp_path / "other", "random", 0, (0.1, 0.2, 0.3))])
+    assert {of.name: astuple(of.judged) for of in comparison.optimizers} == {
+        "cma-es": (4, 6, 2000, 40, 0.5),
+        "random": (0, 0, 0, 0, 0.0),
+    }
+    assert "| cma-es | 4 | 6 | 2,000+40 | 0.5 |" in markdown(comparison, "x.png")
+    assert "The judges" not in markdown(compare(some(tmp_path / "others")), "x.png")
 
 
 def test_two_llms_are_two_rows(tmp_path: Path) -> None:

@@ -142,6 +142,23 @@ def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
     assert "failed: the tensor blew up" in printed
 
 
+def test_a_run_whose_every_start_row_fails_ends_there_with_the_reason(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> object:
+        raise CandidateError("the tensor blew up")
+
+    monkeypatch.setattr(Bench, "score", never)
+    status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
+    assert status == 2
+    assert "all 3 start rows failed" in " ".join(printed.split())
+    assert "the tensor blew up" in printed
+    assert len(workspace.state("run").trials) == 3
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+    assert workspace.llmevo("resume", "run")[0] == 2
+    assert len(workspace.state("run").trials) == 3
+
+
 def test_a_source_with_nan_fails_its_candidates_only(workspace: Workspace) -> None:
     from safetensors.torch import load_file, save_file
 

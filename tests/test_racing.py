@@ -227,6 +227,18 @@ def test_the_best_of_the_finalists_by_all_their_questions_is_handed_over(workspa
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
 
 
+def test_what_one_task_is_searched_on_another_is_not_selected_by(workspace: Workspace) -> None:
+    write_many(workspace)
+    folder = workspace.root / "tasks"
+    (folder / "again.yaml").write_text(CHOICE.format(task="again", file=folder / "many.jsonl"))
+    given = workspace.config(tasks=["many", "again"], limit=20, shuffle=True)
+    rig = Rig(read_config(given), workspace.root)
+    searched, selected = ({text for _, text in each.questions()} for each in (rig.evaluator, rig.selection) if each)
+    assert 20 < len(searched) < 40  # each task draws its own
+    assert selected
+    assert not searched & selected
+
+
 def test_a_finalist_of_an_earlier_end_is_not_asked_again(workspace: Workspace) -> None:
     given = config(workspace, limit=25)
     assert workspace.llmevo("run", given, "--out", "run")[0] == 0

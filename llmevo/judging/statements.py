@@ -1,7 +1,7 @@
 """What judges and voters say, as the log has it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,6 +68,10 @@ class Bill:
             written=sum(said.tokens.get("completion", 0) for said in judgements),
             cost=sum(said.cost for said in judgements),
         )
+
+    def __add__(self, other: Self) -> Self:
+        mine, theirs = astuple(self), astuple(other)
+        return type(self)(*(one + another for one, another in zip(mine, theirs, strict=True)))
 
     def __str__(self) -> str:
         paid = f"{self.cost:.4g} in the units of judge.price"

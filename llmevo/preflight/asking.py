@@ -64,5 +64,6 @@ def lengths(rig: Rig) -> Findings:
                 name,
                 f"{over}{' or more' if over == JUDGED else ''} of its questions take up to {max(counts)} tokens with"
                 f" the reply, and the model holds {room}: their beginnings will be cut off",
-                "Ask with fewer solved examples (num_fewshot), or for shorter replies (max_gen_toks)",
+                "Leave the longest out, or ask with fewer solved examples (num_fewshot) or for shorter replies"
+                " (max_gen_toks; reply_tokens where a judge or a person reads them)",
             )
