@@ -49,7 +49,7 @@ def test_what_a_limit_leaves_can_be_asked_by_another() -> None:
         assert sorted(first + rest) == sorted(TEXTS)
     with pytest.raises(TaskError, match="sums has no questions after the first 200"):
         taken(TEXTS, after=200)
-    with pytest.raises(TaskError, match="no questions in the 1% that `split` gives"):
+    with pytest.raises(TaskError, match="no questions in the 1% of its 2 that `split` gives"):
         taken(TEXTS[:2], share=(0.0, 0.01))
 
 
