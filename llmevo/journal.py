@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llmevo import events
-from llmevo.bench import NUMERIC, versions
 from llmevo.errors import RunError
 from llmevo.state import RunState
+from llmevo.versions import NUMERIC, versions
 
 Kind = TypeVar("Kind", bound=events.BaseEvent)
 

@@ -168,14 +168,13 @@ def front(state: RunState, width: int | None = None) -> RenderableType:
     """The Pareto front: every candidate than which none is better at one task without being worse at another."""
     aims, best = state.aims, state.best
     shown = state.front
-    # The note of a later candidate is what one number was expected of it, which says nothing of several aims.
-    names = [_called(trial) if trial.candidate.generation == 0 else trial.candidate.origin for trial in shown]
-    table, tasks = _table(["", "#"], names, [*aims.tasks], width, SCORE)
-    for name, trial in zip(names, shown, strict=True):
+    table, tasks = _table(["", "#"], [_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
+    for trial in shown:
         if trial.score:
             values = [f"{aims.value(trial.score.tasks, t):.3f} ± {aims.error(trial.score.tasks, t):.3f}" for t in tasks]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
-            table.add_row(Text(name), str(trial.candidate.id), total(trial.score), *values, style=style)
+            name = Text(_called(trial))
+            table.add_row(name, str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
     return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
 
@@ -270,7 +269,9 @@ def outcome(trial: Trial | None, none: str = "none yet") -> str:
 
 
 def _called(trial: Trial) -> str:
-    return trial.candidate.note or trial.candidate.origin
+    """A start row's note is its name; that of a later candidate says what was expected of it."""
+    candidate = trial.candidate
+    return candidate.note or candidate.origin if candidate.generation == 0 else candidate.origin
 
 
 def _line(text: str, style: str = "") -> Text:

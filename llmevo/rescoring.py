@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from llmevo import changes, events
-from llmevo.bench import VERSIONED, config_of, versions
+from llmevo.bench import config_of
 from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
 from llmevo.resuming import facts, facts_now
 from llmevo.runlog import LOG
 from llmevo.state import RunState
 from llmevo.trial import Trial
+from llmevo.versions import VERSIONED, versions
 
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmevo import changes, events
-from llmevo.bench import Bench, config_of, versions
+from llmevo.bench import Bench, config_of
 from llmevo.budget import Budget
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.runlog import LOG, RunLog
 from llmevo.state import RunState
+from llmevo.versions import versions
 
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig

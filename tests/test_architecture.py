@@ -58,6 +58,7 @@ ORDER = [
     "runlog",
     "rig",
     "preflight",
+    "versions",
     "bench",
     "journal",
     "forwarding",
