@@ -1,22 +1,23 @@
 """The gate: a few short replies before the tasks, so that a merge that only babbles costs a few tokens.
 
-A reply is degenerate when it is empty or has no word in it, when it loops, or when it is in a script that neither the
-prompts nor the parents' replies are in. What is degenerate is judged by the parents: a candidate fails when more of its
-replies are than of any parent's, and more than the set share. Where a parent babbles at most of the prompts, as experts
-do on questions that are not theirs, they could tell nothing; then others take the place of some of them. Languages that
-share a script are not told apart.
+A reply is degenerate when it is empty or has no word in it, when it loops, or when it is in a language or a script that
+neither the prompts nor the parents' replies to them are in. What is degenerate is judged by the parents: a candidate
+fails when more of its replies are than of any parent's, and more than the set share. Where a parent babbles at most of
+the prompts, as experts do on questions that are not theirs, they could tell nothing; then others take the place of some
+of them. Where it babbles at those as well the gate says so: see `Gate.warning`.
 """
 
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmevo.errors import CandidateError, ConfigError
+from llmevo.languages import foreign, languages_of
 
 PROMPTS = (
     "Write a short paragraph about the sea.",
@@ -58,31 +59,50 @@ class Gate:
     chat: bool = False
     """Whether prompts are sent as a chat's first turn."""
     scripts: frozenset[str] = frozenset()
-    """That replies may be in; `calibrated` knows them."""
+    """That replies may be in, or any where there are none; `calibrated` knows them."""
+    languages: frozenset[str] = frozenset()
+    """The same, as ISO 639 codes."""
+    warning: str = ""
+    """Why it stops nothing, or little; empty where the parents themselves give no cause for it."""
 
-    def calibrated(self, parents: Iterable[Any]) -> "Gate":
-        """The gate that every parent passes. One is asked before the next is taken: they may be one live model."""
+    def calibrated(self, parents: Iterable[tuple[str, Any]]) -> "Gate":
+        """The gate that every parent passes, of names and models. One is asked before the next is taken: they may be
+        one live model.
+        """
         pool = tuple(dict.fromkeys((*self.prompts, *PROMPTS)))
-        replies = [replace(self, prompts=pool).replies(parent) for parent in parents]
-        scripts = scripts_of(" ".join(pool)).union(*(scripts_of(" ".join(said)) for said in replies))
-        faults = [[bool(fault(reply, scripts)) for reply in said] for said in replies]
+        said = {name: replace(self, prompts=pool).replies(parent) for name, parent in parents}
+        faults = {name: [fault(reply) for reply in replies] for name, replies in said.items()}
         places = [*range(len(self.prompts))]
         if _worst(faults, places) > self.share:
             places = _telling(faults, [*range(len(pool))], len(PROMPTS))
-        worst = _worst(faults, places)
-        return replace(self, prompts=[pool[p] for p in places], scripts=scripts, share=max(self.share, worst))
+        prompts = [pool[place] for place in places]
+        known = [*prompts, *(replies[place] for replies in said.values() for place in places)]
+        scripts = frozenset[str]().union(*map(scripts_of, known))
+        gate = replace(self, prompts=prompts, scripts=scripts, languages=languages_of(known))
+        found = {name: gate.degenerate([replies[place] for place in places]) for name, replies in said.items()}
+        name = max(found, key=lambda name: len(found[name]), default="")
+        if not name or len(found[name]) <= self.share * len(places):
+            return gate
+        many = len(found[name])
+        effect = "it is off" if many == len(places) else f"a candidate fails only when more than {many} replies are"
+        return replace(
+            gate,
+            share=many / len(places),
+            warning=f"gate: {effect}, for of the {len(places)} short replies of {name}, a parent, {_told(found[name])};"
+            " name prompts that the parents can reply to (gate.prompts), or take `gate:` out",
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether it lets everything pass."""
+        return self.share >= 1
 
     def check(self, lm: Any) -> None:
         """Raise CandidateError, with the reason and a reply, when too many replies are degenerate."""
         replies = self.replies(lm)
         found = self.degenerate(replies)
         if len(found) > self.share * len(replies):
-            reasons = Counter(reason for _, reason in found)
-            words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            sample = next(reply for reply, reason in found if reason == reasons.most_common(1)[0][0])
-            raise CandidateError(
-                f"gate: of {len(replies)} short replies {len(found)} are degenerate ({words}), such as {sample[:80]!r}"
-            )
+            raise CandidateError(f"gate: of {len(replies)} short replies {_told(found)}")
 
     def replies(self, lm: Any) -> list[str]:
         """What the live model says, greedily."""
@@ -95,33 +115,49 @@ class Gate:
 
     def degenerate(self, replies: Sequence[str]) -> list[tuple[str, str]]:
         """Those that are, each with its reason."""
-        judged = ((reply, fault(reply, self.scripts)) for reply in replies)
+        judged = ((reply, fault(reply, self.scripts, self.languages)) for reply in replies)
         return [(reply, reason) for reply, reason in judged if reason]
 
 
-def _worst(faults: Sequence[Sequence[bool]], places: Sequence[int]) -> float:
+def _told(found: Sequence[tuple[str, str]]) -> str:
+    """How many are degenerate and why, with one of them."""
+    reasons = Counter(reason for _, reason in found)
+    words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    sample = next(reply for reply, reason in found if reason == reasons.most_common(1)[0][0])
+    return f"{len(found)} are degenerate ({words}), such as {sample[:80]!r}"
+
+
+def _worst(faults: Mapping[str, Sequence[str]], places: Sequence[int]) -> float:
     """The largest share of degenerate replies that a parent gives at these prompts."""
-    return max((sum(own[place] for place in places) / len(places) for own in faults), default=0.0)
+    return max((sum(bool(own[place]) for place in places) / len(places) for own in faults.values()), default=0.0)
 
 
-def _telling(faults: Sequence[Sequence[bool]], left: list[int], count: int) -> list[int]:
+def _telling(faults: Mapping[str, Sequence[str]], left: list[int], count: int) -> list[int]:
     """So many prompts at which no parent has many faults: one by one, whichever adds least to the worst parent's."""
     found: list[int] = []
+
+    def added(place: int) -> tuple[float, int]:
+        return _worst(faults, [*found, place]), sum(bool(own[place]) for own in faults.values())
+
     while left and len(found) < count:
-        found.append(min(left, key=lambda place: (_worst(faults, [*found, place]), sum(own[place] for own in faults))))
+        found.append(min(left, key=added))
         left.remove(found[-1])
     return sorted(found)
 
 
-def fault(reply: str, scripts: frozenset[str]) -> str:
-    """What is wrong with a reply: `empty`, `without a word`, `looping`, `in another script`, or nothing."""
+def fault(reply: str, scripts: frozenset[str] = frozenset(), languages: frozenset[str] = frozenset()) -> str:
+    """What is wrong with a reply, or nothing: `empty`, `without a word`, `looping`, `in another language` with its
+    ISO 639 code, or `in another script`, which tells short replies too, and scraps that are no language.
+    """
     if not re.search(r"\w", reply):
         return "without a word" if reply.strip() else "empty"
     if loops(reply):
         return "looping"
+    if code := foreign(reply, languages):
+        return f"in another language, {code}"
     letters = Counter(map(script, filter(str.isalpha, reply)))
     strange = sum(count for name, count in letters.items() if name not in scripts)
-    return "in another script" if strange > letters.total() / 2 else ""
+    return "in another script" if scripts and strange > letters.total() / 2 else ""
 
 
 def loops(text: str) -> bool:

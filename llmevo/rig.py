@@ -6,7 +6,7 @@ Several searches may share one rig: what is loaded is loaded once, and what one 
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -50,6 +50,8 @@ class Rig:
     """What judges and voters have said in the run that is scored now."""
     booth: Booth | None = None
     """Where a person votes; None where there is no terminal."""
+    warn: Callable[[str], None] = field(default=lambda _: None)
+    """Who is told what a person should know."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -135,18 +137,23 @@ class Rig:
 
     @cached_property
     def gate(self) -> Gate | None:
-        """What judges those replies, as the parents' own are; None where there is none. Changes the running model."""
+        """What judges those replies, as the parents' own are; None where there is none, or it would let everything
+        pass. Changes the running model.
+        """
         given = self.config.gate
         if not given:
             return None
         gate = Gate(self.gate_prompts, given.tokens, given.share, self.config.apply_chat_template)
-        return gate.calibrated(self._parents())
+        gate = gate.calibrated(self._parents())
+        if gate.warning:
+            self.warn(gate.warning)
+        return None if gate.idle else gate
 
-    def _parents(self) -> Iterator[Any]:
-        """The running model as each parent."""
+    def _parents(self) -> Iterator[tuple[str, Any]]:
+        """Each parent's name, and the running model as that."""
         for model in self.space.merged:
             self.engine.swap(self.space.decode(self.space.parent(model)))
-            yield self.engine.lm
+            yield self.space.names[model], self.engine.lm
 
     @cached_property
     def engine(self) -> Engine:

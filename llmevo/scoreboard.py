@@ -94,6 +94,9 @@ class Scoreboard:
 def play(console: Console, tournament: Tournament) -> None:
     """Carry a comparison to its end and report it. What is finished is written down after every seed."""
     with Scoreboard(console, tournament) as board:
+        tournament.rig.warn = lambda line: console.print(
+            line, style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
         finished: list[Path] = []
         for entry in tournament.play(board.watch):
             finished.append(entry.folder)

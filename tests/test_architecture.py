@@ -47,6 +47,7 @@ ORDER = [
     "racing",
     "weighing",
     "evaluation",
+    "languages",
     "gate",
     "loggers",
     "mistakes",

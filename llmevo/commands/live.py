@@ -15,7 +15,7 @@ from llmevo.runlog import RunLog
 def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     """Run to the end, or to Ctrl-C, showing what happens, and telling the loggers of `config`."""
     view = display.Display(terminal.console, bench.rig.config, log.folder)
-    bench.rig.booth = _booth(config, view)
+    bench.rig.booth, bench.rig.warn = _booth(config, view), view.warn
     try:
         with view, forwarding.forwarded(config.loggers, log.folder, view.warn) as loggers:
             state = loop.carry_on(bench, log, [view.show, *loggers])
