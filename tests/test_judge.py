@@ -43,7 +43,7 @@ def shown(body: dict[str, Any]) -> str:
 def judging(server: FakeServer | str, root: Path = Path(), **keys: Any) -> Judging:
     url = server if isinstance(server, str) else server.url
     judge = Judge.model_validate({"model": "m", "base_url": url, "retries": 1, "timeout": 20.0, "parallel": 1, **keys})
-    return Judging("chat", Asking("chat", judge, root), Rubric(judge, root, Templates()))
+    return Judging("chat", Asking("chat", judge, root), Rubric("chat", judge, root, Templates()))
 
 
 def written(*replies: str) -> list[Written]:
@@ -249,8 +249,11 @@ def test_the_key_comes_from_a_file_or_is_asked_for_and_files_must_be_there(tmp_p
     with serving(graded(1)) as server:
         judging(server, tmp_path, api_key_file="key").scores(written("a"), Book())
     assert server.requests[0]["authorization"] == f"Bearer {KEY}"
-    with pytest.raises(TaskError, match=r"judge\.rubric: away\.md cannot be read"):
+    with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.rubric: away\.md cannot be read"):
         judging(server, tmp_path, rubric="away.md")
+    (tmp_path / "blank.md").write_text("\n")
+    with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.rubric: blank\.md is empty"):
+        judging(server, tmp_path, rubric="blank.md")
     with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.api_key_file: away cannot be read"):
         judging(server, tmp_path, api_key_file="away")
     with pytest.raises(ProposerRefused, match=r"tasks\.chat\.judge: there is no API key; set OPENAI_API_KEY"):

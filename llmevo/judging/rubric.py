@@ -43,16 +43,17 @@ class Inquiry:
 class Rubric:
     """The texts that a judge works by."""
 
-    def __init__(self, judge: Judge, root: Path, templates: Templates) -> None:
+    def __init__(self, task: str, judge: Judge, root: Path, templates: Templates) -> None:
         """Raises TaskError for a rubric that cannot be read or is empty. `root`: where relative paths start."""
+        key = f"tasks.{task}.judge.rubric"
         self._judge, self._templates = judge, templates
         own = judge.rubric
         try:
             self.text = ((root / own).read_text("utf-8-sig") if own else templates.render(RUBRIC)).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"judge.rubric: {own} cannot be read ({error})") from error
+            raise TaskError(f"{key}: {own} cannot be read ({error})") from error
         if not self.text:
-            raise TaskError(f"judge.rubric: {own} is empty; write into it what a good reply is")
+            raise TaskError(f"{key}: {own} is empty; write into it what a good reply is")
 
     @property
     def texts(self) -> dict[str, str]:

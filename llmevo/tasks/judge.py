@@ -39,8 +39,8 @@ class Judged(Writing):
         keys = [_key(document, reply) for document, reply in written]
         self._scores = dict(zip(keys, self.judging.scores(replies, self.book), strict=True))
 
-    def process_results(self, doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
-        score = self._scores[_key(doc, str(results[0]))]
+    def result(self, document: Mapping[str, str], replies: Sequence[str]) -> dict[str, float]:
+        score = self._scores[_key(document, str(replies[0]))]
         # The lowest grade for what the judge cannot deal with: see `llmevo.judging.judge`.
         return {"judge": round(score or 0.0, 4), "unreadable": float(score is None)}
 
@@ -53,7 +53,7 @@ def build_judge(task: Task, root: Path, _: Any) -> Any:
     assert task.judge
     metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": better} for name, better in METRICS]
     rows = read_prompts(task.name, root / str(task.prompts))
-    rubric = Rubric(task.judge, root, Templates())
+    rubric = Rubric(task.name, task.judge, root, Templates())
     fingerprint = hashlib.sha256(json.dumps([rubric.texts, rows]).encode()).hexdigest()
     judging = Judging(task.name, Asking(task.name, task.judge, root), rubric)
     return Judged(config_of(task, rows, metrics), judging, fingerprint)

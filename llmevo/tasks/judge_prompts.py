@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class Writing(ConfigurableTask):
     texts: Mapping[str, str] = {}
     """What those who judge are told, for the log: name and text."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        # lm-eval looks metrics up by their names unless the config says what a result is. A function and no method, for
+        # lm-eval copies configs with all that is in them.
+        super().__init__(config=config | {"process_results": lambda doc, results: self.result(doc, results)})
+
     def check(self) -> None:
         """Find out before a run starts whether there is anybody to ask. Raises UserError if not."""
 
@@ -48,6 +53,10 @@ class Writing(ConfigurableTask):
     @abstractmethod
     def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
         """Every document with what a candidate wrote on it."""
+
+    @abstractmethod
+    def result(self, document: Mapping[str, str], replies: Sequence[str]) -> dict[str, Any]:
+        """The metrics of one document, once all were considered."""
 
 
 def config_of(task: Task, rows: list[dict[str, str]], metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,7 +75,6 @@ def config_of(task: Task, rows: list[dict[str, str]], metrics: list[dict[str, An
         "doc_to_text": _prompt,
         "doc_to_target": _reference,
         "generation_kwargs": {"until": [], "max_gen_toks": options.reply_tokens, "do_sample": False},
-        "process_results": _unused,  # lm-eval looks its metrics up unless there is one
         "metric_list": metrics,
         "num_fewshot": 0,
     }
@@ -111,7 +119,3 @@ def _prompt(document: Mapping[str, str]) -> str:
 
 def _reference(document: Mapping[str, str]) -> str:
     return document["reference"]
-
-
-def _unused(document: Mapping[str, str], results: Any) -> dict[str, float]:
-    raise NotImplementedError

@@ -53,7 +53,7 @@ class Voted(Writing):
             return chosen
         return "own" if (chosen == "first") == pair.own_first else "other"
 
-    def process_results(self, doc: Mapping[str, str], results: Sequence[str]) -> dict[str, Any]:
+    def result(self, document: Mapping[str, str], replies: Sequence[str]) -> dict[str, Any]:
         return {"votes": self._score, "votes_stderr": self._score}
 
 
