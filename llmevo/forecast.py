@@ -11,6 +11,7 @@ from llmevo.aims import emphasis
 from llmevo.bench import Bench
 from llmevo.loop import start_rows
 from llmevo.optimizers.base import Retold
+from llmevo.progress import votes_at_most
 from llmevo.prompting import Prompt
 from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
@@ -63,6 +64,8 @@ class Forecast:
     cost: float
     inquiries: int
     """What LLM judges are asked in the whole run, at most; not in the cost."""
+    votes: int
+    """What a person is asked in the whole run, at most; the time for it is not in the seconds."""
     measured: Measured | None
     """What the time follows from; None where it is an estimate."""
 
@@ -116,6 +119,7 @@ def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = No
         completion_tokens=spent[1],
         cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6,
         inquiries=evaluations * bench.evaluator.inquiries + rows * (bench.heldout.inquiries if bench.heldout else 0),
+        votes=votes_at_most(config, evaluations, bench.start_rows, bench.rig.selection is not None),
         measured=measured,
     )
 

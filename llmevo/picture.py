@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llmevo.budget import Budget
 from llmevo.config import Config
-from llmevo.progress import clock, failures, seconds_left
+from llmevo.progress import clock, failures, seconds_left, votes
 from llmevo.state import RunState
 from llmevo.tasks.names import short
 from llmevo.trial import Metrics, Score, Trial
@@ -49,7 +49,7 @@ def picture(
     """The whole of it; with a `height` it has no more lines. `live`: time goes on since the last event."""
     wide = width - 4
     rows = None if height is None else max(2, height - FRAME)
-    parts: list[RenderableType] = [_head(state, config.search.budget, live), _facts(state)]
+    parts: list[RenderableType] = [_head(state, config.search.budget, live), _facts(state, config)]
     if state.best:
         parts.append(_best(state, state.best))
     if not state.heldout or height is None:
@@ -82,7 +82,7 @@ def _head(state: RunState, budget: Budget, live: bool) -> RenderableType:
     return head
 
 
-def _facts(state: RunState) -> Text:
+def _facts(state: RunState, config: Config) -> Text:
     """Where the search stands, in one line."""
     told = state.told[-1] if state.told else None
     failed = failures(state)
@@ -92,6 +92,9 @@ def _facts(state: RunState) -> Text:
     if told and told.trust is not None:
         facts.append(f"LLM trust {told.trust:.2f}")
     facts.append(f"{len(failed)} failed")
+    given, most = votes(state, config)
+    if most:
+        facts.append(f"{given} of at most {most} votes")
     if state.aims.pareto:
         facts.append(f"front of {len(state.front)}")
     waiting = [candidate for number, candidate in state.candidates.items() if number not in state.trials]

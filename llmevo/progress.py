@@ -1,6 +1,7 @@
 """How far a run is, and how long it still takes; read off its events."""
 
 from llmevo.budget import Budget
+from llmevo.config import Config
 from llmevo.events import RunStarted, Selected
 from llmevo.schema import Search
 from llmevo.state import RunState
@@ -56,6 +57,26 @@ def _heldout_items(state: RunState) -> int:
 def _current(state: RunState) -> list[Selected]:
     """Finalists that have been asked since the search came to its end."""
     return [event for event in state.selected.values() if event.generation == len(state.told)]
+
+
+def votes_at_most(config: Config, candidates: int, start_rows: int, selected: bool) -> int:
+    """What a person is asked in a run of so many candidates, at most: on each of them but the first of every set of
+    questions, which has nobody to be compared with. Candidates that reply as another did are not asked about again.
+    """
+    search, heldout = (sum(t.votes.pairs for t in tasks if t.votes) for tasks in (config.tasks, config.heldout_tasks))
+    finalists = config.search.finalists + 2 + len(config.constraints) if selected else 0
+    return search * (candidates - 1 + max(0, finalists - 1)) + heldout * (start_rows + 1)  # base and best besides
+
+
+def votes(state: RunState, config: Config) -> tuple[int, int]:
+    """How many a person has given in a run, and how many it will be at most as far as that is known now."""
+    given = sum(len(poll.votes) for poll in state.book.polls.values())
+    if state.started is None or state.finished or not state.trials:  # before the first nothing is known of the time
+        return given, given
+    start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
+    candidates = max(len(state.candidates), len(state.trials) + config.search.budget.ahead(state))
+    most = votes_at_most(config, candidates, start_rows, state.started.selection_items > 0)
+    return given, max(given, most)
 
 
 def failures(state: RunState) -> list[str]:

@@ -54,6 +54,8 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         )
     if ahead.inquiries:
         lines.append(f"LLM judges are asked up to {ahead.inquiries:,} times; what that costs is not in the above.")
+    if ahead.votes:
+        lines.append(f"You are asked for up to {ahead.votes:,} votes; the time that takes you is not in the above.")
     of = found.memory
     free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
     lines.append(

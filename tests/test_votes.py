@@ -13,6 +13,7 @@ from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
 
 from llmevo import events, terminal
+from llmevo.config import parse_config, read_config
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation import Evaluator
@@ -20,6 +21,8 @@ from llmevo.judging import Book, Presentation, Vote
 from llmevo.judging.booth import Showing, booth
 from llmevo.judging.poll import Poll
 from llmevo.judging.strengths import PRIOR, preference, strengths
+from llmevo.picture import picture
+from llmevo.progress import votes_at_most
 from llmevo.tasks import Protocol, Task
 
 # Strengths
@@ -193,6 +196,20 @@ def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]
 # A run
 
 
+def test_votes_are_foretold_of_every_set_of_questions() -> None:
+    """Pairs of each but the first: of six candidates, of three finalists, best parent and uniform, of five rows."""
+    voted = {"name": "taste", "prompts": "prompts.txt", "votes": {"pairs": 2}}
+    raw = {
+        "genome": {"models": ["one", "two"], "merge_method": "linear"},
+        "tasks": [voted, "letters"],
+        "heldout": [{**voted, "votes": {"pairs": 3}}],
+        "search": {"finalists": 3},
+    }
+    config = parse_config(raw, "config.yml")
+    assert votes_at_most(config, candidates=6, start_rows=3, selected=True) == 2 * (5 + 4) + 3 * 4
+    assert votes_at_most(config, candidates=6, start_rows=3, selected=False) == 2 * 5 + 3 * 4
+
+
 def run(workspace: Workspace, keys: list[str], *words: object) -> tuple[int, str]:
     """The command line in a terminal where these keys are pressed."""
     workspace.monkeypatch.setattr(terminal, "console", Console(width=120, height=40, force_terminal=True))
@@ -213,10 +230,20 @@ def test_a_run_that_was_left_goes_on_at_the_same_pair_and_can_be_recomputed(work
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert (status, "taste is voted on by a person and needs a terminal" in printed) == (2, True), printed
     assert not (workspace.root / "run").exists()
+    status, printed = workspace.llmevo("run", config, "--dry-run")
+    assert (status, "You are asked for up to 10 votes" in printed) == (0, True), printed
     status, printed = run(workspace, ["a", "b", "a", "q"], "run", config, "--out", "run")
     assert (status, "llmevo resume run" in printed) == (130, True), printed
     before = [event for event in workspace.events("run") if isinstance(event, events.Voted)]
     assert len(before) == 3
+    shown = Console(file=io.StringIO(), record=True, width=100)
+    shown.print(picture(workspace.state("run"), read_config(config), Path("run"), 100))
+    assert "3 of at most 10 votes" in shown.export_text()
+    written = (workspace.root / "run/events.jsonl").read_bytes()
+    workspace.monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    status, printed = workspace.llmevo("resume", "run", "--budget", 8)
+    assert (status, "taste is voted on by a person and needs a terminal" in printed) == (2, True), printed
+    assert (workspace.root / "run/events.jsonl").read_bytes() == written
     keys = [*"abtsabtsabts"]
     status, printed = run(workspace, keys, "resume", "run")
     assert status == 0, printed

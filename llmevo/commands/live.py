@@ -8,14 +8,15 @@ from llmevo import display, forwarding, loop, terminal
 from llmevo.bench import Bench
 from llmevo.config import Config
 from llmevo.errors import ConfigError, JudgeError, ProposerError, ProposerRefused
-from llmevo.judging.booth import Booth, booth
+from llmevo.judging.booth import booth
 from llmevo.runlog import RunLog
 
 
 def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     """Run to the end, or to Ctrl-C, showing what happens, and telling the loggers of `config`."""
     view = display.Display(terminal.console, bench.rig.config, log.folder)
-    bench.rig.booth, bench.rig.warn = _booth(config, view), view.warn
+    bench.rig.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
+    bench.rig.warn = view.warn
     try:
         with view, forwarding.forwarded(config.loggers, log.folder, view.warn) as loggers:
             state = loop.carry_on(bench, log, [view.show, *loggers])
@@ -35,17 +36,10 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
 
 def check_terminal(config: Config) -> None:
     """Raise ConfigError when a person should vote and there is no terminal to do it in."""
-    voted = _voted_on(config)
-    if voted and not (terminal.console.is_terminal and sys.stdin.isatty()):
+    voted = next((task.name for task in (*config.tasks, *config.heldout) if task.votes), None)
+    if voted and not _in_terminal():
         raise ConfigError(f"tasks: {voted} is voted on by a person and needs a terminal; start the command in one")
 
 
-def _booth(config: Config, view: display.Display) -> Booth | None:
-    """Where a person votes. See `check_terminal` for what it raises."""
-    check_terminal(config)
-    return booth(terminal.console, typer.getchar, view.paused) if _voted_on(config) else None
-
-
-def _voted_on(config: Config) -> str | None:
-    """The first task whose replies a person votes on."""
-    return next((task.name for task in (*config.tasks, *config.heldout) if task.votes), None)
+def _in_terminal() -> bool:
+    return terminal.console.is_terminal and sys.stdin.isatty()

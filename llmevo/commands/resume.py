@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from llmevo import resuming
+from llmevo.bench import config_of
 from llmevo.budget import parse_budget
-from llmevo.commands.live import carry_on
+from llmevo.commands.live import carry_on, check_terminal
 from llmevo.options import ApiKey, Budget, Loggers, RunFolder, with_loggers
-from llmevo.runlog import RunLog
+from llmevo.runlog import LOG, RunLog
+from llmevo.state import RunState
 
 Force = Annotated[bool, typer.Option("--force", help="Go on though config, questions or models have changed.")]
 
@@ -22,5 +24,8 @@ def resume(
     """
     with RunLog(run, resume=True) as log:
         new = parse_budget(*budget) if budget else None
+        state = RunState.fold(iter(log.recorded))
+        if state.started and (new or not state.finished):
+            check_terminal(config_of(state.started, f"{run}/{LOG}"))
         bench = resuming.prepare(log, budget=new, force=force, api_key=api_key)
         carry_on(bench, log, with_loggers(bench.config, logger))
