@@ -16,6 +16,7 @@ HEAVY = (
     "huggingface_hub",
     "matplotlib",
     "optuna",
+    "py3langid",
 )
 WEIGHING = ("sklearn",)
 """Only the report's own estimates need it."""

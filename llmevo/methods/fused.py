@@ -4,6 +4,9 @@ A kernel works on entries `start` to `stop` of one tensor, in blocks that stay i
 rounding. Models come as a table of `MODEL` records, so that one compiled kernel serves any number of models stored in
 any way. There is no fused or reordered arithmetic: the same inputs give the same bits on every machine, whatever the
 number of threads.
+
+All in one file: Numba keeps what it has compiled until that function's own file changes, so a loop that calls another
+file's would go on with an old version of it. Who changes what is imported from `kernels.py` has to touch this file too.
 """
 
 from typing import Any
