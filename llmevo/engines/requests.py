@@ -41,6 +41,9 @@ class RequestScorer(TokenScorer):
     the last bit. How requests are laid out in batches is remembered, since every candidate is asked the same.
     """
 
+    copies = 1
+    """How many candidates answer each request: all those of the first one, then of the second; see `together`."""
+
     def __init__(self, model: Any, tokenizer: Any) -> None:
         TemplateLM.__init__(self)
         self.model, self.tokenizer = model, tokenizer
@@ -95,7 +98,7 @@ class RequestScorer(TokenScorer):
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        texts = [""] * len(requests)
+        texts = [""] * (len(requests) * self.copies)
         kinds: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             kinds.setdefault(repr(request.args[1]), []).append(place)
@@ -115,16 +118,20 @@ class RequestScorer(TokenScorer):
     ) -> Iterator[tuple[Encoded, list[int]]]:
         """Each context with the tokens that follow it."""
         stopped = StopStrings(self.tokenizer, stops)
-        greedy = self.packs and not options.get("do_sample") and is_plain(self.model.generation_config)
+        greedy = self._greedy(options)
         ordered = sorted(requests, key=lambda request: request.context)
         for stem, members in stem_groups(ordered, self._reach - room if greedy and self.stems else 0):
-            for batch in _generated_batches(members, room, even=not greedy):
+            for batch in generated_batches(members, room, even=not greedy):
                 rows = [request.context[len(stem) :] for request in batch]
                 if greedy:
                     made = continue_greedily(self._backbone, stem, rows, room, self._ends(), stopped)
                 else:
                     made = self._by_transformers(rows, room, stopped, options)
                 yield from zip(batch, made, strict=True)
+
+    def _greedy(self, options: dict[str, Any]) -> bool:
+        """Whether the likeliest token is all that is asked for, in batches of ours."""
+        return self.packs and not options.get("do_sample") and is_plain(self.model.generation_config)
 
     def _by_transformers(
         self, rows: list[list[int]], room: int, stopped: StopStrings, options: dict[str, Any]
@@ -153,7 +160,7 @@ class RequestScorer(TokenScorer):
         return [*dict.fromkeys([self.eot_token_id, *(named if isinstance(named, list) else [named] if named else [])])]
 
 
-def _generated_batches(requests: Sequence[Encoded], room: int, even: bool) -> Iterator[list[Encoded]]:
+def generated_batches(requests: Sequence[Encoded], room: int, even: bool) -> Iterator[list[Encoded]]:
     """Requests in batches by context, longest first; with `even`, of contexts of one length."""
     ordered = sorted(requests, key=lambda request: -len(request.context))
     for _, some in groupby(ordered, lambda request: len(request.context) if even else 0):
