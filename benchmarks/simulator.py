@@ -262,25 +262,25 @@ def simulated(
     asked = 0
     truths: list[float] = []
 
-    def evaluated(point: Point, free: bool) -> Score:
+    def evaluated(point: Point) -> Score:
         nonlocal asked
         answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
         whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
         truths.append(float(simulator.truth(point[None])[0]))
-        score = raced(answers, [] if free else [t.score for t in trials if t.score], weights, rules)
+        score = raced(answers, [t.score for t in trials if t.score], weights, rules)
         asked += score.items
         return score
 
-    def scored(suggestions: Sequence[Suggestion], free: bool = False) -> None:
+    def scored(suggestions: Sequence[Suggestion]) -> None:
         told: list[Trial] = []
         for suggestion in suggestions:
-            score = evaluated(space.to_unit(suggestion.genes), free)
+            score = evaluated(space.to_unit(suggestion.genes))
             told.append(Trial(Candidate(len(trials), 0, suggestion.origin, suggestion.genes, suggestion.note), score))
             trials.append(told[-1])
         optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
 
-    start = [Suggestion(space.parent(model), "parent") for model in space.merged]
-    scored([*start, Suggestion(space.uniform(), "uniform")], free=True)
+    parents = [Suggestion(space.parent(model), "parent") for model in space.merged]
+    scored([Suggestion(space.uniform(), "uniform"), *parents])
     while len(trials) < budget:
         asking = optimizer.ask(min(4 + int(3 * np.log(len(space.genes))), budget - len(trials)))
         answer = None

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval t
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
+RULES = 1
+"""How new runs go about it; see `events.RunStarted`."""
+
 
 @dataclass
 class Bench:
@@ -105,6 +108,10 @@ class Bench:
         """See `Rig.score`."""
         self.rig.book = self.book
         return self.rig.score(recipe, questions, rivals)
+
+    def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
+        """See `Rig.anticipate`."""
+        self.rig.anticipate(recipes, rivals)
 
     @cached_property
     def templates(self) -> Templates:
@@ -197,6 +204,16 @@ class Bench:
         return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
 
     @property
+    def rules(self) -> int:
+        """See `RunStarted`."""
+        return self.recorded.rules if self.recorded else RULES
+
+    @property
+    def races_start_rows(self) -> bool:
+        """Whether start rows may be stopped early: unless a constraint is counted from what they can do."""
+        return self.rules > 0 and not self.config.constraints
+
+    @property
     def start_rows(self) -> int:
         """How many candidates are scored before the search begins."""
         return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
@@ -229,6 +246,8 @@ class Bench:
             self.proposer.check()
         for evaluator in self.rig.evaluators.values():
             evaluator.check()
+        if self.config.engine.adapters == "together":  # loads the engine: what an adapter changes shows there
+            _ = self.rig.together
         _ = self.texts  # a question without a right answer shows when that is read
         if self.config.gate:
             _ = self.rig.gate_prompts
@@ -249,6 +268,7 @@ class Bench:
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
             selection_items=self.rig.selection.items if self.rig.selection else 0,
+            rules=RULES,
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.rig.questions},

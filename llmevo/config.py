@@ -16,6 +16,9 @@ from llmevo.mistakes import explained
 from llmevo.schema import Engine, Gate, Llm, Racing, Search, Section, Split, switched
 from llmevo.tasks import Protocol, Task
 
+LINEAR = ("linear", "task_arithmetic")
+"""The methods whose merges are linear in the models."""
+
 
 class Config(Section):
     """A whole config file. The files of mergekit-evolve and LLM-Evo-Merge are configs as they are."""
@@ -113,6 +116,34 @@ class Config(Section):
                 " prices per million tokens, such as `llm: {price: {prompt: 2.5, completion: 10}}`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.engine.adapters == "together" and (why := self._apart()):
+            raise ValueError(f"engine.adapters: 'together' cannot be: {why}; set `engine: {{adapters: merged}}`")
+        return self
+
+    def _apart(self) -> str:
+        """Why candidates cannot be asked together; empty where they can, as far as the config says."""
+        genome = self.genome
+        if self.engine.backend == "vllm":
+            return "engine.backend is 'vllm', and only hf asks several candidates in one batch"
+        if others := [method.name for method in genome.methods if method.name not in LINEAR]:
+            return f"merge_method {others[0]!r} is not linear in the models, as {' and '.join(LINEAR)} are"
+        if genome.normalize is False and any(method.name == "linear" for method in genome.methods):
+            return "without `normalize`, linear scales the base as well"
+        base = (genome.base_model or genome.models[0]).model
+        if strangers := [one for one in genome.references if one.model != base]:
+            return f"{strangers[0]} is no LoRA adapter of {base} (write {base}+ADAPTER)"
+        if genome.base_model and genome.base_model.lora:
+            return f"base_model {genome.base_model} has an adapter of its own"
+        if not any(reference.lora for reference in genome.references):
+            return f"none of the models is a LoRA adapter of {base}"
+        if self.gate:
+            return "`gate:` reads the replies of merged candidates"
+        if judged := [task.name for task in self.tasks if task.judge or task.votes]:
+            return f"{judged[0]} is judged candidate by candidate"
+        return ""
 
     @property
     def evaluation_seed(self) -> int:

@@ -12,6 +12,7 @@ from lm_eval import evaluator
 from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 
+from llmevo import proxy
 from llmevo.errors import CandidateError, LlmevoError, TaskError
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
@@ -48,6 +49,8 @@ class Evaluator:
         Without `benchmarks`, public ones are refused. Questions that say the same as one of `without` are left out.
         """
         self.tasks, self.protocol = tasks, protocol
+        self.dense = False
+        """Whether probabilities of right answers are kept; see `proxy`."""
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
@@ -212,12 +215,19 @@ class Evaluator:
 
     def stopped(self, score: Score, rivals: Sequence[Score], error_rate: float) -> Score | None:
         """The score of a model that is to be stopped where it is: the best rival's and the difference on what both were
-        asked. None when it is not; see `racing`. The rivals were asked everything, the best comes first.
+        asked. None when it is not; see `racing`. The rivals were asked everything, the best comes first; those with
+        probabilities are raced by these, see `proxy`.
         """
         own, field = score.item_scores, [rival.item_scores for rival in rivals]
+        gap = difference(own, field[0], self.weights).mean
+        if rivals[0].item_probabilities:
+            if gap >= 0:  # whoever is stopped stays behind the best
+                return None
+            ranked = sorted(rivals, key=lambda rival: -proxy.worth(rival, self.weights))
+            own, field = proxy.answers(score), [*map(proxy.answers, ranked)]
         if not beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate):
             return None
-        return replace(score, total=rivals[0].total + difference(own, field[0], self.weights).mean)
+        return replace(score, total=rivals[0].total + gap)
 
     def parts_of(self, score: Score) -> int:
         """How many parts of the questions a score is of; 0 when it is of parts that were cut otherwise."""
@@ -246,8 +256,12 @@ class Evaluator:
             raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
         items = sum(len(places) for places in block.values())
         score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), items)
+        samples = results["samples"]
         return replace(
-            score, item_scores=self._item_scores(results["samples"]), replies=self._replies(results["samples"])
+            score,
+            item_scores=self._item_scores(samples),
+            item_probabilities=self._item_probabilities(samples) if self.dense else {},
+            replies=self._replies(samples),
         )
 
     def _item_scores(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
@@ -258,6 +272,16 @@ class Evaluator:
             if values and all(isinstance(value, float | int) for value in values):
                 # As the log has them, so that what follows from them is the same when it is read again.
                 found[name] = [round(float(value), 4) for value in values if value is not None]
+        return found
+
+    def _item_probabilities(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+        """How probable the right choice of every question is, of tasks that have choices."""
+        found: dict[str, list[float]] = {}
+        for name, (metric, filter_) in self._counted.items():
+            leaf = self._loaded["tasks"][name]
+            values = [proxy.probability(leaf, s, metric) for s in samples[name] if s["filter"] == filter_]
+            if (known := [value for value in values if value is not None]) and len(known) == len(values):
+                found[name] = known
         return found
 
     def _replies(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:

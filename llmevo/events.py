@@ -50,6 +50,10 @@ class RunStarted(BaseEvent):
     """Questions a model answers in the end."""
     selection_items: int = 0
     """Further questions that finalists answer, to choose among them; 0 when there is no such step."""
+    rules: int = 0
+    """0, older logs: the uniform merge comes after the parents, start rows are asked everything, and who was stopped is
+    no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
+    finalist though it was stopped."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
@@ -131,12 +135,14 @@ class Scored(BaseEvent):
     items: int
     item_scores: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
     """The counted metric of every question, task by task, in the order of `RunStarted.texts`; empty in older logs."""
+    item_probabilities: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
+    """How probable the right choice of every question was, where `racing.proxy` is on."""
     seconds: dict[str, float]
     cached: bool = False
     """Taken over from an equal candidate, of this run or of another of the same comparison."""
 
     def read(self) -> Score:
-        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
+        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, {}, self.item_probabilities)
 
 
 class Evaluated(Scored):
@@ -145,6 +151,8 @@ class Evaluated(Scored):
     rival: int | None = None
     """The candidate that this one could not get ahead of any more, when it was stopped. Its score is then the rival's
     and the difference on the `items` that it was asked; `tasks` are of these alone."""
+    proxy: bool = False
+    """Whether the proxy said so: see `llmevo.proxy`."""
 
 
 class Selected(Scored):
@@ -277,6 +285,7 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
         "items": score.items,
         "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
+        "item_probabilities": {task: [*map(_short, values)] for task, values in score.item_probabilities.items()},
         "seconds": rounded(seconds),
         "cached": not seconds,
     }
@@ -292,8 +301,8 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_trial(trial: Trial, rival: int | None = None) -> Evaluated | Failed:
-    """The event of a trial; with the rival that it was stopped by."""
+def of_trial(trial: Trial, rival: int | None = None, proxy: bool = False) -> Evaluated | Failed:
+    """The event of a trial; with the rival that it was stopped by, and whether by the proxy."""
     if trial.score is None:
         return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
-    return Evaluated(candidate=trial.candidate.id, rival=rival, **scored(trial.score, trial.seconds))
+    return Evaluated(candidate=trial.candidate.id, rival=rival, proxy=proxy, **scored(trial.score, trial.seconds))

@@ -40,16 +40,17 @@ def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
 
 def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
     """The best so far that were asked everything, the best parent and the uniform merge, and whoever a constraint's
-    bound is counted from; what the optimizer recommends, which under noise may be another, takes the place of the last
-    of the best.
+    bound is counted from; what the optimizer recommends, which under noise may be another, also one that was stopped,
+    takes the place of the last of the best.
     """
     whole = state.asked_all
-    rivals = [
-        next((trial for trial in whole if trial.candidate.origin == origin), None) for origin in ("parent", "uniform")
-    ]
+    uniform = next((trial for trial in whole if trial.candidate.origin == "uniform"), None)
+    rivals = [state.best_parent, uniform]
     rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
     best = (state.front or whole)[:count]
-    if recommended in whole and recommended not in best and best[-1].violation >= recommended.violation:
+    # Whether one that was stopped keeps the constraints is not known.
+    known = recommended in whole or (state.started and state.started.rules and not state.aims.constraints)
+    if recommended and known and best and recommended not in best and best[-1].violation >= recommended.violation:
         best[-1:] = [recommended]
     others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}
     return [*best, *others.values()]
@@ -76,10 +77,10 @@ def hold_out(bench: Bench, journal: Journal) -> bool:
     rows: list[tuple[str, str, int | None, Recipe]] = []
     if genome.base_model and genome.base_model not in space.merged:
         rows.append(("base", "base", None, Recipe.of_one(genome.base_model, genome.dtype)))
-    for trial in journal.state.trials.values():
-        if trial.score and trial.candidate.origin in ("parent", "uniform"):
-            candidate = trial.candidate
-            rows.append((candidate.note or "uniform", candidate.origin, candidate.id, space.decode(candidate.genes)))
+    for origin in ("parent", "uniform"):
+        for trial in journal.state.trials.values():
+            if trial.score and (candidate := trial.candidate).origin == origin:
+                rows.append((candidate.note or origin, origin, candidate.id, space.decode(candidate.genes)))
     rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
     for name, kind, candidate, recipe in rows:
         known = journal.state.heldout.get(name)

@@ -5,10 +5,11 @@ Read with a log it resumes; read with a log and no way to append it replays and 
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from llmevo import events
+from llmevo import events, proxy
 from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
@@ -24,7 +25,7 @@ from llmevo.runlog import RunLog
 from llmevo.sizes import ask_size
 from llmevo.state import RunState
 from llmevo.sums import check_score
-from llmevo.trial import Candidate, Suggestion, Trial
+from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 
 def run(bench: Bench, journal: Journal) -> RunState:
@@ -71,10 +72,11 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:
-    """What the search has to beat: every parent alone, the uniform merge, and what the user has already."""
+    """What the search has to beat: the uniform merge, every parent alone, and what the user has already."""
     space = bench.space
     rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
-    rows.append(Suggestion(space.uniform(), "uniform"))
+    # Parents are stopped early against it, where they are worse; in older logs it was the last of them.
+    rows.insert(0 if bench.rules else len(rows), Suggestion(space.uniform(), "uniform"))
     rows += bench.own_rows
     if bench.config.random_init:
         point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))
@@ -106,15 +108,16 @@ def generation(bench: Bench, journal: Journal, optimizer: Optimizer, suggestions
             for i, (s, recipe) in enumerate(zip(suggestions, recipes, strict=True))
         ],
     )
-    for candidate, recipe in zip(journal.recomputed(asked).read(), recipes, strict=True):
-        # What there was before the search is asked everything. Who violates a constraint is no rival: another may be
-        # the best with a lower score; nor is one of a log of before the scores of questions were kept.
-        whole = state.asked_all if number else []
+    for place, candidate in enumerate(journal.recomputed(asked).read()):
+        # Who violates a constraint is no rival: another may be the best with a lower score; nor is one of a log of
+        # before the scores of questions were kept.
+        whole = state.asked_all if number or bench.races_start_rows else []
         rivals = [trial for trial in whole if trial.score and trial.score.item_scores]
         if rivals[:1] != whole[:1] or (rivals and rivals[0].violation):
             rivals = []
+        beside = recipes[place:] if rivals or number or not bench.races_start_rows else recipes[place : place + 1]
         made = journal.once(
-            (events.Evaluated, events.Failed), lambda c=candidate, r=recipe, v=rivals: _scored(bench, c, r, v)
+            (events.Evaluated, events.Failed), lambda c=candidate, r=beside, v=rivals: _scored(bench, state, c, r, v)
         )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
@@ -155,13 +158,34 @@ def tell(bench: Bench, state: RunState, optimizer: Optimizer, new: Sequence[Tria
 
 
 def _scored(
-    bench: Bench, candidate: Candidate, recipe: Recipe, rivals: Sequence[Trial]
+    bench: Bench, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
-    """One candidate's event. Whatever is wrong with it is its reason, never the run's end."""
+    """One candidate's event. Whatever is wrong with it is its reason, never the run's end. `recipes` are its own and
+    those that come after it and have the same rivals.
+    """
     started = time.monotonic()
+    ahead = raced_by(bench, state, rivals)
     try:
-        score, seconds = bench.score(recipe, rivals=[rival.score for rival in rivals if rival.score])
+        # Who is asked beside others is raced against who was there before them all, wherever a run was interrupted.
+        before = [
+            score
+            for score, rival in zip(ahead, rivals, strict=True)
+            if rival.candidate.generation < candidate.generation or not rival.candidate.id
+        ]
+        bench.anticipate(recipes, before)
+        score, seconds = bench.score(recipes[0], rivals=ahead)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
-    stopped_by = rivals[0].candidate.id if rivals and score.items < bench.evaluator.items else None
-    return events.of_trial(Trial(candidate, score, seconds=seconds), stopped_by)
+    trial = Trial(candidate, score, seconds=seconds)
+    if not rivals or score.items == bench.evaluator.items:
+        return events.of_trial(trial)
+    return events.of_trial(trial, rivals[0].candidate.id, bool(ahead[0].item_probabilities))
+
+
+def raced_by(bench: Bench, state: RunState, rivals: Sequence[Trial]) -> list[Score]:
+    """The rivals' scores: with probabilities, by which they are raced then, as long as the proxy holds."""
+    scores = [rival.score for rival in rivals if rival.score]
+    weights = {task: weight for task, (weight, _) in bench.config.counted.items()}
+    if proxy.holds([trial.score for trial in state.trials.values() if trial.score], weights):
+        return scores
+    return [replace(score, item_probabilities={}) for score in scores]

@@ -17,7 +17,7 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import TaskError
+from llmevo.errors import CandidateError, TaskError
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
@@ -34,6 +34,7 @@ from llmevo.state import RunState
 from llmevo.trial import Score
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
+    from llmevo.engines.together import Together
     from llmevo.evaluation import Evaluator
 
 
@@ -52,6 +53,8 @@ class Rig:
     """Where a person votes; None where there is no terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     """Who is told what a person should know."""
+    _owed: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """The seconds of what was scored ahead, by the same, until they are told."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -80,8 +83,10 @@ class Rig:
         """The search tasks."""
         from llmevo.evaluation import Evaluator
 
-        allowed = self.config.allow_benchmark_tasks
-        return Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
+        allowed, racing = self.config.allow_benchmark_tasks, self.config.racing
+        evaluator = Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
+        evaluator.dense = bool(racing and racing.proxy and len(evaluator.blocks) > 1)
+        return evaluator
 
     @cached_property
     def heldout(self) -> "Evaluator | None":
@@ -126,7 +131,10 @@ class Rig:
     @cached_property
     def questions(self) -> Mapping[str, str]:
         """A digest of what each evaluator asks, how, and by which engine: equal ones give equal scores."""
-        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
+        ways = {"search": f"{self.backend}, together"} if self.config.engine.adapters == "together" else {}
+        return {
+            name: _digest(ways.get(name, self.backend), evaluator.digest) for name, evaluator in self.evaluators.items()
+        }
 
     @cached_property
     def gate_prompts(self) -> list[str]:
@@ -182,7 +190,44 @@ class Rig:
         """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
         if self.config.engine.backend != "auto":
             return self.config.engine.backend
+        if self.config.engine.adapters == "together":
+            return "hf"
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+
+    @cached_property
+    def together(self) -> "Together":
+        """What asks several candidates at once, over the running model. Raises ConfigError where they cannot be."""
+        from llmevo.engines.hf import HfEngine
+        from llmevo.engines.together import Together
+
+        engine = self.engine
+        assert isinstance(engine, HfEngine)
+        return Together(engine, self.sources, self.config.genome.references, self.config.genome.dtype)
+
+    def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
+        """Where the config has candidates asked together, score those of these that are not known; `score` then finds
+        them known, and tells each one's share of the seconds. Who failed, or is alone, is left to it.
+        """
+        if self.config.engine.adapters != "together":
+            return
+        digest, seed = self.questions["search"], self.config.evaluation_seed
+        asked = {address(recipe, self.checksums, digest, seed): recipe for recipe in recipes}
+        for place in {*asked} & {*self.known, *self._owed}:
+            del asked[place]
+        if len(asked) < 2:
+            return
+        from llmevo import heat
+
+        raced = self.config.racing if rivals and len(self.evaluator.blocks) > 1 else None
+        rate = raced.error_rate if raced else None
+        try:
+            found = heat.run(self.together, self.evaluator, [*asked.values()], rivals, rate)
+        except CandidateError:
+            return  # merged one by one, each says what is wrong with it
+        for place, (score, seconds) in zip(asked, found, strict=True):
+            self._owed[place] = seconds
+            if score:
+                self.known[place] = score
 
     def score(
         self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
@@ -194,12 +239,13 @@ class Rig:
         evaluator = self.evaluators[questions]
         place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
         known, racing = self.known.get(place), self.config.racing
+        owed = self._owed.pop(place, {})
         if known and known.items == evaluator.items:
-            return known, {}
+            return known, owed
         known = known if known and evaluator.parts_of(known) else None
         raced = racing if rivals and len(evaluator.blocks) > 1 else None
         if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
-            return stopped, {}
+            return stopped, owed
         engine = self.engine  # made before the clock starts
         gate = self.gate if questions == "search" and not known else None
         started = time.monotonic()
@@ -214,7 +260,8 @@ class Rig:
         else:
             score = evaluator.score(engine.lm, known)
         self.known[place] = score
-        return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+        seconds = {"merge": merged - started, "evaluate": time.monotonic() - merged}
+        return score, {name: value + owed.get(name, 0.0) for name, value in seconds.items()}
 
     def remember(self, state: RunState) -> None:
         """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of

@@ -32,6 +32,9 @@ class Racing(Section):
     """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`."""
     looks: int = Field(default=5, ge=2)
     """How often it is looked: parts the questions are asked in."""
+    proxy: bool = False
+    """Race by how probable right choices are (`acc`, `acc_norm`), as long as that ranks the run's candidates as their
+    metrics do: fewer questions tell them apart. Who wins is decided by the metrics alone. See `llmevo.proxy`."""
 
 
 class Gate(Section):
@@ -160,6 +163,11 @@ class Engine(Section):
     backend: Literal["auto", "hf", "vllm"] = "auto"
     """`hf`: transformers, in this process. `vllm`: a vLLM engine, merged into inside its workers. `auto`: vllm where
     there are a GPU and vLLM, else hf."""
+    adapters: Literal["merged", "together"] = "merged"
+    """Of experts that are LoRA adapters of one base. `merged`: every candidate is merged before it is scored, and what
+    is scored is what is exported, bit for bit. `together`: the candidates of a generation share batches over one copy
+    of the base while searching, each row with its own candidate's weights; finalists and held-out rows are merged all
+    the same. For `hf`, which `auto` then means, and methods that are linear in the models."""
     device: str | None = None
     """For `hf`: `cuda`, `cuda:1`, `cpu`; the first GPU by default."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])

@@ -184,7 +184,7 @@ class RunState:
     @property
     def best_parent(self) -> Trial | None:
         parents = [t for t in self.trials.values() if t.score and t.candidate.origin == "parent"]
-        return max(parents, key=lambda trial: trial.value, default=None)
+        return max(parents, key=lambda trial: trial.rank, default=None)
 
 
 def _aims_of(started: events.RunStarted) -> Aims:

@@ -57,6 +57,8 @@ class Score:
     single question has (word perplexity, say) are not in it."""
     replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
+    item_probabilities: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """{task: how probable the right choice of every question was}, where it is asked for: see `llmevo.proxy`."""
 
 
 @dataclass(frozen=True)

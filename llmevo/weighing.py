@@ -35,6 +35,12 @@ def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
         return parts[0]
     item_scores = {name: [v for part in parts for v in part.item_scores[name]] for name in parts[0].item_scores}
     replies = {name: [r for part in parts for r in part.replies[name]] for name in parts[0].replies}
+    dense = {name for part in parts for name in part.item_probabilities}
+    probabilities = {
+        name: [v for part in parts for v in part.item_probabilities[name]]
+        for name in sorted(dense)
+        if all(name in part.item_probabilities for part in parts)  # an older part may have none
+    }
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
         counts = np.array([len(part.item_scores[task.name]) for part in parts], dtype=float)
@@ -49,4 +55,5 @@ def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)
         results[task.name][f"{metric}_stderr,{filter_}"] = float(np.std(own, ddof=1) / math.sqrt(len(own)))
-    return replace(weigh(tasks, results, sum(map(len, item_scores.values()))), item_scores=item_scores, replies=replies)
+    whole = weigh(tasks, results, sum(map(len, item_scores.values())))
+    return replace(whole, item_scores=item_scores, item_probabilities=probabilities, replies=replies)

@@ -30,7 +30,7 @@ def test_a_run_scores_parents_and_uniform_first_and_keeps_to_its_budget(workspac
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
-    assert [state.candidates[i].origin for i in range(3)] == ["parent", "parent", "uniform"]
+    assert [state.candidates[i].origin for i in range(3)] == ["uniform", "parent", "parent"]
     assert len(state.trials) == 9
     assert {candidate.origin for candidate in state.candidates.values()} >= {"gaussian"}
     assert state.finished is not None
@@ -169,8 +169,8 @@ def test_a_source_with_nan_fails_its_candidates_only(workspace: Workspace) -> No
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
-    assert "model.norm.weight is not finite" in state.trials[1].reason
-    assert state.trials[0].score is not None
+    assert "model.norm.weight is not finite" in state.trials[2].reason
+    assert state.trials[1].score is not None
     assert "two" not in state.heldout
 
 
@@ -281,7 +281,7 @@ def test_a_parent_outside_the_bounds_is_a_row_but_not_a_point(workspace: Workspa
     config = workspace.config(genome={**genome, "bounds": {"weight": [0.0, 0.7]}})
     assert workspace.llmevo("run", config, "--out", "run")[0] == 0
     state = workspace.state("run")
-    assert state.candidates[0].genes == {"one/all/weight": 1.0, "two/all/weight": 0.0}
+    assert state.candidates[1].genes == {"one/all/weight": 1.0, "two/all/weight": 0.0}
     later = [c for c in state.candidates.values() if c.generation > 0]
     assert max(value for c in later for value in c.genes.values()) <= 0.7
 
@@ -304,7 +304,7 @@ def test_lora_adapters_are_parents_like_any_model(workspace: Workspace) -> None:
     genome = {"base_model": "base", "models": ["one", "base+adapter"], "merge_method": "task_arithmetic"}
     status, printed = workspace.llmevo("run", workspace.config(genome=genome), "--out", "run", "--budget", 5)
     assert status == 0, printed
-    assert workspace.state("run").candidates[1].note == "adapter"
+    assert workspace.state("run").candidates[2].note == "adapter"
 
 
 def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:

@@ -146,7 +146,7 @@ def test_a_stopped_candidates_score_is_its_rivals_and_the_difference(workspace: 
     state, found = workspace.state("run"), evaluated(workspace)
     stopped = [event for event in found if event.rival is not None]
     assert stopped
-    assert all(event.rival is None for event in found[:3])  # the start rows
+    assert found[0].rival is None  # the uniform merge, which the parents are raced against
     for event in stopped:
         rival = state.trials[event.rival or 0]
         assert rival.score
@@ -195,6 +195,25 @@ def test_who_was_stopped_and_is_met_again_answers_the_rest_only(
     fresh, _ = Rig(read_config(given), workspace.root).score(recipe)
     assert (whole.total, whole.items, whole.item_scores) == (fresh.total, 60, fresh.item_scores)
     assert rig.score(recipe) == (whole, {})
+
+
+def test_parents_far_behind_the_uniform_merge_are_stopped_but_not_where_a_constraint_counts_from_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
+    given = config(workspace, search={"racing": {"looks": 3}}, limit=25)
+    assert workspace.llmevo("run", given, "--out", "run")[0] == 0
+    uniform, *parents = evaluated(workspace)[:3]
+    assert (uniform.items, [(parent.rival, parent.items < 25) for parent in parents]) == (25, [(0, True)] * 2)
+    state = workspace.state("run")
+    assert state.best_parent
+    assert state.best_parent.candidate.id in state.selected
+    assert [row.kind for row in state.heldout.values()][:4] == ["base", "parent", "parent", "uniform"]
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+    given = config(workspace, search={"racing": {"looks": 3}}, constraints=["many >= parent - 0.5"], heldout=None)
+    assert workspace.llmevo("run", given, "--out", "kept")[0] == 0
+    kept = [event for event in workspace.events("kept") if isinstance(event, events.Evaluated)]
+    assert [event.items for event in kept[:3]] == [60] * 3
 
 
 def test_without_racing_everything_is_asked(workspace: Workspace) -> None:
