@@ -38,6 +38,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
 from llmevo.optimizers import OPTIMIZERS, Setup
+from llmevo.optimizers.llm import LlmOff
 from llmevo.prompting import Reading, Templates
 from llmevo.proposers import Connection
 from llmevo.proposers.simulated import SimulatedProposer
@@ -293,18 +294,29 @@ def simulated(
     full = max(trial.score.items for trial in trials if trial.score)
     ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
     picked, claimed = ranked[0], ranked[0].value
-    if rules.finalists:
+    if rules.finalists:  # as in a run: what the optimizer recommends takes the place of the last of the best
         again: dict[int, float] = {}
-        for trial in ranked[: rules.finalists]:
+        finalists = ranked[: rules.finalists]
+        recommended = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
+        if recommended and recommended not in finalists:
+            finalists[-1] = recommended
+        for trial in finalists:
             point = space.to_unit(trial.candidate.genes)[None]
             shares = [float(simulator.answers(t, point, d, seed + 1000)[0].mean()) for t, d in difficulties.items()]
             again[trial.candidate.id] = float(np.mean(shares))
-        picked = max(ranked[: rules.finalists], key=lambda t: t.value + again[t.candidate.id])
+        further = sum(map(len, difficulties.values()))
+        picked = max(finalists, key=lambda t: _pooled(t, again[t.candidate.id], further))
         claimed = again[picked.candidate.id]
     best = int(np.argmax(whole))
     curve = [truths[int(np.argmax([t.value for t in trials[: n + 1]]))] for n in range(len(trials))]
     lost = trials[best].score.items < full
     return Outcome(truths[picked.candidate.id], claimed, asked, lost, tuple(curve))
+
+
+def _pooled(trial: Trial, again: float, further: int) -> float:
+    """By all that a finalist was asked."""
+    assert trial.score
+    return (trial.value * trial.score.items + again * further) / (trial.score.items + further)
 
 
 RACES = {
