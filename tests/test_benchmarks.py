@@ -49,3 +49,15 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     share, stopped, _ = table["5 looks, 5%"]
     assert 0 < int(share.rstrip("%")) < 70
     assert stopped == "0.0%"
+
+
+def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
+    compared, replayed = run("racing.py", "table").strip().split("\n\n")
+    whole = rows(compared)["everything"]
+    assert int(whole[0]) >= 10
+    assert whole[2:] == ["+0.000 ± 0.000", "100%"]
+    shares = {rule: int(cells[0].rstrip("%")) for rule, cells in rows(replayed).items() if cells[0].endswith("%")}
+    assert 0 < shares["20%"] < shares["10%"] < shares["5%"] < 70
+    assert shares["20%"] <= 50
+    for rule in shares:
+        assert rows(replayed)[rule][2].startswith(("0 of ", "1 of "))
