@@ -8,8 +8,8 @@ one copy of the base, each row with weights w of its own, and nothing is merged:
 The ways take turns in one process; seconds are the processor's, of all threads, so that a busy machine counts less (run
 it with OMP_NUM_THREADS=1).
 
-What came out on a Xeon with AMX, one core, the quickstart's four experts of rank 8, bfloat16: the 35 questions of a look
-with five looks, six candidates, two rounds (results/lora.jsonl), in seconds a candidate:
+What came out on a Xeon with AMX, one core, the quickstart's four experts of rank 8, bfloat16: the 35 questions of a
+look with five looks, six candidates, two rounds (results/lora.jsonl), in seconds a candidate:
 
     |                 | swap | log-likelihoods | generation | together | questions a second |
     | merged          | 0.89 |            2.38 |       0.98 |     4.25 |                8.2 |
@@ -17,9 +17,9 @@ with five looks, six candidates, two rounds (results/lora.jsonl), in seconds a c
 
 1.2 times as fast in one round, 1.7 times in the other: the machine had other work. Half of the gain is the swap, which
 a candidate costs once and not once a look (0.28 s are spent on what each adapter counts in each weight), half is
-generation: a step for 42 rows takes little longer than one for 7. Log-likelihoods gain nothing: larger batches give what
-the factors cost, r(in + out) / (in · out) = 9 % more arithmetic in this model (r = 32 in all). On a quiet machine, for
-20 questions, an earlier version of this was 1.95 times as fast.
+generation: a step for 42 rows takes little longer than one for 7. Log-likelihoods gain nothing: larger batches give
+what the factors cost, r(in + out) / (in · out) = 9 % more arithmetic in this model (r = 32 in all). On a quiet machine,
+for 20 questions, an earlier version of this was 1.95 times as fast.
 
 In a raced run of the quickstart (llm-off, generations of six, five looks of 35 questions; the log's seconds, the
 processor's) a question took 89 ms merged, swaps included, over the first five candidates of a generation, and together
@@ -49,10 +49,10 @@ So it would be slower by far than a swap, and was left there; a GPU has kernels 
 
 On a GPU, by arithmetic and not measured: rows are nearly free until a pass is bound by arithmetic instead of reading
 weights, at compute / bandwidth = 990e12 / 3.35e12 ≈ 300 tokens of an H100 in bfloat16. A look's log-likelihoods are
-some 1400 tokens here, above that. Generation of 4 to 32 rows is far below: six candidates at once would gain up to six times
-in it. More is lost to merging on the processor, about 5 ns an entry and core: 40 s of a core for 8e9 weights, with
-which the GPU scores 160 questions of 100 tokens in a second (2 · 8e9 · 16e3 = 2.6e14 operations). `together` merges
-nothing.
+some 1400 tokens here, above that. Generation of 4 to 32 rows is far below: six candidates at once would gain up to six
+times in it. More is lost to merging on the processor, about 5 ns an entry and core: 40 s of a core for 8e9 weights,
+with which the GPU scores 160 questions of 100 tokens in a second (2 · 8e9 · 16e3 = 2.6e14 operations). `together`
+merges nothing.
 """
 
 import argparse
