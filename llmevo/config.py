@@ -37,8 +37,8 @@ class Config(Section):
     `llmevo.tasks.benchmarks`; held-out tasks may be any."""
     gate: Gate | None = None
     """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another language
-    or script than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such as
-    `{prompts: prompts.txt, tokens: 48}`."""
+    or script than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such
+    as `{prompts: prompts.txt, tokens: 48}`."""
     split: Split | None = None
     """Cut the questions of `tasks` into disjoint sets, such as `{search: 0.5, selection: 0.2, heldout: 0.3}`; then
     `heldout:` needs no tasks of its own."""

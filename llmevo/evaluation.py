@@ -220,7 +220,8 @@ class Evaluator:
         """
         own, field = score.item_scores, [rival.item_scores for rival in rivals]
         gap = difference(own, field[0], self.weights).mean
-        if rivals[0].item_probabilities:
+        dense = score.item_probabilities.keys()
+        if dense and all(rival.item_probabilities.keys() == dense for rival in rivals):
             if gap >= 0:  # whoever is stopped stays behind the best
                 return None
             ranked = sorted(rivals, key=lambda rival: -proxy.worth(rival, self.weights))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,11 @@ def test_where_it_says_another_than_the_metric_of_the_questions_asked_nobody_is_
 
     best = made(0.5, 0.9, 60)
     assert evaluator.stopped(made(0.6, 0.1, 20), [best], 0.05) is None
+    seen: list[object] = []
+    monkeypatch.setattr("llmevo.evaluation.beaten", lambda own, *_: seen.append(own["many"][0]) or True)
     behind = evaluator.stopped(made(0.4, 0.1, 20), [best], 0.05)
     assert behind
     assert behind.total == pytest.approx(0.4)
+    without = replace(made(0.4, 0.1, 20), item_probabilities={})  # of a log of before it was asked for
+    assert evaluator.stopped(without, [best], 0.05)
+    assert seen == [0.1, 0.4]
