@@ -143,6 +143,17 @@ def test_a_reply_cannot_end_what_is_judged() -> None:
     assert shown(request).rstrip().endswith("Grade this reply.")
 
 
+@pytest.mark.parametrize("reference", ["", "other"], ids=["a grade", "a comparison"])
+def test_the_form_of_an_answer_holds_no_reason_that_could_be_copied(reference: str) -> None:
+    """Small models answer with the words that a form shows in a reason's place, and grade without a thought."""
+    form = '{"reason": "...", "' + ("better" if reference else "grade") + '":'
+    with serving(better("tie") if reference else graded(4)) as server:
+        judging(server).scores([Written("Say hello.", "own", reference)], Book())
+    told = server.requests[0]["messages"][0]["content"]
+    assert form in told
+    assert "40 words" not in told.split(form)[1].splitlines()[0]
+
+
 # Faults
 
 
