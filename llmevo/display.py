@@ -181,7 +181,8 @@ def verdict(state: RunState) -> Sequence[str]:
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
-    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of parents and uniform."
+    those = "parents and uniform" + (" that keep the constraints" if 0 < len(keeping) < len(rivals) else "")
+    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of {those}."
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]
     if gain <= 0:

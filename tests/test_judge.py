@@ -63,9 +63,12 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("grade", "score"), [(1, 0.0), (10, 1.0), (5.5, 0.5), ("7", 0.6667)])
 def test_a_grade_becomes_a_score_from_0_to_1(grade: Any, score: float) -> None:
+    book, said = Book(), list[Any]()
+    book.write = lambda statement: said.append(statement) or book.take(statement)
     with serving(graded(grade)) as server:
-        assert judging(server).scores(written("hi"), Book()) == [score]
+        assert judging(server).scores(written("hi"), book) == [score]
         (request,) = server.requests
+    assert [verdict.replies for judgement in said for verdict in judgement.verdicts] == [["hi"]]
     assert request["temperature"] == 0
     assert request["response_format"]["json_schema"]["schema"]["required"] == ["reason", "grade"]
     assert "correct" in request["messages"][0]["content"]

@@ -14,6 +14,9 @@ from llmevo.prompting.question import writable
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.proposers.keys import read_key
 
+JUDGED = 300
+"""Letters of a reply that are kept in the log beside what is said of it."""
+
 QUOTED = 2000
 """Letters of an unreadable answer that are shown to the judge again."""
 
@@ -75,7 +78,8 @@ class Asking:
             except ValueError as error:
                 problems.append(writable(str(error)))
             else:
-                verdict = Verdict(key=inquiry.key, value=round(value, 4), reason=writable(reason))
+                judged = [writable(text[:JUDGED]) for text in inquiry.replies]
+                verdict = Verdict(key=inquiry.key, value=round(value, 4), reason=writable(reason), replies=judged)
                 return Answered(verdict, calls, tokens, cost, problems)
             said = {"role": "assistant", "content": reply.text[:QUOTED] or "(nothing)"}
             asked = {"role": "user", "content": inquiry.again(problems[-1])}

@@ -38,6 +38,8 @@ class Inquiry:
     """What is said of an answer with this problem."""
     key: str
     """A digest of who is asked and what is shown."""
+    replies: Sequence[str]
+    """What is judged."""
 
 
 class Rubric:
@@ -88,7 +90,7 @@ class Rubric:
             "additionalProperties": False,
         }
         key = hashlib.sha256(json.dumps([self._judge.model, messages]).encode()).hexdigest()[:16]
-        return Inquiry(messages, schema, lambda text: _read(text, name, read), self._again, key)
+        return Inquiry(messages, schema, lambda text: _read(text, name, read), self._again, key, replies)
 
     def _again(self, problem: str) -> str:
         return self._templates.render("repair.j2", problems=problem)

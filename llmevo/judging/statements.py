@@ -31,6 +31,8 @@ class Verdict(BaseModel):
     """0 (the worst grade, or the second reply is better) to 1 (the best grade, or the first is better)."""
     reason: str = ""
     """Why, in its own words, shortened."""
+    replies: list[str] = Field(default_factory=list[str])
+    """What it judged, shortened; empty in older logs."""
 
 
 class Judgement(Statement):
