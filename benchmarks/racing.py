@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from simulator import Rules, raced
 
 from llmevo.config import read_config
-from llmevo.racing import beaten
 from llmevo.runlog import LOG, read_log
 from llmevo.schema import Racing
 from llmevo.state import RunState
 from llmevo.tournament import Tournament
+from llmevo.trial import Score
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
@@ -126,22 +127,15 @@ def _score(answers: Mapping[str, Sequence[float]]) -> float:
 
 def _replayed(candidates: Sequence[Mapping[str, Any]], racing: Racing) -> tuple[int, set[int]]:
     """Questions asked, and who is stopped, of candidates that were asked everything, the uniform merge being first."""
-    field: list[dict[str, list[float]]] = []
-    asked, stopped = 0, set[int]()
+    rules = Rules(racing.looks, racing.error_rate)
+    scores: list[Score] = []
+    stopped = set[int]()
     for candidate in sorted(candidates, key=lambda one: one["origin"] != "uniform"):
-        answers = _read(candidate["right"])
-        weights = {task: 1 / len(answers) for task in answers}
-        seen = answers
-        for look in range(1, racing.looks if field else 1):
-            part = {task: own[: round(len(own) * look / racing.looks)] for task, own in answers.items()}
-            if beaten(part, field, weights, look, racing.looks, racing.error_rate):
-                seen = part
-                stopped.add(candidate["id"])
-                break
-        else:
-            field = sorted([*field, answers], key=lambda one: -_score(one))
-        asked += sum(map(len, seen.values()))
-    return asked, stopped
+        answers = {task: np.array(own) for task, own in _read(candidate["right"]).items()}
+        scores.append(raced(answers, scores, {task: 1 / len(answers) for task in answers}, rules))
+        if scores[-1].items < sum(map(len, answers.values())):
+            stopped.add(candidate["id"])
+    return sum(score.items for score in scores), stopped
 
 
 def main() -> None:

@@ -35,10 +35,9 @@ def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
         return parts[0]
     item_scores = {name: [v for part in parts for v in part.item_scores[name]] for name in parts[0].item_scores}
     replies = {name: [r for part in parts for r in part.replies[name]] for name in parts[0].replies}
-    dense = {name for part in parts for name in part.item_probabilities}
     probabilities = {
         name: [v for part in parts for v in part.item_probabilities[name]]
-        for name in sorted(dense)
+        for name in parts[0].item_probabilities
         if all(name in part.item_probabilities for part in parts)  # an older part may have none
     }
     results: dict[str, dict[str, float]] = {}
