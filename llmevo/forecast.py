@@ -15,6 +15,7 @@ from llmevo.progress import votes_at_most
 from llmevo.prompting import Prompt
 from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.vocabulary import load_tokenizer
 
 EFFICIENCY = 0.35
 """The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
@@ -79,10 +80,9 @@ def measure(bench: Bench) -> Measured:
 
 def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = None) -> Forecast:
     """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured."""
-    from transformers import AutoTokenizer  # slow to import, and not needed by those who only read runs
-
     config, budget = bench.config, bench.config.search.budget
-    tokenizer: Any = AutoTokenizer.from_pretrained(bench.sources.folder(config.genome.references[0]))
+    donor = bench.space.decode(bench.space.uniform()).tokenizer_donor
+    tokenizer = load_tokenizer(bench.sources.folder(donor))
 
     def tokens(evaluator: Any) -> int:
         return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0

@@ -23,15 +23,16 @@ from llmevo.geometry import measure
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
 from llmevo.merging import Merger
-from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
+from llmevo.references import ModelReference
 from llmevo.selfcheck import check_engine
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.state import RunState
 from llmevo.trial import Score
+from llmevo.vocabulary import check_vocabularies
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
     from llmevo.engines.together import Together
@@ -58,7 +59,13 @@ class Rig:
 
     @cached_property
     def sources(self) -> Sources:
-        return Sources.open(self.config.genome.references, self.root)
+        """The models. Raises SourceError unless they fit each other, and have one vocabulary where the config asks."""
+        genome = self.config.genome
+        sources = Sources.open(genome.references, self.root)
+        if (source := genome.tokenizer_source) not in (None, "base"):
+            donor = genome.references[0] if source == "union" else ModelReference.model_validate(source)
+            check_vocabularies(donor, genome.references, sources)
+        return sources
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
@@ -67,7 +74,7 @@ class Rig:
 
     @cached_property
     def layers(self) -> int:
-        return depth_of(self.sources.config(self.config.genome.references[0]))
+        return self.sources.depth(self.config.genome.references[0])
 
     @cached_property
     def space(self) -> SearchSpace:

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, SourceError
 from llmevo.merging import Merger
 from llmevo.recipe import Recipe
 from llmevo.sources import Checkpoint
+from llmevo.vocabulary import load_tokenizer
 
 
 class HfEngine:
@@ -32,7 +33,7 @@ class HfEngine:
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            vocabulary: Any = AutoTokenizer.from_pretrained(tokenizer)
+            vocabulary = load_tokenizer(tokenizer)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         except (OSError, ValueError, KeyError) as error:
             raise SourceError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error

@@ -1,11 +1,11 @@
 """Tokenizers: whether the models mean the same by a token, end their answers alike and are asked alike."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llmevo.preflight.base import Finding, Findings, folders, tokenizer_donor
 from llmevo.rig import Rig
+from llmevo.sources import read_object
 from llmevo.vocabulary import template_of, vocabulary
 
 SHOWN = 3
@@ -90,7 +90,7 @@ def _special(folder: Path) -> dict[str, Any]:
         ("config.json", "token_id", ""),
         ("generation_config.json", "token_id", "generation "),
     ):
-        content: dict[str, Any] = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        content = read_object(folder / file) if (folder / file).exists() else {}
         for kind in KINDS:
             value = content.get(f"{kind}_{suffix}")
             value = value.get("content") if isinstance(value, dict) else value
