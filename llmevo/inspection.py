@@ -8,7 +8,8 @@ from typing import Any
 
 from llmevo.bench import Bench
 from llmevo.forecast import Forecast, first_prompt, forecast, measure
-from llmevo.preflight import Finding, preflight, rounded, vectors
+from llmevo.merging import Merger, Tensors
+from llmevo.preflight import Finding, incomplete, preflight, rounded, vectors
 from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
 from llmevo.preflight.room import Memory, memory_of
@@ -40,6 +41,8 @@ class Inspection:
     """Of the merge."""
     rounding_loss: float
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
+    tensors: Tensors
+    """What becomes of the models' tensors in the uniform merge."""
     geometry: list[SliceGeometry]
     based: bool
     """Whether task vectors start at a base model; at the models' mean otherwise."""
@@ -72,11 +75,12 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]
     return Inspection(
         budget=str(bench.config.search.budget),
-        warnings=[*preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
+        warnings=[*incomplete(rig), *preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
         memory=memory_of(rig),
         models=[_model(bench, reference, name) for reference, name in names(rig).items()],
         dtype=rig.config.genome.dtype,
         rounding_loss=lost,
+        tensors=Merger(rig.sources).count(bench.space.decode(uniform)),
         geometry=rig.geometry,
         based=rig.config.genome.base_model is not None,
         layers=bench.layers,
