@@ -63,6 +63,15 @@ class Genome(BaseModel):
             raise ValueError(f"{repeated[0]} is listed twice; list every method once")
         return given
 
+    @field_validator("tokenizer_source")
+    @classmethod
+    def _known_source(cls, given: ModelReference | str | None) -> ModelReference | str | None:
+        try:
+            _ = isinstance(given, str) and ModelReference.parse(given)
+        except ValueError:
+            raise ValueError(f"{given!r} is not a model reference; write base, union or a model") from None
+        return given
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if repeated := [str(model) for model in self.models if self.models.count(model) > 1]:

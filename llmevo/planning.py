@@ -43,6 +43,11 @@ class Step:
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers, from a model's config. Raises SourceError when it names none."""
     key = next((key for key in DEPTH_KEYS if key in config), None)
+    if key is None and isinstance(config.get("text_config"), Mapping):
+        raise SourceError(
+            "config.json is that of a multimodal model (it has a text_config); llmevo merges text models: save its"
+            " language model as a model of its own"
+        )
     if key is None:
         raise SourceError(f"config.json names no number of layers ({DEPTH_KEYS[0]})")
     if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
@@ -62,6 +67,11 @@ def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> None:
     """
     depth, found = depth_of(config), {int(match[2]) for name in names if (match := LAYER.match(name))}
     last = max(found, default=-1)
+    if not found:
+        raise SourceError(
+            "none of its weights belongs to a layer by its name (….layers.0.…, ….h.0.… or ….blocks.0.…); llmevo merges"
+            " decoder-only language models"
+        )
     if missing := {*range(depth)} - found:
         raise SourceError(
             f"config.json says num_hidden_layers: {depth}, but no weight belongs to layer {min(missing)}: the"

@@ -68,6 +68,8 @@ class ModelReference(BaseModel):
             if not model or (plus and not lora) or "+" in lora:
                 raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
             return {"model": model, "lora": lora or None}
+        if not isinstance(value, dict | ModelReference):
+            raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
         return value
 
     @model_serializer
@@ -185,7 +187,7 @@ def _converted(file: Path) -> Path:
         partial.rename(out)
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers and the reader of GGUF files raise for a broken one
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     finally:

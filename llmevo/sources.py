@@ -335,7 +335,7 @@ class Sources:
         folders = [folder_of(reference.lora, self.root)] if reference.lora else []
         for folder in [*folders, self.folder(reference)]:
             card = folder / "README.md"
-            found = LICENCE.search(card.read_text(errors="replace")) if card.exists() else None
+            found = LICENCE.search(card.read_text(errors="replace")) if card.is_file() else None
             if found:
                 return found[1]
         return None
@@ -418,6 +418,8 @@ def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
 
 def _check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
     """Quantized weights are numbers that mean nothing without their scales; masks are stored as integers as well."""
+    if stored.startswith("C"):
+        raise SourceError(f"{folder}: {name} holds complex numbers ({stored}); llmevo merges real ones")
     if len(shape) >= 2 and stored in QUANTIZED_TYPES and not name.endswith("bias"):
         raise SourceError(
             f"{folder}: {name} is stored as {stored}: it is quantized, and a merge needs plain weights; name the model"

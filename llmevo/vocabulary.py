@@ -147,11 +147,24 @@ def load_tokenizer(folder: Path) -> Any:
                 f"{folder}: there is no tokenizer ({', '.join(TOKENIZERS)}); copy its files from the model that it was"
                 " tuned from, or name a model that has one as tokenizer_source"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        of_config = _config_error(folder)  # the tokenizer's class depends on it
+        at_fault = "config.json" if of_config else "its tokenizer"
+        reason = " ".join(str(of_config or error).split())
         raise SourceError(
-            f"{folder}: transformers cannot load its tokenizer ({type(error).__name__}: {reason}); download its files"
-            " again"
+            f"{folder}: transformers cannot load {at_fault} ({type(of_config or error).__name__}: {reason[:300]});"
+            " download its files again"
         ) from error
+
+
+def _config_error(folder: Path) -> Exception | None:
+    """What transformers raises for a model's config, if it does."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder)
+    except Exception as error:  # whatever the checks of a config class raise
+        return error
+    return None
 
 
 def _same_tokenizer_file(first: Path, second: Path) -> bool:
@@ -195,7 +208,7 @@ def template_of(folder: Path) -> str | None:
     template = read_object(config).get("chat_template") if config.exists() else None
     if isinstance(template, list):
         named = cast(list[dict[str, Any]], template)
-        template = {entry["name"]: entry["template"] for entry in named}.get("default")
+        template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
     return template.strip() if isinstance(template, str) else None
 
 

@@ -70,8 +70,11 @@ def check_new(out: Path) -> None:
 def whole_folder(out: Path) -> Generator[Path]:
     """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does."""
     check_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error})") from error
     try:
         yield partial
         partial.chmod(0o755)

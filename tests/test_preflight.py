@@ -137,6 +137,14 @@ def test_weights_that_all_models_lack_are_named_by_inspect(workspace: Workspace)
     assert found.what in printed
 
 
+def test_a_config_of_other_shapes_is_named_by_inspect_and_refused_by_a_run(workspace: Workspace) -> None:
+    change(workspace.root / "base" / "config.json", vocab_size=50)
+    assert "would be (50, 32) and is (100, 32)" in only(architecture.incomplete(rig(workspace))).what
+    status, printed = workspace.llmevo("run", workspace.config(search={"optimizer": "random", "budget": 3}))
+    assert status == 2
+    assert "the shapes of its weights are not those that its config.json asks for" in printed
+
+
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rms_norm_eps=0.1, model_type="mistral")
     found = only(architecture.functions(rig(workspace)))

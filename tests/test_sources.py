@@ -481,6 +481,20 @@ def test_layers_that_config_and_weights_disagree_about_are_refused(
         Sources.open(references("one", "two"), tmp_path)
 
 
+def test_weights_without_layers_are_refused(model: Path, tmp_path: Path) -> None:
+    weights = weights_of(copy_of(model, tmp_path / "one"))
+    renamed = {name.replace(".layers.", ".stages."): weight for name, weight in weights.items()}
+    save_file(renamed, tmp_path / "one" / "model.safetensors")
+    with pytest.raises(SourceError, match="one: none of its weights belongs to a layer by its name"):
+        Sources.open(references("one"), tmp_path)
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    save_file({"model.rope": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"model\.rope holds complex numbers"):
+        Checkpoint(tmp_path)
+
+
 def test_layers_for_multi_token_prediction_are_no_layers_too_many(model: Path, tmp_path: Path) -> None:
     config = copy_of(model, tmp_path / "one") / "config.json"
     changes = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}

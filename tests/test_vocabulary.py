@@ -8,6 +8,8 @@ import pytest
 import yaml
 from workspace import Workspace
 
+from llmevo.vocabulary import template_of
+
 SEARCH = {"search": {"optimizer": "random", "budget": 4}, "heldout": None}
 
 
@@ -74,6 +76,25 @@ def test_a_tokenizer_source_without_a_tokenizer_is_refused(workspace: Workspace)
         status, printed = workspace.llmevo(*words)
         assert status == 2
         assert "tokenizer_source: one has no tokenizer" in printed
+
+
+def test_a_tokenizer_source_that_is_no_reference_is_refused_by_the_config(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("inspect", config(workspace, "one+"))
+    assert status == 2
+    assert "genome.tokenizer_source: 'one+' is not a model reference; write base, union or a model" in printed
+
+
+def test_a_model_in_a_place_that_cannot_be_written_is_refused(workspace: Workspace) -> None:
+    (workspace.root / "file").write_text("")
+    status, printed = workspace.llmevo("merge", recipe(workspace), "file/out")
+    assert (status, "file/out cannot be written" in printed) == (2, True)
+
+
+def test_a_list_of_chat_templates_without_names_is_none(workspace: Workspace) -> None:
+    (workspace.root / "one" / "chat_template.jinja").unlink(missing_ok=True)
+    file = workspace.root / "one" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": [{"template": "x"}]}))
+    assert template_of(workspace.root / "one") is None
 
 
 def test_a_merge_without_a_tokenizer_says_so(workspace: Workspace) -> None:

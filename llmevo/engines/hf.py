@@ -35,8 +35,11 @@ class HfEngine:
         try:
             vocabulary = load_tokenizer(tokenizer)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, KeyError) as error:
-            raise SourceError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "ignore_mismatched_sizes" in reason:
+                reason = "the shapes of its weights are not those that its config.json asks for; correct config.json"
+            raise SourceError(f"{folder}: transformers cannot load it ({reason})") from error
         self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
         self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}

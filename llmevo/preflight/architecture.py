@@ -77,7 +77,10 @@ def _compared(rig: Rig, of: Any) -> Findings:
 
 
 def incomplete(rig: Rig) -> Findings:
-    """Tensors that the donor's architecture has and its weights lack. Makes the model without memory for weights."""
+    """Tensors that the donor's architecture has in other shapes, or that its weights lack.
+
+    Makes the model without memory for weights. Says nothing where transformers has other names than the checkpoint.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
 
     (name, reference, folder), *_ = folders(rig)
@@ -87,9 +90,17 @@ def incomplete(rig: Rig) -> Findings:
     except Exception:  # code of the model's own, or an architecture that only vLLM knows: nothing to compare with
         return
     tied = {*(getattr(model, "all_tied_weights_keys", None) or {})}
-    wanted, found = [key for key, _ in model.named_parameters() if key not in tied], rig.sources[reference].shapes
-    if not any(key in found for key in wanted):
-        return  # the checkpoint has names of its own
+    wanted = {key: tuple(weight.shape) for key, weight in model.named_parameters() if key not in tied}
+    found = rig.sources[reference].shapes
+    if any(key not in model.state_dict() for key in found):
+        return
+    if unlike := [key for key in wanted if key in found and found[key] != wanted[key]]:
+        yield Finding(
+            name,
+            f"its config.json does not fit its weights: {unlike[0]} would be {wanted[unlike[0]]} and is"
+            f" {found[unlike[0]]}",
+            "Download its config.json again, or correct it",
+        )
     if missing := [key for key in wanted if key not in found]:
         yield Finding(
             name,
