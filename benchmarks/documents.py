@@ -9,8 +9,8 @@ A table stands between two comments; the first one names the script in `benchmar
     <!-- end -->
 
 Where a results file that the command names is missing, nothing stands between them. In `README.md`, a row of a table
-with a measured number (a decimal fraction, a percentage, a power of ten) that stands in no such place is an error too:
-it would have no data.
+with a measured number (a decimal fraction, a percentage, a power of ten, but not in code) that stands in no such place
+is an error too: it would have no data.
 """
 
 import argparse
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = "benchmarks/results"
 BLOCK = re.compile(r"^(?P<head><!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(?P<end>^<!-- end -->)$", re.M | re.S)
 MEASURED = re.compile(r"^\|.*(\d\.\d|\d ?%|\de-?\d).*$", re.M)
+CODE = re.compile(r"`[^`\n]*`")
 
 
 def documents() -> list[Path]:
@@ -58,7 +59,7 @@ def filled(text: str) -> str:
 
 def without_data(text: str) -> list[str]:
     """Rows of tables with measured numbers that no command prints."""
-    return [row[0] for row in MEASURED.finditer(BLOCK.sub("", text))]
+    return [row[0] for row in MEASURED.finditer(CODE.sub("", BLOCK.sub("", text)))]
 
 
 def differences(file: Path) -> Iterator[str]:
