@@ -148,6 +148,19 @@ def overhead(lines: Lines) -> Iterator[str]:
     yield from rows(["what", "time", "size"], cells)
 
 
+def racing_rates(lines: Lines) -> Iterator[str]:
+    heads = ["tasks", "looks", "stated", "best of equals", "of them level", "better", "asked"]
+    yield from rows(
+        heads,
+        (
+            [line["tasks"], str(line["looks"]), f"{line['stated']:.0%}"]
+            + [f"{line[kind][0] / line[kind][1]:.1%}" for kind in ("equal", "level", "better")]
+            + [f"{line['asked'][0] / line['asked'][1]:.0%}"]
+            for line in lines
+        ),
+    )
+
+
 LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "merge": merge,
     "swap": swap,
@@ -155,6 +168,7 @@ LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "agreement": agreement,
     "parity": parity,
     "overhead": overhead,
+    "racing-rates": racing_rates,
 }
 """How the lines of every benchmark are shown, by what they say in `benchmark`."""
 
@@ -164,6 +178,8 @@ def markdown(lines: Lines) -> str:
     if not lines:
         raise SystemExit("there are no measurements")
     text: list[str] = []
+    if "processor" not in lines[0]:  # simulated: nothing in it is a machine's
+        return "\n".join(LAYOUTS[lines[0]["benchmark"]](lines))
     for machine, own in measurements.machines(lines).items():
         text += [f"On {machine}.", *LAYOUTS[own[0]["benchmark"]](own), ""]
     return "\n".join(text).strip()
