@@ -44,6 +44,9 @@ Loggers = Annotated[
     list[str] | None,
     typer.Option("--logger", help=f"Tell {', '.join(LOGGERS)} as well; may be repeated.", show_default=False),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let a log from elsewhere run, open and contact what it names; remembered.")
+]
 Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop, resumably, when the LLM gives no answer.")]
 
 

@@ -11,7 +11,7 @@ from llmevo import display, playing, rescoring, terminal, verifying, what_if
 from llmevo.bench import config_of
 from llmevo.errors import RunError
 from llmevo.events import Event
-from llmevo.options import RunFolder
+from llmevo.options import RunFolder, Trust
 from llmevo.runlog import read_log
 from llmevo.state import RunState
 
@@ -40,11 +40,12 @@ def replay(
     picture: Annotated[
         Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     if verify:
-        _verify(recorded, run)
+        _verify(recorded, run, trust)
         return
     if alternative:
         what_if.what_if(recorded, run, alternative, terminal.console)
@@ -54,7 +55,7 @@ def replay(
         raise RunError(f"{run}: the log has no beginning; start the run anew")
     config = config_of(state.started, str(run))
     if rescore:
-        rig = rescoring.rig_of(state.started, run)
+        rig = rescoring.rig_of(recorded, run, trust)
         if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
             raise typer.Exit(1)
     elif picture:
@@ -67,8 +68,8 @@ def replay(
         playing.play(terminal.console, recorded, config, run, speed, generation, prompts)
 
 
-def _verify(recorded: list[Event], run: Path) -> None:
-    if not verifying.verify(recorded, run):
+def _verify(recorded: list[Event], run: Path, trusted: bool) -> None:
+    if not verifying.verify(recorded, run, trusted):
         terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
     terminal.console.print(
         f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."

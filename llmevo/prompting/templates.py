@@ -25,8 +25,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     macros and Jinja's own functions.
 
     Jinja's sandbox alone lets a template call every public method of the objects that it is given; among them are
-    pydantic's `parse_raw`, which unpickles, and NumPy's `tofile`. A range has `MAX_RANGE` numbers at most. Nested loops,
-    and the time and memory that they take, are not limited.
+    pydantic's `parse_raw`, which unpickles, and NumPy's `tofile`. A range has `MAX_RANGE` numbers at most. The time and
+    memory that nested loops and long texts take are not limited.
     """
 
     def is_safe_callable(self, obj: Any) -> bool:
