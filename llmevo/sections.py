@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from llmevo.heatmap import COLUMNS, heatmap, letters
 from llmevo.inspection import Inspection
@@ -68,7 +68,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
 def _warnings(found: Inspection) -> Sequence[RenderableType]:
     if not found.warnings:
         return ["none"]
-    return [f"[yellow]![/] [bold]{escape(w.model)}[/]: {escape(w.what)}. {escape(w.remedy)}." for w in found.warnings]
+    return [Text.assemble(("!", "yellow"), " ", (w.model, "bold"), f": {w.what}. {w.remedy}.") for w in found.warnings]
 
 
 def _models(found: Inspection) -> Sequence[RenderableType]:

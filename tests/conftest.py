@@ -13,7 +13,6 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llmevo-tests-")
 
 import pytest
 import torch
-from rich.console import Console
 from workspace import Workspace, new_workspace, write_task
 
 from llmevo import terminal
@@ -41,6 +40,6 @@ def workspace(
     for shift, name in enumerate(("letters", "letters_heldout")):
         write_task(tmp_path, name, shift)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "console", Console(width=160, force_terminal=False))
-    monkeypatch.setattr(terminal, "failures", Console(stderr=True, width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "console", terminal.Terminal(width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "failures", terminal.Terminal(stderr=True, width=160, force_terminal=False))
     return Workspace(tmp_path, monkeypatch, capsys)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llmevo import display, playing, rescoring, terminal, verifying, what_if
 from llmevo.bench import config_of
@@ -59,7 +58,7 @@ def replay(
         if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
             raise typer.Exit(1)
     elif picture:
-        canvas = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+        canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
         canvas.print(display.Display(canvas, config, run).picture(state))
         canvas.save_svg(str(picture), title="llmevo run")
     else:
