@@ -71,6 +71,12 @@ def _warnings(found: Inspection) -> Sequence[RenderableType]:
     return [Text.assemble(("!", "yellow"), " ", (w.model, "bold"), f": {w.what}. {w.remedy}.") for w in found.warnings]
 
 
+def _uses(found: Inspection) -> Sequence[RenderableType]:
+    if not found.uses:
+        return ["No code of the config's runs, and nothing is sent anywhere."]
+    return [Text(str(use)) for use in found.uses]
+
+
 def _models(found: Inspection) -> Sequence[RenderableType]:
     table = Table(box=None, pad_edge=False)
     for column in ("model", "parameters", "stored in", "licence"):
@@ -124,6 +130,7 @@ def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
 SECTIONS: Mapping[str, Section] = {
     "Forecast": _forecast,
     "Warnings": _warnings,
+    "What this config runs, opens and sends": _uses,
     "Models": _models,
     "Size of the task vectors, against {found.origin}": _vectors,
     "{found.gene_count} genes over {found.layers} layers": _genes,
