@@ -122,8 +122,9 @@ class Bench:
 
     @cached_property
     def api_key(self) -> str | None:
-        """The key of the LLM's server: from the command line, the file the config names, or the environment."""
-        return self.given_key or read_key(self.config.llm.api_key_file, self.root, "llm.api_key_file")
+        """The key of the LLM's server: from the command line, or see `read_key`."""
+        llm = self.config.llm
+        return self.given_key or read_key(llm.api_key_file, self.root, "llm", llm.api_key_env, llm.base_url)
 
     @property
     def asks(self) -> bool:

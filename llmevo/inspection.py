@@ -14,6 +14,7 @@ from llmevo.preflight.base import names
 from llmevo.preflight.room import Memory, memory_of
 from llmevo.preflight.vectors import rounding_loss
 from llmevo.prompting import SliceGeometry
+from llmevo.trust import Use, uses
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Inspection:
     forecast: Forecast
     warnings: list[Finding]
     memory: Memory
+    uses: list[Use]
+    """What code the config runs, what files it opens beside the models, and where texts go."""
     models: list[Model]
     dtype: str
     """Of the merge."""
@@ -74,6 +77,7 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
         budget=str(bench.config.search.budget),
         warnings=[*preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
         memory=memory_of(rig),
+        uses=uses(bench.config, bench.root),
         models=[_model(bench, reference, name) for reference, name in names(rig).items()],
         dtype=rig.config.genome.dtype,
         rounding_loss=lost,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from llmevo import changes, events
+from llmevo import changes, events, trust
 from llmevo.bench import config_of
 from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
@@ -64,9 +64,16 @@ def _again(rig: "Rig", trial: Trial, recipe: dict[str, object], logged: events.E
     return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
 
 
-def rig_of(started: events.RunStarted, run: Path) -> "Rig":
-    """What a logged run was scored with, as far as it is still there."""
+def rig_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Rig":
+    """What a logged run was scored with, as far as it is still there. Raises RunError where that needs the user's
+    agreement: see `llmevo.trust`.
+    """
     from llmevo.rig import Rig
+
+    trust.check(recorded, run, trusted)
+    started = RunState.fold(iter(recorded)).started
+    if started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
 
     return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent) / started.root)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmevo import changes, events
+from llmevo import changes, events, trust
 from llmevo.bench import Bench, config_of
 from llmevo.budget import Budget
 from llmevo.config import Config, parse_config
@@ -31,17 +31,20 @@ def prepare(
     budget: Budget | None = None,
     force: bool = False,
     api_key: str | None = None,
+    trusted: bool = False,
 ) -> Bench:
     """The bench that an opened log goes on with; `given` is the config it should have, `root` where that lies.
 
     Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
-    and ConfigError for a budget that is spent already. What changes is appended to the log.
+    and ConfigError for a budget that is spent already. What changes is appended to the log. RunError as well for a log
+    from elsewhere that would do what neither `given` does nor `trusted` allows: see `llmevo.trust`.
     """
     from llmevo.rig import Rig
 
     state = RunState.fold(iter(log.recorded))
     if state.started is None:
         raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
+    trust.check(log.recorded, log.folder, trusted, given, root)
     begun = next(event for event in log.recorded if isinstance(event, events.RunStarted))
     before = parse_config(state.started.config, f"{log.folder}/{LOG}")
     found = _config_changes(log, before, given or before)

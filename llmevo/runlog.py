@@ -2,12 +2,13 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
 import weakref
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,9 @@ LOG = "events.jsonl"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no more room."""
+
+DECIDING = (events.RunStarted, events.Resumed)
+"""The events that say what a run executes, opens and contacts."""
 
 PATIENCE = 0.5
 """Seconds to wait for a log in use: `llmevo status` and `watch` hold it for a moment."""
@@ -61,6 +65,8 @@ class RunLog:
     def append(self, event: events.Event) -> None:
         """Raises LogError when the disk is full or fails; the log is then as it was before."""
         line = (event.model_dump_json(by_alias=True) + "\n").encode()
+        if isinstance(event, DECIDING):
+            mark([line])
         rest = memoryview(line)
         try:
             while rest:
@@ -139,6 +145,53 @@ def _failure(file: Path, error: OSError) -> LogError:
         f"{what}: {file} cannot be written ({error.strerror}). Nothing that was scored is lost:"
         f" once that is mended, `llmevo resume {file.parent}` goes on"
     )
+
+
+def is_own(run: Path) -> bool:
+    """Whether a log was begun on this machine by this user, or trusted before: the lines of its `DECIDING` events are,
+    to the letter, among those that `mark` has noted. No log can say that of itself.
+    """
+    file = run / LOG if run.is_dir() else run
+    try:
+        lines, known = _deciding(file.read_bytes(), file), _notes().read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return False
+    return bool(lines) and {*map(_digest, lines)} <= {*known}
+
+
+def trust(run: Path) -> None:
+    """Take a log from elsewhere for one of this user from now on. See `is_own`."""
+    file = run / LOG if run.is_dir() else run
+    mark(_deciding(file.read_bytes(), file))
+
+
+def mark(lines: Iterable[bytes]) -> None:
+    """Note lines of a log, as digests, in a file that only this user can write: `llmevo/logs` in XDG_STATE_HOME, which
+    is ~/.local/state by default. Where that cannot be written, a later `resume` asks as it does of a foreign log.
+    """
+    file = _notes()
+    with suppress(OSError):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, "".join(f"{_digest(line)}\n" for line in lines).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _notes() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "llmevo" / "logs"
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
+
+
+def _deciding(content: bytes, file: Path) -> list[bytes]:
+    """The lines of the events that say what a run executes, opens and contacts."""
+    lines = content[: _whole(content)].splitlines()
+    return [line for line, event in zip(lines, _events(content, file), strict=True) if isinstance(event, DECIDING)]
 
 
 def holds_run(folder: Path) -> bool:

@@ -120,7 +120,10 @@ class Llm(Section):
     base_url: str | None = None
     """Of a server of your own: vLLM, Ollama, llama.cpp, ..."""
     api_key_file: Path | None = None
-    """A file that holds the key; OPENAI_API_KEY and --api-key are the other ways to give it."""
+    """A file that holds the key."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key. Without this, `api_key_file` and `--api-key`, OPENAI_API_KEY goes to
+    OpenAI's server, or to that of OPENAI_BASE_URL, and to no other."""
     temperature: float | None = Field(default=None, ge=0)
     """The server's own by default; for `local`, 0.8."""
     max_tokens: int = Field(default=4096, ge=16)

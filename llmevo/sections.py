@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from llmevo.heatmap import COLUMNS, heatmap, letters
 from llmevo.inspection import Inspection
@@ -68,7 +68,13 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
 def _warnings(found: Inspection) -> Sequence[RenderableType]:
     if not found.warnings:
         return ["none"]
-    return [f"[yellow]![/] [bold]{escape(w.model)}[/]: {escape(w.what)}. {escape(w.remedy)}." for w in found.warnings]
+    return [Text.assemble(("!", "yellow"), " ", (w.model, "bold"), f": {w.what}. {w.remedy}.") for w in found.warnings]
+
+
+def _uses(found: Inspection) -> Sequence[RenderableType]:
+    if not found.uses:
+        return ["No code of the config's runs, and nothing is sent anywhere."]
+    return [Text(str(use)) for use in found.uses]
 
 
 def _models(found: Inspection) -> Sequence[RenderableType]:
@@ -124,6 +130,7 @@ def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
 SECTIONS: Mapping[str, Section] = {
     "Forecast": _forecast,
     "Warnings": _warnings,
+    "What this config runs, opens and sends": _uses,
     "Models": _models,
     "Size of the task vectors, against {found.origin}": _vectors,
     "{found.gene_count} genes over {found.layers} layers": _genes,

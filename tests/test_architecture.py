@@ -63,6 +63,7 @@ ORDER = [
     "preflight",
     "versions",
     "bench",
+    "trust",
     "journal",
     "forwarding",
     "dialogue",

@@ -20,7 +20,16 @@ def test_sections_come_most_important_first_and_fit_80_columns(
     config = workspace.config(search={"optimizer": "random", "budget": 5})
     status, printed = workspace.llmevo("inspect", config)
     assert status == 0, printed
-    headings = ["Forecast", "Warnings", "Models", "Size of the task vectors, against the base", "4 genes over 2 layers"]
+    uses = "What this config runs, opens and sends"
+    headings = [
+        "Forecast",
+        "Warnings",
+        uses,
+        "Models",
+        "Size of the task vectors, against the base",
+        "4 genes over 2 layers",
+    ]
+    assert "runs the task files in" in printed
     places = [printed.index(f"\n{heading}\n") for heading in headings]
     assert places == sorted(places)
     assert max(len(line) for line in printed.splitlines()) <= 80
@@ -39,6 +48,20 @@ def test_json_holds_what_is_shown(workspace: Workspace) -> None:
     assert [*found["geometry"][0]["norms"]] == ["one", "two"]
     assert {"model", "what", "remedy"} == found["warnings"][0].keys()
     assert found["prompt"][0]["content"]
+    assert [use["kind"] for use in found["uses"]] == ["runs"]
+
+
+def test_the_code_files_and_servers_of_a_config_are_shown(workspace: Workspace) -> None:
+    (workspace.root / "tasks" / "own.yaml").write_text("task: own\nprocess_results: !function code.run\n")
+    llm = {"proposer": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    status, printed = workspace.llmevo("inspect", workspace.config(llm=llm, loggers=["tensorboard"]))
+    assert status == 0, printed
+    for part in (
+        "runs the Python functions of own.yaml",
+        "sends prompts to http://127.0.0.1:9/v1 (llm), with no key of the environment",
+        "sends scores and recipes to tensorboard",
+    ):
+        assert part in printed
 
 
 def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspace: Workspace) -> None:

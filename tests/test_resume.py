@@ -419,7 +419,7 @@ def test_questions_in_another_order_are_refused(workspace: Workspace) -> None:
     started = json.loads(first)
     started["texts"]["search"]["letters"].reverse()
     log.write_text("\n".join([json.dumps(started), *rest]) + "\n")
-    status, printed = workspace.llmevo("resume", "run")
+    status, printed = workspace.llmevo("resume", "run", "--trust")
     assert status == 2
     assert "questions.order" in printed
     assert workspace.llmevo("resume", "run", "--force")[0] == 0

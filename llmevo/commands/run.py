@@ -24,6 +24,7 @@ from llmevo.options import (
     Seed,
     Strict,
     TaskFolders,
+    Trust,
     read_settings,
     with_loggers,
 )
@@ -53,6 +54,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with the run in the folder; begin it if there is none.")
     ] = False,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Search for the best merge."""
     settings = read_settings(
@@ -81,7 +83,8 @@ def run(
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
-            carry_on(resuming.prepare(log, settings, bench.root, force=force, api_key=api_key), log, settings)
+            prepared = resuming.prepare(log, settings, bench.root, force=force, api_key=api_key, trusted=trust)
+            carry_on(prepared, log, settings)
         return
     check_free(folder)
     bench.check()

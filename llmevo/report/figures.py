@@ -78,7 +78,7 @@ def search(subject: Subject) -> Plot:
                 x=[place for place, _ in own],
                 y=[trial.score.total for _, trial in own if trial.score],
                 mode="markers",
-                name=origin(name),
+                name=text_of(origin(name)),
                 marker={"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6},
                 text=[_told(trial) for _, trial in own],
                 hovertemplate="%{text}<extra></extra>",
