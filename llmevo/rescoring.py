@@ -85,7 +85,7 @@ def show(console: Console, rows: Sequence[Again], started: events.RunStarted, ri
     console.print(table)
     if not any(row.differing for row in rows):
         return True
-    found = changes.differences(facts(started), facts_now(rig))
+    found = changes.differences(facts(started), facts_now(rig, started))
     here = versions()
     others = [
         f"{k} {started.versions[k]} (here {here[k]})" for k in VERSIONED if started.versions.get(k, here[k]) != here[k]

@@ -49,7 +49,7 @@ def prepare(
     now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
     rig = Rig(config_of(now, LOG), root or log.folder / begun.root)
     if not state.finished or raised is not None:
-        found += changes.differences(facts(state.started), facts_now(rig))
+        found += changes.differences(facts(state.started), facts_now(rig, state.started))
         found += changes.reordered(state.started, rig.evaluator.texts())
     if found and not force:
         raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
@@ -99,13 +99,28 @@ def facts(started: events.RunStarted) -> changes.Facts:
     return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
 
 
-def facts_now(rig: "Rig") -> changes.Facts:
+def changed_models(rig: "Rig", started: events.RunStarted) -> list[events.Change]:
+    """Which models are not those that the run was made with, by revision or checksum. Reads the models."""
+    return changes.differences(changes.source_facts(started.sources), _sources_now(rig, started))
+
+
+def facts_now(rig: "Rig", started: events.RunStarted) -> changes.Facts:
     """Reads the questions and the models, and loads no engine."""
+    return {**changes.question_facts(rig.questions), **_sources_now(rig, started)}
+
+
+def _sources_now(rig: "Rig", started: events.RunStarted) -> changes.Facts:
+    """Checksums are made by the rule that those of the run were made by."""
+    recorded: dict[str, str] = {source["reference"]: source["checksum"] for source in started.sources}
     sources = [
-        {"reference": str(r), "revision": (r.lora or r.model).revision, "checksum": rig.checksums[str(r)]}
+        {
+            "reference": str(r),
+            "revision": (r.lora or r.model).revision,
+            "checksum": rig.checksum_as(r, recorded.get(str(r), "")),
+        }
         for r in rig.config.genome.references
     ]
-    return {**changes.question_facts(rig.questions), **changes.source_facts(sources)}
+    return changes.source_facts(sources)
 
 
 def _resumed(

@@ -18,6 +18,7 @@ ORDER = [
     "settings",
     "longhand",
     "references",
+    "checksums",
     "slices",
     "recipe",
     "provenance",

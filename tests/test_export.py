@@ -121,6 +121,21 @@ def test_any_candidate_can_be_exported_and_an_unknown_one_is_named(finished: Wor
     assert not Path("other").exists()
 
 
+def test_another_model_at_the_same_place_is_not_exported_under_the_scores_of_the_first(finished: Workspace) -> None:
+    two = finished.root / "two" / "model.safetensors"
+    weights = load_file(two)
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, two, {"format": "pt"})
+    status, printed = finished.llmevo("export", "run", "out")
+    assert (status, "sources.two.checksum" in printed, "--force" in printed) == (2, True, True), printed
+    assert not Path("out").exists()
+    assert finished.llmevo("export", "run", "recipe", "--recipe-only")[0] == 0  # it needs no weights
+    status, printed = finished.llmevo("export", "run", "out", "--force")
+    assert status == 0, printed
+    card = Path("out/README.md").read_text()
+    assert "These are not the weights that were scored:** `two` had changed" in card
+    assert "bit for bit" not in card
+
+
 def test_a_folder_that_holds_something_is_not_overwritten(finished: Workspace) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")

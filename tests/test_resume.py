@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 from workspace import Workspace, write_task
 
 from llmevo import events, loop
-from llmevo.bench import Bench
+from llmevo.bench import Bench, config_of
 from llmevo.errors import LogError, RunError
 from llmevo.journal import Journal
+from llmevo.references import ModelReference
+from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunLog, read_log
+from llmevo.sources import Sources
 from llmevo.state import RunState
 
 
@@ -436,6 +439,43 @@ def test_a_changed_model_is_refused(workspace: Workspace) -> None:
     assert "sources.one" not in printed
     status, printed = workspace.llmevo("resume", "run", "--force")
     assert status == 0, printed
+    verified(workspace, "run")
+
+
+def with_old_checksums(workspace: Workspace) -> None:
+    """The run's log as version 0.1 would have written it."""
+    log, sources = workspace.root / "run" / LOG, Sources(workspace.root)
+    first, rest = log.read_text().split("\n", 1)
+    started = json.loads(first)
+    for source in started["sources"]:
+        source["checksum"] = sources.checksum_as(ModelReference.parse(source["reference"]), "")
+    log.write_text(json.dumps(started) + "\n" + rest)
+
+
+def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_scores_are_known(
+    workspace: Workspace,
+) -> None:
+    def known() -> set[str]:
+        state = workspace.state("run")
+        assert state.started
+        rig = Rig(config_of(state.started, "run"), workspace.root)
+        rig.remember(state)
+        return {*rig.known}
+
+    stopped(workspace, heldout=None)
+    wanted = known()
+    with_old_checksums(workspace)
+    assert wanted
+    assert known() == wanted
+    model = workspace.root / "two" / "model.safetensors"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not known() & wanted
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "sources.two.checksum" in printed, "sources.one" in printed) == (2, True, False), printed
+    model.write_bytes(content)
+    assert workspace.llmevo("resume", "run")[0] == 0
+    assert workspace.state("run").resumed == []
     verified(workspace, "run")
 
 
