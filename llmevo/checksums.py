@@ -1,8 +1,8 @@
 """Checksums of files: of all their content, read once and remembered as long as a file is unchanged.
 
 A remembered checksum belongs to a path, and is used while the file's size, times of change and inode are those of when
-it was read. It lies in `checksums.json` in the cache folder (see `references.cache_folder`); without a cache folder that
-can be written, every process reads the files again.
+it was read. It lies in `checksums.json` in the cache folder (see `references.cache_folder`); where that cannot be
+written, every process reads the files again.
 """
 
 import hashlib

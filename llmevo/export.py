@@ -86,7 +86,7 @@ class Export:
 
 
 def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Sequence[events.Change] = ()) -> str:
-    """What the model is made of, how well it does and how to make it again, for README.md. `changed`: see `Export.of`."""
+    """What the model is made of, how well it does and how to make it again, for README.md. `changed`: see `Export`."""
     state = shared.state
     started = state.started
     assert started is not None
