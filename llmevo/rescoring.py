@@ -68,7 +68,7 @@ def rig_of(started: events.RunStarted, run: Path) -> "Rig":
     """What a logged run was scored with, as far as it is still there."""
     from llmevo.rig import Rig
 
-    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent) / started.root)
+    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
 
 
 def show(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: "Rig") -> bool:

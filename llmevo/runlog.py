@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,9 @@ from llmevo.durable import sync, write_whole
 from llmevo.errors import LogError, RunError
 
 LOG = "events.jsonl"
+
+WRITTEN = ("config.yml", "best.yml")
+"""What a run writes beside its log."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no more room."""
@@ -35,11 +38,13 @@ class RunLog:
         LogError when it cannot be written.
         """
         self.folder, self.file = folder, folder / LOG
+        self.place = folder.absolute()
+        """The folder, wherever the working directory is by now."""
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
             check_free(folder)
-        with _errors(self.file):
+        with _errors(self.file, begun=resume):
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         _OPEN.add(self)
@@ -50,7 +55,7 @@ class RunLog:
             content = self.file.read_bytes()
             self.recorded = [*_events(content, self.file)]
             self._size = _whole(content)
-            with _errors(self.file):
+            with _errors(self.file, begun=bool(self.recorded)):
                 os.truncate(self._descriptor, self._size)
                 os.lseek(self._descriptor, self._size, os.SEEK_SET)
                 sync(folder)  # a new file's name is not on the disk before its folder is
@@ -59,7 +64,8 @@ class RunLog:
             raise
 
     def append(self, event: events.Event) -> None:
-        """Raises LogError when the disk is full or fails; the log is then as it was before."""
+        """Raises LogError when the disk is full or fails, and the log is then as it was before; or when it is gone."""
+        self._check_there()
         line = (event.model_dump_json(by_alias=True) + "\n").encode()
         rest = memoryview(line)
         try:
@@ -84,8 +90,30 @@ class RunLog:
 
     def write(self, name: str, text: str) -> None:
         """A file beside the log, replaced as a whole or not at all. Raises LogError."""
-        with _errors(self.folder / name):
-            write_whole(self.folder / name, text.encode())
+        self._check_there()
+        with _errors(self.folder / name, begun=self._size > 0):
+            write_whole(self.place / name, text.encode())
+
+    @property
+    def missing(self) -> str:
+        """What became of a folder that is no longer at its place, and the way out; empty while it is there."""
+        own = os.fstat(self._descriptor)
+        with suppress(OSError):
+            if os.path.samestat(own, (self.place / LOG).stat()):
+                return ""
+        if own.st_nlink:
+            return (
+                f"{self.folder} was moved while the run went on. Nothing that was scored is lost: `llmevo resume` goes"
+                " on at its new place"
+            )
+        return (
+            f"{self.file} was deleted while the run went on, and all that it held is lost; begin anew with"
+            " `llmevo run CONFIG`"
+        )
+
+    def _check_there(self) -> None:
+        if missing := self.missing:
+            raise LogError(missing)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -117,7 +145,12 @@ def _lock(descriptor: int, folder: Path) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"{folder} cannot be locked against a second process ({error.strerror}), for its file system has no"
+                    " locks, or none now; choose a folder on another disk with --out, or move the run there"
+                ) from error
             if time.monotonic() > until:
                 raise RunError(f"{folder} is being written by another process; wait for it, or stop it") from None
             time.sleep(PATIENCE / 10)
@@ -126,19 +159,22 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 @contextmanager
-def _errors(file: Path) -> Generator[None]:
+def _errors(file: Path, begun: bool) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise _failure(file, error) from error
+        raise _failure(file, error, begun) from error
 
 
-def _failure(file: Path, error: OSError) -> LogError:
-    what = "disk full" if error.errno in FULL else "the disk fails"
-    return LogError(
-        f"{what}: {file} cannot be written ({error.strerror}). Nothing that was scored is lost:"
-        f" once that is mended, `llmevo resume {file.parent}` goes on"
+def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
+    """`begun`: whether there is a run to go on with."""
+    what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
+    then = (
+        f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
+        if begun
+        else "No run was begun; choose another folder with --out, or make this one writable"
     )
+    return LogError(f"{what}{file} cannot be written ({error.strerror}). {then}")
 
 
 def holds_run(folder: Path) -> bool:
@@ -148,9 +184,15 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Raise RunError when the folder holds a run."""
+    """Raise RunError when the folder holds a run, or files of the names that a run writes."""
     if holds_run(folder):
         raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+    taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
+    if taken:
+        raise RunError(
+            f"{folder} holds no run, but a file {taken[0]} that a run would overwrite; choose another --out, or move"
+            " the file"
+        )
 
 
 def read_log(run: Path) -> list[events.Event]:

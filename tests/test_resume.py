@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import resumable
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, write_task
@@ -477,6 +478,32 @@ def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_s
     assert workspace.llmevo("resume", "run")[0] == 0
     assert workspace.state("run").resumed == []
     verified(workspace, "run")
+
+
+def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silence(workspace: Workspace) -> None:
+    stopped(workspace)
+    file = workspace.root / "run" / "config.yml"
+    given = file.read_text()
+    config = yaml.safe_load(given)
+    file.write_text(yaml.safe_dump({**config, "search": {**SEARCH, "budget": 50}}))  # it may have been an option
+    status, printed = workspace.llmevo("resume", "run", "--budget", 7)
+    assert status == 0, printed
+    assert "run/config.yml says something else than the log, which counts" in printed
+    assert "config.search.budget: 6 before, 50 now" in printed
+    file.write_text(yaml.safe_dump({**config, "limit": 5}))
+    status, printed = workspace.llmevo("resume", "run", "--budget", 8)
+    assert (status, "run/config.yml has changed" in printed, "config.limit: None before, 5 now" in printed) == (
+        2,
+        True,
+        True,
+    ), printed
+    assert workspace.llmevo("resume", "run", "--budget", 8, "--force")[0] == 0
+    state = workspace.state("run")
+    assert state.started
+    assert "limit" not in state.started.config
+    file.write_text("# the same\n" + given)
+    status, printed = workspace.llmevo("resume", "run", "--budget", 9)
+    assert (status, "config.yml" in printed) == (0, False), printed
 
 
 def test_another_version_is_logged_where_it_comes_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

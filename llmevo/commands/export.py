@@ -7,6 +7,7 @@ import typer
 
 from llmevo import terminal
 from llmevo.bench import Bench
+from llmevo.commands.live import warned
 from llmevo.errors import LlmevoError, RunError
 from llmevo.options import RunFolder
 from llmevo.runlog import read_log
@@ -40,7 +41,7 @@ def export(
     bench = Bench.of_log(state.started, run)
     assert state.started is not None
     check_new(out)
-    bench.rig.warn = lambda text: terminal.console.print(text, highlight=False)
+    bench.rig.warn = warned
     changed = [] if recipe_only else changed_models(bench.rig, state.started)
     if changed and not force:
         raise RunError(
