@@ -119,6 +119,21 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
     return local
 
 
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder)` of transformers' automatic classes. Raises SourceError for files that it does not
+    read: a damaged one raises whatever its reader does.
+    """
+    try:
+        return kind.from_pretrained(folder, **options)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise SourceError(
+            f"{folder}: transformers cannot load it ({reason}); if its files are damaged, fetch them again"
+        ) from error
+
+
 def _local(path: ModelPath, root: Path) -> Path | None:
     """The file or folder on this machine, or None for a hub id."""
     if path.path.startswith(PACKAGE):

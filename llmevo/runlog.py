@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from pydantic import ValidationError
+
 from llmevo import events
 from llmevo.durable import sync, write_whole
 from llmevo.errors import LogError, RunError
@@ -222,10 +224,21 @@ def _events(content: bytes, file: Path) -> Iterator[events.Event]:
 def parse_event(line: bytes, place: str) -> events.Event:
     """One line of a log; `place` is where it stands, for the RunError of a line that is none."""
     try:
-        raw = json.loads(line)
+        raw = json.loads(line, parse_constant=_refuse_constant)
         if raw.get("schema", 0) > events.SCHEMA:
             raise RunError(f"{place}: was written by a newer llmevo (schema {raw['schema']}); update llmevo to read it")
         return events.EVENTS.validate_python(raw)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         raise RunError(f"{place}: is no event of llmevo ({reason}); the log has been changed by hand") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))[:300]
+    return str(error).splitlines()[0][:300]

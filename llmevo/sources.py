@@ -189,9 +189,12 @@ class Sources:
         """The model's config.json."""
         file = self.folder(reference) / "config.json"
         try:
-            return json.loads(file.read_text())
+            config: Any = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise SourceError(f"{reference}: {file} cannot be read ({error})") from error
+        if not isinstance(config, dict):
+            raise SourceError(f"{reference}: {file} is no config of a model; fetch it again")
+        return config
 
     def licence(self, reference: ModelReference) -> str | None:
         """The licence that the model's card, or the adapter's, declares."""

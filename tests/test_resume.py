@@ -506,6 +506,29 @@ def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silen
     assert (status, "config.yml" in printed) == (0, False), printed
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"num_hidden_layers": "two"}'),
+        ("config.json", None),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_damaged_base_stops_a_resume_with_one_clear_error(workspace: Workspace, file: str, text: str | None) -> None:
+    stopped(workspace)
+    log = (workspace.root / "run" / LOG).read_bytes()
+    damaged = workspace.root / "base" / file
+    damaged.unlink()
+    if text is not None:
+        damaged.write_text(text)
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "base" in printed or "config.json" in printed) == (2, True), printed
+    assert (workspace.root / "run" / LOG).read_bytes() == log
+
+
 def test_another_version_is_logged_where_it_comes_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(workspace)
     from llmevo import resuming

@@ -86,7 +86,7 @@ def test_a_reader_leaves_a_line_that_is_still_being_written_alone(tmp_path: Path
 
 @pytest.mark.parametrize(
     "line",
-    ["not JSON", '{"event": "celebrated"}', "[]", "3", '{"event": "told"}', '{"schema": "new"}', ""],
+    ["not JSON", '{"event": "celebrated"}', "[]", "3", '{"event": "told"}', '{"schema": NaN}', '{"schema": "new"}', ""],
 )
 def test_a_line_that_is_no_event_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     whole = written(tmp_path, told(1))
