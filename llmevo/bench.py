@@ -57,7 +57,7 @@ class Bench:
         """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
-        root = (run if run.is_dir() else run.parent) / started.root
+        root = (run if run.is_dir() else run.parent).absolute() / started.root
         return cls(config_of(started, f"{run}/{LOG}"), root, api_key, started, shared)
 
     def follow(self, event: events.Event, state: RunState) -> None:

@@ -78,3 +78,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     choices = [*known]
     near = get_close_matches(word, choices, n=1)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"
+
+
+def shortened(text: str, length: int = 600) -> str:
+    """A text of a few lines at most, for messages that quote what a user gave."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"

@@ -13,6 +13,7 @@ from llmevo.loop import start_rows
 from llmevo.optimizers.base import Retold
 from llmevo.progress import votes_at_most
 from llmevo.prompting import Prompt
+from llmevo.references import load_pretrained
 from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
 
@@ -82,7 +83,7 @@ def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = No
     from transformers import AutoTokenizer  # slow to import, and not needed by those who only read runs
 
     config, budget = bench.config, bench.config.search.budget
-    tokenizer: Any = AutoTokenizer.from_pretrained(bench.sources.folder(config.genome.references[0]))
+    tokenizer = load_pretrained(AutoTokenizer, bench.sources.folder(config.genome.references[0]))
 
     def tokens(evaluator: Any) -> int:
         return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0

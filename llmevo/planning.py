@@ -41,7 +41,9 @@ def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers, from a model's config. Raises RecipeError when it names none."""
     for key in DEPTH_KEYS:
         if key in config:
-            return int(config[key])
+            if not isinstance(config[key], int) or config[key] < 1:
+                raise RecipeError(f"the model's config.json has {key}: {config[key]!r}, which is no number of layers")
+            return config[key]
     raise RecipeError("the model's config.json names no number of layers (num_hidden_layers)")
 
 

@@ -75,7 +75,7 @@ def rig_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -
     if started is None:
         raise RunError(f"{run}: the log has no beginning; start the run anew")
 
-    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent) / started.root)
+    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
 
 
 def show(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: "Rig") -> bool:
@@ -92,7 +92,7 @@ def show(console: Console, rows: Sequence[Again], started: events.RunStarted, ri
     console.print(table)
     if not any(row.differing for row in rows):
         return True
-    found = changes.differences(facts(started), facts_now(rig))
+    found = changes.differences(facts(started), facts_now(rig, started))
     here = versions()
     others = [
         f"{k} {started.versions[k]} (here {here[k]})" for k in VERSIONED if started.versions.get(k, here[k]) != here[k]

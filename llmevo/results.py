@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.bench import Bench
+from llmevo.checksums import WHOLE
 from llmevo.errors import RunError
 from llmevo.finals import proposals
 from llmevo.judging.statements import Bill
@@ -79,7 +80,7 @@ def check_comparable(states: Mapping[str, RunState]) -> None:
         first = first or (folder, conditions)
         for name, value in conditions.items():
             other = first[1][name]
-            if value != other and not (name == "questions" and not (value and other)):  # old logs do not say
+            if value != other and not (name in ("questions", "models") and _is_unknown(value, other)):
                 raise RunError(
                     f"{first[0]} and {folder} cannot be compared: their {name} differ ({_difference(other, value)})"
                 )
@@ -106,6 +107,16 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         # A bound on time or cost ends each at its own place; set side by side they are at equal evaluations.
         "numbers of evaluations": len(state.trials) if {"minutes", "cost"} & budget.bounds.keys() else None,
     }
+
+
+def _is_unknown(one: Sequence[str] | Mapping[str, str], other: Sequence[str] | Mapping[str, str]) -> bool:
+    """Whether logs do not say if they are of the same questions or models: old ones have no digests of questions, and
+    checksums by another rule.
+    """
+    if isinstance(one, Mapping) or isinstance(other, Mapping) or len(one) != len(other):
+        return not (one and other)
+    pairs = [pair for pair in zip(one, other, strict=True) if len({each.startswith(WHOLE) for each in pair}) == 1]
+    return all(a == b for a, b in pairs)
 
 
 def _difference(one: Any, other: Any) -> str:

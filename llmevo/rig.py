@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmevo.checksums import WHOLE, unread_bytes
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import CandidateError, TaskError
+from llmevo.errors import CandidateError, SourceError, TaskError
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
@@ -27,6 +28,7 @@ from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
+from llmevo.references import ModelReference
 from llmevo.selfcheck import check_engine
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
@@ -36,6 +38,9 @@ from llmevo.trial import Score
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
     from llmevo.engines.together import Together
     from llmevo.evaluation import Evaluator
+
+LARGE = 4 * 10**9
+"""Bytes that take more than a few seconds to read."""
 
 
 @dataclass
@@ -63,7 +68,11 @@ class Rig:
     @cached_property
     def checksums(self) -> Mapping[str, str]:
         """Of every model, by its reference."""
-        return {str(reference): self.sources.checksum(reference) for reference in self.config.genome.references}
+        references = self.config.genome.references
+        size = unread_bytes(file for reference in references for file in self.sources.files(reference))
+        if size > LARGE:
+            self.warn(f"Reading {size / 1e9:.0f} GB of models for their checksums; they are remembered.")
+        return {str(reference): self.sources.checksum(reference) for reference in references}
 
     @cached_property
     def layers(self) -> int:
@@ -270,7 +279,7 @@ class Rig:
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # nobody knows what those scores stand for
-        checksums = {source["reference"]: source["checksum"] for source in started.sources}
+        checksums = {source["reference"]: self._as_now(source) for source in started.sources}
 
         def know(recipe: Recipe, score: Score, questions: str) -> None:
             place = address(recipe, checksums, started.questions[questions], started.masks)
@@ -285,6 +294,23 @@ class Rig:
         for row in state.heldout.values():
             if row.candidate is not None:
                 know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """A model's checksum by the rule that a recorded one was made by."""
+        if recorded.startswith(WHOLE):
+            return self.checksums[str(reference)]
+        return self.sources.checksum_as(reference, recorded)
+
+    def _as_now(self, source: Mapping[str, Any]) -> str:
+        """A recorded checksum by the rule of today, where it is an older one's and of the model that is there now."""
+        recorded, reference = source["checksum"], source["reference"]
+        if not recorded or recorded.startswith(WHOLE):
+            return recorded
+        try:
+            is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
+            return self.checksums[reference] if is_same and reference in self.checksums else recorded
+        except SourceError:  # a run that is finished needs no models
+            return recorded
 
 
 def address(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:

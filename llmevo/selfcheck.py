@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from llmevo.durable import partial_folder
 from llmevo.engines.base import Engine
 from llmevo.errors import CandidateError, EngineError, UserError
 from llmevo.recipe import Recipe
@@ -21,15 +22,15 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
         engine.swap(recipe)
     except CandidateError:
         return False
-    with tempfile.TemporaryDirectory(prefix="llmevo-check-") as folder:
+    with partial_folder(Path(tempfile.gettempdir()) / "llmevo-check") as folder:
         try:
-            write_model(recipe, sources, Path(folder) / "model", seed, trim=False)
+            write_model(recipe, sources, folder / "model", seed, trim=False)
         except UserError as error:
             raise UserError(
                 f"the check of the engine needs room for one model in {folder} ({error}); set TMPDIR to a larger disk,"
                 " or leave the check out with engine.self_check: false"
             ) from error
-        wrong = engine.differences(Path(folder) / "model")
+        wrong = engine.differences(folder / "model")
     if wrong:
         raise EngineError(
             "the engine does not hold what was merged into it, so no score could be trusted:"

@@ -4,13 +4,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llmevo import checksums
 from llmevo.errors import SourceError
 from llmevo.methods.base import LowRank, Weight
 from llmevo.references import ModelReference, folder_of
@@ -160,7 +162,6 @@ class Sources:
         self.root = root
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._sources: dict[ModelReference, Source] = {}
-        self._digests: dict[Path, str] = {}
 
     @classmethod
     def open(cls, references: Iterable[ModelReference], root: Path = Path()) -> Self:
@@ -188,9 +189,12 @@ class Sources:
         """The model's config.json."""
         file = self.folder(reference) / "config.json"
         try:
-            return json.loads(file.read_text())
+            config: Any = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise SourceError(f"{reference}: {file} cannot be read ({error})") from error
+        if not isinstance(config, dict):
+            raise SourceError(f"{reference}: {file} is no config of a model; fetch it again")
+        return config
 
     def licence(self, reference: ModelReference) -> str | None:
         """The licence that the model's card, or the adapter's, declares."""
@@ -203,23 +207,38 @@ class Sources:
         return None
 
     def checksum(self, reference: ModelReference) -> str:
-        """SHA-256 over the headers and the first and last MiB of every weight file: tells models apart in no time."""
-        folders = [self.folder(reference)] + ([folder_of(reference.lora, self.root)] if reference.lora else [])
-        digest = hashlib.sha256()
-        for folder in folders:
-            for file in sorted(folder.glob("*.safetensors")):
-                if file not in self._digests:
-                    self._digests[file] = _ends(file)
-                digest.update(self._digests[file].encode())
-        return digest.hexdigest()
+        """A digest of everything in the files that decides the weights: the safetensors files and the adapter's config.
+
+        Reads them, unless that was done before: see `llmevo.checksums`. Raises SourceError.
+        """
+        with _readable(reference):
+            digests = checksums.of_contents(self.files(reference))
+            parts = [f"{file.name} {digests[file]}" for file in self.files(reference)]
+        return checksums.WHOLE + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """The checksum by the rule that a recorded one was made by. Raises SourceError."""
+        if recorded.startswith(checksums.WHOLE):
+            return self.checksum(reference)
+        with _readable(reference):
+            weights = [file for file in self.files(reference) if file.suffix == ".safetensors"]
+            return hashlib.sha256("".join(map(checksums.of_ends, weights)).encode()).hexdigest()
+
+    def files(self, reference: ModelReference) -> list[Path]:
+        """The files that the model's weights follow from."""
+        files = sorted(self.folder(reference).glob("*.safetensors"))
+        if reference.lora:
+            adapter = folder_of(reference.lora, self.root)
+            files += [*sorted(adapter.glob("*.safetensors")), *adapter.glob("adapter_config.json")]
+        return files
 
 
-def _ends(file: Path, size: int = 1 << 20) -> str:
-    length = file.stat().st_size
-    with file.open("rb") as content:
-        head = content.read(size)
-        content.seek(max(0, length - size))
-        return hashlib.sha256(f"{length}".encode() + head + content.read(size)).hexdigest()
+@contextmanager
+def _readable(reference: ModelReference) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{reference}: cannot be read ({error})") from error
 
 
 def fit(one: str, first: Mapping[str, tuple[int, ...]], other: str, second: Mapping[str, tuple[int, ...]]) -> None:

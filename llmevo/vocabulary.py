@@ -13,7 +13,7 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.methods.base import LowRank, Weight
 from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
+from llmevo.references import ModelReference, load_pretrained
 from llmevo.sources import Source, Sources
 
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
@@ -101,7 +101,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
         elif (folder / "tokenizer.model").exists():
             from transformers import AutoTokenizer
 
-            return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
+            return dict(load_pretrained(AutoTokenizer, folder).get_vocab())
         added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
         if added.exists():
             tokens |= json.loads(added.read_text(encoding="utf-8"))

@@ -12,12 +12,14 @@ import llmevo
 PACKAGE = Path(llmevo.__file__).parent
 ORDER = [
     "errors",
+    "strict_yaml",
     "durable",
     "cache",
     "methods",
     "settings",
     "longhand",
     "references",
+    "checksums",
     "slices",
     "recipe",
     "provenance",

@@ -30,7 +30,7 @@ def test_a_config_that_is_not_there(workspace: Workspace) -> None:
 
 def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
     Path("bad.yml").write_text("genome: [unclosed")
-    fails(workspace, "bad.yml", "is not YAML")
+    fails(workspace, "bad.yml", "it is not YAML")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,18 @@ def test_runs_that_do_not_compare_are_refused_by_what_differs(tmp_path: Path, ch
     assert "two" in str(caught.value)
 
 
+def test_checksums_by_two_rules_are_not_compared_and_those_by_one_are(tmp_path: Path) -> None:
+    def with_checksums(name: str, *checksums: str) -> Path:
+        sources = [{"reference": n, "checksum": c} for n, c in zip(("base", "a", "b"), checksums, strict=True)]
+        optimizer = "random" if name == "one" else "tpe"
+        return finished(tmp_path / name, optimizer, 0, (0.1, 0.2, 0.3), started={"sources": sources})
+
+    old = with_checksums("one", "x", "y", "sha256:z")
+    compare([old, with_checksums("two", "sha256:x", "sha256:y", "sha256:z")])
+    with pytest.raises(RunError, match="models differ"):
+        compare([old, with_checksums("other", "sha256:x", "sha256:y", "sha256:other")])
+
+
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, "random", 0, (0.1, 0.2, 0.3)) for name in ("one", "two")]
     with pytest.raises(RunError, match="two runs with seed 0"):

@@ -1,6 +1,8 @@
 """Weights as they are read: whole or refused, mapped, and with LoRA adapters as PEFT has them."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapt
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmevo import checksums
 from llmevo.errors import SourceError
 from llmevo.methods.base import Inputs, LowRank
 from llmevo.references import ModelReference
@@ -313,3 +316,57 @@ def test_a_checksum_tells_models_and_adapters_apart_and_is_the_same_for_a_copy(
     one, copy, other, adapted = references(str(model), "model", "other", f"model+{adapter}")
     assert sources.checksum(one) == sources.checksum(copy)
     assert len({sources.checksum(reference) for reference in (one, other, adapted)}) == 3
+
+
+def test_a_changed_byte_anywhere_in_the_weights_changes_the_checksum_and_so_does_the_adapters_config(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Not that of version 0.1, which is of the ends of files: old logs are compared by it."""
+    large = tmp_path / "large"
+    large.mkdir()
+    save_file({"weight": torch.zeros(1 << 20)}, large / "model.safetensors")
+    copy_of(adapter, tmp_path / "adapter")
+    one, adapted = references("large", f"{model}+adapter")
+    sources = Sources(tmp_path)
+    before, old = sources.checksum(one), sources.checksum_as(one, "ab")
+    assert before.startswith("sha256:")
+    assert sources.checksum_as(one, before) == before
+    with (large / "model.safetensors").open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"1")
+    assert sources.checksum(one) != before
+    assert sources.checksum_as(one, old) == old
+    before = sources.checksum(adapted)
+    shutil.rmtree(tmp_path / "adapter")
+    changed_adapter(adapter, tmp_path / "adapter", lora_alpha=99)
+    assert sources.checksum(adapted) != before
+
+
+def test_a_file_is_read_once_as_long_as_it_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * 1000)
+    (before,) = checksums.of_contents([file]).values()
+    assert (before, checksums.unread_bytes([file])) == (hashlib.sha256(b"a" * 1000).hexdigest(), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "_content", lambda _: pytest.fail("read again"))
+        assert checksums.of_contents([file]) == {file: before}
+    (tmp_path / "other").write_bytes(b"b" * 1000)
+    os.utime(tmp_path / "other", ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    (tmp_path / "other").replace(file)  # of the same size and age
+    assert checksums.unread_bytes([file]) == 1000
+    assert checksums.of_contents([file]) != {file: before}
+
+
+@pytest.mark.parametrize("torn", ["", "[]", "{", '{"x": 1}'])
+def test_without_a_cache_that_can_be_read_or_written_checksums_are_the_same(
+    torn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"a")
+    wanted = {file: hashlib.sha256(b"a").hexdigest()}
+    monkeypatch.setenv("LLMEVO_HOME", str(file))  # no folder
+    assert checksums.of_contents([file]) == wanted
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path))
+    (tmp_path / "checksums.json").write_text(torn)
+    assert checksums.of_contents([file]) == wanted == checksums.of_contents([file])

@@ -8,7 +8,7 @@ import typer
 
 from llmevo import display, playing, rescoring, terminal, verifying, what_if
 from llmevo.bench import config_of
-from llmevo.errors import RunError
+from llmevo.errors import RunError, UserError
 from llmevo.events import Event
 from llmevo.options import RunFolder, Trust
 from llmevo.runlog import read_log
@@ -60,7 +60,10 @@ def replay(
     elif picture:
         canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
         canvas.print(display.Display(canvas, config, run).picture(state))
-        canvas.save_svg(str(picture), title="llmevo run")
+        try:
+            canvas.save_svg(str(picture), title="llmevo run")
+        except OSError as error:
+            raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
     else:
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")

@@ -7,7 +7,7 @@ import typer
 from llmevo import resuming
 from llmevo.bench import config_of
 from llmevo.budget import parse_budget
-from llmevo.commands.live import carry_on, check_terminal
+from llmevo.commands.live import carry_on, check_terminal, warned
 from llmevo.options import ApiKey, Budget, Loggers, RunFolder, Trust, with_loggers
 from llmevo.runlog import LOG, RunLog
 from llmevo.state import RunState
@@ -32,5 +32,5 @@ def resume(
         state = RunState.fold(iter(log.recorded))
         if state.started and (new or not state.finished):
             check_terminal(config_of(state.started, f"{run}/{LOG}"))
-        bench = resuming.prepare(log, budget=new, force=force, api_key=api_key, trusted=trust)
+        bench = resuming.prepare(log, budget=new, force=force, api_key=api_key, trusted=trust, warn=warned)
         carry_on(bench, log, with_loggers(bench.config, logger))

@@ -7,7 +7,7 @@ import typer
 
 from llmevo import resuming, terminal
 from llmevo.bench import Bench
-from llmevo.commands.live import carry_on, check_terminal
+from llmevo.commands.live import carry_on, check_terminal, warned
 from llmevo.commands.resume import Force
 from llmevo.options import (
     ApiKey,
@@ -83,13 +83,17 @@ def run(
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
-            prepared = resuming.prepare(log, settings, bench.root, force=force, api_key=api_key, trusted=trust)
+            prepared = resuming.prepare(
+                log, settings, bench.root, force=force, api_key=api_key, trusted=trust, warn=warned
+            )
             carry_on(prepared, log, settings)
         return
     check_free(folder)
+    bench.rig.warn = warned
     bench.check()
     for line in brief(bench.rig):
-        terminal.console.print(f"! {line}", style="yellow", highlight=False, markup=False)
+        warned(line)
+    _ = bench.rig.checksums  # reads the models, which may take a while
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
         carry_on(bench, log, settings)

@@ -19,6 +19,7 @@ from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm_requests import VllmScorer
 from llmevo.errors import CandidateError, ConfigError, RecipeError, SourceError
 from llmevo.recipe import Recipe
+from llmevo.references import load_pretrained
 
 LONGEST = 4096
 """Tokens of a text by default, if the model holds as many: vLLM keeps memory free for the longest text there may be."""
@@ -175,7 +176,7 @@ def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, An
     }
     if _on_cpu():
         keywords |= {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": CPU_CACHE}
-    config: Any = AutoConfig.from_pretrained(folder).get_text_config()
+    config = load_pretrained(AutoConfig, folder).get_text_config()
     holds = getattr(config, "max_position_embeddings", None) or LONGEST
     longest = int(given.get("max_model_len") or min(LONGEST, holds))
     # vLLM wants room for one token after each text, though nothing is computed there when a text is only scored.

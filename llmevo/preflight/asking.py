@@ -1,10 +1,10 @@
 """Whether the questions and what counts of them are what is meant."""
 
 from collections import defaultdict
-from typing import Any
 
 from llmevo.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.questions import near_duplicates
+from llmevo.references import load_pretrained
 from llmevo.rig import Rig
 
 JUDGED = 64
@@ -54,7 +54,7 @@ def lengths(rig: Rig) -> Findings:
         return
     from transformers import AutoTokenizer  # slow to import, and hardly ever needed
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_donor(rig)[1])
+    tokenizer = load_pretrained(AutoTokenizer, tokenizer_donor(rig)[1])
     for name, texts in asked.items():
         longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
         counts = [len(tokenizer.encode(text)) + written for text, written in longest]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmevo.errors import ProposerRefused
+from llmevo.errors import ProposerRefused, SourceError
 from llmevo.prompting import Prompt
 from llmevo.proposers.base import Connection, Reply
-from llmevo.references import ModelReference, folder_of
+from llmevo.references import ModelReference, folder_of, load_pretrained
 
 TEMPERATURE = 0.8
 
@@ -40,10 +40,9 @@ class LocalProposer:
 
     def _read(self, kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(self._folder, **options)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
+            return load_pretrained(kind, self._folder, **options)
+        except SourceError as error:
+            raise ProposerRefused(f"llm.model: {self.model}: {error}") from error
 
     def _load(self) -> tuple[Any, Any]:
         """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
