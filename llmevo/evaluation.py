@@ -106,6 +106,11 @@ class Evaluator:
         """Questions that one scoring answers."""
         return sum(len(places) for block in self.blocks for places in block.values())
 
+    @property
+    def described(self) -> list[str]:
+        """Tasks with a description, which a chat begins with as its system message."""
+        return [name for name, leaf in self._loaded["tasks"].items() if leaf.get_config("description")]
+
     def questions(self) -> Iterator[tuple[str, str]]:
         """(task, text) of every question: what must not stand in two sets."""
         for name, leaf, document in self._documents():
