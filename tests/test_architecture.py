@@ -12,6 +12,7 @@ import llmevo
 PACKAGE = Path(llmevo.__file__).parent
 ORDER = [
     "errors",
+    "machine",
     "durable",
     "cache",
     "methods",

@@ -7,7 +7,7 @@ import typer
 from llmevo import display, forwarding, loop, terminal
 from llmevo.bench import Bench
 from llmevo.config import Config
-from llmevo.errors import ConfigError, JudgeError, ProposerError, ProposerRefused
+from llmevo.errors import ConfigError, JudgeError, MachineError, ProposerError, ProposerRefused
 from llmevo.judging.booth import booth
 from llmevo.runlog import RunLog
 
@@ -27,6 +27,11 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
         raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
     except ProposerRefused as error:
         raise ProposerRefused(f"{error}; once that is mended, `llmevo resume {log.folder}` goes on") from error
+    except MachineError as error:
+        raise MachineError(
+            f"{error}. No candidate has failed and nothing is lost: `llmevo resume {log.folder}` goes on from here",
+            error.kind,
+        ) from error
     except JudgeError as error:
         raise JudgeError(
             f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from here"

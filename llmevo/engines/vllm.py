@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm_requests import VllmScorer
-from llmevo.errors import CandidateError, ConfigError, RecipeError, SourceError
+from llmevo.errors import CandidateError, ConfigError, MachineError, RecipeError, SourceError
 from llmevo.recipe import Recipe
 
 LONGEST = 4096
@@ -32,8 +32,8 @@ CPU_CACHE = 1 << 30
 OURS = frozenset({"model", "tokenizer", "dtype", "seed", "worker_extension_cls", "runner"})
 """Keywords of `vllm.LLM` that are no options."""
 
-ERRORS = {error.__name__: error for error in (RecipeError, SourceError)}
-"""What a swap raises besides CandidateError: mistakes of the user's."""
+ERRORS = {error.__name__: error for error in (RecipeError, SourceError, MachineError)}
+"""What a swap raises besides CandidateError: mistakes of the user's, and failures of the machine."""
 
 NOISE = 0.1
 """Nats a token that two engines may differ by on the same weights in bfloat16 (measured: up to 0.05)."""
@@ -102,7 +102,8 @@ class VllmEngine:
         self.lm = VllmScorer(self._llm, vllm.SamplingParams, vocabulary, longest, seed)
 
     def swap(self, recipe: Recipe, with_digest: bool = False) -> Mapping[str, Any]:
-        """Merge the recipe into the running model. Raises CandidateError when it cannot be; the next swap mends that.
+        """Merge the recipe into the running model. Raises CandidateError when it cannot be, and MachineError when
+        memory or a file is lost; the next swap mends that.
 
         Returns the `seconds` it took in the worker, how many `tensors` were merged and, if asked for, their `digest`.
         """
