@@ -1,7 +1,8 @@
 """Failures of the machine, told from failures of a candidate.
 
 A candidate that cannot be merged or scored is a `failed` event and the search goes on. Where memory, a device, a file,
-a network or the engine's process is lost, the next candidates would fail the same way: the run stops and can be resumed.
+a network or the engine's process is lost, the next candidates would fail the same way: the run stops and can be
+resumed.
 """
 
 import errno

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from checkpoints import quietly
+from safetensors.torch import load_file, save_file
 from tiny_model import tiny_tokenizer
 from transformers import (
     GPTNeoXConfig,
@@ -49,6 +50,13 @@ RENAMED: dict[str, Callable[[], Any]] = {
 }
 """Models whose weights have other names, or another form, in transformers than on disk."""
 
+RECIPE = """\
+merge_method: linear
+models:
+  - {model: one, parameters: {weight: 0.5}}
+  - {model: two, parameters: {weight: 0.5}}
+"""
+
 
 def replaced(workspace: Workspace, make: Callable[[], Any]) -> None:
     """Let all models of the workspace be such models."""
@@ -72,7 +80,7 @@ def refused(workspace: Workspace, *said: str) -> None:
         status, printed = workspace.llmevo(*command)
         assert status == 2, printed
         assert "Traceback" not in printed
-        assert printed.count("Error:") == 1
+        assert sum(line.startswith("Error: ") for line in printed.splitlines()) == 1
         for part in said:
             assert part in printed
     assert not (workspace.root / "run").exists()
@@ -92,9 +100,7 @@ def test_an_encoder_decoder_model_is_refused_with_its_type(workspace: Workspace)
     size = {"vocab_size": 98, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     replaced(workspace, lambda: T5ForConditionalGeneration(T5Config(**size)))
     refused(workspace, "t5 is an encoder-decoder model", "decoder-only")
-    (workspace.root / "recipe.yml").write_text(
-        "merge_method: linear\nmodels:\n- {model: one, parameters: {weight: 1}}\n- {model: two, parameters: {weight: 1}}\n"
-    )
+    (workspace.root / "recipe.yml").write_text(RECIPE)
     status, printed = workspace.llmevo("merge", "recipe.yml", "out")
     assert status == 2, printed
     assert "encoder-decoder" in printed
@@ -106,7 +112,7 @@ def test_an_encoder_decoder_model_is_refused_with_its_type(workspace: Workspace)
     [
         ({"num_hidden_layers": 4}, ["num_hidden_layers: 4", "layers 0 to 1"]),
         ({"num_hidden_layers": 1}, ["num_hidden_layers: 1", "layers 0 to 1"]),
-        ({"vocab_size": 200}, ["vocab_size: 200", "model.embed_tokens.weight is (200, 32)", "it is (98, 32)"]),
+        ({"vocab_size": 200}, ["vocab_size: 200", "model.embed_tokens.weight is (200, 32)", "it is (100, 32)"]),
         ({"num_key_value_heads": 4}, ["num_key_value_heads: 4", "k_proj.weight is (32, 32)", "it is (16, 32)"]),
         ({"head_dim": 16}, ["head_dim: 16", "k_proj.weight is (32, 32)", "it is (16, 32)"]),
         ({"intermediate_size": 64}, ["intermediate_size: 64", "mlp.down_proj.weight is (32, 64)", "it is (32, 48)"]),
@@ -126,13 +132,26 @@ def test_a_config_that_disagrees_with_the_weights_is_told_by_key_and_shape(
 def test_a_merge_by_a_recipe_needs_weights_for_all_layers_that_the_config_names(workspace: Workspace) -> None:
     for name in ("one", "two"):
         changed(workspace.root / name, num_hidden_layers=4)
-    (workspace.root / "recipe.yml").write_text(
-        "merge_method: linear\nmodels:\n- {model: one, parameters: {weight: 1}}\n- {model: two, parameters: {weight: 1}}\n"
-    )
+    (workspace.root / "recipe.yml").write_text(RECIPE)
     status, printed = workspace.llmevo("merge", "recipe.yml", "out")
     assert status == 2, printed
     assert "4 layers" in printed
     assert "no weights of layer 2" in printed
+
+
+@pytest.mark.parametrize(("model", "value"), [("two", float("nan")), ("base", float("inf"))])
+def test_a_model_with_weights_that_are_not_finite_is_named_before_the_first_candidate(
+    workspace: Workspace, model: str, value: float
+) -> None:
+    file = workspace.root / model / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight"][0, 3] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    config = workspace.config(search={"optimizer": "cma-es", "budget": 8}, llm=None)
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 2, printed
+    assert f"{model} has weights that are not finite (NaN or infinite): model.layers.1.mlp.up_proj.weight;" in printed
+    assert not workspace.state("run").trials
 
 
 def test_vllm_may_have_uses_for_layers_beyond_the_last(workspace: Workspace) -> None:

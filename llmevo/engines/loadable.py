@@ -64,7 +64,7 @@ def _made(folder: Path) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a model's code raises for a config that makes no sense
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise SourceError(
             f"{folder}: transformers makes no language model of its config.json ({type(error).__name__}: {reason})"
         ) from error
