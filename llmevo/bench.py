@@ -238,6 +238,7 @@ class Bench:
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
                 f" {self.config.search.optimizer!r} asks no LLM and none judges; give evaluations, items or minutes"
             )
+        self.rig.check_model()
         if self.asks:
             self.templates.texts(self.prompt_files)
             # A mistake in a template shows when it is filled, which a search may do much later.

@@ -10,6 +10,7 @@
     │   └── RunError          a run folder is taken, torn, or of a newer llmevo
     ├── EngineError           the engine does not hold what it should: the run stops, exit status 1
     ├── LogError              the disk is full or fails: the run stops, resumably, exit status 1
+    ├── MachineError          memory, a device, files, the network or the engine is lost: the same, exit status 1
     ├── JudgeError            the judge is lost: the run stops, resumably, exit status 1
     ├── CandidateError        one candidate failed; the run goes on without it
     └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
@@ -59,6 +60,17 @@ class EngineError(LlmevoError):
 
 class LogError(LlmevoError):
     """The run's folder cannot be written. What it holds already is whole."""
+
+
+class MachineError(LlmevoError):
+    """Memory, a device, files, the network or the engine's process is lost. No candidate is to blame: the run stops and
+    `llmevo resume` goes on with the same candidate.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        """`kind` is `memory`, `device`, `engine`, `network` or `files`; empty where it is not known."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class JudgeError(LlmevoError):

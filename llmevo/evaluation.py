@@ -16,6 +16,7 @@ from llmevo import proxy
 from llmevo.errors import CandidateError, LlmevoError, TaskError
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
+from llmevo.machine import machine_error
 from llmevo.questions import blocks, chosen, words
 from llmevo.racing import beaten, difference
 from llmevo.tasks import Protocol, Task
@@ -105,6 +106,11 @@ class Evaluator:
     def items(self) -> int:
         """Questions that one scoring answers."""
         return sum(len(places) for block in self.blocks for places in block.values())
+
+    @property
+    def described(self) -> list[str]:
+        """Tasks with a description, which a chat begins with as its system message."""
+        return [name for name, leaf in self._loaded["tasks"].items() if leaf.get_config("description")]
 
     def questions(self) -> Iterator[tuple[str, str]]:
         """(task, text) of every question: what must not stand in two sets."""
@@ -236,7 +242,7 @@ class Evaluator:
         return sizes.index(score.items) + 1 if score.items in sizes else 0
 
     def score_block(self, lm: LM, place: int) -> Score:
-        """Ask one part of the questions; see `score`."""
+        """Ask one part of the questions; see `score`. Raises MachineError when the machine fails and not the model."""
         protocol, block = self.protocol, self.blocks[place]
         for leaf in self._loaded["tasks"].values():
             # A task draws its examples from one generator that runs on: every candidate must see the same ones.
@@ -254,6 +260,8 @@ class Evaluator:
         except (LlmevoError, KeyboardInterrupt):
             raise
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
+            if found := machine_error(error):
+                raise found from error
             raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
         items = sum(len(places) for places in block.values())
         score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), items)

@@ -13,7 +13,7 @@ from llmevo import events, proxy
 from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
-from llmevo.errors import CandidateError, RunError
+from llmevo.errors import CandidateError, MachineError, RunError
 from llmevo.finals import finished, hold_out, select
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
@@ -160,7 +160,8 @@ def tell(bench: Bench, state: RunState, optimizer: Optimizer, new: Sequence[Tria
 def _scored(
     bench: Bench, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
-    """One candidate's event. Whatever is wrong with it is its reason, never the run's end. `recipes` are its own and
+    """One candidate's event. Whatever is wrong with it is its reason, never the run's end; only what is wrong with the
+    machine is. `recipes` are its own and
     those that come after it and have the same rivals.
     """
     started = time.monotonic()
@@ -176,6 +177,8 @@ def _scored(
         score, seconds = bench.score(recipes[0], rivals=ahead)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
+    except MachineError as error:
+        raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
     trial = Trial(candidate, score, seconds=seconds)
     if not rivals or score.items == bench.evaluator.items:
         return events.of_trial(trial)

@@ -6,7 +6,7 @@ One generator with two sinks, the engine and the exporter: what was scored is wh
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmevo.cache import Cache
-from llmevo.errors import CandidateError
+from llmevo.errors import CandidateError, SourceError
 from llmevo.methods import Method
 from llmevo.methods.base import Inputs, LowRank, Weight, same, stored
 from llmevo.methods.blocks import in_background
@@ -223,6 +223,19 @@ Planned = tuple[Step, _Parts]
 def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[str, Tensor]]:
     """Merge one recipe; see `Merger.merge`."""
     return Merger(sources, seed).merge(recipe)
+
+
+def check_finite(sources: Sources, models: Iterable[ModelReference]) -> None:
+    """Raise SourceError for a model with weights that are NaN or infinite, with their names. Reads all weights."""
+    for model in models:
+        source = sources[model]
+        wrong = [name for name in source.shapes if not all(map(is_finite, _tensors(source.weight(name))))]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise SourceError(
+                f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}; every merge"
+                " with it fails: get the model anew, or leave it out"
+            )
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmevo.errors import RecipeError
+from llmevo.errors import RecipeError, SourceError
 from llmevo.recipe import Recipe
 from llmevo.slices import OutputSlice
 
@@ -38,7 +38,14 @@ class Step:
 
 
 def depth_of(config: Mapping[str, Any]) -> int:
-    """The number of layers, from a model's config. Raises RecipeError when it names none."""
+    """The number of layers, from a model's config. Raises RecipeError when it names none, and SourceError for a model
+    that has an encoder and a decoder.
+    """
+    if config.get("is_encoder_decoder"):
+        raise SourceError(
+            f"config.json: {config.get('model_type')} is an encoder-decoder model (is_encoder_decoder: true); llmevo"
+            " merges decoder-only language models, such as Llama, Qwen or Gemma"
+        )
     for key in DEPTH_KEYS:
         if key in config:
             if not isinstance(config[key], int) or config[key] < 1:
@@ -50,7 +57,8 @@ def depth_of(config: Mapping[str, Any]) -> int:
 def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
     """Every tensor of the result, in the order of a checkpoint: before the layers, the layers, after them.
 
-    `names` are the donor's tensors. Raises RecipeError when a slice reaches past the `layers` there are.
+    `names` are the donor's tensors. Raises RecipeError when a slice reaches past the `layers` there are, and
+    SourceError when the donor has no weights of a layer.
     """
     slices = recipe.output_slices(layers)
     outside = [name for name in names if not LAYER.match(name)]
@@ -71,6 +79,11 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
             starts = [source.layer_range[0] for source in of.sources]
             origin = of.base_model or recipe.base_model
             base = next((s.layer_range[0] for s in of.sources if s.model == origin), starts[0])
+            if starts[0] + offset not in by_layer:
+                raise SourceError(
+                    f"{of.sources[0].model}: its config.json says that it has {layers} layers, and it has no weights of"
+                    f" layer {starts[0] + offset}; fetch both files of one model"
+                )
             for before, after in by_layer[starts[0] + offset]:
                 inputs = tuple(f"{before}{start + offset}{after}" for start in starts)
                 steps.append(Step(f"{before}{layer}{after}", of, depth, inputs, f"{before}{base + offset}{after}"))

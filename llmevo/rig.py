@@ -3,26 +3,29 @@
 Several searches may share one rig: what is loaded is loaded once, and what one of them has scored is known to all.
 """
 
+import gc
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from llmevo.checksums import WHOLE, unread_bytes
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import CandidateError, SourceError, TaskError
+from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
+from llmevo.machine import machine_errors
 from llmevo.merging import Merger
 from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
@@ -41,6 +44,10 @@ if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores
 
 LARGE = 4 * 10**9
 """Bytes that take more than a few seconds to read."""
+Scored = TypeVar("Scored")
+
+RECOVERABLE = ("memory", "engine")
+"""Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be started anew."""
 
 
 @dataclass
@@ -182,7 +189,16 @@ class Rig:
                     break
         return engine
 
+    def check_model(self) -> None:
+        """Raise SourceError unless the engine can run the first model; reads none of its weights."""
+        from llmevo.engines.loadable import check_loadable
+
+        donor = self.config.genome.references[0]
+        depth_of(self.sources.config(donor))
+        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+
     def _start_engine(self) -> Engine:
+        self.check_model()
         donor = self.sources.folder(self.config.genome.references[0])
         tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
@@ -230,7 +246,8 @@ class Rig:
         raced = self.config.racing if rivals and len(self.evaluator.blocks) > 1 else None
         rate = raced.error_rate if raced else None
         try:
-            found = heat.run(self.together, self.evaluator, [*asked.values()], rivals, rate)
+            with machine_errors():
+                found = heat.run(self.together, self.evaluator, [*asked.values()], rivals, rate)
         except CandidateError:
             return  # merged one by one, each says what is wrong with it
         for place, (score, seconds) in zip(asked, found, strict=True):
@@ -243,7 +260,8 @@ class Rig:
     ) -> tuple[Score, Mapping[str, float]]:
         """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
         none for what is known already. With rivals, the best first, no more is asked once the recipe cannot get ahead
-        of that; when it is met again, it goes on from there. Raises CandidateError.
+        of that; when it is met again, it goes on from there. Raises CandidateError, and MachineError when memory, the
+        engine or a file is lost, and trying again does not help.
         """
         evaluator = self.evaluators[questions]
         place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
@@ -255,22 +273,61 @@ class Rig:
         raced = racing if rivals and len(evaluator.blocks) > 1 else None
         if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
             return stopped, owed
-        engine = self.engine  # made before the clock starts
-        gate = self.gate if questions == "search" and not known else None
-        started = time.monotonic()
-        engine.swap(recipe)
-        if gate:
-            gate.check(engine.lm)
-        self.book.questions = questions
-        evaluator.consult(self.book, self.booth)
-        merged = time.monotonic()
-        if raced:
-            score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
-        else:
-            score = evaluator.score(engine.lm, known)
+
+        def scored() -> tuple[Score, dict[str, float]]:
+            engine = self.engine  # made before the clock starts
+            gate = self.gate if questions == "search" and not known else None
+            started = time.monotonic()
+            engine.swap(recipe)
+            if gate:
+                gate.check(engine.lm)
+            self.book.questions = questions
+            evaluator.consult(self.book, self.booth)
+            merged = time.monotonic()
+            if raced:
+                score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
+            else:
+                score = evaluator.score(engine.lm, known)
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+        score, seconds = self._with_recovery(scored)
         self.known[place] = score
-        seconds = {"merge": merged - started, "evaluate": time.monotonic() - merged}
         return score, {name: value + owed.get(name, 0.0) for name, value in seconds.items()}
+
+    def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
+        """What `scored` returns; tried once more after memory ran out or the engine died. Raises MachineError."""
+        try:
+            with machine_errors():
+                return scored()
+        except MachineError as error:
+            if error.kind not in RECOVERABLE:
+                raise
+            kind = error.kind
+            self.warn(f"{error}. It is tried once more")
+        # Out of the handler: the error's traceback holds on to what is to be freed.
+        if kind == "engine":
+            self._drop_engine()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with machine_errors():
+            if kind == "engine":
+                self._start_again()
+            return scored()
+
+    def _drop_engine(self) -> None:
+        """Let go of an engine that died."""
+        engine: Engine | None = vars(self).pop("engine", None)
+        if engine:
+            with suppress(Exception):  # it is dead
+                engine.close()
+
+    def _start_again(self) -> None:
+        """Start another engine. Raises MachineError when it does not start: the first one did."""
+        try:
+            _ = self.engine
+        except ConfigError as error:
+            raise MachineError(f"the engine died and cannot be started again: {error}", "engine") from error
 
     def remember(self, state: RunState) -> None:
         """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of

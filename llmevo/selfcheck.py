@@ -6,6 +6,7 @@ from pathlib import Path
 from llmevo.durable import partial_folder
 from llmevo.engines.base import Engine
 from llmevo.errors import CandidateError, EngineError, UserError
+from llmevo.merging import check_finite
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
 from llmevo.writing import write_model
@@ -16,11 +17,12 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
 
     Use it before the first candidate: a wrong merge gives no error, only wrong scores. Writes the model to the
     temporary folder (TMPDIR) and removes it again. False when the recipe cannot be merged, so that there is nothing to
-    compare. Raises EngineError when the two differ.
+    compare. Raises SourceError when a model has weights that are not finite, EngineError when the two differ.
     """
     try:
         engine.swap(recipe)
     except CandidateError:
+        check_finite(sources, recipe.references)
         return False
     with partial_folder(Path(tempfile.gettempdir()) / "llmevo-check") as folder:
         try:
@@ -32,6 +34,7 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
             ) from error
         wrong = engine.differences(folder / "model")
     if wrong:
+        check_finite(sources, recipe.references)
         raise EngineError(
             "the engine does not hold what was merged into it, so no score could be trusted:"
             f" {', '.join([*wrong][:5])} {'differs' if len(wrong) == 1 else 'differ'} from the exported model"

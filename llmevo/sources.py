@@ -22,6 +22,26 @@ LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 DERIVED = ("rotary_emb.inv_freq",)
 """Tensors that old checkpoints carry though the config determines them; never merged."""
 
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Types of weights that are merged, as safetensors names them."""
+
+BUFFERS = ("I64", "BOOL")
+"""Types of buffers that are copied, such as position ids and masks. Quantised weights are I8, U8, I32 or F8_*."""
+
+MASKS = (".attn.bias", ".attention.bias")
+"""Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
+
+INTEGERS = {
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+}
+"""What others call these types."""
+
 PLAIN_LORA: Mapping[str, str | bool | None] = {
     "peft_type": "LORA",
     "use_dora": False,
@@ -53,7 +73,10 @@ class Source(Protocol):
 
 
 class Checkpoint:
-    """A folder of safetensors files, one or sharded. Opening reads headers only; tensors are mapped views."""
+    """A folder of safetensors files, one or sharded. Opening reads headers only; tensors are mapped views.
+
+    Raises SourceError when a file is missing or torn, or holds quantised weights.
+    """
 
     def __init__(self, folder: Path, pattern: str = "model*.safetensors") -> None:
         self.folder = folder
@@ -67,9 +90,19 @@ class Checkpoint:
             try:
                 handle = safe_open(file, framework="pt")  # pyright: ignore[reportNoOverloadImplementation]
                 names = [name for name in handle.keys() if not name.endswith(DERIVED)]  # noqa: SIM118
-                shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+                slices = {name: handle.get_slice(name) for name in names}
+                shapes |= {name: tuple(part.get_shape()) for name, part in slices.items()}
+                dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
             except (SafetensorError, OSError) as error:
                 raise SourceError(f"{file} is torn or no safetensors file ({error}); fetch it again") from error
+            for name, dtype in dtypes.items():
+                buffer = (dtype in BUFFERS and not name.endswith(".weight")) or name.endswith(MASKS)
+                if dtype not in FLOATS and not buffer:
+                    raise SourceError(
+                        f"{folder}: {name} is stored as {INTEGERS.get(dtype, dtype)}; quantised weights cannot be"
+                        " merged, for their numbers mean nothing without their scales: dequantise the model first, or"
+                        " take the one that it was quantised from"
+                    )
             self._handles |= dict.fromkeys(names, handle)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self._check_index()

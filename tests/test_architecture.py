@@ -13,6 +13,7 @@ PACKAGE = Path(llmevo.__file__).parent
 ORDER = [
     "errors",
     "strict_yaml",
+    "machine",
     "durable",
     "cache",
     "methods",

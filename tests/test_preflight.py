@@ -92,6 +92,27 @@ def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Works
     assert "apply_chat_template: false" in found.remedy
 
 
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+LEAVING_OUT = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(REFUSING, "refuses a system message"), (LEAVING_OUT, "leaves system messages out")],
+)
+def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_description(
+    workspace: Workspace, template: str, said: str
+) -> None:
+    (workspace.root / "base" / "chat_template.jinja").write_text(template)
+    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=True))]
+    task = workspace.root / "tasks" / "letters.yaml"
+    task.write_text(task.read_text() + "description: Name the next letter.\n")
+    found = only(tokens.system_messages(rig(workspace, apply_chat_template=True)))
+    assert said in found.what
+    assert "description of letters" in found.what
+    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=False))]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -119,6 +119,37 @@ def test_tensors_that_the_config_determines_are_left_out(tmp_path: Path) -> None
     assert [*Checkpoint(tmp_path).shapes] == ["model.norm.weight"]
 
 
+LAYER = "model.layers.0.mlp.up_proj"
+
+QUANTISED: dict[str, tuple[str, torch.Tensor, str]] = {
+    "int8": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int8), "int8"),
+    "float8": (f"{LAYER}.weight", torch.ones(4, 4).to(torch.float8_e4m3fn), "F8_E4M3"),
+    "AWQ and GPTQ": (f"{LAYER}.qweight", torch.ones(4, 1, dtype=torch.int32), "int32"),
+    "bitsandbytes": (f"{LAYER}.weight", torch.ones(8, 1, dtype=torch.uint8), "uint8"),
+    "integers": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int64), "int64"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_weights_are_refused_by_tensor_and_type(kind: str, tmp_path: Path) -> None:
+    name, tensor, dtype = QUANTISED[kind]
+    save_file({name: tensor, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=f"{tmp_path.name}: {name} is stored as {dtype};.*dequantise"):
+        Checkpoint(tmp_path)
+
+
+def test_integers_that_are_no_weights_are_read_as_they_are(tmp_path: Path) -> None:
+    buffers = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        "embeddings.position_ids": torch.arange(4),
+    }
+    save_file({**buffers, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    for name, tensor in buffers.items():
+        assert torch.equal(checkpoint.tensor(name), tensor)
+
+
 def test_a_task_vector_is_the_difference_in_float32(tmp_path: Path) -> None:
     one = Checkpoint(new_checkpoint(tmp_path / "one", seed=1, dtype=torch.bfloat16))
     base = Checkpoint(new_checkpoint(tmp_path / "base", seed=2, dtype=torch.bfloat16))

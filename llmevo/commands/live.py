@@ -7,7 +7,7 @@ import typer
 from llmevo import display, forwarding, loop, terminal
 from llmevo.bench import Bench
 from llmevo.config import Config
-from llmevo.errors import ConfigError, JudgeError, LogError, ProposerError, ProposerRefused
+from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused
 from llmevo.judging.booth import booth
 from llmevo.runlog import RunLog
 
@@ -20,7 +20,7 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     try:
         with view, forwarding.forwarded(config.loggers, log.place, view.warn) as loggers:
             state = loop.carry_on(bench, log, [view.show, *loggers])
-    except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError) as error:
+    except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError, MachineError) as error:
         if missing := log.missing:
             raise LogError(missing) from error
         match error:
@@ -28,6 +28,12 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
                 raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
             case ProposerRefused():
                 raise ProposerRefused(f"{error}; once that is solved, `llmevo resume {log.folder}` goes on") from error
+            case MachineError():
+                raise MachineError(
+                    f"{error}. No candidate has failed and nothing is lost: `llmevo resume {log.folder}` goes on from"
+                    " here",
+                    error.kind,
+                ) from error
             case JudgeError():
                 raise JudgeError(
                     f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from"

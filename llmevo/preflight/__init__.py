@@ -11,7 +11,7 @@ from llmevo.preflight.asking import directions, lengths, questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
 from llmevo.preflight.room import memory
-from llmevo.preflight.tokens import chat_templates, special_tokens, vocabularies
+from llmevo.preflight.tokens import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.preflight.vectors import rounded, vectors
 from llmevo.rig import Rig
 
@@ -23,6 +23,7 @@ CHECKS: Sequence[Check] = (
     questions,
     lengths,
     chat_templates,
+    system_messages,
     vocabularies,
     special_tokens,
     rope,

@@ -42,7 +42,8 @@ def directions(rig: Rig) -> Findings:
 
 def lengths(rig: Rig) -> Findings:
     """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
-    room = rig.sources.config(rig.config.genome.references[0]).get("max_position_embeddings")
+    config = rig.sources.config(rig.config.genome.references[0])
+    room = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
     if not isinstance(room, int):
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
