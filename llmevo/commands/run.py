@@ -70,7 +70,8 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
-    from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
+    # torch takes seconds to import: mistakes above are told without it
+    from llmevo import forecast, inspection, sections
     from llmevo.preflight import brief
 
     bench = Bench(settings, config.parent.absolute(), api_key)
@@ -85,7 +86,7 @@ def run(
         return
     check_free(folder)
     bench.check()
-    for line in brief(bench.rig):
+    for line in [*map(str, forecast.unasked(bench, forecast.first_prompt(bench))), *brief(bench.rig)]:
         terminal.console.print(f"! {line}", style="yellow", highlight=False, markup=False)
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
