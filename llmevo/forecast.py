@@ -181,8 +181,8 @@ def unasked(bench: Bench, first: First | None) -> list[Finding]:
     return [
         Finding(
             "search.budget",
-            f"the LLM will not be asked: {bench.start_rows} of the {bench.evaluations} evaluations are start rows, which"
-            f" leaves {rest}{share}",
+            f"the LLM will not be asked: {bench.start_rows} of the {bench.evaluations} evaluations are start rows,"
+            f" which leaves {rest}{share}",
             f"Raise the budget{instead if bench.config.search.optimizer == 'llm' else ''}",
         )
     ]
