@@ -12,12 +12,13 @@ How a function becomes a search for a merge:
   dimensions) or four (more), one slice after the other.
 * Start rows, told to every optimizer first and counted: each model alone (ones at its weights, zeros elsewhere) and,
   in the place of the uniform merge, a point drawn from [1/4, 3/4] per coordinate: COCO's optima favour the middle of
-  the box (f9, f19), so no search starts there.
+  the box (f9, f19), so no search starts there. Other weights for all models, start rows of a run, are left out: no
+  merge is the diagonal of these boxes.
 * The score is an accuracy: 1/4 + 1/2 · 1/(1 + regret/reference), where regret is the distance to the optimum's value
   and the reference the median regret of 100 random points. So chance is 1/4, a random point 1/2 and the optimum 3/4.
   With noise n it is the share of n questions answered right, each with that probability: binomial, ±3 points at 250.
-* The figure is the true regret of the trial that the optimizer recommends: `llm` and `llm-off` have a model for that
-  (`recommend`), of the others it is the one with the best score. `table --of scored` has the best score's of all.
+* The figure is the true regret of the trial that is handed over, by one rule for all optimizers
+  (`llmevo.optimizers.recommend`). `table --of scored` has that of the trial with the best score.
   Regret below a ten-thousandth of the reference counts as that, which no merge's score could tell from the optimum.
   Without this f5, a plane whose optimum is a corner of the box, would decide the geometric mean alone. `table
   --without 5` leaves it out.
@@ -31,7 +32,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Setup
+from llmevo.optimizers import OPTIMIZERS, Setup, recommend
 from llmevo.optimizers.base import Asking
 from llmevo.prompting import Reading, Templates
 from llmevo.proposers import Connection
@@ -156,8 +157,9 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
         while len(trials) < spent:
             scored(_answered(optimizer.ask(min(population, spent - len(trials))), proposer))
         best = max(trials, key=lambda trial: trial.value)
-        recommend: Callable[[], Trial | None] = getattr(optimizer, "recommend", lambda: None)
-        recommended, scored_best = (space.to_unit(t.candidate.genes) for t in (recommend() or best, best))
+        recommended, scored_best = (
+            space.to_unit(trial.candidate.genes) for trial in (recommend(space, trials) or best, best)
+        )
         found.append((surface.regret(recommended), surface.regret(scored_best)))
     return found
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval t
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
-RULES = 1
+RULES = 2
 """How new runs go about it; see `events.RunStarted`."""
 
 
@@ -183,6 +183,7 @@ class Bench:
             sigma_rule=search.sigma_rule,
             pareto=search.objective == "pareto",
             constraints=self.config.constraints,
+            from_uniform=self.rules < 2,
         )
         return OPTIMIZERS[search.optimizer](setup)
 
@@ -215,9 +216,19 @@ class Bench:
         return self.rules > 0 and not self.config.constraints
 
     @property
+    def coefficients(self) -> list[Suggestion]:
+        """Start rows with one weight for all models; see `SearchSpace.coefficients`."""
+        if self.rules < 2:
+            return []
+        return [
+            Suggestion(genes, "coefficient", f"coefficient {value:g}")
+            for value, genes in self.space.coefficients().items()
+        ]
+
+    @property
     def start_rows(self) -> int:
         """How many candidates are scored before the search begins."""
-        return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
+        return len(self.space.merged) + 1 + len(self.coefficients) + len(self.own_rows) + self.config.random_init
 
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -229,9 +240,13 @@ class Bench:
         rows, budget = self.start_rows, self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
+            some = ["the parents", "the uniform merge"]
+            some += [f"{len(self.coefficients)} with another weight for all models"] if self.coefficients else []
+            some += ["your own recipes"] if self.own_rows else []
+            some += ["a random one"] if self.config.random_init else []
             raise ConfigError(
-                f"search.budget: {budget} is too low; the parents and the uniform merge"
-                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
+                f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
+                f" evaluations{items}"
             )
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(

@@ -173,7 +173,7 @@ def verdict(state: RunState) -> Sequence[str]:
     """Whether the merge is worth having, by held-out scores alone."""
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
-    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform")]
+    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
     trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
     keeping = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
     strongest = max(keeping or rivals, key=lambda row: row.score)
@@ -181,7 +181,10 @@ def verdict(state: RunState) -> Sequence[str]:
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
-    those = "parents and uniform" + (" that keep the constraints" if 0 < len(keeping) < len(rivals) else "")
+    scaled = any(row.kind == "coefficient" for row in rivals)
+    those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
+        " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
+    )
     text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of {those}."
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]

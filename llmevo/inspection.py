@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmevo.bench import Bench
-from llmevo.forecast import Forecast, first_prompt, forecast, measure
+from llmevo.forecast import Forecast, first_prompt, forecast, measure, unasked
 from llmevo.preflight import Finding, preflight, rounded, vectors
 from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
@@ -50,7 +50,7 @@ class Inspection:
     genes: list[dict[str, Any]]
     """Name, low, high or choices, and the value in the uniform merge."""
     proposer: str
-    """Who is asked; empty for an optimizer without an LLM."""
+    """Who is asked; empty for an optimizer without an LLM, and where the budget leaves nothing to ask for."""
     prompt: Sequence[Mapping[str, str]]
     """The first one, with scores of 0."""
 
@@ -74,11 +74,11 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
     """
     rig, uniform = bench.rig, bench.space.uniform()
     rig.check_model()
-    lost, prompt = rounding_loss(rig), first_prompt(bench)
+    lost, first = rounding_loss(rig), first_prompt(bench)
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]
     return Inspection(
         budget=str(bench.config.search.budget),
-        warnings=[*preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
+        warnings=[*unasked(bench, first), *preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
         memory=memory_of(rig),
         uses=uses(bench.config, bench.root),
         models=[_model(bench, reference, name) for reference, name in names(rig).items()],
@@ -88,9 +88,9 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
         based=rig.config.genome.base_model is not None,
         layers=bench.layers,
         genes=genes,
-        proposer=f"{bench.proposer_name} {bench.proposer.model}" if prompt else "",
-        prompt=prompt.messages if prompt else (),
-        forecast=forecast(bench, prompt, measure(bench) if measured else None),
+        proposer=f"{bench.proposer_name} {bench.proposer.model}" if first else "",
+        prompt=first.prompt.messages if first else (),
+        forecast=forecast(bench, first, measure(bench) if measured else None),
     )
 
 

@@ -72,11 +72,14 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:
-    """What the search has to beat: the uniform merge, every parent alone, and what the user has already."""
+    """What the search has to beat: the uniform merge, the same with other weights for all models, every parent alone,
+    and what the user has already.
+    """
     space = bench.space
     rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
     # Parents are stopped early against it, where they are worse; in older logs it was the last of them.
     rows.insert(0 if bench.rules else len(rows), Suggestion(space.uniform(), "uniform"))
+    rows[1:1] = bench.coefficients
     rows += bench.own_rows
     if bench.config.random_init:
         point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))

@@ -13,6 +13,7 @@ from llmevo.judging.statements import Bill
 from llmevo.runlog import LOG, read_log
 from llmevo.state import RunState
 from llmevo.statistics import best_so_far
+from llmevo.trial import START_ROWS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Result:
     heldout_stderr: float | None
     """Of the questions: what other questions of the same kind would change."""
     rows: dict[str, float]
-    """The held-out scores of the base, the parents and the uniform merge."""
+    """The held-out scores of the base, the parents, the uniform merge and the best other weight for all models."""
     llm: dict[str, float]
     """What was asked of the LLM, what came of it, and what it took; empty for an optimizer without one."""
     seconds: float
@@ -102,7 +103,7 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "held-out tasks": [task.model_dump() for task in config.heldout_tasks],
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
-        "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],
+        "start rows": [c.genes for c in state.candidates.values() if c.origin in START_ROWS],
         "budgets": budget.model_dump(),
         # A bound on time or cost ends each at its own place; set side by side they are at equal evaluations.
         "numbers of evaluations": len(state.trials) if {"minutes", "cost"} & budget.bounds.keys() else None,

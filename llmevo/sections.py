@@ -48,9 +48,10 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
     else:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
+        cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
         lines.append(
             f"The LLM is asked up to {ahead.prompts} times, reads about {ahead.prompt_tokens:,} tokens and writes about"
-            f" {ahead.completion_tokens:,}; cost {ahead.cost:.2f} at the config's prices. Its time is not in the above."
+            f" {ahead.completion_tokens:,}; cost {cost}. Its time is not in the above."
         )
     if ahead.inquiries:
         lines.append(f"LLM judges are asked up to {ahead.inquiries:,} times; what that costs is not in the above.")

@@ -183,8 +183,12 @@ class RunState:
 
     @property
     def best_parent(self) -> Trial | None:
-        parents = [t for t in self.trials.values() if t.score and t.candidate.origin == "parent"]
-        return max(parents, key=lambda trial: trial.rank, default=None)
+        return self.best_of("parent")
+
+    def best_of(self, origin: str) -> Trial | None:
+        """The trial of an origin with the highest search score; None where none has a score."""
+        trials = [trial for trial in self.trials.values() if trial.score and trial.candidate.origin == origin]
+        return max(trials, key=lambda trial: trial.rank, default=None)
 
 
 def _aims_of(started: events.RunStarted) -> Aims:

@@ -37,6 +37,16 @@ def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
     assert lines[1] == "It does not beat it: use a instead."
 
 
+def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
+    rows = [held_out("a", "parent", 0.3), held_out("uniform", "uniform", 0.4)]
+    coefficient = held_out("coefficient 0.5", "coefficient", 0.62)
+    lines = verdict(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
+    assert "-0.020" in lines[0]
+    assert "against coefficient 0.5, the best of parents, uniform and coefficients" in lines[0]
+    assert lines[1] == "It does not beat it: use coefficient 0.5 instead."
+    assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
+
+
 def test_a_gain_within_the_noise_is_called_luck() -> None:
     lines = verdict(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.63, 0.03)))
     assert "may be luck" in lines[1]

@@ -112,7 +112,7 @@ def test_best_yml_merged_by_hand_gives_the_same_weights(finished: Workspace) -> 
 
 
 def test_any_candidate_can_be_exported_and_an_unknown_one_is_named(finished: Workspace) -> None:
-    assert finished.llmevo("export", "run", "parent", "--candidate", "1")[0] == 0
+    assert finished.llmevo("export", "run", "parent", "--candidate", "2")[0] == 0
     one, parent = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("one", "parent"))
     assert all(torch.equal(one[name], parent[name]) for name in one)
     status, printed = finished.llmevo("export", "run", "other", "--candidate", "99")

@@ -439,7 +439,7 @@ def test_a_run_whose_judge_is_lost_goes_on_where_it_was_and_pays_for_nothing_twi
             engine={"self_check": False},
         )
         status, printed = workspace.llmevo("inspect", config)
-        assert f"LLM judges are asked up to {8 * 8 + 5} times" in " ".join(printed.split())
+        assert f"LLM judges are asked up to {8 * 8 + 6} times" in " ".join(printed.split())
         status, printed = workspace.llmevo("run", config, "--out", "run")
         assert status == 1, printed
         assert "the judge m is lost: gives no answer" in printed

@@ -372,12 +372,12 @@ def test_a_run_on_a_text_and_a_function(workspace: Workspace) -> None:
     config = workspace.config(
         tasks=tasks,
         heldout=[{"text": "heldout.txt"}],
-        search={"optimizer": "random", "budget": 4, "seed": 3, "finalists": 0},
+        search={"optimizer": "random", "budget": 5, "seed": 3, "finalists": 0},
         engine={"self_check": False},
     )
     assert workspace.llmevo("run", config, "--out", "run")[0] == 0
     scored = [event for event in workspace.events("run") if isinstance(event, events.Evaluated)]
-    assert len(scored) == 4
+    assert len(scored) == 5
     whole = [event for event in scored if event.items == max(event.items for event in scored)]
     assert len(whole) >= 2  # others may have been stopped: theirs is an estimate
     for event in whole:

@@ -257,7 +257,7 @@ def test_files_that_cannot_be_read_stop_nothing(workspace: Workspace) -> None:
 
 def test_a_run_begins_with_a_few_lines_of_warning(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rope_parameters=None, rope_theta=500000.0)
-    config = workspace.config(search={"optimizer": "random", "budget": 3}, heldout=None, engine={"self_check": False})
+    config = workspace.config(search={"optimizer": "random", "budget": 4}, heldout=None, engine={"self_check": False})
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     assert "! two: rope_theta is 500000.0, that of base 10000.0" in printed

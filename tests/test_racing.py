@@ -203,17 +203,20 @@ def test_parents_far_behind_the_uniform_merge_are_stopped_but_not_where_a_constr
     monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
     given = config(workspace, search={"racing": {"looks": 3}}, limit=25)
     assert workspace.llmevo("run", given, "--out", "run")[0] == 0
-    uniform, *parents = evaluated(workspace)[:3]
-    assert (uniform.items, [(parent.rival, parent.items < 25) for parent in parents]) == (25, [(0, True)] * 2)
+    uniform, *rows = evaluated(workspace)[:4]
+    assert (uniform.items, [(row.rival, row.items < 25) for row in rows]) == (25, [(0, True)] * 3)
     state = workspace.state("run")
     assert state.best_parent
     assert state.best_parent.candidate.id in state.selected
-    assert [row.kind for row in state.heldout.values()][:4] == ["base", "parent", "parent", "uniform"]
+    assert {number for number, of in state.candidates.items() if of.origin == "coefficient"} <= state.selected.keys()
+    assert [row.kind for row in state.heldout.values()] == [
+        *("base", "parent", "parent", "uniform", "coefficient", "best")
+    ]
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
     given = config(workspace, search={"racing": {"looks": 3}}, constraints=["many >= parent - 0.5"], heldout=None)
     assert workspace.llmevo("run", given, "--out", "kept")[0] == 0
     kept = [event for event in workspace.events("kept") if isinstance(event, events.Evaluated)]
-    assert [event.items for event in kept[:3]] == [60] * 3
+    assert [event.items for event in kept[:4]] == [60] * 4
 
 
 def test_without_racing_everything_is_asked(workspace: Workspace) -> None:
@@ -231,8 +234,8 @@ def test_the_best_of_the_finalists_by_all_their_questions_is_handed_over(workspa
     assert (state.started.items, state.started.selection_items) == (25, 25)
     asked = [event for event in workspace.events("run") if isinstance(event, events.Selected)]
     origins = [state.candidates[event.candidate].origin for event in asked]
-    assert {"parent", "uniform"} <= {*origins}
-    assert 4 <= len(asked) <= 6
+    assert {"parent", "uniform", "coefficient"} <= {*origins}
+    assert 4 <= len(asked) <= 7
     assert {event.finalists for event in asked} == {len(asked)}
     both = {event.candidate: (event.score + state.trials[event.candidate].value) / 2 for event in asked}
     assert state.finished

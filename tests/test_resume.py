@@ -304,7 +304,7 @@ def test_a_budget_raised_while_holding_out_goes_on_searching_first(workspace: Wo
     kinds = [event.event for event in workspace.events("run")[len(cut) :]]
     assert kinds[:2] == ["resumed", "asked"]
     rows = [event.row for event in workspace.events("run") if isinstance(event, events.HeldOut)]
-    assert len(rows) == len({*rows}) == 5
+    assert len(rows) == len({*rows}) == 6
     verified(workspace, "run")
 
 

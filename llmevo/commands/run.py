@@ -72,7 +72,8 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
-    from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
+    # torch takes seconds to import: mistakes above are told without it
+    from llmevo import forecast, inspection, sections
     from llmevo.preflight import brief
 
     bench = Bench(settings, config.parent.absolute(), api_key)
@@ -91,7 +92,7 @@ def run(
     check_free(folder)
     bench.rig.warn = warned
     bench.check()
-    for line in brief(bench.rig):
+    for line in [*map(str, forecast.unasked(bench, forecast.first_prompt(bench))), *brief(bench.rig)]:
         warned(line)
     _ = bench.rig.checksums  # reads the models, which may take a while
     with RunLog(folder) as log:

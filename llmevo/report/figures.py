@@ -18,6 +18,7 @@ ORIGINS = {
     "llm": (COLOURS[1], "diamond"),
     "parent": (COLOURS[2], "square"),
     "uniform": (COLOURS[3], "triangle-up"),
+    "coefficient": (COLOURS[6], "triangle-down"),
     "user": (COLOURS[4], "star"),
     "random": (COLOURS[5], "circle-open"),
 }
