@@ -215,10 +215,10 @@ def rates(options: argparse.Namespace) -> None:
     print("| tasks | looks | stated | best of equals | of them level | better | asked |\n|---|---|---|---|---|---|---|")
     for name in options.cases or CASES:
         for looks, rate in options.rules:
-            line = {"tasks": name, "looks": looks, "stated": rate, **_rates(CASES[name], looks, rate, options.count)}
-            lines.append(line)
-            shares = [f"{line[kind][0] / line[kind][1]:.1%}" for kind in ("equal", "level", "better")]
-            asked = line["asked"][0] / line["asked"][1]
+            found = _rates(CASES[name], looks, rate, options.count)
+            lines.append({"tasks": name, "looks": looks, "stated": rate, **found})
+            shares = [f"{found[kind][0] / found[kind][1]:.1%}" for kind in ("equal", "level", "better")]
+            asked = found["asked"][0] / found["asked"][1]
             print(f"| {name} | {looks} | {rate:.0%} | {' | '.join(shares)} | {asked:.0%} |", flush=True)
     if options.out:
         options.out.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -267,7 +267,7 @@ def _drawn(
     tasks: Mapping[str, Simulated],
     parts: Sequence[Mapping[str, Sequence[int]]],
     gain: float = 0.0,
-) -> Iterator[dict[str, Array]]:
+) -> Iterator[dict[str, Any]]:
     """The answers of a candidate, better than the others by `gain`, and its rivals, in the order of asking."""
     latent: dict[str, Array] = {}
     rows: dict[str, Array] = {}

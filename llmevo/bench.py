@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval t
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
-RULES = 1
+RULES = 2
 """How new runs go about it; see `events.RunStarted`."""
 
 

@@ -53,7 +53,8 @@ class RunStarted(BaseEvent):
     rules: int = 0
     """0, older logs: the uniform merge comes after the parents, start rows are asked everything, and who was stopped is
     no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
-    finalist though it was stopped."""
+    finalist though it was stopped. 2: only who was asked everything leads, and a finalist that was stopped is asked the
+    rest first."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str

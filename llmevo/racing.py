@@ -88,7 +88,7 @@ def foreseen(
     known = {task: _centred(seen[task]) for task in weights}
     # How the questions asked differ from all of them, by what the field answered.
     shift = sum(w * units[t] * (answers[t].mean(axis=1) - seen[t].mean(axis=1)) for t, w in weights.items())
-    inner = sum(rows @ rows.T for rows in known.values())
+    inner: Any = sum(rows @ rows.T for rows in known.values())
     shrunk = inner + RIDGE * np.eye(len(inner))
     slopes = np.linalg.solve(shrunk, sum(known[task] @ gap[task] for task in weights))
     leverage = {task: (rows * np.linalg.solve(shrunk, rows)).sum(axis=0) for task, rows in known.items()}

@@ -74,10 +74,10 @@ def spreads(residuals: Mapping[str, Any]) -> tuple[dict[str, Spread], float]:
     so that a few equal answers are no certainty (a half in each cell of a table of pairs: Agresti and Min 2005,
     https://doi.org/10.1002/sim.1781).
     """
-    squares = {task: float((own**2).sum()) for task, own in residuals.items()}
     freedoms = {task: max(0, len(own) - 1) for task, own in residuals.items()}
     total = max(1, sum(freedoms.values()))
-    pooled = (sum(squares.values()) + 1.0) / total
+    squares = {task: float((own**2).sum()) + freedoms[task] / total for task, own in residuals.items()}
+    pooled = max(sum(squares.values()), 1.0) / total
     found: dict[str, Spread] = {}
     for task, freedom in freedoms.items():
         variance = (PRIOR * pooled + squares[task]) / (PRIOR + freedom)

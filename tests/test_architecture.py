@@ -44,6 +44,7 @@ ORDER = [
     "judging",
     "tasks",
     "questions",
+    "standard_errors",
     "racing",
     "proxy",
     "weighing",
