@@ -14,6 +14,7 @@ from llmevo.judging.statements import Bill
 from llmevo.picture import front, heldout, outcome, picture, scores, total
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
+from llmevo.standard_errors import clusters
 from llmevo.state import RunState
 
 TROUBLE = {
@@ -165,7 +166,8 @@ def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float
     """The standard error of the difference of two rows: paired where every question's score is known."""
     weights = {task.name: task.weight for task in state.heldout_tasks}
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
-        return difference(one.item_scores, other.item_scores, weights).error
+        same = clusters(state.started.texts.get("heldout", {})) if state.started else None
+        return difference(one.item_scores, other.item_scores, weights, same).error
     return (one.stderr**2 + other.stderr**2) ** 0.5
 
 

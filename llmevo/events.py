@@ -55,7 +55,8 @@ class RunStarted(BaseEvent):
     no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
     finalist though it was stopped. 2: merges with other weights for all models are start rows (origin `coefficient`),
     and the best of them is a finalist and held out; optimizers start from the best start row; what is recommended
-    follows from the scores alone, by one rule for every optimizer (`llmevo.optimizers.recommend`)."""
+    follows from the scores alone, by one rule for every optimizer (`llmevo.optimizers.recommend`); only candidates that
+    were asked everything lead, and a finalist that was stopped is asked the rest first."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str

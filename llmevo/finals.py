@@ -3,6 +3,7 @@
 from llmevo import events
 from llmevo.aims import valued
 from llmevo.bench import Bench
+from llmevo.errors import CandidateError
 from llmevo.journal import Journal
 from llmevo.optimizers import Optimizer, recommend
 from llmevo.optimizers.llm import LlmOff
@@ -23,6 +24,8 @@ def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
     if not state.started or not state.started.selection_items:
         return True
     finalists = finalists_of(state, bench.config.search.finalists, _recommended(bench, state, optimizer))
+    if bench.rules > 1:
+        finalists = [whole for trial in finalists if (whole := asked_all(bench, journal, trial)).score]
     for trial in finalists:
         number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
         known = state.selected.get(number)
@@ -48,6 +51,30 @@ def _recommended(bench: Bench, state: RunState, optimizer: Optimizer) -> Trial |
         inside = [trial for trial in everything if bench.space.contains(trial.candidate.genes)]
         found = recommend(bench.space, valued(inside, everything, state.aims, {}))
     return state.trials[found.candidate.id] if found else None  # it may have been told another value of it
+
+
+def asked_all(bench: Bench, journal: Journal, trial: Trial) -> Trial:
+    """A finalist, with a score on all search questions: one that was stopped is asked the rest, and is evaluated a
+    second time in the log, for an estimate on some is not compared with scores on all.
+    """
+    state, number = journal.state, trial.candidate.id
+    if state.started is None or trial.score is None or trial.score.items >= state.started.items:
+        return trial
+    recipe = bench.space.decode(trial.candidate.genes)
+    made = journal.once((events.Evaluated, events.Failed), lambda: _evaluated(bench, trial, recipe))
+    journal.expect(made, candidate=number)
+    if isinstance(made, events.Evaluated):
+        journal.expect(made, rival=None)
+        check_sum(journal, made, bench.config.counted)
+    return state.trials[number]
+
+
+def _evaluated(bench: Bench, trial: Trial, recipe: Recipe) -> events.Evaluated | events.Failed:
+    try:
+        score, seconds = bench.score(recipe)
+    except CandidateError as error:
+        return events.of_trial(Trial(trial.candidate, None, str(error)))
+    return events.of_trial(Trial(trial.candidate, score, seconds=seconds))
 
 
 def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:

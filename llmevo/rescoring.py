@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,8 @@ from llmevo.versions import VERSIONED, versions
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig
 
-COMPARED = ("score", "stderr", "tasks", "items", "item_scores")
+COMPARED = ("score", "tasks", "items", "item_scores")
+"""Not standard errors: they follow from the questions' scores, and older versions had another formula."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ class Again:
         """The fields that are not equal; what an older log does not have is not compared."""
         if self.now is None:
             return ["score"]
-        one, other = self.logged.model_dump(mode="json"), self.now.model_dump(mode="json")
+        one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
         return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
+
+
+def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
+    tasks: dict[str, dict[str, float]] = event["tasks"]
+    shown = {name: {k: v for k, v in of.items() if "_stderr," not in k} for name, of in tasks.items()}
+    return {**event, "tasks": shown}
 
 
 def rescore(recorded: Sequence[events.Event], rig: "Rig", count: int) -> list[Again]:

@@ -65,6 +65,8 @@ class Rig:
     """Where a person votes; None where there is no terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     """Who is told what a person should know."""
+    unselected: str = ""
+    """Why there are no further questions for finalists though the config asks for them, once `selection` is read."""
     _owed: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     """The seconds of what was scored ahead, by the same, until they are told."""
 
@@ -131,7 +133,8 @@ class Rig:
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same
         try:
             return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
-        except TaskError:
+        except TaskError as error:
+            self.unselected = str(error)
             return None  # the limit has left nothing
 
     @property

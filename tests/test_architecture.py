@@ -47,6 +47,7 @@ ORDER = [
     "judging",
     "tasks",
     "questions",
+    "standard_errors",
     "racing",
     "proxy",
     "weighing",

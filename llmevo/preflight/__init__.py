@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
 from llmevo.preflight.architecture import dtypes, functions, rope, tied_heads
-from llmevo.preflight.asking import directions, lengths, questions
+from llmevo.preflight.asking import directions, finalists, lengths, questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
 from llmevo.preflight.room import memory
@@ -21,6 +21,7 @@ CHECKS: Sequence[Check] = (
     memory,
     directions,
     questions,
+    finalists,
     lengths,
     chat_templates,
     system_messages,
