@@ -130,6 +130,23 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     assert stopped == "0.0%"
 
 
+def test_the_simulators_table_of_searches_is_recomputed_from_its_file() -> None:
+    file = BENCHMARKS / "results" / "simulator-search.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    table = rows(run("simulator.py", "table"))
+    names = {line["search"] for line in lines}
+    assert names >= {"cma-es", "mergekit-evolve", "llm-off", "llm:recombiner", "llm:random", "random", "tpe"}
+    seeds = set.intersection(*({line["seed"] for line in lines if line["search"] == name} for name in names))
+    assert len(seeds) >= 20
+    for name in names:
+        handed = [line["handed"] for line in lines if line["search"] == name and line["seed"] in seeds]
+        assert table[name][4].startswith(f"{sum(handed) / len(handed):.3f} ± ")
+    alike = {line["seed"]: line["alike"] for line in lines}
+    assert all(line["alike"] == alike[line["seed"]] for line in lines)  # all have the same start rows
+    mean = sum(alike[seed] for seed in seeds) / len(seeds)
+    assert table["all weights alike, the best coefficient"][4].startswith(f"{mean:.3f} ± ")
+
+
 def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
     compared, replayed = run("racing.py", "table").strip().split("\n\n")
     whole = rows(compared)["everything"]

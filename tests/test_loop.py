@@ -86,7 +86,8 @@ def test_recorded_replies_give_the_same_candidates_without_the_llm(workspace: Wo
 
 def test_proposals_of_a_server_become_candidates_with_its_reasons(workspace: Workspace) -> None:
     with serving(Answer({"data": []}), chat(good_answer()), chat(good_answer(first=15))) as server:
-        config = workspace.config(llm={"proposer": "openai", "base_url": server.url, "model": "m"})
+        search = {"optimizer": "llm", "budget": 10, "population": 3, "seed": 3}
+        config = workspace.config(llm={"proposer": "openai", "base_url": server.url, "model": "m"}, search=search)
         status, printed = workspace.llmevo("run", config, "--out", "run", "--api-key", KEY)
     assert status == 0, printed
     proposed = [c for c in workspace.state("run").candidates.values() if c.origin == "llm"]
