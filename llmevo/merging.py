@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmevo.cache import Cache
-from llmevo.errors import CandidateError, SourceError
+from llmevo.errors import CandidateError
 from llmevo.methods import Method
 from llmevo.methods.base import Inputs, LowRank, Weight, same, stored
 from llmevo.methods.blocks import in_background
@@ -225,17 +225,16 @@ def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[st
     return Merger(sources, seed).merge(recipe)
 
 
-def check_finite(sources: Sources, models: Iterable[ModelReference]) -> None:
-    """Raise SourceError for a model with weights that are NaN or infinite, with their names. Reads all weights."""
+def not_finite(sources: Sources, models: Iterable[ModelReference]) -> str:
+    """Which models have weights that are NaN or infinite, and where; empty when there are none. Reads all weights."""
+    found: list[str] = []
     for model in models:
         source = sources[model]
         wrong = [name for name in source.shapes if not all(map(is_finite, _tensors(source.weight(name))))]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise SourceError(
-                f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}; every merge"
-                " with it fails: get the model anew, or leave it out"
-            )
+            found.append(f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}")
+    return f"{'; '.join(found)}. Candidates fail with it: get the model anew, or leave it out" if found else ""
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from llmevo.geometry import measure
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
 from llmevo.machine import machine_errors
-from llmevo.merging import Merger
+from llmevo.merging import Merger, not_finite
 from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
@@ -187,10 +187,21 @@ class Rig:
         """The running model, checked against an export before its first use."""
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
-            for recipe in (self.space.decode(self.space.uniform()), Recipe.of_one(self.config.genome.references[0])):
-                if check_engine(engine, recipe, self.sources, seed):
-                    break
+            uniform = self.space.decode(self.space.uniform())
+            if not check_engine(engine, uniform, self.sources, seed):
+                self._check_finite(uniform)
+                check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
         return engine
+
+    def _check_finite(self, recipe: Recipe) -> None:
+        """Say which models have weights that are NaN or infinite. Raises SourceError when it is the base: every merge
+        would fail.
+        """
+        base = recipe.base_model
+        if base and (reason := not_finite(self.sources, [base])):
+            raise SourceError(reason)
+        if reason := not_finite(self.sources, recipe.references):
+            self.warn(reason)
 
     def check_model(self) -> None:
         """Raise SourceError unless the engine can run the first model; reads none of its weights."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from llmevo.durable import partial_folder
 from llmevo.engines.base import Engine
-from llmevo.errors import CandidateError, EngineError, UserError
-from llmevo.merging import check_finite
+from llmevo.errors import CandidateError, EngineError, SourceError, UserError
+from llmevo.merging import not_finite
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
 from llmevo.writing import write_model
@@ -17,12 +17,12 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
 
     Use it before the first candidate: a wrong merge gives no error, only wrong scores. Writes the model to the
     temporary folder (TMPDIR) and removes it again. False when the recipe cannot be merged, so that there is nothing to
-    compare. Raises SourceError when a model has weights that are not finite, EngineError when the two differ.
+    compare. Raises EngineError when the two differ, and SourceError when that is for
+    weights of a model that are not finite.
     """
     try:
         engine.swap(recipe)
     except CandidateError:
-        check_finite(sources, recipe.references)
         return False
     with partial_folder(Path(tempfile.gettempdir()) / "llmevo-check") as folder:
         try:
@@ -33,8 +33,9 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
                 " or leave the check out with engine.self_check: false"
             ) from error
         wrong = engine.differences(folder / "model")
+    if wrong and (reason := not_finite(sources, recipe.references)):
+        raise SourceError(reason)
     if wrong:
-        check_finite(sources, recipe.references)
         raise EngineError(
             "the engine does not hold what was merged into it, so no score could be trusted:"
             f" {', '.join([*wrong][:5])} {'differs' if len(wrong) == 1 else 'differ'} from the exported model"

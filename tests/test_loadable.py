@@ -24,8 +24,11 @@ from transformers import (
 from workspace import Workspace
 
 from llmevo.engines.loadable import check_loadable
-from llmevo.errors import SourceError
-from llmevo.sources import Checkpoint
+from llmevo.errors import EngineError, SourceError
+from llmevo.recipe import Recipe
+from llmevo.references import ModelReference
+from llmevo.selfcheck import check_engine
+from llmevo.sources import Checkpoint, Sources
 
 SIZE: dict[str, Any] = {
     "vocab_size": 98,
@@ -139,19 +142,46 @@ def test_a_merge_by_a_recipe_needs_weights_for_all_layers_that_the_config_names(
     assert "no weights of layer 2" in printed
 
 
-@pytest.mark.parametrize(("model", "value"), [("two", float("nan")), ("base", float("inf"))])
+@pytest.mark.parametrize(("model", "value", "status"), [("two", float("nan"), 0), ("base", float("inf"), 2)])
 def test_a_model_with_weights_that_are_not_finite_is_named_before_the_first_candidate(
-    workspace: Workspace, model: str, value: float
+    workspace: Workspace, model: str, value: float, status: int
 ) -> None:
     file = workspace.root / model / "model.safetensors"
     weights = load_file(file)
     weights["model.layers.1.mlp.up_proj.weight"][0, 3] = value
     save_file(weights, file, metadata={"format": "pt"})
     config = workspace.config(search={"optimizer": "cma-es", "budget": 8}, llm=None)
-    status, printed = workspace.llmevo("run", config, "--out", "run")
-    assert status == 2, printed
-    assert f"{model} has weights that are not finite (NaN or infinite): model.layers.1.mlp.up_proj.weight;" in printed
-    assert not workspace.state("run").trials
+    ended, printed = workspace.llmevo("run", config, "--out", "run")
+    assert ended == status, printed
+    words = " ".join(printed.split())
+    assert f"{model} has weights that are not finite (NaN or infinite): model.layers.1.mlp.up_proj.weight." in words
+    assert "engine does not hold" not in words
+
+
+def test_weights_that_are_not_finite_are_told_in_place_of_an_engine_that_differs(workspace: Workspace) -> None:
+    file = workspace.root / "one" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+    class Differing:
+        def swap(self, recipe: Recipe) -> None:
+            pass
+
+        def differences(self, folder: Path) -> list[str]:
+            return ["'one two' (nan in vLLM, nan in transformers)"]
+
+    engine: Any = Differing()
+    sources = Sources(workspace.root)
+    healthy = Recipe.of_one(ModelReference.parse("two"))
+    with pytest.raises(EngineError, match="differs from the exported model"):
+        check_engine(engine, healthy, sources, 0)
+    half = {"model": "one", "parameters": {"weight": 0.0}}
+    recipe = Recipe.model_validate(
+        {"merge_method": "linear", "models": [half, {"model": "two", "parameters": {"weight": 1.0}}]}
+    )
+    with pytest.raises(SourceError, match=r"one has weights that are not finite.*model\.norm\.weight"):
+        check_engine(engine, recipe, sources, 0)
 
 
 def test_vllm_may_have_uses_for_layers_beyond_the_last(workspace: Workspace) -> None:
