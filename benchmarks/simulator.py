@@ -2,7 +2,7 @@
 
     python benchmarks/simulator.py collect [--recipes 300]     # half an hour; goes on where it stopped
     python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
-    python benchmarks/simulator.py race [--seeds 20]           # what racing saves, and what it costs
+    python benchmarks/simulator.py race [--seeds 20] [--out FILE]  # what racing saves, and what it costs
     python benchmarks/simulator.py replay [--seeds 100]        # the same with those recipes' own answers
     python benchmarks/simulator.py search [--seeds 20]         # optimizers: how soon they reach cma-es's end
     python benchmarks/simulator.py table                       # the same again, from the file that search has written
@@ -30,7 +30,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +227,17 @@ class Outcome:
     claimed: float
     """What it says this scores."""
     items: int
-    """Questions asked, but the finalists' further ones."""
+    """Questions asked: a finalist that was stopped is asked the rest. The finalists' further ones are not counted."""
     lost: bool
     """Whether a candidate was stopped that full evaluation would have picked."""
     curve: tuple[float, ...]
     """The true score of the best so far, after every evaluation."""
     alike: float
     """The true score of the best-scored start row with one weight for all models."""
+    answers: tuple[Mapping[str, Point], ...] = field(repr=False)
+    """What every candidate answers, or would if it was asked everything."""
+    picked: int
+    """Which of them is handed over."""
 
 
 def raced(answers: Mapping[str, Point], others: Sequence[Score], weights: Mapping[str, float], rules: Rules) -> Score:
@@ -270,10 +274,12 @@ def simulated(
     whole: list[float] = []  # what full evaluation would have said
     asked = 0
     truths: list[float] = []
+    answered: list[Mapping[str, Point]] = []
 
     def evaluated(point: Point) -> Score:
         nonlocal asked
         answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
+        answered.append(answers)
         whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
         truths.append(float(simulator.truth(point[None])[0]))
         score = raced(answers, [t.score for t in trials if t.score], weights, rules)
@@ -312,6 +318,11 @@ def simulated(
         for origin in ("parent", "uniform", "coefficient"):
             best_row = next((trial for trial in by_score if trial.candidate.origin == origin), None)
             finalists += [best_row] if best_row and best_row not in finalists else []
+        for place, trial in enumerate(finalists):  # one that was stopped is asked the rest
+            if trial.score and trial.score.items < full:
+                asked += full - trial.score.items
+                score = replace(trial.score, total=whole[trial.candidate.id], items=full)
+                finalists[place] = Trial(trial.candidate, score)
         for trial in finalists:
             point = space.to_unit(trial.candidate.genes)[None]
             shares = [float(simulator.answers(t, point, d, seed + 1000)[0].mean()) for t, d in difficulties.items()]
@@ -324,7 +335,16 @@ def simulated(
     stopped = trials[best].score
     lost = stopped is not None and stopped.items < full
     alike = max((t for t in trials if t.candidate.origin in ("uniform", "coefficient")), key=lambda t: t.value)
-    return Outcome(truths[picked.candidate.id], claimed, asked, lost, tuple(curve), truths[alike.candidate.id])
+    return Outcome(
+        truth=truths[picked.candidate.id],
+        claimed=claimed,
+        items=asked,
+        lost=lost,
+        curve=tuple(curve),
+        alike=truths[alike.candidate.id],
+        answers=tuple(answered),
+        picked=picked.candidate.id,
+    )
 
 
 def start_rows(space: SearchSpace) -> list[Suggestion]:
@@ -351,28 +371,62 @@ RACES = {
 
 def race(options: argparse.Namespace) -> None:
     """Racing against full evaluation, the same seeds. The finalists' other questions are not counted, being the same
-    for all.
+    for all. The last but one column takes the searches that asked everything and races their candidates in their
+    order: how often the one that is handed over would have been stopped.
     """
     simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
-    print("| evaluation | held out | against everything | questions | the winner stopped | claimed - held out |")
-    print("|---|---|---|---|---|---|")
-    base: list[Outcome] = []
-    for name, rules in RACES.items():
-        found = [
-            simulated(simulator, space, options.optimizer, rules, options.budget, s, options.questions)
-            for s in range(options.seeds)
-        ]
-        base = base or found
-        truths = np.array([one.truth for one in found])
-        gaps = truths - np.array([one.truth for one in base])
-        share = sum(one.items for one in found) / sum(one.items for one in base)
-        error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-        flattery = np.mean([one.claimed - one.truth for one in found])
-        print(
-            f"| {name} | {truths.mean():.3f} | {gaps.mean():+.4f} ± {error:.4f} | {share:.0%}"
-            f" | {np.mean([one.lost for one in found]):.0%} | {flattery:+.3f} |",
-            flush=True,
-        )
+    print(
+        "| questions of a task | evaluation | held out | against everything | questions | highest score, and stopped"
+        " | handed over, and stopped | claimed - held out |"
+    )
+    print("|---" * 8 + "|")
+    lines: list[str] = []
+    for questions in options.questions:
+        base: list[Outcome] = []
+        for name, rules in RACES.items():
+            found = [
+                simulated(simulator, space, options.optimizer, rules, options.budget, s, questions)
+                for s in range(options.seeds)
+            ]
+            base = base or found
+            lost = [rules.looks > 1 and one.picked in _stopped(one.answers, rules) for one in base]
+            print(f"| {questions} | {name} | {_compared(found, base, lost)} |", flush=True)
+            lines += [
+                json.dumps(
+                    {
+                        "questions": questions,
+                        "rule": name,
+                        "seed": seed,
+                        "truth": round(one.truth, 5),
+                        "claimed": round(one.claimed, 5),
+                        "asked": one.items,
+                        "highest stopped": one.lost,
+                        "handed over stopped": stopped,
+                    }
+                )
+                for seed, (one, stopped) in enumerate(zip(found, lost, strict=True))
+            ]
+    if options.out:
+        options.out.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _compared(found: Sequence[Outcome], base: Sequence[Outcome], lost: Sequence[bool]) -> str:
+    truths = np.array([one.truth for one in found])
+    gaps = truths - np.array([one.truth for one in base])
+    share = sum(one.items for one in found) / sum(one.items for one in base)
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    first, flattery = np.mean([one.lost for one in found]), np.mean([one.claimed - one.truth for one in found])
+    scores = f"{truths.mean():.3f} | {gaps.mean():+.4f} ± {error:.4f}"
+    return f"{scores} | {share:.0%} | {first:.0%} | {np.mean(lost):.0%} | {flattery:+.3f}"
+
+
+def _stopped(answers: Sequence[Mapping[str, Point]], rules: Rules) -> set[int]:
+    """Which of a search's candidates are stopped, raced in their order."""
+    count = sum(map(len, answers[0].values()))
+    scores: list[Score] = []
+    for own in answers:
+        scores.append(raced(own, scores, {task: 1 / len(own) for task in own}, rules))
+    return {number for number, score in enumerate(scores) if score.items < count}
 
 
 def replay(options: argparse.Namespace) -> None:
@@ -479,7 +533,8 @@ def main() -> None:
     racing = commands.add_parser("race", help="what racing saves, and what it costs")
     racing.add_argument("--seeds", type=int, default=20)
     racing.add_argument("--budget", type=int, default=60)
-    racing.add_argument("--questions", type=int, default=64, help="of each of the five tasks")
+    racing.add_argument("--questions", type=int, nargs="+", default=[64], help="of each of the five tasks")
+    racing.add_argument("--out", type=Path, help="a line for every search")
     racing.add_argument("--optimizer", default="llm-off")
     racing.set_defaults(command=race)
     replaying = commands.add_parser("replay", help="what racing saves on the collected recipes' own answers")

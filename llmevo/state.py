@@ -122,14 +122,14 @@ class RunState:
             self.heldout = {}
 
     def asked(self, questions: str) -> str:
-        """How much one scoring on `search` or `heldout` asks, in words: `640 answers to 512 questions` where tasks ask
-        the same ones, else `640 questions`.
+        """How many questions one scoring on `search` or `heldout` asks: `640`, or `640 answers to 512` where tasks ask
+        the same ones.
         """
         texts = self.started.texts.get(questions, {}) if self.started else {}
         count, unlike = sum(map(len, texts.values())), distinct(clusters(texts))
         if self.started and not count:  # an older log
             count = unlike = self.started.heldout_items if questions == "heldout" else self.started.items
-        return f"{count} questions" if count == unlike else f"{count} answers to {unlike} questions"
+        return f"{count}" if count == unlike else f"{count} answers to {unlike}"
 
     @property
     def heldout_tasks(self) -> list[Task]:
