@@ -1,12 +1,18 @@
 """Whether transformers and vLLM give the same candidates the same scores: the quickstart's held-out tasks.
 
-    python benchmarks/agreement.py [--limit 64] [--dtype float32]
+    python benchmarks/agreement.py --out benchmarks/results/agreement.jsonl [--limit 64] [--dtype float32]
+    python benchmarks/tables.py benchmarks/results/agreement.jsonl
 
 Three candidates (the uniform merge and two around it) are merged into both engines and scored on the same questions.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import measurements
+import tables
+import torch
 
 from llmevo.config import read_config
 from llmevo.engines import Engine
@@ -25,6 +31,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
     arguments.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
+    arguments.add_argument("--out", type=Path, help="a file to append every answer to, as lines of JSON")
     given = arguments.parse_args()
     config = read_config(QUICKSTART)
     if given.dtype:
@@ -37,28 +44,25 @@ def main() -> None:
     paths = [QUICKSTART.parent / path for path in config.task_search_path]
     evaluator = Evaluator(config.heldout, Protocol(given.limit, *rest), paths)
     uniform = space.uniform()
-    candidates = [uniform, *(space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (0.5, 2.0))]
-    table: dict[str, list[dict[str, float]]] = {}
+    candidates = {
+        f"uniform × {scale:g}": space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (1.0, 0.5, 2.0)
+    }
+    found: list[dict[str, Any]] = []
     for backend in ("hf", "vllm"):
         engine: Engine = (
             HfEngine(folder, folder, dtype, merger=Merger(sources, 0))
             if backend == "hf"
             else VllmEngine(folder, folder, dtype, sources.root)
         )
-        for genes in candidates:
+        for name, genes in candidates.items():
             engine.swap(space.decode(genes))
             score = evaluator.score(engine.lm)
-            counted = {task.name: score.tasks[task.name][task.metric] for task in config.heldout}
-            table.setdefault(backend, []).append({"score": score.total, **counted})
+            right = {task: "".join(str(int(one)) for one in own) for task, own in score.item_scores.items()}
+            line = {"benchmark": "agreement", "dtype": dtype, "candidate": name, "engine": backend}
+            line |= {"score": score.total, "right": right} | measurements.environment(torch.get_num_threads())
+            found.append(measurements.append(given.out, line))
         engine.close()
-    names = [*table["hf"][0]]
-    print(f"{evaluator.items} questions\n\n| candidate | engine | {' | '.join(names)} |")
-    print("|---" * (len(names) + 2) + "|")
-    for place in range(len(candidates)):
-        for backend, rows in table.items():
-            print(f"| {place} | {backend} | {' | '.join(f'{rows[place][name]:.4f}' for name in names)} |")
-    orders = [sorted(range(len(candidates)), key=lambda i, rows=rows: -rows[i]["score"]) for rows in table.values()]
-    print(f"\nranking: {'the same' if orders[0] == orders[1] else 'different'}")
+    print(tables.markdown(found))
 
 
 if __name__ == "__main__":

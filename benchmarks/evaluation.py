@@ -1,7 +1,9 @@
 """Items a second: llmevo's request scorers against lm-eval's own, on the same model, weights and questions.
 
-    python benchmarks/evaluation.py [--rounds 2] [--batch-sizes 1,16] [--limit 32] [--fewshot-limit 16] [--shots 12]
-        [--suites quickstart,fixed,drawn] [--truth quickstart] [--dtype bfloat16] [--threads 2] [--backend hf|vllm]
+    python benchmarks/evaluation.py --out benchmarks/results/evaluation.jsonl [--rounds 2] [--batch-sizes 1,16]
+        [--limit 32] [--fewshot-limit 16] [--shots 12] [--suites quickstart,fixed,drawn] [--truth quickstart]
+        [--dtype bfloat16] [--threads 2] [--backend hf|vllm]
+    python benchmarks/tables.py benchmarks/results/evaluation.jsonl
 
 With transformers the other is lm-eval's HFLM, with vLLM its VLLM, over the very engine that llmevo scores on: what the
 prefix cache holds is forgotten before every turn, as after every change of the weights.
@@ -11,8 +13,8 @@ every question (`fixed`, as in MMLU) or drawn anew for each (`drawn`, lm-eval's 
 take their turn, A B C A B C; the first round is not counted, as a search asks the same of many candidates. The model is
 the quickstart's uniform merge.
 
-Seconds are those of a whole scoring by lm-eval (building requests, model, metrics) and, in brackets, of the model's
-part. The answers are compared with each other and, for the suites of `--truth`, with those of both engines in float32.
+Seconds are those of a whole scoring by lm-eval: building requests, model, metrics. The model's part is in the file too.
+The answers are compared with llmevo's and, for the suites of `--truth`, all with those of HFLM in float32.
 """
 
 import argparse
@@ -24,12 +26,14 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import measurements
+import tables
 import torch
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
@@ -131,15 +135,18 @@ def _fixed(folder: Path, name: str) -> Task:
     return Task(name=f"fixed_{name}")
 
 
-def apart(one: Measured, other: Measured) -> str:
-    """How much the answers of two engines differ."""
+def apart(one: Measured, other: Measured) -> dict[str, Any]:
+    """How much the answers and scores of one differ from another's: log-likelihoods in nats, counts of how many."""
     pairs = [*zip(one.answers.get("loglikelihood", []), other.answers.get("loglikelihood", []), strict=True)]
     gaps = sorted(abs(a[0] - b[0]) for a, b in pairs)
     texts = [*zip(one.answers.get("generate_until", []), other.answers.get("generate_until", []), strict=True)]
-    changed = sum(a != b for a, b in texts)
-    said = f"log-likelihoods: median {statistics.median(gaps):.4f}, greatest {gaps[-1]:.4f}"
-    said += f"; greedy differs in {sum(a[1] != b[1] for a, b in pairs)} of {len(pairs)}"
-    return said + (f"; texts differ in {changed} of {len(texts)}" if texts else "")
+    return {
+        "median": round(statistics.median(gaps), 6),
+        "greatest": round(gaps[-1], 6),
+        "greedy": [sum(a[1] != b[1] for a, b in pairs), len(pairs)],
+        "texts": [sum(a != b for a, b in texts), len(texts)],
+        "scores": {task: value - other.scores[task] for task, value in one.scores.items()},
+    }
 
 
 def reference(model: Any, tokenizer: Any, batch_size: int) -> Any:
@@ -177,6 +184,7 @@ def main() -> None:
     arguments.add_argument("--dtype", default="bfloat16")
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments.add_argument("--backend", choices=("hf", "vllm"), default="hf")
+    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
@@ -190,23 +198,31 @@ def main() -> None:
         engine: Any = VllmEngine(folder, folder, given.dtype, QUICKSTART.parent)
         lms = {"llmevo": engine.lm, "lm-eval's VLLM": over_vllm(engine)}
         forget = engine._llm.reset_prefix_cache
-        print(f"{given.threads} threads, {given.dtype}, vLLM")
     else:
         engine = HfEngine(folder, folder, given.dtype, merger=Merger(sources, 0))
         lms = {"llmevo": engine.lm}
         for size in filter(None, given.batch_sizes.split(",")):
             lms[f"HFLM, batch {size}"] = reference(engine.model, engine.lm.tokenizer, int(size))
         forget = gc.collect
-        print(f"{given.threads} threads, {given.dtype}; trees: {engine.lm.packs}, stems: {engine.lm.stems}")
     engine.swap(space.decode(space.uniform()))
+    found: list[dict[str, Any]] = []
+
+    def keep(suite: str, line: dict[str, Any]) -> None:
+        where = {"benchmark": "evaluation", "suite": suite, "backend": given.backend, "dtype": given.dtype}
+        found.append(measurements.append(given.out, where | line | measurements.environment(given.threads)))
+
     with tempfile.TemporaryDirectory() as made:
         chosen = suites(config, given.limit, given.fewshot_limit, given.shots, Path(made))
         for name in given.suites.split(","):
-            table = measure(chosen[name], lms, given.rounds, forget)
-            report(name, chosen[name].items, table)
+            evaluator = chosen[name]
+            table = measure(evaluator, lms, given.rounds, forget)
+            for line in report(evaluator.items, table):
+                keep(name, line)
             if name in given.truth.split(","):
-                truth(engine, chosen[name], table)
-    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+                for line in truth(engine, evaluator, table):
+                    keep(name, line)
+    print(tables.markdown(found))
+    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
 
 
 def measure(
@@ -220,33 +236,24 @@ def measure(
     return table
 
 
-def truth(engine: HfEngine, evaluator: Evaluator, table: dict[str, Measured]) -> None:
-    """How far everyone is from lm-eval's own engine in float32, on the same weights."""
+def truth(engine: Any, evaluator: Evaluator, table: dict[str, Measured]) -> Iterator[dict[str, Any]]:
+    """How far every engine is from lm-eval's own engine in float32, on the same weights."""
     model = copy.deepcopy(engine.model).float()
     exact = measure(evaluator, {"HFLM": reference(model, engine.lm.tokenizer, 16)}, 0)["HFLM"]
     mine = measure(evaluator, {"llmevo": RequestScorer(model, engine.lm.tokenizer)}, 0)["llmevo"]
     for name, measured in {**table, "llmevo in float32": mine}.items():
-        scores = ", ".join(f"{value - exact.scores[task]:+.4f}" for task, value in measured.scores.items())
-        print(f"from HFLM in float32: {name}: {apart(measured, exact)}; scores {scores}", flush=True)
+        yield {"engine": name, "from": "HFLM in float32", **apart(measured, exact)}
 
 
-def report(name: str, items: int, table: dict[str, Measured]) -> None:
-    print(f"\n## {name}: {items} questions\n\n| engine | seconds (model) | items/s | llmevo / it | the same again |")
-    print("|---|---|---|---|---|")
-    mine = table["llmevo"]
-    for engine, measured in table.items():
-        whole, model = statistics.median(measured.whole), statistics.median(measured.model)
-        ratio = whole / statistics.median(mine.whole), model / statistics.median(mine.model)
-        print(
-            f"| {engine} | {whole:.2f} ({model:.2f}) | {items / whole:.1f} ({items / model:.1f}) |"
-            f" {ratio[0]:.2f} ({ratio[1]:.2f}) | {'yes' if measured.repeats else 'no'} |"
-        )
-    print()
-    for engine, measured in table.items():
-        scores = ", ".join(f"{task} {value:.4f}" for task, value in measured.scores.items())
-        print(
-            f"{engine}: {scores}{'' if engine == 'llmevo' else '; from llmevo: ' + apart(mine, measured)}", flush=True
-        )
+def report(items: int, table: dict[str, Measured]) -> Iterator[dict[str, Any]]:
+    """The rounds of all engines, and how far the others' answers are from llmevo's."""
+    for name, measured in table.items():
+        for turn, (whole, model) in enumerate(zip(measured.whole, measured.model, strict=True), 1):
+            line = {"engine": name, "round": turn, "items": items, "seconds": whole, "model_seconds": model}
+            yield {**line, "repeats": measured.repeats, "scores": measured.scores}
+    for name, measured in table.items():
+        if name != "llmevo":
+            yield {"engine": name, "from": "llmevo", **apart(measured, table["llmevo"])}
 
 
 if __name__ == "__main__":

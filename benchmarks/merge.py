@@ -1,15 +1,17 @@
 """Seconds a merged candidate costs: llmevo's merge against mergekit's own executor, and against torch's plain sum.
 
-    python benchmarks/merge.py [--rounds 3] [--methods linear,ties] [--markdown]
+    python benchmarks/merge.py --out benchmarks/results/merge.jsonl [--rounds 3] [--methods linear,ties]
+    python benchmarks/tables.py benchmarks/results/merge.jsonl
 
 The base of the quickstart and two of its experts as full bfloat16 checkpoints, in the page cache for both. Nothing is
 written: mergekit's plan runs up to the tensors it would save. Each round runs A, B; the weights and densities change a
-little from round to round, as a search changes them, so that nothing that depends on genes is found in a cache.
+little from round to round, as a search changes them, so that nothing that depends on genes is found in a cache. The
+first round fills caches and is not kept. The floor is one pass of torch's own weighted sum over the same tensors in
+bfloat16.
 """
 
 import argparse
 import logging
-import statistics
 import tempfile
 import time
 import warnings
@@ -17,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import measurements
+import tables
 import torch
 from mergekit.architecture import get_architecture_info
 from mergekit.config import MergeConfiguration
@@ -94,6 +98,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--methods", default=",".join(METHODS))
+    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -104,28 +109,23 @@ def main() -> None:
         LoaderCache().setup(options=options)
         sources = Sources(Path())
         references = [ModelReference.model_validate(name) for name in (base, *models)]
-        print(f"{torch.get_num_threads()} threads; seconds a candidate, median of {given.rounds} (and the least)\n")
-        print("| method | llmevo | mergekit | mergekit / llmevo | llmevo / floor |")
-        print("|---|---|---|---|---|")
+        found: list[dict[str, Any]] = []
         for method in given.methods.split(","):
             merger = Merger(sources, seed=0, cache_gb=CACHE_GB)
-            times: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
             # The first turn is not counted: it fills caches, compiles kernels and maps files on both sides.
             for turn in range(given.rounds + 1):
                 values = recipe_of(method, models, base, turn)
                 recipe = Recipe.model_validate(values)
-                a = seconds(lambda recipe=recipe, merger=merger: ours(merger, recipe))
-                b = seconds(lambda values=values: theirs(values, options))
-                c = seconds(lambda: floor(sources, references))
+                times = {
+                    "llmevo": seconds(lambda recipe=recipe, merger=merger: ours(merger, recipe)),
+                    "mergekit": seconds(lambda values=values: theirs(values, options)),
+                    "floor": seconds(lambda: floor(sources, references)),
+                }
                 if turn:
-                    for name, value in (("ours", a), ("theirs", b), ("floor", c)):
-                        times[name].append(value)
-            mine, other, least = (statistics.median(times[name]) for name in ("ours", "theirs", "floor"))
-            print(
-                f"| {method} | {mine:.2f} ({min(times['ours']):.2f}) | {other:.2f} ({min(times['theirs']):.2f}) |"
-                f" {other / mine:.1f} | {mine / least:.1f} |",
-                flush=True,
-            )
+                    line = {"benchmark": "merge", "method": method, "round": turn, "seconds": times}
+                    line |= measurements.environment(torch.get_num_threads())
+                    found.append(measurements.append(given.out, line))
+        print(tables.markdown(found))
 
 
 def _checkpoints(folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """The optimizers on the 24 functions of BBOB, through COCO (Hansen et al., https://arxiv.org/abs/1603.08785).
 
-    python benchmarks/optimizers.py bbob --dimensions 10,20,40 --instances 15 --optimizers cma-es,llm-off,llm:adversary
+    python benchmarks/optimizers.py bbob --out FILE --optimizers cma-es,llm-off,llm:adversary
     python benchmarks/optimizers.py table benchmarks/results/optimizers-bbob.jsonl
+    python benchmarks/optimizers.py summary benchmarks/results/optimizers-bbob.jsonl
+    python benchmarks/optimizers.py llms benchmarks/results/optimizers-bbob.jsonl
     python benchmarks/optimizers.py draw benchmarks/results/optimizers-bbob.jsonl benchmarks/results/optimizers-bbob.png
 
 How a function becomes a search for a merge:
@@ -10,34 +12,41 @@ How a function becomes a search for a merge:
   dimensions) or four (more), one slice after the other.
 * Start rows, told to every optimizer first and counted: each model alone (ones at its weights, zeros elsewhere) and,
   in the place of the uniform merge, a point drawn from [1/4, 3/4] per coordinate: COCO's optima favour the middle of
-  the box (f9, f19), so nobody starts there.
+  the box (f9, f19), so no search starts there. Other weights for all models, start rows of a run, are left out: no
+  merge is the diagonal of these boxes.
 * The score is an accuracy: 1/4 + 1/2 · 1/(1 + regret/reference), where regret is the distance to the optimum's value
   and the reference the median regret of 100 random points. So chance is 1/4, a random point 1/2 and the optimum 3/4.
   With noise n it is the share of n questions answered right, each with that probability: binomial, ±3 points at 250.
-* The figure is the true regret of the trial that the optimizer recommends: `llm` and `llm-off` have a model for that
-  (`recommend`), of the others it is the one with the best score. `table --of scored` has the best score's of all.
+* The figure is the true regret of the trial that is handed over, by one rule for all optimizers
+  (`llmevo.optimizers.recommend`). `table --of scored` has that of the trial with the best score.
   Regret below a ten-thousandth of the reference counts as that, which no merge's score could tell from the optimum.
   Without this f5, a plane whose optimum is a corner of the box, would decide the geometric mean alone. `table
   --without 5` leaves it out.
+* Intervals are of a bootstrap over functions: a function is drawn with all its dimensions and instances, because these
+  are alike. With fewer than ten functions there is no interval.
+* `table --same-start` compares only the problems whose best start row is the uniform one. There an optimizer that
+  starts from the uniform row (`mergekit-evolve`) and one that starts from the best row start at the same point.
 """
 
 import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import cocoex
+import measurements
 import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Setup
+from llmevo.optimizers import OPTIMIZERS, Setup, recommend
 from llmevo.optimizers.base import Asking
 from llmevo.prompting import Reading, Templates
 from llmevo.proposers import Connection
@@ -49,7 +58,12 @@ Point = NDArray[np.float64]
 
 FUNCTIONS = range(1, 25)
 BUDGETS = (50, 100, 200)
-BASELINE = "cma-es"
+BASELINES = ("cma-es", "mergekit-evolve")
+"""What the others are compared with: the first of these that a file has on all functions."""
+TUNED_ON = (1, 3, 7, 9, 13, 15, 19, 21)
+"""The functions on whose first instance the constants of `llm-off` were chosen."""
+FEWEST = 10
+"""Functions that a bootstrap interval needs."""
 FLOOR = 1e-4
 """Regrets below this share of the reference are alike."""
 
@@ -109,6 +123,12 @@ class Surface:
         return Score(accuracy, error, {"bbob": {"acc,none": accuracy, "acc_stderr,none": error}}, items)
 
 
+def start_rows(space: SearchSpace, surface: Surface) -> list[Suggestion]:
+    """What every optimizer is told first: each model alone, and the point in the place of the uniform merge."""
+    parents = [Suggestion(space.parent(model), "parent") for model in space.merged]
+    return [*parents, Suggestion(space.from_unit(surface.start), "uniform")]
+
+
 def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]]:
     """The regrets of the recommended and of the best-scored trial after every budget.
 
@@ -130,16 +150,16 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
         trials.extend(told)
         optimizer.tell(told)
 
-    parents = [Suggestion(space.parent(model), "parent") for model in space.merged]
-    scored([*parents, Suggestion(space.from_unit(surface.start), "uniform")])
+    scored(start_rows(space, surface))
     population = 4 + int(3 * np.log(problem.dimension))
     found: list[tuple[float, float]] = []
     for spent in (*(least for least in BUDGETS if least < budget), budget):
         while len(trials) < spent:
             scored(_answered(optimizer.ask(min(population, spent - len(trials))), proposer))
         best = max(trials, key=lambda trial: trial.value)
-        recommend: Callable[[], Trial | None] = getattr(optimizer, "recommend", lambda: None)
-        recommended, scored_best = (space.to_unit(t.candidate.genes) for t in (recommend() or best, best))
+        recommended, scored_best = (
+            space.to_unit(trial.candidate.genes) for trial in (recommend(space, trials) or best, best)
+        )
         found.append((surface.regret(recommended), surface.regret(scored_best)))
     return found
 
@@ -168,19 +188,24 @@ def row(instances: Sequence[int], key: tuple[str, int, int, int], budget: int) -
         "regrets": [[float(f"{recommended:.4g}") for recommended, _ in found] for found in regrets],
         "scored": [[float(f"{scored:.4g}") for _, scored in found] for found in regrets],
         "seconds": round((time.process_time() - started) / len(instances), 2),
+        **measurements.environment(),
     }
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
+def read(file: str | Path) -> list[dict[str, Any]]:
+    found = measurements.read(Path(file))
+    if not found:
+        raise SystemExit(f"{file}: there is no such file, or it is empty")
+    return found
 
 
 def bbob(options: argparse.Namespace) -> None:
     """Run what is not in the file yet, and append it."""
     names, file = options.optimizers.split(","), Path(options.out)
+    if unknown := [name for name in names if name.partition(":")[0] not in OPTIMIZERS]:
+        raise SystemExit(f"--optimizers: there is no {', '.join(unknown)}; there are {', '.join(OPTIMIZERS)}")
     done: dict[tuple[str, int, int, int], set[int]] = defaultdict(set)
-    for line in read(file):
+    for line in measurements.read(file):
         done[line["optimizer"], line["function"], line["dimension"], line["noise"]] |= {*line["instances"]}
     functions = _integers(options.functions) if options.functions else [*FUNCTIONS]
     keys = [
@@ -227,13 +252,18 @@ class Figure:
 
     ratio: float
     """Geometric mean of its regret over the other's; below 1 is better."""
-    low: float
-    high: float
-    """95 % interval, from a bootstrap over functions and instances."""
+    low: float | None
+    high: float | None
+    """95 % interval, from a bootstrap over functions; None where there are too few of them."""
     median: float
     wins: float
     """Share of pairs in which its regret is lower, ties half."""
     pairs: int
+    functions: int
+
+    @property
+    def interval(self) -> str:
+        return "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
 
 
 def figure(own: Runs, other: Runs, budget: int, dimension: int | None) -> Figure | None:
@@ -243,47 +273,139 @@ def figure(own: Runs, other: Runs, budget: int, dimension: int | None) -> Figure
     if not shared:
         return None
     logs = np.array([np.log(own[key][place] / other[key][place]) for key in shared])
-    groups = defaultdict(list)
+    groups: dict[int, list[float]] = defaultdict(list)
     for key, value in zip(shared, logs, strict=True):
-        groups[key[0], key[1]].append(value)
-    random = np.random.default_rng(0)
-    # Functions differ far more than instances, so they are drawn anew with their instances.
-    sums = np.array([[sum(values), len(values)] for values in groups.values()])
-    drawn = sums[random.integers(0, len(sums), (RESAMPLES, len(sums)))].sum(axis=1)
-    low, high = np.exp(np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]))
+        groups[key[0]].append(value)
+    low = high = None
+    if len(groups) >= FEWEST:
+        random = np.random.default_rng(0)
+        sums = np.array([[sum(values), len(values)] for values in groups.values()])
+        drawn = sums[random.integers(0, len(sums), (RESAMPLES, len(sums)))].sum(axis=1)
+        low, high = map(float, np.exp(np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])))
     wins = float(np.mean((logs < 0) + 0.5 * (logs == 0)))
-    return Figure(float(np.exp(logs.mean())), float(low), float(high), float(np.exp(np.median(logs))), wins, len(logs))
+    middle = float(np.exp(np.median(logs)))
+    return Figure(float(np.exp(logs.mean())), low, high, middle, wins, len(logs), len(groups))
+
+
+def same_start(noise: int, dimensions: Sequence[int], instances: int) -> set[tuple[int, int, int]]:
+    """The problems whose best start row is the uniform one, by the scores that a search sees."""
+    found: set[tuple[int, int, int]] = set()
+    for key in product(FUNCTIONS, dimensions, range(1, instances + 1)):
+        problem = Problem(*key, noise)
+        space, surface = problem.space(), Surface(problem)
+        *parents, uniform = (surface.score(space.to_unit(row.genes)).total for row in start_rows(space, surface))
+        if uniform > max(parents):
+            found.add(key)
+    return found
+
+
+def chosen(options: argparse.Namespace) -> dict[int, dict[str, Runs]]:
+    """By noise and optimizer, the runs that the options leave."""
+    left_out = _integers(options.without) if options.without else []
+    lines = [line for line in read(options.file) if line["function"] not in left_out]
+    found = {noise: runs(lines, noise, options.of) for noise in sorted({line["noise"] for line in lines})}
+    if options.same_start:
+        dimensions = sorted({line["dimension"] for line in lines})
+        most = max(max(line["instances"]) for line in lines)
+        for noise, by_name in found.items():
+            kept = same_start(noise, dimensions, most)
+            for name, own in by_name.items():
+                by_name[name] = {key: regrets for key, regrets in own.items() if key in kept}
+    return found
+
+
+def baseline(found: Mapping[int, Mapping[str, Runs]]) -> str:
+    """The first of BASELINES that was run on all functions that the file has."""
+    functions = {name: {key[0] for by in found.values() for key in by.get(name, {})} for name in BASELINES}
+    return max(BASELINES, key=lambda name: len(functions[name]))
 
 
 def table(options: argparse.Namespace) -> None:
     """Markdown, relative to one optimizer, a table for every noise."""
-    left_out = _integers(options.without) if options.without else []
-    lines = [line for line in read(Path(options.file)) if line["function"] not in left_out]
-    print("\n".join(_table(lines, options.relative, options.of)))
+    found = chosen(options)
+    relative = options.relative or baseline(found)
+    names = options.optimizers.split(",") if options.optimizers else None
+    noises = _integers(options.noise) if options.noise else [*found]
+    print("\n".join(line for noise in noises for line in _table(found[noise], noise, relative, names)))
 
 
-def _table(lines: Sequence[dict[str, Any]], relative: str, of: str) -> Iterator[str]:
-    for noise in sorted({line["noise"] for line in lines}):
-        found = runs(lines, noise, of)
-        dimensions = sorted({line["dimension"] for line in lines})
-        yield f"\n{f'{noise} scored items' if noise else 'No noise'}: final regret relative to `{relative}`.\n"
-        heads = [f"{d}-D, {'/'.join(map(str, BUDGETS))}" for d in dimensions]
-        yield "| optimizer | " + " | ".join([*heads, *(f"all, {b}" for b in BUDGETS), "pairs"]) + " |"
-        yield "|" + " --- |" * (len(heads) + len(BUDGETS) + 2)
-        order = sorted(found, key=lambda name: (name != relative, found[name] and _final(found, name, relative)))
-        for name in order:
-            cells = [
-                "/".join(
-                    f"{f.ratio:.2f}" if (f := figure(found[name], found[relative], b, d)) else "–" for b in BUDGETS
-                )
-                for d in dimensions
-            ]
-            overall = [figure(found[name], found[relative], b, None) for b in BUDGETS]
-            cells += [
-                f"**{f.ratio:.2f}** [{f.low:.2f}, {f.high:.2f}], median {f.median:.2f}, wins {f.wins:.0%}" if f else "–"
-                for f in overall
-            ]
-            yield f"| {name} | " + " | ".join([*cells, str(overall[-1].pairs if overall[-1] else 0)]) + " |"
+def _title(noise: int) -> str:
+    return f"{noise} scored items" if noise else "no noise"
+
+
+def _table(found: dict[str, Runs], noise: int, relative: str, names: Sequence[str] | None) -> Iterator[str]:
+    title = _title(noise)
+    dimensions = sorted({key[1] for own in found.values() for key in own})
+    yield f"\n{title[0].upper()}{title[1:]}: final regret relative to `{relative}`.\n"
+    heads = [f"{d}-D, {'/'.join(map(str, BUDGETS))}" for d in dimensions]
+    yield "| optimizer | " + " | ".join([*heads, *(f"all, {b}" for b in BUDGETS), "pairs"]) + " |"
+    yield "|" + " --- |" * (len(heads) + len(BUDGETS) + 2)
+    order = sorted(found, key=lambda name: (name != relative, found[name] and _final(found, name, relative)))
+    for name in order:
+        if names and name not in names:
+            continue
+        cells = [
+            "/".join(f"{f.ratio:.2f}" if (f := figure(found[name], found[relative], b, d)) else "–" for b in BUDGETS)
+            for d in dimensions
+        ]
+        overall = [figure(found[name], found[relative], b, None) for b in BUDGETS]
+        cells += [
+            f"**{f.ratio:.2f}**{f.interval}, median {f.median:.2f}, wins {f.wins:.0%}" if f else "–" for f in overall
+        ]
+        last = overall[-1]
+        cells.append(f"{last.pairs} of {last.functions} functions" if last else "0")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def summary(options: argparse.Namespace) -> None:
+    """The table of the README: `llm-off` against the baseline, on all problems and where both start at one point."""
+    options.of, options.without = "regrets", ""
+    whole: dict[str, dict[int, dict[str, Runs]]] = {}
+    for options.same_start in (False, True):
+        whole["both from the uniform row" if options.same_start else ""] = chosen(options)
+    relative = baseline(whole[""])
+    noises = [*whole[""]]
+    heads = [head for noise in noises for head in ("with noise" if noise else "without noise", "pairs won")]
+    print(f"| `llm-off` against `{relative}` after | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for start, found in whole.items():
+        for budget in BUDGETS:
+            figures = [figure(by["llm-off"], by[relative], budget, None) for by in found.values()]
+            cells = [f"{f.ratio:.2f}{f.interval} | {f.wins:.0%} of {f.pairs}" if f else "– | –" for f in figures]
+            print(f"| {budget} evaluations{', ' if start else ''}{start} | {' | '.join(cells)} |")
+
+
+def llms(options: argparse.Namespace) -> None:
+    """The table of the README on simulated LLMs, relative to `llm-off` on the same runs."""
+    options.of, options.without, options.same_start = "regrets", "", False
+    found = chosen(options)
+    names = sorted({name for by in found.values() for name in by if name.startswith("llm:")})
+    heads = [f"{'with' if noise else 'without'} noise, {'/'.join(map(str, BUDGETS))} evaluations" for noise in found]
+    print(f"| simulated LLM | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for name in sorted(names, key=lambda name: _final(found[0], name, "llm-off")):
+        cells: list[str] = []
+        for by in found.values():
+            figures = [f for budget in BUDGETS if (f := figure(by[name], by["llm-off"], budget, None))]
+            ratios = "/".join(f"{f.ratio:.2f}" for f in figures)
+            cells.append(f"{ratios}{figures[-1].interval}" if figures else "–")
+        print(f"| {name.removeprefix('llm:')} | {' | '.join(cells)} |")
+
+
+def coverage(options: argparse.Namespace) -> None:
+    """How many instances of how many functions a file has of every optimizer."""
+    done: dict[str, dict[int, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
+    lines = read(options.file)
+    noises = sorted({line["noise"] for line in lines})
+    for line in lines:
+        keys = {(line["function"], line["dimension"], instance) for instance in line["instances"]}
+        done[line["optimizer"]][line["noise"]] |= keys
+    print(f"| optimizer | dimensions | {' | '.join(map(_title, noises))} |\n|{'---|' * (len(noises) + 2)}")
+    for name, by in sorted(done.items()):
+        dimensions = sorted({key[1] for keys in by.values() for key in keys})
+        cells = [
+            f"{len({key[2] for key in by[noise]})} × {len({key[0] for key in by[noise]})}" if by[noise] else "–"
+            for noise in noises
+        ]
+        print(f"| {name} | {', '.join(map(str, dimensions))} | {' | '.join(cells)} |")
 
 
 def _final(found: dict[str, Runs], name: str, relative: str) -> float:
@@ -298,25 +420,29 @@ def draw(options: argparse.Namespace) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines = read(Path(options.file))
-    noises = sorted({line["noise"] for line in lines})
-    names = sorted({line["optimizer"] for line in lines})
+    options.of, options.without, options.same_start = "regrets", "", False
+    found = chosen(options)
+    relative = baseline(found)
+    names = sorted({name for by in found.values() for name in by})
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
-    canvas, panels = plt.subplots(1, len(noises), figsize=(6.5 * len(noises), 4.8), squeeze=False, sharey=True)
-    for panel, noise in zip(panels[0], noises, strict=True):
-        found = runs(lines, noise)
-        for name in sorted(found, key=lambda name: _final(found, name, BASELINE)):
-            figures = [figure(found[name], found[BASELINE], budget, None) for budget in BUDGETS]
+    canvas, panels = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.8), squeeze=False, sharey=True)
+    for panel, (noise, by) in zip(panels[0], found.items(), strict=True):
+        functions = {name: len({key[0] for key in own}) for name, own in by.items()}
+        for name in sorted(by, key=lambda name: _final(by, name, relative)):
+            if functions[name] < len(FUNCTIONS):  # its mean would be over other functions than the rest
+                continue
+            figures = [figure(by[name], by[relative], budget, None) for budget in BUDGETS]
             shown = [(budget, f) for budget, f in zip(BUDGETS, figures, strict=True) if f]
             budgets, ratios = [b for b, _ in shown], [f.ratio for _, f in shown]
-            (line,) = panel.plot(budgets, ratios, marker="o", label=name, color=colours.get(name, "black"))
-            bounds = [f.low for _, f in shown], [f.high for _, f in shown]
+            label = f"{name} ({shown[-1][1].pairs} runs)"
+            (line,) = panel.plot(budgets, ratios, marker="o", label=label, color=colours.get(name, "black"))
+            bounds = [f.low or f.ratio for _, f in shown], [f.high or f.ratio for _, f in shown]
             panel.fill_between(budgets, *bounds, alpha=0.12, color=line.get_color())
         panel.set(xscale="log", yscale="log", xticks=BUDGETS, xticklabels=BUDGETS, xlabel="evaluations")
-        panel.set_title(f"{noise} scored items" if noise else "no noise")
+        panel.set_title(f"{_title(noise)}, all {len(FUNCTIONS)} functions")
         panel.minorticks_off()
         panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    panels[0][0].set_ylabel(f"final regret relative to {BASELINE}")
+    panels[0][0].set_ylabel(f"final regret relative to {relative}")
     canvas.tight_layout()
     canvas.savefig(options.out, dpi=130)
 
@@ -332,14 +458,21 @@ def main() -> None:
     running.add_argument("--noise", default="0,250", help="scored items; 0 is without noise")
     running.add_argument("--budget", type=int, default=BUDGETS[-1])
     running.add_argument("--jobs", type=int, default=1)
-    running.add_argument("--out", default="benchmarks/results/optimizers-bbob.jsonl")
+    running.add_argument("--out", required=True, help="one code version a file: rows of two are not comparable")
     running.set_defaults(command=bbob)
     showing = commands.add_parser("table", help="print the results as Markdown")
     showing.add_argument("file")
-    showing.add_argument("--relative", default=BASELINE)
+    showing.add_argument("--relative", default="", help=f"an optimizer; {' or '.join(BASELINES)} by default")
+    showing.add_argument("--optimizers", default="", help="to show; all by default")
+    showing.add_argument("--noise", default="", help="to show; all by default")
     showing.add_argument("--of", choices=("regrets", "scored"), default="regrets")
     showing.add_argument("--without", default="", help="functions to leave out, by number")
+    showing.add_argument("--same-start", action="store_true", help="only where the uniform row is the best start row")
     showing.set_defaults(command=table)
+    for name, command in {"summary": summary, "llms": llms, "coverage": coverage}.items():
+        short = commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
+        short.add_argument("file")
+        short.set_defaults(command=command)
     drawing = commands.add_parser("draw", help="draw the results")
     drawing.add_argument("file")
     drawing.add_argument("out")

@@ -2,9 +2,10 @@
 
     python benchmarks/simulator.py collect [--recipes 300]     # half an hour; goes on where it stopped
     python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
-    python benchmarks/simulator.py race [--seeds 20]           # what racing saves, and what it costs
+    python benchmarks/simulator.py race [--seeds 20] [--out FILE]  # what racing saves, and what it costs
     python benchmarks/simulator.py replay [--seeds 100]        # the same with those recipes' own answers
     python benchmarks/simulator.py search [--seeds 20]         # optimizers: how soon they reach cma-es's end
+    python benchmarks/simulator.py table                       # the same again, from the file that search has written
 
 `collect` scores recipes on the quickstart's search questions and keeps which question each got right: half of them
 from a scrambled Sobol sequence over the whole box, half normally distributed (0.25) around the uniform merge, where
@@ -19,13 +20,17 @@ where `ability` is a Gaussian process over the genes, one for each task, fitted 
 same questions, which is what a paired comparison lives on. Its length scale is the one at which pairs of recipes
 disagree as often as they really did. Difficulties are those of the real questions; held-out questions draw theirs from
 these anew. A recipe's true score is what it would get on endlessly many questions.
+
+A search is as in a run: the same start rows for every optimizer (the uniform merge, other weights for all models, each
+parent), and one rule for what is handed over (`llmevo.optimizers.recommend`, and finalists where there are any).
+`search` keeps a line for every optimizer and seed in a file, and what is there is not run again.
 """
 
 import argparse
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +42,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
-from llmevo.optimizers import OPTIMIZERS, Setup
-from llmevo.optimizers.llm import LlmOff
+from llmevo.optimizers import OPTIMIZERS, Setup, recommend
 from llmevo.prompting import Reading, Templates
 from llmevo.proposers import Connection
 from llmevo.proposers.simulated import SimulatedProposer
@@ -49,10 +53,12 @@ from llmevo.trial import Candidate, Score, Suggestion, Trial
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
+SEARCHES = Path(__file__).parent / "results" / "simulator-search.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""
 
 BASELINE = "cma-es"
+ALIKE = "all weights alike, the best coefficient"
 FINALISTS = 4
 
 Point = NDArray[np.float64]
@@ -221,11 +227,17 @@ class Outcome:
     claimed: float
     """What it says this scores."""
     items: int
-    """Questions asked, but the finalists' further ones."""
+    """Questions asked: a finalist that was stopped is asked the rest. The finalists' further ones are not counted."""
     lost: bool
     """Whether a candidate was stopped that full evaluation would have picked."""
     curve: tuple[float, ...]
     """The true score of the best so far, after every evaluation."""
+    alike: float
+    """The true score of the best-scored start row with one weight for all models."""
+    answers: tuple[Mapping[str, Point], ...] = field(repr=False)
+    """What every candidate answers, or would if it was asked everything."""
+    picked: int
+    """Which of them is handed over."""
 
 
 def raced(answers: Mapping[str, Point], others: Sequence[Score], weights: Mapping[str, float], rules: Rules) -> Score:
@@ -262,10 +274,12 @@ def simulated(
     whole: list[float] = []  # what full evaluation would have said
     asked = 0
     truths: list[float] = []
+    answered: list[Mapping[str, Point]] = []
 
     def evaluated(point: Point) -> Score:
         nonlocal asked
         answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
+        answered.append(answers)
         whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
         truths.append(float(simulator.truth(point[None])[0]))
         score = raced(answers, [t.score for t in trials if t.score], weights, rules)
@@ -280,8 +294,7 @@ def simulated(
             trials.append(told[-1])
         optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
 
-    parents = [Suggestion(space.parent(model), "parent") for model in space.merged]
-    scored([Suggestion(space.uniform(), "uniform"), *parents])
+    scored(start_rows(space))
     while len(trials) < budget:
         asking = optimizer.ask(min(4 + int(3 * np.log(len(space.genes))), budget - len(trials)))
         answer = None
@@ -293,13 +306,23 @@ def simulated(
             scored(done.value)
     full = max(trial.score.items for trial in trials if trial.score)
     ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
-    picked, claimed = ranked[0], ranked[0].value
-    if rules.finalists:  # as in a run: what the optimizer recommends takes the place of the last of the best
+    recommended = recommend(space, [trial for trial in trials if space.contains(trial.candidate.genes)])
+    picked = recommended or ranked[0]
+    claimed = picked.value
+    if rules.finalists:  # as in a run: what is recommended takes the place of the last of the best
         again: dict[int, float] = {}
         finalists = ranked[: rules.finalists]
-        recommended = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
         if recommended and recommended not in finalists:
             finalists[-1] = recommended
+        by_score = sorted(trials, key=lambda t: -t.value)
+        for origin in ("parent", "uniform", "coefficient"):
+            best_row = next((trial for trial in by_score if trial.candidate.origin == origin), None)
+            finalists += [best_row] if best_row and best_row not in finalists else []
+        for place, trial in enumerate(finalists):  # one that was stopped is asked the rest
+            if trial.score and trial.score.items < full:
+                asked += full - trial.score.items
+                score = replace(trial.score, total=whole[trial.candidate.id], items=full)
+                finalists[place] = Trial(trial.candidate, score)
         for trial in finalists:
             point = space.to_unit(trial.candidate.genes)[None]
             shares = [float(simulator.answers(t, point, d, seed + 1000)[0].mean()) for t, d in difficulties.items()]
@@ -309,8 +332,26 @@ def simulated(
         claimed = again[picked.candidate.id]
     best = int(np.argmax(whole))
     curve = [truths[int(np.argmax([t.value for t in trials[: n + 1]]))] for n in range(len(trials))]
-    lost = trials[best].score.items < full
-    return Outcome(truths[picked.candidate.id], claimed, asked, lost, tuple(curve))
+    stopped = trials[best].score
+    lost = stopped is not None and stopped.items < full
+    alike = max((t for t in trials if t.candidate.origin in ("uniform", "coefficient")), key=lambda t: t.value)
+    return Outcome(
+        truth=truths[picked.candidate.id],
+        claimed=claimed,
+        items=asked,
+        lost=lost,
+        curve=tuple(curve),
+        alike=truths[alike.candidate.id],
+        answers=tuple(answered),
+        picked=picked.candidate.id,
+    )
+
+
+def start_rows(space: SearchSpace) -> list[Suggestion]:
+    """As in a run."""
+    coefficients = [Suggestion(g, "coefficient", f"coefficient {v:g}") for v, g in space.coefficients().items()]
+    parents = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
+    return [Suggestion(space.uniform(), "uniform"), *coefficients, *parents]
 
 
 def _pooled(trial: Trial, again: float, further: int) -> float:
@@ -330,28 +371,62 @@ RACES = {
 
 def race(options: argparse.Namespace) -> None:
     """Racing against full evaluation, the same seeds. The finalists' other questions are not counted, being the same
-    for all.
+    for all. The last but one column takes the searches that asked everything and races their candidates in their
+    order: how often the one that is handed over would have been stopped.
     """
     simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
-    print("| evaluation | held out | against everything | questions | the winner stopped | claimed - held out |")
-    print("|---|---|---|---|---|---|")
-    base: list[Outcome] = []
-    for name, rules in RACES.items():
-        found = [
-            simulated(simulator, space, options.optimizer, rules, options.budget, s, options.questions)
-            for s in range(options.seeds)
-        ]
-        base = base or found
-        truths = np.array([one.truth for one in found])
-        gaps = truths - np.array([one.truth for one in base])
-        share = sum(one.items for one in found) / sum(one.items for one in base)
-        error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-        flattery = np.mean([one.claimed - one.truth for one in found])
-        print(
-            f"| {name} | {truths.mean():.3f} | {gaps.mean():+.4f} ± {error:.4f} | {share:.0%}"
-            f" | {np.mean([one.lost for one in found]):.0%} | {flattery:+.3f} |",
-            flush=True,
-        )
+    print(
+        "| questions of a task | evaluation | held out | against everything | questions | highest score, and stopped"
+        " | handed over, and stopped | claimed - held out |"
+    )
+    print("|---" * 8 + "|")
+    lines: list[str] = []
+    for questions in options.questions:
+        base: list[Outcome] = []
+        for name, rules in RACES.items():
+            found = [
+                simulated(simulator, space, options.optimizer, rules, options.budget, s, questions)
+                for s in range(options.seeds)
+            ]
+            base = base or found
+            lost = [rules.looks > 1 and one.picked in _stopped(one.answers, rules) for one in base]
+            print(f"| {questions} | {name} | {_compared(found, base, lost)} |", flush=True)
+            lines += [
+                json.dumps(
+                    {
+                        "questions": questions,
+                        "rule": name,
+                        "seed": seed,
+                        "truth": round(one.truth, 5),
+                        "claimed": round(one.claimed, 5),
+                        "asked": one.items,
+                        "highest stopped": one.lost,
+                        "handed over stopped": stopped,
+                    }
+                )
+                for seed, (one, stopped) in enumerate(zip(found, lost, strict=True))
+            ]
+    if options.out:
+        options.out.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _compared(found: Sequence[Outcome], base: Sequence[Outcome], lost: Sequence[bool]) -> str:
+    truths = np.array([one.truth for one in found])
+    gaps = truths - np.array([one.truth for one in base])
+    share = sum(one.items for one in found) / sum(one.items for one in base)
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    first, flattery = np.mean([one.lost for one in found]), np.mean([one.claimed - one.truth for one in found])
+    scores = f"{truths.mean():.3f} | {gaps.mean():+.4f} ± {error:.4f}"
+    return f"{scores} | {share:.0%} | {first:.0%} | {np.mean(lost):.0%} | {flattery:+.3f}"
+
+
+def _stopped(answers: Sequence[Mapping[str, Point]], rules: Rules) -> set[int]:
+    """Which of a search's candidates are stopped, raced in their order."""
+    count = sum(map(len, answers[0].values()))
+    scores: list[Score] = []
+    for own in answers:
+        scores.append(raced(own, scores, {task: 1 / len(own) for task in own}, rules))
+    return {number for number, score in enumerate(scores) if score.items < count}
 
 
 def replay(options: argparse.Namespace) -> None:
@@ -385,24 +460,66 @@ def replay(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Optimizers on the same seeds, everything asked: the true score of the best-scored recipe so far."""
-    simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    """Optimizers on the same seeds, everything asked; what the file lacks is run."""
+    names, file = options.optimizers.split(","), Path(options.out)
+    done = {(line["search"], line["seed"]) for line in _searches(file, options)}
+    missing = [(seed, name) for seed in range(options.seeds) for name in names if (name, seed) not in done]
+    if missing:
+        simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+        with file.open("a") as out:
+            for seed, name in missing:
+                found = simulated(simulator, space, name, Rules(), options.budget, seed, options.questions)
+                line: dict[str, Any] = {
+                    "search": name,
+                    "seed": seed,
+                    "budget": options.budget,
+                    "questions": options.questions,
+                    "handed": round(found.truth, 5),
+                    "alike": round(found.alike, 5),
+                    "curve": [round(value, 5) for value in found.curve],
+                }
+                out.write(json.dumps(line) + "\n")
+                out.flush()
+    table(options)
+
+
+def _searches(file: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The file's lines of this budget and number of questions."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in lines if (line["budget"], line["questions"]) == (options.budget, options.questions)]
+
+
+def table(options: argparse.Namespace) -> None:
+    """What the searches in a file came to, the true scores: of the best-scored so far, and of what is handed over."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in _searches(Path(options.out), options):
+        found.setdefault(line["search"], {})[line["seed"]] = line
+    seeds = sorted(set.intersection(*(set(of) for of in found.values()))) if found else []
+    if not seeds:
+        raise SystemExit(f"{options.out} has no seed that all searches of this budget and these questions have")
     marks = [count for count in (15, 30, 45, 60, 90, 120) if count <= options.budget]
-    print("| optimizer | " + " | ".join(f"after {mark}" for mark in marks) + f" | {BASELINE}'s end reached after |")
-    print("|---" * (len(marks) + 2) + "|")
-    goal: float | None = None
-    for name in [BASELINE, *(n for n in options.optimizers.split(",") if n != BASELINE)]:
-        curves = np.array(
-            [
-                simulated(simulator, space, name, Rules(), options.budget, seed, options.questions).curve
-                for seed in range(options.seeds)
-            ]
-        )
-        mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
-        goal = goal if goal is not None else float(mean[-1])
-        reached = next((place + 1 for place, value in enumerate(mean) if value >= goal), None)
-        cells = [f"{mean[mark - 1]:.3f} ± {error[mark - 1]:.3f}" for mark in marks]
-        print(f"| {name} | {' | '.join(cells)} | {reached or 'not reached'} |", flush=True)
+    heads = [*(f"after {mark}" for mark in marks), "handed over", f"against {BASELINE}", f"{BASELINE}'s end after"]
+    print(f"{len(seeds)} seeds, {options.budget} evaluations of {options.questions} questions a task\n")
+    print("| search | " + " | ".join(heads) + " |")
+    print("|---" * (len(heads) + 1) + "|")
+    curves = {name: np.array([of[seed]["curve"] for seed in seeds]) for name, of in found.items()}
+    handed = {name: np.array([of[seed]["handed"] for seed in seeds]) for name, of in found.items()}
+    goal = float(curves[BASELINE].mean(axis=0)[-1]) if BASELINE in curves else None
+    any_search = next(iter(found.values()))  # all have the same start rows
+    handed[ALIKE] = np.array([any_search[seed]["alike"] for seed in seeds])
+    for name in [ALIKE, *sorted(found, key=lambda name: (name != BASELINE, -float(handed[name].mean())))]:
+        cells = [_mean(curves[name][:, mark - 1]) if name in curves else "" for mark in marks]
+        against = _mean(handed[name] - handed[BASELINE], "+") if BASELINE in handed and name != BASELINE else ""
+        mean = curves[name].mean(axis=0) if name in curves else np.array([])
+        reached = next((place + 1 for place, value in enumerate(mean) if goal is not None and value >= goal), None)
+        after = "" if name == ALIKE or goal is None else str(reached or "not reached")
+        print(f"| {name} | {' | '.join([*cells, _mean(handed[name]), against, after])} |")
+
+
+def _mean(values: Point, sign: str = "") -> str:
+    """The mean over seeds and its standard error."""
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return f"{float(values.mean()):{sign}.3f} ± {error:.3f}"
 
 
 def main() -> None:
@@ -416,7 +533,8 @@ def main() -> None:
     racing = commands.add_parser("race", help="what racing saves, and what it costs")
     racing.add_argument("--seeds", type=int, default=20)
     racing.add_argument("--budget", type=int, default=60)
-    racing.add_argument("--questions", type=int, default=64, help="of each of the five tasks")
+    racing.add_argument("--questions", type=int, nargs="+", default=[64], help="of each of the five tasks")
+    racing.add_argument("--out", type=Path, help="a line for every search")
     racing.add_argument("--optimizer", default="llm-off")
     racing.set_defaults(command=race)
     replaying = commands.add_parser("replay", help="what racing saves on the collected recipes' own answers")
@@ -424,11 +542,17 @@ def main() -> None:
     replaying.add_argument("--budget", type=int, default=60)
     replaying.set_defaults(command=replay)
     searching = commands.add_parser("search", help="how soon optimizers reach the end of cma-es")
-    searching.add_argument("--optimizers", default="cma-es,llm-off,llm:recombiner,llm:random,random,tpe")
+    searching.add_argument(
+        "--optimizers", default="cma-es,mergekit-evolve,llm-off,llm:recombiner,llm:random,random,tpe"
+    )
     searching.add_argument("--seeds", type=int, default=20)
-    searching.add_argument("--budget", type=int, default=60)
-    searching.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
     searching.set_defaults(command=search)
+    showing = commands.add_parser("table", help="what the searches in the file came to")
+    showing.set_defaults(command=table)
+    for command in (searching, showing):
+        command.add_argument("--budget", type=int, default=60)
+        command.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
+        command.add_argument("--out", default=str(SEARCHES))
     options = parser.parse_args()
     options.command(options)
 

@@ -1,17 +1,22 @@
 """What a new candidate costs an engine: llmevo's swap against writing the merge and starting vLLM on it.
 
-    python benchmarks/swap.py [--backend hf,vllm] [--rounds 3]
+    python benchmarks/swap.py --out benchmarks/results/swap.jsonl [--backend hf,vllm] [--rounds 3]
+    python benchmarks/tables.py benchmarks/results/swap.jsonl
 
 The quickstart's models. The second way is what mergekit-evolve is left with since its in-memory path ended: export the
-merge, start a fresh engine on the folder. Merge alone, swap and fresh start alternate in every round.
+merge, start a fresh engine on the folder. Merge alone and swap alternate in every round, after one that is not kept;
+then, as two engines do not fit beside each other, follow as many exports and fresh starts.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import measurements
+import tables
+import torch
 
 from llmevo.config import Config, read_config
 from llmevo.engines import Engine
@@ -36,6 +41,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--backend", default="hf,vllm")
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
     given = arguments.parse_args()
     config: Config = read_config(QUICKSTART)
     sources, dtype = Sources(QUICKSTART.parent), config.genome.dtype
@@ -45,10 +51,15 @@ def main() -> None:
     def candidate(turn: int) -> Recipe:
         return space.decode(space.clamp({name: value + 0.01 * turn for name, value in space.uniform().items()}))
 
-    print("| engine | merge alone | swap | write and start anew | ratio |")
-    print("|---|---|---|---|---|")
+    found: list[dict[str, Any]] = []
+
+    def keep(backend: str, turn: int, seconds: dict[str, float]) -> None:
+        line = {"benchmark": "swap", "backend": backend, "round": turn, "seconds": seconds}
+        line |= measurements.environment(torch.get_num_threads())
+        found.append(measurements.append(given.out, line))
+
     for backend in given.backend.split(","):
-        merger, times = Merger(sources, 0, config.engine.cache_gb), dict[str, list[float]](merge=[], swap=[], anew=[])
+        merger = Merger(sources, 0, config.engine.cache_gb)
         engine: Any = start(backend, sources.folder(donor), dtype, sources, config.engine.cache_gb)
         for turn in range(given.rounds + 1):
             recipe = candidate(turn)
@@ -59,16 +70,16 @@ def main() -> None:
             engine.swap(recipe)
             swapped = time.perf_counter()
             if turn:  # the first turn compiles kernels and maps files
-                times["merge"].append(merged - begun)
-                times["swap"].append(swapped - merged)
+                keep(backend, turn, {"merge": merged - begun, "swap": swapped - merged})
         engine.close()
-        with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
-            write_model(candidate(1), sources, Path(folder) / "model")
-            start(backend, Path(folder) / "model", dtype, sources, 0.0).close()
-            times["anew"].append(time.perf_counter() - begun)
-        merge, swap, anew = (statistics.median(times[name]) for name in ("merge", "swap", "anew"))
-        print(f"| {backend} | {merge:.2f} s | {swap:.2f} s | {anew:.1f} s | {anew / swap:.0f} |", flush=True)
+        for turn in range(1, given.rounds + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                begun = time.perf_counter()
+                write_model(candidate(turn), sources, Path(folder) / "model")
+                fresh = start(backend, Path(folder) / "model", dtype, sources, 0.0)
+                keep(backend, turn, {"anew": time.perf_counter() - begun})
+                fresh.close()
+    print(tables.markdown(found))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval t
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
-RULES = 1
+RULES = 2
 """How new runs go about it; see `events.RunStarted`."""
 
 
@@ -57,7 +57,7 @@ class Bench:
         """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
-        root = (run if run.is_dir() else run.parent) / started.root
+        root = (run if run.is_dir() else run.parent).absolute() / started.root
         return cls(config_of(started, f"{run}/{LOG}"), root, api_key, started, shared)
 
     def follow(self, event: events.Event, state: RunState) -> None:
@@ -122,8 +122,9 @@ class Bench:
 
     @cached_property
     def api_key(self) -> str | None:
-        """The key of the LLM's server: from the command line, the file the config names, or the environment."""
-        return self.given_key or read_key(self.config.llm.api_key_file, self.root, "llm.api_key_file")
+        """The key of the LLM's server: from the command line, or see `read_key`."""
+        llm = self.config.llm
+        return self.given_key or read_key(llm.api_key_file, self.root, "llm", llm.api_key_env, llm.base_url)
 
     @property
     def asks(self) -> bool:
@@ -182,6 +183,7 @@ class Bench:
             sigma_rule=search.sigma_rule,
             pareto=search.objective == "pareto",
             constraints=self.config.constraints,
+            from_uniform=self.rules < 2,
         )
         return OPTIMIZERS[search.optimizer](setup)
 
@@ -214,9 +216,19 @@ class Bench:
         return self.rules > 0 and not self.config.constraints
 
     @property
+    def coefficients(self) -> list[Suggestion]:
+        """Start rows with one weight for all models; see `SearchSpace.coefficients`."""
+        if self.rules < 2:
+            return []
+        return [
+            Suggestion(genes, "coefficient", f"coefficient {value:g}")
+            for value, genes in self.space.coefficients().items()
+        ]
+
+    @property
     def start_rows(self) -> int:
         """How many candidates are scored before the search begins."""
-        return len(self.space.merged) + 1 + len(self.own_rows) + self.config.random_init
+        return len(self.space.merged) + 1 + len(self.coefficients) + len(self.own_rows) + self.config.random_init
 
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -228,15 +240,20 @@ class Bench:
         rows, budget = self.start_rows, self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
+            some = ["the parents", "the uniform merge"]
+            some += [f"{len(self.coefficients)} with another weight for all models"] if self.coefficients else []
+            some += ["your own recipes"] if self.own_rows else []
+            some += ["a random one"] if self.config.random_init else []
             raise ConfigError(
-                f"search.budget: {budget} is too low; the parents and the uniform merge"
-                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
+                f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
+                f" evaluations{items}"
             )
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
                 f" {self.config.search.optimizer!r} asks no LLM and none judges; give evaluations, items or minutes"
             )
+        self.rig.check_model()
         if self.asks:
             self.templates.texts(self.prompt_files)
             # A mistake in a template shows when it is filled, which a search may do much later.

@@ -103,7 +103,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
         optimizers=optimizers,
         pairs=[*_pairs(by_name, "heldout"), *_pairs(by_name, "search")],
         reference=REFERENCE if reference else None,
-        rows=runs[0].rows,
+        # Which weight for all models is held out is each run's own choice.
+        rows={name: score for run in runs for name, score in run.rows.items()},
     )
 
 

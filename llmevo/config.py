@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from llmevo.aims import Aims, Constraint
@@ -14,6 +13,7 @@ from llmevo.genome import Genome
 from llmevo.loggers import read_loggers
 from llmevo.mistakes import explained
 from llmevo.schema import Engine, Gate, Llm, Racing, Search, Section, Split, switched
+from llmevo.strict_yaml import read_yaml
 from llmevo.tasks import Protocol, Task
 
 LINEAR = ("linear", "task_arithmetic")
@@ -215,13 +215,13 @@ def read_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Confi
     Raises ConfigError that names the key, the value and the way out.
     """
     try:
-        raw: Any = yaml.safe_load(file.read_text())
+        raw = read_yaml(file.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
     return parse_config(raw, str(file), overrides)
 
 

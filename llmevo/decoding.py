@@ -50,8 +50,7 @@ def _fixed(layout: Layout, method: Method) -> dict[str, float | bool]:
     own = {name for name, parameter in declared_by(method).items() if not parameter.is_gene}
     fixed = {name: value for name, value in layout.genome.parameters.items() if name in own}
     if "normalize" in method.shared:
-        given = layout.genome.normalize
-        fixed["normalize"] = bool(method.normalize) if given is None else given
+        fixed["normalize"] = layout.genome.normalizes(method)
     return fixed
 
 

@@ -14,6 +14,7 @@ from llmevo.judging.statements import Bill
 from llmevo.picture import front, heldout, outcome, picture, scores, total
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
+from llmevo.standard_errors import clusters
 from llmevo.state import RunState
 
 TROUBLE = {
@@ -165,7 +166,8 @@ def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float
     """The standard error of the difference of two rows: paired where every question's score is known."""
     weights = {task.name: task.weight for task in state.heldout_tasks}
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
-        return difference(one.item_scores, other.item_scores, weights).error
+        same = clusters(state.started.texts.get("heldout", {})) if state.started else None
+        return difference(one.item_scores, other.item_scores, weights, same).error
     return (one.stderr**2 + other.stderr**2) ** 0.5
 
 
@@ -173,7 +175,7 @@ def verdict(state: RunState) -> Sequence[str]:
     """Whether the merge is worth having, by held-out scores alone."""
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
-    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform")]
+    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
     trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
     keeping = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
     strongest = max(keeping or rivals, key=lambda row: row.score)
@@ -181,7 +183,10 @@ def verdict(state: RunState) -> Sequence[str]:
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
-    those = "parents and uniform" + (" that keep the constraints" if 0 < len(keeping) < len(rivals) else "")
+    scaled = any(row.kind == "coefficient" for row in rivals)
+    those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
+        " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
+    )
     text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of {those}."
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]

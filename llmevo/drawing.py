@@ -86,7 +86,7 @@ def _finals(axes: Any, comparison: Comparison, colours: dict[str, str]) -> None:
 
 
 def _rivals(rows: dict[str, float]) -> list[tuple[str, float]]:
-    """The best parent or base, and the uniform merge."""
+    """The best of base, parents and other weights for all models, and the uniform merge."""
     others = {name: score for name, score in rows.items() if name != "uniform"}
     best = max(others, key=lambda name: others[name], default=None)
     found = [] if best is None else [(best, others[best])]

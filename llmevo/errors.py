@@ -10,6 +10,7 @@
     │   └── RunError          a run folder is taken, torn, or of a newer llmevo
     ├── EngineError           the engine does not hold what it should: the run stops, exit status 1
     ├── LogError              the disk is full or fails: the run stops, resumably, exit status 1
+    ├── MachineError          memory, a device, files, the network or the engine is lost: the same, exit status 1
     ├── JudgeError            the judge is lost: the run stops, resumably, exit status 1
     ├── CandidateError        one candidate failed; the run goes on without it
     └── ProposerError         the LLM gave no answer after its retries; the run goes on without it
@@ -61,6 +62,17 @@ class LogError(LlmevoError):
     """The run's folder cannot be written. What it holds already is whole."""
 
 
+class MachineError(LlmevoError):
+    """Memory, a device, files, the network or the engine's process is lost. No candidate is to blame: the run stops and
+    `llmevo resume` goes on with the same candidate.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        """`kind` is `memory`, `device`, `engine`, `network` or `files`; empty where it is not known."""
+        super().__init__(message)
+        self.kind = kind
+
+
 class JudgeError(LlmevoError):
     """The LLM that judges replies gives no verdicts. No candidate is to blame; what was judged is in the log."""
 
@@ -78,3 +90,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     choices = [*known]
     near = get_close_matches(word, choices, n=1)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"
+
+
+def shortened(text: str, length: int = 600) -> str:
+    """A text of a few lines at most, for messages that quote what a user gave."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"

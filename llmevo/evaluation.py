@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from llmevo import proxy
 from llmevo.errors import CandidateError, LlmevoError, TaskError
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
+from llmevo.machine import machine_error
 from llmevo.questions import blocks, chosen, words
 from llmevo.racing import beaten, difference
+from llmevo.standard_errors import Clusters, clusters
 from llmevo.tasks import Protocol, Task
 from llmevo.tasks.judge_prompts import Writing
 from llmevo.tasks.loading import blame, build_once, check_metric, load, members
@@ -76,11 +79,25 @@ class Evaluator:
     @property
     def raceable(self) -> bool:
         """Whether a part of the questions says something of all: every counted metric is a mean over questions."""
+        return len(self._means) == len(self.tasks)
+
+    @cached_property
+    def _means(self) -> set[str]:
+        """The tasks whose counted metric is a mean over their questions."""
         leaves: dict[str, Any] = self._loaded["tasks"]
-        return all(
-            task.name in leaves and leaves[task.name].aggregation().get(task.metric.split(",")[0]) is mean
+        return {
+            task.name
             for task in self.tasks
-        )
+            if task.name in leaves and leaves[task.name].aggregation().get(task.metric.split(",")[0]) is mean
+        }
+
+    @cached_property
+    def same(self) -> Clusters:
+        """Which questions have the same text, in the order in which they are asked."""
+        texts: dict[str, list[tuple[str, str]]] = {}
+        for name, leaf, document in self._documents():
+            texts.setdefault(name, []).append((wording(leaf, document)[-TEXT:], ""))
+        return clusters(texts)
 
     @property
     def upside_down(self) -> list[Task]:
@@ -105,6 +122,11 @@ class Evaluator:
     def items(self) -> int:
         """Questions that one scoring answers."""
         return sum(len(places) for block in self.blocks for places in block.values())
+
+    @property
+    def described(self) -> list[str]:
+        """Tasks with a description, which a chat begins with as its system message."""
+        return [name for name, leaf in self._loaded["tasks"].items() if leaf.get_config("description")]
 
     def questions(self) -> Iterator[tuple[str, str]]:
         """(task, text) of every question: what must not stand in two sets."""
@@ -198,7 +220,7 @@ class Evaluator:
         """
         first = self.parts_of(begun) if begun else 0
         rest = [self.score_block(lm, place) for place in range(first, len(self.blocks))]
-        return joined(self.tasks, [begun, *rest] if begun else rest)
+        return joined(self.tasks, [begun, *rest] if begun else rest, self.same)
 
     def race(self, lm: LM, rivals: Sequence[Score], error_rate: float, begun: Score | None = None) -> Score:
         """Ask part by part, and stop once the model cannot get ahead of the best rival on all questions: see
@@ -210,7 +232,7 @@ class Evaluator:
             if found := self.stopped(score, rivals, error_rate):
                 return found
             parts.append(self.score_block(lm, place))
-            score = joined(self.tasks, parts)
+            score = joined(self.tasks, parts, self.same)
         return score
 
     def stopped(self, score: Score, rivals: Sequence[Score], error_rate: float) -> Score | None:
@@ -222,11 +244,11 @@ class Evaluator:
         gap = difference(own, field[0], self.weights).mean
         dense = score.item_probabilities.keys()
         if dense and all(rival.item_probabilities.keys() == dense for rival in rivals):
-            if gap >= 0:  # whoever is stopped stays behind the best
+            if gap > 0:  # by the metric, as `beaten` has it by probabilities: what is stopped is not ahead
                 return None
             ranked = sorted(rivals, key=lambda rival: -proxy.worth(rival, self.weights))
             own, field = proxy.answers(score), [*map(proxy.answers, ranked)]
-        if not beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate):
+        if not beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate, self.same):
             return None
         return replace(score, total=rivals[0].total + gap)
 
@@ -236,16 +258,17 @@ class Evaluator:
         return sizes.index(score.items) + 1 if score.items in sizes else 0
 
     def score_block(self, lm: LM, place: int) -> Score:
-        """Ask one part of the questions; see `score`."""
+        """Ask one part of the questions; see `score`. Raises MachineError when the machine fails and not the model."""
         protocol, block = self.protocol, self.blocks[place]
-        for leaf in self._loaded["tasks"].values():
+        loaded: Any = {**self._loaded, "tasks": {n: leaf for n, leaf in self._loaded["tasks"].items() if n in block}}
+        for leaf in loaded["tasks"].values():
             # A task draws its examples from one generator that runs on: every candidate must see the same ones.
             leaf.set_fewshot_seed(seed=protocol.seed)
         try:
             with quiet():
                 results: Any = evaluator.evaluate(
                     lm=lm,
-                    task_dict=self._loaded,
+                    task_dict=loaded,
                     samples=block,
                     bootstrap_iters=BOOTSTRAP,
                     apply_chat_template=protocol.apply_chat_template,
@@ -254,13 +277,18 @@ class Evaluator:
         except (LlmevoError, KeyboardInterrupt):
             raise
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
+            if found := machine_error(error):
+                raise found from error
             raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
         items = sum(len(places) for places in block.values())
-        score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), items)
-        samples = results["samples"]
+        samples, found = results["samples"], results["results"] | (results.get("groups") or {})
+        item_scores = self._item_scores(samples)
+        means = {task: own for task, own in item_scores.items() if task in self._means}
+        same = self.same if place == 0 else None  # later parts are joined to it
+        score = weigh([task for task in self.tasks if task.name in found], found, items, means, same)
         return replace(
             score,
-            item_scores=self._item_scores(samples),
+            item_scores=item_scores,
             item_probabilities=self._item_probabilities(samples) if self.dense else {},
             replies=self._replies(samples),
         )
@@ -268,7 +296,7 @@ class Evaluator:
     def _item_scores(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
         """The counted metric question by question, where it is a number."""
         found: dict[str, list[float]] = {}
-        for name, (metric, filter_) in self._counted.items():
+        for name, (metric, filter_) in self._counted_of(samples):
             values = [sample.get(metric) for sample in samples[name] if sample["filter"] == filter_]
             if values and all(isinstance(value, float | int) for value in values):
                 # As the log has them, so that what follows from them is the same when it is read again.
@@ -278,7 +306,7 @@ class Evaluator:
     def _item_probabilities(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
         """How probable the right choice of every question is, of tasks that have choices."""
         found: dict[str, list[float]] = {}
-        for name, (metric, filter_) in self._counted.items():
+        for name, (metric, filter_) in self._counted_of(samples):
             leaf = self._loaded["tasks"][name]
             values = [proxy.probability(leaf, s, metric) for s in samples[name] if s["filter"] == filter_]
             if (known := [value for value in values if value is not None]) and len(known) == len(values):
@@ -289,5 +317,9 @@ class Evaluator:
         """What was answered, in words."""
         return {
             name: [reply(self._loaded["tasks"][name], s) for s in samples[name] if s["filter"] == filter_]
-            for name, (_, filter_) in self._counted.items()
+            for name, (_, filter_) in self._counted_of(samples)
         }
+
+    def _counted_of(self, samples: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
+        """(task, its metric and filter) of the tasks that were asked."""
+        return ((name, counted) for name, counted in self._counted.items() if name in samples)

@@ -53,7 +53,10 @@ class RunStarted(BaseEvent):
     rules: int = 0
     """0, older logs: the uniform merge comes after the parents, start rows are asked everything, and who was stopped is
     no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
-    finalist though it was stopped."""
+    finalist though it was stopped. 2: merges with other weights for all models are start rows (origin `coefficient`),
+    and the best of them is a finalist and held out; optimizers start from the best start row; what is recommended
+    follows from the scores alone, by one rule for every optimizer (`llmevo.optimizers.recommend`); only candidates that
+    were asked everything lead, and a finalist that was stopped is asked the rest first."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
@@ -191,9 +194,9 @@ class HeldOut(Scored):
 
     event: Literal["heldout"] = "heldout"
     row: str
-    """`base`, `uniform`, `best`, or a parent's name."""
+    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name."""
     kind: str
-    """`base`, `parent`, `uniform` or `best`."""
+    """`base`, `parent`, `uniform`, `coefficient` or `best`."""
     candidate: int | None
     replies: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
     """What the model answered to every question; empty in older logs."""

@@ -20,6 +20,8 @@ from llmevo.writing import write_model
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
+MADE_AGAIN = "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well."
+
 
 @dataclass(frozen=True)
 class Export:
@@ -33,8 +35,16 @@ class Export:
     shared: SharedRun
 
     @classmethod
-    def of(cls, recorded: Sequence[events.Event], sources: Sources, root: Path, candidate: int | None = None) -> Self:
-        """The best, or one by its id. Reads no weights; what the models are called only for random masks.
+    def of(
+        cls,
+        recorded: Sequence[events.Event],
+        sources: Sources,
+        root: Path,
+        candidate: int | None = None,
+        changed: Sequence[events.Change] = (),
+    ) -> Self:
+        """The best, or one by its id. Reads no weights; what the models are called only for random masks. `changed`:
+        what the card has to say of models that are not those of the run.
 
         Raises RunError when there is none.
         """
@@ -55,7 +65,7 @@ class Export:
         others = Recipe.model_validate(shared.state.recipes[chosen])
         texts = {
             "best.yml": Provenance(started.masks, MASKS if masks else None).sign(others),
-            "README.md": model_card(shared, others, chosen),
+            "README.md": model_card(shared, others, chosen, changed),
         }
         return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
 
@@ -75,8 +85,8 @@ class Export:
         write_pack(self.shared, self.texts, out)
 
 
-def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
-    """What the model is made of, how well it does and how to make it again, for README.md."""
+def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Sequence[events.Change] = ()) -> str:
+    """What the model is made of, how well it does and how to make it again, for README.md. `changed`: see `Export`."""
     state = shared.state
     started = state.started
     assert started is not None
@@ -98,6 +108,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
+        *_changed(shared, changed),
         "",
         "## Models",
         "",
@@ -113,12 +124,24 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int) -> str:
         recipe.to_yaml().rstrip(),
         "```",
         "",
-        "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
+        MADE_AGAIN if not changed else "mergekit reads the recipe as well.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",
     ]
     return "\n".join(lines)
+
+
+def _changed(shared: SharedRun, changed: Sequence[events.Change]) -> list[str]:
+    """That the scores are those of other weights."""
+    models = dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed)
+    if not models:
+        return []
+    named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
+    return [
+        "",
+        f"**These are not the weights that were scored:** {named} had changed since the run when this was exported.",
+    ]
 
 
 def _found(state: RunState, trial: Trial) -> str:

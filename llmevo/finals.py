@@ -1,9 +1,11 @@
 """After the search: the finalists are asked further questions, and what came out is held out."""
 
 from llmevo import events
+from llmevo.aims import valued
 from llmevo.bench import Bench
+from llmevo.errors import CandidateError
 from llmevo.journal import Journal
-from llmevo.optimizers import Optimizer
+from llmevo.optimizers import Optimizer, recommend
 from llmevo.optimizers.llm import LlmOff
 from llmevo.recipe import Recipe
 from llmevo.sizes import ask_size
@@ -13,17 +15,17 @@ from llmevo.trial import Trial
 
 
 def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
-    """Ask the best candidates, the best parent and the uniform merge what none was asked before, to choose by both.
+    """Ask the best candidates, the best parent, the uniform merge and the best other weight for all models what none
+    was asked before, to choose by both.
 
     False: the budget was raised meanwhile.
     """
     state = journal.state
     if not state.started or not state.started.selection_items:
         return True
-    recommended: Trial | None = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
-    if recommended and not state.aims.plain:  # it was told another value of it, which the emphasis has a say in
-        recommended = None if state.aims.pareto else state.trials[recommended.candidate.id]
-    finalists = finalists_of(state, bench.config.search.finalists, recommended)
+    finalists = finalists_of(state, bench.config.search.finalists, _recommended(bench, state, optimizer))
+    if bench.rules > 1:
+        finalists = [whole for trial in finalists if (whole := asked_all(bench, journal, trial)).score]
     for trial in finalists:
         number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
         known = state.selected.get(number)
@@ -38,14 +40,51 @@ def select(bench: Bench, journal: Journal, optimizer: Optimizer) -> bool:
     return True
 
 
+def _recommended(bench: Bench, state: RunState, optimizer: Optimizer) -> Trial | None:
+    """See `llmevo.optimizers.recommend`; None where there are several aims, for then no one trial is the best."""
+    if state.aims.pareto:
+        return None
+    if bench.rules < 2:  # the optimizer's own, where it had one
+        found = optimizer.recommend() if isinstance(optimizer, LlmOff) else None
+    else:
+        everything = [*state.trials.values()]
+        inside = [trial for trial in everything if bench.space.contains(trial.candidate.genes)]
+        found = recommend(bench.space, valued(inside, everything, state.aims, {}))
+    return state.trials[found.candidate.id] if found else None  # it may have been told another value of it
+
+
+def asked_all(bench: Bench, journal: Journal, trial: Trial) -> Trial:
+    """A finalist, with a score on all search questions: one that was stopped is asked the rest, and is evaluated a
+    second time in the log, for an estimate on some is not compared with scores on all.
+    """
+    state, number = journal.state, trial.candidate.id
+    if state.started is None or trial.score is None or trial.score.items >= state.started.items:
+        return trial
+    recipe = bench.space.decode(trial.candidate.genes)
+    made = journal.once((events.Evaluated, events.Failed), lambda: _evaluated(bench, trial, recipe))
+    journal.expect(made, candidate=number)
+    if isinstance(made, events.Evaluated):
+        journal.expect(made, rival=None)
+        check_sum(journal, made, bench.config.counted)
+    return state.trials[number]
+
+
+def _evaluated(bench: Bench, trial: Trial, recipe: Recipe) -> events.Evaluated | events.Failed:
+    try:
+        score, seconds = bench.score(recipe)
+    except CandidateError as error:
+        return events.of_trial(Trial(trial.candidate, None, str(error)))
+    return events.of_trial(Trial(trial.candidate, score, seconds=seconds))
+
+
 def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:
-    """The best so far that were asked everything, the best parent and the uniform merge, and whoever a constraint's
-    bound is counted from; what the optimizer recommends, which under noise may be another, also one that was stopped,
-    takes the place of the last of the best.
+    """The best so far that were asked everything, the best parent, the uniform merge, the best other weight for all
+    models, and whoever a constraint's bound is counted from; what is recommended, which under noise may be another,
+    also one that was stopped, takes the place of the last of the best.
     """
     whole = state.asked_all
     uniform = next((trial for trial in whole if trial.candidate.origin == "uniform"), None)
-    rivals = [state.best_parent, uniform]
+    rivals = [state.best_parent, uniform, state.best_of("coefficient")]
     rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
     best = (state.front or whole)[:count]
     # Whether one that was stopped keeps the constraints is not known.
@@ -66,7 +105,8 @@ def _selected(bench: Bench, recipe: Recipe, known: events.Selected | None, place
 
 
 def hold_out(bench: Bench, journal: Journal) -> bool:
-    """Score base, parents, uniform merge and the best on questions that nothing was chosen by.
+    """Score base, parents, uniform merge, the best other weight for all models, and the best on questions that nothing
+    was chosen by.
 
     What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
     """
@@ -81,6 +121,9 @@ def hold_out(bench: Bench, journal: Journal) -> bool:
         for trial in journal.state.trials.values():
             if trial.score and (candidate := trial.candidate).origin == origin:
                 rows.append((candidate.note or origin, origin, candidate.id, space.decode(candidate.genes)))
+    if coefficient := best_coefficient(journal.state):
+        candidate = coefficient.candidate
+        rows.append((candidate.note, candidate.origin, candidate.id, space.decode(candidate.genes)))
     rows.append(("best", "best", best.candidate.id, space.decode(best.candidate.genes)))
     for name, kind, candidate, recipe in rows:
         known = journal.state.heldout.get(name)
@@ -91,6 +134,16 @@ def hold_out(bench: Bench, journal: Journal) -> bool:
         if ask_size(bench, journal.state):
             return False
     return True
+
+
+def best_coefficient(state: RunState) -> Trial | None:
+    """The best start row with one weight for all models, but the uniform merge, by all that it was asked: those that
+    were finalists are compared by both sets of questions, and the one with the best search score is one of them.
+    """
+    asked = [state.trials[number] for number in state.selected]
+    finalists = [trial for trial in asked if trial.candidate.origin == "coefficient"]
+    best = max(finalists, key=lambda trial: (-trial.violation, state.pooled(trial)), default=None)
+    return best or state.best_of("coefficient")
 
 
 def _held_out(bench: Bench, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:

@@ -11,7 +11,8 @@ from llmevo.aims import emphasis
 from llmevo.bench import Bench
 from llmevo.loop import start_rows
 from llmevo.optimizers.base import Retold
-from llmevo.progress import votes_at_most
+from llmevo.preflight import Finding
+from llmevo.progress import heldout_rows, votes_at_most
 from llmevo.prompting import Prompt
 from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
@@ -19,9 +20,6 @@ from llmevo.vocabulary import load_tokenizer
 
 EFFICIENCY = 0.35
 """The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
-
-GENERATIONS = 8
-"""How many are looked through for the first prompt: not every optimizer asks in every one."""
 
 ANSWER = 400
 """Tokens of an answer that is not held to digits."""
@@ -59,10 +57,11 @@ class Forecast:
     seconds: float
     """Of the whole run, held-out scoring included, but not the LLM's answers."""
     prompts: int
-    """At most: the LLM may be asked in every generation."""
+    """At most: from the first one on the LLM may be asked in every generation."""
     prompt_tokens: int
     completion_tokens: int
-    cost: float
+    cost: float | None
+    """Of the prompts; None where a server is asked and `llm.price` does not say what that costs."""
     inquiries: int
     """What LLM judges are asked in the whole run, at most; not in the cost."""
     votes: int
@@ -78,8 +77,20 @@ def measure(bench: Bench) -> Measured:
     return Measured(seconds["merge"], seconds["evaluate"], score.items)
 
 
-def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = None) -> Forecast:
-    """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured."""
+@dataclass(frozen=True)
+class First:
+    """The first prompt of a run."""
+
+    prompt: Prompt
+    generation: int
+    """When it is asked; generation 0 are the start rows."""
+
+
+def forecast(bench: Bench, first: First | None, measured: Measured | None = None) -> Forecast:
+    """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured.
+
+    `first` is the first prompt, None where none is asked.
+    """
     config, budget = bench.config, bench.config.search.budget
     donor = bench.space.decode(bench.space.uniform()).tokenizer_donor
     tokenizer = load_tokenizer(bench.sources.folder(donor))
@@ -99,11 +110,13 @@ def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = No
     evaluations, size = bench.evaluations, population(bench)
     if budget.minutes is not None:
         evaluations = max(bench.start_rows, min(evaluations, int(budget.minutes * 60 / each)))
-    rows = bench.start_rows + 2 if bench.heldout else 0  # the base and the best besides
+    origins = [row.origin for row in start_rows(bench)]
+    rows = heldout_rows(origins) if bench.heldout else 0
     generations = max(0, math.ceil((evaluations - bench.start_rows) / size))
+    prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
-    prompts, price = generations if prompt else 0, config.llm.price
+    prompts = max(0, generations - first.generation + 1) if first else 0
     spent = prompts * asked * 2, prompts * answered  # prompts grow with what there is to tell
     return Forecast(
         evaluations=evaluations,
@@ -117,15 +130,19 @@ def forecast(bench: Bench, prompt: Prompt | None, measured: Measured | None = No
         prompts=prompts,
         prompt_tokens=spent[0],
         completion_tokens=spent[1],
-        cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6,
+        cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6
+        if price.prompt or price.completion or not prompts or bench.proposer_name != "openai"
+        else None,
         inquiries=evaluations * bench.evaluator.inquiries + rows * (bench.heldout.inquiries if bench.heldout else 0),
-        votes=votes_at_most(config, evaluations, bench.start_rows, bench.rig.selection is not None),
+        votes=votes_at_most(config, evaluations, origins, bench.rig.selection is not None),
         measured=measured,
     )
 
 
-def first_prompt(bench: Bench) -> Prompt | None:
-    """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM."""
+def first_prompt(bench: Bench) -> First | None:
+    """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM, and
+    where the budget ends before the LLM is asked: not every optimizer asks in every generation.
+    """
     if not bench.asks:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in bench.config.counted.items()}
@@ -134,15 +151,17 @@ def first_prompt(bench: Bench) -> Prompt | None:
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
     count, known = len(candidates), list[Trial]()
-    for generation in range(1, GENERATIONS + 1):
+    generation = 0
+    while count < bench.evaluations:
+        generation += 1
         trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
         optimizer.tell(trials)
         known += trials
         if bench.config.aims.pareto and isinstance(optimizer, Retold):
             optimizer.retell(known, emphasis(bench.config.aims, generation))
-        asking = optimizer.ask(max(2, min(bench.evaluations - count, population(bench))))
+        asking = optimizer.ask(min(bench.evaluations - count, population(bench)))
         try:
-            return next(asking)
+            return First(next(asking), generation)
         except StopIteration as done:
             suggested: list[Suggestion] = done.value
         finally:
@@ -150,6 +169,23 @@ def first_prompt(bench: Bench) -> Prompt | None:
         told = [Candidate(count + i, generation, s.origin, s.genes, s.note) for i, s in enumerate(suggested)]
         count += len(told)
     return None
+
+
+def unasked(bench: Bench, first: First | None) -> list[Finding]:
+    """What is to be said where the LLM is never asked; `first` is the first prompt."""
+    if first or not bench.asks:
+        return []
+    rest = max(0, bench.evaluations - bench.start_rows)
+    share = ", fewer than make one for the LLM" if rest else ""
+    instead = ", or take `optimizer: llm-off`, the same search without an LLM"
+    return [
+        Finding(
+            "search.budget",
+            f"the LLM will not be asked: {bench.start_rows} of the {bench.evaluations} evaluations are start rows,"
+            f" which leaves {rest}{share}",
+            f"Raise the budget{instead if bench.config.search.optimizer == 'llm' else ''}",
+        )
+    ]
 
 
 def _speed() -> float:

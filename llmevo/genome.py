@@ -142,6 +142,17 @@ class Genome(BaseModel):
         """The only method, or the first one."""
         return self.methods[0]
 
+    def normalizes(self, method: Method) -> bool:
+        """Whether a method divides by the sum of the weights, where it has a `normalize`."""
+        return bool(method.normalize) if self.normalize is None else self.normalize
+
+    def scales(self, method: Method) -> bool:
+        """Whether equal weights of all models are a coefficient of their task vectors' sum: the method adds weighted
+        task vectors to the base, and does not divide them by the sum of the weights.
+        """
+        weighted = method.takes_base and "weight" in method.each and "normalize" in method.shared
+        return weighted and not self.normalizes(method)
+
     def has_origin(self, method: Method) -> bool:
         """Whether the base model is the origin of this method's task vectors."""
         return method.takes_base or (method.may_take_base and self.base_model is not None)

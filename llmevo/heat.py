@@ -52,7 +52,7 @@ def run(
                     runner.parts.clear()
                     member.leave()
                     continue
-                score = joined(evaluator.tasks, runner.parts)
+                score = joined(evaluator.tasks, runner.parts, evaluator.same)
                 if error_rate is not None and evaluator.stopped(score, rivals, error_rate):
                     member.leave()
                 else:
@@ -61,7 +61,7 @@ def run(
                 runner.evaluate += (time.monotonic() - begun) / len(asked)
     return [
         (
-            joined(evaluator.tasks, runner.parts) if runner.parts else None,
+            joined(evaluator.tasks, runner.parts, evaluator.same) if runner.parts else None,
             {"merge": runner.merge, "evaluate": runner.evaluate},
         )
         for runner in runners

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmevo.bench import Bench
-from llmevo.forecast import Forecast, first_prompt, forecast, measure
+from llmevo.forecast import Forecast, first_prompt, forecast, measure, unasked
 from llmevo.merging import Merger, Tensors
-from llmevo.preflight import Finding, incomplete, preflight, rounded, vectors
+from llmevo.preflight import Finding, preflight, rounded, vectors
 from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
 from llmevo.preflight.room import Memory, memory_of
 from llmevo.preflight.vectors import rounding_loss
 from llmevo.prompting import SliceGeometry
+from llmevo.trust import Use, uses
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Inspection:
     forecast: Forecast
     warnings: list[Finding]
     memory: Memory
+    uses: list[Use]
+    """What code the config runs, what files it opens beside the models, and where texts go."""
     models: list[Model]
     dtype: str
     """Of the merge."""
@@ -50,7 +53,7 @@ class Inspection:
     genes: list[dict[str, Any]]
     """Name, low, high or choices, and the value in the uniform merge."""
     proposer: str
-    """Who is asked; empty for an optimizer without an LLM."""
+    """Who is asked; empty for an optimizer without an LLM, and where the budget leaves nothing to ask for."""
     prompt: Sequence[Mapping[str, str]]
     """The first one, with scores of 0."""
 
@@ -69,14 +72,18 @@ class Inspection:
 
 
 def gather(bench: Bench, measured: bool = False) -> Inspection:
-    """Look at everything; with `measured` start the engine and score the uniform merge once."""
+    """Look at everything; with `measured` start the engine and score the uniform merge once. Raises SourceError for a
+    model that the engine cannot run.
+    """
     rig, uniform = bench.rig, bench.space.uniform()
-    lost, prompt = rounding_loss(rig), first_prompt(bench)
+    rig.check_model()
+    lost, first = rounding_loss(rig), first_prompt(bench)
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]
     return Inspection(
         budget=str(bench.config.search.budget),
-        warnings=[*incomplete(rig), *preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
+        warnings=[*unasked(bench, first), *preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
         memory=memory_of(rig),
+        uses=uses(bench.config, bench.root),
         models=[_model(bench, reference, name) for reference, name in names(rig).items()],
         dtype=rig.config.genome.dtype,
         rounding_loss=lost,
@@ -85,9 +92,9 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
         based=rig.config.genome.base_model is not None,
         layers=bench.layers,
         genes=genes,
-        proposer=f"{bench.proposer_name} {bench.proposer.model}" if prompt else "",
-        prompt=prompt.messages if prompt else (),
-        forecast=forecast(bench, prompt, measure(bench) if measured else None),
+        proposer=f"{bench.proposer_name} {bench.proposer.model}" if first else "",
+        prompt=first.prompt.messages if first else (),
+        forecast=forecast(bench, first, measure(bench) if measured else None),
     )
 
 

@@ -13,7 +13,7 @@ from llmevo import events, proxy
 from llmevo.aims import emphasis, valued
 from llmevo.bench import Bench
 from llmevo.dialogue import answer
-from llmevo.errors import CandidateError, RunError
+from llmevo.errors import CandidateError, MachineError, RunError
 from llmevo.finals import finished, hold_out, select
 from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
@@ -72,11 +72,14 @@ def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> R
 
 
 def start_rows(bench: Bench) -> list[Suggestion]:
-    """What the search has to beat: the uniform merge, every parent alone, and what the user has already."""
+    """What the search has to beat: the uniform merge, the same with other weights for all models, every parent alone,
+    and what the user has already.
+    """
     space = bench.space
     rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
     # Parents are stopped early against it, where they are worse; in older logs it was the last of them.
     rows.insert(0 if bench.rules else len(rows), Suggestion(space.uniform(), "uniform"))
+    rows[1:1] = bench.coefficients
     rows += bench.own_rows
     if bench.config.random_init:
         point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))
@@ -160,7 +163,8 @@ def tell(bench: Bench, state: RunState, optimizer: Optimizer, new: Sequence[Tria
 def _scored(
     bench: Bench, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
-    """One candidate's event. Whatever is wrong with it is its reason, never the run's end. `recipes` are its own and
+    """One candidate's event. Whatever is wrong with it is its reason, never the run's end; only what is wrong with the
+    machine is. `recipes` are its own and
     those that come after it and have the same rivals.
     """
     started = time.monotonic()
@@ -176,6 +180,8 @@ def _scored(
         score, seconds = bench.score(recipes[0], rivals=ahead)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
+    except MachineError as error:
+        raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
     trial = Trial(candidate, score, seconds=seconds)
     if not rivals or score.items == bench.evaluator.items:
         return events.of_trial(trial)

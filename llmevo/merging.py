@@ -6,7 +6,7 @@ One generator with two sinks, the engine and the exporter: what was scored is wh
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 
@@ -254,6 +254,18 @@ Planned = tuple[Step, _Parts]
 def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[str, Tensor]]:
     """Merge one recipe; see `Merger.merge`."""
     return Merger(sources, seed).merge(recipe)
+
+
+def not_finite(sources: Sources, models: Iterable[ModelReference]) -> str:
+    """Which models have weights that are NaN or infinite, and where; empty when there are none. Reads all weights."""
+    found: list[str] = []
+    for model in models:
+        source = sources[model]
+        wrong = [name for name in source.shapes if not all(map(is_finite, _tensors(source.weight(name))))]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        if wrong:
+            found.append(f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}")
+    return f"{'; '.join(found)}. Candidates fail with it: download the model again, or leave it out" if found else ""
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmevo.errors import nearest
+from llmevo.errors import nearest, shortened
 
 
 def explained(detail: Any, root: type[BaseModel]) -> str:
@@ -20,8 +20,9 @@ def explained(detail: Any, root: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{place}: this key is missing"
     if not place:
-        return message  # of several sections together; it names them
-    return f"{place}: {message}" + ("" if isinstance(detail["input"], dict) else f" (it is {detail['input']!r})")
+        return shortened(message)  # of several sections together; it names them
+    given = "" if isinstance(detail["input"], dict) else f" (it is {shortened(repr(detail['input']), 200)})"
+    return f"{place}: {shortened(message)}{given}"
 
 
 def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:

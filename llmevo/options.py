@@ -15,7 +15,7 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file;
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="Key of the LLM's server; better set OPENAI_API_KEY.", show_default=False),
+    typer.Option("--api-key", help="Key of the LLM's server; OPENAI_API_KEY is OpenAI's alone.", show_default=False),
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="Your own OpenAI-compatible server.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="The LLM that proposes.", show_default=False)]
@@ -43,6 +43,9 @@ MaxCost = Annotated[
 Loggers = Annotated[
     list[str] | None,
     typer.Option("--logger", help=f"Tell {', '.join(LOGGERS)} as well; may be repeated.", show_default=False),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let a log from elsewhere run, open and contact what it names; remembered.")
 ]
 Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop, resumably, when the LLM gives no answer.")]
 

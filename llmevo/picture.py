@@ -126,7 +126,7 @@ def _best(state: RunState, best: Trial) -> Text:
 
 
 def scores(state: RunState, config: Config, width: int | None = None, rows: int | None = None) -> RenderableType:
-    """Parents, uniform merge, the best and the latest candidate, with their tasks.
+    """Start rows, the best and the latest candidate, with their tasks.
 
     Within `width` columns and `rows` lines: what has no room is counted below, the weakest parents first.
     """
@@ -153,14 +153,16 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     held = [*state.heldout.values()]
     kept = _strongest(
-        held, None if rows is None else rows - 3, lambda row: (row.kind in ("best", "uniform"), row.score)
+        held,
+        None if rows is None else rows - 3,
+        lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score),
     )
     table, tasks = _table(["", "#"], [row.row for row in kept], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
-    title = Text("held-out questions (± one standard error)", style="italic")
+    title = Text(f"{state.asked('heldout')} held-out questions (± one standard error)", style="italic")
     parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]

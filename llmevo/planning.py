@@ -41,7 +41,14 @@ class Step:
 
 
 def depth_of(config: Mapping[str, Any]) -> int:
-    """The number of layers, from a model's config. Raises SourceError when it names none."""
+    """The number of layers, from a model's config. Raises SourceError when it names none, and for a model that has an
+    encoder and a decoder or reads more than text.
+    """
+    if config.get("is_encoder_decoder"):
+        raise SourceError(
+            f"config.json: {config.get('model_type')} is an encoder-decoder model (is_encoder_decoder: true); llmevo"
+            " merges decoder-only language models, such as Llama, Qwen or Gemma"
+        )
     key = next((key for key in DEPTH_KEYS if key in config), None)
     if key is None and isinstance(config.get("text_config"), Mapping):
         raise SourceError(
@@ -72,15 +79,16 @@ def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> None:
             "none of its weights belongs to a layer by its name (….layers.0.…, ….h.0.… or ….blocks.0.…); llmevo merges"
             " decoder-only language models"
         )
+    said = f"config.json says {next(key for key in DEPTH_KEYS if key in config)}: {depth}"
     if missing := {*range(depth)} - found:
         raise SourceError(
-            f"config.json says num_hidden_layers: {depth}, but no weight belongs to layer {min(missing)}: the"
-            " checkpoint is incomplete, or its config.json is that of another model; download both again"
+            f"{said}, but no weight belongs to layer {min(missing)}: the checkpoint is incomplete, or its config.json"
+            " is that of another model; download both again"
         )
     if last >= depth + int(config.get(PREDICTION_KEY) or 0):
         raise SourceError(
-            f"config.json says num_hidden_layers: {depth}, but there are weights of layer {last}, which would"
-            " be lost in a merge; correct config.json, or save the model again with transformers"
+            f"{said}, but there are weights of layer {last}, which would be lost in a merge; correct config.json, or"
+            " save the model again with transformers"
         )
 
 

@@ -1,5 +1,7 @@
 """How far a run is, and how long it still takes; read off its events."""
 
+from collections.abc import Sequence
+
 from llmevo.budget import Budget
 from llmevo.config import Config
 from llmevo.events import RunStarted, Selected
@@ -38,20 +40,35 @@ def _search_items(state: RunState, budget: Budget) -> float:
 
 
 def _selection_items(state: RunState, started: RunStarted) -> int:
-    """Those who reach the end are at most the finalists of the config, the best parent and the uniform merge, and the
-    parents that constraints are counted from.
-    """
     chosen = _current(state)
-    most = int(started.config.get("search", {}).get("finalists", Search().finalists)) + 2 + len(state.aims.constraints)
+    count = int(started.config.get("search", {}).get("finalists", Search().finalists))
+    most = finalists_at_most(count, len(state.aims.constraints), _origins(state))
     return started.selection_items * ((chosen[0].finalists if chosen else most) - len(chosen))
 
 
 def _heldout_items(state: RunState) -> int:
     if state.started is None or not state.started.heldout_items:
         return 0
-    start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
-    rows = start_rows + 2  # the base and the best besides
-    return max(0, rows - len(state.heldout)) * state.started.heldout_items
+    return max(0, heldout_rows(_origins(state)) - len(state.heldout)) * state.started.heldout_items
+
+
+def finalists_at_most(count: int, constraints: int, origins: Sequence[str]) -> int:
+    """The config's number of finalists, the best parent, the uniform merge, the best other weight for all models, and
+    the parents that constraints are counted from. `origins` are the start rows'.
+    """
+    return count + 2 + ("coefficient" in origins) + constraints
+
+
+def heldout_rows(origins: Sequence[str]) -> int:
+    """Models that are held out, at most: base, parents, uniform merge, the best other weight for all models, and the
+    best. `origins` are the start rows'.
+    """
+    return 2 + sum(origin in ("parent", "uniform") for origin in origins) + ("coefficient" in origins)
+
+
+def _origins(state: RunState) -> list[str]:
+    """Of the start rows."""
+    return [candidate.origin for candidate in state.candidates.values() if candidate.generation == 0]
 
 
 def _current(state: RunState) -> list[Selected]:
@@ -59,13 +76,14 @@ def _current(state: RunState) -> list[Selected]:
     return [event for event in state.selected.values() if event.generation == len(state.told)]
 
 
-def votes_at_most(config: Config, candidates: int, start_rows: int, selected: bool) -> int:
+def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selected: bool) -> int:
     """What a person is asked in a run of so many candidates, at most: on each of them but the first of every set of
     questions, which has nobody to be compared with. Candidates that reply as another did are not asked about again.
+    `origins` are the start rows'.
     """
     search, heldout = (sum(t.votes.pairs for t in tasks if t.votes) for tasks in (config.tasks, config.heldout_tasks))
-    finalists = config.search.finalists + 2 + len(config.constraints) if selected else 0
-    return search * (candidates - 1 + max(0, finalists - 1)) + heldout * (start_rows + 1)  # base and best besides
+    finalists = finalists_at_most(config.search.finalists, len(config.constraints), origins) if selected else 0
+    return search * (candidates - 1 + max(0, finalists - 1)) + heldout * (heldout_rows(origins) - 1)
 
 
 def votes(state: RunState, config: Config) -> tuple[int, int]:
@@ -73,9 +91,8 @@ def votes(state: RunState, config: Config) -> tuple[int, int]:
     given = sum(len(poll.votes) for poll in state.book.polls.values())
     if state.started is None or state.finished or not state.trials:  # before the first nothing is known of the time
         return given, given
-    start_rows = sum(candidate.generation == 0 for candidate in state.candidates.values())
     candidates = max(len(state.candidates), len(state.trials) + config.search.budget.ahead(state))
-    most = votes_at_most(config, candidates, start_rows, state.started.selection_items > 0)
+    most = votes_at_most(config, candidates, _origins(state), state.started.selection_items > 0)
     return given, max(given, most)
 
 

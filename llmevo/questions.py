@@ -56,10 +56,14 @@ def _why(protocol: Protocol, count: int) -> str:
 
 def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, list[int]]]:
     """The questions in so many parts, each with an equal share of every task, taken from all over it: files are often
-    sorted. In fewer, when a task has not so many.
+    sorted. A task with fewer questions than parts is in the first part alone.
     """
-    number = max(1, min(count, *map(len, places.values())))
-    return [{name: [*asked[part::number]] for name, asked in places.items()} for part in range(number)]
+    number = max(1, min(count, max(map(len, places.values()), default=1)))
+    shares = {name: 1 if len(asked) < number else number for name, asked in places.items()}
+    return [
+        {name: [*asked[part :: shares[name]]] for name, asked in places.items() if part < shares[name]}
+        for part in range(number)
+    ]
 
 
 def hashed(text: str, seed: int) -> float:

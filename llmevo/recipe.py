@@ -6,12 +6,13 @@ from typing import Any, Literal, Self, cast
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
-from llmevo.errors import RecipeError, nearest
+from llmevo.errors import RecipeError, nearest, shortened
 from llmevo.longhand import without_modules, without_tokenizer
 from llmevo.methods import METHODS, Method
 from llmevo.references import ModelReference
 from llmevo.settings import Setting, Strict, check_settings, plain, value_of
 from llmevo.slices import PARTS, InputModel, InputSlice, OutputSlice
+from llmevo.strict_yaml import read_yaml
 
 DTYPES = ("bfloat16", "float16", "float32")
 BY_SLICE = "by_slice"
@@ -125,12 +126,12 @@ class Recipe(Strict):
     def from_yaml(cls, text: str, origin: str = "recipe") -> Self:
         """Read a recipe somebody wrote, in mergekit's YAML. Raises RecipeError that names the key and the way out."""
         try:
-            recipe = cls.model_validate(yaml.safe_load(text))
+            given = read_yaml(text)
+        except ValueError as error:
+            raise RecipeError(f"{origin}: {error}") from error
+        try:
+            recipe = cls.model_validate(given)
             recipe.check_numbers()
-        except yaml.YAMLError as error:
-            if "expected a single document" in str(error):
-                raise RecipeError(f"{origin} holds several recipes, divided by ---; merge one at a time") from error
-            raise RecipeError(f"{origin} is not YAML: {error}") from error
         except ValidationError as error:
             place, message = _explain(error, cls)
             raise RecipeError(f"{origin}: {place}: {message}" if place else f"{origin}: {message}") from error
@@ -263,7 +264,7 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> tuple[str, str]:
         message = "give two whole numbers: the first layer, from 0, and the one after the last"
     elif first["type"] == "missing":
         message = "this key is missing"
-    return ".".join(map(str, keys)), message
+    return ".".join(map(str, keys)), shortened(message)
 
 
 def _wrong_number(method: Method, origin: bool, count: int) -> str:

@@ -12,14 +12,13 @@ and ADAPTER is a LoRA adapter's folder or hub id.
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
+from llmevo.durable import partial_folder
 from llmevo.errors import SourceError
 
 PACKAGE = "package:"
@@ -122,6 +121,27 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
     return local
 
 
+PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+"""What transformers' automatic classes load, where that is not the model."""
+
+
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder)` of transformers' automatic classes; for a model's tokenizer see `load_tokenizer`.
+
+    Raises SourceError for files that it does not read: a damaged one raises whatever its reader does.
+    """
+    try:
+        return kind.from_pretrained(folder, **options)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(
+            f"{folder}: transformers cannot load {PARTS.get(kind.__name__, 'it')} ({type(error).__name__}: {reason});"
+            " if its files are damaged, download them again"
+        ) from error
+
+
 def _local(path: ModelPath, root: Path) -> Path | None:
     """The file or folder on this machine, or None for a hub id."""
     if path.path.startswith(PACKAGE):
@@ -172,25 +192,21 @@ def _converted(file: Path) -> Path:
     if out.exists():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed: a folder that is there is whole.
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(out)
+        with partial_folder(out) as partial:  # a folder that is there is whole
+            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.rename(out)
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
     except Exception as error:  # whatever transformers and the reader of GGUF files raise for a broken one
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
     return out

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from llmevo import changes, events
+from llmevo import changes, events, trust
 from llmevo.bench import config_of
 from llmevo.errors import CandidateError, RunError
 from llmevo.recipe import Recipe
@@ -21,7 +21,8 @@ from llmevo.versions import VERSIONED, versions
 if TYPE_CHECKING:  # see `Bench`
     from llmevo.rig import Rig
 
-COMPARED = ("score", "stderr", "tasks", "items", "item_scores")
+COMPARED = ("score", "tasks", "items", "item_scores")
+"""Not standard errors: they follow from the questions' scores, and older versions had another formula."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ class Again:
         """The fields that are not equal; what an older log does not have is not compared."""
         if self.now is None:
             return ["score"]
-        one, other = self.logged.model_dump(mode="json"), self.now.model_dump(mode="json")
+        one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
         return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
+
+
+def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
+    tasks: dict[str, dict[str, float]] = event["tasks"]
+    shown = {name: {k: v for k, v in of.items() if "_stderr," not in k} for name, of in tasks.items()}
+    return {**event, "tasks": shown}
 
 
 def rescore(recorded: Sequence[events.Event], rig: "Rig", count: int) -> list[Again]:
@@ -64,11 +71,18 @@ def _again(rig: "Rig", trial: Trial, recipe: dict[str, object], logged: events.E
     return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
 
 
-def rig_of(started: events.RunStarted, run: Path) -> "Rig":
-    """What a logged run was scored with, as far as it is still there."""
+def rig_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Rig":
+    """What a logged run was scored with, as far as it is still there. Raises RunError where that needs the user's
+    agreement: see `llmevo.trust`.
+    """
     from llmevo.rig import Rig
 
-    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent) / started.root)
+    trust.check(recorded, run, trusted)
+    started = RunState.fold(iter(recorded)).started
+    if started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
+
+    return Rig(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
 
 
 def show(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: "Rig") -> bool:
@@ -85,7 +99,7 @@ def show(console: Console, rows: Sequence[Again], started: events.RunStarted, ri
     console.print(table)
     if not any(row.differing for row in rows):
         return True
-    found = changes.differences(facts(started), facts_now(rig))
+    found = changes.differences(facts(started), facts_now(rig, started))
     here = versions()
     others = [
         f"{k} {started.versions[k]} (here {here[k]})" for k in VERSIONED if started.versions.get(k, here[k]) != here[k]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.bench import Bench
+from llmevo.checksums import WHOLE
 from llmevo.errors import RunError
 from llmevo.finals import proposals
 from llmevo.judging.statements import Bill
 from llmevo.runlog import LOG, read_log
 from llmevo.state import RunState
 from llmevo.statistics import best_so_far
+from llmevo.trial import START_ROWS
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Result:
     heldout_stderr: float | None
     """Of the questions: what other questions of the same kind would change."""
     rows: dict[str, float]
-    """The held-out scores of the base, the parents and the uniform merge."""
+    """The held-out scores of the base, the parents, the uniform merge and the best other weight for all models."""
     llm: dict[str, float]
     """What was asked of the LLM, what came of it, and what it took; empty for an optimizer without one."""
     seconds: float
@@ -79,7 +81,7 @@ def check_comparable(states: Mapping[str, RunState]) -> None:
         first = first or (folder, conditions)
         for name, value in conditions.items():
             other = first[1][name]
-            if value != other and not (name == "questions" and not (value and other)):  # old logs do not say
+            if value != other and not (name in ("questions", "models") and _is_unknown(value, other)):
                 raise RunError(
                     f"{first[0]} and {folder} cannot be compared: their {name} differ ({_difference(other, value)})"
                 )
@@ -101,11 +103,21 @@ def _conditions(folder: str, state: RunState) -> dict[str, Any]:
         "held-out tasks": [task.model_dump() for task in config.heldout_tasks],
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,
-        "start rows": [c.genes for c in state.candidates.values() if c.origin in ("parent", "uniform", "user")],
+        "start rows": [c.genes for c in state.candidates.values() if c.origin in START_ROWS],
         "budgets": budget.model_dump(),
         # A bound on time or cost ends each at its own place; set side by side they are at equal evaluations.
         "numbers of evaluations": len(state.trials) if {"minutes", "cost"} & budget.bounds.keys() else None,
     }
+
+
+def _is_unknown(one: Sequence[str] | Mapping[str, str], other: Sequence[str] | Mapping[str, str]) -> bool:
+    """Whether logs do not say if they are of the same questions or models: old ones have no digests of questions, and
+    checksums by another rule.
+    """
+    if isinstance(one, Mapping) or isinstance(other, Mapping) or len(one) != len(other):
+        return not (one and other)
+    pairs = [pair for pair in zip(one, other, strict=True) if len({each.startswith(WHOLE) for each in pair}) == 1]
+    return all(a == b for a, b in pairs)
 
 
 def _difference(one: Any, other: Any) -> str:

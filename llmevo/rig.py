@@ -3,26 +3,30 @@
 Several searches may share one rig: what is loaded is loaded once, and what one of them has scored is known to all.
 """
 
+import gc
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from llmevo.checksums import WHOLE, unread_bytes
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import CandidateError, TaskError
+from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
 from llmevo.judging.booth import Booth
-from llmevo.merging import Merger
+from llmevo.machine import machine_errors
+from llmevo.merging import Merger, not_finite
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
@@ -37,6 +41,13 @@ from llmevo.vocabulary import check_vocabularies
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
     from llmevo.engines.together import Together
     from llmevo.evaluation import Evaluator
+
+LARGE = 4 * 10**9
+"""Bytes that take more than a few seconds to read."""
+Scored = TypeVar("Scored")
+
+RECOVERABLE = ("memory", "engine")
+"""Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be started anew."""
 
 
 @dataclass
@@ -54,6 +65,8 @@ class Rig:
     """Where a person votes; None where there is no terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     """Who is told what a person should know."""
+    unselected: str = ""
+    """Why there are no further questions for finalists though the config asks for them, once `selection` is read."""
     _owed: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     """The seconds of what was scored ahead, by the same, until they are told."""
 
@@ -70,7 +83,11 @@ class Rig:
     @cached_property
     def checksums(self) -> Mapping[str, str]:
         """Of every model, by its reference."""
-        return {str(reference): self.sources.checksum(reference) for reference in self.config.genome.references}
+        references = self.config.genome.references
+        size = unread_bytes(file for reference in references for file in self.sources.files(reference))
+        if size > LARGE:
+            self.warn(f"Reading {size / 1e9:.0f} GB of models for their checksums; they are remembered.")
+        return {str(reference): self.sources.checksum(reference) for reference in references}
 
     @cached_property
     def layers(self) -> int:
@@ -122,7 +139,8 @@ class Rig:
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same
         try:
             return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
-        except TaskError:
+        except TaskError as error:
+            self.unselected = str(error)
             return None  # the limit has left nothing
 
     @property
@@ -175,12 +193,31 @@ class Rig:
         """The running model, checked against an export before its first use."""
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
-            for recipe in (self.space.decode(self.space.uniform()), Recipe.of_one(self.config.genome.references[0])):
-                if check_engine(engine, recipe, self.sources, seed):
-                    break
+            uniform = self.space.decode(self.space.uniform())
+            if not check_engine(engine, uniform, self.sources, seed):
+                self._check_finite(uniform)
+                check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
         return engine
 
+    def _check_finite(self, recipe: Recipe) -> None:
+        """Say which models have weights that are NaN or infinite. Raises SourceError when it is the base: every merge
+        would fail.
+        """
+        base = recipe.base_model
+        if base and (reason := not_finite(self.sources, [base])):
+            raise SourceError(reason)
+        if reason := not_finite(self.sources, recipe.references):
+            self.warn(reason)
+
+    def check_model(self) -> None:
+        """Raise SourceError unless the engine can run the first model; reads none of its weights."""
+        from llmevo.engines.loadable import check_loadable
+
+        donor = self.config.genome.references[0]
+        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+
     def _start_engine(self) -> Engine:
+        self.check_model()
         donor = self.sources.folder(self.config.genome.references[0])
         tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
@@ -228,7 +265,8 @@ class Rig:
         raced = self.config.racing if rivals and len(self.evaluator.blocks) > 1 else None
         rate = raced.error_rate if raced else None
         try:
-            found = heat.run(self.together, self.evaluator, [*asked.values()], rivals, rate)
+            with machine_errors():
+                found = heat.run(self.together, self.evaluator, [*asked.values()], rivals, rate)
         except CandidateError:
             return  # merged one by one, each says what is wrong with it
         for place, (score, seconds) in zip(asked, found, strict=True):
@@ -241,7 +279,8 @@ class Rig:
     ) -> tuple[Score, Mapping[str, float]]:
         """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
         none for what is known already. With rivals, the best first, no more is asked once the recipe cannot get ahead
-        of that; when it is met again, it goes on from there. Raises CandidateError.
+        of that; when it is met again, it goes on from there. Raises CandidateError, and MachineError when memory, the
+        engine or a file is lost, and trying again does not help.
         """
         evaluator = self.evaluators[questions]
         place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
@@ -253,22 +292,61 @@ class Rig:
         raced = racing if rivals and len(evaluator.blocks) > 1 else None
         if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
             return stopped, owed
-        engine = self.engine  # made before the clock starts
-        gate = self.gate if questions == "search" and not known else None
-        started = time.monotonic()
-        engine.swap(recipe)
-        if gate:
-            gate.check(engine.lm)
-        self.book.questions = questions
-        evaluator.consult(self.book, self.booth)
-        merged = time.monotonic()
-        if raced:
-            score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
-        else:
-            score = evaluator.score(engine.lm, known)
+
+        def scored() -> tuple[Score, dict[str, float]]:
+            engine = self.engine  # made before the clock starts
+            gate = self.gate if questions == "search" and not known else None
+            started = time.monotonic()
+            engine.swap(recipe)
+            if gate:
+                gate.check(engine.lm)
+            self.book.questions = questions
+            evaluator.consult(self.book, self.booth)
+            merged = time.monotonic()
+            if raced:
+                score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
+            else:
+                score = evaluator.score(engine.lm, known)
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+        score, seconds = self._with_recovery(scored)
         self.known[place] = score
-        seconds = {"merge": merged - started, "evaluate": time.monotonic() - merged}
         return score, {name: value + owed.get(name, 0.0) for name, value in seconds.items()}
+
+    def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
+        """What `scored` returns; tried once more after memory ran out or the engine died. Raises MachineError."""
+        try:
+            with machine_errors():
+                return scored()
+        except MachineError as error:
+            if error.kind not in RECOVERABLE:
+                raise
+            kind = error.kind
+            self.warn(f"{error}. It is tried once more")
+        # Out of the handler: the error's traceback holds on to what is to be freed.
+        if kind == "engine":
+            self._drop_engine()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with machine_errors():
+            if kind == "engine":
+                self._start_again()
+            return scored()
+
+    def _drop_engine(self) -> None:
+        """Let go of an engine that died."""
+        engine: Engine | None = vars(self).pop("engine", None)
+        if engine:
+            with suppress(Exception):  # it is dead
+                engine.close()
+
+    def _start_again(self) -> None:
+        """Start another engine. Raises MachineError when it does not start: the first one did."""
+        try:
+            _ = self.engine
+        except ConfigError as error:
+            raise MachineError(f"the engine died and cannot be started again: {error}", "engine") from error
 
     def remember(self, state: RunState) -> None:
         """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of
@@ -277,7 +355,7 @@ class Rig:
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # nobody knows what those scores stand for
-        checksums = {source["reference"]: source["checksum"] for source in started.sources}
+        checksums = {source["reference"]: self._as_now(source) for source in started.sources}
 
         def know(recipe: Recipe, score: Score, questions: str) -> None:
             place = address(recipe, checksums, started.questions[questions], started.masks)
@@ -292,6 +370,23 @@ class Rig:
         for row in state.heldout.values():
             if row.candidate is not None:
                 know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """A model's checksum by the rule that a recorded one was made by."""
+        if recorded.startswith(WHOLE):
+            return self.checksums[str(reference)]
+        return self.sources.checksum_as(reference, recorded)
+
+    def _as_now(self, source: Mapping[str, Any]) -> str:
+        """A recorded checksum by the rule of today, where it is an older one's and of the model that is there now."""
+        recorded, reference = source["checksum"], source["reference"]
+        if not recorded or recorded.startswith(WHOLE):
+            return recorded
+        try:
+            is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
+            return self.checksums[reference] if is_same and reference in self.checksums else recorded
+        except SourceError:  # a run that is finished needs no models
+            return recorded
 
 
 def address(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:

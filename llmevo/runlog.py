@@ -2,14 +2,17 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
 import weakref
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
+
+from pydantic import ValidationError
 
 from llmevo import events
 from llmevo.durable import sync, write_whole
@@ -17,8 +20,14 @@ from llmevo.errors import LogError, RunError
 
 LOG = "events.jsonl"
 
+WRITTEN = ("config.yml", "best.yml")
+"""What a run writes beside its log."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no more room."""
+
+DECIDING = (events.RunStarted, events.Resumed)
+"""The events that say what a run executes, opens and contacts."""
 
 PATIENCE = 0.5
 """Seconds to wait for a log in use: `llmevo status` and `watch` hold it for a moment."""
@@ -35,11 +44,13 @@ class RunLog:
         LogError when it cannot be written.
         """
         self.folder, self.file = folder, folder / LOG
+        self.place = folder.absolute()
+        """The folder, wherever the working directory is by now."""
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
             check_free(folder)
-        with _errors(self.file):
+        with _errors(self.file, begun=resume):
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         _OPEN.add(self)
@@ -50,7 +61,7 @@ class RunLog:
             content = self.file.read_bytes()
             self.recorded = [*_events(content, self.file)]
             self._size = _whole(content)
-            with _errors(self.file):
+            with _errors(self.file, begun=bool(self.recorded)):
                 os.truncate(self._descriptor, self._size)
                 os.lseek(self._descriptor, self._size, os.SEEK_SET)
                 sync(folder)  # a new file's name is not on the disk before its folder is
@@ -59,8 +70,11 @@ class RunLog:
             raise
 
     def append(self, event: events.Event) -> None:
-        """Raises LogError when the disk is full or fails; the log is then as it was before."""
+        """Raises LogError when the disk is full or fails, and the log is then as it was before; or when it is gone."""
+        self._check_there()
         line = (event.model_dump_json(by_alias=True) + "\n").encode()
+        if isinstance(event, DECIDING):
+            mark([line])
         rest = memoryview(line)
         try:
             while rest:
@@ -84,8 +98,30 @@ class RunLog:
 
     def write(self, name: str, text: str) -> None:
         """A file beside the log, replaced as a whole or not at all. Raises LogError."""
-        with _errors(self.folder / name):
-            write_whole(self.folder / name, text.encode())
+        self._check_there()
+        with _errors(self.folder / name, begun=self._size > 0):
+            write_whole(self.place / name, text.encode())
+
+    @property
+    def missing(self) -> str:
+        """What became of a folder that is no longer at its place, and the way out; empty while it is there."""
+        own = os.fstat(self._descriptor)
+        with suppress(OSError):
+            if os.path.samestat(own, (self.place / LOG).stat()):
+                return ""
+        if own.st_nlink:
+            return (
+                f"{self.folder} was moved while the run went on. Nothing that was scored is lost: `llmevo resume` goes"
+                " on at its new place"
+            )
+        return (
+            f"{self.file} was deleted while the run went on, and all that it held is lost; begin anew with"
+            " `llmevo run CONFIG`"
+        )
+
+    def _check_there(self) -> None:
+        if missing := self.missing:
+            raise LogError(missing)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -117,7 +153,12 @@ def _lock(descriptor: int, folder: Path) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"{folder} cannot be locked against a second process ({error.strerror}), for its file system has no"
+                    " locks, or none now; choose a folder on another disk with --out, or move the run there"
+                ) from error
             if time.monotonic() > until:
                 raise RunError(f"{folder} is being written by another process; wait for it, or stop it") from None
             time.sleep(PATIENCE / 10)
@@ -126,19 +167,69 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 @contextmanager
-def _errors(file: Path) -> Generator[None]:
+def _errors(file: Path, begun: bool) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise _failure(file, error) from error
+        raise _failure(file, error, begun) from error
 
 
-def _failure(file: Path, error: OSError) -> LogError:
-    what = "disk full" if error.errno in FULL else "the disk fails"
-    return LogError(
-        f"{what}: {file} cannot be written ({error.strerror}). Nothing that was scored is lost:"
-        f" once that is mended, `llmevo resume {file.parent}` goes on"
+def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
+    """`begun`: whether there is a run to go on with."""
+    what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
+    then = (
+        f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
+        if begun
+        else "No run was begun; choose another folder with --out, or make this one writable"
     )
+    return LogError(f"{what}{file} cannot be written ({error.strerror}). {then}")
+
+
+def is_own(run: Path) -> bool:
+    """Whether a log was begun on this machine by this user, or trusted before: the lines of its `DECIDING` events are,
+    to the letter, among those that `mark` has noted. No log can say that of itself.
+    """
+    file = run / LOG if run.is_dir() else run
+    try:
+        lines, known = _deciding(file.read_bytes(), file), _notes().read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return False
+    return bool(lines) and {*map(_digest, lines)} <= {*known}
+
+
+def trust(run: Path) -> None:
+    """Take a log from elsewhere for one of this user from now on. See `is_own`."""
+    file = run / LOG if run.is_dir() else run
+    mark(_deciding(file.read_bytes(), file))
+
+
+def mark(lines: Iterable[bytes]) -> None:
+    """Note lines of a log, as digests, in a file that only this user can write: `llmevo/logs` in XDG_STATE_HOME, which
+    is ~/.local/state by default. Where that cannot be written, a later `resume` asks as it does of a foreign log.
+    """
+    file = _notes()
+    with suppress(OSError):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, "".join(f"{_digest(line)}\n" for line in lines).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _notes() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "llmevo" / "logs"
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
+
+
+def _deciding(content: bytes, file: Path) -> list[bytes]:
+    """The lines of the events that say what a run executes, opens and contacts."""
+    lines = content[: _whole(content)].splitlines()
+    return [line for line, event in zip(lines, _events(content, file), strict=True) if isinstance(event, DECIDING)]
 
 
 def holds_run(folder: Path) -> bool:
@@ -148,9 +239,15 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Raise RunError when the folder holds a run."""
+    """Raise RunError when the folder holds a run, or files of the names that a run writes."""
     if holds_run(folder):
         raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+    taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
+    if taken:
+        raise RunError(
+            f"{folder} holds no run, but a file {taken[0]} that a run would overwrite; choose another --out, or move"
+            " the file"
+        )
 
 
 def read_log(run: Path) -> list[events.Event]:
@@ -180,10 +277,21 @@ def _events(content: bytes, file: Path) -> Iterator[events.Event]:
 def parse_event(line: bytes, place: str) -> events.Event:
     """One line of a log; `place` is where it stands, for the RunError of a line that is none."""
     try:
-        raw = json.loads(line)
+        raw = json.loads(line, parse_constant=_refuse_constant)
         if raw.get("schema", 0) > events.SCHEMA:
             raise RunError(f"{place}: was written by a newer llmevo (schema {raw['schema']}); update llmevo to read it")
         return events.EVENTS.validate_python(raw)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         raise RunError(f"{place}: is no event of llmevo ({reason}); the log has been changed by hand") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))[:300]
+    return str(error).splitlines()[0][:300]

@@ -70,7 +70,7 @@ class Search(Section):
     optimizer: str = "llm"
     """One of the optimizers; `llmevo run --help` lists them."""
     budget: Budget = Budget(evaluations=100)
-    """Candidates to score, the parents and the uniform merge included; or a mapping of bounds, whichever ends first:
+    """Candidates to score, the start rows included; or a mapping of bounds, whichever ends first:
     `{evaluations: 100, items: 50000, minutes: 60, cost: 5}`. See `Budget`."""
     population: int | None = Field(default=None, ge=2)
     """Candidates a generation; 4 + ⌊3 ln genes⌋ by default, the rule of CMA-ES."""
@@ -80,15 +80,16 @@ class Search(Section):
     """Random masks, shuffled questions and solved examples follow from this one, where it is given: so searches with
     other seeds are scored alike. `llmevo compare` gives all its runs the same."""
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
-    """Recipes of your own to start from, scored after the parents and the uniform merge: mergekit's YAML files, or
+    """Recipes of your own to start from, scored after the parents and the uniform merges: mergekit's YAML files, or
     genes by name."""
     racing: Racing | None = Racing()
     """Stop asking a candidate once it cannot be the best; `false` asks everything of everyone. Only where every task's
     metric is a mean over its questions; else everything is asked."""
     finalists: int = Field(default=4, ge=0)
-    """So many of the best, and the best parent and the uniform merge, are asked further questions in the end, and the
-    best by all they were asked is handed over: a score that was picked as the highest of many flatters. The questions
-    are those of `split: {selection: …}`, or what `limit` has left of the search tasks, up to as many again. 0: none."""
+    """So many of the best, and the best parent, the uniform merge and the best other weight for all models, are asked
+    further questions in the end, and the best by all they were asked is handed over: a score that was picked as the
+    highest of many flatters. The questions are those of `split: {selection: …}`, or what `limit` has left of the search
+    tasks, up to as many again. 0: none."""
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an aim of its own, and the run ends with
     those candidates than which none is better at one task without being worse at another. Of a weight only the sign
@@ -120,7 +121,10 @@ class Llm(Section):
     base_url: str | None = None
     """Of a server of your own: vLLM, Ollama, llama.cpp, ..."""
     api_key_file: Path | None = None
-    """A file that holds the key; OPENAI_API_KEY and --api-key are the other ways to give it."""
+    """A file that holds the key."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key. Without this, `api_key_file` and `--api-key`, OPENAI_API_KEY goes to
+    OpenAI's server, or to that of OPENAI_BASE_URL, and to no other."""
     temperature: float | None = Field(default=None, ge=0)
     """The server's own by default; for `local`, 0.8."""
     max_tokens: int = Field(default=4096, ge=16)

@@ -7,6 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from llmevo import events
 from llmevo.compare import Comparison, compare
@@ -79,16 +80,16 @@ class Scoreboard:
         for optimizer in self.tournament.optimizers:
             of = {each.seed: each for each in self._entries if each.optimizer == optimizer}
             table.add_row(optimizer, *(self._cell(of[seed], entry) for seed in seeds))
-        return Panel(Group(table, self.line(entry)), title=f"llmevo  {self.tournament.out}", title_align="left")
+        return Panel(Group(table, self.line(entry)), title=Text(f"llmevo  {self.tournament.out}"), title_align="left")
 
-    def _cell(self, entry: Entry, now: Entry) -> str:
+    def _cell(self, entry: Entry, now: Entry) -> Text:
         state = self._states[entry]
         best = f"{state.best.value:.3f}{'!' if state.unmet else ''}" if state.best else "…"
         if state.finished:
-            return f"[green]{best}[/]"
+            return Text(best, "green")
         if entry == now:
-            return f"[bold]{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}[/]"
-        return best if state.started else "[dim]–[/]"
+            return Text(f"{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}", "bold")
+        return Text(best) if state.started else Text("–", "dim")
 
 
 def play(console: Console, tournament: Tournament) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from llmevo.heatmap import COLUMNS, heatmap, letters
 from llmevo.inspection import Inspection
@@ -51,9 +51,10 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
     else:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
+        cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
         lines.append(
             f"The LLM is asked up to {ahead.prompts} times, reads about {ahead.prompt_tokens:,} tokens and writes about"
-            f" {ahead.completion_tokens:,}; cost {ahead.cost:.2f} at the config's prices. Its time is not in the above."
+            f" {ahead.completion_tokens:,}; cost {cost}. Its time is not in the above."
         )
     if ahead.inquiries:
         lines.append(f"LLM judges are asked up to {ahead.inquiries:,} times; what that costs is not in the above.")
@@ -71,7 +72,13 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
 def _warnings(found: Inspection) -> Sequence[RenderableType]:
     if not found.warnings:
         return ["none"]
-    return [f"[yellow]![/] [bold]{escape(w.model)}[/]: {escape(w.what)}. {escape(w.remedy)}." for w in found.warnings]
+    return [Text.assemble(("!", "yellow"), " ", (w.model, "bold"), f": {w.what}. {w.remedy}.") for w in found.warnings]
+
+
+def _uses(found: Inspection) -> Sequence[RenderableType]:
+    if not found.uses:
+        return ["No code of the config's runs, and nothing is sent anywhere."]
+    return [Text(str(use)) for use in found.uses]
 
 
 def _models(found: Inspection) -> Sequence[RenderableType]:
@@ -134,6 +141,7 @@ def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
 SECTIONS: Mapping[str, Section] = {
     "Forecast": _forecast,
     "Warnings": _warnings,
+    "What this config runs, opens and sends": _uses,
     "Models": _models,
     "Size of the task vectors, against {found.origin}": _vectors,
     "{found.gene_count} genes over {found.layers} layers": _genes,

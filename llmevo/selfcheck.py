@@ -3,8 +3,10 @@
 import tempfile
 from pathlib import Path
 
+from llmevo.durable import partial_folder
 from llmevo.engines.base import Engine
-from llmevo.errors import CandidateError, EngineError, UserError
+from llmevo.errors import CandidateError, EngineError, SourceError, UserError
+from llmevo.merging import not_finite
 from llmevo.recipe import Recipe
 from llmevo.sources import Sources
 from llmevo.writing import write_model
@@ -15,15 +17,16 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
 
     Use it before the first candidate: a wrong merge gives no error, only wrong scores. Writes the model to the
     temporary folder (TMPDIR) and removes it again. False when the recipe cannot be merged, so that there is nothing to
-    compare. Raises EngineError when the two differ.
+    compare. Raises EngineError when the two differ, and SourceError when that is for
+    weights of a model that are not finite.
     """
     try:
         engine.swap(recipe)
     except CandidateError:
         return False
-    with tempfile.TemporaryDirectory(prefix="llmevo-check-") as folder:
+    with partial_folder(Path(tempfile.gettempdir()) / "llmevo-check") as folder:
         try:
-            write_model(recipe, sources, Path(folder) / "model", seed, trim=False)
+            write_model(recipe, sources, folder / "model", seed, trim=False)
         except UserError as error:
             if type(error) is not UserError:  # the recipe or a model is at fault, not the disk
                 raise
@@ -31,7 +34,9 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
                 f"the check of the engine needs room for one model in {folder} ({error}); set TMPDIR to a larger disk,"
                 " or leave the check out with engine.self_check: false"
             ) from error
-        wrong = engine.differences(Path(folder) / "model")
+        wrong = engine.differences(folder / "model")
+    if wrong and (reason := not_finite(sources, recipe.references)):
+        raise SourceError(reason)
     if wrong:
         raise EngineError(
             "the engine does not hold what was merged into it, so no score could be trusted:"

@@ -4,13 +4,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llmevo import checksums
 from llmevo.errors import SourceError
 from llmevo.methods.base import LowRank, Weight
 from llmevo.planning import check_layers, depth_of, layers_in
@@ -20,6 +22,28 @@ LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 
 DERIVED = ("rotary_emb.inv_freq",)
 """Tensors that old checkpoints carry though the config determines them; never merged."""
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Types of weights that are merged, as safetensors names them."""
+
+BUFFERS = ("I64", "BOOL")
+"""Types of buffers that are copied, such as position ids and masks. Quantized weights are I8, U8, I32 or F8_*."""
+
+MASKS = (".attn.bias", ".attention.bias")
+"""Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
+
+INTEGERS = {
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
+    "BOOL": "bool",
+}
+"""What others call these types."""
 
 PLAIN_LORA: Mapping[str, str | bool | None] = {
     "peft_type": "LORA",
@@ -43,9 +67,6 @@ OTHER_ORIGINS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 """The end of a shard's name: its number, and how many there are."""
-
-QUANTIZED_TYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
-"""What safetensors headers call the types that quantized weights are stored in."""
 
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
@@ -118,7 +139,7 @@ class Checkpoint:
                 what = _what_else(file) or f"is incomplete or not a safetensors file ({error})"
                 raise SourceError(f"{file} {what}; download it again") from error
             for name, header in headers.items():
-                _check_type(folder, name, shapes[name], header.get_dtype())
+                _check_type(folder, name, shapes[name], str(header.get_dtype()))
             self._handles |= dict.fromkeys(names, handle)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.derived: Sequence[str] = derived
@@ -276,7 +297,6 @@ class Sources:
         self.root = root
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._sources: dict[ModelReference, Source] = {}
-        self._digests: dict[Path, str] = {}
         self._depths: dict[ModelReference, int] = {}
 
     @classmethod
@@ -341,23 +361,38 @@ class Sources:
         return None
 
     def checksum(self, reference: ModelReference) -> str:
-        """SHA-256 over the headers and the first and last MiB of every weight file: tells models apart in no time."""
-        folders = [self.folder(reference)] + ([folder_of(reference.lora, self.root)] if reference.lora else [])
-        digest = hashlib.sha256()
-        for folder in folders:
-            for file in sorted(folder.glob("*.safetensors")):
-                if file not in self._digests:
-                    self._digests[file] = _ends(file)
-                digest.update(self._digests[file].encode())
-        return digest.hexdigest()
+        """A digest of everything in the files that decides the weights: the safetensors files and the adapter's config.
+
+        Reads them, unless that was done before: see `llmevo.checksums`. Raises SourceError.
+        """
+        with _readable(reference):
+            digests = checksums.of_contents(self.files(reference))
+            parts = [f"{file.name} {digests[file]}" for file in self.files(reference)]
+        return checksums.WHOLE + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """The checksum by the rule that a recorded one was made by. Raises SourceError."""
+        if recorded.startswith(checksums.WHOLE):
+            return self.checksum(reference)
+        with _readable(reference):
+            weights = [file for file in self.files(reference) if file.suffix == ".safetensors"]
+            return hashlib.sha256("".join(map(checksums.of_ends, weights)).encode()).hexdigest()
+
+    def files(self, reference: ModelReference) -> list[Path]:
+        """The files that the model's weights follow from."""
+        files = sorted(self.folder(reference).glob("*.safetensors"))
+        if reference.lora:
+            adapter = folder_of(reference.lora, self.root)
+            files += [*sorted(adapter.glob("*.safetensors")), *adapter.glob("adapter_config.json")]
+        return files
 
 
-def _ends(file: Path, size: int = 1 << 20) -> str:
-    length = file.stat().st_size
-    with file.open("rb") as content:
-        head = content.read(size)
-        content.seek(max(0, length - size))
-        return hashlib.sha256(f"{length}".encode() + head + content.read(size)).hexdigest()
+@contextmanager
+def _readable(reference: ModelReference) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{reference}: cannot be read ({error})") from error
 
 
 def read_object(file: Path, hint: str = "download it again") -> dict[str, Any]:
@@ -417,14 +452,18 @@ def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
 
 
 def _check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
-    """Quantized weights are numbers that mean nothing without their scales; masks are stored as integers as well."""
+    """Raise SourceError for weights that are no real numbers by themselves. Buffers of integers are copied."""
+    if stored in FLOATS or name.endswith(MASKS):
+        return
+    if stored in INTEGERS and not name.endswith((".weight", ".bias")) and (stored in BUFFERS or len(shape) < 2):
+        return
     if stored.startswith("C"):
         raise SourceError(f"{folder}: {name} holds complex numbers ({stored}); llmevo merges real ones")
-    if len(shape) >= 2 and stored in QUANTIZED_TYPES and not name.endswith("bias"):
-        raise SourceError(
-            f"{folder}: {name} is stored as {stored}: it is quantized, and a merge needs plain weights; name the model"
-            " in bfloat16, float16 or float32 instead"
-        )
+    raise SourceError(
+        f"{folder}: {name} is stored as {INTEGERS.get(stored, stored)}; quantized weights cannot be merged, for their"
+        " numbers mean nothing without their scales: dequantize the model first, or name the model that it was"
+        " quantized from (in bfloat16, float16 or float32)"
+    )
 
 
 def _check_no_adapter(reference: ModelReference, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The search space: points of the unit cube, the genes they stand for, and the recipe that these mean."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +12,9 @@ from llmevo.genome import declared_by, walks
 from llmevo.methods import Method
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
+
+COEFFICIENTS = 3
+"""Common weights that are tried beside the uniform merge's, at most."""
 
 
 class SearchSpace(Layout):
@@ -50,6 +54,38 @@ class SearchSpace(Layout):
         mergekit-evolve's starting point.
         """
         return {g.name: 0.0 if g.choices else self._start(g) for g in self.genes}
+
+    def coefficients(self) -> dict[float, Genes]:
+        """Merges with one weight for all models, other than the uniform merge's, by that weight; none where the
+        methods give weights no scale.
+
+        In task arithmetic this is the scaling coefficient (Ilharco et al., https://arxiv.org/abs/2212.04089), which
+        decides most of a merge's score: the uniform merge, the mean of the task vectors, is mostly too small, and
+        their sum (weight 1) too large. Between these two lie up to three weights, in equal ratios, so that no weight
+        between is far from one of them. The middle one is 1/√n: there the merged task vector is as long as one of
+        theirs, where they are orthogonal and of equal length. For four models the weights are 0.35, 0.5 and 0.71. A
+        ratio below √2 would tell little, so two models have one weight (0.71) and three have two. A gene's bounds
+        below 1 take the place of 1.
+
+        Only for methods that add weighted task vectors to the base (`Genome.scales`) without `normalize`; of several
+        methods, for the first of those. All other genes are as in the uniform merge.
+        """
+        methods = self.genome.methods
+        place = next((place for place, method in enumerate(methods) if self.genome.scales(method)), None)
+        weights = [gene for gene in self.genes if gene.parameter == "weight"]
+        if place is None or not weights:
+            return {}
+        low, high = max(1 / len(self.genome.merged(methods[place])), weights[0].low), min(1.0, weights[0].high)
+        steps = min(COEFFICIENTS + 1, round(2 * math.log2(high / low))) if high > low > 0 else 1
+        found = [round(low * (high / low) ** (step / steps), 2) for step in range(1, steps)]
+        uniform = self.uniform()
+        return {
+            value: self.clamp(
+                {g.name: value if g in weights else float(place) if g.choices else uniform[g.name] for g in self.genes}
+            )
+            for value in found
+            if low < value < high
+        }
 
     def _start(self, gene: Gene) -> float:
         """Where the first method that has this gene starts."""

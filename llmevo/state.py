@@ -11,6 +11,7 @@ from llmevo.changes import applied
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.judging import Book
+from llmevo.standard_errors import clusters, distinct
 from llmevo.tasks import Task
 from llmevo.tasks.names import paired
 from llmevo.trial import Candidate, Trial
@@ -120,6 +121,16 @@ class RunState:
         if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
             self.heldout = {}
 
+    def asked(self, questions: str) -> str:
+        """How many questions one scoring on `search` or `heldout` asks: `640`, or `640 answers to 512` where tasks ask
+        the same ones.
+        """
+        texts = self.started.texts.get(questions, {}) if self.started else {}
+        count, unlike = sum(map(len, texts.values())), distinct(clusters(texts))
+        if self.started and not count:  # an older log
+            count = unlike = self.started.heldout_items if questions == "heldout" else self.started.items
+        return f"{count}" if count == unlike else f"{count} answers to {unlike}"
+
     @property
     def heldout_tasks(self) -> list[Task]:
         """What is held out, as the run's config says."""
@@ -163,7 +174,8 @@ class RunState:
     @property
     def leader(self) -> Trial | None:
         """The trial with the highest score on the search questions, of those that keep the constraints."""
-        if self.aims.constraints:  # whether one that was stopped keeps them is not known
+        new = self.started is not None and self.started.rules > 1
+        if new or self.aims.constraints:  # whether one that was stopped keeps them is not known
             return next(iter(self.asked_all), None)
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
@@ -183,8 +195,12 @@ class RunState:
 
     @property
     def best_parent(self) -> Trial | None:
-        parents = [t for t in self.trials.values() if t.score and t.candidate.origin == "parent"]
-        return max(parents, key=lambda trial: trial.rank, default=None)
+        return self.best_of("parent")
+
+    def best_of(self, origin: str) -> Trial | None:
+        """The trial of an origin with the highest search score; None where none has a score."""
+        trials = [trial for trial in self.trials.values() if trial.score and trial.candidate.origin == origin]
+        return max(trials, key=lambda trial: trial.rank, default=None)
 
 
 def _aims_of(started: events.RunStarted) -> Aims:

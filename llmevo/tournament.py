@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmevo import events, loop
+from llmevo import events, loop, trust
 from llmevo.bench import Bench
 from llmevo.config import Config, parse_config
 from llmevo.errors import ConfigError, RunError, nearest
@@ -55,6 +55,8 @@ class Tournament:
     optimizers: Sequence[str]
     seeds: int
     api_key: str | None = None
+    trusted: bool = False
+    """Whether logs that were begun elsewhere may do what they say: see `llmevo.trust`."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -91,6 +93,9 @@ class Tournament:
         for entry, state in states.items():
             if state.started:
                 _check_same(entry, parse_config(state.started.config, str(entry.folder)), self.config_of(entry))
+                if not state.finished:
+                    recorded = read_log(entry.folder)
+                    trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)
         ahead = {entry.optimizer: entry for entry, state in states.items() if not state.finished}
         for entry in ahead.values():
             Bench(self.config_of(entry), self.root, self.api_key, shared=self.rig).check()

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from llmevo.genes import Genes
 
+START_ROWS = ("parent", "uniform", "coefficient", "user")
+"""Origins of what was there before the search, with nothing drawn."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -32,7 +35,7 @@ class Candidate:
     """Unique in the run, counted from 0 in the order of asking."""
     generation: int
     origin: str
-    """`parent`, `uniform`, `user`, `llm`, or the numeric optimizer's name."""
+    """`parent`, `uniform`, `coefficient`, `user`, `llm`, or the numeric optimizer's name."""
     genes: Genes
     note: str = ""
 

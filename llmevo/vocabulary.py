@@ -14,7 +14,7 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.methods.base import LowRank, Weight
 from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
+from llmevo.references import ModelReference, load_pretrained
 from llmevo.sources import Source, Sources, read_object
 
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
@@ -118,9 +118,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
         elif plain.exists():
             tokens = read_object(plain)
         elif (folder / "tokenizer.model").exists():
-            from transformers import AutoTokenizer
-
-            return dict(AutoTokenizer.from_pretrained(folder).get_vocab())
+            return dict(load_tokenizer(folder).get_vocab())
         added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
         if added.exists():
             tokens |= read_object(added)
@@ -134,37 +132,21 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 def load_tokenizer(folder: Path) -> Any:
     """A model's tokenizer, loaded by transformers. Raises SourceError that names the file at fault."""
-    from transformers import AutoTokenizer  # slow to import, and not needed by those who only read runs
+    from transformers import AutoConfig, AutoTokenizer  # slow to import, and not needed by those who only read runs
 
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         if (folder / name).exists():
             read_object(folder / name)
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever transformers, tokenizers and their converters raise for files they cannot use
+        return load_pretrained(AutoTokenizer, folder)
+    except SourceError as error:
         if not any((folder / name).exists() for name in TOKENIZERS):
             raise SourceError(
                 f"{folder}: there is no tokenizer ({', '.join(TOKENIZERS)}); copy its files from the model that it was"
-                " tuned from, or name a model that has one as tokenizer_source"
+                " tuned from, or name a model that has one (genome.tokenizer_source in a config)"
             ) from error
-        of_config = _config_error(folder)  # the tokenizer's class depends on it
-        at_fault = "config.json" if of_config else "its tokenizer"
-        reason = " ".join(str(of_config or error).split())
-        raise SourceError(
-            f"{folder}: transformers cannot load {at_fault} ({type(of_config or error).__name__}: {reason[:300]});"
-            " download its files again"
-        ) from error
-
-
-def _config_error(folder: Path) -> Exception | None:
-    """What transformers raises for a model's config, if it does."""
-    from transformers import AutoConfig
-
-    try:
-        AutoConfig.from_pretrained(folder)
-    except Exception as error:  # whatever the checks of a config class raise
-        return error
-    return None
+        load_pretrained(AutoConfig, folder)  # the tokenizer's class depends on it, so it may be what is at fault
+        raise
 
 
 def _same_tokenizer_file(first: Path, second: Path) -> bool:

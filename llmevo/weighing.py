@@ -3,18 +3,31 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from llmevo import standard_errors
 from llmevo.errors import CandidateError
+from llmevo.standard_errors import Clusters, ItemScores
 from llmevo.tasks import Task
 from llmevo.trial import Score
 
 
-def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items: int) -> Score:
-    """The objective: Σ weight · metric, and its standard error from independent tasks."""
-    total, variance = 0.0, 0.0
+def weigh(
+    tasks: Sequence[Task],
+    results: Mapping[str, Mapping[str, Any]],
+    items: int,
+    means: ItemScores = MappingProxyType({}),
+    same: Clusters | None = None,
+) -> Score:
+    """The objective: Σ weight · metric, and its standard error: see `llmevo.standard_errors`.
+
+    `means` are the scores of the questions of tasks whose metric is their mean: the standard errors of these follow
+    from them. Those of other tasks are lm-eval's. `same` says which questions are asked twice.
+    """
+    total, variance = 0.0, standard_errors.shared(means, {task.name: task.weight for task in tasks}, same)
     metrics: dict[str, dict[str, float]] = {}
     for task in tasks:
         found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
@@ -23,36 +36,40 @@ def weigh(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]], items
             raise CandidateError(f"the metric {task.metric} of {task.name} is {value}, not a number")
         total += task.weight * value
         name, _, filter_ = task.metric.partition(",")
-        stderr = found.get(f"{name}_stderr,{filter_}", 0.0)
+        error = f"{name}_stderr,{filter_}"
+        if task.name in means:
+            found[error] = standard_errors.of_mean(means[task.name])
+        stderr = found.get(error, 0.0)
         variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
         metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value) and key != "alias"}
     return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
 
 
-def joined(tasks: Sequence[Task], parts: Sequence[Score]) -> Score:
-    """The score on several parts together, as if they had been asked at once. Of means over questions only."""
+def joined(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | None = None) -> Score:
+    """The score on several parts together, as if they had been asked at once. Of means over questions only. The first
+    part has questions of every task.
+    """
     if len(parts) == 1:
         return parts[0]
-    item_scores = {name: [v for part in parts for v in part.item_scores[name]] for name in parts[0].item_scores}
-    replies = {name: [r for part in parts for r in part.replies[name]] for name in parts[0].replies}
+    item_scores = {name: [v for part in parts for v in part.item_scores.get(name, ())] for name in parts[0].item_scores}
+    replies = {name: [r for part in parts for r in part.replies.get(name, ())] for name in parts[0].replies}
     probabilities = {
-        name: [v for part in parts for v in part.item_probabilities[name]]
+        name: [v for part in parts for v in part.item_probabilities.get(name, ())]
         for name in parts[0].item_probabilities
-        if all(name in part.item_probabilities for part in parts)  # an older part may have none
+        if all(name in part.item_probabilities for part in parts if name in part.tasks)  # an older part may have none
     }
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
-        counts = np.array([len(part.item_scores[task.name]) for part in parts], dtype=float)
+        asking = [part for part in parts if task.name in part.tasks]
+        counts = np.array([len(part.item_scores[task.name]) for part in asking], dtype=float)
         shares = counts / counts.sum()
         for key in parts[0].tasks[task.name]:
-            values = np.array([part.tasks[task.name].get(key, math.nan) for part in parts])
+            values = np.array([part.tasks[task.name].get(key, math.nan) for part in asking])
             # A standard error falls with the number of questions; the counted metric's follows from its questions.
             is_error = "_stderr," in key
             value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
             results.setdefault(task.name, {})[key] = value
-        metric, _, filter_ = task.metric.partition(",")
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)
-        results[task.name][f"{metric}_stderr,{filter_}"] = float(np.std(own, ddof=1) / math.sqrt(len(own)))
-    whole = weigh(tasks, results, sum(map(len, item_scores.values())))
+    whole = weigh(tasks, results, sum(map(len, item_scores.values())), item_scores, same)
     return replace(whole, item_scores=item_scores, item_probabilities=probabilities, replies=replies)

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmevo.durable import sync, sync_tree
+from llmevo.durable import partial_folder, sync, sync_tree
 from llmevo.errors import UserError
 from llmevo.merging import Seed, merge
 from llmevo.planning import DEPTH_KEYS, depth_of, plan
@@ -68,24 +67,20 @@ def check_new(out: Path) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Generator[Path]:
-    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does."""
+    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does. Raises UserError when
+    `out` holds something already or cannot be written.
+    """
     check_new(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with partial_folder(out) as partial:
+            yield partial
+            partial.chmod(0o755)
+            sync_tree(partial)  # a name that outlives a power cut stands for files that do
+            partial.replace(out)
+            sync(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error})") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        sync_tree(partial)  # a name that outlives a power cut stands for files that do
-        partial.replace(out)
-        sync(out.parent)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error})") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
 
 
 def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:

@@ -2,16 +2,17 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # as the command line has it
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("OPENAI_API_KEY", None)
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llmevo-tests-")
 
 import pytest
 import torch
-from rich.console import Console
 from workspace import Workspace, new_workspace, write_task
 
 from llmevo import terminal
@@ -39,6 +40,6 @@ def workspace(
     for shift, name in enumerate(("letters", "letters_heldout")):
         write_task(tmp_path, name, shift)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "console", Console(width=160, force_terminal=False))
-    monkeypatch.setattr(terminal, "failures", Console(stderr=True, width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "console", terminal.Terminal(width=160, force_terminal=False))
+    monkeypatch.setattr(terminal, "failures", terminal.Terminal(stderr=True, width=160, force_terminal=False))
     return Workspace(tmp_path, monkeypatch, capsys)

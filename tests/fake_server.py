@@ -49,6 +49,8 @@ class FakeServer:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The bodies that came, with the header `authorization` beside them."""
+    heard: Callable[[Any], None] = lambda _: None
+    """Called with the headers of every request."""
     over: threading.Event = field(default_factory=threading.Event)
     """Set in the end, for those who wait."""
 
@@ -70,6 +72,7 @@ def serving(*script: Answer | Answering) -> Generator[FakeServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or b"{}")
             fake.requests.append({**body, "authorization": self.headers["authorization"], "path": self.path})
+            fake.heard(self.headers)
             answer = fake.next()
             answer = answer if isinstance(answer, Answer) else answer(body)
             if answer.silent:

@@ -1,11 +1,13 @@
 """Parity with mergekit: the same recipe merged by both, for every method and several architectures.
 
-`python tests/parity.py` (or `make parity`) prints the table of the README.
+`make parity` writes `benchmarks/results/parity.jsonl`; `benchmarks/tables.py` prints the table of the README from it.
 """
 
+import argparse
+import importlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,23 +136,32 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((mine - their).abs().max() / their.abs().max().clamp(min=1e-30)) for mine, their in pairs)
 
 
-def table() -> str:
-    """Methods × architectures in markdown: how far llmevo's result is from mergekit's."""
-    lines = [["method", *ARCHITECTURES], ["---"] * (1 + len(ARCHITECTURES))]
+def rows() -> Iterator[dict[str, Any]]:
+    """Methods × architectures: how far llmevo's result is from mergekit's."""
     with tempfile.TemporaryDirectory() as temporary:
         roots = {name: new_models(Path(temporary) / str(i), name) for i, name in enumerate(ARCHITECTURES)}
         for method in METHODS.values():
             recipe = {**recipe_of(method), "dtype": "float32"}
-            apart = [
-                distance(ours(recipe, root), theirs(recipe, root, root / f"out-{method.name}"))
-                for root in roots.values()
-            ]
-            name = f"`{method.name}`" + (" (density 1)" if method.name in RANDOM else "")
-            lines.append([name, *("equal" if far == 0 else f"{far:.0e}" for far in apart)])
+            for architecture, root in roots.items():
+                far = distance(ours(recipe, root), theirs(recipe, root, root / f"out-{method.name}"))
+                note = "density 1" if method.name in RANDOM else ""
+                yield {"method": method.name, "note": note, "architecture": architecture, "difference": far}
             print(".", end="", file=sys.stderr, flush=True)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a file to write, as lines of JSON")
+    given = parser.parse_args()
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    measurements, tables = map(importlib.import_module, ("measurements", "tables"))
+    torch.set_num_threads(1)
+    if given.out:
+        given.out.write_text("")
+    here = measurements.environment()
+    found = [measurements.append(given.out, {"benchmark": "parity", **row, **here}) for row in rows()]
+    print(tables.markdown(found))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(table())
+    main()

@@ -236,13 +236,17 @@ def test_a_run_keeps_to_its_constraints_and_can_be_recomputed(workspace: Workspa
     run, printed = workspace.llmevo("run", given, "--out", "run")
     assert run == 0, printed
     state = workspace.state("run")
-    parents = [each.score.tasks["letters"]["acc,none"] for each in state.trials.values() if each.score][:2]
+    parents = {
+        number: each.score.tasks["letters"]["acc,none"]
+        for number, each in state.trials.items()
+        if each.score and each.candidate.origin == "parent"
+    }
     whole = {n for n, each in state.trials.items() if each.score and each.score.items == 12}
     pooled = {
         n: (each.value + state.selected[n].score) / 2 if n in state.selected else each.value
         for n, each in state.trials.items()
     }
-    best = max(range(2), key=lambda n: parents[n])
+    best = max(parents, key=lambda n: parents[n])
     for number in whole:
         both = number in state.selected and best in state.selected
         value, bound = (pooled[number], pooled[best]) if both else (state.trials[number].value, parents[best])

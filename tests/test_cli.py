@@ -30,7 +30,7 @@ def test_a_config_that_is_not_there(workspace: Workspace) -> None:
 
 def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
     Path("bad.yml").write_text("genome: [unclosed")
-    fails(workspace, "bad.yml", "is not YAML")
+    fails(workspace, "bad.yml", "it is not YAML")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"serach": {}}, ("serach", "did you mean 'search'")),
         ({"search": {"bugdet": 5}}, ("search.bugdet", "did you mean 'budget'")),
         ({"search": {"budget": "many"}}, ("search.budget", "'many'")),
-        ({"search": {"budget": 2}}, ("search.budget", "3 evaluations")),
+        ({"search": {"budget": 2}}, ("search.budget", "4 evaluations")),
         ({"search": {"optimizer": "cma"}}, ("optimizer 'cma' is unknown",)),
         ({"genome": {**GENOME, "merge_method": "tiess"}}, ("'tiess'", "did you mean 'ties'")),
         ({"genome": {**GENOME, "base_model": None}}, ("base_model is missing",)),
@@ -155,7 +155,7 @@ def test_inspect_shows_the_same(workspace: Workspace) -> None:
 
 
 def test_runs_without_out_get_folders_of_their_own(workspace: Workspace) -> None:
-    config = workspace.config(search={"optimizer": "random", "budget": 3}, heldout=None)
+    config = workspace.config(search={"optimizer": "random", "budget": 4}, heldout=None)
     for _ in range(2):
         assert workspace.llmevo("run", config)[0] == 0
     assert {path.name for path in Path("runs").iterdir()} == {"config", "config-2"}
@@ -164,17 +164,17 @@ def test_runs_without_out_get_folders_of_their_own(workspace: Workspace) -> None
 def test_options_win_over_the_config_and_are_kept_in_the_log(workspace: Workspace) -> None:
     config = workspace.config(heldout=None)
     write_task(workspace.root, "more", 2)
-    workspace.llmevo("run", config, "--out", "run", "--optimizer", "random", "--budget", "4", "--seed", "8")
+    workspace.llmevo("run", config, "--out", "run", "--optimizer", "random", "--budget", "5", "--seed", "8")
     started = workspace.state("run").started
     assert started is not None
     assert started.seed == 8
-    assert started.config["search"]["budget"] == 4
+    assert started.config["search"]["budget"] == 5
     assert (workspace.root / "run" / "config.yml").read_text() == config.read_text()
 
 
 def test_the_options_of_the_llm_are_kept_in_the_log(workspace: Workspace) -> None:
     config = workspace.config(llm={"proposer": "local", "price": {"prompt": 1.0}}, heldout=None)
-    options = ("--mask-names", "--max-llm-calls", 3, "--max-cost", 0.5, "--strict-llm", "--budget", 3)
+    options = ("--mask-names", "--max-llm-calls", 3, "--max-cost", 0.5, "--strict-llm", "--budget", 4)
     status, printed = workspace.llmevo("run", config, "--out", "run", *options)
     assert status == 0, printed
     started = workspace.state("run").started

@@ -252,6 +252,18 @@ def test_runs_that_do_not_compare_are_refused_by_what_differs(tmp_path: Path, ch
     assert "two" in str(caught.value)
 
 
+def test_checksums_by_two_rules_are_not_compared_and_those_by_one_are(tmp_path: Path) -> None:
+    def with_checksums(name: str, *checksums: str) -> Path:
+        sources = [{"reference": n, "checksum": c} for n, c in zip(("base", "a", "b"), checksums, strict=True)]
+        optimizer = "random" if name == "one" else "tpe"
+        return finished(tmp_path / name, optimizer, 0, (0.1, 0.2, 0.3), started={"sources": sources})
+
+    old = with_checksums("one", "x", "y", "sha256:z")
+    compare([old, with_checksums("two", "sha256:x", "sha256:y", "sha256:z")])
+    with pytest.raises(RunError, match="models differ"):
+        compare([old, with_checksums("other", "sha256:x", "sha256:y", "sha256:other")])
+
+
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, "random", 0, (0.1, 0.2, 0.3)) for name in ("one", "two")]
     with pytest.raises(RunError, match="two runs with seed 0"):
@@ -288,9 +300,9 @@ def test_a_config_is_run_seed_by_seed_and_every_recipe_is_scored_once(workspace:
         for event in workspace.events(f"c/{name}")
         if isinstance(event, events.Evaluated) and not event.cached
     ]
-    assert len(scorings) == len({*scorings}) <= 3 + 4 * 2
+    assert len(scorings) == len({*scorings}) <= 4 + 4
     assert all(len(state.trials) == 5 for state in states.values())
-    assert states["random-5"].candidates[3].genes != states["random-6"].candidates[3].genes
+    assert states["random-5"].candidates[4].genes != states["random-6"].candidates[4].genes
     assert workspace.llmevo("replay", "c/cma-es-6", "--verify")[0] == 0
     assert Path("c/random-5/best.yml").exists()
     # The same runs, read again, give the same numbers; these follow from the logs.
@@ -339,7 +351,7 @@ def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(worksp
     uncached = [
         e for f in logs for e in workspace.events(str(f.parent)) if isinstance(e, events.Evaluated) and not e.cached
     ]
-    assert len(uncached) <= 3 + 4 * 2
+    assert len(uncached) <= 4 + 4
 
 
 def test_more_seeds_add_to_what_is_there_and_another_config_is_refused(workspace: Workspace) -> None:
@@ -411,7 +423,7 @@ def test_a_terminal_gets_a_board_with_a_cell_for_every_run_and_the_time_left(wor
         (("config.yml", "config.yml"), "one config, or any number of runs"),
         (("config.yml", "--optimizers", "cma"), "'cma' is unknown"),
         (("config.yml", "--optimizers", ""), "unknown"),
-        (("config.yml", "--optimizers", "random", "--budget", 2), "3 evaluations"),
+        (("config.yml", "--optimizers", "random", "--budget", 2), "4 evaluations"),
         (("tasks",), "holds no run"),
     ],
 )

@@ -1,12 +1,15 @@
 """Configs: those of mergekit-evolve and LLM-Evo-Merge run unchanged, and mistakes are named with the way out."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmevo.config import Config, parse_config, read_config
-from llmevo.errors import ConfigError
+from llmevo.errors import ConfigError, UserError
+from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 
 MERGEKIT_EVOLVE = """
@@ -236,8 +239,45 @@ def test_a_section_of_the_wrong_kind_is_refused(raw: Any) -> None:
 
 @pytest.mark.parametrize("text", ["genome: [", "a: b: c", "\tgenome: 1", "a: \x01"])
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yml is not YAML"):
+    with pytest.raises(ConfigError, match=r"config\.yml: it is not YAML"):
         read_config(write(tmp_path, text))
+
+
+BOMB = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
+    f"{name}: &{name} [{','.join(10 * [f'*{before}'])}]\n" for before, name in pairwise("abcdefgh")
+)
+"""A few lines that stand for a hundred million numbers."""
+
+
+@pytest.mark.parametrize("read", [read_config, lambda file: Recipe.from_yaml(file.read_text(), str(file))])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("genome:\n  models: [a]\n  dtype: float16\n  models: [b]", "line 4: the key 'models' is given twice.* line 2"),
+        ("tasks: [a]\n\ntasks: [b]", "line 3: the key 'tasks' is given twice.* line 1"),
+        ("search: {seed: 1, seed: 2}", "line 1: the key 'seed' is given twice.* line 1"),
+        (BOMB, "line .: with its aliases this is more than 100,000 values"),
+        ("a: &a [*a]", "line 1: a value contains itself"),
+        ("[" * 5000, "nested too deeply"),
+        ("merge_method: " + "x" * 100_000 + "\ngenome: 1\ntasks: " + "x" * 100_000, ""),
+        ("merge_method: linear\nmodels: [" + "x, " * 90_000 + "]", ""),
+    ],
+    ids=["a key", "a section", "in a line", "aliases", "endless", "deep", "a long text", "a long list"],
+)
+def test_what_is_hardly_meant_is_refused_in_a_few_lines(
+    tmp_path: Path, read: Callable[[Path], object], text: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=rf"(?s)config\.yml: .*({says})") as caught:
+        read(write(tmp_path, text))
+    assert len(str(caught.value)) < 2500
+
+
+def test_an_alias_is_read_as_what_it_stands_for(tmp_path: Path) -> None:
+    text = MERGEKIT_EVOLVE + "\nx: &search {budget: 40}\nsearch: {<<: *search, seed: 3}\n"
+    with pytest.raises(ConfigError, match="there is no such key"):
+        read_config(write(tmp_path, text))
+    config = read_config(write(tmp_path, MERGEKIT_EVOLVE + "\nsearch: {<<: {budget: 40}, budget: 9}\n"))
+    assert config.search.budget.evaluations == 9
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:

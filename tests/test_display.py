@@ -17,10 +17,12 @@ from llmevo.bench import Bench
 from llmevo.budget import Budget
 from llmevo.config import parse_config
 from llmevo.display import verdict
-from llmevo.events import Event, HeldOut
+from llmevo.events import Asked, Event, Failed, HeldOut, Prompted
 from llmevo.picture import fitted, picture, short
+from llmevo.playing import play
 from llmevo.progress import clock, seconds_left
 from llmevo.state import RunState
+from llmevo.terminal import Terminal
 
 
 def state_of(*rows: HeldOut) -> RunState:
@@ -33,6 +35,16 @@ def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
     )
     assert "-0.050" in lines[0]
     assert lines[1] == "It does not beat it: use a instead."
+
+
+def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
+    rows = [held_out("a", "parent", 0.3), held_out("uniform", "uniform", 0.4)]
+    coefficient = held_out("coefficient 0.5", "coefficient", 0.62)
+    lines = verdict(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
+    assert "-0.020" in lines[0]
+    assert "against coefficient 0.5, the best of parents, uniform and coefficients" in lines[0]
+    assert lines[1] == "It does not beat it: use coefficient 0.5 instead."
+    assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
 
 
 def test_a_gain_within_the_noise_is_called_luck() -> None:
@@ -59,7 +71,7 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     workspace.llmevo("run", workspace.config(), "--out", "run", "--budget", 24)
     state = workspace.state("run")
     config = Bench.of_log(state.started, Path("run")).config
-    console = Console(width=140, file=io.StringIO(), record=True)
+    console = Terminal(width=140, file=io.StringIO(), record=True)
     console.print(display.Display(console, config, Path("run")).picture(state))
     text = console.export_text()
     for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
@@ -74,6 +86,35 @@ def drawn(log: list[Event], width: int, height: int | None, folder: str = "runs/
     config = parse_config(state.started.config, "test")
     console.print(display.Display(console, config, Path(folder)).picture(state, height))
     return console.export_text().splitlines()
+
+
+ATTACK = "\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2J\x9b31m\u202ered\r[/bold] [link=http://evil.example]:skull:"
+"""Sets the clipboard, clears the screen, changes the colour and the direction, and is broken markup."""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_others_wrote_controls_no_terminal(tmp_path: Path, terminal: bool) -> None:
+    log = [*whole_run()]
+    for place, event in enumerate(log):
+        if isinstance(event, Prompted):
+            message = {"role": ATTACK, "content": ATTACK}
+            said = {"model": ATTACK, "analysis": ATTACK, "problems": [ATTACK], "messages": [message], "reply": ATTACK}
+            log[place] = event.model_copy(update=said)
+        elif isinstance(event, Asked):
+            rows = [{**row, "note": ATTACK, "origin": ATTACK} for row in event.candidates]
+            log[place] = event.model_copy(update={"candidates": rows})
+        elif isinstance(event, Failed):
+            log[place] = event.model_copy(update={"reason": ATTACK})
+        elif isinstance(event, HeldOut) and event.kind == "parent":
+            log[place] = event.model_copy(update={"row": f"{event.row} {ATTACK}"})
+    screen = io.StringIO()
+    console = Terminal(width=200, height=60, file=screen, force_terminal=terminal)
+    config = parse_config(folded(log).started.config, "test")  # pyright: ignore[reportOptionalMemberAccess]
+    play(console, log, config, tmp_path, prompts=True, sleep=lambda _: None)
+    shown = screen.getvalue()
+    assert "[/bold] [link=http://evil.example]:skull:" in shown
+    for control in ("\x1b]", "\x1b[2J", "\x07", "\x9b", "\u202e", *([] if terminal else ["\x1b", "\r"])):
+        assert control not in shown, repr(control)
 
 
 def hard_run() -> list[Event]:

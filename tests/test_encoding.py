@@ -158,8 +158,8 @@ def test_a_search_starts_from_the_users_recipes(workspace: Workspace) -> None:
     assert status == 0, printed
     state = workspace.state("run")
     rows = [(c.origin, c.note, c.generation) for c in state.candidates.values()]
-    assert rows[3:5] == [("user", "mine", 0), ("user", "genes", 0)]
-    assert state.candidates[3].genes == {**dict.fromkeys(genes, 0.0), "one/0-0/weight": 0.6, "one/1-1/weight": 0.6}
+    assert rows[4:6] == [("user", "mine", 0), ("user", "genes", 0)]
+    assert state.candidates[4].genes == {**dict.fromkeys(genes, 0.0), "one/0-0/weight": 0.6, "one/1-1/weight": 0.6}
     assert "(user, mine)" in printed
     # The run is what it was also when the file is gone.
     Path("mine.yml").unlink()

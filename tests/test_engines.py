@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
@@ -19,8 +20,11 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaModel,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -214,6 +218,60 @@ def test_chat_templates_are_applied_as_by_lm_evals_own_engine(zoo: dict[str, Any
     assert lm.apply_chat_template(chat) == own.apply_chat_template(chat) == "<user>2 + 2?\n<assistant>"
     begun = [*chat, {"role": "assistant", "content": "It is"}]
     assert lm.apply_chat_template(begun, False) == own.apply_chat_template(begun, False)
+
+
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""What Gemma's chat template refuses."""
+
+
+def test_a_system_message_that_the_chat_template_refuses_begins_the_first_user_message(zoo: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = GEMMA
+    own, lm = reference(zoo["llama"], tokenizer), RequestScorer(zoo["llama"], tokenizer)
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    chat = [{"role": "system", "content": "Add.\n"}, *turns, {"role": "user", "content": "1 + 1?"}]
+    assert lm.apply_chat_template(chat) == "<user>Add.\n\n2 + 2?\n<assistant>4\n<user>1 + 1?\n<assistant>"
+    plain = [{"role": "user", "content": "Add.\n\n2 + 2?"}, *chat[2:]]
+    assert lm.apply_chat_template(chat) == own.apply_chat_template(plain)
+    assert lm.apply_chat_template(chat[:-1], False) == own.apply_chat_template(plain[:-1], False)
+    with pytest.raises(TemplateError, match="must alternate"):  # a chat that is wrong itself is told
+        lm.apply_chat_template([turns[0], turns[0]])
+
+
+def test_a_model_of_images_and_text_holds_as_much_as_its_text_config_says() -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Gemma3Config(
+        text_config={**_small(), "head_dim": 8, "sliding_window": 32},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    lm = RequestScorer(Gemma3ForConditionalGeneration(config).eval(), tiny_tokenizer())
+    assert lm.max_length == POSITIONS
+
+
+class Renamed(LlamaModel):
+    """The body of a newer transformers, which calls the keys and values that it is given `cache`."""
+
+    def forward(self, input_ids: Any = None, cache: Any = None, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert "past_key_values" not in given, "the old name warns"
+        return super().forward(input_ids=input_ids, past_key_values=cache, **given)
+
+
+def test_the_cache_is_given_by_the_name_that_the_models_code_has_for_it() -> None:
+    renamed = tiny_llama()
+    renamed.model.__class__ = Renamed
+    own, lm = RequestScorer(tiny_llama(), tiny_tokenizer()), RequestScorer(renamed, tiny_tokenizer())
+    asked = requests("generate_until", [("abc 012", {"until": ["?"], "max_gen_toks": 6}), ("abc", {"until": ["?"]})])
+    assert lm.generate_until(asked) == own.generate_until(asked)
+    asked = requests("loglikelihood", PAIRS)
+    assert lm.loglikelihood(asked) == own.loglikelihood(asked)
 
 
 @pytest.mark.parametrize("tied", [True, False])

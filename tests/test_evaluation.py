@@ -15,6 +15,7 @@ from tiny_model import tiny_llama, tiny_tokenizer
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError, TaskError
 from llmevo.evaluation import Evaluator
+from llmevo.standard_errors import of_mean
 from llmevo.tasks import Protocol, Task
 from llmevo.weighing import joined, weigh
 
@@ -90,7 +91,9 @@ def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
     assert score.tasks["sums"]["acc,none"] == results["sums"]["acc,none"]
     assert score.tasks["said"]["exact_match,none"] == results["said"]["exact_match,none"]
     assert score.total == results["sums"]["acc,none"] + results["said"]["exact_match,none"]
-    assert score.stderr == pytest.approx(results["sums"]["acc_stderr,none"])
+    assert score.tasks["sums"]["acc_stderr,none"] == pytest.approx(results["sums"]["acc_stderr,none"], rel=0.05)
+    assert results["said"]["exact_match_stderr,none"] == 0  # none of them right; that is no certainty
+    assert score.stderr == pytest.approx(math.hypot(*(of_mean(own) for own in score.item_scores.values())))
     assert 0 < score.tasks["sums"]["acc,none"] < 1
     assert score.items == 40
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workspace import Workspace
 
-from llmevo import shards, vocabulary, writing
+from llmevo import durable, shards, vocabulary, writing
 from llmevo.bench import Bench
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
@@ -112,13 +112,28 @@ def test_best_yml_merged_by_hand_gives_the_same_weights(finished: Workspace) -> 
 
 
 def test_any_candidate_can_be_exported_and_an_unknown_one_is_named(finished: Workspace) -> None:
-    assert finished.llmevo("export", "run", "parent", "--candidate", "1")[0] == 0
+    assert finished.llmevo("export", "run", "parent", "--candidate", "2")[0] == 0
     one, parent = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("one", "parent"))
     assert all(torch.equal(one[name], parent[name]) for name in one)
     status, printed = finished.llmevo("export", "run", "other", "--candidate", "99")
     assert status == 2
     assert "0 to 8" in printed
     assert not Path("other").exists()
+
+
+def test_another_model_at_the_same_place_is_not_exported_under_the_scores_of_the_first(finished: Workspace) -> None:
+    two = finished.root / "two" / "model.safetensors"
+    weights = load_file(two)
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, two, {"format": "pt"})
+    status, printed = finished.llmevo("export", "run", "out")
+    assert (status, "sources.two.checksum" in printed, "--force" in printed) == (2, True, True), printed
+    assert not Path("out").exists()
+    assert finished.llmevo("export", "run", "recipe", "--recipe-only")[0] == 0  # it needs no weights
+    status, printed = finished.llmevo("export", "run", "out", "--force")
+    assert status == 0, printed
+    card = Path("out/README.md").read_text()
+    assert "These are not the weights that were scored:** `two` had changed" in card
+    assert "bit for bit" not in card
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(finished: Workspace) -> None:
@@ -128,6 +143,14 @@ def test_a_folder_that_holds_something_is_not_overwritten(finished: Workspace) -
     assert status == 2
     assert "exists already" in printed
     assert [file.name for file in Path("out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("out", ["file/out", "file/deep/out", "/proc/out"])
+def test_a_place_that_cannot_be_written_is_one_clear_error(finished: Workspace, out: str) -> None:
+    Path("file").write_text("")
+    for words in ((), ("--recipe-only",)):
+        status, printed = finished.llmevo("export", "run", out, *words)
+        assert (status, f"{out} cannot be written" in printed) == (2, True), printed
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole(workspace: Workspace) -> None:
@@ -193,8 +216,16 @@ def test_a_killed_worker_leaves_no_model(workspace: Workspace) -> None:
     for file in left.iterdir():
         with pytest.raises(SafetensorError):
             load_file(file)
-    # What it left is in nobody's way.
-    writing.write_model(Recipe.from_yaml(STACKED), Sources(workspace.root), Path("out"))
+    # The next export to the same place removes what it left, and nothing else.
+    mine = [workspace.root / name for name in (".out-notes", ".out-abcdefgh", ".other-abcdefgh.partial")]
+    for folder in mine:
+        folder.mkdir()
+    with durable.partial_folder(Path("out")) as living:
+        assert not left.exists()
+        writing.write_model(Recipe.from_yaml(STACKED), Sources(workspace.root), Path("out"))
+        assert living.exists()
+    assert all(folder.exists() for folder in mine)
+    assert [*workspace.root.glob(".out-*.partial")] == []
     assert AutoModelForCausalLM.from_pretrained("out").config.num_hidden_layers == 3
 
 

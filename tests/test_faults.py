@@ -28,7 +28,7 @@ def different() -> list[Answer]:
 
 
 def searched(
-    workspace: Workspace, server: FakeServer, *options: object, budget: int = 9, **llm: Any
+    workspace: Workspace, server: FakeServer, *options: object, budget: int = 10, **llm: Any
 ) -> tuple[int, str]:
     """A run with this server for its LLM, which is asked every second generation or so."""
     search = {"optimizer": "llm", "budget": budget, "population": 3, "seed": 3}
@@ -68,7 +68,7 @@ def test_a_fault_is_counted_costs_few_calls_and_the_search_goes_on(
         status, printed = searched(workspace, server, timeout=0.3 if answer.silent else 20.0)
     assert status == 0, printed
     state = workspace.state("run")
-    assert len(state.trials) == 9
+    assert len(state.trials) == 10
     assert state.finished is not None
     counts = state.finished.proposals
     assert counts["prompts"] > 0
@@ -97,7 +97,7 @@ def test_numbers_of_another_kind_are_read_or_left_and_never_leave_the_bounds(wor
         status, printed = searched(workspace, server)
     assert status == 0, printed
     state = workspace.state("run")
-    assert len(state.trials) == 9
+    assert len(state.trials) == 10
     assert state.started is not None
     bounds = {gene["name"]: (gene["low"], gene["high"]) for gene in state.started.genes}
     for candidate in state.candidates.values():

@@ -436,6 +436,62 @@ def test_the_uniform_point_gives_every_model_the_same_share() -> None:
     assert space(merge_method="slerp").uniform() == {"b/all/t": 0.5}
 
 
+def added(count: int = 4, **keys: Any) -> SearchSpace:
+    """The space of so many models over twelve layers, by default of task arithmetic."""
+    models = [f"org/m{number}" for number in range(count)]
+    genome = {"models": models, "base_model": "org/base", "merge_method": "task_arithmetic", **keys}
+    return SearchSpace(Genome.model_validate(genome), 12)
+
+
+@pytest.mark.parametrize(
+    ("of", "weights"),
+    [
+        (added(1), []),
+        (added(2), [0.71]),
+        (added(3), [0.48, 0.69]),
+        (added(), [0.35, 0.5, 0.71]),
+        (added(9), [0.19, 0.33, 0.58]),
+        (added(bounds={"weight": [0.0, 1.2]}), [0.35, 0.5, 0.71]),
+        (added(bounds={"weight": [0.0, 0.5]}), [0.35]),
+        (added(bounds={"weight": [0.0, 0.3]}), []),
+        (added(bounds={"weight": [0.0, 0.2]}), []),
+        (added(bounds={"weight": [0.5, 1.5]}), [0.71]),
+        (added(allow_negative_weights=True), [0.35, 0.5, 0.71]),
+    ],
+)
+def test_coefficients_lie_in_equal_ratios_between_the_mean_and_the_sum_of_the_task_vectors(
+    of: SearchSpace, weights: list[float]
+) -> None:
+    assert [*of.coefficients()] == weights
+    assert all(of.contains(genes) for genes in of.coefficients().values())
+
+
+ADDING = {"task_arithmetic", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della_linear"}
+
+
+@pytest.mark.parametrize(
+    ("normalize", "scaled"), [(None, ADDING), (True, set[str]()), (False, {*ADDING, "ties", "dare_ties", "della"})]
+)
+def test_only_methods_that_add_task_vectors_and_do_not_normalize_have_coefficients(
+    normalize: bool | None, scaled: set[str]
+) -> None:
+    spaces = {name: space(**fitting(name, base_model="org/base", normalize=normalize)) for name in SEARCHED}
+    assert {name for name, of in spaces.items() if of.coefficients()} == {
+        n for n in scaled if len(spaces[n].merged) > 1
+    }
+
+
+def test_a_coefficient_gives_all_models_of_all_slices_one_weight_by_the_first_method_that_has_it() -> None:
+    of = added(merge_method=["ties", "dare_linear", "task_arithmetic"], layer_granularity=6, filters=["mlp"])
+    uniform, found = of.uniform(), of.coefficients()
+    assert len(found) == 3
+    for value, genes in found.items():
+        assert of.decode(genes).merge_method == "dare_linear"
+        weights = [gene.name for gene in of.genes if gene.parameter == "weight"]
+        assert {genes[name] for name in weights} == {value}
+        assert all(genes[g.name] == uniform[g.name] for g in of.genes if g.name not in weights and not g.choices)
+
+
 def only_model(recipe: Recipe, place: int, depth: float) -> str:
     """The model that a slice is a copy of, by the values of its method."""
     part = recipe.output_slices(4)[place]

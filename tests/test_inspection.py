@@ -20,7 +20,16 @@ def test_sections_come_most_important_first_and_fit_80_columns(
     config = workspace.config(search={"optimizer": "random", "budget": 5})
     status, printed = workspace.llmevo("inspect", config)
     assert status == 0, printed
-    headings = ["Forecast", "Warnings", "Models", "Size of the task vectors, against the base", "4 genes over 2 layers"]
+    uses = "What this config runs, opens and sends"
+    headings = [
+        "Forecast",
+        "Warnings",
+        uses,
+        "Models",
+        "Size of the task vectors, against the base",
+        "4 genes over 2 layers",
+    ]
+    assert "runs the task files in" in printed
     places = [printed.index(f"\n{heading}\n") for heading in headings]
     assert places == sorted(places)
     assert max(len(line) for line in printed.splitlines()) <= 80
@@ -32,13 +41,66 @@ def test_json_holds_what_is_shown(workspace: Workspace) -> None:
     assert status == 0, printed
     found = json.loads(printed)
     assert found["forecast"]["evaluations"] == 9
-    assert found["forecast"]["all_items"] == 9 * 12 + 5 * 12
+    assert found["forecast"]["all_items"] == 9 * 12 + 6 * 12  # base, parents, uniform, coefficient and best held out
     assert found["forecast"]["measured"] is None
     assert [model["name"] for model in found["models"]] == ["base", "one", "two"]
     assert {gene["name"] for gene in found["genes"]} >= {"one/0-0/weight", "two/1-1/weight"}
     assert [*found["geometry"][0]["norms"]] == ["one", "two"]
     assert {"model", "what", "remedy"} == found["warnings"][0].keys()
-    assert found["prompt"][0]["content"]
+    assert found["prompt"] == []  # so few evaluations leave none for the LLM
+    assert [use["kind"] for use in found["uses"]] == ["runs"]
+
+
+def test_the_code_files_and_servers_of_a_config_are_shown(workspace: Workspace) -> None:
+    (workspace.root / "tasks" / "own.yaml").write_text("task: own\nprocess_results: !function code.run\n")
+    llm = {"proposer": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    status, printed = workspace.llmevo("inspect", workspace.config(llm=llm, loggers=["tensorboard"]))
+    assert status == 0, printed
+    for part in (
+        "runs the Python functions of own.yaml",
+        "sends prompts to http://127.0.0.1:9/v1 (llm), with no key of the environment",
+        "sends scores and recipes to tensorboard",
+    ):
+        assert part in printed
+
+
+def test_an_llm_is_promised_only_where_the_budget_leaves_room_for_it(workspace: Workspace) -> None:
+    """A base model is asked for 15 % at first: of two generations of three for none."""
+    for optimizer, budget in (("llm", 4), ("llm", 10), ("llm-evo-merge", 4)):
+        given = workspace.config(search={"optimizer": optimizer, "budget": budget, "population": 3})
+        status, printed = workspace.llmevo("inspect", given)
+        assert status == 0, printed
+        said = " ".join(printed.split())
+        assert "the LLM will not be asked: 4 of the" in said
+        assert ("optimizer: llm-off" in said) is (optimizer == "llm")
+        assert "The LLM is asked" not in said
+        assert "First prompt" not in said
+        assert "the LLM will not be asked" in " ".join(
+            workspace.llmevo("run", given, "--out", f"{optimizer}-{budget}")[1].split()
+        )
+        assert not workspace.state(f"{optimizer}-{budget}").prompted
+    given = workspace.config(search={"optimizer": "llm", "budget": 20, "population": 3})
+    printed = " ".join(workspace.llmevo("inspect", given)[1].split())
+    assert "the LLM will not be asked" not in printed
+    assert "The LLM is asked up to 4 times" in printed  # of six generations not in the first two
+
+
+@pytest.mark.parametrize(
+    ("price", "said"), [(None, "cost unknown without llm.price"), ({"prompt": 1e3}, "cost 3.00 at the config's prices")]
+)
+def test_no_cost_is_shown_where_no_price_is_known(
+    workspace: Workspace, price: dict[str, float] | None, said: str
+) -> None:
+    llm = {
+        "proposer": "openai",
+        "model": "some",
+        "base_url": "http://127.0.0.1:9",
+        **({"price": price} if price else {}),
+    }
+    given = workspace.config(llm=llm, search={"optimizer": "llm", "budget": 20})
+    printed = " ".join(workspace.llmevo("inspect", given)[1].split())
+    assert said.split(" 3.00")[0] in printed
+    assert ("at the config's prices" in printed) is bool(price)
 
 
 def test_what_becomes_of_every_tensor_is_counted(workspace: Workspace) -> None:
@@ -63,8 +125,8 @@ def test_what_becomes_of_every_tensor_is_counted(workspace: Workspace) -> None:
         (
             "config.json",
             '{"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": "long"}',
-            "transformers cannot load config.json (StrictDataclassFieldValidationError: Validation error for field"
-            " 'max_position_embeddings'",
+            "transformers makes no language model of its config.json (StrictDataclassFieldValidationError: Validation"
+            " error for field 'max_position_embeddings'",
         ),
     ],
 )
@@ -88,7 +150,7 @@ def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspa
     measured = found["measured"]
     assert measured["items"] == 12
     each = measured["merge"] + measured["evaluate"]
-    assert found["seconds"] == pytest.approx((5 + 5) * each)  # five rows are held out, of twelve questions as well
+    assert found["seconds"] == pytest.approx((5 + 6) * each)  # six rows are held out, of twelve questions as well
     status, printed = workspace.llmevo("inspect", config, "--measure")
     assert "by one candidate that was merged in" in printed
 

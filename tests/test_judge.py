@@ -249,13 +249,29 @@ def test_a_judge_that_gives_no_answer_is_lost_and_what_it_said_is_kept(answer: A
 
 
 def test_a_refused_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("THEIR_KEY", KEY)
     with serving(refusal(401, f"Incorrect API key provided: {KEY}")) as server:
         with pytest.raises(ProposerRefused, match=r"tasks\.chat\.judge: .* refuses .*check the API key") as failure:
-            judging(server).scores(written("a"), Book())
+            judging(server, api_key_env="THEIR_KEY").scores(written("a"), Book())
         assert server.requests[0]["authorization"] == f"Bearer {KEY}"
     assert KEY not in str(failure.value)
     assert "--" not in str(failure.value)
+
+
+def test_the_environments_key_does_not_go_to_another_server_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    says = r"OPENAI_API_KEY was not sent.* tasks\.chat\.judge\.api_key_env or"
+    with serving(refusal(401)) as server, pytest.raises(ProposerRefused, match=says):
+        judging(server).scores(written("a"), Book())
+    assert server.requests[0]["authorization"] == "Bearer none"
+
+
+def test_a_key_that_the_judges_server_repeats_is_in_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIR_KEY", KEY)
+    book = Book()
+    with serving(chat(json.dumps({"reason": f"You sent {KEY}.", "grade": 5}))) as server:
+        judging(server, api_key_env="THEIR_KEY").scores(written("a"), book)
+    assert [verdict.reason for verdict in book.verdicts.values()] == ["You sent ***."]
 
 
 def test_the_key_comes_from_a_file_or_is_asked_for_and_files_must_be_there(tmp_path: Path) -> None:
@@ -423,7 +439,7 @@ def test_a_run_whose_judge_is_lost_goes_on_where_it_was_and_pays_for_nothing_twi
             engine={"self_check": False},
         )
         status, printed = workspace.llmevo("inspect", config)
-        assert f"LLM judges are asked up to {8 * 8 + 5} times" in " ".join(printed.split())
+        assert f"LLM judges are asked up to {8 * 8 + 6} times" in " ".join(printed.split())
         status, printed = workspace.llmevo("run", config, "--out", "run")
         assert status == 1, printed
         assert "the judge m is lost: gives no answer" in printed

@@ -258,7 +258,7 @@ def test_a_run_and_its_resume_tell_their_loggers_and_no_key(workspace: Workspace
     workspace.monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}-of-the-environment")
     config = workspace.config(loggers=["tensorboard"])
     words = ("--out", "run", "--logger", "wandb", "--api-key", KEY)
-    assert workspace.llmevo("run", config, *words, "--budget", 3)[0] == 0
+    assert workspace.llmevo("run", config, *words, "--budget", 4)[0] == 0
     status, printed = workspace.llmevo("resume", "run", "--budget", 6)
     assert (status, "is off" in printed) == (0, False)
     assert [entry["name"] for entry in workspace.state("run").started.config["loggers"]] == ["tensorboard", "wandb"]  # pyright: ignore

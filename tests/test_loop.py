@@ -30,11 +30,15 @@ def test_a_run_scores_parents_and_uniform_first_and_keeps_to_its_budget(workspac
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
-    assert [state.candidates[i].origin for i in range(3)] == ["uniform", "parent", "parent"]
+    assert [state.candidates[i].origin for i in range(4)] == ["uniform", "coefficient", "parent", "parent"]
+    assert state.candidates[1].note == "coefficient 0.71"
     assert len(state.trials) == 9
     assert {candidate.origin for candidate in state.candidates.values()} >= {"gaussian"}
     assert state.finished is not None
-    assert [row.kind for row in state.heldout.values()] == ["base", "parent", "parent", "uniform", "best"]
+    assert [row.kind for row in state.heldout.values()] == [
+        *("base", "parent", "parent", "uniform", "coefficient", "best")
+    ]
+    assert [row["row"] for row in (state.finished.heldout or {})["rows"]][-2:] == ["coefficient 0.71", "best"]
     assert "held-out" in printed
     assert "llmevo export run OUT" in printed
 
@@ -82,7 +86,8 @@ def test_recorded_replies_give_the_same_candidates_without_the_llm(workspace: Wo
 
 def test_proposals_of_a_server_become_candidates_with_its_reasons(workspace: Workspace) -> None:
     with serving(Answer({"data": []}), chat(good_answer()), chat(good_answer(first=15))) as server:
-        config = workspace.config(llm={"proposer": "openai", "base_url": server.url, "model": "m"})
+        search = {"optimizer": "llm", "budget": 10, "population": 3, "seed": 3}
+        config = workspace.config(llm={"proposer": "openai", "base_url": server.url, "model": "m"}, search=search)
         status, printed = workspace.llmevo("run", config, "--out", "run", "--api-key", KEY)
     assert status == 0, printed
     proposed = [c for c in workspace.state("run").candidates.values() if c.origin == "llm"]
@@ -151,12 +156,12 @@ def test_a_run_whose_every_start_row_fails_ends_there_with_the_reason(
     monkeypatch.setattr(Bench, "score", never)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 2
-    assert "all 3 start rows failed" in " ".join(printed.split())
+    assert "all 4 start rows failed" in " ".join(printed.split())
     assert "the tensor blew up" in printed
-    assert len(workspace.state("run").trials) == 3
+    assert len(workspace.state("run").trials) == 4
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
     assert workspace.llmevo("resume", "run")[0] == 2
-    assert len(workspace.state("run").trials) == 3
+    assert len(workspace.state("run").trials) == 4
 
 
 def test_a_source_with_nan_fails_its_candidates_only(workspace: Workspace) -> None:
@@ -169,9 +174,9 @@ def test_a_source_with_nan_fails_its_candidates_only(workspace: Workspace) -> No
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
-    assert "model.norm.weight is not finite" in state.trials[2].reason
-    assert state.trials[1].score is not None
-    assert "two" not in state.heldout
+    assert "model.norm.weight is not finite" in state.trials[3].reason
+    assert state.trials[2].score is not None
+    assert not {"two", "uniform", "coefficient 0.71"} & state.heldout.keys()
 
 
 class _Stop:
@@ -273,7 +278,7 @@ def test_a_prefix_of_a_log_verifies_as_unfinished(workspace: Workspace) -> None:
 def test_random_init_adds_a_random_start_row(workspace: Workspace) -> None:
     status, _ = workspace.llmevo("run", workspace.config(random_init=True), "--optimizer", "random", "--out", "run")
     assert status == 0
-    assert workspace.state("run").candidates[3].note == "random_init"
+    assert workspace.state("run").candidates[4].note == "random_init"
 
 
 def test_a_parent_outside_the_bounds_is_a_row_but_not_a_point(workspace: Workspace) -> None:
@@ -304,7 +309,7 @@ def test_lora_adapters_are_parents_like_any_model(workspace: Workspace) -> None:
     genome = {"base_model": "base", "models": ["one", "base+adapter"], "merge_method": "task_arithmetic"}
     status, printed = workspace.llmevo("run", workspace.config(genome=genome), "--out", "run", "--budget", 5)
     assert status == 0, printed
-    assert workspace.state("run").candidates[2].note == "adapter"
+    assert workspace.state("run").candidates[3].note == "adapter"
 
 
 def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:

@@ -302,6 +302,7 @@ def test_the_divisor_of_a_sum_near_0_is_1() -> None:
     assert divisor([0.5, -0.5]) == 1.0
     assert divisor([0.5, -0.25]) == 0.25
     assert divisor([-1.0, -1.0]) == -2.0
+    assert divisor([1.0, -0.9999]) == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("method", [p for p in WEIGHTED if p not in params(["nuslerp"])])
@@ -562,7 +563,28 @@ BY_PARTS = [
     {"nuslerp_flatten": False, "nuslerp_row_wise": True},
 ]
 
+UNEQUAL = [[0.0009, 1.0, 0.5], [1e-6, 1.0, -0.25], [1.0, -(1 - 2.0**-11), 0.0]]
+"""Weights of which one, or the sum, is under a thousandth of the others."""
+
 CASES: list[Case] = [
+    *(
+        (name, {"weight": w, **more}, s)
+        for name, more in (
+            ("task_arithmetic", {}),
+            ("ties", {"density": [0.35, 1.0, 0.6]}),
+            ("breadcrumbs_ties", {"density": [0.35, 1.0, 0.8], "gamma": [0.05, 0.01, 0.2]}),
+        )
+        for w in UNEQUAL
+        for s in NORMALIZED
+    ),
+    *(("linear", {"weight": w}, {"normalize": True}) for w in UNEQUAL),
+    *(
+        (name, {"weight": w, "density": [1.0] * 3}, NORMALIZED[1])
+        for name in ("dare_linear", "dare_ties", "della", "della_linear")
+        for w in UNEQUAL
+    ),
+    *(("nuslerp", {"weight": w}, BY_PARTS[0]) for w in ([0.0009, 1.0], [1.0, -0.95])),
+    ("multislerp", {"weight": UNEQUAL[0]}, {"normalize_weights": True}),
     *(
         ("linear", {"weight": w}, {"normalize": n})
         for w in ([0.3, 0.9, 0.4], [1.5, -0.7, 0.2], [0.0, 1.0, 0.0])

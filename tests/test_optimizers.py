@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmevo.genes import Genes
 from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
+from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.optimizers.evolution import FIRST_SIGMA, NOISY_SIGMA
 from llmevo.optimizers.step_size import LARGEST, LEGACY, SMALLEST
 from llmevo.optimizers.trust import PRIOR
@@ -276,21 +277,66 @@ def test_answers_lost_now_and_then_are_not_held_against_an_llm_but_one_that_is_g
     assert len(asked) < 18
 
 
-def test_what_is_recommended_is_the_best_score_where_scores_are_exact_and_the_likeliest_where_they_are_noisy() -> None:
-    for stderr, lucky in ((0.0, True), (0.2, False)):
-        optimizer: Any = OPTIMIZERS["llm-off"](setup())
-        assert optimizer.recommend() is None
-        told = start_rows(space())
-        for generation in range(8):
-            scored = [(row.candidate, Score(height(row.candidate.genes), stderr, {}, 10)) for row in told]
-            optimizer.tell([Trial(*row) for row in scored])
-            genes, origins = ask(optimizer, silent)
-            told = [trial(SIZE * generation + i, g, 0.0, origins[i]) for i, g in enumerate(genes)]
-        far = trial(99, space().clamp({gene.name: 0.0 for gene in space().genes}), 0.0, "gaussian").candidate
-        optimizer.tell([Trial(far, Score(1.05, stderr, {}, 10))])  # 0.05 above the surface's top
-        recommended = optimizer.recommend()
-        assert recommended is not None
-        assert (recommended.candidate == far) is lucky
+@pytest.mark.parametrize(("stderr", "lucky"), [(0.0, True), (0.15, False)])
+def test_what_is_recommended_is_the_best_score_where_scores_are_exact_and_the_likeliest_where_they_are_noisy(
+    stderr: float, lucky: bool
+) -> None:
+    over, random = space(method="task_arithmetic"), np.random.default_rng(0)
+    assert recommend(over, []) is None
+    assert recommend(over, [trial(0, over.uniform(), None)]) is None
+    points = random.random((60, len(over.genes)))
+    heights = 1 - 2 * ((points - 0.4) ** 2).mean(axis=1)
+    scores = heights + stderr * random.standard_normal(len(points))
+    # Where it is worst, a score that is higher than all others.
+    points, scores = np.vstack([points, np.ones(len(over.genes))]), np.append(scores, scores.max() + 0.01)
+    trials = [
+        Trial(Candidate(i, 0, "random", over.from_unit(point), ""), Score(score, stderr, {}, 10))
+        for i, (point, score) in enumerate(zip(points, scores.tolist(), strict=True))
+    ]
+    failed = Trial(Candidate(99, 0, "random", over.uniform(), ""), None, "it is not finite")
+    for rows in (trials, [*trials, failed]):
+        found = recommend(over, rows)
+        assert found is not None
+        assert (found == trials[-1]) is lucky
+        assert lucky or heights[found.candidate.id] > np.quantile(heights, 0.9)
+
+
+def test_what_is_recommended_of_very_many_trials_is_still_told_in_a_moment() -> None:
+    over, random = space(models=3, method="task_arithmetic", layer_granularity=1), np.random.default_rng(0)
+    points = random.random((900, len(over.genes)))
+    heights = 0.6 - ((points - 0.5) ** 2).mean(axis=1)
+    scores = heights + 0.05 * random.standard_normal(len(points))
+    trials = [
+        Trial(Candidate(i, 0, "random", over.from_unit(point), ""), Score(score, 0.05, {}, 10))
+        for i, (point, score) in enumerate(zip(points, scores.tolist(), strict=True))
+    ]
+    found = recommend(over, trials)
+    assert found is not None
+    assert heights[found.candidate.id] > heights[int(np.argmax(scores))]
+
+
+@pytest.mark.parametrize("kind", ["cma-es", "sep-cma-es", "spsa", "one-plus-one", "mergekit-evolve"])
+def test_a_search_starts_from_the_best_start_row_and_as_mergekit_evolve_from_the_uniform_merge(kind: str) -> None:
+    over = space(method="task_arithmetic", layer_granularity=1)
+    scaled = next(iter(over.coefficients().values()))
+    for best in (scaled, over.parent(over.merged[1])):
+        optimizer = OPTIMIZERS[kind](setup(over))
+        rows = start_rows(over)
+        optimizer.tell([*rows, trial(len(rows), best, 0.9, "coefficient")])
+        points = np.array([over.to_unit(genes) for _ in range(20) for genes in ask(optimizer)[0]])
+        starts = {"best": best, "uniform": over.uniform()}
+        far = {name: np.abs(points.mean(axis=0) - over.to_unit(genes)).mean() for name, genes in starts.items()}
+        assert min(far, key=lambda name: far[name]) == ("uniform" if kind == "mergekit-evolve" else "best")
+
+
+@pytest.mark.parametrize("kind", ["cma-es", "sep-cma-es", "spsa"])
+def test_a_log_of_before_starts_from_the_uniform_merge(kind: str) -> None:
+    over, asked = space(), list[list[Genes]]()
+    for best in (0.1, 0.9):  # of another start row
+        optimizer = OPTIMIZERS[kind](replace(setup(over), from_uniform=True))
+        optimizer.tell([*start_rows(over), trial(9, over.clamp(dict.fromkeys(over.uniform(), 0.8)), best, "user")])
+        asked.append(ask(optimizer)[0])
+    assert asked[0] == asked[1]
 
 
 def test_nothing_is_asked_for_twice() -> None:

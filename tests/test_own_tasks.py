@@ -16,7 +16,7 @@ from workspace import Workspace
 from llmevo import events
 from llmevo.config import read_config
 from llmevo.engines.requests import RequestScorer
-from llmevo.errors import CandidateError, TaskError
+from llmevo.errors import CandidateError, MachineError, TaskError
 from llmevo.evaluation import Evaluator
 from llmevo.preflight.asking import directions, lengths
 from llmevo.rig import Rig
@@ -176,6 +176,21 @@ def leaves(document, reply):
 def alone(reply):
     return 1.0
 
+def hungry(document, reply):
+    raise MemoryError(reply)
+
+def looking(document, reply):
+    open("/no/such/" + reply.encode().hex())
+
+def slow(document, reply):
+    raise TimeoutError("two seconds")
+
+def cut_off(document, reply):
+    raise ConnectionError("the server is gone")
+
+def full(document, reply):
+    raise OSError(28, "No space left on device")
+
 NUMBER = 3
 """
 
@@ -225,10 +240,21 @@ def test_a_functions_code_belongs_to_what_is_asked(metrics: Path) -> None:
         ("leaves", r"leaves raised SystemExit: 3 in line 22,"),
         ("nothing", r"nothing gave nan.*'0 \+ 0 ='"),
         ("words", r"words gave '.*', which is no number"),
+        ("hungry", "hungry raised MemoryError"),
+        ("looking", "looking raised FileNotFoundError"),
+        ("slow", "slow raised TimeoutError"),
     ],
 )
 def test_a_function_that_fails_costs_the_candidate(metrics: Path, lm: RequestScorer, function: str, says: str) -> None:
     with pytest.raises(CandidateError, match=says):
+        evaluator(metrics, line(name="said", function=f"metrics.py:{function}")).score(lm)
+
+
+@pytest.mark.parametrize(("function", "says"), [("cut_off", "server is gone"), ("full", "No space left")])
+def test_a_function_that_loses_the_network_or_the_disk_costs_no_candidate(
+    metrics: Path, lm: RequestScorer, function: str, says: str
+) -> None:
+    with pytest.raises(MachineError, match=says):
         evaluator(metrics, line(name="said", function=f"metrics.py:{function}")).score(lm)
 
 
@@ -346,12 +372,12 @@ def test_a_run_on_a_text_and_a_function(workspace: Workspace) -> None:
     config = workspace.config(
         tasks=tasks,
         heldout=[{"text": "heldout.txt"}],
-        search={"optimizer": "random", "budget": 4, "seed": 3, "finalists": 0},
+        search={"optimizer": "random", "budget": 5, "seed": 3, "finalists": 0},
         engine={"self_check": False},
     )
     assert workspace.llmevo("run", config, "--out", "run")[0] == 0
     scored = [event for event in workspace.events("run") if isinstance(event, events.Evaluated)]
-    assert len(scored) == 4
+    assert len(scored) == 5
     whole = [event for event in scored if event.items == max(event.items for event in scored)]
     assert len(whole) >= 2  # others may have been stopped: theirs is an estimate
     for event in whole:

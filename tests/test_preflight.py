@@ -93,6 +93,27 @@ def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Works
     assert "apply_chat_template: false" in found.remedy
 
 
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+LEAVING_OUT = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(REFUSING, "refuses a system message"), (LEAVING_OUT, "leaves system messages out")],
+)
+def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_description(
+    workspace: Workspace, template: str, said: str
+) -> None:
+    (workspace.root / "base" / "chat_template.jinja").write_text(template)
+    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=True))]
+    task = workspace.root / "tasks" / "letters.yaml"
+    task.write_text(task.read_text() + "description: Name the next letter.\n")
+    found = only(tokens.system_messages(rig(workspace, apply_chat_template=True)))
+    assert said in found.what
+    assert "description of letters" in found.what
+    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=False))]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -122,27 +143,6 @@ def test_an_adapter_of_another_model_by_its_own_word_is_named(workspace: Workspa
     change(config, base_model_name_or_path=said)
     found = [*architecture.adapters(rig(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
     assert [(of.model, f"trained on {said}" in of.what) for of in found] == [("lora", True)] * warned
-
-
-def test_weights_that_all_models_lack_are_named_by_inspect(workspace: Workspace) -> None:
-    assert not [*architecture.incomplete(rig(workspace))]
-    lost = "model.layers.1.mlp.up_proj.weight"
-    for name in ("base", "one", "two"):
-        file = workspace.root / name / "model.safetensors"
-        save_file({key: of for key, of in load_file(file).items() if key != lost}, file, {"format": "pt"})
-    found = only(architecture.incomplete(rig(workspace)))
-    assert found.what == f"1 weights of LlamaForCausalLM are in none of the models, the first {lost}"
-    status, printed = workspace.llmevo("inspect", workspace.config())
-    assert status == 0, printed
-    assert found.what in printed
-
-
-def test_a_config_of_other_shapes_is_named_by_inspect_and_refused_by_a_run(workspace: Workspace) -> None:
-    change(workspace.root / "base" / "config.json", vocab_size=50)
-    assert "would be (50, 32) and is (100, 32)" in only(architecture.incomplete(rig(workspace))).what
-    status, printed = workspace.llmevo("run", workspace.config(search={"optimizer": "random", "budget": 3}))
-    assert status == 2
-    assert "the shapes of its weights are not those that its config.json asks for" in printed
 
 
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
@@ -274,7 +274,7 @@ def test_files_that_cannot_be_read_stop_nothing(workspace: Workspace) -> None:
 
 def test_a_run_begins_with_a_few_lines_of_warning(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rope_parameters=None, rope_theta=500000.0)
-    config = workspace.config(search={"optimizer": "random", "budget": 3}, heldout=None, engine={"self_check": False})
+    config = workspace.config(search={"optimizer": "random", "budget": 4}, heldout=None, engine={"self_check": False})
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     assert "! two: rope_theta is 500000.0, that of base 10000.0" in printed

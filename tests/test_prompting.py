@@ -16,6 +16,7 @@ from llmevo.genome import Genome
 from llmevo.prompting import STYLES, Question, Templates, chat, completion
 from llmevo.prompting.budget import tokens
 from llmevo.prompting.question import ROWS
+from llmevo.prompting.templates import foreign
 from llmevo.space import SearchSpace
 from llmevo.trial import Candidate, Score, Trial
 
@@ -165,6 +166,48 @@ def test_the_templates_texts_are_those_in_use(tmp_path: Path) -> None:
     texts = Templates(tmp_path).texts(["completion.j2", "chat_user.j2"])
     assert texts["completion.j2"] == "{{ target }}"
     assert "CANDIDATES" in texts["chat_user.j2"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch touched') }}",
+        "{{ q.space.genome.parse_raw(pickled, proto='pickle', allow_pickle=True) }}",
+        "{{ q.space.genome.parse_file('touched') }}",
+        "{{ q.points.tofile('touched') }}",
+        "{{ q.points.sum().tofile('touched') }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(q) }}",
+        "{% for number in range(10 ** 9) %}x{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_template_runs_no_code_and_what_it_may_not_do_is_an_error_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = question((scored(0, both(0.5, 0.5), 0.5),))
+    with pytest.raises(ConfigError, match=r"prompts/chat_user\.j2: "):
+        Templates(recorded={"chat_user.j2": template}).render(
+            "chat_user.j2", q=asked, pickled=b"cposix\nsystem\n(S'touch touched'\ntR."
+        )
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_template_may_call_macros_and_the_methods_of_texts_and_lists() -> None:
+    template = (
+        "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('a').upper() }} {{ '{:.1f}'.format(q.sigma) }}"
+        "{% for key, value in {'a': 1}.items() %} {{ key }}{{ loop.cycle('!', '?') }}{% endfor %} {{ range(3) | list }}"
+    )
+    assert Templates(recorded={"own.j2": template}).render("own.j2", q=question(sigma=0.25)) == "AA 0.2 a! [0, 1, 2]"
+
+
+def test_templates_of_a_log_are_known_when_they_are_llmevos_or_the_users_own(tmp_path: Path) -> None:
+    ours = Templates().texts(["chat_user.j2", "repair.j2"])
+    assert not foreign({**ours, "chat/rubric": "What is good"})
+    assert foreign({**ours, "repair.j2": "Again!"}) == ["repair.j2"]
+    (tmp_path / "repair.j2").write_text("Again!")
+    assert not foreign({**ours, "repair.j2": "Again!"}, tmp_path)
 
 
 def test_a_missing_template_folder_is_an_error_that_names_it(tmp_path: Path) -> None:

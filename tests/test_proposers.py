@@ -17,6 +17,7 @@ from llmevo import events
 from llmevo.errors import ConfigError, ProposerError, ProposerRefused, UserError
 from llmevo.prompting import Prompt, Reading
 from llmevo.proposers import Connection
+from llmevo.proposers.keys import read_key
 from llmevo.proposers.local import LocalProposer
 from llmevo.proposers.openai import OpenAIProposer
 from llmevo.proposers.recorded import RecordedProposer
@@ -77,6 +78,80 @@ def test_a_server_of_ones_own_needs_no_key_but_openais_does() -> None:
         assert proposer(server, api_key=None).answer(prompt()).text == "x"
     with pytest.raises(ProposerRefused, match="OPENAI_API_KEY"):
         OpenAIProposer(Connection())
+
+
+OTHER = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "environment", "sent"),
+    [
+        (None, {}, True),
+        ("https://api.openai.com/v1/", {}, True),
+        (OTHER, {}, False),
+        ("https://api.openai.com.example.org/v1", {}, False),
+        ("http://api.openai.com/v1", {}, False),
+        (OTHER, {"OPENAI_BASE_URL": "http://127.0.0.1:9/openai"}, True),
+        ("https://api.openai.com/v1", {"OPENAI_BASE_URL": OTHER}, False),
+        ("http://[", {}, False),
+    ],
+)
+def test_the_environments_key_goes_to_its_own_server_only(
+    monkeypatch: pytest.MonkeyPatch, base_url: str | None, environment: dict[str, str], sent: bool
+) -> None:
+    for name, value in {"OPENAI_API_KEY": KEY, **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert read_key(None, Path(), "llm", None, base_url) == (KEY if sent else None)
+
+
+def test_another_servers_key_comes_from_the_variable_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIR_KEY", KEY)
+    assert read_key(None, Path(), "llm", "THEIR_KEY", OTHER) == KEY
+    with pytest.raises(UserError, match=r"llm\.api_key_env: the environment variable AWAY is not set"):
+        read_key(None, Path(), "llm", "AWAY", OTHER)
+
+
+def test_nothing_of_the_environment_goes_to_another_server_and_its_refusal_says_how_to_give_it_a_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "our-organization")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-gateway-key: of-the-gateway")
+    seen: list[str] = []
+    with serving(refusal(401, "no key")) as server:
+        server.heard = lambda headers: seen.append(str(headers))
+        asking = proposer(server, api_key=read_key(None, Path(), "llm", None, server.url))
+        with pytest.raises(ProposerRefused, match=r"OPENAI_API_KEY was not sent, .*--api-key, llm\.api_key_env or"):
+            asking.answer(prompt())
+    assert server.requests[0]["authorization"] == "Bearer none"
+    assert not any(secret in seen[0] for secret in (KEY, "our-organization", "of-the-gateway"))
+
+
+def test_an_address_without_a_scheme_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ProposerRefused, match=r"'localhost:8000/v1' .* no scheme; write --base-url http://localhost"):
+        proposer("localhost:8000/v1")
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429])
+def test_a_key_that_the_server_repeats_is_removed_wherever_it_comes_back(status: int) -> None:
+    with serving(refusal(status, f"you sent Bearer {KEY}") if status > 200 else chat(f"your key {KEY}")) as server:
+        if status == 200:
+            server.script[:] = [Answer({**chat(f"your key is {KEY}").body, "model": f"m-{KEY}"})]
+            reply = proposer(server).answer(prompt())
+            said = f"{reply}"
+            assert (reply.text, reply.model) == ("your key is ***", "m-***")
+        else:
+            with pytest.raises((ProposerError, ProposerRefused)) as failure:
+                proposer(server).answer(prompt())
+            said = str(failure.value)
+    assert "***" in said
+    assert KEY not in said
+
+
+def test_a_key_that_is_a_word_leaves_replies_as_they_are() -> None:
+    with serving(chat("one token more")) as server:
+        assert proposer(server, api_key="token").answer(prompt()).text == "one token more"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -150,7 +225,7 @@ def test_a_server_without_schemas_is_asked_without_one_then_and_ever_after(statu
         first, second = asking.answer(prompt()), asking.answer(prompt())
     sent = ["response_format" in request for request in server.requests]
     assert sent == [True, True, False, False]
-    assert "without it" in first.problems[0]
+    assert [said in first.problems[n] for n, said in enumerate(("another form of it", "without it"))] == [True, True]
     assert second.problems == ()
 
 
@@ -236,6 +311,18 @@ def test_a_server_that_knows_the_other_name_of_the_token_limit_is_told_that() ->
         asking.answer(prompt())
     assert [request.get("max_completion_tokens") for request in server.requests] == [None, 99, 99]
     assert "max_tokens" not in server.requests[-1]
+
+
+@pytest.mark.parametrize("says", ["unknown: max_completion_tokens", "Extra inputs are not permitted: max_tokens"])
+def test_openais_own_name_of_the_token_limit_is_given_up_for_the_older_one_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    with serving(refusal(400, says), chat("x")) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        reply = OpenAIProposer(Connection(api_key=KEY, max_tokens=99)).answer(prompt())
+    assert [request.get("max_completion_tokens") for request in server.requests] == [99, None]
+    assert server.requests[-1]["max_tokens"] == 99
+    assert "asked with max_tokens instead" in reply.problems[0]
 
 
 def test_a_server_that_knows_none_of_the_options_is_asked_without_any_at_a_bounded_cost() -> None:

@@ -58,7 +58,12 @@ def test_every_block_has_its_share_of_every_task() -> None:
     assert [part["a"] for part in parts] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
     assert [len(part["b"]) for part in parts] == [3, 2, 2]
     assert sorted(place for part in parts for place in part["b"]) == [*range(100, 107)]
-    assert len(blocks({"a": range(10), "b": range(2)}, 3)) == 2
+
+
+def test_a_task_with_fewer_questions_than_parts_is_asked_in_the_first_part() -> None:
+    parts = blocks({"a": range(10), "b": range(2), "c": range(1)}, 3)
+    assert [{*part} for part in parts] == [{"a", "b", "c"}, {"a"}, {"a"}]
+    assert parts[0] == {"a": [0, 3, 6, 9], "b": [0, 1], "c": [0]}
 
 
 def test_a_question_both_searched_on_and_held_out_is_refused() -> None:

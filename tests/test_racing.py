@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workspace import CHOICE, Workspace
+import yaml
+from workspace import CHOICE, Workspace, write_task
 
 from llmevo import events
 from llmevo.config import read_config
 from llmevo.evaluation import Evaluator
+from llmevo.questions import blocks
 from llmevo.racing import ItemScores, beaten, bound, difference, foreseen
 from llmevo.recipe import Recipe
 from llmevo.rig import Rig
@@ -89,6 +91,57 @@ def test_who_can_only_come_out_equal_is_stopped() -> None:
     assert beaten(seen, [same], WEIGHTS, 9, 10, 0.05)
     ahead = {task: [1.0, 1.0, *values[2:]] for task, values in seen.items()}
     assert not beaten(ahead, [same], WEIGHTS, 9, 10, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spreads"),
+    [
+        ({"sums": 50, "words": 1000}, {"sums": 1.5, "words": 0.2}),
+        ({"sums": 8, "words": 200}, {"sums": 1.5, "words": 0.2}),
+        ({"sums": 1, "words": 200}, {"sums": 0.7, "words": 0.7}),
+    ],
+)
+def test_no_more_than_stated_are_stopped_wrongly_on_tasks_that_differ(
+    sizes: dict[str, int], spreads: dict[str, float]
+) -> None:
+    random, stopped = np.random.default_rng(0), list[bool]()
+    parts = blocks({task: range(size) for task, size in sizes.items()}, LOOKS)
+    for _ in range(300):
+        ease = {task: random.normal(0.3, 1.0, size) for task, size in sizes.items()}
+        found: list[dict[str, Any]] = [
+            {task: (random.normal(0, spreads[task], size) < ease[task]) * 1.0 for task, size in sizes.items()}
+            for _ in range(7)
+        ]
+        own, *field = sorted(found, key=lambda one: -sum(one[task].mean() for task in sizes))
+        if difference(own, field[0], WEIGHTS).mean > 0:
+            counts = [{t: sum(len(part.get(t, ())) for part in parts[:look]) for t in sizes} for look in range(1, 5)]
+            looks = [{t: own[t][:count] for t, count in of.items()} for of in counts]
+            stopped.append(any(beaten(seen, field, WEIGHTS, n, LOOKS, 0.05) for n, seen in enumerate(looks, start=1)))
+    assert len(stopped) > 200
+    assert np.mean(stopped) <= 0.05
+
+
+def test_the_unit_of_a_metric_decides_nothing() -> None:
+    random = np.random.default_rng(5)
+    found = [merges(random, 7) for _ in range(40)]
+    scaled = [[{**one, "words": [1000 * x - 7 for x in one["words"]]} for one in field] for field in found]
+    weights = {"sums": 0.5, "words": 0.0005}
+    decided = [[beaten(_first(own, 32), field, WEIGHTS, 2, LOOKS, 0.2)] for own, *field in found]
+    assert decided == [[beaten(_first(own, 32), field, weights, 2, LOOKS, 0.2)] for own, *field in scaled]
+    assert 0 < np.mean(decided) < 1
+
+
+def _first(own: dict[str, list[float]], count: int) -> dict[str, list[float]]:
+    return {task: values[:count] for task, values in own.items()}
+
+
+def test_who_is_ahead_on_what_it_was_asked_is_not_stopped() -> None:
+    """Though the others' answers foresee that it falls behind: its score would lead."""
+    rival = {"sums": [1.0, 0.0] * 10 + [1.0] * 80}
+    others = [{"sums": [1.0, 0.0] * 10 + [0.0] * 80} for _ in range(5)]
+    own = {"sums": [1.0, 0.0] * 9 + [1.0, 1.0]}
+    assert difference(own, rival, {"sums": 1.0}).mean > 0
+    assert not beaten(own, [rival, *others], {"sums": 1.0}, 1, LOOKS, 0.49)
 
 
 def test_a_much_worse_candidate_is_stopped_early_and_a_better_one_never() -> None:
@@ -203,17 +256,20 @@ def test_parents_far_behind_the_uniform_merge_are_stopped_but_not_where_a_constr
     monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
     given = config(workspace, search={"racing": {"looks": 3}}, limit=25)
     assert workspace.llmevo("run", given, "--out", "run")[0] == 0
-    uniform, *parents = evaluated(workspace)[:3]
-    assert (uniform.items, [(parent.rival, parent.items < 25) for parent in parents]) == (25, [(0, True)] * 2)
+    uniform, *rows = evaluated(workspace)[:4]
+    assert (uniform.items, [(row.rival, row.items < 25) for row in rows]) == (25, [(0, True)] * 3)
     state = workspace.state("run")
     assert state.best_parent
     assert state.best_parent.candidate.id in state.selected
-    assert [row.kind for row in state.heldout.values()][:4] == ["base", "parent", "parent", "uniform"]
+    assert {number for number, of in state.candidates.items() if of.origin == "coefficient"} <= state.selected.keys()
+    assert [row.kind for row in state.heldout.values()] == [
+        *("base", "parent", "parent", "uniform", "coefficient", "best")
+    ]
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
     given = config(workspace, search={"racing": {"looks": 3}}, constraints=["many >= parent - 0.5"], heldout=None)
     assert workspace.llmevo("run", given, "--out", "kept")[0] == 0
     kept = [event for event in workspace.events("kept") if isinstance(event, events.Evaluated)]
-    assert [event.items for event in kept[:3]] == [60] * 3
+    assert [event.items for event in kept[:4]] == [60] * 4
 
 
 def test_without_racing_everything_is_asked(workspace: Workspace) -> None:
@@ -231,8 +287,8 @@ def test_the_best_of_the_finalists_by_all_their_questions_is_handed_over(workspa
     assert (state.started.items, state.started.selection_items) == (25, 25)
     asked = [event for event in workspace.events("run") if isinstance(event, events.Selected)]
     origins = [state.candidates[event.candidate].origin for event in asked]
-    assert {"parent", "uniform"} <= {*origins}
-    assert 4 <= len(asked) <= 6
+    assert {"parent", "uniform", "coefficient"} <= {*origins}
+    assert 4 <= len(asked) <= 7
     assert {event.finalists for event in asked} == {len(asked)}
     both = {event.candidate: (event.score + state.trials[event.candidate].value) / 2 for event in asked}
     assert state.finished
@@ -243,6 +299,41 @@ def test_the_best_of_the_finalists_by_all_their_questions_is_handed_over(workspa
     sets = [{text for text, _ in state.started.texts[name]["many"]} for name in ("search", "selection")]
     assert not sets[0] & sets[1]
     assert "further questions" in printed
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+def test_a_finalist_that_was_stopped_is_asked_the_rest_before_it_can_lead(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)  # the parents are stopped, and are finalists
+    given = config(workspace, limit=25)
+    assert workspace.llmevo("run", given, "--out", "run")[0] == 0
+    state, log = workspace.state("run"), workspace.events("run")
+    assert state.started
+    assert state.selected
+    assert all(trial.score and trial.score.items == 25 for n in state.selected if (trial := state.trials[n]))
+    twice = [event.candidate for event in log if isinstance(event, events.Evaluated)]
+    again = {number for number in twice if twice.count(number) == 2}
+    assert again
+    assert again <= {*state.selected}
+    assert state.best
+    assert state.best.candidate.id in state.selected
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+def test_a_task_of_one_question_turns_racing_not_off_and_finalists_not_without_a_word(workspace: Workspace) -> None:
+    write_task(workspace.root, "single", shift=3, size=1)
+    given = config(workspace, genome=WIDE, limit=25, search={"racing": {"error_rate": 0.4, "looks": 3}})
+    raw = yaml.safe_load(given.read_text())
+    given.write_text(yaml.safe_dump({**raw, "tasks": ["many", {"name": "single", "weight": 0.1}]}))
+    status, printed = workspace.llmevo("run", given, "--out", "run")
+    assert status == 0, printed
+    asked = {(len(e.item_scores["many"]), len(e.item_scores["single"])) for e in evaluated(workspace)}
+    assert (25, 1) in asked
+    assert asked <= {(9, 1), (17, 1), (25, 1)}
+    assert len(asked) > 1
+    assert "search.finalists" in printed
+    assert "single has no questions" in printed
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,22 @@ def run(workspace: Workspace) -> Path:
     search = {"optimizer": "random", "budget": 5, "seed": 3}
     assert workspace.llmevo("run", workspace.config(search=search, heldout=None), "--out", "run")[0] == 0
     return workspace.root / "run"
+
+
+def test_a_picture_that_cannot_be_written_is_named(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), "--picture", "none/picture.svg")
+    assert (status, "--picture: none/picture.svg cannot be written" in printed) == (2, True), printed
+
+
+def test_a_log_with_a_score_that_is_no_number_is_refused_with_its_line(workspace: Workspace) -> None:
+    lines = golden("0.1-cma-es").read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if '"evaluated"' in line)
+    lines[place] = re.sub(r'"score":[-\d.e]+', '"score":NaN', lines[place])
+    Path("edited").mkdir()
+    Path("edited", LOG).write_text("".join(lines))
+    for words in (("report",), ("replay",), ("replay", "--verify")):
+        status, printed = workspace.llmevo(words[0], "edited", *words[1:])
+        assert (status, f"{LOG}:{place + 1}: is no event of llmevo (NaN is no number" in printed) == (2, True), printed
 
 
 def test_scored_again_the_best_have_the_scores_of_the_log(workspace: Workspace, run: Path) -> None:

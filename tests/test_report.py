@@ -191,6 +191,17 @@ def test_texts_of_others_are_shown_and_not_run(hostile: tuple[Path, Synthetic]) 
     assert HOSTILE in prompts[0]["messages"][0]["content"]
 
 
+def test_an_origin_of_an_edited_log_makes_no_link_in_a_legend(tmp_path: Path) -> None:
+    folder = Synthetic(12).write(tmp_path)
+    log = folder / "events.jsonl"
+    link = "<a href='javascript:alert(1)'>x</a>"
+    log.write_text(log.read_text().replace('"origin":"gaussian"', f'"origin":"{link}"'))
+    figures = json.loads(Scripts(run_page(folder)).scripts[0][1])["figures"]
+    names = [trace["name"] for trace in figures["search"]["data"]]
+    assert any("javascript" in name for name in names)
+    assert not any("<" in name for name in names)
+
+
 def test_the_page_holds_nothing_from_outside_the_log(
     hostile: tuple[Path, Synthetic], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,15 +15,19 @@ from typing import Any
 
 import pytest
 import resumable
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, write_task
 
 from llmevo import events, loop
-from llmevo.bench import Bench
+from llmevo.bench import Bench, config_of
 from llmevo.errors import LogError, RunError
 from llmevo.journal import Journal
+from llmevo.references import ModelReference
+from llmevo.rig import Rig
 from llmevo.runlog import LOG, RunLog, read_log
+from llmevo.sources import Sources
 from llmevo.state import RunState
 
 
@@ -300,7 +304,7 @@ def test_a_budget_raised_while_holding_out_goes_on_searching_first(workspace: Wo
     kinds = [event.event for event in workspace.events("run")[len(cut) :]]
     assert kinds[:2] == ["resumed", "asked"]
     rows = [event.row for event in workspace.events("run") if isinstance(event, events.HeldOut)]
-    assert len(rows) == len({*rows}) == 5
+    assert len(rows) == len({*rows}) == 6
     verified(workspace, "run")
 
 
@@ -419,7 +423,7 @@ def test_questions_in_another_order_are_refused(workspace: Workspace) -> None:
     started = json.loads(first)
     started["texts"]["search"]["letters"].reverse()
     log.write_text("\n".join([json.dumps(started), *rest]) + "\n")
-    status, printed = workspace.llmevo("resume", "run")
+    status, printed = workspace.llmevo("resume", "run", "--trust")
     assert status == 2
     assert "questions.order" in printed
     assert workspace.llmevo("resume", "run", "--force")[0] == 0
@@ -437,6 +441,92 @@ def test_a_changed_model_is_refused(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("resume", "run", "--force")
     assert status == 0, printed
     verified(workspace, "run")
+
+
+def with_old_checksums(workspace: Workspace) -> None:
+    """The run's log as version 0.1 would have written it."""
+    log, sources = workspace.root / "run" / LOG, Sources(workspace.root)
+    first, rest = log.read_text().split("\n", 1)
+    started = json.loads(first)
+    for source in started["sources"]:
+        source["checksum"] = sources.checksum_as(ModelReference.parse(source["reference"]), "")
+    log.write_text(json.dumps(started) + "\n" + rest)
+
+
+def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_scores_are_known(
+    workspace: Workspace,
+) -> None:
+    def known() -> set[str]:
+        state = workspace.state("run")
+        assert state.started
+        rig = Rig(config_of(state.started, "run"), workspace.root)
+        rig.remember(state)
+        return {*rig.known}
+
+    stopped(workspace, heldout=None)
+    wanted = known()
+    with_old_checksums(workspace)
+    assert wanted
+    assert known() == wanted
+    model = workspace.root / "two" / "model.safetensors"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not known() & wanted
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "sources.two.checksum" in printed, "sources.one" in printed) == (2, True, False), printed
+    model.write_bytes(content)
+    assert workspace.llmevo("resume", "run")[0] == 0
+    assert workspace.state("run").resumed == []
+    verified(workspace, "run")
+
+
+def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silence(workspace: Workspace) -> None:
+    stopped(workspace)
+    file = workspace.root / "run" / "config.yml"
+    given = file.read_text()
+    config = yaml.safe_load(given)
+    file.write_text(yaml.safe_dump({**config, "search": {**SEARCH, "budget": 50}}))  # it may have been an option
+    status, printed = workspace.llmevo("resume", "run", "--budget", 7)
+    assert status == 0, printed
+    assert "run/config.yml says something else than the log, which counts" in printed
+    assert "config.search.budget: 6 before, 50 now" in printed
+    file.write_text(yaml.safe_dump({**config, "limit": 5}))
+    status, printed = workspace.llmevo("resume", "run", "--budget", 8)
+    assert (status, "run/config.yml has changed" in printed, "config.limit: None before, 5 now" in printed) == (
+        2,
+        True,
+        True,
+    ), printed
+    assert workspace.llmevo("resume", "run", "--budget", 8, "--force")[0] == 0
+    state = workspace.state("run")
+    assert state.started
+    assert "limit" not in state.started.config
+    file.write_text("# the same\n" + given)
+    status, printed = workspace.llmevo("resume", "run", "--budget", 9)
+    assert (status, "config.yml" in printed) == (0, False), printed
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"num_hidden_layers": "two"}'),
+        ("config.json", None),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_damaged_base_stops_a_resume_with_one_clear_error(workspace: Workspace, file: str, text: str | None) -> None:
+    stopped(workspace)
+    log = (workspace.root / "run" / LOG).read_bytes()
+    damaged = workspace.root / "base" / file
+    damaged.unlink()
+    if text is not None:
+        damaged.write_text(text)
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "base" in printed or "config.json" in printed) == (2, True), printed
+    assert (workspace.root / "run" / LOG).read_bytes() == log
 
 
 def test_another_version_is_logged_where_it_comes_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

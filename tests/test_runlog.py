@@ -1,12 +1,14 @@
 """The run folder: what survives a crash, and who may write."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from llmevo import events
-from llmevo.errors import RunError
+from llmevo.errors import LogError, RunError
 from llmevo.runlog import LOG, RunLog, read_log
 from llmevo.state import RunState
 
@@ -84,7 +86,7 @@ def test_a_reader_leaves_a_line_that_is_still_being_written_alone(tmp_path: Path
 
 @pytest.mark.parametrize(
     "line",
-    ["not JSON", '{"event": "celebrated"}', "[]", "3", '{"event": "told"}', '{"schema": "new"}', ""],
+    ["not JSON", '{"event": "celebrated"}', "[]", "3", '{"event": "told"}', '{"schema": NaN}', '{"schema": "new"}', ""],
 )
 def test_a_line_that_is_no_event_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     whole = written(tmp_path, told(1))
@@ -121,6 +123,60 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> N
         run.append(told(2))
     with RunLog(tmp_path, resume=True) as again:
         assert len(again.recorded) == 2
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(RunError, match=r"cannot be locked .*No locks available.*another disk"):
+        RunLog(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yml", "best.yml"])
+def test_a_folder_with_files_of_the_users_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=rf"{name} that a run would overwrite; choose another --out"):
+        RunLog(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {name: "mine"}
+
+
+def test_a_log_that_is_deleted_or_moved_during_the_run_is_missed_before_more_is_written(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "run") as run:
+        run.append(told(1))
+        (tmp_path / "run").rename(tmp_path / "moved")
+        for write in (lambda: run.append(told(2)), lambda: run.write("best.yml", "text")):
+            with pytest.raises(LogError, match=r"was moved while the run went on\. Nothing that was scored is lost"):
+                write()
+        shutil.rmtree(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / LOG).write_text("another")
+        with pytest.raises(LogError, match="was deleted while the run went on, and all that it held is lost"):
+            run.append(told(2))
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [LOG]
+
+
+def test_a_run_is_written_to_its_folder_though_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with RunLog(Path("run")) as run:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        run.append(told(1))
+        run.write("best.yml", "text")
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {LOG, "best.yml"}
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+
+
+def test_a_folder_that_cannot_be_made_holds_no_run_to_go_on_with(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match="No run was begun") as caught:
+        RunLog(tmp_path / "file" / "run")
+    assert "resume" not in str(caught.value)
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:

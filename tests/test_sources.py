@@ -1,6 +1,8 @@
 """Weights as they are read: whole or refused, mapped, and with LoRA adapters as PEFT has them."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ from checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapt
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmevo import checksums
 from llmevo.errors import SourceError
 from llmevo.methods.base import Inputs, LowRank
 from llmevo.references import ModelReference
@@ -136,16 +139,6 @@ def test_an_index_without_any_shard_is_named(sharded: Path, tmp_path: Path) -> N
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_quantized_weights_are_refused_and_masks_are_not(dtype: torch.dtype, tmp_path: Path) -> None:
-    mask = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "h.0.position_ids": torch.arange(4)}
-    save_file(mask, tmp_path / "model.safetensors")
-    assert len(Checkpoint(tmp_path).shapes) == 2
-    save_file({QUERY: torch.ones(4, 4).to(dtype)}, tmp_path / "model.safetensors")
-    with pytest.raises(SourceError, match=rf"{QUERY} is stored as (I8|F8_E4M3): it is quantized"):
-        Checkpoint(tmp_path)
-
-
 def test_a_folder_without_safetensors_says_how_to_save_them(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"there is no \.safetensors file; save the model with"):
         Checkpoint(tmp_path)
@@ -157,6 +150,39 @@ def test_tensors_that_the_config_determines_are_left_out(tmp_path: Path) -> None
         tmp_path / "model.safetensors",
     )
     assert [*Checkpoint(tmp_path).shapes] == ["model.norm.weight"]
+
+
+LAYER = "model.layers.0.mlp.up_proj"
+
+QUANTIZED: dict[str, tuple[str, torch.Tensor, str]] = {
+    "int8": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int8), "int8"),
+    "float8": (f"{LAYER}.weight", torch.ones(4, 4).to(torch.float8_e4m3fn), "F8_E4M3"),
+    "AWQ and GPTQ": (f"{LAYER}.qweight", torch.ones(4, 1, dtype=torch.int32), "int32"),
+    "bitsandbytes": (f"{LAYER}.weight", torch.ones(8, 1, dtype=torch.uint8), "uint8"),
+    "integers": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int64), "int64"),
+    "a bias": (f"{LAYER}.bias", torch.ones(4, dtype=torch.int8), "int8"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_are_refused_by_tensor_and_type(kind: str, tmp_path: Path) -> None:
+    name, tensor, dtype = QUANTIZED[kind]
+    save_file({name: tensor, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=f"{tmp_path.name}: {name} is stored as {dtype};.*dequantize"):
+        Checkpoint(tmp_path)
+
+
+def test_integers_that_are_no_weights_are_read_as_they_are(tmp_path: Path) -> None:
+    buffers = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        "embeddings.position_ids": torch.arange(4).reshape(1, 4),
+        "model.steps": torch.arange(4, dtype=torch.int32),
+    }
+    save_file({**buffers, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    for name, tensor in buffers.items():
+        assert torch.equal(checkpoint.tensor(name), tensor)
 
 
 def test_a_task_vector_is_the_difference_in_float32(tmp_path: Path) -> None:
@@ -532,3 +558,57 @@ def test_a_checksum_tells_models_and_adapters_apart_and_is_the_same_for_a_copy(
     one, copy, other, adapted = references(str(model), "model", "other", f"model+{adapter}")
     assert sources.checksum(one) == sources.checksum(copy)
     assert len({sources.checksum(reference) for reference in (one, other, adapted)}) == 3
+
+
+def test_a_changed_byte_anywhere_in_the_weights_changes_the_checksum_and_so_does_the_adapters_config(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Not that of version 0.1, which is of the ends of files: old logs are compared by it."""
+    large = tmp_path / "large"
+    large.mkdir()
+    save_file({"weight": torch.zeros(1 << 20)}, large / "model.safetensors")
+    copy_of(adapter, tmp_path / "adapter")
+    one, adapted = references("large", f"{model}+adapter")
+    sources = Sources(tmp_path)
+    before, old = sources.checksum(one), sources.checksum_as(one, "ab")
+    assert before.startswith("sha256:")
+    assert sources.checksum_as(one, before) == before
+    with (large / "model.safetensors").open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"1")
+    assert sources.checksum(one) != before
+    assert sources.checksum_as(one, old) == old
+    before = sources.checksum(adapted)
+    shutil.rmtree(tmp_path / "adapter")
+    changed_adapter(adapter, tmp_path / "adapter", lora_alpha=99)
+    assert sources.checksum(adapted) != before
+
+
+def test_a_file_is_read_once_as_long_as_it_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * 1000)
+    (before,) = checksums.of_contents([file]).values()
+    assert (before, checksums.unread_bytes([file])) == (hashlib.sha256(b"a" * 1000).hexdigest(), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "_content", lambda _: pytest.fail("read again"))
+        assert checksums.of_contents([file]) == {file: before}
+    (tmp_path / "other").write_bytes(b"b" * 1000)
+    os.utime(tmp_path / "other", ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    (tmp_path / "other").replace(file)  # of the same size and age
+    assert checksums.unread_bytes([file]) == 1000
+    assert checksums.of_contents([file]) != {file: before}
+
+
+@pytest.mark.parametrize("torn", ["", "[]", "{", '{"x": 1}'])
+def test_without_a_cache_that_can_be_read_or_written_checksums_are_the_same(
+    torn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"a")
+    wanted = {file: hashlib.sha256(b"a").hexdigest()}
+    monkeypatch.setenv("LLMEVO_HOME", str(file))  # no folder
+    assert checksums.of_contents([file]) == wanted
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path))
+    (tmp_path / "checksums.json").write_text(torn)
+    assert checksums.of_contents([file]) == wanted == checksums.of_contents([file])

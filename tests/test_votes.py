@@ -205,9 +205,11 @@ def test_votes_are_foretold_of_every_set_of_questions() -> None:
         "heldout": [{**voted, "votes": {"pairs": 3}}],
         "search": {"finalists": 3},
     }
-    config = parse_config(raw, "config.yml")
-    assert votes_at_most(config, candidates=6, start_rows=3, selected=True) == 2 * (5 + 4) + 3 * 4
-    assert votes_at_most(config, candidates=6, start_rows=3, selected=False) == 2 * 5 + 3 * 4
+    config, origins = parse_config(raw, "config.yml"), ["uniform", "parent", "parent"]
+    assert votes_at_most(config, candidates=6, origins=origins, selected=True) == 2 * (5 + 4) + 3 * 4
+    assert votes_at_most(config, candidates=6, origins=origins, selected=False) == 2 * 5 + 3 * 4
+    origins = ["uniform", "coefficient", "coefficient", "parent", "parent"]  # the best of the coefficients
+    assert votes_at_most(config, candidates=8, origins=origins, selected=True) == 2 * (7 + 5) + 3 * 5
 
 
 def run(workspace: Workspace, keys: list[str], *words: object) -> tuple[int, str]:

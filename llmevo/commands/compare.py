@@ -22,6 +22,7 @@ from llmevo.options import (
     Model,
     Strict,
     TaskFolders,
+    Trust,
     read_settings,
 )
 from llmevo.results import runs_in
@@ -49,6 +50,7 @@ def compare(
     max_llm_calls: MaxCalls = None,
     max_cost: MaxCost = None,
     strict_llm: Strict = False,
+    trust: Trust = False,
 ) -> None:
     """Run optimizers side by side for several seeds, or read finished runs: table, picture and numbers.
 
@@ -73,7 +75,7 @@ def compare(
         engine__backend=backend,
     )
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
-    tournament = Tournament(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key)
+    tournament = Tournament(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
     try:
         scoreboard.play(terminal.console, tournament)

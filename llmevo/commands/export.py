@@ -7,7 +7,8 @@ import typer
 
 from llmevo import terminal
 from llmevo.bench import Bench
-from llmevo.errors import LlmevoError
+from llmevo.commands.live import warned
+from llmevo.errors import LlmevoError, RunError
 from llmevo.options import RunFolder
 from llmevo.runlog import read_log
 from llmevo.state import RunState
@@ -23,18 +24,32 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload it to the Hugging Face hub: OWNER/NAME.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Export though a model has changed; the card says so.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make REPO a private one, if it is new.")] = False,
 ) -> None:
     """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
     from llmevo import hub  # the hub's client and torch take seconds to import
+    from llmevo.changes import table
     from llmevo.export import Export
+    from llmevo.resuming import changed_models
     from llmevo.writing import check_new
 
     recorded = read_log(run)
     state = RunState.fold(iter(recorded))
     bench = Bench.of_log(state.started, run)
+    assert state.started is not None
     check_new(out)
-    exported = Export.of(recorded, bench.sources, bench.root, candidate)
+    bench.rig.warn = warned
+    changed = [] if recipe_only else changed_models(bench.rig, state.started)
+    if changed and not force:
+        raise RunError(
+            f"{run}: a model has changed since the run began, and what it scored would not be what is written:\n"
+            f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
+            " card will say so"
+        )
+    exported = Export.of(recorded, bench.sources, bench.root, candidate, changed)
     if violated := state.trials[exported.candidate].reason:
         terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
     address = hub.create(push, private) if push else ""

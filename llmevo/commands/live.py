@@ -7,7 +7,7 @@ import typer
 from llmevo import display, forwarding, loop, terminal
 from llmevo.bench import Bench
 from llmevo.config import Config
-from llmevo.errors import ConfigError, JudgeError, ProposerError, ProposerRefused
+from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused
 from llmevo.judging.booth import booth
 from llmevo.runlog import RunLog
 
@@ -18,20 +18,37 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     bench.rig.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     bench.rig.warn = view.warn
     try:
-        with view, forwarding.forwarded(config.loggers, log.folder, view.warn) as loggers:
+        with view, forwarding.forwarded(config.loggers, log.place, view.warn) as loggers:
             state = loop.carry_on(bench, log, [view.show, *loggers])
-    except KeyboardInterrupt:
-        terminal.console.print(f"\nStopped. Nothing is lost: `llmevo resume {log.folder}` goes on.", highlight=False)
-        raise typer.Exit(130) from None
-    except ProposerError as error:
-        raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
-    except ProposerRefused as error:
-        raise ProposerRefused(f"{error}; once that is mended, `llmevo resume {log.folder}` goes on") from error
-    except JudgeError as error:
-        raise JudgeError(
-            f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from here"
-        ) from error
+    except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError, MachineError) as error:
+        if missing := log.missing:
+            raise LogError(missing) from error
+        match error:
+            case ProposerError():
+                raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
+            case ProposerRefused():
+                raise ProposerRefused(f"{error}; once that is solved, `llmevo resume {log.folder}` goes on") from error
+            case MachineError():
+                raise MachineError(
+                    f"{error}. No candidate has failed and nothing is lost: `llmevo resume {log.folder}` goes on from"
+                    " here",
+                    error.kind,
+                ) from error
+            case JudgeError():
+                raise JudgeError(
+                    f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from"
+                    " here"
+                ) from error
+            case _:
+                text = f"\nStopped. Nothing is lost: `llmevo resume {log.folder}` goes on."
+                terminal.console.print(text, highlight=False)
+                raise typer.Exit(130) from None
     display.summary(terminal.console, state, log.folder, bench.config)
+
+
+def warned(text: str) -> None:
+    """What a person should know before a run is shown."""
+    terminal.console.print(f"! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def check_terminal(config: Config) -> None:

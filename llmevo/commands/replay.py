@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llmevo import display, playing, rescoring, terminal, verifying, what_if
 from llmevo.bench import config_of
-from llmevo.errors import RunError
+from llmevo.errors import RunError, UserError
 from llmevo.events import Event
-from llmevo.options import RunFolder
+from llmevo.options import RunFolder, Trust
 from llmevo.runlog import read_log
 from llmevo.state import RunState
 
@@ -40,11 +39,12 @@ def replay(
     picture: Annotated[
         Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     if verify:
-        _verify(recorded, run)
+        _verify(recorded, run, trust)
         return
     if alternative:
         what_if.what_if(recorded, run, alternative, terminal.console)
@@ -54,21 +54,24 @@ def replay(
         raise RunError(f"{run}: the log has no beginning; start the run anew")
     config = config_of(state.started, str(run))
     if rescore:
-        rig = rescoring.rig_of(state.started, run)
+        rig = rescoring.rig_of(recorded, run, trust)
         if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
             raise typer.Exit(1)
     elif picture:
-        canvas = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+        canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
         canvas.print(display.Display(canvas, config, run).picture(state))
-        canvas.save_svg(str(picture), title="llmevo run")
+        try:
+            canvas.save_svg(str(picture), title="llmevo run")
+        except OSError as error:
+            raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
     else:
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")
         playing.play(terminal.console, recorded, config, run, speed, generation, prompts)
 
 
-def _verify(recorded: list[Event], run: Path) -> None:
-    if not verifying.verify(recorded, run):
+def _verify(recorded: list[Event], run: Path, trusted: bool) -> None:
+    if not verifying.verify(recorded, run, trusted):
         terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
     terminal.console.print(
         f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."

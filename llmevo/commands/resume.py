@@ -7,8 +7,8 @@ import typer
 from llmevo import resuming
 from llmevo.bench import config_of
 from llmevo.budget import parse_budget
-from llmevo.commands.live import carry_on, check_terminal
-from llmevo.options import ApiKey, Budget, Loggers, RunFolder, with_loggers
+from llmevo.commands.live import carry_on, check_terminal, warned
+from llmevo.options import ApiKey, Budget, Loggers, RunFolder, Trust, with_loggers
 from llmevo.runlog import LOG, RunLog
 from llmevo.state import RunState
 
@@ -16,7 +16,12 @@ Force = Annotated[bool, typer.Option("--force", help="Go on though config, quest
 
 
 def resume(
-    run: RunFolder, budget: Budget = None, force: Force = False, logger: Loggers = None, api_key: ApiKey = None
+    run: RunFolder,
+    budget: Budget = None,
+    force: Force = False,
+    trust: Trust = False,
+    logger: Loggers = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Go on with a run after any stop; nothing it has paid for is done again.
 
@@ -27,5 +32,5 @@ def resume(
         state = RunState.fold(iter(log.recorded))
         if state.started and (new or not state.finished):
             check_terminal(config_of(state.started, f"{run}/{LOG}"))
-        bench = resuming.prepare(log, budget=new, force=force, api_key=api_key)
+        bench = resuming.prepare(log, budget=new, force=force, api_key=api_key, trusted=trust, warn=warned)
         carry_on(bench, log, with_loggers(bench.config, logger))

@@ -7,7 +7,7 @@ import typer
 
 from llmevo import resuming, terminal
 from llmevo.bench import Bench
-from llmevo.commands.live import carry_on, check_terminal
+from llmevo.commands.live import carry_on, check_terminal, warned
 from llmevo.commands.resume import Force
 from llmevo.options import (
     ApiKey,
@@ -24,6 +24,7 @@ from llmevo.options import (
     Seed,
     Strict,
     TaskFolders,
+    Trust,
     read_settings,
     with_loggers,
 )
@@ -53,6 +54,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with the run in the folder; begin it if there is none.")
     ] = False,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Search for the best merge."""
     settings = read_settings(
@@ -70,7 +72,8 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
-    from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
+    # torch takes seconds to import: mistakes above are told without it
+    from llmevo import forecast, inspection, sections
     from llmevo.preflight import brief
 
     bench = Bench(settings, config.parent.absolute(), api_key)
@@ -81,12 +84,17 @@ def run(
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
-            carry_on(resuming.prepare(log, settings, bench.root, force=force, api_key=api_key), log, settings)
+            prepared = resuming.prepare(
+                log, settings, bench.root, force=force, api_key=api_key, trusted=trust, warn=warned
+            )
+            carry_on(prepared, log, settings)
         return
     check_free(folder)
+    bench.rig.warn = warned
     bench.check()
-    for line in brief(bench.rig):
-        terminal.console.print(f"! {line}", style="yellow", highlight=False, markup=False)
+    for line in [*map(str, forecast.unasked(bench, forecast.first_prompt(bench))), *brief(bench.rig)]:
+        warned(line)
+    _ = bench.rig.checksums  # reads the models, which may take a while
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
         carry_on(bench, log, settings)

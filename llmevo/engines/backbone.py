@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class Backbone:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._body, self.head = model.base_model, _head(model)
+        self._cache = _cache_argument(self._body)
 
     def stem(self, stems: Sequence[list[int]], padding: int) -> Stem:
         """The keys and values of beginnings."""
@@ -107,7 +109,7 @@ class Backbone:
 
     def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
         """(rows, length, width) before the head. `cache` is what stands before the rows."""
-        given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, self._cache: cache}
         return self._body(input_ids=tokens, attention_mask=mask, position_ids=positions, **given)[0]
 
     def answers(self, inputs: Inputs, stem: Stem | None) -> Iterator[tuple[int, float, bool]]:
@@ -160,6 +162,11 @@ def tree_mask(ends: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
     sees = torch.cat([stem.expand(*ends.shape, -1), own], 2)
     mask = torch.zeros(sees.shape, dtype=dtype, device=ends.device)
     return mask.masked_fill_(~sees, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _cache_argument(body: Any) -> str:
+    """What a model calls the keys and values that it is given: `cache`, or `past_key_values`, as older ones do."""
+    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
 
 
 def _head(model: Any) -> Any:

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmevo.engines.requests import RequestScorer
-from llmevo.errors import CandidateError, SourceError
+from llmevo.errors import CandidateError
 from llmevo.merging import Merger
 from llmevo.recipe import Recipe
+from llmevo.references import load_pretrained
 from llmevo.sources import Checkpoint
 from llmevo.vocabulary import load_tokenizer
 
@@ -32,14 +33,8 @@ class HfEngine:
         takes ready weights only. Raises SourceError when transformers cannot load them.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            vocabulary = load_tokenizer(tokenizer)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if "ignore_mismatched_sizes" in reason:
-                reason = "the shapes of its weights are not those that its config.json asks for; correct config.json"
-            raise SourceError(f"{folder}: transformers cannot load it ({reason})") from error
+        vocabulary = load_tokenizer(tokenizer)
+        model = load_pretrained(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
         self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}

@@ -47,14 +47,15 @@ class RequestScorer(TokenScorer):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         TemplateLM.__init__(self)
         self.model, self.tokenizer = model, tokenizer
-        self.max_length: int = getattr(model.config, "max_position_embeddings", None) or 2048
+        text = model.config.get_text_config()  # a model of images and text has a config of each
+        self.max_length: int = getattr(text, "max_position_embeddings", None) or 2048
         self._reach = _reach(model, self.max_length)
         self._tokens = remembered(self._encode)
         self._backbone = Backbone(model)
         self._layouts: dict[Any, list[Inputs]] = {}
         self._room = KEPT_TOKENS
         self._batch = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
-        self.packs, self.stems = allowed(self._tried, model.config.get_text_config().vocab_size)
+        self.packs, self.stems = allowed(self._tried, text.vocab_size)
 
     # Log-likelihoods
 

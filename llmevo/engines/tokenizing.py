@@ -1,9 +1,10 @@
 """What lm-eval's interface asks of every engine, whatever computes the answers: texts as tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -44,12 +45,25 @@ class TokenScorer(TemplateLM):
         return self.tokenizer.encode(string, **extra)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        """A chat as text. Where the template refuses a system message (Gemma's does), its text begins the first user
+        message, as Gemma's documentation has it; lm-eval leaves the message out.
+        """
+
+        def rendered(messages: list[dict[str, str]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        try:
+            return rendered(chat_history)
+        except TemplateError:
+            folded = without_system(chat_history)
+            if folded == chat_history:
+                raise
+            return rendered(folded)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=True)
@@ -76,6 +90,17 @@ class TokenScorer(TemplateLM):
         """Cut from the left what the model cannot hold, as lm-eval does; the last token is never an input."""
         room = max(1, self.max_length + 1 - len(continuation))
         return Encoded(place, context[-room:], continuation[-self.max_length :])
+
+
+def without_system(chat: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The chat with the text of its system messages at the beginning of the first user message."""
+    told = "\n\n".join(message["content"].strip() for message in chat if message["role"] == "system")
+    rest = [{**message} for message in chat if message["role"] != "system"]
+    if not told:
+        return rest
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": told}, *rest]
+    return [{**rest[0], "content": f"{told}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
 def remembered(encode: Callable[[str, bool | None], list[int]]) -> Callable[[str, bool | None], list[int]]:

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import math
 import os
 import sys
 import tempfile
@@ -17,8 +18,9 @@ from transformers import AutoConfig
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm_requests import VllmScorer
-from llmevo.errors import CandidateError, ConfigError, RecipeError, SourceError
+from llmevo.errors import CandidateError, ConfigError, MachineError, RecipeError, SourceError
 from llmevo.recipe import Recipe
+from llmevo.references import load_pretrained
 from llmevo.vocabulary import load_tokenizer
 
 LONGEST = 4096
@@ -33,8 +35,8 @@ CPU_CACHE = 1 << 30
 OURS = frozenset({"model", "tokenizer", "dtype", "seed", "worker_extension_cls", "runner"})
 """Keywords of `vllm.LLM` that are no options."""
 
-ERRORS = {error.__name__: error for error in (RecipeError, SourceError)}
-"""What a swap raises besides CandidateError: mistakes of the user's."""
+ERRORS = {error.__name__: error for error in (RecipeError, SourceError, MachineError)}
+"""What a swap raises besides CandidateError: mistakes of the user's, and failures of the machine."""
 
 NOISE = 0.1
 """Nats a token that two engines may differ by on the same weights in bfloat16 (measured: up to 0.05)."""
@@ -103,7 +105,8 @@ class VllmEngine:
         self.lm = VllmScorer(self._llm, vllm.SamplingParams, vocabulary, longest, seed)
 
     def swap(self, recipe: Recipe, with_digest: bool = False) -> Mapping[str, Any]:
-        """Merge the recipe into the running model. Raises CandidateError when it cannot be; the next swap mends that.
+        """Merge the recipe into the running model. Raises CandidateError when it cannot be, and MachineError when
+        memory or a file is lost; the next swap mends that.
 
         Returns the `seconds` it took in the worker, how many `tensors` were merged and, if asked for, their `digest`.
         """
@@ -130,6 +133,7 @@ class VllmEngine:
             f"{' '.join(probe)!r} ({mine:.2f} in vLLM, {exported:.2f} in transformers)"
             for probe, (mine, _), (exported, _), count in zip(PROBES, own, other, counts, strict=True)
             if not abs(mine - exported) <= NOISE * count + 0.02 * abs(exported)
+            and not (math.isnan(mine) and math.isnan(exported))  # the model's own
         ]
 
     def close(self) -> None:
@@ -176,7 +180,7 @@ def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, An
     }
     if _on_cpu():
         keywords |= {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": CPU_CACHE}
-    config: Any = AutoConfig.from_pretrained(folder).get_text_config()
+    config = load_pretrained(AutoConfig, folder).get_text_config()
     holds = getattr(config, "max_position_embeddings", None) or LONGEST
     longest = int(given.get("max_model_len") or min(LONGEST, holds))
     # vLLM wants room for one token after each text, though nothing is computed there when a text is only scored.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import CandidateError, LlmevoError
+from llmevo.machine import machine_error
 from llmevo.merging import Merger
 from llmevo.planning import LAYER
 from llmevo.recipe import Recipe
@@ -78,6 +79,7 @@ class Merging:
         _pack_tied_heads(self.runner.get_model())
         if self._failure:
             self.loaded.clear()
+            self._failure = machine_error(self._failure) or self._failure
         return {
             "seconds": time.monotonic() - started,
             "tensors": len(seen),

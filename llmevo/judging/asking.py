@@ -104,6 +104,7 @@ class Asking:
     @cached_property
     def _key(self) -> str | None:
         try:
-            return read_key(self.judge.api_key_file, self._root, f"tasks.{self.task}.judge.api_key_file")
+            judge, place = self.judge, f"tasks.{self.task}.judge"
+            return read_key(judge.api_key_file, self._root, place, judge.api_key_env, judge.base_url)
         except UserError as error:
             raise TaskError(str(error)) from error

@@ -29,7 +29,10 @@ class Judge(Replies):
     base_url: str | None = None
     """Of a server of your own; OpenAI's by default."""
     api_key_file: str | None = None
-    """A file that holds the key; the environment's OPENAI_API_KEY by default. `--api-key` is the proposing LLM's."""
+    """A file that holds the key. `--api-key` is the proposing LLM's."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key. Without this and `api_key_file`, OPENAI_API_KEY goes to OpenAI's
+    server, or to that of OPENAI_BASE_URL, and to no other."""
     rubric: str | None = None
     """A text file that says what a good reply is; llmevo's `prompts/judge_rubric.j2` by default."""
     scale: tuple[float, float] = (1.0, 10.0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.methods import fused
-from llmevo.methods.base import Inputs, LowRank, Weight, divisor, least_divisor, same, stored
+from llmevo.methods.base import Inputs, LowRank, Weight, divisor, same, stored
 from llmevo.methods.blocks import Operand, empty, in_parts, task_vectors
 from llmevo.methods.records import Mask, blocks_of, over_chunks, table
 
@@ -43,11 +43,10 @@ def merge_sparse(inputs: Inputs, make_mask: MakeMask, elected: bool) -> Tensor:
     if not elected:
         models["scale"] *= np.float32(factor)
     merged = empty(inputs.origin.shape, inputs.dtype)
-    least = least_divisor(weights)
     base, target = table([origin]), table([Operand.of(merged)])
     over_chunks(
         merged.numel(),
-        lambda start, stop: fused.combine(models, base, target, elected, normalize, least, factor, start, stop),
+        lambda start, stop: fused.combine(models, base, target, elected, normalize, factor, start, stop),
     )
     return merged
 
@@ -75,7 +74,7 @@ def weighted_sum(models: Sequence[Weight], scales: Sequence[float], base: Tensor
     records["scale"] = [scale for _, scale in operands]
     over_chunks(
         merged.numel(),
-        lambda start, stop: fused.combine(records, at, target, False, False, 0.0, 1.0, start, stop),
+        lambda start, stop: fused.combine(records, at, target, False, False, 1.0, start, stop),
     )
     return merged
 

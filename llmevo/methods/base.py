@@ -111,17 +111,11 @@ class Merge(Protocol):
     def __call__(self, inputs: Inputs) -> Tensor: ...
 
 
-CANCELLED = 1e-3
-"""Weights whose sum is less than this share of their magnitudes have cancelled out: dividing by it would blow up noise
-a thousandfold. It is not done then, as mergekit does not divide by a sum of exactly 0."""
-
-
-def least_divisor(weights: Sequence[float]) -> float:
-    """The smallest sum of some of these weights that is divided by."""
-    return max(CANCELLED * sum(abs(weight) for weight in weights), 1e-8)
+LEAST_DIVISOR = 1e-8
+"""Weights whose sum is smaller than this are not divided by it, as in mergekit."""
 
 
 def divisor(weights: Sequence[float]) -> float:
-    """Σ wᵢ for normalizing; 1 when the weights cancel out (see `CANCELLED`)."""
+    """Σ wᵢ for normalizing; 1 when the weights cancel out (see `LEAST_DIVISOR`)."""
     total = float(sum(weights))
-    return total if abs(total) >= least_divisor(weights) else 1.0
+    return total if abs(total) >= LEAST_DIVISOR else 1.0

@@ -249,17 +249,17 @@ def _elect(rows: Floats, models: Any, sums: Floats, mixed: Floats, shares: Float
 
 @compiled
 def combine(
-    models: Any, base: Any, out: Any, elected: bool, normalize: bool, least: float, factor: float, start: int, stop: int
+    models: Any, base: Any, out: Any, elected: bool, normalize: bool, factor: float, start: int, stop: int
 ) -> None:
     """out = base + factor · Σ scaleᵢ · masked task vector i, entries `start` to `stop`.
 
     Without a base the models' weights are summed. With `elected` only entries that agree with the majority's sign are,
-    and with `normalize` divided by the weights that took part, unless these sum to less than `least`.
+    and with `normalize` divided by the sum of the weights that took part, unless that is exactly 0, as in mergekit.
     """
     many = len(models)
     rows, more = np.empty((many, BLOCK), np.float32), np.empty((5, BLOCK), np.float32)
     words = np.empty(BLOCK // 2, np.uint64)
-    smallest, times = np.float32(least), np.float32(factor)
+    times = np.float32(factor)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         origin, total = more[0, :size], more[1, :size]
@@ -287,7 +287,7 @@ def combine(
             mixed, shares = more[3, :size], more[4, :size]
             _elect(rows, models, more[2, :size], mixed, shares)
             for i in range(size):
-                share = shares[i] if normalize & (abs(shares[i]) >= smallest) else np.float32(1)
+                share = shares[i] if normalize & (shares[i] != np.float32(0)) else np.float32(1)
                 total[i] += times * (mixed[i] / share)
         _narrow(total, out[0].stored, out[0].address, first)
 

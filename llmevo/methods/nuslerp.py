@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmevo.methods import blocks
 from llmevo.methods.arithmetic import weighted_sum
-from llmevo.methods.base import Inputs, least_divisor
+from llmevo.methods.base import Inputs
 from llmevo.methods.gram import gram
 from llmevo.methods.rows import gram_by_column, gram_by_row, weighted_sum_by_row
 
@@ -25,7 +25,7 @@ def nuslerp(inputs: Inputs) -> Tensor:
     """
     weights = inputs.each["weight"]
     total = sum(weights)
-    t = weights[1] / total if abs(total) >= max(least_divisor(weights), 1e-6) else 0.5
+    t = weights[1] / total if abs(total) >= 1e-6 else 0.5
     if inputs.shared["nuslerp_flatten"]:
         scales = _arc(gram(inputs, origin=inputs.base is not None), t)
         return weighted_sum(inputs.models, [float(scale) for scale in scales], inputs.base, inputs.dtype)

@@ -6,13 +6,14 @@ To add one: a file with a class that fits `Optimizer`, and its line here. The co
 from collections.abc import Callable
 
 from llmevo.optimizers.base import Optimizer, Setup
-from llmevo.optimizers.cma_es import CmaEs
+from llmevo.optimizers.cma_es import CmaEs, MergekitEvolve
 from llmevo.optimizers.llm import LlmEvolution, LlmOff
 from llmevo.optimizers.llm_evo_merge import LlmEvoMerge
 from llmevo.optimizers.nsga2 import Nsga2
 from llmevo.optimizers.one_plus_one import OnePlusOne
 from llmevo.optimizers.optuna_samplers import Gp, Tpe
 from llmevo.optimizers.random_search import RandomSearch
+from llmevo.optimizers.recommendation import recommend
 from llmevo.optimizers.sep_cma_es import SepCmaEs
 from llmevo.optimizers.spsa import Spsa
 
@@ -21,6 +22,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "llm-off": LlmOff,
     "llm-evo-merge": LlmEvoMerge,
     "cma-es": CmaEs,
+    "mergekit-evolve": MergekitEvolve,
     "sep-cma-es": SepCmaEs,
     "one-plus-one": OnePlusOne,
     "spsa": Spsa,
@@ -31,4 +33,4 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
 }
 """Every optimizer by the name the config and the log use."""
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Setup"]
+__all__ = ["OPTIMIZERS", "Optimizer", "Setup", "recommend"]

@@ -42,13 +42,15 @@ class Setup:
     """Whether every task is an aim of its own. Trials come with one number for all of them even so."""
     constraints: Sequence[str] = ()
     """What a recipe must keep, for the prompt. Trials come with `violation`, and with values that have it in them."""
+    from_uniform: bool = False
+    """Whether optimizers that start from one point take the uniform merge, as in logs with `rules` below 2; by default
+    they take the best start row."""
 
 
 class Optimizer(Protocol):
     """Proposes points and learns from their scores. All randomness comes from the setup's seed.
 
-    One with a model of the scores may also have `recommend() -> Trial | None`: the trial to take, which under noise is
-    not the one with the luckiest score. It changes nothing and can be asked at any time.
+    An optimizer does not say which trial to hand over: that is the same rule for all, `llmevo.optimizers.recommend`.
     """
 
     @property

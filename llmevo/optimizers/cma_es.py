@@ -1,4 +1,4 @@
-"""CMA-ES as mergekit-evolve runs it: the baseline to beat."""
+"""CMA-ES by pycma: the baseline to beat, and as mergekit-evolve starts it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,9 @@ SIGMA = 1 / 6
 class CmaEs(PopulationSearch):
     """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
 
-    It starts from the uniform merge with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
-    https://arxiv.org/abs/1604.00772). It learns nothing from the parents. Use it to see what the other optimizers
-    are worth, or for more than a thousand evaluations.
+    It starts from the best start row with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
+    https://arxiv.org/abs/1604.00772). It learns nothing from the other start rows. Use it to see what the other
+    optimizers are worth, or for more than a thousand evaluations.
     """
 
     origin = "cma-es"
@@ -48,3 +48,14 @@ class CmaEs(PopulationSearch):
     def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
         worst = max(cost for cost in costs if np.isfinite(cost))
         self._strategy.tell([*points], [min(cost, worst + 1.0) for cost in costs])  # only the order counts
+
+
+class MergekitEvolve(CmaEs):
+    """pycma with the settings and the start of mergekit-evolve: it starts from the uniform merge, and learns nothing
+    from any start row.
+
+    Use it to compare a search with mergekit-evolve's own.
+    """
+
+    origin = "mergekit-evolve"
+    starts_uniform = True

@@ -15,7 +15,7 @@ from llmevo.optimizers.base import Setup
 from llmevo.optimizers.distribution import Array, Distribution
 from llmevo.optimizers.features import Features
 from llmevo.optimizers.population import redraw_choices
-from llmevo.optimizers.scale import Scale
+from llmevo.optimizers.scale import Scale, noise_of
 from llmevo.optimizers.surrogate import GaussianProcess
 from llmevo.trial import Suggestion, Trial
 
@@ -157,7 +157,7 @@ class Evolution:
         """New points, those of the highest expected score first."""
         if self.distribution is None:
             start = self._numbers(self._middle())
-            self._noisy = self._noise(self._trials) > NOISY
+            self._noisy = noise_of(self._trials) > NOISY
             sigma = NOISY_SIGMA if self._noisy else FIRST_SIGMA
             self.distribution = Distribution(start, sigma, POPULATION, self._seed)
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
@@ -182,20 +182,12 @@ class Evolution:
         values = np.array([trial.value for trial in self._trials])
         far = self.distribution.distances(np.array([self._numbers(p) for p in self._points]), self.distribution.mean)
         nearest = np.union1d(np.argsort(far, kind="stable")[: None if self._noisy else LEARNT], np.argmax(values))
-        floor = self._noise([self._trials[place] for place in nearest])
+        floor = noise_of([self._trials[place] for place in nearest])
         points = self._features.of([self._points[place] for place in nearest])
         adapt = len(values) >= ADAPTED * self._adapted
         self._adapted = len(values) if adapt else self._adapted
         self._scale = Scale(values[nearest].tolist(), self._noisy)
         self._model.fit(points, self._scale.values, max(LEAST_NOISE, floor), adapt)
-
-    @staticmethod
-    def _noise(trials: Sequence[Trial]) -> float:
-        """The variance of the scores' errors as a share of the scores' variance, one at most."""
-        scores = [trial.score for trial in trials if trial.score]
-        error = float(np.median([score.stderr for score in scores])) if scores else 0.0
-        spread = float(np.std([score.total for score in scores])) if scores else 0.0
-        return min(1.0, (error / spread) ** 2) if spread else float(error > 0)
 
     def _drawn(self, size: int) -> Array:
         """Samples of the distribution; what would leave the unit cube is reflected, so that none pile up there."""

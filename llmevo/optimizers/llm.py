@@ -102,7 +102,9 @@ class LlmOff:
         return True
 
     def recommend(self) -> Trial | None:
-        """The trial to take: where scores are noisy, the one that the model of all of them expects most of."""
+        """What logs with `rules` below 2 make a finalist: where scores are noisy, the trial that the model expects most
+        of. Newer runs have one rule for all optimizers, `llmevo.optimizers.recommend`.
+        """
         return self._engine.best
 
     def state(self) -> str:

@@ -66,6 +66,9 @@ class PopulationSearch(ABC):
     origin: str
     """The name of the optimizer, as the log has it."""
 
+    starts_uniform = False
+    """Whether it starts from the uniform merge instead of from the best start row."""
+
     REDRAW = 0.1
     """How often a choice is drawn anew."""
 
@@ -76,6 +79,7 @@ class PopulationSearch(ABC):
         self._numbers = [place for place, gene in enumerate(setup.space.genes) if not gene.choices]
         self._choices = [place for place, gene in enumerate(setup.space.genes) if gene.choices]
         self._history = History(setup.seed)
+        self._uniform = self.starts_uniform or setup.from_uniform
         self._start = self._best = setup.space.to_unit(setup.space.uniform())
         self._best_value = -np.inf
         self._begun = False
@@ -103,7 +107,7 @@ class PopulationSearch(ABC):
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         if not self._begun:
-            self.begin(self._start[self._numbers])
+            self.begin((self._start if self._uniform else self._best)[self._numbers])
             self._begun = True
         if not self._waiting:
             self._close()

@@ -6,8 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.prompting.evidence import rank_normal
+from llmevo.trial import Trial
 
 Array = NDArray[np.float64]
+
+
+def noise_of(trials: Sequence[Trial]) -> float:
+    """The variance of the scores' errors as a share of the scores' variance, one at most."""
+    scores = [trial.score for trial in trials if trial.score]
+    error = float(np.median([score.stderr for score in scores])) if scores else 0.0
+    spread = float(np.std([score.total for score in scores])) if scores else 0.0
+    return min(1.0, (error / spread) ** 2) if spread else float(error > 0)
 
 
 class Scale:

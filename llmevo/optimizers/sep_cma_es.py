@@ -13,7 +13,7 @@ from llmevo.optimizers.population import Point, PopulationSearch, at_least_two
 class SepCmaEs(PopulationSearch):
     """Learns one step size a gene and no correlations (Ros and Hansen 2008), so it learns sooner.
 
-    From the uniform merge with step size 1/6. Use it for a hundred genes and more.
+    From the best start row with step size 1/6. Use it for a hundred genes and more.
     """
 
     origin = "sep-cma-es"

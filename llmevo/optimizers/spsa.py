@@ -20,7 +20,7 @@ GAIN_EXPONENT, PERTURBATION_EXPONENT = 0.602, 0.101
 class Spsa(PopulationSearch):
     """Simultaneous perturbation stochastic approximation (Spall 1992, with the gains of Spall 1998).
 
-    From the uniform merge. Use it where there are very many genes and every score is noisy.
+    From the best start row. Use it where there are very many genes and every score is noisy.
     """
 
     origin = "spsa"

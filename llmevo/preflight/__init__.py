@@ -6,12 +6,12 @@ To add one: a function with a docstring, and its line in the list.
 from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
-from llmevo.preflight.architecture import adapters, dtypes, functions, incomplete, rope, tied_heads
-from llmevo.preflight.asking import directions, lengths, questions
+from llmevo.preflight.architecture import adapters, dtypes, functions, rope, tied_heads
+from llmevo.preflight.asking import directions, finalists, lengths, questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
 from llmevo.preflight.room import memory
-from llmevo.preflight.tokens import chat_templates, special_tokens, vocabularies
+from llmevo.preflight.tokens import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.preflight.vectors import rounded, vectors
 from llmevo.rig import Rig
 
@@ -21,8 +21,10 @@ CHECKS: Sequence[Check] = (
     memory,
     directions,
     questions,
+    finalists,
     lengths,
     chat_templates,
+    system_messages,
     vocabularies,
     special_tokens,
     adapters,
@@ -33,7 +35,7 @@ CHECKS: Sequence[Check] = (
     licences,
 )
 """They read configs, tokenizers and cards, and are made at the start of every run. `vectors` and `rounded` need
-weights, `incomplete` needs the architecture's code: `llmevo inspect` makes them."""
+weights: `llmevo inspect` makes them."""
 
 
 def preflight(rig: Rig) -> list[Finding]:
@@ -56,4 +58,4 @@ def brief(rig: Rig, most: int = 4) -> list[str]:
     return [*map(str, found[:most]), *more]
 
 
-__all__ = ["CHECKS", "Check", "Finding", "brief", "incomplete", "preflight", "rounded", "vectors"]
+__all__ = ["CHECKS", "Check", "Finding", "brief", "preflight", "rounded", "vectors"]

@@ -76,39 +76,6 @@ def _compared(rig: Rig, of: Any) -> Findings:
             )
 
 
-def incomplete(rig: Rig) -> Findings:
-    """Tensors that the donor's architecture has in other shapes, or that its weights lack.
-
-    Makes the model without memory for weights. Says nothing where transformers has other names than the checkpoint.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
-
-    (name, reference, folder), *_ = folders(rig)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except Exception:  # code of the model's own, or an architecture that only vLLM knows: nothing to compare with
-        return
-    tied = {*(getattr(model, "all_tied_weights_keys", None) or {})}
-    wanted = {key: tuple(weight.shape) for key, weight in model.named_parameters() if key not in tied}
-    found = rig.sources[reference].shapes
-    if any(key not in model.state_dict() for key in found):
-        return
-    if unlike := [key for key in wanted if key in found and found[key] != wanted[key]]:
-        yield Finding(
-            name,
-            f"its config.json does not fit its weights: {unlike[0]} would be {wanted[unlike[0]]} and is"
-            f" {found[unlike[0]]}",
-            "Download its config.json again, or correct it",
-        )
-    if missing := [key for key in wanted if key not in found]:
-        yield Finding(
-            name,
-            f"{len(missing)} weights of {type(model).__name__} are in none of the models, the first {missing[0]}",
-            "Download the models again: every candidate would lack these weights",
-        )
-
-
 def adapters(rig: Rig) -> Findings:
     """Adapters that say that they were trained on another model than the one they are put on."""
     for reference, name in names(rig).items():

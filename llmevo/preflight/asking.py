@@ -26,6 +26,16 @@ def questions(rig: Rig) -> Findings:
             )
 
 
+def finalists(rig: Rig) -> Findings:
+    """Finalists that are asked nothing further, for the search already asks all questions of a task."""
+    if rig.selection is None and rig.unselected:
+        yield Finding(
+            "search.finalists",
+            f"no finalists are chosen; the best search score, which flatters, is handed over: {rig.unselected}",
+            "Lower `limit`, take the task out of `tasks`, or write `search: {finalists: 0}`",
+        )
+
+
 def directions(rig: Rig) -> Findings:
     """Metrics that are better when lower, with a weight above 0: a search would make them worse."""
     for name, evaluator in rig.evaluators.items():
@@ -42,7 +52,8 @@ def directions(rig: Rig) -> Findings:
 
 def lengths(rig: Rig) -> Findings:
     """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
-    room = rig.sources.config(rig.config.genome.references[0]).get("max_position_embeddings")
+    config = rig.sources.config(rig.config.genome.references[0])
+    room = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
     if not isinstance(room, int):
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)

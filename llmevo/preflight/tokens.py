@@ -6,10 +6,13 @@ from typing import Any
 from llmevo.preflight.base import Finding, Findings, folders, tokenizer_donor
 from llmevo.rig import Rig
 from llmevo.sources import read_object
-from llmevo.vocabulary import template_of, vocabulary
+from llmevo.vocabulary import load_tokenizer, template_of, vocabulary
 
 SHOWN = 3
 """Tokens that are named of those that differ."""
+
+DESCRIPTION = "A description of a task."
+"""What templates are tried with."""
 
 KINDS = ("bos", "eos", "pad")
 
@@ -80,6 +83,37 @@ def chat_templates(rig: Rig) -> Findings:
                 else f"it has no chat template, and all candidates are asked in that of {donor}",
                 "Set apply_chat_template: false to ask in none, or genome.tokenizer_source to choose another model's",
             )
+
+
+def system_messages(rig: Rig) -> Findings:
+    """Chat templates that refuse a system message, which is what a task's description is sent as, or leave it out."""
+    described = {task: None for evaluator in rig.evaluators.values() for task in evaluator.described}
+    donor, folder = tokenizer_donor(rig)
+    if not rig.config.apply_chat_template or not described or template_of(folder) is None:
+        return
+    from jinja2 import TemplateError
+
+    tokenizer = load_tokenizer(folder)
+    tasks = ", ".join(described)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [{"role": "system", "content": DESCRIPTION}, {"role": "user", "content": "?"}], tokenize=False
+        )
+    except TemplateError:
+        yield Finding(
+            donor,
+            f"its chat template refuses a system message, so the description of {tasks} begins the first user message"
+            " (lm-eval leaves it out)",
+            "Nothing is to be done, unless scores are compared with lm-eval's own: then take `description` out of the"
+            " task",
+        )
+        return
+    if DESCRIPTION not in text:
+        yield Finding(
+            donor,
+            f"its chat template leaves system messages out, so the model does not see the description of {tasks}",
+            "Write it into the task's doc_to_text if the model needs it",
+        )
 
 
 def _special(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from llmevo.prompting.question import Question
 from llmevo.prompting.sheet import Sheet
 from llmevo.trial import Trial
 
-SAID = ("parent", "uniform", "user", "llm")
+SAID = ("parent", "uniform", "coefficient", "user", "llm")
 """Origins that are worth telling; all others are the numeric optimizer's."""
 
 

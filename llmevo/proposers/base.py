@@ -32,6 +32,10 @@ class Connection:
     section: str = "llm"
     """Where in the config this stands, for messages."""
 
+    def key_ways(self) -> str:
+        """How to give its key."""
+        return f"{'--api-key, ' if self.section == 'llm' else ''}{self.section}.api_key_env or .api_key_file"
+
     def way(self, option: str) -> str:
         """What mends a key of it: the option of the command line, which only `llm` has."""
         return f"--{option.replace('_', '-')}" if self.section == "llm" else f"its {option}"

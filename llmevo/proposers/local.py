@@ -5,6 +5,7 @@ choose is a digit. So its answer is always valid.
 """
 
 import copy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmevo.errors import ProposerRefused
+from llmevo.errors import ProposerRefused, SourceError
 from llmevo.prompting import Prompt
 from llmevo.proposers.base import Connection, Reply
-from llmevo.references import ModelReference, folder_of
+from llmevo.references import ModelReference, folder_of, load_pretrained
 
 TEMPERATURE = 0.8
 
@@ -40,10 +41,9 @@ class LocalProposer:
 
     def _read(self, kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(self._folder, **options)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
+            return load_pretrained(kind, self._folder, **options)
+        except SourceError as error:
+            raise ProposerRefused(f"llm.model: {self.model}: {error}") from error
 
     def _load(self) -> tuple[Any, Any]:
         """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
@@ -62,8 +62,9 @@ class LocalProposer:
         needed = prompt.integers * (prompt.digits + 1)
         tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config, needed)
         inputs = torch.tensor([tokens + space], device=model.device)
+        name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # in older versions
         out = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
-        cache = copy.copy(out.past_key_values)
+        cache = copy.copy(out[name])
         cache.batch_repeat_interleave(prompt.samples)
         logits: Tensor = out.logits[:, -1].expand(prompt.samples, -1)
         drawn: list[Tensor] = []
@@ -77,8 +78,8 @@ class LocalProposer:
             step = torch.tensor(digits, device=model.device)[digit].unsqueeze(1)
             if place % prompt.digits == 0:
                 step = torch.cat([step, torch.tensor([space], device=model.device).expand(prompt.samples, -1)], dim=1)
-            out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+            out = model(input_ids=step, use_cache=True, logits_to_keep=1, **{name: cache})
+            cache, logits = out[name], out.logits[:, -1]
         text = "\n".join(_lines(torch.stack(drawn, dim=1), prompt.digits))
         return Reply(text, self.model, len(tokens), prompt.samples * last)
 
@@ -95,7 +96,7 @@ def _digits(tokenizer: Any) -> list[int]:
 def _prompt_tokens(tokenizer: Any, text: str, config: Any, needed: int) -> list[int]:
     """The prompt, its oldest (worst) lines cut where the model cannot hold it and the `needed` tokens of the answer."""
     tokens = tokenizer.encode(text)
-    limit: int = getattr(config, "max_position_embeddings", None) or 2048
+    limit: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     return tokens[-max(limit // 4, limit - needed) :]
 
 

@@ -1,5 +1,6 @@
 """Any OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, ..."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from llmevo.prompting import Prompt
 from llmevo.prompting.question import writable
 from llmevo.proposers.base import Connection, Reply
 from llmevo.proposers.bounds import PLAIN, bounded
+from llmevo.proposers.keys import is_own_server, withheld, without_password
 
 DEFAULT_MODEL = "gpt-4o"
 WORTH_RETRYING = (
@@ -25,8 +27,8 @@ WORTH_RETRYING = (
 SAID_OF = {
     "response_format": ("response_format", "json_schema", "schema", "structured"),
     "temperature": ("temperature",),
-    "max_completion_tokens": ("max_completion_tokens",),
-    "max_tokens": ("max_tokens",),
+    "max_completion_tokens": ("max_completion_tokens", "max_tokens"),  # a gateway may have renamed what it was sent
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
     "seed": ("seed",),
 }
 """How a refusal names the option it is about."""
@@ -40,6 +42,13 @@ def _formats(schema: Any) -> list[dict[str, Any]]:
     named = {"name": "Answer", "schema": schema, "strict": True}
     return [{"type": "json_schema", "json_schema": named}, {"type": "json_object", "schema": schema}]
 
+
+SENT = ("accept", "authorization", "connection", "content-", "host", "user-agent", "x-stainless-")
+"""How the headers begin that go to servers other than the environment's own. The client adds what OPENAI_ORG_ID,
+OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS say."""
+
+SECRET = 8
+"""Characters of a key from which on it is removed from replies too; a shorter one may be a word, such as `none`."""
 
 LETTERS = 4
 """Letters a token, roughly: for servers that do not count."""
@@ -65,10 +74,16 @@ class OpenAIProposer:
             )
         if connection.api_key and not (connection.api_key.isascii() and connection.api_key.isprintable()):
             raise ProposerRefused(f"{connection.section}: the API key holds characters that no key has; copy it again")
+        if connection.base_url and not connection.base_url.lower().startswith(("http://", "https://")):
+            raise ProposerRefused(
+                f"{connection.section}: the address {connection.base_url!r} of the server has no scheme; write"
+                f" {connection.way('base_url')} http://{connection.base_url.removeprefix('//')}, or https://…"
+            )
         self._connection = connection
         self.model = connection.model or DEFAULT_MODEL
         # Of openai 2 and 3 alike: both take httpx's client, though only the types of 2 say so.
-        hooks = {"response": [bounded(connection.timeout)]}
+        requests = [] if is_own_server(connection.base_url) else [_strip_headers]
+        hooks = {"request": requests, "response": [bounded(connection.timeout)]}
         http: Any = httpx.Client(timeout=connection.timeout, follow_redirects=True, event_hooks=hooks)
         # Retrying is tenacity's, in one place; the client's own would multiply with it.
         self._client = openai.OpenAI(
@@ -89,6 +104,7 @@ class OpenAIProposer:
         self._format = 0
         """Which of the ways to ask for a schema the server takes; past the last, none."""
         self._lost = False
+        self._address = without_password(str(self._client.base_url))
 
     def check(self) -> None:
         try:
@@ -97,7 +113,7 @@ class OpenAIProposer:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
             raise ProposerRefused(
-                f"{self._connection.section}: no server answers at {self._client.base_url} ({self._hidden(error)});"
+                f"{self._connection.section}: no server answers at {self._address} ({self._hidden(error)});"
                 f" check {self._connection.way('base_url')}"
             ) from None
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
@@ -119,7 +135,7 @@ class OpenAIProposer:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from None
         except (openai.OpenAIError, ValueError) as error:  # a ValueError for what should be JSON and is not
-            raise ProposerError(f"{self._client.base_url}: {self._hidden(error)}") from None
+            raise ProposerError(f"{self._address}: {self._hidden(error)}") from None
         try:
             reply = self._reply(prompt, completion, problems)
             self._lost = False
@@ -127,7 +143,7 @@ class OpenAIProposer:
         except (AttributeError, TypeError):  # JSON, or a page, of another kind
             text = self._hidden(ValueError(completion))
             way = self._connection.way("base_url")
-            raise ProposerError(f"{self._client.base_url} sent no chat completion ({text}); check {way}") from None
+            raise ProposerError(f"{self._address} sent no chat completion ({text}); check {way}") from None
 
     def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
         """One request. An option that the server refuses is left out and the request repeated.
@@ -152,26 +168,30 @@ class OpenAIProposer:
                 refused = named or ("response_format" if formats and not failed else None)
                 if refused is None:
                     raise
-                problems.append(
-                    f"the server refused a request with {refused}; asked without it ({self._hidden(error)})"
-                )
                 if refused == "response_format":
                     formats = formats[1:] if named else []
                     self._format += bool(named)
+                    instead = "another form of it" if formats else ""
                 else:
-                    self._leave_out(refused, options)
+                    instead = self._leave_out(refused, options)
+                then = f"asked with {instead} instead" if instead else "asked without it"
+                problems.append(f"the server refused a request with {refused}; {then} ({self._hidden(error)})")
 
-    def _leave_out(self, name: str, options: dict[str, Any]) -> None:
-        """From these options and all later ones; under its other name, if it has one that was not refused yet."""
+    def _leave_out(self, name: str, options: dict[str, Any]) -> str:
+        """From these options and all later ones. Its other name, if it has one that was not refused yet: then the
+        option is sent under that one; else nothing.
+        """
         self._tried.add(name)
         value, other = options.pop(name), OTHERWISE.get(name)
-        if other and other not in self._tried:
-            options[other] = value
+        renamed = other if other and other not in self._tried else ""
+        if renamed:
+            options[renamed] = value
         self._options = dict(options)
+        return renamed
 
     def _reply(self, prompt: Prompt, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
-        text = writable((choice.message.content if choice else None) or "")
+        text = writable(self._redacted((choice.message.content if choice else None) or ""))
         if choice and choice.finish_reason == "length":
             most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
             problems.append(f"the answer was cut at {most}")
@@ -181,12 +201,15 @@ class OpenAIProposer:
         if not usage:
             problems.append("the server counts no tokens; they are estimated from the texts' lengths")
         cost = sum(tokens * price for tokens, price in zip(spent, self._connection.price, strict=True)) / 1e6
-        return Reply(text, completion.model or self.model, *spent, cost, tuple(problems))
+        return Reply(text, self._redacted(completion.model or self.model), *spent, cost, tuple(problems))
 
     def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
+        of = self._connection
+        unsent = withheld(of.api_key, of.base_url)
+        key = f"{unsent}: give this server's key with {of.key_ways()}; or check" if unsent else "check the API key,"
         return ProposerRefused(
-            f"{self._connection.section}: {self._client.base_url} refuses ({self._hidden(error)}); check the API key,"
-            f" {self._connection.way('base_url')} and {self._connection.way('model')} {self.model}"
+            f"{of.section}: {self._address} refuses ({self._hidden(error)}); {key} {of.way('base_url')} and"
+            f" {of.way('model')} {self.model}"
         )
 
     def _reason(self, state: RetryCallState) -> str:
@@ -195,8 +218,20 @@ class OpenAIProposer:
 
     def _hidden(self, error: BaseException | None) -> str:
         """An error's text, without the key: servers like to repeat it."""
-        text, key = f"{type(error).__name__}: {error}", self._connection.api_key
-        return (text.replace(key, "***") if key else text)[:300]  # cut last, or half a key could stay
+        text = re.sub(r"://[^/@\s]+@", "://", f"{type(error).__name__}: {error}")  # passwords in addresses
+        return self._redacted(text, 1)[:300]  # cut last, or half a key could stay
+
+    def _redacted(self, text: str, least: int = SECRET) -> str:
+        """A text of the server's without the key, if that has so many characters."""
+        key = self._connection.api_key or ""
+        return text.replace(key, "***") if len(key) >= least else text
+
+
+def _strip_headers(request: httpx.Request) -> None:
+    """A hook for httpx."""
+    for name in [*request.headers]:
+        if not name.lower().startswith(SENT):
+            del request.headers[name]
 
 
 def _wait(state: RetryCallState) -> float:

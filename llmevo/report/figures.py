@@ -18,6 +18,7 @@ ORIGINS = {
     "llm": (COLOURS[1], "diamond"),
     "parent": (COLOURS[2], "square"),
     "uniform": (COLOURS[3], "triangle-up"),
+    "coefficient": (COLOURS[6], "triangle-down"),
     "user": (COLOURS[4], "star"),
     "random": (COLOURS[5], "circle-open"),
 }
@@ -78,7 +79,7 @@ def search(subject: Subject) -> Plot:
                 x=[place for place, _ in own],
                 y=[trial.score.total for _, trial in own if trial.score],
                 mode="markers",
-                name=origin(name),
+                name=text_of(origin(name)),
                 marker={"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6},
                 text=[_told(trial) for _, trial in own],
                 hovertemplate="%{text}<extra></extra>",

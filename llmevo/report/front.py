@@ -56,7 +56,7 @@ class Covered:
     """
 
     start: float
-    """By the start rows: the parents, the uniform merge and the user's own."""
+    """By the start rows: the parents, the uniform merge, other weights for all models and the user's own."""
     front: float
 
 

@@ -31,7 +31,8 @@ from llmevo.report.front import covered, front, places
 from llmevo.report.items import TaskItems, items
 from llmevo.report.predictions import LLM, STATISTICS, predictions, rank_correlation
 from llmevo.report.shrinkage import Corrected, rechoose, shrink
-from llmevo.report.subject import START_ROWS, Subject, metric_of
+from llmevo.report.subject import Subject, metric_of
+from llmevo.trial import START_ROWS
 
 REPORT = "report.html"
 """What the page is called in a run's folder."""
@@ -103,7 +104,7 @@ def run_page(folder: Path) -> str:
 
 
 def heldout_table(subject: Subject) -> list[dict[str, Any]]:
-    """Base, parents, uniform merge and best, with the score and standard error of every task."""
+    """Base, parents, uniform merge, best coefficient and best, with the score and standard error of every task."""
     return [
         {
             "row": event.row,

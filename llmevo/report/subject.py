@@ -17,9 +17,6 @@ from llmevo.state import RunState
 from llmevo.tasks import Task
 from llmevo.trial import Trial
 
-START_ROWS = ("parent", "uniform", "user")
-"""Origins of what was there before the search."""
-
 
 @dataclass(frozen=True)
 class Subject:

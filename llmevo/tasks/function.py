@@ -15,6 +15,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.filters import build_filter_ensemble
 
 from llmevo.errors import CandidateError, TaskError
+from llmevo.machine import machine_error
 from llmevo.tasks.task import Task
 from llmevo.tasks.words import end_of, wording
 
@@ -62,12 +63,14 @@ def build_function(task: Task, root: Path, own: Callable[[str], Any]) -> Any:
 
 def scored(task: Task, function: Metric, question: str, document: Mapping[str, Any], reply: str) -> float:
     """What the function says of one reply. Raises CandidateError, with the question and the reason, when that is no
-    finite number.
+    finite number, MachineError when the function lost a network or a disk.
     """
     value: Any
     try:
         value = function(dict(document), reply)
     except (Exception, SystemExit) as error:
+        if lost := machine_error(error, in_task=True):
+            raise lost from error
         file = Path(str(task.function).rpartition(":")[0]).name
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).name == file]

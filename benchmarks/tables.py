@@ -1,0 +1,195 @@
+"""The measurements of a file in `benchmarks/results` as Markdown: how and where they were made, and a table.
+
+    python benchmarks/tables.py benchmarks/results/merge.jsonl
+
+It needs no model and nothing that takes long to import. Timings are medians of the rounds with their least and
+greatest in brackets; a machine of its own has a table of its own.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import measurements
+
+Lines = Sequence[dict[str, Any]]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and in brackets the least and the greatest of several."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def rows(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in cells:
+        yield f"| {' | '.join(row)} |"
+
+
+def groups(lines: Lines, *keys: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The lines by the values of some keys, in the order of the file."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[key] for key in keys), []).append(line)
+    return found
+
+
+def rounds(lines: Lines, *keys: str) -> str:
+    """How many rounds there were of everything, in words."""
+    counts = sorted({len(own) for own in groups(lines, *keys).values()})
+    return "one round" if counts == [1] else f"{' or '.join(map(str, counts))} rounds"
+
+
+def merge(lines: Lines) -> Iterator[str]:
+    yield f"Seconds a candidate, median of {rounds(lines, 'method')} (least to greatest)."
+    yield ""
+    heads = ["method", "llmevo", "mergekit", "mergekit / llmevo", "llmevo / floor"]
+    cells: list[list[str]] = []
+    for (method,), own in groups(lines, "method").items():
+        times = {name: [line["seconds"][name] for line in own] for name in ("llmevo", "mergekit", "floor")}
+        mine, other, floor = (median(times[name]) for name in times)
+        ratios = [f"{other / mine:.1f}", f"{mine / floor:.1f}"]
+        cells.append([method, spread(times["llmevo"]), spread(times["mergekit"]), *ratios])
+    yield from rows(heads, cells)
+
+
+def swap(lines: Lines) -> Iterator[str]:
+    yield "Seconds a candidate, median (least to greatest)."
+    yield ""
+    cells: list[list[str]] = []
+    for (backend,), own in groups(lines, "backend").items():
+        times = {
+            way: [line["seconds"][way] for line in own if way in line["seconds"]] for way in ("merge", "swap", "anew")
+        }
+        ratio = median(times["anew"]) / median(times["swap"])
+        cells.append([backend, *(spread(values) for values in times.values()), f"{ratio:.1f}"])
+    yield from rows(["engine", "merge alone", "swap", "export and start anew", "anew / swap"], cells)
+
+
+def evaluation(lines: Lines) -> Iterator[str]:
+    timed = [line for line in lines if "round" in line]
+    yield f"Whole scorings, median of {rounds(timed, 'suite', 'backend', 'dtype', 'engine')} (least to greatest)."
+    yield ""
+    cells: list[list[str]] = []
+    for (suite, backend, dtype), own in groups(timed, "suite", "backend", "dtype").items():
+        engines = {name: [line["seconds"] for line in found] for (name,), found in groups(own, "engine").items()}
+        items = own[0]["items"]
+        for engine, seconds in engines.items():
+            speed = spread([items / one for one in seconds], 1)
+            ratio = median(seconds) / median(engines["llmevo"])
+            cells.append([suite, f"{backend}, {dtype}", engine, str(items), speed, f"{ratio:.2f}"])
+    heads = ["questions", "engine", "asked by", "number", "questions a second", "time / llmevo's"]
+    yield from rows(heads, cells)
+    compared = [line for line in lines if "from" in line]
+    if not compared:
+        return
+    yield ""
+    yield "How far the answers are from another's on the same weights:"
+    yield ""
+    cells = []
+    for line in compared:
+        changed = f"{line['greedy'][0]} of {line['greedy'][1]}", f"{line['texts'][0]} of {line['texts'][1]}"
+        apart = f"{max(map(abs, line['scores'].values())):.4f}"
+        where = [line["suite"], f"{line['backend']}, {line['dtype']}", line["engine"], line["from"]]
+        cells.append([*where, f"{line['median']:.4f}", f"{line['greatest']:.4f}", *changed, apart])
+    heads = ["questions", "engine", "asked by", "from", "median, nats", "greatest", "greedy differs", "replies differ"]
+    yield from rows([*heads, "greatest difference of a score"], cells)
+
+
+def agreement(lines: Lines) -> Iterator[str]:
+    yield "Scores of the same merges in both engines, and the questions on which their answers are not equally right."
+    yield ""
+    cells: list[list[str]] = []
+    for (dtype, candidate), own in groups(lines, "dtype", "candidate").items():
+        by = {line["engine"]: line for line in own}
+        one, other = by["hf"]["right"], by["vllm"]["right"]
+        unlike = {task: sum(a != b for a, b in zip(one[task], other[task], strict=True)) for task in one}
+        most = max(unlike, key=lambda task: unlike[task])
+        asked = sum(map(len, one.values()))
+        scores = (f"{by[engine]['score']:.4f}" for engine in ("hf", "vllm"))
+        cells.append(
+            [dtype, candidate, *scores, f"{sum(unlike.values())} of {asked}", f"{unlike[most]} of {len(one[most])}"]
+        )
+    yield from rows(["type", "candidate", "hf", "vllm", "differ", "most in one task"], cells)
+
+
+def parity(lines: Lines) -> Iterator[str]:
+    yield "Largest difference from mergekit's result in float32, as a share of the tensor's largest entry."
+    yield ""
+    architectures = [name for (name,) in groups(lines, "architecture")]
+    cells: list[list[str]] = []
+    for (method, note), own in groups(lines, "method", "note").items():
+        far = {line["architecture"]: line["difference"] for line in own}
+        shown = [f"{far[name]:.0e}" if far.get(name) else "equal" if name in far else "–" for name in architectures]
+        cells.append([f"`{method}`{f' ({note})' if note else ''}", *shown])
+    yield from rows(["method", *architectures], cells)
+
+
+def overhead(lines: Lines) -> Iterator[str]:
+    yield "Median (least to greatest) of the rounds."
+    yield ""
+    cells: list[list[str]] = []
+    for (what, size), own in groups(lines, "what", "size").items():
+        seconds = [line["seconds"] for line in own]
+        if what == "search":
+            count = own[0]["evaluations"]
+            each = spread([one / count for one in seconds], 3)
+            cells.append([f"search, {size} genes, {count} evaluations", f"{each} s a candidate", "–"])
+        else:
+            kilobytes = own[0]["bytes"] / size / 1000
+            cells.append(
+                [f"reading the log of {size:,} candidates", f"{spread(seconds)} s", f"{kilobytes:.1f} kB a candidate"]
+            )
+    yield from rows(["what", "time", "size"], cells)
+
+
+def racing_rates(lines: Lines) -> Iterator[str]:
+    heads = ["tasks", "looks", "stated", "best of equals", "of them level", "better", "asked"]
+    yield from rows(
+        heads,
+        (
+            [line["tasks"], str(line["looks"]), f"{line['stated']:.0%}"]
+            + [f"{line[kind][0] / line[kind][1]:.1%}" for kind in ("equal", "level", "better")]
+            + [f"{line['asked'][0] / line['asked'][1]:.0%}"]
+            for line in lines
+        ),
+    )
+
+
+LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
+    "merge": merge,
+    "swap": swap,
+    "evaluation": evaluation,
+    "agreement": agreement,
+    "parity": parity,
+    "overhead": overhead,
+    "racing-rates": racing_rates,
+}
+"""How the lines of every benchmark are shown, by what they say in `benchmark`."""
+
+
+def markdown(lines: Lines) -> str:
+    """All lines of one benchmark, a table for every machine."""
+    if not lines:
+        raise SystemExit("there are no measurements")
+    text: list[str] = []
+    if "processor" not in lines[0]:  # simulated: nothing in it is a machine's
+        return "\n".join(LAYOUTS[lines[0]["benchmark"]](lines))
+    for machine, own in measurements.machines(lines).items():
+        text += [f"On {machine}.", *LAYOUTS[own[0]["benchmark"]](own), ""]
+    return "\n".join(text).strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    print(markdown(measurements.read(parser.parse_args().file)))
+
+
+if __name__ == "__main__":
+    main()
