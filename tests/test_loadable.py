@@ -41,13 +41,12 @@ SIZE: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
-HEADS = {"num_key_value_heads": 2}
+HEADS: dict[str, Any] = {"num_key_value_heads": 2}
+EXPERTS: dict[str, Any] = {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
 RENAMED: dict[str, Callable[[], Any]] = {
     "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZE, **HEADS, num_local_experts=4)),
-    "Qwen3-MoE": lambda: Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**SIZE, **HEADS, head_dim=8, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2)
-    ),
+    "Qwen3-MoE": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZE, **HEADS, **EXPERTS)),
     "OLMoE": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZE, **HEADS, num_experts=4)),
     "GPT-NeoX": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
 }
@@ -100,7 +99,7 @@ def test_an_architecture_whose_weights_transformers_renames_is_refused_at_the_st
 
 
 def test_an_encoder_decoder_model_is_refused_with_its_type(workspace: Workspace) -> None:
-    size = {"vocab_size": 98, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    size: dict[str, Any] = {"vocab_size": 98, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     replaced(workspace, lambda: T5ForConditionalGeneration(T5Config(**size)))
     refused(workspace, "t5 is an encoder-decoder model", "decoder-only")
     (workspace.root / "recipe.yml").write_text(RECIPE)
