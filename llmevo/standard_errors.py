@@ -101,7 +101,11 @@ def covariance(influences: Mapping[str, Any], same: Clusters | None) -> float:
     the products of different terms of a cluster (the cluster-robust variance; Liang and Zeger 1986,
     https://doi.org/10.1093/biomet/73.1.13). `influences` are the terms' deviations. Not below 0.
     """
-    if not same or not influences or not all(task in same and len(own) <= len(same[task]) for task, own in influences.items()):
+    if (
+        not same
+        or not influences
+        or not all(task in same and len(own) <= len(same[task]) for task, own in influences.items())
+    ):
         return 0.0
     terms = np.concatenate([np.asarray(own) for own in influences.values()])
     numbers = np.concatenate([np.asarray(same[task][: len(own)], dtype=int) for task, own in influences.items()])
