@@ -10,7 +10,7 @@ import pytest
 from made_logs import asked, evaluated, failed, folded, held_out, prompted, started, told, whole_run
 from rich.cells import cell_len
 from rich.console import Console
-from workspace import Workspace
+from workspace import Workspace, write_task
 
 from llmevo import display
 from llmevo.bench import Bench
@@ -54,6 +54,18 @@ def test_a_gain_within_the_noise_is_called_luck() -> None:
 
 def test_a_clear_gain_stands_alone() -> None:
     assert len(verdict(state_of(held_out("a", "parent", 0.4), held_out("best", "best", 0.6)))) == 1
+
+
+def test_answers_to_the_same_held_out_questions_are_no_further_evidence(workspace: Workspace) -> None:
+    write_task(workspace.root, "again_heldout", 1)  # the questions of letters_heldout
+    given = workspace.config(heldout=["letters_heldout", "again_heldout"])
+    status, printed = workspace.llmevo("run", given, "--out", "run")
+    assert status == 0, printed
+    assert "24 answers to 12 held-out questions" in printed
+    best = workspace.state("run").heldout["best"]
+    assert best.stderr == pytest.approx(2 * best.tasks["letters_heldout"]["acc_stderr,none"], rel=0.1)
+    assert workspace.llmevo("report", "run")[0] == 0
+    assert "24 answers to 12 questions" in (workspace.root / "run" / "report.html").read_text()
 
 
 def test_task_names_lose_what_they_share() -> None:
