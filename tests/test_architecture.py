@@ -12,6 +12,7 @@ import llmevo
 PACKAGE = Path(llmevo.__file__).parent
 ORDER = [
     "errors",
+    "plurals",
     "durable",
     "cache",
     "methods",

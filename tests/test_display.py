@@ -14,12 +14,11 @@ from workspace import Workspace
 
 from llmevo import display
 from llmevo.bench import Bench
-from llmevo.budget import Budget
 from llmevo.config import parse_config
 from llmevo.display import verdict
 from llmevo.events import Event, HeldOut
 from llmevo.picture import fitted, picture, short
-from llmevo.progress import clock, seconds_left
+from llmevo.progress import ECONOMY, clock, seconds_left
 from llmevo.state import RunState
 
 
@@ -64,6 +63,12 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     text = console.export_text()
     for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
         assert words in text
+
+
+def left_of(log: list[Event]) -> float:
+    state = folded(log)
+    assert state.started
+    return seconds_left(state, parse_config(state.started.config, "test"))
 
 
 def drawn(log: list[Event], width: int, height: int | None, folder: str = "runs/quickstart") -> list[str]:
@@ -143,9 +148,9 @@ def test_other_budgets_show_their_own_progress() -> None:
     log = [started({"items": 100, "minutes": 2}), *whole_run()[1:9]]
     text = "\n".join(drawn(log, 80, 24))
     assert "40 of 100 items, 0.225 of 2 min" in text
-    state = folded(log)
-    # 3 s for 10 questions: 6 of 10 candidates to go, and 5 rows of 20 questions.
-    assert seconds_left(state, Budget.model_validate({"items": 100})) == pytest.approx(6 * 3 + 5 * 6)
+    # 6 candidates of 10 questions to go, in 3 s each, 4 of them in a generation that the LLM is asked for; and 4 rows.
+    row = 1 + 20 * 0.2 * (2 / 20) ** ECONOMY
+    assert left_of(log) == pytest.approx(6 * 3 + 1.5 + 4 * row)
 
 
 def test_time_goes_on_between_events_in_a_live_picture_only() -> None:
@@ -161,10 +166,8 @@ def test_time_goes_on_between_events_in_a_live_picture_only() -> None:
 
 
 def test_time_left_is_none_in_the_end_and_some_before() -> None:
-    state, left = RunState(), list[float]()
-    for event in whole_run():
-        state.apply(event)
-        left.append(seconds_left(state, Budget(evaluations=9)))
+    log = whole_run()
+    left = [left_of(log[: place + 1]) for place in range(len(log))]
     assert left[5] > left[10] > 0
     assert left[-1] == 0
 

@@ -82,7 +82,7 @@ def run_page(folder: Path) -> str:
         s=subject,
         state=subject.state,
         name=folder.resolve().name,
-        verdict=verdict(subject.state) if "best" in subject.state.heldout else [],
+        verdict=verdict(subject.state, subject.folder) if "best" in subject.state.heldout else [],
         heldout=heldout_table(subject),
         kept=subject.state.heldout_kept,
         front=places(subject),
