@@ -12,6 +12,7 @@ from llmevo.encoding import read_start
 from llmevo.errors import ConfigError, RunError
 from llmevo.judging import Book
 from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup
+from llmevo.plurals import plural
 from llmevo.prompting import STYLES, Question, SliceGeometry, Templates
 from llmevo.proposers import PROPOSERS, Connection, Proposer
 from llmevo.proposers.keys import read_key
@@ -227,10 +228,10 @@ class Bench:
         """Find every mistake of the user's that can be found before anything is written or computed."""
         rows, budget = self.start_rows, self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
-            items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
+            items = "" if budget.evaluations < rows else f" of {plural(self.evaluator.items, 'question')} each"
             raise ConfigError(
                 f"search.budget: {budget} is too low; the parents and the uniform merge"
-                f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
+                f"{', and your own recipes,' if self.own_rows else ''} alone are {plural(rows, 'evaluation')}{items}"
             )
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(

@@ -88,7 +88,9 @@ def _head(state: RunState, config: Config, live: bool, since: Callable[[], float
     def time() -> str:
         spent = done + _since(last if live and not state.finished else None)
         rest = ahead.after(since())
-        return f"{clock(spent)} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest else ''}"
+        return (
+            f"{clock(spent)} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest >= 0.5 else ''}"
+        )
 
     head = Table.grid(padding=(0, 2), expand=True)
     head.add_column(ratio=1, min_width=10)

@@ -14,6 +14,7 @@ from rich.text import Text
 from llmevo import display, events
 from llmevo.config import Config
 from llmevo.errors import RunError
+from llmevo.plurals import plural
 from llmevo.state import RunState
 
 READABLE = 0.1
@@ -81,7 +82,7 @@ def _print_prompt(console: Console, event: events.Prompted) -> None:
     for message in event.messages:
         console.print(Text(f"[{message['role']}]", style="bold"))
         console.out(message["content"], highlight=False)
-    spent = f"{event.tokens['prompt']} + {event.tokens['completion']} tokens, {event.seconds:.1f} s"
+    spent = f"{event.tokens['prompt']} + {plural(event.tokens['completion'], 'token')}, {event.seconds:.1f} s"
     console.print(Text(f"[reply: {spent}]", style="bold"))
     console.out(event.reply if event.reply is not None else f"none: {'; '.join(event.problems)}", highlight=False)
     console.print(Rule(), width=wide)

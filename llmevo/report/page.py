@@ -19,6 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from llmevo.display import verdict
+from llmevo.plurals import plural
 from llmevo.progress import clock
 from llmevo.prompting.facts import method_lines
 from llmevo.prompting.names import Names
@@ -170,7 +171,13 @@ def render(template: str, data: dict[str, Any], details: dict[str, Any], **value
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "clock": clock, "origin": figures.origin, "breakable": breakable}
+    environment.filters |= {
+        "number": number,
+        "clock": clock,
+        "plural": plural,
+        "origin": figures.origin,
+        "breakable": breakable,
+    }
     script, style = (_file(environment, name) for name in ("page.js", "page.css"))
     return environment.get_template(template).render(
         script=script,
