@@ -88,7 +88,7 @@ def in_terminal(root: Path, url: str) -> Generator[Screen]:
     device, other = pty.openpty()
     fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("4H", 30, 100, 0, 0))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resumable"])
+    context.set_forkserver_preload(["resumable", "lm_eval.evaluator", "lm_eval.tasks", "optuna", "torch"])
     process = context.Process(target=carry_on, args=(root, url, os.ttyname(other)))
     process.start()
     screen = Screen(process, device)

@@ -171,13 +171,9 @@ def render(template: str, data: dict[str, Any], details: dict[str, Any], **value
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "clock": clock,
-        "plural": plural,
-        "origin": figures.origin,
-        "breakable": breakable,
-    }
+    filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.origin}
+    environment.filters |= filters
+    environment.filters["breakable"] = breakable
     script, style = (_file(environment, name) for name in ("page.js", "page.css"))
     return environment.get_template(template).render(
         script=script,
