@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from llmevo.errors import ConfigError
+from llmevo.plurals import plural
 from llmevo.trial import Trial
 
 MANY = 1000
@@ -188,7 +189,7 @@ class Budget(BaseModel):
     def words(self, state: Log) -> str:
         """What is spent of what: `12 of 100 evaluations, 3.2 of 60 min`."""
         spent, bounds = Spent.of(state), self.bounds
-        parts = [] if "evaluations" in bounds else [f"{spent.evaluations:,} evaluations"]
+        parts = [] if "evaluations" in bounds else [plural(spent.evaluations, "evaluation")]
         return ", ".join([*parts, *(_shown(kind, bound, getattr(spent, kind)) for kind, bound in bounds.items())])
 
     def __str__(self) -> str:
@@ -232,7 +233,8 @@ def _amounts(text: str) -> dict[str, float]:
 def _shown(kind: str, bound: float, spent: float | None = None) -> str:
     whole = f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
     of = "" if spent is None else f"{spent:,} of " if isinstance(spent, int) else f"{spent:.3g} of "
-    return f"{of}{whole} {'min' if kind == 'minutes' else kind}"
+    named = "min" if kind == "minutes" else kind.removesuffix("s") if bound == 1 else kind
+    return f"{of}{whole} {named}"
 
 
 def _seconds(trial: Trial) -> float:

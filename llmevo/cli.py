@@ -64,5 +64,5 @@ def main() -> None:
     setproctitle.setproctitle("llmevo " + " ".join(terminal.without_key(sys.argv[1:])))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
-    with terminal.errors_shown():
+    with terminal.errors_shown(), terminal.stoppable():
         app()

@@ -7,6 +7,7 @@ from llmevo import events
 from llmevo.bench import Bench
 from llmevo.errors import ProposerError
 from llmevo.journal import Journal
+from llmevo.plurals import plural
 from llmevo.prompting import Prompt, Reading
 from llmevo.schema import Llm
 from llmevo.state import RunState
@@ -82,7 +83,7 @@ def capped(llm: Llm, state: RunState) -> str:
     """Why the LLM is not asked any more; empty as long as it is. Follows from the log alone."""
     calls, costs = sum(event.calls for event in state.prompted), [event.cost for event in state.prompted]
     if llm.max_calls is not None and calls >= llm.max_calls:
-        return f"not asked: all {llm.max_calls} calls of llm.max_calls are made"
+        return f"not asked: llm.max_calls is reached ({plural(llm.max_calls, 'call')})"
     if llm.max_cost is not None and sum(costs) + max(costs, default=0.0) > llm.max_cost:
         return f"not asked: {sum(costs):.4g} of llm.max_cost {llm.max_cost:g} is spent, and one more call may exceed it"
     return ""

@@ -1,7 +1,8 @@
 """What a person sees of a run: a live picture in a terminal, plain lines elsewhere. Reads events only."""
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,8 @@ from rich.live import Live
 from llmevo import events
 from llmevo.config import Config, parse_config
 from llmevo.judging.statements import Bill
-from llmevo.picture import front, heldout, outcome, picture, scores, total
+from llmevo.picture import called, front, heldout, outcome, picture, scores, total
+from llmevo.plurals import plural
 from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
 from llmevo.standard_errors import clusters
@@ -25,6 +27,15 @@ TROUBLE = {
 """What may become of a prompt, as people say it."""
 
 
+def end(live: Live, kept: bool) -> None:
+    """Stop a live picture. `kept`: it stays, for the run was stopped or has failed and nothing else shows how far it
+    came. A terminal that is gone is no failure.
+    """
+    live.transient = not kept
+    with suppress(OSError):
+        live.stop()
+
+
 class Display:
     """Follows a run. Use as a context manager; give `show` to the journal as an observer."""
 
@@ -35,6 +46,8 @@ class Display:
         self.console, self.config, self.folder = console, config, folder
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._loading = loading
+        self._seen: datetime | None = None
+        """When the last event was shown: a run that goes on waits since then, not since it was stopped."""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -44,14 +57,15 @@ class Display:
             self.console.print(self._loading)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            end(self._live, kept=kind is not None)
 
     def show(self, event: events.Event, state: RunState) -> None:
         """Take in one event."""
         if isinstance(event, events.Resumed) and state.started:
             self.config = parse_config(state.started.config, str(self.folder))
+        self._seen = datetime.now(UTC)
         if self._live:
             self.draw(state)
         elif line := self.line(event, state):
@@ -88,7 +102,8 @@ class Display:
             case events.Prompted():
                 problems = f"; {'; '.join(event.problems)}" if event.problems else ""
                 said = f" It says: {event.analysis}" if event.analysis else ""
-                return f"  {event.model} gave {event.used} proposals in {event.seconds:.1f} s{problems}.{said}"
+                gave = plural(event.used, "proposal")
+                return f"  {called(event.model)} gave {gave} in {event.seconds:.1f} s{problems}.{said}"
             case events.Judged() if event.problems:
                 return f"  {event.model}, the judge of {event.task}: {'; '.join(event.problems[:3])}"
             case events.Evaluated() | events.Failed():
@@ -98,16 +113,18 @@ class Display:
                 done = f"{len(state.trials)}/{budget.evaluations}"
                 done = done if [*budget.bounds] == ["evaluations"] else budget.words(state)
                 note = f", {trial.candidate.note}" if trial.candidate.note else ""
-                left = f", {clock(seconds_left(state, budget))} left"
+                left = f", {clock(seconds_left(state, self.config))} left"
                 early = ""
                 if isinstance(event, events.Evaluated) and event.rival is not None:
-                    early = f" (stopped after {event.items} questions)"
+                    early = f" (stopped after {plural(event.items, 'question')})"
                 return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}{left}"
             case events.Told():
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
                 return f"generation {event.generation}: best {outcome(state.best)}{sigma}"
             case events.Selected():
-                return f"  finalist #{event.candidate}: {total(event.read())} on {event.items} further questions"
+                return (
+                    f"  finalist #{event.candidate}: {total(event.read())} on {plural(event.items, 'further question')}"
+                )
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
             case _:
@@ -115,7 +132,7 @@ class Display:
 
     def picture(self, state: RunState, height: int | None = None, live: bool = False) -> RenderableType:
         """The whole display, `height` lines at most; see `llmevo.picture`."""
-        return picture(state, self.config, self.folder, self.console.width, height, live)
+        return picture(state, self.config, self.folder, self.console.width, height, live, self._seen)
 
 
 def summary(console: Console, state: RunState, folder: Path, config: Config) -> None:
@@ -126,8 +143,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         return
     if state.heldout:
         console.print(heldout(state, console.width))
-        for line in verdict(state):
-            console.print(line, highlight=False)
+        for line in verdict(state, folder):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(scores(state, config, console.width))
         console.print(
@@ -145,9 +162,10 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     counts = finished.proposals
     if counts["prompts"]:
         console.print(
-            f"The LLM was asked {counts['prompts']} times and answered {counts['answered']};"
-            f" {counts['used']} of {len(state.trials)} candidates are its proposals. The best, #{best.candidate.id},"
-            f" comes from {best.candidate.origin}{' (' + best.candidate.note + ')' if best.candidate.note else ''}.",
+            f"The LLM was asked {plural(counts['prompts'], 'time')} and answered {counts['answered']};"
+            f" {counts['used']} of {plural(len(state.trials), 'candidate')} are its proposals."
+            f" The best, #{best.candidate.id}, comes from {best.candidate.origin}"
+            f"{' (' + best.candidate.note + ')' if best.candidate.note else ''}.",
             highlight=False,
         )
         if trouble := [f"{counts[kind]} {what}" for kind, what in TROUBLE.items() if counts.get(kind)]:
@@ -171,8 +189,8 @@ def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float
     return (one.stderr**2 + other.stderr**2) ** 0.5
 
 
-def verdict(state: RunState) -> Sequence[str]:
-    """Whether the merge is worth having, by held-out scores alone."""
+def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
+    """Whether the merge is worth having, by held-out scores alone. `run` is its folder, for what to do instead."""
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
@@ -191,5 +209,6 @@ def verdict(state: RunState) -> Sequence[str]:
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]
     if gain <= 0:
-        return [text, f"It does not beat it: use {strongest.row} instead."]
+        way = "" if strongest.candidate is None else f": `llmevo export {run} OUT --candidate {strongest.candidate}`"
+        return [text, f"It does not beat it: use {strongest.row} instead{way}."]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

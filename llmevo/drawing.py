@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmevo.compare import Comparison
+from llmevo.plurals import plural
 from llmevo.statistics import CONFIDENCE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -58,10 +59,10 @@ def _curves(axes: Any, comparison: Comparison, colours: dict[str, str]) -> None:
     )
     axes.set_xlim(1, comparison.budget * 1.02)  # the last step is to be seen
     axes.set_xlabel("evaluations")
-    axes.set_ylabel(f"best search score so far ({comparison.items} questions)")
+    axes.set_ylabel(f"best search score so far ({plural(comparison.items, 'question')})")
     seeds = min(len(of.seeds) for of in comparison.optimizers)
     spread = f"its {CONFIDENCE:.0%} confidence band" if seeds >= FEWEST else "each of them"
-    axes.set_title(f"Mean of {seeds} seeds and {spread}" if seeds > 1 else "One seed")
+    axes.set_title(f"Mean of {plural(seeds, 'seed')} and {spread}" if seeds > 1 else "One seed")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1), ncols=2 if len(colours) > 4 else 1)
 
 
@@ -81,7 +82,7 @@ def _finals(axes: Any, comparison: Comparison, colours: dict[str, str]) -> None:
     axes.set_yticks(range(len(comparison.optimizers)), [of.name for of in reversed(comparison.optimizers)])
     axes.set_ylim(-0.6, len(comparison.optimizers) - 0.4)
     held = comparison.final == "heldout"
-    axes.set_xlabel(f"held-out score ({comparison.heldout_items} questions)" if held else "search score")
+    axes.set_xlabel(f"held-out score ({plural(comparison.heldout_items, 'question')})" if held else "search score")
     axes.set_title("In the end: every seed, mean ± standard error")
 
 

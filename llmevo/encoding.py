@@ -7,6 +7,7 @@ from pathlib import Path
 from llmevo.errors import ConfigError, RecipeError, nearest
 from llmevo.genes import Gene, Genes
 from llmevo.planning import LAYER, Step, plan
+from llmevo.plurals import plural
 from llmevo.recipe import Recipe
 from llmevo.space import SearchSpace
 
@@ -52,7 +53,7 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
             known = ", ".join(map(str, space.names))
             raise ValueError(f"the genome has no model {reference}; references are written as the config does: {known}")
     if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
-        raise ValueError(f"it has {depth} layers, the models have {space.layers}")
+        raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
     steps = plan(recipe, [*tensors], space.layers)
     genes = _bounded(space, {gene.name: _read(space, gene, recipe, steps) for gene in space.genes})
     decoded = space.decode(genes)

@@ -244,7 +244,7 @@ class Evaluator:
         gap = difference(own, field[0], self.weights).mean
         dense = score.item_probabilities.keys()
         if dense and all(rival.item_probabilities.keys() == dense for rival in rivals):
-            if gap > 0:  # by the metric, as `beaten` has it by probabilities: what is stopped is not ahead
+            if gap >= 0:  # by the metric: what is stopped stays behind the best
                 return None
             ranked = sorted(rivals, key=lambda rival: -proxy.worth(rival, self.weights))
             own, field = proxy.answers(score), [*map(proxy.answers, ranked)]

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 from llmevo import events
 from llmevo.errors import RunError
+from llmevo.plurals import plural
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
 from llmevo.sharing import MASKS, SharedRun, masks_of, write_pack
@@ -160,7 +161,7 @@ def _aims(state: RunState, trial: Trial) -> list[str]:
         lines.append(f"Of the constraints {texts} it {trial.reason or 'violates none'} on the search questions.")
     if trial in state.front:
         tasks = ", ".join(state.aims.tasks)
-        lines.append(f"It is one of {len(state.front)} candidates on the Pareto front of {tasks}.")
+        lines.append(f"It is one of {plural(len(state.front), 'candidate')} on the Pareto front of {tasks}.")
     return lines
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmevo.errors import CandidateError, ConfigError
 from llmevo.languages import foreign, languages_of
+from llmevo.plurals import plural
 
 PROMPTS = (
     "Write a short paragraph about the sea.",
@@ -84,7 +85,11 @@ class Gate:
         if not name or len(found[name]) <= self.share * len(places):
             return gate
         many = len(found[name])
-        effect = "it is off" if many == len(places) else f"a candidate fails only when more than {many} replies are"
+        effect = (
+            "it is off"
+            if many == len(places)
+            else f"a candidate fails only when more than {plural(many, 'reply is', 'replies are')}"
+        )
         return replace(
             gate,
             share=many / len(places),

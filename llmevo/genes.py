@@ -11,6 +11,7 @@ from typing import Any
 from llmevo.errors import ConfigError
 from llmevo.genome import OTHER, Genome, declared_by
 from llmevo.methods import Method
+from llmevo.plurals import plural
 from llmevo.references import ModelReference
 
 Genes = dict[str, float]
@@ -99,7 +100,7 @@ class Layout:
         if layers % step:
             divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
             raise ConfigError(
-                f"genome.layer_granularity: {step} does not divide the {layers} layers of the models;"
+                f"genome.layer_granularity: {step} does not divide the {plural(layers, 'layer')} of the models;"
                 f" use one of {divisors}"
             )
         self.genome, self.layers = genome, layers

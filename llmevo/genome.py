@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from llmevo.errors import nearest
 from llmevo.methods import METHODS, Method, Parameter
+from llmevo.plurals import plural
 from llmevo.recipe import DTYPES
 from llmevo.references import ModelReference
 
@@ -106,9 +107,10 @@ class Genome(BaseModel):
             return
         least, most = method.models
         if count < least or (most is not None and count > most):
-            wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
+            bound = "exactly" if least == most else "at least" if most is None else "at most"
+            wanted = f"{bound} {plural(most if most is not None else least, 'model')}"
             beside = " beside the base_model" if self.has_origin(method) else ""
-            raise ValueError(f"{name} merges {wanted} model{'s' * (least != 1)}{beside}, not {count}")
+            raise ValueError(f"{name} merges {wanted}{beside}, not {count}")
 
     def _check_parameters(self) -> None:
         """Whether `bounds` and `parameters` name what the methods have, and there is something to search."""

@@ -19,6 +19,7 @@ from llmevo.journal import Journal, Observer
 from llmevo.optimizers import Optimizer
 from llmevo.optimizers.base import Retold
 from llmevo.optimizers.llm import LlmOff
+from llmevo.plurals import plural
 from llmevo.provenance import Provenance
 from llmevo.recipe import Recipe
 from llmevo.runlog import RunLog
@@ -53,7 +54,7 @@ def check_begun(state: RunState) -> None:
     trials = [*state.trials.values()]
     if not any(trial.score for trial in trials):
         first = f"the first one with: {trials[0].reason}"
-        raise RunError(f"all {len(trials)} start rows failed, {first}. Mend that and begin a new run")
+        raise RunError(f"all {plural(len(trials), 'start row')} failed, {first}. Mend that and begin a new run")
 
 
 def carry_on(bench: Bench, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:

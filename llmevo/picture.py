@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llmevo.budget import Budget
 from llmevo.config import Config
-from llmevo.progress import clock, failures, seconds_left, votes
+from llmevo.plurals import plural
+from llmevo.progress import clock, failures, left, llm_wait, votes
 from llmevo.state import RunState
 from llmevo.tasks.names import short
 from llmevo.trial import Metrics, Score, Trial
@@ -27,6 +28,8 @@ FRAME = 10 + THOUGHT
 NAME, TASK, NARROW = 18, 20, 6
 """The widest names of a model and of a task, and the narrowest that a task's is cut to, in characters."""
 SCORE = 13
+NOTICED = 1.0
+"""Seconds from which on it is said that the LLM is waited for."""
 BEST = "bold green"
 VIOLATES = "bold yellow"
 
@@ -37,19 +40,31 @@ Row = TypeVar("Row")
 class Ticking:
     """Text that is made anew whenever it is drawn."""
 
-    text: Callable[[], str]
+    text: Callable[[], str | Text]
 
     def __rich__(self) -> Text:
-        return Text(self.text())
+        text = self.text()
+        return Text(text) if isinstance(text, str) else text
 
 
 def picture(
-    state: RunState, config: Config, folder: Path, width: int, height: int | None = None, live: bool = False
+    state: RunState,
+    config: Config,
+    folder: Path,
+    width: int,
+    height: int | None = None,
+    live: bool = False,
+    begun: datetime | None = None,
 ) -> RenderableType:
-    """The whole of it; with a `height` it has no more lines. `live`: time goes on since the last event."""
+    """The whole of it; with a `height` it has no more lines. `live`: time goes on since the last event.
+
+    `begun`: when the step that goes on began, where that is later than the last event, as after a pause.
+    """
     wide = width - 4
     rows = None if height is None else max(2, height - FRAME)
-    parts: list[RenderableType] = [_head(state, config.search.budget, live), _facts(state, config)]
+    begun = max(filter(None, (begun, state.latest)), default=None)
+    since = partial(_since, begun if live and not state.finished else None)
+    parts: list[RenderableType] = [_head(state, config, live, since), _facts(state, config, since)]
     if state.best:
         parts.append(_best(state, state.best))
     if not state.heldout or height is None:
@@ -61,14 +76,21 @@ def picture(
     return Panel(Group(*parts), title=Text(f"llmevo  {folder}"), title_align="left", width=width)
 
 
-def _head(state: RunState, budget: Budget, live: bool) -> RenderableType:
+def _since(begun: datetime | None) -> float:
+    """Seconds until now; 0 where no time goes on."""
+    return (datetime.now(UTC) - begun).total_seconds() if begun else 0.0
+
+
+def _head(state: RunState, config: Config, live: bool, since: Callable[[], float]) -> RenderableType:
     """The bar, what is spent, and the time."""
-    done, left, last = state.seconds, seconds_left(state, budget), state.latest
+    done, last, ahead, budget = state.seconds, state.latest, left(state, config), config.search.budget
 
     def time() -> str:
-        since = (datetime.now(UTC) - last).total_seconds() if live and last and not state.finished else 0.0
-        ahead = f", {clock(max(0.0, left - since))} left" if left else ""
-        return f"{clock(done + since)} {'in all' if state.finished else 'so far'}{ahead}"
+        spent = done + _since(last if live and not state.finished else None)
+        rest = ahead.after(since())
+        return (
+            f"{clock(spent)} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest >= 0.5 else ''}"
+        )
 
     head = Table.grid(padding=(0, 2), expand=True)
     head.add_column(ratio=1, min_width=10)
@@ -82,8 +104,8 @@ def _head(state: RunState, budget: Budget, live: bool) -> RenderableType:
     return head
 
 
-def _facts(state: RunState, config: Config) -> Text:
-    """Where the search stands, in one line."""
+def _facts(state: RunState, config: Config, since: Callable[[], float]) -> RenderableType:
+    """Where the search stands, in one line; first of all that the LLM is waited for, where it takes long."""
     told = state.told[-1] if state.told else None
     failed = failures(state)
     facts = [f"generation {len(state.told)}"]
@@ -94,7 +116,7 @@ def _facts(state: RunState, config: Config) -> Text:
     facts.append(f"{len(failed)} failed")
     given, most = votes(state, config)
     if most:
-        facts.append(f"{given} of at most {most} votes")
+        facts.append(f"{given} of at most {plural(most, 'vote')}")
     if state.aims.pareto:
         facts.append(f"front of {len(state.front)}")
     waiting = [candidate for number, candidate in state.candidates.items() if number not in state.trials]
@@ -102,10 +124,27 @@ def _facts(state: RunState, config: Config) -> Text:
         facts.append("finished" if state.finished else "holding out")
     elif waiting:
         facts.append(f"now #{waiting[0].id} {waiting[0].origin}")
-    line = _line(", ".join(facts))
-    if failed:
-        line.highlight_words([f"{len(failed)} failed"], "red")
-    return line
+    asked = llm_wait(state, config)
+
+    def line() -> Text:
+        waited = since()
+        first = [f"waiting for {_waited_for(*asked, waited)}"] if asked and waited >= NOTICED else []
+        text = _line(", ".join([*first, *facts]))
+        if failed:
+            text.highlight_words([f"{len(failed)} failed"], "red")
+        return text
+
+    return Ticking(line)
+
+
+def _waited_for(model: str, limit: float | None, waited: float) -> str:
+    until = f", time-out after {clock(limit)}" if limit is not None else ""
+    return f"{called(model)} for {clock(waited)}{until}"
+
+
+def called(model: str) -> str:
+    """An LLM's name: of a file its own."""
+    return Path(model).name.removesuffix(".gguf") or model
 
 
 def _best(state: RunState, best: Trial) -> Text:
@@ -197,13 +236,17 @@ def _table(
 ) -> tuple[Table, Sequence[str]]:
     """A table without rows, and the tasks that there is room for in it."""
     table = Table(box=None, pad_edge=False)
-    wide = min(NAME, max(len(name) for name in ("best so far", *names)))
+    shown, beside = short(tasks), 5 * len(header[1:]) + 2 + SCORE
+    wide = max(len(name) for name in ("best so far", *names))
+    whole = wide + beside + sum(2 + max(least - 1, len(name)) for name in shown)
+    if width is not None and whole > width:
+        wide = min(NAME, wide)
     table.add_column(header[0], no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
     for column in header[1:]:
         table.add_column(column, justify="right", no_wrap=True, min_width=3)
     table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
-    room = None if width is None else width - wide - 5 * len(header[1:]) - 2 - SCORE
-    chosen = fitted(dict(zip(tasks, short(tasks), strict=True)), room, least)
+    room = None if width is None or whole <= width else width - wide - beside
+    chosen = fitted(dict(zip(tasks, shown, strict=True)), room, least)
     for called in chosen.values():
         table.add_column(Text(called), justify="right", no_wrap=True, min_width=5)
     return table, [*chosen]
@@ -237,7 +280,7 @@ def _cut(name: str, wide: int) -> str:
 def _with_rest(table: Table, models: int, tasks: int) -> RenderableType:
     """The table, and below it how much of it is not shown."""
     counts = ((models, "weaker model"), (tasks, "task"))
-    rest = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
+    rest = [plural(count, what) for count, what in counts if count]
     return Group(table, Text(f"and {' and '.join(rest)} more", style="dim")) if rest else table
 
 
@@ -250,8 +293,8 @@ def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
     """What the LLM was last asked and thought."""
     event = state.prompted[-1]
     scored = sum(trial.candidate.origin == "llm" for trial in state.trials.values())
-    name = Path(event.model).name.removesuffix(".gguf") or event.model
-    told = f"{name} gave {event.used} proposals in {event.seconds:.1f} s; {scored} of its scored so far"
+    gave = plural(event.used, "proposal")
+    told = f"{called(event.model)} gave {gave} in {event.seconds:.1f} s; {scored} of its scored so far"
     lines = [_line(told, "bold")]
     if event.analysis:
         thought = textwrap.wrap(f"“{event.analysis}”", width, max_lines=THOUGHT, placeholder=" …”")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmevo.errors import RecipeError, SourceError
+from llmevo.plurals import plural
 from llmevo.recipe import Recipe
 from llmevo.slices import OutputSlice
 
@@ -109,7 +110,7 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         for source in of.sources:
             if source.layer_range[0] < 0 or source.layer_range[1] > layers:
                 raise RecipeError(
-                    f"layer_range {[*source.layer_range]} of {source.model} is outside its {layers} layers"
+                    f"layer_range {[*source.layer_range]} of {source.model} is outside its {plural(layers, 'layer')}"
                 )
         for offset in range(of.depth):
             depth = offset / (of.depth - 1) if of.depth > 1 else 1.0

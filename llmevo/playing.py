@@ -8,15 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.rule import Rule
 from rich.text import Text
 
 from llmevo import display, events
 from llmevo.config import Config
 from llmevo.errors import RunError
+from llmevo.plurals import plural
 from llmevo.state import RunState
 
 READABLE = 0.1
 """Seconds an event is shown in a terminal."""
+RULE = 118
+"""Columns of the line between two prompts, at most."""
 
 
 def play(
@@ -72,11 +76,13 @@ def _pause(console: Console, before: datetime | None, event: events.Event, speed
 def _print_prompt(console: Console, event: events.Prompted) -> None:
     """To the letter: nothing of it is read as markup, wrapped or cut."""
     again = ", asked again" if event.repair else ""
-    console.rule(Text(f"generation {event.generation}: to {event.model} ({event.style}{again})"), align="left")
+    wide = min(console.width, RULE)
+    title = Text(f"generation {event.generation}: to {event.model} ({event.style}{again})")
+    console.print(Rule(title, align="left"), width=max(wide, title.cell_len + 4))
     for message in event.messages:
         console.print(Text(f"[{message['role']}]", style="bold"))
         console.out(message["content"], highlight=False)
-    spent = f"{event.tokens['prompt']} + {event.tokens['completion']} tokens, {event.seconds:.1f} s"
+    spent = f"{event.tokens['prompt']} + {plural(event.tokens['completion'], 'token')}, {event.seconds:.1f} s"
     console.print(Text(f"[reply: {spent}]", style="bold"))
     console.out(event.reply if event.reply is not None else f"none: {'; '.join(event.problems)}", highlight=False)
-    console.rule()
+    console.print(Rule(), width=wide)

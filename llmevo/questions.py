@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmevo.errors import TaskError
+from llmevo.plurals import plural
 from llmevo.tasks import Protocol
 from llmevo.tasks.words import wording
 
@@ -84,7 +85,8 @@ def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Qu
     if shared:
         one, other = shared[0]
         raise TaskError(
-            f"{name}: {len(shared)} questions of {other} are also searched on (task {one}); choose tasks, or splits,"
+            f"{name}: {plural(len(shared), f'question of {other} is', f'questions of {other} are')} also searched"
+            f" on (task {one}); choose tasks, or splits,"
             " that share no question"
         )
 

@@ -1,5 +1,6 @@
 """The sections of a config: every key, its type, its default and what it means."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -97,6 +98,12 @@ class Search(Section):
     sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
     """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
     as LLM-Evo-Merge does, or by what the LLM says of each slice."""
+
+    def population_of(self, genes: int) -> int:
+        """Candidates a generation in a space of so many genes; the default is eq. 48 of
+        https://arxiv.org/abs/1604.00772.
+        """
+        return self.population or 4 + int(3 * math.log(max(1, genes)))
 
     @field_validator("racing", mode="before")
     @classmethod

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from llmevo import events
 from llmevo.compare import Comparison, compare
-from llmevo.progress import clock, items_left, spent
+from llmevo.display import end
+from llmevo.plurals import plural
+from llmevo.progress import clock, left, seconds_spent
 from llmevo.publication import publish
 from llmevo.state import RunState
 from llmevo.tables import tables
@@ -30,15 +32,15 @@ class Scoreboard:
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
         found = f", {done} of them finished already" if done else ""
-        self.console.print(f"{len(self._entries)} runs below {self.tournament.out}{found}.", highlight=False)
+        self.console.print(f"{plural(len(self._entries), 'run')} below {self.tournament.out}{found}.", highlight=False)
         if self._live:
             self._live.start()
             self._live.update("Loading models and tasks…")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            end(self._live, kept=kind is not None)
 
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
         """Take in one event of a run."""
@@ -60,16 +62,15 @@ class Scoreboard:
         return f"  [run {place} of {len(self._entries)}] {entry.name}: {done}, {best}, {left}"
 
     def seconds_left(self) -> float:
-        """Of all runs, from the mean time a question has taken so far."""
+        """Of all runs, at the pace of those that have begun."""
         begun = [state for state in self._states.values() if state.started]
-        answered, seconds = (sum(values) for values in zip(*map(spent, begun), strict=True)) if begun else (0, 0.0)
-        if not answered:
+        if not begun:
             return 0.0
-        budget = self.tournament.config.search.budget
+        config = self.tournament.config
+        ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
         # One that has not begun will be as long as those that have are, or look to become.
-        whole = sum(spent(state)[0] + items_left(state, budget) for state in begun) / len(begun)
-        left = sum(items_left(state, budget) if state.started else whole for state in self._states.values())
-        return left * seconds / answered
+        whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
+        return sum(ahead) + whole * (len(self._states) - len(begun))
 
     def picture(self, entry: Entry) -> RenderableType:
         """A cell for every run: its best score, and how far it is."""

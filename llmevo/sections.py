@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llmevo.heatmap import COLUMNS, heatmap, letters
 from llmevo.inspection import Inspection
+from llmevo.plurals import plural
 from llmevo.preflight.room import GB
 from llmevo.preflight.vectors import alike
 from llmevo.progress import clock
@@ -39,9 +40,10 @@ def show(found: Inspection, console: Console) -> None:
 def _forecast(found: Inspection) -> Sequence[RenderableType]:
     ahead, measured = found.forecast, found.forecast.measured
     lines = [
-        f"{ahead.evaluations} evaluations of {ahead.items} questions ({ahead.tokens:,} tokens) each,"
-        f" {ahead.start_rows} of them start rows, then {ahead.generations} generations of {ahead.population};"
-        f" {ahead.all_items:,} questions in all, the held-out ones included. Budget: {found.budget}."
+        f"{plural(ahead.evaluations, 'evaluation')} of {plural(ahead.items, 'question')}"
+        f" ({plural(ahead.tokens, 'token')}) each,"
+        f" {ahead.start_rows} of them start rows, then {plural(ahead.generations, 'generation')} of {ahead.population};"
+        f" {plural(ahead.all_items, 'question')} in all, the held-out ones included. Budget: {found.budget}."
     ]
     if measured:
         lines.append(
@@ -53,13 +55,19 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
         lines.append(
-            f"The LLM is asked up to {ahead.prompts} times, reads about {ahead.prompt_tokens:,} tokens and writes about"
-            f" {ahead.completion_tokens:,}; cost {cost}. Its time is not in the above."
+            f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
+            f" reads about {plural(ahead.prompt_tokens, 'token')}"
+            f" and writes about {ahead.completion_tokens:,}; cost {cost}."
+            " Its time is not in the above."
         )
     if ahead.inquiries:
-        lines.append(f"LLM judges are asked up to {ahead.inquiries:,} times; what that costs is not in the above.")
+        lines.append(
+            f"LLM judges are asked up to {plural(ahead.inquiries, 'time')}; what that costs is not in the above."
+        )
     if ahead.votes:
-        lines.append(f"You are asked for up to {ahead.votes:,} votes; the time that takes you is not in the above.")
+        lines.append(
+            f"You are asked for up to {plural(ahead.votes, 'vote')}; the time that takes you is not in the above."
+        )
     of = found.memory
     free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
     lines.append(

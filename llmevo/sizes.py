@@ -1,14 +1,12 @@
 """How many candidates a generation has."""
 
-import math
-
 from llmevo.bench import Bench
 from llmevo.state import RunState
 
 
 def population(bench: Bench) -> int:
     """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
-    return bench.config.search.population or 4 + int(3 * math.log(len(bench.space.genes)))
+    return bench.config.search.population_of(len(bench.space.genes))
 
 
 def ask_size(bench: Bench, state: RunState) -> int:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from llmevo.config import parse_config
 from llmevo.errors import RunError, UserError
-from llmevo.progress import clock, failures, seconds_left
+from llmevo.progress import clock, failures, left
 from llmevo.runlog import LOG
 from llmevo.state import RunState
 from llmevo.watching import Tail, apply, is_written
@@ -87,10 +87,11 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
     """What the events say."""
     if state.started is None or state.latest is None:
         return {}
-    search = parse_config(state.started.config, f"{run}/{LOG}").search
+    config = parse_config(state.started.config, f"{run}/{LOG}")
+    search = config.search
     best, held = state.best, state.heldout.get("best")
-    left = seconds_left(state, search.budget)
     age = (datetime.now(UTC) - state.latest).total_seconds()
+    ahead = left(state, config).after(age)
     return {
         "optimizer": search.optimizer,
         "progress": search.budget.progress(state),
@@ -106,7 +107,7 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
         "age": round(age, 3),
-        "left": round(max(0.0, left - age), 3) if written and left and not state.finished else None,
+        "left": round(ahead, 3) if written and ahead and not state.finished else None,
     }
 
 

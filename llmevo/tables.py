@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 
 from llmevo.compare import Comparison, Optimizer, Pair
+from llmevo.plurals import plural
 from llmevo.statistics import ENOUGH, LEVEL, Mean
 
 
@@ -55,7 +56,7 @@ def scores(comparison: Comparison) -> Table:
         for of in comparison.optimizers
     ]
     rows += [[name, "", f"{score:.3f}", *[""] * (len(header) - 3)] for name, score in comparison.rows.items()]
-    note = f"Means over seeds ± their standard error, after {comparison.budget} evaluations."
+    note = f"Means over seeds ± their standard error, after {plural(comparison.budget, 'evaluation')}."
     if reference:
         note += (
             f" “reaches {reference}'s after”: the median of the evaluations until the search score is what {reference}"
@@ -152,8 +153,9 @@ def judges(comparison: Comparison) -> Table:
 def markdown(comparison: Comparison, picture: str) -> str:
     """The whole of comparison.md."""
     seeds = sorted({run.seed for run in comparison.runs})
-    told = f"{len(comparison.runs)} runs of {comparison.budget} evaluations, {comparison.start_rows} of them start rows"
-    told += f"; seeds {', '.join(map(str, seeds))}; {comparison.items} questions a candidate"
+    told = f"{plural(len(comparison.runs), 'run')} of {plural(comparison.budget, 'evaluation')},"
+    told += f" {comparison.start_rows} of them start rows"
+    told += f"; seeds {', '.join(map(str, seeds))}; {plural(comparison.items, 'question')} a candidate"
     told += f", {comparison.heldout_items} held out." if comparison.heldout_items else "."
     parts = ["# Optimizers compared", told, f"![best score so far and final scores]({picture})"]
     parts += [table.markdown() for table in tables(comparison)]

@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "strict_yaml",
     "machine",
+    "plurals",
     "durable",
     "cache",
     "methods",

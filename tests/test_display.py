@@ -1,26 +1,29 @@
 """What a person reads of a run."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from made_logs import asked, evaluated, failed, folded, held_out, prompted, started, told, whole_run
+from made_logs import asked, evaluated, failed, finished, folded, held_out, prompted, started, told, whole_run, written
 from rich.cells import cell_len
 from rich.console import Console
-from workspace import Workspace
+from workspace import Workspace, write_task
 
 from llmevo import display
 from llmevo.bench import Bench
-from llmevo.budget import Budget
 from llmevo.config import parse_config
 from llmevo.display import verdict
 from llmevo.events import Asked, Event, Failed, HeldOut, Prompted
 from llmevo.picture import fitted, picture, short
 from llmevo.playing import play
-from llmevo.progress import clock, seconds_left
+from llmevo.plurals import plural
+from llmevo.progress import ECONOMY, clock, seconds_left
 from llmevo.state import RunState
 from llmevo.terminal import Terminal
 
@@ -47,6 +50,12 @@ def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
     assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
 
 
+def test_a_verdict_against_a_merge_names_the_command_that_writes_the_better_one() -> None:
+    better = held_out("a", "parent", 0.6).model_copy(update={"candidate": 2})
+    lines = verdict(state_of(better, held_out("best", "best", 0.55)), Path("runs/x"))
+    assert lines[1] == "It does not beat it: use a instead: `llmevo export runs/x OUT --candidate 2`."
+
+
 def test_a_gain_within_the_noise_is_called_luck() -> None:
     lines = verdict(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.63, 0.03)))
     assert "may be luck" in lines[1]
@@ -54,6 +63,18 @@ def test_a_gain_within_the_noise_is_called_luck() -> None:
 
 def test_a_clear_gain_stands_alone() -> None:
     assert len(verdict(state_of(held_out("a", "parent", 0.4), held_out("best", "best", 0.6)))) == 1
+
+
+def test_answers_to_the_same_held_out_questions_are_no_further_evidence(workspace: Workspace) -> None:
+    write_task(workspace.root, "again_heldout", 1)  # the questions of letters_heldout
+    given = workspace.config(heldout=["letters_heldout", "again_heldout"])
+    status, printed = workspace.llmevo("run", given, "--out", "run")
+    assert status == 0, printed
+    assert "24 answers to 12 held-out questions" in printed
+    best = workspace.state("run").heldout["best"]
+    assert best.stderr == pytest.approx(2 * best.tasks["letters_heldout"]["acc_stderr,none"], rel=0.1)
+    assert workspace.llmevo("report", "run")[0] == 0
+    assert "24 answers to 12 questions" in (workspace.root / "run" / "report.html").read_text()
 
 
 def test_task_names_lose_what_they_share() -> None:
@@ -76,6 +97,12 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     text = console.export_text()
     for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
         assert words in text
+
+
+def left_of(log: list[Event]) -> float:
+    state = folded(log)
+    assert state.started
+    return seconds_left(state, parse_config(state.started.config, "test"))
 
 
 def drawn(log: list[Event], width: int, height: int | None, folder: str = "runs/quickstart") -> list[str]:
@@ -184,9 +211,9 @@ def test_other_budgets_show_their_own_progress() -> None:
     log = [started({"items": 100, "minutes": 2}), *whole_run()[1:9]]
     text = "\n".join(drawn(log, 80, 24))
     assert "40 of 100 items, 0.225 of 2 min" in text
-    state = folded(log)
-    # 3 s for 10 questions: 6 of 10 candidates to go, and 5 rows of 20 questions.
-    assert seconds_left(state, Budget.model_validate({"items": 100})) == pytest.approx(6 * 3 + 5 * 6)
+    # 6 candidates of 10 questions to go, in 3 s each, 4 of them in two generations that the LLM is asked for; 4 rows.
+    row = 1 + 20 * 0.2 * (2 / 20) ** ECONOMY
+    assert left_of(log) == pytest.approx(6 * 3 + 2 * 1.5 + 4 * row)
 
 
 def test_time_goes_on_between_events_in_a_live_picture_only() -> None:
@@ -201,11 +228,63 @@ def test_time_goes_on_between_events_in_a_live_picture_only() -> None:
         assert words in console.export_text()
 
 
+@pytest.mark.parametrize(("answered", "limit"), [(True, "10:15"), (False, "2:00")])
+def test_a_wait_for_the_llm_is_shown_with_its_time_out_and_takes_nothing_from_what_comes_after_it(
+    answered: bool, limit: str
+) -> None:
+    log = whole_run()[:12]
+    log[0] = started(9).model_copy(update={"proposer": "openai"})
+    log[6] = prompted(1).model_copy(update={} if answered else {"reply": None, "used": 0})
+    console, state = Console(width=100, file=io.StringIO(), record=True), folded(log)
+    config = parse_config(log[0].model_dump()["config"], "test")
+    begun = datetime.now(UTC) - timedelta(seconds=83)
+    state.latest = begun
+    console.print(picture(state, config, Path("run"), 100, 24, live=True))
+    text = console.export_text()
+    assert re.search(rf"waiting for some-llm for 1:2\d, time-out after {limit}", text)
+    # Three candidates and four rows are still to come, however long the answer takes.
+    assert f"{clock(3 * 7 / 3 + 4 * (1 + 20 * 0.2 * (2 / 20) ** ECONOMY))} left" in text
+    state.latest = None  # it has gone on just now: the pause before that is no wait
+    console.print(picture(state, config, Path("run"), 100, 24, live=True, begun=datetime.now(UTC)))
+    assert "waiting" not in console.export_text()
+
+
+def test_where_there_is_no_terminal_nothing_is_wrapped_or_cut(tmp_path: Path) -> None:
+    log = hard_run()
+    tasks = tuple(task["name"] for task in log[0].model_dump()["config"]["tasks"])
+    name = "a-model-with-a-rather-long-name-3"
+    rows = [held_out(name, "parent", 0.4, tasks=tasks), held_out("best", "best", 0.7, tasks=tasks)]
+    written(tmp_path / "run", [*log, *rows, finished(12, 0.9)])
+    command = [sys.executable, "-m", "llmevo", "replay", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"})
+    assert "…" not in done.stdout
+    table = next(line for line in done.stdout.splitlines() if line.startswith(name))
+    assert len(table.split()) == 4 + len(tasks)
+    assert all(task in done.stdout for task in short([*tasks]))
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 questions"), (1, "1 question"), (2, "2 questions"), (1200, "1,200 questions")]
+)
+def test_one_thing_is_not_said_in_the_plural(count: int, words: str) -> None:
+    assert plural(count, "question") == words
+
+
+def test_one_reply_is_not_many_replies() -> None:
+    assert [plural(count, "reply", "replies") for count in (1, 2)] == ["1 reply", "2 replies"]
+
+
+def test_lines_about_one_proposal_and_one_evaluation_say_so() -> None:
+    state, event = folded(whole_run()), prompted(1).model_copy(update={"used": 1})
+    console = Console(file=io.StringIO())
+    config = parse_config(started(1).config, "test")
+    assert "gave 1 proposal in" in (display.Display(console, config, Path("run")).line(event, state) or "")
+    assert str(config.search.budget) == "1 evaluation"
+
+
 def test_time_left_is_none_in_the_end_and_some_before() -> None:
-    state, left = RunState(), list[float]()
-    for event in whole_run():
-        state.apply(event)
-        left.append(seconds_left(state, Budget(evaluations=9)))
+    log = whole_run()
+    left = [left_of(log[: place + 1]) for place in range(len(log))]
     assert left[5] > left[10] > 0
     assert left[-1] == 0
 

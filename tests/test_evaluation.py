@@ -387,10 +387,10 @@ def test_a_task_that_reports_nan_costs_the_candidate(tmp_path: Path, lm: Request
 def test_a_model_that_crashes_costs_the_candidate(tmp_path: Path) -> None:
     class Broken(RequestScorer):
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            raise RuntimeError(f"out of memory at {len(requests)} requests, {disable_tqdm}")
+            raise RuntimeError(f"shapes do not fit at {len(requests)} requests, {disable_tqdm}")
 
     scoring = evaluator(tmp_path, add_task(tmp_path, "sums"))
-    with pytest.raises(CandidateError, match="RuntimeError: out of memory"):
+    with pytest.raises(CandidateError, match="RuntimeError: shapes do not fit"):
         scoring.score(Broken(tiny_llama(), tiny_tokenizer()))
 
 

@@ -11,6 +11,7 @@ import pytest
 from made_logs import asked, evaluated, started, told, whole_run, written
 from workspace import Workspace
 
+from llmevo.progress import ECONOMY
 from llmevo.runlog import LOG, RunLog
 from llmevo.state import RunState
 from llmevo.status import ago, runs_below, status
@@ -56,8 +57,8 @@ def test_a_running_one_tells_how_long_still_and_a_stopped_one_does_not(tmp_path:
         for event in log:
             run.append(event)
         found = status(run.folder)
-    # 3 s for 10 questions; 8 candidates of 10 and 3 rows of 20 are still to come; some moments of it have passed.
-    assert found.left == pytest.approx(8 * 3 + 3 * 6, abs=10)
+    # 8 candidates of 3 s and 2 rows of 20 questions are still to come; some moments of it have passed.
+    assert found.left == pytest.approx(8 * 3 + 2 * (1 + 20 * 0.2 * (2 / 20) ** ECONOMY), abs=10)
     assert status(tmp_path / "run").left is None
 
 

@@ -81,9 +81,7 @@ def compare(
         scoreboard.play(terminal.console, tournament)
     except KeyboardInterrupt:
         again = "llmevo " + " ".join(terminal.without_key(sys.argv[1:]))
-        terminal.console.print(
-            f"\nStopped. Nothing is lost: the same command goes on: `{again}`", highlight=False, soft_wrap=True
-        )
+        terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{again}`")
         raise typer.Exit(130) from None
     except ProposerError as error:
         raise ProposerError(f"{error} (llm.strict); the same command goes on from here") from error

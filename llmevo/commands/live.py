@@ -1,4 +1,4 @@
-"""A run that goes on before one's eyes: to its end, or to Ctrl-C."""
+"""A run that goes on before one's eyes: to its end, or to Ctrl-C or another signal that stops it."""
 
 import sys
 
@@ -9,16 +9,17 @@ from llmevo.bench import Bench
 from llmevo.config import Config
 from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused
 from llmevo.judging.booth import booth
-from llmevo.runlog import RunLog
+from llmevo.runlog import RunLog, holds_run
 
 
 def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
-    """Run to the end, or to Ctrl-C, showing what happens, and telling the loggers of `config`."""
+    """Run to the end, or to a signal that stops it, showing what happens, and telling the loggers of `config`."""
     view = display.Display(terminal.console, bench.rig.config, log.folder)
     bench.rig.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     bench.rig.warn = view.warn
     try:
-        with view, forwarding.forwarded(config.loggers, log.place, view.warn) as loggers:
+        # The display ends first: loggers may take long to send the rest.
+        with forwarding.forwarded(config.loggers, log.place, view.warn) as loggers, view:
             state = loop.carry_on(bench, log, [view.show, *loggers])
     except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError, MachineError) as error:
         if missing := log.missing:
@@ -40,8 +41,12 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
                     " here"
                 ) from error
             case _:
-                text = f"\nStopped. Nothing is lost: `llmevo resume {log.folder}` goes on."
-                terminal.console.print(text, highlight=False)
+                begun = holds_run(log.folder)
+                terminal.say_stopped(
+                    f"Stopped. Nothing is lost: `llmevo resume {log.folder}` goes on."
+                    if begun
+                    else "Stopped before the run began; start it with the same command."
+                )
                 raise typer.Exit(130) from None
     display.summary(terminal.console, state, log.folder, bench.config)
 

@@ -21,7 +21,7 @@ def watch(
     try:
         state = follow(terminal.console, run, wait)
     except KeyboardInterrupt:
-        terminal.console.print("\nNo longer watching; the run is left as it is.", highlight=False)
+        terminal.say_stopped("No longer watching; the run is left as it is.")
         raise typer.Exit(130) from None
     if state.started and state.finished:
         display.summary(terminal.console, state, run, parse_config(state.started.config, str(run)))

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llmevo.plurals import plural
+
 Choice = Literal["own", "other", "tie", "skip"]
 """Which of two replies is better; `own` is that of the candidate that is voted on. Nothing follows from `skip`."""
 
@@ -79,7 +81,8 @@ class Bill:
         paid = f"{self.cost:.4g} in the units of judge.price"
         paid = paid if self.cost else "nothing paid, or no judge.price was given"
         return (
-            f"{self.verdicts:,} verdicts of LLM judges in {self.calls:,} calls: {self.read:,} tokens read,"
+            f"{plural(self.verdicts, 'verdict')} of LLM judges in {plural(self.calls, 'call')}:"
+            f" {plural(self.read, 'token')} read,"
             f" {self.written:,} written; {paid}."
         )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llmevo.plurals import plural
 from llmevo.preflight.base import Finding, Findings, folders, tokenizer_donor
 from llmevo.rig import Rig
 from llmevo.sources import read_object
@@ -36,7 +37,7 @@ def vocabularies(rig: Rig) -> Findings:
             more = f" and {len(tokens) - SHOWN} more" if len(tokens) > SHOWN else ""
             yield Finding(
                 name,
-                f"{len(tokens)} tokens differ from those of {donor}: {listed}{more}",
+                f"{plural(len(tokens), 'token differs', 'tokens differ')} from those of {donor}: {listed}{more}",
                 "Rows of the embeddings are merged by number: align the vocabularies first, or leave the model out"
                 " unless the tokens are never used",
             )

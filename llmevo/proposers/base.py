@@ -6,6 +6,14 @@ from typing import Protocol
 
 from llmevo.prompting import Prompt
 
+LONGEST_PAUSE = 20.0
+"""Seconds between two tries at most, where the server does not say when to come back."""
+
+
+def patience(timeout: float, retries: int) -> float:
+    """After how many seconds a server that never answers is given up: all tries with the pauses between them."""
+    return timeout * (retries + 1) + sum(min(LONGEST_PAUSE, 2.0**place) for place in range(retries))
+
 
 @dataclass(frozen=True)
 class Connection:

@@ -11,7 +11,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from llmevo.errors import ProposerError, ProposerRefused
 from llmevo.prompting import Prompt
 from llmevo.prompting.question import writable
-from llmevo.proposers.base import Connection, Reply
+from llmevo.proposers.base import LONGEST_PAUSE, Connection, Reply
 from llmevo.proposers.bounds import PLAIN, bounded
 from llmevo.proposers.keys import is_own_server, withheld, without_password
 
@@ -235,10 +235,10 @@ def _strip_headers(request: httpx.Request) -> None:
 
 
 def _wait(state: RetryCallState) -> float:
-    """As long as the server asks for; else random, growing from 1 to 20 seconds."""
+    """As long as the server asks for; else random, below a bound that doubles from 1 second: see `patience`."""
     error = state.outcome.exception() if state.outcome else None
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     try:
         return min(max(0.0, float(headers["retry-after"])), LONGEST_WAIT)
     except (KeyError, ValueError):
-        return wait_random_exponential(multiplier=1, max=20)(state)
+        return wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)(state)

@@ -1,11 +1,11 @@
 """Held-out questions, one by one: what the best merge answers that its best parent did not, and the other way round."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from llmevo.racing import difference
 from llmevo.report.subject import Subject
 
 
@@ -57,7 +57,7 @@ def items(subject: Subject) -> list[TaskItems]:
             )
         ]
         differences = [sign * (row.best - row.rival) for row in rows]
-        stderr = float(np.std(differences, ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
+        stderr = difference({name: ours}, {name: theirs}, {name: 1.0}).error
         gained, lost = ([row for row, by in zip(rows, differences, strict=True) if by * way > 0] for way in (1, -1))
         found.append(TaskItems(shown, len(rows), gained, lost, float(np.mean(differences)), stderr))
     return found

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from llmevo.display import verdict
+from llmevo.plurals import plural
 from llmevo.progress import clock
 from llmevo.prompting.facts import method_lines
 from llmevo.prompting.names import Names
@@ -83,7 +84,7 @@ def run_page(folder: Path) -> str:
         s=subject,
         state=subject.state,
         name=folder.resolve().name,
-        verdict=verdict(subject.state) if "best" in subject.state.heldout else [],
+        verdict=verdict(subject.state, subject.folder) if "best" in subject.state.heldout else [],
         heldout=heldout_table(subject),
         kept=subject.state.heldout_kept,
         front=places(subject),
@@ -171,7 +172,9 @@ def render(template: str, data: dict[str, Any], details: dict[str, Any], **value
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "clock": clock, "origin": figures.origin, "breakable": breakable}
+    filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.origin}
+    environment.filters |= filters
+    environment.filters["breakable"] = breakable
     script, style = (_file(environment, name) for name in ("page.js", "page.css"))
     return environment.get_template(template).render(
         script=script,
