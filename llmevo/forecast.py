@@ -14,9 +14,9 @@ from llmevo.optimizers.base import Retold
 from llmevo.preflight import Finding
 from llmevo.progress import heldout_rows, votes_at_most
 from llmevo.prompting import Prompt
-from llmevo.references import load_pretrained
 from llmevo.sizes import population
 from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.vocabulary import load_tokenizer
 
 EFFICIENCY = 0.35
 """The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
@@ -91,10 +91,9 @@ def forecast(bench: Bench, first: First | None, measured: Measured | None = None
 
     `first` is the first prompt, None where none is asked.
     """
-    from transformers import AutoTokenizer  # slow to import, and not needed by those who only read runs
-
     config, budget = bench.config, bench.config.search.budget
-    tokenizer = load_pretrained(AutoTokenizer, bench.sources.folder(config.genome.references[0]))
+    donor = bench.space.decode(bench.space.uniform()).tokenizer_donor
+    tokenizer = load_tokenizer(bench.sources.folder(donor))
 
     def tokens(evaluator: Any) -> int:
         return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0

@@ -29,7 +29,8 @@ class Genome(BaseModel):
     base_model: ModelReference | None = None
     """The model they were fine-tuned from; required by methods on task vectors."""
     tokenizer_source: ModelReference | str | None = None
-    """`base` (the default) or a model: whose tokenizer the result gets."""
+    """Whose tokenizer the result gets: `base` (the default); a model; or `union`, which is the base's as well. With
+    the last two a run starts only if all models have one vocabulary."""
     layer_granularity: int = Field(default=0, ge=0)
     """Layers a slice; each slice has its own genes. 0: one slice for all layers. Must divide the layer count."""
     normalize: bool | None = None
@@ -63,6 +64,15 @@ class Genome(BaseModel):
             raise ValueError(f"{repeated[0]} is listed twice; list every method once")
         return given
 
+    @field_validator("tokenizer_source")
+    @classmethod
+    def _known_source(cls, given: ModelReference | str | None) -> ModelReference | str | None:
+        try:
+            _ = isinstance(given, str) and ModelReference.parse(given)
+        except ValueError:
+            raise ValueError(f"{given!r} is not a model reference; write base, union or a model") from None
+        return given
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if repeated := [str(model) for model in self.models if self.models.count(model) > 1]:
@@ -71,8 +81,6 @@ class Genome(BaseModel):
             raise ValueError(f"filters: every one once, and none called {OTHER!r}; got {self.filters}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
-        if self.tokenizer_source == "union":
-            raise ValueError("tokenizer_source 'union' is not supported: the models need one vocabulary; use 'base'")
         for method in self.methods:
             self._check_models(method)
         if self.method_per_slice and len(self.methods) < 2:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmevo.bench import Bench
 from llmevo.forecast import Forecast, first_prompt, forecast, measure, unasked
+from llmevo.merging import Merger, Tensors
 from llmevo.preflight import Finding, preflight, rounded, vectors
 from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
@@ -43,6 +44,8 @@ class Inspection:
     """Of the merge."""
     rounding_loss: float
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
+    tensors: Tensors
+    """What becomes of the models' tensors in the uniform merge."""
     geometry: list[SliceGeometry]
     based: bool
     """Whether task vectors start at a base model; at the models' mean otherwise."""
@@ -84,6 +87,7 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
         models=[_model(bench, reference, name) for reference, name in names(rig).items()],
         dtype=rig.config.genome.dtype,
         rounding_loss=lost,
+        tensors=Merger(rig.sources).count(bench.space.decode(uniform)),
         geometry=rig.geometry,
         based=rig.config.genome.base_model is not None,
         layers=bench.layers,

@@ -19,7 +19,7 @@ from llmevo.methods import Method
 from llmevo.methods.base import Inputs, LowRank, Weight, same, stored
 from llmevo.methods.blocks import in_background
 from llmevo.methods.records import is_finite
-from llmevo.planning import Step, depth_of, plan
+from llmevo.planning import Step, plan
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.sources import Sources
@@ -105,7 +105,7 @@ class Merger:
         donor = self.sources[recipe.donor]
         wanted = recipe.out_dtype or recipe.dtype
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
-        for step in plan(recipe, [*donor.shapes], depth_of(self.sources.config(recipe.donor))):
+        for step in plan(recipe, [*donor.shapes], self.sources.depth(recipe.donor)):
             yield step, self._parts(recipe, step, dtype or self._widest(step))
 
     def _widest(self, step: Step) -> torch.dtype:
@@ -113,6 +113,25 @@ class Merger:
         sources = zip(step.of.sources, step.inputs, strict=True)
         weights = (stored(self.sources[source.model].weight(name)) for source, name in sources)
         return reduce(torch.promote_types, (weight.dtype for weight in weights))
+
+    def count(self, recipe: Recipe) -> "Tensors":
+        """What a merge of the recipe does with every tensor of the models; reads no weights but maps them."""
+        sources, copied = self.sources, 0
+        steps = [*self._plan(recipe)]
+        for _, parts in steps:
+            models = [sources[model].weight(name) for model, name in parts.models]
+            copied += self._unchanged(parts, models) is not None
+        used = {name for step, _ in steps for name in step.inputs}
+        unused = {name for name in sources[recipe.donor].shapes if name not in used}
+        unused |= {name for reference in recipe.references for name in sources[reference].derived}
+        return Tensors(len(steps) - copied, copied, sorted(unused))
+
+    def _unchanged(self, parts: "_Parts", models: Sequence[Weight]) -> Tensor | None:
+        """The first model's tensor, where it is copied: it holds no floating-point numbers, or no model changes it."""
+        base = self.sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
+        first = base if base is not None else stored(models[0])
+        unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
+        return first if unchanged or not first.is_floating_point() else None
 
     def rounding_loss(self, recipe: Recipe, tensors: int = 12) -> float:
         """The share of what a merge changes that rounding to the result's type loses: ‖rounded - x‖ / ‖x - base‖.
@@ -172,14 +191,11 @@ class Merger:
         for model, name in [*read, *([parts.base] if parts.base else [])]:
             self._look_through(model, name)
         models = [sources[model].weight(name) for model, name in parts.models]
-        base = sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None
-        first = base if base is not None else stored(models[0])
-        unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
-        if unchanged or not first.is_floating_point():
-            return first
+        if (unchanged := self._unchanged(parts, models)) is not None:
+            return unchanged
         return parts.method.merge(
             Inputs(
-                base,
+                sources[parts.base[0]].tensor(parts.base[1]) if parts.base else None,
                 models,
                 parts.each,
                 parts.shared,
@@ -194,7 +210,9 @@ class Merger:
         """Once for each weight of a source: trimming would drop unseen what is no number."""
         weight = self.sources[model].weight(name)
         if not self.cache.get(("finite", model, name), lambda: all(map(is_finite, _tensors(weight)))):
-            raise CandidateError(f"in {model} it is not finite (NaN or infinite); get the model anew, or leave it out")
+            raise CandidateError(
+                f"in {model} it is not finite (NaN or infinite); download the model again, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -216,6 +234,19 @@ class _Parts:
         return repr((self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype)))
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What becomes of the models' tensors in a merge; a tensor that only some models have is an error, and not here."""
+
+    merged: int
+    """Made by the merge method."""
+    copied: int
+    """Taken from the base, or the first model: they hold integers, or no adapter changes them."""
+    left_out: Sequence[str]
+    """In the models and not in the result: the config determines them, transformers does not use them (layers for
+    multi-token prediction), or the recipe's slices leave their layers out."""
+
+
 Planned = tuple[Step, _Parts]
 """One tensor of the result and what it is made of."""
 
@@ -234,7 +265,7 @@ def not_finite(sources: Sources, models: Iterable[ModelReference]) -> str:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         if wrong:
             found.append(f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}")
-    return f"{'; '.join(found)}. Candidates fail with it: get the model anew, or leave it out" if found else ""
+    return f"{'; '.join(found)}. Candidates fail with it: download the model again, or leave it out" if found else ""
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class ModelReference(BaseModel):
             if not model or (plus and not lora) or "+" in lora:
                 raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
             return {"model": model, "lora": lora or None}
+        if not isinstance(value, dict | ModelReference):
+            raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
         return value
 
     @model_serializer
@@ -119,18 +121,24 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
     return local
 
 
+PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+"""What transformers' automatic classes load, where that is not the model."""
+
+
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` of transformers' automatic classes. Raises SourceError for files that it does not
-    read: a damaged one raises whatever its reader does.
+    """`kind.from_pretrained(folder)` of transformers' automatic classes; for a model's tokenizer see `load_tokenizer`.
+
+    Raises SourceError for files that it does not read: a damaged one raises whatever its reader does.
     """
     try:
         return kind.from_pretrained(folder, **options)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = " ".join(str(error).split())[:300]
         raise SourceError(
-            f"{folder}: transformers cannot load it ({reason}); if its files are damaged, fetch them again"
+            f"{folder}: transformers cannot load {PARTS.get(kind.__name__, 'it')} ({type(error).__name__}: {reason});"
+            " if its files are damaged, download them again"
         ) from error
 
 
@@ -198,7 +206,7 @@ def _converted(file: Path) -> Path:
             partial.rename(out)
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers and the reader of GGUF files raise for a broken one
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out

@@ -27,7 +27,6 @@ from llmevo.judging import Book
 from llmevo.judging.booth import Booth
 from llmevo.machine import machine_errors
 from llmevo.merging import Merger, not_finite
-from llmevo.planning import depth_of
 from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
@@ -37,6 +36,7 @@ from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.state import RunState
 from llmevo.trial import Score
+from llmevo.vocabulary import check_vocabularies
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
     from llmevo.engines.together import Together
@@ -72,7 +72,13 @@ class Rig:
 
     @cached_property
     def sources(self) -> Sources:
-        return Sources.open(self.config.genome.references, self.root)
+        """The models. Raises SourceError unless they fit each other, and have one vocabulary where the config asks."""
+        genome = self.config.genome
+        sources = Sources.open(genome.references, self.root)
+        if (source := genome.tokenizer_source) not in (None, "base"):
+            donor = genome.references[0] if source == "union" else ModelReference.model_validate(source)
+            check_vocabularies(donor, genome.references, sources)
+        return sources
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
@@ -85,7 +91,7 @@ class Rig:
 
     @cached_property
     def layers(self) -> int:
-        return depth_of(self.sources.config(self.config.genome.references[0]))
+        return self.sources.depth(self.config.genome.references[0])
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -208,7 +214,6 @@ class Rig:
         from llmevo.engines.loadable import check_loadable
 
         donor = self.config.genome.references[0]
-        depth_of(self.sources.config(donor))
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
 
     def _start_engine(self) -> Engine:

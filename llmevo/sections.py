@@ -18,6 +18,9 @@ from llmevo.progress import clock
 FEW = 24
 """Genes that are listed one by one."""
 
+FEWEST = 2
+"""Tensors that are named of those that are left out."""
+
 Section = Callable[[Inspection], Sequence[RenderableType]]
 
 
@@ -96,7 +99,14 @@ def _models(found: Inspection) -> Sequence[RenderableType]:
         table,
         f"The merge is written in {found.dtype}. Rounding to it loses {found.rounding_loss:.0%} of what the uniform"
         " merge changes.",
+        _tensors(found),
     ]
+
+
+def _tensors(found: Inspection) -> str:
+    of = found.tensors
+    more = f": {', '.join(of.left_out[:FEWEST])}{', …' if len(of.left_out) > FEWEST else ''}" if of.left_out else ""
+    return f"Tensors of a candidate: {of.merged} merged, {of.copied} copied, {len(of.left_out)} left out{more}."
 
 
 def _vectors(found: Inspection) -> Sequence[RenderableType]:

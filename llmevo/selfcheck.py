@@ -28,6 +28,8 @@ def check_engine(engine: Engine, recipe: Recipe, sources: Sources, seed: int) ->
         try:
             write_model(recipe, sources, folder / "model", seed, trim=False)
         except UserError as error:
+            if type(error) is not UserError:  # the recipe or a model is at fault, not the disk
+                raise
             raise UserError(
                 f"the check of the engine needs room for one model in {folder} ({error}); set TMPDIR to a larger disk,"
                 " or leave the check out with engine.self_check: false"

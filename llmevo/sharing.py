@@ -12,7 +12,7 @@ import yaml
 from llmevo import events
 from llmevo.errors import UserError
 from llmevo.merging import Seed, seed_of
-from llmevo.planning import depth_of, plan
+from llmevo.planning import plan
 from llmevo.recipe import Recipe
 from llmevo.references import PACKAGE, ModelPath, ModelReference
 from llmevo.runlog import LOG, parse_event
@@ -317,7 +317,7 @@ def masks_of(recipe: Recipe, sources: Sources, seed: Seed) -> str | None:
     methods = {recipe.merge_method, *(of.merge_method for of in recipe.slices or [])}
     if not methods & {*RANDOM}:
         return None
-    steps = plan(recipe, [*sources[recipe.donor].shapes], depth_of(sources.config(recipe.donor)))
+    steps = plan(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor))
     models = recipe.references
     return json.dumps({step.name: [seed_of(seed, step.name, model) for model in models] for step in steps}) + "\n"
 

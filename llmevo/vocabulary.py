@@ -5,8 +5,9 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,10 +15,14 @@ from llmevo.errors import RecipeError, SourceError
 from llmevo.methods.base import LowRank, Weight
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference, load_pretrained
-from llmevo.sources import Source, Sources
+from llmevo.sources import Source, Sources, read_object
 
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
 """Weights with one row a token."""
+
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files one of which a tokenizer consists of, whatever else it has."""
 
 
 class Trimmed(Sources):
@@ -45,6 +50,7 @@ class Trimmed(Sources):
 class _TrimmedSource:
     def __init__(self, whole: Source, names: set[str], rows: int) -> None:
         self._whole, self._names, self._rows = whole, names, rows
+        self.derived = whole.derived
         self.shapes = {name: (rows, *s[1:]) if name in names else s for name, s in whole.shapes.items()}
 
     def tensor(self, name: str) -> Tensor:
@@ -61,29 +67,42 @@ class _TrimmedSource:
 
 
 def shared_vocabulary(recipe: Recipe, sources: Sources) -> int | None:
-    """How many tokens the models of a recipe with a `tokenizer_source` have; None when they cannot be counted.
+    """How many tokens the models of a recipe with a `tokenizer_source` have; None when their numbers have gaps.
 
-    Raises SourceError unless all models give every token the number that the chosen tokenizer gives it: mergekit moves
-    the rows of the embeddings where they do not, llmevo merges models of one vocabulary.
+    Raises what `check_vocabularies` raises.
     """
-    donor = recipe.tokenizer_donor
+    wanted = check_vocabularies(recipe.tokenizer_donor, recipe.references, sources)
+    # With numbers left out between the tokens' there is no row to cut off.
+    return len(wanted) if max(wanted.values()) < len(wanted) else None
+
+
+def check_vocabularies(donor: ModelReference, references: Iterable[ModelReference], sources: Sources) -> dict[str, int]:
+    """Every token of the donor's tokenizer and its number, which all models must agree on; those without any do.
+
+    Use it for a `tokenizer_source`: mergekit moves the rows of the embeddings where the numbers differ, llmevo merges
+    models of one vocabulary. Raises SourceError when they differ, and when the donor has no tokenizer.
+    """
     first = sources.folder(donor)
     wanted = vocabulary(first)
-    for reference in recipe.references:
+    if not wanted:
+        raise SourceError(
+            f"tokenizer_source: {donor} has no tokenizer (no tokenizer.json in {first}); put its files there, name"
+            " another model, or leave tokenizer_source out"
+        )
+    for reference in references:
         other = sources.folder(reference)
-        if not wanted or _same_tokenizer_file(first, other):
+        if _same_tokenizer_file(first, other):
             continue
         found = vocabulary(other)
         if found and found != wanted:
-            token = min(wanted.items() ^ found.items(), key=lambda item: item[1])[0]
+            token = min(wanted.items() ^ found.items(), key=lambda item: (item[1], item[0]))[0]
             raise SourceError(
                 f"tokenizer_source: {donor} and {reference} have different vocabularies: {token!r} is token "
                 f"{wanted.get(token, 'none')} of the one, {found.get(token, 'none')} of the other; llmevo merges models"
                 " of one vocabulary. Leave tokenizer_source out if that does not matter, or align the models"
                 " with mergekit first"
             )
-    # With numbers left out between the tokens' there is no row to cut off.
-    return len(wanted) if wanted and max(wanted.values()) < len(wanted) else None
+    return wanted
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
@@ -92,25 +111,42 @@ def vocabulary(folder: Path) -> dict[str, int]:
     whole, plain = folder / "tokenizer.json", folder / "vocab.json"
     try:
         if whole.exists():
-            content = json.loads(whole.read_text(encoding="utf-8"))
+            content = read_object(whole)
             listed = content["model"]["vocab"]
             tokens = {entry[0]: place for place, entry in enumerate(listed)} if isinstance(listed, list) else {**listed}
             tokens |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
         elif plain.exists():
-            tokens = json.loads(plain.read_text(encoding="utf-8"))
+            tokens = read_object(plain)
         elif (folder / "tokenizer.model").exists():
-            from transformers import AutoTokenizer
-
-            return dict(load_pretrained(AutoTokenizer, folder).get_vocab())
+            return dict(load_tokenizer(folder).get_vocab())
         added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
         if added.exists():
-            tokens |= json.loads(added.read_text(encoding="utf-8"))
+            tokens |= read_object(added)
         if config.exists():
-            decoder = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+            decoder = read_object(config).get("added_tokens_decoder") or {}
             tokens |= {token["content"]: int(number) for number, token in decoder.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
     return tokens
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer, loaded by transformers. Raises SourceError that names the file at fault."""
+    from transformers import AutoConfig, AutoTokenizer  # slow to import, and not needed by those who only read runs
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+    try:
+        return load_pretrained(AutoTokenizer, folder)
+    except SourceError as error:
+        if not any((folder / name).exists() for name in TOKENIZERS):
+            raise SourceError(
+                f"{folder}: there is no tokenizer ({', '.join(TOKENIZERS)}); copy its files from the model that it was"
+                " tuned from, or name a model that has one (genome.tokenizer_source in a config)"
+            ) from error
+        load_pretrained(AutoConfig, folder)  # the tokenizer's class depends on it, so it may be what is at fault
+        raise
 
 
 def _same_tokenizer_file(first: Path, second: Path) -> bool:
@@ -151,9 +187,10 @@ def template_of(folder: Path) -> str | None:
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
         return file.read_text().strip()
-    template = json.loads(config.read_text()).get("chat_template") if config.exists() else None
+    template = read_object(config).get("chat_template") if config.exists() else None
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = cast(list[dict[str, Any]], template)
+        template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
     return template.strip() if isinstance(template, str) else None
 
 

@@ -41,7 +41,7 @@ def write_model(
     if recipe.tokenizer_source is not None and (rows := shared_vocabulary(recipe, sources)) and trim:
         sources = Trimmed(sources, recipe.donor, rows)
     donor = sources[recipe.donor].shapes
-    steps = plan(recipe, [*donor], depth_of(sources.config(recipe.donor)))
+    steps = plan(recipe, [*donor], sources.depth(recipe.donor))
     for step in steps:  # a parameter that is missing for the last weight is no reason to merge all the others first
         recipe.values(step.of, step.name, step.depth, step.inputs)
     template = chat_template(recipe, sources)

@@ -236,7 +236,6 @@ def test_bounds_in_the_wrong_order_are_refused(wrong: list[float]) -> None:
             "parameters: linear and karcher have no 'lambda' to fix",
         ),
         ({"merge_method": "linear", "dtype": "float61"}, "dtype 'float61' is unknown, did you mean 'float16'?"),
-        ({"merge_method": "linear", "tokenizer_source": "union"}, "tokenizer_source 'union' is not supported"),
         ({"merge_method": "linear", "parameters": {"lamda": 1}}, "parameters: linear has no 'lamda' to fix"),
         (
             {"merge_method": "ties", "base_model": "org/base", "parameters": {"lamda": 1}},

@@ -103,6 +103,45 @@ def test_no_cost_is_shown_where_no_price_is_known(
     assert ("at the config's prices" in printed) is bool(price)
 
 
+def test_what_becomes_of_every_tensor_is_counted(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("inspect", workspace.config())
+    assert status == 0, printed
+    assert "Tensors of a candidate: 20 merged, 0 copied, 0 left out." in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", None, "there is no tokenizer (tokenizer.json, tokenizer.model, vocab.json)"),
+        ("tokenizer.json", "{", "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", "[]", "tokenizer.json holds a JSON list, not an object"),
+        ("tokenizer.json", "{}", "transformers cannot load its tokenizer"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json holds a JSON list, not an object"),
+        ("config.json", None, "config.json is missing; base must be a folder that transformers has saved"),
+        ("config.json", "", "config.json is empty"),
+        ("config.json", "[]", "config.json holds a JSON list, not an object"),
+        ("config.json", "{}", "base: config.json names no number of layers"),
+        ("config.json", '{"text_config": {}}', "base: config.json is that of a multimodal model"),
+        (
+            "config.json",
+            '{"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": "long"}',
+            "transformers makes no language model of its config.json (StrictDataclassFieldValidationError: Validation"
+            " error for field 'max_position_embeddings'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("words", [("inspect",), ("run", "--dry-run")])
+def test_a_broken_file_of_the_base_is_named(
+    words: tuple[str, ...], file: str, content: str | None, said: str, workspace: Workspace
+) -> None:
+    broken = workspace.root / "base" / file
+    broken.unlink() if content is None else broken.write_text(content)
+    status, printed = workspace.llmevo(words[0], workspace.config(), *words[1:])
+    assert status == 2
+    assert said in printed
+    assert len(printed.splitlines()) == 1
+
+
 def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspace: Workspace) -> None:
     config = workspace.config(search={"optimizer": "random", "budget": 5}, engine={"self_check": False})
     status, printed = workspace.llmevo("inspect", config, "--measure", "--json")

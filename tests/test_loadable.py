@@ -98,6 +98,14 @@ def test_an_architecture_whose_weights_transformers_renames_is_refused_at_the_st
     check_loadable(folder, Checkpoint(folder).shapes, in_place=False)  # vLLM takes the checkpoint's names
 
 
+def test_weights_that_all_models_lack_are_refused(workspace: Workspace) -> None:
+    lost = "model.layers.1.mlp.up_proj.weight"
+    for name in ("base", "one", "two"):
+        file = workspace.root / name / "model.safetensors"
+        save_file({key: of for key, of in load_file(file).items() if key != lost}, file, {"format": "pt"})
+    refused(workspace, f"lacks 1 of the weights of LlamaForCausalLM, the first is {lost}")
+
+
 def test_an_encoder_decoder_model_is_refused_with_its_type(workspace: Workspace) -> None:
     size: dict[str, Any] = {"vocab_size": 98, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     replaced(workspace, lambda: T5ForConditionalGeneration(T5Config(**size)))
@@ -112,8 +120,8 @@ def test_an_encoder_decoder_model_is_refused_with_its_type(workspace: Workspace)
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"num_hidden_layers": 4}, ["num_hidden_layers: 4", "layers 0 to 1"]),
-        ({"num_hidden_layers": 1}, ["num_hidden_layers: 1", "layers 0 to 1"]),
+        ({"num_hidden_layers": 4}, ["num_hidden_layers: 4", "no weight belongs to layer 2"]),
+        ({"num_hidden_layers": 1}, ["num_hidden_layers: 1", "there are weights of layer 1"]),
         ({"vocab_size": 200}, ["vocab_size: 200", "model.embed_tokens.weight is (200, 32)", "it is (100, 32)"]),
         ({"num_key_value_heads": 4}, ["num_key_value_heads: 4", "k_proj.weight is (32, 32)", "it is (16, 32)"]),
         ({"head_dim": 16}, ["head_dim: 16", "k_proj.weight is (32, 32)", "it is (16, 32)"]),
@@ -137,8 +145,8 @@ def test_a_merge_by_a_recipe_needs_weights_for_all_layers_that_the_config_names(
     (workspace.root / "recipe.yml").write_text(RECIPE)
     status, printed = workspace.llmevo("merge", "recipe.yml", "out")
     assert status == 2, printed
-    assert "4 layers" in printed
-    assert "no weights of layer 2" in printed
+    assert "num_hidden_layers: 4" in printed
+    assert "no weight belongs to layer 2" in printed
 
 
 @pytest.mark.parametrize(("model", "value", "status"), [("two", float("nan"), 0), ("base", float("inf"), 2)])
@@ -183,13 +191,25 @@ def test_weights_that_are_not_finite_are_told_in_place_of_an_engine_that_differs
         check_engine(engine, recipe, sources, 0)
 
 
-def test_vllm_may_have_uses_for_layers_beyond_the_last(workspace: Workspace) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_layers_for_the_prediction_of_several_tokens_may_follow_the_last(workspace: Workspace, in_place: bool) -> None:
     folder = workspace.root / "base"
-    shapes = Checkpoint(folder).shapes
-    extra = {name.replace("layers.1.", "layers.2."): shape for name, shape in shapes.items() if "layers.1." in name}
-    check_loadable(folder, {**shapes, **extra}, in_place=False)
-    with pytest.raises(SourceError, match="num_hidden_layers: 2, the checkpoint has the layers 0 to 2"):
-        check_loadable(folder, {**shapes, **extra})
+    weights = load_file(folder / "model.safetensors")
+    extra = {name.replace("layers.1.", "layers.2."): of.clone() for name, of in weights.items() if "layers.1." in name}
+    save_file({**weights, **extra}, folder / "model.safetensors", metadata={"format": "pt"})
+    reference = ModelReference.parse("base")
+    with pytest.raises(SourceError, match="num_hidden_layers: 2, but there are weights of layer 2"):
+        Sources.open([reference], workspace.root)
+    changed(folder, num_nextn_predict_layers=1)
+    check_loadable(folder, Sources.open([reference], workspace.root)[reference].shapes, in_place)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_weights_that_the_checkpoint_lacks_are_refused_by_number_and_name(workspace: Workspace, in_place: bool) -> None:
+    folder, lost = workspace.root / "base", "model.layers.1.mlp.up_proj.weight"
+    shapes = {name: shape for name, shape in Checkpoint(folder).shapes.items() if name != lost}
+    with pytest.raises(SourceError, match=f"lacks 1 of the weights of LlamaForCausalLM, the first is {lost}"):
+        check_loadable(folder, shapes, in_place)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "tied"])

@@ -22,9 +22,9 @@ from checkpoints import (
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmevo.errors import CandidateError, RecipeError
+from llmevo.errors import CandidateError, RecipeError, SourceError
 from llmevo.genome import Genome
-from llmevo.merging import merge
+from llmevo.merging import Merger, merge
 from llmevo.methods import METHODS
 from llmevo.planning import depth_of, plan
 from llmevo.recipe import Recipe
@@ -373,8 +373,37 @@ def test_a_parameter_that_is_missing_is_refused_by_name(root: Path) -> None:
 
 def test_the_number_of_layers_comes_from_the_config() -> None:
     assert depth_of({"num_hidden_layers": 4}) == depth_of({"n_layer": 4}) == 4
-    with pytest.raises(RecipeError, match="names no number of layers"):
+    with pytest.raises(SourceError, match="names no number of layers"):
         depth_of({"hidden_size": 4})
+
+
+def test_layers_of_different_kinds_are_refused_by_both_names() -> None:
+    spans = {"merge_method": "linear", "slices": [{"sources": [layers("one", 0, 1, weight=1), layers("two", 1, 2)]}]}
+    names = ["model.layers.0.mixer.weight", "model.layers.1.self_attn.weight"]
+    with pytest.raises(RecipeError, match=r"layers\.0\.mixer\.weight cannot be merged with model\.layers\.1\.mixer"):
+        plan(Recipe.model_validate(spans), names, 2)
+
+
+def test_every_tensor_is_counted_as_merged_copied_or_left_out(root: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(root / name, tmp_path / name)
+        file, weights = tmp_path / name / "model.safetensors", weights_of(root / name)
+        weights["model.position_ids"] = torch.arange(4)
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+        save_file(weights, file, {"format": "pt"})
+    adapter = new_adapter(tmp_path / "adapter", root / "one")
+    merger = Merger(Sources(tmp_path))
+    both = {"merge_method": "linear", "models": [model("one", weight=0.5), model("two", weight=0.5)]}
+    counted = merger.count(Recipe.model_validate(both))
+    total = len(weights_of(root / "one"))
+    assert (counted.merged, counted.copied) == (total, 1)
+    assert counted.left_out == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    adapted = {"merge_method": "task_arithmetic", "base_model": "one", "models": [model(f"one+{adapter}", weight=1)]}
+    counted = merger.count(Recipe.model_validate(adapted))
+    assert (counted.merged, counted.copied) == (8, total + 1 - 8)  # q_proj and down_proj of four layers
+    first = {"merge_method": "passthrough", "slices": [{"sources": [layers("one", 0, 3)]}]}
+    left = merger.count(Recipe.model_validate(first)).left_out
+    assert {name for name in left if ".layers.3." in name} == {name for name in weights if ".layers.3." in name}
 
 
 # --- masks and order --------------------------------------------------------------------------------------------

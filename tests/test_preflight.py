@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import new_adapter
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
@@ -135,6 +136,15 @@ def test_ways_of_writing_the_same_rotary_embeddings_are_the_same(workspace: Work
     assert not [*architecture.rope(rig(workspace))]
 
 
+@pytest.mark.parametrize(("said", "warned"), [("org/Base", False), ("base", False), ("meta/Llama-3.1-8B", True)])
+def test_an_adapter_of_another_model_by_its_own_word_is_named(workspace: Workspace, said: str, warned: bool) -> None:
+    config = new_adapter(workspace.root / "lora", workspace.root / "base") / "adapter_config.json"
+    assert not [*architecture.adapters(rig(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    change(config, base_model_name_or_path=said)
+    found = [*architecture.adapters(rig(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    assert [(of.model, f"trained on {said}" in of.what) for of in found] == [("lora", True)] * warned
+
+
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rms_norm_eps=0.1, model_type="mistral")
     found = only(architecture.functions(rig(workspace)))
@@ -247,6 +257,13 @@ def test_rounding_is_said_where_it_loses_most(workspace: Workspace) -> None:
     assert lost > 0.5
     assert "genome.dtype: float32" in only(rounded(lost, "bfloat16")).remedy
     assert not [*rounded(rounding_loss(rig(workspace)), "float32")]
+
+
+def test_checks_that_fail_for_one_reason_are_one_line(workspace: Workspace) -> None:
+    (workspace.root / "two" / "config.json").unlink()
+    said = [str(found) for found in preflight.preflight(rig(workspace)) if "could not be checked" in found.what]
+    assert len(said) == 1
+    assert said[0].startswith("rope, functions, tied heads: could not be checked (")
 
 
 def test_files_that_cannot_be_read_stop_nothing(workspace: Workspace) -> None:

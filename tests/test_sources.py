@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_a_torn_weight_file_is_refused_by_name(model: Path, tmp_path: Path, keep
     file = copy_of(model, tmp_path / "torn") / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(SourceError, match=r"model\.safetensors is torn or no safetensors file .*; fetch it again"):
+    with pytest.raises(SourceError, match=r"model\.safetensors is (empty|incomplete or not a safetensors).*; download"):
         Checkpoint(file.parent)
 
 
@@ -94,15 +95,47 @@ def test_a_missing_shard_is_found_on_opening(sharded: Path, tmp_path: Path) -> N
     folder = copy_of(sharded, tmp_path / "holed")
     lost = sorted(folder.glob("*.safetensors"))[2]
     lost.unlink()
-    with pytest.raises(SourceError, match=rf"lists \S+ in {lost.name}, which is not there"):
+    with pytest.raises(SourceError, match=rf"lists \S+ in {lost.name}, which is missing"):
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize("content", ['{"weight_map": {"a', "{}"])
+@pytest.mark.parametrize("content", ['{"weight_map": {"a', "{}", "[]", '{"weight_map": []}'])
 def test_a_torn_index_is_refused_by_name(sharded: Path, tmp_path: Path, content: str) -> None:
     folder = copy_of(sharded, tmp_path / "torn")
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(SourceError, match=r"index\.json is torn or no index .*; fetch it again"):
+    with pytest.raises(SourceError, match=r"index\.json (is not valid JSON|holds|is no index).*; download"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
+        ("<!DOCTYPE html>\n<html>Access denied</html>", "a web page, not the file itself"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_is_something_else_is_said_to_be_that(
+    content: str, said: str, name: str, model: Path, tmp_path: Path
+) -> None:
+    (copy_of(model, tmp_path / "copy") / name).write_text(content)
+    with pytest.raises(SourceError, match=rf"copy.{name} is {said}"):
+        Sources.open(references("copy"), tmp_path)
+
+
+def test_a_shard_that_no_index_lists_is_missed_by_its_number(sharded: Path, tmp_path: Path) -> None:
+    folder = copy_of(sharded, tmp_path / "holed")
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(SourceError, match=r"shard 2 of \d+ is missing"):
+        Checkpoint(folder)
+
+
+def test_an_index_without_any_shard_is_named(sharded: Path, tmp_path: Path) -> None:
+    folder = copy_of(sharded, tmp_path / "empty")
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(SourceError, match=r"index\.json lists \d+ shards, and all are missing"):
         Checkpoint(folder)
 
 
@@ -121,20 +154,21 @@ def test_tensors_that_the_config_determines_are_left_out(tmp_path: Path) -> None
 
 LAYER = "model.layers.0.mlp.up_proj"
 
-QUANTISED: dict[str, tuple[str, torch.Tensor, str]] = {
+QUANTIZED: dict[str, tuple[str, torch.Tensor, str]] = {
     "int8": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int8), "int8"),
     "float8": (f"{LAYER}.weight", torch.ones(4, 4).to(torch.float8_e4m3fn), "F8_E4M3"),
     "AWQ and GPTQ": (f"{LAYER}.qweight", torch.ones(4, 1, dtype=torch.int32), "int32"),
     "bitsandbytes": (f"{LAYER}.weight", torch.ones(8, 1, dtype=torch.uint8), "uint8"),
     "integers": (f"{LAYER}.weight", torch.ones(4, 4, dtype=torch.int64), "int64"),
+    "a bias": (f"{LAYER}.bias", torch.ones(4, dtype=torch.int8), "int8"),
 }
 
 
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_quantised_weights_are_refused_by_tensor_and_type(kind: str, tmp_path: Path) -> None:
-    name, tensor, dtype = QUANTISED[kind]
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_are_refused_by_tensor_and_type(kind: str, tmp_path: Path) -> None:
+    name, tensor, dtype = QUANTIZED[kind]
     save_file({name: tensor, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
-    with pytest.raises(SourceError, match=f"{tmp_path.name}: {name} is stored as {dtype};.*dequantise"):
+    with pytest.raises(SourceError, match=f"{tmp_path.name}: {name} is stored as {dtype};.*dequantize"):
         Checkpoint(tmp_path)
 
 
@@ -142,7 +176,8 @@ def test_integers_that_are_no_weights_are_read_as_they_are(tmp_path: Path) -> No
     buffers = {
         "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
         "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
-        "embeddings.position_ids": torch.arange(4),
+        "embeddings.position_ids": torch.arange(4).reshape(1, 4),
+        "model.steps": torch.arange(4, dtype=torch.int32),
     }
     save_file({**buffers, "model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)
@@ -176,6 +211,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "alpha by module": {"alpha_pattern": {"q_proj": 1, "layers.1.mlp.down_proj": 9}},
     "alpha by expression": {"alpha_pattern": {r"^model\.layers\.[12]\.self_attn\.q_proj": 11, "proj": 40}},
     "rank by module": {"rank_pattern": {"down_proj": 4}},
+    "some layers": {"layers_to_transform": [1, 3]},
     "rank and alpha with rslora": {
         "use_rslora": True,
         "rank_pattern": {r"layers\.\d\.self_attn\.q_proj": 4},
@@ -244,6 +280,9 @@ def test_reading_an_adapted_weight_changes_nothing_on_disk_or_in_the_next_read(m
         ("layer_replication", [[0, 2], [1, 3]]),
         ("alora_invocation_tokens", [1, 2]),
         ("kasa_config", {"beta": 1e-4}),
+        ("lora_bias", True),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("trainable_token_indices", [1, 2]),
     ],
 )
 def test_an_adapter_that_is_more_than_a_plain_lora_is_refused_with_the_reason(
@@ -252,6 +291,85 @@ def test_an_adapter_that_is_more_than_a_plain_lora_is_refused_with_the_reason(
     folder = changed_adapter(adapter, tmp_path / "adapter", **{key: value})
     with pytest.raises(SourceError, match=rf"adapter_config\.json: {key} is .*; llmevo merges plain LoRA"):
         LoraModel(Checkpoint(model), folder)
+
+
+def test_empty_lists_in_an_adapters_config_are_none(model: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = changed_adapter(adapter, tmp_path / "adapter", modules_to_save=[], layer_replication=[])
+    assert LoraModel(Checkpoint(model), folder).shapes
+
+
+def test_an_adapter_on_a_changed_base_is_refused_with_the_way_out(model: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = changed_adapter(adapter, tmp_path / "adapter", init_lora_weights="pissa_niter_4")
+    with pytest.raises(SourceError, match=r"init_lora_weights is 'pissa_niter_4': .* path_initial_model_for_weight"):
+        LoraModel(Checkpoint(model), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 0}, "r is 0; it must be a whole number of 1 or more"),
+        ({"r": "two"}, "r is 'two'; it must be"),
+        ({"r": None}, "r is None; it must be"),
+        ({"lora_alpha": None}, "lora_alpha is None; it must be a number"),
+        ({"r": 4}, "rank 2 in lora_A, 2 in lora_B and 4 in adapter_config.json"),
+        ({"rank_pattern": {"q_proj": 5}}, "rank 2 in lora_A, 2 in lora_B and 5 in adapter_config.json"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj is 0; it must be a number"),
+        ({"alpha_pattern": {"(": 2}}, "is no regular expression"),
+        ({"alpha_pattern": [2]}, "must map names of modules to numbers"),
+    ],
+)
+def test_an_adapters_numbers_are_checked_before_they_are_used(
+    changes: dict[str, Any], said: str, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    folder = changed_adapter(adapter, tmp_path / "adapter", **changes)
+    with pytest.raises(SourceError, match=re.escape(said)):
+        LoraModel(Checkpoint(model), folder)
+
+
+FACTOR = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
+
+
+@pytest.mark.parametrize(("lost", "kept"), ["AB", "BA"])
+def test_half_a_pair_of_factors_is_refused_by_name(
+    lost: str, kept: str, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(adapter, tmp_path / "adapter")
+    factors = weights_of(folder)
+    del factors[FACTOR.format(lost)]
+    save_file(factors, folder / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match=rf"has {FACTOR.format(kept)}, but {FACTOR.format(lost)} is missing"):
+        LoraModel(Checkpoint(model), folder)
+
+
+@pytest.mark.parametrize(
+    ("which", "shape", "said"),
+    [
+        ("A", (2, 7), "lora_B (16, 2) times lora_A (2, 7) does not fit the weight (16, 32)"),
+        ("B", (9, 2), "lora_B (9, 2) times lora_A (2, 32) does not fit the weight (16, 32)"),
+        ("A", (3, 32), "rank 3 in lora_A, 2 in lora_B and 2 in adapter_config.json"),
+        ("A", (2, 32, 1, 1), "is no linear layer"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused_with_their_shapes(
+    which: str, shape: tuple[int, ...], said: str, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(adapter, tmp_path / "adapter")
+    save_file({**weights_of(folder), FACTOR.format(which): torch.ones(shape)}, folder / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match=re.escape(said)):
+        LoraModel(Checkpoint(model), folder)
+
+
+def test_an_adapter_without_factors_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = copy_of(adapter, tmp_path / "adapter")
+    save_file({}, folder / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match="hold no LoRA factors"):
+        LoraModel(Checkpoint(model), folder)
+
+
+def test_a_model_where_an_adapter_should_be_is_named_as_that(model: Path, tmp_path: Path) -> None:
+    other = copy_of(model, tmp_path / "other")
+    with pytest.raises(SourceError, match=r"other is a model and no LoRA adapter"):
+        LoraModel(Checkpoint(model), other)
 
 
 def test_an_adapter_saved_with_dora_by_peft_is_refused(model: Path, tmp_path: Path) -> None:
@@ -278,7 +396,7 @@ def test_an_adapter_without_a_readable_config_is_refused(
 ) -> None:
     config = copy_of(adapter, tmp_path / "adapter") / "adapter_config.json"
     config.unlink() if content is None else config.write_text(content)
-    with pytest.raises(SourceError, match=r"cannot be read .*an adapter is a folder that PEFT has saved"):
+    with pytest.raises(SourceError, match=r"(missing|not valid JSON).*an adapter is a folder that PEFT has saved"):
         LoraModel(Checkpoint(model), config.parent)
 
 
@@ -307,15 +425,108 @@ def test_models_of_another_width_are_refused_by_both_names(tmp_path: Path) -> No
 def test_models_of_another_depth_are_refused_by_both_names(order: tuple[str, str], tmp_path: Path) -> None:
     new_checkpoint(tmp_path / "shallow")
     new_checkpoint(tmp_path / "deep", layers=5)
-    with pytest.raises(SourceError, match=r"deep has the tensor model\.layers\.4\.\S+, shallow has not"):
+    with pytest.raises(SourceError, match=r"has [45] layers, (deep|shallow) [45] \(num_hidden_layers\)"):
         Sources.open(references(*order), tmp_path)
 
 
 def test_a_model_with_a_head_of_its_own_does_not_fit_one_with_a_tied_head(tmp_path: Path) -> None:
     new_checkpoint(tmp_path / "tied", tied=True)
     new_checkpoint(tmp_path / "untied")
-    with pytest.raises(SourceError, match=r"untied has the tensor lm_head\.weight, tied has not"):
+    with pytest.raises(SourceError, match=r"untied has an output head .*, tied uses its embeddings"):
         Sources.open(references("tied", "untied"), tmp_path)
+
+
+def test_an_adapter_listed_as_a_model_is_refused_with_the_reference_to_write(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    copy_of(model, tmp_path / "base")
+    changed_adapter(adapter, tmp_path / "adapter", base_model_name_or_path="org/base")
+    with pytest.raises(SourceError, match=r"adapter is a LoRA adapter, not a model .*: org/base\+adapter"):
+        Sources.open(references("base", "adapter"), tmp_path)
+
+
+def test_models_of_another_architecture_are_refused_by_their_types(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "one")
+    new_checkpoint(tmp_path / "two", family="qwen2")
+    with pytest.raises(SourceError, match=r"different architectures: model_type is 'llama' in one, 'qwen2' in two"):
+        Sources.open(references("one", "two"), tmp_path)
+
+
+def test_other_shapes_are_explained_by_the_keys_of_both_configs(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "small", vocabulary=32)
+    new_checkpoint(tmp_path / "wide", vocabulary=32, hidden=32)
+    with pytest.raises(SourceError, match=r"different shapes: .*\(hidden_size: 16 in small, 32 in wide"):
+        Sources.open(references("small", "wide"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop(QUERY), "{0} has the tensor {2}, {1} does not; {1} has it in other layers, .* incomplete"),
+        (lambda w: w.update({"score.weight": torch.ones(2)}), "{1} has the tensor score.weight, {0} does not"),
+        (lambda w: w.update({"x.SCB": torch.ones(2)}), "{1} is quantized"),
+        (lambda w: w.update({"x.lora_A.weight": torch.ones(2)}), "{1} has a LoRA adapter in its weights"),
+        (
+            lambda w: [w.update({f"base_model.model.{name}": w.pop(name)}) for name in [*w]],
+            "{1}: the name of every tensor begins with 'base_model.model.'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("changed", ["one", "two"])
+def test_tensors_of_one_model_only_are_refused_with_the_probable_cause(
+    change: Any, said: str, changed: str, model: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        copy_of(model, tmp_path / name)
+    weights = weights_of(tmp_path / changed)
+    change(weights)
+    save_file(weights, tmp_path / changed / "model.safetensors", {"format": "pt"})
+    other = "two" if changed == "one" else "one"
+    with pytest.raises(SourceError, match=said.format(other, changed, QUERY)):
+        Sources.open(references("one", "two"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (5, "says num_hidden_layers: 5, but no weight belongs to layer 4"),
+        (3, "says num_hidden_layers: 3, but there are weights of layer 3, which would be lost"),
+        (0, "num_hidden_layers is 0; it must be the number of layers"),
+        ("4", "num_hidden_layers is '4'; it must be the number of layers"),
+    ],
+)
+@pytest.mark.parametrize("changed", ["one", "two"])
+def test_layers_that_config_and_weights_disagree_about_are_refused(
+    value: Any, said: str, changed: str, model: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        copy_of(model, tmp_path / name)
+    config = tmp_path / changed / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": value}))
+    with pytest.raises(SourceError, match=f"{changed}: config.json.*{said}"):
+        Sources.open(references("one", "two"), tmp_path)
+
+
+def test_weights_without_layers_are_refused(model: Path, tmp_path: Path) -> None:
+    weights = weights_of(copy_of(model, tmp_path / "one"))
+    renamed = {name.replace(".layers.", ".stages."): weight for name, weight in weights.items()}
+    save_file(renamed, tmp_path / "one" / "model.safetensors")
+    with pytest.raises(SourceError, match="one: none of its weights belongs to a layer by its name"):
+        Sources.open(references("one"), tmp_path)
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    save_file({"model.rope": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"model\.rope holds complex numbers"):
+        Checkpoint(tmp_path)
+
+
+def test_layers_for_multi_token_prediction_are_no_layers_too_many(model: Path, tmp_path: Path) -> None:
+    config = copy_of(model, tmp_path / "one") / "config.json"
+    changes = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    (one,) = references("one")
+    assert Sources.open([one], tmp_path).depth(one) == 3
 
 
 def test_models_that_fit_are_opened_once_each(model: Path, adapter: Path) -> None:
@@ -334,7 +545,7 @@ def test_the_config_comes_from_the_models_folder_and_is_named_when_it_cannot_be_
     (reference,) = references("copy")
     assert Sources(tmp_path).config(reference)["num_hidden_layers"] == 4
     (tmp_path / "copy" / "config.json").unlink()
-    with pytest.raises(SourceError, match=r"copy: .*config\.json cannot be read"):
+    with pytest.raises(SourceError, match=r"config\.json is missing; copy must be a folder"):
         Sources(tmp_path).config(reference)
 
 

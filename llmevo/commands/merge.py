@@ -22,6 +22,7 @@ def merge(
     from llmevo.merging import Seed  # torch takes seconds to import
     from llmevo.sharing import read_masks, root_of
     from llmevo.sources import Sources
+    from llmevo.vocabulary import TOKENIZERS
     from llmevo.writing import write_model
 
     try:
@@ -36,3 +37,9 @@ def merge(
         sources = Sources.open(parsed.references, root_of(recipe.parent))
         write_model(parsed, sources, out, masks, trim=found is None)
     terminal.console.print(f"{out} is a Hugging Face model.", highlight=False)
+    if not any((out / name).exists() for name in TOKENIZERS):
+        terminal.console.print(
+            f"It has no tokenizer, as {parsed.tokenizer_donor} has none: copy the tokenizer's files into {out}.",
+            style="yellow",
+            highlight=False,
+        )

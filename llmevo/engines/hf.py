@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from llmevo.engines.requests import RequestScorer
 from llmevo.errors import CandidateError
@@ -14,6 +14,7 @@ from llmevo.merging import Merger
 from llmevo.recipe import Recipe
 from llmevo.references import load_pretrained
 from llmevo.sources import Checkpoint
+from llmevo.vocabulary import load_tokenizer
 
 
 class HfEngine:
@@ -32,7 +33,7 @@ class HfEngine:
         takes ready weights only. Raises SourceError when transformers cannot load them.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        vocabulary = load_pretrained(AutoTokenizer, tokenizer)
+        vocabulary = load_tokenizer(tokenizer)
         model = load_pretrained(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmevo.errors import SourceError
-from llmevo.planning import DEPTH_KEYS, LAYER
+from llmevo.planning import LAYER, depth_of
 
 KEYS = (
     (r"embed|wte|lm_head|word_embeddings", ("vocab_size", "hidden_size")),
@@ -29,26 +29,31 @@ def check_loadable(folder: Path, shapes: Shapes, in_place: bool = True) -> None:
 
     Use it before anything is computed: the weights are not read, the model is made on the meta device. `in_place` is
     for an engine that writes each weight of a merge into the running model under its own name, as `hf` does and vLLM
-    does not: then also the names have to be the same.
+    does not: then also the names have to be the same. Layers beyond those that the config names are for the prediction
+    of several tokens (see `planning.check_layers`); no merge has them.
     """
     model = _made(folder)
     config = model.config.get_text_config()
-    _check_layers(folder, config, shapes, in_place)
     held: dict[str, Any] = model.state_dict(keep_vars=True)
     for name, shape in shapes.items():
         if name in held and tuple(held[name].shape) != shape:
             raise SourceError(
                 f"{folder}: with {_told(config, name)} in config.json {name} is {tuple(held[name].shape)}, in the"
-                f" checkpoint it is {shape}; fetch both files of one model"
+                f" checkpoint it is {shape}; download both files of one model"
             )
-    if not in_place:
-        return
     # Of a weight under two names, such as a tied output head, one is enough.
     own = {id(weight) for name, weight in held.items() if name in shapes}
     missing = [name for name, weight in held.items() if weight.requires_grad and id(weight) not in own]
-    strange = [name for name in shapes if name not in held]
-    if missing or strange:
-        parts = [f"the checkpoint has {strange[0]}"] if strange else []
+    depth = depth_of(vars(config))
+    merged = [name for name in shapes if not ((match := LAYER.match(name)) and int(match[2]) >= depth)]
+    strange = [name for name in merged if name not in held]
+    if missing and not strange:
+        raise SourceError(
+            f"{folder}: its checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, the first is"
+            f" {missing[0]}; every candidate would lack them: download the model again"
+        )
+    if strange and in_place:
+        parts = [f"the checkpoint has {strange[0]}"]
         parts += [f"the running model has {missing[0]}"] if missing else []
         raise SourceError(
             f"{folder}: transformers holds the weights of {config.model_type} under other names than the checkpoint"
@@ -68,18 +73,6 @@ def _made(folder: Path) -> Any:
         raise SourceError(
             f"{folder}: transformers makes no language model of its config.json ({type(error).__name__}: {reason})"
         ) from error
-
-
-def _check_layers(folder: Path, config: Any, shapes: Shapes, in_place: bool) -> None:
-    key = next((key for key in DEPTH_KEYS if hasattr(config, key)), "")
-    there = {int(match[2]) for name in shapes if (match := LAYER.match(name))}
-    named = {*range(getattr(config, key))} if key else there
-    # vLLM has uses of its own for layers beyond the last, such as those that draft several tokens.
-    if there and (named != there if in_place else named - there):
-        raise SourceError(
-            f"{folder}: config.json says {key}: {getattr(config, key)}, the checkpoint has the layers {min(there)} to"
-            f" {max(there)}; fetch both files of one model"
-        )
 
 
 def _told(config: Any, name: str) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm_requests import VllmScorer
 from llmevo.errors import CandidateError, ConfigError, MachineError, RecipeError, SourceError
 from llmevo.recipe import Recipe
 from llmevo.references import load_pretrained
+from llmevo.vocabulary import load_tokenizer
 
 LONGEST = 4096
 """Tokens of a text by default, if the model holds as many: vLLM keeps memory free for the longest text there may be."""
@@ -91,12 +92,12 @@ class VllmEngine:
         """
         vllm = _import_vllm()
         longest, keywords = _keywords(folder, options or {})
+        vocabulary = load_tokenizer(tokenizer)
         try:
             with _starting(int(keywords.get("tensor_parallel_size", 1)) == 1):
                 self._llm: Any = vllm.LLM(
                     model=str(folder), tokenizer=str(tokenizer), dtype=dtype, seed=seed, **keywords
                 )
-                vocabulary: Any = AutoTokenizer.from_pretrained(tokenizer)
             self._llm.collective_rpc("open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb))
         except Exception as error:  # whatever vLLM's configuration, its workers and their libraries raise
             raise ConfigError(f"{folder}: vLLM does not start ({error}); mend it in engine.options") from error

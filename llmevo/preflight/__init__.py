@@ -6,7 +6,7 @@ To add one: a function with a docstring, and its line in the list.
 from collections.abc import Callable, Sequence
 
 from llmevo.errors import LlmevoError
-from llmevo.preflight.architecture import dtypes, functions, rope, tied_heads
+from llmevo.preflight.architecture import adapters, dtypes, functions, rope, tied_heads
 from llmevo.preflight.asking import directions, finalists, lengths, questions
 from llmevo.preflight.base import Finding, Findings
 from llmevo.preflight.licensing import licences
@@ -27,26 +27,28 @@ CHECKS: Sequence[Check] = (
     system_messages,
     vocabularies,
     special_tokens,
+    adapters,
     rope,
     functions,
     tied_heads,
     dtypes,
     licences,
 )
-"""They read configs, tokenizers and cards, and are made at the start of every run. `vectors` and `rounded` need weights
-and are made by `llmevo inspect`."""
+"""They read configs, tokenizers and cards, and are made at the start of every run. `vectors` and `rounded` need
+weights: `llmevo inspect` makes them."""
 
 
 def preflight(rig: Rig) -> list[Finding]:
     """What is to be said of the models, the most pressing first. Never raises: what cannot be checked is said."""
     found: list[Finding] = []
+    unread: dict[str, list[str]] = {}
     for check in CHECKS:
         try:
             found += check(rig)
         except (LlmevoError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            name = check.__name__.replace("_", " ")
-            found.append(Finding(name, f"could not be checked ({error})", "See whether the model's files are whole"))
-    return found
+            unread.setdefault(str(error), []).append(check.__name__.replace("_", " "))
+    remedy = "See whether the model's files are complete"
+    return [Finding(", ".join(names), f"could not be checked ({why})", remedy) for why, names in unread.items()] + found
 
 
 def brief(rig: Rig, most: int = 4) -> list[str]:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmevo.methods.base import stored
-from llmevo.preflight.base import Finding, Findings, folders
-from llmevo.references import ModelReference
+from llmevo.preflight.base import Finding, Findings, folders, names
+from llmevo.references import ModelPath, ModelReference
 from llmevo.rig import Rig
+from llmevo.sources import LoraModel
 
 FUNCTION = (
     "model_type",
@@ -72,6 +74,31 @@ def _compared(rig: Rig, of: Any) -> Findings:
                 ", ".join(f"{key} is {found[key]}, that of {donor} {wanted[key]}" for key in differing),
                 f"Every candidate computes as {donor} says; check that the model still works so, or leave it out",
             )
+
+
+def adapters(rig: Rig) -> Findings:
+    """Adapters that say that they were trained on another model than the one they are put on."""
+    for reference, name in names(rig).items():
+        source = rig.sources[reference]
+        if not isinstance(source, LoraModel):
+            continue
+        said = source.config.get("base_model_name_or_path")
+        if isinstance(said, str) and said and not _is_called(reference, rig.sources.folder(reference), said):
+            yield Finding(
+                name,
+                f"it was trained on {said} (base_model_name_or_path in its adapter_config.json) and is put on"
+                f" {reference.model}",
+                "Check that both are the same weights: their shapes are equal, and no more could be checked",
+            )
+
+
+def _is_called(reference: ModelReference, folder: Path, name: str) -> bool:
+    """Whether a model may be meant by a name: a hub id or a folder, of which the last part counts."""
+    local = Path(name).expanduser()
+    if local.is_absolute() and local.exists():
+        return local.resolve() == folder.resolve()
+    known = {reference.model.name, folder.name, folder.resolve().name}
+    return ModelPath(path=name).name.lower() in {each.lower() for each in known}
 
 
 def dtypes(rig: Rig) -> Findings:

@@ -4,8 +4,8 @@ from collections import defaultdict
 
 from llmevo.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.questions import near_duplicates
-from llmevo.references import load_pretrained
 from llmevo.rig import Rig
+from llmevo.vocabulary import load_tokenizer
 
 JUDGED = 64
 """Questions of a task whose tokens are counted: the longest."""
@@ -63,9 +63,7 @@ def lengths(rig: Rig) -> Findings:
                 asked[name].append((text, written))
     if not asked:
         return
-    from transformers import AutoTokenizer  # slow to import, and hardly ever needed
-
-    tokenizer = load_pretrained(AutoTokenizer, tokenizer_donor(rig)[1])
+    tokenizer = load_tokenizer(tokenizer_donor(rig)[1])
     for name, texts in asked.items():
         longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
         counts = [len(tokenizer.encode(text)) + written for text, written in longest]

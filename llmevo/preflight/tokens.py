@@ -1,13 +1,13 @@
 """Tokenizers: whether the models mean the same by a token, end their answers alike and are asked alike."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llmevo.plurals import plural
 from llmevo.preflight.base import Finding, Findings, folders, tokenizer_donor
 from llmevo.rig import Rig
-from llmevo.vocabulary import template_of, vocabulary
+from llmevo.sources import read_object
+from llmevo.vocabulary import load_tokenizer, template_of, vocabulary
 
 SHOWN = 3
 """Tokens that are named of those that differ."""
@@ -93,9 +93,8 @@ def system_messages(rig: Rig) -> Findings:
     if not rig.config.apply_chat_template or not described or template_of(folder) is None:
         return
     from jinja2 import TemplateError
-    from transformers import AutoTokenizer  # slow to import
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     tasks = ", ".join(described)
     try:
         text: str = tokenizer.apply_chat_template(
@@ -126,7 +125,7 @@ def _special(folder: Path) -> dict[str, Any]:
         ("config.json", "token_id", ""),
         ("generation_config.json", "token_id", "generation "),
     ):
-        content: dict[str, Any] = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        content = read_object(folder / file) if (folder / file).exists() else {}
         for kind in KINDS:
             value = content.get(f"{kind}_{suffix}")
             value = value.get("content") if isinstance(value, dict) else value
