@@ -138,9 +138,9 @@ def test_a_recipe_that_mergekit_would_reject_says_why(workspace: Workspace) -> N
 
 def test_a_dry_run_shows_space_prompt_and_forecast_and_writes_nothing(workspace: Workspace) -> None:
     before = sorted(workspace.root.rglob("*"))
-    status, printed = workspace.llmevo("run", workspace.config(), "--dry-run")
+    status, printed = workspace.llmevo("run", workspace.config(), "--dry-run", "--budget", 20)
     assert status == 0, printed
-    for words in ("4 genes over 2 layers", "one/0-0/weight", "First prompt", "score 99 |", "9 evaluations of"):
+    for words in ("4 genes over 2 layers", "one/0-0/weight", "First prompt", "score 99 |", "20 evaluations of"):
         assert words in printed
     assert sorted(set(workspace.root.rglob("*")) - {workspace.root / "config.yml"}) == [
         path for path in before if path != workspace.root / "config.yml"
