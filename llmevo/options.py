@@ -10,6 +10,7 @@ from llmevo.config import Config, read_config
 from llmevo.errors import ConfigError
 from llmevo.loggers import LOGGERS, check_installed, read_loggers
 from llmevo.optimizers import OPTIMIZERS
+from llmevo.tasks.files import check_names
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
@@ -57,6 +58,13 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
         return settings
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]
     return settings.model_copy(update={"task_search_path": paths})
+
+
+def check_tasks(config: Config, root: Path) -> None:
+    """Raise TaskError for a misspelt task, before anything is loaded; relative folders start at `root`."""
+    lists = {"heldout": config.heldout, "tasks": config.tasks}
+    names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
+    check_names(names, [root / folder for folder in config.task_search_path])
 
 
 def with_loggers(config: Config, names: list[str] | None) -> Config:

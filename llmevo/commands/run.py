@@ -24,6 +24,7 @@ from llmevo.options import (
     Seed,
     Strict,
     TaskFolders,
+    check_tasks,
     read_settings,
     with_loggers,
 )
@@ -70,6 +71,7 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
+    check_tasks(settings, config.parent.absolute())
     from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
     from llmevo.preflight import brief
 

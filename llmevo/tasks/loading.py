@@ -9,6 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
 from llmevo.tasks.benchmarks import refuse_benchmarks
+from llmevo.tasks.files import check_names, nearest_task
 from llmevo.tasks.function import build_function
 from llmevo.tasks.judge import build_judge
 from llmevo.tasks.task import Task
@@ -38,9 +39,7 @@ def load(tasks: Sequence[Task], search_path: Sequence[Path], root: Path, benchma
     The built-in index is large (half a minute on a slow disk) and read only if needed. Raises TaskError; without
     `benchmarks` also for tasks that are public benchmarks: see `refuse_benchmarks`.
     """
-    for folder in search_path:
-        if not folder.is_dir():
-            raise TaskError(f"task_search_path: there is no folder {folder}")
+    check_names({}, search_path)
     known = Known(search_path, benchmarks)
     loaded = known.load([task.name for task in tasks if task.kind is None])
     for task in tasks:
@@ -64,6 +63,7 @@ class Known:
         if self._manager is None and paths:
             self._manager = TaskManager(include_path=paths, include_defaults=False)
         if self._manager is None or _unknown(names, self._manager):
+            check_names(dict.fromkeys(names, "tasks"), self._search_path)
             self._manager = TaskManager(include_path=paths or None)
         for name in _unknown(names, self._manager):
             raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, self._manager.all_tasks)}")
@@ -112,12 +112,6 @@ def loading(*names: str) -> Generator[None]:
         raise TaskError(
             f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})"
         ) from error
-
-
-def nearest_task(name: str, known: Sequence[str]) -> str:
-    """The hint for a misspelt task; lm-eval has too many to list."""
-    hint = nearest(name, known)
-    return hint if hint.startswith(", did") else "; `llmevo tasks` lists them, task_search_path adds your own"
 
 
 def members(task: Task, loaded: Any) -> list[str]:
