@@ -254,7 +254,8 @@ class Evaluator:
         except (LlmevoError, KeyboardInterrupt):
             raise
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
-            raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
+            asked = ", ".join(self._loaded["tasks"])
+            raise CandidateError(f"scoring of {asked} failed: {type(error).__name__}: {error}") from error
         items = sum(len(places) for places in block.values())
         score = weigh(self.tasks, results["results"] | (results.get("groups") or {}), items)
         samples = results["samples"]

@@ -68,6 +68,7 @@ class Inspection:
 def gather(bench: Bench, measured: bool = False) -> Inspection:
     """Look at everything; with `measured` start the engine and score the uniform merge once."""
     rig, uniform = bench.rig, bench.space.uniform()
+    rig.check_filters()
     lost, prompt = rounding_loss(rig), first_prompt(bench)
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]
     return Inspection(

@@ -17,7 +17,7 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import CandidateError, TaskError
+from llmevo.errors import CandidateError, ConfigError, TaskError, nearest
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
@@ -28,6 +28,7 @@ from llmevo.prompting import SliceGeometry
 from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
 from llmevo.selfcheck import check_engine
+from llmevo.settings import Conditional
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.state import RunState
@@ -72,6 +73,18 @@ class Rig:
     @cached_property
     def space(self) -> SearchSpace:
         return SearchSpace(self.config.genome, self.layers)
+
+    def check_filters(self) -> None:
+        """Raise ConfigError for a filter whose genes would change nothing: no tensor has it in its name."""
+        reference = self.config.genome.references[0]
+        names = [*self.sources[reference].shapes]
+        parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+        for filter_ in self.config.genome.filters or []:
+            if not Conditional(value=0.0, filter=filter_).holds("") and not any(filter_ in name for name in names):
+                raise ConfigError(
+                    f"genome.filters: no tensor of {reference} has {filter_!r} in its name"
+                    f"{nearest(filter_, parts)}; a tensor's name is such as {names[len(names) // 2]!r}"
+                )
 
     @cached_property
     def geometry(self) -> list[SliceGeometry]:

@@ -52,6 +52,7 @@ ORDER = [
     "languages",
     "gate",
     "loggers",
+    "peers",
     "mistakes",
     "schema",
     "config",

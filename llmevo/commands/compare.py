@@ -22,7 +22,7 @@ from llmevo.options import (
     Model,
     Strict,
     TaskFolders,
-    check_tasks,
+    check_start,
     read_settings,
 )
 from llmevo.results import runs_in
@@ -73,7 +73,7 @@ def compare(
         llm__strict=strict_llm,
         engine__backend=backend,
     )
-    check_tasks(settings, what[0].parent.absolute())
+    check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
     tournament = Tournament(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key)
     tournament.check()

@@ -7,7 +7,7 @@ import typer
 from llmevo import terminal
 from llmevo.bench import Bench
 from llmevo.config import read_config
-from llmevo.options import ApiKey, ConfigFile, check_tasks
+from llmevo.options import ApiKey, ConfigFile, check_start
 
 
 def inspect(
@@ -20,7 +20,7 @@ def inspect(
 ) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
     settings, root = read_config(config), config.parent.absolute()
-    check_tasks(settings, root)
+    check_start(settings, root)
     from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
 
     found = inspection.gather(Bench(settings, root, api_key), measure)

@@ -24,7 +24,7 @@ from llmevo.options import (
     Seed,
     Strict,
     TaskFolders,
-    check_tasks,
+    check_start,
     read_settings,
     with_loggers,
 )
@@ -71,7 +71,7 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
-    check_tasks(settings, config.parent.absolute())
+    check_start(settings, config.parent.absolute())
     from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
     from llmevo.preflight import brief
 

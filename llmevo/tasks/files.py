@@ -33,6 +33,7 @@ def check_names(names: Mapping[str, str], search_path: Sequence[Path]) -> None:
             raise TaskError(f"task_search_path: there is no folder {folder}")
     # Names that are not ASCII may be written with escapes: they are left to the index.
     missing = {name: _pattern(name) for name in names if name.isascii()}
+    own: dict[str, None] = {}
     known: dict[str, None] = {}
     for folder in (*search_path, *_built_in()):
         for content in _contents(folder):
@@ -40,9 +41,12 @@ def check_names(names: Mapping[str, str], search_path: Sequence[Path]) -> None:
                 del missing[name]
             if not missing:
                 return
-            known.update((found.decode(errors="replace"), None) for found in NAME.findall(content))
+            found = dict.fromkeys(name.decode(errors="replace") for name in NAME.findall(content))
+            (own if folder in search_path else known).update(found)
     for name in missing:
-        raise TaskError(f"{names[name]}: there is no task {name!r}{nearest_task(name, [*known])}")
+        hint = nearest(name, own)  # before lm-eval's, of which some are like every name
+        hint = hint if hint.startswith(", did") else nearest_task(name, [*known])
+        raise TaskError(f"{names[name]}: there is no task {name!r}{hint}")
 
 
 def nearest_task(name: str, known: Sequence[str]) -> str:

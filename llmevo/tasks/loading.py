@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
+from lm_eval.api.metrics import mean
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
 from llmevo.tasks.benchmarks import refuse_benchmarks
 from llmevo.tasks.files import check_names, nearest_task
 from llmevo.tasks.function import build_function
 from llmevo.tasks.judge import build_judge
+from llmevo.tasks.manager import task_manager
 from llmevo.tasks.task import Task
 from llmevo.tasks.text import build_text
 from llmevo.tasks.training import on_training_split, original
@@ -59,12 +60,11 @@ class Known:
 
     def manager(self, names: Sequence[str]) -> Any:
         """lm-eval's manager that knows these, `X_train` as X. Raises TaskError for an unknown name."""
-        paths: list[str | Path] = [*self._search_path]
-        if self._manager is None and paths:
-            self._manager = TaskManager(include_path=paths, include_defaults=False)
+        if self._manager is None and self._search_path:
+            self._manager = task_manager(self._search_path, built_in=False)
         if self._manager is None or _unknown(names, self._manager):
             check_names(dict.fromkeys(names, "tasks"), self._search_path)
-            self._manager = TaskManager(include_path=paths or None)
+            self._manager = task_manager(self._search_path)
         for name in _unknown(names, self._manager):
             raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, self._manager.all_tasks)}")
         return self._manager
@@ -164,12 +164,17 @@ def build_once(leaf: Any) -> None:
 
 
 def blame(leaf: Any) -> None:
-    """Let a task whose own code fails on a reply say on which question."""
+    """Let a task say on which question its own code fails on a reply, or gives a metric that has no mean."""
     process: Any = leaf.process_results
+    averaged = {metric for metric, aggregate in leaf.aggregation().items() if aggregate is mean}
 
     def process_results(document: Any, results: Any) -> Any:
         try:
-            return process(document, results)
+            values: Any = process(document, results)
+            for metric in averaged & {*values}:
+                if values[metric] is None or isinstance(values[metric], str | bytes | Mapping | Sequence):
+                    raise TypeError(f"its metric {metric!r} is {values[metric]!r}, not a number")
+            return values
         except LlmevoError:
             raise
         except Exception as error:
