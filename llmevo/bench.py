@@ -233,6 +233,7 @@ class Bench:
                 f"{', and your own recipes,' if self.own_rows else ''} alone are {rows} evaluations{items}"
             )
         self.rig.check_filters()
+        self.rig.check_device()
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"

@@ -86,6 +86,15 @@ class Rig:
                     f"{nearest(filter_, parts)}; a tensor's name is such as {names[len(names) // 2]!r}"
                 )
 
+    def check_device(self) -> None:
+        """Raise ConfigError for an `engine.device` that torch does not have here."""
+        if self.backend == "hf" and self.config.engine.device is not None:
+            try:
+                torch.empty(0, device=self.config.engine.device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
+
     @cached_property
     def geometry(self) -> list[SliceGeometry]:
         """What the weights say of each slice; reads them."""

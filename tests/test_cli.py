@@ -63,6 +63,7 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"llm": {"max_cost": 2}}, ("max_cost", "price: {prompt:")),
         ({"search": {"sigma_rule": "cma"}}, ("search.sigma_rule", "'cma'")),
         ({"search": {"start_from": ["nowhere.yml"]}}, ("search.start_from", "nowhere.yml")),
+        ({"engine": {"device": "tpu"}}, ("engine.device: 'tpu' cannot be used",)),
         ({"search": {"seed": -1}}, ("search.seed", "-1")),
         ({"search": {"evaluation_seed": -1}}, ("search.evaluation_seed", "-1")),
         ({"search": {"seed": 2**32}}, ("search.seed: 4294967296", "largest seed")),

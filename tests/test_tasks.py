@@ -112,6 +112,24 @@ def test_a_split_that_the_data_do_not_have_is_named_with_those_they_have(
         evaluator(tmp_path, "sums")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("task: sums\n  bad: [\n", "sums.yaml cannot be read"),
+        ("task: sums\ninclude: gone.yaml\n", "sums.yaml cannot be read .*gone.yaml"),
+        ("task: sums\ndoc_to_txt: x\n", "unknown key 'doc_to_txt', did you mean 'doc_to_text'"),
+        ("task: sums\nmetric_list: [{metric: acc, aggregation: meen}]\n", "aggregation 'meen', did you mean 'mean'"),
+        ("task: sums\nmetric_list: [{metric: exact_mach}]\n", "metric 'exact_mach', did you mean 'exact_match'"),
+        ("group: sums\ntask: [gone]\n", "sums lists the task 'gone', which does not exist"),
+        ("group: sums\ntask: []\n", "sums is a group without tasks"),
+    ],
+)
+def test_a_task_file_that_cannot_be_meant_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "sums.yaml").write_text(text)
+    with pytest.raises(TaskError, match=says):
+        evaluator(tmp_path, "sums")
+
+
 # The training split
 
 

@@ -36,7 +36,7 @@ def check_names(names: Mapping[str, str], search_path: Sequence[Path]) -> None:
     own: dict[str, None] = {}
     known: dict[str, None] = {}
     for folder in (*search_path, *_built_in()):
-        for content in _contents(folder):
+        for _, content in _contents(folder):
             for name in [name for name, pattern in missing.items() if pattern.search(content)]:
                 del missing[name]
             if not missing:
@@ -47,6 +47,12 @@ def check_names(names: Mapping[str, str], search_path: Sequence[Path]) -> None:
         hint = nearest(name, own)  # before lm-eval's, of which some are like every name
         hint = hint if hint.startswith(", did") else nearest_task(name, [*known])
         raise TaskError(f"{names[name]}: there is no task {name!r}{hint}")
+
+
+def files_of(name: str, folder: Path) -> list[Path]:
+    """The files of a folder that seem to describe a task, group or tag of this name."""
+    words = {name.encode(), name.removesuffix(SUFFIX).encode()}
+    return [file for file, content in _contents(folder) if words.intersection(NAME.findall(content))]
 
 
 def nearest_task(name: str, known: Sequence[str]) -> str:
@@ -67,11 +73,11 @@ def _built_in() -> list[Path]:
     return [Path(place) / "tasks" for place in (spec.submodule_search_locations if spec else None) or []]
 
 
-def _contents(folder: Path) -> Iterator[bytes]:
-    """Every task file of a folder."""
+def _contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every task file of a folder, and what it says."""
     for file in folder.glob("**/*.yaml"):
         if IGNORED.isdisjoint(file.parts):
             try:
-                yield file.read_bytes()
+                yield file, file.read_bytes()
             except OSError:
                 continue

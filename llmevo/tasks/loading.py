@@ -12,7 +12,7 @@ from llmevo.tasks.benchmarks import refuse_benchmarks
 from llmevo.tasks.files import check_names, nearest_task
 from llmevo.tasks.function import build_function
 from llmevo.tasks.judge import build_judge
-from llmevo.tasks.manager import task_manager
+from llmevo.tasks.manager import check_files, check_members, task_manager
 from llmevo.tasks.task import Task
 from llmevo.tasks.text import build_text
 from llmevo.tasks.training import on_training_split, original
@@ -63,6 +63,8 @@ class Known:
         if self._manager is None and self._search_path:
             self._manager = task_manager(self._search_path, built_in=False)
         if self._manager is None or _unknown(names, self._manager):
+            for name in _unknown(names, self._manager) if self._manager else ():
+                check_files(name, self._search_path)
             check_names(dict.fromkeys(names, "tasks"), self._search_path)
             self._manager = task_manager(self._search_path)
         for name in _unknown(names, self._manager):
@@ -76,6 +78,8 @@ class Known:
         manager = self.manager(names)
         if not self._benchmarks:
             refuse_benchmarks(names, manager.task_index)
+        for name in names:
+            check_members(name, manager.task_index)
         with loading(*names):
             trained = [original(name, manager.task_index) is not None for name in names]
             pairs = zip(names, trained, strict=True)
@@ -108,9 +112,10 @@ def loading(*names: str) -> Generator[None]:
             " from 0); check its split and its data"
         ) from error
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        cause = error.__cause__ or error  # `datasets` says itself only that there was an error
+        reason = str(cause).strip().splitlines()
         raise TaskError(
-            f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})"
+            f"tasks: {', '.join(names)} cannot be loaded ({type(cause).__name__}: {reason[0] if reason else ''})"
         ) from error
 
 
@@ -140,8 +145,9 @@ def check_metric(task: Task, loaded: Any) -> None:
         reported = {(m, f) for m, f in reported if m in aggregated and f in (aggregated[m] or [f])}
     metrics = sorted(f"{metric},{filter_}" for metric, filter_ in reported)
     if task.metric not in metrics:
+        hint = nearest(task.metric, metrics)
         raise TaskError(
-            f"tasks: {task.name} has no metric {task.metric!r}{nearest(task.metric, metrics)};"
+            f"tasks: {task.name} has no metric {task.metric!r}{hint if hint.startswith(', did') else ''};"
             f" its metrics are {', '.join(repr(metric) for metric in metrics)}"
         )
 

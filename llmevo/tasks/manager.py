@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
+from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from llmevo.errors import TaskError
-from llmevo.tasks.catalogue import BUILT_IN, Config
+from llmevo.errors import TaskError, nearest
+from llmevo.tasks.catalogue import BUILT_IN, Config, Index, leaves
+from llmevo.tasks.files import files_of, nearest_task
 
 SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 
@@ -27,6 +31,29 @@ def task_manager(search_path: Sequence[Path], built_in: bool = True) -> Any:
         if entry.cfg and entry.yaml_path:
             entry.cfg = located(entry.cfg, Path(entry.yaml_path))
     return manager
+
+
+def check_files(name: str, search_path: Sequence[Path]) -> None:
+    """Raise TaskError where a task is in no index because lm-eval passes over its file, which cannot be read."""
+    for folder in search_path:
+        for file in files_of(name, folder):
+            try:
+                load_yaml(file, resolve_func=False)
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise TaskError(f"tasks: {name}: {file} cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def check_members(name: str, index: Index) -> None:
+    """Raise TaskError for a group that has no task, or lists one that does not exist."""
+    found = [*leaves(name, index)] if name in index else [(name, {"class": None})]
+    if not found:
+        raise TaskError(f"tasks: {name} is a group without tasks")
+    for leaf, config in found:
+        if leaf not in index and not config.keys() - {"task"}:  # one with keys is described in the group itself
+            raise TaskError(
+                f"tasks: {name} lists the task {leaf!r}, which does not exist{nearest_task(leaf, [*index])}"
+            )
 
 
 def located(config: Config, file: Path) -> Config:
@@ -66,7 +93,27 @@ class _Factory(TaskFactory):
         config = self._load_full_config(entry, overrides)
         if "class" in config:
             return super()._build_task(entry, overrides)
+        _check(entry.name, config)
         return _Task(config={key: of for key, of in config.items() if key not in ("tag", "group", "task_list")})
+
+
+def _check(name: str, config: Config) -> None:
+    """Raise TaskError for words of a task file that lm-eval overlooks, or stops at without naming them."""
+    fields = {*TaskConfig.__dataclass_fields__, "tag", "group", "task_list"}
+    for key in config.keys() - fields:
+        raise TaskError(f"tasks: {name}: its file has an unknown key {key!r}{nearest(str(key), sorted(fields))}")
+    for entry in config.get("metric_list") or []:
+        metric, aggregation = entry.get("metric"), entry.get("aggregation")
+        if isinstance(aggregation, str) and aggregation not in AGGREGATION_REGISTRY:
+            raise TaskError(
+                f"tasks: {name}: its file has an unknown aggregation {aggregation!r}"
+                f"{nearest(aggregation, AGGREGATION_REGISTRY)}"
+            )
+        if aggregation is None and isinstance(metric, str) and metric not in METRIC_AGGREGATION_REGISTRY:
+            hint = nearest(metric, METRIC_AGGREGATION_REGISTRY)
+            raise TaskError(
+                f"tasks: {name}: its file has an unknown metric {metric!r}{hint}; one of your own needs an `aggregation`"
+            )
 
 
 class _Task(ConfigurableTask):
