@@ -17,7 +17,7 @@ SUFFIX = "_train"
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 """Folders that lm-eval passes over."""
 
-NAME = re.compile(rb"""^[\s-]*["']?(?:task|group|tag)["']?\s*:\s*["']?([^\s"'#\[\]{},]+)""", re.MULTILINE)
+NAME = re.compile(rb"""(?:^|[{,])[\s-]*["']?(?:task|group|tag)["']?\s*:\s*["']?([^\s"'#\[\]{},]+)""", re.MULTILINE)
 """What a task file calls its task, group or tag. It misses a few, so it serves for suggestions only."""
 
 

@@ -112,7 +112,7 @@ def _check(name: str, config: Config) -> None:
         if aggregation is None and isinstance(metric, str) and metric not in METRIC_AGGREGATION_REGISTRY:
             hint = nearest(metric, METRIC_AGGREGATION_REGISTRY)
             raise TaskError(
-                f"tasks: {name}: its file has an unknown metric {metric!r}{hint}; one of your own needs an `aggregation`"
+                f"tasks: {name}: unknown metric {metric!r}{hint}; a metric of your own needs an `aggregation`"
             )
 
 
