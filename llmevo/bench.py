@@ -248,6 +248,8 @@ class Bench:
                 f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
                 f" evaluations{items}"
             )
+        self.rig.check_filters()
+        self.rig.check_device()
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"

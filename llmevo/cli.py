@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import setproctitle
 import typer
 
-from llmevo import __version__, terminal
+from llmevo import __version__, peers, terminal
 from llmevo.commands.compare import compare
 from llmevo.commands.export import export
 from llmevo.commands.inspect import inspect
@@ -65,4 +65,5 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
     with terminal.errors_shown(), terminal.stoppable():
+        peers.check_options(sys.argv[1:])
         app()

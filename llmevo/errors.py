@@ -85,10 +85,15 @@ class ProposerError(LlmevoError):
     """The LLM did not answer. The generation goes on with numeric candidates."""
 
 
+NEAR = 0.7
+"""The similarity, as `difflib` has it, from which on a word may be another one misspelt: two letters that changed
+places in a word of six leave 0.83, and words that only share some letters have up to 0.65 (popsize and optimizer)."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word: `, did you mean 'weight'?`, or the known ones when none is near."""
     choices = [*known]
-    near = get_close_matches(word, choices, n=1)
+    near = get_close_matches(word, choices, n=1, cutoff=NEAR)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"
 
 

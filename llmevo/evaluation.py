@@ -279,7 +279,8 @@ class Evaluator:
         except Exception as error:  # a task is anybody's code: whatever it raises costs the candidate, not the run
             if found := machine_error(error):
                 raise found from error
-            raise CandidateError(f"scoring failed: {type(error).__name__}: {error}") from error
+            asked = ", ".join(self._loaded["tasks"])
+            raise CandidateError(f"scoring of {asked} failed: {type(error).__name__}: {error}") from error
         items = sum(len(places) for places in block.values())
         samples, found = results["samples"], results["results"] | (results.get("groups") or {})
         item_scores = self._item_scores(samples)

@@ -76,6 +76,7 @@ def gather(bench: Bench, measured: bool = False) -> Inspection:
     model that the engine cannot run.
     """
     rig, uniform = bench.rig, bench.space.uniform()
+    rig.check_filters()
     rig.check_model()
     lost, first = rounding_loss(rig), first_prompt(bench)
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]

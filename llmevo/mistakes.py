@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from llmevo.errors import nearest, shortened
+from llmevo.peers import key_hint
 
 
 def explained(detail: Any, root: type[BaseModel]) -> str:
@@ -16,13 +17,23 @@ def explained(detail: Any, root: type[BaseModel]) -> str:
         for part in detail["loc"][:-1]:
             model = _section(model, str(part)) if model else None
         known = [*model.model_fields] if model else []
-        return f"{place}: there is no such key{nearest(str(detail['loc'][-1]), known)}"
+        key = str(detail["loc"][-1])
+        return f"{place}: there is no such key{key_hint(key) or _elsewhere(key, place, root) or nearest(key, known)}"
     if detail["type"] == "missing":
         return f"{place}: this key is missing"
     if not place:
         return shortened(message)  # of several sections together; it names them
     given = "" if isinstance(detail["input"], dict) else f" (it is {shortened(repr(detail['input']), 200)})"
     return f"{place}: {shortened(message)}{given}"
+
+
+def _elsewhere(key: str, place: str, root: type[BaseModel]) -> str:
+    """Where a key belongs that stands in a wrong section: at the top, or in a section of the config."""
+    if key in root.model_fields and "." in place:
+        return f"; {key!r} belongs at the top of the file, not under {place.rpartition('.')[0]!r}"
+    sections = {name: _section(root, name) for name in root.model_fields}
+    homes = [name for name, section in sections.items() if section and key in section.model_fields]
+    return f"; use {homes[0]}.{key}" if len(homes) == 1 and not place.startswith(f"{homes[0]}.") else ""
 
 
 def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:

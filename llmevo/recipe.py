@@ -20,6 +20,8 @@ BY_SLICE = "by_slice"
 
 mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
 """
+WITHOUT_EFFECT = ("allow_negative_weights",)
+"""Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 
 
@@ -44,10 +46,12 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _in_short(cls, value: object) -> object:
-        """mergekit's longer ways of saying the same, `modules` and `tokenizer`, in the short ones."""
+        """mergekit's longer ways of saying the same, `modules` and `tokenizer`, in the short ones, and nothing of what
+        says nothing.
+        """
         if not isinstance(value, dict):
             return value
-        given = cast(dict[str, Any], value)
+        given = {key: of for key, of in cast(dict[str, Any], value).items() if key not in WITHOUT_EFFECT}
         return without_tokenizer(without_modules(given))
 
     @field_validator("dtype", "out_dtype")

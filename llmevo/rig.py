@@ -20,7 +20,7 @@ import torch
 from llmevo.checksums import WHOLE, unread_bytes
 from llmevo.config import Config
 from llmevo.engines import Engine
-from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError
+from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError, nearest
 from llmevo.gate import PROMPTS, Gate, read_prompts
 from llmevo.geometry import measure
 from llmevo.judging import Book
@@ -32,6 +32,7 @@ from llmevo.questions import check_disjoint
 from llmevo.recipe import Recipe
 from llmevo.references import ModelReference
 from llmevo.selfcheck import check_engine
+from llmevo.settings import Conditional
 from llmevo.sources import Sources
 from llmevo.space import SearchSpace
 from llmevo.state import RunState
@@ -96,6 +97,27 @@ class Rig:
     @cached_property
     def space(self) -> SearchSpace:
         return SearchSpace(self.config.genome, self.layers)
+
+    def check_filters(self) -> None:
+        """Raise ConfigError for a filter whose genes would change nothing: no tensor has it in its name."""
+        reference = self.config.genome.references[0]
+        names = [*self.sources[reference].shapes]
+        parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+        for filter_ in self.config.genome.filters or []:
+            if not Conditional(value=0.0, filter=filter_).holds("") and not any(filter_ in name for name in names):
+                raise ConfigError(
+                    f"genome.filters: no tensor of {reference} has {filter_!r} in its name"
+                    f"{nearest(filter_, parts)}; a tensor's name is such as {names[len(names) // 2]!r}"
+                )
+
+    def check_device(self) -> None:
+        """Raise ConfigError for an `engine.device` that torch does not have here."""
+        if self.backend == "hf" and self.config.engine.device is not None:
+            try:
+                torch.empty(0, device=self.config.engine.device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
 
     @cached_property
     def geometry(self) -> list[SliceGeometry]:

@@ -75,9 +75,9 @@ class Search(Section):
     `{evaluations: 100, items: 50000, minutes: 60, cost: 5}`. See `Budget`."""
     population: int | None = Field(default=None, ge=2)
     """Candidates a generation; 4 + ⌊3 ln genes⌋ by default, the rule of CMA-ES."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Everything random follows from it: candidates, random masks, the order of shuffled questions."""
-    evaluation_seed: int | None = None
+    evaluation_seed: int | None = Field(default=None, ge=0)
     """Random masks, shuffled questions and solved examples follow from this one, where it is given: so searches with
     other seeds are scored alike. `llmevo compare` gives all its runs the same."""
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])

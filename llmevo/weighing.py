@@ -33,7 +33,11 @@ def weigh(
         found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
         value = found.get(task.metric, math.nan)
         if not math.isfinite(value):
-            raise CandidateError(f"the metric {task.metric} of {task.name} is {value}, not a number")
+            given = results[task.name]
+            if task.metric not in given:
+                others = ", ".join(key for key in found if "_stderr" not in key)
+                raise CandidateError(f"{task.name} gave no metric {task.metric}; it gave {others or 'none'}")
+            raise CandidateError(f"the metric {task.metric} of {task.name} is {given[task.metric]}, not a number")
         total += task.weight * value
         name, _, filter_ = task.metric.partition(",")
         error = f"{name}_stderr,{filter_}"

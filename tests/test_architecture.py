@@ -57,6 +57,7 @@ ORDER = [
     "languages",
     "gate",
     "loggers",
+    "peers",
     "mistakes",
     "schema",
     "config",

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from fake_server import refusal, serving
 from workspace import Workspace, write_task
+
+from llmevo import cli, peers
 
 GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
 
@@ -48,6 +51,9 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"genome": {**GENOME, "models": ["one", "owner/model"]}}, ("owner/model", "hub")),
         ({"tasks": []}, ("tasks",)),
         ({"tasks": ["leters"]}, ("'leters'", "did you mean 'letters'")),
+        ({"heldout": ["leters_heldout"]}, ("heldout: ", "'leters_heldout'", "did you mean 'letters_heldout'")),
+        ({"tasks": ["no_task_of_this_kind_anywhere_1"]}, ("`llmevo tasks` lists them",)),
+        ({"tasks": [{"name": "letters", "weight": 0}]}, ("tasks: every weight is 0",)),
         ({"tasks": [{"name": "letters", "metric": "f1,none"}]}, ("'f1,none'", "'acc,none'")),
         ({"task_search_path": ["nowhere"]}, ("nowhere",)),
         ({"llm": {"proposer": "openai"}}, ("OPENAI_API_KEY", "--base-url")),
@@ -57,25 +63,55 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"llm": {"max_cost": 2}}, ("max_cost", "price: {prompt:")),
         ({"search": {"sigma_rule": "cma"}}, ("search.sigma_rule", "'cma'")),
         ({"search": {"start_from": ["nowhere.yml"]}}, ("search.start_from", "nowhere.yml")),
+        ({"engine": {"device": "tpu"}}, ("engine.device: 'tpu' cannot be used",)),
+        ({"search": {"seed": -1}}, ("search.seed", "-1")),
+        ({"search": {"evaluation_seed": -1}}, ("search.evaluation_seed", "-1")),
+        ({"search": {"seed": 2**32}}, ("search.seed: 4294967296", "largest seed")),
+        (
+            {"genome": {**GENOME, "filters": ["self_atn"]}},
+            ("genome.filters: ", "'self_atn'", "did you mean 'self_attn'"),
+        ),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 def test_a_wrong_value_is_named_with_the_way_out(
     workspace: Workspace, changes: dict[str, Any], says: tuple[str, ...]
 ) -> None:
-    if changes.get("tasks") == ["leters"]:
-        # Only the user's own tasks are looked through here: reading lm-eval's thousands takes long.
-        workspace.monkeypatch.setattr("llmevo.tasks.loading.TaskManager", _OwnTasks)
     fails(workspace, workspace.config(**changes), *says)
 
 
-class _OwnTasks:
-    """lm-eval's task manager without its built-in tasks."""
+def test_a_misspelt_task_is_found_before_anything_is_loaded(workspace: Workspace) -> None:
+    workspace.monkeypatch.setattr("llmevo.commands.run.Bench", None)
+    fails(workspace, workspace.config(tasks=["leters"]), "tasks: there is no task 'leters', did you mean 'letters'")
 
-    def __new__(cls, include_path: Any = None, **_: Any) -> Any:
-        from lm_eval.tasks import TaskManager
 
-        return TaskManager(include_path=include_path, include_defaults=False)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--seed", "-1"), ("search.seed", "(it is -1)")),
+        (("--max-llm-calls", "-1"), ("llm.max_calls", "(it is -1)")),
+        (("--max-fevals", "100"), ("--max-fevals: there is no such option here; use --budget",)),
+        (("--max-fevals=100",), ("--max-fevals: there is no such option here; use --budget",)),
+        (("--sigma0", "0.2"), ("--sigma0", "leave it out", "step size")),
+        (("--strategy", "pool"), ("--strategy", "leave it out")),
+        (("--vllm",), ("--vllm", "use --backend vllm")),
+        (("--storage-path", "x"), ("--storage-path", "use --out")),
+        (("--merge-cuda",), ("--merge-cuda", "engine.device")),
+        (("--llm-model", "gpt-4o"), ("--llm-model", "use --model")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_option_that_is_not_is_told_with_the_way_out(
+    workspace: Workspace, words: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    fails(workspace, workspace.config(), *says, options=words)
+
+
+def test_no_option_of_another_tool_is_one_of_ours() -> None:
+    ours = {
+        name for command in typer.main.get_group(cli.app).commands.values() for p in command.params for name in p.opts
+    }
+    assert not ours & {f"--{name}" for name in peers.NAMES}
 
 
 def test_a_torn_weight_file(workspace: Workspace) -> None:

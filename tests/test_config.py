@@ -154,6 +154,34 @@ def test_an_unknown_key_suggests_the_nearest_known_one(key: str, nearest: str) -
     assert message.startswith("my.yml: ")
 
 
+PEERS = {
+    "popsize": (plain(popsize=8), "search.population"),
+    "max_fevals": (plain(max_fevals=100), "search.budget"),
+    "search.sigma0": (plain(search={"sigma0": 0.2}), "step size"),
+    "search.popsize": (plain(search={"popsize": 8}), "search.population"),
+    "vllm": (plain(vllm=True), "`engine: {backend: vllm}`"),
+    "llm.max_retries": (plain(llm={"max_retries": 3}), "llm.retries"),
+}
+
+
+@pytest.mark.parametrize("key", PEERS)
+def test_a_key_of_another_tool_is_told_with_the_name_it_has_here(key: str) -> None:
+    raw, says = PEERS[key]
+    message = message_of(raw)
+    assert f"{key}: there is no such key; " in message
+    assert says in message
+
+
+def test_a_key_in_a_wrong_section_is_told_with_its_place() -> None:
+    assert "budget: there is no such key; use search.budget" in message_of(plain(budget=10))
+    assert "engine.seed: there is no such key; use search.seed" in message_of(plain(engine={"seed": 1}))
+    assert "'limit' belongs at the top" in message_of(plain(search={"limit": 10}))
+
+
+def test_a_word_is_suggested_only_where_it_is_near() -> None:
+    assert "did you mean" not in message_of(plain(search={"popsise": 4}))
+
+
 def test_an_unknown_key_like_none_lists_the_known_ones() -> None:
     message = message_of(plain(engine={"colour": "red"}))
     assert "known: " in message

@@ -289,18 +289,6 @@ def test_every_question_is_asked_without_a_limit_shuffled_or_not(tmp_path: Path)
 # Mistakes
 
 
-@pytest.fixture
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave lm-eval's own thousands of tasks unread."""
-
-    def manager(include_path: Any = None, include_defaults: bool = True) -> TaskManager:
-        assert include_defaults or include_path
-        return TaskManager(include_path=include_path, include_defaults=False)
-
-    monkeypatch.setattr("llmevo.tasks.loading.TaskManager", manager)
-
-
-@pytest.mark.usefixtures("own_tasks_only")
 def test_an_unknown_task_is_named_with_the_nearest(tmp_path: Path) -> None:
     add_task(tmp_path, "arithmetic_sums")
     with pytest.raises(TaskError, match="'arithmetic_sumz', did you mean 'arithmetic_sums'"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,14 @@ def test_a_task_that_fails_on_one_question_names_it(tmp_path: Path, lm: RequestS
     code = "def run(doc, results):\n    return {'acc': {'0 + 0 =': 1.0, '0 + 1 =': 0.0}[doc['question']]}\n"
     odd = with_code(tmp_path, "odd", "process_results", code)
     with pytest.raises(CandidateError, match=r"odd failed: KeyError.*for the question '0 \+ 2 ='"):
+        evaluator(tmp_path, odd).score(lm)
+
+
+@pytest.mark.parametrize("value", ["'high'", "None", "[1.0]"])
+def test_a_metric_that_is_no_number_is_named_with_its_task(tmp_path: Path, lm: RequestScorer, value: str) -> None:
+    odd = with_code(tmp_path, "odd", "process_results", f"def run(doc, results):\n    return {{'acc': {value}}}\n")
+    says = rf"odd failed: .*its metric 'acc' is {re.escape(value)}, not a number, for the question '0 \+ 0 ='"
+    with pytest.raises(CandidateError, match=says):
         evaluator(tmp_path, odd).score(lm)
 
 

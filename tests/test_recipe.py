@@ -77,7 +77,43 @@ parameters:
 dtype: float32
 """
 
-RECIPES = [pytest.param(text, id=name) for name, text in (("ties", EVERYTHING), ("linear", MODELS), ("slerp", SLERP))]
+LLM_EVO_MERGE = """
+base_model: meta-llama/Llama-3.1-8B
+dtype: bfloat16
+merge_method: task_arithmetic
+allow_negative_weights: true
+parameters:
+  int8_mask: 1.0
+  normalize: 1.0
+slices:
+- sources:
+  - layer_range: [0, 2]
+    model: NCSOFT/Llama-VARCO-8B-Instruct
+    parameters:
+      weight: 1
+  - layer_range: [0, 2]
+    model: akjindal53244/Llama-3.1-Storm-8B
+    parameters:
+      weight: 0.3475802891062396
+  - layer_range: [0, 2]
+    model: meta-llama/Llama-3.1-8B
+
+- sources:
+  - layer_range: [2, 4]
+    model: NCSOFT/Llama-VARCO-8B-Instruct
+    parameters:
+      weight: 0.8971381657317269
+  - layer_range: [2, 4]
+    model: akjindal53244/Llama-3.1-Storm-8B
+    parameters:
+      weight: 0.45369921781118544
+  - layer_range: [2, 4]
+    model: meta-llama/Llama-3.1-8B
+"""
+"""The beginning of the recipe in LLM-Evo-Merge's README."""
+
+NAMED = {"ties": EVERYTHING, "linear": MODELS, "slerp": SLERP, "llm-evo-merge": LLM_EVO_MERGE}
+RECIPES = [pytest.param(text, id=name) for name, text in NAMED.items()]
 
 
 def first(recipe: Recipe, tensor: str = "model.norm.weight", depth: float = 0.0, place: int = 0) -> dict[str, Any]:

@@ -58,6 +58,78 @@ def questions(rows: list[dict[str, Any]]) -> list[str]:
     return [row["question"] for row in rows]
 
 
+# Where the data are
+
+
+@pytest.mark.parametrize("files", ["test.jsonl", ["test.jsonl"], {"test": "data/*.jsonl"}, {"test": ["data/a.jsonl"]}])
+@pytest.mark.parametrize("included", [False, True])
+def test_data_beside_a_task_file_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Any, included: bool
+) -> None:
+    folder = tmp_path / "tasks"
+    (folder / "data").mkdir(parents=True)
+    for file in ("test.jsonl", "data/a.jsonl"):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    split = "test" if isinstance(files, dict) else "train"
+    described = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": split}
+    if included:
+        (folder / "shared.yaml").write_text(json.dumps({**MULTIPLE_CHOICE, **described}))
+        (folder / "sums.yaml").write_text(json.dumps({"include": "shared.yaml", "task": "sums"}))
+    else:
+        write(folder, "sums", **described)
+    monkeypatch.chdir(tmp_path)
+    assert asked(evaluator(folder, "sums")) == questions(ROWS[:3])
+    (found,) = [task for task in listed([folder], built_in=False) if task.name == "sums"]
+    assert found.splits == {split: 3 if "*" not in str(files) else None}
+
+
+def test_data_that_only_lie_in_the_current_folder_are_found_there_as_by_lm_eval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "here.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    described = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "here.jsonl"}}}
+    write(tmp_path / "tasks", "sums", **described)
+    monkeypatch.chdir(tmp_path)
+    assert asked(evaluator(tmp_path / "tasks", "sums")) == questions(ROWS[:3])
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        ("test_split", {"test_split": "validation"}),
+        ("validation_split", {"test_split": None, "validation_split": "validation"}),
+        ("training_split", {"training_split": "validation"}),
+        ("fewshot_config", {"fewshot_config": {"split": "validation"}}),
+    ],
+)
+def test_a_split_that_the_data_do_not_have_is_named_with_those_they_have(
+    tmp_path: Path, key: str, config: dict[str, Any]
+) -> None:
+    write(tmp_path, "sums", **config, splits={"train": ROWS[:3], "test": ROWS[3:6]})
+    says = f"tasks: sums has no split 'validation', which its `{key}` names; its data have 'train', 'test'"
+    with pytest.raises(TaskError, match=says):
+        evaluator(tmp_path, "sums")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("task: sums\n  bad: [\n", "sums.yaml cannot be read"),
+        ("task: sums\ninclude: gone.yaml\n", "sums.yaml cannot be read .*gone.yaml"),
+        ("task: sums\ndoc_to_txt: x\n", "unknown key 'doc_to_txt', did you mean 'doc_to_text'"),
+        ("task: sums\nmetric_list: [{metric: acc, aggregation: meen}]\n", "aggregation 'meen', did you mean 'mean'"),
+        ("task: sums\nmetric_list: [{metric: exact_mach}]\n", "metric 'exact_mach', did you mean 'exact_match'"),
+        ("group: sums\ntask: [gone]\n", "sums lists the task 'gone', which does not exist"),
+        ("group: sums\ntask: []\n", "sums is a group without tasks"),
+    ],
+)
+def test_a_task_file_that_cannot_be_meant_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "sums.yaml").write_text(text)
+    with pytest.raises(TaskError, match=says):
+        evaluator(tmp_path, "sums")
+
+
 # The training split
 
 

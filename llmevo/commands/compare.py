@@ -23,6 +23,7 @@ from llmevo.options import (
     Strict,
     TaskFolders,
     Trust,
+    check_start,
     read_settings,
 )
 from llmevo.results import runs_in
@@ -74,6 +75,7 @@ def compare(
         llm__strict=strict_llm,
         engine__backend=backend,
     )
+    check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
     tournament = Tournament(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()

@@ -7,7 +7,7 @@ import typer
 from llmevo import terminal
 from llmevo.bench import Bench
 from llmevo.config import read_config
-from llmevo.options import ApiKey, ConfigFile
+from llmevo.options import ApiKey, ConfigFile, check_start
 
 
 def inspect(
@@ -19,9 +19,11 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
 ) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
-    from llmevo import inspection, sections  # torch takes seconds to import
+    settings, root = read_config(config), config.parent.absolute()
+    check_start(settings, root)
+    from llmevo import inspection, sections  # torch takes seconds to import: mistakes above are told without it
 
-    found = inspection.gather(Bench(read_config(config), config.parent.absolute(), api_key), measure)
+    found = inspection.gather(Bench(settings, root, api_key), measure)
     if json:
         terminal.console.print(found.json(), markup=False, highlight=False, soft_wrap=True)
     else:

@@ -15,7 +15,8 @@ def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit recipe.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     seed: Annotated[
-        int | None, typer.Option(help="Of random masks; by default as the recipe says, or 0.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Of random masks; by default as the recipe says, or 0.", show_default=False),
     ] = None,
 ) -> None:
     """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""

@@ -25,6 +25,7 @@ from llmevo.options import (
     Strict,
     TaskFolders,
     Trust,
+    check_start,
     read_settings,
     with_loggers,
 )
@@ -72,6 +73,7 @@ def run(
         engine__backend=backend,
     )
     settings = with_loggers(settings, logger)
+    check_start(settings, config.parent.absolute())
     # torch takes seconds to import: mistakes above are told without it
     from llmevo import forecast, inspection, sections
     from llmevo.preflight import brief

@@ -5,13 +5,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
-from lm_eval.tasks import TaskManager
 
 from llmevo.errors import TaskError
 from llmevo.tasks.catalogue import Config, data_files, public_data, scored_split, training_split
+from llmevo.tasks.manager import task_manager
 from llmevo.tasks.quiet import quiet
 
 SPLITS = ("training_split", "validation_split", "test_split")
@@ -43,7 +42,7 @@ def listed(search_path: Sequence[Path], built_in: bool) -> Iterator[Listed]:
         if not folder.is_dir():
             raise TaskError(f"task_search_path: there is no folder {folder}")
     with quiet():
-        manager: Any = TaskManager(include_path=[*search_path] or None, include_defaults=built_in)
+        manager = task_manager(search_path, built_in)
     for name in manager.all_subtasks:
         yield describe(name, manager.task_index[name].cfg or {})
 

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
+from lm_eval.api.metrics import mean
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, nearest
 from llmevo.machine import machine_error
 from llmevo.tasks.benchmarks import refuse_benchmarks
+from llmevo.tasks.files import check_names, nearest_task
 from llmevo.tasks.function import build_function
 from llmevo.tasks.judge import build_judge
+from llmevo.tasks.manager import check_files, check_members, task_manager
 from llmevo.tasks.task import Task
 from llmevo.tasks.text import build_text
 from llmevo.tasks.training import on_training_split, original
@@ -39,9 +41,7 @@ def load(tasks: Sequence[Task], search_path: Sequence[Path], root: Path, benchma
     The built-in index is large (half a minute on a slow disk) and read only if needed. Raises TaskError; without
     `benchmarks` also for tasks that are public benchmarks: see `refuse_benchmarks`.
     """
-    for folder in search_path:
-        if not folder.is_dir():
-            raise TaskError(f"task_search_path: there is no folder {folder}")
+    check_names({}, search_path)
     known = Known(search_path, benchmarks)
     loaded = known.load([task.name for task in tasks if task.kind is None])
     for task in tasks:
@@ -61,11 +61,13 @@ class Known:
 
     def manager(self, names: Sequence[str]) -> Any:
         """lm-eval's manager that knows these, `X_train` as X. Raises TaskError for an unknown name."""
-        paths: list[str | Path] = [*self._search_path]
-        if self._manager is None and paths:
-            self._manager = TaskManager(include_path=paths, include_defaults=False)
+        if self._manager is None and self._search_path:
+            self._manager = task_manager(self._search_path, built_in=False)
         if self._manager is None or _unknown(names, self._manager):
-            self._manager = TaskManager(include_path=paths or None)
+            for name in _unknown(names, self._manager) if self._manager else ():
+                check_files(name, self._search_path)
+            check_names(dict.fromkeys(names, "tasks"), self._search_path)
+            self._manager = task_manager(self._search_path)
         for name in _unknown(names, self._manager):
             raise TaskError(f"tasks: there is no task {name!r}{nearest_task(name, self._manager.all_tasks)}")
         return self._manager
@@ -77,6 +79,8 @@ class Known:
         manager = self.manager(names)
         if not self._benchmarks:
             refuse_benchmarks(names, manager.task_index)
+        for name in names:
+            check_members(name, manager.task_index)
         with loading(*names):
             trained = [original(name, manager.task_index) is not None for name in names]
             pairs = zip(names, trained, strict=True)
@@ -109,16 +113,11 @@ def loading(*names: str) -> Generator[None]:
             " from 0); check its split and its data"
         ) from error
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        cause = error.__cause__ or error  # `datasets` says itself only that there was an error
+        reason = str(cause).strip().splitlines()
         raise TaskError(
-            f"tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''})"
+            f"tasks: {', '.join(names)} cannot be loaded ({type(cause).__name__}: {reason[0] if reason else ''})"
         ) from error
-
-
-def nearest_task(name: str, known: Sequence[str]) -> str:
-    """The hint for a misspelt task; lm-eval has too many to list."""
-    hint = nearest(name, known)
-    return hint if hint.startswith(", did") else "; `llmevo tasks` lists them, task_search_path adds your own"
 
 
 def members(task: Task, loaded: Any) -> list[str]:
@@ -147,8 +146,9 @@ def check_metric(task: Task, loaded: Any) -> None:
         reported = {(m, f) for m, f in reported if m in aggregated and f in (aggregated[m] or [f])}
     metrics = sorted(f"{metric},{filter_}" for metric, filter_ in reported)
     if task.metric not in metrics:
+        hint = nearest(task.metric, metrics)
         raise TaskError(
-            f"tasks: {task.name} has no metric {task.metric!r}{nearest(task.metric, metrics)};"
+            f"tasks: {task.name} has no metric {task.metric!r}{hint if hint.startswith(', did') else ''};"
             f" its metrics are {', '.join(repr(metric) for metric in metrics)}"
         )
 
@@ -171,12 +171,17 @@ def build_once(leaf: Any) -> None:
 
 
 def blame(leaf: Any) -> None:
-    """Let a task whose own code fails on a reply say on which question."""
+    """Let a task say on which question its own code fails on a reply, or gives a metric that has no mean."""
     process: Any = leaf.process_results
+    averaged = {metric for metric, aggregate in leaf.aggregation().items() if aggregate is mean}
 
     def process_results(document: Any, results: Any) -> Any:
         try:
-            return process(document, results)
+            values: Any = process(document, results)
+            for metric in averaged & {*values}:
+                if values[metric] is None or isinstance(values[metric], str | bytes | Mapping | Sequence):
+                    raise TypeError(f"its metric {metric!r} is {values[metric]!r}, not a number")
+            return values
         except LlmevoError:
             raise
         except Exception as error:

@@ -85,6 +85,11 @@ class Task(BaseModel):
         return {key: value for key, value in dump(self).items() if value is not None}
 
     @property
+    def asks_lm_eval(self) -> bool:
+        """Whether the questions are those of an lm-eval task: of `questions`, or of the task's own name."""
+        return self.kind in (None, "function")
+
+    @property
     def kind(self) -> str | None:
         """The key that describes the task; None for lm-eval's own."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), None)

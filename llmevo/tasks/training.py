@@ -5,8 +5,7 @@ from typing import Any
 
 from llmevo.errors import TaskError
 from llmevo.tasks.catalogue import Config, base, leaves, scored_split, training_split
-
-SUFFIX = "_train"
+from llmevo.tasks.files import SUFFIX
 
 
 def original(name: str, index: Mapping[str, Any]) -> str | None:
