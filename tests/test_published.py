@@ -34,12 +34,13 @@ WITHHELD = {
     "run_started.config.unknown",
     "run_started.config.llm.base_url",
     "run_started.config.llm.api_key_file",
+    "run_started.config.llm.api_key_env",
     "run_started.config.engine.options.1",
     "run_started.config.loggers.1",
     *(
         f"run_started.config.{section}.judge.{key}"
         for section in ("tasks", "heldout")
-        for key in ("base_url", "api_key_file")
+        for key in ("base_url", "api_key_file", "api_key_env")
     ),
 }
 """The places that are not published. A new field is published when `llmevo.sharing` lists it, or is added here."""
