@@ -70,6 +70,9 @@ class Screen:
 
 def carry_on(root: Path, url: str, name: str) -> None:
     """The end of `llmevo run`, in the terminal that this process gets: scores are made up, the LLM is a server."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own parent ignores, as nohup does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.login_tty(os.open(name, os.O_RDWR))
     os.chdir(root)
     terminal.console = terminal.console_of()
