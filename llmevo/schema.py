@@ -29,7 +29,12 @@ class Racing(Section):
     """When to stop asking a candidate."""
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
-    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`."""
+    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`.
+
+    On simulated searches (`benchmarks/simulator.py race`) 0.05 saves two fifths of the questions and costs 0.008 ± 0.003
+    of the score at equally many evaluations; 0.01 saves a third and 0.2 half, at costs that are not measurably others,
+    but at 0.2 the candidate that full evaluation hands over is stopped twice as often.
+    """
     looks: int = Field(default=5, ge=2)
     """How often it is looked: parts the questions are asked in."""
     proxy: bool = False
