@@ -364,7 +364,7 @@ RACES = {
     "everything": Rules(finalists=FINALISTS),
     **{
         f"{looks} looks, {rate:.0%}": Rules(looks, rate, FINALISTS)
-        for looks, rate in ((5, 0.05), (5, 0.1), (5, 0.2), (10, 0.05), (20, 0.05))
+        for looks, rate in ((5, 0.01), (5, 0.05), (5, 0.1), (5, 0.2), (10, 0.05), (20, 0.05))
     },
 }
 

