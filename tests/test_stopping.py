@@ -155,8 +155,10 @@ def test_a_terminal_that_is_closed_ends_a_run_in_order(workspace: Workspace) -> 
 
 def test_a_second_signal_ends_at_once_what_takes_long_to_end() -> None:
     code = """
+import signal
 import time
 from llmevo import terminal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with terminal.stoppable():
     try:
         print("begun", flush=True)
