@@ -216,7 +216,7 @@ def rates(options: argparse.Namespace) -> None:
     for name in options.cases or CASES:
         for looks, rate in options.rules:
             found = _rates(CASES[name], looks, rate, options.count)
-            lines.append({"tasks": name, "looks": looks, "stated": rate, **found})
+            lines.append({"benchmark": "racing-rates", "tasks": name, "looks": looks, "stated": rate, **found})
             shares = [f"{found[kind][0] / found[kind][1]:.1%}" for kind in ("equal", "level", "better")]
             asked = found["asked"][0] / found["asked"][1]
             print(f"| {name} | {looks} | {rate:.0%} | {' | '.join(shares)} | {asked:.0%} |", flush=True)

@@ -394,6 +394,7 @@ def race(options: argparse.Namespace) -> None:
             lines += [
                 json.dumps(
                     {
+                        "benchmark": "racing-simulator",
                         "questions": questions,
                         "rule": name,
                         "seed": seed,

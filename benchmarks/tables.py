@@ -9,7 +9,7 @@ greatest in brackets; a machine of its own has a table of its own.
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import measurements
@@ -149,16 +149,50 @@ def overhead(lines: Lines) -> Iterator[str]:
 
 
 def racing_rates(lines: Lines) -> Iterator[str]:
-    heads = ["tasks", "looks", "stated", "best of equals", "of them level", "better", "asked"]
-    yield from rows(
-        heads,
-        (
-            [line["tasks"], str(line["looks"]), f"{line['stated']:.0%}"]
-            + [f"{line[kind][0] / line[kind][1]:.1%}" for kind in ("equal", "level", "better")]
-            + [f"{line['asked'][0] / line['asked'][1]:.0%}"]
-            for line in lines
-        ),
+    """The default rule on every set of tasks, and the worst set of the other rules."""
+    kinds = ("equal", "level", "better")
+
+    def share(line: Any, kind: str) -> float:
+        return line[kind][0] / line[kind][1]
+
+    rules = groups(lines, "looks", "stated")
+    default = rules[5, 0.05]
+    candidates = default[0]["equal"][1]
+    yield f"{candidates} candidates of each kind; stopped at an error rate of 5 % and five looks:"
+    yield ""
+    cells = [
+        [line["tasks"], *(f"{share(line, kind):.1%}" for kind in kinds), f"{share(line, 'asked'):.0%}"]
+        for line in default
+    ]
+    for (looks, stated), own in rules.items():
+        worst = [f"{max(share(line, kind) for line in own):.1%}" for kind in kinds]
+        asked = f"{max(share(line, 'asked') for line in own):.0%}"
+        cells.append([f"the worst of all, {stated:.0%} and {looks} looks", *worst, asked])
+    yield from rows(["tasks", "the best of equals", "of these, barely ahead", "truly better", "questions asked"], cells)
+
+
+def racing_simulator(lines: Lines) -> Iterator[str]:
+    """Every rule against asking everything, paired by seed and questions."""
+    searches = groups(lines, "rule")
+    everything = {(line["questions"], line["seed"]): line for line in searches[("everything",)]}
+    sizes = sorted({line["questions"] for line in lines})
+    yield (
+        f"{len(everything)} searches for every rule: {len(everything) // len(sizes)} seeds with"
+        f" {' and '.join(map(str, sizes))} questions a task."
     )
+    yield ""
+    cells: list[list[str]] = []
+    for (rule,), own in searches.items():
+        pairs = [(line, everything[line["questions"], line["seed"]]) for line in own]
+        gaps = [line["truth"] - whole["truth"] for line, whole in pairs]
+        asked = sum(line["asked"] for line, _ in pairs) / sum(whole["asked"] for _, whole in pairs)
+        gap = "" if rule == "everything" else f"{mean(gaps):+.3f} ± {stdev(gaps) / len(gaps) ** 0.5:.3f}"
+        stopped = [
+            f"{sum(line[kind] for line in own)} of {len(own)}" for kind in ("handed over stopped", "highest stopped")
+        ]
+        cells.append([rule, f"{asked:.0%}", f"{mean(line['truth'] for line in own):.3f}", gap, *stopped])
+    heads = ["evaluation", "questions", "true score", "against everything"]
+    yield from rows([*heads, "the one handed over would be stopped", "the highest was stopped"], cells)
 
 
 LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
@@ -169,6 +203,7 @@ LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "parity": parity,
     "overhead": overhead,
     "racing-rates": racing_rates,
+    "racing-simulator": racing_simulator,
 }
 """How the lines of every benchmark are shown, by what they say in `benchmark`."""
 
