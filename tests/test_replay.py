@@ -234,7 +234,7 @@ def test_what_another_optimizer_would_have_done_is_an_expectation(workspace: Wor
     ("given", "says"),
     [
         ("optimizer=llm", "asks an LLM"),
-        ("optimizer=cma", "did you mean 'cma-es'"),
+        ("optimizer=cma-e", "did you mean 'cma-es'"),
         ("seed=x", "no whole number"),
         ("budget=5", "optimizer=NAME, seed=N"),
     ],

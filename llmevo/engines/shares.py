@@ -25,6 +25,7 @@ class Vector:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], vector: Tensor) -> None:
         self.shapes, self.vector = shapes, vector
+        self.derived: Sequence[str] = ()
 
     def tensor(self, name: str) -> Tensor:
         return self.vector
