@@ -199,7 +199,10 @@ def test_a_run_that_ends_by_its_cost_makes_no_call_that_would_exceed_it(workspac
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("run", "--budget", "30 items"), "30 items is too low; the parents and the uniform merge alone are 3"),
+        (
+            ("run", "--budget", "30 items"),
+            "30 items is too low; the start rows (the parents, the uniform merge, 1 with another weight",
+        ),
         (("run", "--budget", "lots"), "--budget: 'lots' is no amount"),
         (("run", "--budget", "$5"), "prices per million tokens"),
         (("compare", "--budget", "1 h"), "give evaluations or items"),

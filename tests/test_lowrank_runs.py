@@ -28,6 +28,9 @@ LAYERS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 RACING = {"error_rate": 0.4, "looks": 3}
 
 
+SEARCH: dict[str, Any] = {"optimizer": "random", "budget": 11, "population": 4, "seed": 3}
+
+
 def config(workspace: Workspace, adapters: str, racing: Any = RACING, **changes: Any) -> Path:
     """A run on 30 of a task's 60 questions; finalists are asked the others."""
     if not (workspace.root / "first").exists():
@@ -43,7 +46,7 @@ def config(workspace: Workspace, adapters: str, racing: Any = RACING, **changes:
         "genome": GENOME,
         "tasks": ["many"],
         "limit": 30,
-        "search": {"optimizer": "random", "budget": 11, "population": 4, "seed": 3, "racing": racing},
+        "search": {**SEARCH, "racing": racing},
         **changes,
     }
     return workspace.config(engine={"adapters": adapters, "self_check": False}, **given)
@@ -80,7 +83,8 @@ def test_the_same_candidates_get_the_same_scores_and_may_be_raced_in_step(worksp
     assert workspace.llmevo("run", config(workspace, "together"), "--out", "raced")[0] == 0
     whole, raced = (evaluated(workspace, run) for run in ("merged", "raced"))
     assert {event.items for event in raced if event.rival is not None} == {20}
-    for one, other in zip(raced, whole, strict=True):
+    once = {event.candidate: event for event in reversed(raced)}  # a finalist that was stopped is asked the rest
+    for one, other in zip((once[number] for number in sorted(once)), whole, strict=True):
         values = other.item_scores["many"]
         in_parts = [value for part in range(3) for value in values[part::3]]
         assert one.item_scores["many"] == in_parts[: one.items]
@@ -113,12 +117,13 @@ def test_what_is_handed_over_was_scored_merged(workspace: Workspace, monkeypatch
 def test_a_run_that_was_stopped_within_a_generation_asks_the_rest_together(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert workspace.llmevo("run", config(workspace, "together"), "--out", "run")[0] == 0
+    given = config(workspace, "together", search={**SEARCH, "budget": 12})
+    assert workspace.llmevo("run", given, "--out", "run")[0] == 0
     whole = [facts(event) for event in evaluated(workspace, "run")]
     log = workspace.root / "run" / LOG
     lines = log.read_text().splitlines()
     scored = [place for place, line in enumerate(lines) if json.loads(line)["event"] == "evaluated"]
-    log.write_text("".join(line + "\n" for line in lines[: scored[4] + 1]))  # of the first generation's four two
+    log.write_text("".join(line + "\n" for line in lines[: scored[5] + 1]))  # of the first generation's four two
     asked: list[int] = []
     real = heat.run
     monkeypatch.setattr(heat, "run", lambda *args: asked.append(len(args[2])) or real(*args))

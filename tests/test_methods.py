@@ -583,7 +583,7 @@ CASES: list[Case] = [
         for name in ("dare_linear", "dare_ties", "della", "della_linear")
         for w in UNEQUAL
     ),
-    *(("nuslerp", {"weight": w}, BY_PARTS[0]) for w in ([0.0009, 1.0], [1.0, -0.95])),
+    *(("nuslerp", {"weight": w}, BY_PARTS[0]) for w in ([0.0009, 1.0], [1.0, -0.75])),
     ("multislerp", {"weight": UNEQUAL[0]}, {"normalize_weights": True}),
     *(
         ("linear", {"weight": w}, {"normalize": n})
