@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, permutations
 
-import reasoning_gym
+import reasoning_gym  # pyright: ignore[reportMissingImports]
 
 IMPOSSIBLE = "-1"
 """The family of calendar questions answers so when a month has no fifth Monday; those are left out."""
