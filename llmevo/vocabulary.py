@@ -173,7 +173,7 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
         return wanted
     spec = importlib.util.find_spec("mergekit")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(place) / "_data" / "chat_templates" / f"{wanted}.jinja"
+        file = Path(place).resolve() / "_data" / "chat_templates" / f"{wanted}.jinja"  # it may be behind a link
         if file.parent == file.resolve().parent and file.is_file():
             return file.read_text()
     raise RecipeError(
