@@ -1,5 +1,6 @@
 """What a person sees of a run: a live picture in a terminal, plain lines elsewhere. Reads events only."""
 
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from llmevo.progress import clock, seconds_left
 from llmevo.racing import difference
 from llmevo.standard_errors import clusters
 from llmevo.state import RunState
+from llmevo.trial import START_ROWS
 
 TROUBLE = {
     "lost": "never came",
@@ -159,7 +161,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
             " any other.",
             highlight=False,
         )
-    counts = finished.proposals
+    counts, place = finished.proposals, shlex.quote(str(folder))
     if counts["prompts"]:
         console.print(
             f"The LLM was asked {plural(counts['prompts'], 'time')} and answered {counts['answered']};"
@@ -174,8 +176,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(f"{Bill.of(state.judged)}", highlight=False)
     console.print(f"\nThe run lies in {folder}. Next:", highlight=False)
     for command, what in (
-        (f"llmevo export {folder} OUT", "the merged model as a Hugging Face folder"),
-        (f"llmevo replay {folder} --verify", "show the run again and check it against its log"),
+        (f"llmevo export {place} OUT", "the merged model as a Hugging Face folder"),
+        (f"llmevo replay {place} --verify", "show the run again and check it against its log"),
     ):
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)
 
@@ -201,6 +203,13 @@ def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
+    handed = state.trials[best.candidate].candidate if best.candidate in state.trials else None
+    if handed and handed.origin in START_ROWS:
+        return [
+            "No merge that the search found is better than the start row"
+            f" {handed.note or handed.origin}, which best.yml and export hand over. On the held-out questions it scores"
+            f" {gain:+.3f} ± {noise:.3f} against {strongest.row}."
+        ]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
         " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
@@ -209,6 +218,10 @@ def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]
     if gain <= 0:
-        way = "" if strongest.candidate is None else f": `llmevo export {run} OUT --candidate {strongest.candidate}`"
+        way = (
+            ""
+            if strongest.candidate is None
+            else f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
+        )
         return [text, f"It does not beat it: use {strongest.row} instead{way}."]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

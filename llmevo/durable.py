@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial"
+PARTIAL = ".llmevo-partial"
 """What the names of folders end with that are being written."""
 
 
@@ -66,8 +66,8 @@ def partial_folder(out: Path) -> Generator[Path]:
 
 
 def remove_abandoned(out: Path) -> None:
-    """Remove what processes that no longer live have begun to write beside `out`."""
-    begun = re.compile(re.escape(f".{out.name}-") + r"\w{8}" + re.escape(PARTIAL))
+    """Remove what processes that no longer live have begun to write in the folder of `out`, under whatever name."""
+    begun = re.compile(r"\..+-\w{8}" + re.escape(PARTIAL))
     for folder in [place for place in out.parent.iterdir() if begun.fullmatch(place.name)]:
         with suppress(OSError):  # of another user, or just gone
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

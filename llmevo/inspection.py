@@ -9,6 +9,7 @@ from typing import Any
 from llmevo.bench import Bench
 from llmevo.forecast import Forecast, first_prompt, forecast, measure, unasked
 from llmevo.merging import Merger, Tensors
+from llmevo.plurals import plural
 from llmevo.preflight import Finding, preflight, rounded, vectors
 from llmevo.preflight.architecture import stored_dtype
 from llmevo.preflight.base import names
@@ -63,8 +64,9 @@ class Inspection:
         return "the base" if self.based else "the models' mean"
 
     @property
-    def gene_count(self) -> int:
-        return len(self.genes)
+    def extent(self) -> str:
+        """The size of the search space: `8 genes over 30 layers`."""
+        return f"{plural(len(self.genes), 'gene')} over {plural(self.layers, 'layer')}"
 
     def json(self) -> str:
         """All of it, for machines."""

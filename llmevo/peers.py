@@ -34,6 +34,8 @@ NAMES = {
     "batch-size": (BATCH, BATCH),
     "load-in-8bit": (BITS, BITS),
     "load-in-4bit": (BITS, BITS),
+    "timeout": ('--budget "30 min"', "search.budget, such as `30 min`"),
+    "trust-remote-code": ("leave it out: code beside a model is not run",) * 2,
     "wandb": ("--logger wandb", "`loggers: [wandb]`"),
     "no-wandb": ("leave it out: wandb is told only with --logger wandb",) * 2,
     "wandb-project": (

@@ -201,7 +201,9 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
-    title = Text(f"{state.asked('heldout')} held-out questions (± one standard error)", style="italic")
+    asked = state.asked("heldout")
+    noun = "question" if asked == "1" else "questions"
+    title = Text(f"{asked} held-out {noun} (± one standard error)", style="italic")
     parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]

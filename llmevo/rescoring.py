@@ -97,9 +97,10 @@ def show(console: Console, rows: Sequence[Again], started: events.RunStarted, ri
         origin = row.trial.candidate.note or row.trial.candidate.origin
         table.add_row(f"#{row.trial.candidate.id}", origin[:40], f"{row.logged.score:.6f}", now, off, note)
     console.print(table)
-    if not any(row.differing for row in rows):
-        return True
     found = changes.differences(facts(started), facts_now(rig, started))
+    equal = not any(row.differing for row in rows)
+    if equal and not found:
+        return True
     here = versions()
     others = [
         f"{k} {started.versions[k]} (here {here[k]})" for k in VERSIONED if started.versions.get(k, here[k]) != here[k]
@@ -108,4 +109,4 @@ def show(console: Console, rows: Sequence[Again], started: events.RunStarted, ri
     console.print(f"What has changed since:\n{why}", highlight=False, markup=False)
     if others:
         console.print(f"  versions: {', '.join(others)}", highlight=False, markup=False)
-    return False
+    return equal

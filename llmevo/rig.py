@@ -232,11 +232,19 @@ class Rig:
             self.warn(reason)
 
     def check_model(self) -> None:
-        """Raise SourceError unless the engine can run the first model; reads none of its weights."""
+        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
+        weights.
+        """
         from llmevo.engines.loadable import check_loadable
+        from llmevo.vocabulary import load_tokenizer
 
         donor = self.config.genome.references[0]
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        if load_tokenizer(tokenizer).eos_token_id is None:
+            raise SourceError(
+                f"{tokenizer}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
+            )
 
     def _start_engine(self) -> Engine:
         self.check_model()

@@ -54,6 +54,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
+        cost = "none: it runs on this machine" if ahead.cost == 0 else cost
         lines.append(
             f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
             f" reads about {plural(ahead.prompt_tokens, 'token')}"
@@ -152,6 +153,6 @@ SECTIONS: Mapping[str, Section] = {
     "What this config runs, opens and sends": _uses,
     "Models": _models,
     "Size of the task vectors, against {found.origin}": _vectors,
-    "{found.gene_count} genes over {found.layers} layers": _genes,
+    "{found.extent}": _genes,
 }
 """In the order they are shown; those before the last two fit on one screen."""

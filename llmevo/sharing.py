@@ -70,6 +70,8 @@ CONFIG_FILES = (
 ABSOLUTE = re.compile(r"(?<![^\s'\"`(\[{<=:,;|])(?:~[\w.-]*)?(?:/[\w.@+-]+)+/(?P<name>[\w.@+-]+)")
 """An absolute path of two parts or more, wherever it stands in a text."""
 QUOTATION = re.compile(r"(?:^|[\s(\[{:=,])(['\"])")
+HOME = re.compile(r"^(?:~[^/]*|/(?:home|Users)/[^/]+|/root)/")
+"""A user's own folder, whose name may be that of a person."""
 CUT = "…"
 LEAST = 8
 """Characters of a reason before its quotation, by which it is found in a prompt."""
@@ -90,8 +92,8 @@ def portable(reference: ModelReference) -> ModelReference:
     def path(of: ModelPath | None) -> ModelPath | None:
         if of is None or not of.path.startswith(("/", "~")):
             return of
-        parts = Path(of.path).parts
-        return of.model_copy(update={"path": "./" + "/".join(part for part in parts[-2:] if part not in ("/", "~"))})
+        parts = [part for part in HOME.sub("", of.path).split("/") if part]
+        return of.model_copy(update={"path": "./" + "/".join(parts[-2:])})
 
     return ModelReference(model=path(reference.model) or reference.model, lora=path(reference.lora))
 

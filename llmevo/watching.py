@@ -1,5 +1,6 @@
 """Following a run from outside: its log read as it grows, and whether anybody still writes it. Changes nothing."""
 
+import errno
 import fcntl
 import time
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def is_written(run: Path) -> bool:
     with file.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:  # a file system without locks says nothing of a writer
+            return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
     return False
 
 

@@ -61,7 +61,11 @@ def write_model(
 
 def check_new(out: Path) -> None:
     """Raise UserError when the folder holds something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error})") from error
+    if taken:
         raise UserError(f"{out} exists already; choose another folder, or remove it")
 
 

@@ -1,5 +1,6 @@
 """A run that goes on before one's eyes: to its end, or to Ctrl-C or another signal that stops it."""
 
+import shlex
 import sys
 
 import typer
@@ -14,6 +15,7 @@ from llmevo.runlog import RunLog, holds_run
 
 def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
     """Run to the end, or to a signal that stops it, showing what happens, and telling the loggers of `config`."""
+    folder = shlex.quote(str(log.folder))
     view = display.Display(terminal.console, bench.rig.config, log.folder)
     bench.rig.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     bench.rig.warn = view.warn
@@ -26,24 +28,22 @@ def carry_on(bench: Bench, log: RunLog, config: Config) -> None:
             raise LogError(missing) from error
         match error:
             case ProposerError():
-                raise ProposerError(f"{error} (llm.strict); `llmevo resume {log.folder}` goes on from here") from error
+                raise ProposerError(f"{error} (llm.strict); `llmevo resume {folder}` goes on from here") from error
             case ProposerRefused():
-                raise ProposerRefused(f"{error}; once that is solved, `llmevo resume {log.folder}` goes on") from error
+                raise ProposerRefused(f"{error}; once that is solved, `llmevo resume {folder}` goes on") from error
             case MachineError():
                 raise MachineError(
-                    f"{error}. No candidate has failed and nothing is lost: `llmevo resume {log.folder}` goes on from"
-                    " here",
+                    f"{error}. No candidate has failed and nothing is lost: `llmevo resume {folder}` goes on from here",
                     error.kind,
                 ) from error
             case JudgeError():
                 raise JudgeError(
-                    f"{error}. Nothing that was scored or judged is lost: `llmevo resume {log.folder}` goes on from"
-                    " here"
+                    f"{error}. Nothing that was scored or judged is lost: `llmevo resume {folder}` goes on from here"
                 ) from error
             case _:
                 begun = holds_run(log.folder)
                 terminal.say_stopped(
-                    f"Stopped. Nothing is lost: `llmevo resume {log.folder}` goes on."
+                    f"Stopped. Nothing is lost: `llmevo resume {folder}` goes on."
                     if begun
                     else "Stopped before the run began; start it with the same command."
                 )

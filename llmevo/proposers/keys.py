@@ -25,7 +25,7 @@ def read_key(
     if that is for this server. None where there is none.
 
     Relative paths start at `root`. Raises UserError, with the section of the config at `place`, for a file that cannot
-    be read and a variable that is not set.
+    be read, a variable that is not set, and OPENAI_API_KEY for another server.
     """
     if file is not None:
         try:
@@ -33,6 +33,11 @@ def read_key(
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise UserError(f"{place}.api_key_file: {file} cannot be read ({reason})") from error
+    if variable == VARIABLE and not is_own_server(base_url):
+        raise UserError(
+            f"{place}.api_key_env: {VARIABLE} is for its own server only; keep the key of"
+            f" {without_password(base_url or DEFAULT)} in a variable of another name"
+        )
     if variable is not None:
         if key := os.environ.get(variable):
             return key

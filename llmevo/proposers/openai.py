@@ -56,6 +56,9 @@ LETTERS = 4
 LONGEST_WAIT = 60.0
 """Seconds to wait at most for a server that says when to come back."""
 
+PATIENCE = 10.0
+"""Seconds for a list of the server's models, before a run."""
+
 
 class OpenAIProposer:
     """A chat model behind the official client."""
@@ -108,7 +111,9 @@ class OpenAIProposer:
 
     def check(self) -> None:
         try:
-            self._client.models.list()
+            self._client.with_options(timeout=min(PATIENCE, self._connection.timeout), max_retries=0).models.list()
+        except openai.APITimeoutError:
+            pass  # it is slow, or busy with an answer
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
