@@ -15,14 +15,14 @@ import tables
 import torch
 
 from llmevo.config import read_config
-from llmevo.engines import Engine
+from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm import VllmEngine
-from llmevo.evaluation import Evaluator
-from llmevo.merging import Merger
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
-from llmevo.tasks import Protocol
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.task import AskingOptions
+from llmevo.merging.merger import Merger
+from llmevo.models.checkpoints import Sources
+from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 
@@ -42,7 +42,7 @@ def main() -> None:
     space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
     rest = (config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
     paths = [QUICKSTART.parent / path for path in config.task_search_path]
-    evaluator = Evaluator(config.heldout, Protocol(given.limit, *rest), paths)
+    evaluator = Evaluator(config.heldout, AskingOptions(given.limit, *rest), paths)
     uniform = space.uniform()
     candidates = {
         f"uniform × {scale:g}": space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (1.0, 0.5, 2.0)

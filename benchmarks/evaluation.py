@@ -40,13 +40,13 @@ from lm_eval.models.huggingface import HFLM
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.engines.vllm import VllmEngine
-from llmevo.evaluation import Evaluator
-from llmevo.merging import Merger
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
-from llmevo.tasks import Protocol, Task
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.merging.merger import Merger
+from llmevo.models.checkpoints import Sources
+from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 DATA = QUICKSTART.parent / "quickstart" / "tasks"
@@ -107,11 +107,11 @@ def suites(config: Any, limit: int, few: int, shots: int, folder: Path) -> dict[
     two = [Task(name=f"quickstart_{name}") for name in ("words", "family")]
     plain = {"apply_chat_template": False, "fewshot_as_multiturn": False}
     return {
-        "quickstart": Evaluator(config.tasks, Protocol(limit=limit, **plain), search),
+        "quickstart": Evaluator(config.tasks, AskingOptions(limit=limit, **plain), search),
         "fixed": Evaluator(
-            [_fixed(folder, name) for name in ("words", "family")], Protocol(few, shots, **plain), [folder]
+            [_fixed(folder, name) for name in ("words", "family")], AskingOptions(few, shots, **plain), [folder]
         ),
-        "drawn": Evaluator(two, Protocol(few, shots, **plain), search),
+        "drawn": Evaluator(two, AskingOptions(few, shots, **plain), search),
     }
 
 

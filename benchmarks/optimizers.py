@@ -45,14 +45,17 @@ import measurements
 import numpy as np
 from numpy.typing import NDArray
 
-from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Setup, recommend
-from llmevo.optimizers.base import Asking
-from llmevo.prompting import Reading, Templates
-from llmevo.proposers import Connection
-from llmevo.proposers.simulated import SimulatedProposer
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.client import Connection
+from llmevo.llm.templates import Templates
+from llmevo.search.genome import Genome
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.recommendation import recommend
+from llmevo.search.prompts.question import Reading
+from llmevo.search.simulated_llm import SimulatedClient
+from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 Point = NDArray[np.float64]
 
@@ -139,7 +142,7 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
     setup = Setup(space, problem.instance, budget, {"bbob": (1.0, "acc,none")}, "chat", Templates())
     optimizer = OPTIMIZERS[kind](setup)
     optimum = space.from_unit(surface.optimum)
-    proposer = SimulatedProposer(Connection(model), optimum) if model else None
+    proposer = SimulatedClient(Connection(model), optimum) if model else None
     trials: list[Trial] = []
 
     def scored(suggestions: Sequence[Suggestion]) -> None:
@@ -164,7 +167,7 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
     return found
 
 
-def _answered(asking: Asking, proposer: SimulatedProposer | None) -> list[Suggestion]:
+def _answered(asking: Asking, proposer: SimulatedClient | None) -> list[Suggestion]:
     """What an optimizer asks for, its prompts answered on the way."""
     try:
         prompt = next(asking)

@@ -19,15 +19,17 @@ import measurements
 import numpy as np
 import tables
 
-from llmevo import events
 from llmevo.config import read_config
-from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Setup
-from llmevo.prompting import Templates
-from llmevo.runlog import LOG, read_log
-from llmevo.space import SearchSpace
-from llmevo.state import RunState
-from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, read_log
+from llmevo.search.genome import Genome
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Setup
+from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 LAYERS = 30

@@ -23,9 +23,8 @@ from typing import Any
 import measurements
 import numpy as np
 
-from llmevo.results import runs_in
-from llmevo.runlog import read_log
-from llmevo.state import RunState
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import read_log, runs_in
 
 Right = Mapping[str, str]
 """For every task a `1` for each question that was answered right, and a `0` for each other."""

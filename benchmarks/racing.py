@@ -29,15 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from simulator import Rules, raced
 
-from llmevo.config import read_config
-from llmevo.questions import blocks
-from llmevo.racing import beaten, difference
-from llmevo.runlog import LOG, read_log
-from llmevo.schema import Racing
-from llmevo.standard_errors import Clusters, ItemScores, unit
-from llmevo.state import RunState
-from llmevo.tournament import Tournament
-from llmevo.trial import Score
+from llmevo.config import Racing, read_config
+from llmevo.evaluation.questions import blocks
+from llmevo.evaluation.racing import difference, is_beaten
+from llmevo.evaluation.score import Score
+from llmevo.evaluation.standard_errors import Clusters, ItemScores, unit
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, read_log
+from llmevo.run.sweep import Sweep
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     search = config.search.model_copy(update={"racing": RULES[options.rule]})
     config = config.model_copy(update={"search": search})
     text = QUICKSTART.read_text()
-    tournament = Tournament(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
+    tournament = Sweep(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
     tournament.check()
     for entry in tournament.play(lambda entry, event, _: print(entry.name, event.event, flush=True)):
         print(f"{entry.name} is at its end", flush=True)
@@ -295,7 +294,7 @@ def _asked_of(
     for look, part in enumerate(parts, start=1):
         counts = {task: count + len(part.get(task, ())) for task, count in counts.items()}
         seen = {task: own[task][:count] for task, count in counts.items()}
-        if beaten(seen, field, weights, look, len(parts), rate, same):
+        if is_beaten(seen, field, weights, look, len(parts), rate, same):
             break
     return sum(counts.values())
 

@@ -42,14 +42,18 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
-from llmevo.optimizers import OPTIMIZERS, Setup, recommend
-from llmevo.prompting import Reading, Templates
-from llmevo.proposers import Connection
-from llmevo.proposers.simulated import SimulatedProposer
-from llmevo.racing import beaten, difference
-from llmevo.rig import Rig
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.evaluation.racing import difference, is_beaten
+from llmevo.evaluation.score import Score
+from llmevo.llm.client import Connection
+from llmevo.llm.templates import Templates
+from llmevo.run.scorer import Scorer
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.recommendation import recommend
+from llmevo.search.prompts.question import Reading
+from llmevo.search.simulated_llm import SimulatedClient
+from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
@@ -76,7 +80,7 @@ def points(space: SearchSpace) -> Iterator[Point]:
 
 def collect(options: argparse.Namespace) -> None:
     """Score what the table lacks, a line for each recipe."""
-    rig = Rig(read_config(QUICKSTART), QUICKSTART.parent)
+    rig = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     done = len(TABLE.read_text().splitlines()) if TABLE.exists() else 0
     with TABLE.open("a") as out:
         for number, point in zip(range(options.recipes), points(rig.space), strict=False):
@@ -179,7 +183,7 @@ def _disagreement(rights: Mapping[str, Point]) -> float:
 
 def load(file: Path = TABLE) -> tuple[Point, dict[str, Point]]:
     """The collected recipes in unit coordinates, and what each got right."""
-    space = Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    space = Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
     lines = [line for text in file.read_text().splitlines() if "right" in (line := json.loads(text))]
     names = [gene.name for gene in space.genes]
     recipes = np.array([space.to_unit(dict(zip(names, line["genes"], strict=True))) for line in lines])
@@ -247,7 +251,7 @@ def raced(answers: Mapping[str, Point], others: Sequence[Score], weights: Mappin
     field, seen, looks = [rival.item_scores for rival in rivals], answers, rules.looks if rivals else 1
     for look in range(1, looks):
         part = {task: right[: round(len(right) * look / looks)] for task, right in answers.items()}
-        if beaten(part, field, weights, look, looks, rules.error_rate):
+        if is_beaten(part, field, weights, look, looks, rules.error_rate):
             seen = part
             break
     items = sum(map(len, seen.values()))
@@ -267,7 +271,7 @@ def simulated(
     optimizer = OPTIMIZERS[kind](
         Setup(space, seed, budget, {t: (w, "acc,none") for t, w in weights.items()}, "chat", Templates())
     )
-    proposer = SimulatedProposer(Connection(model)) if model else None
+    proposer = SimulatedClient(Connection(model)) if model else None
     drawn = np.random.default_rng(seed)
     difficulties = {task: drawn.choice(real, questions) for task, real in simulator.difficulties.items()}
     trials: list[Trial] = []
@@ -374,7 +378,7 @@ def race(options: argparse.Namespace) -> None:
     for all. The last but one column takes the searches that asked everything and races their candidates in their
     order: how often the one that is handed over would have been stopped.
     """
-    simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+    simulator, space = Simulator(*load()), Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
     print(
         "| questions of a task | evaluation | held out | against everything | questions | highest score, and stopped"
         " | handed over, and stopped | claimed - held out |"
@@ -466,7 +470,7 @@ def search(options: argparse.Namespace) -> None:
     done = {(line["search"], line["seed"]) for line in _searches(file, options)}
     missing = [(seed, name) for seed in range(options.seeds) for name in names if (name, seed) not in done]
     if missing:
-        simulator, space = Simulator(*load()), Rig(read_config(QUICKSTART), QUICKSTART.parent).space
+        simulator, space = Simulator(*load()), Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
         with file.open("a") as out:
             for seed, name in missing:
                 found = simulated(simulator, space, name, Rules(), options.budget, seed, options.questions)

@@ -19,14 +19,14 @@ import tables
 import torch
 
 from llmevo.config import Config, read_config
-from llmevo.engines import Engine
+from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm import VllmEngine
-from llmevo.merging import Merger
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
-from llmevo.writing import write_model
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Sources
+from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 

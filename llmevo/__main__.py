@@ -1,5 +1,5 @@
 """`python -m llmevo` is `llmevo`: for where the command is not on the path."""
 
-from llmevo.cli import main
+from llmevo.cli.app import main
 
 main()

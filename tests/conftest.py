@@ -15,7 +15,7 @@ import pytest
 import torch
 from workspace import Workspace, new_workspace, write_task
 
-from llmevo import terminal
+from llmevo.cli import terminal
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from llmevo import events
-from llmevo.state import RunState
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
 
 TASKS = ("q_words_search", "q_family_search")
 

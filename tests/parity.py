@@ -17,10 +17,11 @@ from checkpoints import mergekit, quietly, weights_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmevo.merging import merge
-from llmevo.methods import METHODS, Method
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
+from llmevo.merging.merger import merge
+from llmevo.merging.methods.method import Method
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
 
 LIMIT = 1e-5
 """How far a result may be from mergekit's, as a share of the tensor's largest entry."""

@@ -10,23 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmevo import loop
-from llmevo.bench import Bench
-from llmevo.commands import live
+from llmevo.cli import live
+from llmevo.cli.terminal import errors_shown
 from llmevo.config import Config, parse_config
-from llmevo.events import Event, RunStarted, Told
-from llmevo.prompting import Prompt
-from llmevo.proposers import Connection, Reply
-from llmevo.proposers.simulated import SimulatedProposer
-from llmevo.recipe import Recipe
-from llmevo.rig import Rig
-from llmevo.runlog import LOG, RunLog, holds_run
-from llmevo.terminal import errors_shown
-from llmevo.trial import Score
+from llmevo.evaluation.score import Score
+from llmevo.llm.client import Connection, Reply
+from llmevo.merging.recipe import Recipe
+from llmevo.run import loop
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.events import Event, RunStarted, Told
+from llmevo.run.log.storage import LOG, RunLog, holds_run
+from llmevo.run.scorer import Scorer
+from llmevo.search.prompts.question import Prompt
+from llmevo.search.simulated_llm import SimulatedClient
 
 
 @dataclass
-class CountedRig(Rig):
+class CountedRig(Scorer):
     """Scores follow from the recipe; every scoring is counted, and written down where a kill does not reach."""
 
     scored: list[str] = field(default_factory=list[str])
@@ -47,7 +47,7 @@ class CountedRig(Rig):
         return Score(value, 0.1, {task: {"acc,none": value}}, 12), {"evaluate": 0.25}
 
 
-class CountedProposer(SimulatedProposer):
+class CountedProposer(SimulatedClient):
     """Counts what it is asked."""
 
     asked = 0
@@ -71,10 +71,10 @@ def config_in(root: Path, optimizer: str, budget: int) -> Config:
     return parse_config(raw, str(root))
 
 
-def bench_of(rig: Rig, recorded: list[Event]) -> Bench:
+def bench_of(rig: Scorer, recorded: list[Event]) -> Experiment:
     """As it is made anew after every stop."""
     begun = recorded[0] if recorded else None
-    bench = Bench(rig.config, rig.root, recorded=begun if isinstance(begun, RunStarted) else None, shared=rig)
+    bench = Experiment(rig.config, rig.root, recorded=begun if isinstance(begun, RunStarted) else None, shared=rig)
     bench.proposer = CountedProposer(Connection(model="random"))
     return bench
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from llmevo import events
-from llmevo.genome import Genome
-from llmevo.runlog import LOG
-from llmevo.space import SearchSpace
+from llmevo.run.log import events
+from llmevo.run.log.storage import LOG
+from llmevo.search.genome import Genome
+from llmevo.search.space import SearchSpace
 
 TASKS = ("toy_sums", "toy_dates", "toy_words")
 GENERATION = 10

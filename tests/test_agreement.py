@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from llmevo.config import read_config
-from llmevo.engines import Engine
+from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm import VllmEngine
-from llmevo.evaluation import Evaluator
-from llmevo.merging import Merger
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
-from llmevo.tasks import Protocol
-from llmevo.trial import Score
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.score import Score
+from llmevo.evaluation.tasks.task import AskingOptions
+from llmevo.merging.merger import Merger
+from llmevo.models.checkpoints import Sources
+from llmevo.search.space import SearchSpace
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
@@ -47,7 +47,7 @@ def test_both_engines_count_the_same_right_answers_and_rank_alike() -> None:
     space = SearchSpace(genome, int(sources.config(genome.references[0])["num_hidden_layers"]))
     evaluator = Evaluator(
         config.heldout,
-        Protocol(LIMIT, apply_chat_template=False),
+        AskingOptions(LIMIT, apply_chat_template=False),
         [QUICKSTART.parent / path for path in config.task_search_path],
     )
     scores: list[list[Score]] = []

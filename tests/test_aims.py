@@ -11,17 +11,20 @@ import pytest
 from rich.console import Console
 from workspace import Workspace
 
-from llmevo import events
-from llmevo.aims import Aims, Constraint, Keeping, valued
 from llmevo.config import parse_config
-from llmevo.display import verdict
 from llmevo.errors import ConfigError
-from llmevo.export import _aims  # pyright: ignore[reportPrivateUsage]
-from llmevo.picture import outcome
-from llmevo.runlog import LOG
-from llmevo.state import RunState
-from llmevo.status import status, table
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.export.model import _aims  # pyright: ignore[reportPrivateUsage]
+from llmevo.reports.terminal.panel import outcome
+from llmevo.reports.terminal.status import status, table
+from llmevo.reports.verdict import verdict
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG
+from llmevo.search.objectives.constraints import ConstraintChecker
+from llmevo.search.objectives.objective import Constraint, Objective
+from llmevo.search.objectives.scalarize import scalarize
+from llmevo.search.trial import Candidate, Trial
 
 SUMS, WORDS = "q_sums_search", "q_words_search"
 TASKS = {SUMS: (0.5, "acc,none"), WORDS: (0.5, "acc,none")}
@@ -36,13 +39,13 @@ def trial(place: int, sums: float, words: float, origin: str = "gaussian", **key
     return Trial(Candidate(place, int(origin == "gaussian"), origin, {}), score(sums, words, **keys))
 
 
-def aims(*constraints: str) -> Aims:
-    return Aims(TASKS, tuple(map(Constraint.parse, constraints)))
+def aims(*constraints: str) -> Objective:
+    return Objective(TASKS, tuple(map(Constraint.parse, constraints)))
 
 
-def judged(of: Aims, *trials: Trial, further: Mapping[int, Score] | None = None) -> list[Trial]:
+def judged(of: Objective, *trials: Trial, further: Mapping[int, Score] | None = None) -> list[Trial]:
     known = {each.candidate.id: each for each in trials}
-    keeping = Keeping(of, known, further or {})
+    keeping = ConstraintChecker(of, known, further or {})
     return [keeping.judged(each) for each in trials]
 
 
@@ -134,7 +137,7 @@ def test_what_optimizers_are_told_has_the_same_order_and_stays_near_the_scores()
     random, of = np.random.default_rng(0), aims(f"{SUMS} >= 0.5")
     points = random.random((40, 2)).tolist()
     trials = judged(of, *(trial(place, float(a), float(b)) for place, (a, b) in enumerate(points)))
-    told = valued(trials, trials, of, {})
+    told = scalarize(trials, trials, of, {})
     assert [each.candidate.id for each in sorted(trials, key=lambda each: each.rank)] == [
         each.candidate.id for each in sorted(told, key=lambda each: each.value)
     ]
@@ -145,7 +148,7 @@ def test_what_optimizers_are_told_has_the_same_order_and_stays_near_the_scores()
 
 
 def test_without_constraints_trials_are_told_as_they_are() -> None:
-    assert valued(PARENTS, PARENTS, aims(), {}) == [*PARENTS]
+    assert scalarize(PARENTS, PARENTS, aims(), {}) == [*PARENTS]
 
 
 # In a log

@@ -10,11 +10,12 @@ from fake_server import Answer, chat, serving
 from pydantic import ValidationError
 from workspace import Workspace
 
-from llmevo.budget import MANY, Budget, parse_budget
+from llmevo.config import MANY, Budget, parse_budget
 from llmevo.errors import ConfigError
-from llmevo.events import Prompted, RunStarted
-from llmevo.state import RunState
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.run.log.events import Prompted, RunStarted
+from llmevo.run.log.state import RunState
+from llmevo.search.trial import Candidate, Trial
 
 
 def started(items: int) -> RunStarted:

@@ -11,7 +11,8 @@ import typer
 from fake_server import refusal, serving
 from workspace import Workspace, write_task
 
-from llmevo import cli, peers
+from llmevo.cli.app import app
+from llmevo.config import NAMES
 
 GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
 
@@ -108,10 +109,8 @@ def test_an_option_that_is_not_is_told_with_the_way_out(
 
 
 def test_no_option_of_another_tool_is_one_of_ours() -> None:
-    ours = {
-        name for command in typer.main.get_group(cli.app).commands.values() for p in command.params for name in p.opts
-    }
-    assert not ours & {f"--{name}" for name in peers.NAMES}
+    ours = {name for command in typer.main.get_group(app).commands.values() for p in command.params for name in p.opts}
+    assert not ours & {f"--{name}" for name in NAMES}
 
 
 def test_a_torn_weight_file(workspace: Workspace) -> None:
@@ -220,7 +219,7 @@ def test_the_options_of_the_llm_are_kept_in_the_log(workspace: Workspace) -> Non
 
 
 def test_the_process_title_hides_the_key() -> None:
-    from llmevo.terminal import without_key
+    from llmevo.cli.terminal import without_key
 
     assert without_key(["run", "c.yml", "--api-key", "sk-1", "--budget", "3"]) == [
         *("run", "c.yml", "--api-key", "***", "--budget", "3")

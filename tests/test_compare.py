@@ -11,20 +11,20 @@ import pytest
 from rich.console import Console
 from workspace import Workspace
 
-from llmevo import events
-from llmevo.bench import Bench
-from llmevo.compare import compare
 from llmevo.config import parse_config, read_config
-from llmevo.drawing import draw
 from llmevo.errors import RunError
-from llmevo.judging.statements import Verdict
-from llmevo.recipe import Recipe
-from llmevo.runlog import LOG, RunLog
-from llmevo.scoreboard import Scoreboard
-from llmevo.state import RunState
-from llmevo.tables import markdown
-from llmevo.tournament import Tournament, contestants
-from llmevo.trial import Score
+from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.score import Score
+from llmevo.merging.recipe import Recipe
+from llmevo.reports.comparison.chart import draw
+from llmevo.reports.comparison.compare import compare
+from llmevo.reports.comparison.tables import markdown
+from llmevo.reports.terminal.sweep import Scoreboard
+from llmevo.run.experiment import Experiment
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, RunLog
+from llmevo.run.sweep import Sweep, contestants
 
 PNG = b"\x89PNG\r\n"
 
@@ -321,9 +321,11 @@ class _Stop:
     """Raises KeyboardInterrupt at the n-th scoring."""
 
     def __init__(self, at: int) -> None:
-        self.left, self.real = at, Bench.score
+        self.left, self.real = at, Experiment.score
 
-    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
+    def __call__(
+        self, bench: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+    ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -335,7 +337,7 @@ def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(worksp
     for at in (0, 4, 13):
         with pytest.MonkeyPatch.context() as patch:
             stop = _Stop(at)
-            patch.setattr(Bench, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
+            patch.setattr(Experiment, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
             status, printed = compared(workspace)
         assert status == 130
         assert "the same command goes on: `llmevo compare" in printed
@@ -394,7 +396,7 @@ def test_questions_and_masks_stay_the_same_whatever_the_seed(workspace: Workspac
 def test_a_terminal_gets_a_board_with_a_cell_for_every_run_and_the_time_left(workspace: Workspace) -> None:
     compared(workspace, "--seeds", 1)
     config = read_config(workspace.config(search={"population": 2, "seed": 5}), {"search.budget": 5})
-    tournament = Tournament(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
+    tournament = Sweep(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
     screen = io.StringIO()
     left: list[float] = []
     with Scoreboard(Console(width=120, file=screen, force_terminal=True), tournament) as board:
@@ -452,7 +454,7 @@ def test_the_key_is_not_shown_when_a_comparison_is_stopped(
 def test_the_plan_of_a_tournament_changes_nothing_but_optimizer_and_seed(tmp_path: Path) -> None:
     raw = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["sums"], "search": {"seed": 4}}
     config = parse_config(raw, "x")
-    tournament = Tournament(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
+    tournament = Sweep(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
     assert [entry.folder.name for entry in tournament.entries] == ["llm-4", "random-4", "llm-5", "random-5"]
     for entry in tournament.entries:
         made = tournament.config_of(entry)

@@ -9,8 +9,8 @@ import pytest
 
 from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import ConfigError, UserError
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
+from llmevo.merging.recipe import Recipe
+from llmevo.models.references import ModelReference
 
 MERGEKIT_EVOLVE = """
 genome:

@@ -15,17 +15,18 @@ from rich.cells import cell_len
 from rich.console import Console
 from workspace import Workspace, write_task
 
-from llmevo import display
-from llmevo.bench import Bench
+from llmevo.cli.terminal import Terminal
 from llmevo.config import parse_config
-from llmevo.display import verdict
-from llmevo.events import Asked, Event, Failed, HeldOut, Prompted
-from llmevo.picture import fitted, picture, short
-from llmevo.playing import play
-from llmevo.plurals import plural
-from llmevo.progress import ECONOMY, clock, seconds_left
-from llmevo.state import RunState
-from llmevo.terminal import Terminal
+from llmevo.errors import plural
+from llmevo.evaluation.tasks.names import short
+from llmevo.reports.terminal.live import Display
+from llmevo.reports.terminal.panel import clock, fitted, picture
+from llmevo.reports.terminal.replay import play
+from llmevo.reports.verdict import verdict
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.events import Asked, Event, Failed, HeldOut, Prompted
+from llmevo.run.log.state import RunState
+from llmevo.run.progress import ECONOMY, seconds_left
 
 
 def state_of(*rows: HeldOut) -> RunState:
@@ -91,9 +92,9 @@ def test_times_read_as_people_write_them(seconds: float, text: str) -> None:
 def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_table(workspace: Workspace) -> None:
     workspace.llmevo("run", workspace.config(), "--out", "run", "--budget", 24)
     state = workspace.state("run")
-    config = Bench.of_log(state.started, Path("run")).config
+    config = Experiment.of_log(state.started, Path("run")).config
     console = Terminal(width=140, file=io.StringIO(), record=True)
-    console.print(display.Display(console, config, Path("run")).picture(state))
+    console.print(Display(console, config, Path("run")).picture(state))
     text = console.export_text()
     for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
         assert words in text
@@ -111,7 +112,7 @@ def drawn(log: list[Event], width: int, height: int | None, folder: str = "runs/
     assert state.started is not None
     console = Console(width=width, height=height or 200, file=io.StringIO(), record=True)
     config = parse_config(state.started.config, "test")
-    console.print(display.Display(console, config, Path(folder)).picture(state, height))
+    console.print(Display(console, config, Path(folder)).picture(state, height))
     return console.export_text().splitlines()
 
 
@@ -278,7 +279,7 @@ def test_lines_about_one_proposal_and_one_evaluation_say_so() -> None:
     state, event = folded(whole_run()), prompted(1).model_copy(update={"used": 1})
     console = Console(file=io.StringIO())
     config = parse_config(started(1).config, "test")
-    assert "gave 1 proposal in" in (display.Display(console, config, Path("run")).line(event, state) or "")
+    assert "gave 1 proposal in" in (Display(console, config, Path("run")).line(event, state) or "")
     assert str(config.search.budget) == "1 evaluation"
 
 
@@ -304,9 +305,9 @@ def test_a_terminal_gets_a_live_picture_instead_of_lines(workspace: Workspace) -
     screen = io.StringIO()
     console = Console(width=140, file=screen, force_terminal=True)
     workspace.llmevo("run", workspace.config(), "--out", "run")
-    config = Bench.of_log(workspace.state("run").started, Path("run")).config
+    config = Experiment.of_log(workspace.state("run").started, Path("run")).config
     state = RunState()
-    with display.Display(console, config, Path("run")) as view:
+    with Display(console, config, Path("run")) as view:
         for event in workspace.events("run"):
             state.apply(event)
             view.show(event, state)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workspace import Workspace
 
-from llmevo.encoding import encode, read_start
 from llmevo.errors import ConfigError
-from llmevo.genome import Genome
-from llmevo.recipe import Recipe
-from llmevo.space import SearchSpace
+from llmevo.merging.recipe import Recipe
+from llmevo.search.encode import encode, read_start
+from llmevo.search.genome import Genome
+from llmevo.search.space import SearchSpace
 
 LAYERS = 4
 TENSORS = [

@@ -36,9 +36,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from llmevo.engines.generation import StopStrings
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.generation import StopStrings
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import CandidateError, SourceError
 
 VOCABULARY = len(tiny_tokenizer())

@@ -12,12 +12,12 @@ import pytest
 from lm_eval.tasks import TaskManager
 from tiny_model import tiny_llama, tiny_tokenizer
 
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import CandidateError, TaskError
-from llmevo.evaluation import Evaluator
-from llmevo.standard_errors import of_mean
-from llmevo.tasks import Protocol, Task
-from llmevo.weighing import joined, weigh
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.score import aggregate, concatenate
+from llmevo.evaluation.standard_errors import of_mean
+from llmevo.evaluation.tasks.task import AskingOptions, Task
 
 ROWS: list[dict[str, Any]] = [
     {"question": f"{a} + {b} =", "choices": [str(a + b), "7", "no"], "answer": 0} for a in range(4) for b in range(5)
@@ -60,7 +60,7 @@ def add_task(folder: Path, name: str, rows: list[dict[str, Any]] | None = None, 
 
 def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
     options: dict[str, Any] = {"apply_chat_template": False, **protocol}
-    return Evaluator(tasks, Protocol(**options), [folder])
+    return Evaluator(tasks, AskingOptions(**options), [folder])
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_parts_together_are_the_whole(tmp_path: Path, lm: RequestScorer) -> None
     parted = evaluator(tmp_path, sums, said, blocks=5)
     parts = [parted.score_block(lm, place) for place in range(5)]
     assert [part.items for part in parts] == [7, 7, 7, 6, 6]
-    again = joined(parted.tasks, parts)
+    again = concatenate(parted.tasks, parts)
     assert again.total == pytest.approx(whole.total)
     assert again.stderr == pytest.approx(whole.stderr)
     assert again.tasks["sums"]["acc_norm,none"] == pytest.approx(whole.tasks["sums"]["acc_norm,none"])
@@ -355,11 +355,11 @@ def test_a_task_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, "N/A"])
 def test_a_metric_that_is_no_number_costs_the_candidate(value: Any) -> None:
     with pytest.raises(CandidateError, match="acc,none of sums"):
-        weigh([Task(name="sums")], {"sums": {"acc,none": value, "acc_stderr,none": 0.1}}, 3)
+        aggregate([Task(name="sums")], {"sums": {"acc,none": value, "acc_stderr,none": 0.1}}, 3)
 
 
 def test_a_standard_error_that_is_no_number_counts_as_none() -> None:
-    score = weigh([Task(name="sums")], {"sums": {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": "sums"}}, 3)
+    score = aggregate([Task(name="sums")], {"sums": {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": "sums"}}, 3)
     assert (score.total, score.stderr, score.tasks) == (0.5, 0.0, {"sums": {"acc,none": 0.5}})
 
 

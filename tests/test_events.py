@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmevo import events
-from llmevo.judging.statements import Verdict
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.score import Score
+from llmevo.run.log import events
+from llmevo.search.trial import Candidate, Trial
 
 TASKS = {"sums": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
 CANDIDATE = {"id": 4, "origin": "llm", "genes": {"a/all/weight": 0.3}, "recipe": {"merge_method": "ties"}, "note": "ü"}

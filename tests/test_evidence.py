@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmevo.genes import Genes
-from llmevo.genome import Genome
-from llmevo.prompting import STYLES, Question, SliceGeometry, Templates, completion
-from llmevo.prompting.budget import TOKENS, tokens
-from llmevo.prompting.evidence import calibration, contrasts, rank_normal, target, weigh
-from llmevo.prompting.names import shortened
-from llmevo.prompting.sheet import MOST, Sheet
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates
+from llmevo.search.evidence import calibration, contrasts, estimate_effects, rank_normal, target
+from llmevo.search.genome import Genome
+from llmevo.search.prompts import STYLES, completion
+from llmevo.search.prompts.detail import TOKENS, tokens
+from llmevo.search.prompts.names import shortened
+from llmevo.search.prompts.question import Question, SliceGeometry
+from llmevo.search.prompts.table import MOST, GeneTable
+from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.trial import Candidate, Trial
 
 TASKS = {"sums_task": (0.7, "acc,none"), "dates_task": (0.3, "exact_match,number")}
 REASON = "dare_ties: model.layers.3.self_attn.q_proj.weight of org/gamma: the merged tensor is not finite"
@@ -63,7 +65,7 @@ def prompt_text(asked: Question, style: str = "chat", seed: int = 0) -> str:
 
 def test_effects_have_the_right_sign_and_size_and_doubt_where_there_is_nothing() -> None:
     over = space(layer_granularity=2)
-    effects = weigh(question(history(over, 120), over)).effects
+    effects = estimate_effects(question(history(over, 120), over)).effects
     assert [effect.gene for effect in effects] == [*over.genes]
     assert effects[0].strength > 5
     assert effects[1].strength < -3
@@ -76,27 +78,27 @@ def test_effects_have_the_right_sign_and_size_and_doubt_where_there_is_nothing()
 
 def test_an_interaction_is_found_among_many_pairs_and_none_where_there_is_none() -> None:
     over = space(layer_granularity=2)
-    (found, *others) = weigh(question(history(over, 150, 0.0), over)).interactions
+    (found, *others) = estimate_effects(question(history(over, 150, 0.0), over)).interactions
     assert {found.first, found.second} == {*over.genes[-2:]}
     assert found.strength < -3
     assert len(others) <= 1
     linear = tuple(
         trial(t.candidate.id, t.candidate.genes, over.to_unit(t.candidate.genes)[0]) for t in history(over, 60)
     )
-    assert len(weigh(question(linear, over)).interactions) <= 1
+    assert len(estimate_effects(question(linear, over)).interactions) <= 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_few_scores_are_no_evidence(count: int) -> None:
     over = space()
-    assert weigh(question(history(over, count), over)).effects == ()
+    assert estimate_effects(question(history(over, count), over)).effects == ()
     assert "EVIDENCE" not in prompt_text(question(history(over, count), over))
 
 
 def test_scores_that_are_all_alike_are_no_evidence() -> None:
     over = space()
     alike = tuple(trial(i, t.candidate.genes, 0.5) for i, t in enumerate(history(over, 20)))
-    assert weigh(question(alike, over)).effects == ()
+    assert estimate_effects(question(alike, over)).effects == ()
 
 
 def test_genes_that_the_chosen_method_lacks_count_for_nothing() -> None:
@@ -106,7 +108,7 @@ def test_genes_that_the_chosen_method_lacks_count_for_nothing() -> None:
         trial(i, {**t.candidate.genes, "merge_method": 1.0}, t.candidate.genes[density.name])
         for i, t in enumerate(history(over, 40))
     ]
-    effects = {effect.gene: effect for effect in weigh(question(tuple(trials), over)).effects}
+    effects = {effect.gene: effect for effect in estimate_effects(question(tuple(trials), over)).effects}
     assert effects[density].slope == pytest.approx(0.0, abs=1e-9)
 
 
@@ -327,12 +329,12 @@ def test_of_a_large_space_some_slices_are_asked_for_and_the_rest_is_taken_from_t
     asked = question((best, trial(2, over.uniform(), 0.1)), over)
     starts: set[str] = set()
     for seed in range(40):
-        sheet = Sheet.of(over, seed)
+        sheet = GeneTable.of(over, seed)
         starts.add(sheet.slices[0])
         assert len(sheet.numbers) == MOST
     assert len(starts) == 17
     prompt = STYLES["chat"].ask(asked, Templates(), 5)
-    sheet = Sheet.of(over, 5)
+    sheet = GeneTable.of(over, 5)
     assert f"1=layers {sheet.slices[0]}" in prompt.messages[1]["content"]
     assert "the other 16 keep the values of the best recipe" in prompt.messages[1]["content"]
     rows = [[11, 12, 13, 14]] * 16

@@ -15,13 +15,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workspace import Workspace
 
-from llmevo import durable, shards, vocabulary, writing
-from llmevo.bench import Bench
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
-from llmevo.evaluation import Evaluator
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.merging import writer as writing
+from llmevo.merging.recipe import Recipe
+from llmevo.models import safetensors_writer as shards
+from llmevo.models.checkpoints import Sources
+from llmevo.models.files import partial_folder
+from llmevo.models.tokenizer import vocabulary
+from llmevo.run.experiment import Experiment
 
 STACKED = """
 merge_method: linear
@@ -42,7 +45,7 @@ def test_the_exported_model_has_the_held_out_score_that_the_run_reported(finishe
     status, printed = finished.llmevo("export", "run", "out")
     assert status == 0, printed
     state = finished.state("run")
-    bench = Bench.of_log(state.started, Path("run"))
+    bench = Experiment.of_log(state.started, Path("run"))
     engine = HfEngine(Path("out"), Path("out"), "float32")
     assert bench.heldout is not None
     assert bench.heldout.score(engine.lm).total == state.heldout["best"].score
@@ -191,9 +194,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from llmevo import export, shards, vocabulary, writing
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
+from llmevo.merging import writer as writing
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
 
 merge = writing.merge
 def dies(*arguments):
@@ -220,7 +223,7 @@ def test_a_killed_worker_leaves_no_model(workspace: Workspace) -> None:
     mine = [workspace.root / name for name in (".out-notes", ".out-abcdefgh", ".other-abcdefgh.partial")]
     for folder in mine:
         folder.mkdir()
-    with durable.partial_folder(Path("out")) as living:
+    with partial_folder(Path("out")) as living:
         assert not left.exists()
         writing.write_model(Recipe.from_yaml(STACKED), Sources(workspace.root), Path("out"))
         assert living.exists()
@@ -234,9 +237,10 @@ import sys, threading, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from llmevo import export, shards, vocabulary, writing
-from llmevo.recipe import Recipe
-from llmevo.sources import Sources
+from llmevo.models.safetensors_writer import SHARD_BYTES
+from llmevo.merging.writer import write_model
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
 
 def anonymous():
     # Memory of the process's own: neither mapped weights nor the disk's cache.
@@ -251,14 +255,14 @@ def watch():
         time.sleep(0.002)
 
 small = Recipe.from_yaml(Path("small.yml").read_text())
-writing.write_model(small, Sources(), Path("warm"))  # what is loaded and compiled the first time is no part of it
+write_model(small, Sources(), Path("warm"))  # what is loaded and compiled the first time is no part of it
 before = anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()
 large = Recipe.from_yaml(Path("large.yml").read_text())
-writing.write_model(large, Sources(), Path("out"))
-shards.SHARD_BYTES = 10**8
-writing.write_model(large, Sources(), Path("sharded"))
+write_model(large, Sources(), Path("out"))
+SHARD_BYTES = 10**8
+write_model(large, Sources(), Path("sharded"))
 done = True
 watcher.join()
 print(peak - before)
@@ -365,13 +369,13 @@ def test_a_weight_of_any_shape_and_type_is_read_as_it_was_written(
 def test_a_vocabulary_is_read_from_the_tokenizers_files(files: dict[str, Any], tokens: str, tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert vocabulary.vocabulary(tmp_path) == {token: place for place, token in enumerate(tokens)}
+    assert vocabulary(tmp_path) == {token: place for place, token in enumerate(tokens)}
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(SourceError, match=r"tokenizer\.json is not valid JSON"):
-        vocabulary.vocabulary(tmp_path)
+        vocabulary(tmp_path)
 
 
 def test_a_template_that_llmevo_does_not_have_is_refused_with_the_way_out(workspace: Workspace) -> None:

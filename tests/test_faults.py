@@ -8,7 +8,7 @@ import pytest
 from fake_server import Answer, FakeServer, chat, refusal, serving
 from workspace import Workspace
 
-from llmevo import events
+from llmevo.run.log import events
 
 KEY = "sk-secret-0123456789"
 

@@ -9,24 +9,28 @@ import numpy as np
 import pytest
 from workspace import Workspace, write_task
 
-from llmevo import events
-from llmevo.aims import Aims, emphasis, front, valued
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError
-from llmevo.genes import Genes
-from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Setup
-from llmevo.optimizers.base import Retold
-from llmevo.prompting import STYLES, Question, Reading, Templates
-from llmevo.report.front import Covered, covered, places
-from llmevo.report.front import front as drawn
-from llmevo.report.subject import Subject
-from llmevo.space import SearchSpace
-from llmevo.state import RunState
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates
+from llmevo.reports.html.pareto import Covered, covered, places
+from llmevo.reports.html.pareto import front as drawn
+from llmevo.reports.html.subject import Subject
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.search.genome import Genome
+from llmevo.search.objectives.objective import Objective
+from llmevo.search.objectives.pareto import front
+from llmevo.search.objectives.scalarize import random_weights, scalarize
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Retold, Setup
+from llmevo.search.prompts import STYLES
+from llmevo.search.prompts.question import Question, Reading
+from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.trial import Candidate, Trial
 
 TASKS = {"sums": (1.0, "acc,none"), "loss": (-2.0, "bits,none")}
-PARETO = Aims(TASKS, objective="pareto", seed=5)
+PARETO = Objective(TASKS, objective="pareto", seed=5)
 
 
 def score(sums: float, loss: float, error: float = 0.1) -> Score:
@@ -63,18 +67,18 @@ def test_who_violates_a_constraint_is_not_on_the_front_unless_nobody_keeps_them(
 
 
 def test_the_emphasis_changes_from_generation_to_generation_and_follows_from_the_seed() -> None:
-    drawn = [emphasis(PARETO, generation) for generation in range(200)]
-    assert drawn == [emphasis(PARETO, generation) for generation in range(200)]
-    assert drawn[0] != emphasis(Aims(TASKS, objective="pareto", seed=6), 0)
+    drawn = [random_weights(PARETO, generation) for generation in range(200)]
+    assert drawn == [random_weights(PARETO, generation) for generation in range(200)]
+    assert drawn[0] != random_weights(Objective(TASKS, objective="pareto", seed=6), 0)
     assert all(sum(each.values()) == pytest.approx(1) and min(each.values()) >= 0 for each in drawn)
     shares = sorted(each["sums"] for each in drawn)
     assert shares == pytest.approx([(place + 0.5) / 200 for place in range(200)], abs=0.12)  # evenly
-    assert emphasis(Aims(TASKS), 3) == {}
+    assert random_weights(Objective(TASKS), 3) == {}
 
 
 def test_the_score_told_is_the_augmented_chebyshev_distance_to_the_best_of_each_aim() -> None:
     known = [trial(0, 0.0, 3.0), trial(1, 1.0, 5.0), trial(2, 0.8, 3.5)]
-    told = valued(known, known, PARETO, {"sums": 0.25, "loss": 0.75})
+    told = scalarize(known, known, PARETO, {"sums": 0.25, "loss": 0.75})
     gaps = [(0.25, 0.0), (0.0, 0.75), (0.05, 0.75 * 0.25)]
     assert [each.value for each in told] == pytest.approx([1 - max(pair) - 0.05 * sum(pair) for pair in gaps])
     errors = [each.score.stderr for each in told if each.score]
@@ -85,7 +89,7 @@ def test_the_score_told_is_the_augmented_chebyshev_distance_to_the_best_of_each_
 
 def test_a_violation_counts_among_several_aims_too() -> None:
     known = [trial(0, 1.0, 1.0, violation=0.1), trial(1, 0.2, 2.0), trial(2, 0.1, 3.0), trial(3, 1.0, 1.0, 0.3)]
-    told = valued(known, known, PARETO, {"sums": 0.5, "loss": 0.5})
+    told = scalarize(known, known, PARETO, {"sums": 0.5, "loss": 0.5})
     assert sorted(range(4), key=lambda place: -told[place].value) == [1, 2, 0, 3]
 
 
@@ -120,24 +124,24 @@ def two_ends(genes: Genes) -> Score:
     return score(1 - 4 * float(np.mean((point - 0.25) ** 2)), 4 * float(np.mean((point - 0.75) ** 2)), error=0.0)
 
 
-def searched(kind: str, aims: Aims, budget: int = 70) -> list[Trial]:
+def searched(kind: str, aims: Objective, budget: int = 70) -> list[Trial]:
     """A search as the loop does it."""
     optimizer = OPTIMIZERS[kind](Setup(SPACE, 0, budget, TASKS, "", Templates(), pareto=True))
     trials: list[Trial] = []
     new = [SPACE.parent(model) for model in SPACE.merged] + [SPACE.uniform()]
     for generation in range(budget):
-        weights, known = emphasis(aims, generation), [*trials]
+        weights, known = random_weights(aims, generation), [*trials]
         trials += [
             Trial(Candidate(len(known) + place, generation, kind, g), two_ends(g)) for place, g in enumerate(new)
         ]
         if isinstance(optimizer, Retold):
-            optimizer.retell(valued(known, trials, aims, weights), weights)
-        optimizer.tell(valued(trials[len(known) :], trials, aims, weights))
+            optimizer.retell(scalarize(known, trials, aims, weights), weights)
+        optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
         if len(trials) >= budget:
             break
         if isinstance(optimizer, Retold):
-            weights = emphasis(aims, generation + 1)
-            optimizer.retell(valued(trials, trials, aims, weights), weights)
+            weights = random_weights(aims, generation + 1)
+            optimizer.retell(scalarize(trials, trials, aims, weights), weights)
         asking = optimizer.ask(min(6, budget - len(trials)))
         try:
             next(asking)
@@ -160,7 +164,7 @@ def volume(trials: Sequence[Trial]) -> float:
 
 @pytest.mark.parametrize("kind", ["nsga2", "llm-off", "tpe"])
 def test_an_optimizer_finds_more_of_the_front_than_chance(kind: str) -> None:
-    random = np.mean([volume(searched("random", Aims(TASKS, objective="pareto", seed=seed))) for seed in range(3)])
+    random = np.mean([volume(searched("random", Objective(TASKS, objective="pareto", seed=seed))) for seed in range(3)])
     assert volume(searched(kind, PARETO)) > random + 0.03
 
 
@@ -168,18 +172,18 @@ def test_an_optimizer_finds_more_of_the_front_than_chance(kind: str) -> None:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_takes_constraints_and_several_aims(kind: str, pareto: bool) -> None:
     setup = Setup(SPACE, 0, 40, TASKS, "chat", Templates(), pareto=pareto, constraints=("sums >= 0.5",))
-    aims = PARETO if pareto else Aims(TASKS)
+    aims = PARETO if pareto else Objective(TASKS)
     optimizer, states, trials = OPTIMIZERS[kind](setup), list[str](), list[Trial]()
     new = [SPACE.parent(model) for model in SPACE.merged] + [SPACE.uniform()]
     for generation in range(3):
-        weights, known = emphasis(aims, generation), [*trials]
+        weights, known = random_weights(aims, generation), [*trials]
         for genes in new:
             found = two_ends(genes)
             short = max(0.0, 0.5 - found.tasks["sums"]["acc,none"])
             trials.append(Trial(Candidate(len(trials), generation, kind, genes), found, violation=short))
         if isinstance(optimizer, Retold):
-            optimizer.retell(valued(known, trials, aims, weights), weights)
-        optimizer.tell(valued(trials[len(known) :], trials, aims, weights))
+            optimizer.retell(scalarize(known, trials, aims, weights), weights)
+        optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
         asking = optimizer.ask(4)
         try:
             next(asking)

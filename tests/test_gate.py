@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from workspace import Workspace
 
-from llmevo import events
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import CandidateError, ConfigError
-from llmevo.gate import PROMPTS, Gate, fault, loops, read_prompts
+from llmevo.evaluation.gate import PROMPTS, Gate, fault, loops, read_prompts
+from llmevo.run.log import events
 
 LATIN = frozenset({"LATIN"})
 

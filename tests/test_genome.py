@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from llmevo.errors import ConfigError
-from llmevo.genes import STEP, Genes, short_names
-from llmevo.genome import Genome, declared_by
-from llmevo.methods import METHODS
-from llmevo.recipe import BY_SLICE, Recipe
-from llmevo.references import ModelReference
-from llmevo.space import SearchSpace
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import BY_SLICE, Recipe
+from llmevo.models.references import ModelReference
+from llmevo.search.genome import Genome, declared_by
+from llmevo.search.space import STEP, Genes, SearchSpace, short_names
 
 GENELESS = [name for name, method in METHODS.items() if not any(p.is_gene for p in declared_by(method).values())]
 SEARCHED = [name for name in METHODS if name not in GENELESS]

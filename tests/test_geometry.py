@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from workspace import Workspace
 
-from llmevo.bench import Bench
 from llmevo.config import read_config
-from llmevo.events import RunStarted
-from llmevo.genome import Genome
-from llmevo.geometry import measure
-from llmevo.prompting import SliceGeometry
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.models.checkpoints import Sources
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.events import RunStarted
+from llmevo.search.genome import Genome
+from llmevo.search.geometry import measure
+from llmevo.search.prompts.question import SliceGeometry
+from llmevo.search.space import SearchSpace
 
 LAYERS = 4
 
@@ -150,22 +150,22 @@ def test_a_run_logs_the_geometry_shows_it_to_a_chat_model_and_reads_it_back_with
     assert [facts["slice"] for facts in started.geometry] == ["0-0", "1-1"]
     size = round(10_000 * started.geometry[0]["norms"]["one"])
     assert f"- layers 0-0: one {size}, two" in prompt
-    bench = Bench.of_log(started, Path("run"))
+    bench = Experiment.of_log(started, Path("run"))
     for name in ("base", "one", "two"):
         (workspace.root / name / "model.safetensors").unlink()
     assert bench.geometry[0].norms == started.geometry[0]["norms"]
 
 
 def test_a_base_model_that_completes_patterns_needs_no_geometry(workspace: Workspace) -> None:
-    bench = Bench(read_config(workspace.config()), workspace.root)
+    bench = Experiment(read_config(workspace.config()), workspace.root)
     assert bench.started().geometry == []
 
 
 def test_a_log_of_before_has_no_geometry_and_is_read_all_the_same(workspace: Workspace) -> None:
-    old = Bench(read_config(workspace.config()), workspace.root).started().model_dump(mode="json", by_alias=True)
+    old = Experiment(read_config(workspace.config()), workspace.root).started().model_dump(mode="json", by_alias=True)
     del old["geometry"]
     started = RunStarted.model_validate(old)
-    assert Bench.of_log(started, Path("run")).geometry == []
+    assert Experiment.of_log(started, Path("run")).geometry == []
 
 
 def test_inspect_shows_the_geometry(workspace: Workspace) -> None:

@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 from workspace import Workspace
 
-from llmevo import terminal
-from llmevo.bench import Bench
+from llmevo.cli import terminal
 from llmevo.config import read_config
-from llmevo.forecast import Measured, forecast
-from llmevo.heatmap import cell, heatmap
+from llmevo.reports.terminal.inspection import cell, heatmap
+from llmevo.run.experiment import Experiment
+from llmevo.run.preflight.forecast import Measured, forecast
 
 
 def test_sections_come_most_important_first_and_fit_80_columns(
@@ -156,7 +156,7 @@ def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspa
 
 
 def test_a_forecast_keeps_to_minutes(workspace: Workspace) -> None:
-    bench = Bench(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
+    bench = Experiment(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
     ahead = forecast(bench, None, Measured(merge=1.0, evaluate=9.0, items=12))
     assert (ahead.evaluations, ahead.generations, ahead.seconds) == (12, 3, 120.0)
 

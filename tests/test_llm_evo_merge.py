@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmevo.genes import Genes
-from llmevo.genome import Genome
-from llmevo.optimizers import Setup
-from llmevo.optimizers.llm_evo_merge import EXCHANGES, TRIES, LlmEvoMerge, dimensions
-from llmevo.prompting import Prompt, Reading, Templates
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Suggestion, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates
+from llmevo.search.genome import Genome
+from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.llm_evo_merge import EXCHANGES, TRIES, LlmEvoMerge, dimensions
+from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 Answer = Callable[[Prompt], Reading]
 

@@ -24,11 +24,11 @@ from transformers import (
 from workspace import Workspace
 
 from llmevo.engines.loadable import check_loadable
+from llmevo.engines.self_check import check_engine
 from llmevo.errors import EngineError, SourceError
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.selfcheck import check_engine
-from llmevo.sources import Checkpoint, Sources
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Checkpoint, Sources
+from llmevo.models.references import ModelReference
 
 SIZE: dict[str, Any] = {
     "vocab_size": 98,

@@ -14,12 +14,15 @@ import pytest
 from made_logs import whole_run
 from workspace import Workspace
 
-from llmevo import events, forwarding, loggers
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError
-from llmevo.forwarding import about_run, forwarded
-from llmevo.loggers import LOGGERS, About, check_installed
-from llmevo.state import RunState
+from llmevo.run import trackers as loggers
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.trackers import LOGGERS, check_installed
+from llmevo.run.trackers import forward as forwarding
+from llmevo.run.trackers.base import About
+from llmevo.run.trackers.forward import about_run, forwarded
 
 KEY = "sk-very-secret-0123456789"
 

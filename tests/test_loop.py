@@ -9,12 +9,11 @@ import yaml
 from fake_server import Answer, chat, refusal, serving
 from workspace import Workspace
 
-from llmevo.bench import Bench
 from llmevo.errors import CandidateError
-from llmevo.recipe import Recipe
-from llmevo.runlog import LOG
-from llmevo.sizes import population
-from llmevo.trial import Score
+from llmevo.evaluation.score import Score
+from llmevo.merging.recipe import Recipe
+from llmevo.run.experiment import Experiment, population
+from llmevo.run.log.storage import LOG
 
 KEY = "sk-secret-0123456789"
 
@@ -130,15 +129,15 @@ def test_a_server_that_talks_nonsense_never_ends_the_run(workspace: Workspace, a
 def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Bench.score, list[Recipe]()
+    real, calls = Experiment.score, list[Recipe]()
 
-    def sometimes(self: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
+    def sometimes(self: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
         calls.append(recipe)
         if len(calls) == 4:
             raise CandidateError("the tensor blew up")
         return real(self, recipe, questions, rivals)
 
-    monkeypatch.setattr(Bench, "score", sometimes)
+    monkeypatch.setattr(Experiment, "score", sometimes)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
@@ -153,7 +152,7 @@ def test_a_run_whose_every_start_row_fails_ends_there_with_the_reason(
     def never(*_: object, **__: object) -> object:
         raise CandidateError("the tensor blew up")
 
-    monkeypatch.setattr(Bench, "score", never)
+    monkeypatch.setattr(Experiment, "score", never)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 2
     assert "all 4 start rows failed" in " ".join(printed.split())
@@ -183,9 +182,11 @@ class _Stop:
     """Raises KeyboardInterrupt at the n-th scoring."""
 
     def __init__(self, at: int) -> None:
-        self.left, self.real = at, Bench.score
+        self.left, self.real = at, Experiment.score
 
-    def __call__(self, bench: Bench, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
+    def __call__(
+        self, bench: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+    ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -198,7 +199,7 @@ def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Wo
     workspace.llmevo("run", config, "--out", "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stop = _Stop(at)
-        patch.setattr(Bench, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
+        patch.setattr(Experiment, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
         status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 130
     assert "llmevo resume run" in printed
@@ -316,7 +317,7 @@ def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:
     from llmevo.config import read_config
 
     config = read_config(workspace.config(search={"budget": 9}))
-    bench = Bench(config, workspace.root)
+    bench = Experiment(config, workspace.root)
     assert len(bench.space.genes) == 4
     assert population(bench) == 8
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.shares import Shares
-from llmevo.engines.together import Together
+from llmevo.engines.lora_batching.coefficients import Shares
+from llmevo.engines.lora_batching.scorer import Together
 from llmevo.errors import CandidateError, ConfigError, SourceError
-from llmevo.genome import Genome
-from llmevo.merging import Merger
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
+from llmevo.search.genome import Genome
+from llmevo.search.space import SearchSpace
 
 LAYERS = 2
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -9,13 +9,14 @@ import yaml
 from checkpoints import new_adapter
 from workspace import CHOICE, Workspace
 
-from llmevo import events, heat
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
-from llmevo.evaluation import Evaluator
-from llmevo.recipe import Recipe
-from llmevo.rig import Rig
-from llmevo.runlog import LOG
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.merging.recipe import Recipe
+from llmevo.run import batch_scoring as heat
+from llmevo.run.log import events
+from llmevo.run.log.storage import LOG
+from llmevo.run.scorer import Scorer
 
 GENOME = {
     "base_model": "base",
@@ -106,7 +107,7 @@ def test_what_is_handed_over_was_scored_merged(workspace: Workspace, monkeypatch
     assert "Member" in asked.pop("search")
     assert [*asked.values()] == [{"RequestScorer"}] * 2
     state, log = workspace.state("run"), workspace.events("run")
-    plain = Rig(read_config(config(workspace, "merged")), workspace.root)
+    plain = Scorer(read_config(config(workspace, "merged")), workspace.root)
     selected = [event for event in log if isinstance(event, events.Selected)]
     assert len(selected) > 2
     for event in selected:
@@ -135,7 +136,7 @@ def test_a_run_that_was_stopped_within_a_generation_asks_the_rest_together(
 
 
 def test_one_that_fails_costs_the_others_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(read_config(config(workspace, "together", racing=False)), workspace.root)
+    rig = Scorer(read_config(config(workspace, "together", racing=False)), workspace.root)
     genes = [{gene.name: value for gene in rig.space.genes} for value in (0.1, 0.4, 0.7)]
     recipes = [*map(rig.space.decode, genes)]
     real = Evaluator.score_block

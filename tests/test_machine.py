@@ -11,17 +11,16 @@ import torch
 from requests.exceptions import ConnectionError as LostServer
 from workspace import Workspace
 
-from llmevo import events
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import Merging
-from llmevo.errors import CandidateError, MachineError
-from llmevo.machine import machine_error
-from llmevo.merging import Merger
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
+from llmevo.errors import CandidateError, MachineError, machine_error
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
+from llmevo.run.log import events
 
 
 class EngineDeadError(Exception):

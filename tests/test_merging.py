@@ -23,14 +23,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmevo.errors import CandidateError, RecipeError, SourceError
-from llmevo.genome import Genome
-from llmevo.merging import Merger, merge
-from llmevo.methods import METHODS
-from llmevo.planning import depth_of, plan
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.merging.merger import Merger, merge
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.models.layers import depth_of
+from llmevo.models.references import ModelReference
+from llmevo.search.genome import Genome
+from llmevo.search.space import SearchSpace
 
 MODELS = ("base", "one", "two", "three")
 

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmevo.cache import Cache
 from llmevo.errors import CandidateError
-from llmevo.methods import METHODS, Method, Parameter
-from llmevo.methods.base import Inputs, LowRank, Weight, divisor
+from llmevo.merging.cache import Cache
+from llmevo.merging.methods.base import TensorGroup, divisor
+from llmevo.merging.methods.method import Method, Parameter
+from llmevo.merging.methods.registry import METHODS
+from llmevo.models.weights import LowRank, Weight
 
 LARGE = (401, 403)
 """More than two blocks, none of them whole rows."""
@@ -59,7 +61,7 @@ def inputs_of(
     shared: Mapping[str, float] | None = None,
     seeds: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Inputs:
+) -> TensorGroup:
     """Inputs with the method's defaults filled in: weight 1, and the middle of the box for what has to be given."""
 
     def value(name: str, parameter: Parameter) -> float:
@@ -72,7 +74,7 @@ def inputs_of(
     needs_base = method.takes_base or method.pair or method.may_take_base
     origin = base if needs_base else None
     places = [*(seeds or range(len(models)))]
-    return Inputs(origin, models, {**filled, **(each or {})}, {**fixed, **(shared or {})}, places, dtype)
+    return TensorGroup(origin, models, {**filled, **(each or {})}, {**fixed, **(shared or {})}, places, dtype)
 
 
 def merged(
@@ -86,7 +88,7 @@ def merged(
     return method.merge(inputs_of(method, base, models, each, shared, seeds))
 
 
-def typical(method: Method, seed: int = 0, shape: tuple[int, ...] = (7, 11)) -> Inputs:
+def typical(method: Method, seed: int = 0, shape: tuple[int, ...] = (7, 11)) -> TensorGroup:
     """Inputs that leave nothing out: different weights, trimmed, every gene inside its bounds."""
     base, *models = some_fine_tunes(1 + how_many(method), shape, seed)
     values = {"weight": [0.7, 0.3, 0.5], "density": [0.4, 0.8, 0.6], "gamma": [0.1, 0.02, 0.05]}

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmevo.genes import Genes
-from llmevo.genome import Genome
-from llmevo.optimizers import OPTIMIZERS, Optimizer, Setup, recommend
-from llmevo.optimizers.evolution import FIRST_SIGMA, NOISY_SIGMA
-from llmevo.optimizers.step_size import LARGEST, LEGACY, SMALLEST
-from llmevo.optimizers.trust import PRIOR
-from llmevo.prompting import Prompt, Reading, Templates
-from llmevo.proposers import Connection
-from llmevo.proposers.simulated import SimulatedProposer
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.client import Connection
+from llmevo.llm.templates import Templates
+from llmevo.search.genome import Genome
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.optimizers.recommendation import recommend
+from llmevo.search.optimizers.surrogate.cma_es import FIRST_SIGMA, NOISY_SIGMA
+from llmevo.search.optimizers.surrogate.distribution import LARGEST, LEGACY, SMALLEST
+from llmevo.search.optimizers.trust import PRIOR
+from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.simulated_llm import SimulatedClient
+from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.trial import Candidate, Trial
 
 SIZE = 6
 Answer = Callable[[Prompt], Reading]
@@ -201,7 +204,7 @@ def watched(prompts: list[Prompt], answer: Answer = good) -> Answer:
 
 
 def simulated(policy: str) -> Answer:
-    proposer = SimulatedProposer(Connection(policy), {gene.name: 0.4 for gene in space().genes})
+    proposer = SimulatedClient(Connection(policy), {gene.name: 0.4 for gene in space().genes})
     return lambda prompt: prompt.read(proposer.answer(prompt).text)
 
 

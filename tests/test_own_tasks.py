@@ -14,15 +14,15 @@ from test_evaluation import GENERATION, MULTIPLE_CHOICE, ROWS, add_task
 from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
 
-from llmevo import events
 from llmevo.config import read_config
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import CandidateError, MachineError, TaskError
-from llmevo.evaluation import Evaluator
-from llmevo.preflight.asking import directions, lengths
-from llmevo.rig import Rig
-from llmevo.tasks import Protocol, Task
-from llmevo.tasks.text import cut
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.evaluation.tasks.text import cut
+from llmevo.run.log import events
+from llmevo.run.preflight.questions import directions, lengths
+from llmevo.run.scorer import Scorer
 
 PARAGRAPHS = [f"Paragraph {i} begins. " + "Some words, and then some more. " * (3 + i * 7 % 9) for i in range(60)]
 CORPUS = "\n\n".join(paragraph.strip() for paragraph in PARAGRAPHS)
@@ -45,7 +45,7 @@ def line(**values: Any) -> Task:
 
 def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
     options: dict[str, Any] = {"apply_chat_template": False, **protocol}
-    return Evaluator(tasks, Protocol(**options), [folder], folder)
+    return Evaluator(tasks, AskingOptions(**options), [folder], folder)
 
 
 # Lines
@@ -355,7 +355,7 @@ def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None
 
     def found(weight: float) -> list[str]:
         tasks = [{"name": "plain", "metric": "byte_perplexity,none", "weight": weight}, {"text": "corpus.txt"}]
-        return [*map(str, directions(Rig(read_config(workspace.config(tasks=tasks)), workspace.root)))]
+        return [*map(str, directions(Scorer(read_config(workspace.config(tasks=tasks)), workspace.root)))]
 
     assert found(-0.5) == []
     (said,) = found(0.5)
@@ -364,10 +364,10 @@ def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None
 
 
 def test_questions_longer_than_the_context_are_said(workspace: Workspace) -> None:
-    assert not [*lengths(Rig(read_config(workspace.config()), workspace.root))]
+    assert not [*lengths(Scorer(read_config(workspace.config()), workspace.root))]
     rows = [{"question": "x" * size, "choices": ["a", "b"], "answer": 0} for size in (10, 50, 70, 80)]
     add_task(workspace.root / "tasks", "long", rows)
-    (said,) = lengths(Rig(read_config(workspace.config(tasks=["long"])), workspace.root))
+    (said,) = lengths(Scorer(read_config(workspace.config(tasks=["long"])), workspace.root))
     assert said.model == "long"
     assert said.what.startswith("2 of its questions take up to 84 tokens with the reply, and the model holds 64")
 

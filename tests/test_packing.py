@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmevo.engines import packing
-from llmevo.engines.backbone import Inputs, tree_mask
-from llmevo.engines.packing import Batch, Encoded, Row, packed_batches, stem_groups
+from llmevo.engines.scoring import packing
+from llmevo.engines.scoring.backbone import BatchTensors, tree_mask
+from llmevo.engines.scoring.packing import Batch, Encoded, Row, packed_batches, stem_groups
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 asked = st.lists(st.tuples(texts, st.lists(st.integers(0, 2), max_size=5)), max_size=12)
@@ -67,7 +67,7 @@ def test_choices_and_contexts_that_begin_alike_are_computed_once() -> None:
 
 def test_logits_are_asked_for_once_a_token() -> None:
     (batch,) = packed_batches(encoded([([1, 2], [3, 4]), ([1, 2], [5, 4]), ([1, 2], [6])]), True, True, 99, 99)
-    inputs = Inputs.of(batch, 0)
+    inputs = BatchTensors.of(batch, 0)
     assert inputs.heads.tolist() == [[0, 1], [0, 2], [0, 3]]
     assert inputs.bounds == [0, 3, 4, 5]
     assert inputs.targets.tolist() == [6, 3, 5, 4, 4]

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llmevo.errors import SourceError
-from llmevo.methods import METHODS
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
-from llmevo.writing import write_model
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,22 @@ from safetensors.torch import load_file, save_file
 from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
 
-from llmevo import preflight
 from llmevo.config import read_config
-from llmevo.preflight import architecture, licensing, room, tokens
-from llmevo.preflight.asking import questions
-from llmevo.preflight.base import Finding
-from llmevo.preflight.vectors import rounded, rounding_loss, vectors
-from llmevo.rig import Rig
+from llmevo.run import preflight
+from llmevo.run.preflight import architecture
+from llmevo.run.preflight.base import Finding
+from llmevo.run.preflight.licences import licences
+from llmevo.run.preflight.memory import memory, memory_of
+from llmevo.run.preflight.questions import questions
+from llmevo.run.preflight.task_vectors import rounded, rounding_loss, vectors
+from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
+from llmevo.run.scorer import Scorer
 
 GENOME = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "dtype": "float32"}
 
 
-def rig(workspace: Workspace, **changes: Any) -> Rig:
-    return Rig(read_config(workspace.config(**changes)), workspace.root)
+def rig(workspace: Workspace, **changes: Any) -> Scorer:
+    return Scorer(read_config(workspace.config(**changes)), workspace.root)
 
 
 def change(file: Path, **values: Any) -> None:
@@ -54,7 +57,7 @@ def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(content))
-    found = only(tokens.vocabularies(rig(workspace)))
+    found = only(vocabularies(rig(workspace)))
     assert found.model == "two"
     assert "2 tokens differ from those of base" in found.what
     assert "'a'" in found.what
@@ -64,13 +67,13 @@ def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:
 def test_a_model_without_a_tokenizer_cannot_be_checked(workspace: Workspace) -> None:
     for file in (workspace.root / "one").glob("*token*"):
         file.unlink()
-    assert "no tokenizer" in only(tokens.vocabularies(rig(workspace))).what
+    assert "no tokenizer" in only(vocabularies(rig(workspace))).what
 
 
 def test_another_end_of_the_answer_is_named_with_both_values(workspace: Workspace) -> None:
     change(workspace.root / "two" / "tokenizer_config.json", eos_token="<pad>")
     change(workspace.root / "two" / "config.json", eos_token_id=1)
-    found = only(tokens.special_tokens(rig(workspace)))
+    found = only(special_tokens(rig(workspace)))
     assert found.model == "two"
     assert "eos_token is '<pad>', that of base '</s>'" in found.what
     assert "eos_token_id is 1, that of base 3" in found.what
@@ -79,15 +82,15 @@ def test_another_end_of_the_answer_is_named_with_both_values(workspace: Workspac
 
 def test_chat_templates_matter_only_where_they_are_applied(workspace: Workspace) -> None:
     (workspace.root / "two" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert not [*tokens.chat_templates(rig(workspace, apply_chat_template=False))]
-    found = only(tokens.chat_templates(rig(workspace, apply_chat_template=True)))
+    assert not [*chat_templates(rig(workspace, apply_chat_template=False))]
+    found = only(chat_templates(rig(workspace, apply_chat_template=True)))
     assert (found.model, "not that of base" in found.what) == ("two", True)
 
 
 def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Workspace) -> None:
     (workspace.root / "base" / "chat_template.jinja").unlink(missing_ok=True)
     change(workspace.root / "base" / "tokenizer_config.json", chat_template=None)
-    found = only(tokens.chat_templates(rig(workspace, apply_chat_template=True)))
+    found = only(chat_templates(rig(workspace, apply_chat_template=True)))
     assert found.model == "base"
     assert "one, two" in found.remedy
     assert "apply_chat_template: false" in found.remedy
@@ -105,13 +108,13 @@ def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_de
     workspace: Workspace, template: str, said: str
 ) -> None:
     (workspace.root / "base" / "chat_template.jinja").write_text(template)
-    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=True))]
+    assert not [*system_messages(rig(workspace, apply_chat_template=True))]
     task = workspace.root / "tasks" / "letters.yaml"
     task.write_text(task.read_text() + "description: Name the next letter.\n")
-    found = only(tokens.system_messages(rig(workspace, apply_chat_template=True)))
+    found = only(system_messages(rig(workspace, apply_chat_template=True)))
     assert said in found.what
     assert "description of letters" in found.what
-    assert not [*tokens.system_messages(rig(workspace, apply_chat_template=False))]
+    assert not [*system_messages(rig(workspace, apply_chat_template=False))]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
 def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, ...], named: str, said: str) -> None:
     for name, licence in zip(("base", "one", "two"), declared, strict=True):
         card(workspace.root / name, licence)
-    found = only(licensing.licences(rig(workspace)))
+    found = only(licences(rig(workspace)))
     assert found.model == named
     assert said in found.what
     assert found.remedy.startswith("Check")
@@ -208,7 +211,7 @@ def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, 
 def test_copyleft_beside_a_community_licence_and_no_licence_at_all(workspace: Workspace) -> None:
     card(workspace.root / "base", "llama2")
     card(workspace.root / "one", "agpl-3.0")
-    said = {found.model: found.what for found in licensing.licences(rig(workspace))}
+    said = {found.model: found.what for found in licences(rig(workspace))}
     assert "llama2 asks for more" in said["one"]
     assert said["two"] == "no card names a licence"
     assert "base" in said
@@ -218,18 +221,18 @@ def test_free_licences_and_a_single_one_need_no_word(workspace: Workspace) -> No
     for declared in (("mit", "apache-2.0", "bsd-3-clause"), ("gemma", "gemma", "gemma")):
         for name, licence in zip(("base", "one", "two"), declared, strict=True):
             card(workspace.root / name, licence)
-        assert not [*licensing.licences(rig(workspace))]
+        assert not [*licences(rig(workspace))]
 
 
 def test_what_does_not_fit_into_memory_is_said_with_both_figures(workspace: Workspace) -> None:
-    assert not [*room.memory(rig(workspace))]
-    found = only(room.memory(rig(workspace, engine={"cache_gb": 1e6})))
+    assert not [*memory(rig(workspace))]
+    found = only(memory(rig(workspace, engine={"cache_gb": 1e6})))
     assert "need 1000000.0 GB" in found.what
     assert "engine.cache_gb" in found.remedy
 
 
 def test_memory_is_counted_by_files_and_tensors(workspace: Workspace) -> None:
-    of = room.memory_of(rig(workspace, engine={"cache_gb": 0.25}))
+    of = memory_of(rig(workspace, engine={"cache_gb": 0.25}))
     files = [workspace.root / name / "model.safetensors" for name in ("base", "one", "two")]
     assert of.weights == sum(file.stat().st_size for file in files)
     assert of.engine == sum(tensor.numel() * 4 for tensor in load_file(files[0]).values())

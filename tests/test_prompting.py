@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmevo.errors import ConfigError
-from llmevo.genes import Genes
-from llmevo.genome import Genome
-from llmevo.prompting import STYLES, Question, Templates, chat, completion
-from llmevo.prompting.budget import tokens
-from llmevo.prompting.question import ROWS
-from llmevo.prompting.templates import foreign
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates, foreign
+from llmevo.search.genome import Genome
+from llmevo.search.prompts import STYLES, completion
+from llmevo.search.prompts.detail import tokens
+from llmevo.search.prompts.question import ROWS, Question
+from llmevo.search.prompts.reading import answer_model, read
+from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.trial import Candidate, Trial
 
 TASKS = {"sums": (1.0, "acc,none"), "dates": (-0.5, "exact_match,number")}
 
@@ -89,7 +90,7 @@ def test_a_parent_that_is_no_point_of_the_space_is_shown_among_the_models_only()
             text = STYLES[style].ask(asked, Templates(), 0).messages[-1]["content"]
             assert ("- alpha: 0." in text) == (style == "chat")
             assert f"#{trial.candidate.id}" not in text
-        assert chat.read(answer([[50]] if where is over else [[30, 60]]), asked).proposals
+        assert read(answer([[50]] if where is over else [[30, 60]]), asked).proposals
 
 
 def test_the_chat_prompt_shows_the_step_size_and_how_much_of_the_budget_is_used() -> None:
@@ -227,11 +228,11 @@ def answer(*genomes: Any, **more: Any) -> str:
 
 
 def read_genes(text: str, *known: Trial) -> list[Genes]:
-    return [proposal.genes for proposal in chat.read(text, question(known)).proposals]
+    return [proposal.genes for proposal in read(text, question(known)).proposals]
 
 
 def test_a_valid_answer_becomes_candidates_with_their_reasons() -> None:
-    reading = chat.read(answer([[30, 60]], [[120, 5]]), question())
+    reading = read(answer([[30, 60]], [[120, 5]]), question())
     assert [p.genes for p in reading.proposals] == [both(0.3, 0.6), both(1.2, 0.05)]
     assert {(p.origin, p.note) for p in reading.proposals} == {("llm", "r")}
     assert (reading.analysis, reading.problems) == ("why", [])
@@ -256,7 +257,7 @@ def test_an_answer_is_found_wherever_it_stands(text: str) -> None:
 
 
 def test_decimals_are_taken_as_weights_and_the_reading_says_so() -> None:
-    reading = chat.read(answer([[0.3, 1.0]]), question())
+    reading = read(answer([[0.3, 1.0]]), question())
     assert [p.genes for p in reading.proposals] == [both(0.3, 1.0)]
     assert any("decimals" in problem for problem in reading.problems)
 
@@ -275,14 +276,14 @@ def test_a_genome_in_another_shape_with_one_meaning_is_understood(genome: Any) -
 
 def test_slices_by_name_are_taken_by_name_in_any_order() -> None:
     over = space(layer_granularity=2)
-    reading = chat.read(answer({"2-3": [3, 4], "0-1": [1, 2]}), question(over=over))
+    reading = read(answer({"2-3": [3, 4], "0-1": [1, 2]}), question(over=over))
     genes = [reading.proposals[0].genes[gene.name] for gene in over.genes]
     assert genes == [0.01, 0.02, 0.03, 0.04]
 
 
 @pytest.mark.parametrize("genome", [[[30]], [[1, 2, 3]], [], None])
 def test_a_genome_of_the_wrong_length_is_dropped_with_a_message(genome: Any) -> None:
-    reading = chat.read(answer(genome, [[30, 60]]), question())
+    reading = read(answer(genome, [[30, 60]]), question())
     assert [p.genes for p in reading.proposals] == [both(0.3, 0.6)]
     assert any("dropped proposal 1" in problem for problem in reading.problems)
 
@@ -291,19 +292,19 @@ def test_a_genome_of_the_wrong_length_is_dropped_with_a_message(genome: Any) -> 
     "number", ["NaN", "Infinity", "1e999", '"nan"', '"much"', "true", "null", "1" + "0" * 400], ids=lambda n: n[:9]
 )
 def test_what_is_not_a_finite_number_is_dropped_with_a_message(number: str) -> None:
-    reading = chat.read(f'{{"proposals": [{{"genome": [[30, {number}]]}}]}}', question())
+    reading = read(f'{{"proposals": [{{"genome": [[30, {number}]]}}]}}', question())
     assert reading.proposals == []
     assert any("dropped proposal 1" in problem for problem in reading.problems)
 
 
 def test_values_out_of_bounds_are_clamped_and_the_reading_says_which() -> None:
-    reading = chat.read(answer([[-20, 900]]), question())
+    reading = read(answer([[-20, 900]]), question())
     assert [p.genes for p in reading.proposals] == [both(0.0, 1.5)]
     assert any("clamped 2" in problem and "beta/all/weight" in problem for problem in reading.problems)
 
 
 def test_a_repeat_of_a_known_candidate_is_dropped_and_said() -> None:
-    reading = chat.read(answer([[30, 60]]), question((scored(0, both(0.3, 0.6), 0.5),)))
+    reading = read(answer([[30, 60]]), question((scored(0, both(0.3, 0.6), 0.5),)))
     assert reading.proposals == []
     assert any("repeats" in problem for problem in reading.problems)
 
@@ -313,7 +314,7 @@ def test_a_repeat_of_a_failed_candidate_is_dropped() -> None:
 
 
 def test_proposals_that_repeat_each_other_are_taken_once() -> None:
-    reading = chat.read(answer([[30, 60]], [[30, 60]], [[31, 60]]), question())
+    reading = read(answer([[30, 60]], [[30, 60]], [[31, 60]]), question())
     assert [p.genes for p in reading.proposals] == [both(0.3, 0.6)]
     assert sum("repeats" in problem for problem in reading.problems) == 2
 
@@ -335,14 +336,14 @@ NONSENSE = {
 
 @pytest.mark.parametrize("text", NONSENSE.values(), ids=NONSENSE)
 def test_an_answer_without_a_usable_proposal_gives_none_and_a_problem(text: str) -> None:
-    reading = chat.read(text, question())
+    reading = read(text, question())
     assert reading.proposals == []
     assert reading.problems
 
 
 def test_what_is_kept_of_an_answer_can_be_written_to_the_log() -> None:
     text = '{"analysis": "\\ud800!", "proposals": [{"reason": "\\udfff", "genome": [[30, 60]]}]}'
-    reading = chat.read(text, question())
+    reading = read(text, question())
     assert (reading.analysis.encode(), reading.proposals[0].note.encode()) == (b"?!", b"?")
 
 
@@ -353,12 +354,12 @@ def test_the_kind_the_prediction_and_the_spread_are_kept() -> None:
     over = space(layer_granularity=2)
     said = {"kind": "Crossover ", "predicted_score": "0.61", "spread": ["tighter", "WIDER"]}
     text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[1, 2], [3, 4]]}]})
-    (suggestion,) = chat.read(text, question(over=over)).proposals
+    (suggestion,) = read(text, question(over=over)).proposals
     assert (suggestion.kind, suggestion.predicted, suggestion.spread) == ("crossover", 0.61, ("tighter", "wider"))
 
 
 def test_an_answer_without_them_is_as_good() -> None:
-    (suggestion,) = chat.read('{"proposals": [{"genome": [[30, 60]]}]}', question()).proposals
+    (suggestion,) = read('{"proposals": [{"genome": [[30, 60]]}]}', question()).proposals
     assert (suggestion.genes, suggestion.kind, suggestion.predicted, suggestion.spread) == (
         both(0.3, 0.6),
         "",
@@ -387,7 +388,7 @@ def test_what_of_them_makes_no_sense_is_left_out_and_the_genome_stays(
     said: dict[str, Any], kept: tuple[str, float | None, tuple[str, ...]]
 ) -> None:
     text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[30, 60]]}]})
-    (suggestion,) = chat.read(text, question()).proposals
+    (suggestion,) = read(text, question()).proposals
     assert suggestion.genes == both(0.3, 0.6)
     assert (suggestion.kind, suggestion.predicted, suggestion.spread) == kept
 
@@ -412,21 +413,21 @@ def test_a_row_that_is_lost_is_taken_from_the_best(genome: Any) -> None:
     over = space(layer_granularity=2)
     best = {gene.name: 0.77 for gene in over.genes}
     trials = (scored(1, over.uniform(), 0.1), scored(2, best, 0.9))
-    reading = chat.read(answer(genome), question(trials, over))
+    reading = read(answer(genome), question(trials, over))
     assert [[*p.genes.values()] for p in reading.proposals] == [[0.3, 0.6, 0.77, 0.77]]
     assert any("took 1 of 2 rows from the best recipe" in problem for problem in reading.problems)
 
 
 @pytest.mark.parametrize("genome", [[[1], [2]], [[1, 2], [3, 4], [5]], [["a", "b"], ["c", "d"]], [[], []]], ids=str)
 def test_a_genome_without_a_whole_row_or_with_too_many_is_dropped(genome: Any) -> None:
-    reading = chat.read(answer(genome), question(over=space(layer_granularity=2)))
+    reading = read(answer(genome), question(over=space(layer_granularity=2)))
     assert reading.proposals == []
     assert any("dropped proposal 1" in problem for problem in reading.problems)
 
 
 def test_the_whole_proposals_of_an_answer_that_was_cut_off_are_taken() -> None:
     text = answer([[30, 60]], [[70, 10]], [[90, 90]])
-    reading = chat.read(text[: text.rindex("90, 90")], question())
+    reading = read(text[: text.rindex("90, 90")], question())
     assert [p.genes for p in reading.proposals] == [both(0.3, 0.6), both(0.7, 0.1)]
 
 
@@ -450,7 +451,7 @@ def test_decimals_are_values_only_where_nothing_else_is_possible(genome: Any, ge
 
 def test_decimals_above_a_low_bound_are_values_as_well() -> None:
     over = space(bounds={"weight": [0, 0.7]})
-    (suggestion,) = chat.read(answer([[0.9, 0.3]]), question(over=over)).proposals
+    (suggestion,) = read(answer([[0.9, 0.3]]), question(over=over)).proposals
     assert suggestion.genes == both(0.7, 0.3)
 
 
@@ -458,17 +459,17 @@ def test_numbers_at_their_ends_without_evidence_are_remarked_upon_and_kept() -> 
     over = space(layer_granularity=1)
     middle = scored(1, {gene.name: 0.5 for gene in over.genes}, 0.5)
     corner = [[0, 150]] * 4
-    reading = chat.read(answer(corner), question((middle,), over))
+    reading = read(answer(corner), question((middle,), over))
     assert {*reading.proposals[0].genes.values()} == {0.0, 1.5}
     assert any("8 of 8 numbers at their lowest or highest without evidence" in p for p in reading.problems)
-    assert chat.read(answer([[0, 50], [51, 52], [53, 54], [55, 150]]), question((middle,), over)).problems == []
+    assert read(answer([[0, 50], [51, 52], [53, 54], [55, 150]]), question((middle,), over)).problems == []
 
 
 def test_numbers_at_their_ends_are_not_remarked_upon_where_evidence_or_the_best_is_there_too() -> None:
     supported = tuple(scored(i, both(i / 40, 0.5), i / 40) for i in range(40))
-    assert chat.read(answer([[150, 51]]), question(supported)).problems == []
+    assert read(answer([[150, 51]]), question(supported)).problems == []
     best = scored(1, both(0.0, 0.5), 0.9)
-    assert chat.read(answer([[0, 60]]), question((best,))).problems == []
+    assert read(answer([[0, 60]]), question((best,))).problems == []
 
 
 # Size
@@ -487,7 +488,7 @@ def test_numbers_at_their_ends_are_not_remarked_upon_where_evidence_or_the_best_
 )
 def test_ten_megabytes_are_read_in_a_moment(text: str) -> None:
     started = time.process_time()
-    reading = chat.read(text, question())
+    reading = read(text, question())
     assert time.process_time() - started < 5
     assert len(str(reading)) < 10_000
 
@@ -507,7 +508,7 @@ JSON = st.recursive(
 @given(st.text() | st.text('{}[]":,0123456789.- <>/think') | JSON.map(json.dumps) | JSON.map(lambda v: answer(v)))
 def test_no_text_at_all_makes_a_reader_raise_or_leave_the_bounds(text: str) -> None:
     asked = question()
-    for reader in (chat.read, completion.read):
+    for reader in (read, completion.read):
         reading = reader(text, asked)
         assert reading.proposals or reading.problems
         assert all(asked.space.contains(proposal.genes) for proposal in reading.proposals)
@@ -517,7 +518,7 @@ def test_no_text_at_all_makes_a_reader_raise_or_leave_the_bounds(text: str) -> N
 
 
 def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
-    valid = chat.answer_model(question()).model_validate_json(answer([[0, 150]], [[1, 2]]))
+    valid = answer_model(question()).model_validate_json(answer([[0, 150]], [[1, 2]]))
     assert valid.model_dump()["proposals"][0]["genome"] == [[0, 150]]
 
 
@@ -541,7 +542,7 @@ def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
 )
 def test_the_schema_refuses_every_other_shape(text: str) -> None:
     with pytest.raises(ValidationError):
-        chat.answer_model(question()).model_validate_json(text)
+        answer_model(question()).model_validate_json(text)
 
 
 def test_the_schema_in_the_prompt_closes_objects_and_bounds_lists_and_integers() -> None:
@@ -634,7 +635,7 @@ def test_the_chat_prompt_names_the_method_of_every_slice() -> None:
     ids=repr,
 )
 def test_a_method_may_be_given_by_name_or_place(method: Any, place: int) -> None:
-    reading = chat.read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
+    reading = read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
     assert [p.genes for p in reading.proposals] == [{**WEIGHTED, "merge_method": float(place)}]
     assert bool(reading.problems) == (method in (7, -1))
 
@@ -650,7 +651,7 @@ def test_a_method_may_be_given_by_name_or_place(method: Any, place: int) -> None
     ],
 )
 def test_a_method_that_is_not_known_drops_the_proposal_with_a_message(method: Any, problem: str) -> None:
-    reading = chat.read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
+    reading = read(proposal(method, [[31, 50, 62, 90]]), question(over=several()))
     assert reading.proposals == []
     assert f"dropped proposal 1: {problem}" in reading.problems[0]
 
@@ -659,33 +660,33 @@ def test_a_method_that_is_not_known_drops_the_proposal_with_a_message(method: An
     ("method", "places"), [(["ties", "dare_ties"], (0, 1)), ("dare_ties", (1, 1)), ({"0-1": 2, "2-3": "ties"}, (2, 0))]
 )
 def test_every_slice_has_its_method_and_one_name_is_for_all(method: Any, places: tuple[int, int]) -> None:
-    reading = chat.read(proposal(method, [[31, 50, 62, 90]] * 2), question(over=by_slice()))
+    reading = read(proposal(method, [[31, 50, 62, 90]] * 2), question(over=by_slice()))
     (genes,) = (p.genes for p in reading.proposals)
     assert (genes["0-1/merge_method"], genes["2-3/merge_method"]) == places
 
 
 def test_methods_that_stand_in_the_table_are_understood() -> None:
     rows = [["ties", 31, 50, 62, 90], [1, 31, 50, 62, 90]]
-    (genes,) = (p.genes for p in chat.read(answer(rows), question(over=by_slice())).proposals)
+    (genes,) = (p.genes for p in read(answer(rows), question(over=by_slice())).proposals)
     assert [*genes.values()].count(0.31) == 2
     assert (genes["0-1/merge_method"], genes["2-3/merge_method"]) == (0.0, 1.0)
 
 
 def test_the_schema_holds_the_method_to_the_known_names() -> None:
-    model = chat.answer_model(question(over=several()))
+    model = answer_model(question(over=several()))
     assert model.model_validate_json(proposal("ties", [[31, 50, 62, 90]]))
     for method in ("soup", 1, ["ties"]):
         with pytest.raises(ValidationError):
             model.model_validate_json(proposal(method, [[31, 50, 62, 90]]))
-    per_slice = chat.answer_model(question(over=by_slice()))
+    per_slice = answer_model(question(over=by_slice()))
     assert per_slice.model_validate_json(proposal(["ties", "dare_ties"], [[31, 50, 62, 90]] * 2))
 
 
 def test_a_repeat_is_one_also_where_only_genes_without_effect_differ() -> None:
     known = scored(0, {**WEIGHTED, "merge_method": 2.0}, 0.5)
-    reading = chat.read(proposal("task_arithmetic", [[31, 7, 62, 8]]), question((known,), several()))
+    reading = read(proposal("task_arithmetic", [[31, 7, 62, 8]]), question((known,), several()))
     assert reading.proposals == []
-    assert chat.read(proposal("ties", [[31, 50, 62, 90]]), question((known,), several())).proposals
+    assert read(proposal("ties", [[31, 50, 62, 90]]), question((known,), several())).proposals
 
 
 def test_a_parameter_that_stays_small_is_shown_finer() -> None:
@@ -693,7 +694,7 @@ def test_a_parameter_that_stays_small_is_shown_finer() -> None:
     text = chat_text(question((scored(1, {"beta/all/t": 0.0034}, 0.5),), over))
     assert "- t may be 0 to 100, in units of 1/10000\n" in text
     assert "; [34]\n" in text
-    assert [p.genes for p in chat.read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
+    assert [p.genes for p in read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
 
 
 def test_parameters_that_all_models_share_have_a_column_of_their_own() -> None:
@@ -718,7 +719,7 @@ def test_a_continuation_may_number_or_name_the_method_and_the_commonest_joins_th
 @given(st.text(max_size=40) | JSON.map(lambda v: proposal(v, [[31, 50, 62, 90]])) | JSON.map(lambda v: answer(v)))
 def test_no_text_makes_a_reader_raise_where_there_are_several_methods(text: str) -> None:
     for over in (several(), by_slice()):
-        for reader in (chat.read, completion.read):
+        for reader in (read, completion.read):
             reading = reader(text, question(over=over))
             assert reading.proposals or reading.problems
             assert all(over.contains(p.genes) and over.clamp(p.genes) == p.genes for p in reading.proposals)

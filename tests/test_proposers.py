@@ -13,14 +13,13 @@ import pytest
 from fake_server import Answer, FakeServer, chat, refusal, serving
 from tiny_model import POSITIONS, save_tiny
 
-from llmevo import events
 from llmevo.errors import ConfigError, ProposerError, ProposerRefused, UserError
-from llmevo.prompting import Prompt, Reading
-from llmevo.proposers import Connection
-from llmevo.proposers.keys import read_key
-from llmevo.proposers.local import LocalProposer
-from llmevo.proposers.openai import OpenAIProposer
-from llmevo.proposers.recorded import RecordedProposer
+from llmevo.llm.client import Connection, read_key
+from llmevo.llm.local import LocalClient
+from llmevo.llm.openai import OpenAIClient
+from llmevo.llm.recorded import RecordedClient
+from llmevo.run.log import events
+from llmevo.search.prompts.question import Prompt, Reading
 
 KEY = "sk-very-secret-0123456789"
 
@@ -30,10 +29,10 @@ def prompt(schema: bool = True, **keys: Any) -> Prompt:
     return Prompt((message,), lambda _: Reading(), {"type": "object"} if schema else None, **keys)
 
 
-def proposer(server: FakeServer | str, **keys: Any) -> OpenAIProposer:
+def proposer(server: FakeServer | str, **keys: Any) -> OpenAIClient:
     url = server if isinstance(server, str) else server.url
     options: dict[str, Any] = {"model": "m", "api_key": KEY, "base_url": url, "retries": 1, "timeout": 20.0, **keys}
-    return OpenAIProposer(Connection(**options))
+    return OpenAIClient(Connection(**options))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,7 @@ def test_a_server_of_ones_own_needs_no_key_but_openais_does() -> None:
     with serving(chat("x")) as server:
         assert proposer(server, api_key=None).answer(prompt()).text == "x"
     with pytest.raises(ProposerRefused, match="OPENAI_API_KEY"):
-        OpenAIProposer(Connection())
+        OpenAIClient(Connection())
 
 
 OTHER = "http://127.0.0.1:9/v1"
@@ -319,7 +318,7 @@ def test_openais_own_name_of_the_token_limit_is_given_up_for_the_older_one_and_t
 ) -> None:
     with serving(refusal(400, says), chat("x")) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        reply = OpenAIProposer(Connection(api_key=KEY, max_tokens=99)).answer(prompt())
+        reply = OpenAIClient(Connection(api_key=KEY, max_tokens=99)).answer(prompt())
     assert [request.get("max_completion_tokens") for request in server.requests] == [99, None]
     assert server.requests[-1]["max_tokens"] == 99
     assert "asked with max_tokens instead" in reply.problems[0]
@@ -449,7 +448,7 @@ def question(text: str = "score 00 | 10 20 30\nscore 99 |", **keys: Any) -> Prom
 def test_a_local_model_always_answers_with_lines_of_two_digit_numbers(
     folder: Path, temperature: float | None, integers: int, samples: int
 ) -> None:
-    local = LocalProposer(Connection(model=str(folder), temperature=temperature))
+    local = LocalClient(Connection(model=str(folder), temperature=temperature))
     reply = local.answer(question(integers=integers, samples=samples))
     lines = reply.text.split("\n")
     assert len(lines) == samples
@@ -459,20 +458,20 @@ def test_a_local_model_always_answers_with_lines_of_two_digit_numbers(
 
 
 def test_a_local_models_answer_follows_from_the_seed(folder: Path) -> None:
-    local = LocalProposer(Connection(model=folder.name, root=folder.parent))
+    local = LocalClient(Connection(model=folder.name, root=folder.parent))
     first = local.answer(question(seed=5)).text
     assert local.answer(question(seed=5)).text == first
-    assert LocalProposer(Connection(model=str(folder))).answer(question(seed=5)).text == first
+    assert LocalClient(Connection(model=str(folder))).answer(question(seed=5)).text == first
     assert local.answer(question(seed=6)).text != first
 
 
 def test_at_temperature_zero_all_samples_are_the_likeliest_one(folder: Path) -> None:
-    reply = LocalProposer(Connection(model=str(folder), temperature=0.0)).answer(question())
+    reply = LocalClient(Connection(model=str(folder), temperature=0.0)).answer(question())
     assert len({*reply.text.split("\n")}) == 1
 
 
 def test_a_prompt_longer_than_the_model_holds_loses_its_oldest_lines(folder: Path) -> None:
-    local = LocalProposer(Connection(model=str(folder), temperature=0.0))
+    local = LocalClient(Connection(model=str(folder), temperature=0.0))
     text = "".join(f"score {i:02d} | 10 20 30\n" for i in range(40)) + "score 99 |"
     reply = local.answer(question(text))
     assert reply.text == local.answer(question(text[-reply.prompt_tokens :])).text
@@ -480,16 +479,16 @@ def test_a_prompt_longer_than_the_model_holds_loses_its_oldest_lines(folder: Pat
 
 
 def test_a_genome_that_is_long_for_the_model_gets_its_room_before_the_prompt(folder: Path) -> None:
-    local = LocalProposer(Connection(model=str(folder)))
+    local = LocalClient(Connection(model=str(folder)))
     reply = local.answer(question("9" * 200, integers=15))
     assert reply.prompt_tokens + 15 * 3 <= POSITIONS
 
 
 def test_a_local_model_needs_a_reference_that_exists(tmp_path: Path) -> None:
     with pytest.raises(ProposerRefused, match=r"llm\.model"):
-        LocalProposer(Connection())
+        LocalClient(Connection())
     for model in (tmp_path, tmp_path / "away"):
-        local = LocalProposer(Connection(model=str(model)))
+        local = LocalClient(Connection(model=str(model)))
         for use in (local.check, lambda local=local: local.answer(question())):
             with pytest.raises(UserError, match=model.name):
                 use()
@@ -503,9 +502,9 @@ def test_a_vocabulary_without_single_digits_is_refused(folder: Path, tmp_path: P
     tokens["model"]["vocab"] = {name.translate(swapped): place for name, place in vocabulary.items()}
     (blind / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(ProposerRefused, match="single digits"):
-        LocalProposer(Connection(model=str(blind))).answer(question())
+        LocalClient(Connection(model=str(blind))).answer(question())
     with pytest.raises(ProposerRefused, match="single digits"):
-        LocalProposer(Connection(model=str(blind))).check()
+        LocalClient(Connection(model=str(blind))).check()
 
 
 # A recording
@@ -527,10 +526,10 @@ def prompted(generation: int, reply: str | None, problems: tuple[str, ...] = ())
     )
 
 
-def recording(folder: Path, *log: events.Event) -> RecordedProposer:
+def recording(folder: Path, *log: events.Event) -> RecordedClient:
     lines = [event.model_dump_json(by_alias=True) + "\n" for event in log]
     (folder / "events.jsonl").write_text("".join(lines), encoding="utf-8")
-    return RecordedProposer(Connection(root=folder.parent, transcript=Path(folder.name)))
+    return RecordedClient(Connection(root=folder.parent, transcript=Path(folder.name)))
 
 
 def test_a_recording_answers_by_generation_with_what_the_reply_took(tmp_path: Path) -> None:
@@ -576,7 +575,7 @@ def test_a_recording_finds_the_answer_to_the_same_messages_wherever_a_run_goes_o
 
 def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:
     recording(tmp_path, prompted(1, "one"))
-    recorded = RecordedProposer(Connection(transcript=tmp_path / "events.jsonl"))
+    recorded = RecordedClient(Connection(transcript=tmp_path / "events.jsonl"))
     assert recorded.answer(prompt(generation=1)).text == "one"
 
 
@@ -586,11 +585,11 @@ def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:
 def test_a_transcript_that_is_no_log_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "events.jsonl").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"llm\.transcript.*events\.jsonl"):
-        RecordedProposer(Connection(transcript=tmp_path))
+        RecordedClient(Connection(transcript=tmp_path))
 
 
 def test_a_missing_transcript_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"llm\.transcript.*away"):
-        RecordedProposer(Connection(root=tmp_path, transcript=Path("away")))
+        RecordedClient(Connection(root=tmp_path, transcript=Path("away")))
     with pytest.raises(ConfigError, match=r"llm\.transcript"):
-        RecordedProposer(Connection())
+        RecordedClient(Connection())

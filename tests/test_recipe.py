@@ -8,9 +8,9 @@ import yaml
 from checkpoints import mergekit
 
 from llmevo.errors import RecipeError
-from llmevo.methods import METHODS
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import Recipe
+from llmevo.models.references import ModelReference
 
 EVERYTHING = """
 merge_method: ties

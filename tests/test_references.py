@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.errors import SourceError
-from llmevo.references import ModelPath, ModelReference, cache_folder, folder_of
+from llmevo.models.references import ModelPath, ModelReference, cache_folder, folder_of
 
 
 @pytest.fixture

@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 from workspace import Workspace
 
-from llmevo import events, playing, verifying
-from llmevo.bench import config_of
 from llmevo.errors import RunError
-from llmevo.events import EVENTS
-from llmevo.rig import Rig
-from llmevo.runlog import LOG, read_log
-from llmevo.state import RunState
+from llmevo.reports.terminal.replay import READABLE, play
+from llmevo.run.experiment import config_of
+from llmevo.run.log import events
+from llmevo.run.log.events import EVENTS
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, read_log
+from llmevo.run.scorer import Scorer
+from llmevo.run.verify import verify
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.jsonl"))
 KINDS = ("llm", "llm-off", "cma-es", "llm-evo-merge", "tpe", "spsa", "resumed", "failures")
@@ -41,7 +43,7 @@ def test_there_is_a_golden_log_of_every_kind() -> None:
 
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
 def test_a_golden_log_verifies_for_ever(file: Path) -> None:
-    assert verifying.verify(read_log(file), file)
+    assert verify(read_log(file), file)
 
 
 def test_verifying_needs_no_models_no_questions_and_no_library_that_scores() -> None:
@@ -82,7 +84,7 @@ def test_whatever_is_changed_in_a_log_is_found_and_named(
     kind: str, place: int, fields: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(RunError, match=says):
-        verifying.verify(changed(golden("0.1-llm-off"), kind, place, **fields), golden("0.1-llm-off"))
+        verify(changed(golden("0.1-llm-off"), kind, place, **fields), golden("0.1-llm-off"))
 
 
 def test_a_changed_reply_is_found(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_changed_reply_is_found(tmp_path: Path) -> None:
         {**row, "genome": [[1] * len(line) for line in row["genome"]]} for row in answer["proposals"]
     ]
     with pytest.raises(RunError, match=r"asked\.candidates"):
-        verifying.verify(changed(golden("0.1-llm"), "prompted", 0, reply=json.dumps(answer)), tmp_path)
+        verify(changed(golden("0.1-llm"), "prompted", 0, reply=json.dumps(answer)), tmp_path)
 
 
 def test_a_difference_names_the_versions_that_are_others() -> None:
@@ -102,7 +104,7 @@ def test_a_difference_names_the_versions_that_are_others() -> None:
     log = changed(golden("0.1-cma-es"), "told", 1, sigma=0.5)
     log[0] = log[0].model_copy(update={"versions": versions})
     with pytest.raises(RunError, match=r"made with python 2\.7 \(here .*\), numpy 0\.9 \(here "):
-        verifying.verify(log, golden("0.1-cma-es"))
+        verify(log, golden("0.1-cma-es"))
 
 
 def test_the_last_digits_of_a_step_size_are_the_processors() -> None:
@@ -110,7 +112,7 @@ def test_the_last_digits_of_a_step_size_are_the_processors() -> None:
     told = next(event for event in log if isinstance(event, events.Told) and event.sigma and event.generation > 1)
     assert told.sigma
     log[log.index(told)] = told.model_copy(update={"sigma": told.sigma * (1 + 1e-9)})
-    assert verifying.verify(log, golden("0.1-cma-es"))
+    assert verify(log, golden("0.1-cma-es"))
 
 
 def played(name: str, terminal: bool = False, **options: Any) -> tuple[str, list[float]]:
@@ -121,7 +123,7 @@ def played(name: str, terminal: bool = False, **options: Any) -> tuple[str, list
     assert state.started is not None
     console = Console(width=120, height=40, record=True, force_terminal=terminal, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
     with console.file:
-        playing.play(console, log, config_of(state.started, name), Path(name), sleep=waits.append, **options)
+        play(console, log, config_of(state.started, name), Path(name), sleep=waits.append, **options)
     return console.export_text(), waits
 
 
@@ -135,7 +137,7 @@ def test_a_replay_elsewhere_prints_the_lines_at_once() -> None:
 
 def test_a_replay_in_a_terminal_shows_the_picture_event_by_event() -> None:
     text, waits = played("0.1-llm", terminal=True)
-    assert waits == [playing.READABLE] * len(read_log(golden("0.1-llm")))
+    assert waits == [READABLE] * len(read_log(golden("0.1-llm")))
     assert "best" in text
 
 
@@ -216,7 +218,7 @@ def test_a_candidate_that_fails_now_is_a_difference(workspace: Workspace, monkey
     def fail(*_: object, **__: object) -> None:
         raise CandidateError("out of memory")
 
-    monkeypatch.setattr(Rig, "score", fail)
+    monkeypatch.setattr(Scorer, "score", fail)
     status, printed = workspace.llmevo("replay", "run", "--rescore", 1)
     assert (status, "out of memory" in printed, "neither the questions nor the models" in printed) == (1, True, True)
 

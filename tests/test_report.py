@@ -16,15 +16,15 @@ from browser import Page, browser, needs_browser
 from synthetic import Synthetic
 from workspace import Workspace
 
-from llmevo import events
-from llmevo.report.comparison import comparison_page
-from llmevo.report.costs import costs
-from llmevo.report.effects import ALL, effects
-from llmevo.report.items import items
-from llmevo.report.page import rechosen, run_page
-from llmevo.report.predictions import LLM, STATISTICS, predictions
-from llmevo.report.shrinkage import FEWEST, rechoose, shrink
-from llmevo.report.subject import Subject
+from llmevo.reports.html.comparison import comparison_page
+from llmevo.reports.html.costs import costs
+from llmevo.reports.html.effects import ALL, effects
+from llmevo.reports.html.page import rechosen, run_page
+from llmevo.reports.html.predictions import LLM, STATISTICS, predictions
+from llmevo.reports.html.questions import items
+from llmevo.reports.html.subject import Subject
+from llmevo.reports.html.winners_curse import FEWEST, rechoose, shrink
+from llmevo.run.log import events
 
 HOSTILE = "<script>window.pwned=1</script></script><img src=x onerror=window.pwned=1>"
 

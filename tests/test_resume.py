@@ -20,15 +20,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, write_task
 
-from llmevo import events, loop
-from llmevo.bench import Bench, config_of
 from llmevo.errors import LogError, RunError
-from llmevo.journal import Journal
-from llmevo.references import ModelReference
-from llmevo.rig import Rig
-from llmevo.runlog import LOG, RunLog, read_log
-from llmevo.sources import Sources
-from llmevo.state import RunState
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
+from llmevo.run import loop
+from llmevo.run.experiment import Experiment, config_of
+from llmevo.run.log import events
+from llmevo.run.log.journal import Journal
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, RunLog, read_log
+from llmevo.run.scorer import Scorer
 
 
 def told(log: list[events.Event]) -> list[dict[str, Any]]:
@@ -459,7 +460,7 @@ def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_s
     def known() -> set[str]:
         state = workspace.state("run")
         assert state.started
-        rig = Rig(config_of(state.started, "run"), workspace.root)
+        rig = Scorer(config_of(state.started, "run"), workspace.root)
         rig.remember(state)
         return {*rig.known}
 
@@ -531,7 +532,7 @@ def test_a_damaged_base_stops_a_resume_with_one_clear_error(workspace: Workspace
 
 def test_another_version_is_logged_where_it_comes_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(workspace)
-    from llmevo import resuming
+    from llmevo.run import resume as resuming
 
     monkeypatch.setattr(resuming, "versions", lambda: {"numpy": "99.1"})
     assert workspace.llmevo("resume", "run")[0] == 0
@@ -548,4 +549,4 @@ def test_a_log_says_at_which_line_it_stops_following_from_its_config(fast: Recor
     changed = [*fast.log]
     changed[asked] = events.EVENTS.validate_python(raw)
     with pytest.raises(RunError, match=rf"line {asked + 1}: asked\.candidates\[0\]\.genes\.{gene} is .* recomputed"):
-        loop.run(Bench.of_log(RunState.fold(iter(changed)).started, Path("run")), Journal(changed))
+        loop.run(Experiment.of_log(RunState.fold(iter(changed)).started, Path("run")), Journal(changed))

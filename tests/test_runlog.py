@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmevo import events
 from llmevo.errors import LogError, RunError
-from llmevo.runlog import LOG, RunLog, read_log
-from llmevo.state import RunState
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, RunLog, read_log
 
 GENES = {"a/all/weight": 0.3}
 

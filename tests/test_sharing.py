@@ -16,17 +16,18 @@ from made_logs import started, whole_run
 from parity import LIMIT, RANDOM, distance, new_models, recipe_of
 from workspace import Workspace
 
-from llmevo import hub, sharing
 from llmevo.errors import UserError
-from llmevo.genome import Genome
-from llmevo.merging import merge
-from llmevo.methods import METHODS
-from llmevo.provenance import Provenance
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sharing import SharedRun, local_paths, portable
-from llmevo.sources import Sources
-from llmevo.space import SearchSpace
+from llmevo.export import hub
+from llmevo.export.pack import SharedRun, local_paths, portable
+from llmevo.merging.masks import RANDOM
+from llmevo.merging.merger import merge
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
+from llmevo.search.genome import Genome
+from llmevo.search.space import SearchSpace
 
 SEARCHABLE = [name for name, of in METHODS.items() if any(p.is_gene for p in (*of.each.values(), *of.shared.values()))]
 
@@ -70,7 +71,7 @@ def test_the_methods_with_random_masks_are_known(llamas: Path) -> None:
         recipe = Recipe.model_validate(given)
         sources = Sources.open(recipe.references, llamas)
         one, two = (dict(merge(recipe, sources, seed)) for seed in (0, 1))
-        assert any(not one[key].equal(two[key]) for key in one) == (name in sharing.RANDOM), name
+        assert any(not one[key].equal(two[key]) for key in one) == (name in RANDOM), name
 
 
 # --- packs --------------------------------------------------------------------------------------------------------

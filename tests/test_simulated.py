@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 
 from llmevo.errors import ConfigError, ProposerError
-from llmevo.genome import Genome
-from llmevo.prompting import STYLES, Prompt, Question, Reading, Templates
-from llmevo.proposers import PROPOSERS, Connection
-from llmevo.proposers.simulated import NEED_OPTIMUM, POLICIES, SimulatedProposer
-from llmevo.space import SearchSpace
-from llmevo.trial import Candidate, Score, Trial
+from llmevo.evaluation.score import Score
+from llmevo.llm import CLIENTS
+from llmevo.llm.client import Connection
+from llmevo.llm.templates import Templates
+from llmevo.search.genome import Genome
+from llmevo.search.prompts import STYLES
+from llmevo.search.prompts.question import Prompt, Question, Reading
+from llmevo.search.simulated_llm import NEED_OPTIMUM, POLICIES, SimulatedClient
+from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Candidate, Trial
 
 
 def space(**keys: Any) -> SearchSpace:
@@ -31,7 +35,7 @@ def answered(policy: str, over: SearchSpace | None = None) -> Reading:
     over = over or space()
     optimum = {gene.name: 0.0 if gene.choices else 0.9 for gene in over.genes}
     prompt = STYLES["chat"].ask(question(over), Templates(), 5)
-    return prompt.read(SimulatedProposer(Connection(policy), optimum).answer(prompt).text)
+    return prompt.read(SimulatedClient(Connection(policy), optimum).answer(prompt).text)
 
 
 def levels(policy: str) -> list[list[float]]:
@@ -77,29 +81,29 @@ def test_methods_are_named_where_there_are_several() -> None:
 @pytest.mark.parametrize("policy", NEED_OPTIMUM)
 def test_a_config_cannot_have_a_policy_that_needs_the_optimum(policy: str) -> None:
     with pytest.raises(ConfigError, match="optimum"):
-        PROPOSERS["simulated"](Connection(policy))
+        CLIENTS["simulated"](Connection(policy))
 
 
 def test_an_unknown_policy_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="recombiner"):
-        SimulatedProposer(Connection("recombinr"))
+        SimulatedClient(Connection("recombinr"))
 
 
 def test_the_recombiner_is_the_default() -> None:
-    proposer = PROPOSERS["simulated"](Connection())
+    proposer = CLIENTS["simulated"](Connection())
     proposer.check()
     assert (proposer.model, proposer.style) == ("recombiner", "chat")
 
 
 def test_a_prompt_without_its_question_cannot_be_answered() -> None:
     with pytest.raises(ProposerError):
-        SimulatedProposer(Connection()).answer(Prompt((), lambda _: Reading()))
+        SimulatedClient(Connection()).answer(Prompt((), lambda _: Reading()))
 
 
 def test_before_any_score_there_is_an_answer() -> None:
     over = space()
     asked = Question(over, [], {"sums": (1.0, "acc,none")}, 2, 1, 0.1, 0, 60)
     prompt = STYLES["chat"].ask(asked, Templates(), 1)
-    reading = prompt.read(SimulatedProposer(Connection("corner")).answer(prompt).text)
+    reading = prompt.read(SimulatedClient(Connection("corner")).answer(prompt).text)
     assert all(over.contains(proposal.genes) for proposal in reading.proposals)
     assert reading.proposals

@@ -14,11 +14,12 @@ from checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapt
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmevo import checksums
 from llmevo.errors import SourceError
-from llmevo.methods.base import Inputs, LowRank
-from llmevo.references import ModelReference
-from llmevo.sources import Checkpoint, LoraModel, Source, Sources
+from llmevo.merging.methods.base import TensorGroup
+from llmevo.models import checksums
+from llmevo.models.checkpoints import Checkpoint, LoraModel, Source, Sources
+from llmevo.models.references import ModelReference
+from llmevo.models.weights import LowRank
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -199,7 +200,7 @@ def test_a_weight_is_one_and_the_same_view_of_the_file(tmp_path: Path) -> None:
 
 
 def task_vector(model: Checkpoint | LoraModel, base: Checkpoint, name: str) -> Tensor:
-    return Inputs(base.tensor(name), [model.weight(name)], {}, {}, [0]).delta(0)
+    return TensorGroup(base.tensor(name), [model.weight(name)], {}, {}, [0]).delta(0)
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------

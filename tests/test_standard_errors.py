@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from llmevo.racing import difference
-from llmevo.standard_errors import clusters, distinct, of_mean, unit
-from llmevo.tasks import Task
-from llmevo.weighing import weigh
+from llmevo.evaluation.racing import difference
+from llmevo.evaluation.score import aggregate
+from llmevo.evaluation.standard_errors import clusters, distinct, of_mean, unit
+from llmevo.evaluation.tasks.task import Task
 
 Answers = dict[str, list[float]]
 
@@ -67,7 +67,7 @@ def test_a_share_is_never_certain(right: int, of: int) -> None:
     answers = [1.0] * right + [0.0] * (of - right)
     share = (right + 0.5) / (of + 1)
     assert of_mean(answers) == pytest.approx(math.sqrt(share * (1 - share) / (of + 1)))
-    score = weigh([Task(name="t")], {"t": {"acc,none": right / of, "acc_stderr,none": 0.0}}, of, {"t": answers})
+    score = aggregate([Task(name="t")], {"t": {"acc,none": right / of, "acc_stderr,none": 0.0}}, of, {"t": answers})
     assert score.stderr == score.tasks["t"]["acc_stderr,none"] == of_mean(answers) > 0
 
 
@@ -77,8 +77,8 @@ def test_a_scores_error_knows_the_questions_that_two_tasks_ask() -> None:
     tasks = [Task(name="one", weight=0.5), Task(name="two", weight=0.5)]
     results = {task.name: {"acc,none": 0.3} for task in tasks}
     same = clusters({task.name: [(f"{i}", "") for i in range(400)] for task in tasks})
-    both = weigh(tasks, results, 800, {task.name: answers for task in tasks}, same)
-    alone = weigh(tasks, results, 800, {task.name: answers for task in tasks})
+    both = aggregate(tasks, results, 800, {task.name: answers for task in tasks}, same)
+    alone = aggregate(tasks, results, 800, {task.name: answers for task in tasks})
     assert both.stderr == pytest.approx(of_mean(answers), rel=0.01)
     assert alone.stderr == pytest.approx(of_mean(answers) / math.sqrt(2), rel=0.01)
 

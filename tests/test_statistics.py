@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from llmevo.statistics import Band, Mean, best_so_far, holm, median_reached, paired, reached
+from llmevo.reports.comparison.statistics import Band, Mean, best_so_far, holm, median_reached, paired, reached
 
 SCORES = st.lists(st.floats(0, 1).map(lambda x: round(x, 2)) | st.none(), min_size=1, max_size=12)
 

@@ -11,15 +11,15 @@ import pytest
 from made_logs import asked, evaluated, started, told, whole_run, written
 from workspace import Workspace
 
-from llmevo.progress import ECONOMY
-from llmevo.runlog import LOG, RunLog
-from llmevo.state import RunState
-from llmevo.status import ago, runs_below, status
+from llmevo.reports.terminal.status import ago, status
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, RunLog, runs_below
+from llmevo.run.progress import ECONOMY
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from llmevo.runlog import RunLog
+from llmevo.run.log.storage import RunLog
 with RunLog(Path(sys.argv[1]), resume=True):
     print("written", flush=True)
     time.sleep(600)

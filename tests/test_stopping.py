@@ -25,11 +25,10 @@ import typer
 from fake_server import Answer, serving
 from workspace import Workspace
 
-from llmevo import terminal
-from llmevo.bench import Bench
-from llmevo.commands import live
-from llmevo.runlog import LOG, RunLog
-from llmevo.schema import Llm
+from llmevo.cli import live, terminal
+from llmevo.config import Llm
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.storage import LOG, RunLog
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 SHOWN, HIDDEN = "\x1b[?25h", "\x1b[?25l"
@@ -81,7 +80,7 @@ def carry_on(root: Path, url: str, name: str) -> None:
     rig = resumable.CountedRig(config, root, seconds=0.05)
     with terminal.errors_shown(), terminal.stoppable(), RunLog(Path("run")) as log:
         try:
-            live.carry_on(Bench(config, root, shared=rig), log, config)
+            live.carry_on(Experiment(config, root, shared=rig), log, config)
         except typer.Exit as end:
             raise SystemExit(end.exit_code) from None
 
@@ -157,7 +156,7 @@ def test_a_second_signal_ends_at_once_what_takes_long_to_end() -> None:
     code = """
 import signal
 import time
-from llmevo import terminal
+from llmevo.cli import terminal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with terminal.stoppable():
     try:
@@ -178,7 +177,7 @@ with terminal.stoppable():
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     code = """
 import os, signal
-from llmevo import terminal
+from llmevo.cli import terminal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with terminal.stoppable():
     os.kill(os.getpid(), signal.SIGHUP)

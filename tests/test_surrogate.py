@@ -8,12 +8,11 @@ from scipy.optimize import check_grad
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
-from llmevo.genome import Genome
-from llmevo.optimizers.distribution import Distribution
-from llmevo.optimizers.features import CHOICE, UNUSED, Features
-from llmevo.optimizers.scale import Scale
-from llmevo.optimizers.surrogate import GaussianProcess
-from llmevo.space import SearchSpace
+from llmevo.search.genome import Genome
+from llmevo.search.optimizers.surrogate.distribution import Distribution
+from llmevo.search.optimizers.surrogate.features import CHOICE, UNUSED, Features
+from llmevo.search.optimizers.surrogate.gaussian_process import GaussianProcess, Scale
+from llmevo.search.space import SearchSpace
 
 RANDOM = np.random.default_rng(0)
 POINTS = RANDOM.random((40, 3))

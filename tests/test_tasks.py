@@ -11,18 +11,17 @@ from test_evaluation import MULTIPLE_CHOICE, ROWS
 from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
 
-from llmevo.bench import config_of
 from llmevo.config import read_config
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import TaskError
-from llmevo.evaluation import Evaluator
-from llmevo.rig import Rig
-from llmevo.tasks import Protocol, Task
-from llmevo.tasks.benchmarks import refuse_benchmarks
-from llmevo.tasks.catalogue import BUILT_IN, is_training, leaves
-from llmevo.tasks.listing import listed
-from llmevo.tasks.names import paired
-from llmevo.tasks.training import _changes  # pyright: ignore[reportPrivateUsage]
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.catalogue import BUILT_IN, is_training, leaves, refuse_benchmarks
+from llmevo.evaluation.tasks.listing import listed
+from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.evaluation.tasks.training_split import _changes  # pyright: ignore[reportPrivateUsage]
+from llmevo.run.experiment import config_of
+from llmevo.run.scorer import Scorer
+from llmevo.search.objectives.constraints import paired
 
 HUB = {**MULTIPLE_CHOICE, "dataset_path": "owner/benchmark"}
 
@@ -51,7 +50,7 @@ def asked(scoring: Evaluator) -> list[str]:
 
 def evaluator(folder: Path, *names: str, benchmarks: bool = True, **protocol: Any) -> Evaluator:
     tasks = [Task(name=name) for name in names]
-    return Evaluator(tasks, Protocol(apply_chat_template=False, **protocol), [folder], folder, benchmarks)
+    return Evaluator(tasks, AskingOptions(apply_chat_template=False, **protocol), [folder], folder, benchmarks)
 
 
 def questions(rows: list[dict[str, Any]]) -> list[str]:
@@ -241,7 +240,7 @@ def test_a_function_on_a_benchmarks_questions_is_refused_too(tmp_path: Path) -> 
     (tmp_path / "metrics.py").write_text("def length(document, reply):\n    return len(reply)\n")
     task = Task(name="length", function="metrics.py:length", questions="bench")
     with pytest.raises(TaskError, match="bench is a public benchmark"):
-        Evaluator([task], Protocol(), [tmp_path], tmp_path, benchmarks=False)
+        Evaluator([task], AskingOptions(), [tmp_path], tmp_path, benchmarks=False)
 
 
 def test_a_group_is_seen_through(tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ def test_a_config_that_names_a_benchmark_says_so_itself(workspace: Workspace) ->
     assert "bench is a public benchmark" in printed
     assert "`allow_benchmark_tasks: true`" in printed
     for changes in ({"tasks": ["bench"], "allow_benchmark_tasks": True}, {"heldout": ["bench"]}):
-        rig = Rig(read_config(workspace.config(**changes)), workspace.root)
+        rig = Scorer(read_config(workspace.config(**changes)), workspace.root)
         with pytest.raises(TaskError, match="bench cannot be loaded"):
             _ = rig.evaluators
 

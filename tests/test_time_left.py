@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from made_logs import asked, evaluated, finished, folded, held_out, prompted, started, told
 
-from llmevo import events
 from llmevo.config import parse_config
-from llmevo.progress import left
-from llmevo.state import RunState
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.progress import left
 
 GENERATIONS = (
     (160, 35, 35, 35, 35),

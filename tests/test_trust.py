@@ -9,11 +9,11 @@ import pytest
 from fake_server import serving
 from workspace import Workspace
 
-from llmevo import runlog, verifying
 from llmevo.config import parse_config
 from llmevo.errors import RunError
-from llmevo.runlog import LOG, RunLog, read_log
-from llmevo.trust import uses
+from llmevo.run.log.storage import LOG, RunLog, is_own, read_log
+from llmevo.run.trust import uses
+from llmevo.run.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -68,7 +68,7 @@ def test_a_log_with_templates_of_ones_own_verifies_when_it_is_trusted_and_ever_a
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
     edited(run, prompts={"chat_system.j2": "Merge!", "chat_user.j2": "What next?"})
     with pytest.raises(RunError, match="chat_system"):
-        verifying.verify(read_log(run), run)
+        verify(read_log(run), run)
 
 
 def begun(workspace: Workspace, **changes: Any) -> Path:
@@ -82,10 +82,10 @@ def begun(workspace: Workspace, **changes: Any) -> Path:
 
 def test_a_run_that_was_begun_here_is_resumed_and_scored_again_without_a_word(workspace: Workspace) -> None:
     run = begun(workspace)
-    assert runlog.is_own(run)
+    assert is_own(run)
     assert workspace.llmevo("resume", "run")[0] == 0
     assert workspace.llmevo("resume", "run", "--budget", "6")[0] == 0
-    assert runlog.is_own(run)
+    assert is_own(run)
     assert workspace.llmevo("replay", "run", "--rescore", "1")[0] == 0
 
 
@@ -94,7 +94,7 @@ def test_a_file_of_code_in_a_log_from_elsewhere_is_named_and_not_run(workspace: 
     (workspace.root / "evil.py").write_text(CODE)
     task = {"name": "letters", "function": "evil.py:measure", "questions": "letters"}
     edited(run, config={"tasks": [task]}, root="..")
-    assert not runlog.is_own(run)
+    assert not is_own(run)
     for words in (["resume", "run"], ["resume", "run", "--force"], ["replay", "run", "--rescore", "1"]):
         status, printed = workspace.llmevo(*words)
         assert status == 2, printed
@@ -174,7 +174,7 @@ def test_a_state_folder_that_cannot_be_written_stops_no_run(
     monkeypatch.setenv("XDG_STATE_HOME", str(workspace.root / "file"))
     with RunLog(workspace.root / "run") as log:
         log.append(read_log(GOLDEN / "0.1-llm.jsonl")[0])
-    assert not runlog.is_own(workspace.root / "run")
+    assert not is_own(workspace.root / "run")
 
 
 def test_a_configs_code_files_and_servers_are_listed(workspace: Workspace) -> None:

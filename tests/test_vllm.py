@@ -24,18 +24,19 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from workspace import write_task
 
-from llmevo.engines import vllm_requests, vllm_worker
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines import vllm_worker
+from llmevo.engines.scoring import vllm as vllm_requests
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError
-from llmevo.evaluation import Evaluator
-from llmevo.merging import Merger, merge
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
-from llmevo.sources import Sources
-from llmevo.tasks import Protocol, Task
-from llmevo.writing import write_model
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.merging.merger import Merger, merge
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Sources
+from llmevo.models.references import ModelReference
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -467,7 +468,7 @@ def test_texts_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
 def test_chat_templates_and_tasks_are_scored_as_with_transformers(exact: tuple[Any, Any], tmp_path: Path) -> None:
     write_task(tmp_path, "letters", 0)
     for chat in (False, True):
-        protocol = Protocol(apply_chat_template=chat, num_fewshot=0)
+        protocol = AskingOptions(apply_chat_template=chat, num_fewshot=0)
         evaluator = Evaluator([Task(name="letters")], protocol, [tmp_path / "tasks"])
         found, expected = (evaluator.score(lm) for lm in exact)
         assert found == expected

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from workspace import Workspace
 
-from llmevo.vocabulary import template_of
+from llmevo.models.tokenizer import template_of
 
 SEARCH = {"search": {"optimizer": "random", "budget": 4}, "heldout": None}
 

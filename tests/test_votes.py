@@ -12,18 +12,20 @@ from rich.console import Console
 from tiny_model import tiny_llama, tiny_tokenizer
 from workspace import Workspace
 
-from llmevo import events, terminal
+from llmevo.cli import terminal
+from llmevo.cli.voting import booth
 from llmevo.config import parse_config, read_config
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import TaskError
-from llmevo.evaluation import Evaluator
-from llmevo.judging import Book, Presentation, Vote
-from llmevo.judging.booth import Showing, booth
-from llmevo.judging.poll import Poll
-from llmevo.judging.strengths import PRIOR, preference, strengths
-from llmevo.picture import picture
-from llmevo.progress import votes_at_most
-from llmevo.tasks import Protocol, Task
+from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.judges.bradley_terry import PRIOR, preference, strengths
+from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.poll import Poll, Showing
+from llmevo.evaluation.judges.records import Presentation, Vote
+from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.reports.terminal.panel import picture
+from llmevo.run.log import events
+from llmevo.run.progress import votes_at_most
 
 # Strengths
 
@@ -167,7 +169,10 @@ def lms() -> list[RequestScorer]:
 
 def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]) -> None:
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\nThree.\n")
-    scoring, book = Evaluator([taste()], Protocol(apply_chat_template=False, blocks=3), root=tmp_path), Book()
+    scoring, book = (
+        Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path),
+        VerdictMemory(),
+    )
     assert not scoring.raceable
     shown: list[Showing] = []
 

@@ -9,11 +9,10 @@ from made_logs import asked, evaluated, line, started, told, whole_run, written
 from rich.console import Console
 from workspace import Workspace
 
-from llmevo import watching
 from llmevo.errors import RunError
-from llmevo.events import Resumed
-from llmevo.runlog import LOG, RunLog
-from llmevo.watching import Tail, is_written, watch
+from llmevo.reports.terminal.watch import watch
+from llmevo.run.log.events import Resumed
+from llmevo.run.log.storage import LOG, RunLog, Tail, is_written
 
 
 def lines_to(screen: io.StringIO) -> Console:
@@ -162,7 +161,7 @@ def test_ctrl_c_leaves_the_run_alone(workspace: Workspace) -> None:
         def interrupt(_: float) -> None:
             raise KeyboardInterrupt
 
-        workspace.monkeypatch.setattr(watching.watch, "__defaults__", (interrupt,))
+        workspace.monkeypatch.setattr(watch, "__defaults__", (interrupt,))
         code, printed = workspace.llmevo("watch", "run")
         assert (code, "left as it is" in printed) == (130, True)
         assert is_written(Path("run"))

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from tiny_model import save_tiny
 
-from llmevo import cli, events
-from llmevo.runlog import read_log
-from llmevo.state import RunState
+from llmevo.cli.app import main
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import read_log
 
 CHOICE = """\
 task: {task}
@@ -62,7 +63,7 @@ class Workspace:
         """The exit status and everything printed."""
         self.monkeypatch.setattr(sys, "argv", ["llmevo", *map(str, words)])
         try:
-            cli.main()
+            main()
             status = 0
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1

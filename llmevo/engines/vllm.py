@@ -17,11 +17,11 @@ from lm_eval.api.instance import Instance
 from transformers import AutoConfig
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.vllm_requests import VllmScorer
+from llmevo.engines.scoring.vllm import VllmScorer
 from llmevo.errors import CandidateError, ConfigError, MachineError, RecipeError, SourceError
-from llmevo.recipe import Recipe
-from llmevo.references import load_pretrained
-from llmevo.vocabulary import load_tokenizer
+from llmevo.merging.recipe import Recipe
+from llmevo.models.references import load_pretrained
+from llmevo.models.tokenizer import load_tokenizer
 
 LONGEST = 4096
 """Tokens of a text by default, if the model holds as many: vLLM keeps memory free for the longest text there may be."""

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmevo.errors import CandidateError, LlmevoError
-from llmevo.machine import machine_error
-from llmevo.merging import Merger
-from llmevo.planning import LAYER
-from llmevo.recipe import Recipe
-from llmevo.sources import Checkpoint, Sources
+from llmevo.errors import CandidateError, LlmevoError, machine_error
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Checkpoint, Sources
+from llmevo.models.layers import LAYER
 
 REPORTS = "vllm.model_executor.model_loader.reload"
 """The logger that warns of every layer a load leaves as it is, which most loads mean to."""

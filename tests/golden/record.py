@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from workspace import new_workspace
 
-from llmevo import loop, resuming
-from llmevo.bench import Bench
-from llmevo.budget import Budget
-from llmevo.config import parse_config
-from llmevo.runlog import LOG, RunLog
+from llmevo.config import Budget, parse_config
+from llmevo.run import loop
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.storage import LOG, RunLog
+from llmevo.run.resume import prepare
 
 SIMULATED = {"proposer": "simulated", "model": "random"}
 
@@ -55,10 +55,10 @@ def record(
     run = Path()  # beside the models, so that no log names a folder of this machine
     Path(LOG).unlink(missing_ok=True)
     with RunLog(run) as log:
-        loop.carry_on(Bench(parse_config(raw, "golden"), Path("..")), log)
+        loop.carry_on(Experiment(parse_config(raw, "golden"), Path("..")), log)
     if more:
         with RunLog(run, resume=True) as log:
-            loop.carry_on(resuming.prepare(log, budget=Budget(evaluations=more)), log)
+            loop.carry_on(prepare(log, budget=Budget(evaluations=more)), log)
     shutil.copyfile(run / LOG, target)
 
 

@@ -1,0 +1,83 @@
+"""`llmevo replay`."""
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmevo.cli import terminal
+from llmevo.cli.options import RunFolder, Trust
+from llmevo.errors import RunError, UserError
+from llmevo.reports import what_if
+from llmevo.reports.terminal.live import Display
+from llmevo.reports.terminal.replay import play
+from llmevo.run import verify as rescoring
+from llmevo.run import verify as verifying
+from llmevo.run.experiment import config_of
+from llmevo.run.log.events import Event
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import read_log
+
+
+def replay(
+    run: RunFolder,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Times the real speed. Default: ten events a second in a terminal.", show_default=False),
+    ] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=0, help="Only this one; 0 for the start rows.", show_default=False)
+    ] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="And the exact prompts and replies.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute it from the log; fail on a difference.")] = False,
+    rescore: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score the N best again and compare; fail on a difference.", show_default=False),
+    ] = None,
+    alternative: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if", help="What a model of the scores expects of optimizer=NAME, seed=N.", show_default=False
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Show a run again, from its log alone."""
+    recorded = read_log(run)
+    if verify:
+        _verify(recorded, run, trust)
+        return
+    if alternative:
+        what_if.what_if(recorded, run, alternative, terminal.console)
+        return
+    state = RunState.fold(iter(recorded))
+    if state.started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
+    config = config_of(state.started, str(run))
+    if rescore:
+        rig = rescoring.rig_of(recorded, run, trust)
+        if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
+            raise typer.Exit(1)
+    elif picture:
+        canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
+        canvas.print(Display(canvas, config, run).picture(state))
+        try:
+            canvas.save_svg(str(picture), title="llmevo run")
+        except OSError as error:
+            raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
+    else:
+        if speed is not None and not speed > 0:
+            raise typer.BadParameter("give a number above 0", param_hint="--speed")
+        play(terminal.console, recorded, config, run, speed, generation, prompts)
+
+
+def _verify(recorded: list[Event], run: Path, trusted: bool) -> None:
+    if not verifying.verify(recorded, run, trusted):
+        terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
+    terminal.console.print(
+        f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."
+    )

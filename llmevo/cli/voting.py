@@ -1,0 +1,55 @@
+"""Where a person votes: two replies to a prompt, and a key."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from llmevo.evaluation.judges.poll import AskVoter, Showing
+
+KEYS: dict[str, Literal["first", "second", "tie", "skip"]] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
+
+
+HELP = "Which is better?  a  b  t(ie)  s(kip)  q(uit; `llmevo resume` goes on here)"
+
+
+def booth(console: Console, key: Callable[[], str], paused: Callable[[], AbstractContextManager[None]]) -> AskVoter:
+    """A booth in a terminal. `key` waits for one key; `paused` keeps everything else from being shown meanwhile."""
+
+    def ask(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+        try:
+            return _asked(showing)
+        except OSError as error:  # the terminal is gone: closed, or its connection lost
+            raise KeyboardInterrupt from error
+
+    def _asked(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+        with paused():
+            console.rule(Text(f"{showing.task}: {showing.left} to vote on"), align="left")
+            console.print(Panel(Text(showing.prompt), title="prompt", title_align="left"))
+            width = max(20, console.width // 2 - 1)
+            console.print(
+                Columns(
+                    Panel(Text(text or "(nothing)"), title=name, title_align="left", width=width)
+                    for name, text in (("A", showing.first), ("B", showing.second))
+                )
+            )
+            console.print(HELP, highlight=False, markup=False)
+            while (pressed := _pressed(key)) not in KEYS:
+                if pressed in ("q", "\x04", ""):
+                    raise KeyboardInterrupt
+            console.print(f"{pressed}\n", highlight=False)
+            return KEYS[pressed]
+
+    return ask
+
+
+def _pressed(key: Callable[[], str | None]) -> str:
+    """The key in lower case; empty where there is nobody to press one."""
+    try:
+        return (key() or "").lower()
+    except EOFError:
+        return ""

@@ -1,0 +1,185 @@
+"""A transformers model without its output head: logits are computed for the tokens that are asked about, no others."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from llmevo.engines.scoring.packing import Batch
+
+HEAD_ROWS = 256
+"""Tokens whose logits are held at a time: each is a row as wide as the vocabulary."""
+
+
+PIECE = {"cpu": 1 << 20}
+"""Logits reduced at a time, in float32: what stays in a processor's cache. A GPU takes them all."""
+
+
+class Stem(DynamicCache):
+    """The keys and values of beginnings, one for all rows of a batch or one each; no row changes them."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The stem's and the rows' own keys and values of a layer, (rows, heads, stem + length, width) each."""
+        held: Any = self.layers[layer_idx]
+        keys: Tensor = held.keys.expand(len(key_states), -1, -1, -1)
+        values: Tensor = held.values.expand(len(value_states), -1, -1, -1)
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+
+@dataclass(frozen=True)
+class BatchTensors:
+    """A batch in tensors."""
+
+    stems: list[list[int]]
+    tokens: Tensor
+    """(rows, length), like the next two."""
+    positions: Tensor
+    ends: Tensor
+    """As in a Row; padding sees itself."""
+    masked: bool
+    heads: Tensor
+    """(asked tokens, 2): the row and the place of each token whose logits are needed."""
+    bounds: list[int]
+    """Where in `targets` each of `heads` begins, and the end."""
+    targets: Tensor
+    places: list[int]
+    """The request that each target belongs to."""
+
+    @classmethod
+    def of(cls, batch: Batch, padding: int) -> "BatchTensors":
+        """Tokens that several requests ask about get one row of logits."""
+        length = max(len(row.tokens) for row in batch.rows)
+        tokens = torch.full((len(batch.rows), length), padding)
+        positions = torch.zeros_like(tokens)
+        ends = torch.arange(1, length + 1).repeat(len(batch.rows), 1)
+        asked: list[tuple[int, int, int, int]] = []
+        for place, row in enumerate(batch.rows):
+            for made, given in ((tokens, row.tokens), (positions, row.positions), (ends, row.ends)):
+                made[place, : len(given)] = torch.tensor(given)
+            asked += [(place, *one) for one in row.asked]
+        asked.sort(key=lambda one: one[:2])
+        heads = [*dict.fromkeys((row, node) for row, node, _, _ in asked)]
+        starts: dict[tuple[int, int], int] = {}
+        for at, (row, node, _, _) in enumerate(asked):
+            starts.setdefault((row, node), at)
+        return cls(
+            batch.stems,
+            tokens,
+            positions,
+            ends,
+            batch.masked,
+            torch.tensor(heads),
+            [*(starts[head] for head in heads), len(asked)],
+            torch.tensor([target for _, _, target, _ in asked]),
+            [place for _, _, _, place in asked],
+        )
+
+
+class Backbone:
+    """A live model, its head apart."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._body, self.head = model.base_model, _head(model)
+        self._cache = _cache_argument(self._body)
+
+    def stem(self, stems: Sequence[list[int]], padding: int) -> Stem:
+        """The keys and values of beginnings."""
+        longest = max(map(len, stems))
+        padded = [[*stem, *[padding] * (longest - len(stem))] for stem in stems]
+        tokens = torch.tensor(padded, device=self.model.device)
+        positions = torch.arange(longest, device=self.model.device).expand(len(stems), -1)
+        grown = DynamicCache()
+        self.hidden(tokens, torch.ones_like(tokens), positions, grown)
+        cache = Stem()
+        cache.layers = grown.layers
+        return cache
+
+    def spread(self, stem: Any, rows: int) -> None:
+        """Give each of so many rows a copy of the one stem."""
+        stem.batch_repeat_interleave(rows)
+
+    def keep(self, rows: Tensor) -> None:
+        """Told which rows of a batch go on: here one is like the other."""
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
+        """(rows, length, width) before the head. `cache` is what stands before the rows."""
+        given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, self._cache: cache}
+        return self._body(input_ids=tokens, attention_mask=mask, position_ids=positions, **given)[0]
+
+    def answers(self, inputs: BatchTensors, stem: Stem | None) -> Iterator[tuple[int, float, bool]]:
+        """(request, log-probability of one of its tokens, whether no token is likelier), in one pass."""
+        device, dtype = self.model.device, self.model.dtype
+        tokens, positions, ends = (each.to(device) for each in (inputs.tokens, inputs.positions, inputs.ends))
+        before = torch.tensor([len(one) for one in inputs.stems] or [0], device=device)
+        mask = tree_mask(ends, before, dtype) if inputs.masked else (ends > 0).long()
+        hidden = self.hidden(tokens, mask, positions, stem)
+        heads, targets = inputs.heads.to(device), inputs.targets.to(device)
+        rows = hidden[heads[:, 0], heads[:, 1]]
+        found = [self._look_up(rows, inputs.bounds, targets, start) for start in range(0, len(rows), HEAD_ROWS)]
+        gained = torch.cat([one for one, _ in found]).tolist()
+        greedy = torch.cat([other for _, other in found]).tolist()
+        yield from zip(inputs.places, gained, greedy, strict=True)
+
+    def _look_up(self, rows: Tensor, bounds: list[int], targets: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """The log-probability of the targets of some rows, and whether each is the likeliest token."""
+        logits = self.head(rows[start : start + HEAD_ROWS])
+        size = max(1, PIECE.get(logits.device.type, logits.numel()) // logits.shape[1])
+        gained: list[Tensor] = []
+        greedy: list[Tensor] = []
+        for at in range(0, len(logits), size):
+            values = logits[at : at + size].float()
+            first, last = start + at, start + at + len(values)
+            own = torch.repeat_interleave(
+                torch.tensor([bounds[i + 1] - bounds[i] for i in range(first, last)], device=values.device)
+            )
+            wanted = targets[bounds[first] : bounds[last]]
+            top = values.amax(1)
+            chosen = values[own, wanted]
+            best = chosen == top[own]
+            if bool(best.any()):  # of equally likely tokens the first one is the model's choice
+                best[best.clone()] = values[own[best]].argmax(1) == wanted[best]
+            total = (values - top.unsqueeze(1)).exp_().sum(1).log_() + top
+            gained.append(chosen - total[own])
+            greedy.append(best)
+        return torch.cat(gained), torch.cat(greedy)
+
+
+def tree_mask(ends: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, 1, length, stem + length), to be added: 0 where a token may look, the lowest number where not.
+
+    A token sees its stem, its ancestors and itself. `before` are the lengths of the stems, one for all rows or one
+    each; the mask is as wide as the longest.
+    """
+    places = torch.arange(ends.shape[1], device=ends.device)
+    own = (places.unsqueeze(1) >= places) & (places.unsqueeze(1) < ends.unsqueeze(1))
+    stem = torch.arange(int(before.max()), device=ends.device) < before.view(-1, 1, 1)
+    sees = torch.cat([stem.expand(*ends.shape, -1), own], 2)
+    mask = torch.zeros(sees.shape, dtype=dtype, device=ends.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _cache_argument(body: Any) -> str:
+    """What a model calls the keys and values that it is given: `cache`, or `past_key_values`, as older ones do."""
+    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
+
+
+def _head(model: Any) -> Any:
+    """The output head. Some architectures also scale or cap logits, as their config says."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def logits(hidden: Tensor) -> Tensor:
+        out = head(hidden.to(head.weight.dtype))  # some keep their residual stream in float32
+        out = out * scale if scale != 1.0 else out
+        return torch.tanh(out / cap) * cap if cap else out
+
+    return logits

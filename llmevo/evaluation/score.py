@@ -1,0 +1,101 @@
+"""The score of several tasks, and of several parts of their questions, as one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from llmevo.errors import CandidateError
+from llmevo.evaluation import standard_errors
+from llmevo.evaluation.standard_errors import Clusters, ItemScores
+from llmevo.evaluation.tasks.task import Task
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""{task: {metric: value}}, with the names of lm-eval (`acc,none`, `acc_stderr,none`)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the tasks say of a model. Higher is better."""
+
+    total: float
+    """Σ weight · metric over the tasks."""
+    stderr: float
+    """The standard error of `total`, from the tasks' own."""
+    tasks: Metrics
+    items: int
+    """How many questions were answered."""
+    item_scores: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """{task: the counted metric of every question, in their order}; a group's tasks one by one. Tasks whose metric no
+    single question has (word perplexity, say) are not in it."""
+    replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
+    item_probabilities: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """{task: how probable the right choice of every question was}, where it is asked for: see `llmevo.proxy`."""
+
+
+def aggregate(
+    tasks: Sequence[Task],
+    results: Mapping[str, Mapping[str, Any]],
+    items: int,
+    means: ItemScores = MappingProxyType({}),
+    same: Clusters | None = None,
+) -> Score:
+    """The objective: Σ weight · metric, and its standard error: see `llmevo.standard_errors`.
+
+    `means` are the scores of the questions of tasks whose metric is their mean: the standard errors of these follow
+    from them. Those of other tasks are lm-eval's. `same` says which questions are asked twice.
+    """
+    total, variance = 0.0, standard_errors.shared(means, {task.name: task.weight for task in tasks}, same)
+    metrics: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
+        value = found.get(task.metric, math.nan)
+        if not math.isfinite(value):
+            given = results[task.name]
+            if task.metric not in given:
+                others = ", ".join(key for key in found if "_stderr" not in key)
+                raise CandidateError(f"{task.name} gave no metric {task.metric}; it gave {others or 'none'}")
+            raise CandidateError(f"the metric {task.metric} of {task.name} is {given[task.metric]}, not a number")
+        total += task.weight * value
+        name, _, filter_ = task.metric.partition(",")
+        error = f"{name}_stderr,{filter_}"
+        if task.name in means:
+            found[error] = standard_errors.of_mean(means[task.name])
+        stderr = found.get(error, 0.0)
+        variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
+        metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value) and key != "alias"}
+    return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
+
+
+def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | None = None) -> Score:
+    """The score on several parts together, as if they had been asked at once. Of means over questions only. The first
+    part has questions of every task.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    item_scores = {name: [v for part in parts for v in part.item_scores.get(name, ())] for name in parts[0].item_scores}
+    replies = {name: [r for part in parts for r in part.replies.get(name, ())] for name in parts[0].replies}
+    probabilities = {
+        name: [v for part in parts for v in part.item_probabilities.get(name, ())]
+        for name in parts[0].item_probabilities
+        if all(name in part.item_probabilities for part in parts if name in part.tasks)  # an older part may have none
+    }
+    results: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        asking = [part for part in parts if task.name in part.tasks]
+        counts = np.array([len(part.item_scores[task.name]) for part in asking], dtype=float)
+        shares = counts / counts.sum()
+        for key in parts[0].tasks[task.name]:
+            values = np.array([part.tasks[task.name].get(key, math.nan) for part in asking])
+            # A standard error falls with the number of questions; the counted metric's follows from its questions.
+            is_error = "_stderr," in key
+            value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
+            results.setdefault(task.name, {})[key] = value
+        own = item_scores[task.name]
+        results[task.name][task.metric] = sum(own) / len(own)
+    whole = aggregate(tasks, results, sum(map(len, item_scores.values())), item_scores, same)
+    return replace(whole, item_scores=item_scores, item_probabilities=probabilities, replies=replies)

@@ -1,0 +1,113 @@
+"""A causal language model on this machine, held to integers while it decodes.
+
+Any model will do, also a small base model: it is not told anything, it continues a pattern, and every token it may
+choose is a digit. So its answer is always valid.
+"""
+
+import copy
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmevo.errors import ProposerRefused, SourceError
+from llmevo.llm.client import Connection, Reply
+from llmevo.models.references import ModelReference, folder_of, load_pretrained
+from llmevo.search.prompts.question import Prompt
+
+TEMPERATURE = 0.8
+
+
+class LocalClient:
+    """A transformers model, in memory only while it answers."""
+
+    style = "completion"
+
+    def __init__(self, connection: Connection) -> None:
+        if not connection.model:
+            raise ProposerRefused("llm.model: the local proposer needs a model reference")
+        self.model = connection.model
+        self._connection = connection
+
+    def check(self) -> None:
+        _digits(self._read(AutoTokenizer))
+
+    @property
+    def _folder(self) -> Path:
+        return folder_of(ModelReference.parse(self.model).model, self._connection.root)
+
+    def _read(self, kind: Any, **options: Any) -> Any:
+        try:
+            return load_pretrained(kind, self._folder, **options)
+        except SourceError as error:
+            raise ProposerRefused(f"llm.model: {self.model}: {error}") from error
+
+    def _load(self) -> tuple[Any, Any]:
+        """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Any = self._read(AutoModelForCausalLM, dtype=torch.bfloat16)
+        return model.to(device).eval(), self._read(AutoTokenizer)
+
+    @torch.inference_mode()
+    def answer(self, prompt: Prompt) -> Reply:
+        """`samples` lines of `integers` numbers, `digits` wide each."""
+        model, tokenizer = self._load()
+        random = torch.Generator().manual_seed(prompt.seed)
+        temperature = TEMPERATURE if self._connection.temperature is None else self._connection.temperature
+        digits = _digits(tokenizer)
+        space = tokenizer.encode(" ", add_special_tokens=False)
+        needed = prompt.integers * (prompt.digits + 1)
+        tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config, needed)
+        inputs = torch.tensor([tokens + space], device=model.device)
+        name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # in older versions
+        out = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
+        cache = copy.copy(out[name])
+        cache.batch_repeat_interleave(prompt.samples)
+        logits: Tensor = out.logits[:, -1].expand(prompt.samples, -1)
+        drawn: list[Tensor] = []
+        last = prompt.integers * prompt.digits
+        for place in range(1, last + 1):
+            digit = _draw(logits[:, digits], temperature, random)
+            drawn.append(digit)
+            if place == last:
+                break
+            # The spaces between the numbers are given, not chosen; they ride along with the digit before them.
+            step = torch.tensor(digits, device=model.device)[digit].unsqueeze(1)
+            if place % prompt.digits == 0:
+                step = torch.cat([step, torch.tensor([space], device=model.device).expand(prompt.samples, -1)], dim=1)
+            out = model(input_ids=step, use_cache=True, logits_to_keep=1, **{name: cache})
+            cache, logits = out[name], out.logits[:, -1]
+        text = "\n".join(_lines(torch.stack(drawn, dim=1), prompt.digits))
+        return Reply(text, self.model, len(tokens), prompt.samples * last)
+
+
+def _digits(tokenizer: Any) -> list[int]:
+    """The tokens of 0 to 9. Raises ProposerRefused for a vocabulary without single digits."""
+    tokens = [tokenizer.encode(str(digit), add_special_tokens=False)[-1:] for digit in range(10)]
+    found = [ids[0] for ids in tokens if ids and tokenizer.decode(ids).strip().isdigit()]
+    if len(set(found)) != 10:
+        raise ProposerRefused("llm.model: its vocabulary has no tokens for single digits; use another model")
+    return found
+
+
+def _prompt_tokens(tokenizer: Any, text: str, config: Any, needed: int) -> list[int]:
+    """The prompt, its oldest (worst) lines cut where the model cannot hold it and the `needed` tokens of the answer."""
+    tokens = tokenizer.encode(text)
+    limit: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    return tokens[-max(limit // 4, limit - needed) :]
+
+
+def _draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
+    """One of the ten digits for every sample."""
+    if temperature <= 0:
+        return logits.argmax(-1)
+    weights = (logits.float().cpu() / temperature).softmax(-1)
+    return torch.multinomial(weights, 1, generator=random).squeeze(1).to(logits.device)
+
+
+def _lines(digits: Tensor, width: int) -> list[str]:
+    rows = ["".join(map(str, row)) for row in digits.tolist()]
+    return [" ".join(row[start : start + width] for start in range(0, len(row), width)) for row in rows]

@@ -1,0 +1,56 @@
+"""An earlier run's replies, generation by generation: the same config and seed then make the same candidates.
+
+A generation may have several, such as an answer that could not be read and the one after its problems were named:
+each goes to the same messages, or else in their order.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+from llmevo.errors import ConfigError, ProposerError
+from llmevo.llm.client import Connection, Reply
+from llmevo.search.prompts.question import Prompt
+
+
+class RecordedClient:
+    """Answers from a log instead of a model; use it to repeat a run without its server."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Raises ConfigError when the transcript is missing or is no log."""
+        if connection.transcript is None:
+            raise ConfigError("llm.transcript: the recorded proposer needs a run's folder or its events.jsonl")
+        path = connection.root / connection.transcript
+        file = path / "events.jsonl" if path.is_dir() else path
+        try:
+            # Of bytes: the lines of a text would also end at the Unicode line ends that a reply may hold.
+            # A last line that a crash has torn ends without a newline; it is no reply.
+            whole = file.read_bytes().rpartition(b"\n")[0]
+            events: list[Any] = [json.loads(line) for line in whole.splitlines()]
+            prompted = [event for event in events if event["event"] == "prompted"]
+            self._replies: dict[int, list[Any]] = {}
+            for event in prompted:
+                self._replies.setdefault(event["generation"], []).append(event)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"llm.transcript: {file} cannot be read as a log ({error})") from error
+        if not prompted:
+            raise ConfigError(f"llm.transcript: {file} records no reply of an LLM")
+        self._turns: Counter[int] = Counter()
+        self.style: str = prompted[0]["style"]
+        self.model: str = prompted[0]["model"]
+
+    def check(self) -> None:
+        """The transcript was read when this was made."""
+
+    def answer(self, prompt: Prompt) -> Reply:
+        said = self._replies.get(prompt.generation)
+        if said is None:
+            raise ProposerError(f"the transcript has no reply for generation {prompt.generation}")
+        turn = min(self._turns[prompt.generation], len(said) - 1)
+        self._turns[prompt.generation] += 1
+        # A run that goes on in the middle of a generation asks for its second answer first.
+        event = next((event for event in said if event.get("messages") == [*prompt.messages]), said[turn])
+        if event["reply"] is None:
+            raise ProposerError("; ".join(event["problems"]))
+        tokens = event["tokens"]
+        return Reply(event["reply"], event["model"], tokens["prompt"], tokens["completion"], event["cost"])

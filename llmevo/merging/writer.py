@@ -1,0 +1,115 @@
+"""A merged model written as a normal Hugging Face folder: whole, or not at all."""
+
+import json
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmevo.errors import UserError
+from llmevo.merging.merger import Seed, merge
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
+from llmevo.models.checkpoints import Sources
+from llmevo.models.files import partial_folder, sync, sync_tree
+from llmevo.models.layers import DEPTH_KEYS, depth_of
+from llmevo.models.safetensors_writer import header_size, write_weights
+from llmevo.models.tokenizer import set_chat_template
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+
+
+CHAT_FILES = ("chat_template*",)
+
+
+LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""What a config says of each layer in turn, in models whose layers are not all alike."""
+
+
+def write_model(
+    recipe: Recipe,
+    sources: Sources,
+    out: Path,
+    seed: Seed = 0,
+    extra: Mapping[str, str] | None = None,
+    trim: bool = True,
+) -> None:
+    """Merge into `out`: weights, config, generation config, tokenizer, the recipe, and `extra` text files.
+
+    One weight at a time goes to the disk; more than a few are never in memory. Everything is written beside `out` and
+    renamed at the end, so a full disk or a stop leaves nothing that looks whole. Raises UserError when `out` holds
+    something already or cannot be written, RecipeError when the recipe has no result, SourceError when it has a
+    `tokenizer_source` and the models' vocabularies differ, CandidateError when a merged weight is not finite.
+
+    With a `tokenizer_source` embeddings beyond the last token are cut off, as in mergekit; without `trim` they stay.
+    """
+    if recipe.tokenizer_source is not None and (rows := shared_vocabulary(recipe, sources)) and trim:
+        sources = Trimmed(sources, recipe.donor, rows)
+    donor = sources[recipe.donor].shapes
+    steps = plan(recipe, [*donor], sources.depth(recipe.donor))
+    for step in steps:  # a parameter that is missing for the last weight is no reason to merge all the others first
+        recipe.values(step.of, step.name, step.depth, step.inputs)
+    template = chat_template(recipe, sources)
+    with whole_folder(out) as folder:
+        shapes = [(step.name, donor[step.inputs[0]]) for step in steps]
+        dtypes = write_weights(merge(recipe, sources, seed), folder, header_size(shapes))
+        _write_config(recipe, sources, folder, dtypes)
+        tokenizer = sources.folder(recipe.tokenizer_donor)
+        for pattern in (*TOKENIZER_FILES, *CHAT_FILES):
+            for file in tokenizer.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+        if template:
+            set_chat_template(folder, template)
+        for name, text in {"mergekit_config.yml": recipe.to_yaml(), **(extra or {})}.items():
+            (folder / name).write_text(text)
+
+
+def check_new(out: Path) -> None:
+    """Raise UserError when the folder holds something already."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error})") from error
+    if taken:
+        raise UserError(f"{out} exists already; choose another folder, or remove it")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Generator[Path]:
+    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does. Raises UserError when
+    `out` holds something already or cannot be written.
+    """
+    check_new(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial_folder(out) as partial:
+            yield partial
+            partial.chmod(0o755)
+            sync_tree(partial)  # a name that outlives a power cut stands for files that do
+            partial.replace(out)
+            sync(out.parent)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error})") from error
+
+
+def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:
+    """The donor's config with the result's type and layers, and its generation config."""
+    config = sources.config(recipe.donor)
+    if len(dtypes) == 1:
+        config["dtype"] = next(iter(dtypes))
+        config.pop("torch_dtype", None)
+    layers = depth_of(config)
+    # The layers of the donor that the result's layers are like: those of each slice's first source.
+    starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
+    origins = [start + offset for start, depth in starts for offset in range(depth)]
+    for key in LAYER_LISTS:
+        if isinstance(config.get(key), list) and len(config[key]) == layers:
+            config[key] = [config[key][origin] for origin in origins]
+    for key in DEPTH_KEYS:
+        if key in config:
+            config[key] = len(origins)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = sources.folder(recipe.donor) / "generation_config.json"
+    if generation.exists():
+        shutil.copyfile(generation, folder / generation.name)

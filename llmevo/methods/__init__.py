@@ -1,9 +1,0 @@
-"""The merge methods: `METHODS` is the registry.
-
-To add one: a file with its function, and its entry in `registry`. The contract tests pick it up by themselves.
-"""
-
-from llmevo.methods.method import Method, Parameter
-from llmevo.methods.registry import METHODS
-
-__all__ = ["METHODS", "Method", "Parameter"]

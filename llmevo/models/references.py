@@ -1,0 +1,212 @@
+"""Model references: what a user writes for a model, and the folder it means.
+
+A reference is `MODEL[@REVISION][+ADAPTER[@REVISION]]`, as mergekit writes it, where MODEL is
+
+- a folder in Hugging Face format, or a GGUF file (relative to the file that names it),
+- a model of the Hugging Face hub (`HuggingFaceTB/SmolLM2-135M`), or a GGUF file in one (`owner/name/file.gguf`),
+- `package:NAME/FILE`, a file that a Python package carries,
+
+and ADAPTER is a LoRA adapter's folder or hub id.
+"""
+
+import hashlib
+import importlib.util
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+
+from llmevo.errors import SourceError
+from llmevo.models.files import partial_folder
+
+PACKAGE = "package:"
+
+
+class ModelPath(BaseModel):
+    """A model or an adapter: a path, hub id or package file, and the revision of a hub id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    revision: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if isinstance(value, str):
+            path, _, revision = value.partition("@")
+            if not path:
+                raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL@REVISION")
+            return {"path": path, "revision": revision or None}
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without a GGUF ending: what people call it."""
+        return Path(self.path.rstrip("/")).name.removesuffix(".gguf")
+
+
+class ModelReference(BaseModel):
+    """A model, with or without a LoRA adapter on it; reads and writes mergekit's short form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: ModelPath
+    lora: ModelPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if isinstance(value, str):
+            model, plus, lora = value.partition("+")
+            if not model or (plus and not lora) or "+" in lora:
+                raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
+            return {"model": model, "lora": lora or None}
+        if not isinstance(value, dict | ModelReference):
+            raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
+        return value
+
+    @model_serializer
+    def _write(self) -> str:
+        return str(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the short form. Raises pydantic's ValidationError (a ValueError)."""
+        return cls.model_validate(text)
+
+    @cached_property
+    def _text(self) -> str:
+        return f"{self.model}+{self.lora}" if self.lora else str(self.model)
+
+    def __str__(self) -> str:
+        return self._text
+
+    # A merge compares and looks up references for every tensor; field by field that costs a tenth of its time.
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, ModelReference) and self._text == other._text)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @property
+    def name(self) -> str:
+        """What people call it: the adapter's name, or the model's."""
+        return (self.lora or self.model).name
+
+
+def cache_folder() -> Path:
+    """Where llmevo keeps converted models: `$LLMEVO_HOME`, or `llmevo` in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LLMEVO_HOME") or Path(cache) / "llmevo")
+
+
+def folder_of(path: ModelPath, root: Path = Path()) -> Path:
+    """The folder in Hugging Face format that a path means, fetched or converted if need be.
+
+    Relative paths start at `root`. Raises SourceError when there is nothing to be had.
+    """
+    local = _local(path, root)
+    if local is None:
+        local = _fetch(path)
+    if local.suffix == ".gguf":
+        return _converted(local)
+    if not local.is_dir():
+        raise SourceError(f"{path}: {local} is a file; give the folder of a model, or a .gguf file")
+    return local
+
+
+PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+"""What transformers' automatic classes load, where that is not the model."""
+
+
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder)` of transformers' automatic classes; for a model's tokenizer see `load_tokenizer`.
+
+    Raises SourceError for files that it does not read: a damaged one raises whatever its reader does.
+    """
+    try:
+        return kind.from_pretrained(folder, **options)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(
+            f"{folder}: transformers cannot load {PARTS.get(kind.__name__, 'it')} ({type(error).__name__}: {reason});"
+            " if its files are damaged, download them again"
+        ) from error
+
+
+def _local(path: ModelPath, root: Path) -> Path | None:
+    """The file or folder on this machine, or None for a hub id."""
+    if path.path.startswith(PACKAGE):
+        package, _, name = path.path.removeprefix(PACKAGE).partition("/")
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a dotted name in a package that is not there, or no name at all
+            spec = None
+        places = (spec.submodule_search_locations if spec else None) or []
+        found = [place for place in (Path(place) / name for place in places) if place.exists()]
+        if not found:
+            raise SourceError(f"{path}: no Python package {package!r} with a file {name!r} is installed here")
+        return found[0]
+    local = root / Path(path.path).expanduser()
+    if local.exists():
+        return local
+    if path.path.startswith((".", "/", "~")) or path.path.count("/") != (2 if path.path.endswith(".gguf") else 1):
+        raise SourceError(f"{path}: there is no such folder ({local}), and it does not look like a hub id (owner/name)")
+    return None
+
+
+def _fetch(path: ModelPath) -> Path:
+    """Download from the hub, or find in its cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        if path.path.endswith(".gguf"):
+            repo, _, name = path.path.rpartition("/")
+            return Path(hf_hub_download(repo, name, revision=path.revision))
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
+        return Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"{path}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+        ) from error
+
+
+def _converted(file: Path) -> Path:
+    """The model of a GGUF file as a bf16 Hugging Face folder in the cache; converted the first time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    out = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
+    if out.exists():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial_folder(out) as partial:  # a folder that is there is whole
+            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.rename(out)
+    except ImportError as error:
+        raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
+    except Exception as error:  # whatever transformers and the reader of GGUF files raise for a broken one
+        hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
+        raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
+    return out

@@ -1,0 +1,98 @@
+"""models/tokenizer."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from llmevo.errors import SourceError
+from llmevo.models.checkpoints import read_object
+from llmevo.models.references import load_pretrained
+
+VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
+"""Weights with one row a token."""
+
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files one of which a tokenizer consists of, whatever else it has."""
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    """Every token of a model's tokenizer and its number; empty when it has none. Reads the files where it can."""
+    tokens: dict[str, int] = {}
+    whole, plain = folder / "tokenizer.json", folder / "vocab.json"
+    try:
+        if whole.exists():
+            content = read_object(whole)
+            listed = content["model"]["vocab"]
+            tokens = {entry[0]: place for place, entry in enumerate(listed)} if isinstance(listed, list) else {**listed}
+            tokens |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        elif plain.exists():
+            tokens = read_object(plain)
+        elif (folder / "tokenizer.model").exists():
+            return dict(load_tokenizer(folder).get_vocab())
+        added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
+        if added.exists():
+            tokens |= read_object(added)
+        if config.exists():
+            decoder = read_object(config).get("added_tokens_decoder") or {}
+            tokens |= {token["content"]: int(number) for number, token in decoder.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
+    return tokens
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer, loaded by transformers. Raises SourceError that names the file at fault."""
+    from transformers import AutoConfig, AutoTokenizer  # slow to import, and not needed by those who only read runs
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+    try:
+        return load_pretrained(AutoTokenizer, folder)
+    except SourceError as error:
+        if not any((folder / name).exists() for name in TOKENIZERS):
+            raise SourceError(
+                f"{folder}: there is no tokenizer ({', '.join(TOKENIZERS)}); copy its files from the model that it was"
+                " tuned from, or name a model that has one (genome.tokenizer_source in a config)"
+            ) from error
+        load_pretrained(AutoConfig, folder)  # the tokenizer's class depends on it, so it may be what is at fault
+        raise
+
+
+def same_tokenizer_file(first: Path, second: Path) -> bool:
+    """Whether two folders are one, or have the very same tokenizer: the usual case, told in no time."""
+    if first == second:
+        return True
+    names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "tokenizer.model")
+    for name in names:
+        one, other = first / name, second / name
+        if one.exists() != other.exists() or (one.exists() and one.read_bytes() != other.read_bytes()):
+            return False
+    return any((first / name).exists() for name in names)
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template of a model's tokenizer, from whichever file has it."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.exists():
+        return file.read_text().strip()
+    template = read_object(config).get("chat_template") if config.exists() else None
+    if isinstance(template, list):
+        named = cast(list[dict[str, Any]], template)
+        template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
+    return template.strip() if isinstance(template, str) else None
+
+
+def set_chat_template(folder: Path, template: str) -> None:
+    """Give the copied tokenizer another chat template, in the one file transformers looks at first."""
+    for file in folder.glob("chat_template*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    (folder / "chat_template.jinja").write_text(template)
+    config = folder / "tokenizer_config.json"
+    if config.exists():
+        content = json.loads(config.read_text())
+        content.pop("chat_template", None)
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,173 @@
+"""A comparison in words and tables, the same in the terminal and in comparison.md."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from llmevo.errors import plural
+from llmevo.reports.comparison.compare import Comparison, Optimizer, Pair
+from llmevo.reports.comparison.statistics import ENOUGH, LEVEL, Mean
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title, with what has to be known to read them."""
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def rich(self) -> RichTable:
+        table = RichTable(title=self.title, caption=self.note, box=None, pad_edge=False)
+        table.title_justify = table.caption_justify = "left"
+        table.title_style = "bold"
+        for place, name in enumerate(self.header):
+            table.add_column(name, justify="right" if place else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        return "\n".join([f"## {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines), "", self.note])
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """All of them; the LLM's and the judges' only where one was asked."""
+    found = [scores(comparison), pairs(comparison), llm(comparison), judges(comparison)]
+    return [table for table in found if table.rows]
+
+
+def scores(comparison: Comparison) -> Table:
+    """What each optimizer reached, the models it has to beat beneath."""
+    reference, held = comparison.reference, comparison.final == "heldout"
+    header = ["optimizer", "seeds", *(["held-out", "questions"] if held else []), "search"]
+    header += [f"reaches {reference}'s after"] if reference else []
+    rows = [
+        [
+            of.name,
+            str(len(of.seeds)),
+            *([_mean(of.heldout), "" if of.heldout_stderr is None else f"± {of.heldout_stderr:.3f}"] if held else []),
+            _mean(of.search),
+            *([_reached(of, comparison.budget)] if reference else []),
+        ]
+        for of in comparison.optimizers
+    ]
+    rows += [[name, "", f"{score:.3f}", *[""] * (len(header) - 3)] for name, score in comparison.rows.items()]
+    note = f"Means over seeds ± their standard error, after {plural(comparison.budget, 'evaluation')}."
+    if reference:
+        note += (
+            f" “reaches {reference}'s after”: the median of the evaluations until the search score is what {reference}"
+            " has in the end on the same seed, and on how many seeds it is reached at all."
+        )
+    if held:
+        note += " “questions”: the standard error that the choice of held-out questions leaves, whatever the seeds."
+    else:
+        note += " There are no held-out questions: search scores are the best of many and flatter."
+    if missed := [run.folder for run in comparison.runs if run.violated]:
+        note += (
+            f" No candidate keeps all constraints in {', '.join(missed)}: these scores are of those that miss least."
+        )
+    return Table("Scores", note, header, rows)
+
+
+def _reached(of: Optimizer, budget: int) -> str:
+    """The median, and on how many seeds it came to it at all."""
+    if not of.reached:
+        return ""
+    count = sum(place is not None for place in of.reached.values())
+    median = f"> {budget}" if of.median_reached is None else f"{of.median_reached:g}"
+    return f"{median} ({count} of {len(of.reached)})"
+
+
+def pairs(comparison: Comparison) -> Table:
+    """Every two optimizers, on the questions that count."""
+    header = ["first", "second", "won-tied-lost", "won", "difference", "p", "p, Holm"]
+    chosen = [pair for pair in comparison.pairs if pair.questions == comparison.final]
+    rows = [
+        [
+            *(pair.first, pair.second),
+            f"{pair.result.wins}-{pair.result.ties}-{pair.result.losses}",
+            f"{pair.win_rate:.0%}",
+            _mean(pair.result.difference, sign="+"),
+            *(_p(pair.result.p), _p(pair.p_holm)),
+        ]
+        for pair in chosen
+    ]
+    kind = "held-out scores" if comparison.final == "heldout" else "search scores"
+    tests = ", ".join(dict.fromkeys(pair.result.test for pair in chosen))
+    note = f"First minus second in {kind}, seed by seed. Two-sided p ({tests}), also corrected for several pairs."
+    return Table("Against each other", f"{note} {verdict(chosen)}", header, rows)
+
+
+def verdict(chosen: Sequence[Pair]) -> str:
+    """What may be concluded, in one sentence."""
+    least = min((pair.result.least for pair in chosen), default=1.0)
+    if least >= LEVEL:
+        return (
+            f"Nothing here is conclusive: with so few seeds no p can be below {least:.2g}, whatever the scores;"
+            f" take {ENOUGH} or more."
+        )
+    clear = [pair for pair in chosen if pair.p_holm < LEVEL]
+    if not clear:
+        return f"No difference is significant at {LEVEL:.2f}."
+    words = (" over ".join((p.first, p.second) if p.result.difference.mean > 0 else (p.second, p.first)) for p in clear)
+    return f"Significant at {LEVEL:.2f} after correction: {'; '.join(words)}."
+
+
+def llm(comparison: Comparison) -> Table:
+    """What the LLM was asked and gave."""
+    header = ["optimizer", "calls", "lost", "unusable", "scored", "share", "won", "tokens", "cost", "seconds"]
+    rows = [
+        [
+            of.name,
+            *(f"{of.llm[key]:g}" for key in ("calls", "lost", "unreadable", "used")),
+            *(f"{of.llm[key]:.0%}" for key in ("share", "best")),
+            f"{of.llm['prompt_tokens']:,.0f}+{of.llm['completion_tokens']:,.0f}",
+            *(f"{of.llm[key]:.4g}" for key in ("cost", "seconds")),
+        ]
+        for of in comparison.optimizers
+        if of.llm
+    ]
+    note = (
+        "Sums over the seeds. “scored”: its proposals that became candidates, “share” of all after the start rows;"
+        " “won”: the runs whose best is one of them; tokens read + written."
+    )
+    return Table("The LLM", note, header, rows)
+
+
+def judges(comparison: Comparison) -> Table:
+    """What LLM judges were asked."""
+    header = ["optimizer", "verdicts", "calls", "tokens", "cost"]
+    rows = [
+        [of.name, f"{bill.verdicts:,}", f"{bill.calls:,}", f"{bill.read:,}+{bill.written:,}", f"{bill.cost:.4g}"]
+        for of in comparison.optimizers
+        if (bill := of.judged).verdicts
+    ]
+    note = "Sums over the seeds, held-out replies included. Tokens read + written."
+    return Table("The judges", note, header, rows)
+
+
+def markdown(comparison: Comparison, picture: str) -> str:
+    """The whole of comparison.md."""
+    seeds = sorted({run.seed for run in comparison.runs})
+    told = f"{plural(len(comparison.runs), 'run')} of {plural(comparison.budget, 'evaluation')},"
+    told += f" {comparison.start_rows} of them start rows"
+    told += f"; seeds {', '.join(map(str, seeds))}; {plural(comparison.items, 'question')} a candidate"
+    told += f", {comparison.heldout_items} held out." if comparison.heldout_items else "."
+    parts = ["# Optimizers compared", told, f"![best score so far and final scores]({picture})"]
+    parts += [table.markdown() for table in tables(comparison)]
+    parts += ["## Runs", "\n".join(f"- `{run.folder}`" for run in comparison.runs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mean(mean: Mean | None, sign: str = "") -> str:
+    if mean is None:
+        return ""
+    return f"{mean.mean:{sign}.3f}" + ("" if mean.stderr is None else f" ± {mean.stderr:.3f}")
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

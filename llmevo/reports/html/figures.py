@@ -1,0 +1,258 @@
+"""What the page draws: Plotly figures as plain values. Colours of paper, text and heat maps are the page's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
+
+from llmevo.reports.comparison.chart import COLOURS
+from llmevo.reports.comparison.statistics import best_so_far
+from llmevo.reports.html.effects import TaskEffects
+from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction
+from llmevo.reports.html.subject import Subject
+from llmevo.search.prompts.names import shortened
+from llmevo.search.trial import Trial
+
+ORIGINS = {
+    "gaussian": (COLOURS[0], "circle"),
+    "llm": (COLOURS[1], "diamond"),
+    "parent": (COLOURS[2], "square"),
+    "uniform": (COLOURS[3], "triangle-up"),
+    "coefficient": (COLOURS[6], "triangle-down"),
+    "user": (COLOURS[4], "star"),
+    "random": (COLOURS[5], "circle-open"),
+}
+"""A colour and a shape each, so that nothing hangs on the colour alone."""
+
+
+OTHER = (COLOURS[7], "cross")
+
+
+GREY = "#888888"
+"""Of failures; seen on white and on black."""
+
+
+"""The samples of any other optimizer."""
+
+
+SAID = {"gaussian": "numeric (ES)", "llm": "LLM", "user": "your own"}
+"""What origins are called."""
+
+
+NAME = 22
+"""Characters of a name beside a picture."""
+
+
+CROWDED = 6
+"""Columns from whose number on their names stand upright."""
+
+
+HOVER = 160
+"""Characters of a note."""
+
+
+Plot = dict[str, Any]
+
+
+def plain(figure: Any) -> Plot:
+    """A figure in plain values, without a template: the page has one for each theme."""
+    values: Plot = figure.to_plotly_json()
+    values["layout"].pop("template", None)
+    return values
+
+
+def origin(name: str) -> str:
+    """What people call an origin."""
+    return SAID.get(name, name)
+
+
+def search(subject: Subject) -> Plot:
+    """Every candidate by origin, and the best so far."""
+    trials = [*subject.state.trials.values()]
+    figure = go.Figure()
+    best = best_so_far([trial.score.total if trial.score and not trial.violation else None for trial in trials])
+    figure.add_scatter(
+        x=[*range(1, len(best) + 1)],
+        y=best,
+        mode="lines",
+        name="best so far",
+        line={"shape": "hv", "width": 2},
+        meta="ink",
+        hoverinfo="skip",
+    )
+    values = [trial.score.total for trial in trials if trial.score] or [0.0]
+    floor = min(values) - 0.06 * (max(values) - min(values))  # beneath all that have a score
+    for name in dict.fromkeys([*ORIGINS, *(trial.candidate.origin for trial in trials)]):
+        own = [(place, t) for place, t in enumerate(trials, start=1) if t.candidate.origin == name and t.score]
+        if own:
+            colour, symbol = ORIGINS.get(name, OTHER)
+            figure.add_scatter(
+                x=[place for place, _ in own],
+                y=[trial.score.total for _, trial in own if trial.score],
+                mode="markers",
+                name=text_of(origin(name)),
+                marker={"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6},
+                text=[_told(trial) for _, trial in own],
+                hovertemplate="%{text}<extra></extra>",
+            )
+    if failed := [(place, trial) for place, trial in enumerate(trials, start=1) if not trial.score]:
+        figure.add_scatter(
+            x=[place for place, _ in failed],
+            y=[floor] * len(failed),
+            mode="markers",
+            name="failed",
+            marker={"color": GREY, "symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 2}},
+            text=[f"#{trial.candidate.id} failed: {text_of(trial.reason)}" for _, trial in failed],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    figure.update_layout(xaxis_title="evaluations", yaxis_title="search score", hovermode="closest")
+    return plain(figure)
+
+
+def _told(trial: Trial) -> str:
+    score = trial.score
+    assert score is not None
+    notes = (trial.candidate.note, trial.reason if trial.violation else "")
+    note = "".join(f"<br>{text_of(text)}" for text in notes if text)
+    who = f"#{trial.candidate.id}, generation {trial.candidate.generation}"
+    return f"{who}<br>{score.total:.3f} ± {score.stderr:.3f}{note}"
+
+
+def text_of(text: str) -> str:
+    """A text as Plotly shows it: its own bit of HTML must not be taken from a note."""
+    cut = text if len(text) <= HOVER else text[: HOVER - 1] + "…"
+    return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def step_size(subject: Subject) -> Plot | None:
+    """Over the generations; None for an optimizer without one."""
+    told = [(event.generation, event.sigma) for event in subject.state.told if event.sigma is not None]
+    return _line(told, "step size (share of a gene's range)", COLOURS[0]) if told else None
+
+
+def trust(subject: Subject) -> Plot | None:
+    """The share of the evaluations that the LLM has earned; None where there is no LLM."""
+    told = [(event.generation, event.trust) for event in subject.state.told if event.trust is not None]
+    return _line(told, "the LLM's share", COLOURS[1]) if told else None
+
+
+def _line(told: Sequence[tuple[int, float]], title: str, colour: str) -> Plot:
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[generation for generation, _ in told],
+        y=[value for _, value in told],
+        mode="lines+markers" if len(told) < 60 else "lines",
+        line={"color": colour},
+        hovertemplate="generation %{x}: %{y:.3f}<extra></extra>",
+    )
+    figure.update_layout(xaxis_title="generation", yaxis_title=title, yaxis_rangemode="tozero", showlegend=False)
+    return plain(figure)
+
+
+def calibration(found: Sequence[Prediction]) -> Plot | None:
+    """Predicted against achieved; None where nothing was predicted."""
+    if not found:
+        return None
+    figure = go.Figure()
+    values = [value for prediction in found for value in (prediction.predicted, prediction.achieved)]
+    ends = [min(values), max(values)]
+    figure.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        name="as predicted",
+        line={"dash": "dot", "width": 1},
+        meta="ink",
+        hoverinfo="skip",
+    )
+    for by, (colour, symbol) in ((STATISTICS, ORIGINS["gaussian"]), (LLM, ORIGINS["llm"])):
+        own = [prediction for prediction in found if prediction.by == by]
+        if own:
+            figure.add_scatter(
+                x=[prediction.predicted for prediction in own],
+                y=[prediction.achieved for prediction in own],
+                mode="markers",
+                name=by,
+                marker={"color": colour, "symbol": symbol, "size": 8},
+                text=[f"#{prediction.candidate}" for prediction in own],
+                hovertemplate="%{text}: predicted %{x:.3f}, achieved %{y:.3f}<extra></extra>",
+            )
+    figure.update_layout(xaxis_title="predicted score", yaxis_title="achieved score", hovermode="closest")
+    return plain(figure)
+
+
+def recipe(subject: Subject) -> Plot | None:
+    """The best recipe: slice × model × parameter. None before there is one."""
+    best = subject.state.best
+    if best is None:
+        return None
+    genes, space = best.candidate.genes, subject.space
+    inside = space.contains(genes)
+    active = dict(zip((gene.name for gene in space.genes), space.active(genes), strict=True)) if inside else {}
+    cells = {
+        gene.name: (genes[gene.name], f"{genes[gene.name]:.2f}", f"bounds {gene.low:g} to {gene.high:g}")
+        for gene in space.genes
+        if not gene.choices and active.get(gene.name)
+    }
+    return _heat(subject, cells, "sequential", "value") if cells else None
+
+
+def effect(subject: Subject, of: TaskEffects) -> Plot | None:
+    """Every gene's effect on a task, coloured by its strength. None where nothing is known."""
+    cells = {
+        gene.gene.name: (
+            max(-4.0, min(4.0, gene.strength)),
+            f"{gene.effect:+.2f}" if abs(gene.effect) < 10 else f"{gene.effect:+.2g}",
+            f"{gene.effect:+.3g} ± {gene.stderr:.2g} points from lowest to highest<br>best recipe: {gene.best:.3g},"
+            f" worth {gene.earned:+.3g} ± {gene.earned_stderr:.2g} against uniform",
+        )
+        for gene in of.genes
+    }
+    return _heat(subject, cells, "diverging", "effect / its<br>std. error") if cells else None
+
+
+def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str) -> Plot:
+    """Slices from top to bottom, models and their parameters from left to right; (value, text, hover) of each gene."""
+    space = subject.space
+    genes = [gene for gene in space.genes if not gene.choices]
+    names = shortened([*dict.fromkeys(gene.model or "all models" for gene in genes)], NAME)
+    many = len({gene.parameter for gene in genes}) > 1
+
+    def row(gene: Any) -> str:
+        label = "all layers" if gene.slice in (None, "all") else f"layers {gene.slice}"
+        return f"{label} {gene.filter or 'other'}" if len(space.filters) > 1 else label
+
+    def column(gene: Any) -> str:
+        model = names[gene.model or "all models"]
+        return text_of(f"{model} {gene.parameter}" if many else model)
+
+    rows, columns = ([*dict.fromkeys(map(label, genes))] for label in (row, column))
+    empty: tuple[Any, str, str] = (None, "", "")
+    table: list[list[tuple[Any, str, str]]] = [[empty] * len(columns) for _ in rows]
+    for gene in genes:
+        if gene.name in cells:
+            table[rows.index(row(gene))][columns.index(column(gene))] = cells[gene.name]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=columns,
+        y=[text_of(label) for label in rows],
+        z=[[cell[0] for cell in line] for line in table],
+        text=[[cell[1] for cell in line] for line in table],
+        customdata=[[cell[2] for cell in line] for line in table],
+        texttemplate="%{text}",
+        hovertemplate="%{y}, %{x}: %{text}<br>%{customdata}<extra></extra>",
+        xgap=2,
+        ygap=2,
+        meta=scale,
+        colorbar={"title": {"text": title, "side": "top"}, "thickness": 12, "outlinewidth": 0},
+        **({"zmin": -4, "zmax": 4, "zmid": 0} if scale == "diverging" else {}),
+    )
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(type="category", side="bottom", showgrid=False)
+    if len(columns) > CROWDED:
+        figure.update_xaxes(tickangle=90)
+    figure.update_layout(
+        height=110 + 26 * len(rows) + 8 * max(map(len, columns)),
+        meta={"columns": len(columns), "label": max(map(len, rows))},
+    )
+    return plain(figure)

@@ -1,0 +1,197 @@
+"""An inspection as a person reads it: sections with headings, the most important first, 80 characters wide."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from llmevo.errors import plural
+from llmevo.reports.terminal.panel import clock
+from llmevo.run.preflight.inspection import Inspection
+from llmevo.run.preflight.memory import GB
+from llmevo.run.preflight.task_vectors import alike
+
+Colour = tuple[int, int, int]
+
+
+COLD: Colour = (26, 32, 64)
+
+
+WARM: Colour = (214, 92, 40)
+
+
+COLUMNS = 9
+"""As many fit into 80 characters."""
+
+
+def heatmap(rows: Sequence[str], columns: Mapping[str, Sequence[float]], percent: bool = False) -> Table:
+    """One row a name, one column a list of values; the largest of all is the warmest, 0 and less the coldest."""
+    top = max((value for values in columns.values() for value in values), default=0.0) or 1.0
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", *columns):
+        table.add_column(name, justify="left" if not name else "right")
+    for place, row in enumerate(rows):
+        cells = [cell(values[place], top, percent) for values in columns.values()]
+        table.add_row(row, *cells)
+    return table
+
+
+def cell(value: float, top: float, percent: bool = False) -> Text:
+    """One value on its colour."""
+    share = min(1.0, max(0.0, value / top))
+    red, green, blue = (round(cold + (warm - cold) * share) for cold, warm in zip(COLD, WARM, strict=True))
+    text = f"{value:.1%}" if percent else f"{value:.2f}"
+    return Text(f" {text} ", style=f"white on rgb({red},{green},{blue})")
+
+
+def letters(names: Sequence[str]) -> dict[str, str]:
+    """A short name for each: a, b, ..., z, then numbers."""
+    return {name: chr(97 + place) if place < 26 else str(place) for place, name in enumerate(names)}
+
+
+FEW = 24
+"""Genes that are listed one by one."""
+
+
+FEWEST = 2
+"""Tensors that are named of those that are left out."""
+
+
+Section = Callable[[Inspection], Sequence[RenderableType]]
+
+
+def show(found: Inspection, console: Console) -> None:
+    """Print all of it."""
+    for title, section in SECTIONS.items():
+        console.print(f"\n{title.format(found=found)}", style="bold", highlight=False)
+        for part in section(found):
+            console.print(Padding(part, (0, 0, 0, 2), expand=False), highlight=False)
+    if found.prompt:
+        console.print(f"\nFirst prompt, for {found.proposer} (scores are not known yet: 0)", style="bold")
+        for message in found.prompt:
+            console.print(f"[{message['role']}]", markup=False, style="bold")
+            console.print(message["content"], markup=False, highlight=False, soft_wrap=True)
+
+
+def _forecast(found: Inspection) -> Sequence[RenderableType]:
+    ahead, measured = found.forecast, found.forecast.measured
+    lines = [
+        f"{plural(ahead.evaluations, 'evaluation')} of {plural(ahead.items, 'question')}"
+        f" ({plural(ahead.tokens, 'token')}) each,"
+        f" {ahead.start_rows} of them start rows, then {plural(ahead.generations, 'generation')} of {ahead.population};"
+        f" {plural(ahead.all_items, 'question')} in all, the held-out ones included. Budget: {found.budget}."
+    ]
+    if measured:
+        lines.append(
+            f"About {clock(ahead.seconds)}, by one candidate that was merged in {measured.merge:.2f} s and scored in"
+            f" {measured.evaluate:.2f} s ({measured.items_per_second:.1f} questions a second)."
+        )
+    else:
+        lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
+    if ahead.prompts:
+        cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
+        cost = "none: it runs on this machine" if ahead.cost == 0 else cost
+        lines.append(
+            f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
+            f" reads about {plural(ahead.prompt_tokens, 'token')}"
+            f" and writes about {ahead.completion_tokens:,}; cost {cost}."
+            " Its time is not in the above."
+        )
+    if ahead.inquiries:
+        lines.append(
+            f"LLM judges are asked up to {plural(ahead.inquiries, 'time')}; what that costs is not in the above."
+        )
+    if ahead.votes:
+        lines.append(
+            f"You are asked for up to {plural(ahead.votes, 'vote')}; the time that takes you is not in the above."
+        )
+    of = found.memory
+    free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
+    lines.append(
+        f"Memory: engine {of.engine / GB:.2f} GB ({of.device}), caches up to {of.caches / GB:.2f} GB, mapped files"
+        f" {of.weights / GB:.2f} GB; free: {free}."
+    )
+    return lines
+
+
+def _warnings(found: Inspection) -> Sequence[RenderableType]:
+    if not found.warnings:
+        return ["none"]
+    return [Text.assemble(("!", "yellow"), " ", (w.model, "bold"), f": {w.what}. {w.remedy}.") for w in found.warnings]
+
+
+def _uses(found: Inspection) -> Sequence[RenderableType]:
+    if not found.uses:
+        return ["No code of the config's runs, and nothing is sent anywhere."]
+    return [Text(str(use)) for use in found.uses]
+
+
+def _models(found: Inspection) -> Sequence[RenderableType]:
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "parameters", "stored in", "licence"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+    for model in found.models:
+        table.add_row(model.name, f"{model.parameters:,}", model.dtype, model.licence or "none named")
+    return [
+        table,
+        f"The merge is written in {found.dtype}. Rounding to it loses {found.rounding_loss:.0%} of what the uniform"
+        " merge changes.",
+        _tensors(found),
+    ]
+
+
+def _tensors(found: Inspection) -> str:
+    of = found.tensors
+    more = f": {', '.join(of.left_out[:FEWEST])}{', …' if len(of.left_out) > FEWEST else ''}" if of.left_out else ""
+    return f"Tensors of a candidate: {of.merged} merged, {of.copied} copied, {len(of.left_out)} left out{more}."
+
+
+def _vectors(found: Inspection) -> Sequence[RenderableType]:
+    facts, short = found.geometry, letters([*found.geometry[0].norms])
+    rows = [of.slice for of in facts]
+    sizes = {letter: [of.norms[model] for of in facts] for model, letter in short.items()}
+    pairs = alike(facts)[:COLUMNS]
+    cosines = {"/".join(short[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs}
+    parts: list[RenderableType] = [", ".join(f"{letter} {model}" for model, letter in short.items())]
+    each = [*sizes]
+    for start in range(0, len(each), COLUMNS):
+        parts.append(heatmap(rows, {name: sizes[name] for name in each[start : start + COLUMNS]}, percent=True))
+    if cosines:
+        more = "" if len(pairs) == len(facts[0].cosines) else f" (the {len(pairs)} most alike pairs)"
+        parts += [f"Cosines between them{more}:", heatmap(rows, cosines)]
+    return parts
+
+
+def _genes(found: Inspection) -> Sequence[RenderableType]:
+    table = Table(box=None, pad_edge=False)
+    many = len(found.genes) > FEW
+    for column in ("gene", *(["slices and filters"] if many else []), "low", "high", "uniform"):
+        table.add_column(column, justify="left" if column == "gene" else "right", overflow="fold")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for gene in found.genes:
+        parts = str(gene["name"]).split("/")
+        place = (f"{parts[0]}/…/{parts[-1]}",) if many and len(parts) > 2 else (gene["name"],)
+        groups.setdefault((*place, *_bounds(gene)), []).append(gene)
+    for (name, *bounds), genes in groups.items():
+        table.add_row(name, *([str(len(genes))] if many else []), *bounds)
+    return [table]
+
+
+def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
+    if gene.get("choices"):
+        return ", ".join(gene["choices"]), "", gene["uniform"]
+    return f"{gene['low']:g}", f"{gene['high']:g}", gene["uniform"]
+
+
+SECTIONS: Mapping[str, Section] = {
+    "Forecast": _forecast,
+    "Warnings": _warnings,
+    "What this config runs, opens and sends": _uses,
+    "Models": _models,
+    "Size of the task vectors, against {found.origin}": _vectors,
+    "{found.extent}": _genes,
+}
+"""In the order they are shown; those before the last two fit on one screen."""

@@ -1,0 +1,156 @@
+"""Where runs stand, as their logs tell it. Changes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llmevo.config import parse_config
+from llmevo.errors import RunError, UserError
+from llmevo.reports.terminal.panel import clock
+from llmevo.run.log.state import RunState, failures
+from llmevo.run.log.storage import LOG, Tail, is_written
+from llmevo.run.progress import left
+
+STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run."""
+
+    run: str
+    state: Literal["running", "stopped", "finished", "broken"]
+    """running: a live process holds its log. broken: its log cannot be read; what stands before the break is told."""
+    reason: str = ""
+    """Why it is broken."""
+    optimizer: str = ""
+    progress: float = 0.0
+    """The share of the budget that is spent, 0 to 1."""
+    spent: str = ""
+    """The same in words."""
+    evaluations: int = 0
+    failed: int = 0
+    generation: int = 0
+    best: int | None = None
+    """The id of the best candidate so far."""
+    score: float | None = None
+    stderr: float | None = None
+    violated: str = ""
+    """Which constraints the best violates: no candidate keeps them all."""
+    front: list[int] = field(default_factory=list[int])
+    """The candidates of the Pareto front, where every task is an aim of its own."""
+    heldout: float | None = None
+    heldout_stderr: float | None = None
+    age: float | None = None
+    """Seconds since the last event."""
+    left: float | None = None
+    """Seconds that a running one is likely to take still."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def status(run: Path) -> Status:
+    """Where one run stands. A log that cannot be read is a status, no error."""
+    state, reason = RunState(), ""
+    written = is_written(run)
+    try:
+        for event in Tail(run).new():
+            apply(state, event, run)
+    except (RunError, OSError) as error:
+        reason = str(error)
+    known: dict[str, Any] = {}
+    try:
+        known = _known(state, run, written)
+    except UserError as error:  # a config that this version does not read
+        reason = reason or str(error)
+    kind = "broken" if reason else "finished" if state.finished else "running" if written else "stopped"
+    return Status(str(run), kind, reason, **known)
+
+
+def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
+    """What the events say."""
+    if state.started is None or state.latest is None:
+        return {}
+    config = parse_config(state.started.config, f"{run}/{LOG}")
+    search = config.search
+    best, held = state.best, state.heldout.get("best")
+    age = (datetime.now(UTC) - state.latest).total_seconds()
+    ahead = left(state, config).after(age)
+    return {
+        "optimizer": search.optimizer,
+        "progress": search.budget.progress(state),
+        "spent": search.budget.words(state),
+        "evaluations": len(state.trials),
+        "failed": len(failures(state)),
+        "generation": len(state.told),
+        "best": best.candidate.id if best else None,
+        "score": best.value if best else None,
+        "stderr": best.score.stderr if best and best.score else None,
+        "violated": best.reason if best else "",
+        "front": [trial.candidate.id for trial in state.front],
+        "heldout": held.score if held else None,
+        "heldout_stderr": held.stderr if held else None,
+        "age": round(age, 3),
+        "left": round(ahead, 3) if written and ahead and not state.finished else None,
+    }
+
+
+COLUMNS = ("run", "state", "done", "gen", "best", "held-out", "ago", "left")
+
+
+WORDS = COLUMNS[:2]
+
+
+def table(statuses: Sequence[Status]) -> RenderableType:
+    """All of them, one a line below the folder they lie in, and why some cannot be read."""
+    rows = [_row(of) for of in statuses]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    parts: list[RenderableType] = []
+    for folder, group in groupby(zip(statuses, rows, strict=True), key=lambda pair: Path(pair[0].run).parent):
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for name, width in zip(COLUMNS, widths, strict=True):
+            least = min(width, 10) if name == "run" else width
+            grid.add_column(justify="left" if name in WORDS else "right", min_width=least, max_width=width)
+        if not parts:
+            grid.add_row(*COLUMNS, style="bold")
+        for of, row in group:
+            grid.add_row(*(Text(cell, STYLES[of.state] if cell == of.state else "") for cell in row))
+        parts += [Text(f"{folder}/", style="dim"), grid]
+    parts += [Text(f"{of.run}: {of.reason}", style="red") for of in statuses if of.reason]
+    parts += [Text(f"{of.run}: the best {of.violated}", style="yellow") for of in statuses if of.violated]
+    parts += [Text(f"{of.run}: Pareto front {', '.join(f'#{n}' for n in of.front)}") for of in statuses if of.front]
+    return Group(*parts)
+
+
+def _row(of: Status) -> list[str]:
+    return [
+        Path(of.run).name,
+        of.state,
+        of.spent.removesuffix(" evaluations") + (f", {of.failed} failed" if of.failed else ""),
+        str(of.generation) if of.spent else "",
+        _score(of.score, of.stderr) + ("!" if of.violated else ""),
+        _score(of.heldout, of.heldout_stderr),
+        "" if of.age is None else ago(of.age),
+        "" if of.left is None else clock(of.left),
+    ]
+
+
+def _score(value: float | None, stderr: float | None) -> str:
+    return "" if value is None else f"{value:.3f} ± {stderr or 0:.3f}"
+
+
+def ago(seconds: float) -> str:
+    """A time span in its largest unit: `12 s`, `5 min`, `3 h`, `9 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

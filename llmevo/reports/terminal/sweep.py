@@ -1,0 +1,117 @@
+"""What a person sees of a comparison while it runs: which runs are done, which one goes on, and how long it takes."""
+
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from llmevo.errors import plural
+from llmevo.reports.comparison.compare import Comparison, compare
+from llmevo.reports.comparison.tables import tables
+from llmevo.reports.comparison.write import publish
+from llmevo.reports.terminal.live import end
+from llmevo.reports.terminal.panel import clock
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.progress import left, seconds_spent
+from llmevo.run.sweep import Entry, Sweep
+
+
+class Scoreboard:
+    """Follows a tournament. Use as a context manager; give `watch` to it."""
+
+    def __init__(self, console: Console, tournament: Sweep) -> None:
+        self.console, self.tournament = console, tournament
+        self._states = tournament.states()
+        self._entries = tournament.entries
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        done = sum(state.finished is not None for state in self._states.values())
+        found = f", {done} of them finished already" if done else ""
+        self.console.print(f"{plural(len(self._entries), 'run')} below {self.tournament.out}{found}.", highlight=False)
+        if self._live:
+            self._live.start()
+            self._live.update("Loading models and tasks…")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._live:
+            end(self._live, kept=kind is not None)
+
+    def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
+        """Take in one event of a run."""
+        self._states[entry] = state
+        if self._live:
+            self._live.update(self.picture(entry))
+        elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
+            self.console.print(self.line(entry), highlight=False, markup=False, soft_wrap=True)
+
+    def line(self, entry: Entry) -> str:
+        """Where the run that goes on stands, and the whole."""
+        state, place = self._states[entry], self._entries.index(entry) + 1
+        done = f"{len(state.trials)}/{self.tournament.config.search.budget.evaluations}"
+        if state.finished:
+            done = "finished"
+        best = f"best {state.best.value:.3f}" if state.best else "no score yet"
+        best += " (violates a constraint)" if state.unmet else ""
+        left = f"{clock(self.seconds_left())} left in all"
+        return f"  [run {place} of {len(self._entries)}] {entry.name}: {done}, {best}, {left}"
+
+    def seconds_left(self) -> float:
+        """Of all runs, at the pace of those that have begun."""
+        begun = [state for state in self._states.values() if state.started]
+        if not begun:
+            return 0.0
+        config = self.tournament.config
+        ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
+        # One that has not begun will be as long as those that have are, or look to become.
+        whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
+        return sum(ahead) + whole * (len(self._states) - len(begun))
+
+    def picture(self, entry: Entry) -> RenderableType:
+        """A cell for every run: its best score, and how far it is."""
+        seeds = sorted({each.seed for each in self._entries})
+        table = Table(box=None, pad_edge=False)
+        for name in ("", *(f"seed {seed}" for seed in seeds)):
+            table.add_column(name, justify="left" if not name else "right", min_width=12)
+        for optimizer in self.tournament.optimizers:
+            of = {each.seed: each for each in self._entries if each.optimizer == optimizer}
+            table.add_row(optimizer, *(self._cell(of[seed], entry) for seed in seeds))
+        return Panel(Group(table, self.line(entry)), title=Text(f"llmevo  {self.tournament.out}"), title_align="left")
+
+    def _cell(self, entry: Entry, now: Entry) -> Text:
+        state = self._states[entry]
+        best = f"{state.best.value:.3f}{'!' if state.unmet else ''}" if state.best else "…"
+        if state.finished:
+            return Text(best, "green")
+        if entry == now:
+            return Text(f"{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}", "bold")
+        return Text(best) if state.started else Text("–", "dim")
+
+
+def play(console: Console, tournament: Sweep) -> None:
+    """Carry a comparison to its end and report it. What is finished is written down after every seed."""
+    with Scoreboard(console, tournament) as board:
+        tournament.rig.warn = lambda line: console.print(
+            line, style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
+        finished: list[Path] = []
+        for entry in tournament.play(board.watch):
+            finished.append(entry.folder)
+            if len(finished) % len(tournament.optimizers) == 0 and len(finished) < len(tournament.entries):
+                publish(compare(finished), tournament.out)
+    report(console, compare(finished), tournament.out)
+
+
+def report(console: Console, comparison: Comparison, out: Path) -> None:
+    """The end of a comparison: its tables, and where the rest is."""
+    publish(comparison, out)
+    for table in tables(comparison):
+        console.print(table.rich())
+        console.print()
+    console.print(f"{out}/comparison.png, comparison.md and comparison.json hold this and more.", highlight=False)

@@ -1,0 +1,55 @@
+"""reports/verdict."""
+
+import shlex
+from collections.abc import Sequence
+
+from llmevo.evaluation.racing import difference
+from llmevo.evaluation.standard_errors import clusters
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.search.trial import START_ROWS
+
+
+def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
+    """The standard error of the difference of two rows: paired where every question's score is known."""
+    weights = {task.name: task.weight for task in state.heldout_tasks}
+    if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
+        same = clusters(state.started.texts.get("heldout", {})) if state.started else None
+        return difference(one.item_scores, other.item_scores, weights, same).error
+    return (one.stderr**2 + other.stderr**2) ** 0.5
+
+
+def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
+    """Whether the merge is worth having, by held-out scores alone. `run` is its folder, for what to do instead."""
+    rows = {row.row: row for row in state.heldout.values()}
+    best = rows["best"]
+    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
+    trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
+    keeping = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
+    strongest = max(keeping or rivals, key=lambda row: row.score)
+    gain = best.score - strongest.score
+    noise = _noise(best, strongest, state)
+    if best.candidate is not None and best.candidate == strongest.candidate:
+        return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
+    handed = state.trials[best.candidate].candidate if best.candidate in state.trials else None
+    if handed and handed.origin in START_ROWS:
+        return [
+            "No merge that the search found is better than the start row"
+            f" {handed.note or handed.origin}, which best.yml and export hand over. On the held-out questions it scores"
+            f" {gain:+.3f} ± {noise:.3f} against {strongest.row}."
+        ]
+    scaled = any(row.kind == "coefficient" for row in rivals)
+    those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
+        " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
+    )
+    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of {those}."
+    if gain <= 0 and not keeping:
+        return [text, "But neither they nor the uniform merge keep the constraints."]
+    if gain <= 0:
+        way = (
+            ""
+            if strongest.candidate is None
+            else f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
+        )
+        return [text, f"It does not beat it: use {strongest.row} instead{way}."]
+    return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

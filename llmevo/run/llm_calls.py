@@ -1,0 +1,88 @@
+"""What passes between the search and the LLM: every prompt and reply is logged, and calls and cost have their caps."""
+
+import time
+from dataclasses import replace
+
+from llmevo.config import Llm
+from llmevo.errors import ProposerError, plural
+from llmevo.run.experiment import Experiment
+from llmevo.run.log import events
+from llmevo.run.log.journal import Journal
+from llmevo.run.log.state import RunState
+from llmevo.search.prompts.question import Prompt, Reading
+
+QUOTED = 4000
+"""Letters of an unreadable answer that are shown to the LLM again."""
+
+
+def answer(bench: Experiment, journal: Journal, prompt: Prompt) -> Reading:
+    """What the LLM says to a prompt: from the log, or asked now. A lost LLM is an empty answer with its reason.
+
+    An answer that holds nothing usable is asked for once more with its problems named.
+    """
+    event, reading = _turn(bench, journal, prompt)
+    if event.reply is None or not _worth_repairing(bench.config.llm, journal.state, prompt, reading):
+        return reading
+    said = {"role": "assistant", "content": event.reply[:QUOTED]}
+    asked = {"role": "user", "content": bench.templates.render("repair.j2", problems="; ".join(reading.problems[:5]))}
+    return _turn(bench, journal, replace(prompt, messages=(*prompt.messages, said, asked)), repair=True)[1]
+
+
+def _turn(bench: Experiment, journal: Journal, prompt: Prompt, repair: bool = False) -> tuple[events.Prompted, Reading]:
+    event = journal.once(events.Prompted, lambda: _asked(bench, journal.state, prompt, repair))
+    lost = Reading(problems=[*event.problems], lost=bool(event.calls))
+    reading = lost if event.reply is None else prompt.read(event.reply)
+    return event, reading
+
+
+def _worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading) -> bool:
+    """Only within the caps, and only until a repair has failed: that LLM will not mend its ways.
+
+    Not what was held to digits, which is always readable, nor a prompt of other makings, which may ask again itself.
+    """
+    failed = any(event.repair and not event.used for event in state.prompted)
+    ours = prompt.question is not None and not prompt.integers
+    return ours and not (reading.proposals or failed or capped(llm, state))
+
+
+def _asked(bench: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
+    """The event of one call. Raises ProposerError for a lost LLM where that is to be strict."""
+    started, reply, reading = time.monotonic(), None, Reading()
+    cap = capped(bench.config.llm, state)
+    try:
+        if cap:
+            raise ProposerError(cap)
+        reply = bench.proposer.answer(prompt)
+        reading = prompt.read(reply.text)
+    except ProposerError as error:
+        if bench.config.llm.strict and not cap:
+            raise
+        reading.problems.append(str(error))
+    return events.Prompted(
+        generation=prompt.generation,
+        model=reply.model if reply else bench.proposer.model,
+        style=bench.proposer.style,
+        messages=[] if cap else [*prompt.messages],
+        reply=reply.text if reply else None,
+        tokens={
+            "prompt": reply.prompt_tokens if reply else 0,
+            "completion": reply.completion_tokens if reply else 0,
+        },
+        cost=reply.cost if reply else 0.0,
+        seconds=round(time.monotonic() - started, 3),
+        problems=[*(reply.problems if reply else ()), *reading.problems],
+        analysis=reading.analysis,
+        used=len(reading.proposals),
+        calls=0 if cap else 1,
+        repair=repair,
+    )
+
+
+def capped(llm: Llm, state: RunState) -> str:
+    """Why the LLM is not asked any more; empty as long as it is. Follows from the log alone."""
+    calls, costs = sum(event.calls for event in state.prompted), [event.cost for event in state.prompted]
+    if llm.max_calls is not None and calls >= llm.max_calls:
+        return f"not asked: llm.max_calls is reached ({plural(llm.max_calls, 'call')})"
+    if llm.max_cost is not None and sum(costs) + max(costs, default=0.0) > llm.max_cost:
+        return f"not asked: {sum(costs):.4g} of llm.max_cost {llm.max_cost:g} is spent, and one more call may exceed it"
+    return ""

@@ -1,0 +1,123 @@
+"""What is no longer as it was when a run began: its config, its questions, its models.
+
+Facts are the places in `run_started` that decide scores and candidates, by dotted keys: `config.llm.model`,
+`questions.search`, `sources.MODEL.checksum`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmevo.run.log import events
+
+SECTIONS = ("genome", "search", "llm", "engine")
+"""Parts of a config whose keys count one by one."""
+
+
+FIXED = (
+    "genome",
+    "search",
+    "tasks",
+    "heldout",
+    "constraints",
+    "split",
+    "random_init",
+    "llm.mask_names",
+    "llm.prompts",
+    "llm.proposer",
+)
+"""Keys of the config that the candidates so far depend on: with other values it would be another run."""
+
+
+BUDGET = "config.search.budget"
+
+
+SENT = "loggers"
+"""The section of the config that says who else is told; nothing depends on it."""
+
+
+Facts = Mapping[str, Any]
+
+
+def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a whole config, as `Config.model_dump(mode="json")` writes it."""
+    facts: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == SENT:
+            continue
+        inner: dict[str, Any] = {f"{key}.{name}": part for name, part in value.items()} if key in SECTIONS else {}
+        facts |= {f"config.{name}": part for name, part in (inner or {key: value}).items()}
+    return facts
+
+
+def source_facts(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the models, as `run_started` lists them."""
+    return {
+        f"sources.{source['reference']}.{kind}": source[kind] for source in sources for kind in ("revision", "checksum")
+    }
+
+
+def question_facts(questions: Mapping[str, str]) -> dict[str, Any]:
+    """Of the digests of what is asked."""
+    return {f"questions.{name}": digest for name, digest in questions.items()}
+
+
+def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[str]]]) -> list[events.Change]:
+    """Whether the same search questions are asked in another order: scores are compared question by question.
+
+    `now` is {task: (question, answer) of each}, in the order of today.
+    """
+    before = started.texts.get("search", {})
+    one, other = ({task: [*map(list, asked)] for task, asked in texts.items()} for texts in (before, now))
+    same = {task: sorted(asked) for task, asked in one.items()} == {task: sorted(q) for task, q in other.items()}
+    orders = [hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest() for texts in (one, other)]
+    known = started.questions.get("order", orders[0])
+    return [events.Change(key="questions.order", before=known, now=orders[1])] if same and known != orders[1] else []
+
+
+def differences(before: Facts, now: Facts) -> list[events.Change]:
+    """Where two sets of facts differ; what only one of them knows is not compared."""
+    return [
+        events.Change(key=key, before=value, now=now[key])
+        for key, value in before.items()
+        if key in now and now[key] != value
+    ]
+
+
+def is_fixed(change: events.Change) -> bool:
+    """Whether no `--force` helps: the optimizer was made with it."""
+    key = change.key.removeprefix("config.")
+    return key != change.key and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def table(changes: Sequence[events.Change]) -> str:
+    """One line for each: key, before, now."""
+    return "\n".join(f"  {c.key}: {_short(c.before)} before, {_short(c.now)} now" for c in changes)
+
+
+def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunStarted:
+    """How a run would have begun with what has changed since."""
+    changes = {change.key: change.now for change in resumed.forced}
+    if resumed.budget is not None:
+        changes[BUDGET] = resumed.budget
+    config, questions = {**started.config}, {**started.questions}
+    sources = [
+        {**source, **{k: changes.get(f"sources.{source['reference']}.{k}", v) for k, v in source.items()}}
+        for source in started.sources
+    ]
+    for key, value in changes.items():
+        kind, _, name = key.partition(".")
+        if kind == "config":
+            section, _, inner = name.partition(".")
+            config[section] = {**(config.get(section) or {}), inner: value} if inner else value
+        elif kind == "questions":
+            questions[name] = value
+    versions = {**started.versions, **resumed.versions}
+    update = {"config": config, "questions": questions, "sources": sources, "versions": versions}
+    return started.model_copy(update=update)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"

@@ -1,0 +1,369 @@
+"""The run folder and the append-only log in it, which is the run; `RunState` is what it folds to."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from llmevo.errors import LogError, RunError
+from llmevo.models.files import sync, write_whole
+from llmevo.run.log import events
+
+LOG = "events.jsonl"
+
+
+WRITTEN = ("config.yml", "best.yml")
+"""What a run writes beside its log."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no more room."""
+
+
+DECIDING = (events.RunStarted, events.Resumed)
+"""The events that say what a run executes, opens and contacts."""
+
+
+PATIENCE = 0.5
+"""Seconds to wait for a log in use: `llmevo status` and `watch` hold it for a moment."""
+
+
+class RunLog:
+    """The log of one run, open for appending by one process.
+
+    Every line is written and synced before `append` returns, so what a run has paid for is never lost.
+    """
+
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use, and
+        LogError when it cannot be written.
+        """
+        self.folder, self.file = folder, folder / LOG
+        self.place = folder.absolute()
+        """The folder, wherever the working directory is by now."""
+        if resume and not self.file.exists():
+            raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
+        if not resume:
+            check_free(folder)
+        with _errors(self.file, begun=resume):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        _OPEN.add(self)
+        try:
+            _lock(self._descriptor, folder)
+            if not resume:  # another process may have begun one since
+                check_free(folder)
+            content = self.file.read_bytes()
+            self.recorded = [*_events(content, self.file)]
+            self._size = _whole(content)
+            with _errors(self.file, begun=bool(self.recorded)):
+                os.truncate(self._descriptor, self._size)
+                os.lseek(self._descriptor, self._size, os.SEEK_SET)
+                sync(folder)  # a new file's name is not on the disk before its folder is
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, event: events.Event) -> None:
+        """Raises LogError when the disk is full or fails, and the log is then as it was before; or when it is gone."""
+        self._check_there()
+        line = (event.model_dump_json(by_alias=True) + "\n").encode()
+        if isinstance(event, DECIDING):
+            mark([line])
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+            os.fsync(self._descriptor)
+        except BaseException as error:
+            if rest or isinstance(error, OSError):  # Ctrl-C after the whole line loses nothing
+                self._undo()
+            if isinstance(error, OSError):
+                raise _failure(self.file, error) from error
+            raise
+        self._size += len(line)
+
+    def _undo(self) -> None:
+        """Cut away a line that was written in part. Where even that fails, the next one to open the log does it."""
+        try:
+            os.truncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+        except OSError:
+            pass
+
+    def write(self, name: str, text: str) -> None:
+        """A file beside the log, replaced as a whole or not at all. Raises LogError."""
+        self._check_there()
+        with _errors(self.folder / name, begun=self._size > 0):
+            write_whole(self.place / name, text.encode())
+
+    @property
+    def missing(self) -> str:
+        """What became of a folder that is no longer at its place, and the way out; empty while it is there."""
+        own = os.fstat(self._descriptor)
+        with suppress(OSError):
+            if os.path.samestat(own, (self.place / LOG).stat()):
+                return ""
+        if own.st_nlink:
+            return (
+                f"{self.folder} was moved while the run went on. Nothing that was scored is lost: `llmevo resume` goes"
+                " on at its new place"
+            )
+        return (
+            f"{self.file} was deleted while the run went on, and all that it held is lost; begin anew with"
+            " `llmevo run CONFIG`"
+        )
+
+    def _check_there(self) -> None:
+        if missing := self.missing:
+            raise LogError(missing)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_OPEN: weakref.WeakSet[RunLog] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """A child process that outlives this one must not hold its log."""
+    for log in _OPEN:
+        log.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Raises RunError when another process holds the log."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"{folder} cannot be locked against a second process ({error.strerror}), for its file system has no"
+                    " locks, or none now; choose a folder on another disk with --out, or move the run there"
+                ) from error
+            if time.monotonic() > until:
+                raise RunError(f"{folder} is being written by another process; wait for it, or stop it") from None
+            time.sleep(PATIENCE / 10)
+        else:
+            return
+
+
+@contextmanager
+def _errors(file: Path, begun: bool) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failure(file, error, begun) from error
+
+
+def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
+    """`begun`: whether there is a run to go on with."""
+    what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
+    then = (
+        f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
+        if begun
+        else "No run was begun; choose another folder with --out, or make this one writable"
+    )
+    return LogError(f"{what}{file} cannot be written ({error.strerror}). {then}")
+
+
+def is_own(run: Path) -> bool:
+    """Whether a log was begun on this machine by this user, or trusted before: the lines of its `DECIDING` events are,
+    to the letter, among those that `mark` has noted. No log can say that of itself.
+    """
+    file = run / LOG if run.is_dir() else run
+    try:
+        lines, known = _deciding(file.read_bytes(), file), _notes().read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return False
+    return bool(lines) and {*map(_digest, lines)} <= {*known}
+
+
+def trust(run: Path) -> None:
+    """Take a log from elsewhere for one of this user from now on. See `is_own`."""
+    file = run / LOG if run.is_dir() else run
+    mark(_deciding(file.read_bytes(), file))
+
+
+def mark(lines: Iterable[bytes]) -> None:
+    """Note lines of a log, as digests, in a file that only this user can write: `llmevo/logs` in XDG_STATE_HOME, which
+    is ~/.local/state by default. Where that cannot be written, a later `resume` asks as it does of a foreign log.
+    """
+    file = _notes()
+    with suppress(OSError):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, "".join(f"{_digest(line)}\n" for line in lines).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _notes() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "llmevo" / "logs"
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
+
+
+def _deciding(content: bytes, file: Path) -> list[bytes]:
+    """The lines of the events that say what a run executes, opens and contacts."""
+    lines = content[: _whole(content)].splitlines()
+    return [line for line, event in zip(lines, _events(content, file), strict=True) if isinstance(event, DECIDING)]
+
+
+def holds_run(folder: Path) -> bool:
+    """A log without a whole line is no run: it was stopped before anything happened."""
+    file = folder / LOG
+    return file.exists() and b"\n" in file.read_bytes()
+
+
+def check_free(folder: Path) -> None:
+    """Raise RunError when the folder holds a run, or files of the names that a run writes."""
+    if holds_run(folder):
+        raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+    taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
+    if taken:
+        raise RunError(
+            f"{folder} holds no run, but a file {taken[0]} that a run would overwrite; choose another --out, or move"
+            " the file"
+        )
+
+
+def read_log(run: Path) -> list[events.Event]:
+    """The events of a run's folder, for readers. A line still being written is left out."""
+    file = run / LOG if run.is_dir() else run
+    if not file.exists():
+        raise RunError(f"{run} holds no run (there is no {LOG})")
+    return [*_events(file.read_bytes(), file)]
+
+
+def _whole(content: bytes) -> int:
+    """How much of a log is whole lines.
+
+    A last line without its newline was torn by a crash, and so was one with zeros in it: a block that a power cut has
+    kept from the disk.
+    """
+    whole = content.rfind(b"\n") + 1
+    before = content.rfind(b"\n", 0, max(0, whole - 1)) + 1
+    return before if b"\0" in content[before:whole] else whole
+
+
+def _events(content: bytes, file: Path) -> Iterator[events.Event]:
+    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
+        yield parse_event(line, f"{file}:{number}")
+
+
+def parse_event(line: bytes, place: str) -> events.Event:
+    """One line of a log; `place` is where it stands, for the RunError of a line that is none."""
+    try:
+        raw = json.loads(line, parse_constant=_refuse_constant)
+        if raw.get("schema", 0) > events.SCHEMA:
+            raise RunError(f"{place}: was written by a newer llmevo (schema {raw['schema']}); update llmevo to read it")
+        return events.EVENTS.validate_python(raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = _reason(error)
+        raise RunError(f"{place}: is no event of llmevo ({reason}); the log has been changed by hand") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))[:300]
+    return str(error).splitlines()[0][:300]
+
+
+def runs_in(places: Sequence[Path]) -> list[Path]:
+    """The run folders meant: each place itself, or the runs below it."""
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise RunError(f"{place}: there is no such config or run")
+        inside = [place] if (place / LOG).exists() else sorted(file.parent for file in place.glob(f"*/{LOG}"))
+        if not inside:
+            raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
+        found += inside
+    return [*dict.fromkeys(found)]
+
+
+class Tail:
+    """The log of a run that may still be written: every look gives what came since the last one."""
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / LOG
+        self._read, self._lines = 0, 0
+
+    def new(self) -> list[events.Event]:
+        """The events of the lines that were completed since; a half-written last line waits. None are there before the
+        log is.
+
+        Raises RunError for a line that is no event, and for a log that was cut or begun anew.
+        """
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            if size < self._read:
+                raise RunError(f"{self.file} is shorter than it was: another run has begun in its place; watch it anew")
+            stream.seek(self._read)
+            content = stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if b"\0" in whole:  # a block that a power cut has kept from the disk; a resume cuts it away
+            whole = whole[: whole.rfind(b"\n", 0, whole.index(b"\0")) + 1]
+        found: list[events.Event] = []
+        for line in whole.splitlines():
+            self._lines += 1
+            found.append(parse_event(line, f"{self.file}:{self._lines}"))
+        self._read += len(whole)
+        return found
+
+
+def is_written(run: Path) -> bool:
+    """Whether a live process holds the log of a run.
+
+    Asks by a shared lock that is given back at once: it is refused as long as somebody writes.
+    """
+    file = run / LOG
+    if not file.exists():
+        return False
+    with file.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:  # a file system without locks says nothing of a writer
+            return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+    return False
+
+
+def runs_below(place: Path) -> list[Path]:
+    """The run that a folder is, or all runs in it and in the folders in it."""
+    if (place / LOG).exists():
+        return [place]
+    return sorted(file.parent for file in place.rglob(LOG))

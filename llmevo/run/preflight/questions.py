@@ -1,0 +1,78 @@
+"""Whether the questions and what counts of them are what is meant."""
+
+from collections import defaultdict
+
+from llmevo.evaluation.questions import near_duplicates
+from llmevo.models.tokenizer import load_tokenizer
+from llmevo.run.preflight.base import Finding, Findings, tokenizer_donor
+from llmevo.run.scorer import Scorer
+
+JUDGED = 64
+"""Questions of a task whose tokens are counted: the longest."""
+
+
+def questions(rig: Scorer) -> Findings:
+    """Questions of later sets that are search questions with a few words changed; equal ones are refused elsewhere."""
+    for name, evaluator in rig.evaluators.items():
+        if name == "search":
+            continue
+        found = near_duplicates(evaluator.questions(), rig.evaluator.questions())
+        if found:
+            (task, text), (_, other) = found[0]
+            yield Finding(
+                f"{name} questions",
+                f"{len(found)} are nearly search questions, such as {text[:60]!r} of {task} and {other[:60]!r}",
+                "Leave them out, or expect a score that flatters",
+            )
+
+
+def finalists(rig: Scorer) -> Findings:
+    """Finalists that are asked nothing further, for the search already asks all questions of a task."""
+    if rig.selection is None and rig.unselected:
+        yield Finding(
+            "search.finalists",
+            f"no finalists are chosen; the best search score, which flatters, is handed over: {rig.unselected}",
+            "Lower `limit`, take the task out of `tasks`, or write `search: {finalists: 0}`",
+        )
+
+
+def directions(rig: Scorer) -> Findings:
+    """Metrics that are better when lower, with a weight above 0: a search would make them worse."""
+    for name, evaluator in rig.evaluators.items():
+        if name == "selection":
+            continue  # the search's tasks
+        for task in evaluator.upside_down:
+            key = "heldout" if name == "heldout" and rig.config.heldout else "tasks"
+            yield Finding(
+                f"{key}: {task.name}",
+                f"its {task.metric} is better when lower, and its weight is {task.weight:g}",
+                f"Write `weight: {-task.weight:g}`, unless it is to go up",
+            )
+
+
+def lengths(rig: Scorer) -> Findings:
+    """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
+    config = rig.sources.config(rig.config.genome.references[0])
+    room = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    if not isinstance(room, int):
+        return
+    asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for evaluator in rig.evaluators.values():
+        for name, text, written in evaluator.rooms():
+            if len(text.encode()) + written > room:  # a token is a byte at least
+                asked[name].append((text, written))
+    if not asked:
+        return
+    tokenizer = load_tokenizer(tokenizer_donor(rig)[1])
+    for name, texts in asked.items():
+        longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
+        counts = [len(tokenizer.encode(text)) + written for text, written in longest]
+        over = sum(count > room for count in counts)
+        if over:
+            yield Finding(
+                name,
+                f"{over}{' or more' if over == JUDGED else ''} of its questions take up to {max(counts)} tokens with"
+                f" the reply, and the model holds {room}: their beginnings will be cut off",
+                "Leave the longest out, or ask with fewer solved examples (num_fewshot) or for shorter replies"
+                " (max_gen_toks; reply_tokens where a judge or a person reads them)",
+            )

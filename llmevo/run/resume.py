@@ -1,0 +1,192 @@
+"""Going on with a run: what has changed since is refused, or allowed and logged, and the budget may be another."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmevo.config import Budget, Config, parse_config, read_config
+from llmevo.errors import ConfigError, RunError
+from llmevo.run import trust
+from llmevo.run.experiment import Experiment, config_of
+from llmevo.run.log import changes, events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, RunLog
+from llmevo.run.versions import versions
+
+if TYPE_CHECKING:  # see `Bench`
+    from llmevo.run.scorer import Scorer
+
+CONFIG = "config.yml"
+"""The config in a run's folder, as it was given."""
+
+
+OPTIONS = (
+    "search.optimizer",
+    "search.budget",
+    "search.seed",
+    "search.evaluation_seed",
+    "llm.base_url",
+    "llm.model",
+    "llm.mask_names",
+    "llm.max_calls",
+    "llm.max_cost",
+    "llm.strict",
+    "engine.backend",
+    "task_search_path",
+)
+"""Keys of the config that `llmevo run` has options for, or that `llmevo compare` sets."""
+
+
+WHY = {
+    "config": "the config",
+    "questions": "what is asked, how, or by which engine",
+    "sources": "a model",
+}
+"""What a changed fact is of."""
+
+
+def prepare(
+    log: RunLog,
+    given: Config | None = None,
+    root: Path | None = None,
+    budget: Budget | None = None,
+    force: bool = False,
+    api_key: str | None = None,
+    trusted: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Experiment:
+    """The bench that an opened log goes on with; `given` is the config it should have, `root` where that lies. Without
+    `given` it goes on as the log says. `warn` is told what a person should know.
+
+    Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
+    and ConfigError for a budget that is spent already. What changes is appended to the log. RunError as well for a log
+    from elsewhere that would do what neither `given` does nor `trusted` allows: see `llmevo.trust`.
+    """
+    from llmevo.run.scorer import Scorer
+
+    state = RunState.fold(iter(log.recorded))
+    if state.started is None:
+        raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
+    trust.check(log.recorded, log.folder, trusted, given, root)
+    begun = next(event for event in log.recorded if isinstance(event, events.RunStarted))
+    before = parse_config(state.started.config, f"{log.folder}/{LOG}")
+    found = _config_changes(log, before, given or before)
+    edited = [] if given else _edited(log, [begun, state.started], warn)
+    raised = _new_budget(before, given or before, budget, state)
+    now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
+    rig = Scorer(config_of(now, LOG), root or log.place / begun.root, warn=warn)
+    if not state.finished or raised is not None:
+        if edited and not force:
+            raise RunError(
+                f"{log.folder}/{CONFIG} has changed since the run began, and a run goes on as its log says:\n"
+                f"{changes.table(edited)}\nchange that back; or go on as the log says, with --force"
+            )
+        found += changes.differences(facts(state.started), facts_now(rig, state.started))
+        found += changes.reordered(state.started, rig.evaluator.texts())
+    if found and not force:
+        raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
+    if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):
+        log.append(event)
+        log.recorded.append(event)
+    bench = Experiment.of_log(begun, log.folder, api_key, rig)
+    bench.root = rig.root
+    return bench
+
+
+def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Change]:
+    """What differs but for the budget. Raises RunError for what nothing helps."""
+    one, other = (changes.config_facts(config.model_dump(mode="json")) for config in (before, now))
+    found = [change for change in changes.differences(one, other) if change.key != changes.BUDGET]
+    if fixed := [change for change in found if changes.is_fixed(change)]:
+        way_out = (
+            f"to go on, give what the run was begun with; or begin another with `start_from: [{log.folder}/best.yml]`"
+        )
+        raise RunError(_refused(log, fixed, f"the candidates so far depend on it: {way_out}"))
+    return found
+
+
+def _edited(log: RunLog, known: Sequence[events.RunStarted], warn: Callable[[str], None]) -> list[events.Change]:
+    """Where the config in the run's folder is no longer what the log says, neither as the run began nor as it is now.
+
+    What an option of the command line may have replaced is only told.
+    """
+    try:
+        written = changes.config_facts(read_config(log.place / CONFIG).model_dump(mode="json"))
+    except ConfigError:  # gone, or of another version: the log is enough
+        return []
+    logged = [changes.config_facts(parse_config(of.config, LOG).model_dump(mode="json")) for of in known]
+    found = [
+        change
+        for change in changes.differences(logged[-1], written)
+        if change.now not in [of.get(change.key) for of in logged]
+    ]
+    options = [change for change in found if change.key.removeprefix("config.") in OPTIONS]
+    if options:
+        warn(f"{log.folder}/{CONFIG} says something else than the log, which counts:\n{changes.table(options)}")
+    return [change for change in found if change not in options]
+
+
+def _refused(log: RunLog, found: Sequence[events.Change], way_out: str) -> str:
+    kinds = dict.fromkeys(WHY[change.key.partition(".")[0]] for change in found)
+    return f"{log.folder}: {' and '.join(kinds)} has changed since the run began:\n{changes.table(found)}\n{way_out}"
+
+
+def _new_budget(before: Config, given: Config, budget: Budget | None, state: RunState) -> int | dict[str, float] | None:
+    """The budget as the config writes it, where it is another. Raises ConfigError where it is below what is spent."""
+    new = budget or given.search.budget
+    if new == before.search.budget:
+        return None
+    if over := [kind for kind, left in new.left(state).items() if left < 0]:
+        raise ConfigError(
+            f"search.budget: {new} is too low, for the run has spent {new.words(state)} already; give more {over[0]}"
+        )
+    return new.model_dump(mode="json")
+
+
+def _with_changes(state: RunState, event: events.Resumed) -> events.RunStarted:
+    assert state.started is not None
+    return changes.applied(state.started, event)
+
+
+def facts(started: events.RunStarted) -> changes.Facts:
+    return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
+
+
+def changed_models(rig: "Scorer", started: events.RunStarted) -> list[events.Change]:
+    """Which models are not those that the run was made with, by revision or checksum. Reads the models."""
+    return changes.differences(changes.source_facts(started.sources), _sources_now(rig, started))
+
+
+def facts_now(rig: "Scorer", started: events.RunStarted) -> changes.Facts:
+    """Reads the questions and the models, and loads no engine."""
+    return {**changes.question_facts(rig.questions), **_sources_now(rig, started)}
+
+
+def _sources_now(rig: "Scorer", started: events.RunStarted) -> changes.Facts:
+    """Checksums are made by the rule that those of the run were made by."""
+    recorded: dict[str, str] = {source["reference"]: source["checksum"] for source in started.sources}
+    sources = [
+        {
+            "reference": str(r),
+            "revision": (r.lora or r.model).revision,
+            "checksum": rig.checksum_as(r, recorded.get(str(r), "")),
+        }
+        for r in rig.config.genome.references
+    ]
+    return changes.source_facts(sources)
+
+
+def _resumed(
+    started: events.RunStarted, found: Sequence[events.Change], raised: int | dict[str, float] | None
+) -> events.Resumed | None:
+    """The event that says what has changed; None where nothing has."""
+    here = versions()
+    others = {name: here[name] for name, old in started.versions.items() if here.get(name, old) != old}
+    reasons = [
+        f"budget {Budget.model_validate(raised)}" if raised is not None else "",
+        f"--force in spite of {len(found)} changes" if found else "",
+        f"other versions of {', '.join(others)}" if others else "",
+    ]
+    if not any(reasons):
+        return None
+    return events.Resumed(reason="; ".join(filter(None, reasons)), budget=raised, forced=[*found], versions=others)

@@ -1,0 +1,431 @@
+"""What candidates are scored with: the models, the tasks and the engine, each when it is first needed.
+
+Several searches may share one rig: what is loaded is loaded once, and what one of them has scored is known to all.
+"""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from llmevo.config import Config
+from llmevo.engines.base import Engine
+from llmevo.engines.self_check import check_engine
+from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
+from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
+from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.poll import AskVoter
+from llmevo.evaluation.questions import check_disjoint
+from llmevo.evaluation.score import Score
+from llmevo.merging.merger import Merger, not_finite
+from llmevo.merging.parameters import Conditional
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.tokenizer import check_vocabularies
+from llmevo.models.checkpoints import Sources
+from llmevo.models.checksums import WHOLE, unread_bytes
+from llmevo.models.references import ModelReference
+from llmevo.run.log.state import RunState
+from llmevo.search.geometry import measure
+from llmevo.search.prompts.question import SliceGeometry
+from llmevo.search.space import SearchSpace
+
+if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
+    from llmevo.engines.lora_batching.scorer import Together
+    from llmevo.evaluation.evaluator import Evaluator
+
+LARGE = 4 * 10**9
+"""Bytes that take more than a few seconds to read."""
+
+
+Scored = TypeVar("Scored")
+
+
+RECOVERABLE = ("memory", "engine")
+"""Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be started anew."""
+
+
+@dataclass
+class Scorer:
+    """Models, tasks and engine of a config; its `search:` and `llm:` have no say here but for the evaluation seed."""
+
+    config: Config
+    root: Path
+    """Where relative references start: the config's folder."""
+    known: dict[str, Score] = field(default_factory=dict[str, Score])
+    """Every score so far by what decides it: see `address`. Of what was stopped early, on what it was asked."""
+    book: VerdictMemory = field(default_factory=VerdictMemory)
+    """What judges and voters have said in the run that is scored now."""
+    booth: AskVoter | None = None
+    """Where a person votes; None where there is no terminal."""
+    warn: Callable[[str], None] = field(default=lambda _: None)
+    """Who is told what a person should know."""
+    unselected: str = ""
+    """Why there are no further questions for finalists though the config asks for them, once `selection` is read."""
+    _owed: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """The seconds of what was scored ahead, by the same, until they are told."""
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The models. Raises SourceError unless they fit each other, and have one vocabulary where the config asks."""
+        genome = self.config.genome
+        sources = Sources.open(genome.references, self.root)
+        if (source := genome.tokenizer_source) not in (None, "base"):
+            donor = genome.references[0] if source == "union" else ModelReference.model_validate(source)
+            check_vocabularies(donor, genome.references, sources)
+        return sources
+
+    @cached_property
+    def checksums(self) -> Mapping[str, str]:
+        """Of every model, by its reference."""
+        references = self.config.genome.references
+        size = unread_bytes(file for reference in references for file in self.sources.files(reference))
+        if size > LARGE:
+            self.warn(f"Reading {size / 1e9:.0f} GB of models for their checksums; they are remembered.")
+        return {str(reference): self.sources.checksum(reference) for reference in references}
+
+    @cached_property
+    def layers(self) -> int:
+        return self.sources.depth(self.config.genome.references[0])
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace(self.config.genome, self.layers)
+
+    def check_filters(self) -> None:
+        """Raise ConfigError for a filter whose genes would change nothing: no tensor has it in its name."""
+        reference = self.config.genome.references[0]
+        names = [*self.sources[reference].shapes]
+        parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+        for filter_ in self.config.genome.filters or []:
+            if not Conditional(value=0.0, filter=filter_).holds("") and not any(filter_ in name for name in names):
+                raise ConfigError(
+                    f"genome.filters: no tensor of {reference} has {filter_!r} in its name"
+                    f"{nearest(filter_, parts)}; a tensor's name is such as {names[len(names) // 2]!r}"
+                )
+
+    def check_device(self) -> None:
+        """Raise ConfigError for an `engine.device` that torch does not have here."""
+        if self.backend == "hf" and self.config.engine.device is not None:
+            try:
+                torch.empty(0, device=self.config.engine.device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
+
+    @cached_property
+    def geometry(self) -> list[SliceGeometry]:
+        """What the weights say of each slice; reads them."""
+        return measure(self.space, self.sources)
+
+    @cached_property
+    def evaluator(self) -> "Evaluator":
+        """The search tasks."""
+        from llmevo.evaluation.evaluator import Evaluator
+
+        allowed, racing = self.config.allow_benchmark_tasks, self.config.racing
+        evaluator = Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
+        evaluator.dense = bool(racing and racing.proxy and len(evaluator.blocks) > 1)
+        return evaluator
+
+    @cached_property
+    def heldout(self) -> "Evaluator | None":
+        """The held-out tasks; None when the config names none."""
+        if not self.config.heldout_tasks:
+            return None
+        from llmevo.evaluation.evaluator import Evaluator
+
+        heldout = Evaluator(self.config.heldout_tasks, self.config.heldout_protocol, self._search_path, self.root)
+        for other in (self.evaluator, self.selection):
+            check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
+        return heldout
+
+    @cached_property
+    def selection(self) -> "Evaluator | None":
+        """The search tasks on questions that no candidate is asked; None where there are none, or only of some."""
+        protocol = self.config.selection_protocol
+        if protocol is None:
+            return None
+        from llmevo.evaluation.evaluator import Evaluator
+
+        if self.config.split:
+            selection = Evaluator(self.config.tasks, protocol, self._search_path, self.root)
+            check_disjoint("selection", selection.questions(), self.evaluator.questions())
+            return selection
+        searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same
+        try:
+            return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
+        except TaskError as error:
+            self.unselected = str(error)
+            return None  # the limit has left nothing
+
+    @property
+    def evaluators(self) -> "Mapping[str, Evaluator]":
+        """`search`, and `selection` and `heldout` where there are such."""
+        all_of_them = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
+        return {name: evaluator for name, evaluator in all_of_them.items() if evaluator}
+
+    @property
+    def _search_path(self) -> list[Path]:
+        return [self.root / path for path in self.config.task_search_path]
+
+    @cached_property
+    def questions(self) -> Mapping[str, str]:
+        """A digest of what each evaluator asks, how, and by which engine: equal ones give equal scores."""
+        ways = {"search": f"{self.backend}, together"} if self.config.engine.adapters == "together" else {}
+        return {
+            name: _digest(ways.get(name, self.backend), evaluator.digest) for name, evaluator in self.evaluators.items()
+        }
+
+    @cached_property
+    def gate_prompts(self) -> list[str]:
+        """What candidates reply to before they are scored. Raises ConfigError for a file that cannot be read."""
+        if self.config.gate and self.config.gate.prompts:
+            return read_prompts(self.root / self.config.gate.prompts)
+        return self.evaluator.prompts(len(PROMPTS)) or [*PROMPTS]
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """What judges those replies, as the parents' own are; None where there is none, or it would let everything
+        pass. Changes the running model.
+        """
+        given = self.config.gate
+        if not given:
+            return None
+        gate = Gate(self.gate_prompts, given.tokens, given.share, self.config.apply_chat_template)
+        gate = gate.calibrated(self._parents())
+        if gate.warning:
+            self.warn(gate.warning)
+        return None if gate.idle else gate
+
+    def _parents(self) -> Iterator[tuple[str, Any]]:
+        """Each parent's name, and the running model as that."""
+        for model in self.space.merged:
+            self.engine.swap(self.space.decode(self.space.parent(model)))
+            yield self.space.names[model], self.engine.lm
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The running model, checked against an export before its first use."""
+        engine, seed = self._start_engine(), self.config.evaluation_seed
+        if self.config.engine.self_check:
+            uniform = self.space.decode(self.space.uniform())
+            if not check_engine(engine, uniform, self.sources, seed):
+                self._check_finite(uniform)
+                check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
+        return engine
+
+    def _check_finite(self, recipe: Recipe) -> None:
+        """Say which models have weights that are NaN or infinite. Raises SourceError when it is the base: every merge
+        would fail.
+        """
+        base = recipe.base_model
+        if base and (reason := not_finite(self.sources, [base])):
+            raise SourceError(reason)
+        if reason := not_finite(self.sources, recipe.references):
+            self.warn(reason)
+
+    def check_model(self) -> None:
+        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
+        weights.
+        """
+        from llmevo.engines.loadable import check_loadable
+        from llmevo.models.tokenizer import load_tokenizer
+
+        donor = self.config.genome.references[0]
+        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        if load_tokenizer(tokenizer).eos_token_id is None:
+            raise SourceError(
+                f"{tokenizer}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
+            )
+
+    def _start_engine(self) -> Engine:
+        self.check_model()
+        donor = self.sources.folder(self.config.genome.references[0])
+        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
+        if self.backend == "vllm":
+            from llmevo.engines.vllm import VllmEngine
+
+            return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
+        from llmevo.engines.hf import HfEngine
+
+        return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+
+    @property
+    def backend(self) -> str:
+        """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
+        if self.config.engine.backend != "auto":
+            return self.config.engine.backend
+        if self.config.engine.adapters == "together":
+            return "hf"
+        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+
+    @cached_property
+    def together(self) -> "Together":
+        """What asks several candidates at once, over the running model. Raises ConfigError where they cannot be."""
+        from llmevo.engines.hf import HfEngine
+        from llmevo.engines.lora_batching.scorer import Together
+
+        engine = self.engine
+        assert isinstance(engine, HfEngine)
+        return Together(engine, self.sources, self.config.genome.references, self.config.genome.dtype)
+
+    def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
+        """Where the config has candidates asked together, score those of these that are not known; `score` then finds
+        them known, and tells each one's share of the seconds. Who failed, or is alone, is left to it.
+        """
+        if self.config.engine.adapters != "together":
+            return
+        digest, seed = self.questions["search"], self.config.evaluation_seed
+        asked = {address(recipe, self.checksums, digest, seed): recipe for recipe in recipes}
+        for place in {*asked} & {*self.known, *self._owed}:
+            del asked[place]
+        if len(asked) < 2:
+            return
+        from llmevo.run.batch_scoring import run
+
+        raced = self.config.racing if rivals and len(self.evaluator.blocks) > 1 else None
+        rate = raced.error_rate if raced else None
+        try:
+            with machine_errors():
+                found = run(self.together, self.evaluator, [*asked.values()], rivals, rate)
+        except CandidateError:
+            return  # merged one by one, each says what is wrong with it
+        for place, (score, seconds) in zip(asked, found, strict=True):
+            self._owed[place] = seconds
+            if score:
+                self.known[place] = score
+
+    def score(
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+    ) -> tuple[Score, Mapping[str, float]]:
+        """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
+        none for what is known already. With rivals, the best first, no more is asked once the recipe cannot get ahead
+        of that; when it is met again, it goes on from there. Raises CandidateError, and MachineError when memory, the
+        engine or a file is lost, and trying again does not help.
+        """
+        evaluator = self.evaluators[questions]
+        place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
+        known, racing = self.known.get(place), self.config.racing
+        owed = self._owed.pop(place, {})
+        if known and known.items == evaluator.items:
+            return known, owed
+        known = known if known and evaluator.parts_of(known) else None
+        raced = racing if rivals and len(evaluator.blocks) > 1 else None
+        if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
+            return stopped, owed
+
+        def scored() -> tuple[Score, dict[str, float]]:
+            engine = self.engine  # made before the clock starts
+            gate = self.gate if questions == "search" and not known else None
+            started = time.monotonic()
+            engine.swap(recipe)
+            if gate:
+                gate.check(engine.lm)
+            self.book.questions = questions
+            evaluator.consult(self.book, self.booth)
+            merged = time.monotonic()
+            if raced:
+                score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
+            else:
+                score = evaluator.score(engine.lm, known)
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+        score, seconds = self._with_recovery(scored)
+        self.known[place] = score
+        return score, {name: value + owed.get(name, 0.0) for name, value in seconds.items()}
+
+    def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
+        """What `scored` returns; tried once more after memory ran out or the engine died. Raises MachineError."""
+        try:
+            with machine_errors():
+                return scored()
+        except MachineError as error:
+            if error.kind not in RECOVERABLE:
+                raise
+            kind = error.kind
+            self.warn(f"{error}. It is tried once more")
+        # Out of the handler: the error's traceback holds on to what is to be freed.
+        if kind == "engine":
+            self._drop_engine()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with machine_errors():
+            if kind == "engine":
+                self._start_again()
+            return scored()
+
+    def _drop_engine(self) -> None:
+        """Let go of an engine that died."""
+        engine: Engine | None = vars(self).pop("engine", None)
+        if engine:
+            with suppress(Exception):  # it is dead
+                engine.close()
+
+    def _start_again(self) -> None:
+        """Start another engine. Raises MachineError when it does not start: the first one did."""
+        try:
+            _ = self.engine
+        except ConfigError as error:
+            raise MachineError(f"the engine died and cannot be started again: {error}", "engine") from error
+
+    def remember(self, state: RunState) -> None:
+        """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of
+        other questions get other addresses.
+        """
+        started = state.started
+        if started is None or not started.questions or any(event.forced for event in state.resumed):
+            return  # nobody knows what those scores stand for
+        checksums = {source["reference"]: self._as_now(source) for source in started.sources}
+
+        def know(recipe: Recipe, score: Score, questions: str) -> None:
+            place = address(recipe, checksums, started.questions[questions], started.masks)
+            if place not in self.known or self.known[place].items < score.items:
+                self.known[place] = score
+
+        for number, trial in state.trials.items():
+            if trial.score and (trial.score.items == started.items or trial.score.item_scores):
+                know(Recipe.model_validate(state.recipes[number]), trial.score, "search")
+        for number, event in state.selected.items():
+            know(Recipe.model_validate(state.recipes[number]), event.read(), "selection")
+        for row in state.heldout.values():
+            if row.candidate is not None:
+                know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """A model's checksum by the rule that a recorded one was made by."""
+        if recorded.startswith(WHOLE):
+            return self.checksums[str(reference)]
+        return self.sources.checksum_as(reference, recorded)
+
+    def _as_now(self, source: Mapping[str, Any]) -> str:
+        """A recorded checksum by the rule of today, where it is an older one's and of the model that is there now."""
+        recorded, reference = source["checksum"], source["reference"]
+        if not recorded or recorded.startswith(WHOLE):
+            return recorded
+        try:
+            is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
+            return self.checksums[reference] if is_same and reference in self.checksums else recorded
+        except SourceError:  # a run that is finished needs no models
+            return recorded
+
+
+def address(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
+    """What decides a score, in short: the recipe, its models' weights, the seed of its masks, and what is asked."""
+    weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
+    return _digest(recipe.as_dict(), weights, questions, seed)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,102 @@
+"""The best candidates of a run scored again: nothing having changed, every score is what it was, bit for bit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmevo.errors import CandidateError, RunError
+from llmevo.merging.recipe import Recipe
+from llmevo.run import loop, trust
+from llmevo.run.experiment import Experiment, config_of
+from llmevo.run.log import events
+from llmevo.run.log.journal import EndOfRecordError, Journal
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG
+from llmevo.search.trial import Trial
+
+if TYPE_CHECKING:  # see `Bench`
+    from llmevo.run.scorer import Scorer
+
+COMPARED = ("score", "tasks", "items", "item_scores")
+"""Not standard errors: they follow from the questions' scores, and older versions had another formula."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """A candidate with its score in the log and its score now."""
+
+    trial: Trial
+    logged: events.Evaluated
+    now: events.Evaluated | None
+    reason: str = ""
+
+    @property
+    def differing(self) -> list[str]:
+        """The fields that are not equal; what an older log does not have is not compared."""
+        if self.now is None:
+            return ["score"]
+        one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
+        return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
+
+
+def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
+    tasks: dict[str, dict[str, float]] = event["tasks"]
+    shown = {name: {k: v for k, v in of.items() if "_stderr," not in k} for name, of in tasks.items()}
+    return {**event, "tasks": shown}
+
+
+def rescore(recorded: Sequence[events.Event], rig: "Scorer", count: int) -> list[Again]:
+    """The `count` best of those that were asked everything, the best first. Loads the engine."""
+    state = RunState.fold(iter(recorded))
+    if voted := next((task.name for task in rig.config.tasks if task.votes), None):
+        raise RunError(
+            f"{voted} is voted on by a person, who is not asked again; `llmevo replay RUN --verify` recomputes the"
+            " scores from the votes"
+        )
+    rig.book = state.book
+    logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
+    best = state.asked_all[:count]
+    return [_again(rig, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
+
+
+def _again(rig: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
+    try:
+        score, seconds = rig.score(Recipe.model_validate(recipe))
+    except CandidateError as error:
+        return Again(trial, logged, None, str(error))
+    return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
+
+
+def rig_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Scorer":
+    """What a logged run was scored with, as far as it is still there. Raises RunError where that needs the user's
+    agreement: see `llmevo.trust`.
+    """
+    from llmevo.run.scorer import Scorer
+
+    trust.check(recorded, run, trusted)
+    started = RunState.fold(iter(recorded)).started
+    if started is None:
+        raise RunError(f"{run}: the log has no beginning; start the run anew")
+
+    return Scorer(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
+
+
+def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> bool:
+    """Whether the run is finished; an unfinished one is verified as far as it goes.
+
+    Raises RunError with the first line that does not follow from those before it. Genes, recipes, origins, the
+    optimizer's state and everything that is read off other events have to be equal; `sigma` and `trust`, by which
+    nothing is decided, to six digits. RunError also for a log of another machine with prompt templates that are not
+    llmevo's, unless it is `trusted`: see `llmevo.trust`.
+    """
+    begun = next((event for event in recorded if isinstance(event, events.RunStarted)), None)
+    trust.check_templates(recorded, run, trusted)
+    bench = Experiment.of_log(begun, run)
+    try:
+        loop.run(bench, Journal(recorded))
+    except EndOfRecordError:
+        return False
+    except RunError as error:
+        raise RunError(f"{run / LOG if run.is_dir() else run}: {error}") from error
+    return True

@@ -1,0 +1,150 @@
+"""From a recipe to genes: the way back from `decode`, for recipes that the user wants a search to start from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llmevo.errors import ConfigError, RecipeError, nearest, plural
+from llmevo.merging.plan import Step, plan
+from llmevo.merging.recipe import Recipe
+from llmevo.models.layers import LAYER
+from llmevo.search.space import Gene, Genes, SearchSpace
+
+TOLERANCE = 1e-3
+"""How far a decoded parameter may be from the user's: genes lie on a grid, and DELLA keeps away from its limits."""
+
+
+SHARES = ("weight", "scale", "t")
+"""Parameters that are 0 for a model that a recipe leaves out."""
+
+
+Values = dict[tuple[str | None, str], float]
+"""The parameters of one tensor: by model and name, the shared ones by None and name."""
+
+
+def read_start(
+    space: SearchSpace, entry: Path | Mapping[str, float], root: Path, tensors: Sequence[str]
+) -> tuple[str, Genes]:
+    """One entry of `search.start_from`: its name and its genes. Raises ConfigError for what the space does not hold.
+
+    `tensors` are the names in the models' checkpoint.
+    """
+    name = entry.stem if isinstance(entry, Path) else "genes"
+    try:
+        if isinstance(entry, Path):
+            return name, encode(space, _recipe(root / entry), tensors)
+        return name, _bounded(space, _complete(space, entry))
+    except RecipeError as error:
+        raise ConfigError(f"search.start_from: {entry}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"search.start_from: {name} is no point of this search space: {error}") from error
+
+
+def _recipe(file: Path) -> Recipe:
+    try:
+        return Recipe.from_yaml(file.read_text(), "recipe")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read ({error})") from error
+
+
+def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
+    """The genes that mean this recipe. Raises ValueError that says what no genes mean."""
+    for reference in recipe.references:
+        if reference not in space.names:
+            known = ", ".join(map(str, space.names))
+            raise ValueError(f"the genome has no model {reference}; references are written as the config does: {known}")
+    if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
+        raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
+    steps = plan(recipe, [*tensors], space.layers)
+    genes = _bounded(space, {gene.name: _read(space, gene, recipe, steps) for gene in space.genes})
+    decoded = space.decode(genes)
+    for step, again in zip(steps, plan(decoded, [*tensors], space.layers), strict=True):
+        _compare(space, (recipe, step), (decoded, again))
+    return genes
+
+
+def _complete(space: SearchSpace, genes: Mapping[str, float]) -> Mapping[str, float]:
+    names = [gene.name for gene in space.genes]
+    for name in genes:
+        if name not in names:
+            raise ValueError(f"there is no gene {name!r}{nearest(name, names)}")
+    for name in names:
+        if name not in genes:
+            raise ValueError(f"the gene {name!r} is missing")
+    return genes
+
+
+def _bounded(space: SearchSpace, genes: Mapping[str, float]) -> Genes:
+    """The genes on their grid; their bounds are the user's own and are not bent for him."""
+    for gene in space.genes:
+        if not gene.low <= genes[gene.name] <= gene.high:
+            raise ValueError(
+                f"{gene.name} is {genes[gene.name]:g}, its bounds are {gene.low:g} to {gene.high:g}; genome.bounds"
+                " widens them"
+            )
+    return space.clamp(genes)
+
+
+def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step]) -> float:
+    """What the recipe says where a gene holds: of the first tensor there, for the others are compared afterwards."""
+    step = next((step for step in steps if _holds(space, gene, step)), None)
+    start = space.uniform()[gene.name]
+    if step is None:  # a filter that no tensor matches
+        return start
+    if gene.choices:
+        name = recipe.method_of(step.of).name
+        if name not in gene.choices:
+            raise ValueError(f"its merge_method is {name}{nearest(name, gene.choices)}")
+        return float(gene.choices.index(name))
+    if space.genome.smooth and len(space.slices) > 1:  # a knot of a gradient, which may lie between two layers
+        step = replace(step, depth=space.slices.index(gene.slice or "") / (len(space.slices) - 1))
+    missing = 0.0 if gene.model and gene.parameter in SHARES else start
+    return _values(space, recipe, step).get((gene.model, gene.parameter), missing)
+
+
+def _holds(space: SearchSpace, gene: Gene, step: Step) -> bool:
+    """Whether a tensor of a layer takes its parameters from this gene."""
+    match = LAYER.match(step.name)
+    if match is None:
+        return False
+    if gene.slice is not None and not space.genome.smooth:
+        first, last = space.spans[space.slices.index(gene.slice)]
+        if not first <= int(match[2]) < last:
+            return False
+    filters = [filter_ for filter_ in space.filters if filter_ and filter_ in step.name]
+    return bool(gene.choices) or gene.filter == (filters[0] if filters else None)
+
+
+def _values(space: SearchSpace, recipe: Recipe, step: Step) -> Values:
+    """The parameters of one tensor. Those of a pair, which all genes have by model, are there by model too."""
+    each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
+    method, origin = recipe.method_of(step.of), recipe.origin_of(step.of)
+    named = [space.names[source.model] for source in step.of.sources]
+    of = {name: place for place, name in enumerate(named) if step.of.sources[place].model != origin}
+    found: Values = {(name, key): values[place] for key, values in each.items() for name, place in of.items()}
+    found |= {(None, key): value for key, value in shared.items()}
+    if method.pair and origin is not None:
+        found |= {(name, key): value for name in of for key, value in shared.items()}
+        if "t" in shared:
+            found[space.names[origin], "t"] = 1 - shared["t"]
+    return found
+
+
+def _compare(space: SearchSpace, mine: tuple[Recipe, Step], other: tuple[Recipe, Step]) -> None:
+    """Raise ValueError where the user's recipe and what the genes mean differ in one tensor."""
+    (recipe, step), (decoded, again) = mine, other
+    methods = recipe.method_of(step.of).name, decoded.method_of(again.of).name
+    if methods[0] != methods[1]:
+        raise ValueError(f"its merge_method is {methods[0]}, the genome's {methods[1]}")
+    if recipe.origin_of(step.of) != decoded.origin_of(again.of):
+        raise ValueError(f"it starts from {recipe.origin_of(step.of)}, here from {decoded.origin_of(again.of)}")
+    inputs, others = (dict(zip([s.model for s in p.of.sources], p.inputs, strict=True)) for p in (step, again))
+    if moved := [model for model, name in inputs.items() if others.get(model, name) != name]:
+        raise ValueError(f"{step.name} comes from another layer of {moved[0]}")
+    given, meant = _values(space, recipe, step), _values(space, decoded, again)
+    for (model, name), value in (given | meant).items():
+        missing = 0.0 if model and name in SHARES else value  # nothing else matters of a model with no share
+        one, two = given.get((model, name), missing), meant.get((model, name), missing)
+        if abs(one - two) > TOLERANCE:
+            whose = f"{name} of {model}" if model else name
+            raise ValueError(f"{whose} is {one:g} for the tensor {step.name}; with genes it is {two:g} there")

@@ -1,0 +1,191 @@
+"""The genome: which models are merged, by which methods, and how finely."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from llmevo.errors import nearest, plural
+from llmevo.merging.methods.method import Method, Parameter
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.recipe import DTYPES
+from llmevo.models.references import ModelReference
+
+OTHER = "other"
+"""The name of the catch-all filter: the tensors that none of the filters matches."""
+
+
+class Genome(BaseModel):
+    """The `genome:` of a config; every key of mergekit-evolve and LLM-Evo-Merge means the same here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    models: list[ModelReference] = Field(min_length=1)
+    """The models to merge."""
+    merge_method: str | list[str]
+    """One of llmevo's merge methods; or several, and the search chooses among them as well."""
+    method_per_slice: bool = False
+    """With several methods: every slice has one of its own, instead of one for the whole recipe."""
+    base_model: ModelReference | None = None
+    """The model they were fine-tuned from; required by methods on task vectors."""
+    tokenizer_source: ModelReference | str | None = None
+    """Whose tokenizer the result gets: `base` (the default); a model; or `union`, which is the base's as well. With
+    the last two a run starts only if all models have one vocabulary."""
+    layer_granularity: int = Field(default=0, ge=0)
+    """Layers a slice; each slice has its own genes. 0: one slice for all layers. Must divide the layer count."""
+    normalize: bool | None = None
+    """Divide by the sum of the weights. Default: mergekit-evolve's of each method (yes for linear, ties, dare_ties and
+    della, no for the others)."""
+    allow_negative_weights: bool = False
+    """Let weights go below 0, as far as they go above. Where they nearly cancel out, `normalize` does not divide by
+    their sum: under a thousandth of their magnitudes it would only blow up noise."""
+    filters: list[str] | None = None
+    """Parts of tensor names (`self_attn`, `mlp`) that get genes of their own, beside one set for all the others."""
+    smooth: bool = False
+    """Interpolate between the slices' values over the layers instead of keeping each constant."""
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
+    """Lowest and highest value of a parameter's genes, by parameter; by default the method's own, and of several
+    methods the widest."""
+    parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
+    """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""
+    dtype: str = "bfloat16"
+    """The type of the merged weights."""
+
+    @field_validator("merge_method", mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        names: list[Any] = given if isinstance(given, list) else [given]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("give the name of a method, or a list of names")
+        for name in names:
+            if name not in METHODS:
+                raise ValueError(f"merge_method {name!r} is unknown{nearest(name, METHODS)}")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]} is listed twice; list every method once")
+        return given
+
+    @field_validator("tokenizer_source")
+    @classmethod
+    def _known_source(cls, given: ModelReference | str | None) -> ModelReference | str | None:
+        try:
+            _ = isinstance(given, str) and ModelReference.parse(given)
+        except ValueError:
+            raise ValueError(f"{given!r} is not a model reference; write base, union or a model") from None
+        return given
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if repeated := [str(model) for model in self.models if self.models.count(model) > 1]:
+            raise ValueError(f"models: {repeated[0]} is listed twice; list every model once")
+        if len({*(self.filters or []), OTHER}) <= len(self.filters or []):
+            raise ValueError(f"filters: every one once, and none called {OTHER!r}; got {self.filters}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
+        for method in self.methods:
+            self._check_models(method)
+        if self.method_per_slice and len(self.methods) < 2:
+            raise ValueError("method_per_slice needs several methods to choose from: merge_method: [ties, linear]")
+        if self.method_per_slice and self.smooth:
+            raise ValueError("smooth and method_per_slice do not go together: nothing lies between two methods")
+        self._check_parameters()
+        return self
+
+    def _check_models(self, method: Method) -> None:
+        """Whether one of the methods can merge these models."""
+        name, count = method.name, len(self.merged(method))
+        if method.takes_base and self.base_model is None:
+            raise ValueError(f"base_model is missing: {name} merges what the models add to their base")
+        if method.takes_base and self.models == [self.base_model]:
+            raise ValueError("models: there is none to merge beside the base_model")
+        if method.pair:
+            if count < 2:
+                raise ValueError(f"{name} needs at least two models")
+            if count > 2 and not walks(method):
+                raise ValueError(f"{name} merges two models, not {count}")
+            if count > 2 and (self.filters or self.smooth):
+                raise ValueError(f"filters and smooth do not go with {name} of more than two models; leave them out")
+            return
+        least, most = method.models
+        if count < least or (most is not None and count > most):
+            bound = "exactly" if least == most else "at least" if most is None else "at most"
+            wanted = f"{bound} {plural(most if most is not None else least, 'model')}"
+            beside = " beside the base_model" if self.has_origin(method) else ""
+            raise ValueError(f"{name} merges {wanted}{beside}, not {count}")
+
+    def _check_parameters(self) -> None:
+        """Whether `bounds` and `parameters` name what the methods have, and there is something to search."""
+        declared = [(name, parameter) for method in self.methods for name, parameter in declared_by(method).items()]
+        genes = [*dict.fromkeys(name for name, parameter in declared if parameter.is_gene)]
+        fixed = [*dict.fromkeys(name for name, parameter in declared if not parameter.is_gene)]
+        who = " and ".join(method.name for method in self.methods)
+        have = "has" if len(self.methods) == 1 else "have"
+        if not genes and len(self.methods) == 1:
+            raise ValueError(
+                f"{who} has nothing to search; merge it with `llmevo merge`, or give several methods:"
+                f" merge_method: [{who}, ties]"
+            )
+        for name, (low, high) in self.bounds.items():
+            if name not in genes:
+                raise ValueError(f"bounds: {who} {have} no gene {name!r}{nearest(name, genes)}")
+            if not low < high:
+                raise ValueError(f"bounds: {name} needs a lower and a higher number, got [{low}, {high}]")
+        for name in self.parameters:
+            if name not in fixed:
+                raise ValueError(f"parameters: {who} {have} no {name!r} to fix{nearest(name, fixed)}")
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods to choose from, usually one."""
+        names = [self.merge_method] if isinstance(self.merge_method, str) else self.merge_method
+        return [METHODS[name] for name in names]
+
+    @property
+    def method(self) -> Method:
+        """The only method, or the first one."""
+        return self.methods[0]
+
+    def normalizes(self, method: Method) -> bool:
+        """Whether a method divides by the sum of the weights, where it has a `normalize`."""
+        return bool(method.normalize) if self.normalize is None else self.normalize
+
+    def scales(self, method: Method) -> bool:
+        """Whether equal weights of all models are a coefficient of their task vectors' sum: the method adds weighted
+        task vectors to the base, and does not divide them by the sum of the weights.
+        """
+        weighted = method.takes_base and "weight" in method.each and "normalize" in method.shared
+        return weighted and not self.normalizes(method)
+
+    def has_origin(self, method: Method) -> bool:
+        """Whether the base model is the origin of this method's task vectors."""
+        return method.takes_base or (method.may_take_base and self.base_model is not None)
+
+    def merged(self, method: Method) -> list[ModelReference]:
+        """The models that a method mixes.
+
+        A base that is the origin has no task vector of its own. Of a pair the first is where the merge starts from:
+        the base_model, or, of a walk that has no direction, the first one listed.
+        """
+        base = self.base_model
+        if not method.pair:
+            return [model for model in self.models if not (self.has_origin(method) and model == base)]
+        if base is None or (walks(method) and base in self.models):
+            return self.models
+        if base in self.models or len(self.models) == 1:
+            return [base, *(model for model in self.models if model != base)]
+        return self.models
+
+    @property
+    def references(self) -> list[ModelReference]:
+        """Every model of the search, once, the donor of config and tokenizer first."""
+        return [*dict.fromkeys([*([self.base_model] if self.base_model else []), *self.models])]
+
+
+def declared_by(method: Method) -> Mapping[str, Parameter]:
+    """Every parameter of a method."""
+    return {**method.each, **method.shared}
+
+
+def walks(method: Method) -> bool:
+    """Whether a method on two models walks all the way from one (t = 0) to the other (t = 1), as slerp does."""
+    t = method.shared.get("t")
+    return method.pair and t is not None and (t.low, t.high) == (0.0, 1.0)

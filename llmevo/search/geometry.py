@@ -1,0 +1,95 @@
+"""How far the models lie from their base, slice by slice, and how alike their task vectors are.
+
+What no gene changes and no score shows: an LLM may read from it which models will bear a large weight together.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from llmevo.models.checkpoints import Sources
+from llmevo.models.layers import LAYER
+from llmevo.models.weights import LowRank, Weight, same, stored
+from llmevo.search.prompts.question import SliceGeometry
+from llmevo.search.space import SearchSpace
+
+ENTRIES = 1 << 28
+"""Entries of each model that are read at most, all slices together: all of a small model, a sample of a large one."""
+
+
+BLOCK = 1 << 18
+
+
+def measure(space: SearchSpace, sources: Sources, entries: int = ENTRIES) -> list[SliceGeometry]:
+    """Norms of and cosines between the models' task vectors, for every slice of the space.
+
+    Without a base model, vectors start at the mean of the models. Only tensors of layers count, whole ones, in an
+    order that a hash of their names gives, until there are enough of them: the same ones always. LoRA adapters of the
+    base are compared by their factors. Tensors that are not finite are left out. All numbers have four decimals.
+    """
+    base = space.genome.base_model
+    models = [model for model in space.merged if model != base]
+    names = [space.names[model] for model in models]
+    facts: list[SliceGeometry] = []
+    for label, tensors in zip(space.slices, _sample(space, sources, entries // len(space.slices)), strict=True):
+        gram, square = torch.zeros(len(models), len(models), dtype=torch.float64), 0.0
+        for tensor in tensors:
+            origin = sources[base].tensor(tensor) if base else None
+            products, size = _products(origin, [sources[model].weight(tensor) for model in models])
+            if products.isfinite().all() and math.isfinite(size):
+                gram, square = gram + products, square + size
+        norms = gram.diagonal().clamp(min=0).sqrt().tolist()
+        whole = math.sqrt(square) or 1.0
+        cosines = {
+            f"{names[a]}/{names[b]}": round(
+                float(gram[a, b]) / (norms[a] * norms[b]) if norms[a] * norms[b] else 0.0, 4
+            )
+            for a, b in combinations(range(len(models)), 2)
+        }
+        facts.append(SliceGeometry(label, {n: round(v / whole, 4) for n, v in zip(names, norms, strict=True)}, cosines))
+    return facts
+
+
+def _sample(space: SearchSpace, sources: Sources, entries: int) -> list[list[str]]:
+    """The tensors that are read of every slice."""
+    shapes = sources[space.genome.references[0]].shapes
+    by_slice: list[list[str]] = [[] for _ in space.slices]
+    for name in sorted(shapes, key=lambda name: hashlib.blake2b(name.encode()).digest()):
+        if match := LAYER.match(name):
+            place = next(i for i, (start, stop) in enumerate(space.spans) if start <= int(match[2]) < stop)
+            if sum(math.prod(shapes[taken]) for taken in by_slice[place]) < entries:
+                by_slice[place].append(name)
+    return by_slice
+
+
+def _products(base: Tensor | None, weights: Sequence[Weight]) -> tuple[Tensor, float]:
+    """Inner products (models, models) of one tensor's task vectors, and the square of the norm of their origin."""
+    first = stored(weights[0])
+    if not first.is_floating_point():
+        return torch.zeros(len(weights), len(weights), dtype=torch.float64), 0.0
+    if base is not None and all(same(stored(w), base) for w in weights):
+        return _of_factors(weights), float(sum(part.double().square().sum() for part in base.reshape(-1).split(BLOCK)))
+    rows = [(w.dense() if isinstance(w, LowRank) else w).reshape(-1).split(BLOCK) for w in weights]
+    origins = [None] * len(rows[0]) if base is None else base.reshape(-1).split(BLOCK)
+    gram, square = torch.zeros(len(weights), len(weights), dtype=torch.float64), 0.0
+    for *parts, origin in zip(*rows, origins, strict=True):
+        block = torch.stack([part.float() for part in parts if part is not None])
+        start = block.mean(0) if origin is None else origin.float()
+        vectors = block - start
+        gram += (vectors @ vectors.T).double()
+        square += float(start.double().square().sum())
+    return gram, square
+
+
+def _of_factors(weights: Sequence[Weight]) -> Tensor:
+    """⟨BA, DC⟩ = Σ (BᵀD) ∘ (ACᵀ): nothing larger than the factors is made. A model that is the base adds nothing."""
+    gram = torch.zeros(len(weights), len(weights), dtype=torch.float64)
+    for a, first in enumerate(weights):
+        for b, second in enumerate(weights):
+            if isinstance(first, LowRank) and isinstance(second, LowRank):
+                gram[a, b] = ((first.up.T @ second.up) * (first.down @ second.down.T)).double().sum()
+    return gram

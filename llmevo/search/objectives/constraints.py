@@ -1,0 +1,136 @@
+"""Whether candidates keep the constraints, on all that they were asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llmevo.evaluation.score import Score
+from llmevo.evaluation.tasks.names import short, stem
+from llmevo.search.objectives.objective import Constraint, Objective
+from llmevo.search.trial import Trial
+
+
+@dataclass(frozen=True)
+class ConstraintChecker:
+    """Trials held against the constraints. Bounds that name a row are that row's value on the same questions."""
+
+    aims: Objective
+    trials: Mapping[int, Trial]
+    further: Mapping[int, Score]
+    """What finalists scored on the selection questions."""
+
+    def judged(self, trial: Trial) -> Trial:
+        """The trial with its violation, the sum of what it misses of every constraint, and with the reason in words.
+
+        Of one that was stopped it is an estimate, on the questions that it was asked. A constraint whose row has no
+        score binds nobody.
+        """
+        if trial.score is None:
+            return trial
+        violation, missed = 0.0, list[str]()
+        for constraint in self.aims.constraints:
+            value, bound = self._compared(constraint, trial, trial.score)
+            short = 0.0 if value is None or bound is None else constraint.shortfall(value, bound)
+            if short:
+                violation += short
+                against = f" against {bound:.4g}" if constraint.row else ""
+                missed.append(f"{constraint.text} ({value:.4g}{against})")
+        return replace(trial, violation=violation, reason=f"violates {'; '.join(missed)}" if missed else "")
+
+    def row(self, constraint: Constraint) -> Trial | None:
+        """The trial that a constraint's bound is counted from, by the search questions; the earlier one of equals."""
+        rows = {
+            number: value
+            for number, trial in self.trials.items()
+            if trial.candidate.origin == constraint.row and trial.score
+            if (value := self.aims.value(trial.score.tasks, constraint.task)) is not None
+        }
+        if not rows:
+            return None
+        best = constraint.best(rows.values())
+        return self.trials[next(number for number, value in rows.items() if value == best)]
+
+    def _compared(self, constraint: Constraint, trial: Trial, score: Score) -> tuple[float | None, float | None]:
+        """A trial's value and its bound, both on the same questions."""
+        task, number = constraint.task, trial.candidate.id
+        value = self.aims.value(score.tasks, task)
+        if not constraint.row:
+            return self._pooled(number, task, value), constraint.offset
+        row = self.row(constraint)
+        if row is None or row.score is None:
+            return value, None
+        reference = self.aims.value(row.score.tasks, task)
+        asked, all_asked = score.item_scores.get(task, ()), row.score.item_scores.get(task, ())
+        if 0 < len(asked) < len(all_asked):  # it was stopped
+            reference = sum(all_asked[: len(asked)]) / len(asked)
+        elif number in self.further and row.candidate.id in self.further:
+            value = self._pooled(number, task, value)
+            reference = self._pooled(row.candidate.id, task, reference)
+        return value, None if reference is None else reference + constraint.offset
+
+    def _pooled(self, number: int, task: str, value: float | None) -> float | None:
+        """The metric on search and selection questions together; on the former alone where there are no others."""
+        if number not in self.further or value is None:
+            return value
+        first, second = self.trials[number].score, self.further[number]
+        other = self.aims.value(second.tasks, task)
+        if first is None or other is None:
+            return value
+        one, two = (len(score.item_scores.get(task, ())) for score in (first, second))
+        if not (one and two):  # of a metric that no single question has
+            one, two = first.items, second.items
+        return (value * one + other * two) / (one + two)
+
+
+@dataclass(frozen=True)
+class Held:
+    """One constraint on the held-out questions of its task, for the best."""
+
+    constraint: str
+    task: str
+    """The held-out task; empty where none goes with the constraint's."""
+    value: float = 0.0
+    bound: float = 0.0
+    holds: bool | None = None
+    """None where it was not asked there."""
+
+    def __str__(self) -> str:
+        if self.holds is None:
+            return f"{self.constraint}: not asked on held-out questions"
+        verdict = "holds" if self.holds else "does not hold"
+        return f"{self.constraint} {verdict} on held-out questions: {self.value:.3f} against {self.bound:.3f}"
+
+
+def held(
+    keeping: ConstraintChecker, tasks: Mapping[str, tuple[str, str]], rows: Mapping[int, Score], best: Score
+) -> list[Held]:
+    """Each constraint, for the best's held-out score.
+
+    `tasks`: {search task: (held-out task, its metric)} of those that have one. `rows`: the held-out scores by
+    candidate: a bound is what its own row, the same as in the search, scores there.
+    """
+    found: list[Held] = []
+    for constraint in keeping.aims.constraints:
+        name, metric = tasks.get(constraint.task, ("", ""))
+        row = keeping.row(constraint) if constraint.row else None
+        reference = rows.get(row.candidate.id) if row else None
+        own = best.tasks.get(name, {}).get(metric)
+        base = reference.tasks.get(name, {}).get(metric) if reference else None if constraint.row else 0.0
+        if own is None or base is None:
+            found.append(Held(constraint.text, name))
+            continue
+        bound = base + constraint.offset
+        found.append(Held(constraint.text, name, own, bound, not constraint.shortfall(own, bound)))
+    return found
+
+
+def paired(searched: Sequence[str], heldout: Sequence[str]) -> dict[str, str]:
+    """{search task: its held-out task}: of the same name, or of the same short one; the only two of their lists; or of
+    the same name but for the words for a set (`arc_easy_train` and `arc_easy`, `sums` and `sums_heldout`).
+    """
+    if len(searched) == len(heldout) == 1:
+        return {searched[0]: heldout[0]}
+    called = {**dict(zip(short(heldout), heldout, strict=True)), **{name: name for name in heldout}}
+    names = {name: name if name in called else shown for name, shown in zip(searched, short(searched), strict=True)}
+    found = {name: called[shown] for name, shown in names.items() if shown in called}
+    stems = {stem(other): other for other in reversed(heldout) if other not in found.values()}
+    return {**{name: stems[stem(name)] for name in searched if stem(name) in stems}, **found}

@@ -1,0 +1,84 @@
+"""What optimizers are told a trial is worth: one number that has constraints and several aims in it.
+
+So strategies know of neither. What a trial is worth changes with what else was scored and, with several aims, with the
+emphasis of the generation: whoever keeps trials is told again (`retell`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from llmevo.evaluation.score import Score
+from llmevo.search.objectives.objective import Objective
+from llmevo.search.trial import Trial
+
+SUM_SHARE = 0.05
+"""ρ of the augmented Chebyshev norm, as in ParEGO: lets no aim go to waste that is not the worst one."""
+
+
+def random_weights(aims: Objective, generation: int) -> dict[str, float]:
+    """How much each aim counts in a generation, 1 together; empty where the objective is the sum.
+
+    Drawn evenly from all weights there are; ParEGO (Knowles 2006, https://doi.org/10.1109/TEVC.2005.851274) draws from
+    a lattice of them.
+    """
+    if not aims.pareto:
+        return {}
+    drawn = np.random.default_rng([aims.seed, generation]).dirichlet(np.ones(len(aims.tasks)))
+    return dict(zip(aims.tasks, map(float, drawn), strict=True))
+
+
+def scalarize(
+    trials: Sequence[Trial], known: Sequence[Trial], aims: Objective, weights: Mapping[str, float]
+) -> list[Trial]:
+    """The trials with what they are worth by now, given all that are known.
+
+    With `weights` (see `emphasis`) the score becomes 1 minus the augmented Chebyshev distance to the best seen of each
+    aim. One that violates a constraint is worth less than all that keep them, and less the more it misses (Deb 2000):
+    what is taken off stays within the spread of the scores, so that a model of them is not all about the step.
+    """
+    if aims.plain:
+        return [*trials]
+    if weights:
+        scale = _scale(known, aims)
+        known, trials = ([_scalarised(trial, aims, weights, scale) for trial in of] for of in (known, trials))
+    totals = [trial.score.total for trial in known if trial.score]
+    floor = min((trial.score.total for trial in known if trial.score and not trial.violation), default=None)
+    lowest = min(totals, default=0.0) if floor is None else floor
+    spread = (max(totals, default=0.0) - min(totals, default=0.0)) or 1.0
+    return [
+        replace(trial, worth=lowest - spread * trial.violation / (1 + trial.violation))
+        if trial.score and trial.violation
+        else trial
+        for trial in trials
+    ]
+
+
+def _scale(known: Sequence[Trial], aims: Objective) -> list[tuple[float, float]]:
+    """The best of each aim so far, and how far the worst lies below it."""
+    heights = [found for trial in known if trial.score and (found := aims.heights(trial.score.tasks)) is not None]
+    return [(max(column), (max(column) - min(column)) or 1.0) for column in zip(*heights, strict=True)]
+
+
+def _scalarised(
+    trial: Trial, aims: Objective, weights: Mapping[str, float], scale: Sequence[tuple[float, float]]
+) -> Trial:
+    """The trial with the one number for its score, and the standard error of that to first order."""
+    score = trial.score
+    heights = aims.heights(score.tasks) if score else None
+    if score is None or heights is None:
+        return trial
+    gaps = [
+        weight * (best - height) / spread
+        for weight, height, (best, spread) in zip(weights.values(), heights, scale, strict=True)
+    ]
+    worst = gaps.index(max(gaps))
+    variance = sum(
+        ((SUM_SHARE + (place == worst)) * weights[task] * aims.error(score.tasks, task) / scale[place][1]) ** 2
+        for place, task in enumerate(aims.tasks)
+    )
+    total = 1.0 - gaps[worst] - SUM_SHARE * sum(gaps)
+    said = Score(total, math.sqrt(variance), score.tasks, score.items, score.item_scores, score.replies)
+    return replace(trial, score=said)

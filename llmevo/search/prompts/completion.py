@@ -1,0 +1,133 @@
+"""For base models: no instructions, a pattern to continue.
+
+Lines of fixed-width integers, worst first, each behind its score; the last line has a score and no integers yet
+(EvoLLM, https://arxiv.org/abs/2402.18381; LMX, https://arxiv.org/abs/2302.12170). Even a small model recombines
+what it sees. The gene's range is shown as 00 to 99, the scores as ranks: the best so far is 99, and 99 is what is asked
+for, since a number beyond those seen invites nonsense. Choices are numbered, for every token is a digit; a line at the
+top says what the numbers name.
+
+Small models lose the thread in long lines. Of many genes some neighbours are asked for, others the next time, and the
+rest stays as in the best recipe: block by block, as EvoLLM does.
+"""
+
+import re
+from collections.abc import Sequence
+from statistics import median, mode
+
+from llmevo.llm.json import LONGEST
+from llmevo.llm.templates import Templates
+from llmevo.search.prompts.question import Prompt, Question, Reading
+from llmevo.search.prompts.reading import admit, choice_of
+from llmevo.search.space import Gene, Genes
+from llmevo.search.trial import Suggestion
+
+FILES = ("completion.j2",)
+
+
+TOP = 99
+"""The highest two-digit integer: what a gene at its upper bound is shown as."""
+
+
+SAMPLES = 5
+"""Continuations drawn; their median is the first proposal."""
+
+
+MOST = 16
+"""Genes of a line at most."""
+
+
+BLOCK = 8
+"""Genes of a line where there are more than `MOST`."""
+
+
+LINES = 50
+"""Lines of an answer that are looked at."""
+
+
+def ask(question: Question, templates: Templates, seed: int) -> Prompt:
+    """The prompt for a base model."""
+    genes = block(question.space.genes, seed)
+    elites = question.elites
+    span = max(1, len({trial.value for trial in elites}) - 1)
+    ranks = {value: place for place, value in enumerate(sorted({trial.value for trial in elites}))}
+    rows = [
+        (
+            round(TOP * ranks[trial.value] / span),
+            [f"{_integer(gene, trial.candidate.genes[gene.name]):02d}" for gene in genes],
+        )
+        for trial in elites
+    ]
+    choices = next((gene.choices for gene in genes if gene.choices), ())
+    if question.mask_names:
+        choices = tuple(f"method {place}" for place in range(1, len(choices) + 1))
+    text = templates.render(FILES[0], rows=rows, q=question, target=TOP, choices=choices)
+    return Prompt(
+        ({"role": "user", "content": text},),
+        lambda text: read(text, question, genes),
+        integers=len(genes),
+        digits=2,
+        samples=SAMPLES,
+        generation=question.generation,
+        seed=seed,
+        question=question,
+    )
+
+
+def block(genes: Sequence[Gene], seed: int) -> Sequence[Gene]:
+    """All genes, or of many the block that the seed decides on; the last block may be shorter."""
+    if len(genes) <= MOST:
+        return genes
+    start = seed % -(-len(genes) // BLOCK) * BLOCK
+    return genes[start : start + BLOCK]
+
+
+def _integer(gene: Gene, value: float) -> int:
+    return round(value if gene.choices else TOP * gene.to_unit(value))
+
+
+def read(text: str, question: Question, genes: Sequence[Gene] | None = None) -> Reading:
+    """One continuation a line. The median of all comes first, then the continuations as they are.
+
+    `genes` are those that were asked for, all by default.
+    """
+    problems: list[str] = []
+    genes = question.space.genes if genes is None else genes
+    rows: list[list[int]] = []
+    for line in text[:LONGEST].strip().splitlines()[:LINES]:
+        # Words are names of choices; without choices, nothing but integers counts.
+        words: list[str] = re.findall(r"\d+|[A-Za-z_]\w*" if any(g.choices for g in genes) else r"\d+", line)
+        numerals = sum(word.isdigit() for word in words)
+        if len(words) != len(genes) or any(word.isdigit() and len(word) > len(str(TOP)) for word in words):
+            problems.append(f"dropped a line of {numerals} integers; {len(genes)} from 0 to {TOP} are wanted")
+            continue
+        try:
+            rows.append([_read(gene, word) for gene, word in zip(genes, words, strict=True)])
+        except ValueError as error:
+            problems.append(f"dropped a line: {error}")
+    if not rows:
+        return Reading(problems=problems or ["the answer is empty"])
+    columns = zip(genes, zip(*rows, strict=True), strict=True)
+    middle = [mode(column) if gene.choices else round(median(column)) for gene, column in columns]
+    notes = [f"median of {len(rows)} continuations", *(f"continuation {place + 1}" for place in range(len(rows)))]
+    best = question.incumbent
+    points = [
+        Suggestion({**best, **_genes(genes, numbers)}, "llm", note)
+        for numbers, note in zip([middle, *rows], notes, strict=True)
+    ]
+    return Reading(admit(question, points, problems), "", problems)
+
+
+def _read(gene: Gene, word: str) -> int:
+    """The integer that a word is or stands for. Raises ValueError for any other word."""
+    if gene.choices:
+        return int(choice_of(gene, word))
+    if not word.isdigit():
+        raise ValueError(f"{word[:20]!r} is not a number")
+    return int(word)
+
+
+def _genes(genes: Sequence[Gene], numbers: Sequence[int]) -> Genes:
+    return {
+        gene.name: float(number) if gene.choices else gene.low + number / TOP * (gene.high - gene.low)
+        for gene, number in zip(genes, numbers, strict=True)
+    }

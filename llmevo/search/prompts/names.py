@@ -1,0 +1,96 @@
+"""What the prompt calls models, tasks, parameters, methods and slices: by their names, or by masks that say nothing.
+
+Masked, a search shows what it owes to the LLM's knowing the names.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from llmevo.search.genome import OTHER, declared_by
+from llmevo.search.space import Gene, SearchSpace
+
+LONGEST = 40
+"""Characters of a name at most."""
+
+
+TENSOR = re.compile(r"\b\w+(?:\.\w+)*\.(?:weight|bias)\b")
+
+
+LAYER = re.compile(r"\b(?:layers?|h|blocks)[. ]?\d+(?:-\d+)?(?:\.\w+)*")
+
+
+class Names:
+    """The shown name of everything that has one."""
+
+    def __init__(
+        self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]], masked: bool = False, longest: int = LONGEST
+    ) -> None:
+        genome = space.genome
+        self.masked = masked
+        own = space.names
+        models = [own[reference] for reference in [*space.merged, *(r for r in own if r not in space.merged)]]
+        parameters = [*dict.fromkeys(name for method in genome.methods for name in declared_by(method))]
+        filters = [*(genome.filters or ())]
+        self.methods = {method.name: method.name for method in genome.methods}
+        self.slices = {label: "all layers" if label == "all" else f"layers {label}" for label in space.slices}
+        self.models, self.tasks = shortened(models, longest), shortened([*tasks], longest)
+        self.parameters = {name: name for name in parameters}
+        self.filters = {**shortened(filters, longest), OTHER: OTHER}
+        if masked:
+            self.methods = _numbered("method", self.methods)
+            self.slices = _numbered("slice", self.slices)
+            self.models = {name: f"model {_letters(place)}" for place, name in enumerate(models)}
+            self.tasks = _numbered("task", tasks)
+            self.parameters = {name: f"p{place}" for place, name in enumerate(parameters, start=1)}
+            self.filters = _numbered("part", self.filters)
+            self._masks = self._everything(space, tasks)
+            # The longest first, so that no name is replaced inside of another one.
+            names = sorted((name for name in self._masks if name), key=len, reverse=True)
+            self._real = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(map(re.escape, names))})(?![a-z0-9])", re.IGNORECASE)
+
+    def _everything(self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]]) -> dict[str, str]:
+        """Each real name in lower case, in every form in which a text may have it, with its mask."""
+        known = {**self.filters, **self.parameters, **self.slices, **self.methods, **self.tasks, **self.models}
+        known.pop(OTHER, None)
+        known.pop("all", None)
+        for reference, name in space.names.items():
+            parts = [reference.model.path, *([reference.lora.path] if reference.lora else ())]
+            known |= dict.fromkeys((str(reference), *parts), self.models[name])
+        for task, (_, metric) in tasks.items():
+            known |= {metric: f"the metric of {self.tasks[task]}", metric.partition(",")[0]: "a metric"}
+        return {name.lower(): mask for name, mask in known.items()}
+
+    def column(self, gene: Gene, filters: bool) -> str:
+        """A gene without its slice: `model.parameter`, with the filter between them where there are filters."""
+        parts = [self.models[gene.model] if gene.model else "all models"]
+        parts += [self.filters[gene.filter or OTHER]] if filters else []
+        return ".".join([*parts, self.parameters[gene.parameter]])
+
+    def text(self, text: str, longest: int) -> str:
+        """Free text, as a reason why something failed: one line, cut, and without real names when masked."""
+        line = " ".join(text[: 20 * longest].split())
+        if self.masked:
+            line = self._real.sub(self._mask, LAYER.sub("a layer", TENSOR.sub("a tensor", line)))
+        return line if len(line) <= longest else line[: longest - 1] + "…"
+
+    def _mask(self, found: re.Match[str]) -> str:
+        return self._masks[found[0].lower()]
+
+
+def shortened(names: Sequence[str], longest: int) -> dict[str, str]:
+    """Each name, the middle of long ones left out; no two become alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        head = longest // 2
+        short = name if len(name) <= longest else f"{name[:head]}…{name[len(name) - (longest - head - 1) :]}"
+        found[name] = short if short not in found.values() else f"{short[: longest - 4]}~{len(found)}"
+    return found
+
+
+def _numbered(kind: str, names: Iterable[str]) -> dict[str, str]:
+    return {name: f"{kind} {place}" for place, name in enumerate(names, start=1)}
+
+
+def _letters(place: int) -> str:
+    """A to Z, then AA, AB …"""
+    return (_letters(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)

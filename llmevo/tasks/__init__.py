@@ -1,9 +1,0 @@
-"""What is asked of a model, and how: the lines of `tasks:`, and the protocol.
-
-`loading` makes lm-eval's task objects of them; it is imported where something is asked, for lm-eval takes seconds.
-"""
-
-from llmevo.tasks.protocol import Protocol
-from llmevo.tasks.task import Task
-
-__all__ = ["Protocol", "Task"]
