@@ -18,7 +18,7 @@ How a function becomes a search for a merge:
   and the reference the median regret of 100 random points. So chance is 1/4, a random point 1/2 and the optimum 3/4.
   With noise n it is the share of n questions answered right, each with that probability: binomial, ±3 points at 250.
 * The figure is the true regret of the trial that is handed over, by one rule for all optimizers
-  (`llmevo.optimizers.recommend`). `table --of scored` has that of the trial with the best score.
+  (`llmevo.search.optimizers.recommend`). `table --of scored` has that of the trial with the best score.
   Regret below a ten-thousandth of the reference counts as that, which no merge's score could tell from the optimum.
   Without this f5, a plane whose optimum is a corner of the box, would decide the geometric mean alone. `table
   --without 5` leaves it out.

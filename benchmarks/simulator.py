@@ -22,7 +22,7 @@ disagree as often as they really did. Difficulties are those of the real questio
 these anew. A recipe's true score is what it would get on endlessly many questions.
 
 A search is as in a run: the same start rows for every optimizer (the uniform merge, other weights for all models, each
-parent), and one rule for what is handed over (`llmevo.optimizers.recommend`, and finalists where there are any).
+parent), and one rule for what is handed over (`llmevo.search.optimizers.recommend`, and finalists where there are any).
 `search` keeps a line for every optimizer and seed in a file, and what is there is not run again.
 """
 
@@ -80,16 +80,16 @@ def points(space: SearchSpace) -> Iterator[Point]:
 
 def collect(options: argparse.Namespace) -> None:
     """Score what the table lacks, a line for each recipe."""
-    rig = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
+    scorer = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     done = len(TABLE.read_text().splitlines()) if TABLE.exists() else 0
     with TABLE.open("a") as out:
-        for number, point in zip(range(options.recipes), points(rig.space), strict=False):
+        for number, point in zip(range(options.recipes), points(scorer.space), strict=False):
             if number < done:
                 continue
-            genes = {name: round(value, 4) for name, value in rig.space.from_unit(point).items()}
+            genes = {name: round(value, 4) for name, value in scorer.space.from_unit(point).items()}
             line: dict[str, Any] = {"genes": [*genes.values()]}
             try:
-                score, seconds = rig.score(rig.space.decode(genes))
+                score, seconds = scorer.score(scorer.space.decode(genes))
             except CandidateError as error:
                 line["failed"] = str(error)
             else:

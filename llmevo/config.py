@@ -9,16 +9,21 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
-from llmevo.errors import ConfigError, UserError, nearest, plural, shortened
+from llmevo.errors import ConfigError, UserError, nearest, shortened
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Price
 from llmevo.models.yaml import read_yaml
-from llmevo.run.spending import Log, Spent, _dearest, _paid, _seconds
-from llmevo.run.trackers import LOGGERS
 from llmevo.search.genome import Genome
 from llmevo.search.objectives.objective import Constraint, Objective
 from llmevo.search.optimizers import OPTIMIZERS
+
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "wandb": ("project", "entity", "group", "tags", "mode"),
+    "tensorboard": ("folder",),
+    "mlflow": ("tracking_uri", "experiment"),
+}
+"""Every experiment tracker by its name, with the options that a config may give it."""
 
 
 def read_loggers(entries: Any) -> list[dict[str, Any]]:
@@ -28,14 +33,14 @@ def read_loggers(entries: Any) -> list[dict[str, Any]]:
         given: dict[str, Any] = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(given, dict) or "name" not in given:
             raise ValueError(
-                f"give a list of names, or of mappings with a name and options; known: {', '.join(LOGGERS)}"
+                f"give a list of names, or of mappings with a name and options; known: {', '.join(TRACKERS)}"
             )
-        name, logger = given["name"], LOGGERS.get(given["name"])
-        if logger is None:
-            raise ValueError(f"logger {name!r} is unknown{nearest(str(name), LOGGERS)}")
+        name, options = given["name"], TRACKERS.get(given["name"])
+        if options is None:
+            raise ValueError(f"logger {name!r} is unknown{nearest(str(name), TRACKERS)}")
         for option in given.keys() - {"name"}:
-            if option not in logger.options:
-                raise ValueError(f"{name} has no option {option!r}{nearest(option, logger.options)}")
+            if option not in options:
+                raise ValueError(f"{name} has no option {option!r}{nearest(option, options)}")
         if name in (other["name"] for other in read):
             raise ValueError(f"logger {name!r} is listed twice")
         read.append(given)
@@ -219,65 +224,12 @@ class Budget(BaseModel):
             kind: value for kind, value in given.items() if len(given) == 1 or (kind, value) != ("evaluations", MANY)
         }
 
-    def spent(self, state: Log) -> Spent:
-        """What the log says that the search has spent."""
-        return Spent.of(state)
-
-    def left(self, state: Log) -> dict[str, float]:
-        """What is left of every bounded kind; below 0 where the start rows alone took more."""
-        spent = Spent.of(state)
-        bounds = {"evaluations": self.evaluations, **self.bounds}
-        return {kind: bound - getattr(spent, kind) for kind, bound in bounds.items()}
-
-    def size(self, state: Log, wanted: int) -> int:
-        """Candidates of the next generation: at most `wanted`, and as many as fit if each takes as long as the slowest
-        of as many before it, and the LLM as much as in its dearest generation. 0 ends the search.
-        """
-        left, spent = self.left(state), Spent.of(state)
-        sizes: list[float] = [wanted, left["evaluations"]]
-        if "items" in left and state.started:
-            sizes.append(left["items"] // state.started.items)
-        if self.minutes is not None:
-            slowest = max((_seconds(trial) for trial in [*state.trials.values()][-wanted:]), default=0.0)
-            asking = _dearest((event.generation, event.seconds) for event in state.prompted)
-            seconds = self.minutes * 60 - spent.seconds - asking
-            sizes.append(seconds // slowest if slowest else wanted * (seconds > 0))
-        if "cost" in left:
-            dearest = _dearest((event.generation, event.cost) for event in _paid(state))
-            sizes.append(wanted * (left["cost"] > 0 and left["cost"] >= dearest))
-        return max(0, int(min(sizes)))
-
-    def ahead(self, state: Log) -> int:
-        """Evaluations still to come, if they go on taking what they took on average. For forecasts."""
-        if state.finished:
-            return 0
-        spent, left = Spent.of(state), self.left(state)
-        items = state.started.items if state.started else 0
-        each = {"evaluations": 1.0, "items": items}
-        if spent.evaluations:
-            each |= {kind: getattr(spent, kind) / spent.evaluations for kind in ("minutes", "cost")}
-        return max(0, int(min(amount / each[kind] for kind, amount in left.items() if each.get(kind))))
-
     def evaluations_of(self, items: int) -> int:
         """Evaluations to plan with before anything is scored, when each answers so many questions."""
         return self.evaluations if self.items is None else min(self.evaluations, self.items // max(1, items))
 
-    def progress(self, state: Log) -> float:
-        """The share that is done, 0 to 1, of the kind that is nearest its end."""
-        if state.finished:
-            return 1.0
-        spent = Spent.of(state)
-        bounds = {"evaluations": self.evaluations, **self.bounds}
-        return min(1.0, max(getattr(spent, kind) / bound for kind, bound in bounds.items()))
-
-    def words(self, state: Log) -> str:
-        """What is spent of what: `12 of 100 evaluations, 3.2 of 60 min`."""
-        spent, bounds = Spent.of(state), self.bounds
-        parts = [] if "evaluations" in bounds else [plural(spent.evaluations, "evaluation")]
-        return ", ".join([*parts, *(_shown(kind, bound, getattr(spent, kind)) for kind, bound in bounds.items())])
-
     def __str__(self) -> str:
-        return ", ".join(_shown(kind, bound) for kind, bound in self.bounds.items())
+        return ", ".join(amount_in_words(kind, bound) for kind, bound in self.bounds.items())
 
 
 def parse_budget(*texts: str) -> Budget:
@@ -314,7 +266,8 @@ def _amounts(text: str) -> dict[str, float]:
     return found
 
 
-def _shown(kind: str, bound: float, spent: float | None = None) -> str:
+def amount_in_words(kind: str, bound: float, spent: float | None = None) -> str:
+    """`12 of 100 evaluations`, or without what is spent `100 evaluations`."""
     whole = f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
     of = "" if spent is None else f"{spent:,} of " if isinstance(spent, int) else f"{spent:.3g} of "
     named = "min" if kind == "minutes" else kind.removesuffix("s") if bound == 1 else kind
@@ -338,7 +291,7 @@ class Racing(Section):
     """When to stop asking a candidate."""
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
-    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `llmevo.racing`.
+    """The share, at most, of the candidates that would get ahead of the best that are stopped. See `evaluation.racing`.
 
     The default rests on 40 simulated searches (`benchmarks/simulator.py race`), at equally many evaluations: it saves
     39 % of the questions, and the score changes by -0.001 ± 0.003. 0.2 saves 49 %, and stops the candidate with the
@@ -348,11 +301,11 @@ class Racing(Section):
     """How often it is looked: parts the questions are asked in."""
     proxy: bool = False
     """Race by how probable right choices are (`acc`, `acc_norm`), as long as that ranks the run's candidates as their
-    metrics do: fewer questions tell them apart. Who wins is decided by the metrics alone. See `llmevo.proxy`."""
+    metrics do: fewer questions tell them apart. Who wins is decided by the metrics alone."""
 
 
 class Gate(Section):
-    """Short replies before the tasks; see `llmevo.gate`."""
+    """Short replies before the tasks; see `llmevo.evaluation.gate`."""
 
     prompts: Path | None = None
     """A file with a prompt a line. By default the first questions of the search tasks that are replied to in words, or
@@ -471,8 +424,9 @@ class Llm(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.proposer not in ("auto", *CLIENTS):
-            raise ValueError(f"proposer {self.proposer!r} is unknown{nearest(self.proposer, ['auto', *CLIENTS])}")
+        if self.proposer not in ("auto", *CLIENTS, "simulated"):
+            known = nearest(self.proposer, ["auto", *CLIENTS, "simulated"])
+            raise ValueError(f"proposer {self.proposer!r} is unknown{known}")
         if self.max_cost is not None and not (self.price.prompt or self.price.completion):
             raise ValueError(
                 "max_cost needs to know what the LLM costs; add its prices per million tokens, such as"
@@ -521,7 +475,7 @@ class Config(Section):
     them on the same questions. A candidate that violates one ranks below all that keep them."""
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
-    `llmevo.tasks.benchmarks`; held-out tasks may be any."""
+    `llmevo.evaluation.tasks.catalogue`; held-out tasks may be any."""
     gate: Gate | None = None
     """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another language
     or script than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such
@@ -544,7 +498,7 @@ class Config(Section):
     engine: Engine = Engine()
     loggers: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """Where `llmevo run` and `resume` send scores, genes and thoughts beside the log: `wandb`, `tensorboard`, `mlflow`;
-    names, or mappings with options: `{name: wandb, project: merges}`. See `llmevo.loggers`."""
+    names, or mappings with options: `{name: wandb, project: merges}`. See `llmevo.run.trackers`."""
 
     @field_validator("loggers", mode="before")
     @classmethod

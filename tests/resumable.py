@@ -14,14 +14,13 @@ from llmevo.cli import live
 from llmevo.cli.terminal import errors_shown
 from llmevo.config import Config, parse_config
 from llmevo.evaluation.score import Score
-from llmevo.llm.client import Connection, Reply
+from llmevo.llm.client import Connection, Reply, Request
 from llmevo.merging.recipe import Recipe
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import Event, RunStarted, Told
 from llmevo.run.log.storage import LOG, RunLog, holds_run
 from llmevo.run.scorer import Scorer
-from llmevo.search.prompts.question import Prompt
 from llmevo.search.simulated_llm import SimulatedClient
 
 
@@ -52,9 +51,9 @@ class CountedProposer(SimulatedClient):
 
     asked = 0
 
-    def answer(self, prompt: Prompt) -> Reply:
+    def answer(self, request: Request) -> Reply:
         self.asked += 1
-        return super().answer(prompt)
+        return super().answer(request)
 
 
 def config_in(root: Path, optimizer: str, budget: int) -> Config:
@@ -71,22 +70,24 @@ def config_in(root: Path, optimizer: str, budget: int) -> Config:
     return parse_config(raw, str(root))
 
 
-def bench_of(rig: Scorer, recorded: list[Event]) -> Experiment:
+def bench_of(scorer: Scorer, recorded: list[Event]) -> Experiment:
     """As it is made anew after every stop."""
     begun = recorded[0] if recorded else None
-    bench = Experiment(rig.config, rig.root, recorded=begun if isinstance(begun, RunStarted) else None, shared=rig)
-    bench.proposer = CountedProposer(Connection(model="random"))
-    return bench
+    experiment = Experiment(
+        scorer.config, scorer.root, recorded=begun if isinstance(begun, RunStarted) else None, shared=scorer
+    )
+    experiment.proposer = CountedProposer(Connection(model="random"))
+    return experiment
 
 
-def carry_on(rig: CountedRig, folder: Path) -> tuple[int, int]:
+def carry_on(scorer: CountedRig, folder: Path) -> tuple[int, int]:
     """Begin or go on, to the end. How often it scored and asked the LLM."""
-    rig.scored.clear()
+    scorer.scored.clear()
     with RunLog(folder, resume=(folder / LOG).exists() and holds_run(folder)) as log:
-        bench = bench_of(rig, log.recorded)
-        loop.carry_on(bench, log)
-    proposer: Any = bench.proposer
-    return len(rig.scored), proposer.asked
+        experiment = bench_of(scorer, log.recorded)
+        loop.carry_on(experiment, log)
+    proposer: Any = experiment.proposer
+    return len(scorer.scored), proposer.asked
 
 
 def in_child(root: Path, folder: Path, seconds: float, room: int | None, output: Path) -> None:
@@ -96,9 +97,9 @@ def in_child(root: Path, folder: Path, seconds: float, room: int | None, output:
     os.dup2(descriptor, 2)
     if room is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    rig = CountedRig(config_in(root, "llm", 24), root, seconds=seconds, diary=root / "diary")
+    scorer = CountedRig(config_in(root, "llm", 24), root, seconds=seconds, diary=root / "diary")
     with errors_shown(), RunLog(folder, resume=holds_run(folder)) as log:
-        live.carry_on(bench_of(rig, log.recorded), log, rig.config)
+        live.carry_on(bench_of(scorer, log.recorded), log, scorer.config)
 
 
 def hold(folder: Path, ready: Path) -> None:

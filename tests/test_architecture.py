@@ -1,120 +1,40 @@
 """The import order of the design holds, and importing does nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import llmevo
 
 PACKAGE = Path(llmevo.__file__).parent
-ORDER = [
-    "errors",
-    "strict_yaml",
-    "machine",
-    "plurals",
-    "durable",
-    "cache",
-    "methods",
-    "settings",
-    "longhand",
-    "references",
-    "checksums",
-    "slices",
-    "recipe",
-    "provenance",
-    "planning",
-    "genome",
-    "genes",
-    "decoding",
-    "space",
-    "trial",
-    "aims",
-    "budget",
-    "prompting",
-    "optimizers",
-    "proposers",
-    "sources",
-    "merging",
-    "geometry",
-    "encoding",
-    "shards",
-    "vocabulary",
-    "writing",
-    "engines",
-    "selfcheck",
-    "judging",
-    "tasks",
-    "questions",
-    "standard_errors",
-    "racing",
-    "proxy",
-    "weighing",
-    "evaluation",
-    "heat",
-    "languages",
-    "gate",
-    "loggers",
-    "peers",
-    "mistakes",
-    "schema",
-    "config",
-    "events",
-    "changes",
-    "state",
-    "runlog",
-    "rig",
-    "preflight",
-    "versions",
-    "bench",
-    "trust",
-    "journal",
-    "forwarding",
-    "dialogue",
-    "sizes",
-    "sums",
-    "finals",
-    "loop",
-    "resuming",
-    "verifying",
-    "rescoring",
-    "what_if",
-    "sharing",
-    "export",
-    "hub",
-    "statistics",
-    "results",
-    "compare",
-    "tables",
-    "drawing",
-    "publication",
-    "tournament",
-    "progress",
-    "picture",
-    "display",
-    "playing",
-    "watching",
-    "status",
-    "scoreboard",
-    "report",
-    "forecast",
-    "heatmap",
-    "inspection",
-    "sections",
-    "options",
-    "terminal",
-    "commands",
-    "cli",
-    "__main__",
-]
-"""Each module may import only what stands above it."""
+FLOORS = (
+    {"errors"},
+    {"models", "llm"},
+    {"merging", "evaluation"},
+    {"search", "engines"},
+    {"config"},
+    {"run"},
+    {"export", "reports"},
+    {"cli"},
+    {"__main__"},
+)
+"""The rooms by floor, the lowest first. A room imports only from lower floors: rooms of one floor do not know each
+other. `CONTRIBUTING.md` has the same table.
+"""
+MOST_ENTRIES = 14
+MOST_ARROWS = 60
+
+FILES = {
+    ".".join(("llmevo", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def module_of(name: str) -> str:
-    """The part of the design a dotted name belongs to: `llmevo.methods.ties` is of `methods`."""
-    return name.split(".")[1] if "." in name else ""
+def room_of(module: str) -> str:
+    """`llmevo.merging.methods.ties` is of the room `merging`."""
+    return module.split(".")[1] if "." in module else ""
 
 
 def imports_of(file: Path) -> set[str]:
@@ -122,25 +42,50 @@ def imports_of(file: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {module_of(alias.name) for alias in node.names if alias.name.startswith("llmevo.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "llmevo":
-            found |= {alias.name for alias in node.names if alias.name in ORDER}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("llmevo."):
-            found.add(module_of(node.module))
-    return found
+            found |= {alias.name for alias in node.names if alias.name in FILES}
+        elif isinstance(node, ast.ImportFrom) and node.module in FILES:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & FILES.keys()) or {node.module}
+    return found - {"llmevo"}
 
 
-FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+IMPORTS = {module: imports_of(file) for module, file in FILES.items() if module != "llmevo"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_stands_above_it(file: Path) -> None:
-    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    upward = {name for name in imports_of(file) - {own} if ORDER.index(name) > ORDER.index(own)}
-    assert not upward, f"{own} must not import {upward}"
+def test_a_room_imports_only_from_lower_floors() -> None:
+    floor = {room: place for place, rooms in enumerate(FLOORS) for room in rooms}
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in IMPORTS.items()
+        for other in others
+        if room_of(module) != room_of(other) and floor[room_of(other)] >= floor[room_of(module)]
+    ]
+    assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    left = {module: {*others} - {module} for module, others in IMPORTS.items()}
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+def test_there_are_few_rooms_and_few_arrows_between_them() -> None:
+    entries = {file.name for file in PACKAGE.iterdir() if file.name != "__pycache__"}
+    assert len(entries) <= MOST_ENTRIES, entries
+    arrows = {(room_of(module), room_of(other)) for module, others in IMPORTS.items() for other in others}
+    assert len({arrow for arrow in arrows if arrow[0] != arrow[1]}) <= MOST_ARROWS
+
+
+def test_the_table_of_rooms_is_the_one_in_the_guide_for_contributors() -> None:
+    guide = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", guide, re.MULTILINE)
+    table = [(int(floor), {*re.findall(r"`(\w+)", rooms)}) for floor, rooms in rows]
+    assert table == [(place + 1, rooms) for place, rooms in enumerate(FLOORS) if rooms != {"__main__"}]
 
 
 def test_importing_prints_nothing_and_opens_no_model() -> None:
-    code = "import llmevo, llmevo.errors, llmevo.methods, llmevo.genome; import sys; assert 'vllm' not in sys.modules"
+    code = "import sys, llmevo, llmevo.merging.methods, llmevo.search.genome; assert 'vllm' not in sys.modules"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,6 +15,7 @@ from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.run.log.events import Prompted, RunStarted
 from llmevo.run.log.state import RunState
+from llmevo.run.spending import Spending
 from llmevo.search.trial import Candidate, Trial
 
 
@@ -101,53 +102,55 @@ def test_a_number_stays_a_number_and_another_bound_leaves_a_stated_number_of_eva
 
 def test_the_next_generation_is_what_still_fits() -> None:
     ten = Past([6.0] * 9 + [10.0]).state  # 64 s, 200 questions
-    assert Budget(evaluations=12).size(ten, 5) == 2
-    assert Budget(evaluations=10).size(ten, 5) == 0
-    assert Budget(items=279).size(ten, 5) == 3
-    assert Budget(items=219).size(ten, 5) == 0
-    assert Budget(minutes=104.5 / 60).size(ten, 5) == 4  # the slowest took 10 s
-    assert Budget(minutes=73 / 60).size(ten, 5) == 0
-    assert Budget(minutes=60).size(ten, 5) == 5
-    assert Budget(minutes=90 / 60).size(Past([50.0, *[1.0] * 5]).state, 5) == 5  # what was slow once is so no more
-    assert Budget(evaluations=13, items=240, minutes=60).size(ten, 5) == 2
+    assert Spending(Budget(evaluations=12), ten).next_size(5) == 2
+    assert Spending(Budget(evaluations=10), ten).next_size(5) == 0
+    assert Spending(Budget(items=279), ten).next_size(5) == 3
+    assert Spending(Budget(items=219), ten).next_size(5) == 0
+    assert Spending(Budget(minutes=104.5 / 60), ten).next_size(5) == 4  # the slowest took 10 s
+    assert Spending(Budget(minutes=73 / 60), ten).next_size(5) == 0
+    assert Spending(Budget(minutes=60), ten).next_size(5) == 5
+    assert (
+        Spending(Budget(minutes=90 / 60), Past([50.0, *[1.0] * 5]).state).next_size(5) == 5
+    )  # what was slow once is so no more
+    assert Spending(Budget(evaluations=13, items=240, minutes=60), ten).next_size(5) == 2
 
 
 def test_asking_takes_time_and_money_and_both_are_kept_for_the_next_time() -> None:
     asked = Past([1.0] * 4, [prompted(1, 10, 1.0), prompted(1, 10, 1.0), prompted(2, 5, 0.5)]).state
-    assert Budget(minutes=1).size(asked, 50) == 11  # 29 s are spent, 20 are kept for asking
-    assert Budget(cost=4.5).size(asked, 5) == 5
-    assert Budget(cost=4.4).size(asked, 5) == 0  # 2.5 are spent, the dearest generation took 2
-    assert Budget(cost=1).size(Past([]).state, 5) == 5  # what a call costs is not known before the first
+    assert Spending(Budget(minutes=1), asked).next_size(50) == 11  # 29 s are spent, 20 are kept for asking
+    assert Spending(Budget(cost=4.5), asked).next_size(5) == 5
+    assert Spending(Budget(cost=4.4), asked).next_size(5) == 0  # 2.5 are spent, the dearest generation took 2
+    assert Spending(Budget(cost=1), Past([]).state).next_size(5) == 5  # what a call costs is not known before the first
 
 
 def test_a_search_whose_start_rows_took_all_ends_after_them() -> None:
     rows = Past([70.0, 50.0], [prompted(1, cost=2)]).state
     for budget in (Budget(evaluations=1), Budget(items=10), Budget(minutes=1), Budget(cost=1)):
-        assert budget.size(rows, 4) == 0
-        assert budget.progress(rows) == 1
-        assert budget.ahead(rows) == 0
+        assert Spending(budget, rows).next_size(4) == 0
+        assert Spending(budget, rows).progress == 1
+        assert Spending(budget, rows).evaluations_ahead == 0
 
 
 def test_scores_taken_over_from_elsewhere_count_as_evaluations_and_take_no_time() -> None:
     known = Past([0.0] * 6).state
-    assert Budget(minutes=1).size(known, 4) == 4
-    assert Budget(evaluations=8, minutes=1).size(known, 4) == 2
+    assert Spending(Budget(minutes=1), known).next_size(4) == 4
+    assert Spending(Budget(evaluations=8, minutes=1), known).next_size(4) == 2
 
 
 def test_progress_is_that_of_the_kind_nearest_its_end_and_forecasts_go_by_the_mean() -> None:
     ten = Past([6.0] * 10).state
-    assert Budget(evaluations=40).progress(ten) == 0.25
-    assert Budget(evaluations=40, minutes=2).progress(ten) == 0.5
-    assert Budget(evaluations=40, minutes=2).ahead(ten) == 10
-    assert Budget(evaluations=40, items=300).ahead(ten) == 5
+    assert Spending(Budget(evaluations=40), ten).progress == 0.25
+    assert Spending(Budget(evaluations=40, minutes=2), ten).progress == 0.5
+    assert Spending(Budget(evaluations=40, minutes=2), ten).evaluations_ahead == 10
+    assert Spending(Budget(evaluations=40, items=300), ten).evaluations_ahead == 5
     assert Budget(items=300).evaluations_of(20) == 15
     assert Budget(evaluations=9, items=300).evaluations_of(20) == 9
 
 
 def test_it_says_what_is_spent_of_what() -> None:
     ten = Past([6.0] * 10, [prompted(1, cost=0.25)]).state
-    assert Budget(evaluations=40).words(ten) == "10 of 40 evaluations"
-    assert Budget(items=50000, minutes=60, cost=5).words(ten) == (
+    assert str(Spending(Budget(evaluations=40), ten)) == "10 of 40 evaluations"
+    assert str(Spending(Budget(items=50000, minutes=60, cost=5), ten)) == (
         "10 evaluations, 200 of 50,000 items, 1 of 60 min, 0.25 of 5 cost"
     )
 
@@ -182,7 +185,7 @@ def test_a_run_that_ends_by_its_minutes_is_verified_where_it_ended(workspace: Wo
     assert state.started is not None
     assert state.started.config["search"]["budget"] == {"evaluations": MANY, "minutes": 0.01}
     assert 3 <= len(state.trials) < MANY
-    assert budget.size(state, 3) == 0
+    assert Spending(budget, state).next_size(3) == 0
 
 
 def test_a_run_that_ends_by_its_cost_makes_no_call_that_would_exceed_it(workspace: Workspace) -> None:

@@ -82,7 +82,7 @@ def test_a_wrong_value_is_named_with_the_way_out(
 
 
 def test_a_misspelt_task_is_found_before_anything_is_loaded(workspace: Workspace) -> None:
-    workspace.monkeypatch.setattr("llmevo.commands.run.Bench", None)
+    workspace.monkeypatch.setattr("llmevo.cli.run.Experiment", None)
     fails(workspace, workspace.config(tasks=["leters"]), "tasks: there is no task 'leters', did you mean 'letters'")
 
 

@@ -1,4 +1,4 @@
-"""Optimizers side by side: runs like any other on one rig, and numbers that follow from their logs."""
+"""Optimizers side by side: runs like any other on one scorer, and numbers that follow from their logs."""
 
 import io
 import json
@@ -160,7 +160,7 @@ def test_the_evaluations_to_reach_cma_es_are_counted_seed_by_seed(tmp_path: Path
     assert llm.reached == {0: 3, 1: 3, 2: 3}
     assert (llm.median_reached, cma.median_reached) == (3, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmevo.compare.REFERENCE", "llm")
+        patch.setattr("llmevo.reports.comparison.compare.REFERENCE", "llm")
         llm, cma = compare([*tmp_path.iterdir()]).optimizers
     assert cma.reached == {0: None, 1: None, 2: None}
     assert cma.median_reached is None
@@ -324,12 +324,12 @@ class _Stop:
         self.left, self.real = at, Experiment.score
 
     def __call__(
-        self, bench: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, experiment: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, recipe, questions, rivals)
+        return self.real(experiment, recipe, questions, rivals)
 
 
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:
@@ -444,7 +444,7 @@ def test_the_key_is_not_shown_when_a_comparison_is_stopped(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmevo.commands.compare.scoreboard.play", stop)
+    monkeypatch.setattr("llmevo.cli.compare.play", stop)
     status, printed = compared(workspace, "--api-key", "sk-secret")
     assert status == 130
     assert "goes on" in printed

@@ -319,8 +319,8 @@ FEW_SHOT = [(SHOTS + text(seed, 2 + seed % 5), choice) for seed in range(12) for
 @pytest.fixture
 def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the texts of these tests were long ones."""
-    monkeypatch.setattr("llmevo.engines.packing.ROW_TOKENS", 16)
-    monkeypatch.setattr("llmevo.engines.packing.LEAST_SAVED", 8)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.ROW_TOKENS", 16)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LEAST_SAVED", 8)
 
 
 class Passes:
@@ -380,15 +380,15 @@ def test_examples_shared_by_questions_change_no_generated_text(
 def test_the_size_of_batches_and_rows_changes_no_answer(
     tokens: int, row: int, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmevo.engines.packing.ROW_TOKENS", row)
-    monkeypatch.setattr("llmevo.engines.packing.LEAST_SAVED", row)
-    monkeypatch.setattr("llmevo.engines.packing.LONG", max(2, row))
+    monkeypatch.setattr("llmevo.engines.scoring.packing.ROW_TOKENS", row)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LEAST_SAVED", row)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LONG", max(2, row))
     asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
     expected = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
-    monkeypatch.setattr("llmevo.engines.requests.CPU_BATCH", tokens)
-    monkeypatch.setattr("llmevo.engines.requests.GENERATED_BATCH", tokens)
-    monkeypatch.setattr("llmevo.engines.backbone.HEAD_ROWS", row)
-    monkeypatch.setattr("llmevo.engines.backbone.PIECE", {"cpu": tokens})
+    monkeypatch.setattr("llmevo.engines.scoring.hf.CPU_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.GENERATED_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.scoring.backbone.HEAD_ROWS", row)
+    monkeypatch.setattr("llmevo.engines.scoring.backbone.PIECE", {"cpu": tokens})
     lm = RequestScorer(zoo["llama"], tiny_tokenizer())
     assert_same(lm.loglikelihood(asked), expected)
 
@@ -433,15 +433,15 @@ def test_texts_are_made_tokens_once(zoo: dict[str, Any], monkeypatch: pytest.Mon
         raise AssertionError("a text was read again")
 
     monkeypatch.setattr(type(tokenizer), "encode", encode)
-    monkeypatch.setattr("llmevo.engines.requests.packed_batches", encode)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.packed_batches", encode)
     assert lm.loglikelihood(requests("loglikelihood", PAIRS)) == first
 
 
 def test_what_does_not_fit_in_memory_is_made_again(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = requests("loglikelihood", PAIRS)
     first = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
-    monkeypatch.setattr("llmevo.engines.requests.KEPT_TOKENS", 10)
-    monkeypatch.setattr("llmevo.engines.tokenizing.KEPT_CHARACTERS", 30)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.KEPT_TOKENS", 10)
+    monkeypatch.setattr("llmevo.engines.scoring.base.KEPT_CHARACTERS", 30)
     lm = RequestScorer(zoo["llama"], tiny_tokenizer())
     assert lm.loglikelihood(asked) == lm.loglikelihood(asked) == first
     assert not lm._layouts  # pyright: ignore[reportPrivateUsage]

@@ -45,11 +45,11 @@ def test_the_exported_model_has_the_held_out_score_that_the_run_reported(finishe
     status, printed = finished.llmevo("export", "run", "out")
     assert status == 0, printed
     state = finished.state("run")
-    bench = Experiment.of_log(state.started, Path("run"))
+    experiment = Experiment.of_log(state.started, Path("run"))
     engine = HfEngine(Path("out"), Path("out"), "float32")
-    assert bench.heldout is not None
-    assert bench.heldout.score(engine.lm).total == state.heldout["best"].score
-    assert bench.evaluator.score(engine.lm).total == (state.best.value if state.best else None)
+    assert experiment.heldout is not None
+    assert experiment.heldout.score(engine.lm).total == state.heldout["best"].score
+    assert experiment.evaluator.score(engine.lm).total == (state.best.value if state.best else None)
 
 
 def test_the_folder_has_everything_a_hugging_face_model_has(finished: Workspace) -> None:
@@ -237,8 +237,8 @@ import sys, threading, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from llmevo.models.safetensors_writer import SHARD_BYTES
 from llmevo.merging.writer import write_model
+from llmevo.models import safetensors_writer
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
 
@@ -261,7 +261,7 @@ watcher = threading.Thread(target=watch)
 watcher.start()
 large = Recipe.from_yaml(Path("large.yml").read_text())
 write_model(large, Sources(), Path("out"))
-SHARD_BYTES = 10**8
+safetensors_writer.SHARD_BYTES = 10**8
 write_model(large, Sources(), Path("sharded"))
 done = True
 watcher.join()

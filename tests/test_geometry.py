@@ -150,15 +150,15 @@ def test_a_run_logs_the_geometry_shows_it_to_a_chat_model_and_reads_it_back_with
     assert [facts["slice"] for facts in started.geometry] == ["0-0", "1-1"]
     size = round(10_000 * started.geometry[0]["norms"]["one"])
     assert f"- layers 0-0: one {size}, two" in prompt
-    bench = Experiment.of_log(started, Path("run"))
+    experiment = Experiment.of_log(started, Path("run"))
     for name in ("base", "one", "two"):
         (workspace.root / name / "model.safetensors").unlink()
-    assert bench.geometry[0].norms == started.geometry[0]["norms"]
+    assert experiment.geometry[0].norms == started.geometry[0]["norms"]
 
 
 def test_a_base_model_that_completes_patterns_needs_no_geometry(workspace: Workspace) -> None:
-    bench = Experiment(read_config(workspace.config()), workspace.root)
-    assert bench.started().geometry == []
+    experiment = Experiment(read_config(workspace.config()), workspace.root)
+    assert experiment.started().geometry == []
 
 
 def test_a_log_of_before_has_no_geometry_and_is_read_all_the_same(workspace: Workspace) -> None:

@@ -156,8 +156,8 @@ def test_measuring_scores_one_candidate_and_the_forecast_follows_from_it(workspa
 
 
 def test_a_forecast_keeps_to_minutes(workspace: Workspace) -> None:
-    bench = Experiment(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
-    ahead = forecast(bench, None, Measured(merge=1.0, evaluate=9.0, items=12))
+    experiment = Experiment(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
+    ahead = forecast(experiment, None, Measured(merge=1.0, evaluate=9.0, items=12))
     assert (ahead.evaluations, ahead.generations, ahead.seconds) == (12, 3, 120.0)
 
 

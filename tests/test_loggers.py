@@ -306,7 +306,7 @@ def test_a_missing_package_is_told_before_anything_starts(workspace: Workspace) 
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:
-    code = "import llmevo.loggers, sys; print([n for n in ('wandb', 'mlflow', 'tensorboard') if n in sys.modules])"
+    code = "import llmevo.run.trackers, sys; print([n for n in ('wandb', 'mlflow', 'tensorboard') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert {*LOGGERS} == {"wandb", "tensorboard", "mlflow"}
 

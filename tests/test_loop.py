@@ -185,12 +185,12 @@ class _Stop:
         self.left, self.real = at, Experiment.score
 
     def __call__(
-        self, bench: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, experiment: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(bench, recipe, questions, rivals)
+        return self.real(experiment, recipe, questions, rivals)
 
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])
@@ -317,9 +317,9 @@ def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:
     from llmevo.config import read_config
 
     config = read_config(workspace.config(search={"budget": 9}))
-    bench = Experiment(config, workspace.root)
-    assert len(bench.space.genes) == 4
-    assert population(bench) == 8
+    experiment = Experiment(config, workspace.root)
+    assert len(experiment.space.genes) == 4
+    assert population(experiment) == 8
 
 
 def test_search_and_heldout_must_not_share_a_question(workspace: Workspace) -> None:

@@ -136,9 +136,9 @@ def test_a_run_that_was_stopped_within_a_generation_asks_the_rest_together(
 
 
 def test_one_that_fails_costs_the_others_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Scorer(read_config(config(workspace, "together", racing=False)), workspace.root)
-    genes = [{gene.name: value for gene in rig.space.genes} for value in (0.1, 0.4, 0.7)]
-    recipes = [*map(rig.space.decode, genes)]
+    scorer = Scorer(read_config(config(workspace, "together", racing=False)), workspace.root)
+    genes = [{gene.name: value for gene in scorer.space.genes} for value in (0.1, 0.4, 0.7)]
+    recipes = [*map(scorer.space.decode, genes)]
     real = Evaluator.score_block
     calls: list[str] = []
 
@@ -149,14 +149,14 @@ def test_one_that_fails_costs_the_others_nothing(workspace: Workspace, monkeypat
         return real(self, lm, place)
 
     monkeypatch.setattr(Evaluator, "score_block", score_block)
-    rig.anticipate(recipes)
-    assert len(rig.known) == 2
-    rig.anticipate(recipes)
+    scorer.anticipate(recipes)
+    assert len(scorer.known) == 2
+    scorer.anticipate(recipes)
     assert calls == ["Member"] * 3
-    scores = [rig.score(recipe) for recipe in recipes]
+    scores = [scorer.score(recipe) for recipe in recipes]
     assert calls == ["Member"] * 3 + ["RequestScorer"]
     assert all(seconds["evaluate"] > 0 for _, seconds in scores)
-    assert all(rig.score(recipe) == (score, {}) for recipe, (score, _) in zip(recipes, scores, strict=True))
+    assert all(scorer.score(recipe) == (score, {}) for recipe, (score, _) in zip(recipes, scores, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from llmevo.run.scorer import Scorer
 GENOME = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "dtype": "float32"}
 
 
-def rig(workspace: Workspace, **changes: Any) -> Scorer:
+def scorer(workspace: Workspace, **changes: Any) -> Scorer:
     return Scorer(read_config(workspace.config(**changes)), workspace.root)
 
 
@@ -48,7 +48,7 @@ def card(folder: Path, licence: str) -> None:
 def test_models_of_one_making_have_nothing_to_be_said_of_but_their_licence(workspace: Workspace) -> None:
     for name in ("base", "one", "two"):
         card(workspace.root / name, "mit")
-    assert preflight.preflight(rig(workspace)) == []
+    assert preflight.preflight(scorer(workspace)) == []
 
 
 def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:
@@ -57,7 +57,7 @@ def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(content))
-    found = only(vocabularies(rig(workspace)))
+    found = only(vocabularies(scorer(workspace)))
     assert found.model == "two"
     assert "2 tokens differ from those of base" in found.what
     assert "'a'" in found.what
@@ -67,13 +67,13 @@ def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:
 def test_a_model_without_a_tokenizer_cannot_be_checked(workspace: Workspace) -> None:
     for file in (workspace.root / "one").glob("*token*"):
         file.unlink()
-    assert "no tokenizer" in only(vocabularies(rig(workspace))).what
+    assert "no tokenizer" in only(vocabularies(scorer(workspace))).what
 
 
 def test_another_end_of_the_answer_is_named_with_both_values(workspace: Workspace) -> None:
     change(workspace.root / "two" / "tokenizer_config.json", eos_token="<pad>")
     change(workspace.root / "two" / "config.json", eos_token_id=1)
-    found = only(special_tokens(rig(workspace)))
+    found = only(special_tokens(scorer(workspace)))
     assert found.model == "two"
     assert "eos_token is '<pad>', that of base '</s>'" in found.what
     assert "eos_token_id is 1, that of base 3" in found.what
@@ -82,15 +82,15 @@ def test_another_end_of_the_answer_is_named_with_both_values(workspace: Workspac
 
 def test_chat_templates_matter_only_where_they_are_applied(workspace: Workspace) -> None:
     (workspace.root / "two" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert not [*chat_templates(rig(workspace, apply_chat_template=False))]
-    found = only(chat_templates(rig(workspace, apply_chat_template=True)))
+    assert not [*chat_templates(scorer(workspace, apply_chat_template=False))]
+    found = only(chat_templates(scorer(workspace, apply_chat_template=True)))
     assert (found.model, "not that of base" in found.what) == ("two", True)
 
 
 def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Workspace) -> None:
     (workspace.root / "base" / "chat_template.jinja").unlink(missing_ok=True)
     change(workspace.root / "base" / "tokenizer_config.json", chat_template=None)
-    found = only(chat_templates(rig(workspace, apply_chat_template=True)))
+    found = only(chat_templates(scorer(workspace, apply_chat_template=True)))
     assert found.model == "base"
     assert "one, two" in found.remedy
     assert "apply_chat_template: false" in found.remedy
@@ -108,13 +108,13 @@ def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_de
     workspace: Workspace, template: str, said: str
 ) -> None:
     (workspace.root / "base" / "chat_template.jinja").write_text(template)
-    assert not [*system_messages(rig(workspace, apply_chat_template=True))]
+    assert not [*system_messages(scorer(workspace, apply_chat_template=True))]
     task = workspace.root / "tasks" / "letters.yaml"
     task.write_text(task.read_text() + "description: Name the next letter.\n")
-    found = only(system_messages(rig(workspace, apply_chat_template=True)))
+    found = only(system_messages(scorer(workspace, apply_chat_template=True)))
     assert said in found.what
     assert "description of letters" in found.what
-    assert not [*system_messages(rig(workspace, apply_chat_template=False))]
+    assert not [*system_messages(scorer(workspace, apply_chat_template=False))]
 
 
 @pytest.mark.parametrize(
@@ -129,35 +129,35 @@ def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_de
 )
 def test_other_rotary_embeddings_are_named(workspace: Workspace, keys: dict[str, Any], said: str) -> None:
     change(workspace.root / "one" / "config.json", **keys)
-    found = only(architecture.rope(rig(workspace)))
+    found = only(architecture.rope(scorer(workspace)))
     assert found.model == "one"
     assert said in found.what
 
 
 def test_ways_of_writing_the_same_rotary_embeddings_are_the_same(workspace: Workspace) -> None:
     change(workspace.root / "one" / "config.json", rope_parameters=None, rope_theta=10000.0)
-    assert not [*architecture.rope(rig(workspace))]
+    assert not [*architecture.rope(scorer(workspace))]
 
 
 @pytest.mark.parametrize(("said", "warned"), [("org/Base", False), ("base", False), ("meta/Llama-3.1-8B", True)])
 def test_an_adapter_of_another_model_by_its_own_word_is_named(workspace: Workspace, said: str, warned: bool) -> None:
     config = new_adapter(workspace.root / "lora", workspace.root / "base") / "adapter_config.json"
-    assert not [*architecture.adapters(rig(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    assert not [*architecture.adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
     change(config, base_model_name_or_path=said)
-    found = [*architecture.adapters(rig(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    found = [*architecture.adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
     assert [(of.model, f"trained on {said}" in of.what) for of in found] == [("lora", True)] * warned
 
 
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rms_norm_eps=0.1, model_type="mistral")
-    found = only(architecture.functions(rig(workspace)))
+    found = only(architecture.functions(scorer(workspace)))
     assert "rms_norm_eps is 0.1" in found.what
     assert "model_type is mistral, that of base llama" in found.what
 
 
 def test_digits_that_the_result_will_not_have(workspace: Workspace) -> None:
-    assert not [*architecture.dtypes(rig(workspace))]
-    found = only(architecture.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    assert not [*architecture.dtypes(scorer(workspace))]
+    found = only(architecture.dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert "stored in float32, and the merge is written in bfloat16" in found.what
 
 
@@ -165,7 +165,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
     for name, dtype in (("base", torch.bfloat16), ("one", torch.bfloat16), ("two", torch.float16)):
         file = workspace.root / name / "model.safetensors"
         save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = only(architecture.dtypes(rig(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    found = only(architecture.dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert (found.model, found.what) == (
         "two",
         "stored in float16, base in bfloat16: they are rounded differently",
@@ -174,7 +174,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
 
 def test_heads_that_one_model_ties_and_another_does_not(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", tie_word_embeddings=False)
-    found = only(architecture.tied_heads(rig(workspace)))
+    found = only(architecture.tied_heads(scorer(workspace)))
     assert "tie_word_embeddings is false, that of base true" in found.what
 
 
@@ -184,7 +184,7 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
         tiny_llama(seed, tied=False).save_pretrained(workspace.root / name)
         tiny_tokenizer().save_pretrained(workspace.root / name)
         change(workspace.root / name / "config.json", tie_word_embeddings=True)
-    assert [found.model for found in architecture.tied_heads(rig(workspace))] == ["one", "two"]
+    assert [found.model for found in architecture.tied_heads(scorer(workspace))] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
 def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, ...], named: str, said: str) -> None:
     for name, licence in zip(("base", "one", "two"), declared, strict=True):
         card(workspace.root / name, licence)
-    found = only(licences(rig(workspace)))
+    found = only(licences(scorer(workspace)))
     assert found.model == named
     assert said in found.what
     assert found.remedy.startswith("Check")
@@ -211,7 +211,7 @@ def test_licences_that_ask_something(workspace: Workspace, declared: tuple[str, 
 def test_copyleft_beside_a_community_licence_and_no_licence_at_all(workspace: Workspace) -> None:
     card(workspace.root / "base", "llama2")
     card(workspace.root / "one", "agpl-3.0")
-    said = {found.model: found.what for found in licences(rig(workspace))}
+    said = {found.model: found.what for found in licences(scorer(workspace))}
     assert "llama2 asks for more" in said["one"]
     assert said["two"] == "no card names a licence"
     assert "base" in said
@@ -221,18 +221,18 @@ def test_free_licences_and_a_single_one_need_no_word(workspace: Workspace) -> No
     for declared in (("mit", "apache-2.0", "bsd-3-clause"), ("gemma", "gemma", "gemma")):
         for name, licence in zip(("base", "one", "two"), declared, strict=True):
             card(workspace.root / name, licence)
-        assert not [*licences(rig(workspace))]
+        assert not [*licences(scorer(workspace))]
 
 
 def test_what_does_not_fit_into_memory_is_said_with_both_figures(workspace: Workspace) -> None:
-    assert not [*memory(rig(workspace))]
-    found = only(memory(rig(workspace, engine={"cache_gb": 1e6})))
+    assert not [*memory(scorer(workspace))]
+    found = only(memory(scorer(workspace, engine={"cache_gb": 1e6})))
     assert "need 1000000.0 GB" in found.what
     assert "engine.cache_gb" in found.remedy
 
 
 def test_memory_is_counted_by_files_and_tensors(workspace: Workspace) -> None:
-    of = memory_of(rig(workspace, engine={"cache_gb": 0.25}))
+    of = memory_of(scorer(workspace, engine={"cache_gb": 0.25}))
     files = [workspace.root / name / "model.safetensors" for name in ("base", "one", "two")]
     assert of.weights == sum(file.stat().st_size for file in files)
     assert of.engine == sum(tensor.numel() * 4 for tensor in load_file(files[0]).values())
@@ -241,14 +241,16 @@ def test_memory_is_counted_by_files_and_tensors(workspace: Workspace) -> None:
 
 def test_a_model_that_is_the_base_changes_nothing(workspace: Workspace) -> None:
     shutil.copy(workspace.root / "base" / "model.safetensors", workspace.root / "two" / "model.safetensors")
-    said = {found.model: found.what for found in vectors(rig(workspace))}
+    said = {found.model: found.what for found in vectors(scorer(workspace))}
     assert "its genes change nothing" in said["two"]
     assert "the size of the base" in said["one"]  # random weights are no fine-tune
 
 
 def test_two_copies_are_nearly_one_model(workspace: Workspace) -> None:
     shutil.copy(workspace.root / "one" / "model.safetensors", workspace.root / "two" / "model.safetensors")
-    assert "they are nearly one model" in {found.model: found.what for found in vectors(rig(workspace))}["one and two"]
+    assert (
+        "they are nearly one model" in {found.model: found.what for found in vectors(scorer(workspace))}["one and two"]
+    )
 
 
 def test_rounding_is_said_where_it_loses_most(workspace: Workspace) -> None:
@@ -256,22 +258,22 @@ def test_rounding_is_said_where_it_loses_most(workspace: Workspace) -> None:
     for name, shift in (("one", 1e-5), ("two", -2e-5)):
         file = workspace.root / name / "model.safetensors"
         save_file({key: tensor + shift for key, tensor in base.items()}, file, {"format": "pt"})
-    lost = rounding_loss(rig(workspace, genome={**GENOME, "dtype": "bfloat16"}))
+    lost = rounding_loss(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"}))
     assert lost > 0.5
     assert "genome.dtype: float32" in only(rounded(lost, "bfloat16")).remedy
-    assert not [*rounded(rounding_loss(rig(workspace)), "float32")]
+    assert not [*rounded(rounding_loss(scorer(workspace)), "float32")]
 
 
 def test_checks_that_fail_for_one_reason_are_one_line(workspace: Workspace) -> None:
     (workspace.root / "two" / "config.json").unlink()
-    said = [str(found) for found in preflight.preflight(rig(workspace)) if "could not be checked" in found.what]
+    said = [str(found) for found in preflight.preflight(scorer(workspace)) if "could not be checked" in found.what]
     assert len(said) == 1
     assert said[0].startswith("rope, functions, tied heads: could not be checked (")
 
 
 def test_files_that_cannot_be_read_stop_nothing(workspace: Workspace) -> None:
     (workspace.root / "two" / "generation_config.json").write_text("{")
-    said = [str(found) for found in preflight.preflight(rig(workspace))]
+    said = [str(found) for found in preflight.preflight(scorer(workspace))]
     assert any("special tokens: could not be checked" in line for line in said)
 
 
@@ -281,7 +283,7 @@ def test_a_run_begins_with_a_few_lines_of_warning(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     assert "! two: rope_theta is 500000.0, that of base 10000.0" in printed
-    assert len(preflight.brief(rig(workspace), most=1)) == 2
+    assert len(preflight.brief(scorer(workspace), most=1)) == 2
 
 
 def test_held_out_questions_that_are_nearly_searched_on_are_counted(workspace: Workspace) -> None:
@@ -293,6 +295,6 @@ def test_held_out_questions_that_are_nearly_searched_on_are_counted(workspace: W
         file.write_text(
             "\n".join([json.dumps({**json.loads(rows[0]), "question": f"{story} {end}"}), *rows[1:]]) + "\n"
         )
-    found = only(questions(rig(workspace)))
+    found = only(questions(scorer(workspace)))
     assert found.model == "heldout questions"
     assert found.what.startswith("1 are nearly search questions")

@@ -26,7 +26,7 @@ KEY = "sk-very-secret-0123456789"
 
 def prompt(schema: bool = True, **keys: Any) -> Prompt:
     message = {"role": "user", "content": "score 00 | 10 20\nscore 99 |"}
-    return Prompt((message,), lambda _: Reading(), {"type": "object"} if schema else None, **keys)
+    return Prompt((message,), read=lambda _: Reading(), schema={"type": "object"} if schema else None, **keys)
 
 
 def proposer(server: FakeServer | str, **keys: Any) -> OpenAIClient:
@@ -440,7 +440,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def question(text: str = "score 00 | 10 20 30\nscore 99 |", **keys: Any) -> Prompt:
     options: dict[str, Any] = {"integers": 3, "digits": 2, "samples": 4, **keys}
-    return Prompt(({"role": "user", "content": text},), lambda _: Reading(), **options)
+    return Prompt(({"role": "user", "content": text},), read=lambda _: Reading(), **options)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.0, 5.0])
@@ -458,7 +458,7 @@ def test_a_local_model_always_answers_with_lines_of_two_digit_numbers(
 
 
 def test_a_local_models_answer_follows_from_the_seed(folder: Path) -> None:
-    local = LocalClient(Connection(model=folder.name, root=folder.parent))
+    local = LocalClient(Connection(model=folder.name, folder=folder))
     first = local.answer(question(seed=5)).text
     assert local.answer(question(seed=5)).text == first
     assert LocalClient(Connection(model=str(folder))).answer(question(seed=5)).text == first

@@ -68,7 +68,7 @@ def test_a_probability_is_the_softmax_over_the_choices() -> None:
 def test_a_run_is_raced_by_it_and_whoever_is_stopped_stays_behind(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmevo.proxy.AGREEING", -0.9)  # random weights agree by chance only
+    monkeypatch.setattr("llmevo.evaluation.racing_proxy.AGREEING", -0.9)  # random weights agree by chance only
     search = {"budget": 24, "racing": {"error_rate": 0.4, "looks": 3, "proxy": True}}
     given = config(workspace, genome=WIDE, search=search, heldout=None)
     status, printed = workspace.llmevo("run", given, "--out", "run")
@@ -81,17 +81,19 @@ def test_a_run_is_raced_by_it_and_whoever_is_stopped_stays_behind(
         rival = state.trials[event.rival or 0]
         assert event.score < rival.value
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
-    rig = Scorer(read_config(given), workspace.root)
-    rig.remember(state)
-    assert rig.score(Recipe.model_validate(state.recipes[stopped[0].candidate]))[0].items == 60  # it goes on from there
+    scorer = Scorer(read_config(given), workspace.root)
+    scorer.remember(state)
+    assert (
+        scorer.score(Recipe.model_validate(state.recipes[stopped[0].candidate]))[0].items == 60
+    )  # it goes on from there
 
 
 def test_where_it_says_another_than_the_metric_of_the_questions_asked_nobody_is_stopped(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = Scorer(read_config(config(workspace, search={"racing": {"looks": 3, "proxy": True}})), workspace.root)
-    evaluator: Evaluator = rig.evaluator
-    monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
+    scorer = Scorer(read_config(config(workspace, search={"racing": {"looks": 3, "proxy": True}})), workspace.root)
+    evaluator: Evaluator = scorer.evaluator
+    monkeypatch.setattr("llmevo.evaluation.evaluator.is_beaten", lambda *_: True)
 
     def made(right: float, probable: float, items: int) -> Score:
         return Score(right, 0.0, {}, items, {"many": [right] * items}, {}, {"many": [probable] * items})
@@ -99,7 +101,7 @@ def test_where_it_says_another_than_the_metric_of_the_questions_asked_nobody_is_
     best = made(0.5, 0.9, 60)
     assert evaluator.stopped(made(0.6, 0.1, 20), [best], 0.05) is None
     seen: list[object] = []
-    monkeypatch.setattr("llmevo.evaluation.beaten", lambda own, *_: seen.append(own["many"][0]) or True)
+    monkeypatch.setattr("llmevo.evaluation.evaluator.is_beaten", lambda own, *_: seen.append(own["many"][0]) or True)
     behind = evaluator.stopped(made(0.4, 0.1, 20), [best], 0.05)
     assert behind
     assert behind.total == pytest.approx(0.4)

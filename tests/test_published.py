@@ -43,7 +43,7 @@ WITHHELD = {
         for key in ("base_url", "api_key_file", "api_key_env")
     ),
 }
-"""The places that are not published. A new field is published when `llmevo.sharing` lists it, or is added here."""
+"""The places that are not published. A new field is published when `llmevo.export.pack` lists it, or is added here."""
 
 
 def text(place: str) -> str:

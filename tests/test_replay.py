@@ -48,7 +48,7 @@ def test_a_golden_log_verifies_for_ever(file: Path) -> None:
 
 def test_verifying_needs_no_models_no_questions_and_no_library_that_scores() -> None:
     code = (
-        "import sys; from llmevo import cli; sys.argv = ['llmevo', 'replay', sys.argv[1], '--verify']\n"
+        "import sys; from llmevo.cli import app as cli; sys.argv = ['llmevo', 'replay', sys.argv[1], '--verify']\n"
         "try: cli.main()\n"
         "except SystemExit as left: assert not left.code, left.code\n"
         "assert not {'transformers', 'lm_eval', 'datasets', 'openai'} & {*sys.modules}"

@@ -44,9 +44,9 @@ class Recorded:
         shutil.copytree(models, root, dirs_exist_ok=True)
         for shift, name in enumerate(("letters", "letters_heldout")):
             write_task(root, name, shift)
-        self.rig = resumable.CountedRig(resumable.config_in(root, optimizer, budget), root)
+        self.scorer = resumable.CountedRig(resumable.config_in(root, optimizer, budget), root)
         self.folder = root / "again"
-        self.scored, self.asked = resumable.carry_on(self.rig, root / "whole")
+        self.scored, self.asked = resumable.carry_on(self.scorer, root / "whole")
         self.log = read_log(root / "whole")
         self.content = (root / "whole" / LOG).read_bytes()
         self.ends = [place + 1 for place, byte in enumerate(self.content) if byte == 10]
@@ -60,7 +60,7 @@ class Recorded:
         self.folder.mkdir()
         (self.folder / LOG).write_bytes(self.content[:size])
         kept = [event for event, end in zip(self.log, self.ends, strict=True) if end <= size]
-        scored, asked = resumable.carry_on(self.rig, self.folder)
+        scored, asked = resumable.carry_on(self.scorer, self.folder)
         known = Counter(event.event for event in kept)
         done = known["evaluated"] + known["failed"] + known["heldout"]
         assert (scored, asked) == (self.scored - done, self.asked - known["prompted"]), size
@@ -100,7 +100,7 @@ def test_a_block_of_zeros_that_a_power_cut_left_is_cut_away(fast: Recorded) -> N
         shutil.rmtree(fast.folder)
         fast.folder.mkdir()
         (fast.folder / LOG).write_bytes(torn + tail)
-        resumable.carry_on(fast.rig, fast.folder)
+        resumable.carry_on(fast.scorer, fast.folder)
         assert told(read_log(fast.folder)) == told(fast.log)
 
 
@@ -163,8 +163,8 @@ def test_kill_9_at_random_moments_loses_nothing(workspace: Workspace, start: Sta
             break
     assert (process.exitcode, repeated) == (0, 0)
     assert kills >= 3
-    rig = resumable.CountedRig(resumable.config_in(root, "llm", 24), root)
-    resumable.carry_on(rig, root / "whole")
+    scorer = resumable.CountedRig(resumable.config_in(root, "llm", 24), root)
+    resumable.carry_on(scorer, root / "whole")
     assert told(read_log(run)) == told(read_log(root / "whole"))
 
 
@@ -172,8 +172,8 @@ def test_a_full_disk_ends_the_run_with_one_error_and_it_goes_on_when_there_is_ro
     workspace: Workspace, start: Start
 ) -> None:
     root, run = workspace.root, workspace.root / "run"
-    rig = resumable.CountedRig(resumable.config_in(root, "llm", 24), root)
-    resumable.carry_on(rig, root / "whole")
+    scorer = resumable.CountedRig(resumable.config_in(root, "llm", 24), root)
+    resumable.carry_on(scorer, root / "whole")
     size = (root / "whole" / LOG).stat().st_size
     for room in (size // 3, size // 2, size * 3 // 4, None):
         before = read_log(run) if lines(run) else []
@@ -460,9 +460,9 @@ def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_s
     def known() -> set[str]:
         state = workspace.state("run")
         assert state.started
-        rig = Scorer(config_of(state.started, "run"), workspace.root)
-        rig.remember(state)
-        return {*rig.known}
+        scorer = Scorer(config_of(state.started, "run"), workspace.root)
+        scorer.remember(state)
+        return {*scorer.known}
 
     stopped(workspace, heldout=None)
     wanted = known()

@@ -19,7 +19,6 @@ from workspace import Workspace
 from llmevo.errors import UserError
 from llmevo.export import hub
 from llmevo.export.pack import SharedRun, local_paths, portable
-from llmevo.merging.masks import RANDOM
 from llmevo.merging.merger import merge
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.provenance import Provenance

@@ -6,7 +6,6 @@ import pytest
 
 from llmevo.errors import ConfigError, ProposerError
 from llmevo.evaluation.score import Score
-from llmevo.llm import CLIENTS
 from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
@@ -81,7 +80,7 @@ def test_methods_are_named_where_there_are_several() -> None:
 @pytest.mark.parametrize("policy", NEED_OPTIMUM)
 def test_a_config_cannot_have_a_policy_that_needs_the_optimum(policy: str) -> None:
     with pytest.raises(ConfigError, match="optimum"):
-        CLIENTS["simulated"](Connection(policy))
+        SimulatedClient(Connection(policy))
 
 
 def test_an_unknown_policy_names_the_nearest() -> None:
@@ -90,14 +89,14 @@ def test_an_unknown_policy_names_the_nearest() -> None:
 
 
 def test_the_recombiner_is_the_default() -> None:
-    proposer = CLIENTS["simulated"](Connection())
+    proposer = SimulatedClient(Connection())
     proposer.check()
     assert (proposer.model, proposer.style) == ("recombiner", "chat")
 
 
 def test_a_prompt_without_its_question_cannot_be_answered() -> None:
     with pytest.raises(ProposerError):
-        SimulatedClient(Connection()).answer(Prompt((), lambda _: Reading()))
+        SimulatedClient(Connection()).answer(Prompt((), read=lambda _: Reading()))
 
 
 def test_before_any_score_there_is_an_answer() -> None:

@@ -31,7 +31,7 @@ COMMANDS = (
 )
 CODE = f"""
 import sys
-from llmevo import cli
+from llmevo.cli import app as cli
 def check(words):
     loaded = [name for name in {HEAVY!r} + {WEIGHING!r} * (words[0] != "report") if name in sys.modules]
     assert not loaded, (words, loaded)

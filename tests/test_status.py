@@ -103,7 +103,7 @@ def test_the_command_lists_all_runs_below_runs_within_80_columns(workspace: Work
     written(Path("runs/one"), whole_run())
     written(Path("runs/both-compare/a-run-with-quite-a-long-name-0"), whole_run()[:8])
     written(Path("runs/broken"), [evaluated(1, 0.5)])
-    workspace.monkeypatch.setattr("llmevo.terminal.console.width", 80)
+    workspace.monkeypatch.setattr("llmevo.cli.terminal.console.width", 80)
     code, printed = workspace.llmevo("status")
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80

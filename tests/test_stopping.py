@@ -77,10 +77,10 @@ def carry_on(root: Path, url: str, name: str) -> None:
     terminal.console = terminal.console_of()
     config = resumable.config_in(root, "llm", 24)
     config = config.model_copy(update={"llm": Llm(proposer="openai", base_url=url, model="some-llm", timeout=100)})
-    rig = resumable.CountedRig(config, root, seconds=0.05)
+    scorer = resumable.CountedRig(config, root, seconds=0.05)
     with terminal.errors_shown(), terminal.stoppable(), RunLog(Path("run")) as log:
         try:
-            live.carry_on(Experiment(config, root, shared=rig), log, config)
+            live.carry_on(Experiment(config, root, shared=scorer), log, config)
         except typer.Exit as end:
             raise SystemExit(end.exit_code) from None
 

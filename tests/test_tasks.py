@@ -280,9 +280,9 @@ def test_a_config_that_names_a_benchmark_says_so_itself(workspace: Workspace) ->
     assert "bench is a public benchmark" in printed
     assert "`allow_benchmark_tasks: true`" in printed
     for changes in ({"tasks": ["bench"], "allow_benchmark_tasks": True}, {"heldout": ["bench"]}):
-        rig = Scorer(read_config(workspace.config(**changes)), workspace.root)
+        scorer = Scorer(read_config(workspace.config(**changes)), workspace.root)
         with pytest.raises(TaskError, match="bench cannot be loaded"):
-            _ = rig.evaluators
+            _ = scorer.evaluators
 
 
 def test_a_run_that_began_before_benchmarks_were_refused_goes_on(workspace: Workspace) -> None:

@@ -486,9 +486,7 @@ SCRIPT = """
 from pathlib import Path
 from llmevo.engines.vllm import VllmEngine
 from llmevo.errors import CandidateError
-from llmevo.merging import Merger, merge
-from llmevo.recipe import Recipe
-from llmevo.references import ModelReference
+from llmevo.merging.recipe import Recipe
 
 root = Path({root!r})
 base = root / "base"

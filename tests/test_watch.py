@@ -187,7 +187,9 @@ def test_ten_thousand_candidates_are_read_once_and_drawn_once(tmp_path: Path, mo
     run = written(tmp_path / "run", [])
     (run / LOG).write_text("".join(text))
     pictures: list[int] = []
-    monkeypatch.setattr("llmevo.display.Display.draw", lambda _, state: pictures.append(len(state.trials)))
+    monkeypatch.setattr(
+        "llmevo.reports.terminal.live.Display.draw", lambda _, state: pictures.append(len(state.trials))
+    )
     state = watch(lines_to(screen := io.StringIO()), run, 0)
     assert pictures == [10_000]
     assert len(state.trials) == 10_000

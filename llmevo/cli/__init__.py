@@ -1,1 +1,1 @@
-"""What each word after `llmevo` does: one command a file, its function the command."""
+"""The command line: one file for each command, and `app`, which registers them."""

@@ -38,18 +38,18 @@ def export(
 
     recorded = read_log(run)
     state = RunState.fold(iter(recorded))
-    bench = Experiment.of_log(state.started, run)
+    experiment = Experiment.of_log(state.started, run)
     assert state.started is not None
     check_new(out)
-    bench.rig.warn = warned
-    changed = [] if recipe_only else changed_models(bench.rig, state.started)
+    experiment.scorer.warn = warned
+    changed = [] if recipe_only else changed_models(experiment.scorer, state.started)
     if changed and not force:
         raise RunError(
             f"{run}: a model has changed since the run began, and what it scored would not be what is written:\n"
             f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
             " card will say so"
         )
-    exported = Export.of(recorded, bench.sources, bench.root, candidate, changed)
+    exported = Export.of(recorded, experiment.sources, experiment.root, candidate, changed)
     if violated := state.trials[exported.candidate].reason:
         terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
     address = hub.create(push, private) if push else ""
@@ -58,7 +58,7 @@ def export(
         done = f"{out} holds the recipe and how it was found; `llmevo merge {out}/best.yml MODEL` makes the model of it"
     else:
         with terminal.console.status("Merging and writing…"):
-            exported.write(bench.sources, out)
+            exported.write(experiment.sources, out)
         done = f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})"
     terminal.console.print(done, highlight=False, soft_wrap=True)
     if exported.shared.local and (recipe_only or push):

@@ -16,16 +16,16 @@ from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.trackers.forward import forwarded
 
 
-def carry_on(bench: Experiment, log: RunLog, config: Config) -> None:
+def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
     """Run to the end, or to a signal that stops it, showing what happens, and telling the loggers of `config`."""
     folder = shlex.quote(str(log.folder))
-    view = Display(terminal.console, bench.rig.config, log.folder)
-    bench.rig.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
-    bench.rig.warn = view.warn
+    view = Display(terminal.console, experiment.scorer.config, log.folder)
+    experiment.scorer.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
+    experiment.scorer.warn = view.warn
     try:
         # The display ends first: loggers may take long to send the rest.
         with forwarded(config.loggers, log.place, view.warn) as loggers, view:
-            state = loop.carry_on(bench, log, [view.show, *loggers])
+            state = loop.carry_on(experiment, log, [view.show, *loggers])
     except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError, MachineError) as error:
         if missing := log.missing:
             raise LogError(missing) from error
@@ -51,7 +51,7 @@ def carry_on(bench: Experiment, log: RunLog, config: Config) -> None:
                     else "Stopped before the run began; start it with the same command."
                 )
                 raise typer.Exit(130) from None
-    summary(terminal.console, state, log.folder, bench.config)
+    summary(terminal.console, state, log.folder, experiment.config)
 
 
 def warned(text: str) -> None:

@@ -11,9 +11,8 @@ from llmevo.cli.options import RunFolder, Trust
 from llmevo.errors import RunError, UserError
 from llmevo.reports import what_if
 from llmevo.reports.terminal.live import Display
-from llmevo.reports.terminal.replay import play
-from llmevo.run import verify as rescoring
-from llmevo.run import verify as verifying
+from llmevo.reports.terminal.replay import play, show_rescored
+from llmevo.run import verify as verification
 from llmevo.run.experiment import config_of
 from llmevo.run.log.events import Event
 from llmevo.run.log.state import RunState
@@ -59,8 +58,8 @@ def replay(
         raise RunError(f"{run}: the log has no beginning; start the run anew")
     config = config_of(state.started, str(run))
     if rescore:
-        rig = rescoring.rig_of(recorded, run, trust)
-        if not rescoring.show(terminal.console, rescoring.rescore(recorded, rig, rescore), state.started, rig):
+        scorer = verification.scorer_of(recorded, run, trust)
+        if not show_rescored(terminal.console, verification.rescore(recorded, scorer, rescore), state.started, scorer):
             raise typer.Exit(1)
     elif picture:
         canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
@@ -76,7 +75,7 @@ def replay(
 
 
 def _verify(recorded: list[Event], run: Path, trusted: bool) -> None:
-    if not verifying.verify(recorded, run, trusted):
+    if not verification.verify(recorded, run, trusted):
         terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
     terminal.console.print(
         f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."

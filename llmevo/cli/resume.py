@@ -26,5 +26,5 @@ def resume(
         state = RunState.fold(iter(log.recorded))
         if state.started and (new or not state.finished):
             check_terminal(config_of(state.started, f"{run}/{LOG}"))
-        bench = prepare(log, budget=new, force=force, api_key=api_key, trusted=trust, warn=warned)
-        carry_on(bench, log, with_loggers(bench.config, logger))
+        experiment = prepare(log, budget=new, force=force, api_key=api_key, trusted=trust, warn=warned)
+        carry_on(experiment, log, with_loggers(experiment.config, logger))

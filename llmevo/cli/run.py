@@ -79,26 +79,26 @@ def run(
     from llmevo.reports.terminal.inspection import show
     from llmevo.run.preflight import brief, forecast, inspection
 
-    bench = Experiment(settings, config.parent.absolute(), api_key)
+    experiment = Experiment(settings, config.parent.absolute(), api_key)
     if dry_run:
-        show(inspection.gather(bench), terminal.console)
+        show(inspection.gather(experiment), terminal.console)
         return
     check_terminal(settings)
     folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
     if resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
-            prepared = prepare(log, settings, bench.root, force=force, api_key=api_key, trusted=trust, warn=warned)
+            prepared = prepare(log, settings, experiment.root, force=force, api_key=api_key, trusted=trust, warn=warned)
             carry_on(prepared, log, settings)
         return
     check_free(folder)
-    bench.rig.warn = warned
-    bench.check()
-    for line in [*map(str, forecast.unasked(bench, forecast.first_prompt(bench))), *brief(bench.rig)]:
+    experiment.scorer.warn = warned
+    experiment.check()
+    for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(experiment.scorer)]:
         warned(line)
-    _ = bench.rig.checksums  # reads the models, which may take a while
+    _ = experiment.scorer.checksums  # reads the models, which may take a while
     with RunLog(folder) as log:
         log.write("config.yml", config.read_text())
-        carry_on(bench, log, settings)
+        carry_on(experiment, log, settings)
 
 
 def free_folder(name: str) -> Path:

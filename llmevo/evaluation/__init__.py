@@ -1,0 +1,1 @@
+"""From weights to a score: the evaluator, the tasks, the judges, racing and standard errors."""

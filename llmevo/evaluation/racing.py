@@ -9,7 +9,7 @@ Looking several times is paid for by one bound, in standard errors, for all look
 https://doi.org/10.1093/biomet/64.2.191), here for a random walk whose end is given: a Brownian bridge. So of the
 candidates that would in the end be ahead by an answer or more, at most the stated share is stopped, all looks together,
 as far as the questions come in no order that matters and sums of differences are nearly normal. Tasks may differ in
-size, weight, spread and unit: each has a variance of its own, see `llmevo.standard_errors`. How often it stops wrongly
+size, weight, spread and unit: each has a variance of its own, see `standard_errors`. How often it stops wrongly
 is measured by `benchmarks/racing.py rates`.
 """
 

@@ -34,7 +34,7 @@ class Score:
     replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
     item_probabilities: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
-    """{task: how probable the right choice of every question was}, where it is asked for: see `llmevo.proxy`."""
+    """{task: how probable the right choice of every question was}, where it is asked for: see `racing_proxy`."""
 
 
 def aggregate(
@@ -44,7 +44,7 @@ def aggregate(
     means: ItemScores = MappingProxyType({}),
     same: Clusters | None = None,
 ) -> Score:
-    """The objective: Σ weight · metric, and its standard error: see `llmevo.standard_errors`.
+    """The objective: Σ weight · metric, and its standard error: see `llmevo.evaluation.standard_errors`.
 
     `means` are the scores of the questions of tasks whose metric is their mean: the standard errors of these follow
     from them. Those of other tasks are lm-eval's. `same` says which questions are asked twice.

@@ -1,6 +1,6 @@
-"""Who answers a prompt. `PROPOSERS` is the registry; the config's `llm.proposer` names one.
+"""Asking a language model: a request in, a reply out. `CLIENTS` is the registry; the config's `llm.proposer` names one.
 
-To add one: a file with a class that fits `Proposer`, and its line here.
+To add one: a file with a class that fits `Client`, and its line here.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,21 @@ from llmevo.llm.client import Client, Connection, Reply
 
 
 def _opened(name: str) -> Callable[[Connection], Client]:
-    """A proposer by its module and class, imported when one is wanted: clients of servers and models take seconds."""
+    """A client by its module and class, imported when one is wanted: clients of servers and models take seconds."""
     module, _, kind = name.partition(".")
 
     def make(connection: Connection) -> Client:
-        return getattr(import_module(f"llmevo.proposers.{module}"), kind)(connection)
+        return getattr(import_module(f"llmevo.llm.{module}"), kind)(connection)
 
     return make
 
 
 CLIENTS: dict[str, Callable[[Connection], Client]] = {
-    "openai": _opened("openai.OpenAIProposer"),
-    "local": _opened("local.LocalProposer"),
-    "recorded": _opened("recorded.RecordedProposer"),
-    "simulated": _opened("simulated.SimulatedProposer"),
+    "openai": _opened("openai.OpenAIClient"),
+    "local": _opened("local.LocalClient"),
+    "recorded": _opened("recorded.RecordedClient"),
 }
-"""Every proposer by the name the config uses."""
+"""Every client by the name the config uses. The simulated LLMs, which look into the search, are in `llmevo.search`."""
 
 
 __all__ = ["CLIENTS", "Client", "Connection", "Reply"]

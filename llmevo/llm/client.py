@@ -1,20 +1,20 @@
-"""Which API key goes to which server."""
+"""What a client of a language model is: a request in, a reply out; and where its API key stands."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from llmevo.errors import UserError
-from llmevo.evaluation.judges.settings import Strict
-from llmevo.search.prompts.question import Prompt
 
 
-class Price(Strict):
+class Price(BaseModel):
     """What an LLM costs, per million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompt: float = Field(default=0.0, ge=0)
     completion: float = Field(default=0.0, ge=0)
@@ -47,6 +47,8 @@ class Connection:
     """Further tries after a failure that may pass."""
     root: Path = Path()
     """Where relative paths start."""
+    folder: Path | None = None
+    """For `local`: where the model's files are."""
     transcript: Path | None = None
     """For `recorded`: an earlier run's folder or events.jsonl."""
     price: tuple[float, float] = (0.0, 0.0)
@@ -64,6 +66,24 @@ class Connection:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is sent to a language model: messages, and what form the answer has to have."""
+
+    messages: tuple[dict[str, str], ...]
+    schema: dict[str, Any] | None = None
+    """The JSON schema of the answer, for servers that can hold a model to it."""
+    integers: int = 0
+    """For constrained decoding: how many fixed-width integers continue the prompt; 0 when it asks for prose."""
+    digits: int = 0
+    """The width of those integers."""
+    samples: int = 1
+    """How many continuations are wanted."""
+    generation: int = 0
+    """The generation of the search that it belongs to; a recording answers by this."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Reply:
     """An answer, as text, and what it took."""
 
@@ -77,7 +97,7 @@ class Reply:
 
 
 class Client(Protocol):
-    """Answers prompts; needs to know nothing of recipes."""
+    """A language model that can be asked. It needs to know nothing of recipes."""
 
     @property
     def style(self) -> str:
@@ -93,7 +113,7 @@ class Client(Protocol):
         """Find out before the run starts whether there is anybody to ask. Raises ProposerRefused if not."""
         ...
 
-    def answer(self, prompt: Prompt) -> Reply:
+    def answer(self, request: Request) -> Reply:
         """Raises ProposerError when there is no answer, ProposerRefused when there never will be one."""
         ...
 

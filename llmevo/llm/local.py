@@ -6,17 +6,14 @@ choose is a digit. So its answer is always valid.
 
 import copy
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmevo.errors import ProposerRefused, SourceError
-from llmevo.llm.client import Connection, Reply
-from llmevo.models.references import ModelReference, folder_of, load_pretrained
-from llmevo.search.prompts.question import Prompt
+from llmevo.errors import ProposerRefused
+from llmevo.llm.client import Connection, Reply, Request
 
 TEMPERATURE = 0.8
 
@@ -35,15 +32,14 @@ class LocalClient:
     def check(self) -> None:
         _digits(self._read(AutoTokenizer))
 
-    @property
-    def _folder(self) -> Path:
-        return folder_of(ModelReference.parse(self.model).model, self._connection.root)
-
     def _read(self, kind: Any, **options: Any) -> Any:
         try:
-            return load_pretrained(kind, self._folder, **options)
-        except SourceError as error:
-            raise ProposerRefused(f"llm.model: {self.model}: {error}") from error
+            return kind.from_pretrained(self._connection.folder or self.model, **options)
+        except Exception as error:  # a damaged file raises whatever its reader raises
+            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
 
     def _load(self) -> tuple[Any, Any]:
         """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
@@ -52,23 +48,23 @@ class LocalClient:
         return model.to(device).eval(), self._read(AutoTokenizer)
 
     @torch.inference_mode()
-    def answer(self, prompt: Prompt) -> Reply:
+    def answer(self, request: Request) -> Reply:
         """`samples` lines of `integers` numbers, `digits` wide each."""
         model, tokenizer = self._load()
-        random = torch.Generator().manual_seed(prompt.seed)
+        random = torch.Generator().manual_seed(request.seed)
         temperature = TEMPERATURE if self._connection.temperature is None else self._connection.temperature
         digits = _digits(tokenizer)
         space = tokenizer.encode(" ", add_special_tokens=False)
-        needed = prompt.integers * (prompt.digits + 1)
-        tokens = _prompt_tokens(tokenizer, prompt.messages[-1]["content"], model.config, needed)
+        needed = request.integers * (request.digits + 1)
+        tokens = _prompt_tokens(tokenizer, request.messages[-1]["content"], model.config, needed)
         inputs = torch.tensor([tokens + space], device=model.device)
         name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # in older versions
         out = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
         cache = copy.copy(out[name])
-        cache.batch_repeat_interleave(prompt.samples)
-        logits: Tensor = out.logits[:, -1].expand(prompt.samples, -1)
+        cache.batch_repeat_interleave(request.samples)
+        logits: Tensor = out.logits[:, -1].expand(request.samples, -1)
         drawn: list[Tensor] = []
-        last = prompt.integers * prompt.digits
+        last = request.integers * request.digits
         for place in range(1, last + 1):
             digit = _draw(logits[:, digits], temperature, random)
             drawn.append(digit)
@@ -76,12 +72,12 @@ class LocalClient:
                 break
             # The spaces between the numbers are given, not chosen; they ride along with the digit before them.
             step = torch.tensor(digits, device=model.device)[digit].unsqueeze(1)
-            if place % prompt.digits == 0:
-                step = torch.cat([step, torch.tensor([space], device=model.device).expand(prompt.samples, -1)], dim=1)
+            if place % request.digits == 0:
+                step = torch.cat([step, torch.tensor([space], device=model.device).expand(request.samples, -1)], dim=1)
             out = model(input_ids=step, use_cache=True, logits_to_keep=1, **{name: cache})
             cache, logits = out[name], out.logits[:, -1]
-        text = "\n".join(_lines(torch.stack(drawn, dim=1), prompt.digits))
-        return Reply(text, self.model, len(tokens), prompt.samples * last)
+        text = "\n".join(_lines(torch.stack(drawn, dim=1), request.digits))
+        return Reply(text, self.model, len(tokens), request.samples * last)
 
 
 def _digits(tokenizer: Any) -> list[int]:

@@ -10,9 +10,8 @@ import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from llmevo.errors import ProposerError, ProposerRefused
-from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, is_own_server, withheld, without_password
+from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
 from llmevo.llm.json import writable
-from llmevo.search.prompts.question import Prompt
 
 LONGEST = 1_000_000
 """Bytes of an answer at most; a long one of a thinking model has a tenth of that."""
@@ -173,7 +172,7 @@ class OpenAIClient:
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             pass  # a server without a list of models may still answer
 
-    def answer(self, prompt: Prompt) -> Reply:
+    def answer(self, request: Request) -> Reply:
         """Retries what may pass by itself; after an answer was lost, the next one is asked for once only."""
         problems: list[str] = []
         attempts = Retrying(
@@ -185,13 +184,13 @@ class OpenAIClient:
         )
         self._lost = True  # until it answers
         try:
-            completion = attempts(self._complete, prompt, problems)
+            completion = attempts(self._complete, request, problems)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from None
         except (openai.OpenAIError, ValueError) as error:  # a ValueError for what should be JSON and is not
             raise ProposerError(f"{self._address}: {self._hidden(error)}") from None
         try:
-            reply = self._reply(prompt, completion, problems)
+            reply = self._reply(request, completion, problems)
             self._lost = False
             return reply
         except (AttributeError, TypeError):  # JSON, or a page, of another kind
@@ -199,7 +198,7 @@ class OpenAIClient:
             way = self._connection.way("base_url")
             raise ProposerError(f"{self._address} sent no chat completion ({text}); check {way}") from None
 
-    def _complete(self, prompt: Prompt, problems: list[str]) -> Any:
+    def _complete(self, request: Request, problems: list[str]) -> Any:
         """One request. An option that the server refuses is left out and the request repeated.
 
         An option that the refusal names is left out ever after, or asked for as other servers want it; a schema also
@@ -207,14 +206,14 @@ class OpenAIClient:
         with the status of a failure.
         """
         options: dict[str, Any] = {
-            name: prompt.seed if name == "seed" else value for name, value in self._options.items()
+            name: request.seed if name == "seed" else value for name, value in self._options.items()
         }
-        formats = _formats(prompt.schema)[self._format :] if prompt.schema else []
+        formats = _formats(request.schema)[self._format :] if request.schema else []
         while True:
             asked: dict[str, Any] = {**options, "response_format": formats[0]} if formats else options
             try:
                 return self._client.chat.completions.create(
-                    model=self.model, messages=cast(Any, prompt.messages), **asked
+                    model=self.model, messages=cast(Any, request.messages), **asked
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
                 named = next((name for name in asked if any(word in str(error) for word in SAID_OF[name])), None)
@@ -243,14 +242,14 @@ class OpenAIClient:
         self._options = dict(options)
         return renamed
 
-    def _reply(self, prompt: Prompt, completion: Any, problems: list[str]) -> Reply:
+    def _reply(self, request: Request, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
         text = writable(self._redacted((choice.message.content if choice else None) or ""))
         if choice and choice.finish_reason == "length":
             most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
             problems.append(f"the answer was cut at {most}")
         usage = completion.usage
-        read = sum(len(message["content"]) for message in prompt.messages)
+        read = sum(len(message["content"]) for message in request.messages)
         spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (read // LETTERS, len(text) // LETTERS)
         if not usage:
             problems.append("the server counts no tokens; they are estimated from the texts' lengths")

@@ -9,8 +9,7 @@ from collections import Counter
 from typing import Any
 
 from llmevo.errors import ConfigError, ProposerError
-from llmevo.llm.client import Connection, Reply
-from llmevo.search.prompts.question import Prompt
+from llmevo.llm.client import Connection, Reply, Request
 
 
 class RecordedClient:
@@ -42,14 +41,14 @@ class RecordedClient:
     def check(self) -> None:
         """The transcript was read when this was made."""
 
-    def answer(self, prompt: Prompt) -> Reply:
-        said = self._replies.get(prompt.generation)
+    def answer(self, request: Request) -> Reply:
+        said = self._replies.get(request.generation)
         if said is None:
-            raise ProposerError(f"the transcript has no reply for generation {prompt.generation}")
-        turn = min(self._turns[prompt.generation], len(said) - 1)
-        self._turns[prompt.generation] += 1
+            raise ProposerError(f"the transcript has no reply for generation {request.generation}")
+        turn = min(self._turns[request.generation], len(said) - 1)
+        self._turns[request.generation] += 1
         # A run that goes on in the middle of a generation asks for its second answer first.
-        event = next((event for event in said if event.get("messages") == [*prompt.messages]), said[turn])
+        event = next((event for event in said if event.get("messages") == [*request.messages]), said[turn])
         if event["reply"] is None:
             raise ProposerError("; ".join(event["problems"]))
         tokens = event["tokens"]

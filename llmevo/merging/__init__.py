@@ -1,0 +1,1 @@
+"""From a recipe to weights: the recipe, the merger, the merge methods and their kernels."""

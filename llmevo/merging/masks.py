@@ -1,4 +1,4 @@
-"""merging/masks."""
+"""The seeds of random masks, in a file beside a recipe whose models may get other names."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -375,7 +375,7 @@ class Sources:
     def checksum(self, reference: ModelReference) -> str:
         """A digest of everything in the files that decides the weights: the safetensors files and the adapter's config.
 
-        Reads them, unless that was done before: see `llmevo.checksums`. Raises SourceError.
+        Reads them, unless that was done before: see `llmevo.models.checksums`. Raises SourceError.
         """
         with _readable(reference):
             digests = checksums.of_contents(self.files(reference))

@@ -1,4 +1,4 @@
-"""models/layers."""
+"""The layers of a model: how many there are, and which tensor belongs to which."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""models/tokenizer."""
+"""A model's tokenizer: its vocabulary, its chat template, and the weights with one row a token."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""models/weights."""
+"""One weight of one model: a stored tensor, or a low-rank change of one."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""reports/verdict."""
+"""Whether the merge is worth having, by held-out scores."""
 
 import shlex
 from collections.abc import Sequence

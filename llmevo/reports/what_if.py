@@ -105,12 +105,12 @@ def parse(given: Sequence[str], config: Config) -> Config:
     return config.model_copy(update={"search": search})
 
 
-def imagine(bench: Experiment, landscape: Landscape, known: Mapping[int, Trial]) -> Imagined:
+def imagine(experiment: Experiment, landscape: Landscape, known: Mapping[int, Trial]) -> Imagined:
     """Run an optimizer for as many evaluations as the log has, on what the model expects.
 
     The start rows have the scores that they have in the log.
     """
-    optimizer, space = bench.optimizer(), bench.space
+    optimizer, space = experiment.optimizer(), experiment.space
     rows = [trial for trial in known.values() if trial.candidate.generation == 0]
     trials, deviations = [*rows], [0.0] * len(rows)
     optimizer.tell([trial for trial in rows if space.contains(trial.candidate.genes)])
@@ -118,7 +118,7 @@ def imagine(bench: Experiment, landscape: Landscape, known: Mapping[int, Trial])
     while len(trials) < len(known):
         generation += 1
         told: list[Trial] = []
-        for suggestion in _asked(optimizer, min(population(bench), len(known) - len(trials))):
+        for suggestion in _asked(optimizer, min(population(experiment), len(known) - len(trials))):
             mean, deviation = landscape.expected(suggestion.genes)
             candidate = Candidate(
                 len(trials) + len(told), generation, suggestion.origin, suggestion.genes, suggestion.note
@@ -127,7 +127,7 @@ def imagine(bench: Experiment, landscape: Landscape, known: Mapping[int, Trial])
             deviations.append(deviation)
         optimizer.tell(told)
         trials += told
-    return Imagined(f"{bench.config.search.optimizer}, seed {bench.config.search.seed}", trials, deviations)
+    return Imagined(f"{experiment.config.search.optimizer}, seed {experiment.config.search.seed}", trials, deviations)
 
 
 def _asked(optimizer: Optimizer, size: int) -> list[Suggestion]:
@@ -141,14 +141,14 @@ def _asked(optimizer: Optimizer, size: int) -> list[Suggestion]:
 def what_if(recorded: Sequence[events.Event], run: Path, given: Sequence[str], console: Console) -> None:
     """Print what the model expects of another optimizer or seed, beside what the run has scored."""
     state = RunState.fold(iter(recorded))
-    bench = Experiment.of_log(state.started, run)
+    experiment = Experiment.of_log(state.started, run)
     if not state.aims.plain:
         raise RunError("--what-if: its model knows one score, and this run has constraints or several aims")
-    other = replace(bench, config=parse(given, bench.config))
-    landscape = Landscape(bench.space, [*state.trials.values()])
+    other = replace(experiment, config=parse(given, experiment.config))
+    landscape = Landscape(experiment.space, [*state.trials.values()])
     imagined = [imagine(other, landscape, state.trials)]
-    if not bench.asks and other.config.search != bench.config.search:
-        imagined.append(imagine(bench, landscape, state.trials))
+    if not experiment.asks and other.config.search != experiment.config.search:
+        imagined.append(imagine(experiment, landscape, state.trials))
     _show(console, state, landscape, imagined)
 
 

@@ -1,0 +1,1 @@
+"""One run: what it is made with, its loop, its log and its end."""

@@ -32,7 +32,7 @@ def run(
 ) -> list[tuple[Score | None, dict[str, float]]]:
     """Each candidate's score on all questions, or on those after which it could not get ahead of the best rival any
     more: see `Evaluator.stopped`; without an error rate nobody is stopped. None for one that failed. With the seconds
-    of `Rig.score`: what took time for several is shared out equally.
+    of `Scorer.score`: what took time for several is shared out equally.
 
     Raises CandidateError when they cannot be asked together.
     """

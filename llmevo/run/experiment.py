@@ -14,15 +14,18 @@ from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
 from llmevo.merging.recipe import Recipe
+from llmevo.models.references import ModelReference, folder_of
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG
+from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
+from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Suggestion
 
@@ -59,7 +62,7 @@ class Experiment:
     def of_log(
         cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: "Scorer | None" = None
     ) -> Self:
-        """The bench that a logged run was made on. Raises RunError when its log has no beginning."""
+        """The experiment that a logged run was made on. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
         root = (run if run.is_dir() else run.parent).absolute() / started.root
@@ -71,7 +74,7 @@ class Experiment:
             self.config = config_of(state.started, LOG)
 
     @cached_property
-    def rig(self) -> "Scorer":
+    def scorer(self) -> "Scorer":
         """What candidates are scored with."""
         from llmevo.run.scorer import Scorer
 
@@ -79,11 +82,11 @@ class Experiment:
 
     @property
     def sources(self) -> "Sources":
-        return self.rig.sources
+        return self.scorer.sources
 
     @property
     def layers(self) -> int:
-        return self.recorded.layers if self.recorded else self.rig.layers
+        return self.recorded.layers if self.recorded else self.scorer.layers
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -95,28 +98,28 @@ class Experiment:
         """What the weights say of each slice, for an LLM that is told; as it was logged where there is a log."""
         if self.recorded:
             return [SliceGeometry(**facts) for facts in self.recorded.geometry]
-        return self.rig.geometry if self.asks and self.style == "chat" else []
+        return self.scorer.geometry if self.asks and self.style == "chat" else []
 
     @property
     def evaluator(self) -> "Evaluator":
         """The search tasks."""
-        return self.rig.evaluator
+        return self.scorer.evaluator
 
     @property
     def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
-        return self.rig.heldout
+        return self.scorer.heldout
 
     def score(
         self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
-        """See `Rig.score`."""
-        self.rig.book = self.book
-        return self.rig.score(recipe, questions, rivals)
+        """See `Scorer.score`."""
+        self.scorer.book = self.book
+        return self.scorer.score(recipe, questions, rivals)
 
     def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
-        """See `Rig.anticipate`."""
-        self.rig.anticipate(recipes, rivals)
+        """See `Scorer.anticipate`."""
+        self.scorer.anticipate(recipes, rivals)
 
     @cached_property
     def templates(self) -> Templates:
@@ -157,10 +160,11 @@ class Experiment:
             timeout=llm.timeout,
             retries=llm.retries,
             root=self.root,
+            folder=folder_of(ModelReference.parse(model).model, self.root) if name == "local" and model else None,
             transcript=llm.transcript,
             price=(llm.price.prompt, llm.price.completion),
         )
-        return CLIENTS[name](connection)
+        return SimulatedClient(connection) if name == "simulated" else CLIENTS[name](connection)
 
     @property
     def style(self) -> str:
@@ -238,7 +242,7 @@ class Experiment:
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
         """Every set's questions with their right answers; see `Evaluator.texts`."""
-        return {name: evaluator.texts() for name, evaluator in self.rig.evaluators.items()}
+        return {name: evaluator.texts() for name, evaluator in self.scorer.evaluators.items()}
 
     def check(self) -> None:
         """Find every mistake of the user's that can be found before anything is written or computed."""
@@ -253,14 +257,14 @@ class Experiment:
                 f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
                 f" evaluations{items}"
             )
-        self.rig.check_filters()
-        self.rig.check_device()
+        self.scorer.check_filters()
+        self.scorer.check_device()
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
                 f" {self.config.search.optimizer!r} asks no LLM and none judges; give evaluations, items or minutes"
             )
-        self.rig.check_model()
+        self.scorer.check_model()
         if self.asks:
             self.templates.texts(self.prompt_files)
             # A mistake in a template shows when it is filled, which a search may do much later.
@@ -268,13 +272,13 @@ class Experiment:
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
-        for evaluator in self.rig.evaluators.values():
+        for evaluator in self.scorer.evaluators.values():
             evaluator.check()
         if self.config.engine.adapters == "together":  # loads the engine: what an adapter changes shows there
-            _ = self.rig.together
+            _ = self.scorer.together
         _ = self.texts  # a question without a right answer shows when that is read
         if self.config.gate:
-            _ = self.rig.gate_prompts
+            _ = self.scorer.gate_prompts
 
     def started(self) -> events.RunStarted:
         """The first event of a run."""
@@ -291,11 +295,11 @@ class Experiment:
             layers=self.layers,
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
-            selection_items=self.rig.selection.items if self.rig.selection else 0,
+            selection_items=self.scorer.selection.items if self.scorer.selection else 0,
             rules=RULES,
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
-            questions={**self.rig.questions},
+            questions={**self.scorer.questions},
             texts=self.texts,
             geometry=[asdict(facts) for facts in self.geometry],
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
@@ -305,7 +309,7 @@ class Experiment:
         return {
             "reference": str(reference),
             "revision": (reference.lora or reference.model).revision,
-            "checksum": self.rig.checksums[str(reference)],
+            "checksum": self.scorer.checksums[str(reference)],
             "licence": self.sources.licence(reference),
         }
 
@@ -321,11 +325,11 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
     return config
 
 
-def population(bench: Experiment) -> int:
+def population(experiment: Experiment) -> int:
     """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
-    return bench.config.search.population_of(len(bench.space.genes))
+    return experiment.config.search.population_of(len(experiment.space.genes))
 
 
-def ask_size(bench: Experiment, state: RunState) -> int:
+def ask_size(experiment: Experiment, state: RunState) -> int:
     """Candidates of the next generation; 0 when the budget is spent, or no further one is sure to fit into it."""
-    return bench.config.search.budget.size(state, population(bench))
+    return Spending(experiment.config.search.budget, state).next_size(population(experiment))

@@ -13,7 +13,7 @@ from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.trial import Trial
 
 
-def select(bench: Experiment, journal: Journal, optimizer: Optimizer) -> bool:
+def select(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> bool:
     """Ask the best candidates, the best parent, the uniform merge and the best other weight for all models what none
     was asked before, to choose by both.
 
@@ -22,55 +22,55 @@ def select(bench: Experiment, journal: Journal, optimizer: Optimizer) -> bool:
     state = journal.state
     if not state.started or not state.started.selection_items:
         return True
-    finalists = finalists_of(state, bench.config.search.finalists, _recommended(bench, state, optimizer))
-    if bench.rules > 1:
-        finalists = [whole for trial in finalists if (whole := asked_all(bench, journal, trial)).score]
+    finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
+    if experiment.rules > 1:
+        finalists = [whole for trial in finalists if (whole := asked_all(experiment, journal, trial)).score]
     for trial in finalists:
-        number, recipe = trial.candidate.id, bench.space.decode(trial.candidate.genes)
+        number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes)
         known = state.selected.get(number)
         if known and known.generation == len(state.told):
             continue
         place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
-        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(bench, r, k, p))
+        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(experiment, r, k, p))
         journal.expect(made, **place)
-        check_sum(journal, made, bench.config.counted)
-        if ask_size(bench, state):
+        check_sum(journal, made, experiment.config.counted)
+        if ask_size(experiment, state):
             return False
     return True
 
 
-def _recommended(bench: Experiment, state: RunState, optimizer: Optimizer) -> Trial | None:
-    """See `llmevo.optimizers.recommend`; None where there are several aims, for then no one trial is the best."""
+def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) -> Trial | None:
+    """See `search.optimizers.recommend`; None where there are several aims, for then no one trial is the best."""
     if state.aims.pareto:
         return None
-    if bench.rules < 2:  # the optimizer's own, where it had one
+    if experiment.rules < 2:  # the optimizer's own, where it had one
         found = optimizer.recommend() if isinstance(optimizer, SurrogateCmaEs) else None
     else:
         everything = [*state.trials.values()]
-        inside = [trial for trial in everything if bench.space.contains(trial.candidate.genes)]
-        found = recommend(bench.space, scalarize(inside, everything, state.aims, {}))
+        inside = [trial for trial in everything if experiment.space.contains(trial.candidate.genes)]
+        found = recommend(experiment.space, scalarize(inside, everything, state.aims, {}))
     return state.trials[found.candidate.id] if found else None  # it may have been told another value of it
 
 
-def asked_all(bench: Experiment, journal: Journal, trial: Trial) -> Trial:
+def asked_all(experiment: Experiment, journal: Journal, trial: Trial) -> Trial:
     """A finalist, with a score on all search questions: one that was stopped is asked the rest, and is evaluated a
     second time in the log, for an estimate on some is not compared with scores on all.
     """
     state, number = journal.state, trial.candidate.id
     if state.started is None or trial.score is None or trial.score.items >= state.started.items:
         return trial
-    recipe = bench.space.decode(trial.candidate.genes)
-    made = journal.once((events.Evaluated, events.Failed), lambda: _evaluated(bench, trial, recipe))
+    recipe = experiment.space.decode(trial.candidate.genes)
+    made = journal.once((events.Evaluated, events.Failed), lambda: _evaluated(experiment, trial, recipe))
     journal.expect(made, candidate=number)
     if isinstance(made, events.Evaluated):
         journal.expect(made, rival=None)
-        check_sum(journal, made, bench.config.counted)
+        check_sum(journal, made, experiment.config.counted)
     return state.trials[number]
 
 
-def _evaluated(bench: Experiment, trial: Trial, recipe: Recipe) -> events.Evaluated | events.Failed:
+def _evaluated(experiment: Experiment, trial: Trial, recipe: Recipe) -> events.Evaluated | events.Failed:
     try:
-        score, seconds = bench.score(recipe)
+        score, seconds = experiment.score(recipe)
     except CandidateError as error:
         return events.of_trial(Trial(trial.candidate, None, str(error)))
     return events.of_trial(Trial(trial.candidate, score, seconds=seconds))
@@ -95,26 +95,26 @@ def finalists_of(state: RunState, count: int, recommended: Trial | None = None) 
 
 
 def _selected(
-    bench: Experiment, recipe: Recipe, known: events.Selected | None, place: dict[str, int]
+    experiment: Experiment, recipe: Recipe, known: events.Selected | None, place: dict[str, int]
 ) -> events.Selected:
     """A finalist's event. One of an earlier choice is not asked again."""
     if known:
         said = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
         return events.Selected(**place, **said, seconds={}, cached=True)
-    score, seconds = bench.score(recipe, "selection")
+    score, seconds = experiment.score(recipe, "selection")
     return events.Selected(**place, **events.scored(score, seconds))
 
 
-def hold_out(bench: Experiment, journal: Journal) -> bool:
+def hold_out(experiment: Experiment, journal: Journal) -> bool:
     """Score base, parents, uniform merge, the best other weight for all models, and the best on questions that nothing
     was chosen by.
 
     What was held out before the budget was raised is not scored again. False: it was raised meanwhile.
     """
     best = journal.state.best
-    if not bench.config.heldout_tasks or best is None:
+    if not experiment.config.heldout_tasks or best is None:
         return True
-    genome, space = bench.config.genome, bench.space
+    genome, space = experiment.config.genome, experiment.space
     rows: list[tuple[str, str, int | None, Recipe]] = []
     if genome.base_model and genome.base_model not in space.merged:
         rows.append(("base", "base", None, Recipe.of_one(genome.base_model, genome.dtype)))
@@ -129,10 +129,12 @@ def hold_out(bench: Experiment, journal: Journal) -> bool:
     for name, kind, candidate, recipe in rows:
         known = journal.state.heldout.get(name)
         if known is None or known.candidate != candidate:
-            row = journal.once(events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(bench, row, r))
+            row = journal.once(
+                events.HeldOut, lambda row=(name, kind, candidate), r=recipe: _held_out(experiment, row, r)
+            )
             journal.expect(row, row=name, kind=kind, candidate=candidate)
-            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in bench.config.heldout_tasks})
-        if ask_size(bench, journal.state):
+            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in experiment.config.heldout_tasks})
+        if ask_size(experiment, journal.state):
             return False
     return True
 
@@ -147,9 +149,9 @@ def best_coefficient(state: RunState) -> Trial | None:
     return best or state.best_of("coefficient")
 
 
-def _held_out(bench: Experiment, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
+def _held_out(experiment: Experiment, row: tuple[str, str, int | None], recipe: Recipe) -> events.HeldOut:
     name, kind, candidate = row
-    score, seconds = bench.score(recipe, "heldout")
+    score, seconds = experiment.score(recipe, "heldout")
     said = {task: [*replies] for task, replies in score.replies.items()}
     return events.HeldOut(row=name, kind=kind, candidate=candidate, replies=said, **events.scored(score, seconds))
 

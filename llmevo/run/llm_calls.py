@@ -15,21 +15,26 @@ QUOTED = 4000
 """Letters of an unreadable answer that are shown to the LLM again."""
 
 
-def answer(bench: Experiment, journal: Journal, prompt: Prompt) -> Reading:
+def answer(experiment: Experiment, journal: Journal, prompt: Prompt) -> Reading:
     """What the LLM says to a prompt: from the log, or asked now. A lost LLM is an empty answer with its reason.
 
     An answer that holds nothing usable is asked for once more with its problems named.
     """
-    event, reading = _turn(bench, journal, prompt)
-    if event.reply is None or not _worth_repairing(bench.config.llm, journal.state, prompt, reading):
+    event, reading = _turn(experiment, journal, prompt)
+    if event.reply is None or not _worth_repairing(experiment.config.llm, journal.state, prompt, reading):
         return reading
     said = {"role": "assistant", "content": event.reply[:QUOTED]}
-    asked = {"role": "user", "content": bench.templates.render("repair.j2", problems="; ".join(reading.problems[:5]))}
-    return _turn(bench, journal, replace(prompt, messages=(*prompt.messages, said, asked)), repair=True)[1]
+    asked = {
+        "role": "user",
+        "content": experiment.templates.render("repair.j2", problems="; ".join(reading.problems[:5])),
+    }
+    return _turn(experiment, journal, replace(prompt, messages=(*prompt.messages, said, asked)), repair=True)[1]
 
 
-def _turn(bench: Experiment, journal: Journal, prompt: Prompt, repair: bool = False) -> tuple[events.Prompted, Reading]:
-    event = journal.once(events.Prompted, lambda: _asked(bench, journal.state, prompt, repair))
+def _turn(
+    experiment: Experiment, journal: Journal, prompt: Prompt, repair: bool = False
+) -> tuple[events.Prompted, Reading]:
+    event = journal.once(events.Prompted, lambda: _asked(experiment, journal.state, prompt, repair))
     lost = Reading(problems=[*event.problems], lost=bool(event.calls))
     reading = lost if event.reply is None else prompt.read(event.reply)
     return event, reading
@@ -45,23 +50,23 @@ def _worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading
     return ours and not (reading.proposals or failed or capped(llm, state))
 
 
-def _asked(bench: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
+def _asked(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
     """The event of one call. Raises ProposerError for a lost LLM where that is to be strict."""
     started, reply, reading = time.monotonic(), None, Reading()
-    cap = capped(bench.config.llm, state)
+    cap = capped(experiment.config.llm, state)
     try:
         if cap:
             raise ProposerError(cap)
-        reply = bench.proposer.answer(prompt)
+        reply = experiment.proposer.answer(prompt)
         reading = prompt.read(reply.text)
     except ProposerError as error:
-        if bench.config.llm.strict and not cap:
+        if experiment.config.llm.strict and not cap:
             raise
         reading.problems.append(str(error))
     return events.Prompted(
         generation=prompt.generation,
-        model=reply.model if reply else bench.proposer.model,
-        style=bench.proposer.style,
+        model=reply.model if reply else experiment.proposer.model,
+        style=experiment.proposer.style,
         messages=[] if cap else [*prompt.messages],
         reply=reply.text if reply else None,
         tokens={

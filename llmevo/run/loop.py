@@ -27,22 +27,22 @@ from llmevo.search.optimizers.llm import SurrogateCmaEs
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 
-def run(bench: Experiment, journal: Journal) -> RunState:
+def run(experiment: Experiment, journal: Journal) -> RunState:
     """Carry a run to its end."""
-    journal.follow(bench.follow)
-    journal.once(events.RunStarted, bench.started)
-    book = bench.book = journal.state.book
+    journal.follow(experiment.follow)
+    journal.once(events.RunStarted, experiment.started)
+    book = experiment.book = journal.state.book
     book.write = lambda statement: journal.aside(events.said(statement, len(journal.state.told)))
-    optimizer = bench.optimizer()
-    generation(bench, journal, optimizer, start_rows(bench))
+    optimizer = experiment.optimizer()
+    generation(experiment, journal, optimizer, start_rows(experiment))
     if journal.ahead:
         check_begun(journal.state)
     while not journal.state.finished:  # a budget that is raised after the end begins the search again
-        while size := ask_size(bench, journal.state):
+        while size := ask_size(experiment, journal.state):
             if isinstance(optimizer, SurrogateCmaEs):  # the others plan with what they began with
-                optimizer.extend(bench.evaluations)
-            generation(bench, journal, optimizer, ask(bench, journal, optimizer, size))
-        if select(bench, journal, optimizer) and hold_out(bench, journal):
+                optimizer.extend(experiment.evaluations)
+            generation(experiment, journal, optimizer, ask(experiment, journal, optimizer, size))
+        if select(experiment, journal, optimizer) and hold_out(experiment, journal):
             journal.recomputed(finished(journal.state))
     return journal.state
 
@@ -55,7 +55,7 @@ def check_begun(state: RunState) -> None:
         raise RunError(f"all {plural(len(trials), 'start row')} failed, {first}. Mend that and begin a new run")
 
 
-def carry_on(bench: Experiment, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:
+def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:
     """Carry a logged run to its end from wherever it stands, with the best recipe so far always beside its log."""
     best: list[tuple[int, str]] = []
 
@@ -66,43 +66,45 @@ def carry_on(bench: Experiment, log: RunLog, observers: Iterable[Observer] = ())
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
-    bench.rig.remember(RunState.fold(iter(log.recorded)))
-    return run(bench, Journal(log.recorded, log.append, [keep_best, *observers]))
+    experiment.scorer.remember(RunState.fold(iter(log.recorded)))
+    return run(experiment, Journal(log.recorded, log.append, [keep_best, *observers]))
 
 
-def start_rows(bench: Experiment) -> list[Suggestion]:
+def start_rows(experiment: Experiment) -> list[Suggestion]:
     """What the search has to beat: the uniform merge, the same with other weights for all models, every parent alone,
     and what the user has already.
     """
-    space = bench.space
+    space = experiment.space
     rows = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
     # Parents are stopped early against it, where they are worse; in older logs it was the last of them.
-    rows.insert(0 if bench.rules else len(rows), Suggestion(space.uniform(), "uniform"))
-    rows[1:1] = bench.coefficients
-    rows += bench.own_rows
-    if bench.config.random_init:
-        point = np.random.default_rng(bench.config.search.seed).random(len(space.genes))
+    rows.insert(0 if experiment.rules else len(rows), Suggestion(space.uniform(), "uniform"))
+    rows[1:1] = experiment.coefficients
+    rows += experiment.own_rows
+    if experiment.config.random_init:
+        point = np.random.default_rng(experiment.config.search.seed).random(len(space.genes))
         rows.append(Suggestion(space.from_unit(point), "random", "random_init"))
     return rows
 
 
-def ask(bench: Experiment, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
+def ask(experiment: Experiment, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
     """The optimizer's next candidates; its prompts are answered on the way."""
-    tell(bench, journal.state, optimizer)
+    tell(experiment, journal.state, optimizer)
     asking = optimizer.ask(size)
     try:
         prompt = next(asking)
         while True:
-            prompt = asking.send(answer(bench, journal, prompt))
+            prompt = asking.send(answer(experiment, journal, prompt))
     except StopIteration as done:
         return done.value
 
 
-def generation(bench: Experiment, journal: Journal, optimizer: Optimizer, suggestions: Sequence[Suggestion]) -> None:
+def generation(
+    experiment: Experiment, journal: Journal, optimizer: Optimizer, suggestions: Sequence[Suggestion]
+) -> None:
     """Admit, score and tell one generation."""
     state, number = journal.state, len(journal.state.told)
     first = len(state.candidates)
-    recipes = [bench.space.decode(suggestion.genes) for suggestion in suggestions]
+    recipes = [experiment.space.decode(suggestion.genes) for suggestion in suggestions]
     asked = events.Asked(
         generation=number,
         candidates=[
@@ -113,19 +115,20 @@ def generation(bench: Experiment, journal: Journal, optimizer: Optimizer, sugges
     for place, candidate in enumerate(journal.recomputed(asked).read()):
         # Who violates a constraint is no rival: another may be the best with a lower score; nor is one of a log of
         # before the scores of questions were kept.
-        whole = state.asked_all if number or bench.races_start_rows else []
+        whole = state.asked_all if number or experiment.races_start_rows else []
         rivals = [trial for trial in whole if trial.score and trial.score.item_scores]
         if rivals[:1] != whole[:1] or (rivals and rivals[0].violation):
             rivals = []
-        beside = recipes[place:] if rivals or number or not bench.races_start_rows else recipes[place : place + 1]
+        beside = recipes[place:] if rivals or number or not experiment.races_start_rows else recipes[place : place + 1]
         made = journal.once(
-            (events.Evaluated, events.Failed), lambda c=candidate, r=beside, v=rivals: _scored(bench, state, c, r, v)
+            (events.Evaluated, events.Failed),
+            lambda c=candidate, r=beside, v=rivals: _scored(experiment, state, c, r, v),
         )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
-            check_score(journal, made, next(iter(rivals), None), bench.config.counted)
+            check_score(journal, made, next(iter(rivals), None), experiment.config.counted)
     trials = [state.trials[first + i] for i in range(len(suggestions))]
-    tell(bench, state, optimizer, trials)
+    tell(experiment, state, optimizer, trials)
     best = state.best.candidate.id if state.best else None
     trust: float | None = getattr(optimizer, "trust", None)  # not all of them have an LLM to trust
     told = events.Told(
@@ -139,19 +142,19 @@ def generation(bench: Experiment, journal: Journal, optimizer: Optimizer, sugges
     journal.recomputed(told)
 
 
-def tell(bench: Experiment, state: RunState, optimizer: Optimizer, new: Sequence[Trial] | None = None) -> None:
+def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Sequence[Trial] | None = None) -> None:
     """Tell the optimizer of new trials, and before that, what those that it knows are worth by now: see
-    `llmevo.aims.valued`. Where the score alone ranks trials that never changes, and nothing is told again.
+    `llmevo.search.objectives.valued`. Where the score alone ranks trials that never changes, and nothing is told again.
     """
     # A parent may lie outside the bounds that the user has drawn; it is a row to beat, not a point of the space.
-    told = [trial for trial in new or () if bench.space.contains(trial.candidate.genes)]
+    told = [trial for trial in new or () if experiment.space.contains(trial.candidate.genes)]
     if state.aims.plain:
         known: list[Trial] = []
     else:
         fresh = {trial.candidate.id for trial in new or ()}
         everything = [*state.trials.values()]
         weights = random_weights(state.aims, len(state.told))
-        known = [t for t in everything if t.candidate.id not in fresh and bench.space.contains(t.candidate.genes)]
+        known = [t for t in everything if t.candidate.id not in fresh and experiment.space.contains(t.candidate.genes)]
         known, told = (scalarize(trials, everything, state.aims, weights) for trials in (known, told))
         if isinstance(optimizer, Retold):
             optimizer.retell(known, weights)
@@ -160,14 +163,14 @@ def tell(bench: Experiment, state: RunState, optimizer: Optimizer, new: Sequence
 
 
 def _scored(
-    bench: Experiment, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
+    experiment: Experiment, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
     """One candidate's event. Whatever is wrong with it is its reason, never the run's end; only what is wrong with the
     machine is. `recipes` are its own and
     those that come after it and have the same rivals.
     """
     started = time.monotonic()
-    ahead = raced_by(bench, state, rivals)
+    ahead = raced_by(experiment, state, rivals)
     try:
         # Who is asked beside others is raced against who was there before them all, wherever a run was interrupted.
         before = [
@@ -175,22 +178,22 @@ def _scored(
             for score, rival in zip(ahead, rivals, strict=True)
             if rival.candidate.generation < candidate.generation or not rival.candidate.id
         ]
-        bench.anticipate(recipes, before)
-        score, seconds = bench.score(recipes[0], rivals=ahead)
+        experiment.anticipate(recipes, before)
+        score, seconds = experiment.score(recipes[0], rivals=ahead)
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
     except MachineError as error:
         raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
     trial = Trial(candidate, score, seconds=seconds)
-    if not rivals or score.items == bench.evaluator.items:
+    if not rivals or score.items == experiment.evaluator.items:
         return events.of_trial(trial)
     return events.of_trial(trial, rivals[0].candidate.id, bool(ahead[0].item_probabilities))
 
 
-def raced_by(bench: Experiment, state: RunState, rivals: Sequence[Trial]) -> list[Score]:
+def raced_by(experiment: Experiment, state: RunState, rivals: Sequence[Trial]) -> list[Score]:
     """The rivals' scores: with probabilities, by which they are raced then, as long as the proxy holds."""
     scores = [rival.score for rival in rivals if rival.score]
-    weights = {task: weight for task, (weight, _) in bench.config.counted.items()}
+    weights = {task: weight for task, (weight, _) in experiment.config.counted.items()}
     if holds([trial.score for trial in state.trials.values() if trial.score], weights):
         return scores
     return [replace(score, item_probabilities={}) for score in scores]

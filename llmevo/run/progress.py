@@ -8,6 +8,7 @@ from typing import Self
 from llmevo.config import Config
 from llmevo.llm.client import patience
 from llmevo.run.log.state import RunState
+from llmevo.run.spending import Spending
 
 ECONOMY = 0.1
 """A question takes less time the more are asked in one call: n ** -ECONOMY as much where n times as many are. Used only
@@ -140,9 +141,13 @@ def seconds_spent(state: RunState) -> float:
 def candidates_left(state: RunState, config: Config) -> int:
     """Candidates of the search that are still to be scored, as far as the budget goes; 0 once it is over."""
     unscored = waiting(state)
-    if not unscored and state.trials and not config.search.budget.size(state, _population(state, config)):
+    if (
+        not unscored
+        and state.trials
+        and not Spending(config.search.budget, state).next_size(_population(state, config))
+    ):
         return 0
-    return max(unscored, config.search.budget.ahead(state))
+    return max(unscored, Spending(config.search.budget, state).evaluations_ahead)
 
 
 def waiting(state: RunState) -> int:
@@ -252,6 +257,6 @@ def votes(state: RunState, config: Config) -> tuple[int, int]:
     given = sum(len(poll.votes) for poll in state.book.polls.values())
     if state.started is None or state.finished or not state.trials:  # before the first nothing is known of the time
         return given, given
-    candidates = max(len(state.candidates), len(state.trials) + config.search.budget.ahead(state))
+    candidates = max(len(state.candidates), len(state.trials) + Spending(config.search.budget, state).evaluations_ahead)
     most = votes_at_most(config, candidates, _origins(state), state.started.selection_items > 0)
     return given, max(given, most)

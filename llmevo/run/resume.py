@@ -11,9 +11,10 @@ from llmevo.run.experiment import Experiment, config_of
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog
+from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 
-if TYPE_CHECKING:  # see `Bench`
+if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 CONFIG = "config.yml"
@@ -55,12 +56,12 @@ def prepare(
     trusted: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Experiment:
-    """The bench that an opened log goes on with; `given` is the config it should have, `root` where that lies. Without
-    `given` it goes on as the log says. `warn` is told what a person should know.
+    """The experiment that an opened log goes on with; `given` is the config it should have, `root` where that lies.
+    Without `given` it goes on as the log says. `warn` is told what a person should know.
 
     Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
     and ConfigError for a budget that is spent already. What changes is appended to the log. RunError as well for a log
-    from elsewhere that would do what neither `given` does nor `trusted` allows: see `llmevo.trust`.
+    from elsewhere that would do what neither `given` does nor `trusted` allows: see `llmevo.run.trust`.
     """
     from llmevo.run.scorer import Scorer
 
@@ -74,23 +75,23 @@ def prepare(
     edited = [] if given else _edited(log, [begun, state.started], warn)
     raised = _new_budget(before, given or before, budget, state)
     now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
-    rig = Scorer(config_of(now, LOG), root or log.place / begun.root, warn=warn)
+    scorer = Scorer(config_of(now, LOG), root or log.place / begun.root, warn=warn)
     if not state.finished or raised is not None:
         if edited and not force:
             raise RunError(
                 f"{log.folder}/{CONFIG} has changed since the run began, and a run goes on as its log says:\n"
                 f"{changes.table(edited)}\nchange that back; or go on as the log says, with --force"
             )
-        found += changes.differences(facts(state.started), facts_now(rig, state.started))
-        found += changes.reordered(state.started, rig.evaluator.texts())
+        found += changes.differences(facts(state.started), facts_now(scorer, state.started))
+        found += changes.reordered(state.started, scorer.evaluator.texts())
     if found and not force:
         raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
     if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):
         log.append(event)
         log.recorded.append(event)
-    bench = Experiment.of_log(begun, log.folder, api_key, rig)
-    bench.root = rig.root
-    return bench
+    experiment = Experiment.of_log(begun, log.folder, api_key, scorer)
+    experiment.root = scorer.root
+    return experiment
 
 
 def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Change]:
@@ -136,9 +137,10 @@ def _new_budget(before: Config, given: Config, budget: Budget | None, state: Run
     new = budget or given.search.budget
     if new == before.search.budget:
         return None
-    if over := [kind for kind, left in new.left(state).items() if left < 0]:
+    if over := [kind for kind, left in Spending(new, state).left.items() if left < 0]:
         raise ConfigError(
-            f"search.budget: {new} is too low, for the run has spent {new.words(state)} already; give more {over[0]}"
+            f"search.budget: {new} is too low, for the run has spent {Spending(new, state)} already; give more"
+            f" {over[0]}"
         )
     return new.model_dump(mode="json")
 
@@ -152,26 +154,26 @@ def facts(started: events.RunStarted) -> changes.Facts:
     return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
 
 
-def changed_models(rig: "Scorer", started: events.RunStarted) -> list[events.Change]:
+def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
     """Which models are not those that the run was made with, by revision or checksum. Reads the models."""
-    return changes.differences(changes.source_facts(started.sources), _sources_now(rig, started))
+    return changes.differences(changes.source_facts(started.sources), _sources_now(scorer, started))
 
 
-def facts_now(rig: "Scorer", started: events.RunStarted) -> changes.Facts:
+def facts_now(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
     """Reads the questions and the models, and loads no engine."""
-    return {**changes.question_facts(rig.questions), **_sources_now(rig, started)}
+    return {**changes.question_facts(scorer.questions), **_sources_now(scorer, started)}
 
 
-def _sources_now(rig: "Scorer", started: events.RunStarted) -> changes.Facts:
+def _sources_now(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
     """Checksums are made by the rule that those of the run were made by."""
     recorded: dict[str, str] = {source["reference"]: source["checksum"] for source in started.sources}
     sources = [
         {
             "reference": str(r),
             "revision": (r.lora or r.model).revision,
-            "checksum": rig.checksum_as(r, recorded.get(str(r), "")),
+            "checksum": scorer.checksum_as(r, recorded.get(str(r), "")),
         }
-        for r in rig.config.genome.references
+        for r in scorer.config.genome.references
     ]
     return changes.source_facts(sources)
 

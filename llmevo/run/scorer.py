@@ -1,6 +1,6 @@
 """What candidates are scored with: the models, the tasks and the engine, each when it is first needed.
 
-Several searches may share one rig: what is loaded is loaded once, and what one of them has scored is known to all.
+Several searches may share one scorer: what is loaded is loaded once, and what one of them has scored is known to all.
 """
 
 import gc

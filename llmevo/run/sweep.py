@@ -1,4 +1,4 @@
-"""Every optimizer for every seed on one rig: each a run like any other, what one has scored known to all."""
+"""Every optimizer for every seed on one scorer: each a run like any other, what one has scored known to all."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, read_log
 from llmevo.search.optimizers import OPTIMIZERS
 
-if TYPE_CHECKING:  # see `Bench`
+if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 
@@ -58,7 +58,7 @@ class Sweep:
     seeds: int
     api_key: str | None = None
     trusted: bool = False
-    """Whether logs that were begun elsewhere may do what they say: see `llmevo.trust`."""
+    """Whether logs that were begun elsewhere may do what they say: see `llmevo.run.trust`."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -71,7 +71,7 @@ class Sweep:
         ]
 
     @cached_property
-    def rig(self) -> "Scorer":
+    def scorer(self) -> "Scorer":
         """What all of them score with."""
         from llmevo.run.scorer import Scorer
 
@@ -100,7 +100,7 @@ class Sweep:
                     trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)
         ahead = {entry.optimizer: entry for entry, state in states.items() if not state.finished}
         for entry in ahead.values():
-            Experiment(self.config_of(entry), self.root, self.api_key, shared=self.rig).check()
+            Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer).check()
 
     def states(self) -> dict[Entry, RunState]:
         """What the logs say so far; nothing of runs that have not begun."""
@@ -111,7 +111,7 @@ class Sweep:
         """Carry every run to its end, from wherever it stands. Yields each that has come to it."""
         states = self.states()
         for state in states.values():
-            self.rig.remember(state)
+            self.scorer.remember(state)
         for entry, state in states.items():
             if not state.finished:
                 self._carry_on(entry, watch)
@@ -121,11 +121,11 @@ class Sweep:
         with RunLog(entry.folder, resume=(entry.folder / LOG).exists()) as log:
             started = RunState.fold(iter(log.recorded)).started
             if started is None:
-                bench = Experiment(self.config_of(entry), self.root, self.api_key, shared=self.rig)
+                experiment = Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer)
                 log.write("config.yml", self.text)
             else:
-                bench = Experiment.of_log(started, entry.folder, self.api_key, self.rig)
-            loop.carry_on(bench, log, [lambda event, state: watch(entry, event, state)])
+                experiment = Experiment.of_log(started, entry.folder, self.api_key, self.scorer)
+            loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
 
 
 def contestants(names: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 A config is code: its user has chosen it. A log is data, which may come from elsewhere and may have been edited. To
 show, report, export and verify it, nothing that it names is executed, opened or contacted but its models. To go on with
-it, or to score it again, all of it is: so a log that this user has not begun on this machine (`llmevo.runlog.is_own`)
+it, or to score it again, all of it is: so a log that this user has not begun on this machine (`run.log.storage.is_own`)
 needs `--trust` for that.
 """
 

@@ -15,7 +15,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG
 from llmevo.search.trial import Trial
 
-if TYPE_CHECKING:  # see `Bench`
+if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 COMPARED = ("score", "tasks", "items", "item_scores")
@@ -46,31 +46,31 @@ def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "tasks": shown}
 
 
-def rescore(recorded: Sequence[events.Event], rig: "Scorer", count: int) -> list[Again]:
+def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> list[Again]:
     """The `count` best of those that were asked everything, the best first. Loads the engine."""
     state = RunState.fold(iter(recorded))
-    if voted := next((task.name for task in rig.config.tasks if task.votes), None):
+    if voted := next((task.name for task in scorer.config.tasks if task.votes), None):
         raise RunError(
             f"{voted} is voted on by a person, who is not asked again; `llmevo replay RUN --verify` recomputes the"
             " scores from the votes"
         )
-    rig.book = state.book
+    scorer.book = state.book
     logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
     best = state.asked_all[:count]
-    return [_again(rig, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
+    return [_again(scorer, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
 
 
-def _again(rig: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
+def _again(scorer: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
     try:
-        score, seconds = rig.score(Recipe.model_validate(recipe))
+        score, seconds = scorer.score(Recipe.model_validate(recipe))
     except CandidateError as error:
         return Again(trial, logged, None, str(error))
     return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
 
 
-def rig_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Scorer":
+def scorer_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Scorer":
     """What a logged run was scored with, as far as it is still there. Raises RunError where that needs the user's
-    agreement: see `llmevo.trust`.
+    agreement: see `llmevo.run.trust`.
     """
     from llmevo.run.scorer import Scorer
 
@@ -88,13 +88,13 @@ def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -
     Raises RunError with the first line that does not follow from those before it. Genes, recipes, origins, the
     optimizer's state and everything that is read off other events have to be equal; `sigma` and `trust`, by which
     nothing is decided, to six digits. RunError also for a log of another machine with prompt templates that are not
-    llmevo's, unless it is `trusted`: see `llmevo.trust`.
+    llmevo's, unless it is `trusted`: see `llmevo.run.trust`.
     """
     begun = next((event for event in recorded if isinstance(event, events.RunStarted)), None)
     trust.check_templates(recorded, run, trusted)
-    bench = Experiment.of_log(begun, run)
+    experiment = Experiment.of_log(begun, run)
     try:
-        loop.run(bench, Journal(recorded))
+        loop.run(experiment, Journal(recorded))
     except EndOfRecordError:
         return False
     except RunError as error:

@@ -13,7 +13,7 @@ VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensor
 
 
 NUMERIC = ("numpy", "scipy", "cma", "cmaes", "optuna", "scikit-learn")
-"""Decide candidates, together with `search`, the optimizers' own files."""
+"""Decide candidates, together with `search`, the digest of the code of the search."""
 
 
 def versions() -> dict[str, str]:
@@ -26,7 +26,8 @@ def versions() -> dict[str, str]:
 
 @cache
 def _search_code() -> str:
-    """A digest of the files that candidates come from: with others a log need not follow from its config."""
-    here = Path(__file__).parent
-    files = [*sorted((here / "optimizers").glob("*.py")), here / "space.py", here / "genes.py"]
+    """A digest of `llmevo/search`, which every candidate comes from. With other code a log need not follow from its
+    config.
+    """
+    files = sorted((Path(__file__).parents[1] / "search").rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, ProposerError, nearest
-from llmevo.llm.client import Connection, Reply
+from llmevo.llm.client import Connection, Reply, Request
 from llmevo.search.prompts.question import Prompt, Question
 from llmevo.search.prompts.table import GeneTable
 from llmevo.search.space import Genes
@@ -97,19 +97,20 @@ class SimulatedClient:
     def check(self) -> None:
         """There is always somebody to ask."""
 
-    def answer(self, prompt: Prompt) -> Reply:
-        question = prompt.question
+    def answer(self, request: Request) -> Reply:
+        """Raises ProposerError for a request that is no prompt of a search."""
+        question = request.question if isinstance(request, Prompt) else None
         if question is None:
-            raise ProposerError("the prompt does not say what it asks")
-        space, random = question.space, np.random.default_rng(prompt.seed)
+            raise ProposerError("the request is no question of a search")
+        space, random = question.space, np.random.default_rng(request.seed)
         elites = [space.to_unit(trial.candidate.genes) for trial in question.elites]
         optimum = None if self._optimum is None else space.to_unit(self._optimum)
         policy = POLICIES[self.model]
         start = [space.to_unit(space.uniform())]
         points = [policy(elites or start, random, optimum) for _ in range(question.wanted)]
-        proposals = [self._proposal(question, space.from_unit(point), prompt.seed) for point in points]
+        proposals = [self._proposal(question, space.from_unit(point), request.seed) for point in points]
         text = json.dumps({"analysis": f"what a simulated {self.model} says", "proposals": proposals})
-        return Reply(text, self.model, sum(len(m["content"]) for m in prompt.messages) // 4, len(text) // 4)
+        return Reply(text, self.model, sum(len(m["content"]) for m in request.messages) // 4, len(text) // 4)
 
     def _proposal(self, question: Question, genes: Genes, seed: int) -> dict[str, object]:
         sheet = GeneTable.of(question.space, seed)

@@ -220,7 +220,7 @@ def decode(layout: Layout, genes: Mapping[str, float]) -> Recipe:
             "base_model": base,
             "slices": slices,
             "parameters": fixed or None,
-            # `base` is the donor's anyhow, and so is `union` where all models have one vocabulary, which the rig
+            # `base` is the donor's anyhow, and so is `union` where all models have one vocabulary, which the scorer
             # checks; a recipe that says so loses the embeddings beyond the last token.
             "tokenizer_source": None if genome.tokenizer_source in ("base", "union") else genome.tokenizer_source,
             "dtype": genome.dtype,

@@ -53,7 +53,7 @@ class Trial:
     violation: float = 0.0
     """By how much it misses the constraints; 0 when it keeps them all, or there are none."""
     worth: float | None = None
-    """What an optimizer is told to rank it by, where that is not the total: see `llmevo.aims.valued`."""
+    """What an optimizer is told to rank it by, where that is not the total: see `llmevo.search.objectives.valued`."""
 
     @property
     def value(self) -> float:

@@ -10,9 +10,8 @@ from llmevo.evaluation.judges.records import Verdict
 from llmevo.evaluation.judges.rubric import Inquiry
 from llmevo.evaluation.judges.settings import Judge
 from llmevo.llm import CLIENTS
-from llmevo.llm.client import Client, Connection, read_key
+from llmevo.llm.client import Client, Connection, Request, read_key
 from llmevo.llm.json import writable
-from llmevo.search.prompts.question import Prompt, Reading
 
 JUDGED = 300
 """Letters of a reply that are kept in the log beside what is said of it."""
@@ -68,7 +67,7 @@ class Asking:
         calls, tokens, cost = 0, (0, 0), 0.0
         for _ in range(self.judge.repairs + 1):
             try:
-                reply = client.answer(Prompt(messages, lambda text: Reading(text=text), schema={**inquiry.schema}))
+                reply = client.answer(Request(messages, schema={**inquiry.schema}))
             except ProposerError as error:
                 return Answered(None, calls, tokens, cost, problems, lost=str(error))
             calls, cost = calls + 1, cost + reply.cost

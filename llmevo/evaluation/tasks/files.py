@@ -12,7 +12,7 @@ from pathlib import Path
 from llmevo.errors import TaskError, nearest
 
 SUFFIX = "_train"
-"""At the end of a task's name: the task on the questions of its training split; see `llmevo.tasks.training`."""
+"""At the end of a task's name: the task on the questions of its training split; see `training_split`."""
 
 
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}

@@ -41,7 +41,7 @@ class Judged(Writing):
 
     def result(self, document: Mapping[str, str], replies: Sequence[str]) -> dict[str, float]:
         score = self._scores[_key(document, str(replies[0]))]
-        # The lowest grade for what the judge cannot deal with: see `llmevo.judging.judge`.
+        # The lowest grade for what the judge cannot deal with: see `llmevo.evaluation.judges.judge`.
         return {"judge": round(score or 0.0, 4), "unreadable": float(score is None)}
 
 

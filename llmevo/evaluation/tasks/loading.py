@@ -32,7 +32,7 @@ BUILDERS: Mapping[str, Builder] = {
     "judge": build_judge,
     "votes": build_votes,
 }
-"""By the key of the line: see `llmevo.tasks.task.KINDS`."""
+"""By the key of the line: see `llmevo.evaluation.tasks.task.KINDS`."""
 
 
 def load(tasks: Sequence[Task], search_path: Sequence[Path], root: Path, benchmarks: bool = True) -> Any:

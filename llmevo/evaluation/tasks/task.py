@@ -33,7 +33,7 @@ class AskingOptions:
 
 
 KINDS = ("text", "function", "judge", "votes")
-"""Keys by which a line describes a task of its own; `llmevo.tasks.loading.BUILDERS` has a builder for each."""
+"""Keys by which a line describes a task of its own; `evaluation.tasks.loading.BUILDERS` has a builder for each."""
 
 
 class Task(BaseModel):

@@ -1,0 +1,1 @@
+"""Compiled passes over blocks of tensors, which the merge methods are made of."""

@@ -60,7 +60,7 @@ class Method:
     def merge(self) -> "Merge":
         """Its arithmetic, imported when it is first wanted: a config is read without torch and Numba."""
         module, _, function = self.function.partition(".")
-        return getattr(import_module(f"llmevo.methods.{module}"), function)
+        return getattr(import_module(f"llmevo.merging.methods.{module}"), function)
 
     @property
     def starts_from_base(self) -> bool:

@@ -1,0 +1,1 @@
+"""Finished runs compared: results, statistics, tables and the chart."""

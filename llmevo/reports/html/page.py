@@ -200,7 +200,7 @@ def _four(value: float) -> float:
 def render(template: str, data: dict[str, Any], details: dict[str, Any], **values: Any) -> str:
     """A whole page. `data` is read at once, `details` when something is opened."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("llmevo.report"),
+        loader=jinja2.PackageLoader("llmevo.reports.html"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -13,6 +13,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
+from llmevo.run.spending import Spending
 from llmevo.search.prompts.question import Question
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Trial
@@ -36,6 +37,11 @@ class Subject:
         config = Experiment.of_log(state.started, folder).config
         assert state.started is not None  # of_log has seen to that
         return cls(folder, state, state.started, config, SearchSpace(config.genome, state.started.layers))
+
+    @property
+    def spending(self) -> Spending:
+        """What the run has spent of its budget."""
+        return Spending(self.config.search.budget, self.state)
 
     @cached_property
     def scored(self) -> list[Trial]:

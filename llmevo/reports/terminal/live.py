@@ -18,6 +18,7 @@ from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.progress import seconds_left
+from llmevo.run.spending import Spending
 
 TROUBLE = {
     "lost": "never came",
@@ -111,7 +112,7 @@ class Display:
                 result = outcome(trial, f"failed: {trial.reason}")
                 budget = self.config.search.budget
                 done = f"{len(state.trials)}/{budget.evaluations}"
-                done = done if [*budget.bounds] == ["evaluations"] else budget.words(state)
+                done = done if [*budget.bounds] == ["evaluations"] else str(Spending(budget, state))
                 note = f", {trial.candidate.note}" if trial.candidate.note else ""
                 left = f", {clock(seconds_left(state, self.config))} left"
                 early = ""
@@ -131,7 +132,7 @@ class Display:
                 return None
 
     def picture(self, state: RunState, height: int | None = None, live: bool = False) -> RenderableType:
-        """The whole display, `height` lines at most; see `llmevo.picture`."""
+        """The whole display, `height` lines at most; see `llmevo.reports.terminal.panel`."""
         return picture(state, self.config, self.folder, self.console.width, height, live, self._seen)
 
 

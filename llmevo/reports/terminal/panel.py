@@ -20,6 +20,7 @@ from llmevo.evaluation.score import Metrics, Score
 from llmevo.evaluation.tasks.names import short
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
+from llmevo.run.spending import Spending
 from llmevo.search.trial import Trial
 
 
@@ -119,8 +120,8 @@ def _head(state: RunState, config: Config, live: bool, since: Callable[[], float
     head.add_column(no_wrap=True, overflow="ellipsis")
     head.add_column(no_wrap=True, justify="right")
     head.add_row(
-        ProgressBar(1.0, budget.progress(state), complete_style="cyan", finished_style="green"),
-        Text(budget.words(state)),
+        ProgressBar(1.0, Spending(budget, state).progress, complete_style="cyan", finished_style="green"),
+        Text(str(Spending(budget, state))),
         Ticking(time),
     )
     return head

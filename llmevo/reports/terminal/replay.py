@@ -22,7 +22,7 @@ from llmevo.run.resume import facts, facts_now
 from llmevo.run.verify import Again
 from llmevo.run.versions import VERSIONED, versions
 
-if TYPE_CHECKING:  # see `Bench`
+if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 READABLE = 0.1
@@ -98,7 +98,7 @@ def _print_prompt(console: Console, event: events.Prompted) -> None:
     console.print(Rule(), width=wide)
 
 
-def show_rescored(console: Console, rows: Sequence[Again], started: events.RunStarted, rig: "Scorer") -> bool:
+def show_rescored(console: Console, rows: Sequence[Again], started: events.RunStarted, scorer: "Scorer") -> bool:
     """Print the table. Whether all scores are what they were; if not, what has changed since is named."""
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "from", "in the log", "now", "difference", ""):
@@ -110,7 +110,7 @@ def show_rescored(console: Console, rows: Sequence[Again], started: events.RunSt
         origin = row.trial.candidate.note or row.trial.candidate.origin
         table.add_row(f"#{row.trial.candidate.id}", origin[:40], f"{row.logged.score:.6f}", now, off, note)
     console.print(table)
-    found = changes.differences(facts(started), facts_now(rig, started))
+    found = changes.differences(facts(started), facts_now(scorer, started))
     equal = not any(row.differing for row in rows)
     if equal and not found:
         return True

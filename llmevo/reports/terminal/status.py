@@ -17,6 +17,7 @@ from llmevo.reports.terminal.panel import clock
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import left
+from llmevo.run.spending import Spending
 
 STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
 
@@ -64,7 +65,7 @@ def status(run: Path) -> Status:
     written = is_written(run)
     try:
         for event in Tail(run).new():
-            apply(state, event, run)
+            state.apply(event)
     except (RunError, OSError) as error:
         reason = str(error)
     known: dict[str, Any] = {}
@@ -87,8 +88,8 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
     ahead = left(state, config).after(age)
     return {
         "optimizer": search.optimizer,
-        "progress": search.budget.progress(state),
-        "spent": search.budget.words(state),
+        "progress": Spending(search.budget, state).progress,
+        "spent": str(Spending(search.budget, state)),
         "evaluations": len(state.trials),
         "failed": len(failures(state)),
         "generation": len(state.told),

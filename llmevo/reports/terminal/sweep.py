@@ -97,7 +97,7 @@ class Scoreboard:
 def play(console: Console, tournament: Sweep) -> None:
     """Carry a comparison to its end and report it. What is finished is written down after every seed."""
     with Scoreboard(console, tournament) as board:
-        tournament.rig.warn = lambda line: console.print(
+        tournament.scorer.warn = lambda line: console.print(
             line, style="yellow", highlight=False, markup=False, soft_wrap=True
         )
         finished: list[Path] = []

@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from llmevo.config import parse_config
-from llmevo.DELETE import apply
 from llmevo.errors import RunError
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.panel import outcome
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, is_written
+from llmevo.run.spending import Spending
 
 POLL = 0.5
 """Seconds between two looks at a log."""
@@ -28,20 +28,20 @@ def watch(console: Console, run: Path, patience: float, sleep: Callable[[float],
     tail, state = Tail(run), RunState()
     backlog = _begun(console, tail, patience, sleep)
     for event in backlog:
-        apply(state, event, run)
+        state.apply(event)
     if state.started is None:
         return state
     config = parse_config(state.started.config, str(tail.file))
     with Display(console, config, run, loading="") as view:
         view.draw(state)
         best = f", best {outcome(state.best)}" if state.best else ""
-        view.say(f"{run}: {config.search.budget.words(state)} so far{best}")
+        view.say(f"{run}: {Spending(config.search.budget, state)} so far{best}")
         while state.finished is None:
             # In this order: what a writer wrote before it went away is not missed.
             written = is_written(run)
             found = tail.new()
             for event in found:
-                apply(state, event, run)
+                state.apply(event)
                 view.show(event, state)
             if not written and not found:
                 break

@@ -55,7 +55,7 @@ class RunStarted(BaseEvent):
     no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
     finalist though it was stopped. 2: merges with other weights for all models are start rows (origin `coefficient`),
     and the best of them is a finalist and held out; optimizers start from the best start row; what is recommended
-    follows from the scores alone, by one rule for every optimizer (`llmevo.optimizers.recommend`); only candidates that
+    follows from the scores alone, by one rule for every optimizer (`search.optimizers.recommend`); only candidates that
     were asked everything lead, and a finalist that was stopped is asked the rest first."""
     proposer: str
     """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
@@ -155,7 +155,7 @@ class Evaluated(Scored):
     """The candidate that this one could not get ahead of any more, when it was stopped. Its score is then the rival's
     and the difference on the `items` that it was asked; `tasks` are of these alone."""
     proxy: bool = False
-    """Whether the proxy said so: see `llmevo.proxy`."""
+    """Whether the proxy said so: see `llmevo.evaluation.racing_proxy`."""
 
 
 class Selected(Scored):

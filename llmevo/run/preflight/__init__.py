@@ -1,4 +1,4 @@
-"""Checks of the models before a search is paid for. Each is one function from the rig to its findings.
+"""Checks of the models before a search is paid for. Each is one function from the scorer to its findings.
 
 To add one: a function with a docstring, and its line in the list.
 """
@@ -39,22 +39,22 @@ CHECKS: Sequence[Check] = (
 weights: `llmevo inspect` makes them."""
 
 
-def preflight(rig: Scorer) -> list[Finding]:
+def preflight(scorer: Scorer) -> list[Finding]:
     """What is to be said of the models, the most pressing first. Never raises: what cannot be checked is said."""
     found: list[Finding] = []
     unread: dict[str, list[str]] = {}
     for check in CHECKS:
         try:
-            found += check(rig)
+            found += check(scorer)
         except (LlmevoError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             unread.setdefault(str(error), []).append(check.__name__.replace("_", " "))
     remedy = "See whether the model's files are complete"
     return [Finding(", ".join(names), f"could not be checked ({why})", remedy) for why, names in unread.items()] + found
 
 
-def brief(rig: Scorer, most: int = 4) -> list[str]:
+def brief(scorer: Scorer, most: int = 4) -> list[str]:
     """The first findings as lines, for the start of a run."""
-    found = preflight(rig)
+    found = preflight(scorer)
     more = [f"{len(found) - most} more: see `llmevo inspect`."] if len(found) > most else []
     return [*map(str, found[:most]), *more]
 

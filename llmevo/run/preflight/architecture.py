@@ -43,14 +43,14 @@ ROWS = 64
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def functions(rig: Scorer) -> Findings:
+def functions(scorer: Scorer) -> Findings:
     """Keys of the config that differ from the donor's, whose config every candidate gets."""
-    yield from _compared(rig, lambda config: {key: config[key] for key in FUNCTION if config.get(key) is not None})
+    yield from _compared(scorer, lambda config: {key: config[key] for key in FUNCTION if config.get(key) is not None})
 
 
-def rope(rig: Scorer) -> Findings:
+def rope(scorer: Scorer) -> Findings:
     """Rotary embeddings: a model tuned with other ones reads positions differently."""
-    yield from _compared(rig, rotary)
+    yield from _compared(scorer, rotary)
 
 
 def rotary(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": given or "none", "max_position_embeddings": longest}
 
 
-def _compared(rig: Scorer, of: Any) -> Findings:
-    (donor, first, _), *others = folders(rig)
-    wanted = of(rig.sources.config(first))
+def _compared(scorer: Scorer, of: Any) -> Findings:
+    (donor, first, _), *others = folders(scorer)
+    wanted = of(scorer.sources.config(first))
     for name, reference, _ in others:
-        found = of(rig.sources.config(reference))
+        found = of(scorer.sources.config(reference))
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
         if differing:
             yield Finding(
@@ -79,14 +79,14 @@ def _compared(rig: Scorer, of: Any) -> Findings:
             )
 
 
-def adapters(rig: Scorer) -> Findings:
+def adapters(scorer: Scorer) -> Findings:
     """Adapters that say that they were trained on another model than the one they are put on."""
-    for reference, name in names(rig).items():
-        source = rig.sources[reference]
+    for reference, name in names(scorer).items():
+        source = scorer.sources[reference]
         if not isinstance(source, LoraModel):
             continue
         said = source.config.get("base_model_name_or_path")
-        if isinstance(said, str) and said and not _is_called(reference, rig.sources.folder(reference), said):
+        if isinstance(said, str) and said and not _is_called(reference, scorer.sources.folder(reference), said):
             yield Finding(
                 name,
                 f"it was trained on {said} (base_model_name_or_path in its adapter_config.json) and is put on"
@@ -104,10 +104,10 @@ def _is_called(reference: ModelReference, folder: Path, name: str) -> bool:
     return ModelPath(path=name).name.lower() in {each.lower() for each in known}
 
 
-def dtypes(rig: Scorer) -> Findings:
+def dtypes(scorer: Scorer) -> Findings:
     """Digits that the result will not have, and models that are stored with fewer than others."""
-    kinds = {name: stored_dtype(rig, reference) for name, reference, _ in folders(rig)}
-    written = rig.config.genome.dtype
+    kinds = {name: stored_dtype(scorer, reference) for name, reference, _ in folders(scorer)}
+    written = scorer.config.genome.dtype
     finer = [name for name, kind in kinds.items() if kind == "float32" != written]
     if finer:
         yield Finding(
@@ -125,26 +125,26 @@ def dtypes(rig: Scorer) -> Findings:
             )
 
 
-def stored_dtype(rig: Scorer, reference: ModelReference) -> str:
+def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
     """The type of a model's largest tensor; of an adapter's model."""
-    source = rig.sources[reference]
+    source = scorer.sources[reference]
     largest = max(source.shapes, key=lambda name: math.prod(source.shapes[name]))
     return str(stored(source.weight(largest)).dtype).removeprefix("torch.")
 
 
-def tied_heads(rig: Scorer) -> Findings:
+def tied_heads(scorer: Scorer) -> Findings:
     """Heads that one config ties to the embeddings and another does not."""
-    (donor, first, _), *others = folders(rig)
-    tied = rig.sources.config(first).get("tie_word_embeddings")
+    (donor, first, _), *others = folders(scorer)
+    tied = scorer.sources.config(first).get("tie_word_embeddings")
     for name, reference, _ in others:
-        other = rig.sources.config(reference).get("tie_word_embeddings")
+        other = scorer.sources.config(reference).get("tie_word_embeddings")
         if None not in (tied, other) and tied != other:
             yield Finding(
                 name,
                 f"tie_word_embeddings is {str(other).lower()}, that of {donor} {str(tied).lower()}",
                 f"Candidates have {donor}'s; what the other kind of head has learnt is lost or doubled",
             )
-        elif tied and _own_head(rig, reference):
+        elif tied and _own_head(scorer, reference):
             yield Finding(
                 name,
                 f"it has a head of its own, and {donor} ties its head to the embeddings (tie_word_embeddings)",
@@ -152,8 +152,8 @@ def tied_heads(rig: Scorer) -> Findings:
             )
 
 
-def _own_head(rig: Scorer, reference: ModelReference) -> bool:
-    source = rig.sources[reference]
+def _own_head(scorer: Scorer, reference: ModelReference) -> bool:
+    source = scorer.sources[reference]
     if HEAD not in source.shapes or EMBEDDINGS not in source.shapes:
         return False
     head, embeddings = (stored(source.weight(name))[:ROWS] for name in (HEAD, EMBEDDINGS))

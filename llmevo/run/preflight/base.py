@@ -26,25 +26,25 @@ class Finding:
 Findings = Iterator[Finding]
 
 
-def names(rig: Scorer) -> dict[ModelReference, str]:
+def names(scorer: Scorer) -> dict[ModelReference, str]:
     """Every model of the search by the name that the genes have for it, the donor of the config first."""
-    known = rig.space.names
-    return {reference: known.get(reference) or reference.name for reference in rig.config.genome.references}
+    known = scorer.space.names
+    return {reference: known.get(reference) or reference.name for reference in scorer.config.genome.references}
 
 
-def folders(rig: Scorer) -> list[tuple[str, ModelReference, Path]]:
+def folders(scorer: Scorer) -> list[tuple[str, ModelReference, Path]]:
     """Every model folder once, with its first model: adapters of one model share its config and tokenizer."""
     found: dict[Path, tuple[str, ModelReference, Path]] = {}
-    for reference, name in names(rig).items():
-        folder = rig.sources.folder(reference)
+    for reference, name in names(scorer).items():
+        folder = scorer.sources.folder(reference)
         plain = name if reference.lora is None else reference.model.name
         if folder not in found:
             found[folder] = (plain, reference, folder)
     return [*found.values()]
 
 
-def tokenizer_donor(rig: Scorer) -> tuple[str, Path]:
+def tokenizer_donor(scorer: Scorer) -> tuple[str, Path]:
     """Whose tokenizer all candidates have: its name and folder."""
-    donor = rig.space.decode(rig.space.uniform()).tokenizer_donor
-    folder = rig.sources.folder(donor)
-    return next((name for name, _, other in folders(rig) if other == folder), donor.name), folder
+    donor = scorer.space.decode(scorer.space.uniform()).tokenizer_donor
+    folder = scorer.sources.folder(donor)
+    return next((name for name, _, other in folders(scorer) if other == folder), donor.name), folder

@@ -71,10 +71,10 @@ class Forecast:
     """What the time follows from; None where it is an estimate."""
 
 
-def measure(bench: Experiment) -> Measured:
+def measure(experiment: Experiment) -> Measured:
     """Start the engine, merge the uniform candidate and score it. Raises CandidateError where that fails."""
-    recipe = bench.space.decode(bench.space.uniform())
-    score, seconds = bench.score(recipe)
+    recipe = experiment.space.decode(experiment.space.uniform())
+    score, seconds = experiment.score(recipe)
     return Measured(seconds["merge"], seconds["evaluate"], score.items)
 
 
@@ -87,33 +87,33 @@ class First:
     """When it is asked; generation 0 are the start rows."""
 
 
-def forecast(bench: Experiment, first: First | None, measured: Measured | None = None) -> Forecast:
+def forecast(experiment: Experiment, first: First | None, measured: Measured | None = None) -> Forecast:
     """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured.
 
     `first` is the first prompt, None where none is asked.
     """
-    config, budget = bench.config, bench.config.search.budget
-    donor = bench.space.decode(bench.space.uniform()).tokenizer_donor
-    tokenizer = load_tokenizer(bench.sources.folder(donor))
+    config, budget = experiment.config, experiment.config.search.budget
+    donor = experiment.space.decode(experiment.space.uniform()).tokenizer_donor
+    tokenizer = load_tokenizer(experiment.sources.folder(donor))
 
     def tokens(evaluator: Any) -> int:
         return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
 
-    items, searched, held_out = bench.evaluator.items, tokens(bench.evaluator), tokens(bench.heldout)
-    heldout_items = bench.heldout.items if bench.heldout else 0
+    items, searched, held_out = experiment.evaluator.items, tokens(experiment.evaluator), tokens(experiment.heldout)
+    heldout_items = experiment.heldout.items if experiment.heldout else 0
     if measured:
         each = measured.merge + measured.evaluate
         last = measured.merge + measured.evaluate * heldout_items / items
     else:
-        shapes = bench.sources[config.genome.references[0]].shapes
+        shapes = experiment.sources[config.genome.references[0]].shapes
         parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
         each, last = (read * 2 * parameters / (_speed() * EFFICIENCY) for read in (searched, held_out))
-    evaluations, size = bench.evaluations, population(bench)
+    evaluations, size = experiment.evaluations, population(experiment)
     if budget.minutes is not None:
-        evaluations = max(bench.start_rows, min(evaluations, int(budget.minutes * 60 / each)))
-    origins = [row.origin for row in start_rows(bench)]
-    rows = heldout_rows(origins) if bench.heldout else 0
-    generations = max(0, math.ceil((evaluations - bench.start_rows) / size))
+        evaluations = max(experiment.start_rows, min(evaluations, int(budget.minutes * 60 / each)))
+    origins = [row.origin for row in start_rows(experiment)]
+    rows = heldout_rows(origins) if experiment.heldout else 0
+    generations = max(0, math.ceil((evaluations - experiment.start_rows) / size))
     prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
@@ -121,7 +121,7 @@ def forecast(bench: Experiment, first: First | None, measured: Measured | None =
     spent = prompts * asked * 2, prompts * answered  # prompts grow with what there is to tell
     return Forecast(
         evaluations=evaluations,
-        start_rows=bench.start_rows,
+        start_rows=experiment.start_rows,
         generations=generations,
         population=size,
         items=items,
@@ -132,35 +132,36 @@ def forecast(bench: Experiment, first: First | None, measured: Measured | None =
         prompt_tokens=spent[0],
         completion_tokens=spent[1],
         cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6
-        if price.prompt or price.completion or not prompts or bench.proposer_name != "openai"
+        if price.prompt or price.completion or not prompts or experiment.proposer_name != "openai"
         else None,
-        inquiries=evaluations * bench.evaluator.inquiries + rows * (bench.heldout.inquiries if bench.heldout else 0),
-        votes=votes_at_most(config, evaluations, origins, bench.rig.selection is not None),
+        inquiries=evaluations * experiment.evaluator.inquiries
+        + rows * (experiment.heldout.inquiries if experiment.heldout else 0),
+        votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
         measured=measured,
     )
 
 
-def first_prompt(bench: Experiment) -> First | None:
+def first_prompt(experiment: Experiment) -> First | None:
     """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM, and
     where the budget ends before the LLM is asked: not every optimizer asks in every generation.
     """
-    if not bench.asks:
+    if not experiment.asks:
         return None
-    zeros = {name: {metric: 0.0} for name, (_, metric) in bench.config.counted.items()}
-    optimizer = bench.optimizer()
-    candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(bench))]
+    zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
+    optimizer = experiment.optimizer()
+    candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(experiment))]
     # As in the run, parents that are no points of the space are not told.
-    told = [candidate for candidate in candidates if bench.space.contains(candidate.genes)]
+    told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
     count, known = len(candidates), list[Trial]()
     generation = 0
-    while count < bench.evaluations:
+    while count < experiment.evaluations:
         generation += 1
         trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
         optimizer.tell(trials)
         known += trials
-        if bench.config.aims.pareto and isinstance(optimizer, Retold):
-            optimizer.retell(known, random_weights(bench.config.aims, generation))
-        asking = optimizer.ask(min(bench.evaluations - count, population(bench)))
+        if experiment.config.aims.pareto and isinstance(optimizer, Retold):
+            optimizer.retell(known, random_weights(experiment.config.aims, generation))
+        asking = optimizer.ask(min(experiment.evaluations - count, population(experiment)))
         try:
             return First(next(asking), generation)
         except StopIteration as done:
@@ -172,19 +173,19 @@ def first_prompt(bench: Experiment) -> First | None:
     return None
 
 
-def unasked(bench: Experiment, first: First | None) -> list[Finding]:
+def unasked(experiment: Experiment, first: First | None) -> list[Finding]:
     """What is to be said where the LLM is never asked; `first` is the first prompt."""
-    if first or not bench.asks:
+    if first or not experiment.asks:
         return []
-    rest = max(0, bench.evaluations - bench.start_rows)
+    rest = max(0, experiment.evaluations - experiment.start_rows)
     share = ", fewer than make one for the LLM" if rest else ""
     instead = ", or take `optimizer: llm-off`, the same search without an LLM"
     return [
         Finding(
             "search.budget",
-            f"the LLM will not be asked: {bench.start_rows} of the {bench.evaluations} evaluations are start rows,"
-            f" which leaves {rest}{share}",
-            f"Raise the budget{instead if bench.config.search.optimizer == 'llm' else ''}",
+            f"the LLM will not be asked: {experiment.start_rows} of the {experiment.evaluations} evaluations are start"
+            f" rows, which leaves {rest}{share}",
+            f"Raise the budget{instead if experiment.config.search.optimizer == 'llm' else ''}",
         )
     ]
 

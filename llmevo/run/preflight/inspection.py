@@ -73,35 +73,40 @@ class Inspection:
         return json.dumps(asdict(self), indent=2)
 
 
-def gather(bench: Experiment, measured: bool = False) -> Inspection:
+def gather(experiment: Experiment, measured: bool = False) -> Inspection:
     """Look at everything; with `measured` start the engine and score the uniform merge once. Raises SourceError for a
     model that the engine cannot run.
     """
-    rig, uniform = bench.rig, bench.space.uniform()
-    rig.check_filters()
-    rig.check_model()
-    lost, first = rounding_loss(rig), first_prompt(bench)
-    genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in bench.space.genes]
+    scorer, uniform = experiment.scorer, experiment.space.uniform()
+    scorer.check_filters()
+    scorer.check_model()
+    lost, first = rounding_loss(scorer), first_prompt(experiment)
+    genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in experiment.space.genes]
     return Inspection(
-        budget=str(bench.config.search.budget),
-        warnings=[*unasked(bench, first), *preflight(rig), *rounded(lost, rig.config.genome.dtype), *vectors(rig)],
-        memory=memory_of(rig),
-        uses=uses(bench.config, bench.root),
-        models=[_model(bench, reference, name) for reference, name in names(rig).items()],
-        dtype=rig.config.genome.dtype,
+        budget=str(experiment.config.search.budget),
+        warnings=[
+            *unasked(experiment, first),
+            *preflight(scorer),
+            *rounded(lost, scorer.config.genome.dtype),
+            *vectors(scorer),
+        ],
+        memory=memory_of(scorer),
+        uses=uses(experiment.config, experiment.root),
+        models=[_model(experiment, reference, name) for reference, name in names(scorer).items()],
+        dtype=scorer.config.genome.dtype,
         rounding_loss=lost,
-        tensors=Merger(rig.sources).count(bench.space.decode(uniform)),
-        geometry=rig.geometry,
-        based=rig.config.genome.base_model is not None,
-        layers=bench.layers,
+        tensors=Merger(scorer.sources).count(experiment.space.decode(uniform)),
+        geometry=scorer.geometry,
+        based=scorer.config.genome.base_model is not None,
+        layers=experiment.layers,
         genes=genes,
-        proposer=f"{bench.proposer_name} {bench.proposer.model}" if first else "",
+        proposer=f"{experiment.proposer_name} {experiment.proposer.model}" if first else "",
         prompt=first.prompt.messages if first else (),
-        forecast=forecast(bench, first, measure(bench) if measured else None),
+        forecast=forecast(experiment, first, measure(experiment) if measured else None),
     )
 
 
-def _model(bench: Experiment, reference: Any, name: str) -> Model:
-    sources = bench.sources
+def _model(experiment: Experiment, reference: Any, name: str) -> Model:
+    sources = experiment.sources
     size = sum(math.prod(shape) for shape in sources[reference].shapes.values())
-    return Model(name, str(reference), size, stored_dtype(bench.rig, reference), sources.licence(reference))
+    return Model(name, str(reference), size, stored_dtype(experiment.scorer, reference), sources.licence(reference))

@@ -26,11 +26,11 @@ FREE = ("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-
 UNKNOWN = ("other", "unknown")
 
 
-def licences(rig: Scorer) -> Findings:
+def licences(scorer: Scorer) -> Findings:
     """What several licences ask together; and models whose card names none."""
     declared: dict[str, list[str]] = {}
-    for reference, name in names(rig).items():
-        licence = (rig.sources.licence(reference) or "none").strip("\"'").lower()
+    for reference, name in names(scorer).items():
+        licence = (scorer.sources.licence(reference) or "none").strip("\"'").lower()
         declared.setdefault(licence, []).append(name)
     for licence, models in declared.items():
         if said := _said(licence, [other for other in declared if other != licence]):

@@ -41,13 +41,13 @@ class Memory:
         return self.caches + (self.engine if self.device == "cpu" else 0)
 
 
-def memory_of(rig: Scorer) -> Memory:
+def memory_of(scorer: Scorer) -> Memory:
     """Adds up files and tensors; reads none of them."""
-    config = rig.config
-    places = [folder for _, _, folder in folders(rig)]
-    places += [folder_of(reference.lora, rig.root) for reference in names(rig) if reference.lora]
+    config = scorer.config
+    places = [folder for _, _, folder in folders(scorer)]
+    places += [folder_of(reference.lora, scorer.root) for reference in names(scorer) if reference.lora]
     files = {file for place in places for file in place.glob("*.safetensors")}
-    shapes = rig.sources[config.genome.references[0]].shapes
+    shapes = scorer.sources[config.genome.references[0]].shapes
     bytes_each = torch.finfo(getattr(torch, config.genome.dtype)).bits // 8
     size = sum(math.prod(shape) for shape in shapes.values()) * bytes_each
     gpu = torch.cuda.is_available() and config.engine.device != "cpu"
@@ -63,14 +63,14 @@ def memory_of(rig: Scorer) -> Memory:
     )
 
 
-def memory(rig: Scorer) -> Findings:
+def memory(scorer: Scorer) -> Findings:
     """What will not fit."""
-    of = memory_of(rig)
+    of = memory_of(scorer)
     if of.free is not None and of.needed > of.free:
         yield Finding(
             "memory",
             f"the engine and its caches need {of.needed / GB:.1f} GB, {of.free / GB:.1f} GB are free",
-            f"Lower engine.cache_gb ({rig.config.engine.cache_gb:g}), choose a smaller genome.dtype, or free some",
+            f"Lower engine.cache_gb ({scorer.config.engine.cache_gb:g}), choose a smaller genome.dtype, or free some",
         )
     elif of.free is not None and of.needed + of.weights > of.free:
         yield Finding(

@@ -11,12 +11,12 @@ JUDGED = 64
 """Questions of a task whose tokens are counted: the longest."""
 
 
-def questions(rig: Scorer) -> Findings:
+def questions(scorer: Scorer) -> Findings:
     """Questions of later sets that are search questions with a few words changed; equal ones are refused elsewhere."""
-    for name, evaluator in rig.evaluators.items():
+    for name, evaluator in scorer.evaluators.items():
         if name == "search":
             continue
-        found = near_duplicates(evaluator.questions(), rig.evaluator.questions())
+        found = near_duplicates(evaluator.questions(), scorer.evaluator.questions())
         if found:
             (task, text), (_, other) = found[0]
             yield Finding(
@@ -26,23 +26,23 @@ def questions(rig: Scorer) -> Findings:
             )
 
 
-def finalists(rig: Scorer) -> Findings:
+def finalists(scorer: Scorer) -> Findings:
     """Finalists that are asked nothing further, for the search already asks all questions of a task."""
-    if rig.selection is None and rig.unselected:
+    if scorer.selection is None and scorer.unselected:
         yield Finding(
             "search.finalists",
-            f"no finalists are chosen; the best search score, which flatters, is handed over: {rig.unselected}",
+            f"no finalists are chosen; the best search score, which flatters, is handed over: {scorer.unselected}",
             "Lower `limit`, take the task out of `tasks`, or write `search: {finalists: 0}`",
         )
 
 
-def directions(rig: Scorer) -> Findings:
+def directions(scorer: Scorer) -> Findings:
     """Metrics that are better when lower, with a weight above 0: a search would make them worse."""
-    for name, evaluator in rig.evaluators.items():
+    for name, evaluator in scorer.evaluators.items():
         if name == "selection":
             continue  # the search's tasks
         for task in evaluator.upside_down:
-            key = "heldout" if name == "heldout" and rig.config.heldout else "tasks"
+            key = "heldout" if name == "heldout" and scorer.config.heldout else "tasks"
             yield Finding(
                 f"{key}: {task.name}",
                 f"its {task.metric} is better when lower, and its weight is {task.weight:g}",
@@ -50,20 +50,20 @@ def directions(rig: Scorer) -> Findings:
             )
 
 
-def lengths(rig: Scorer) -> Findings:
+def lengths(scorer: Scorer) -> Findings:
     """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
-    config = rig.sources.config(rig.config.genome.references[0])
+    config = scorer.sources.config(scorer.config.genome.references[0])
     room = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
     if not isinstance(room, int):
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for evaluator in rig.evaluators.values():
+    for evaluator in scorer.evaluators.values():
         for name, text, written in evaluator.rooms():
             if len(text.encode()) + written > room:  # a token is a byte at least
                 asked[name].append((text, written))
     if not asked:
         return
-    tokenizer = load_tokenizer(tokenizer_donor(rig)[1])
+    tokenizer = load_tokenizer(tokenizer_donor(scorer)[1])
     for name, texts in asked.items():
         longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
         counts = [len(tokenizer.encode(text)) + written for text, written in longest]

@@ -19,18 +19,18 @@ LOST = 0.5
 """The share of a merge's change from which rounding is worth a word."""
 
 
-def vectors(rig: Scorer) -> Findings:
+def vectors(scorer: Scorer) -> Findings:
     """From the norms of and cosines between the task vectors; reads the weights."""
-    facts = rig.geometry
+    facts = scorer.geometry
     for model in facts[0].norms:
         largest = max(of.norms[model] for of in facts)
         if largest == 0:
             yield Finding(model, "its layers are those of the base: its genes change nothing", "Leave it out")
-        elif rig.config.genome.base_model and largest > FAR:
+        elif scorer.config.genome.base_model and largest > FAR:
             yield Finding(
                 model,
                 f"its task vector is {largest:.0%} the size of the base",
-                f"Check that it was tuned from {rig.config.genome.base_model}, and not from another model",
+                f"Check that it was tuned from {scorer.config.genome.base_model}, and not from another model",
             )
     for pair in facts[0].cosines:
         least = min(of.cosines[pair] for of in facts)
@@ -53,9 +53,9 @@ def rounded(lost: float, written: str) -> Findings:
         )
 
 
-def rounding_loss(rig: Scorer) -> float:
+def rounding_loss(scorer: Scorer) -> float:
     """The share of what the uniform merge changes that is lost; see `Merger.rounding_loss`."""
-    return Merger(rig.sources).rounding_loss(rig.space.decode(rig.space.uniform()))
+    return Merger(scorer.sources).rounding_loss(scorer.space.decode(scorer.space.uniform()))
 
 
 def alike(facts: Sequence[SliceGeometry]) -> list[str]:

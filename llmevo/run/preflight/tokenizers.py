@@ -20,11 +20,11 @@ DESCRIPTION = "A description of a task."
 KINDS = ("bos", "eos", "pad")
 
 
-def vocabularies(rig: Scorer) -> Findings:
+def vocabularies(scorer: Scorer) -> Findings:
     """Tokens that have another number in another model: their embeddings would be mixed up."""
-    donor, folder = tokenizer_donor(rig)
+    donor, folder = tokenizer_donor(scorer)
     wanted = vocabulary(folder)
-    for name, _, other in folders(rig):
+    for name, _, other in folders(scorer):
         found = wanted if other == folder else vocabulary(other)
         if not found:
             yield Finding(
@@ -45,11 +45,11 @@ def vocabularies(rig: Scorer) -> Findings:
             )
 
 
-def special_tokens(rig: Scorer) -> Findings:
+def special_tokens(scorer: Scorer) -> Findings:
     """Beginning, end and padding: a model that ends its answers with another token may never stop."""
-    donor, folder = tokenizer_donor(rig)
+    donor, folder = tokenizer_donor(scorer)
     wanted = _special(folder)
-    for name, _, other in folders(rig):
+    for name, _, other in folders(scorer):
         found = _special(other)
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
         if differing:
@@ -61,13 +61,13 @@ def special_tokens(rig: Scorer) -> Findings:
             )
 
 
-def chat_templates(rig: Scorer) -> Findings:
+def chat_templates(scorer: Scorer) -> Findings:
     """Questions are asked in the donor's template: of no use to a model that was tuned on another, or on none."""
-    if not rig.config.apply_chat_template:
+    if not scorer.config.apply_chat_template:
         return
-    donor, folder = tokenizer_donor(rig)
+    donor, folder = tokenizer_donor(scorer)
     wanted = template_of(folder)
-    others = {name: template_of(other) for name, _, other in folders(rig) if other != folder}
+    others = {name: template_of(other) for name, _, other in folders(scorer) if other != folder}
     if wanted is None:
         having = [name for name, template in others.items() if template]
         source = f", or genome.tokenizer_source: a model with one ({', '.join(having)})" if having else ""
@@ -88,11 +88,11 @@ def chat_templates(rig: Scorer) -> Findings:
             )
 
 
-def system_messages(rig: Scorer) -> Findings:
+def system_messages(scorer: Scorer) -> Findings:
     """Chat templates that refuse a system message, which is what a task's description is sent as, or leave it out."""
-    described = {task: None for evaluator in rig.evaluators.values() for task in evaluator.described}
-    donor, folder = tokenizer_donor(rig)
-    if not rig.config.apply_chat_template or not described or template_of(folder) is None:
+    described = {task: None for evaluator in scorer.evaluators.values() for task in evaluator.described}
+    donor, folder = tokenizer_donor(scorer)
+    if not scorer.config.apply_chat_template or not described or template_of(folder) is None:
         return
     from jinja2 import TemplateError
 

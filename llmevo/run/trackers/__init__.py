@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from llmevo.config import read_loggers
-from llmevo.errors import ConfigError, nearest
+from llmevo.errors import ConfigError
 from llmevo.run.trackers.base import About, Logger, cleaned
 from llmevo.run.trackers.mlflow import Mlflow
 from llmevo.run.trackers.tensorboard import TensorBoard

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from llmevo.config import TRACKERS
 from llmevo.run.trackers.base import About, Logger
 
 LONGEST = 500
@@ -20,7 +21,7 @@ class Mlflow(Logger):
     """One MLflow run for each run, found again by its tag `llmevo.id`."""
 
     package = "mlflow"
-    options = ("tracking_uri", "experiment")
+    options = TRACKERS["mlflow"]
 
     def __init__(self, run: About, tracking_uri: str | None = None, experiment: str = "llmevo") -> None:
         """`tracking_uri`: a server, database or folder; MLFLOW_TRACKING_URI or MLflow's own default without it."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmevo.config import TRACKERS
 from llmevo.run.trackers.base import About, Logger
 
 
@@ -11,7 +12,7 @@ class TensorBoard(Logger):
     """Event files in the run's folder; `tensorboard --logdir runs` shows all runs."""
 
     package = "tensorboard"
-    options = ("folder",)
+    options = TRACKERS["tensorboard"]
 
     def __init__(self, run: About, folder: str = "tensorboard") -> None:
         """`folder`: where, relative to the run's folder."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmevo.config import TRACKERS
 from llmevo.run.trackers.base import About, Logger
 
 
@@ -11,7 +12,7 @@ class Wandb(Logger):
     """One wandb run for each run; its files lie in the run's folder. Logged in by `wandb login` or WANDB_API_KEY."""
 
     package = "wandb"
-    options = ("project", "entity", "group", "tags", "mode")
+    options = TRACKERS["wandb"]
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class Setup:
 class Optimizer(Protocol):
     """Proposes points and learns from their scores. All randomness comes from the setup's seed.
 
-    An optimizer does not say which trial to hand over: that is the same rule for all, `llmevo.optimizers.recommend`.
+    An optimizer does not say which trial to hand over: that is the same rule for all, `search.optimizers.recommend`.
     """
 
     @property
@@ -75,7 +75,7 @@ class Optimizer(Protocol):
 @runtime_checkable
 class Retold(Protocol):
     """An optimizer that keeps the values of trials, and so has to know when they change: with constraints and with
-    several aims; see `llmevo.aims.valued`. One that keeps none, or values them by itself, needs no such method.
+    several aims; see `search.objectives.valued`. One that keeps none, or values them by itself, needs no such method.
     """
 
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:

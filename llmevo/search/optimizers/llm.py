@@ -106,7 +106,7 @@ class SurrogateCmaEs:
 
     def recommend(self) -> Trial | None:
         """What logs with `rules` below 2 make a finalist: where scores are noisy, the trial that the model expects most
-        of. Newer runs have one rule for all optimizers, `llmevo.optimizers.recommend`.
+        of. Newer runs have one rule for all optimizers, `llmevo.search.optimizers.recommend`.
         """
         return self._engine.best
 

@@ -139,11 +139,12 @@ class LlmEvoMerge:
 
     def _prompt(self, messages: tuple[dict[str, str], ...], seed: int) -> Prompt:
         if self._setup.style != "completion":
-            return Prompt(messages, self._read, schema=SCHEMA, generation=self._number, seed=seed)
+            return Prompt(messages, read=self._read, schema=SCHEMA, generation=self._number, seed=seed)
         # A base model continues with digits: it is shown where the mean begins.
         text = "\n".join(message["content"] for message in messages) + '\n{"mean_genome": '
         integers = len(self._space.genes)
-        return Prompt(({"role": "user", "content": text},), self._read, None, integers, 2, 1, self._number, seed)
+        message = {"role": "user", "content": text}
+        return Prompt((message,), read=self._read, integers=integers, digits=2, generation=self._number, seed=seed)
 
     def _read(self, text: str) -> Reading:
         """The mean in an answer: in nested lists of any shape, as long as it has the right count of numbers."""

@@ -32,7 +32,7 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
             break
     return Prompt(
         tuple({"role": role, "content": text} for role, text in zip(("system", "user"), texts, strict=True)),
-        lambda text: read(text, question, sheet, evidence),
+        read=lambda text: read(text, question, sheet, evidence),
         schema=schema,
         generation=question.generation,
         seed=seed,

@@ -63,7 +63,7 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
     text = templates.render(FILES[0], rows=rows, q=question, target=TOP, choices=choices)
     return Prompt(
         ({"role": "user", "content": text},),
-        lambda text: read(text, question, genes),
+        read=lambda text: read(text, question, genes),
         integers=len(genes),
         digits=2,
         samples=SAMPLES,

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmevo.llm.client import Request
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
@@ -101,21 +101,9 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A question in words, and how to read what comes back."""
+class Prompt(Request):
+    """A request with the function that reads its answer."""
 
-    messages: tuple[dict[str, str], ...]
-    read: Callable[[str], Reading]
-    schema: dict[str, Any] | None = None
-    """The JSON schema of the answer, for servers that can hold a model to it."""
-    integers: int = 0
-    """For constrained decoding: how many fixed-width integers continue the prompt; 0 when it asks for prose."""
-    digits: int = 0
-    """The width of those integers."""
-    samples: int = 1
-    """How many continuations are wanted."""
-    generation: int = 0
-    """When it is asked; a recording answers by this."""
-    seed: int = 0
+    read: Callable[[str], Reading] = field(kw_only=True)
     question: Question | None = None
     """What was asked, free of any wording: simulated LLMs answer from it."""

@@ -1,0 +1,1 @@
+"""CMA-ES whose samples a Gaussian process ranks before any of them is scored."""
