@@ -53,7 +53,8 @@ def record(
         **changes,
     }
     run = Path()  # beside the models, so that no log names a folder of this machine
-    Path(LOG).unlink(missing_ok=True)
+    for name in (LOG, "best.yml"):  # of the log before
+        Path(name).unlink(missing_ok=True)
     with RunLog(run) as log:
         loop.carry_on(Experiment(parse_config(raw, "golden"), Path("..")), log)
     if more:
@@ -79,6 +80,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "0.1-spsa": lambda target: record(target, "spsa", 12, SIMULATED),
     "0.1-resumed": lambda target: record(target, "llm", 9, SIMULATED, more=15),
     "0.1-finalists": lambda target: record(target, "llm-off", 10, SIMULATED, more=14, limit=6),
+    "0.2-cma-es": lambda target: record(target, "cma-es", 20, SIMULATED, limit=6),
+    "0.2-llm": lambda target: record(target, "llm", 20, SIMULATED, limit=6),
     "0.1-failures": lambda target: (spoil("two"), record(target, "llm", 12, SIMULATED))[1],
 }
 """By the name of the log. The last one spoils a model."""
