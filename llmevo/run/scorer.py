@@ -233,6 +233,11 @@ class Scorer:
         if reason := not_finite(self.sources, recipe.references):
             self.warn(reason)
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer of every candidate comes from."""
+        return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+
     def check_model(self) -> None:
         """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
         weights.
@@ -242,7 +247,7 @@ class Scorer:
 
         donor = self.config.genome.references[0]
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        tokenizer = self.tokenizer_folder
         if load_tokenizer(tokenizer).eos_token_id is None:
             raise SourceError(
                 f"{tokenizer}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
@@ -251,7 +256,7 @@ class Scorer:
     def _start_engine(self) -> Engine:
         self.check_model()
         donor = self.sources.folder(self.config.genome.references[0])
-        tokenizer = self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+        tokenizer = self.tokenizer_folder
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
