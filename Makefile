@@ -21,7 +21,7 @@ check: $(VENV)/.dev  ## everything a change has to pass
 vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
 
 parity: $(VENV)/.dev  ## which merges equal mergekit's, method by architecture
-	$(BIN)/python tests/parity.py --out benchmarks/results/parity.jsonl
+	PYTHONPATH=tests $(BIN)/python -m support.parity --out benchmarks/results/parity.jsonl
 
 experts: $(VENV)/.experts tasks  ## train the experts anew (about ten minutes each)
 	$(BIN)/python configs/quickstart/train_experts.py

@@ -113,6 +113,27 @@ NAMES = {
 """{its name there: (what to write on the command line, what to write in the config)}."""
 
 
+REMOVED = {
+    "engine.adapters": "every candidate is merged before it is scored, so leave it out",
+    "search.racing.proxy": "racing compares the metrics of the tasks, so leave it out",
+}
+"""{key of an earlier version: what to do instead}. Logs that have such a key are read without it."""
+
+
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a log of an earlier version, without the keys that were removed since."""
+    return _without(values, [*REMOVED])
+
+
+def _without(values: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if key not in places}
+    for place in places:
+        head, _, rest = place.partition(".")
+        if rest and isinstance(section := kept.get(head), dict):
+            kept[head] = _without(section, [rest])
+    return kept
+
+
 def check_options(words: Sequence[str]) -> None:
     """Raise UserError for an option of the other tools on the command line, with what to write instead."""
     for word in words:
@@ -135,6 +156,8 @@ def explained(detail: Any, root: type[BaseModel]) -> str:
     """One of pydantic's errors about a `root`: the path of the key, what is wrong, and the nearest known key."""
     place = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
+    if place in REMOVED:
+        return f"{place}: this key was removed; {REMOVED[place]}"
     if detail["type"] == "extra_forbidden":
         model: type[BaseModel] | None = root
         for part in detail["loc"][:-1]:
@@ -299,9 +322,6 @@ class Racing(Section):
     """
     looks: int = Field(default=5, ge=2)
     """How often it is looked: parts the questions are asked in."""
-    proxy: bool = False
-    """Race by how probable right choices are (`acc`, `acc_norm`), as long as that ranks the run's candidates as their
-    metrics do: fewer questions tell them apart. Who wins is decided by the metrics alone."""
 
 
 class Gate(Section):
@@ -441,11 +461,6 @@ class Engine(Section):
     backend: Literal["auto", "hf", "vllm"] = "auto"
     """`hf`: transformers, in this process. `vllm`: a vLLM engine, merged into inside its workers. `auto`: vllm where
     there are a GPU and vLLM, else hf."""
-    adapters: Literal["merged", "together"] = "merged"
-    """Of experts that are LoRA adapters of one base. `merged`: every candidate is merged before it is scored, and what
-    is scored is what is exported, bit for bit. `together`: the candidates of a generation share batches over one copy
-    of the base while searching, each row with its own candidate's weights; finalists and held-out rows are merged all
-    the same. For `hf`, which `auto` then means, and methods that are linear in the models."""
     device: str | None = None
     """For `hf`: `cuda`, `cuda:1`, `cpu`; the first GPU by default."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -455,10 +470,6 @@ class Engine(Section):
     for one model in the temporary folder."""
     cache_gb: float = Field(default=0.5, ge=0)
     """Memory, in 10⁹ bytes, for what no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
-
-
-LINEAR = ("linear", "task_arithmetic")
-"""The methods whose merges are linear in the models."""
 
 
 class Config(Section):
@@ -557,34 +568,6 @@ class Config(Section):
                 " prices per million tokens, such as `llm: {price: {prompt: 2.5, completion: 10}}`"
             )
         return self
-
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if self.engine.adapters == "together" and (why := self._apart()):
-            raise ValueError(f"engine.adapters: 'together' cannot be: {why}; set `engine: {{adapters: merged}}`")
-        return self
-
-    def _apart(self) -> str:
-        """Why candidates cannot be asked together; empty where they can, as far as the config says."""
-        genome = self.genome
-        if self.engine.backend == "vllm":
-            return "engine.backend is 'vllm', and only hf asks several candidates in one batch"
-        if others := [method.name for method in genome.methods if method.name not in LINEAR]:
-            return f"merge_method {others[0]!r} is not linear in the models, as {' and '.join(LINEAR)} are"
-        if genome.normalize is False and any(method.name == "linear" for method in genome.methods):
-            return "without `normalize`, linear scales the base as well"
-        base = (genome.base_model or genome.models[0]).model
-        if strangers := [one for one in genome.references if one.model != base]:
-            return f"{strangers[0]} is no LoRA adapter of {base} (write {base}+ADAPTER)"
-        if genome.base_model and genome.base_model.lora:
-            return f"base_model {genome.base_model} has an adapter of its own"
-        if not any(reference.lora for reference in genome.references):
-            return f"none of the models is a LoRA adapter of {base}"
-        if self.gate:
-            return "`gate:` reads the replies of merged candidates"
-        if judged := [task.name for task in self.tasks if task.judge or task.votes]:
-            return f"{judged[0]} is judged candidate by candidate"
-        return ""
 
     @property
     def evaluation_seed(self) -> int:

@@ -13,9 +13,9 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llmevo-tests-")
 
 import pytest
 import torch
-from workspace import Workspace, new_workspace, write_task
 
 from llmevo.cli import terminal
+from support.workspace import Workspace, new_workspace, write_task
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmevo.config import Config, parse_config, read_config
+from llmevo.config import REMOVED, Config, parse_config, read_config, without_removed
 from llmevo.errors import ConfigError, UserError
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
@@ -352,3 +352,16 @@ def test_own_recipes_to_start_from_are_files_or_genes() -> None:
 def test_a_cap_on_the_cost_needs_prices() -> None:
     assert "price" in message_of(plain(llm={"max_cost": 1.0}))
     assert parse_config(plain(llm={"max_cost": 1.0, "price": {"completion": 10}}), "my.yml").llm.max_cost == 1.0
+
+
+@pytest.mark.parametrize("place", REMOVED)
+def test_a_removed_key_is_refused_with_what_to_do_instead_and_dropped_from_old_logs(place: str) -> None:
+    given: Any = "together"
+    for key in reversed(place.split(".")):
+        given = {key: given}
+    config = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["t"]}
+    with pytest.raises(ConfigError, match=f"{place}: this key was removed; .+"):
+        parse_config({**config, **given}, "config.yml")
+    head = place.partition(".")[0]
+    assert not without_removed({**config, **given})[head].get(place.partition(".")[2].split(".")[-1])
+    parse_config(without_removed({**config, **given}), "the log")

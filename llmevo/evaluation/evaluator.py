@@ -18,7 +18,6 @@ from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.judges.poll import AskVoter
 from llmevo.evaluation.questions import blocks, chosen, words
 from llmevo.evaluation.racing import difference, is_beaten
-from llmevo.evaluation.racing_proxy import answers, probability, worth
 from llmevo.evaluation.score import Score, aggregate, concatenate
 from llmevo.evaluation.standard_errors import Clusters, clusters
 from llmevo.evaluation.tasks.loading import blame, build_once, check_metric, load, members
@@ -50,8 +49,6 @@ class Evaluator:
         Without `benchmarks`, public ones are refused. Questions that say the same as one of `without` are left out.
         """
         self.tasks, self.protocol = tasks, protocol
-        self.dense = False
-        """Whether probabilities of right answers are kept; see `proxy`."""
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
@@ -235,17 +232,10 @@ class Evaluator:
 
     def stopped(self, score: Score, rivals: Sequence[Score], error_rate: float) -> Score | None:
         """The score of a model that is to be stopped where it is: the best rival's and the difference on what both were
-        asked. None when it is not; see `racing`. The rivals were asked everything, the best comes first; those with
-        probabilities are raced by these, see `proxy`.
+        asked. None when it is not; see `racing`. The rivals were asked everything, the best comes first.
         """
         own, field = score.item_scores, [rival.item_scores for rival in rivals]
         gap = difference(own, field[0], self.weights).mean
-        dense = score.item_probabilities.keys()
-        if dense and all(rival.item_probabilities.keys() == dense for rival in rivals):
-            if gap >= 0:  # by the metric: what is stopped stays behind the best
-                return None
-            ranked = sorted(rivals, key=lambda rival: -worth(rival, self.weights))
-            own, field = answers(score), [*map(answers, ranked)]
         if not is_beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate, self.same):
             return None
         return replace(score, total=rivals[0].total + gap)
@@ -288,7 +278,6 @@ class Evaluator:
         return replace(
             score,
             item_scores=item_scores,
-            item_probabilities=self._item_probabilities(samples) if self.dense else {},
             replies=self._replies(samples),
         )
 
@@ -300,16 +289,6 @@ class Evaluator:
             if values and all(isinstance(value, float | int) for value in values):
                 # As the log has them, so that what follows from them is the same when it is read again.
                 found[name] = [round(float(value), 4) for value in values if value is not None]
-        return found
-
-    def _item_probabilities(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-        """How probable the right choice of every question is, of tasks that have choices."""
-        found: dict[str, list[float]] = {}
-        for name, (metric, filter_) in self._counted_of(samples):
-            leaf = self._loaded["tasks"][name]
-            values = [probability(leaf, s, metric) for s in samples[name] if s["filter"] == filter_]
-            if (known := [value for value in values if value is not None]) and len(known) == len(values):
-                found[name] = known
         return found
 
     def _replies(self, samples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:

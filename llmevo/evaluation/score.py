@@ -33,8 +33,6 @@ class Score:
     single question has (word perplexity, say) are not in it."""
     replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
-    item_probabilities: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
-    """{task: how probable the right choice of every question was}, where it is asked for: see `racing_proxy`."""
 
 
 def aggregate(
@@ -79,11 +77,6 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
         return parts[0]
     item_scores = {name: [v for part in parts for v in part.item_scores.get(name, ())] for name in parts[0].item_scores}
     replies = {name: [r for part in parts for r in part.replies.get(name, ())] for name in parts[0].replies}
-    probabilities = {
-        name: [v for part in parts for v in part.item_probabilities.get(name, ())]
-        for name in parts[0].item_probabilities
-        if all(name in part.item_probabilities for part in parts if name in part.tasks)  # an older part may have none
-    }
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
         asking = [part for part in parts if task.name in part.tasks]
@@ -98,4 +91,4 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)
     whole = aggregate(tasks, results, sum(map(len, item_scores.values())), item_scores, same)
-    return replace(whole, item_scores=item_scores, item_probabilities=probabilities, replies=replies)
+    return replace(whole, item_scores=item_scores, replies=replies)

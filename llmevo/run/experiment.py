@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from llmevo.config import Config, parse_config
+from llmevo.config import Config, parse_config, without_removed
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.score import Score
@@ -116,10 +116,6 @@ class Experiment:
         """See `Scorer.score`."""
         self.scorer.book = self.book
         return self.scorer.score(recipe, questions, rivals)
-
-    def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
-        """See `Scorer.anticipate`."""
-        self.scorer.anticipate(recipes, rivals)
 
     @cached_property
     def templates(self) -> Templates:
@@ -274,8 +270,6 @@ class Experiment:
             self.proposer.check()
         for evaluator in self.scorer.evaluators.values():
             evaluator.check()
-        if self.config.engine.adapters == "together":  # loads the engine: what an adapter changes shows there
-            _ = self.scorer.together
         _ = self.texts  # a question without a right answer shows when that is read
         if self.config.gate:
             _ = self.scorer.gate_prompts
@@ -319,7 +313,7 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
     is asked.
     """
     # Runs older than that key were not asked for it.
-    config = parse_config({"allow_benchmark_tasks": True, **started.config}, origin)
+    config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config

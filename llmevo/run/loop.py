@@ -5,13 +5,10 @@ Read with a log it resumes; read with a log and no way to append it replays and 
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from llmevo.errors import CandidateError, MachineError, RunError, plural
-from llmevo.evaluation.racing_proxy import holds
-from llmevo.evaluation.score import Score
 from llmevo.merging.provenance import Provenance
 from llmevo.merging.recipe import Recipe
 from llmevo.run.experiment import Experiment, ask_size
@@ -119,10 +116,9 @@ def generation(
         rivals = [trial for trial in whole if trial.score and trial.score.item_scores]
         if rivals[:1] != whole[:1] or (rivals and rivals[0].violation):
             rivals = []
-        beside = recipes[place:] if rivals or number or not experiment.races_start_rows else recipes[place : place + 1]
         made = journal.once(
             (events.Evaluated, events.Failed),
-            lambda c=candidate, r=beside, v=rivals: _scored(experiment, state, c, r, v),
+            lambda c=candidate, r=recipes[place], v=rivals: _scored(experiment, c, r, v),
         )
         journal.expect(made, candidate=candidate.id)
         if isinstance(made, events.Evaluated):
@@ -163,37 +159,19 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
 
 
 def _scored(
-    experiment: Experiment, state: RunState, candidate: Candidate, recipes: Sequence[Recipe], rivals: Sequence[Trial]
+    experiment: Experiment, candidate: Candidate, recipe: Recipe, rivals: Sequence[Trial]
 ) -> events.Evaluated | events.Failed:
-    """One candidate's event. Whatever is wrong with it is its reason, never the run's end; only what is wrong with the
-    machine is. `recipes` are its own and
-    those that come after it and have the same rivals.
+    """Score one candidate.
+
+    A fault of the candidate becomes its `failed` event; a fault of the machine (MachineError) ends the session, and the
+    run can be resumed.
     """
     started = time.monotonic()
-    ahead = raced_by(experiment, state, rivals)
     try:
-        # Who is asked beside others is raced against who was there before them all, wherever a run was interrupted.
-        before = [
-            score
-            for score, rival in zip(ahead, rivals, strict=True)
-            if rival.candidate.generation < candidate.generation or not rival.candidate.id
-        ]
-        experiment.anticipate(recipes, before)
-        score, seconds = experiment.score(recipes[0], rivals=ahead)
+        score, seconds = experiment.score(recipe, rivals=[rival.score for rival in rivals if rival.score])
     except CandidateError as error:
         return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
     except MachineError as error:
         raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
-    trial = Trial(candidate, score, seconds=seconds)
-    if not rivals or score.items == experiment.evaluator.items:
-        return events.of_trial(trial)
-    return events.of_trial(trial, rivals[0].candidate.id, bool(ahead[0].item_probabilities))
-
-
-def raced_by(experiment: Experiment, state: RunState, rivals: Sequence[Trial]) -> list[Score]:
-    """The rivals' scores: with probabilities, by which they are raced then, as long as the proxy holds."""
-    scores = [rival.score for rival in rivals if rival.score]
-    weights = {task: weight for task, (weight, _) in experiment.config.counted.items()}
-    if holds([trial.score for trial in state.trials.values() if trial.score], weights):
-        return scores
-    return [replace(score, item_probabilities={}) for score in scores]
+    stopped = bool(rivals) and score.items < experiment.evaluator.items
+    return events.of_trial(Trial(candidate, score, seconds=seconds), rivals[0].candidate.id if stopped else None)

@@ -20,7 +20,7 @@ import torch
 from llmevo.config import Config
 from llmevo.engines.base import Engine
 from llmevo.engines.self_check import check_engine
-from llmevo.errors import CandidateError, ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
+from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.judges.poll import AskVoter
@@ -39,7 +39,6 @@ from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
-    from llmevo.engines.lora_batching.scorer import Together
     from llmevo.evaluation.evaluator import Evaluator
 
 LARGE = 4 * 10**9
@@ -70,8 +69,6 @@ class Scorer:
     """Who is told what a person should know."""
     unselected: str = ""
     """Why there are no further questions for finalists though the config asks for them, once `selection` is read."""
-    _owed: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
-    """The seconds of what was scored ahead, by the same, until they are told."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -131,10 +128,8 @@ class Scorer:
         """The search tasks."""
         from llmevo.evaluation.evaluator import Evaluator
 
-        allowed, racing = self.config.allow_benchmark_tasks, self.config.racing
-        evaluator = Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
-        evaluator.dense = bool(racing and racing.proxy and len(evaluator.blocks) > 1)
-        return evaluator
+        allowed = self.config.allow_benchmark_tasks
+        return Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
 
     @cached_property
     def heldout(self) -> "Evaluator | None":
@@ -180,10 +175,7 @@ class Scorer:
     @cached_property
     def questions(self) -> Mapping[str, str]:
         """A digest of what each evaluator asks, how, and by which engine: equal ones give equal scores."""
-        ways = {"search": f"{self.backend}, together"} if self.config.engine.adapters == "together" else {}
-        return {
-            name: _digest(ways.get(name, self.backend), evaluator.digest) for name, evaluator in self.evaluators.items()
-        }
+        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
 
     @cached_property
     def gate_prompts(self) -> list[str]:
@@ -271,45 +263,7 @@ class Scorer:
         """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
         if self.config.engine.backend != "auto":
             return self.config.engine.backend
-        if self.config.engine.adapters == "together":
-            return "hf"
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
-
-    @cached_property
-    def together(self) -> "Together":
-        """What asks several candidates at once, over the running model. Raises ConfigError where they cannot be."""
-        from llmevo.engines.hf import HfEngine
-        from llmevo.engines.lora_batching.scorer import Together
-
-        engine = self.engine
-        assert isinstance(engine, HfEngine)
-        return Together(engine, self.sources, self.config.genome.references, self.config.genome.dtype)
-
-    def anticipate(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> None:
-        """Where the config has candidates asked together, score those of these that are not known; `score` then finds
-        them known, and tells each one's share of the seconds. Who failed, or is alone, is left to it.
-        """
-        if self.config.engine.adapters != "together":
-            return
-        digest, seed = self.questions["search"], self.config.evaluation_seed
-        asked = {address(recipe, self.checksums, digest, seed): recipe for recipe in recipes}
-        for place in {*asked} & {*self.known, *self._owed}:
-            del asked[place]
-        if len(asked) < 2:
-            return
-        from llmevo.run.batch_scoring import run
-
-        raced = self.config.racing if rivals and len(self.evaluator.blocks) > 1 else None
-        rate = raced.error_rate if raced else None
-        try:
-            with machine_errors():
-                found = run(self.together, self.evaluator, [*asked.values()], rivals, rate)
-        except CandidateError:
-            return  # merged one by one, each says what is wrong with it
-        for place, (score, seconds) in zip(asked, found, strict=True):
-            self._owed[place] = seconds
-            if score:
-                self.known[place] = score
 
     def score(
         self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
@@ -322,13 +276,12 @@ class Scorer:
         evaluator = self.evaluators[questions]
         place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
         known, racing = self.known.get(place), self.config.racing
-        owed = self._owed.pop(place, {})
         if known and known.items == evaluator.items:
-            return known, owed
+            return known, {}
         known = known if known and evaluator.parts_of(known) else None
         raced = racing if rivals and len(evaluator.blocks) > 1 else None
         if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
-            return stopped, owed
+            return stopped, {}
 
         def scored() -> tuple[Score, dict[str, float]]:
             engine = self.engine  # made before the clock starts
@@ -348,7 +301,7 @@ class Scorer:
 
         score, seconds = self._with_recovery(scored)
         self.known[place] = score
-        return score, {name: value + owed.get(name, 0.0) for name, value in seconds.items()}
+        return score, seconds
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """What `scored` returns; tried once more after memory ran out or the engine died. Raises MachineError."""

@@ -20,13 +20,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from safetensors.torch import load_file, save_file
-from workspace import new_workspace
 
 from llmevo.config import Budget, parse_config
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG, RunLog
 from llmevo.run.resume import prepare
+from support.workspace import new_workspace
 
 SIMULATED = {"proposer": "simulated", "model": "random"}
 

@@ -101,13 +101,6 @@ class Backbone:
         cache.layers = grown.layers
         return cache
 
-    def spread(self, stem: Any, rows: int) -> None:
-        """Give each of so many rows a copy of the one stem."""
-        stem.batch_repeat_interleave(rows)
-
-    def keep(self, rows: Tensor) -> None:
-        """Told which rows of a batch go on: here one is like the other."""
-
     def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
         """(rows, length, width) before the head. `cache` is what stands before the rows."""
         given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, self._cache: cache}

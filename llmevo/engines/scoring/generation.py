@@ -80,7 +80,7 @@ def continue_greedily(
     if stem:
         cache: Any = DynamicCache()
         cache.layers = backbone.stem([stem], ends[0]).layers
-        backbone.spread(cache, len(rows))
+        cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), len(stem)), mask], 1)
     else:
         cache = DynamicCache(config=backbone.model.config)
@@ -97,7 +97,6 @@ def continue_greedily(
         if len(going) < len(live):
             live = [live[i] for i in going]
             kept = torch.tensor(going, device=device)
-            backbone.keep(kept)
             cache.batch_select_indices(kept)
             mask, positions = mask[kept], positions[kept]
         tokens = torch.tensor([[made[row][-1]] for row in live], device=device)

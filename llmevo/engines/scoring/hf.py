@@ -45,9 +45,6 @@ class RequestScorer(TokenScorer):
     the last bit. How requests are laid out in batches is remembered, since every candidate is asked the same.
     """
 
-    copies = 1
-    """How many candidates answer each request: all those of the first one, then of the second; see `together`."""
-
     def __init__(self, model: Any, tokenizer: Any) -> None:
         TemplateLM.__init__(self)
         self.model, self.tokenizer = model, tokenizer
@@ -104,7 +101,7 @@ class RequestScorer(TokenScorer):
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        texts = [""] * (len(requests) * self.copies)
+        texts = [""] * len(requests)
         kinds: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             kinds.setdefault(repr(request.args[1]), []).append(place)

@@ -139,13 +139,13 @@ class Scored(BaseEvent):
     item_scores: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
     """The counted metric of every question, task by task, in the order of `RunStarted.texts`; empty in older logs."""
     item_probabilities: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
-    """How probable the right choice of every question was, where `racing.proxy` is on."""
+    """How probable the right choice of every question was: of logs of version 0.1 with `racing.proxy`."""
     seconds: dict[str, float]
     cached: bool = False
     """Taken over from an equal candidate, of this run or of another of the same comparison."""
 
     def read(self) -> Score:
-        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, {}, self.item_probabilities)
+        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
 
 
 class Evaluated(Scored):
@@ -155,7 +155,7 @@ class Evaluated(Scored):
     """The candidate that this one could not get ahead of any more, when it was stopped. Its score is then the rival's
     and the difference on the `items` that it was asked; `tasks` are of these alone."""
     proxy: bool = False
-    """Whether the proxy said so: see `llmevo.evaluation.racing_proxy`."""
+    """Whether it was stopped by those probabilities."""
 
 
 class Selected(Scored):
@@ -289,7 +289,6 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "tasks": {task: dict(metrics) for task, metrics in score.tasks.items()},
         "items": score.items,
         "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
-        "item_probabilities": {task: [*map(_short, values)] for task, values in score.item_probabilities.items()},
         "seconds": rounded(seconds),
         "cached": not seconds,
     }
@@ -305,8 +304,8 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_trial(trial: Trial, rival: int | None = None, proxy: bool = False) -> Evaluated | Failed:
-    """The event of a trial; with the rival that it was stopped by, and whether by the proxy."""
+def of_trial(trial: Trial, rival: int | None = None) -> Evaluated | Failed:
+    """The event of a trial; with the rival that it was stopped by."""
     if trial.score is None:
         return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
-    return Evaluated(candidate=trial.candidate.id, rival=rival, proxy=proxy, **scored(trial.score, trial.seconds))
+    return Evaluated(candidate=trial.candidate.id, rival=rival, **scored(trial.score, trial.seconds))

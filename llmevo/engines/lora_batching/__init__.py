@@ -1,1 +1,0 @@
-"""Several candidates that are adapters of one base, scored in the same batches."""

@@ -1,0 +1,187 @@
+"""A run in a terminal that is stopped: by Ctrl-C, by `kill`, or by closing the terminal. All end it alike."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import typer
+
+from llmevo.cli import live, terminal
+from llmevo.config import Llm
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.storage import LOG, RunLog
+from support import resumable
+from support.fake_server import Answer, serving
+from support.workspace import Workspace
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+SHOWN, HIDDEN = "\x1b[?25h", "\x1b[?25l"
+PATIENCE = 120.0
+"""Seconds that a run may take to come so far."""
+
+
+@dataclass
+class Screen:
+    """A program in a terminal of its own, and everything that it has written."""
+
+    process: BaseProcess
+    device: int
+    written: list[bytes] = field(default_factory=list[bytes])
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.written).decode(errors="replace")
+
+    def read(self) -> None:
+        """Take in what is written, until the program has ended or the terminal is closed."""
+        while not self.closed.is_set():
+            if select.select([self.device], [], [], 0.05)[0]:
+                try:
+                    self.written.append(os.read(self.device, 65536))
+                except OSError:  # nothing comes any more
+                    break
+        os.close(self.device)
+
+    def end(self) -> int:
+        """The exit status."""
+        self.process.join(PATIENCE)
+        time.sleep(0.2)  # what it has written last is still to be read
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+
+def carry_on(root: Path, url: str, name: str) -> None:
+    """The end of `llmevo run`, in the terminal that this process gets: scores are made up, the LLM is a server."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own parent ignores, as nohup does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.login_tty(os.open(name, os.O_RDWR))
+    os.chdir(root)
+    terminal.console = terminal.console_of()
+    config = resumable.config_in(root, "llm", 24)
+    config = config.model_copy(update={"llm": Llm(proposer="openai", base_url=url, model="some-llm", timeout=100)})
+    scorer = resumable.CountedRig(config, root, seconds=0.05)
+    with terminal.errors_shown(), terminal.stoppable(), RunLog(Path("run")) as log:
+        try:
+            live.carry_on(Experiment(config, root, shared=scorer), log, config)
+        except typer.Exit as end:
+            raise SystemExit(end.exit_code) from None
+
+
+@contextmanager
+def in_terminal(root: Path, url: str) -> Generator[Screen]:
+    device, other = pty.openpty()
+    fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("4H", 30, 100, 0, 0))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["resumable", "lm_eval.evaluator", "lm_eval.tasks", "optuna", "torch"])
+    process = context.Process(target=carry_on, args=(root, url, os.ttyname(other)))
+    process.start()
+    screen = Screen(process, device)
+    reader = threading.Thread(target=screen.read)
+    reader.start()
+    try:
+        yield screen
+    finally:
+        process.kill()
+        process.join()
+        screen.closed.set()
+        reader.join()
+        os.close(other)
+
+
+def wait_for_llm(screen: Screen) -> None:
+    """Until it is said that the LLM is waited for, which never answers."""
+    end = time.monotonic() + PATIENCE
+    while "waiting for some-llm" not in screen.text:
+        assert screen.process.is_alive(), screen.text
+        assert time.monotonic() < end, screen.text
+        time.sleep(0.05)
+
+
+def events_in(run: Path) -> list[str]:
+    """Every line of the log is whole."""
+    lines = (run / LOG).read_text().splitlines(keepends=True)
+    assert all(line.endswith("\n") for line in lines)
+    return [json.loads(line)["event"] for line in lines]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_every_signal_leaves_the_table_the_cursor_and_the_line_that_says_how_to_go_on(
+    workspace: Workspace, number: signal.Signals
+) -> None:
+    with serving(Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
+        wait_for_llm(screen)
+        assert screen.process.pid
+        os.kill(screen.process.pid, number)
+        status = screen.end()
+    text = screen.text
+    assert status == 128 + number
+    assert "time-out after 8:35" in text
+    assert "0:00 left" not in text
+    assert text.rindex(SHOWN) > text.rindex(HIDDEN)
+    last = text[text.rindex("╭─ llmevo") :]
+    assert "best so far" in last
+    assert "\x1b[1A" not in last  # nothing is drawn over it
+    assert "Stopped. Nothing is lost: `llmevo resume run` goes on." in last.splitlines()
+    assert events_in(workspace.root / "run")[-1] == "told"
+
+
+def test_a_terminal_that_is_closed_ends_a_run_in_order(workspace: Workspace) -> None:
+    with serving(Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
+        wait_for_llm(screen)
+        screen.closed.set()
+        status = screen.end()
+    assert status == 128 + signal.SIGHUP
+    assert events_in(workspace.root / "run")[-1] == "told"
+
+
+def test_a_second_signal_ends_at_once_what_takes_long_to_end() -> None:
+    code = """
+import signal
+import time
+from llmevo.cli import terminal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with terminal.stoppable():
+    try:
+        print("begun", flush=True)
+        time.sleep(100)
+    finally:
+        print("ending", flush=True)
+        time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for word in ("begun\n", "ending\n"):
+            assert process.stdout.readline() == word
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == -signal.SIGINT
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    code = """
+import os, signal
+from llmevo.cli import terminal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with terminal.stoppable():
+    os.kill(os.getpid(), signal.SIGHUP)
+print("goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "goes on\n"

@@ -1,0 +1,666 @@
+"""The transformers engine: lm-eval's requests answered as lm-eval's own engine does, and weights swapped in place."""
+
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jinja2 import TemplateError
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from llmevo.engines.hf import HfEngine
+from llmevo.engines.scoring.generation import StopStrings
+from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.errors import CandidateError, SourceError
+from support.tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
+
+VOCABULARY = len(tiny_tokenizer())
+
+
+def reference(model: Any, tokenizer: Any) -> Any:
+    """lm-eval's own engine over the same model."""
+    engine: Any = HFLM
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, device="cpu")
+
+
+def requests(kind: Any, arguments: list[Any]) -> list[Instance]:
+    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
+
+
+def text(seed: int, length: int) -> str:
+    return "".join(random.Random(seed).choices("abc 012\n?", k=length))
+
+
+CHOICES = ["a", " b", " yes", " nowhere", "12", " a longer one\n"]
+PAIRS = [
+    *((text(1, 20), choice) for choice in CHOICES),
+    *((text(2, 9), choice) for choice in CHOICES),
+    ("", "alone"),
+    ("", "b"),
+    ("one context ", "same"),
+    ("one context ", "same"),
+    ("ends in spaces  ", "word"),
+    *((text(3, POSITIONS - 2), choice) for choice in CHOICES),  # some fit exactly, some do not
+    *((text(4, 3 * POSITIONS), choice) for choice in CHOICES),
+    (text(5, 10), text(6, POSITIONS - 1)),
+    (text(5, 10), text(6, POSITIONS)),
+]
+"""(context, continuation): shared contexts, none, equal requests, too long ones."""
+
+
+def models() -> dict[str, Any]:
+    ids: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        gpt2 = GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=4, **ids)
+        bloom = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4, **ids)
+        mpt = MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, initializer_range=0.4, **ids)
+        mamba = MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.4, **ids
+        )
+        return {
+            "llama": tiny_llama(),
+            "llama tied": tiny_llama(tied=True),
+            "llama, sliding window": MistralForCausalLM(MistralConfig(**_small(), sliding_window=32)).eval(),
+            "qwen3": Qwen3ForCausalLM(Qwen3Config(**_small(), head_dim=8)).eval(),
+            "gemma2": Gemma2ForCausalLM(
+                Gemma2Config(
+                    **_small(),
+                    head_dim=8,
+                    sliding_window=32,
+                    query_pre_attn_scalar=8,
+                    attn_logit_softcapping=5.0,
+                    final_logit_softcapping=4.0,
+                )
+            ).eval(),
+            "gpt2": GPT2LMHeadModel(gpt2).eval(),
+            "mpt": MptForCausalLM(mpt).eval(),
+            "bloom": BloomForCausalLM(bloom).eval(),
+            "mamba": MambaForCausalLM(mamba).eval(),
+        }
+
+
+def _small() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.4,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Iterator[dict[str, Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield models()
+
+
+def tokenizer_for(name: str) -> Any:
+    """MPT, Bloom and Mamba name no longest text in their config; lm-eval then asks the tokenizer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 2048 if name in ("mpt", "bloom", "mamba") else tokenizer.model_max_length
+    return tokenizer
+
+
+TREES = ("llama", "llama tied", "llama, sliding window", "qwen3", "gemma2", "gpt2")
+ZOO = (*TREES, "mpt", "bloom", "mamba")
+each_model = pytest.mark.parametrize("name", ZOO)
+
+
+def assert_same(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -> None:
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+# The same answers as lm-eval's own engine
+
+
+@each_model
+def test_log_likelihoods_are_those_of_lm_evals_own_engine(name: str, zoo: dict[str, Any]) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    asked = requests("loglikelihood", PAIRS)
+    expected = reference(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
+    assert_same(RequestScorer(model, tokenizer).loglikelihood(asked), expected)
+
+
+@each_model
+def test_rolling_log_likelihoods_are_those_of_lm_evals_own_engine(name: str, zoo: dict[str, Any]) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    texts = ["a", "short text", text(7, POSITIONS), text(8, POSITIONS + 1), text(9, 3 * POSITIONS + 5)]
+    asked = requests("loglikelihood_rolling", [(text,) for text in texts])
+    expected = reference(model, tokenizer).loglikelihood_rolling(asked, disable_tqdm=True)
+    assert RequestScorer(model, tokenizer).loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-2)
+
+
+@each_model
+def test_generated_texts_are_those_of_lm_evals_own_engine(name: str, zoo: dict[str, Any]) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    free: dict[str, Any] = {"until": [], "max_gen_toks": 12, "do_sample": False}
+    contexts = [text(seed, length) for seed, length in enumerate((3, 30, 7, 7, 3 * POSITIONS, 1))]
+    own, lm = reference(model, tokenizer), RequestScorer(model, tokenizer)
+
+    def generate(options: dict[str, Any]) -> list[str]:
+        asked = requests("generate_until", [(context, options) for context in contexts])
+        expected = own.generate_until(asked, disable_tqdm=True)
+        assert lm.generate_until(asked) == expected
+        return expected
+
+    long = generate(free)
+    assert any(long)
+    stops = [long[0][5], long[1][3:5], "nowhere to be found"]
+    assert generate({**free, "until": stops}) != long
+    generate({**free, "until": long[2][2:4], "max_gen_toks": 5, "temperature": 0.0})
+
+
+def test_requests_of_different_kinds_come_back_in_their_order(zoo: dict[str, Any]) -> None:
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    short: dict[str, Any] = {"until": [], "max_gen_toks": 2, "do_sample": False}
+    longer = {**short, "max_gen_toks": 6}
+    asked = [("abc", short), ("abc", longer), ("0", short), ("0", longer)]
+    texts = lm.generate_until(requests("generate_until", asked))
+    assert [len(found) for found in texts] == [2, 6, 2, 6]
+    assert texts[1].startswith(texts[0])
+    assert texts[3].startswith(texts[2])
+
+
+def test_a_tokenizer_that_begins_texts_gives_lm_evals_own_answers_too(zoo: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer(begin=True)
+    pairs = [*PAIRS[:14], ("<s>given already", " b"), ("<s>given already", "c")]
+    own, lm = reference(zoo["llama"], tokenizer), RequestScorer(zoo["llama"], tokenizer)
+    asked = requests("loglikelihood", pairs)
+    assert_same(lm.loglikelihood(asked), own.loglikelihood(asked, disable_tqdm=True))
+    options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+    for context in ("abc", "<s>abc"):  # one at a time: lm-eval's engine judges a batch by its first text
+        generating = requests("generate_until", [(context, options)])
+        assert lm.generate_until(generating) == own.generate_until(generating, disable_tqdm=True)
+
+
+def test_chat_templates_are_applied_as_by_lm_evals_own_engine(zoo: dict[str, Any]) -> None:
+    chat = [{"role": "user", "content": "2 + 2?"}]
+    own, lm = reference(zoo["llama"], tiny_tokenizer()), RequestScorer(zoo["llama"], tiny_tokenizer())
+    assert lm.apply_chat_template(chat) == own.apply_chat_template(chat) == "<user>2 + 2?\n<assistant>"
+    begun = [*chat, {"role": "assistant", "content": "It is"}]
+    assert lm.apply_chat_template(begun, False) == own.apply_chat_template(begun, False)
+
+
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""What Gemma's chat template refuses."""
+
+
+def test_a_system_message_that_the_chat_template_refuses_begins_the_first_user_message(zoo: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = GEMMA
+    own, lm = reference(zoo["llama"], tokenizer), RequestScorer(zoo["llama"], tokenizer)
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    chat = [{"role": "system", "content": "Add.\n"}, *turns, {"role": "user", "content": "1 + 1?"}]
+    assert lm.apply_chat_template(chat) == "<user>Add.\n\n2 + 2?\n<assistant>4\n<user>1 + 1?\n<assistant>"
+    plain = [{"role": "user", "content": "Add.\n\n2 + 2?"}, *chat[2:]]
+    assert lm.apply_chat_template(chat) == own.apply_chat_template(plain)
+    assert lm.apply_chat_template(chat[:-1], False) == own.apply_chat_template(plain[:-1], False)
+    with pytest.raises(TemplateError, match="must alternate"):  # a chat that is wrong itself is told
+        lm.apply_chat_template([turns[0], turns[0]])
+
+
+def test_a_model_of_images_and_text_holds_as_much_as_its_text_config_says() -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Gemma3Config(
+        text_config={**_small(), "head_dim": 8, "sliding_window": 32},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    lm = RequestScorer(Gemma3ForConditionalGeneration(config).eval(), tiny_tokenizer())
+    assert lm.max_length == POSITIONS
+
+
+class Renamed(LlamaModel):
+    """The body of a newer transformers, which calls the keys and values that it is given `cache`."""
+
+    def forward(self, input_ids: Any = None, cache: Any = None, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert "past_key_values" not in given, "the old name warns"
+        return super().forward(input_ids=input_ids, past_key_values=cache, **given)
+
+
+def test_the_cache_is_given_by_the_name_that_the_models_code_has_for_it() -> None:
+    renamed = tiny_llama()
+    renamed.model.__class__ = Renamed
+    own, lm = RequestScorer(tiny_llama(), tiny_tokenizer()), RequestScorer(renamed, tiny_tokenizer())
+    asked = requests("generate_until", [("abc 012", {"until": ["?"], "max_gen_toks": 6}), ("abc", {"until": ["?"]})])
+    assert lm.generate_until(asked) == own.generate_until(asked)
+    asked = requests("loglikelihood", PAIRS)
+    assert lm.loglikelihood(asked) == own.loglikelihood(asked)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_generation_ends_where_the_model_says_it_ends(tied: bool) -> None:
+    """A model may end texts with more tokens than its tokenizer's one: Llama 3 and Gemma have two or three."""
+    model, tokenizer = tiny_llama(tied=tied), tiny_tokenizer()
+    options: dict[str, Any] = {"until": [], "max_gen_toks": 10, "do_sample": False}
+    asked = requests("generate_until", [("abc", options)])
+    (free,) = RequestScorer(model, tokenizer).generate_until(asked)
+    model.generation_config.eos_token_id = [3, tokenizer.encode(free[4])[0]]
+    found = RequestScorer(model, tokenizer).generate_until(asked)
+    assert found == reference(model, tokenizer).generate_until(asked, disable_tqdm=True)
+
+
+@each_model
+def test_a_model_in_bfloat16_answers_as_lm_evals_own_engine_up_to_rounding(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = models()[name].bfloat16()
+    asked = requests("loglikelihood", PAIRS[:14])
+    expected = reference(model, tokenizer_for(name)).loglikelihood(asked, disable_tqdm=True)
+    found = RequestScorer(model, tokenizer_for(name)).loglikelihood(asked)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=0.05, abs=0.5)
+
+
+# Packing
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_packed_rows_give_what_plain_rows_give(name: str, zoo: dict[str, Any]) -> None:
+    lm = RequestScorer(zoo[name], tiny_tokenizer())
+    asked = requests("loglikelihood", PAIRS)
+    assert lm.packs
+    assert lm.stems
+    packed = lm.loglikelihood(asked)
+    lm.packs = False
+    assert_same(packed, lm.loglikelihood(asked))
+
+
+SHOTS = "a 1\nb 2\nc 0\n"
+FEW_SHOT = [(SHOTS + text(seed, 2 + seed % 5), choice) for seed in range(12) for choice in ("a", " b", "12")]
+"""Questions after the same solved examples, short enough for a sliding window to see them all."""
+
+
+@pytest.fixture
+def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the texts of these tests were long ones."""
+    monkeypatch.setattr("llmevo.engines.scoring.packing.ROW_TOKENS", 16)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LEAST_SAVED", 8)
+
+
+class Passes:
+    """What was computed: (stem, rows, length) of each pass through a model."""
+
+    def __init__(self, lm: RequestScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        backbone: Any = lm._backbone  # pyright: ignore[reportPrivateUsage]
+        forward = backbone._body.forward
+
+        def watched(*args: Any, **options: Any) -> Any:
+            cache = options.get("past_key_values")
+            rows, length = options["input_ids"].shape
+            self.seen.append((0 if cache is None else cache.get_seq_length(), rows, length))
+            return forward(*args, **options)
+
+        monkeypatch.setattr(backbone._body, "forward", watched)
+
+    @property
+    def tokens(self) -> int:
+        return sum(rows * length for _, rows, length in self.seen)
+
+
+@pytest.mark.usefixtures("small_rows")
+@each_model
+def test_examples_shared_by_questions_change_no_answer(
+    name: str, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    asked = requests("loglikelihood", FEW_SHOT)
+    expected = reference(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
+    lm = RequestScorer(model, tokenizer)
+    passes = Passes(lm, monkeypatch)
+    assert_same(lm.loglikelihood(asked), expected)
+    assert any(stem == len(SHOTS) for stem, _, _ in passes.seen) == (name in TREES)
+    naive = sum(len(context) + len(choice) - 1 for context, choice in FEW_SHOT)
+    assert name not in TREES or passes.tokens < naive / 4
+
+
+@pytest.mark.usefixtures("small_rows")
+@each_model
+def test_examples_shared_by_questions_change_no_generated_text(
+    name: str, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = zoo[name], tokenizer_for(name)
+    options: dict[str, Any] = {"until": ["b", "\n"], "max_gen_toks": 6, "do_sample": False}
+    asked = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
+    expected = [reference(model, tokenizer).generate_until([one], disable_tqdm=True)[0] for one in asked]
+    lm = RequestScorer(model, tokenizer)
+    passes = Passes(lm, monkeypatch) if name in TREES else None
+    assert lm.generate_until(asked) == expected
+    assert passes is None or any(stem == len(SHOTS) for stem, _, _ in passes.seen)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 200, 100_000])
+@pytest.mark.parametrize("row", [1, 30, 1000])
+def test_the_size_of_batches_and_rows_changes_no_answer(
+    tokens: int, row: int, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmevo.engines.scoring.packing.ROW_TOKENS", row)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LEAST_SAVED", row)
+    monkeypatch.setattr("llmevo.engines.scoring.packing.LONG", max(2, row))
+    asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
+    expected = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.CPU_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.GENERATED_BATCH", tokens)
+    monkeypatch.setattr("llmevo.engines.scoring.backbone.HEAD_ROWS", row)
+    monkeypatch.setattr("llmevo.engines.scoring.backbone.PIECE", {"cpu": tokens})
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    assert_same(lm.loglikelihood(asked), expected)
+
+
+# The same to the last bit
+
+
+@each_model
+def test_equal_requests_get_equal_scores_to_the_last_bit_whatever_came_before(name: str) -> None:
+    """A run is verified by running it again, in another process and with other candidates before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = models()[name].bfloat16()
+    asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
+    rolling = requests("loglikelihood_rolling", [(text(8, 100),), (text(9, 30),)])
+    options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}
+    generating = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
+
+    def answers(lm: RequestScorer) -> Any:
+        return lm.loglikelihood(asked), lm.loglikelihood_rolling(rolling), lm.generate_until(generating)
+
+    lm = RequestScorer(model, tokenizer_for(name))
+    first = answers(lm)
+    state = {key: weight.clone() for key, weight in model.state_dict().items()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.5)
+    assert lm.loglikelihood(asked) != first[0]
+    lm.loglikelihood(asked[:7])
+    model.load_state_dict(state)
+    assert answers(lm) == first
+    assert answers(RequestScorer(model, tokenizer_for(name))) == first
+
+
+def test_texts_are_made_tokens_once(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    lm = RequestScorer(zoo["llama"], tokenizer)
+    asked = requests("loglikelihood", PAIRS)
+    first = lm.loglikelihood(asked)
+
+    def encode(*_: Any, **__: Any) -> list[int]:
+        raise AssertionError("a text was read again")
+
+    monkeypatch.setattr(type(tokenizer), "encode", encode)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.packed_batches", encode)
+    assert lm.loglikelihood(requests("loglikelihood", PAIRS)) == first
+
+
+def test_what_does_not_fit_in_memory_is_made_again(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests("loglikelihood", PAIRS)
+    first = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    monkeypatch.setattr("llmevo.engines.scoring.hf.KEPT_TOKENS", 10)
+    monkeypatch.setattr("llmevo.engines.scoring.base.KEPT_CHARACTERS", 30)
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    assert lm.loglikelihood(asked) == lm.loglikelihood(asked) == first
+    assert not lm._layouts  # pyright: ignore[reportPrivateUsage]
+
+
+# Generation
+
+
+def test_a_row_that_has_ended_leaves_the_batch(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    options: dict[str, Any] = {"until": [], "max_gen_toks": 8, "do_sample": False}
+    contexts = [text(seed, 5 + seed) for seed in range(6)]
+    free = lm.generate_until(requests("generate_until", [(context, options) for context in contexts]))
+    stops = [free[0][1], free[1][3]]
+    asked = requests("generate_until", [(context, {**options, "until": stops}) for context in contexts])
+    passes = Passes(lm, monkeypatch)
+    found = lm.generate_until(asked)
+    lengths = [min([text.find(stop) + 1 for stop in stops if stop in text] or [8]) for text in free]
+    assert [rows for _, rows, _ in passes.seen] == [sum(n > step for n in lengths) for step in range(max(lengths))]
+    assert found == reference(zoo["llama"], tiny_tokenizer()).generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("wish", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"num_beams": 3}])
+def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    options: dict[str, Any] = {"until": [], "max_gen_toks": 30, "do_sample": False}
+    asked = requests("generate_until", [(text(seed, 4 + seed // 2), options) for seed in range(6)])
+    plain = RequestScorer(model, tokenizer).generate_until(asked)
+    for key, value in wish.items():
+        setattr(model.generation_config, key, value)
+    found = RequestScorer(model, tokenizer).generate_until(asked)
+    own = reference(model, tokenizer)
+    assert found == [own.generate_until([one], disable_tqdm=True)[0] for one in asked] != plain
+
+
+def test_sampling_is_left_to_transformers(zoo: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 10, "do_sample": True, "temperature": 5.0}
+    asked = requests("generate_until", [("abc", options)])
+    lm, own = RequestScorer(zoo["llama"], tiny_tokenizer()), reference(zoo["llama"], tiny_tokenizer())
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        found = lm.generate_until(asked)
+        torch.manual_seed(4)
+        assert found == own.generate_until(asked, disable_tqdm=True)
+
+
+# Texts in bytes
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte, so that a letter is several tokens and a text may end within one."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: place for place, token in enumerate(("<s>", "</s>", *letters))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def test_letters_of_several_tokens_are_read_scored_and_written_as_by_lm_evals_own_engine() -> None:
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=1)
+    lm, own = RequestScorer(model, tokenizer), reference(model, tokenizer)
+    pairs = [("Grüße, 世界", end) for end in ("。", "é", " ñandú", "🙂", "x")] + [("", "ß"), ("日本 ", "語")]
+    asked = requests("loglikelihood", pairs)
+    assert_same(lm.loglikelihood(asked), own.loglikelihood(asked, disable_tqdm=True))
+    rolling = requests("loglikelihood_rolling", [("Zażółć gęślą jaźń 🙂",)])
+    assert lm.loglikelihood_rolling(rolling) == pytest.approx(own.loglikelihood_rolling(rolling, disable_tqdm=True))
+    free: dict[str, Any] = {"until": [], "max_gen_toks": 20, "do_sample": False}
+    contexts = ["ü", "日本語", "naïve"]
+    found = lm.generate_until(requests("generate_until", [(context, free) for context in contexts]))
+    stops = [found[0][3:5], "é", found[1][2]]
+    for options in (free, {**free, "until": stops}):
+        generating = requests("generate_until", [(context, options) for context in contexts])
+        assert lm.generate_until(generating) == own.generate_until(generating, disable_tqdm=True)
+
+
+def test_a_stop_string_of_several_tokens_ends_the_text_however_its_bytes_came() -> None:
+    stopped = StopStrings(byte_tokenizer(), ["。\n", ""])
+    tokens = byte_tokenizer().encode("Das Ende。\n")
+    assert [stopped(tokens[:i]) for i in range(1, len(tokens) + 1)] == [*[False] * (len(tokens) - 1), True]
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba"])
+def test_a_model_that_cannot_be_packed_is_not(name: str, zoo: dict[str, Any]) -> None:
+    assert not RequestScorer(zoo[name], tokenizer_for(name)).packs
+
+
+def test_a_model_whose_answers_packing_would_change_is_not_packed(zoo: dict[str, Any]) -> None:
+    lm = RequestScorer(zoo["mpt"], tokenizer_for("mpt"))
+    assert not lm.packs
+    asked = requests("loglikelihood", PAIRS[:6])
+    plain = [score for score, _ in lm.loglikelihood(asked)]
+    lm.packs = True  # and this is why
+    assert [score for score, _ in lm.loglikelihood(asked)] != pytest.approx(plain, abs=1e-2)
+
+
+def test_the_answers_follow_the_weights_not_an_earlier_call(zoo: dict[str, Any]) -> None:
+    model = tiny_llama(3)
+    lm = RequestScorer(model, tiny_tokenizer())
+    asked = requests("loglikelihood", PAIRS[:8])
+    before = lm.loglikelihood(asked)
+    model.load_state_dict(zoo["llama"].state_dict())
+    assert lm.loglikelihood(asked) == RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked) != before
+
+
+# Weights in place
+
+
+Weights = dict[str, Tensor]
+
+
+def weights(seed: int, tied: bool) -> Weights:
+    """What a checkpoint of that model holds: a tied head is not written."""
+    state: Weights = tiny_llama(seed, tied).state_dict()
+    return {name: weight for name, weight in state.items() if not (tied and name == "lm_head.weight")}
+
+
+@pytest.fixture(params=[False, True], ids=["head of its own", "tied head"])
+def tied(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture
+def engine(tmp_path: Path, tied: bool) -> HfEngine:
+    folder = save_tiny(tmp_path, seed=9, tied=tied)
+    return HfEngine(folder, folder, "float32", "cpu")
+
+
+@torch.inference_mode()
+def logits(model: Any) -> Tensor:
+    return model(torch.arange(4, 20).unsqueeze(0)).logits
+
+
+def test_loading_a_then_b_then_a_gives_the_model_a_again(engine: HfEngine, tied: bool) -> None:
+    for seed in (1, 2, 1):
+        engine.load(weights(seed, tied).items())
+        assert torch.equal(logits(engine.model), logits(tiny_llama(seed, tied)))
+    asked = requests("loglikelihood", PAIRS[:8])
+    expected = RequestScorer(tiny_llama(1, tied), tiny_tokenizer()).loglikelihood(asked)
+    assert_same(engine.lm.loglikelihood(asked), expected)
+
+
+def test_a_tied_head_that_is_written_twice_is_loaded_once(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, tied=True)
+    engine = HfEngine(folder, folder, "float32", "cpu")
+    both = weights(1, True)
+    engine.load({**both, "lm_head.weight": both["model.embed_tokens.weight"]}.items())
+    assert torch.equal(logits(engine.model), logits(tiny_llama(1, True)))
+
+
+def test_weights_of_another_type_are_rounded_to_the_engines(engine: HfEngine, tied: bool) -> None:
+    engine.load((name, weight.bfloat16()) for name, weight in weights(1, tied).items())
+    assert engine.model.dtype == torch.float32
+    assert not torch.equal(logits(engine.model), logits(tiny_llama(1, tied)))
+    assert logits(engine.model) == pytest.approx(logits(tiny_llama(1, tied)), abs=0.5)
+
+
+def test_the_weights_given_are_copied_not_kept(engine: HfEngine, tied: bool) -> None:
+    given = weights(1, tied)
+    engine.load(given.items())
+    for weight in given.values():
+        weight.zero_()
+    assert torch.equal(logits(engine.model), logits(tiny_llama(1, tied)))
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def wrong_shape(given: Weights) -> Weights:
+    return {**given, NORM: torch.ones(33)}
+
+
+def other_axes(given: Weights) -> Weights:
+    name = "model.layers.0.mlp.up_proj.weight"
+    return {**given, name: given[name].T}
+
+
+def missing(given: Weights) -> Weights:
+    return {name: weight for name, weight in given.items() if name != NORM}
+
+
+def unknown(given: Weights) -> Weights:
+    return {**given, "model.layers.2.input_layernorm.weight": torch.ones(32)}
+
+
+def nothing(_: Weights) -> Weights:
+    return {}
+
+
+@pytest.mark.parametrize("spoil", [wrong_shape, other_axes, missing, unknown, nothing])
+def test_weights_that_do_not_fit_cost_the_candidate_and_the_next_load_mends_it(
+    engine: HfEngine, tied: bool, spoil: Any
+) -> None:
+    with pytest.raises(CandidateError, match=r"layers\.\d\."):
+        engine.load(spoil(weights(1, tied)).items())
+    engine.load(weights(2, tied).items())
+    assert torch.equal(logits(engine.model), logits(tiny_llama(2, tied)))
+
+
+def test_a_merge_that_fails_halfway_is_mended_by_the_next_load(engine: HfEngine, tied: bool) -> None:
+    def torn() -> Iterator[tuple[str, Tensor]]:
+        yield from [*weights(1, tied).items()][:5]
+        raise CandidateError("the merged norm is not finite")
+
+    with pytest.raises(CandidateError, match="not finite"):
+        engine.load(torn())
+    engine.load(weights(2, tied).items())
+    assert torch.equal(logits(engine.model), logits(tiny_llama(2, tied)))
+
+
+def test_an_engine_holds_its_model_in_the_type_it_was_asked_for(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+    engine = HfEngine(folder, folder, "bfloat16", "cpu")
+    assert engine.model.dtype == torch.bfloat16
+    assert not engine.model.training
+    assert engine.lm.loglikelihood(requests("loglikelihood", PAIRS[:3]))
+
+
+def test_a_folder_that_transformers_cannot_load_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="empty"):
+        HfEngine(tmp_path / "empty", tmp_path / "empty", "float32", "cpu")

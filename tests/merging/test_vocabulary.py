@@ -1,0 +1,107 @@
+"""Whose tokenizer a merged model gets, and when the models' tokens are compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmevo.models.tokenizer import template_of
+from support.workspace import Workspace
+
+SEARCH = {"search": {"optimizer": "random", "budget": 4}, "heldout": None}
+
+
+def config(workspace: Workspace, source: str) -> Path:
+    genome = {
+        "base_model": "base",
+        "models": ["one", "two"],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "tokenizer_source": source,
+    }
+    return workspace.config(genome=genome, **SEARCH)
+
+
+def recipe(workspace: Workspace, **keys: Any) -> Path:
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("one", "two")]
+    file = workspace.root / "recipe.yml"
+    file.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, **keys}))
+    return file
+
+
+def exchange(file: Path) -> None:
+    """Give two tokens each other's number."""
+    content = json.loads(file.read_text())
+    tokens = content["model"]["vocab"]
+    tokens["a"], tokens["b"] = tokens["b"], tokens["a"]
+    file.write_text(json.dumps(content))
+
+
+def test_a_union_of_equal_vocabularies_is_the_base_models(workspace: Workspace) -> None:
+    recipes: list[Any] = []
+    for source in ("base", "union"):
+        status, printed = workspace.llmevo("run", config(workspace, source), "--out", source)
+        assert status == 0, printed
+        recipes.append([*workspace.state(source).recipes.values()])
+    assert recipes[0] == recipes[1]
+    status, printed = workspace.llmevo("export", "union", "out")
+    assert status == 0, printed
+    base, out = (workspace.root / name / "tokenizer.json" for name in ("base", "out"))
+    assert out.read_text() == base.read_text()
+
+
+@pytest.mark.parametrize("source", ["union", "one"])
+@pytest.mark.parametrize("words", [("inspect",), ("run",)])
+def test_a_tokenizer_source_needs_one_vocabulary_from_the_start(
+    words: tuple[str, ...], source: str, workspace: Workspace
+) -> None:
+    exchange(workspace.root / "two" / "tokenizer.json")
+    status, printed = workspace.llmevo(*words, config(workspace, source))
+    donor, values = ("base", "70 of the one, 71") if source == "union" else ("one", "70 of the one, 71")
+    assert status == 2
+    assert printed.startswith(
+        f"Error: tokenizer_source: {donor} and two have different vocabularies: 'a' is token {values} of the other"
+    )
+    status, printed = workspace.llmevo("inspect", config(workspace, "base"))
+    assert status == 0, printed
+    assert "2 tokens differ from those of base" in printed
+
+
+def test_a_tokenizer_source_without_a_tokenizer_is_refused(workspace: Workspace) -> None:
+    for file in (workspace.root / "one").glob("*token*"):
+        file.unlink()
+    for words in (("inspect", config(workspace, "one")), ("merge", recipe(workspace, tokenizer_source="one"), "out")):
+        status, printed = workspace.llmevo(*words)
+        assert status == 2
+        assert "tokenizer_source: one has no tokenizer" in printed
+
+
+def test_a_tokenizer_source_that_is_no_reference_is_refused_by_the_config(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("inspect", config(workspace, "one+"))
+    assert status == 2
+    assert "genome.tokenizer_source: 'one+' is not a model reference; write base, union or a model" in printed
+
+
+def test_a_model_in_a_place_that_cannot_be_written_is_refused(workspace: Workspace) -> None:
+    (workspace.root / "file").write_text("")
+    status, printed = workspace.llmevo("merge", recipe(workspace), "file/out")
+    assert (status, "file/out cannot be written" in printed) == (2, True)
+
+
+def test_a_list_of_chat_templates_without_names_is_none(workspace: Workspace) -> None:
+    (workspace.root / "one" / "chat_template.jinja").unlink(missing_ok=True)
+    file = workspace.root / "one" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": [{"template": "x"}]}))
+    assert template_of(workspace.root / "one") is None
+
+
+def test_a_merge_without_a_tokenizer_says_so(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("merge", recipe(workspace), "with")
+    assert (status, "no tokenizer" in printed) == (0, False)
+    for file in (workspace.root / "one").glob("*token*"):
+        file.unlink()
+    status, printed = workspace.llmevo("merge", recipe(workspace), "without")
+    assert status == 0
+    assert "It has no tokenizer, as one has none" in printed

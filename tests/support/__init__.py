@@ -1,0 +1,1 @@
+"""What several tests share: tiny models, workspaces, a fake server, made logs."""
