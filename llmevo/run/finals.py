@@ -8,7 +8,6 @@ from llmevo.run.log.journal import Journal, check_sum
 from llmevo.run.log.state import RunState
 from llmevo.search.objectives.scalarize import scalarize
 from llmevo.search.optimizers.base import Optimizer
-from llmevo.search.optimizers.llm import SurrogateCmaEs
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.trial import Trial
 
@@ -44,7 +43,7 @@ def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) 
     if state.aims.pareto:
         return None
     if experiment.rules < 2:  # the optimizer's own, where it had one
-        found = optimizer.recommend() if isinstance(optimizer, SurrogateCmaEs) else None
+        found = optimizer.recommend()
     else:
         everything = [*state.trials.values()]
         inside = [trial for trial in everything if experiment.space.contains(trial.candidate.genes)]

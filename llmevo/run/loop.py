@@ -19,8 +19,7 @@ from llmevo.run.log.journal import Journal, Observer, check_score
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
-from llmevo.search.optimizers.base import Optimizer, Retold
-from llmevo.search.optimizers.llm import SurrogateCmaEs
+from llmevo.search.optimizers.base import Optimizer
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 
@@ -36,8 +35,7 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
         check_begun(journal.state)
     while not journal.state.finished:  # a budget that is raised after the end begins the search again
         while size := ask_size(experiment, journal.state):
-            if isinstance(optimizer, SurrogateCmaEs):  # the others plan with what they began with
-                optimizer.extend(experiment.evaluations)
+            optimizer.extend(experiment.evaluations)
             generation(experiment, journal, optimizer, ask(experiment, journal, optimizer, size))
         if select(experiment, journal, optimizer) and hold_out(experiment, journal):
             journal.recomputed(finished(journal.state))
@@ -126,13 +124,12 @@ def generation(
     trials = [state.trials[first + i] for i in range(len(suggestions))]
     tell(experiment, state, optimizer, trials)
     best = state.best.candidate.id if state.best else None
-    trust: float | None = getattr(optimizer, "trust", None)  # not all of them have an LLM to trust
     told = events.Told(
         generation=number,
         state=optimizer.state(),
         sigma=optimizer.sigma,
         best=best,
-        trust=trust,
+        trust=optimizer.trust,
         violations={trial.candidate.id: trial.violation for trial in trials if trial.violation},
     )
     journal.recomputed(told)
@@ -152,8 +149,7 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
         weights = random_weights(state.aims, len(state.told))
         known = [t for t in everything if t.candidate.id not in fresh and experiment.space.contains(t.candidate.genes)]
         known, told = (scalarize(trials, everything, state.aims, weights) for trials in (known, told))
-        if isinstance(optimizer, Retold):
-            optimizer.retell(known, weights)
+        optimizer.retell(known, weights)
     if new is not None:
         optimizer.tell(told)
 

@@ -14,7 +14,6 @@ from llmevo.run.loop import start_rows
 from llmevo.run.preflight.base import Finding
 from llmevo.run.progress import heldout_rows, votes_at_most
 from llmevo.search.objectives.scalarize import random_weights
-from llmevo.search.optimizers.base import Retold
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -159,7 +158,7 @@ def first_prompt(experiment: Experiment) -> First | None:
         trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
         optimizer.tell(trials)
         known += trials
-        if experiment.config.aims.pareto and isinstance(optimizer, Retold):
+        if experiment.config.aims.pareto:
             optimizer.retell(known, random_weights(experiment.config.aims, generation))
         asking = optimizer.ask(min(experiment.evaluations - count, population(experiment)))
         try:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.population import History, key
 from llmevo.search.optimizers.surrogate.cma_es import POPULATION, Evolution, Prospect
 from llmevo.search.optimizers.surrogate.distribution import Array, next_sigma, spread_factors
@@ -29,7 +29,7 @@ PEERS = 8
 """How many of the latest numeric candidates an LLM's is ranked among."""
 
 
-class SurrogateCmaEs:
+class SurrogateCmaEs(Optimizer):
     """The numeric engine alone: CMA-ES whose samples a Gaussian process ranks first.
 
     Use it where there is no LLM, and beside `llm` to see what the LLM adds. Measured for 50 to 200
@@ -50,11 +50,6 @@ class SurrogateCmaEs:
     def sigma(self) -> float:
         """The step size in shares of a gene's range."""
         return self._engine.sigma
-
-    @property
-    def trust(self) -> float | None:
-        """The share of the evaluations that the LLM has earned, up to a half; None without an LLM."""
-        return None
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
