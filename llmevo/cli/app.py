@@ -22,6 +22,7 @@ from llmevo.cli.status import status
 from llmevo.cli.tasks import tasks
 from llmevo.cli.watch import watch
 from llmevo.config import check_options
+from llmevo.errors import UserError
 from llmevo.merging.methods.registry import METHODS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
@@ -47,6 +48,12 @@ COMMANDS = {
     inspect: "llmevo inspect config.yml",
     tasks: "llmevo tasks --match 'arc*' --trainable",
 }
+
+
+REMOVED = {
+    "--what-if": "`llmevo compare CONFIG --optimizers A,B --seeds N` measures what another optimizer or seed finds",
+}
+"""{option of an earlier version: what to do instead}."""
 
 
 app = typer.Typer(
@@ -75,5 +82,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
     with terminal.errors_shown(), terminal.stoppable():
+        for word in sys.argv[1:]:
+            option = word.partition("=")[0]
+            if option in REMOVED:
+                raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
         check_options(sys.argv[1:])
         app()

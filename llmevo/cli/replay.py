@@ -9,7 +9,6 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder, Trust
 from llmevo.errors import RunError, UserError
-from llmevo.reports import what_if
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.replay import play, show_rescored
 from llmevo.run import verify as verification
@@ -34,12 +33,6 @@ def replay(
         int | None,
         typer.Option(min=1, help="Score the N best again and compare; fail on a difference.", show_default=False),
     ] = None,
-    alternative: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--what-if", help="What a model of the scores expects of optimizer=NAME, seed=N.", show_default=False
-        ),
-    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
     ] = None,
@@ -49,9 +42,6 @@ def replay(
     recorded = read_log(run)
     if verify:
         _verify(recorded, run, trust)
-        return
-    if alternative:
-        what_if.what_if(recorded, run, alternative, terminal.console)
         return
     state = RunState.fold(iter(recorded))
     if state.started is None:

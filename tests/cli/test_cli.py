@@ -108,6 +108,16 @@ def test_an_option_that_is_not_is_told_with_the_way_out(
     fails(workspace, workspace.config(), *says, options=words)
 
 
+@pytest.mark.parametrize("words", [("--what-if", "optimizer=cma-es"), ("--what-if=seed=3",)])
+def test_an_option_that_was_removed_is_refused_with_what_to_do_instead(
+    workspace: Workspace, words: tuple[str, ...]
+) -> None:
+    status, printed = workspace.llmevo("replay", "run", *words)
+    assert status == 2
+    assert printed.startswith("Error: --what-if: this option was removed; `llmevo compare CONFIG --optimizers A,B")
+    assert len(printed.splitlines()) == 1
+
+
 def test_no_option_of_another_tool_is_one_of_ours() -> None:
     ours = {name for command in typer.main.get_group(app).commands.values() for p in command.params for name in p.opts}
     assert not ours & {f"--{name}" for name in NAMES}
