@@ -27,13 +27,12 @@ from llmevo.reports.html.pareto import covered, front, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.html.questions import TaskItems, items
 from llmevo.reports.html.subject import Subject, metric_of
-from llmevo.reports.html.winners_curse import Corrected, rechoose, shrink
+from llmevo.reports.html.winners_curse import Corrected, bootstrap_corrected
 from llmevo.reports.terminal.panel import clock
 from llmevo.reports.verdict import verdict
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable
 from llmevo.search.prompts.variables import method_lines
-from llmevo.search.trial import START_ROWS
 
 
 def rows(subject: Subject, found: list[Prediction]) -> list[dict[str, Any]]:
@@ -124,7 +123,6 @@ def run_page(folder: Path) -> str:
         front=places(subject),
         covered=covered(subject),
         corrected=corrected(subject),
-        rechosen=rechosen(subject),
         effects=by_task,
         methods=_methods(subject),
         place=place,
@@ -153,29 +151,19 @@ def heldout_table(subject: Subject) -> list[dict[str, Any]]:
 
 
 def corrected(subject: Subject) -> Corrected | None:
-    """The best search score without its luck, learnt from what the search itself has drawn."""
-    best, trials = subject.state.best, subject.scored
-    if best is None:
-        return None
-    if best.candidate.origin not in START_ROWS:  # those were not drawn, and are no guide to what was
-        trials = [trial for trial in trials if trial.candidate.origin not in START_ROWS]
-    scores = [trial.score for trial in trials if trial.score]
-    at = next(number for number, trial in enumerate(trials) if trial.candidate.id == best.candidate.id)
-    return shrink([score.total for score in scores], [score.stderr for score in scores], at)
+    """The highest search score without its luck; None where the log lacks the questions' scores of a task.
 
-
-def rechosen(subject: Subject) -> Corrected | None:
-    """The same from the questions' own scores; None where the log has them not for all that counts."""
-    counted = subject.config.counted
-    scores = [trial.score for trial in subject.scored if trial.score]
-    tables = [[score.item_scores.get(name, []) for name in counted] for score in scores]
+    Candidates that racing stopped are left out: they were too far behind to be chosen on other questions.
+    """
+    leader, counted = subject.state.leader, subject.config.counted
+    asked = [trial for trial in subject.state.asked_all if leader and (leader.violation or not trial.violation)]
+    tables = [[trial.score.item_scores.get(name, []) for name in counted] for trial in asked if trial.score]
     sizes = {tuple(map(len, table)) for table in tables}
-    if len(sizes) != 1 or not all(next(iter(sizes))):
+    if leader is None or len(sizes) != 1 or not all(next(iter(sizes))):
         return None
-    found = rechoose(tables, [weight for weight, _ in counted.values()])
-    # A task whose metric is no mean over questions would be weighed wrongly.
-    best = subject.state.best
-    return found if found and best and math.isclose(found.score, best.value, abs_tol=1e-3) else None
+    found = bootstrap_corrected(tables, [weight for weight, _ in counted.values()])
+    # The metric of a task that is no mean over questions would be weighed wrongly.
+    return found if found and math.isclose(found.score, leader.value, abs_tol=1e-3) else None
 
 
 def _methods(subject: Subject) -> list[tuple[str, str]]:
