@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import setproctitle
 import typer
@@ -87,4 +87,7 @@ def main() -> None:
             if option in REMOVED:
                 raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
         check_options(sys.argv[1:])
-        app()
+        command: Any = typer.main.get_command(app)
+        if not terminal.failures.is_terminal and len(sys.argv) > 1 and "--help" not in sys.argv:
+            command.rich_markup_mode = None  # mistakes as plain lines, not in a box of 80 columns
+        command()

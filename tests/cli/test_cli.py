@@ -244,6 +244,28 @@ def test_every_command_explains_itself_with_an_example(workspace: Workspace, com
     assert f"llmevo {command} " in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "config.yml", f"--{'long-' * 20}option", "1"), f"No such option: --{'long-' * 20}option"),
+        (("run",), "Missing argument 'CONFIG'"),
+        (("report", "a", "--out"), "Option '--out' requires an argument"),
+        (
+            ("compare", "c.yml", "--seeds", "x"),
+            "'--seeds': Input should be a valid integer, unable to parse string as an integer",
+        ),
+        (("resum",), "No such command 'resum'"),
+        ((f"--{'long-' * 20}option",), f"No such option: --{'long-' * 20}option"),
+    ],
+    ids=lambda value: "" if isinstance(value, tuple) else value[:20],
+)
+def test_a_mistake_in_the_options_is_one_line_in_a_pipe(words: tuple[str, ...], says: str) -> None:
+    command = [sys.executable, "-m", "llmevo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert any(says in line for line in done.stderr.splitlines()), done.stderr
+
+
 def test_the_installed_command_starts() -> None:
     program = Path(sys.executable).with_name("llmevo")
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)

@@ -283,6 +283,25 @@ def test_the_command_writes_the_page_where_it_is_asked_to(workspace: Workspace, 
     assert (status, "--out" in said) == (2, True)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", " inf"])
+def test_a_number_that_is_none_is_refused_with_its_line(workspace: Workspace, tmp_path: Path, value: str) -> None:
+    folder = Synthetic(12).write(tmp_path / "run")
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if '"event":"evaluated"' in line)
+    event = json.loads(lines[place])
+    lines[place] = json.dumps({**event, "score": value})
+    log.write_text("\n".join(lines) + "\n")
+    status, said = workspace.llmevo("report", folder)
+    assert status == 2
+    assert f"events.jsonl:{place + 1}: is no event of llmevo (a number is NaN or infinite" in said
+    lines[place] = json.dumps(event)
+    event = json.loads(lines[0])
+    event["prompts"] = {"chat.j2": value}
+    log.write_text("\n".join([json.dumps(event), *lines[1:]]) + "\n")
+    assert workspace.llmevo("report", folder)[0] == 0  # as a text it means nothing
+
+
 def test_a_real_run_has_its_questions_and_replies_in_the_page(workspace: Workspace) -> None:
     status, said = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, said

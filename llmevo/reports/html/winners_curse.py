@@ -1,10 +1,9 @@
 """The best search score without the luck of being chosen (the winner's curse): bootstrap bias correction.
 
 Tsamardinos et al. 2018, https://doi.org/10.1007/s10994-018-5714-4. Questions are drawn with replacement, the candidate
-that is best on them is chosen, and its score on the questions not drawn is averaged over the draws. All candidates answer
-the same questions, so their errors are correlated, and scores are bounded shares; the bootstrap needs no assumption about
-either, where a normal model with independent errors (shrinkage) overstates the luck. The estimate is slightly too low, as
-fewer questions choose.
+that is best on them is chosen, and its score on the questions not drawn is averaged over the draws. All candidates
+answer the same questions, so their errors are correlated; the bootstrap keeps that, where a normal model with
+independent errors (shrinkage) overstates the luck. The estimate is slightly too low, as fewer questions choose.
 """
 
 from collections.abc import Sequence
