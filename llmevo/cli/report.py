@@ -24,11 +24,11 @@ def report(
     from llmevo.reports.html.comparison import (
         comparison_page,  # plotly takes its time, and no other command draws with it
     )
-    from llmevo.reports.html.page import REPORT, run_page
+    from llmevo.reports.html.page import run_page
 
     folders = runs_in(runs)
     together = folders[0] if len(folders) == 1 else Path(os.path.commonpath([place.absolute() for place in folders]))
-    file = out or together / REPORT
+    file = out or together / "report.html"
     text = run_page(folders[0]) if len(folders) == 1 else comparison_page(folders, together.resolve().name)
     try:
         file.write_text(text)

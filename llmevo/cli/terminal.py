@@ -1,7 +1,6 @@
 """Where messages go, and the command line as it may be shown."""
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -14,11 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from llmevo.errors import LlmevoError, UserError
-
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but for tab and newline, and those that turn the direction of writing: in a terminal, texts of
-models, servers and logs could move the cursor with them, change what stands there, or reach the clipboard."""
-
+from llmevo.reports.text import UNSAFE
 
 class Terminal(Console):
     """A console for texts of others. What it shows has no control characters but its own, and square brackets and

@@ -13,14 +13,20 @@ import numpy as np
 import pytest
 import yaml
 
+from llmevo.reports.html.analysis import (
+    ALL,
+    FEWEST,
+    Subject,
+    bootstrap_corrected,
+    corrected,
+    costs,
+    effects,
+    items,
+)
 from llmevo.reports.html.comparison import comparison_page
-from llmevo.reports.html.costs import costs
-from llmevo.reports.html.effects import ALL, effects
-from llmevo.reports.html.page import corrected, run_page
+from llmevo.reports.html.page import run_page
 from llmevo.reports.html.predictions import LLM, STATISTICS, predictions
-from llmevo.reports.html.questions import items
-from llmevo.reports.html.subject import Subject
-from llmevo.reports.html.winners_curse import FEWEST, bootstrap_corrected
+from llmevo.reports.text import UNSAFE, printable
 from llmevo.run.log import events
 from support.browser import Page, browser, needs_browser
 from support.synthetic import Synthetic
@@ -175,6 +181,16 @@ def test_texts_of_others_are_shown_and_not_run(hostile: tuple[Path, Synthetic]) 
     assert "&lt;script" in hovers
     prompts = json.loads(packed(page, "details"))["prompts"]
     assert HOSTILE in prompts[0]["messages"][0]["content"]
+
+
+def test_no_control_character_of_a_text_enters_the_page(tmp_path: Path) -> None:
+    said = "red \x1b[31m, bell \x07, back \x08, turned \u202e\u2066, csi \x9b, tab \t."
+    page = run_page(Synthetic(30, said=said).write(tmp_path))
+    assert not UNSAFE.search(page)
+    assert "red [31m, bell , back , turned , csi , tab \t." in page
+    data, details = json.loads(Scripts(page).scripts[0][1]), json.loads(packed(page, "details"))
+    assert any("red [31m, bell" in row["note"] for row in data["candidates"])
+    assert (data, details) == (printable(data), printable(details))
 
 
 def test_an_origin_of_an_edited_log_makes_no_link_in_a_legend(tmp_path: Path) -> None:

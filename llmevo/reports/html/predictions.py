@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmevo.reports.html.subject import Subject
+from llmevo.reports.html.analysis import Subject
 from llmevo.run.log import events
 from llmevo.search.evidence import Evidence, calibration
 from llmevo.search.optimizers.population import key

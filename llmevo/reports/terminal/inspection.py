@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmevo.errors import plural
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.text import clock
 from llmevo.run.preflight.inspection import Inspection
 from llmevo.run.preflight.memory import GB
 from llmevo.run.preflight.task_vectors import alike

@@ -18,18 +18,11 @@ from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score
 from llmevo.evaluation.tasks.names import short
+from llmevo.reports.text import clock
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending
 from llmevo.search.trial import Trial
-
-
-def clock(seconds: float) -> str:
-    """A time span as people write it."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
 
 THOUGHT = 3
 """Lines of what the LLM thinks, at most."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from llmevo.config import parse_config
 from llmevo.errors import RunError, UserError
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.text import clock
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import left

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from llmevo.errors import plural
 from llmevo.reports.comparison.compare import Comparison, compare
-from llmevo.reports.comparison.tables import tables
-from llmevo.reports.comparison.write import publish
+from llmevo.reports.comparison.tables import publish, tables
 from llmevo.reports.terminal.live import end
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.text import clock
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.progress import left, seconds_spent
