@@ -1,4 +1,4 @@
-"""The command line: its commands, each with an example."""
+"""The entry point: the commands, each with an example."""
 
 import io
 import os
@@ -26,14 +26,9 @@ from llmevo.errors import UserError
 from llmevo.merging.methods.registry import METHODS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
-
-
-# Read by transformers when a command imports it, which most do not: it takes seconds.
+# transformers reads this when a command imports it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 
 COMMANDS = {
     run: "llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60",
@@ -48,13 +43,10 @@ COMMANDS = {
     inspect: "llmevo inspect config.yml",
     tasks: "llmevo tasks --match 'arc*' --trainable",
 }
-
-
 REMOVED = {
     "--what-if": "`llmevo compare CONFIG --optimizers A,B --seeds N` measures what another optimizer or seed finds",
 }
 """{option of an earlier version: what to do instead}."""
-
 
 app = typer.Typer(
     add_completion=False,
@@ -63,8 +55,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Evolve the merge of your fine-tuned language models, with a language model in the loop.",
 )
-
-
 for command, example in COMMANDS.items():
     app.command(epilog=f"Example: `{example}`")(command)
 
@@ -72,20 +62,18 @@ for command, example in COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
-        terminal.console.print(f"llmevo {__version__}; merge methods: {', '.join(METHODS)}", highlight=False)
+        terminal.console.print(f"llmevo {__version__}; merge methods: {', '.join(METHODS)}")
         raise typer.Exit
 
 
 def main() -> None:
-    """The entry point: hides the key from the list of processes, then does what is asked."""
+    """Hide the key from the list of processes, and run the command."""
     setproctitle.setproctitle("llmevo " + " ".join(terminal.without_key(sys.argv[1:])))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
+        sys.stdout.reconfigure(line_buffering=True)  # so that an output file can be followed
     with terminal.errors_shown(), terminal.stoppable():
-        for word in sys.argv[1:]:
-            option = word.partition("=")[0]
-            if option in REMOVED:
-                raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
+        for option in REMOVED.keys() & {word.partition("=")[0] for word in sys.argv[1:]}:
+            raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
         check_options(sys.argv[1:])
         command: Any = typer.main.get_command(app)
         if not terminal.failures.is_terminal and len(sys.argv) > 1 and "--help" not in sys.argv:

@@ -16,10 +16,10 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Of random masks; by default as the recipe says, or 0.", show_default=False),
+        typer.Option(min=0, help="Seed of random masks; by default that of the recipe, or 0.", show_default=False),
     ] = None,
 ) -> None:
-    """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""
+    """Merge a mergekit recipe into a new model. Methods: those that llmevo searches over."""
     from llmevo.export.pack import root_of
     from llmevo.merging.masks import read_masks
     from llmevo.merging.merger import Seed  # torch takes seconds to import
@@ -38,10 +38,9 @@ def merge(
     with terminal.console.status("Merging and writing…"):
         sources = Sources.open(parsed.references, root_of(recipe.parent))
         write_model(parsed, sources, out, masks, trim=found is None)
-    terminal.console.print(f"{out} is a Hugging Face model.", highlight=False)
+    terminal.console.print(f"{out} is a Hugging Face model.")
     if not any((out / name).exists() for name in TOKENIZERS):
         terminal.console.print(
             f"It has no tokenizer, as {parsed.tokenizer_donor} has none: copy the tokenizer's files into {out}.",
             style="yellow",
-            highlight=False,
         )

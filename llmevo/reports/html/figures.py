@@ -63,29 +63,26 @@ def search(subject: Subject) -> Plot:
         own = [(place, t) for place, t in enumerate(trials, start=1) if t.candidate.origin == name and t.score]
         if own:
             colour, symbol = ORIGINS.get(name, (GREY, "cross"))
-            figure.add_scatter(
-                x=[place for place, _ in own],
-                y=[trial.score.total for _, trial in own if trial.score],
-                mode="markers",
-                name=escaped(shown_origin(name)),
-                marker={"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6},
-                text=[_hover(trial) for _, trial in own],
-                hovertemplate="%{text}<extra></extra>",
-            )
+            marker = {"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6}
+            points = [(place, t.score.total, _hover(t)) for place, t in own if t.score]
+            add_points(figure, escaped(shown_origin(name)), points, marker, "%{text}")
     if failed := [(place, trial) for place, trial in enumerate(trials, start=1) if not trial.score]:
         values = [trial.score.total for trial in trials if trial.score] or [0.0]
         below = min(values) - 0.06 * (max(values) - min(values))
-        figure.add_scatter(
-            x=[place for place, _ in failed],
-            y=[below] * len(failed),
-            mode="markers",
-            name="failed",
-            marker={"color": GREY, "symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 2}},
-            text=[f"#{trial.candidate.id} failed: {escaped(trial.reason)}" for _, trial in failed],
-            hovertemplate="%{text}<extra></extra>",
-        )
+        marker = {"color": GREY, "symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 2}}
+        points = [(place, below, f"#{t.candidate.id} failed: {escaped(t.reason)}") for place, t in failed]
+        add_points(figure, "failed", points, marker, "%{text}")
     figure.update_layout(xaxis_title="evaluations", yaxis_title="search score", hovermode="closest")
     return plain(figure)
+
+
+def add_points(
+    figure: Any, name: str, points: Sequence[tuple[float, float, str]], marker: dict[str, Any], hover: str
+) -> None:
+    """Add points, given as x, y and text."""
+    x, y, text = ([point[part] for point in points] for part in range(3))
+    template = f"{hover}<extra></extra>"
+    figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=text, hovertemplate=template)
 
 
 def _add_line(figure: Any, x: Sequence[float], y: Sequence[float | None], name: str, line: dict[str, Any]) -> None:
@@ -135,17 +132,10 @@ def calibration(found: Sequence[Prediction]) -> Plot | None:
     ends = [min(values), max(values)]
     _add_line(figure, ends, ends, "as predicted", {"dash": "dot", "width": 1})
     for by, (colour, symbol) in ((STATISTICS, ORIGINS["gaussian"]), (LLM, ORIGINS["llm"])):
-        own = [prediction for prediction in found if prediction.by == by]
-        if own:
-            figure.add_scatter(
-                x=[prediction.predicted for prediction in own],
-                y=[prediction.achieved for prediction in own],
-                mode="markers",
-                name=by,
-                marker={"color": colour, "symbol": symbol, "size": 8},
-                text=[f"#{prediction.candidate}" for prediction in own],
-                hovertemplate="%{text}: predicted %{x:.3f}, achieved %{y:.3f}<extra></extra>",
-            )
+        points = [(p.predicted, p.achieved, f"#{p.candidate}") for p in found if p.by == by]
+        if points:
+            marker = {"color": colour, "symbol": symbol, "size": 8}
+            add_points(figure, by, points, marker, "%{text}: predicted %{x:.3f}, achieved %{y:.3f}")
     figure.update_layout(xaxis_title="predicted score", yaxis_title="achieved score", hovermode="closest")
     return plain(figure)
 
@@ -181,7 +171,7 @@ def effect(subject: Subject, of: TaskEffects) -> Plot | None:
 
 
 def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str) -> Plot:
-    """Slices from top to bottom, models and their parameters from left to right; (value, text, hover) of each gene."""
+    """Draw slices as rows, models and their parameters as columns; `cells` holds value, text, hover of each gene."""
     space = subject.space
     genes = [gene for gene in space.genes if not gene.choices]
     names = shortened([*dict.fromkeys(gene.model or "all models" for gene in genes)], NAME)

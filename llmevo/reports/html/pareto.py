@@ -10,7 +10,7 @@ from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs
 
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.analysis import Subject
-from llmevo.reports.html.figures import GREY, Plot, escaped, plain, shown_origin
+from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
 from llmevo.reports.html.predictions import EXPECTED
 from llmevo.reports.text import with_error
 from llmevo.search.trial import Trial
@@ -113,16 +113,12 @@ def _two(subject: Subject, found: Sequence[Place]) -> Plot:
     """Draw one task against the other."""
     figure, shown = go.Figure(), {place.id for place in found}
     others = [trial for trial in subject.scored if trial.candidate.id not in shown]
-    rest = [[value for value, _ in _values(subject, trial)] for trial in others]
-    figure.add_scatter(
-        x=[values[0] for values in rest],
-        y=[values[1] for values in rest],
-        mode="markers",
-        name="not on the front",
-        marker={"color": GREY, "size": 6, "opacity": 0.6},
-        text=[f"#{t.candidate.id}{f', {escaped(t.reason)}' if t.violation else ''}" for t in others],
-        hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
-    )
+    rest: list[tuple[float, float, str]] = []
+    for trial in others:
+        (x, _), (y, _) = _values(subject, trial)
+        rest.append((x, y, f"#{trial.candidate.id}{f', {escaped(trial.reason)}' if trial.violation else ''}"))
+    marker = {"color": GREY, "size": 6, "opacity": 0.6}
+    add_points(figure, "not on the front", rest, marker, "%{text}: %{x:.3f}, %{y:.3f}")
     joined = sorted(found, key=lambda place: place.values[0][0])
     figure.add_scatter(
         x=[place.values[0][0] for place in joined],
