@@ -217,7 +217,7 @@ class RunFinished(BaseEvent):
     front: list[int] = Field(default_factory=list[int])
     """The candidates of the Pareto front, where every task is an objective of its own."""
     proposals: dict[str, int]
-    """Counts: `prompts`, of which `answered`, `lost` (no answer), `unreadable` (no usable proposal), `capped` (not asked
+    """Counts: `prompts`, of which `answered`, `lost` (no answer), `unreadable` (no proposal), `capped` (not asked
     because of a cap) and `repairs` (repeated); `used`: candidates that came of them."""
 
 
