@@ -1,5 +1,6 @@
 """Tasks on their training split, public benchmarks, and the list of what there is."""
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,14 +9,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
+import llmevo
 from llmevo.config import read_config
 from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.tasks.catalogue import BUILT_IN, is_training, leaves, refuse_benchmarks
+from llmevo.evaluation.tasks.files import BUILT_IN, is_training, leaves, refuse_benchmarks, training_changes
 from llmevo.evaluation.tasks.listing import listed
 from llmevo.evaluation.tasks.task import AskingOptions, Task
-from llmevo.evaluation.tasks.training_split import _changes  # pyright: ignore[reportPrivateUsage]
 from llmevo.run.experiment import config_of
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.constraints import paired
@@ -190,8 +191,10 @@ def built_in(folder: str) -> Any:
 
 def test_the_splits_of_lm_evals_own_tasks() -> None:
     hellaswag, arc = built_in("hellaswag")["hellaswag"].cfg, built_in("arc")["arc_easy"].cfg
-    assert _changes("h", "hellaswag", hellaswag) == {"task": "h", "test_split": "train", "fewshot_split": "train"}
-    assert _changes("a", "arc_easy", arc) == {"task": "a", "test_split": "train", "fewshot_split": "validation"}
+    changes = {"task": "h", "test_split": "train", "fewshot_split": "train"}
+    assert training_changes("h", "hellaswag", hellaswag) == changes
+    changes = {"task": "a", "test_split": "train", "fewshot_split": "validation"}
+    assert training_changes("a", "arc_easy", arc) == changes
 
 
 # Public benchmarks
@@ -290,6 +293,31 @@ def test_a_run_that_began_before_benchmarks_were_refused_goes_on(workspace: Work
     before = {key: value for key, value in now.items() if key != "allow_benchmark_tasks"}
     started: list[Any] = [SimpleNamespace(config=config, proposer=None) for config in (now, before)]
     assert [config_of(each, "log").allow_benchmark_tasks for each in started] == [False, True]
+
+
+# The adapter
+
+PRIVATE = {
+    *("_aggregation_list", "_build_task", "_factory", "_filters", "_fewshot_docs", "_higher_is_better", "_instances"),
+    *("_load_full_config", "_metric_fn_kwargs", "_metric_fn_list", "_training_docs"),
+}
+"""lm-eval's attributes that have no public name."""
+
+
+def test_only_the_adapter_reads_private_names_of_lm_eval() -> None:
+    package = Path(llmevo.__file__).parent
+    for file in package.rglob("*.py"):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute | ast.FunctionDef):
+                names |= PRIVATE & {node.attr if isinstance(node, ast.Attribute) else node.name}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lm_eval."):
+                names |= {name for name in (node.module or "").split(".") if name.startswith("_")}
+                names |= {alias.name for alias in node.names if alias.name.startswith("_")}
+        if file != package / "evaluation/tasks/lm_eval.py":
+            assert not names, f"{file.name} names {names}"
+        else:
+            assert {"_factory", "_filters", "_instances"} <= names
 
 
 # The list

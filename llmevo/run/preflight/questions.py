@@ -58,7 +58,7 @@ def lengths(scorer: Scorer) -> Findings:
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
-        for name, text, written in evaluator.rooms():
+        for name, text, written in evaluator.context_needs():
             if len(text.encode()) + written > room:  # a token is a byte at least
                 asked[name].append((text, written))
     if not asked:
