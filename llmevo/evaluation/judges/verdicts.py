@@ -213,6 +213,11 @@ class VerdictMemory:
     write: Callable[[Statement], None] | None = None
     """Receives new statements instead of `take`: a log, which has them taken when they are written."""
 
+    def cleared(self) -> Self:
+        """The same memory, empty: for the next of several runs that share their tasks."""
+        self.verdicts, self.polls, self.latest, self.write = {}, {}, {}, None
+        return self
+
     def note(self, statement: Statement) -> None:
         """Add a new statement."""
         (self.write or self.take)(statement.model_copy(update={"questions": self.questions}))
