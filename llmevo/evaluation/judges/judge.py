@@ -10,9 +10,9 @@ are told apart by repeating an inquiry that the judge has answered before.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -62,22 +62,6 @@ class Inquiry:
     key: str
     """A digest of the judge's model and the messages."""
     replies: Sequence[str]
-
-
-@dataclass
-class Answered:
-    """The outcome of an inquiry."""
-
-    verdict: Verdict | None = None
-    """None for an answer that could not be read."""
-    calls: int = 0
-    read: int = 0
-    """Tokens."""
-    written: int = 0
-    cost: float = 0.0
-    problems: list[str] = field(default_factory=list[str])
-    lost: str = ""
-    """Why there is no answer at all."""
 
 
 class Rubric:
@@ -206,97 +190,78 @@ class LlmJudge:
             waiting = {pool.submit(self._ask, inquiry) for inquiry in islice(left, self.judge.parallel)}
             try:
                 while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    self._note(done, memory)
-                    waiting |= {pool.submit(self._ask, inquiry) for inquiry in islice(left, len(done))}
+                    future = next(as_completed(waiting))
+                    waiting.remove(future)
+                    judgement, lost = future.result()
+                    self._note(judgement, memory)
+                    if lost:
+                        raise self._lost(f"gives no answer: {lost}")
+                    self._check_readable(judgement, memory)
+                    waiting |= {pool.submit(self._ask, inquiry) for inquiry in islice(left, 1)}
             finally:  # requests under way are paid for
-                self._note(wait(waiting).done, memory, stopping=True)
+                for future in wait(waiting).done:
+                    if not future.exception():
+                        self._note(future.result()[0], memory)
         if missing and self._control is None:
             raise self._lost("none of its answers could be read")
 
-    def _note(self, done: Iterable[Future[Answered]], memory: VerdictMemory, stopping: bool = False) -> None:
-        """Note the answers of finished inquiries; raise their first failure, unless another is being raised."""
-        ended = [*done]
-        refused = next((error for future in ended if (error := future.exception())), None)
-        answers = [future.result() for future in ended if not future.exception()]
-        self._write(answers, memory)
-        for answer in answers:
-            self._streak = 0 if answer.verdict else self._streak + 1
-        if stopping:
-            return
-        if refused:
-            raise refused
-        if lost := next((answer.lost for answer in answers if answer.lost), ""):
-            raise self._lost(f"gives no answer: {lost}")
+    def _note(self, judgement: Judgement, memory: VerdictMemory) -> None:
+        if judgement.calls:
+            memory.note(judgement)
+
+    def _check_readable(self, judgement: Judgement, memory: VerdictMemory) -> None:
+        """Raise JudgeError where too many answers in a row are unreadable, and one that was readable is so now."""
+        self._streak = 0 if judgement.verdicts else self._streak + 1
         if self._streak >= ROW:
-            if self._control is None or not self._still_answers(self._control, memory):
-                raise self._lost(f"its last {self._streak} answers could not be read ({answers[-1].problems[-1]})")
+            again = self._ask(self._control)[0] if self._control else None
+            if again:
+                self._note(again.model_copy(update={"verdicts": []}), memory)  # the first verdict stays
+            if not again or not again.verdicts:
+                raise self._lost(f"its last {self._streak} answers could not be read ({judgement.problems[-1]})")
             self._streak = 0
 
-    def _still_answers(self, control: Inquiry, memory: VerdictMemory) -> bool:
-        answer = self._ask(control)
-        readable = answer.verdict is not None
-        answer.verdict = None  # the first verdict stays
-        self._write([answer], memory)
-        return readable
-
-    def _write(self, answers: Sequence[Answered], memory: VerdictMemory) -> None:
-        if not any(answer.calls for answer in answers):
-            return
-        judgement = Judgement(
-            task=self.task,
-            model=self.judge.model,
-            verdicts=[answer.verdict for answer in answers if answer.verdict],
-            calls=sum(answer.calls for answer in answers),
-            tokens={
-                "prompt": sum(answer.read for answer in answers),
-                "completion": sum(answer.written for answer in answers),
-            },
-            cost=sum(answer.cost for answer in answers),
-            problems=[*dict.fromkeys(problem for answer in answers for problem in answer.problems)],
-        )
-        memory.note(judgement)
-
-    def _ask(self, inquiry: Inquiry) -> Answered:
-        """Raises ProposerRefused when the server refuses for good."""
+    def _ask(self, inquiry: Inquiry) -> tuple[Judgement, str]:
+        """The judgement of one inquiry, without a verdict where no answer can be read, and why there is no answer at
+        all, if so. Raises ProposerRefused when the server refuses for good.
+        """
         try:
             client = self._free.get_nowait()  # each remembers whether its last answer was lost
         except Empty:
             client = self._client()
+        messages, calls, read, written, cost, lost = inquiry.messages, 0, 0, 0, 0.0, ""
+        problems, verdicts = list[str](), list[Verdict]()
         try:
-            answer = self._repaired(client, inquiry)
+            while not verdicts and calls <= self.judge.repairs:
+                reply = client.answer(Request(messages, schema=inquiry.schema))
+                calls, cost = calls + 1, cost + reply.cost
+                read, written = read + reply.prompt_tokens, written + reply.completion_tokens
+                problems += reply.problems
+                try:
+                    value, reason = inquiry.read(reply.text)
+                except ValueError as error:
+                    problems.append(writable(str(error)))
+                    said = {"role": "assistant", "content": reply.text[:REPEATED] or "(nothing)"}
+                    again = {"role": "user", "content": self.rubric.repair(problems[-1])}
+                    messages = (*inquiry.messages, said, again)
+                else:
+                    replies = [writable(text[:JUDGED]) for text in inquiry.replies]
+                    verdict = Verdict(key=inquiry.key, value=round(value, 4), reason=writable(reason), replies=replies)
+                    verdicts.append(verdict)
+                    self._control = inquiry
+        except ProposerError as error:
+            lost = str(error)
         finally:
             self._free.put(client)
-        if answer.verdict:
-            self._control = inquiry
-        return answer
-
-    def _repaired(self, client: Client, inquiry: Inquiry) -> Answered:
-        """Ask again, as often as the settings allow, until the answer can be read."""
-        messages, done = inquiry.messages, Answered()
-        for _ in range(self.judge.repairs + 1):
-            try:
-                reply = client.answer(Request(messages, schema=inquiry.schema))
-            except ProposerError as error:
-                done.lost = str(error)
-                break
-            done.calls += 1
-            done.cost += reply.cost
-            done.read += reply.prompt_tokens
-            done.written += reply.completion_tokens
-            done.problems += reply.problems
-            try:
-                value, reason = inquiry.read(reply.text)
-            except ValueError as error:
-                done.problems.append(writable(str(error)))
-            else:
-                judged = [writable(text[:JUDGED]) for text in inquiry.replies]
-                done.verdict = Verdict(key=inquiry.key, value=round(value, 4), reason=writable(reason), replies=judged)
-                break
-            said = {"role": "assistant", "content": reply.text[:REPEATED] or "(nothing)"}
-            again = {"role": "user", "content": self.rubric.repair(done.problems[-1])}
-            messages = (*inquiry.messages, said, again)
-        return done
+        judgement = Judgement(
+            task=self.task,
+            model=self.judge.model,
+            verdicts=verdicts,
+            calls=calls,
+            tokens={"prompt": read, "completion": written},
+            cost=cost,
+            problems=[*dict.fromkeys(problems)],
+        )
+        return judgement, lost
 
     def _client(self) -> Client:
         judge = self.judge
