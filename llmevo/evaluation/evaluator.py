@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import AskVoter, VerdictMemory
-from llmevo.evaluation.questions import blocks, chosen, words
+from llmevo.evaluation.questions import blocks, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.score import Score, aggregate, concatenate
 from llmevo.evaluation.standard_errors import Clusters, clusters
@@ -78,7 +78,7 @@ class Evaluator:
             if task.name in self._leaves and task.metric.split(",")[0] in mean_metrics(self._leaves[task.name])
         }
         known = {words(text) for text in without}
-        places = {name: self._chosen(name, leaf, known) for name, leaf in self._leaves.items()}
+        places = {name: self._select(name, leaf, known) for name, leaf in self._leaves.items()}
         self.blocks = blocks(places, protocol.blocks if self.raceable else 1)
         """The questions that are asked together: {task: places} of each block."""
         for leaf in self._leaves.values():
@@ -90,13 +90,17 @@ class Evaluator:
             cache_requests(leaf)
             name_failing_questions(leaf)
 
-    def _chosen(self, name: str, leaf: Any, without: set[tuple[str, ...]]) -> list[int]:
+    def _select(self, name: str, leaf: Any, without: set[tuple[str, ...]]) -> list[int]:
         documents = leaf.eval_docs
-        return chosen(name, len(documents), lambda p: question_text(leaf, documents[p]), self.protocol, without)
+
+        def text(place: int) -> str:
+            return question_text(leaf, documents[place])
+
+        return select_questions(name, len(documents), text, self.protocol, without)
 
     @property
     def raceable(self) -> bool:
-        """Whether every counted metric is a mean over questions, so that a block of them predicts the rest."""
+        """True if every counted metric is a mean over questions, so that a block of them predicts the rest."""
         return len(self._means) == len(self.tasks)
 
     @cached_property
@@ -108,7 +112,7 @@ class Evaluator:
         return clusters(texts)
 
     @property
-    def upside_down(self) -> list[Task]:
+    def sign_conflicts(self) -> list[Task]:
         """Tasks with a positive weight whose own file says that lower is better of the counted metric."""
         return [
             task

@@ -65,13 +65,13 @@ class Gate:
     share: float
     """The share of degenerate replies that is tolerated."""
     chat: bool = False
-    """Whether prompts are sent as a chat's first turn."""
+    """True if prompts are sent as a chat's first turn."""
     scripts: frozenset[str] = frozenset()
     """Scripts of acceptable replies, set by `calibrated`; any where there are none."""
     languages: frozenset[str] = frozenset()
     """The same of languages, as ISO 639 codes."""
     warning: str = ""
-    """Why the gate stops no candidate, or few; empty where the parents give no cause for it."""
+    """The reason if the gate stops no candidate, or few; else empty."""
 
     def calibrated(self, parents: Iterable[tuple[str, Any]]) -> "Gate":
         """The gate that every parent passes, by their names and models. One is asked before the next is taken: they may
@@ -106,7 +106,7 @@ class Gate:
 
     @property
     def idle(self) -> bool:
-        """Whether every candidate passes."""
+        """True if every candidate passes."""
         return self.share >= 1
 
     def check(self, lm: Any) -> None:
@@ -173,7 +173,7 @@ def fault(reply: str, scripts: frozenset[str] = frozenset(), languages: frozense
 
 
 def loops(text: str) -> bool:
-    """Whether a text repeats itself again and again."""
+    """Return whether a text repeats itself again and again."""
     raw = text.encode()
     if len(raw) < JUDGED:
         return False

@@ -20,7 +20,7 @@ Question = tuple[str, str]
 """Its task and its text."""
 
 
-def chosen(
+def select_questions(
     name: str,
     count: int,
     text: Callable[[int], str],
@@ -35,7 +35,7 @@ def chosen(
     places = [*range(count)]
     if protocol.share:
         low, high = protocol.share
-        places = [place for place in places if low <= hashed(text(place), protocol.seed) < high]
+        places = [place for place in places if low <= hash_text(text(place), protocol.seed) < high]
     if protocol.shuffle:
         random.Random(f"{protocol.seed}/{name}").shuffle(places)
     end = None if protocol.limit is None else protocol.after + protocol.limit
@@ -63,7 +63,7 @@ def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, li
     ]
 
 
-def hashed(text: str, seed: int) -> float:
+def hash_text(text: str, seed: int) -> float:
     """A number from 0 to 1 that follows from a question's words and the seed: equal questions stay together."""
     digest = hashlib.sha256(f"{seed}/{' '.join(words(text))}".encode()).digest()
     return int.from_bytes(digest[:7]) / 2**56

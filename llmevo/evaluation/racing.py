@@ -120,9 +120,9 @@ def is_beaten(
     error_rate: float,
     same: Clusters | None = None,
 ) -> bool:
-    """Whether a candidate can be stopped at this look (from 1) of so many: a lead of an answer or more over the first
-    of the field is ruled out, with this error rate. See `predict_gap`. A candidate that leads so far goes on: none that
-    was stopped has a higher score than its rival.
+    """Return whether a candidate can be stopped at this look (from 1) of so many: a lead of an answer or more over the
+    first of the field is ruled out, with this error rate. See `predict_gap`. A candidate that leads so far goes on, so
+    no stopped one has a higher score than its rival.
     """
     if look >= looks or sum(len(own[task]) for task in weights) < FEWEST:
         return False

@@ -27,7 +27,7 @@ class Score:
     """The standard error of `total`, from the tasks' own."""
     tasks: Metrics
     items: int
-    """How many questions were answered."""
+    """Questions answered."""
     item_scores: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
     """{task: the counted metric of every question, in their order}; a group's tasks one by one. Without tasks whose
     metric no single question has, such as word perplexity."""

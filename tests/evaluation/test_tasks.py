@@ -15,7 +15,7 @@ from llmevo.engines.scoring.hf import RequestScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.files import BUILT_IN, is_training, leaves, refuse_benchmarks, training_changes
-from llmevo.evaluation.tasks.listing import listed
+from llmevo.evaluation.tasks.listing import list_tasks
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.run.experiment import config_of
 from llmevo.run.scorer import Scorer
@@ -79,7 +79,7 @@ def test_data_beside_a_task_file_are_found_from_any_folder(
         write(folder, "sums", **described)
     monkeypatch.chdir(tmp_path)
     assert asked(evaluator(folder, "sums")) == questions(ROWS[:3])
-    (found,) = [task for task in listed([folder], built_in=False) if task.name == "sums"]
+    (found,) = [task for task in list_tasks([folder], built_in=False) if task.name == "sums"]
     assert found.splits == {split: 3 if "*" not in str(files) else None}
 
 
@@ -343,7 +343,7 @@ def test_a_search_task_goes_with_its_held_out_one(
 def test_tasks_are_listed_from_their_files(workspace: Workspace) -> None:
     folder = workspace.root / "tasks"
     write(folder, "bench", **{**HUB, "validation_split": "validation", "training_split": "train", "metric_list": None})
-    found = {task.name: task for task in listed([folder], built_in=False)}
+    found = {task.name: task for task in list_tasks([folder], built_in=False)}
     assert [*found] == ["bench", "letters", "letters_heldout"]
     assert found["letters"].splits == {"test": 12}
     assert (found["letters"].data, found["letters"].train) == (None, None)

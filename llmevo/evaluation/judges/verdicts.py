@@ -16,7 +16,7 @@ from llmevo.errors import plural
 from llmevo.evaluation.judges.bradley_terry import preference, strengths
 
 Choice = Literal["own", "other", "tie", "skip"]
-"""Which of two replies is better; `own` is that of the candidate that is voted on. A skipped pair counts nothing."""
+"""The better of two replies; `own` is that of the candidate that is voted on. A skipped pair counts nothing."""
 
 
 class Statement(BaseModel):
@@ -123,7 +123,7 @@ class Pair:
     """The player that the candidate is compared with."""
     prompt: int
     own_first: bool
-    """Whether the candidate's reply is shown first."""
+    """True if the candidate's reply is shown first."""
 
 
 @dataclass

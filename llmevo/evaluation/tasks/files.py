@@ -5,7 +5,7 @@ as text, which takes under one. This module does not import lm-eval, which takes
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,7 @@ def check_names(names: Mapping[str, str], search_path: Sequence[Path]) -> None:
             found = dict.fromkeys(name.decode(errors="replace") for name in NAME.findall(content))
             (own if folder in search_path else known).update(found)
     for name in missing:
-        hint = nearest(name, own)  # before lm-eval's, of which some are like every name
-        hint = hint if hint.startswith(", did") else nearest_task(name, [*known])
+        hint = near(name, own) or nearest_task(name, known)  # some of lm-eval's names are like every name
         raise TaskError(f"{names[name]}: there is no task {name!r}{hint}")
 
 
@@ -78,10 +77,15 @@ def files_of(name: str, folder: Path) -> list[Path]:
     return [file for file, content in _contents(folder) if words.intersection(NAME.findall(content))]
 
 
-def nearest_task(name: str, known: Sequence[str]) -> str:
+def near(word: str, known: Iterable[str]) -> str:
+    """The hint for a misspelt word, without a list of all words where none is near."""
+    hint = nearest(word, known)
+    return hint if hint.startswith(", did") else ""
+
+
+def nearest_task(name: str, known: Iterable[str]) -> str:
     """The hint for a misspelt task; lm-eval has too many to list."""
-    hint = nearest(name, known)
-    return hint if hint.startswith(", did") else "; `llmevo tasks` lists them, task_search_path adds your own"
+    return near(name, known) or "; `llmevo tasks` lists them, task_search_path adds your own"
 
 
 def _pattern(name: str) -> re.Pattern[bytes]:
@@ -138,9 +142,7 @@ def check_members(name: str, index: Index) -> None:
         raise TaskError(f"tasks: {name} is a group without tasks")
     for leaf, config in found:
         if leaf not in index and not config.keys() - {"task"}:  # one with keys is described in the group itself
-            raise TaskError(
-                f"tasks: {name} lists the task {leaf!r}, which does not exist{nearest_task(leaf, [*index])}"
-            )
+            raise TaskError(f"tasks: {name} lists the task {leaf!r}, which does not exist{nearest_task(leaf, index)}")
 
 
 # Splits
@@ -169,7 +171,7 @@ def _unsliced(split: str | None) -> str | None:
 
 
 def is_training(split: str | None) -> bool:
-    """Whether a split is by its name one to train on, such as `train[:500]` or `auxiliary_train`."""
+    """Return whether a split's name is that of a training split, such as `train[:500]` or `auxiliary_train`."""
     return split is not None and all(re.search(r"(?:^|[_.\-])train", part) for part in split.lower().split("+"))
 
 
@@ -208,8 +210,8 @@ def training_changes(name: str, original: str, config: Config) -> dict[str, Any]
 # Data
 
 
-def located(config: Config, file: Path) -> Config:
-    """A task file with absolute paths for the `dataset_path`, `data_dir` and `data_files` that exist in its folder."""
+def locate_data(config: Config, file: Path) -> Config:
+    """Make the `dataset_path`, `data_dir` and `data_files` absolute that exist in the folder of a user's task file."""
     if BUILT_IN in file.parents:
         return config
     changes: dict[str, Any] = {}

@@ -12,14 +12,23 @@ from llmevo.evaluation.judges.verdicts import Choice, Pair, Poll, Presentation, 
 from llmevo.evaluation.tasks.lm_eval import JudgedTask, config_of_rows
 from llmevo.evaluation.tasks.task import Task
 
+Aggregation = str | Callable[[Sequence[Any]], float]
+
 
 class GradedTask(JudgedTask):
-    """Replies to prompts, each with a score from 0 to 1 by an LLM; see `LlmJudge`."""
+    """The leaf of a line with `judge:`. Its metric `judge` is the mean over prompts of a score from 0 to 1, see
+    `LlmJudge`, and `unreadable` the share of replies without a readable verdict.
+    """
 
-    def __init__(self, config: dict[str, Any], judge: LlmJudge, fingerprint: str) -> None:
-        super().__init__(config=config)
-        self.judge, self.fingerprint = judge, fingerprint
-        self.texts = {f"{self.task_name}/{name}": text for name, text in judge.rubric.texts.items()}
+    def __init__(self, task: Task, root: Path, _: Any) -> None:
+        """Raises TaskError for prompts or a rubric that cannot be used, and ProposerRefused where a key is missing."""
+        assert task.judge
+        rows = _read_prompts(task.name, root / str(task.prompts))
+        super().__init__(_config(task, rows, {"judge": ("mean", True), "unreadable": ("mean", False)}))
+        rubric = Rubric(task.name, task.judge, root)
+        self.judge = LlmJudge(task.name, task.judge, root, rubric)
+        self.fingerprint = hashlib.sha256(json.dumps([rubric.texts, rows]).encode()).hexdigest()
+        self.texts = {f"{task.name}/{name}": text for name, text in rubric.texts.items()}
         self._scores: dict[Written, float | None] = {}
 
     def inquiries(self, document: Mapping[str, str]) -> int:
@@ -40,34 +49,23 @@ class GradedTask(JudgedTask):
         return {"judge": round(score or 0.0, 4), "unreadable": float(score is None)}
 
 
-def build_judge(task: Task, root: Path, _: Any) -> Any:
-    """The leaf of a line with `judge:`. Its metric `judge` is the mean over prompts of a score from 0 to 1, and
-    `unreadable` the share of replies without a readable verdict.
-
-    Raises TaskError for prompts or a rubric that cannot be used, and ProposerRefused where a key is missing.
-    """
-    assert task.judge
-    metrics = [
-        {"metric": name, "aggregation": "mean", "higher_is_better": better}
-        for name, better in (("judge", True), ("unreadable", False))
-    ]
-    rows = _read_prompts(task.name, root / str(task.prompts))
-    rubric = Rubric(task.name, task.judge, root)
-    fingerprint = hashlib.sha256(json.dumps([rubric.texts, rows]).encode()).hexdigest()
-    return GradedTask(_config(task, rows, metrics), LlmJudge(task.name, task.judge, root, rubric), fingerprint)
-
-
 class VotedTask(JudgedTask):
-    """Replies to prompts, with one score for all of them by a person's votes; see `Poll`.
+    """The leaf of a line with `votes:`. Its metric `votes` is the probability that a reply of the candidate is
+    preferred to one of the first candidate's, see `Poll`.
 
     A vote is on a pair of replies, so a candidate's score is no mean over questions: it depends on its opponents, and
     on all other votes. It is computed when the replies of a candidate are complete, and every question has it as its
     result.
     """
 
-    def __init__(self, config: dict[str, Any], pairs: int) -> None:
-        super().__init__(config=config)
-        self.pairs = pairs
+    def __init__(self, task: Task, root: Path, _: Any) -> None:
+        """Raises TaskError for prompts that cannot be used."""
+        assert task.votes
+        rows = _read_prompts(task.name, root / str(task.prompts))
+        # The standard error has lm-eval's name for it.
+        metrics = {"votes": (lambda values: values[0][0], True), "votes_stderr": (lambda values: values[0][1], False)}
+        super().__init__(_config(task, rows, metrics))
+        self.pairs = task.votes.pairs
         self._score = 0.0, 0.0
 
     def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
@@ -104,25 +102,8 @@ class VotedTask(JudgedTask):
         return {"votes": self._score, "votes_stderr": self._score}
 
 
-def build_votes(task: Task, root: Path, _: Any) -> Any:
-    """The leaf of a line with `votes:`. Its metric `votes` is the probability that a reply of the candidate is
-    preferred to one of the first candidate's. Raises TaskError for prompts that cannot be used.
-    """
-    assert task.votes
-
-    def take(place: int) -> Callable[[Sequence[Any]], float]:
-        """An aggregation of equal results."""
-        return lambda values: values[0][place]
-
-    metrics = [
-        {"metric": name, "aggregation": take(place), "higher_is_better": not place}
-        for place, name in enumerate(("votes", "votes_stderr"))  # lm-eval's name for a standard error
-    ]
-    rows = _read_prompts(task.name, root / str(task.prompts))
-    return VotedTask(_config(task, rows, metrics), task.votes.pairs)
-
-
-def _config(task: Task, rows: list[dict[str, str]], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _config(task: Task, rows: list[dict[str, str]], metrics: Mapping[str, tuple[Aggregation, bool]]) -> dict[str, Any]:
+    """`metrics` are aggregations, and whether higher is better, by name."""
     options = task.judge or task.votes
     assert options
     return config_of_rows(
@@ -132,7 +113,10 @@ def _config(task: Task, rows: list[dict[str, str]], metrics: list[dict[str, Any]
         doc_to_text="prompt",
         doc_to_target="reference",
         generation_kwargs={"until": [], "max_gen_toks": options.reply_tokens, "do_sample": False},
-        metric_list=metrics,
+        metric_list=[
+            {"metric": name, "aggregation": aggregation, "higher_is_better": better}
+            for name, (aggregation, better) in metrics.items()
+        ],
     )
 
 

@@ -21,7 +21,7 @@ from llmevo.evaluation.tasks.lm_eval import quiet, task_manager
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedTask:
     """A task as its file describes it."""
 
     name: str
@@ -40,7 +40,7 @@ class Listed:
     train_split: str | None
 
 
-def listed(search_path: Sequence[Path], built_in: bool) -> Iterator[Listed]:
+def list_tasks(search_path: Sequence[Path], built_in: bool) -> Iterator[ListedTask]:
     """The single tasks of some folders, and lm-eval's own, by name. Raises TaskError for a folder that is missing."""
     check_folders(search_path)
     with quiet():
@@ -51,7 +51,7 @@ def listed(search_path: Sequence[Path], built_in: bool) -> Iterator[Listed]:
         output = "" if in_python else str(config.get("output_type") or "generate_until")
         files, train_split = data_files(config), training_split(config)
         splits = [str(config[key]) for key in ("training_split", "validation_split", "test_split") if config.get(key)]
-        yield Listed(
+        yield ListedTask(
             name=name,
             output=output,
             metrics=_metrics(config, output),

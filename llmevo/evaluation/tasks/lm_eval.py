@@ -24,7 +24,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error, nearest
 from llmevo.evaluation.judges.verdicts import AskVoter, VerdictMemory
-from llmevo.evaluation.tasks.files import SUFFIX, Config, files_of, leaves, located, training_changes
+from llmevo.evaluation.tasks.files import SUFFIX, Config, files_of, leaves, locate_data, near, training_changes
 from llmevo.evaluation.tasks.task import Task
 
 TEXT = 600
@@ -66,7 +66,7 @@ def task_manager(search_path: Sequence[Path], built_in: bool = True) -> Any:
     manager._factory = _Factory(meta=None)
     for entry in manager.task_index.values():
         if entry.cfg and entry.yaml_path:
-            entry.cfg = located(entry.cfg, Path(entry.yaml_path))
+            entry.cfg = locate_data(entry.cfg, Path(entry.yaml_path))
     return manager
 
 
@@ -101,7 +101,7 @@ class _Factory(TaskFactory):
 
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         config = super()._load_full_config(entry, overrides)
-        return {**located(config, Path(entry.yaml_path))} if entry.yaml_path else config
+        return {**locate_data(config, Path(entry.yaml_path))} if entry.yaml_path else config
 
     def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         config = self._load_full_config(entry, overrides)
@@ -138,20 +138,17 @@ class _FileTask(ConfigurableTask):
         found: Any = self.dataset
         if isinstance(found, datasets.DatasetDict):
             self.dataset = _Splits(found)
-            keys = ("test_split", "validation_split", "training_split", "fewshot_split")
-            self.dataset.keys_of = {getattr(self.config, key): key for key in keys}
-            self.dataset.task = self.config.task
+            self.dataset.config = self.config
 
 
 class _Splits(datasets.DatasetDict):
-    task: str | None = None
-    keys_of: Mapping[Any, str] = {}
-    """{split: the key of the task file that names it}."""
+    config: Any = None
 
     def __missing__(self, split: str) -> Any:
-        key = self.keys_of.get(split, "fewshot_config")
+        keys = ("fewshot_split", "training_split", "validation_split", "test_split")
+        key = next((key for key in keys if getattr(self.config, key) == split), "fewshot_config")
         raise TaskError(
-            f"tasks: {self.task} has no split {split!r}, which its `{key}` names; its data have"
+            f"tasks: {self.config.task} has no split {split!r}, which its `{key}` names; its data have"
             f" {', '.join(map(repr, self))}"
         )
 
@@ -261,10 +258,9 @@ def check_metric(task: Task, loaded: Any) -> None:
         reported = {(m, f) for m, f in reported if m in aggregated and f in (aggregated[m] or [f])}
     metrics = sorted(f"{metric},{filter_}" for metric, filter_ in reported)
     if task.metric not in metrics:
-        hint = nearest(task.metric, metrics)
         raise TaskError(
-            f"tasks: {task.name} has no metric {task.metric!r}{hint if hint.startswith(', did') else ''};"
-            f" its metrics are {', '.join(repr(metric) for metric in metrics)}"
+            f"tasks: {task.name} has no metric {task.metric!r}{near(task.metric, metrics)};"
+            f" its metrics are {', '.join(map(repr, metrics))}"
         )
 
 

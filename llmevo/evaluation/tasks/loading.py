@@ -15,7 +15,7 @@ from llmevo.evaluation.tasks.files import (
     untrained_name,
 )
 from llmevo.evaluation.tasks.function import build_function
-from llmevo.evaluation.tasks.judged import build_judge, build_votes
+from llmevo.evaluation.tasks.judged import GradedTask, VotedTask
 from llmevo.evaluation.tasks.lm_eval import check_readable, on_training_split, task_manager
 from llmevo.evaluation.tasks.task import Task
 from llmevo.evaluation.tasks.text import build_text
@@ -29,8 +29,8 @@ are not in its questions."""
 BUILDERS: Mapping[str, Builder] = {
     "text": build_text,
     "function": build_function,
-    "judge": build_judge,
-    "votes": build_votes,
+    "judge": GradedTask,
+    "votes": VotedTask,
 }
 """By the key of the line: see `llmevo.evaluation.tasks.task.KINDS`."""
 

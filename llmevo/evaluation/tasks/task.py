@@ -27,7 +27,7 @@ SETS = {"train", "training", "search", "dev", "val", "valid", "validation", "tes
 
 @dataclass(frozen=True)
 class AskingOptions:
-    """Which of a task's questions are asked, and how."""
+    """The selection of a task's questions, and the form in which a model gets them."""
 
     limit: int | None = None
     """Questions a task at most; all by default."""
@@ -176,7 +176,7 @@ class Task(BaseModel):
 
     @property
     def asks_lm_eval(self) -> bool:
-        """Whether the questions are those of an lm-eval task: of `questions`, or of the task's own name."""
+        """True if the questions are those of an lm-eval task: of `questions`, or of the task's own name."""
         return self.kind in (None, "function")
 
     @property

@@ -41,7 +41,7 @@ def directions(scorer: Scorer) -> Findings:
     for name, evaluator in scorer.evaluators.items():
         if name == "selection":
             continue  # the search's tasks
-        for task in evaluator.upside_down:
+        for task in evaluator.sign_conflicts:
             key = "heldout" if name == "heldout" and scorer.config.heldout else "tasks"
             yield Finding(
                 f"{key}: {task.name}",
