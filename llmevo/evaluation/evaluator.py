@@ -61,6 +61,7 @@ class Evaluator:
         `verdicts`, by default a memory of this evaluator's own; without `ask_voter` a task with votes cannot be scored.
         """
         self.tasks, self.protocol = tasks, protocol
+        self.weights = {task.name: task.weight for task in tasks}
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
@@ -107,27 +108,19 @@ class Evaluator:
     def same(self) -> Clusters:
         """The questions with the same text, in the order in which they are asked."""
         texts: dict[str, list[tuple[str, str]]] = {}
-        for name, leaf, document in self._documents():
-            texts.setdefault(name, []).append((question_text(leaf, document)[-TEXT:], ""))
+        for name, text in self.questions():
+            texts.setdefault(name, []).append((text[-TEXT:], ""))
         return clusters(texts)
 
     @property
     def sign_conflicts(self) -> list[Task]:
         """Tasks with a positive weight whose own file says that lower is better of the counted metric."""
-        return [
-            task
-            for task in self.tasks
-            if task.weight > 0
-            and any(
-                leaf.higher_is_better().get(task.metric.split(",")[0]) is False
-                for leaf in members(task, self._loaded).values()
-            )
-        ]
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Each task's weight in the objective."""
-        return {task.name: task.weight for task in self.tasks}
+        lower: set[str] = set()
+        for task in self.tasks:
+            better = [leaf.higher_is_better() for leaf in members(task, self._loaded).values()]
+            if any(each.get(task.metric.split(",")[0]) is False for each in better):
+                lower.add(task.name)
+        return [task for task in self.tasks if task.weight > 0 and task.name in lower]
 
     @property
     def items(self) -> int:

@@ -88,9 +88,9 @@ def on_training_split(name: str, manager: Any) -> Any:
     original = name.removesuffix(SUFFIX)
     entry = manager.task_index[original]
     if entry.kind.name in ("GROUP", "TAG"):
-        members = ", ".join(f"{leaf}{SUFFIX}" for leaf, _ in leaves(original, manager.task_index))
+        singles = ", ".join(f"{leaf}{SUFFIX}" for leaf, _ in leaves(original, manager.task_index))
         raise TaskError(
-            f"tasks: {original} is a {entry.kind.name.lower()}, and {SUFFIX} is for single tasks; list {members}"
+            f"tasks: {original} is a {entry.kind.name.lower()}, and {SUFFIX} is for single tasks; list {singles}"
         )
     changes = training_changes(name, original, entry.cfg or {})
     return manager._factory.build(entry, overrides=changes, registry=manager.task_index)
@@ -219,10 +219,10 @@ def set_metric(leaf: Any, task: str, metric: str, score: Callable[[Mapping[str, 
     def process_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
         return {metric: score(document, results[0])}
 
-    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
-    for key, value in {"task": task, "metric_list": metrics, "filter_list": None}.items():
-        leaf.set_config(key=key, value=value)
-    leaf.set_config(key="process_results", value=process_results)
+    leaf.set_config("task", task)
+    leaf.set_config("process_results", process_results)
+    leaf.set_config("metric_list", [{"metric": metric, "aggregation": "mean", "higher_is_better": True}])
+    leaf.set_config("filter_list", None)
     leaf._filters = [build_filter_ensemble("none", [("take_first", None)])]
     leaf._metric_fn_list, leaf._metric_fn_kwargs = {metric: None}, {metric: {}}
     leaf._aggregation_list, leaf._higher_is_better = {metric: mean}, {metric: True}
@@ -240,12 +240,12 @@ def members(task: Task, loaded: Any) -> dict[str, Any]:
 
 def check_metric(task: Task, loaded: Any) -> None:
     """Raise TaskError unless the task reports the metric."""
-    leaves, group = loaded["tasks"], loaded["groups"].get(task.name)
-    if task.name not in leaves and (group is None or not group.has_aggregation):
+    singles, group = loaded["tasks"], loaded["groups"].get(task.name)
+    if task.name not in singles and (group is None or not group.has_aggregation):
         kind = "tag" if group is None else "group that aggregates nothing"
         raise TaskError(
             f"tasks: {task.name} is a {kind} and has no score of its own; list its tasks instead"
-            f" ({', '.join(sorted(leaves))})"
+            f" ({', '.join(sorted(singles))})"
         )
     reported = {
         (metric, filter_.name)
