@@ -486,7 +486,7 @@ class Config(Section):
     them on the same questions. A candidate that violates one ranks below all that keep them."""
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
-    `llmevo.evaluation.tasks.catalogue`; held-out tasks may be any."""
+    `llmevo.evaluation.tasks.files`; held-out tasks may be any."""
     gate: Gate | None = None
     """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another language
     or script than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such

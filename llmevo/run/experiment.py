@@ -11,7 +11,7 @@ import numpy as np
 
 from llmevo.config import Config, parse_config, without_removed
 from llmevo.errors import CandidateError, ConfigError, MachineError, RunError
-from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
@@ -308,7 +308,7 @@ class Experiment:
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts={**self.templates.texts(self.prompt_files), **self.evaluator.told()},
+            prompts={**self.templates.texts(self.prompt_files), **self.evaluator.judge_texts()},
             versions=versions(),
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,

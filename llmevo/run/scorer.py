@@ -22,8 +22,7 @@ from llmevo.engines.base import Engine
 from llmevo.engines.self_check import check_engine
 from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
-from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.judges.poll import AskVoter
+from llmevo.evaluation.judges.verdicts import AskVoter, VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.score import Score
 from llmevo.merging.merger import Merger, not_finite

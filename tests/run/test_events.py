@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.run.log import events
 from llmevo.search.trial import Candidate, Trial

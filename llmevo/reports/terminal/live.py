@@ -12,7 +12,7 @@ from rich.live import Live
 
 from llmevo.config import Config, parse_config
 from llmevo.errors import plural
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.terminal.panel import called, clock, front, heldout, outcome, picture, scores, total
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from llmevo.evaluation.judges.records import Judgement, Presentation, Statement, Vote
+from llmevo.evaluation.judges.verdicts import Judgement, Presentation, Statement, Vote
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.search.trial import Candidate, Suggestion, Trial

@@ -7,7 +7,7 @@ from typing import Self
 
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError, RunError
-from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events

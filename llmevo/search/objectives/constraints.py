@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmevo.evaluation.score import Score
-from llmevo.evaluation.tasks.names import short, stem
+from llmevo.evaluation.tasks.task import short, stem
 from llmevo.search.objectives.objective import Constraint, Objective
 from llmevo.search.trial import Trial
 
