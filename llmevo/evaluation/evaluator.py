@@ -13,7 +13,7 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
-from llmevo.evaluation.judges.verdicts import AskVoter, VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import blocks, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.score import Score, aggregate, concatenate
@@ -51,14 +51,13 @@ class Evaluator:
         benchmarks: bool = True,
         without: Iterable[str] = (),
         verdicts: VerdictMemory | None = None,
-        ask_voter: AskVoter | None = None,
     ) -> None:
         """Load the tasks. Raises TaskError for an unknown task or metric, and for a task without questions.
 
         `search_path` are folders with the user's own task files; lm-eval's built-in tasks are read only when a name is
         not found there. Relative paths in a line of `tasks:` start at `root`. Without `benchmarks`, public ones are
         refused. Questions with the same words as one of `without` are left out. Judges and voters write into
-        `verdicts`, by default a memory of this evaluator's own; without `ask_voter` a task with votes cannot be scored.
+        `verdicts`, by default a memory of this evaluator's own.
         """
         self.tasks, self.protocol = tasks, protocol
         self.weights = {task.name: task.weight for task in tasks}
@@ -69,7 +68,9 @@ class Evaluator:
             self._loaded: Any = load(tasks, search_path, root, benchmarks)
         self._leaves: dict[str, Any] = self._loaded["tasks"]
         self._judged = [leaf for leaf in self._leaves.values() if isinstance(leaf, JudgedTask)]
-        self.consult(VerdictMemory() if verdicts is None else verdicts, ask_voter)
+        memory = VerdictMemory() if verdicts is None else verdicts
+        for leaf in self._judged:
+            leaf.verdicts, leaf.seed = memory, protocol.seed
         for task in tasks:
             check_metric(task, self._loaded)
         self._counted = {leaf: task.metric.split(",", 1) for task in tasks for leaf in members(task, self._loaded)}
@@ -209,11 +210,6 @@ class Evaluator:
     def judge_texts(self) -> dict[str, str]:
         """{name: text} of the instructions of judges, for the log."""
         return {name: text for leaf in self._judged for name, text in leaf.texts.items()}
-
-    def consult(self, verdicts: VerdictMemory, ask_voter: AskVoter | None) -> None:
-        """Let judges and voters write into this memory, and ask a person this way."""
-        for leaf in self._judged:
-            leaf.verdicts, leaf.ask_voter, leaf.seed = verdicts, ask_voter, self.protocol.seed
 
     def score(self, lm: LM, begun: Score | None = None) -> Score:
         """The score on all questions; of a model that was stopped before, only the rest is asked. Raises CandidateError

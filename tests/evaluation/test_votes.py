@@ -183,13 +183,7 @@ def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]
     assert (first.total, first.stderr, first.item_scores, first.items) == (0.5, 0.0, {}, 3)
     with pytest.raises(TaskError, match="taste is voted on by a person, and there is no terminal"):
         scoring.score(lms[1])
-    scoring = Evaluator(
-        [taste()],
-        AskingOptions(apply_chat_template=False, blocks=3),
-        root=tmp_path,
-        verdicts=book,
-        ask_voter=likes_the_later,
-    )
+    book.ask_voter = likes_the_later
     second = scoring.score(lms[1])
     assert len(shown) == 2
     assert second.total == second.tasks["taste"]["votes,none"] == book.standing("taste")

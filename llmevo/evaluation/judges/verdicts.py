@@ -210,6 +210,8 @@ class VerdictMemory:
     """The last presentation of each task."""
     questions: str = "search"
     """The set that is being scored; new statements are marked with it."""
+    ask_voter: AskVoter | None = None
+    """Shows a pair of replies to a person and returns the vote; None without a terminal."""
     write: Callable[[Statement], None] | None = None
     """Receives new statements instead of `take`: a log, which has them taken when they are written."""
 

@@ -87,13 +87,13 @@ class VotedTask(JudgedTask):
         self._score = poll.score(player)
 
     def _ask(self, poll: Poll, player: str, pair: Pair, prompt: str, left: int) -> Choice:
-        if self.ask_voter is None:
+        if self.verdicts.ask_voter is None:
             raise TaskError(
                 f"tasks: {self.task_name} is voted on by a person, and there is no terminal to ask in; run it in one"
             )
         names = [player, pair.other] if pair.own_first else [pair.other, player]
         first, second = (poll.replies[name][pair.prompt] for name in names)
-        chosen = self.ask_voter(Showing(self.task_name, prompt, first, second, left))
+        chosen = self.verdicts.ask_voter(Showing(self.task_name, prompt, first, second, left))
         if chosen in ("tie", "skip"):
             return chosen
         return "own" if (chosen == "first") == pair.own_first else "other"

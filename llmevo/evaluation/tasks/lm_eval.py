@@ -23,7 +23,7 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error, nearest
-from llmevo.evaluation.judges.verdicts import AskVoter, VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.tasks.files import SUFFIX, Config, files_of, leaves, locate_data, near, training_changes
 from llmevo.evaluation.tasks.task import Task
 
@@ -178,7 +178,6 @@ class JudgedTask(ConfigurableTask):
     """
 
     verdicts: VerdictMemory
-    ask_voter: AskVoter | None
     seed: int
     """Seeds random choices. All three are set by the evaluator that loads the task."""
     texts: Mapping[str, str] = {}
