@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from llmevo.config import Config
+from llmevo.config import Config, check_values
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.evaluation.score import Score
 from llmevo.run.experiment import ASKING, Experiment, population
@@ -142,6 +142,8 @@ def what_if(recorded: Sequence[events.Event], run: Path, given: Sequence[str], c
     """Print what the model expects of another optimizer or seed, beside what the run has scored."""
     state = RunState.fold(iter(recorded))
     experiment = Experiment.of_log(state.started, run)
+    if state.started:
+        check_values(state.started.config, str(run))
     if not state.aims.plain:
         raise RunError("--what-if: its model knows one score, and this run has constraints or several aims")
     other = replace(experiment, config=parse(given, experiment.config))

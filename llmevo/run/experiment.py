@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from llmevo.config import Config, parse_config, without_removed
+from llmevo.config import Config, parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.score import Score
@@ -313,7 +313,7 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
     is asked.
     """
     # Runs older than that key were not asked for it.
-    config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
+    config = parse_logged({"allow_benchmark_tasks": True, **started.config}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.standard_errors import clusters, distinct
@@ -137,7 +137,7 @@ class RunState:
     @property
     def heldout_tasks(self) -> list[Task]:
         """What is held out, as the run's config says."""
-        return parse_config(self.started.config, ORIGIN).heldout_tasks if self.started else []
+        return parse_logged(self.started.config, ORIGIN).heldout_tasks if self.started else []
 
     @property
     def heldout_kept(self) -> list[Held]:
@@ -212,7 +212,7 @@ def _aims_of(started: events.RunStarted) -> Objective:
     if not started.config.get("constraints") and search.get("objective", "sum") == "sum":
         return Objective()
     try:
-        return parse_config(started.config, ORIGIN).aims
+        return parse_logged(started.config, ORIGIN).aims
     except ConfigError:  # of another version; whoever needs the config says so
         return Objective()
 

@@ -9,7 +9,6 @@ from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.optimizers.cma_es import CmaEs, MergekitEvolve, SepCmaEs
 from llmevo.search.optimizers.llm import LlmGuidedCmaEs, SurrogateCmaEs
 from llmevo.search.optimizers.llm_evo_merge import LlmEvoMerge
-from llmevo.search.optimizers.one_plus_one import OnePlusOne
 from llmevo.search.optimizers.optuna_samplers import Gp, Nsga2, Tpe
 from llmevo.search.optimizers.random_search import RandomSearch
 from llmevo.search.optimizers.recommendation import recommend
@@ -22,7 +21,6 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "cma-es": CmaEs,
     "mergekit-evolve": MergekitEvolve,
     "sep-cma-es": SepCmaEs,
-    "one-plus-one": OnePlusOne,
     "spsa": Spsa,
     "tpe": Tpe,
     "gp": Gp,

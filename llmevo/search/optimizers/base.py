@@ -39,7 +39,7 @@ class Setup:
     mask_names: bool = False
     """Hide all names from the LLM."""
     sigma_rule: str = "csa"
-    """How the `llm` strategy adapts its step size: `csa`, `success`, `legacy` or `llm`."""
+    """How the `llm` strategy adapts its step size: `csa` or `llm`."""
     pareto: bool = False
     """Whether every task is an aim of its own. Trials come with one number for all of them even so."""
     constraints: Sequence[str] = ()

@@ -8,7 +8,7 @@ import numpy as np
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.population import History, key
 from llmevo.search.optimizers.surrogate.cma_es import POPULATION, Evolution, Prospect
-from llmevo.search.optimizers.surrogate.distribution import Array, next_sigma, spread_factors
+from llmevo.search.optimizers.surrogate.distribution import Array, spread_factors
 from llmevo.search.optimizers.trust import PRIOR, Trust
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
@@ -42,7 +42,6 @@ class SurrogateCmaEs(Optimizer):
         self._random = np.random.default_rng([setup.seed, 1])
         genes = [gene.described() for gene in setup.space.genes]
         self._history = History(setup.seed, setup.budget, setup.sigma_rule, genes)
-        self._best_value = -np.inf
         self._begun = False
         self._weights: Mapping[str, float] = {}
 
@@ -64,27 +63,18 @@ class SurrogateCmaEs(Optimizer):
             chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
         return chosen
 
-    def extend(self, budget: int) -> None:
-        """Evaluations in all from now on: the LLM is told how many are left."""
-        if budget != self._setup.budget:
-            self._setup = replace(self._setup, budget=budget)
-            self._history.add("budget", budget)
+    def extend(self, evaluations: int) -> None:
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations)
+            self._history.add("budget", evaluations)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
         self._engine.tell(trials)
-        best = max((trial.value for trial in trials), default=-np.inf)
-        improved = best > self._best_value
-        self._best_value = max(best, self._best_value)
         if not self._begun:  # the start rows are points of no distribution
             self._begun = True
             return
-        before = self._engine.sigma
-        moved = self._engine.learn([trial for trial in trials if trial.score and self._may_lead(trial)])
-        if moved and self._engine.distribution:
-            self._engine.distribution.sigma = next_sigma(
-                self._setup.sigma_rule, before, self._engine.sigma, improved, len(self._space.genes)
-            )
+        self._engine.learn([trial for trial in trials if trial.score and self._may_lead(trial)])
 
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
         """The model learns from the values of now, and so does whoever looks for an improvement."""
@@ -92,7 +82,6 @@ class SurrogateCmaEs(Optimizer):
         self._engine.retell(trials)
         if weights != self._weights:
             self._engine.move()
-        self._best_value = max((trial.value for trial in trials), default=-np.inf)
         self._weights = weights
 
     def _may_lead(self, trial: Trial) -> bool:

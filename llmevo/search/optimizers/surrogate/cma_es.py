@@ -142,10 +142,10 @@ class Evolution:
         if self.distribution:
             self.distribution.mean = self._numbers(self._middle())
 
-    def learn(self, trials: Sequence[Trial]) -> bool:
-        """Move the distribution by scored trials, once there are enough. Whether it moved."""
+    def learn(self, trials: Sequence[Trial]) -> None:
+        """Move the distribution by scored trials, once there are enough."""
         if self.distribution is None:
-            return False
+            return
         points = np.array([self._space.to_unit(trial.candidate.genes) for trial in trials])
         values = np.array([trial.value for trial in trials])
         if self._noisy and len(trials):  # what the model makes of a score and its neighbours' is nearer the truth
@@ -153,10 +153,10 @@ class Evolution:
                 self._fit()
                 values = self._expected(points)
         self._untold += [(self._numbers(point), -float(value)) for point, value in zip(points, values, strict=True)]
-        told, self._untold = (self._untold, []) if len(self._untold) >= LEAST_TOLD else ([], self._untold)
-        with self._threads.limit(limits=1):
-            self.distribution.tell([point for point, _ in told], [cost for _, cost in told])
-        return bool(told)
+        if len(self._untold) >= LEAST_TOLD:
+            with self._threads.limit(limits=1):
+                self.distribution.tell(*zip(*self._untold, strict=True))
+            self._untold = []
 
     def _numbers(self, point: Array) -> Array:
         """Of a point what the distribution is over: never nothing."""

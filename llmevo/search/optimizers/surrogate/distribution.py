@@ -1,6 +1,5 @@
 """The Gaussian that candidates are drawn from, moved and shaped by CMA-ES."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
+
+SMALLEST, LARGEST = 1e-3, 0.5
+"""Bounds of the step size, as shares of a gene's range."""
 
 
 class Distribution:
@@ -67,28 +70,7 @@ class Distribution:
         for start in range(0, len(told), self.population):
             part = told[start : start + self.population]
             self._strategy.tell(part + [(self.mean.copy(), np.inf)] * (self.population - len(part)))
-
-
-LEGACY = (0.05, 0.2)
-"""LLM-Evo-Merge's `sigma_low` after an improvement, `sigma_high` otherwise."""
-
-
-SMALLEST, LARGEST = 1e-3, 0.5
-
-
-def next_sigma(rule: str, before: float, adapted: float, improved: bool, genes: int) -> float:
-    """The step size of the next generation.
-
-    `csa` and `llm`: `adapted`, what CMA-ES makes of the path's length (Hansen, https://arxiv.org/abs/1604.00772,
-    equation 44). `success`: longer after an improvement, shorter otherwise, steady at one improvement in five
-    (Rechenberg 1973; Kern et al. 2004). `legacy`: one of LLM-Evo-Merge's two. All are shares of a gene's range.
-    """
-    if rule == "legacy":
-        return LEGACY[0] if improved else LEGACY[1]
-    if rule == "success":
-        damping = math.sqrt(genes + 1)
-        adapted = before * math.exp(1 / damping if improved else -1 / (4 * damping))
-    return min(max(adapted, SMALLEST), LARGEST)
+        self.sigma = min(max(self.sigma, SMALLEST), LARGEST)
 
 
 def spread_factors(spread: tuple[str, ...]) -> list[float]:
