@@ -64,6 +64,7 @@ class SurrogateCmaEs(Optimizer):
         return chosen
 
     def extend(self, evaluations: int) -> None:
+        """Plan with another budget: the LLM is told how many evaluations are left."""
         if evaluations != self._setup.budget:
             self._setup = replace(self._setup, budget=evaluations)
             self._history.add("budget", evaluations)
