@@ -22,8 +22,8 @@ class Suggestion:
     """Why: the LLM's reason, or what the numbers were drawn from."""
     kind: str = ""
     """What an LLM says it is: `refine`, `crossover`, `explore` or `mean`."""
-    predicted: float | None = None
-    """The score that an LLM expects of it."""
+    expected: float | None = None
+    """The score that its proposer predicts: the surrogate or the LLM."""
     spread: tuple[str, ...] = ()
     """For each slice `tighter`, `same` or `wider`: how far from it an LLM wants others to be drawn."""
 
@@ -39,6 +39,8 @@ class Candidate:
     """`parent`, `uniform`, `coefficient`, `user`, `llm`, or the numeric optimizer's name."""
     genes: Genes
     note: str = ""
+    expected: float | None = None
+    """The score that its proposer predicted: the surrogate or the LLM."""
 
 
 @dataclass(frozen=True)

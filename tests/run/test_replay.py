@@ -65,6 +65,19 @@ def test_a_log_with_a_removed_value_is_shown_and_exported_and_no_more(
         assert (status, "was removed, so this run can be shown and exported" in says) == (2, True), printed
 
 
+def test_predicted_scores_are_logged_and_verified(workspace: Workspace) -> None:
+    search = {"optimizer": "llm-off", "budget": 10}
+    assert workspace.llmevo("run", workspace.config(search=search, heldout=None), "--out", "run")[0] == 0
+    log = workspace.root / "run" / LOG
+    rows = [row for event in read_log(log.parent) if isinstance(event, events.Asked) for row in event.candidates]
+    predicted = [row["expected"] for row in rows if row["origin"] == "gaussian"]
+    assert predicted == [float(row["note"].split()[1]) for row in rows if row["origin"] == "gaussian"]
+    assert predicted
+    log.write_text(log.read_text().replace(f'"expected":{predicted[0]}', '"expected":7.5', 1))
+    status, printed = workspace.llmevo("replay", "run", "--verify")
+    assert (status, ".expected is 7.5 in the log" in " ".join(printed.split())) == (2, True), printed
+
+
 def test_verifying_needs_no_models_no_questions_and_no_library_that_scores() -> None:
     code = (
         "import sys; from llmevo.cli import app as cli; sys.argv = ['llmevo', 'replay', sys.argv[1], '--verify']\n"

@@ -210,9 +210,9 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
         numeric = [trial.value for trial in (*self._engine.trials, *trials) if trial.candidate.origin == "gaussian"]
         for trial in own:
             self._trust.observe(trial.value, numeric[-PEERS:])
-            predicted = self._asked[key(trial.candidate.genes)].predicted
-            if predicted is not None and trial.score:
-                self._predictions.append((predicted, trial.score.total))
+            expected = self._asked[key(trial.candidate.genes)].expected
+            if expected is not None and trial.score:
+                self._predictions.append((expected, trial.score.total))
         self._middle = float(np.median([trial.value for trial in trials])) if trials else 0.0
         super().tell(trials)
         self._asked.clear()

@@ -266,7 +266,8 @@ class Evolution:
                     genes = self._space.from_unit(prospect.point)
                     if self.is_new(genes, chosen):
                         taken.append(prospect.point)
-                        chosen.append(Suggestion(genes, "gaussian", f"expected {self.as_score(prospect.mean):.4g}"))
+                        expected = f"{self.as_score(prospect.mean):.4g}"  # the last digits are the processor's
+                        chosen.append(Suggestion(genes, "gaussian", f"expected {expected}", expected=float(expected)))
         return chosen
 
     def is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
