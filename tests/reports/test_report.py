@@ -108,7 +108,7 @@ def test_effects_are_those_of_the_landscape_task_by_task(tmp_path: Path) -> None
 def test_predictions_are_read(hostile: tuple[Path, Synthetic], tmp_path: Path, logged: bool) -> None:
     folder = hostile[0]
     if logged:
-        rows = [event for event in read_log(folder) if not isinstance(event, events.Prompted)]
+        rows: list[events.Event] = [event for event in read_log(folder) if not isinstance(event, events.Prompted)]
         for candidate in (row for event in rows if isinstance(event, events.Asked) for row in event.candidates):
             candidate |= {"note": "", "expected": {"llm": 0.6, "gaussian": 0.51}.get(candidate["origin"])}
         folder = made_logs.written(tmp_path / "run", rows)
