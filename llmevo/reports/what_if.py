@@ -19,8 +19,7 @@ from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer
-from llmevo.search.optimizers.surrogate.features import Features
-from llmevo.search.optimizers.surrogate.gaussian_process import GaussianProcess
+from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 

@@ -17,20 +17,16 @@ from llmevo.merging.recipe import BY_SLICE, Recipe
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
 
+Array = NDArray[np.float64]
+
 Genes = dict[str, float]
 """A value for every gene, by name; of a gene with choices the place of one of them."""
 
-
-STEP = 1e-4
-"""Genes are multiples of this: finer differences are lost in any 16-bit model, and recipes stay readable."""
-
-
-METHOD = "merge_method"
-"""What the gene is called that chooses among several methods."""
-
-
 Column = tuple[ModelReference | None, str]
-"""What a slice has a gene for: a model and its parameter, or no model and a parameter that all of them share."""
+"""A gene without its slice and filter: a model and its parameter, or no model and a parameter that all share."""
+
+METHOD = "merge_method"  # the name of the gene that chooses among several methods
+STEP = 1e-4  # genes are multiples of this: finer differences are lost in 16-bit models, and recipes stay readable
 
 
 @dataclass(frozen=True)

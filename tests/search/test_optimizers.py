@@ -14,10 +14,9 @@ from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.optimizers.llm import PRIOR
 from llmevo.search.optimizers.recommendation import recommend
-from llmevo.search.optimizers.surrogate.cma_es import FIRST_SIGMA, NOISY_SIGMA
-from llmevo.search.optimizers.surrogate.distribution import LARGEST, SMALLEST, Distribution
-from llmevo.search.optimizers.trust import PRIOR
+from llmevo.search.optimizers.surrogate_cma_es import FIRST_SIGMA, LARGEST, NOISY_SIGMA, SMALLEST, Distribution
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import Genes, SearchSpace
@@ -255,7 +254,7 @@ def test_histories_with_other_scores_or_other_points_have_other_states() -> None
 def test_a_hostile_llm_is_hardly_asked_and_hardly_scored(policy: str, share: float) -> None:
     prompts: list[Prompt] = []
     optimizer, asked, _ = run("llm", 20, watched(prompts, simulated(policy)), height)
-    own = sum(trial.candidate.origin == "llm" for trial in optimizer._engine.trials)
+    own = sum(trial.candidate.origin == "llm" for trial in optimizer._trials)
     # The adversary's steps away from the optimum shrink with the best's distance to it, until they cost nothing.
     assert own <= share * len(asked)
     assert len(prompts) < 18
