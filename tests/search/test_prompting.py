@@ -15,7 +15,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates, foreign
 from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
-from llmevo.search.prompts.detail import tokens
+from llmevo.search.prompts.chat import tokens
 from llmevo.search.prompts.question import ROWS, Question
 from llmevo.search.prompts.reading import answer_model, read
 from llmevo.search.space import Genes, SearchSpace
