@@ -113,16 +113,16 @@ class SimulatedClient:
         return Reply(text, self.model, sum(len(m["content"]) for m in request.messages) // 4, len(text) // 4)
 
     def _proposal(self, question: Question, genes: Genes, seed: int) -> dict[str, object]:
-        sheet = GeneTable.of(question.space, seed)
+        table = GeneTable.of(question.space, seed)
         best = max((trial.value for trial in question.scored), default=0.0)
         proposal: dict[str, object] = {
             "reason": self.model,
             "kind": "refine",
-            "genome": sheet.rows(genes),
-            "spread": ["same"] * len(sheet.slices),
+            "genome": table.rows(genes),
+            "spread": ["same"] * len(table.slices),
             "predicted_score": round(best, 4),
         }
-        methods = sheet.methods(genes)
+        methods = table.methods(genes)
         if methods:
             per_slice = question.space.genome.method_per_slice
             proposal["merge_method"] = methods if per_slice else methods[0]
