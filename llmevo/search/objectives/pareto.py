@@ -1,4 +1,4 @@
-"""The Pareto front: candidates than which none is better at one task without being worse at another."""
+"""The Pareto front: the candidates that no other one dominates."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,10 @@ from llmevo.search.trial import Trial
 
 
 def front(trials: Sequence[Trial], aims: Objective) -> list[Trial]:
-    """Of trials that were asked the same questions, those that no other dominates, in the order given; equal ones all.
+    """Return the trials that no other dominates, in the order given; all have scores on the same questions.
 
-    Constraints come first (Deb et al. 2002, https://doi.org/10.1109/4235.996017, section VI): who keeps them dominates
-    who does not. Where nobody keeps them, the front is the one that misses them least. By measured scores: two that
-    differ by less than their standard errors may both be there by luck.
+    Feasible trials dominate infeasible ones (Deb et al. 2002, https://doi.org/10.1109/4235.996017, section VI); without
+    a feasible one the front is the trial with the least violation. Standard errors do not count.
     """
     keeping = [trial for trial in trials if trial.score and not trial.violation]
     if not keeping:
