@@ -114,7 +114,8 @@ def test_what_those_configs_leave_out_has_the_defaults_of_their_tools() -> None:
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "slerp"])
 def test_every_method_of_mergekit_evolve_is_known(method: str) -> None:
     assert (
-        parse_config(plain(genome={**plain()["genome"], "merge_method": method}), "my.yml").genome.method.name == method
+        parse_config(plain(genome={**plain()["genome"], "merge_method": method}), "my.yml").genome.merge_method
+        == method
     )
 
 

@@ -128,8 +128,8 @@ def _interactions(genes: Sequence[Gene], points: Array, residuals: Array) -> lis
 
 
 def target(question: Question) -> float | None:
-    """Return a score to aim at (as in LLAMBO, https://arxiv.org/abs/2402.03921): the best plus a quarter of its lead over
-    the median, at most the highest possible; None before there are two scores.
+    """Return the best score plus a quarter of its lead over the median, at most the highest possible one; None before
+    there are two scores. (A target to condition on, as in LLAMBO, https://arxiv.org/abs/2402.03921.)
     """
     values = [trial.value for trial in question.scored]
     if len(values) < 2:

@@ -13,8 +13,7 @@ from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.search.objectives.constraints import ConstraintChecker, Held, held, paired
-from llmevo.search.objectives.objective import Objective
-from llmevo.search.objectives.pareto import front
+from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.trial import Candidate, Trial
 
 ORIGIN = "the run's config"

@@ -1,13 +1,16 @@
-"""The objective of a config: the tasks with their weights, and the constraints."""
+"""The objective of a config: the tasks with their weights, the constraints, and the Pareto front."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+import numpy as np
+
 from llmevo.errors import nearest
 from llmevo.evaluation.score import Metrics
+from llmevo.search.trial import Trial
 
 ROWS = ("parent", "uniform")  # in a bound: the best parent on the task, and the uniform merge, as measured in the run
 WHOLE = re.compile(r"(.+?)\s*(>=|<=|>|<|==?|≥|≤)\s*(.+)")
@@ -101,3 +104,24 @@ class Objective:
         if any(value is None for value in values):
             return None
         return tuple(sign * value for sign, value in zip(signs, values, strict=True) if value is not None)
+
+
+def front(trials: Sequence[Trial], aims: Objective) -> list[Trial]:
+    """Return the trials that no other dominates, in the order given; all have scores on the same questions.
+
+    Feasible trials dominate infeasible ones (Deb et al. 2002, https://doi.org/10.1109/4235.996017, section VI); without
+    a feasible one the front is the trial with the least violation. Standard errors do not count.
+    """
+    keeping = [trial for trial in trials if trial.score and not trial.violation]
+    if not keeping:
+        scored = [trial for trial in trials if trial.score]
+        return [min(scored, key=lambda trial: trial.violation)] if scored else []
+    placed = [
+        (trial, heights)
+        for trial in keeping
+        if trial.score and (heights := aims.heights(trial.score.tasks)) is not None
+    ]
+    if not placed:
+        return []
+    points = np.array([heights for _, heights in placed])
+    return [trial for trial, own in placed if not ((points >= own).all(axis=1) & (points > own).any(axis=1)).any()]
