@@ -94,7 +94,7 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
 
 
 def _holds(space: SearchSpace, gene: Gene, step: Step) -> bool:
-    """Whether a tensor takes a parameter from this gene."""
+    """True if a tensor takes a parameter from this gene."""
     match = LAYER.match(step.name)
     if match is None:
         return False

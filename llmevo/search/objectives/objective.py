@@ -27,7 +27,7 @@ class Constraint:
     """As it was written, with single spaces."""
     task: str
     at_least: bool
-    """Whether the bound is a lower one."""
+    """True if the bound is a lower one."""
     row: str
     """`parent` or `uniform`, to which `offset` is added; empty for a number."""
     offset: float
@@ -81,7 +81,7 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """Whether the score alone ranks candidates."""
+        """True if the score alone ranks candidates."""
         return not self.constraints and self.objective == "sum"
 
     @property

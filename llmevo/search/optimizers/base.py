@@ -41,11 +41,11 @@ class Setup:
     sigma_rule: str = "csa"
     """`csa`, or `llm`: the LLM's words for each slice add up in the widths of the samples around its proposals."""
     pareto: bool = False
-    """Whether every task is an objective of its own. Trials have one number for all of them even so."""
+    """True if every task is an objective of its own. Trials have one number for all of them even so."""
     constraints: Sequence[str] = ()
     """The constraints, for the prompt. Trials have a `violation`, and values that include it."""
     from_uniform: bool = False
-    """Whether optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
+    """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
 
 

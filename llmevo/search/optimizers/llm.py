@@ -195,5 +195,5 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
         self._asked.clear()
 
     def _may_lead(self, trial: Trial) -> bool:
-        """Whether the distribution learns from a trial: an LLM's has to be better than most of its generation."""
+        """True if the distribution learns from a trial: an LLM's has to be better than most of its generation."""
         return key(trial.candidate.genes) not in self._asked or trial.value > self._median

@@ -17,7 +17,7 @@ class OptunaSearch(Optimizer):
 
     origin = ""
     rows_asked = False
-    """Whether start rows are enqueued and asked for, so that they belong to a generation, instead of added."""
+    """True if start rows are enqueued and asked for, so that they belong to a generation, instead of added."""
 
     def __init__(self, setup: Setup) -> None:
         import optuna

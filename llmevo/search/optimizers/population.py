@@ -1,4 +1,4 @@
-"""What optimizers share that learn from whole populations of points in the unit cube."""
+"""The base of optimizers that learn from whole populations of points in the unit cube."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ class PopulationSearch(Optimizer):
     origin: str
     """The name of the optimizer in the log."""
     starts_uniform = False
-    """Whether it starts from the uniform merge instead of from the best start row."""
+    """True if it starts from the uniform merge instead of from the best start row."""
 
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space

@@ -164,7 +164,7 @@ class SurrogateCmaEs(Optimizer):
         self._weights = weights
 
     def _may_lead(self, trial: Trial) -> bool:
-        """Whether the distribution learns from a scored trial."""
+        """True if the distribution learns from a scored trial."""
         return True
 
     def recommend(self) -> Trial | None:
@@ -312,12 +312,12 @@ class SurrogateCmaEs(Optimizer):
         return chosen
 
     def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
-        """Whether neither a trial nor one of the others makes the same model."""
+        """True if neither a trial nor one of the others makes the same model."""
         essence = self._features.essence(genes)
         return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)
 
     def _apart(self, point: Array, others: Sequence[Array], least: float = APART) -> bool:
-        """Whether a point is so many standard deviations a gene from others, in the root mean square."""
+        """True if a point is so many standard deviations a gene from others, in the root mean square."""
         assert self._distribution is not None
         if not others:
             return True

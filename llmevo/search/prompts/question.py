@@ -95,7 +95,7 @@ class Reading:
     text: str = ""
     """The answer itself, for optimizers that continue the conversation."""
     lost: bool = False
-    """Whether no answer came."""
+    """True if no answer came."""
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class _Reader:
         return {gene.name: value / scale(gene) for gene, value in found.items()}
 
     def _decimals(self, found: dict[Gene, float]) -> bool:
-        """Whether the numbers are values, not hundredths: some are no integers, and all are inside the bounds."""
+        """True if the numbers are values, not hundredths: some are no integers, and all are inside the bounds."""
         return any(value != int(value) for value in found.values()) and all(
             min(gene.low, 0.0) <= value <= (max(gene.high, 1.0) if scale(gene) == 100 else gene.high)
             for gene, value in found.items()
