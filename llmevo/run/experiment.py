@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from llmevo.config import Config, parse_config, without_removed
+from llmevo.config import Config, parse_logged
 from llmevo.errors import CandidateError, ConfigError, MachineError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.llm import CLIENTS
@@ -339,7 +339,7 @@ class Experiment:
 def config_of(started: events.RunStarted, origin: str) -> Config:
     """Return the config of a logged run, with the LLM client that `auto` meant then, whatever keys there are now."""
     # Older runs did not need `allow_benchmark_tasks`.
-    config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
+    config = parse_logged({"allow_benchmark_tasks": True, **started.config}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config
