@@ -6,7 +6,7 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.terminal.live import watch as follow
 from llmevo.reports.text import say
@@ -25,7 +25,7 @@ def watch(
     except KeyboardInterrupt:
         terminal.say_stopped("No longer watching; the run is left as it is.")
         raise typer.Exit(130) from None
-    config = parse_config(state.started.config, str(run)) if state.started else None
+    config = parse_logged(state.started.config, str(run)) if state.started else None
     if config and state.finished:
         summary(terminal.console, state, run, config)
         return

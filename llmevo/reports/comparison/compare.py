@@ -9,7 +9,7 @@ from typing import Any
 
 from llmevo.config import Config
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.models.checksums import WHOLE
 from llmevo.reports.comparison.statistics import (
     Band,

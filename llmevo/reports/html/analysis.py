@@ -12,10 +12,9 @@ from typing import Self
 import numpy as np
 
 from llmevo.config import Config
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.evaluation.racing import difference
-from llmevo.evaluation.tasks.names import short
-from llmevo.evaluation.tasks.task import Task
+from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState

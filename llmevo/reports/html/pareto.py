@@ -11,7 +11,6 @@ from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.analysis import Subject
 from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
-from llmevo.reports.html.predictions import EXPECTED
 from llmevo.reports.text import with_error
 from llmevo.search.trial import Trial
 
@@ -35,8 +34,8 @@ def places(subject: Subject) -> list[Place]:
     found: list[Place] = []
     for trial in subject.state.front:
         candidate = trial.candidate
-        # An expected score is left out: it is that of one generation's weights.
-        note = "" if EXPECTED.fullmatch(candidate.note) else candidate.note
+        # The note of the surrogate is a score expected under one generation's weights.
+        note = "" if candidate.origin == "gaussian" and candidate.expected is not None else candidate.note
         is_best = bool(best and best.candidate.id == candidate.id)
         found.append(Place(candidate.id, shown_origin(candidate.origin), note, is_best, _values(subject, trial)))
     return found

@@ -11,9 +11,9 @@ from typing import Self
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from llmevo.config import Config, parse_config
+from llmevo.config import Config, parse_logged
 from llmevo.errors import RunError, plural
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, total
 from llmevo.reports.text import clock, say
 from llmevo.reports.verdict import verdict
@@ -75,7 +75,7 @@ class Display:
     def show(self, event: events.Event, state: RunState) -> None:
         """Show one event."""
         if isinstance(event, events.Resumed) and state.started:
-            self.config = parse_config(state.started.config, str(self.folder))
+            self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
         if self._live:
             self.draw(state)
@@ -194,7 +194,7 @@ def watch(console: Console, run: Path, patience: float, sleep: Callable[[float],
         state.apply(event)
     if state.started is None:
         return state
-    config = parse_config(state.started.config, str(tail.file))
+    config = parse_logged(state.started.config, str(tail.file))
     with Display(console, config, run, loading="") as view:
         view.draw(state)
         if not console.is_terminal:
