@@ -25,9 +25,7 @@ def compare(
     ] = "llm,llm-off,cma-es,random",
     seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")] = 3,
     budget: options.Budget = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder; runs/CONFIG-compare by default.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; runs/CONFIG-compare by default.")] = None,
     api_key: options.ApiKey = None,
     base_url: options.BaseUrl = None,
     model: options.Model = None,

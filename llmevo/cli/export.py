@@ -17,9 +17,7 @@ from llmevo.run.log.storage import read_log
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    candidate: Annotated[
-        int | None, typer.Option(help="Id of a candidate; the best by default.", show_default=False)
-    ] = None,
+    candidate: Annotated[int | None, typer.Option(help="Id of a candidate; the best by default.")] = None,
     recipe_only: Annotated[
         bool, typer.Option("--recipe-only", help="Write recipe, card, config and log to share, without weights.")
     ] = False,

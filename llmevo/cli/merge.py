@@ -15,8 +15,7 @@ def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit recipe.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of random masks; by default that of the recipe, or 0.", show_default=False),
+        int | None, typer.Option(min=0, help="Seed of random masks; by default that of the recipe, or 0.")
     ] = None,
 ) -> None:
     """Merge a mergekit recipe into a new model. Methods: those that llmevo searches over."""

@@ -20,42 +20,30 @@ ConfigFile = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(
-        "--api-key", help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only.", show_default=False
-    ),
+    typer.Option("--api-key", help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only."),
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.", show_default=False)]
-Model = Annotated[str | None, typer.Option(help="The LLM that proposes candidates.", show_default=False)]
-OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)]
+BaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
+Model = Annotated[str | None, typer.Option(help="The LLM that proposes candidates.")]
+OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Budget = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated.",
-        show_default=False,
-    ),
+    typer.Option(help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
-Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.")]
 TaskFolders = Annotated[
-    list[Path] | None,
-    typer.Option("--task-search-path", help="Folder with lm-eval tasks; may be repeated.", show_default=False),
+    list[Path] | None, typer.Option("--task-search-path", help="Folder with lm-eval tasks; may be repeated.")
 ]
 MaskNames = Annotated[bool, typer.Option("--mask-names", help="Hide names of models and tasks from the LLM.")]
-MaxCalls = Annotated[
-    int | None,
-    typer.Option("--max-llm-calls", help="Continue without the LLM after so many calls.", show_default=False),
-]
+MaxCalls = Annotated[int | None, typer.Option("--max-llm-calls", help="Continue without the LLM after so many calls.")]
 MaxCost = Annotated[
-    float | None,
-    typer.Option(help="Continue without the LLM after this cost, by llm.price of the config.", show_default=False),
+    float | None, typer.Option(help="Continue without the LLM after this cost, by llm.price of the config.")
 ]
 Loggers = Annotated[
-    list[str] | None,
-    typer.Option("--logger", help=f"Also log to {', '.join(LOGGERS)}; may be repeated.", show_default=False),
+    list[str] | None, typer.Option("--logger", help=f"Also log to {', '.join(LOGGERS)}; may be repeated.")
 ]
 Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Allow a log from elsewhere to run, open and contact what it names; remembered."),
+    bool, typer.Option("--trust", help="Allow a log from elsewhere to run, open and contact what it names; remembered.")
 ]
 Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop when the LLM gives no answer; resume continues.")]
 Force = Annotated[bool, typer.Option("--force", help="Continue although config, questions or models have changed.")]

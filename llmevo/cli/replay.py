@@ -21,22 +21,15 @@ def replay(
     run: RunFolder,
     speed: Annotated[
         float | None,
-        typer.Option(
-            help="Multiple of the real speed; by default ten events a second in a terminal.", show_default=False
-        ),
+        typer.Option(help="Multiple of the real speed; by default ten events a second in a terminal."),
     ] = None,
-    generation: Annotated[
-        int | None, typer.Option(min=0, help="Show only this one; 0 for the start rows.", show_default=False)
-    ] = None,
+    generation: Annotated[int | None, typer.Option(min=0, help="Show only this one; 0 for the start rows.")] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="Show the exact prompts and replies too.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute the run from the log; fail on a difference.")
     ] = False,
-    rescore: Annotated[
-        int | None,
-        typer.Option(min=1, help="Score the N best again; fail on a difference.", show_default=False),
-    ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Save the final display as SVG.", show_default=False)] = None,
+    rescore: Annotated[int | None, typer.Option(min=1, help="Score the N best again; fail on a difference.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Save the final display as SVG.")] = None,
     trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""

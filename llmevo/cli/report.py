@@ -13,9 +13,7 @@ from llmevo.run.log.storage import runs_in
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="The folder of a run, or of several to compare.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The HTML file; report.html in the run's folder by default.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the run's folder by default.")] = None,
 ) -> None:
     """Write the results of a run as one HTML page that opens offline; of several runs, a comparison.
 

@@ -21,9 +21,7 @@ def run(
     budget: options.Budget = None,
     seed: options.Seed = None,
     backend: options.Backend = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
     task_search_path: options.TaskFolders = None,
     mask_names: options.MaskNames = False,
     max_llm_calls: options.MaxCalls = None,

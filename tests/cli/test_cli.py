@@ -237,11 +237,11 @@ def test_the_process_title_hides_the_key() -> None:
     assert without_key(["--api-key=sk-1"]) == ["--api-key=***"]
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "replay", "compare", "export", "merge", "inspect"])
+@pytest.mark.parametrize("command", typer.main.get_group(app).commands)
 def test_every_command_explains_itself_with_an_example(workspace: Workspace, command: str) -> None:
     status, printed = workspace.llmevo(command, "--help")
     assert status == 0
-    assert f"llmevo {command} " in printed
+    assert f"Example: llmevo {command}" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

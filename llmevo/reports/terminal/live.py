@@ -33,51 +33,48 @@ TROUBLE = {
 """The ways in which a prompt gives no proposal."""
 
 
-def live_of(console: Console) -> Live | None:
-    """Return a live picture in a terminal; None elsewhere."""
-    return Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+class LiveView:
+    """A context in which one picture is redrawn, where the console is a terminal."""
 
-
-def end(live: Live, kept: bool) -> None:
-    """Stop a live picture. `kept`: it stays, for the run was stopped or has failed and nothing else shows its progress.
-    A terminal that is gone is no failure.
-    """
-    live.transient = not kept
-    with suppress(OSError):
-        live.stop()
-
-
-class Display:
-    """The display of one run. Use as a context manager; give `show` to the journal as an observer."""
-
-    def __init__(
-        self, console: Console, config: Config, folder: Path, loading: str = "Loading models and tasks…"
-    ) -> None:
+    def __init__(self, console: Console, loading: str = "Loading models and tasks…") -> None:
         """`loading` is shown before the first event."""
-        self.console, self.config, self.folder = console, config, folder
-        self._live = live_of(console)
-        self._loading = loading
+        self.console, self.loading = console, loading
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+            self.live.update(self.loading)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Keep the picture of a run that was stopped or has failed: nothing else shows its progress."""
+        if self.live:
+            self.live.transient = kind is None
+            with suppress(OSError):  # a terminal that is gone is no failure
+                self.live.stop()
+
+
+class Display(LiveView):
+    """The display of one run; give `show` to the journal as an observer."""
+
+    def __init__(self, console: Console, config: Config, folder: Path, **options: str) -> None:
+        super().__init__(console, **options)
+        self.config, self.folder = config, folder
         self._seen: datetime | None = None
         """When the last event was shown: a resumed run waits since then, not since it was stopped."""
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-            self._live.update(self._loading)
-        elif self._loading:
-            self.console.print(self._loading)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._live:
-            end(self._live, kept=kind is not None)
+        if self.loading and not self.live:
+            self.console.print(self.loading)
+        return super().__enter__()
 
     def show(self, event: events.Event, state: RunState) -> None:
         """Show one event."""
         if isinstance(event, events.Resumed) and state.started:
             self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
-        if self._live:
+        if self.live:
             self.draw(state)
         elif line := self.line(event, state):
             say(self.console, line)
@@ -85,13 +82,13 @@ class Display:
     @contextmanager
     def paused(self) -> Generator[None]:
         """Hide the live picture, while a person is asked."""
-        if self._live:
-            self._live.stop()
+        if self.live:
+            self.live.stop()
         try:
             yield
         finally:
-            if self._live:
-                self._live.start()
+            if self.live:
+                self.live.start()
 
     def warn(self, line: str) -> None:
         """Print a warning, above the picture or among the lines."""
@@ -99,8 +96,8 @@ class Display:
 
     def draw(self, state: RunState) -> None:
         """Update the live picture; in a terminal only."""
-        if self._live:
-            self._live.update(self.picture(state, self.console.height, live=True))
+        if self.live:
+            self.live.update(self.picture(state, self.console.height, live=True))
 
     def line(self, event: events.Event, state: RunState) -> str | None:
         """Return one event as a line of text; None for events without one."""

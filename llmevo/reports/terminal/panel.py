@@ -174,7 +174,7 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
     kept = _strongest(start, None if rows is None else rows - len(last) - 2, lambda trial: trial.value)
     shown = [*((_called(trial), trial) for trial in kept), *last]
     metrics = {task: metric for task, (_, metric) in config.counted.items()}
-    table, tasks = _table(["", "#"], [name for name, _ in shown], [*metrics], width)
+    table, tasks = _table([name for name, _ in shown], [*metrics], width)
     for name, trial in shown:
         best = VIOLATES if trial.violation else BEST
         style = "red" if trial.score is None else best if name == "best so far" else ""
@@ -189,19 +189,15 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
     """Return the scores on held-out questions."""
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     held = [*state.heldout.values()]
-    kept = _strongest(
-        held,
-        None if rows is None else rows - 3,
-        lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score),
-    )
-    table, tasks = _table(["", "#"], [row.row for row in kept], [*metrics], width)
+    room = None if rows is None else rows - 3
+    kept = _strongest(held, room, lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score))
+    table, tasks = _table([row.row for row in kept], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
     asked = state.asked("heldout")
-    noun = "question" if asked == "1" else "questions"
-    title = Text(f"{asked} held-out {noun} (± one standard error)", style="italic")
+    title = Text(f"{asked} held-out question{'' if asked == '1' else 's'} (± one standard error)", style="italic")
     parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]
@@ -212,14 +208,13 @@ def front(state: RunState, width: int | None = None) -> RenderableType:
     """Return the Pareto front as a table."""
     aims, best = state.aims, state.best
     shown = state.front
-    table, tasks = _table(["", "#"], [_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
+    table, tasks = _table([_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
     for trial in shown:
         if trial.score:
             metrics = trial.score.tasks
             values = [with_error(aims.value(metrics, task), aims.error(metrics, task)) for task in tasks]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
-            name = Text(_called(trial))
-            table.add_row(name, str(trial.candidate.id), total(trial.score), *values, style=style)
+            table.add_row(Text(_called(trial)), str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
     return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
 
@@ -233,18 +228,17 @@ def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]
 
 
 def _table(
-    header: Sequence[str], names: Sequence[str], tasks: Sequence[str], width: int | None, least: int = NARROW
+    names: Sequence[str], tasks: Sequence[str], width: int | None, least: int = NARROW
 ) -> tuple[Table, Sequence[str]]:
     """Return a table without rows, and the tasks that have room in it."""
     table = Table(box=None, pad_edge=False)
-    shown, beside = short(tasks), 5 * len(header[1:]) + 2 + SCORE
+    shown, beside = short(tasks), 5 + 2 + SCORE
     wide = max(len(name) for name in ("best so far", *names))
     whole = wide + beside + sum(2 + max(least - 1, len(name)) for name in shown)
     if width is not None and whole > width:
         wide = min(NAME, wide)
-    table.add_column(header[0], no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
-    for column in header[1:]:
-        table.add_column(column, justify="right", no_wrap=True, min_width=3)
+    table.add_column("", no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
+    table.add_column("#", justify="right", no_wrap=True, min_width=3)
     table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
     room = None if width is None or whole <= width else width - wide - beside
     chosen = fitted(dict(zip(tasks, shown, strict=True)), room, least)
@@ -287,9 +281,8 @@ def _number(tasks: Metrics, task: str, metric: str) -> str:
 def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
     event = state.prompted[-1]
     scored = sum(trial.candidate.origin == "llm" for trial in state.trials.values())
-    gave = plural(event.used, "proposal")
-    told = f"{called(event.model)} gave {gave} in {event.seconds:.1f} s; {scored} of its scored so far"
-    lines = [_line(told, "bold")]
+    gave = f"{called(event.model)} gave {plural(event.used, 'proposal')} in {event.seconds:.1f} s"
+    lines = [_line(f"{gave}; {scored} of its scored so far", "bold")]
     if event.analysis:
         thought = textwrap.wrap(f"“{event.analysis}”", width, max_lines=THOUGHT, placeholder=" …”")
         lines += [_line(line, "italic") for line in thought]

@@ -11,7 +11,7 @@ from rich.text import Text
 from llmevo.errors import plural
 from llmevo.reports.comparison.compare import Comparison, compare
 from llmevo.reports.comparison.tables import publish, tables
-from llmevo.reports.terminal.live import end, live_of
+from llmevo.reports.terminal.live import LiveView
 from llmevo.reports.text import clock, say
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -19,33 +19,25 @@ from llmevo.run.progress import left, seconds_spent
 from llmevo.run.sweep import Entry, Sweep
 
 
-class Scoreboard:
-    """The progress of a tournament. Use as a context manager; give `watch` to the tournament."""
+class Scoreboard(LiveView):
+    """The progress of a tournament; give `watch` to the tournament."""
 
     def __init__(self, console: Console, tournament: Sweep) -> None:
-        self.console, self.tournament = console, tournament
-        self._states = tournament.states()
-        self._entries = tournament.entries
-        self._live = live_of(console)
+        super().__init__(console)
+        self.tournament = tournament
+        self._states, self._entries = tournament.states(), tournament.entries
 
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
         found = f", {done} of them finished already" if done else ""
         self.console.print(f"{plural(len(self._entries), 'run')} below {self.tournament.out}{found}.", highlight=False)
-        if self._live:
-            self._live.start()
-            self._live.update("Loading models and tasks…")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._live:
-            end(self._live, kept=kind is not None)
+        return super().__enter__()
 
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
         """Show one event of a run."""
         self._states[entry] = state
-        if self._live:
-            self._live.update(self.picture(entry))
+        if self.live:
+            self.live.update(self.picture(entry))
         elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
             say(self.console, self.line(entry))
 
