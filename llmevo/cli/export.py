@@ -45,9 +45,8 @@ def export(
     changed = [] if recipe_only else changed_models(experiment.scorer, state.started)
     if changed and not force:
         raise RunError(
-            f"{run}: a model has changed since the run began, and what it scored would not be what is written:\n"
-            f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
-            " card will say so"
+            f"{run}: a model has changed since the run began, so the written model would not be the scored one:\n"
+            f"{table(changed)}\nrestore the model of the run, or export with --force; the card will say so"
         )
     exported = Export.of(recorded, experiment.sources, experiment.root, candidate, changed)
     if violated := state.trials[exported.candidate].reason:
@@ -55,7 +54,7 @@ def export(
     address = hub.create(push, private) if push else ""
     if recipe_only:
         exported.write_recipe(out)
-        done = f"{out} holds the recipe and how it was found; `llmevo merge {out}/best.yml MODEL` makes the model of it"
+        done = f"{out} has the recipe and its origin; `llmevo merge {out}/best.yml MODEL` makes the model"
     else:
         with terminal.console.status("Merging and writing…"):
             exported.write(experiment.sources, out)
@@ -63,7 +62,7 @@ def export(
     terminal.console.print(done, soft_wrap=True)
     if exported.shared.local and (recipe_only or push):
         terminal.console.print(
-            f"Nobody else has {', '.join(exported.shared.local)}: publish them and replace these references in"
+            f"Only this machine has {', '.join(exported.shared.local)}: publish them and replace these references in"
             f" {out}/best.yml by their hub ids; README.md says so too.",
             style="yellow",
             soft_wrap=True,

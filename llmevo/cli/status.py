@@ -13,8 +13,6 @@ from llmevo.reports.terminal.status import status as status_of
 from llmevo.reports.terminal.status import table
 from llmevo.run.log.storage import runs_below
 
-RUNS = Path("runs")
-
 
 def status(
     runs: Annotated[
@@ -24,7 +22,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list with one object a run.")] = False,
 ) -> None:
     """List runs with their state, progress, best score and time left."""
-    found = [(place, runs_below(place)) for place in runs or [RUNS]]
+    found = [(place, runs_below(place)) for place in runs or [Path("runs")]]
     for place, below in found:
         if runs and not below:
             raise RunError(f"{place} holds no run, and no folder in it does; start one with `llmevo run CONFIG`")
@@ -34,4 +32,4 @@ def status(
     elif statuses:
         terminal.console.print(table(statuses))
     else:
-        terminal.console.print(f"There is no run below ./{RUNS}; start one with `llmevo run CONFIG`.")
+        terminal.console.print("There is no run below ./runs; start one with `llmevo run CONFIG`.")

@@ -46,18 +46,13 @@ def tasks(
         print(json.dumps([asdict(task) for task in found], indent=1))
     elif found:
         terminal.console.print(table(found, trainable))
-    else:
-        terminal.console.print(nothing(trainable))
-
-
-def nothing(trainable: bool) -> str:
-    """Return the message for an empty list."""
-    if trainable:
-        return (
+    elif trainable:
+        terminal.console.print(
             "None of these tasks has a training split. Your own may be searched on as they are;"
             " `llmevo tasks --built-in --trainable` lists lm-eval's that have one."
         )
-    return "There is no such task; `llmevo tasks --built-in` lists lm-eval's own."
+    else:
+        terminal.console.print("There is no such task; `llmevo tasks --built-in` lists lm-eval's own.")
 
 
 def table(found: "list[ListedTask]", trainable: bool) -> Table:

@@ -22,12 +22,7 @@ def comparison_page(folders: Sequence[Path], name: str) -> str:
     has_band = min(len(of.seeds) for of in comparison.optimizers) >= FEWEST
     return render(
         "comparison.html.j2",
-        {
-            "figures": {"curves": curves(comparison), "finals": finals(comparison)},
-            "tasks": [],
-            "candidates": [],
-            "effects": [],
-        },
+        {"figures": {"curves": curves(comparison), "finals": finals(comparison)}},
         {},
         name=name,
         comparison=comparison,

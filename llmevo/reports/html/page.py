@@ -1,6 +1,6 @@
 """The page of a run, and the rendering of every page: one file that loads nothing else, whatever texts it shows.
 
-Templates escape what they print, data lies in the page as JSON without angle brackets or gzipped, and a content
+Templates escape every value, data is embedded as JSON without angle brackets or gzipped, and a content
 security policy lets no other script run and no request out.
 """
 
