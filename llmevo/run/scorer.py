@@ -61,8 +61,8 @@ class Scorer:
     """Where relative references start: the config's folder."""
     known: dict[str, Score] = field(default_factory=dict[str, Score])
     """Every score so far by what decides it: see `address`. Of what was stopped early, on what it was asked."""
-    book: VerdictMemory = field(default_factory=VerdictMemory)
-    """What judges and voters have said in the run that is scored now."""
+    verdicts: VerdictMemory = field(default_factory=VerdictMemory)
+    """The verdicts of judges and voters in the run that is scored now."""
     booth: AskVoter | None = None
     """Where a person votes; None where there is no terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
@@ -292,8 +292,8 @@ class Scorer:
             engine.swap(recipe)
             if gate:
                 gate.check(engine.lm)
-            self.book.questions = questions
-            evaluator.consult(self.book, self.booth)
+            self.verdicts.questions = questions
+            evaluator.consult(self.verdicts, self.booth)
             merged = time.monotonic()
             if raced:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)

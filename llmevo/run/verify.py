@@ -54,7 +54,6 @@ def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> l
             f"{voted} is voted on by a person, who is not asked again; `llmevo replay RUN --verify` recomputes the"
             " scores from the votes"
         )
-    scorer.book = state.book
     logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
     best = state.asked_all[:count]
     return [_again(scorer, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
@@ -75,11 +74,12 @@ def scorer_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False
     from llmevo.run.scorer import Scorer
 
     trust.check(recorded, run, trusted)
-    started = RunState.fold(iter(recorded)).started
-    if started is None:
+    state = RunState.fold(iter(recorded))
+    if (started := state.started) is None:
         raise RunError(f"{run}: the log has no beginning; start the run anew")
 
-    return Scorer(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
+    root = (run if run.is_dir() else run.parent).absolute() / started.root
+    return Scorer(config_of(started, LOG), root, verdicts=state.verdicts)
 
 
 def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> bool:
@@ -94,7 +94,7 @@ def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -
     trust.check_templates(recorded, run, trusted)
     experiment = Experiment.of_log(begun, run)
     try:
-        loop.run(experiment, Journal(recorded))
+        loop.run(experiment, Journal(recorded, verdicts=experiment.verdicts))
     except EndOfRecordError:
         return False
     except RunError as error:

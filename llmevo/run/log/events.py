@@ -1,6 +1,6 @@
 """The events of a run: what `events.jsonl` holds, one a line. Other tools read these; fields are only ever added."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from llmevo.evaluation.judges.records import Judgement, Presentation, Statement, Vote
 from llmevo.evaluation.score import Score
-from llmevo.search.trial import Candidate, Trial
+from llmevo.merging.recipe import Recipe
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
@@ -279,6 +280,18 @@ def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
             return Voted(**fields)
         case _:
             raise TypeError(f"{statement} is no event")
+
+
+def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipes: Sequence[Recipe]) -> Asked:
+    """The event of a generation's candidates, numbered from `first`."""
+    pairs = zip(suggestions, recipes, strict=True)
+    return Asked(
+        generation=generation,
+        candidates=[
+            {"id": first + i, "origin": s.origin, "genes": s.genes, "recipe": recipe.as_dict(), "note": s.note}
+            for i, (s, recipe) in enumerate(pairs)
+        ],
+    )
 
 
 def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llmevo.errors import RunError
+from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.racing import difference
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -40,9 +41,14 @@ class Journal:
         recorded: Iterable[events.Event] = (),
         append: Callable[[events.Event], None] | None = None,
         observers: Iterable[Observer] = (),
+        verdicts: VerdictMemory | None = None,
     ) -> None:
-        """`append` writes a new event; without it the journal ends where the record does (EndOfRecordError)."""
-        self.state = RunState()
+        """`append` writes a new event; without it the journal ends where the record does (EndOfRecordError).
+
+        `verdicts` is the memory that the judged tasks read; new verdicts are logged before the score they belong to.
+        """
+        self.state = RunState(verdicts=verdicts or VerdictMemory())
+        self.state.verdicts.write = lambda verdict: self.aside(events.said(verdict, len(self.state.told)))
         self._recorded = deque(recorded)
         self._append, self._observers = append, [*observers]
         self._line = 0
@@ -174,9 +180,9 @@ def check_score(
 
 def check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
     """A score is the weighted sum of its tasks' metrics: see `weigh`."""
-    total, book = 0.0, journal.state.book
+    total = 0.0
     for task, (weight, metric) in counted.items():
-        standing = None if event.cached else book.standing(task)
+        standing = None if event.cached else journal.state.verdicts.standing(task)
         if standing is not None and event.tasks[task][metric] != standing:
             raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
         total += weight * event.tasks.get(task, {}).get(metric, math.nan)

@@ -30,7 +30,7 @@ class RunState:
     resumed: list[events.Resumed] = field(default_factory=list[events.Resumed])
     prompted: list[events.Prompted] = field(default_factory=list[events.Prompted])
     judged: list[events.Judged] = field(default_factory=list[events.Judged])
-    book: VerdictMemory = field(default_factory=VerdictMemory)
+    verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """What judges and voters have said."""
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
@@ -70,9 +70,9 @@ class RunState:
                 self.prompted.append(event)
             case events.Judged():
                 self.judged.append(event)
-                self.book.take(event)
+                self.verdicts.take(event)
             case events.Presented() | events.Voted():
-                self.book.take(event)
+                self.verdicts.take(event)
             case events.Asked():
                 self.candidates |= {candidate.id: candidate for candidate in event.read()}
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
