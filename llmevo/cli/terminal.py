@@ -5,10 +5,11 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -58,6 +59,9 @@ console = console_of()
 
 
 failures = console_of(stderr=True)
+
+
+Given = ParamSpec("Given")
 
 
 class Stopped(KeyboardInterrupt):
@@ -113,6 +117,21 @@ def say_stopped(text: str) -> None:
     """The last line of a command that was stopped; a terminal that is gone is no failure."""
     with suppress(OSError):
         console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def saying_stopped(command: Callable[Given, None]) -> Callable[Given, None]:
+    """A command that ends with one line when a signal stops it, unless it says something of its own."""
+
+    @wraps(command)
+    def wrapped(*given: Given.args, **named: Given.kwargs) -> None:
+        try:
+            command(*given, **named)
+        except KeyboardInterrupt as stop:
+            again = " ".join(("llmevo", *without_key(sys.argv[1:])))
+            say_stopped(f"Stopped{f' by {stop}' if stop.args else ''}; the same command starts again: `{again}`")
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    return wrapped
 
 
 @contextmanager

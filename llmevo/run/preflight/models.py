@@ -234,7 +234,7 @@ def rounded(lost: float, written: str) -> Findings:
 
 
 def licences(scorer: Scorer) -> Findings:
-    """Licences that may not go together, by the model cards, and models whose card names none. It is no legal advice."""
+    """Licences of the model cards that may not go together, and cards that name none. It is no legal advice."""
     declared: dict[str, list[str]] = {}
     for reference, name in names(scorer).items():
         licence = (scorer.sources.licence(reference) or "none").strip("\"'").lower()
