@@ -221,13 +221,13 @@ class Experiment:
 
     @cached_property
     def api_key(self) -> str | None:
-        """The key of the LLM's server: from the command line, or see `read_key`."""
+        """The API key of the LLM's server: from the command line, or see `read_key`."""
         llm = self.config.llm
         return self.given_key or read_key(llm.api_key_file, self.root, "llm", llm.api_key_env, llm.base_url)
 
     @property
     def proposer_name(self) -> str:
-        """Which proposer the config means, `auto` resolved."""
+        """The LLM client of the config, `auto` resolved."""
         llm = self.config.llm
         if llm.proposer != "auto":
             return llm.proposer
@@ -254,22 +254,22 @@ class Experiment:
 
     @property
     def style(self) -> str:
-        """How the proposer is asked; a run that is only read again needs no proposer for it."""
+        """The prompting style, from the log where there is one: reading a run needs no client."""
         return self.recorded.style if self.recorded else self.proposer.style
 
     @property
     def prompt_files(self) -> tuple[str, ...]:
-        """The templates of what the LLM is asked: the optimizer's own, or those of the style."""
+        """The prompt templates of the optimizer, or of the style."""
         own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
         return own or (STYLES[self.style].files if self.asks else ())
 
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
-        """Every set's questions with their right answers; see `Evaluator.texts`."""
+        """The questions of each set with their right answers; see `Evaluator.texts`."""
         return {name: evaluator.texts() for name, evaluator in self.scorer.evaluators.items()}
 
     def check(self) -> None:
-        """Find every mistake of the user's that can be found before anything is written or computed."""
+        """Raise an error for every mistake in the config that shows before anything is written or computed."""
         rows, budget = len(self.start_rows), self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
@@ -291,14 +291,14 @@ class Experiment:
         self.scorer.check_model()
         if self.asks:
             self.templates.texts(self.prompt_files)
-            # A mistake in a template shows when it is filled, which a search may do much later.
+            # A mistake in a template shows when the template is rendered, which may be much later in the search.
             search = self.config.search
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
         for evaluator in self.scorer.evaluators.values():
             evaluator.check()
-        _ = self.texts  # a question without a right answer shows when that is read
+        _ = self.texts  # fails for a question without a right answer
         if self.config.gate:
             _ = self.scorer.gate_prompts
 
@@ -337,10 +337,8 @@ class Experiment:
 
 
 def config_of(started: events.RunStarted, origin: str) -> Config:
-    """The config of a logged run, with what `auto` meant then: a key that has come or gone since must not change who
-    is asked.
-    """
-    # Runs older than that key were not asked for it.
+    """Return the config of a logged run, with the LLM client that `auto` meant then, whatever keys there are now."""
+    # Older runs did not need `allow_benchmark_tasks`.
     config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
@@ -348,10 +346,10 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
 
 
 def population(experiment: Experiment) -> int:
-    """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
+    """Return the candidates a generation: the config's, or λ of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
     return experiment.config.search.population_of(len(experiment.space.genes))
 
 
 def ask_size(experiment: Experiment, state: RunState) -> int:
-    """Candidates of the next generation; 0 when the budget is spent, or no further one is sure to fit into it."""
+    """Return the size of the next generation; 0 when the budget has no room for another candidate."""
     return Spending(experiment.config.search.budget, state).next_size(population(experiment))
