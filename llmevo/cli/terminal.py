@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import wraps
 from types import FrameType
-from typing import Any, ParamSpec
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -59,9 +59,6 @@ console = console_of()
 
 
 failures = console_of(stderr=True)
-
-
-Given = ParamSpec("Given")
 
 
 class Stopped(KeyboardInterrupt):
@@ -119,11 +116,11 @@ def say_stopped(text: str) -> None:
         console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def saying_stopped(command: Callable[Given, None]) -> Callable[Given, None]:
-    """A command that ends with one line when a signal stops it, unless it says something of its own."""
+def with_stop_line(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends with one line when a signal stops it, unless it has a line of its own for that."""
 
     @wraps(command)
-    def wrapped(*given: Given.args, **named: Given.kwargs) -> None:
+    def wrapped(*given: Any, **named: Any) -> None:
         try:
             command(*given, **named)
         except KeyboardInterrupt as stop:

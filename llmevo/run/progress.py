@@ -20,6 +20,14 @@ Timed = Sequence[tuple[int, Mapping[str, float]]]
 """The questions of each scoring, and its seconds by their kind."""
 
 
+def _total(seconds: Mapping[str, float]) -> float:
+    return sum(seconds.values())
+
+
+def _mean(values: Iterable[float]) -> float:
+    return fmean(given) if (given := [*values]) else 0.0
+
+
 @dataclass(frozen=True)
 class Left:
     """The seconds that a run is likely to take still."""
@@ -41,7 +49,7 @@ class Pace:
     """The seconds of each kind of step so far."""
 
     candidate: float
-    """A candidate of the search. Scores that were taken over count with no time, races with that of their questions."""
+    """A candidate of the search, raced or taken over as often as so far."""
     asking: float
     """The LLM's answers for a generation."""
     finalist: float
@@ -49,22 +57,23 @@ class Pace:
 
     @classmethod
     def of(cls, state: RunState, config: Config, others: Sequence[RunState] = ()) -> Self:
-        """Return the pace of a run and of `others` on the same engine."""
-        states = [state, *others]
+        """Return the pace of a run that has begun and of `others` on the same engine."""
+        started, states = state.started, [state, *others]
+        assert started
         trials = [trial for each in states for trial in each.trials.values()]
         searched = [trial for trial in trials if trial.candidate.generation] or [t for t in trials if t.seconds]
-        selected = [(event.items, event.seconds) for each in states for event in each.selected.values()]
-        heldout = [(event.items, event.seconds) for each in states for event in each.heldout.values()]
-        started = state.started
-        looks = config.racing.looks if config.racing else 1
-        scored = [(trial.score.items, trial.seconds) for trial in trials if trial.score]
-        calls = [(max(1.0, started.items / looks), scored), (started.selection_items, selected)] if started else []
+        # Scores that were taken over took no time.
+        scored = [(trial.score.items, trial.seconds) for trial in trials if trial.score and trial.seconds]
+        selected = [(each.items, each.seconds) for of in states for each in of.selected.values() if each.seconds]
+        heldout = [each.seconds for of in states for each in of.heldout.values() if each.seconds]
+        size = max(1.0, started.items / (config.racing.looks if config.racing else 1))
+        calls = [(size, scored), (started.selection_items, selected)]
         asked = [_answering(each) for each in states if each.prompted]
         return cls(
             candidate=_mean(_total(trial.seconds) for trial in searched),
             asking=sum(seconds for seconds, _ in asked) / max(1, sum(generations for _, generations in asked)),
-            finalist=_mean(_timed(selected)) or _expected(started.selection_items if started else 0, calls),
-            heldout=_mean(_timed(heldout)) or _expected(started.heldout_items if started else 0, calls),
+            finalist=_mean(_total(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
+            heldout=_mean(map(_total, heldout)) or _expected(started.heldout_items, calls),
         )
 
 
@@ -81,11 +90,10 @@ def _expected(items: int, calls: Sequence[tuple[float, Timed]]) -> float:
     """
     merges, rate, size = list[float](), 0.0, 1.0
     for questions, scorings in calls:
-        timed = [(asked, seconds) for asked, seconds in scorings if asked and seconds]
-        if timed:
-            merges += [seconds.get("merge", 0.0) for _, seconds in timed]
-            evaluated = sum(_total(seconds) - seconds.get("merge", 0.0) for _, seconds in timed)
-            rate, size = evaluated / sum(asked for asked, _ in timed), questions
+        if asked := sum(asked for asked, _ in scorings):
+            merging = [seconds.get("merge", 0.0) for _, seconds in scorings]
+            rate, size = (sum(_total(seconds) for _, seconds in scorings) - sum(merging)) / asked, questions
+            merges += merging
     if not items or not merges:
         return 0.0
     return _mean(merges) + items * rate * min(1.0, (size / items) ** ECONOMY)
@@ -248,19 +256,6 @@ def llm_wait(state: RunState, config: Config) -> tuple[str, float | None] | None
     return (last.model if last else llm.model or "the LLM"), limit
 
 
-def _total(seconds: Mapping[str, float]) -> float:
-    return sum(seconds.values())
-
-
-def _timed(scorings: Timed) -> list[float]:
-    """The seconds of those that were not taken over from an equal candidate."""
-    return [_total(seconds) for _, seconds in scorings if seconds]
-
-
-def _mean(values: Iterable[float]) -> float:
-    return fmean(given) if (given := [*values]) else 0.0
-
-
 def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selected: bool) -> int:
     """Return the largest number of votes in a run of so many candidates: for each but the first of every set of
     questions, which has no rival. `origins` are those of the start rows.
@@ -273,9 +268,8 @@ def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selec
 def votes(state: RunState, config: Config) -> tuple[int, int]:
     """Return the votes that a person has given, and the largest number of votes in the whole run."""
     given = sum(len(poll.votes) for poll in state.verdicts.polls.values())
-    if (
-        state.started is None or state.finished or not state.trials
-    ):  # before the first trial the budget in minutes says nothing
+    # Before the first trial a budget in minutes says nothing of the number of candidates.
+    if state.started is None or state.finished or not state.trials:
         return given, given
     candidates = max(len(state.candidates), len(state.trials) + Spending(config.search.budget, state).evaluations_ahead)
     most = votes_at_most(config, candidates, _origins(state), state.started.selection_items > 0)

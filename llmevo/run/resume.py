@@ -36,7 +36,7 @@ OPTIONS = (
 )
 """Keys of the config that `llmevo run` has options for, or that `llmevo compare` sets."""
 
-SUBJECTS = {"config": "the config", "questions": "what is asked, how, or by which engine", "sources": "a model"}
+SUBJECTS = {"config": "the config", "questions": "the questions, their format or the engine", "sources": "a model"}
 """The subject of a changed fact, by the first part of its key."""
 
 

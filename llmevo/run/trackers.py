@@ -260,7 +260,7 @@ class TrackerThread:
 
     def _message(self, event: events.Event, state: RunState) -> Callable[[Logger], None]:
         """A function that sends an event to the logger."""
-        step, values, texts, files = len(state.trials), {**_numbers(event, state)}, {**_texts(event)}, dict[str, str]()
+        step, files, (values, texts) = len(state.trials), dict[str, str](), _contents(event, state)
         if isinstance(event, events.Evaluated) and (leader := state.leader):
             values["best"], candidate = leader.value, leader.candidate
             if (candidate.id, leader.reason) != self._best:  # the last start row may change the reason
@@ -345,25 +345,31 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, inner if isinstance(inner, str | int | float | bool) else str(inner)
 
 
-def _numbers(event: events.Event, state: RunState) -> Mapping[str, float]:
+def _contents(event: events.Event, state: RunState) -> tuple[dict[str, float], dict[str, str]]:
+    """The numbers and the texts of an event."""
+    values, texts = dict[str, float](), dict[str, str]()
     match event:
         case events.Evaluated():
-            genes = {f"genes/{name}": value for name, value in state.candidates[event.candidate].genes.items()}
-            seconds = {f"seconds/{name}": value for name, value in event.seconds.items()}
-            return {"score": event.score, "stderr": event.stderr, **_metrics("tasks", event), **genes, **seconds}
+            values = {"score": event.score, "stderr": event.stderr, **_metrics("tasks", event)}
+            values |= {f"genes/{name}": value for name, value in state.candidates[event.candidate].genes.items()}
+            values |= {f"seconds/{name}": value for name, value in event.seconds.items()}
         case events.Failed():
-            return {"failures": sum(trial.score is None for trial in state.trials.values())}
+            values = {"failures": sum(trial.score is None for trial in state.trials.values())}
+            texts = {"failure": f"#{event.candidate}: {event.reason}"}
         case events.Told():
             told = {"generation": event.generation, "step_size": event.sigma, "trust": event.trust}
-            return {name: value for name, value in told.items() if value is not None}
+            values = {name: value for name, value in told.items() if value is not None}
         case events.Prompted():
-            tokens = {f"llm/{name}_tokens": count for name, count in event.tokens.items()}
-            return {"llm/proposals": event.used, "llm/seconds": event.seconds, "llm/cost": event.cost, **tokens}
+            values = {"llm/proposals": event.used, "llm/seconds": event.seconds, "llm/cost": event.cost}
+            values |= {f"llm/{name}_tokens": count for name, count in event.tokens.items()}
+            if thought := "\n".join([event.analysis, *event.problems]).strip():
+                texts = {"llm/thought": thought}
         case events.HeldOut():
             row = f"heldout/{event.row}"
-            return {f"{row}/score": event.score, f"{row}/stderr": event.stderr, **_metrics(row, event)}
+            values = {f"{row}/score": event.score, f"{row}/stderr": event.stderr, **_metrics(row, event)}
         case _:
-            return {}
+            pass
+    return values, texts
 
 
 def _metrics(prefix: str, event: events.Scored) -> Mapping[str, float]:
@@ -374,14 +380,3 @@ def _metrics(prefix: str, event: events.Scored) -> Mapping[str, float]:
         for metric, value in metrics.items()
         if "_stderr" not in metric and metric != "sample_len"
     }
-
-
-def _texts(event: events.Event) -> Mapping[str, str]:
-    match event:
-        case events.Prompted():
-            thought = "\n".join([event.analysis, *event.problems]).strip()
-            return {"llm/thought": thought} if thought else {}
-        case events.Failed():
-            return {"failure": f"#{event.candidate}: {event.reason}"}
-        case _:
-            return {}

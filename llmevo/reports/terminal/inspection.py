@@ -93,7 +93,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
-        cost = cost if ahead.by_server else "none: it runs on this machine"
+        cost = cost if ahead.by_server or ahead.cost else "none: it runs on this machine"
         lines.append(
             f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
             f" reads about {plural(ahead.prompt_tokens, 'token')}"

@@ -58,7 +58,7 @@ def special_tokens(scorer: Scorer) -> Findings:
 
 
 def chat_templates(scorer: Scorer) -> Findings:
-    """Templates that differ from the donor's, in which all candidates are asked."""
+    """Templates that differ from the donor's, which all candidates get."""
     if not scorer.config.apply_chat_template:
         return
     donor, folder = tokenizer_donor(scorer)
@@ -68,10 +68,10 @@ def chat_templates(scorer: Scorer) -> Findings:
         if template != wanted:
             yield Finding(
                 name,
-                f"its chat template is not that of {donor}, in which all candidates are asked"
+                f"its chat template is not that of {donor}, which all candidates get"
                 if template
-                else f"it has no chat template, and all candidates are asked in that of {donor}",
-                "Set apply_chat_template: false to ask in none, or genome.tokenizer_source to choose another model's",
+                else f"it has no chat template, and all candidates get that of {donor}",
+                "Set apply_chat_template: false, or genome.tokenizer_source to choose another model's",
             )
 
 
