@@ -262,7 +262,7 @@ class TrackerThread:
         """A function that sends an event to the logger."""
         step, files, (values, texts) = len(state.trials), dict[str, str](), _contents(event, state)
         if isinstance(event, events.Evaluated) and (leader := state.leader):
-            values["best"], candidate = leader.value, leader.candidate
+            values, candidate = {**values, "best": leader.value}, leader.candidate
             if (candidate.id, leader.reason) != self._best:  # the last start row may change the reason
                 self._best = candidate.id, leader.reason
                 text = f"#{candidate.id} from {candidate.origin}: {leader.value:.4f} {candidate.note} {leader.reason}"
@@ -345,14 +345,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, inner if isinstance(inner, str | int | float | bool) else str(inner)
 
 
-def _contents(event: events.Event, state: RunState) -> tuple[dict[str, float], dict[str, str]]:
+def _contents(event: events.Event, state: RunState) -> tuple[Mapping[str, float], dict[str, str]]:
     """The numbers and the texts of an event."""
-    values, texts = dict[str, float](), dict[str, str]()
+    values: Mapping[str, float] = {}
+    texts: dict[str, str] = {}
     match event:
         case events.Evaluated():
-            values = {"score": event.score, "stderr": event.stderr, **_metrics("tasks", event)}
-            values |= {f"genes/{name}": value for name, value in state.candidates[event.candidate].genes.items()}
-            values |= {f"seconds/{name}": value for name, value in event.seconds.items()}
+            genes = {f"genes/{name}": value for name, value in state.candidates[event.candidate].genes.items()}
+            seconds = {f"seconds/{name}": value for name, value in event.seconds.items()}
+            values = {"score": event.score, "stderr": event.stderr, **_metrics("tasks", event), **genes, **seconds}
         case events.Failed():
             values = {"failures": sum(trial.score is None for trial in state.trials.values())}
             texts = {"failure": f"#{event.candidate}: {event.reason}"}
@@ -360,8 +361,8 @@ def _contents(event: events.Event, state: RunState) -> tuple[dict[str, float], d
             told = {"generation": event.generation, "step_size": event.sigma, "trust": event.trust}
             values = {name: value for name, value in told.items() if value is not None}
         case events.Prompted():
-            values = {"llm/proposals": event.used, "llm/seconds": event.seconds, "llm/cost": event.cost}
-            values |= {f"llm/{name}_tokens": count for name, count in event.tokens.items()}
+            tokens = {f"llm/{name}_tokens": count for name, count in event.tokens.items()}
+            values = {"llm/proposals": event.used, "llm/seconds": event.seconds, "llm/cost": event.cost, **tokens}
             if thought := "\n".join([event.analysis, *event.problems]).strip():
                 texts = {"llm/thought": thought}
         case events.HeldOut():
