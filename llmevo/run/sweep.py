@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmevo.config import Config, parse_config
+from llmevo.config import Config, parse_logged
 from llmevo.errors import ConfigError, LlmevoError, RunError, nearest
 from llmevo.run import loop, trust
 from llmevo.run.experiment import Experiment
@@ -98,7 +98,7 @@ class Sweep:
         ahead: dict[str, Entry] = {}
         for entry, state in self.states().items():
             if state.started:
-                _check_same(entry, parse_config(state.started.config, str(entry.folder)), self.config_of(entry))
+                _check_same(entry, parse_logged(state.started.config, str(entry.folder)), self.config_of(entry))
             if not state.finished:
                 ahead[entry.optimizer] = entry
                 if state.started:

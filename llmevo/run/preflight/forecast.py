@@ -98,7 +98,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
     tokenizer = load_tokenizer(tokenizer_donor(experiment.scorer)[1])
 
     def tokens(evaluator: Evaluator | None) -> int:
-        return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
+        return sum(len(tokenizer.encode(text)) for text in evaluator.model_inputs()) if evaluator else 0
 
     items, searched, held_out = experiment.evaluator.items, tokens(experiment.evaluator), tokens(experiment.heldout)
     heldout_items = experiment.heldout.items if experiment.heldout else 0
