@@ -56,7 +56,7 @@ app = typer.Typer(
     help="Evolve the merge of your fine-tuned language models, with a language model in the loop.",
 )
 for command, example in COMMANDS.items():
-    app.command(epilog=f"Example: `{example}`")(command)
+    app.command(epilog=f"Example: `{example}`")(terminal.with_stop_line(command))
 
 
 @app.callback(invoke_without_command=True)

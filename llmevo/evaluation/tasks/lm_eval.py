@@ -179,7 +179,7 @@ class JudgedTask(ConfigurableTask):
 
     verdicts: VerdictMemory
     seed: int
-    """Seeds random choices. All three are set by the evaluator that loads the task."""
+    """Seeds random choices. The evaluator that loads the task sets both."""
     texts: Mapping[str, str] = {}
     """{name: text} of the instructions of judges, for the log."""
 

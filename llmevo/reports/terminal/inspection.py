@@ -10,9 +10,9 @@ from rich.text import Text
 
 from llmevo.errors import plural
 from llmevo.reports.text import clock, say
+from llmevo.run.preflight.forecast import GB
 from llmevo.run.preflight.inspection import Inspection
-from llmevo.run.preflight.memory import GB
-from llmevo.run.preflight.task_vectors import alike
+from llmevo.run.preflight.models import most_alike
 
 COLD, WARM = (26, 32, 64), (214, 92, 40)
 """The ends of the colour scale, as red, green and blue."""
@@ -73,7 +73,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
-        cost = "none: it runs on this machine" if ahead.cost == 0 else cost
+        cost = cost if ahead.by_server or ahead.cost else "none: it runs on this machine"
         asked, read = plural(ahead.prompts, "time"), plural(ahead.prompt_tokens, "token")
         lines.append(
             f"The LLM is asked up to {asked}, reads about {read} and writes about {ahead.completion_tokens:,};"
@@ -129,7 +129,7 @@ def _vectors(found: Inspection) -> Sequence[RenderableType]:
     letters = {name: chr(97 + n) if n < 26 else str(n) for n, name in enumerate(facts[0].norms)}
     rows = [of.slice for of in facts]
     sizes = {letter: [of.norms[model] for of in facts] for model, letter in letters.items()}
-    pairs = alike(facts)[:COLUMNS]
+    pairs = most_alike(facts)[:COLUMNS]
     cosines = {
         "/".join(letters[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs
     }
