@@ -1,7 +1,6 @@
 """`llmevo compare`."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -66,8 +65,7 @@ def compare(
     try:
         play(terminal.console, tournament)
     except KeyboardInterrupt:
-        again = "llmevo " + " ".join(terminal.without_key(sys.argv[1:]))
-        terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{again}`")
+        terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{terminal.command_line()}`")
         raise typer.Exit(130) from None
     except ProposerError as error:
         raise ProposerError(f"{error} (llm.strict); the same command goes on from here") from error

@@ -104,15 +104,15 @@ def say_stopped(text: str) -> None:
 
 
 def with_stop_line(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends with one line when a signal stops it, unless it has a line of its own for that."""
+    """Let a command end with one line when a signal stops it, unless it prints a line of its own."""
 
     @wraps(command)
     def wrapped(*given: Any, **named: Any) -> None:
         try:
             command(*given, **named)
         except KeyboardInterrupt as stop:
-            again = " ".join(("llmevo", *without_key(sys.argv[1:])))
-            say_stopped(f"Stopped{f' by {stop}' if stop.args else ''}; the same command starts again: `{again}`")
+            by = f" by {stop}" if stop.args else ""
+            say_stopped(f"Stopped{by}; the same command starts again: `{command_line()}`")
             raise SystemExit(128 + signal.SIGINT) from None
 
     return wrapped
@@ -127,6 +127,11 @@ def errors_shown() -> Generator[None]:
         mistake = isinstance(error, UserError)
         say(failures, f"{'Error' if mistake else 'Failed'}: {error}", "red")
         raise SystemExit(2 if mistake else 1) from None
+
+
+def command_line() -> str:
+    """Return the command that was given, without the value of --api-key."""
+    return " ".join(["llmevo", *without_key(sys.argv[1:])])
 
 
 def without_key(words: list[str]) -> list[str]:
