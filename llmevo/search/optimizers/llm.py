@@ -64,11 +64,11 @@ class SurrogateCmaEs(Optimizer):
             chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
         return chosen
 
-    def extend(self, budget: int) -> None:
+    def extend(self, evaluations: int) -> None:
         """Evaluations in all from now on: the LLM is told how many are left."""
-        if budget != self._setup.budget:
-            self._setup = replace(self._setup, budget=budget)
-            self._history.add("budget", budget)
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations)
+            self._history.add("budget", evaluations)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
