@@ -1,8 +1,9 @@
-"""`llmevo.testing` passes sound parts of somebody else and fails broken ones, and such parts run without a fork."""
+"""The examples of CONTRIBUTING.md keep the contracts of `llmevo.testing` and run without a fork; broken parts fail."""
 
-from collections.abc import Sequence
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,38 +11,47 @@ import torch
 from torch import Tensor
 
 import llmevo
+from llmevo.cli import terminal
+from llmevo.config import TRACKERS
 from llmevo.engines.hf import HfEngine
-from llmevo.errors import ProposerError
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, Reply, Request
-from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import Merge, TensorGroup
 from llmevo.merging.methods.method import Method, Parameter
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
+from llmevo.run.trackers import LOGGERS
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup, digest
-from llmevo.search.trial import Suggestion, Trial
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.random_search import RandomSearch
 from llmevo.testing import ClientContract, EngineContract, MergeMethodContract, OptimizerContract
 from llmevo.testing.merge_methods import EDGES
 from llmevo.testing.optimizers import silent
 from support.tiny_model import save_tiny
 from support.workspace import Workspace
 
-
-def scaled_sum(inputs: TensorGroup) -> Tensor:
-    """The sum of all weights, times a number."""
-    return weighted_sum(inputs.models, [inputs.shared["scale"]] * len(inputs.models), None, inputs.dtype)
+GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+REGISTRIES: tuple[Any, ...] = (METHODS, OPTIMIZERS, CLIENTS, LOGGERS, TRACKERS)
 
 
-SCALED_SUM = Method(
-    name="scaled_sum",
-    function=scaled_sum,
-    paper="https://example.org/scaled-sum",
-    shared={"scale": Parameter(default=0.5, low=0.0, high=1.0, start=0.5)},
-)
+def executed() -> dict[str, Any]:
+    """What the examples of the guide define. The registries are left as they were."""
+    parts: dict[str, Any] = {}
+    before = [dict(registry) for registry in REGISTRIES]
+    for code in re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(code, parts)
+    for registry, known in zip(REGISTRIES, before, strict=True):
+        parts.update({name: part for name, part in registry.items() if name not in known})
+        registry.clear()
+        registry.update(known)
+    return parts
+
+
+PARTS = executed()
+SCALED_SUM: Method = PARTS["scaled_sum"]
+Halving: type[Optimizer] = PARTS["Halving"]
 
 
 class TestScaledSum(MergeMethodContract):
@@ -50,63 +60,61 @@ class TestScaledSum(MergeMethodContract):
         return SCALED_SUM
 
 
-class Halving(Optimizer):
-    """Random points, in a box around the best one that halves every generation."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._space, self._random = setup.space, np.random.default_rng(setup.seed)
-        self._width, self._best = 1.0, -np.inf
-        self._center = np.full(len(setup.space.genes), 0.5)
-
-    def ask(self, size: int) -> Asking:
-        anywhere = self._random.random((size, len(self._center)))
-        near = np.clip(self._center + self._width * (anywhere - 0.5), 0.0, 1.0)
-        is_choice = [bool(gene.choices) for gene in self._space.genes]
-        points = np.where(is_choice, anywhere, near)  # a narrow box would reach one choice only
-        return [Suggestion(self._space.from_unit(point), "halving") for point in points]
-        yield  # a generator, as it may also yield prompts for an LLM
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        for trial in trials:
-            if trial.value > self._best:
-                self._best, self._center = trial.value, self._space.to_unit(trial.candidate.genes)
-        self._width = max(self._width / 2, 0.05)
-
-    def state(self) -> str:
-        return digest(self._random, self._center.tolist(), self._width)
-
-
 class TestHalving(OptimizerContract):
     @pytest.fixture
     def make(self) -> type[Optimizer]:
         return Halving
 
 
-class Echo:
-    """An LLM that repeats the last message."""
-
-    style, model = "chat", "echo"
-
-    def __init__(self, connection: Connection) -> None:
-        self.lost = connection.model == "lost"
-
-    def check(self) -> None:
-        """It is always there."""
-
-    def answer(self, request: Request) -> Reply:
-        if self.lost:
-            raise ProposerError("the line is dead")
-        return Reply(request.messages[-1]["content"], self.model)
-
-
-class TestEcho(ClientContract):
+class TestFileClient(ClientContract):
     @pytest.fixture
-    def client(self) -> Client:
-        return Echo(Connection())
+    def client(self, tmp_path: Path) -> Client:
+        (tmp_path / "reply").write_text("one\n")
+        return PARTS["FileClient"](Connection(model="reply", root=tmp_path))
 
     @pytest.fixture
-    def lost_client(self) -> Client:
-        return Echo(Connection(model="lost"))
+    def lost_client(self, tmp_path: Path) -> Client:
+        return PARTS["FileClient"](Connection(model="away", root=tmp_path))
+
+
+class TestEngineOfTheGuide(PARTS["TestMyEngine"]):
+    @pytest.fixture
+    def model_folders(self, tmp_path: Path) -> tuple[Path, Path]:
+        return save_tiny(tmp_path / "one", 1), save_tiny(tmp_path / "two", 2)
+
+
+def test_parts_of_somebody_else_run_by_their_names(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "scaled_sum", SCALED_SUM)
+    monkeypatch.setitem(OPTIMIZERS, "halving", Halving)
+    monkeypatch.setitem(CLIENTS, "file", PARTS["FileClient"])
+    for registry in (LOGGERS, TRACKERS):
+        monkeypatch.setitem(registry, "text-file", PARTS["text-file"] if registry is TRACKERS else PARTS["TextFile"])
+    (workspace.root / "reply").write_text("no proposal")
+    genome = {"models": ["one", "two"], "merge_method": "scaled_sum", "dtype": "float32"}
+    llm = {"proposer": "file", "model": "reply"}
+    trackers = [{"name": "text-file", "file_name": "scores.txt"}]
+    for name in ("halving", "llm"):
+        config = workspace.config(
+            genome=genome, search={"optimizer": name, "budget": 9}, llm=llm, loggers=trackers, engine={"backend": "hf"}
+        )
+        run = llmevo.evolve(config, f"runs/{name}")
+        assert run.best is not None
+        assert run.best.recipe.merge_method == "scaled_sum"
+        assert workspace.llmevo("replay", run.folder, "--verify")[0] == 0
+        assert (run.folder / "scores.txt").read_text()
+        run.export(f"out-{name}")
+    assert {event.reply for event in llmevo.open_run("runs/llm").state.prompted} == {"no proposal"}
+    with terminal.console.capture() as printed:
+        PARTS["origins"](Path("runs/halving"))
+    assert "8 halving" in printed.get()
+    assert PARTS["Search"].model_validate({"patience": 3}).patience == 3
+
+
+def test_the_files_that_the_guide_names_are_there() -> None:
+    places = [GUIDE.parent, GUIDE.parent / "llmevo"]
+    named = {*re.findall(r"`([\w/.-]+(?:\.py|/))`", GUIDE.read_text())} - {"merging/methods/scaled_sum.py"}
+    assert len(named) > 30
+    assert not [name for name in named if not any((place / name).exists() for place in places)]
 
 
 # Broken parts
@@ -120,7 +128,7 @@ def in_place(inputs: TensorGroup) -> Tensor:
 
 def in_16_bits(inputs: TensorGroup) -> Tensor:
     dense = [inputs.weight(place).to(inputs.dtype) for place in range(len(inputs.models))]
-    return sum(dense, torch.zeros_like(dense[0])) * inputs.shared["scale"]
+    return torch.stack(dense).sum(0) * inputs.shared["scale"]
 
 
 def with_global_noise(inputs: TensorGroup) -> Tensor:
@@ -131,7 +139,7 @@ def dividing(inputs: TensorGroup) -> Tensor:
     return inputs.weight(0) / inputs.shared["scale"]
 
 
-def fails(method: Method) -> set[str]:
+def broken_promises(method: Method) -> set[str]:
     """The tests of the contract that a method fails."""
     contract, failed = MergeMethodContract(), set[str]()
     for test, arguments in (
@@ -158,19 +166,19 @@ def fails(method: Method) -> set[str]:
     ],
 )
 def test_a_broken_merge_method_fails(function: Merge, promise: str) -> None:
-    assert not fails(SCALED_SUM)
-    assert promise in fails(replace(SCALED_SUM, function=function))
-    no_default = {"scale": Parameter(default=None)}
-    assert fails(replace(SCALED_SUM, shared=no_default)) == {"what_it_declares_is_consistent"}
+    assert not broken_promises(SCALED_SUM)
+    assert promise in broken_promises(replace(SCALED_SUM, function=function))
+    without_default = replace(SCALED_SUM, shared={"scale": Parameter(default=None)})
+    assert "what_it_declares_is_consistent" in broken_promises(without_default)
 
 
-class OutOfBounds(Halving):
+class OutOfBounds(RandomSearch):
     def ask(self, size: int) -> Asking:
         drawn = yield from super().ask(size)
         return [replace(one, genes={name: value + 2.0 for name, value in one.genes.items()}) for one in drawn]
 
 
-class Unseeded(Halving):
+class Unseeded(RandomSearch):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._random = np.random.default_rng()
@@ -178,14 +186,18 @@ class Unseeded(Halving):
 
 def test_a_broken_optimizer_fails() -> None:
     contract = OptimizerContract()
-    contract.test_all_candidates_have_every_gene_and_lie_inside_the_bounds(Halving, silent)
     with pytest.raises(AssertionError):
         contract.test_all_candidates_have_every_gene_and_lie_inside_the_bounds(OutOfBounds, silent)
     with pytest.raises(AssertionError):
         contract.test_the_same_seed_gives_the_same_candidates(Unseeded, silent)
 
 
-class Raising(Echo):
+class Raising:
+    style, model = "chat", ""
+
+    def check(self) -> None:
+        """It is always there."""
+
     def answer(self, request: Request) -> Reply:
         raise TimeoutError("the line is dead")
 
@@ -193,11 +205,9 @@ class Raising(Echo):
 def test_a_broken_client_fails() -> None:
     contract = ClientContract()
     with pytest.raises(TimeoutError):
-        contract.test_an_llm_that_does_not_answer_is_an_error_of_a_proposer(Raising(Connection()))
-    nameless = Echo(Connection())
-    nameless.style = "sonnet"
+        contract.test_an_llm_that_does_not_answer_is_an_error_of_a_proposer(Raising())
     with pytest.raises(AssertionError):
-        contract.test_it_names_its_model_and_a_style_of_prompts(nameless)
+        contract.test_it_names_its_model_and_a_style_of_prompts(Raising())
 
 
 class Forgetful:
@@ -214,28 +224,10 @@ class Forgetful:
 
 
 def test_a_broken_engine_fails(tmp_path: Path) -> None:
-    models = save_tiny(tmp_path / "one", 1), save_tiny(tmp_path / "two", 2)
-    engine = Forgetful(HfEngine(models[0], models[0], "float32", "cpu", Merger(Sources())))
+    folders = save_tiny(tmp_path / "one", 1), save_tiny(tmp_path / "two", 2)
+    engine = Forgetful(HfEngine(folders[0], folders[0], "float32", "cpu", Merger(Sources())))
     contract = EngineContract()
     with pytest.raises(AssertionError):
-        contract.test_the_running_model_is_the_exported_one(engine, models, tmp_path)
+        contract.test_the_running_model_is_the_exported_one(engine, folders, tmp_path)
     with pytest.raises(AssertionError):
-        contract.test_answers_follow_from_the_recipe_alone(engine, models)
-
-
-# Without a fork
-
-
-def test_parts_of_somebody_else_run_by_their_names(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, SCALED_SUM.name, SCALED_SUM)
-    monkeypatch.setitem(OPTIMIZERS, "halving", Halving)
-    monkeypatch.setitem(CLIENTS, "echo", Echo)
-    models = {"models": ["one", "two"], "merge_method": "scaled_sum", "dtype": "float32"}
-    for search in ({"optimizer": "halving"}, {"optimizer": "llm"}):
-        config = workspace.config(genome=models, search={**search, "budget": 9}, llm={"proposer": "echo"})
-        run = llmevo.evolve(config, f"runs/{search['optimizer']}")
-        assert run.best is not None
-        assert run.best.recipe.merge_method == "scaled_sum"
-        assert workspace.llmevo("replay", run.folder, "--verify")[0] == 0
-        run.export(f"out-{search['optimizer']}")
-    assert {event.model for event in llmevo.open_run("runs/llm").state.prompted} == {"echo"}
+        contract.test_answers_follow_from_the_recipe_alone(engine, folders)

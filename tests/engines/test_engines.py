@@ -150,12 +150,12 @@ def assert_same(found: list[tuple[float, bool]], expected: list[tuple[float, boo
 
 class TestHfEngine(EngineContract):
     @pytest.fixture(params=[False, True], ids=["head of its own", "tied head"])
-    def models(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    def model_folders(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
         return save_tiny(tmp_path / "one", 1, request.param), save_tiny(tmp_path / "two", 2, request.param)
 
     @pytest.fixture
-    def engine(self, models: tuple[Path, Path]) -> HfEngine:
-        return HfEngine(models[0], models[0], self.dtype, "cpu", Merger(Sources()))
+    def engine(self, model_folders: tuple[Path, Path]) -> HfEngine:
+        return HfEngine(model_folders[0], model_folders[0], self.dtype, "cpu", Merger(Sources()))
 
 
 # The same answers as lm-eval's own engine

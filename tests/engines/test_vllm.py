@@ -210,7 +210,7 @@ class TestVllmEngine(EngineContract):
     dtype = DTYPE
 
     @pytest.fixture
-    def models(self, served: Served) -> tuple[Path, Path]:
+    def model_folders(self, served: Served) -> tuple[Path, Path]:
         return served.root / "rolled", served.root / "other"
 
     @pytest.fixture
