@@ -13,6 +13,7 @@ from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.merging.recipe import Recipe
 from llmevo.run.experiment import Experiment
+from llmevo.run.log import events
 from llmevo.run.log.changes import table
 from llmevo.run.log.journal import Observer
 from llmevo.run.log.state import RunState
@@ -47,18 +48,6 @@ class TrialRow:
     """{task: {metric: value}}"""
     reason: str
     """Why it failed, or which constraints it violates."""
-
-
-@dataclass(frozen=True)
-class HeldOutRow:
-    """A model scored on the held-out questions."""
-
-    name: str
-    kind: str
-    """`base`, `parent`, `uniform`, `coefficient` or `best`."""
-    score: float
-    stderr: float
-    tasks: Mapping[str, Mapping[str, float]]
 
 
 class Run:
@@ -124,12 +113,11 @@ class Run:
         return next((row for row in self.trials if best and row.id == best.candidate.id), None)
 
     @property
-    def heldout(self) -> dict[str, HeldOutRow]:
-        """The held-out scores of `best` and of what it has to beat, by name; empty before the end."""
-        return {
-            name: HeldOutRow(name, row.kind, row.score, row.stderr, row.tasks)
-            for name, row in self.state.heldout.items()
-        }
+    def heldout(self) -> dict[str, events.HeldOut]:
+        """The held-out scores of `best` and of what it has to beat, by name, each with `score`, `stderr` and `tasks`;
+        empty before the end.
+        """
+        return self.state.heldout
 
     def export(
         self, out: Path | str, candidate: int | None = None, *, recipe_only: bool = False, force: bool = False

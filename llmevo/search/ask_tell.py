@@ -12,7 +12,7 @@ from llmevo.llm.templates import Templates
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers import OPTIMIZERS, recommend
+from llmevo.search.optimizers import ASKING, OPTIMIZERS, recommend
 from llmevo.search.optimizers.base import Setup
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
@@ -57,10 +57,13 @@ class Search:
         `budget` the number of candidates, start rows included; `client` the LLM of the optimizers that ask one;
         `root` the folder that relative references start from.
 
-        Raises ConfigError for an unknown optimizer, pydantic's ValidationError for a genome that is none.
+        Raises ConfigError for an unknown optimizer or a client that is missing, and pydantic's ValidationError for a
+        genome that is none.
         """
         if optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, OPTIMIZERS)}")
+        if optimizer in ASKING and client is None:
+            raise ConfigError(f"optimizer {optimizer!r} asks an LLM; give the search a `client`, or take 'llm-off'")
         genome = Genome.model_validate(genome)
         if layers is None:
             layers = Sources.open(genome.references[:1], Path(root)).depth(genome.references[0])
@@ -70,7 +73,7 @@ class Search:
         """All trials told so far, failures included."""
         self._client = client
         tasks = {"score": (1.0, METRIC)}
-        style = client.style if client else ""
+        style = client.style if client else "chat"
         self._optimizer = OPTIMIZERS[optimizer](Setup(self.space, seed, budget, tasks, style, Templates()))
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
@@ -80,8 +83,7 @@ class Search:
     def ask(self, size: int) -> list[Candidate]:
         """Return the next candidates, at most `size`; none when the budget is spent.
 
-        Raises RunError while candidates of the last generation have no score, and ConfigError when the optimizer asks
-        an LLM and the search has no client.
+        Raises RunError while candidates of the last generation have no score.
         """
         size = min(size, self.budget - self._asked)
         if size > 0 and not self._queue:
@@ -105,9 +107,10 @@ class Search:
         """
         if candidate.id not in self._open:
             raise RunError(f"candidate {candidate.id} is not waiting for a score; it was told before, or never asked")
-        failed = score is None or not math.isfinite(score)
-        value = None if failed else Score(score, stderr, {"score": {METRIC: score}}, 1)
-        trial = Trial(self._open.pop(candidate.id), value, "it has no score" if failed else "")
+        if score is None or not math.isfinite(score):
+            trial = Trial(self._open.pop(candidate.id), None, "it has no score")
+        else:
+            trial = Trial(self._open.pop(candidate.id), Score(score, stderr, {"score": {METRIC: score}}, 1))
         self.trials.append(trial)
         self._told.append(trial)
         if not self._open and not self._queue:
@@ -149,7 +152,7 @@ class Search:
 
     def _answer(self, prompt: Prompt) -> Reading:
         if self._client is None:
-            raise ConfigError("this optimizer asks an LLM; give the search a client, or take another optimizer")
+            return Reading(problems=["there is no LLM"], lost=True)
         try:
             return prompt.read(self._client.answer(prompt).text)
         except ProposerError as error:

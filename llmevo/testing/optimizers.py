@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -70,14 +69,12 @@ def ask(optimizer: Optimizer, answer: Answer = good, size: int = SIZE) -> tuple[
     return [s.genes for s in suggestions], [s.origin for s in suggestions]
 
 
-@dataclass
-class History:
-    """Some generations of an optimizer."""
+class History(NamedTuple):
+    """Some generations of an optimizer, and its state after each."""
 
     optimizer: Any
-    asked: list[Genes] = field(default_factory=list[Genes])
-    states: list[str] = field(default_factory=list[str])
-    """The optimizer's state after each generation."""
+    asked: list[Genes]
+    states: list[str]
 
 
 def run(
@@ -89,14 +86,14 @@ def run(
 ) -> History:
     """Search for some generations; without an objective every candidate fails. `keys` are those of `setup`."""
     made = setup(**keys)
-    history = History(make(made))
+    history = History(make(made), [], [])
     told: Sequence[Trial] = start_rows(made.space)
     for _ in range(generations):
         history.optimizer.tell(told)
         genes, origins = ask(history.optimizer, answer)
         values = [objective(g) if objective else None for g in genes]
         told = [trial(len(history.asked) + i, genes[i], values[i], origins[i]) for i in range(len(genes))]
-        history.asked += genes
+        history.asked.extend(genes)
         history.states.append(history.optimizer.state())
     return history
 

@@ -104,7 +104,7 @@ def typical(method: Method, seed: int = 0, shape: tuple[int, ...] = (7, 11)) -> 
 class TestEveryMethod(MergeMethodContract):
     fixed: Mapping[str, float] = {"lambda": 0.8, "epsilon": 0.05}
 
-    @pytest.fixture(params=METHODS.values(), ids=METHODS.keys())
+    @pytest.fixture(params=METHODS.values(), ids=[*METHODS])
     def method(self, request: pytest.FixtureRequest) -> Method:
         return request.param
 

@@ -36,7 +36,7 @@ from llmevo.testing.optimizers import (
 
 
 class TestEveryOptimizer(OptimizerContract):
-    @pytest.fixture(params=OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+    @pytest.fixture(params=OPTIMIZERS.values(), ids=[*OPTIMIZERS])
     def make(self, request: pytest.FixtureRequest) -> Make:
         return request.param
 

@@ -31,5 +31,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
 }
 """Every optimizer by the name the config and the log use."""
 
+ASKING = ("llm", "llm-evo-merge")
+"""The optimizers that ask an LLM."""
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Setup", "recommend"]
+__all__ = ["ASKING", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]
