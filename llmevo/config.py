@@ -7,9 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from llmevo.errors import ConfigError, UserError, nearest, shortened
+from llmevo.errors import ConfigError, RunError, UserError, nearest, shortened
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Price
@@ -120,8 +129,37 @@ REMOVED = {
 """{key of an earlier version: what to do instead}. Logs that have such a key are read without it."""
 
 
+REMOVED_VALUES = {
+    "search.optimizer": {"one-plus-one": "use cma-es"},
+    "search.sigma_rule": {
+        "success": "use csa",
+        "legacy": "use csa, or the optimizer llm-evo-merge, which has these two step sizes",
+    },
+}
+"""{key: {value of an earlier version: what to use instead}}. Logs that have such a value can be read, not continued."""
+
+
+LOGGED = "logged"
+"""The validation context of a config that a log holds."""
+
+
+SIGMA_RULES = ("csa", "llm")
+
+
+def check_values(values: Mapping[str, Any], origin: str) -> None:
+    """Raise RunError where the config of a log has a removed value: its candidates cannot be computed again."""
+    for place, ways in REMOVED_VALUES.items():
+        section, _, key = place.partition(".")
+        value = (values.get(section) or {}).get(key)
+        if value in ways:
+            raise RunError(
+                f"{origin}: {place}: {value!r} was removed, so this run can be shown and exported, but neither resumed"
+                " nor verified; to search further, begin a new run with its best.yml in search.start_from"
+            )
+
+
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a log of an earlier version, without the keys that were removed since."""
+    """Return the config of a log of an earlier version without the keys that were removed since."""
     return _without(values, [*REMOVED])
 
 
@@ -158,6 +196,8 @@ def explained(detail: Any, root: type[BaseModel]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if place in REMOVED:
         return f"{place}: this key was removed; {REMOVED[place]}"
+    if isinstance(detail["input"], str) and detail["input"] in REMOVED_VALUES.get(place, ()):
+        return f"{place}: {detail['input']!r} was removed; {REMOVED_VALUES[place][detail['input']]}"
     if detail["type"] == "extra_forbidden":
         model: type[BaseModel] | None = root
         for part in detail["loc"][:-1]:
@@ -381,9 +421,9 @@ class Search(Section):
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an aim of its own, and the run ends with
     those candidates than which none is better at one task without being worse at another. Of a weight only the sign
     counts then; the weighted sum says which of the front is handed over by default."""
-    sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
-    """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
-    as LLM-Evo-Merge does, or by what the LLM says of each slice."""
+    sigma_rule: str = "csa"
+    """How the `llm` optimizers adapt their step size: `csa`, by the length of the path (CMA-ES), or `llm`, the same and
+    the widths of the samples around proposals by what the LLM says of each slice."""
 
     def population_of(self, genes: int) -> int:
         """Candidates a generation in a space of so many genes; the default is eq. 48 of
@@ -396,11 +436,14 @@ class Search(Section):
     def _raced(cls, value: Any) -> Any:
         return switched("racing", value)
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r} is unknown{nearest(self.optimizer, OPTIMIZERS)}")
-        return self
+    @field_validator("optimizer", "sigma_rule")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        known = OPTIMIZERS if info.field_name == "optimizer" else SIGMA_RULES
+        removed = REMOVED_VALUES[f"search.{info.field_name}"] if info.context == LOGGED else ()
+        if value not in known and value not in removed:
+            raise ValueError(f"{info.field_name} {value!r} is unknown{nearest(value, known)}")
+        return value
 
 
 class Llm(Section):
@@ -493,7 +536,7 @@ class Config(Section):
     them on the same questions. A candidate that violates one ranks below all that keep them."""
     allow_benchmark_tasks: bool = False
     """Search on the scored split of a public benchmark all the same. It is refused otherwise: see
-    `llmevo.evaluation.tasks.catalogue`; held-out tasks may be any."""
+    `llmevo.evaluation.tasks.files`; held-out tasks may be any."""
     gate: Gate | None = None
     """Ask every candidate for a few short replies first: one whose replies are empty, loop, or are in another language
     or script than the prompts and the parents' replies fails without being asked its tasks. `true`, or a mapping such
@@ -666,8 +709,17 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
         given = values.get(section) or {}
         if isinstance(given, dict):  # the validation below says so if it is anything else
             values[section] = {**given, key: value}
+    return _validated(values, origin)
+
+
+def parse_logged(raw: Mapping[str, Any], origin: str) -> Config:
+    """Return the config in a log of this version or of an earlier one, whose removed keys and values are accepted."""
+    return _validated(without_removed(raw), origin, LOGGED)
+
+
+def _validated(values: Mapping[str, Any], origin: str, context: str | None = None) -> Config:
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=context)
     except ValidationError as error:
         raise ConfigError(
             "\n".join(f"{origin}: {explained(detail, Config)}" for detail in error.errors()[:5])
