@@ -516,7 +516,14 @@ class Engine(Section):
 
 
 class Config(Section):
-    """A whole config file. The files of mergekit-evolve and LLM-Evo-Merge are configs as they are."""
+    """A whole config file. The files of mergekit-evolve and LLM-Evo-Merge are configs as they are.
+
+    >>> import llmevo
+    >>> genome = {"models": ["one", "two"], "merge_method": "linear"}
+    >>> config = llmevo.Config.model_validate({"genome": genome, "tasks": [{"name": "letters", "weight": 1.0}]})
+    >>> config.search.optimizer, config.search.budget.evaluations
+    ('llm', 100)
+    """
 
     genome: Genome
     tasks: list[Task] = Field(min_length=1)

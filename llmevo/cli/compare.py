@@ -11,6 +11,7 @@ from llmevo.errors import ProposerError, UserError
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.terminal.sweep import play, report
 from llmevo.run.log.storage import runs_in
+from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
 from llmevo.search.optimizers import OPTIMIZERS
 
@@ -58,7 +59,7 @@ def compare(
         llm__strict=strict_llm,
         engine__backend=backend,
     )
-    options.check_start(settings, what[0].parent.absolute())
+    check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
     tournament = Sweep(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()

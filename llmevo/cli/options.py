@@ -7,12 +7,8 @@ import typer
 
 from llmevo.config import Config, parse_budget, read_config, read_loggers
 from llmevo.errors import ConfigError
-from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.optimizers import OPTIMIZERS
-
-MAX_SEED = 2**32 - 1
-"""cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file. Configs of mergekit-evolve run unchanged.")
@@ -59,23 +55,6 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
         return settings
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]
     return settings.model_copy(update={"task_search_path": paths})
-
-
-def check_start(config: Config, root: Path) -> None:
-    """Check what a new run must satisfy and a log of an earlier run need not, before anything is loaded. Relative
-    folders start at `root`. Raises ConfigError, and TaskError for a misspelt task.
-    """
-    for key, seed in (("seed", config.search.seed), ("evaluation_seed", config.search.evaluation_seed)):
-        if seed is not None and seed > MAX_SEED:
-            raise ConfigError(f"search.{key}: {seed} is more than {MAX_SEED}, the largest seed of the optimizers")
-    if not any(task.weight for task in config.tasks):
-        raise ConfigError(
-            "tasks: every weight is 0, so every candidate would have the score 0; give at least one task a weight,"
-            " below 0 where lower is better"
-        )
-    lists = {"heldout": config.heldout, "tasks": config.tasks}
-    names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
-    check_names(names, [root / folder for folder in config.task_search_path])
 
 
 def with_loggers(config: Config, names: list[str] | None) -> Config:

@@ -8,8 +8,9 @@ import typer
 from llmevo.cli import options, terminal
 from llmevo.cli.live import carry_on, check_terminal, warned
 from llmevo.run.experiment import Experiment
-from llmevo.run.log.storage import RunLog, check_free, holds_run
+from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.resume import prepare
+from llmevo.run.start import check_start, new_log
 
 
 def run(
@@ -53,10 +54,10 @@ def run(
         engine__backend=backend,
     )
     settings = options.with_loggers(settings, logger)
-    options.check_start(settings, config.parent.absolute())
+    check_start(settings, config.parent.absolute())
     # torch takes seconds to import; the checks above do not need it
     from llmevo.reports.terminal.inspection import show
-    from llmevo.run.preflight import brief, forecast, inspection
+    from llmevo.run.preflight import inspection
 
     experiment = Experiment(settings, config.parent.absolute(), api_key)
     if dry_run:
@@ -69,14 +70,8 @@ def run(
             prepared = prepare(log, settings, experiment.root, force=force, api_key=api_key, trusted=trust, warn=warned)
             carry_on(prepared, log, settings)
         return
-    check_free(folder)
     experiment.scorer.warn = warned
-    experiment.check()
-    for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(experiment.scorer)]:
-        warned(line)
-    _ = experiment.scorer.checksums  # reads the models, which may take a while
-    with RunLog(folder) as log:
-        log.write("config.yml", config.read_text())
+    with new_log(experiment, folder, config.read_text()) as log:
         carry_on(experiment, log, settings)
 
 

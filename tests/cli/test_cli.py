@@ -260,7 +260,7 @@ def test_every_command_explains_itself_with_an_example(workspace: Workspace, com
     ids=lambda value: "" if isinstance(value, tuple) else value[:20],
 )
 def test_a_mistake_in_the_options_is_one_line_in_a_pipe(words: tuple[str, ...], says: str) -> None:
-    command = [sys.executable, "-m", "llmevo", *words]
+    command = [Path(sys.executable).with_name("llmevo"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert any(says in line for line in done.stderr.splitlines()), done.stderr
