@@ -149,9 +149,9 @@ class Run:
         changed = [] if recipe_only else changed_models(experiment.scorer, self.state.started)
         if changed and not force:
             raise RunError(
-                f"{self.folder}: a model has changed since the run began, and what it scored would not be what is"
-                f" written:\n{table(changed)}\nput the model back that the run was made with; --force exports all the"
-                " same, and the card will say so"
+                f"{self.folder}: a model has changed since the run began, so the exported weights would not be those"
+                f" that were scored:\n{table(changed)}\nrestore the model, or export with --force; the card then says"
+                " that the model has changed"
             )
         return Export.of(self.events, experiment.sources, experiment.root, candidate, changed)
 

@@ -269,7 +269,7 @@ def test_a_run_that_was_left_goes_on_at_the_same_pair_and_can_be_recomputed(work
     file.write_text(text)
     for words, says in (
         (("replay", "run", "--rescore", 1), "who is not asked again"),
-        (("compare", config, "--seeds", 1, "--out", "many"), "its scores are those of one run"),
+        (("compare", config, "--seeds", 1, "--out", "many"), "votes count in one run only"),
     ):
         status, printed = workspace.llmevo(*words)
         assert (status, says in printed) == (2, True), printed
