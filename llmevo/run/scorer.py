@@ -19,7 +19,7 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines.base import Engine
-from llmevo.engines.self_check import check_engine
+from llmevo.engines.checks import check_engine, check_loadable
 from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.memory import VerdictMemory
@@ -234,7 +234,6 @@ class Scorer:
         """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
         weights.
         """
-        from llmevo.engines.loadable import check_loadable
         from llmevo.models.tokenizer import load_tokenizer
 
         donor = self.config.genome.references[0]
