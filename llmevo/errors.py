@@ -1,19 +1,9 @@
 """Every error that llmevo raises, and which failures are the machine's rather than a candidate's.
 
-    LlmevoError              exit status 1
-    ├── UserError            a mistake in the user's input; one message, no traceback, exit status 2
-    │   ├── ConfigError      a value of the config cannot be used
-    │   ├── RecipeError      a mergekit recipe cannot be read or merged
-    │   ├── SourceError      a model cannot be found or read, or does not fit the others
-    │   ├── TaskError        a task or a metric cannot be used for scoring
-    │   ├── ProposerRefused  the LLM's server refuses, and retrying does not help
-    │   └── RunError         a run folder cannot be used as requested
-    ├── EngineError          the engine's weights are not those that were merged, so its scores are meaningless
-    ├── LogError             the run's folder cannot be written; its content is complete
-    ├── MachineError         memory, a device, files, the network or the engine's process is lost
-    ├── JudgeError           the LLM judge gives no verdicts; earlier verdicts are in the log
-    ├── CandidateError       one candidate cannot be merged or scored; it ranks last, and its reason is logged
-    └── ProposerError        the LLM did not answer; the generation uses numeric candidates
+    LlmevoError          exit status 1
+    ├── UserError        a mistake in the user's input: one message without a traceback, exit status 2
+    │   └── ConfigError, RecipeError, SourceError, TaskError, ProposerRefused, RunError
+    └── EngineError, LogError, MachineError, JudgeError, CandidateError, ProposerError
 
 A candidate that cannot be merged or scored is a `failed` event and the search goes on. When the machine fails, the next
 candidates would fail the same way: the run stops and can be resumed with the same candidate.
@@ -58,11 +48,11 @@ class RunError(UserError):
 
 
 class EngineError(LlmevoError):
-    """The engine's weights are not those that were merged into it."""
+    """The engine's weights are not those that were merged into it, so its scores are meaningless."""
 
 
 class LogError(LlmevoError):
-    """The run's folder cannot be written."""
+    """The run's folder cannot be written; its content is complete."""
 
 
 class MachineError(LlmevoError):
@@ -75,15 +65,15 @@ class MachineError(LlmevoError):
 
 
 class JudgeError(LlmevoError):
-    """The LLM judge gives no verdicts; no candidate is at fault."""
+    """The LLM judge gives no verdicts; no candidate is at fault, and earlier verdicts are in the log."""
 
 
 class CandidateError(LlmevoError):
-    """One candidate cannot be merged or scored."""
+    """One candidate cannot be merged or scored; it ranks last, and its reason is logged."""
 
 
 class ProposerError(LlmevoError):
-    """The LLM did not answer."""
+    """The LLM did not answer; the generation uses numeric candidates."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -112,7 +102,6 @@ MESSAGES = {
 }
 """Texts in the messages of errors without a class of their own, by kind."""
 
-
 TYPES = {
     "OutOfMemoryError": "memory",  # torch's
     "AcceleratorError": "device",
@@ -128,16 +117,13 @@ TYPES = {
 }
 """Kinds by class name: the libraries are slow to import, or not installed."""
 
-
 LOST_FILES = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOSPC, errno.EDQUOT),
     *(errno.EMFILE, errno.ENFILE),
 }
 """Error numbers of files that a task's code cannot cause."""
 
-
 LOST_NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
-
 
 LOSSES = {
     "memory": (
