@@ -101,9 +101,8 @@ def test_the_experts_together_are_under_40_mb() -> None:
 
 
 def test_the_config_opens_its_models_and_each_parent_is_its_expert_bit_for_bit() -> None:
-    from support.checkpoints import bits
-
     from llmevo.merging.merger import merge
+    from support.checkpoints import bits
 
     config = read_config(CONFIGS / "quickstart.yml")
     sources = Sources.open(config.genome.references, CONFIGS)

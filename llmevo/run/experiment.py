@@ -1,15 +1,17 @@
-"""What a run works with, made from its config: what it scores with, the optimizer and the proposer, when needed."""
+"""Everything a run needs, made from its config: models, tasks and engine to score with, optimizer and LLM client."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from llmevo.config import Config, parse_config, without_removed
-from llmevo.errors import ConfigError, RunError
+from llmevo.errors import CandidateError, ConfigError, MachineError, RunError
 from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.score import Score
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
@@ -27,9 +29,9 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.trial import Suggestion
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
-if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval take seconds to import
+if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run needs neither
     from llmevo.evaluation.evaluator import Evaluator
     from llmevo.models.checkpoints import Sources
     from llmevo.run.scorer import Scorer
@@ -37,68 +39,56 @@ if TYPE_CHECKING:  # who only reads a run has no models, and torch and lm-eval t
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
-
 RULES = 2
-"""How new runs go about it; see `events.RunStarted`."""
+"""The `rules` of new runs: see `events.RunStarted`."""
 
 
 @dataclass
 class Experiment:
-    """Everything a run needs; nothing is loaded before it is used, so reading a finished run loads nothing."""
+    """The parts of a run, each made when it is first used: reading a finished run loads no model."""
 
     config: Config
     root: Path
-    """Where relative references start: the config's folder."""
+    """The folder that relative references start from: the config's."""
     given_key: str | None = None
     """The API key of the command line."""
     recorded: events.RunStarted | None = None
-    """For a run that began earlier: how it began. What could have changed since is taken from here."""
+    """The beginning of a run that is resumed or replayed; it decides what could have changed since."""
     shared: "Scorer | None" = None
-    """What other runs score with as well; by default one of its own."""
-    book: VerdictMemory = field(default_factory=VerdictMemory)
-    """What judges and voters have said in this run."""
+    """A scorer that several runs share; by default the run has one of its own."""
+    verdicts: VerdictMemory = field(default_factory=VerdictMemory)
+    """The verdicts of judges and voters in this run, shared by its journal and its judged tasks."""
+
+    def __post_init__(self) -> None:
+        if self.shared:
+            self.verdicts = self.shared.verdicts.cleared()
 
     @classmethod
     def of_log(
         cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: "Scorer | None" = None
     ) -> Self:
-        """The experiment that a logged run was made on. Raises RunError when its log has no beginning."""
+        """Return the experiment of a logged run. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
         root = (run if run.is_dir() else run.parent).absolute() / started.root
         return cls(config_of(started, f"{run}/{LOG}"), root, api_key, started, shared)
 
     def follow(self, event: events.Event, state: RunState) -> None:
-        """An observer for the journal: from a `resumed` event on, the config is as that says."""
+        """Observe a journal: a `resumed` event changes the config."""
         if isinstance(event, events.Resumed) and state.started:
             self.config = config_of(state.started, LOG)
 
+    # Scoring
+
     @cached_property
     def scorer(self) -> "Scorer":
-        """What candidates are scored with."""
         from llmevo.run.scorer import Scorer
 
-        return self.shared or Scorer(self.config, self.root)
+        return self.shared or Scorer(self.config, self.root, verdicts=self.verdicts)
 
     @property
     def sources(self) -> "Sources":
         return self.scorer.sources
-
-    @property
-    def layers(self) -> int:
-        return self.recorded.layers if self.recorded else self.scorer.layers
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """Of a logged run, made without its models."""
-        return SearchSpace(self.config.genome, self.layers)
-
-    @property
-    def geometry(self) -> list[SliceGeometry]:
-        """What the weights say of each slice, for an LLM that is told; as it was logged where there is a log."""
-        if self.recorded:
-            return [SliceGeometry(**facts) for facts in self.recorded.geometry]
-        return self.scorer.geometry if self.asks and self.style == "chat" else []
 
     @property
     def evaluator(self) -> "Evaluator":
@@ -110,12 +100,117 @@ class Experiment:
         """The held-out tasks; None when the config names none."""
         return self.scorer.heldout
 
-    def score(
-        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
-    ) -> tuple[Score, Mapping[str, float]]:
-        """See `Scorer.score`."""
-        self.scorer.book = self.book
-        return self.scorer.score(recipe, questions, rivals)
+    def evaluate(
+        self, candidate: Candidate, recipe: Recipe, rivals: Sequence[Trial] = ()
+    ) -> events.Evaluated | events.Failed:
+        """Score a candidate on the search questions, raced against the rivals, the best first.
+
+        A fault of the candidate becomes its `failed` event. A fault of the machine (MachineError) ends the session,
+        and the run can be resumed.
+        """
+        started = time.monotonic()
+        try:
+            score, seconds = self.scorer.score(recipe, rivals=[rival.score for rival in rivals if rival.score])
+        except CandidateError as error:
+            return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
+        except MachineError as error:
+            raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
+        stopped = bool(rivals) and score.items < self.evaluator.items
+        return events.of_trial(Trial(candidate, score, seconds=seconds), rivals[0].candidate.id if stopped else None)
+
+    # The search space and its start rows
+
+    @property
+    def layers(self) -> int:
+        return self.recorded.layers if self.recorded else self.scorer.layers
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace(self.config.genome, self.layers)
+
+    @property
+    def geometry(self) -> list[SliceGeometry]:
+        """Norms of and cosines between task vectors for the LLM's prompt, from the log where there is one."""
+        if self.recorded:
+            return [SliceGeometry(**facts) for facts in self.recorded.geometry]
+        return self.scorer.geometry if self.asks and self.style == "chat" else []
+
+    @cached_property
+    def own_rows(self) -> list[Suggestion]:
+        """The user's own recipes (`search.start_from`)."""
+        if self.recorded:
+            return [Suggestion(row["genes"], "user", row["name"]) for row in self.recorded.start_from]
+        entries = self.config.search.start_from
+        tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
+        rows = [read_start(self.space, entry, self.root, tensors) for entry in entries]
+        return [Suggestion(genes, "user", name) for name, genes in rows]
+
+    @property
+    def coefficients(self) -> list[Suggestion]:
+        """Merges with one weight for all models; see `SearchSpace.coefficients`."""
+        if self.rules < 2:
+            return []
+        return [
+            Suggestion(genes, "coefficient", f"coefficient {value:g}")
+            for value, genes in self.space.coefficients().items()
+        ]
+
+    @property
+    def start_rows(self) -> list[Suggestion]:
+        """The candidates scored before the search begins: uniform merge, coefficients, parents, the user's recipes."""
+        rows = [Suggestion(self.space.parent(model), "parent", self.space.names[model]) for model in self.space.merged]
+        # Parents are raced against the uniform merge; in older logs it was scored after them.
+        rows.insert(0 if self.rules else len(rows), Suggestion(self.space.uniform(), "uniform"))
+        rows[1:1] = self.coefficients
+        rows += self.own_rows
+        if self.config.random_init:
+            point = np.random.default_rng(self.config.search.seed).random(len(self.space.genes))
+            rows.append(Suggestion(self.space.from_unit(point), "random", "random_init"))
+        return rows
+
+    @property
+    def rules(self) -> int:
+        """See `events.RunStarted`."""
+        return self.recorded.rules if self.recorded else RULES
+
+    @property
+    def races_start_rows(self) -> bool:
+        """Whether start rows are raced: not where a constraint is relative to their scores."""
+        return self.rules > 0 and not self.config.constraints
+
+    # The optimizer and its LLM
+
+    def optimizer(self) -> Optimizer:
+        """Make the optimizer as it is when the run starts."""
+        search = self.config.search
+        setup = Setup(
+            self.space,
+            search.seed,
+            self.evaluations,
+            self.config.counted,
+            self.style if self.asks else "",
+            self.templates,
+            geometry=self.geometry,
+            mask_names=self.config.llm.mask_names,
+            sigma_rule=search.sigma_rule,
+            pareto=search.objective == "pareto",
+            constraints=self.config.constraints,
+            from_uniform=self.rules < 2,
+        )
+        return OPTIMIZERS[search.optimizer](setup)
+
+    @property
+    def evaluations(self) -> int:
+        """The budget in evaluations, as far as it is known at the start."""
+        budget = self.config.search.budget
+        if budget.items is None:
+            return budget.evaluations
+        return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the optimizer asks an LLM."""
+        return self.config.search.optimizer in ASKING
 
     @cached_property
     def templates(self) -> Templates:
@@ -126,18 +221,13 @@ class Experiment:
 
     @cached_property
     def api_key(self) -> str | None:
-        """The key of the LLM's server: from the command line, or see `read_key`."""
+        """The API key of the LLM's server: from the command line, or see `read_key`."""
         llm = self.config.llm
         return self.given_key or read_key(llm.api_key_file, self.root, "llm", llm.api_key_env, llm.base_url)
 
     @property
-    def asks(self) -> bool:
-        """Whether the optimizer asks an LLM."""
-        return self.config.search.optimizer in ASKING
-
-    @property
     def proposer_name(self) -> str:
-        """Which proposer the config means, `auto` resolved."""
+        """The LLM client of the config, `auto` resolved."""
         llm = self.config.llm
         if llm.proposer != "auto":
             return llm.proposer
@@ -164,85 +254,23 @@ class Experiment:
 
     @property
     def style(self) -> str:
-        """How the proposer is asked; a run that is only read again needs no proposer for it."""
+        """The prompting style, from the log where there is one: reading a run needs no client."""
         return self.recorded.style if self.recorded else self.proposer.style
 
     @property
     def prompt_files(self) -> tuple[str, ...]:
-        """The templates of what the LLM is asked: the optimizer's own, or those of the style."""
+        """The prompt templates of the optimizer, or of the style."""
         own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
         return own or (STYLES[self.style].files if self.asks else ())
 
-    def optimizer(self) -> Optimizer:
-        """A fresh one, as the run starts with."""
-        search = self.config.search
-        setup = Setup(
-            self.space,
-            search.seed,
-            self.evaluations,
-            self.config.counted,
-            self.style if self.asks else "",
-            self.templates,
-            geometry=self.geometry,
-            mask_names=self.config.llm.mask_names,
-            sigma_rule=search.sigma_rule,
-            pareto=search.objective == "pareto",
-            constraints=self.config.constraints,
-            from_uniform=self.rules < 2,
-        )
-        return OPTIMIZERS[search.optimizer](setup)
-
-    @cached_property
-    def own_rows(self) -> list[Suggestion]:
-        """The user's own recipes, to be scored first."""
-        if self.recorded:
-            return [Suggestion(row["genes"], "user", row["name"]) for row in self.recorded.start_from]
-        entries = self.config.search.start_from
-        tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
-        rows = [read_start(self.space, entry, self.root, tensors) for entry in entries]
-        return [Suggestion(genes, "user", name) for name, genes in rows]
-
-    @property
-    def evaluations(self) -> int:
-        """What the optimizer plans with: as many as the budget has room for, as far as that is known at the start."""
-        budget = self.config.search.budget
-        if budget.items is None:
-            return budget.evaluations
-        return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
-
-    @property
-    def rules(self) -> int:
-        """See `RunStarted`."""
-        return self.recorded.rules if self.recorded else RULES
-
-    @property
-    def races_start_rows(self) -> bool:
-        """Whether start rows may be stopped early: unless a constraint is counted from what they can do."""
-        return self.rules > 0 and not self.config.constraints
-
-    @property
-    def coefficients(self) -> list[Suggestion]:
-        """Start rows with one weight for all models; see `SearchSpace.coefficients`."""
-        if self.rules < 2:
-            return []
-        return [
-            Suggestion(genes, "coefficient", f"coefficient {value:g}")
-            for value, genes in self.space.coefficients().items()
-        ]
-
-    @property
-    def start_rows(self) -> int:
-        """How many candidates are scored before the search begins."""
-        return len(self.space.merged) + 1 + len(self.coefficients) + len(self.own_rows) + self.config.random_init
-
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
-        """Every set's questions with their right answers; see `Evaluator.texts`."""
+        """The questions of each set with their right answers; see `Evaluator.texts`."""
         return {name: evaluator.texts() for name, evaluator in self.scorer.evaluators.items()}
 
     def check(self) -> None:
-        """Find every mistake of the user's that can be found before anything is written or computed."""
-        rows, budget = self.start_rows, self.config.search.budget
+        """Raise an error for every mistake in the config that shows before anything is written or computed."""
+        rows, budget = len(self.start_rows), self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
             some = ["the parents", "the uniform merge"]
@@ -263,14 +291,14 @@ class Experiment:
         self.scorer.check_model()
         if self.asks:
             self.templates.texts(self.prompt_files)
-            # A mistake in a template shows when it is filled, which a search may do much later.
+            # A mistake in a template shows when the template is rendered, which may be much later in the search.
             search = self.config.search
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
             STYLES[self.style].ask(question, self.templates, search.seed)
             self.proposer.check()
         for evaluator in self.scorer.evaluators.values():
             evaluator.check()
-        _ = self.texts  # a question without a right answer shows when that is read
+        _ = self.texts  # fails for a question without a right answer
         if self.config.gate:
             _ = self.scorer.gate_prompts
 
@@ -309,10 +337,8 @@ class Experiment:
 
 
 def config_of(started: events.RunStarted, origin: str) -> Config:
-    """The config of a logged run, with what `auto` meant then: a key that has come or gone since must not change who
-    is asked.
-    """
-    # Runs older than that key were not asked for it.
+    """Return the config of a logged run, with the LLM client that `auto` meant then, whatever keys there are now."""
+    # Older runs did not need `allow_benchmark_tasks`.
     config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
@@ -320,10 +346,10 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
 
 
 def population(experiment: Experiment) -> int:
-    """Candidates a generation: the config's, or the rule of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
+    """Return the candidates a generation: the config's, or λ of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
     return experiment.config.search.population_of(len(experiment.space.genes))
 
 
 def ask_size(experiment: Experiment, state: RunState) -> int:
-    """Candidates of the next generation; 0 when the budget is spent, or no further one is sure to fit into it."""
+    """Return the size of the next generation; 0 when the budget has no room for another candidate."""
     return Spending(experiment.config.search.budget, state).next_size(population(experiment))

@@ -1,4 +1,4 @@
-"""What passes between the search and the LLM: every prompt and reply is logged, and calls and cost have their caps."""
+"""Calls to the LLM during a search: every prompt and reply is logged; the number of calls and their cost are capped."""
 
 import time
 from dataclasses import replace
@@ -12,46 +12,46 @@ from llmevo.run.log.state import RunState
 from llmevo.search.prompts.question import Prompt, Reading
 
 QUOTED = 4000
-"""Letters of an unreadable answer that are shown to the LLM again."""
+"""Characters of an unreadable answer that are shown to the LLM again."""
 
 
 def answer(experiment: Experiment, journal: Journal, prompt: Prompt) -> Reading:
-    """What the LLM says to a prompt: from the log, or asked now. A lost LLM is an empty answer with its reason.
+    """Return the LLM's answer to a prompt, from the log or from a call. An LLM that cannot be reached is an empty
+    answer with its reason.
 
-    An answer that holds nothing usable is asked for once more with its problems named.
+    A readable answer is asked for once more where the first one has no usable proposal, with its problems named.
     """
     event, reading = _turn(experiment, journal, prompt)
-    if event.reply is None or not _worth_repairing(experiment.config.llm, journal.state, prompt, reading):
+    if event.reply is None or not _is_worth_repairing(experiment.config.llm, journal.state, prompt, reading):
         return reading
-    said = {"role": "assistant", "content": event.reply[:QUOTED]}
-    asked = {
-        "role": "user",
-        "content": experiment.templates.render("repair.j2", problems="; ".join(reading.problems[:5])),
-    }
-    return _turn(experiment, journal, replace(prompt, messages=(*prompt.messages, said, asked)), repair=True)[1]
+    problems = "; ".join(reading.problems[:5])
+    messages = (
+        {"role": "assistant", "content": event.reply[:QUOTED]},
+        {"role": "user", "content": experiment.templates.render("repair.j2", problems=problems)},
+    )
+    return _turn(experiment, journal, replace(prompt, messages=(*prompt.messages, *messages)), repair=True)[1]
 
 
 def _turn(
     experiment: Experiment, journal: Journal, prompt: Prompt, repair: bool = False
 ) -> tuple[events.Prompted, Reading]:
-    event = journal.once(events.Prompted, lambda: _asked(experiment, journal.state, prompt, repair))
+    event = journal.once(events.Prompted, lambda: _call(experiment, journal.state, prompt, repair))
     lost = Reading(problems=[*event.problems], lost=bool(event.calls))
-    reading = lost if event.reply is None else prompt.read(event.reply)
-    return event, reading
+    return event, lost if event.reply is None else prompt.read(event.reply)
 
 
-def _worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading) -> bool:
-    """Only within the caps, and only until a repair has failed: that LLM will not mend its ways.
+def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading) -> bool:
+    """Whether to ask again: within the caps, and until a repair has failed once.
 
-    Not what was held to digits, which is always readable, nor a prompt of other makings, which may ask again itself.
+    Integers held to a grammar are always readable, and `llm-evo-merge` asks again by itself.
     """
     failed = any(event.repair and not event.used for event in state.prompted)
-    ours = prompt.question is not None and not prompt.integers
-    return ours and not (reading.proposals or failed or capped(llm, state))
+    repairable = prompt.question is not None and not prompt.integers
+    return repairable and not (reading.proposals or failed or capped(llm, state))
 
 
-def _asked(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
-    """The event of one call. Raises ProposerError for a lost LLM where that is to be strict."""
+def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
+    """Ask the LLM. Raises ProposerError for an LLM that cannot be reached where `llm.strict` is set."""
     started, reply, reading = time.monotonic(), None, Reading()
     cap = capped(experiment.config.llm, state)
     try:
@@ -84,7 +84,7 @@ def _asked(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool
 
 
 def capped(llm: Llm, state: RunState) -> str:
-    """Why the LLM is not asked any more; empty as long as it is. Follows from the log alone."""
+    """Return why the LLM is no longer asked, empty while it is. Follows from the log alone."""
     calls, costs = sum(event.calls for event in state.prompted), [event.cost for event in state.prompted]
     if llm.max_calls is not None and calls >= llm.max_calls:
         return f"not asked: llm.max_calls is reached ({plural(llm.max_calls, 'call')})"

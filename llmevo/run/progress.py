@@ -254,7 +254,7 @@ def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selec
 
 def votes(state: RunState, config: Config) -> tuple[int, int]:
     """How many a person has given in a run, and how many it will be at most as far as that is known now."""
-    given = sum(len(poll.votes) for poll in state.book.polls.values())
+    given = sum(len(poll.votes) for poll in state.verdicts.polls.values())
     if state.started is None or state.finished or not state.trials:  # before the first nothing is known of the time
         return given, given
     candidates = max(len(state.candidates), len(state.trials) + Spending(config.search.budget, state).evaluations_ahead)

@@ -1,6 +1,6 @@
-"""What candidates are scored with: the models, the tasks and the engine, each when it is first needed.
+"""The scorer: recipe in, score out. It owns the models, the tasks and the engine, each loaded when first needed.
 
-Several searches may share one scorer: what is loaded is loaded once, and what one of them has scored is known to all.
+Several runs may share one scorer: everything is loaded once, and the scores of each run are known to the others.
 """
 
 import gc
@@ -19,7 +19,6 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines.base import Engine
-from llmevo.engines.checks import check_engine, check_loadable
 from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.memory import VerdictMemory
@@ -38,37 +37,36 @@ from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 
-if TYPE_CHECKING:  # engines and lm-eval take seconds to import: only who scores does, where they are used
+if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
 
 LARGE = 4 * 10**9
 """Bytes that take more than a few seconds to read."""
 
+RECOVERABLE = ("memory", "engine")
+"""Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be restarted."""
 
 Scored = TypeVar("Scored")
 
 
-RECOVERABLE = ("memory", "engine")
-"""Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be started anew."""
-
-
 @dataclass
 class Scorer:
-    """Models, tasks and engine of a config; its `search:` and `llm:` have no say here but for the evaluation seed."""
+    """The models, tasks and engine of a config. Its `search:` and `llm:` have no effect but for the evaluation seed."""
 
     config: Config
     root: Path
-    """Where relative references start: the config's folder."""
+    """The folder that relative references start from: the config's."""
     known: dict[str, Score] = field(default_factory=dict[str, Score])
-    """Every score so far by what decides it: see `address`. Of what was stopped early, on what it was asked."""
-    book: VerdictMemory = field(default_factory=VerdictMemory)
-    """What judges and voters have said in the run that is scored now."""
+    """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
+    verdicts: VerdictMemory = field(default_factory=VerdictMemory)
+    """The verdicts of judges and voters in the run that is scored now."""
     booth: AskVoter | None = None
-    """Where a person votes; None where there is no terminal."""
+    """Asks a person to vote; None without a terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
-    """Who is told what a person should know."""
     unselected: str = ""
-    """Why there are no further questions for finalists though the config asks for them, once `selection` is read."""
+    """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
+
+    # Models
 
     @cached_property
     def sources(self) -> Sources:
@@ -82,12 +80,18 @@ class Scorer:
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
-        """Of every model, by its reference."""
+        """{reference: checksum} of every model."""
         references = self.config.genome.references
         size = unread_bytes(file for reference in references for file in self.sources.files(reference))
         if size > LARGE:
             self.warn(f"Reading {size / 1e9:.0f} GB of models for their checksums; they are remembered.")
         return {str(reference): self.sources.checksum(reference) for reference in references}
+
+    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
+        """Return a model's checksum by the rule that a recorded one was made by."""
+        if recorded.startswith(WHOLE):
+            return self.checksums[str(reference)]
+        return self.sources.checksum_as(reference, recorded)
 
     @cached_property
     def layers(self) -> int:
@@ -97,8 +101,20 @@ class Scorer:
     def space(self) -> SearchSpace:
         return SearchSpace(self.config.genome, self.layers)
 
+    @cached_property
+    def geometry(self) -> list[SliceGeometry]:
+        """Norms of and cosines between the task vectors of each slice; reads the weights."""
+        return measure(self.space, self.sources)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer of every candidate."""
+        return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+
+    # Checks of the config against models and machine
+
     def check_filters(self) -> None:
-        """Raise ConfigError for a filter whose genes would change nothing: no tensor has it in its name."""
+        """Raise ConfigError for a filter that no tensor has in its name: its genes would change nothing."""
         reference = self.config.genome.references[0]
         names = [*self.sources[reference].shapes]
         parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
@@ -118,10 +134,21 @@ class Scorer:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
 
-    @cached_property
-    def geometry(self) -> list[SliceGeometry]:
-        """What the weights say of each slice; reads them."""
-        return measure(self.space, self.sources)
+    def check_model(self) -> None:
+        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
+        weights.
+        """
+        from llmevo.engines.checks import check_loadable
+        from llmevo.models.tokenizer import load_tokenizer
+
+        donor = self.config.genome.references[0]
+        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        if load_tokenizer(self.tokenizer_folder).eos_token_id is None:
+            raise SourceError(
+                f"{self.tokenizer_folder}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
+            )
+
+    # Tasks
 
     @cached_property
     def evaluator(self) -> "Evaluator":
@@ -145,7 +172,7 @@ class Scorer:
 
     @cached_property
     def selection(self) -> "Evaluator | None":
-        """The search tasks on questions that no candidate is asked; None where there are none, or only of some."""
+        """The search tasks on questions that the search does not ask; None unless every task has some."""
         protocol = self.config.selection_protocol
         if protocol is None:
             return None
@@ -155,18 +182,18 @@ class Scorer:
             selection = Evaluator(self.config.tasks, protocol, self._search_path, self.root)
             check_disjoint("selection", selection.questions(), self.evaluator.questions())
             return selection
-        searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same
+        searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same question
         try:
             return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
         except TaskError as error:
             self.unselected = str(error)
-            return None  # the limit has left nothing
+            return None  # `limit` leaves no question
 
     @property
     def evaluators(self) -> "Mapping[str, Evaluator]":
-        """`search`, and `selection` and `heldout` where there are such."""
-        all_of_them = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
-        return {name: evaluator for name, evaluator in all_of_them.items() if evaluator}
+        """`search`, and `selection` and `heldout` where the config has them."""
+        every = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
+        return {name: evaluator for name, evaluator in every.items() if evaluator}
 
     @property
     def _search_path(self) -> list[Path]:
@@ -174,20 +201,22 @@ class Scorer:
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
-        """A digest of what each evaluator asks, how, and by which engine: equal ones give equal scores."""
+        """A digest of the questions of each evaluator, of how they are asked, and of the engine: equal ones give equal
+        scores.
+        """
         return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
 
     @cached_property
     def gate_prompts(self) -> list[str]:
-        """What candidates reply to before they are scored. Raises ConfigError for a file that cannot be read."""
+        """The prompts of the gate. Raises ConfigError for a file that cannot be read."""
         if self.config.gate and self.config.gate.prompts:
             return read_prompts(self.root / self.config.gate.prompts)
         return self.evaluator.prompts(len(PROMPTS)) or [*PROMPTS]
 
     @cached_property
     def gate(self) -> Gate | None:
-        """What judges those replies, as the parents' own are; None where there is none, or it would let everything
-        pass. Changes the running model.
+        """The gate, calibrated on the parents' replies; None without one, and where it would pass everything. Changes
+        the running model.
         """
         given = self.config.gate
         if not given:
@@ -199,14 +228,25 @@ class Scorer:
         return None if gate.idle else gate
 
     def _parents(self) -> Iterator[tuple[str, Any]]:
-        """Each parent's name, and the running model as that."""
+        """Yield each parent's name, and the running model as that parent."""
         for model in self.space.merged:
             self.engine.swap(self.space.decode(self.space.parent(model)))
             yield self.space.names[model], self.engine.lm
 
+    # Engine
+
+    @property
+    def backend(self) -> str:
+        """The engine of the config; `auto` is vLLM where there are a GPU and vLLM, else hf."""
+        if self.config.engine.backend != "auto":
+            return self.config.engine.backend
+        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+
     @cached_property
     def engine(self) -> Engine:
-        """The running model, checked against an export before its first use."""
+        """The running model, compared with an exported merge before its first use (`engine.self_check`)."""
+        from llmevo.engines.checks import check_engine
+
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
             uniform = self.space.decode(self.space.uniform())
@@ -215,9 +255,21 @@ class Scorer:
                 check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
         return engine
 
+    def _start_engine(self) -> Engine:
+        self.check_model()
+        donor = self.sources.folder(self.config.genome.references[0])
+        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
+        if self.backend == "vllm":
+            from llmevo.engines.vllm import VllmEngine
+
+            return VllmEngine(donor, self.tokenizer_folder, dtype, self.root, seed, engine.cache_gb, engine.options)
+        from llmevo.engines.hf import HfEngine
+
+        return HfEngine(donor, self.tokenizer_folder, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+
     def _check_finite(self, recipe: Recipe) -> None:
-        """Say which models have weights that are NaN or infinite. Raises SourceError when it is the base: every merge
-        would fail.
+        """Name the models with weights that are NaN or infinite: raise SourceError for the base, which every merge
+        contains, and warn of others.
         """
         base = recipe.base_model
         if base and (reason := not_finite(self.sources, [base])):
@@ -225,56 +277,21 @@ class Scorer:
         if reason := not_finite(self.sources, recipe.references):
             self.warn(reason)
 
-    @property
-    def tokenizer_folder(self) -> Path:
-        """Where the tokenizer of every candidate comes from."""
-        return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
-
-    def check_model(self) -> None:
-        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
-        weights.
-        """
-        from llmevo.models.tokenizer import load_tokenizer
-
-        donor = self.config.genome.references[0]
-        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        tokenizer = self.tokenizer_folder
-        if load_tokenizer(tokenizer).eos_token_id is None:
-            raise SourceError(
-                f"{tokenizer}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
-            )
-
-    def _start_engine(self) -> Engine:
-        self.check_model()
-        donor = self.sources.folder(self.config.genome.references[0])
-        tokenizer = self.tokenizer_folder
-        engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
-        if self.backend == "vllm":
-            from llmevo.engines.vllm import VllmEngine
-
-            return VllmEngine(donor, tokenizer, dtype, self.root, seed, engine.cache_gb, engine.options)
-        from llmevo.engines.hf import HfEngine
-
-        return HfEngine(donor, tokenizer, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
-
-    @property
-    def backend(self) -> str:
-        """Which engine the config means, `auto` resolved: vLLM where there are a GPU and vLLM."""
-        if self.config.engine.backend != "auto":
-            return self.config.engine.backend
-        return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
+    # Scoring
 
     def score(
         self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> tuple[Score, Mapping[str, float]]:
-        """The score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and scoring:
-        none for what is known already. With rivals, the best first, no more is asked once the recipe cannot get ahead
-        of that; when it is met again, it goes on from there. Raises CandidateError, and MachineError when memory, the
-        engine or a file is lost, and trying again does not help.
+        """Return the score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and
+        scoring, which are empty for a known score.
+
+        With rivals, the best first, racing stops the recipe once it cannot get ahead of that one; met again, it goes on
+        from there. Raises CandidateError, and MachineError when memory, the engine or a file is lost and a second try
+        does not help.
         """
         evaluator = self.evaluators[questions]
-        place = address(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
-        known, racing = self.known.get(place), self.config.racing
+        key = cache_key(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
+        known, racing = self.known.get(key), self.config.racing
         if known and known.items == evaluator.items:
             return known, {}
         known = known if known and evaluator.parts_of(known) else None
@@ -283,14 +300,14 @@ class Scorer:
             return stopped, {}
 
         def scored() -> tuple[Score, dict[str, float]]:
-            engine = self.engine  # made before the clock starts
+            engine = self.engine  # started before the clock
             gate = self.gate if questions == "search" and not known else None
             started = time.monotonic()
             engine.swap(recipe)
             if gate:
                 gate.check(engine.lm)
-            self.book.questions = questions
-            evaluator.consult(self.book, self.booth)
+            self.verdicts.questions = questions
+            evaluator.consult(self.verdicts, self.booth)
             merged = time.monotonic()
             if raced:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
@@ -299,11 +316,11 @@ class Scorer:
             return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
         score, seconds = self._with_recovery(scored)
-        self.known[place] = score
+        self.known[key] = score
         return score, seconds
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
-        """What `scored` returns; tried once more after memory ran out or the engine died. Raises MachineError."""
+        """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
         try:
             with machine_errors():
                 return scored()
@@ -312,74 +329,62 @@ class Scorer:
                 raise
             kind = error.kind
             self.warn(f"{error}. It is tried once more")
-        # Out of the handler: the error's traceback holds on to what is to be freed.
-        if kind == "engine":
-            self._drop_engine()
+        # Outside of the handler: the error's traceback holds on to the memory that is to be freed.
+        engine: Engine | None = vars(self).pop("engine", None) if kind == "engine" else None
+        if engine:
+            with suppress(Exception):
+                engine.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with machine_errors():
             if kind == "engine":
-                self._start_again()
+                try:
+                    _ = self.engine
+                except ConfigError as error:  # the first engine started with the same config
+                    raise MachineError(f"the engine died and cannot be started again: {error}", "engine") from error
             return scored()
 
-    def _drop_engine(self) -> None:
-        """Let go of an engine that died."""
-        engine: Engine | None = vars(self).pop("engine", None)
-        if engine:
-            with suppress(Exception):  # it is dead
-                engine.close()
-
-    def _start_again(self) -> None:
-        """Start another engine. Raises MachineError when it does not start: the first one did."""
-        try:
-            _ = self.engine
-        except ConfigError as error:
-            raise MachineError(f"the engine died and cannot be started again: {error}", "engine") from error
+    # Known scores
 
     def remember(self, state: RunState) -> None:
-        """Know what a log says, of another run or of this one before it was interrupted. Scores of other models or of
-        other questions get other addresses.
-        """
+        """Take over the scores of a log. Scores of other models or questions have other keys."""
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
-            return  # nobody knows what those scores stand for
+            return  # it is not known which models and questions those scores are of
         checksums = {source["reference"]: self._as_now(source) for source in started.sources}
 
-        def know(recipe: Recipe, score: Score, questions: str) -> None:
-            place = address(recipe, checksums, started.questions[questions], started.masks)
-            if place not in self.known or self.known[place].items < score.items:
-                self.known[place] = score
+        def know(candidate: int, score: Score, questions: str) -> None:
+            recipe = Recipe.model_validate(state.recipes[candidate])
+            key = cache_key(recipe, checksums, started.questions[questions], started.masks)
+            if key not in self.known or self.known[key].items < score.items:
+                self.known[key] = score
 
-        for number, trial in state.trials.items():
+        for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):
-                know(Recipe.model_validate(state.recipes[number]), trial.score, "search")
-        for number, event in state.selected.items():
-            know(Recipe.model_validate(state.recipes[number]), event.read(), "selection")
+                know(candidate, trial.score, "search")
+        for candidate, event in state.selected.items():
+            know(candidate, event.read(), "selection")
         for row in state.heldout.values():
             if row.candidate is not None:
-                know(Recipe.model_validate(state.recipes[row.candidate]), row.read(), "heldout")
-
-    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
-        """A model's checksum by the rule that a recorded one was made by."""
-        if recorded.startswith(WHOLE):
-            return self.checksums[str(reference)]
-        return self.sources.checksum_as(reference, recorded)
+                know(row.candidate, row.read(), "heldout")
 
     def _as_now(self, source: Mapping[str, Any]) -> str:
-        """A recorded checksum by the rule of today, where it is an older one's and of the model that is there now."""
+        """Return a recorded checksum by today's rule, where the model is still the recorded one."""
         recorded, reference = source["checksum"], source["reference"]
         if not recorded or recorded.startswith(WHOLE):
             return recorded
         try:
             is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
             return self.checksums[reference] if is_same and reference in self.checksums else recorded
-        except SourceError:  # a run that is finished needs no models
+        except SourceError:  # a finished run needs no models
             return recorded
 
 
-def address(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
-    """What decides a score, in short: the recipe, its models' weights, the seed of its masks, and what is asked."""
+def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
+    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, and
+    the questions.
+    """
     weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
     return _digest(recipe.as_dict(), weights, questions, seed)
 

@@ -1,4 +1,4 @@
-"""The best candidates of a run scored again: nothing having changed, every score is what it was, bit for bit."""
+"""Verify a run: recompute its log, or score its best candidates again, which gives the same scores bit for bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 COMPARED = ("score", "tasks", "items", "item_scores")
-"""Not standard errors: they follow from the questions' scores, and older versions had another formula."""
+"""Fields compared: not standard errors, for which older versions had another formula."""
 
 
 @dataclass(frozen=True)
-class Again:
-    """A candidate with its score in the log and its score now."""
+class Rescored:
+    """A candidate with its logged score and its new score."""
 
     trial: Trial
     logged: events.Evaluated
@@ -33,7 +33,7 @@ class Again:
 
     @property
     def differing(self) -> list[str]:
-        """The fields that are not equal; what an older log does not have is not compared."""
+        """The fields that differ; those that an older log lacks are not compared."""
         if self.now is None:
             return ["score"]
         one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
@@ -46,55 +46,55 @@ def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "tasks": shown}
 
 
-def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> list[Again]:
-    """The `count` best of those that were asked everything, the best first. Loads the engine."""
+def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> list[Rescored]:
+    """Score the `count` best fully evaluated candidates again, the best first. Loads the engine."""
     state = RunState.fold(iter(recorded))
     if voted := next((task.name for task in scorer.config.tasks if task.votes), None):
         raise RunError(
             f"{voted} is voted on by a person, who is not asked again; `llmevo replay RUN --verify` recomputes the"
             " scores from the votes"
         )
-    scorer.book = state.book
     logged = {event.candidate: event for event in recorded if isinstance(event, events.Evaluated)}
     best = state.asked_all[:count]
-    return [_again(scorer, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
+    return [_rescored(scorer, trial, state.recipes[trial.candidate.id], logged[trial.candidate.id]) for trial in best]
 
 
-def _again(scorer: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Again:
+def _rescored(scorer: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Rescored:
     try:
         score, seconds = scorer.score(Recipe.model_validate(recipe))
     except CandidateError as error:
-        return Again(trial, logged, None, str(error))
-    return Again(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
+        return Rescored(trial, logged, None, str(error))
+    return Rescored(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
 
 
 def scorer_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Scorer":
-    """What a logged run was scored with, as far as it is still there. Raises RunError where that needs the user's
-    agreement: see `llmevo.run.trust`.
+    """Return the scorer of a logged run. Raises RunError where that needs the user's agreement: see
+    `llmevo.run.trust`.
     """
     from llmevo.run.scorer import Scorer
 
     trust.check(recorded, run, trusted)
-    started = RunState.fold(iter(recorded)).started
-    if started is None:
+    state = RunState.fold(iter(recorded))
+    if (started := state.started) is None:
         raise RunError(f"{run}: the log has no beginning; start the run anew")
 
-    return Scorer(config_of(started, LOG), (run if run.is_dir() else run.parent).absolute() / started.root)
+    root = (run if run.is_dir() else run.parent).absolute() / started.root
+    return Scorer(config_of(started, LOG), root, verdicts=state.verdicts)
 
 
 def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> bool:
-    """Whether the run is finished; an unfinished one is verified as far as it goes.
+    """Recompute a log and return whether the run is finished; an unfinished one is verified as far as it goes.
 
-    Raises RunError with the first line that does not follow from those before it. Genes, recipes, origins, the
-    optimizer's state and everything that is read off other events have to be equal; `sigma` and `trust`, by which
-    nothing is decided, to six digits. RunError also for a log of another machine with prompt templates that are not
-    llmevo's, unless it is `trusted`: see `llmevo.run.trust`.
+    Raises RunError with the first line that does not follow from those before it: genes, recipes, origins, the
+    optimizer's state and all that follows from other events must be equal, `sigma` and `trust` to six digits. Also
+    for a log from elsewhere with prompt templates that are not llmevo's, unless it is `trusted`: see
+    `llmevo.run.trust`.
     """
     begun = next((event for event in recorded if isinstance(event, events.RunStarted)), None)
     trust.check_templates(recorded, run, trusted)
     experiment = Experiment.of_log(begun, run)
     try:
-        loop.run(experiment, Journal(recorded))
+        loop.run(experiment, Journal(recorded, verdicts=experiment.verdicts))
     except EndOfRecordError:
         return False
     except RunError as error:

@@ -213,4 +213,4 @@ def test_a_run_with_votes_is_shared_without_the_replies_and_read_again() -> None
     log: list[events.Event] = [started(), *shown, vote]
     shared = SharedRun(log, Path("/elsewhere/root"))
     assert "writes" not in shared.log()
-    assert shared.state.book.standing("taste") == folded(log).book.standing("taste") != 0.5
+    assert shared.state.verdicts.standing("taste") == folded(log).verdicts.standing("taste") != 0.5

@@ -19,10 +19,10 @@ from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import compare
 from llmevo.reports.comparison.tables import markdown
 from llmevo.reports.terminal.sweep import Scoreboard
-from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog
+from llmevo.run.scorer import Scorer
 from llmevo.run.sweep import Sweep, contestants
 from support.workspace import Workspace
 
@@ -321,15 +321,15 @@ class _Stop:
     """Raises KeyboardInterrupt at the n-th scoring."""
 
     def __init__(self, at: int) -> None:
-        self.left, self.real = at, Experiment.score
+        self.left, self.real = at, Scorer.score
 
     def __call__(
-        self, experiment: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, scorer: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(experiment, recipe, questions, rivals)
+        return self.real(scorer, recipe, questions, rivals)
 
 
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:
@@ -337,7 +337,7 @@ def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(worksp
     for at in (0, 4, 13):
         with pytest.MonkeyPatch.context() as patch:
             stop = _Stop(at)
-            patch.setattr(Experiment, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
+            patch.setattr(Scorer, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
             status, printed = compared(workspace)
         assert status == 130
         assert "the same command goes on: `llmevo compare" in printed

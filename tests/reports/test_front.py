@@ -21,7 +21,7 @@ from llmevo.search.objectives.objective import Objective
 from llmevo.search.objectives.pareto import front
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Retold, Setup
+from llmevo.search.optimizers.base import Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
 from llmevo.search.space import Genes, SearchSpace
@@ -134,14 +134,12 @@ def searched(kind: str, aims: Objective, budget: int = 70) -> list[Trial]:
         trials += [
             Trial(Candidate(len(known) + place, generation, kind, g), two_ends(g)) for place, g in enumerate(new)
         ]
-        if isinstance(optimizer, Retold):
-            optimizer.retell(scalarize(known, trials, aims, weights), weights)
+        optimizer.retell(scalarize(known, trials, aims, weights), weights)
         optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
         if len(trials) >= budget:
             break
-        if isinstance(optimizer, Retold):
-            weights = random_weights(aims, generation + 1)
-            optimizer.retell(scalarize(trials, trials, aims, weights), weights)
+        weights = random_weights(aims, generation + 1)
+        optimizer.retell(scalarize(trials, trials, aims, weights), weights)
         asking = optimizer.ask(min(6, budget - len(trials)))
         try:
             next(asking)
@@ -181,8 +179,7 @@ def test_every_optimizer_takes_constraints_and_several_aims(kind: str, pareto: b
             found = two_ends(genes)
             short = max(0.0, 0.5 - found.tasks["sums"]["acc,none"])
             trials.append(Trial(Candidate(len(trials), generation, kind, genes), found, violation=short))
-        if isinstance(optimizer, Retold):
-            optimizer.retell(scalarize(known, trials, aims, weights), weights)
+        optimizer.retell(scalarize(known, trials, aims, weights), weights)
         optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
         asking = optimizer.ask(4)
         try:

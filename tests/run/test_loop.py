@@ -12,6 +12,7 @@ from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.run.experiment import Experiment, population
 from llmevo.run.log.storage import LOG
+from llmevo.run.scorer import Scorer
 from support.fake_server import Answer, chat, refusal, serving
 from support.workspace import Workspace
 
@@ -129,15 +130,15 @@ def test_a_server_that_talks_nonsense_never_ends_the_run(workspace: Workspace, a
 def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Experiment.score, list[Recipe]()
+    real, calls = Scorer.score, list[Recipe]()
 
-    def sometimes(self: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
+    def sometimes(self: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
         calls.append(recipe)
         if len(calls) == 4:
             raise CandidateError("the tensor blew up")
         return real(self, recipe, questions, rivals)
 
-    monkeypatch.setattr(Experiment, "score", sometimes)
+    monkeypatch.setattr(Scorer, "score", sometimes)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 0, printed
     state = workspace.state("run")
@@ -152,7 +153,7 @@ def test_a_run_whose_every_start_row_fails_ends_there_with_the_reason(
     def never(*_: object, **__: object) -> object:
         raise CandidateError("the tensor blew up")
 
-    monkeypatch.setattr(Experiment, "score", never)
+    monkeypatch.setattr(Scorer, "score", never)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
     assert status == 2
     assert "all 4 start rows failed" in " ".join(printed.split())
@@ -182,15 +183,15 @@ class _Stop:
     """Raises KeyboardInterrupt at the n-th scoring."""
 
     def __init__(self, at: int) -> None:
-        self.left, self.real = at, Experiment.score
+        self.left, self.real = at, Scorer.score
 
     def __call__(
-        self, experiment: Experiment, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, scorer: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
     ) -> object:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.real(experiment, recipe, questions, rivals)
+        return self.real(scorer, recipe, questions, rivals)
 
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])
@@ -199,7 +200,7 @@ def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Wo
     workspace.llmevo("run", config, "--out", "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stop = _Stop(at)
-        patch.setattr(Experiment, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
+        patch.setattr(Scorer, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
         status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 130
     assert "llmevo resume run" in printed

@@ -21,6 +21,11 @@ class VerdictMemory:
     write: Callable[[Statement], None] | None = None
     """Where a new statement goes: to a log that then has it taken; by default it is only taken."""
 
+    def cleared(self) -> "VerdictMemory":
+        """The same memory, empty: for the next of several runs that share their tasks."""
+        self.verdicts, self.polls, self.latest, self.write = {}, {}, {}, None
+        return self
+
     def note(self, statement: Statement) -> None:
         """A new statement."""
         (self.write or self.take)(statement.model_copy(update={"questions": self.questions}))

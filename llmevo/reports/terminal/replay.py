@@ -19,7 +19,7 @@ from llmevo.reports.terminal.live import Display, summary
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.resume import facts, facts_now
-from llmevo.run.verify import Again
+from llmevo.run.verify import Rescored
 from llmevo.run.versions import VERSIONED, versions
 
 if TYPE_CHECKING:  # see `Experiment`
@@ -98,7 +98,7 @@ def _print_prompt(console: Console, event: events.Prompted) -> None:
     console.print(Rule(), width=wide)
 
 
-def show_rescored(console: Console, rows: Sequence[Again], started: events.RunStarted, scorer: "Scorer") -> bool:
+def show_rescored(console: Console, rows: Sequence[Rescored], started: events.RunStarted, scorer: "Scorer") -> bool:
     """Print the table. Whether all scores are what they were; if not, what has changed since is named."""
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "from", "in the log", "now", "difference", ""):

@@ -1,4 +1,4 @@
-"""What is no longer as it was when a run began: its config, its questions, its models.
+"""Differences between a run as it began and as it is resumed: its config, its questions, its models.
 
 Facts are the places in `run_started` that decide scores and candidates, by dotted keys: `config.llm.model`,
 `questions.search`, `sources.MODEL.checksum`.
@@ -27,24 +27,20 @@ FIXED = (
     "llm.prompts",
     "llm.proposer",
 )
-"""Keys of the config that the candidates so far depend on: with other values it would be another run."""
+"""Keys of the config that the candidates so far depend on; other values need a new run."""
 
 
 BUDGET = "config.search.budget"
-
-
-SENT = "loggers"
-"""The section of the config that says who else is told; nothing depends on it."""
 
 
 Facts = Mapping[str, Any]
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a whole config, as `Config.model_dump(mode="json")` writes it."""
+    """Return the facts of a config, given as `Config.model_dump(mode="json")`."""
     facts: dict[str, Any] = {}
     for key, value in config.items():
-        if key == SENT:
+        if key == "loggers":  # nothing depends on it
             continue
         inner: dict[str, Any] = {f"{key}.{name}": part for name, part in value.items()} if key in SECTIONS else {}
         facts |= {f"config.{name}": part for name, part in (inner or {key: value}).items()}
@@ -52,21 +48,21 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_facts(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the models, as `run_started` lists them."""
+    """Return the facts of the models, given as in `run_started`."""
     return {
         f"sources.{source['reference']}.{kind}": source[kind] for source in sources for kind in ("revision", "checksum")
     }
 
 
 def question_facts(questions: Mapping[str, str]) -> dict[str, Any]:
-    """Of the digests of what is asked."""
+    """Return the facts of the questions, given as digests."""
     return {f"questions.{name}": digest for name, digest in questions.items()}
 
 
 def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[str]]]) -> list[events.Change]:
-    """Whether the same search questions are asked in another order: scores are compared question by question.
+    """Return the change when the same search questions have another order: scores are compared question by question.
 
-    `now` is {task: (question, answer) of each}, in the order of today.
+    `now` is {task: (question, answer) of each}.
     """
     before = started.texts.get("search", {})
     one, other = ({task: [*map(list, asked)] for task, asked in texts.items()} for texts in (before, now))
@@ -77,7 +73,7 @@ def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[st
 
 
 def differences(before: Facts, now: Facts) -> list[events.Change]:
-    """Where two sets of facts differ; what only one of them knows is not compared."""
+    """Return the facts that differ; those that one side lacks are not compared."""
     return [
         events.Change(key=key, before=value, now=now[key])
         for key, value in before.items()
@@ -86,18 +82,18 @@ def differences(before: Facts, now: Facts) -> list[events.Change]:
 
 
 def is_fixed(change: events.Change) -> bool:
-    """Whether no `--force` helps: the optimizer was made with it."""
+    """Whether `--force` cannot allow the change."""
     key = change.key.removeprefix("config.")
     return key != change.key and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
 
 
 def table(changes: Sequence[events.Change]) -> str:
-    """One line for each: key, before, now."""
+    """Format the changes, one line each."""
     return "\n".join(f"  {c.key}: {_short(c.before)} before, {_short(c.now)} now" for c in changes)
 
 
 def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunStarted:
-    """How a run would have begun with what has changed since."""
+    """Return the beginning of a run with the changes of a `resumed` event."""
     changes = {change.key: change.now for change in resumed.forced}
     if resumed.budget is not None:
         changes[BUDGET] = resumed.budget

@@ -1,6 +1,6 @@
-"""The events of a run: what `events.jsonl` holds, one a line. Other tools read these; fields are only ever added."""
+"""The events of a run, one a line of `events.jsonl`. Other tools read them: fields are added, never taken away."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from llmevo.evaluation.judges.records import Judgement, Presentation, Statement, Vote
 from llmevo.evaluation.score import Score
-from llmevo.search.trial import Candidate, Trial
+from llmevo.merging.recipe import Recipe
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
@@ -19,7 +20,7 @@ def _now() -> str:
 
 
 class BaseEvent(BaseModel):
-    """What every event has."""
+    """The fields of every event."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -32,49 +33,49 @@ class RunStarted(BaseEvent):
     config: dict[str, Any]
     """With the overrides of the command line."""
     root: str
-    """The folder relative references start from; relative itself, to the run's folder, in a run that was shared."""
+    """The folder that relative references start from; in a shared run relative to the run's folder."""
     prompts: dict[str, str]
-    """The templates used, as they were."""
+    """The texts of the prompt templates."""
     versions: dict[str, str]
     sources: list[dict[str, Any]]
     """Each model's reference, revision, checksum and licence."""
     seed: int
     evaluation_seed: int | None = None
-    """Of random masks, shuffled questions and solved examples, where it is not `seed`."""
+    """The seed of random masks, shuffled questions and solved examples; `seed` where it is None."""
     genes: list[dict[str, Any]]
-    """Each gene's name, low and high; with choices their names, whose places are its values."""
+    """Name, low and high of each gene; of a categorical gene also its choices, whose places are the values."""
     layers: int
     items: int
-    """Questions a candidate answers."""
+    """Search questions of a candidate."""
     heldout_items: int
-    """Questions a model answers in the end."""
+    """Held-out questions."""
     selection_items: int = 0
-    """Further questions that finalists answer, to choose among them; 0 when there is no such step."""
+    """Selection questions, on which finalists are compared; 0 without that step."""
     rules: int = 0
-    """0, older logs: the uniform merge comes after the parents, start rows are asked everything, and who was stopped is
-    no finalist. 1: it comes first, the other start rows are raced against it, and what the optimizer recommends is a
-    finalist though it was stopped. 2: merges with other weights for all models are start rows (origin `coefficient`),
-    and the best of them is a finalist and held out; optimizers start from the best start row; what is recommended
-    follows from the scores alone, by one rule for every optimizer (`search.optimizers.recommend`); only candidates that
-    were asked everything lead, and a finalist that was stopped is asked the rest first."""
+    """The version of the run's procedure. 0 (older logs): the uniform merge comes after the parents, start rows are not
+    raced, and a stopped candidate is no finalist. 1: the uniform merge comes first, the other start rows are raced
+    against it, and the optimizer's recommendation is a finalist even if it was stopped. 2: merges with one weight for
+    all models are start rows (origin `coefficient`), and the best of them is a finalist and held out; optimizers start
+    from the best start row; one rule recommends for every optimizer (`search.optimizers.recommendation`); only fully
+    evaluated candidates lead, and a stopped finalist is asked the remaining questions first."""
     proposer: str
-    """Who was asked, `auto` resolved; empty for an optimizer without an LLM."""
+    """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
-    """The prompting style that suits it: prompts can be made again from this without the proposer."""
+    """The client's prompting style: prompts can be recomputed from it without the client."""
     questions: dict[str, str] = Field(default_factory=dict[str, str])
-    """Digests of what `search` and `heldout` ask, how, and by which engine; empty in older logs."""
+    """Digests of the `search`, `selection` and `heldout` questions, of how they are asked, and of the engine."""
     texts: dict[str, dict[str, list[tuple[str, str]]]] = Field(
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )
-    """Of `search` and `heldout`: {task: (question, right answer) of each}, shortened; empty in older logs."""
+    """{task: (question, right answer) of each}, shortened, of each set of questions; empty in older logs."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
-    """Slice by slice the norms of and cosines between task vectors, as the LLM is told; empty where none is."""
+    """Norms of and cosines between task vectors of each slice, for the LLM's prompt; empty without an LLM."""
 
     @property
     def masks(self) -> int:
-        """The seed that random masks follow from."""
+        """The seed of random masks."""
         return self.seed if self.evaluation_seed is None else self.evaluation_seed
 
 
@@ -85,36 +86,36 @@ class Prompted(BaseEvent):
     style: str
     messages: list[dict[str, str]]
     reply: str | None
-    """None when there was no answer."""
+    """None without an answer."""
     tokens: dict[str, int]
     cost: float
     seconds: float
     problems: list[str]
     analysis: str
-    """The reason the model gave."""
+    """The LLM's reasoning."""
     used: int
-    """Proposals that could be read of it."""
+    """Readable proposals."""
     calls: int = 1
-    """0 when it was not asked at all, for a cap was reached."""
+    """0 when the LLM was not asked because a cap was reached."""
     repair: bool = False
-    """Whether this asks again for an answer that could not be read."""
+    """Whether this repeats the question after an unreadable answer."""
 
 
 class Judged(BaseEvent, Judgement):
-    """What an LLM judge has just said. Like `presented` and `voted`, it stands before the score that it is for."""
+    """Verdicts of an LLM judge. Like `presented` and `voted`, it stands before the score that it belongs to."""
 
     event: Literal["judged"] = "judged"
     generation: int
 
 
 class Presented(BaseEvent, Presentation):
-    """A candidate's replies are put to a person's vote."""
+    """A candidate's replies, presented for a person's vote."""
 
     event: Literal["presented"] = "presented"
 
 
 class Voted(BaseEvent, Vote):
-    """What the person has just said."""
+    """A person's vote."""
 
     event: Literal["voted"] = "voted"
 
@@ -130,19 +131,19 @@ class Asked(BaseEvent):
 
 
 class Scored(BaseEvent):
-    """What events that carry a score have in common."""
+    """The fields of events with a score."""
 
     score: float
     stderr: float
     tasks: dict[str, dict[str, float]]
     items: int
     item_scores: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
-    """The counted metric of every question, task by task, in the order of `RunStarted.texts`; empty in older logs."""
+    """{task: the counted metric of each question}, in the order of `RunStarted.texts`; empty in older logs."""
     item_probabilities: dict[str, list[int | float]] = Field(default_factory=dict[str, list[int | float]])
-    """How probable the right choice of every question was: of logs of version 0.1 with `racing.proxy`."""
+    """Probabilities of right choices, in logs of version 0.1 with `racing.proxy`."""
     seconds: dict[str, float]
     cached: bool = False
-    """Taken over from an equal candidate, of this run or of another of the same comparison."""
+    """Whether the score was taken over from an equal candidate of this run or of the same comparison."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
@@ -152,21 +153,21 @@ class Evaluated(Scored):
     event: Literal["evaluated"] = "evaluated"
     candidate: int
     rival: int | None = None
-    """The candidate that this one could not get ahead of any more, when it was stopped. Its score is then the rival's
-    and the difference on the `items` that it was asked; `tasks` are of these alone."""
+    """The candidate that racing stopped this one against; None for a full evaluation. The score is then the rival's
+    plus the difference on the `items` that both were asked; `tasks` are of these alone."""
     proxy: bool = False
-    """Whether it was stopped by those probabilities."""
+    """Whether `racing.proxy` stopped it, in logs of version 0.1."""
 
 
 class Selected(Scored):
-    """A finalist scored on the selection items, which no candidate was asked before."""
+    """A finalist's score on the selection questions."""
 
     event: Literal["selected"] = "selected"
     candidate: int
     generation: int
-    """After how many generations."""
+    """The number of generations before."""
     finalists: int
-    """How many there are at that time."""
+    """The number of finalists at that time."""
 
 
 class Failed(BaseEvent):
@@ -184,13 +185,13 @@ class Told(BaseEvent):
     best: int | None
     """The best candidate so far."""
     trust: float | None = None
-    """What the optimizer thinks of the LLM, 0 to 1; None where it has no such thing."""
+    """The optimizer's trust in the LLM, 0 to 1; None without one."""
     violations: dict[int, float] = Field(default_factory=dict[int, float])
-    """By how much candidates of this generation miss the constraints; those that keep them all are not listed."""
+    """{candidate: by how much it violates the constraints}, of those that do."""
 
 
 class HeldOut(Scored):
-    """A model scored on the held-out items."""
+    """A model's score on the held-out questions."""
 
     event: Literal["heldout"] = "heldout"
     row: str
@@ -199,7 +200,7 @@ class HeldOut(Scored):
     """`base`, `parent`, `uniform`, `coefficient` or `best`."""
     candidate: int | None
     replies: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
-    """What the model answered to every question; empty in older logs."""
+    """{task: the answer to each question}; empty in older logs."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, self.replies)
@@ -212,37 +213,37 @@ class RunFinished(BaseEvent):
     heldout: dict[str, Any] | None
     """score, stderr and rows; None when the config names no held-out tasks."""
     violated: str = ""
-    """Which constraints the best violates, where no candidate keeps them all."""
+    """The constraints that the best violates, where no candidate satisfies all."""
     front: list[int] = Field(default_factory=list[int])
-    """The candidates of the Pareto front, where every task is an aim of its own."""
+    """The candidates of the Pareto front, where every task is an objective of its own."""
     proposals: dict[str, int]
-    """`prompts` in all, of which `answered`, `lost` (no answer), `unreadable` (answered without a usable proposal),
-    `capped` (not asked: a cap was reached) and `repairs` (asked once more); `used`: what became candidates of them."""
+    """Counts: `prompts`, of which `answered`, `lost` (no answer), `unreadable` (no usable proposal), `capped` (not asked
+    because of a cap) and `repairs` (repeated); `used`: candidates that came of them."""
 
 
 class Change(BaseModel):
-    """Something that is not as it was when the run began."""
+    """A difference from the beginning of the run."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     key: str
-    """Its place in `run_started`: `config.llm.model`, `questions.search`, `sources.MODEL.checksum`."""
+    """Its place in `run_started`, such as `config.llm.model`, `questions.search`, `sources.MODEL.checksum`."""
     before: Any
     now: Any
 
 
 class Resumed(BaseEvent):
-    """From here on something is different; a run that goes on as it was writes none."""
+    """A change with which the run goes on; a resume without changes writes no such event."""
 
     event: Literal["resumed"] = "resumed"
     reason: str
-    """In words: what was given with `--budget` or allowed with `--force`."""
+    """A text on `--budget` and `--force`."""
     budget: int | dict[str, float] | None = None
-    """The new `search.budget`, in the form of the config; None where it stays."""
+    """The new `search.budget` in the form of the config; None where it stays."""
     forced: list[Change] = Field(default_factory=list[Change])
-    """What had changed and was allowed with `--force`."""
+    """Changes allowed with `--force`."""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
-    """As in `run_started`: what the run goes on with."""
+    """Versions that differ from `run_started`."""
 
 
 Event = Annotated[
@@ -261,14 +262,13 @@ Event = Annotated[
     | RunFinished,
     Field(discriminator="event"),
 ]
-"""Any event."""
 
 
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
-    """The event of what a judge or a voter says."""
+    """Return the event of a verdict."""
     fields = statement.model_dump()
     match statement:
         case Judgement():
@@ -281,8 +281,20 @@ def said(statement: Statement, generation: int) -> Judged | Presented | Voted:
             raise TypeError(f"{statement} is no event")
 
 
+def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipes: Sequence[Recipe]) -> Asked:
+    """The event of a generation's candidates, numbered from `first`."""
+    pairs = zip(suggestions, recipes, strict=True)
+    return Asked(
+        generation=generation,
+        candidates=[
+            {"id": first + i, "origin": s.origin, "genes": s.genes, "recipe": recipe.as_dict(), "note": s.note}
+            for i, (s, recipe) in enumerate(pairs)
+        ],
+    )
+
+
 def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The fields of `Scored`."""
+    """Return the fields of `Scored`."""
     return {
         "score": score.total,
         "stderr": score.stderr,
@@ -295,17 +307,17 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """0 and 1 in one character; as many digits of others as tell questions apart."""
+    """Round to four digits; 0 and 1 become integers, which are shorter in the log."""
     return int(value) if value == int(value) else round(value, 4)
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """To milliseconds."""
+    """Round to milliseconds."""
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def of_trial(trial: Trial, rival: int | None = None) -> Evaluated | Failed:
-    """The event of a trial; with the rival that it was stopped by."""
+    """Return the event of a trial; `rival` is the one that racing stopped it against."""
     if trial.score is None:
         return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
     return Evaluated(candidate=trial.candidate.id, rival=rival, **scored(trial.score, trial.seconds))

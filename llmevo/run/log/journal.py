@@ -1,4 +1,4 @@
-"""One code path for run, resume and replay: each event is taken from the log, or made and appended to it."""
+"""One code path for run, resume and replay: each event is read from the log, or made and appended to it."""
 
 import math
 from collections import deque
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llmevo.errors import RunError
+from llmevo.evaluation.judges.memory import VerdictMemory
 from llmevo.evaluation.racing import difference
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -16,46 +17,51 @@ Kind = TypeVar("Kind", bound=events.BaseEvent)
 
 
 Observer = Callable[[events.Event, RunState], None]
-"""Shown every event, old or new, with the state after it."""
+"""Called with every event, old or new, and the state after it."""
 
 
 ASIDE = (events.Judged, events.Presented, events.Voted, events.Resumed)
-"""What may stand before an event that takes long to make."""
+"""Events that are written while another one, which takes long, is being made."""
 
 
 ROUGH = 1e-6
-"""How far numbers may be off that nothing is decided by: `sigma` and `trust`, as a share. Their last digits are the
-processor's. Everything else is compared exactly."""
+"""The relative tolerance of `sigma` and `trust`, which decide nothing and whose last digits depend on the processor.
+Everything else is compared exactly."""
 
 
 class EndOfRecordError(Exception):
-    """A replay has come to the end of an unfinished run's log."""
+    """A replay reached the end of an unfinished run's log."""
 
 
 class Journal:
-    """The events of a run in their order, past ones first."""
+    """The events of a run in their order, recorded ones first."""
 
     def __init__(
         self,
         recorded: Iterable[events.Event] = (),
         append: Callable[[events.Event], None] | None = None,
         observers: Iterable[Observer] = (),
+        verdicts: VerdictMemory | None = None,
     ) -> None:
-        """`append` writes a new event; without it the journal ends where the record does (EndOfRecordError)."""
-        self.state = RunState()
+        """`append` writes a new event; without it the journal ends where the record does (EndOfRecordError).
+
+        `verdicts` is the memory that the judged tasks read; new verdicts are logged before the score they belong to.
+        """
+        self.state = RunState(verdicts=verdicts or VerdictMemory())
+        self.state.verdicts.write = lambda verdict: self.aside(events.said(verdict, len(self.state.told)))
         self._recorded = deque(recorded)
         self._append, self._observers = append, [*observers]
         self._line = 0
 
     def follow(self, observer: Observer) -> None:
-        """Show it every event from now on, before all others."""
+        """Add an observer that is called before all others."""
         self._observers.insert(0, observer)
 
     def once(self, kind: type[Kind] | tuple[type[Kind], ...], make: Callable[[], Kind]) -> Kind:
-        """The next event, which must be of this kind: recorded if it happened before, made now if not.
+        """Return the next event: the recorded one, which must be of this kind, or a new one from `make`.
 
-        A `resumed` event takes effect with the event before it: so what it changes, it changes at the same place each
-        time the log is read.
+        A `resumed` event takes effect with the event before it, so it changes the run at the same place each time the
+        log is read.
         """
         while self._recorded and isinstance(self._recorded[0], ASIDE):
             self._take(self._recorded.popleft())
@@ -75,11 +81,11 @@ class Journal:
 
     @property
     def ahead(self) -> bool:
-        """Whether everything recorded has been read and what comes next is made."""
+        """Whether all recorded events were read and the next one is new."""
         return self._append is not None and not self._recorded
 
     def aside(self, event: events.Event) -> None:
-        """Append what happens while another event is being made: it stands before that one."""
+        """Append an event while another one is being made; it stands before that one."""
         if self._append is None:
             raise EndOfRecordError
         self._append(event)
@@ -92,26 +98,26 @@ class Journal:
             observer(event, self.state)
 
     def recomputed(self, made: Kind) -> Kind:
-        """An event that follows from those before it: if it is recorded, it must be the same."""
+        """Take an event that follows from those before it. Raises RunError when the recorded one differs."""
         if self._recorded and (difference := next(_differences(self._recorded[0], made), None)):
             raise self.broken(difference, ahead=True)
         return self.once(type(made), lambda: made)
 
     def expect(self, event: Kind, **fields: Any) -> Kind:
-        """The event just taken, if these of its fields are what they should be. Raises RunError."""
+        """Check fields of the event just taken. Raises RunError."""
         for name, value in fields.items():
             if getattr(event, name) != value:
                 raise self.broken(f"{_named(event, name, getattr(event, name), value)}")
         return event
 
     def broken(self, what: str, ahead: bool = False) -> RunError:
-        """The error that says at which line the log is not what follows from its config; `ahead`: at the next one."""
+        """Return the error that names the line where the log does not follow from its config; `ahead`: the next one."""
         others = _others(self.state)
         return RunError(f"the log does not follow from its config: line {self._line + ahead}: {what}{others}")
 
 
 def _others(state: RunState) -> str:
-    """What the log was made with that is another here."""
+    """Name the versions that differ between the log and this machine."""
     here, logged = versions(), state.started.versions if state.started else {}
     names = [name for name in ("llmevo", "search", "machine", "blas", "python", *NUMERIC) if name in logged]
     others = [f"{name} {logged[name]} (here {here[name]})" for name in names if logged[name] != here[name]]
@@ -119,19 +125,19 @@ def _others(state: RunState) -> str:
 
 
 def _differences(recorded: events.BaseEvent, made: events.BaseEvent) -> Iterator[str]:
-    """The fields in which two events differ, apart from when they were written."""
+    """Yield the fields in which two events differ, but for the time."""
     old, new = (event.model_dump(mode="json", exclude={"time"}) for event in (recorded, made))
     if old["event"] != new["event"]:
         yield f"is the event {old['event']!r} where {new['event']!r} follows"
         return
     for name in new:
-        if name in recorded.model_fields_set:  # what later versions write too is missing in older logs
+        if name in recorded.model_fields_set:  # older logs lack newer fields
             for place, before, now in _unequal(name, old[name], new[name]):
                 yield _named(made, place, before, now)
 
 
 def _unequal(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The innermost places where two values differ."""
+    """Yield the innermost places where two values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
             yield from _unequal(f"{place}.{key}", old.get(key), new.get(key))
@@ -159,7 +165,9 @@ def _short(value: object) -> str:
 def check_score(
     journal: Journal, event: events.Evaluated, rival: Trial | None, counted: Mapping[str, tuple[float, str]]
 ) -> None:
-    """Of a candidate that was stopped, the rival's score and the difference on what both were asked."""
+    """Raise RunError unless a score follows from its tasks, or for a stopped candidate from its rival's score and the
+    difference on the questions that both were asked.
+    """
     if event.rival is None:
         check_sum(journal, event, counted)
         return
@@ -173,10 +181,10 @@ def check_score(
 
 
 def check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tuple[float, str]]) -> None:
-    """A score is the weighted sum of its tasks' metrics: see `weigh`."""
-    total, book = 0.0, journal.state.book
+    """Raise RunError unless a score is the weighted sum of its tasks' metrics."""
+    total = 0.0
     for task, (weight, metric) in counted.items():
-        standing = None if event.cached else book.standing(task)
+        standing = None if event.cached else journal.state.verdicts.standing(task)
         if standing is not None and event.tasks[task][metric] != standing:
             raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
         total += weight * event.tasks.get(task, {}).get(metric, math.nan)

@@ -1,4 +1,4 @@
-"""What a run's log folds to: the one view of a run that the loop and every reader share."""
+"""The state of a run: the fold of its log, shared by the loop and every reader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ from llmevo.search.objectives.pareto import front
 from llmevo.search.trial import Candidate, Trial
 
 ORIGIN = "the run's config"
-"""What a ConfigError of one from a log says it is in."""
+"""The origin that a ConfigError of a logged config names."""
 
 
 @dataclass
 class RunState:
-    """What the log says so far. Changes only by `apply`; the live run and every reader share this."""
+    """A run as its log says so far. Only `apply` changes it."""
 
     started: events.RunStarted | None = None
-    """How the run began, with what `resumed` events have changed of it since."""
+    """The first event, with the changes of later `resumed` events."""
     resumed: list[events.Resumed] = field(default_factory=list[events.Resumed])
     prompted: list[events.Prompted] = field(default_factory=list[events.Prompted])
     judged: list[events.Judged] = field(default_factory=list[events.Judged])
-    book: VerdictMemory = field(default_factory=VerdictMemory)
-    """What judges and voters have said."""
+    verdicts: VerdictMemory = field(default_factory=VerdictMemory)
+    """The verdicts of judges and voters."""
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
@@ -40,9 +40,9 @@ class RunState:
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
     finished: events.RunFinished | None = None
     latest: datetime | None = None
-    """When the last event was written."""
+    """The time of the last event."""
     aims: Objective = field(default_factory=Objective)
-    """What the run's config searches for."""
+    """The objective of the run's config."""
 
     @classmethod
     def fold(cls, log: Iterator[events.Event]) -> Self:
@@ -70,9 +70,9 @@ class RunState:
                 self.prompted.append(event)
             case events.Judged():
                 self.judged.append(event)
-                self.book.take(event)
+                self.verdicts.take(event)
             case events.Presented() | events.Voted():
-                self.book.take(event)
+                self.verdicts.take(event)
             case events.Asked():
                 self.candidates |= {candidate.id: candidate for candidate in event.read()}
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
@@ -102,13 +102,12 @@ class RunState:
 
     @property
     def keeping(self) -> ConstraintChecker:
-        """What holds trials against the constraints."""
         return ConstraintChecker(
             self.aims, self.trials, {number: event.read() for number, event in self.selected.items()}
         )
 
     def _judge(self, candidate: Candidate | None = None) -> None:
-        """Hold a candidate against the constraints, or all of them, once the start rows have told the bounds."""
+        """Check a candidate, or all of them, against the constraints, once the start rows give the bounds."""
         begun = len(self.trials) == len(self.candidates) or any(c.generation for c in self.candidates.values())
         if not self.aims.constraints or not begun:
             return
@@ -117,7 +116,7 @@ class RunState:
             self.trials[number] = keeping.judged(self.trials[number])
 
     def _resume(self, event: events.Resumed) -> None:
-        """A finished run that goes on is not finished. Rows held out with other questions or models do not compare."""
+        """A finished run that is resumed is unfinished; held-out rows of other questions or models are dropped."""
         self.resumed.append(event)
         self.started = applied(self.started, event) if self.started else None
         self.finished = None
@@ -125,8 +124,8 @@ class RunState:
             self.heldout = {}
 
     def asked(self, questions: str) -> str:
-        """How many questions one scoring on `search` or `heldout` asks: `640`, or `640 answers to 512` where tasks ask
-        the same ones.
+        """Return the number of questions of `search` or `heldout`: `640`, or `640 answers to 512` where tasks share
+        questions.
         """
         texts = self.started.texts.get(questions, {}) if self.started else {}
         count, unlike = sum(map(len, texts.values())), distinct(clusters(texts))
@@ -136,12 +135,11 @@ class RunState:
 
     @property
     def heldout_tasks(self) -> list[Task]:
-        """What is held out, as the run's config says."""
         return parse_config(self.started.config, ORIGIN).heldout_tasks if self.started else []
 
     @property
     def heldout_kept(self) -> list[Held]:
-        """Each constraint on the held-out questions, for the best; empty where nothing is held out."""
+        """Each constraint, checked for the best on the held-out questions; empty without these."""
         best, tasks = self.heldout.get("best"), self.heldout_tasks if self.aims.constraints else []
         if best is None or not tasks:
             return []
@@ -152,22 +150,19 @@ class RunState:
 
     @property
     def unmet(self) -> str:
-        """Which constraints the best violates, in words: no candidate keeps them all. Empty where one does."""
+        """A text that names the constraints the best violates; empty where a candidate satisfies all."""
         best = self.best
         return f"no candidate keeps all constraints; the best {best.reason}" if best and best.violation else ""
 
     @property
     def front(self) -> list[Trial]:
-        """The Pareto front of the candidates that were asked everything, the highest score first; empty where the
-        objective is a sum.
-        """
+        """The Pareto front of the fully evaluated trials, the highest score first; empty for a sum objective."""
         return front(self.asked_all, self.aims) if self.aims.pareto else []
 
     @property
     def best(self) -> Trial | None:
-        """The trial to hand over: the one with the highest score, and once all finalists were asked further questions,
-        the best of them by all they were asked. The earlier one of equals. Whoever keeps the constraints is better
-        than whoever does not.
+        """The trial to export: the leader, or once all finalists were scored on the selection questions, the best
+        finalist by all its questions. Trials that satisfy the constraints come first; the earlier of equals.
         """
         finalists = [self.trials[n] for n, event in self.selected.items() if event.generation == len(self.told)]
         if finalists and len(finalists) == self.selected[finalists[0].candidate.id].finalists:
@@ -176,22 +171,22 @@ class RunState:
 
     @property
     def leader(self) -> Trial | None:
-        """The trial with the highest score on the search questions, of those that keep the constraints."""
+        """The trial with the highest score on the search questions."""
         new = self.started is not None and self.started.rules > 1
-        if new or self.aims.constraints:  # whether one that was stopped keeps them is not known
+        if new or self.aims.constraints:  # a stopped trial is not known to satisfy them
             return next(iter(self.asked_all), None)
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
 
     def pooled(self, trial: Trial) -> float:
-        """A finalist's score on search and selection questions together."""
+        """Return a finalist's score on search and selection questions together."""
         score, further = trial.score, self.selected[trial.candidate.id]
         assert score
         return (score.total * score.items + further.score * further.items) / (score.items + further.items)
 
     @property
     def asked_all(self) -> list[Trial]:
-        """The trials that were stopped by nothing, the best first, the earlier one of equals."""
+        """The fully evaluated trials, the best first, the earlier of equals."""
         items = max((trial.score.items for trial in self.trials.values() if trial.score), default=0)
         whole = [trial for trial in self.trials.values() if trial.score and trial.score.items == items]
         return sorted(whole, key=lambda trial: trial.rank, reverse=True)
@@ -201,22 +196,22 @@ class RunState:
         return self.best_of("parent")
 
     def best_of(self, origin: str) -> Trial | None:
-        """The trial of an origin with the highest search score; None where none has a score."""
+        """Return the trial of an origin with the highest search score; None where none has a score."""
         trials = [trial for trial in self.trials.values() if trial.score and trial.candidate.origin == origin]
         return max(trials, key=lambda trial: trial.rank, default=None)
 
 
 def _aims_of(started: events.RunStarted) -> Objective:
-    """Of most logs known without reading the whole config."""
+    """Return the objective; for most logs without reading the whole config, which takes long."""
     search = started.config.get("search") or {}
     if not started.config.get("constraints") and search.get("objective", "sum") == "sum":
         return Objective()
     try:
         return parse_config(started.config, ORIGIN).aims
-    except ConfigError:  # of another version; whoever needs the config says so
+    except ConfigError:  # of another version: readers that need the config report it
         return Objective()
 
 
 def failures(state: RunState) -> list[str]:
-    """The reasons of the candidates that failed, in their order."""
+    """Return the reasons of the failed candidates, in their order."""
     return [trial.reason for trial in state.trials.values() if trial.score is None]

@@ -1,4 +1,4 @@
-"""The run folder and the append-only log in it, which is the run; `RunState` is what it folds to."""
+"""The run folder with its append-only log; `RunState` is the fold of the log."""
 
 import errno
 import fcntl
@@ -22,34 +22,31 @@ LOG = "events.jsonl"
 
 
 WRITTEN = ("config.yml", "best.yml")
-"""What a run writes beside its log."""
+"""Files that a run writes beside its log."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when there is no more room."""
+"""Error numbers of a full disk."""
 
 
 DECIDING = (events.RunStarted, events.Resumed)
-"""The events that say what a run executes, opens and contacts."""
+"""The events that decide what a run executes, opens and contacts."""
 
 
 PATIENCE = 0.5
-"""Seconds to wait for a log in use: `llmevo status` and `watch` hold it for a moment."""
+"""Seconds to wait for a locked log: `llmevo status` and `watch` lock it for a moment."""
 
 
 class RunLog:
-    """The log of one run, open for appending by one process.
-
-    Every line is written and synced before `append` returns, so what a run has paid for is never lost.
-    """
+    """The log of one run, open for appending by one process. Every line is synced before `append` returns."""
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
-        """Raises RunError when the folder holds another run, when there is none to resume, or when it is in use, and
-        LogError when it cannot be written.
+        """Raises RunError when the folder holds another run, holds none to resume, or is in use, and LogError when it
+        cannot be written.
         """
         self.folder, self.file = folder, folder / LOG
         self.place = folder.absolute()
-        """The folder, wherever the working directory is by now."""
+        """The absolute path: the working directory may change."""
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
@@ -60,7 +57,7 @@ class RunLog:
         _OPEN.add(self)
         try:
             _lock(self._descriptor, folder)
-            if not resume:  # another process may have begun one since
+            if not resume:  # another process may have started one before the lock
                 check_free(folder)
             content = self.file.read_bytes()
             self.recorded = [*_events(content, self.file)]
@@ -68,13 +65,13 @@ class RunLog:
             with _errors(self.file, begun=bool(self.recorded)):
                 os.truncate(self._descriptor, self._size)
                 os.lseek(self._descriptor, self._size, os.SEEK_SET)
-                sync(folder)  # a new file's name is not on the disk before its folder is
+                sync(folder)  # a new file survives a power cut once its folder is synced
         except BaseException:
             self.close()
             raise
 
     def append(self, event: events.Event) -> None:
-        """Raises LogError when the disk is full or fails, and the log is then as it was before; or when it is gone."""
+        """Raises LogError when the disk is full or fails, and when the log is gone; the log is then as before."""
         self._check_there()
         line = (event.model_dump_json(by_alias=True) + "\n").encode()
         if isinstance(event, DECIDING):
@@ -93,22 +90,20 @@ class RunLog:
         self._size += len(line)
 
     def _undo(self) -> None:
-        """Cut away a line that was written in part. Where even that fails, the next one to open the log does it."""
-        try:
+        """Cut off a partly written line. If that fails too, the next process that opens the log does it."""
+        with suppress(OSError):
             os.truncate(self._descriptor, self._size)
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
-        except OSError:
-            pass
 
     def write(self, name: str, text: str) -> None:
-        """A file beside the log, replaced as a whole or not at all. Raises LogError."""
+        """Replace a file beside the log, as a whole or not at all. Raises LogError."""
         self._check_there()
         with _errors(self.folder / name, begun=self._size > 0):
             write_whole(self.place / name, text.encode())
 
     @property
     def missing(self) -> str:
-        """What became of a folder that is no longer at its place, and the way out; empty while it is there."""
+        """An error text when the folder was moved or deleted meanwhile; empty while it is there."""
         own = os.fstat(self._descriptor)
         with suppress(OSError):
             if os.path.samestat(own, (self.place / LOG).stat()):
@@ -143,7 +138,7 @@ _OPEN: weakref.WeakSet[RunLog] = weakref.WeakSet()
 
 
 def _close_inherited() -> None:
-    """A child process that outlives this one must not hold its log."""
+    """Close the logs in a child process, which would hold their locks after this one ends."""
     for log in _OPEN:
         log.close()
 
@@ -158,7 +153,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno != errno.EWOULDBLOCK:
                 raise RunError(
                     f"{folder} cannot be locked against a second process ({error.strerror}), for its file system has no"
                     " locks, or none now; choose a folder on another disk with --out, or move the run there"
@@ -179,7 +174,7 @@ def _errors(file: Path, begun: bool) -> Generator[None]:
 
 
 def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
-    """`begun`: whether there is a run to go on with."""
+    """Explain an error of the disk; `begun`: whether there is a run to resume."""
     what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
     then = (
         f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
@@ -190,8 +185,8 @@ def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
 
 
 def is_own(run: Path) -> bool:
-    """Whether a log was begun on this machine by this user, or trusted before: the lines of its `DECIDING` events are,
-    to the letter, among those that `mark` has noted. No log can say that of itself.
+    """Whether this user started the log on this machine, or trusted it before: `mark` has noted every line of its
+    `DECIDING` events, to the letter. A log cannot claim that by itself.
     """
     file = run / LOG if run.is_dir() else run
     try:
@@ -202,14 +197,14 @@ def is_own(run: Path) -> bool:
 
 
 def trust(run: Path) -> None:
-    """Take a log from elsewhere for one of this user from now on. See `is_own`."""
+    """Treat a log from elsewhere as this user's own from now on; see `is_own`."""
     file = run / LOG if run.is_dir() else run
     mark(_deciding(file.read_bytes(), file))
 
 
 def mark(lines: Iterable[bytes]) -> None:
-    """Note lines of a log, as digests, in a file that only this user can write: `llmevo/logs` in XDG_STATE_HOME, which
-    is ~/.local/state by default. Where that cannot be written, a later `resume` asks as it does of a foreign log.
+    """Note the digests of lines of a log in `$XDG_STATE_HOME/llmevo/logs` (~/.local/state by default), which only this
+    user can write. If it cannot be written, a later `resume` needs `--trust`, as for a foreign log.
     """
     file = _notes()
     with suppress(OSError):
@@ -231,19 +226,19 @@ def _digest(line: bytes) -> str:
 
 
 def _deciding(content: bytes, file: Path) -> list[bytes]:
-    """The lines of the events that say what a run executes, opens and contacts."""
+    """Return the lines of the `DECIDING` events."""
     lines = content[: _whole(content)].splitlines()
     return [line for line, event in zip(lines, _events(content, file), strict=True) if isinstance(event, DECIDING)]
 
 
 def holds_run(folder: Path) -> bool:
-    """A log without a whole line is no run: it was stopped before anything happened."""
+    """Whether the folder has a log with at least one whole line."""
     file = folder / LOG
     return file.exists() and b"\n" in file.read_bytes()
 
 
 def check_free(folder: Path) -> None:
-    """Raise RunError when the folder holds a run, or files of the names that a run writes."""
+    """Raise RunError when the folder holds a run, or files that a run would overwrite."""
     if holds_run(folder):
         raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
     taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
@@ -255,7 +250,7 @@ def check_free(folder: Path) -> None:
 
 
 def read_log(run: Path) -> list[events.Event]:
-    """The events of a run's folder, for readers. A line still being written is left out."""
+    """Return the events of a run's folder, without a line that is still being written."""
     file = run / LOG if run.is_dir() else run
     if not file.exists():
         raise RunError(f"{run} holds no run (there is no {LOG})")
@@ -263,10 +258,9 @@ def read_log(run: Path) -> list[events.Event]:
 
 
 def _whole(content: bytes) -> int:
-    """How much of a log is whole lines.
+    """Return the length of the log's whole lines.
 
-    A last line without its newline was torn by a crash, and so was one with zeros in it: a block that a power cut has
-    kept from the disk.
+    A last line is torn when it has no newline, or zero bytes: a block that a power cut kept from the disk.
     """
     whole = content.rfind(b"\n") + 1
     before = content.rfind(b"\n", 0, max(0, whole - 1)) + 1
@@ -279,7 +273,7 @@ def _events(content: bytes, file: Path) -> Iterator[events.Event]:
 
 
 def parse_event(line: bytes, place: str) -> events.Event:
-    """One line of a log; `place` is where it stands, for the RunError of a line that is none."""
+    """Parse one line of a log. Raises RunError, which names the `place` of the line."""
     try:
         raw = json.loads(line, parse_constant=_refuse_constant)
         if raw.get("schema", 0) > events.SCHEMA:
@@ -302,7 +296,7 @@ def _reason(error: Exception) -> str:
 
 
 def runs_in(places: Sequence[Path]) -> list[Path]:
-    """The run folders meant: each place itself, or the runs below it."""
+    """Return each place itself where it is a run, else the runs in it. Raises RunError for a place without any."""
     found: list[Path] = []
     for place in places:
         if not place.exists():
@@ -315,17 +309,16 @@ def runs_in(places: Sequence[Path]) -> list[Path]:
 
 
 class Tail:
-    """The log of a run that may still be written: every look gives what came since the last one."""
+    """The log of a run that may still be written, read piece by piece."""
 
     def __init__(self, run: Path) -> None:
         self.file = run / LOG
         self._read, self._lines = 0, 0
 
     def new(self) -> list[events.Event]:
-        """The events of the lines that were completed since; a half-written last line waits. None are there before the
-        log is.
+        """Return the events of the lines that were completed since the last call.
 
-        Raises RunError for a line that is no event, and for a log that was cut or begun anew.
+        Raises RunError for a line that is no event, and for a log that was cut or started anew.
         """
         if not self.file.exists():
             return []
@@ -335,9 +328,7 @@ class Tail:
                 raise RunError(f"{self.file} is shorter than it was: another run has begun in its place; watch it anew")
             stream.seek(self._read)
             content = stream.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if b"\0" in whole:  # a block that a power cut has kept from the disk; a resume cuts it away
-            whole = whole[: whole.rfind(b"\n", 0, whole.index(b"\0")) + 1]
+        whole = content[: _whole(content)]
         found: list[events.Event] = []
         for line in whole.splitlines():
             self._lines += 1
@@ -347,23 +338,20 @@ class Tail:
 
 
 def is_written(run: Path) -> bool:
-    """Whether a live process holds the log of a run.
-
-    Asks by a shared lock that is given back at once: it is refused as long as somebody writes.
-    """
+    """Whether a live process writes the log of a run: then a shared lock is refused."""
     file = run / LOG
     if not file.exists():
         return False
     with file.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:  # a file system without locks says nothing of a writer
-            return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+        except OSError as error:  # a file system without locks gives another error
+            return error.errno == errno.EWOULDBLOCK
     return False
 
 
 def runs_below(place: Path) -> list[Path]:
-    """The run that a folder is, or all runs in it and in the folders in it."""
+    """Return the folder itself where it is a run, else all runs below it."""
     if (place / LOG).exists():
         return [place]
     return sorted(file.parent for file in place.rglob(LOG))

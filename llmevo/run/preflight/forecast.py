@@ -10,11 +10,9 @@ import torch
 from llmevo.evaluation.score import Score
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.experiment import Experiment, population
-from llmevo.run.loop import start_rows
 from llmevo.run.preflight.base import Finding
 from llmevo.run.progress import heldout_rows, votes_at_most
 from llmevo.search.objectives.scalarize import random_weights
-from llmevo.search.optimizers.base import Retold
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -74,7 +72,7 @@ class Forecast:
 def measure(experiment: Experiment) -> Measured:
     """Start the engine, merge the uniform candidate and score it. Raises CandidateError where that fails."""
     recipe = experiment.space.decode(experiment.space.uniform())
-    score, seconds = experiment.score(recipe)
+    score, seconds = experiment.scorer.score(recipe)
     return Measured(seconds["merge"], seconds["evaluate"], score.items)
 
 
@@ -110,10 +108,10 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
         each, last = (read * 2 * parameters / (_speed() * EFFICIENCY) for read in (searched, held_out))
     evaluations, size = experiment.evaluations, population(experiment)
     if budget.minutes is not None:
-        evaluations = max(experiment.start_rows, min(evaluations, int(budget.minutes * 60 / each)))
-    origins = [row.origin for row in start_rows(experiment)]
+        evaluations = max(len(experiment.start_rows), min(evaluations, int(budget.minutes * 60 / each)))
+    origins = [row.origin for row in experiment.start_rows]
     rows = heldout_rows(origins) if experiment.heldout else 0
-    generations = max(0, math.ceil((evaluations - experiment.start_rows) / size))
+    generations = max(0, math.ceil((evaluations - len(experiment.start_rows)) / size))
     prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
@@ -121,7 +119,7 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
     spent = prompts * asked * 2, prompts * answered  # prompts grow with what there is to tell
     return Forecast(
         evaluations=evaluations,
-        start_rows=experiment.start_rows,
+        start_rows=len(experiment.start_rows),
         generations=generations,
         population=size,
         items=items,
@@ -149,7 +147,7 @@ def first_prompt(experiment: Experiment) -> First | None:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
     optimizer = experiment.optimizer()
-    candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(start_rows(experiment))]
+    candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
     count, known = len(candidates), list[Trial]()
@@ -159,7 +157,7 @@ def first_prompt(experiment: Experiment) -> First | None:
         trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
         optimizer.tell(trials)
         known += trials
-        if experiment.config.aims.pareto and isinstance(optimizer, Retold):
+        if experiment.config.aims.pareto:
             optimizer.retell(known, random_weights(experiment.config.aims, generation))
         asking = optimizer.ask(min(experiment.evaluations - count, population(experiment)))
         try:
@@ -177,13 +175,14 @@ def unasked(experiment: Experiment, first: First | None) -> list[Finding]:
     """What is to be said where the LLM is never asked; `first` is the first prompt."""
     if first or not experiment.asks:
         return []
-    rest = max(0, experiment.evaluations - experiment.start_rows)
+    begun = len(experiment.start_rows)
+    rest = max(0, experiment.evaluations - begun)
     share = ", fewer than make one for the LLM" if rest else ""
     instead = ", or take `optimizer: llm-off`, the same search without an LLM"
     return [
         Finding(
             "search.budget",
-            f"the LLM will not be asked: {experiment.start_rows} of the {experiment.evaluations} evaluations are start"
+            f"the LLM will not be asked: {begun} of the {experiment.evaluations} evaluations are start"
             f" rows, which leaves {rest}{share}",
             f"Raise the budget{instead if experiment.config.search.optimizer == 'llm' else ''}",
         )

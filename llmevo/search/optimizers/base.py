@@ -1,10 +1,11 @@
-"""What an optimizer is."""
+"""The interface of optimizers."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -48,41 +49,48 @@ class Setup:
     they take the best start row."""
 
 
-class Optimizer(Protocol):
-    """Proposes points and learns from their scores. All randomness comes from the setup's seed.
+class Optimizer(ABC):
+    """Propose points of a search space and learn from their scores. All randomness comes from the setup's seed.
 
-    An optimizer does not say which trial to hand over: that is the same rule for all, `search.optimizers.recommend`.
+    A subclass implements `ask`, `tell` and `state`; the other methods do nothing by default.
     """
 
     @property
     def sigma(self) -> float | None:
-        """The step size in shares of a gene's range; None where there is none."""
-        ...
+        """The step size as a share of a gene's range; None for an optimizer without one."""
+        return None
 
+    @property
+    def trust(self) -> float | None:
+        """The share of candidates, 0 to 1, that the LLM is given; None for an optimizer without an LLM."""
+        return None
+
+    @abstractmethod
     def ask(self, size: int) -> Asking:
-        """At most `size` new candidates; at least one."""
-        ...
+        """Propose at least one and at most `size` new candidates."""
 
+    @abstractmethod
     def tell(self, trials: Sequence[Trial]) -> None:
-        """A generation's trials, failures included; the first call brings the start rows."""
-        ...
+        """Learn from a generation's trials, failures included; the first call brings the start rows."""
 
+    @abstractmethod
     def state(self) -> str:
-        """A digest of all that decides what comes next; equal digests mean equal futures."""
-        ...
-
-
-@runtime_checkable
-class Retold(Protocol):
-    """An optimizer that keeps the values of trials, and so has to know when they change: with constraints and with
-    several aims; see `search.objectives.valued`. One that keeps none, or values them by itself, needs no such method.
-    """
+        """Return a digest of all that decides the next candidates; equal digests mean equal futures."""
 
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
-        """Everything it was told of, with the values of now; `weights` is what each aim counts at present, empty where
-        the objective is the sum. Called before each `ask`, and before each `tell` for what was told earlier.
+        """Replace the values of all earlier trials, before each `ask` and `tell`, where constraints or several
+        objectives change them over time: see `search.objectives.scalarize`.
+
+        `weights` are the current weights of the objectives, empty where the objective is the sum. An optimizer that
+        keeps no values needs no such method.
         """
-        ...
+
+    def extend(self, evaluations: int) -> None:
+        """Plan with another budget, in evaluations, after the user raised it."""
+
+    def recommend(self) -> Trial | None:
+        """Return the trial to hand over in runs with `rules` below 2; newer runs use `search.optimizers.recommend`."""
+        return None
 
 
 def digest(generator: np.random.Generator, *parts: Any) -> str:

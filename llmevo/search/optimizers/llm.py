@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.population import History, key
 from llmevo.search.optimizers.surrogate.cma_es import POPULATION, Evolution, Prospect
 from llmevo.search.optimizers.surrogate.distribution import Array, next_sigma, spread_factors
@@ -29,7 +29,7 @@ PEERS = 8
 """How many of the latest numeric candidates an LLM's is ranked among."""
 
 
-class SurrogateCmaEs:
+class SurrogateCmaEs(Optimizer):
     """The numeric engine alone: CMA-ES whose samples a Gaussian process ranks first.
 
     Use it where there is no LLM, and beside `llm` to see what the LLM adds. Measured for 50 to 200
@@ -51,11 +51,6 @@ class SurrogateCmaEs:
         """The step size in shares of a gene's range."""
         return self._engine.sigma
 
-    @property
-    def trust(self) -> float | None:
-        """The share of the evaluations that the LLM has earned, up to a half; None without an LLM."""
-        return None
-
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         pool = self._engine.pool()
@@ -69,11 +64,11 @@ class SurrogateCmaEs:
             chosen = [Suggestion(self._space.from_unit(self._random.random(len(self._space.genes))), "gaussian")]
         return chosen
 
-    def extend(self, budget: int) -> None:
+    def extend(self, evaluations: int) -> None:
         """Evaluations in all from now on: the LLM is told how many are left."""
-        if budget != self._setup.budget:
-            self._setup = replace(self._setup, budget=budget)
-            self._history.add("budget", budget)
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations)
+            self._history.add("budget", evaluations)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)

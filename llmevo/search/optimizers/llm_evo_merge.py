@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.llm.json import numeral, objects, scalars, writable
-from llmevo.search.optimizers.base import Asking, Setup, digest
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup, digest
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
@@ -50,7 +50,7 @@ SCHEMA = {
 Point = NDArray[np.float64]
 
 
-class LlmEvoMerge:
+class LlmEvoMerge(Optimizer):
     """The LLM's mean and Gaussian mutations of it. Use it as a baseline only."""
 
     files = ("llm_evo_merge_system.j2", "llm_evo_merge_user.j2", "llm_evo_merge_again.j2")

@@ -5,20 +5,19 @@ Several aims and constraints are Optuna's own: a study with a direction for each
 
 import math
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.population import History, key
 from llmevo.search.space import Gene
 from llmevo.search.trial import Suggestion, Trial
 
 
-class OptunaSearch(ABC):
+class OptunaSearch(Optimizer):
     """One of Optuna's samplers, asked for one candidate at a time, as it works best."""
 
-    sigma: float | None = None
     origin = ""
     rows_asked = False
     """Whether start rows have to be asked for like any other trial: what is only added belongs to no generation."""

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.space import Genes
 from llmevo.search.trial import Suggestion, Trial
 
@@ -56,7 +56,7 @@ def at_least_two(numbers: Point) -> Point:
     return np.concatenate([numbers, np.full(max(0, 2 - len(numbers)), 0.5)])
 
 
-class PopulationSearch(ABC):
+class PopulationSearch(Optimizer):
     """Hands out a population of any size in pieces of any size, and learns when the last of it is scored.
 
     Only numbers are searched by the subclass; choices are those of the best trial, now and then drawn anew. A point

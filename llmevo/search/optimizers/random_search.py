@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Setup, digest
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup, digest
 from llmevo.search.trial import Suggestion, Trial
 
 
-class RandomSearch:
+class RandomSearch(Optimizer):
     """Points drawn evenly from the whole search space."""
-
-    sigma: float | None = None
 
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
