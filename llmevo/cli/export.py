@@ -31,13 +31,14 @@ def export(
 ) -> None:
     """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
     from llmevo.export import hub  # the hub's client and torch take seconds to import
-    from llmevo.export.model import Export
+    from llmevo.export.model import Export, consistent_log
     from llmevo.merging.writer import check_new
     from llmevo.run.log.changes import table
     from llmevo.run.resume import changed_models
 
     recorded = read_log(run)
-    state = RunState.fold(iter(recorded))
+    with consistent_log(run):
+        state = RunState.fold(iter(recorded))
     experiment = Experiment.of_log(state.started, run)
     assert state.started is not None
     check_new(out)
@@ -49,7 +50,7 @@ def export(
             f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
             " card will say so"
         )
-    exported = Export.of(recorded, experiment.sources, experiment.root, candidate, changed)
+    exported = Export.of(run, recorded, experiment, candidate, changed)
     if violated := state.trials[exported.candidate].reason:
         terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
     address = hub.create(push, private) if push else ""
