@@ -14,12 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from llmevo.errors import ConfigError, UserError, nearest, shortened
+from llmevo.errors import ConfigError, RunError, UserError, nearest, shortened
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Price
@@ -118,6 +119,34 @@ REMOVED = {
 """{key of an earlier version: what to do instead}. Logs that have such a key are read without it."""
 
 
+REMOVED_VALUES = {
+    "search.optimizer": {"one-plus-one": "use cma-es"},
+    "search.sigma_rule": {
+        "success": "use csa",
+        "legacy": "use csa, or the optimizer llm-evo-merge, which has these two step sizes",
+    },
+}
+"""{key: {value of an earlier version: what to use instead}}. Logs that have such a value can be read, not continued."""
+
+
+LOGGED = "logged"
+"""The validation context of a config in a log."""
+
+SIGMA_RULES = ("csa", "llm")
+
+
+def check_values(values: Mapping[str, Any], origin: str) -> None:
+    """Raise RunError where the config of a log has a removed value: its candidates cannot be computed again."""
+    for place, ways in REMOVED_VALUES.items():
+        section, _, key = place.partition(".")
+        value = (values.get(section) or {}).get(key)
+        if value in ways:
+            raise RunError(
+                f"{origin}: {place}: {value!r} was removed, so this run can be shown and exported, but neither resumed"
+                " nor verified; to search further, begin a new run with its best.yml in search.start_from"
+            )
+
+
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an earlier version's log, without the keys that were removed since."""
     kept = deepcopy(dict(values))
@@ -153,6 +182,8 @@ def explain(detail: Any, root: type[BaseModel]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if place in REMOVED:
         return f"{place}: this key was removed; {REMOVED[place]}"
+    if isinstance(detail["input"], str) and detail["input"] in REMOVED_VALUES.get(place, ()):
+        return f"{place}: {detail['input']!r} was removed; {REMOVED_VALUES[place][detail['input']]}"
     if detail["type"] == "extra_forbidden":
         model: type[BaseModel] | None = root
         for part in detail["loc"][:-1]:
@@ -370,19 +401,22 @@ class Search(Section):
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an objective, by the sign of its weight;
     the run ends with the Pareto front, and the weighted sum selects its result."""
-    sigma_rule: Literal["csa", "success", "legacy", "llm"] = "csa"
-    """How the `llm` optimizers adapt their step size: by the length of the path (CMA-ES), by the share of successes,
-    as LLM-Evo-Merge does, or by what the LLM says of each slice."""
+    sigma_rule: str = "csa"
+    """The step size of the `llm` optimizers: `csa`, by the length of the path (CMA-ES), or `llm`, the same and the
+    widths of the samples around proposals by the LLM's answers for each slice."""
 
     def population_of(self, genes: int) -> int:
         """Candidates a generation for this many genes; default: eq. 48 of https://arxiv.org/abs/1604.00772."""
         return self.population or 4 + int(3 * math.log(max(1, genes)))
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r} is unknown{nearest(self.optimizer, OPTIMIZERS)}")
-        return self
+    @field_validator("optimizer", "sigma_rule")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        known = OPTIMIZERS if info.field_name == "optimizer" else SIGMA_RULES
+        removed = REMOVED_VALUES[f"search.{info.field_name}"] if info.context == LOGGED else ()
+        if value not in known and value not in removed:
+            raise ValueError(f"{info.field_name} {value!r} is unknown{nearest(value, known)}")
+        return value
 
 
 class Llm(Section):
@@ -624,7 +658,16 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
         given = values.get(section) or {}
         if isinstance(given, dict):  # the validation below rejects any other value
             values[section] = {**given, key: value}
+    return _validated(values, origin)
+
+
+def parse_logged(raw: Mapping[str, Any], origin: str) -> Config:
+    """Return the config in a log of this version or of an earlier one, whose removed keys and values are accepted."""
+    return _validated(without_removed(raw), origin, LOGGED)
+
+
+def _validated(values: Mapping[str, Any], origin: str, context: str | None = None) -> Config:
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=context)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {explain(detail, Config)}" for detail in error.errors()[:5])) from None

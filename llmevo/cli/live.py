@@ -20,7 +20,7 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
     """Run to the end, or to a signal that stops it, showing what happens, and telling the loggers of `config`."""
     folder = shlex.quote(str(log.folder))
     view = Display(terminal.console, experiment.scorer.config, log.folder)
-    experiment.scorer.booth = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
+    experiment.verdicts.ask_voter = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     experiment.scorer.warn = view.warn
     try:
         # The display ends first: loggers may take long to send the rest.

@@ -14,7 +14,7 @@ from llmevo.cli.options import TaskFolders
 from llmevo.config import read_config
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import
-    from llmevo.evaluation.tasks.listing import Listed
+    from llmevo.evaluation.tasks.listing import ListedTask
 
 
 def tasks(
@@ -32,14 +32,14 @@ def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="For machines: a list, one object a task.")] = False,
 ) -> None:
     """List tasks, their metrics and splits, from task files alone: nothing is downloaded."""
-    from llmevo.evaluation.tasks.listing import listed
+    from llmevo.evaluation.tasks.listing import list_tasks
 
     folders = [*(task_search_path or [])]
     if config is not None:
         folders += [config.parent / folder for folder in read_config(config).task_search_path]
     found = [
         task
-        for task in listed(folders, built_in or not folders)
+        for task in list_tasks(folders, built_in or not folders)
         if fnmatch(task.name, match) and (task.train or not trainable)
     ]
     if as_json:
@@ -60,7 +60,7 @@ def nothing(trainable: bool) -> str:
     return "There is no such task; `llmevo tasks --built-in` lists lm-eval's own."
 
 
-def table(found: "list[Listed]", trainable: bool) -> Table:
+def table(found: "list[ListedTask]", trainable: bool) -> Table:
     """One row a task; the scored split has a star, and rows are those on this machine."""
     made = Table(box=None, pad_edge=False, caption="* is the split that is scored", caption_justify="left")
     for column in ("write", "its split") if trainable else ("task", "asks"):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llmevo.evaluation.judges.poll import AskVoter, Showing
+from llmevo.evaluation.judges.verdicts import AskVoter, Showing
 
 KEYS: dict[str, Literal["first", "second", "tie", "skip"]] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
 

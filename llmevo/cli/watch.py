@@ -6,7 +6,7 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.terminal.watch import watch as follow
 
@@ -25,10 +25,10 @@ def watch(
         terminal.say_stopped("No longer watching; the run is left as it is.")
         raise typer.Exit(130) from None
     if state.started and state.finished:
-        summary(terminal.console, state, run, parse_config(state.started.config, str(run)))
+        summary(terminal.console, state, run, parse_logged(state.started.config, str(run)))
         return
     if state.started and terminal.console.is_terminal:
-        view = Display(terminal.console, parse_config(state.started.config, str(run)), run)
+        view = Display(terminal.console, parse_logged(state.started.config, str(run)), run)
         terminal.console.print(view.picture(state, terminal.console.height - 2))
     terminal.console.print(
         f"Nobody writes {run} any more, and it is not finished; `llmevo resume {run}` goes on with it.",

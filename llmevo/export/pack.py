@@ -26,7 +26,7 @@ EVENT_FIELDS: Mapping[str, str] = {
     "judged": "generation task questions model verdicts[key value] calls tokens cost",
     "presented": "task questions poll player",
     "voted": "task questions poll player other prompt choice",
-    "asked": "generation candidates[id origin genes recipe note]",
+    "asked": "generation candidates[id origin genes recipe note expected]",
     "evaluated": "candidate score stderr tasks items item_scores item_probabilities seconds cached rival proxy",
     "selected": "candidate generation finalists score stderr tasks items item_scores item_probabilities seconds cached",
     "failed": "candidate reason seconds",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from llmevo.config import Config
+from llmevo.config import Config, check_values
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.evaluation.score import Score
 from llmevo.run.experiment import ASKING, Experiment, population
@@ -19,8 +19,7 @@ from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer
-from llmevo.search.optimizers.surrogate.features import Features
-from llmevo.search.optimizers.surrogate.gaussian_process import GaussianProcess
+from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -142,6 +141,8 @@ def what_if(recorded: Sequence[events.Event], run: Path, given: Sequence[str], c
     """Print what the model expects of another optimizer or seed, beside what the run has scored."""
     state = RunState.fold(iter(recorded))
     experiment = Experiment.of_log(state.started, run)
+    if state.started:
+        check_values(state.started.config, str(run))
     if not state.aims.plain:
         raise RunError("--what-if: its model knows one score, and this run has constraints or several aims")
     other = replace(experiment, config=parse(given, experiment.config))

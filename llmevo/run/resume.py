@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmevo.config import Budget, Config, parse_config, read_config
+from llmevo.config import Budget, Config, check_values, parse_logged, read_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.run import trust
 from llmevo.run.experiment import Experiment, config_of
@@ -68,9 +68,10 @@ def prepare(
     state = RunState.fold(iter(log.recorded))
     if state.started is None:
         raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
+    check_values(state.started.config, f"{log.folder}/{LOG}")
     trust.check(log.recorded, log.folder, trusted, given, root)
     begun = next(event for event in log.recorded if isinstance(event, events.RunStarted))
-    before = parse_config(state.started.config, f"{log.folder}/{LOG}")
+    before = parse_logged(state.started.config, f"{log.folder}/{LOG}")
     found = _config_changes(log, before, given or before)
     edited = [] if given else _edited(log, [begun, state.started], warn)
     raised = _new_budget(before, given or before, budget, state)
@@ -115,7 +116,7 @@ def _edited(log: RunLog, known: Sequence[events.RunStarted], warn: Callable[[str
         written = changes.config_facts(read_config(log.place / CONFIG).model_dump(mode="json"))
     except ConfigError:  # gone, or of another version: the log is enough
         return []
-    logged = [changes.config_facts(parse_config(of.config, LOG).model_dump(mode="json")) for of in known]
+    logged = [changes.config_facts(parse_logged(of.config, LOG).model_dump(mode="json")) for of in known]
     found = [
         change
         for change in changes.differences(logged[-1], written)

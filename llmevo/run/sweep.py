@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmevo.config import Config, parse_config
+from llmevo.config import Config, parse_logged
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.run import loop, trust
 from llmevo.run.experiment import Experiment
@@ -94,7 +94,7 @@ class Sweep:
         states = self.states()
         for entry, state in states.items():
             if state.started:
-                _check_same(entry, parse_config(state.started.config, str(entry.folder)), self.config_of(entry))
+                _check_same(entry, parse_logged(state.started.config, str(entry.folder)), self.config_of(entry))
                 if not state.finished:
                     recorded = read_log(entry.folder)
                     trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)

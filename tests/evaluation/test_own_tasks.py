@@ -122,7 +122,7 @@ def test_a_text_is_scored_in_bits_per_byte(tmp_path: Path, lm: HfScorer) -> None
     assert 0 < score.stderr < 0.1
     whole = -sum(nats) / math.log(2) / sum(map(len, pages))
     assert score.tasks["corpus"]["bits_per_byte,none"] == pytest.approx(whole, rel=0.01)
-    assert scoring.upside_down == []
+    assert scoring.sign_conflicts == []
 
 
 def test_shares_limits_and_digests_of_a_text_go_by_its_pages(tmp_path: Path) -> None:

@@ -17,9 +17,7 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.bradley_terry import PRIOR, preference, strengths
-from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.judges.poll import Poll, Showing
-from llmevo.evaluation.judges.records import Presentation, Vote
+from llmevo.evaluation.judges.verdicts import Poll, Presentation, Showing, VerdictMemory, Vote
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.reports.terminal.panel import picture
 from llmevo.run.log import events
@@ -169,10 +167,8 @@ def lms() -> list[HfScorer]:
 
 def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[HfScorer]) -> None:
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\nThree.\n")
-    scoring, book = (
-        Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path),
-        VerdictMemory(),
-    )
+    book = VerdictMemory()
+    scoring = Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path, verdicts=book)
     assert not scoring.raceable
     shown: list[Showing] = []
 
@@ -183,12 +179,11 @@ def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[HfScorer]) -> 
         assert {showing.first, showing.second} == {old[place], new[place]}
         return "first" if showing.first == new[place] else "second"
 
-    scoring.consult(book, None)
     first = scoring.score(lms[0])
     assert (first.total, first.stderr, first.item_scores, first.items) == (0.5, 0.0, {}, 3)
     with pytest.raises(TaskError, match="taste is voted on by a person, and there is no terminal"):
         scoring.score(lms[1])
-    scoring.consult(book, likes_the_later)
+    book.ask_voter = likes_the_later
     second = scoring.score(lms[1])
     assert len(shown) == 2
     assert second.total == second.tasks["taste"]["votes,none"] == book.standing("taste")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llmevo.config import parse_config, read_config
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.reports.comparison.chart import draw

@@ -16,7 +16,7 @@ from rich.console import Console
 from llmevo.cli.terminal import Terminal
 from llmevo.config import parse_config
 from llmevo.errors import plural
-from llmevo.evaluation.tasks.names import short
+from llmevo.evaluation.tasks.task import short
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.panel import clock, fitted, picture
 from llmevo.reports.terminal.replay import play

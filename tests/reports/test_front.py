@@ -17,8 +17,7 @@ from llmevo.reports.html.subject import Subject
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.genome import Genome
-from llmevo.search.objectives.objective import Objective
-from llmevo.search.objectives.pareto import front
+from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup

@@ -22,6 +22,8 @@ from llmevo.reports.html.questions import items
 from llmevo.reports.html.subject import Subject
 from llmevo.reports.html.winners_curse import FEWEST, rechoose, shrink
 from llmevo.run.log import events
+from llmevo.run.log.storage import read_log
+from support import made_logs
 from support.browser import Page, browser, needs_browser
 from support.synthetic import Synthetic
 from support.workspace import Workspace
@@ -102,8 +104,15 @@ def test_effects_are_those_of_the_landscape_task_by_task(tmp_path: Path) -> None
         assert [gene.earned for gene in of.genes] == pytest.approx([*(told * steps)])
 
 
-def test_predictions_are_read_from_replies_and_notes(hostile: tuple[Path, Synthetic]) -> None:
-    subject = Subject.of(hostile[0])
+@pytest.mark.parametrize("logged", [False, True], ids=["replies and notes of an older log", "numbers in the log"])
+def test_predictions_are_read(hostile: tuple[Path, Synthetic], tmp_path: Path, logged: bool) -> None:
+    folder = hostile[0]
+    if logged:
+        rows: list[events.Event] = [event for event in read_log(folder) if not isinstance(event, events.Prompted)]
+        for candidate in (row for event in rows if isinstance(event, events.Asked) for row in event.candidates):
+            candidate |= {"note": "", "expected": {"llm": 0.6, "gaussian": 0.51}.get(candidate["origin"])}
+        folder = made_logs.written(tmp_path / "run", rows)
+    subject = Subject.of(folder)
     found = {prediction.candidate: prediction for prediction in predictions(subject)}
     for trial in subject.scored:
         said = {"llm": (LLM, 0.6), "gaussian": (STATISTICS, 0.51)}.get(trial.candidate.origin)

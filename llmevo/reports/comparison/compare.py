@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.comparison.results import Result, read_results
 from llmevo.reports.comparison.statistics import Band, Mean, Paired, holm, median_reached, paired, reached
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.models.checksums import WHOLE
 from llmevo.reports.comparison.statistics import best_so_far
 from llmevo.run.experiment import Experiment

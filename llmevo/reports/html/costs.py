@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.html.subject import Subject
 
 

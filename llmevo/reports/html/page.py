@@ -30,9 +30,9 @@ from llmevo.reports.html.subject import Subject, metric_of
 from llmevo.reports.html.winners_curse import Corrected, rechoose, shrink
 from llmevo.reports.terminal.panel import clock
 from llmevo.reports.verdict import verdict
+from llmevo.search.prompts.chat import method_lines
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable
-from llmevo.search.prompts.variables import method_lines
 from llmevo.search.trial import START_ROWS
 
 

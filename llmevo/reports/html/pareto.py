@@ -10,9 +10,8 @@ from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs
 
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.figures import GREY, Plot, origin, plain, text_of
-from llmevo.reports.html.predictions import EXPECTED
 from llmevo.reports.html.subject import Subject
-from llmevo.search.trial import Trial
+from llmevo.search.trial import Candidate, Trial
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def places(subject: Subject) -> list[Place]:
         Place(
             trial.candidate.id,
             origin(trial.candidate.origin),
-            _note(trial.candidate.note),
+            _note(trial.candidate),
             bool(best and best.candidate.id == trial.candidate.id),
             _values(subject, trial),
         )
@@ -43,9 +42,9 @@ def places(subject: Subject) -> list[Place]:
     ]
 
 
-def _note(note: str) -> str:
-    """Without what was expected of a candidate: that was no score, but one generation's emphasis."""
-    return "" if EXPECTED.fullmatch(note) else note
+def _note(candidate: Candidate) -> str:
+    """Empty for the surrogate's, which is a prediction under one generation's weights and no score."""
+    return "" if candidate.origin == "gaussian" and candidate.expected is not None else candidate.note
 
 
 def front(subject: Subject) -> Plot | None:

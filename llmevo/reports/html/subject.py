@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from llmevo.config import Config
-from llmevo.evaluation.tasks.names import short
-from llmevo.evaluation.tasks.task import Task
+from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState

@@ -10,9 +10,9 @@ from typing import Self
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from llmevo.config import Config, parse_config
+from llmevo.config import Config, parse_logged
 from llmevo.errors import plural
-from llmevo.evaluation.judges.records import Bill
+from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.terminal.panel import called, clock, front, heldout, outcome, picture, scores, total
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
@@ -65,7 +65,7 @@ class Display:
     def show(self, event: events.Event, state: RunState) -> None:
         """Take in one event."""
         if isinstance(event, events.Resumed) and state.started:
-            self.config = parse_config(state.started.config, str(self.folder))
+            self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
         if self._live:
             self.draw(state)

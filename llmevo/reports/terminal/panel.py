@@ -17,7 +17,7 @@ from rich.text import Text
 from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score
-from llmevo.evaluation.tasks.names import short
+from llmevo.evaluation.tasks.task import short
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.errors import RunError, UserError
 from llmevo.reports.terminal.panel import clock
 from llmevo.run.log.state import RunState, failures
@@ -81,7 +81,7 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
     """What the events say."""
     if state.started is None or state.latest is None:
         return {}
-    config = parse_config(state.started.config, f"{run}/{LOG}")
+    config = parse_logged(state.started.config, f"{run}/{LOG}")
     search = config.search
     best, held = state.best, state.heldout.get("best")
     age = (datetime.now(UTC) - state.latest).total_seconds()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.errors import RunError
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.panel import outcome
@@ -31,7 +31,7 @@ def watch(console: Console, run: Path, patience: float, sleep: Callable[[float],
         state.apply(event)
     if state.started is None:
         return state
-    config = parse_config(state.started.config, str(tail.file))
+    config = parse_logged(state.started.config, str(tail.file))
     with Display(console, config, run, loading="") as view:
         view.draw(state)
         best = f", best {outcome(state.best)}" if state.best else ""

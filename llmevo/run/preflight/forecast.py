@@ -95,7 +95,7 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
     tokenizer = load_tokenizer(experiment.sources.folder(donor))
 
     def tokens(evaluator: Any) -> int:
-        return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
+        return sum(len(tokenizer.encode(text)) for text in evaluator.model_inputs()) if evaluator else 0
 
     items, searched, held_out = experiment.evaluator.items, tokens(experiment.evaluator), tokens(experiment.heldout)
     heldout_items = experiment.heldout.items if experiment.heldout else 0

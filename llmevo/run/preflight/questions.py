@@ -41,7 +41,7 @@ def directions(scorer: Scorer) -> Findings:
     for name, evaluator in scorer.evaluators.items():
         if name == "selection":
             continue  # the search's tasks
-        for task in evaluator.upside_down:
+        for task in evaluator.sign_conflicts:
             key = "heldout" if name == "heldout" and scorer.config.heldout else "tasks"
             yield Finding(
                 f"{key}: {task.name}",
@@ -58,7 +58,7 @@ def lengths(scorer: Scorer) -> Findings:
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
-        for name, text, written in evaluator.rooms():
+        for name, text, written in evaluator.context_needs():
             if len(text.encode()) + written > room:  # a token is a byte at least
                 asked[name].append((text, written))
     if not asked:
