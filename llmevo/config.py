@@ -58,56 +58,40 @@ def read_loggers(entries: Any) -> list[dict[str, Any]]:
 
 
 STEP = "leave it out: the optimizers set their step size themselves (`search.sigma_rule` says how `llm` does)"
-GPUS = "`engine.options` of the config, such as `engine: {backend: vllm, options: {tensor_parallel_size: 2}}`"
-BITS = "leave it out: candidates are scored in the type of `genome.dtype`, as they are exported"
 MEMORY = "leave it out: candidates are always merged in memory"
-CANDIDATES = ("--budget, in candidates", "search.budget, in candidates")
-POPULATION = ("`search.population` of the config", "search.population")
 
 FOREIGN_OPTIONS: Mapping[str, str | tuple[str, str]] = {
     "max-fevals": ("--budget", "search.budget"),
-    "max-generation": CANDIDATES,
-    "max-generations": CANDIDATES,
-    "popsize": POPULATION,
-    "population-size": POPULATION,
-    "force-population-size": POPULATION,
-    "sigma0": STEP,
-    "sigma-low": STEP,
-    "sigma-high": STEP,
+    **dict.fromkeys(("max-generation", "max-generations"), ("--budget, in candidates", "search.budget, in candidates")),
+    **dict.fromkeys(("popsize", "population-size", "force-population-size"), "`search.population` of the config"),
+    **dict.fromkeys(("sigma0", "sigma-low", "sigma-high"), STEP),
     "random-seed": ("--seed", "search.seed"),
-    "storage-path": ("--out", "the option --out of `llmevo run`"),
+    "storage-path": "the option --out of `llmevo run`",
     "vllm": ("--backend vllm", "`engine: {backend: vllm}`"),
     "no-vllm": ("--backend hf", "`engine: {backend: hf}`"),
     "strategy": "leave it out: one engine merges and scores all candidates, and nothing is scheduled",
-    "num-gpus": GPUS,
-    "in-memory": MEMORY,
-    "no-in-memory": MEMORY,
-    "merge-cuda": ("`engine.device` of the config", "engine.device"),
-    "no-merge-cuda": ("`engine: {device: cpu}` in the config", "`engine: {device: cpu}`"),
+    "num-gpus": "`engine.options` of the config, such as `engine: {backend: vllm, options: {tensor_parallel_size: 2}}`",
+    **dict.fromkeys(("in-memory", "no-in-memory", "reshard", "no-reshard"), MEMORY),
+    "merge-cuda": "`engine.device` of the config",
+    "no-merge-cuda": "`engine: {device: cpu}` in the config",
     "batch-size": "leave it out: the engine chooses its batches by the free memory",
-    "load-in-8bit": BITS,
-    "load-in-4bit": BITS,
+    **dict.fromkeys(
+        ("load-in-8bit", "load-in-4bit"),
+        "leave it out: candidates are scored in the type of `genome.dtype`, as they are exported",
+    ),
     "timeout": ('--budget "30 min"', "search.budget, such as `30 min`"),
     "trust-remote-code": "leave it out: llmevo does not run code of model repositories",
     "wandb": ("--logger wandb", "`loggers: [wandb]`"),
     "no-wandb": "leave it out: llmevo uses wandb only with --logger wandb",
-    "wandb-project": (
-        "`loggers: [{name: wandb, project: NAME}]` in the config",
-        "`loggers: [{name: wandb, project: …}]`",
-    ),
-    "wandb-entity": ("`loggers: [{name: wandb, entity: NAME}]` in the config", "`loggers: [{name: wandb, entity: …}]`"),
-    "i-understand-the-depths-of-the-evils-i-am-unleashing": (
-        "`allow_benchmark_tasks: true` in the config",
-        "allow_benchmark_tasks",
-    ),
+    "wandb-project": "`loggers: [{name: wandb, project: NAME}]` in the config",
+    "wandb-entity": "`loggers: [{name: wandb, entity: NAME}]` in the config",
+    "i-understand-the-depths-of-the-evils-i-am-unleashing": "`allow_benchmark_tasks: true` in the config",
     "save-final-model": "`llmevo export RUN OUT` after the run",
     "no-save-final-model": "leave it out: `llmevo export` writes the model",
-    "reshard": MEMORY,
-    "no-reshard": MEMORY,
     "allow-crimes": "leave it out: the models of a merge need one architecture",
     "no-allow-crimes": "leave it out",
     "llm-model": ("--model", "llm.model"),
-    "max-retries": ("`llm.retries` of the config", "llm.retries"),
+    "max-retries": "`llm.retries` of the config",
 }
 """Options of mergekit-evolve and LLM-Evo-Merge: what to write instead, on the command line and in the config."""
 

@@ -122,6 +122,17 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         license=licences.pop() if len(licences) == 1 else None,  # an unknown one differs from every known one
         base_model=parents or None,
     )
+    changes: list[str] = []
+    if models := dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed):
+        named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
+        changes = ["", f"**These are not the weights that were scored:** {named} had changed since the run."]
+    local: list[str] = []
+    if listed := ", ".join(f"`{reference}`" for reference in shared.local):
+        local = [
+            f"Only the author of this model has {listed}. To merge the recipe, put these models there, or replace the"
+            " references in `best.yml` by your own folders or hub ids of the same models.",
+            "",
+        ]
     lines = [
         "---",
         data.to_yaml(),
@@ -131,7 +142,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
-        *_changed(shared, changed),
+        *changes,
         "",
         "## Models",
         "",
@@ -139,7 +150,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         "|---|---|---|",
         *(f"| `{s['reference']}` | {s['revision'] or ''} | {s['licence'] or 'unknown'} |" for s in started.sources),
         "",
-        *_local(shared.local),
+        *local,
         *_heldout_table(state, candidate),
         "## Recipe",
         "",
@@ -155,18 +166,6 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         "",
     ]
     return "\n".join(lines)
-
-
-def _changed(shared: SharedRun, changed: Sequence[events.Change]) -> list[str]:
-    """A warning that the scores are those of other weights."""
-    models = dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed)
-    if not models:
-        return []
-    named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
-    return [
-        "",
-        f"**These are not the weights that were scored:** {named} had changed since the run when this was exported.",
-    ]
 
 
 def _found(state: RunState, trial: Trial) -> str:
@@ -187,18 +186,6 @@ def _aims(state: RunState, trial: Trial) -> list[str]:
         tasks = ", ".join(state.aims.tasks)
         lines.append(f"It is one of {plural(len(state.front), 'candidate')} on the Pareto front of {tasks}.")
     return lines
-
-
-def _local(references: Sequence[str]) -> list[str]:
-    """A note on the models that a reader has to replace before a merge."""
-    if not references:
-        return []
-    listed = ", ".join(f"`{reference}`" for reference in references)
-    return [
-        f"Only the author of this model has {listed}. To merge the recipe, put these models there, or replace the"
-        " references in `best.yml` by your own folders or hub ids of the same models.",
-        "",
-    ]
 
 
 def _heldout_table(state: RunState, candidate: int) -> list[str]:

@@ -269,19 +269,13 @@ class SharedRun:
         return PLACES.sub("", re.sub(r"://[^/@\s]+@", "://", value))
 
     def log(self) -> str:
-        """The whole log."""
+        """The text of the log."""
         return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in self.lines)
 
     def config(self) -> str:
-        """The config with the overrides of the command line."""
+        """The text of the config, with the overrides of the command line."""
         assert self.state.started is not None
         return yaml.safe_dump(self.state.started.config, sort_keys=False, width=100, allow_unicode=True)
-
-    def licences(self) -> str:
-        """The licences that apply to a model merged by the recipe."""
-        assert self.state.started is not None
-        rows = [(s["reference"], s["revision"] or "", s["licence"] or "unknown") for s in self.state.started.sources]
-        return LICENCES + "".join(f"| `{name}` | {revision} | {licence} |\n" for name, revision, licence in rows)
 
 
 def _quotations(reasons: Iterable[str]) -> Iterator[tuple[re.Pattern[str], str]]:
@@ -295,7 +289,12 @@ def _quotations(reasons: Iterable[str]) -> Iterator[tuple[re.Pattern[str], str]]
 
 def write_pack(shared: SharedRun, texts: Mapping[str, str], out: Path) -> None:
     """Write the log, config, licences and `texts` of a run. Raises UserError when `out` exists and is not empty."""
-    files = {LOG: shared.log(), "config.yml": shared.config(), "LICENSES.md": shared.licences(), **texts}
+    assert shared.state.started is not None
+    licences = LICENCES + "".join(
+        f"| `{source['reference']}` | {source['revision'] or ''} | {source['licence'] or 'unknown'} |\n"
+        for source in shared.state.started.sources
+    )
+    files = {LOG: shared.log(), "config.yml": shared.config(), "LICENSES.md": licences, **texts}
     with whole_folder(out) as folder:
         for name, text in files.items():
             (folder / name).write_text(text)

@@ -45,7 +45,7 @@ class BatchTensors:
     heads: Tensor
     """(tokens with logits, 2): the row of each and its place in the row."""
     bounds: list[int]
-    """Where the targets of each of `heads` begin, and the end."""
+    """The start of the targets of each of `heads`, and the end."""
     targets: Tensor
     places: list[int]
     """The request of each target."""
