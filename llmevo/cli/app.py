@@ -59,7 +59,7 @@ app = typer.Typer(
 
 
 for command, example in COMMANDS.items():
-    app.command(epilog=f"Example: `{example}`")(command)
+    app.command(epilog=f"Example: `{example}`")(terminal.with_stop_line(command))
 
 
 @app.callback(invoke_without_command=True)

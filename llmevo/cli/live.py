@@ -13,7 +13,7 @@ from llmevo.reports.terminal.live import Display, summary
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import RunLog, holds_run
-from llmevo.run.trackers.forward import forwarded
+from llmevo.run.trackers import forwarded
 
 
 def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:

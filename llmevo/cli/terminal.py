@@ -5,8 +5,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -113,6 +114,21 @@ def say_stopped(text: str) -> None:
     """The last line of a command that was stopped; a terminal that is gone is no failure."""
     with suppress(OSError):
         console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def with_stop_line(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends with one line when a signal stops it, unless it has a line of its own for that."""
+
+    @wraps(command)
+    def wrapped(*given: Any, **named: Any) -> None:
+        try:
+            command(*given, **named)
+        except KeyboardInterrupt as stop:
+            again = " ".join(("llmevo", *without_key(sys.argv[1:])))
+            say_stopped(f"Stopped{f' by {stop}' if stop.args else ''}; the same command starts again: `{again}`")
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    return wrapped
 
 
 @contextmanager

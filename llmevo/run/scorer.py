@@ -133,18 +133,21 @@ class Scorer:
                 raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
 
     def check_model(self) -> None:
-        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
-        weights.
+        """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
+        is applied, a chat template that can be rendered. Reads no weights.
         """
         from llmevo.engines.checks import check_loadable
-        from llmevo.models.tokenizer import load_tokenizer
+        from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        if load_tokenizer(self.tokenizer_folder).eos_token_id is None:
-            raise SourceError(
-                f"{self.tokenizer_folder}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
-            )
+        folder = self.tokenizer_folder
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.eos_token_id is None:
+            raise SourceError(f"{folder}: the tokenizer has no end token; add eos_token to its tokenizer_config.json")
+        if self.config.apply_chat_template:
+            models = {each.model.name: self.sources.folder(each) for each in self.config.genome.references}
+            check_chat_template(folder, tokenizer, models)
 
     # Tasks
 

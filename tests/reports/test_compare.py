@@ -367,7 +367,7 @@ def test_more_seeds_add_to_what_is_there_and_another_config_is_refused(workspace
     assert log.read_bytes() == before
     status, printed = compared(workspace, *options, "--budget", 6)
     assert status == 2
-    assert "c/random-5 was begun with search.budget 5, now it is 6" in printed
+    assert "c/random-5 was begun with another config:\n  config.search.budget: 5 before, 6 now\n" in printed
     assert log.read_bytes() == before
 
 

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from llmevo.errors import plural
 from llmevo.reports.terminal.panel import clock
+from llmevo.run.preflight.forecast import GB
 from llmevo.run.preflight.inspection import Inspection
-from llmevo.run.preflight.memory import GB
-from llmevo.run.preflight.task_vectors import alike
+from llmevo.run.preflight.models import most_alike
 
 Colour = tuple[int, int, int]
 
@@ -93,7 +93,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
-        cost = "none: it runs on this machine" if ahead.cost == 0 else cost
+        cost = cost if ahead.by_server or ahead.cost else "none: it runs on this machine"
         lines.append(
             f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
             f" reads about {plural(ahead.prompt_tokens, 'token')}"
@@ -153,7 +153,7 @@ def _vectors(found: Inspection) -> Sequence[RenderableType]:
     facts, short = found.geometry, letters([*found.geometry[0].norms])
     rows = [of.slice for of in facts]
     sizes = {letter: [of.norms[model] for of in facts] for model, letter in short.items()}
-    pairs = alike(facts)[:COLUMNS]
+    pairs = most_alike(facts)[:COLUMNS]
     cosines = {"/".join(short[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs}
     parts: list[RenderableType] = [", ".join(f"{letter} {model}" for model, letter in short.items())]
     each = [*sizes]

@@ -18,6 +18,7 @@ from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import left
 from llmevo.run.spending import Spending
+from llmevo.run.sweep import siblings
 
 STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
 
@@ -85,7 +86,7 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
     search = config.search
     best, held = state.best, state.heldout.get("best")
     age = (datetime.now(UTC) - state.latest).total_seconds()
-    ahead = left(state, config).after(age)
+    ahead = left(state, config, siblings(run, state.started)).after(age) if written else 0.0
     return {
         "optimizer": search.optimizer,
         "progress": Spending(search.budget, state).progress,
@@ -101,7 +102,7 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
         "age": round(age, 3),
-        "left": round(ahead, 3) if written and ahead and not state.finished else None,
+        "left": round(ahead, 3) if ahead and not state.finished else None,
     }
 
 
