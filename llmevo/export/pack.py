@@ -143,10 +143,10 @@ def _select(value: Any, keys: Keys, files: list[str]) -> Any:
         return value
     kept: dict[str, Any] = {}
     for key, part in value.items():
-        if key in keys:
-            kept[key] = _select(part, keys[key], files)
-        elif f"{key}!" in keys:
+        if f"{key}!" in keys:
             kept[key] = _file_names(part, files)
+        elif key in keys and not key.endswith("!"):
+            kept[key] = _select(part, keys[key], files)
     return kept
 
 
