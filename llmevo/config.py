@@ -470,7 +470,14 @@ class Engine(Section):
 
 
 class Config(Section):
-    """A config file. The files of mergekit-evolve and LLM-Evo-Merge are valid configs."""
+    """A config file. The files of mergekit-evolve and LLM-Evo-Merge are valid configs.
+
+    >>> import llmevo
+    >>> genome = {"models": ["one", "two"], "merge_method": "linear"}
+    >>> config = llmevo.Config.model_validate({"genome": genome, "tasks": [{"name": "letters", "weight": 1.0}]})
+    >>> config.search.optimizer, config.search.budget.evaluations
+    ('llm', 100)
+    """
 
     genome: Genome
     tasks: list[Task] = Field(min_length=1)

@@ -16,7 +16,15 @@ from difflib import get_close_matches
 
 
 class LlmevoError(Exception):
-    """The root of llmevo's errors."""
+    """The root of llmevo's errors.
+
+    >>> import llmevo
+    >>> try:
+    ...     llmevo.open_run("no-such-run")
+    ... except llmevo.LlmevoError as error:
+    ...     print(error)
+    no-such-run holds no run (there is no events.jsonl)
+    """
 
 
 class UserError(LlmevoError):

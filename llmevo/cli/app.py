@@ -3,12 +3,12 @@
 import io
 import os
 import sys
+from importlib.metadata import version as version_of
 from typing import Annotated
 
 import setproctitle
 import typer
 
-from llmevo import __version__
 from llmevo.cli import terminal
 from llmevo.cli.compare import compare
 from llmevo.cli.export import export
@@ -65,7 +65,7 @@ for command, example in COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
-        terminal.console.print(f"llmevo {__version__}; merge methods: {', '.join(METHODS)}", highlight=False)
+        terminal.console.print(f"llmevo {version_of('llmevo')}; merge methods: {', '.join(METHODS)}", highlight=False)
         raise typer.Exit
 
 

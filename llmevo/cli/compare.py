@@ -20,13 +20,13 @@ from llmevo.cli.options import (
     Strict,
     TaskFolders,
     Trust,
-    check_start,
     read_settings,
 )
 from llmevo.errors import ProposerError, UserError
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.terminal.sweep import play, report
 from llmevo.run.log.storage import runs_in
+from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
 from llmevo.search.optimizers import OPTIMIZERS
 

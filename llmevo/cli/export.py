@@ -8,10 +8,8 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.live import warned
 from llmevo.cli.options import RunFolder
-from llmevo.errors import LlmevoError, RunError
-from llmevo.run.experiment import Experiment
-from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import read_log
+from llmevo.errors import LlmevoError
+from llmevo.export.runs import open_run
 
 
 def export(
@@ -30,28 +28,11 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Make REPO a private one, if it is new.")] = False,
 ) -> None:
     """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
-    from llmevo.export import hub  # the hub's client and torch take seconds to import
-    from llmevo.export.model import Export, consistent_log
-    from llmevo.merging.writer import check_new
-    from llmevo.run.log.changes import table
-    from llmevo.run.resume import changed_models
+    from llmevo.export import hub  # the hub's client takes seconds to import
 
-    recorded = read_log(run)
-    with consistent_log(run):
-        state = RunState.fold(iter(recorded))
-    experiment = Experiment.of_log(state.started, run)
-    assert state.started is not None
-    check_new(out)
-    experiment.scorer.warn = warned
-    changed = [] if recipe_only else changed_models(experiment.scorer, state.started)
-    if changed and not force:
-        raise RunError(
-            f"{run}: a model has changed since the run began, and what it scored would not be what is written:\n"
-            f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
-            " card will say so"
-        )
-    exported = Export.of(run, recorded, experiment, candidate, changed)
-    if violated := state.trials[exported.candidate].reason:
+    opened = open_run(run)
+    exported = opened.prepare_export(out, candidate, recipe_only, force, warned)
+    if violated := opened.state.trials[exported.candidate].reason:
         terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
     address = hub.create(push, private) if push else ""
     if recipe_only:
@@ -59,7 +40,7 @@ def export(
         done = f"{out} holds the recipe and how it was found; `llmevo merge {out}/best.yml MODEL` makes the model of it"
     else:
         with terminal.console.status("Merging and writing…"):
-            exported.write(experiment.sources, out)
+            exported.write(opened.experiment.sources, out)
         done = f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})"
     terminal.console.print(done, highlight=False, soft_wrap=True)
     if exported.shared.local and (recipe_only or push):

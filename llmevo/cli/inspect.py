@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.options import ApiKey, ConfigFile, check_start
+from llmevo.cli.options import ApiKey, ConfigFile
 from llmevo.config import read_config
 from llmevo.run.experiment import Experiment
+from llmevo.run.start import check_start
 
 
 def inspect(

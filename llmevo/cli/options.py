@@ -7,13 +7,8 @@ import typer
 
 from llmevo.config import Config, parse_budget, read_config, read_loggers
 from llmevo.errors import ConfigError
-from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.optimizers import OPTIMIZERS
-
-MOST_SEED = 2**32 - 1
-"""cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
-
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
 
@@ -94,23 +89,6 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
         return settings
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]
     return settings.model_copy(update={"task_search_path": paths})
-
-
-def check_start(config: Config, root: Path) -> None:
-    """Find mistakes that a config may have and a new run must not, before anything is loaded; a log of an earlier run
-    is read with them. Relative folders start at `root`. Raises ConfigError, and TaskError for a misspelt task.
-    """
-    for key, seed in (("seed", config.search.seed), ("evaluation_seed", config.search.evaluation_seed)):
-        if seed is not None and seed > MOST_SEED:
-            raise ConfigError(f"search.{key}: {seed} is more than {MOST_SEED}, the largest seed of the optimizers")
-    if not any(task.weight for task in config.tasks):
-        raise ConfigError(
-            "tasks: every weight is 0, so every candidate would have the score 0; give the tasks that count a weight,"
-            " below 0 where lower is better"
-        )
-    lists = {"heldout": config.heldout, "tasks": config.tasks}
-    names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
-    check_names(names, [root / folder for folder in config.task_search_path])
 
 
 def with_loggers(config: Config, names: list[str] | None) -> Config:

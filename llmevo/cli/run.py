@@ -24,13 +24,13 @@ from llmevo.cli.options import (
     Strict,
     TaskFolders,
     Trust,
-    check_start,
     read_settings,
     with_loggers,
 )
 from llmevo.run.experiment import Experiment
-from llmevo.run.log.storage import RunLog, check_free, holds_run
+from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.resume import prepare
+from llmevo.run.start import check_start, new_log
 
 
 def run(
@@ -77,7 +77,7 @@ def run(
     check_start(settings, config.parent.absolute())
     # torch takes seconds to import: mistakes above are told without it
     from llmevo.reports.terminal.inspection import show
-    from llmevo.run.preflight import brief, forecast, inspection
+    from llmevo.run.preflight import inspection
 
     experiment = Experiment(settings, config.parent.absolute(), api_key)
     if dry_run:
@@ -90,14 +90,8 @@ def run(
             prepared = prepare(log, settings, experiment.root, force=force, api_key=api_key, trusted=trust, warn=warned)
             carry_on(prepared, log, settings)
         return
-    check_free(folder)
     experiment.scorer.warn = warned
-    experiment.check()
-    for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(experiment.scorer)]:
-        warned(line)
-    _ = experiment.scorer.checksums  # reads the models, which may take a while
-    with RunLog(folder) as log:
-        log.write("config.yml", config.read_text())
+    with new_log(experiment, folder, config.read_text()) as log:
         carry_on(experiment, log, settings)
 
 

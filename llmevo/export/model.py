@@ -1,8 +1,7 @@
 """A run's best as a model of its own, or as a recipe to share, with a model card."""
 
 import re
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,23 +18,9 @@ from llmevo.models.checkpoints import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import LOG
 from llmevo.search.trial import Trial
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
-
-
-@contextmanager
-def consistent_log(run: Path) -> Generator[None]:
-    """Raise RunError that names the log of `run` if its events do not fit together, as after an edit by hand."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RunError(
-            f"{run / LOG if run.is_dir() else run}: its events do not fit together ({reason}); the log has been changed"
-            " by hand; `llmevo replay RUN --verify` names the first wrong line"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -61,36 +46,35 @@ class Export:
         """The export of one candidate by its id, by default of the best.
 
         Reads no weights, and the names of tensors only for random masks. `changed` are the models that differ from
-        those of the run, for the card. Raises RunError if there is no such candidate, and for a log that is
-        inconsistent or whose recipe names other models than the run's.
+        those of the run, for the card. Raises RunError if there is no such candidate, or if its recipe names other
+        models than the run's.
         """
-        with consistent_log(run):
-            state = RunState.fold(iter(recorded))
-            started = state.started
-            if started is None or not state.trials:
-                raise RunError("the run has scored no candidate yet; continue it with `llmevo resume`")
-            best = state.best.candidate.id if state.best else None
-            chosen = best if candidate is None else candidate
-            if chosen is None:
-                raise RunError("every candidate of the run has failed; choose one with --candidate")
-            if chosen not in state.trials:
-                raise RunError(
-                    f"--candidate {candidate}: the run has no such candidate; its ids are 0 to {max(state.trials)}"
-                )
-            recipe, shared = Recipe.model_validate(state.recipes[chosen]), SharedRun(recorded, experiment.root)
-            known = [source["reference"] for source in started.sources]
-            if foreign := [reference for reference in map(str, recipe.references) if reference not in known]:
-                raise RunError(
-                    f"{run}: the recipe of candidate {chosen} names {foreign[0]}, which is not a model of the run"
-                    f" ({', '.join(known)}); its log has been changed by hand"
-                )
-            masks = masks_of(recipe, experiment.sources, started.masks)
-            published = Recipe.model_validate(shared.state.recipes[chosen])
-            texts = {
-                "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
-                "README.md": model_card(shared, published, chosen, changed),
-            }
-            return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
+        state = RunState.fold(iter(recorded))
+        started = state.started
+        if started is None or not state.trials:
+            raise RunError("the run has scored no candidate yet; continue it with `llmevo resume`")
+        best = state.best.candidate.id if state.best else None
+        chosen = best if candidate is None else candidate
+        if chosen is None:
+            raise RunError("every candidate of the run has failed; choose one with --candidate")
+        if chosen not in state.trials:
+            raise RunError(
+                f"--candidate {candidate}: the run has no such candidate; its ids are 0 to {max(state.trials)}"
+            )
+        recipe, shared = Recipe.model_validate(state.recipes[chosen]), SharedRun(recorded, experiment.root)
+        known = [source["reference"] for source in started.sources]
+        if foreign := [reference for reference in map(str, recipe.references) if reference not in known]:
+            raise RunError(
+                f"{run}: the recipe of candidate {chosen} names {foreign[0]}, which is not a model of the run"
+                f" ({', '.join(known)}); its log has been changed by hand"
+            )
+        masks = masks_of(recipe, experiment.sources, started.masks)
+        published = Recipe.model_validate(shared.state.recipes[chosen])
+        texts = {
+            "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
+            "README.md": model_card(shared, published, chosen, changed),
+        }
+        return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
 
     def write(self, sources: Sources, out: Path) -> None:
         """Write the merged model as a Hugging Face folder. Raises the errors of `write_model`."""

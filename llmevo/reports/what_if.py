@@ -14,10 +14,10 @@ from rich.table import Table
 from llmevo.config import Config, check_values
 from llmevo.errors import ConfigError, RunError, nearest
 from llmevo.evaluation.score import Score
-from llmevo.run.experiment import ASKING, Experiment, population
+from llmevo.run.experiment import Experiment, population
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers import ASKING, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer
 from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess
 from llmevo.search.space import Genes, SearchSpace

@@ -23,7 +23,7 @@ from llmevo.run.log.storage import LOG
 from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers import ASKING, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
@@ -35,9 +35,6 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.evaluation.evaluator import Evaluator
     from llmevo.models.checkpoints import Sources
     from llmevo.run.scorer import Scorer
-
-ASKING = ("llm", "llm-evo-merge")
-"""The optimizers that ask an LLM."""
 
 RULES = 2
 """The `rules` of new runs: see `events.RunStarted`."""

@@ -15,10 +15,11 @@ from llmevo.config import Config
 from llmevo.errors import RunError
 from llmevo.llm.client import VARIABLE, is_own_server, without_password
 from llmevo.llm.templates import foreign
-from llmevo.run.experiment import ASKING, config_of
+from llmevo.run.experiment import config_of
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.run.log.storage import LOG, is_own, trust
+from llmevo.search.optimizers import ASKING
 
 
 @dataclass(frozen=True)

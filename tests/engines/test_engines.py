@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from jinja2 import TemplateError
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -38,6 +37,10 @@ from transformers import (
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
 from llmevo.errors import CandidateError, SourceError
+from llmevo.merging.merger import Merger
+from llmevo.models.checkpoints import Sources
+from llmevo.testing import EngineContract
+from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
 
 VOCABULARY = len(tiny_tokenizer())
@@ -49,10 +52,6 @@ def reference(model: Any, tokenizer: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, device="cpu")
-
-
-def requests(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
 
 
 def text(seed: int, length: int) -> str:
@@ -146,6 +145,16 @@ each_model = pytest.mark.parametrize("name", ZOO)
 def assert_same(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -> None:
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+class TestHfEngine(EngineContract):
+    @pytest.fixture(params=[False, True], ids=["head of its own", "tied head"])
+    def model_folders(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+        return save_tiny(tmp_path / "one", 1, request.param), save_tiny(tmp_path / "two", 2, request.param)
+
+    @pytest.fixture
+    def engine(self, model_folders: tuple[Path, Path]) -> HfEngine:
+        return HfEngine(model_folders[0], model_folders[0], self.dtype, "cpu", Merger(Sources()))
 
 
 # The same answers as lm-eval's own engine

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -35,6 +34,8 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.testing import EngineContract
+from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, tiny_llama, tiny_tokenizer
 from support.workspace import write_task
 
@@ -46,10 +47,6 @@ KINDS = ("tied", "untied")
 
 CONTEXTS = ("abc", "the quick brown fox jumps over it", "0 1 2 0 1 2 0 1 ", "x")
 PAIRS = [(context, choice) for context in CONTEXTS for choice in ("a", " b", " yes", "12", "\n", " a longer one")]
-
-
-def requests(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
 
 
 def save_model(folder: Path, kind: str, seed: int, shape: Mapping[str, Any]) -> None:
@@ -206,6 +203,19 @@ def digest_of(folder: Path, names: list[str]) -> str:
 
 
 # Swaps
+
+
+@needs_vllm
+class TestVllmEngine(EngineContract):
+    dtype = DTYPE
+
+    @pytest.fixture
+    def model_folders(self, served: Served) -> tuple[Path, Path]:
+        return served.root / "rolled", served.root / "other"
+
+    @pytest.fixture
+    def engine(self, served: Served) -> VllmEngine:
+        return served.engine
 
 
 @needs_vllm

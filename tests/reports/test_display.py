@@ -268,7 +268,8 @@ def test_where_there_is_no_terminal_nothing_is_wrapped_or_cut(tmp_path: Path) ->
     name = "a-model-with-a-rather-long-name-3"
     rows = [held_out(name, "parent", 0.4, tasks=tasks), held_out("best", "best", 0.7, tasks=tasks)]
     written(tmp_path / "run", [*log, *rows, finished(12, 0.9)])
-    command = [sys.executable, "-m", "llmevo", "replay", str(tmp_path / "run")]
+    start = "from llmevo.cli.app import main; main()"
+    command = [sys.executable, "-c", start, "replay", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"})
     assert "…" not in done.stdout
     table = next(line for line in done.stdout.splitlines() if line.startswith(name))

@@ -27,4 +27,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
 }
 """Every optimizer by its name in configs and logs."""
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Setup", "recommend"]
+ASKING = ("llm", "llm-evo-merge")
+"""The optimizers that ask an LLM."""
+
+__all__ = ["ASKING", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]
