@@ -12,20 +12,18 @@ def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit recipe.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of random masks; by default as the recipe says, or 0.", show_default=False),
+        int | None, typer.Option(min=0, help="Seed of random masks; by default that of the recipe, or 0.")
     ] = None,
 ) -> None:
-    """Carry out a mergekit recipe. Methods: the ones llmevo searches over."""
+    """Merge a mergekit recipe into a new model. Methods: those that llmevo searches over."""
     from llmevo.export.merge import merge as merge_recipe
     from llmevo.models.tokenizer import TOKENIZERS  # torch takes seconds to import
 
     with terminal.console.status("Merging and writing…"):
         merged = merge_recipe(recipe, out, seed=seed)
-    terminal.console.print(f"{out} is a Hugging Face model.", highlight=False)
+    terminal.console.print(f"{out} is a Hugging Face model.")
     if not any((out / name).exists() for name in TOKENIZERS):
         terminal.console.print(
             f"It has no tokenizer, as {merged.tokenizer_donor} has none: copy the tokenizer's files into {out}.",
             style="yellow",
-            highlight=False,
         )

@@ -96,7 +96,7 @@ def absolute(workspace: Workspace) -> Workspace:
     ):
         status, printed = workspace.llmevo(*words)
         assert status == 0, printed
-    assert f"Nobody else has ./{root.name}/base, ./{root.name}/one, two" in printed
+    assert f"Only this machine has ./{root.name}/base, ./{root.name}/one, two" in printed
     return workspace
 
 

@@ -18,8 +18,9 @@ from llmevo.config import parse_config
 from llmevo.errors import plural
 from llmevo.evaluation.tasks.task import short
 from llmevo.reports.terminal.live import Display
-from llmevo.reports.terminal.panel import clock, fitted, picture
+from llmevo.reports.terminal.panel import fitted, picture
 from llmevo.reports.terminal.replay import play
+from llmevo.reports.text import clock
 from llmevo.reports.verdict import verdict
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import Asked, Event, Failed, HeldOut, Prompted

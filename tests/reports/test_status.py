@@ -117,7 +117,7 @@ def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_all_runs_below_runs_within_80_columns(workspace: Workspace) -> None:
-    assert "No run lies below ./runs" in workspace.llmevo("status")[1]
+    assert "There is no run below ./runs" in workspace.llmevo("status")[1]
     assert workspace.llmevo("status", "--json") == (0, "[]\n")
     written(Path("runs/one"), whole_run())
     written(Path("runs/both-compare/a-run-with-quite-a-long-name-0"), whole_run()[:8])

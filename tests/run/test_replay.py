@@ -253,32 +253,3 @@ def test_a_candidate_that_fails_now_is_a_difference(workspace: Workspace, monkey
     monkeypatch.setattr(Scorer, "score", fail)
     status, printed = workspace.llmevo("replay", "run", "--rescore", 1)
     assert (status, "out of memory" in printed, "neither the questions nor the models" in printed) == (1, True, True)
-
-
-@pytest.mark.parametrize("optimizer", ["random", "cma-es", "llm-off", "tpe", "spsa"])
-def test_what_another_optimizer_would_have_done_is_an_expectation(workspace: Workspace, optimizer: str) -> None:
-    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", f"optimizer={optimizer},seed=5")
-    assert status == 0, printed
-    for words in (f"{optimizer}, seed 5: expected", "this run, as scored", "nothing was merged", "left out", "±"):
-        assert words in printed
-    assert workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", f"optimizer={optimizer},seed=5")[1] == printed
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ("optimizer=llm", "asks an LLM"),
-        ("optimizer=cma-e", "did you mean 'cma-es'"),
-        ("seed=x", "no whole number"),
-        ("budget=5", "optimizer=NAME, seed=N"),
-    ],
-)
-def test_what_cannot_be_imagined_is_refused(workspace: Workspace, given: str, says: str) -> None:
-    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", given)
-    assert (status, says in printed) == (2, True), printed
-
-
-@pytest.mark.usefixtures("run")
-def test_too_few_scores_say_nothing(workspace: Workspace) -> None:
-    status, printed = workspace.llmevo("replay", "run", "--what-if", "optimizer=cma-es")
-    assert (status, "scores in the log say nothing" in printed) == (2, True), printed

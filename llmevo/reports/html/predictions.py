@@ -1,9 +1,9 @@
-"""The scores that the LLM and the surrogate predicted of candidates, beside the scores that these achieved."""
+"""The scores that the LLM and the surrogate predicted of candidates, and the scores that these achieved."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmevo.reports.html.subject import Subject
+from llmevo.reports.html.analysis import Subject
 from llmevo.run.log import events
 from llmevo.search.evidence import Evidence, calibration
 from llmevo.search.optimizers.population import key
@@ -16,7 +16,7 @@ LLM, STATISTICS = "the LLM", "the Gaussian process"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted score and what came of it."""
+    """A predicted score and the achieved one."""
 
     candidate: int
     by: str
@@ -78,7 +78,7 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
 
 
 def _proposals(question: Question, event: events.Prompted) -> Iterator[tuple[tuple[float, ...], float]]:
-    """Which slices of a large space a prompt was about is not in the log, so all that it may have been are tried."""
+    """Read a reply for every table that its prompt may have shown: the log lacks the slices of a large space."""
     space = question.space
     for sheet in dict.fromkeys(GeneTable.of(space, seed).slices for seed in range(len(space.slices))):
         for proposal in read(event.reply or "", question, GeneTable(space, sheet), Evidence((), ())).proposals:
