@@ -1,7 +1,8 @@
 """Runs from Python: carry one out, open one, read its trials and scores, export its models."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmevo.run.log import events
 from llmevo.run.log.changes import table
 from llmevo.run.log.journal import Observer
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import RunLog, holds_run, read_log
+from llmevo.run.log.storage import LOG, RunLog, holds_run, read_log
 from llmevo.run.start import check_start, new_log
 
 if TYPE_CHECKING:  # a run is read without torch and the hub's client, which take seconds to import
@@ -26,6 +27,19 @@ if TYPE_CHECKING:  # a run is read without torch and the hub's client, which tak
 Warn = Callable[[str], None]
 
 warn_by_logging: Warn = logging.getLogger("llmevo").warning
+
+
+@contextmanager
+def consistent_log(run: Path) -> Generator[None]:
+    """Raise RunError that names the log of `run` if its events do not fit together, as after an edit by hand."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunError(
+            f"{run / LOG if run.is_dir() else run}: its events do not fit together ({reason}); the log has been changed"
+            " by hand; `llmevo replay RUN --verify` names the first wrong line"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,8 @@ class Run:
         self.folder = folder
         self.events = read_log(folder)
         """The log, event by event."""
-        self.state = RunState.fold(iter(self.events))
+        with consistent_log(folder):
+            self.state = RunState.fold(iter(self.events))
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -89,22 +104,23 @@ class Run:
     @cached_property
     def trials(self) -> list[TrialRow]:
         """All candidates that were scored or failed, in their order."""
-        return [
-            TrialRow(
-                number,
-                trial.candidate.generation,
-                trial.candidate.origin,
-                trial.candidate.note,
-                trial.candidate.genes,
-                Recipe.model_validate(self.state.recipes[number]),
-                trial.score.total if trial.score else None,
-                trial.score.stderr if trial.score else None,
-                trial.score.items if trial.score else 0,
-                trial.score.tasks if trial.score else {},
-                trial.reason,
-            )
-            for number, trial in sorted(self.state.trials.items())
-        ]
+        with consistent_log(self.folder):
+            return [
+                TrialRow(
+                    number,
+                    trial.candidate.generation,
+                    trial.candidate.origin,
+                    trial.candidate.note,
+                    trial.candidate.genes,
+                    Recipe.model_validate(self.state.recipes[number]),
+                    trial.score.total if trial.score else None,
+                    trial.score.stderr if trial.score else None,
+                    trial.score.items if trial.score else 0,
+                    trial.score.tasks if trial.score else {},
+                    trial.reason,
+                )
+                for number, trial in sorted(self.state.trials.items())
+            ]
 
     @property
     def best(self) -> TrialRow | None:
@@ -153,7 +169,8 @@ class Run:
                 f" that were scored:\n{table(changed)}\nrestore the model, or export with --force; the card then says"
                 " that the model has changed"
             )
-        return Export.of(self.events, experiment.sources, experiment.root, candidate, changed)
+        with consistent_log(self.folder):
+            return Export.of(self.folder, self.events, experiment, candidate, changed)
 
 
 def open_run(folder: Path | str) -> Run:

@@ -19,7 +19,6 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines.base import Engine
-from llmevo.engines.self_check import check_engine
 from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
@@ -137,7 +136,7 @@ class Scorer:
         """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
         is applied, a chat template that can be rendered. Reads no weights.
         """
-        from llmevo.engines.loadable import check_loadable
+        from llmevo.engines.checks import check_loadable
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
@@ -242,6 +241,8 @@ class Scorer:
     @cached_property
     def engine(self) -> Engine:
         """The running model, compared with an exported merge before its first use (`engine.self_check`)."""
+        from llmevo.engines.checks import check_engine
+
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
             uniform = self.space.decode(self.space.uniform())

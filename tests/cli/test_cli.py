@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from llmevo.cli.app import app
-from llmevo.config import NAMES
+from llmevo.config import FOREIGN_OPTIONS
 from support.fake_server import refusal, serving
 from support.workspace import Workspace, write_task
 
@@ -120,7 +120,7 @@ def test_an_option_that_was_removed_is_refused_with_what_to_do_instead(
 
 def test_no_option_of_another_tool_is_one_of_ours() -> None:
     ours = {name for command in typer.main.get_group(app).commands.values() for p in command.params for name in p.opts}
-    assert not ours & {f"--{name}" for name in NAMES}
+    assert not ours & {f"--{name}" for name in FOREIGN_OPTIONS}
 
 
 def test_a_torn_weight_file(workspace: Workspace) -> None:

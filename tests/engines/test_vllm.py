@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from llmevo.engines import vllm_worker
-from llmevo.engines.scoring import vllm as vllm_requests
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring import vllm as vllm_scoring
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError
@@ -243,7 +243,7 @@ def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytes
     served.engine.swap(linear(served.root, 1.0, names=("base",)))
     found = served.swapped(rolled)[1]
     model: Any = AutoModelForCausalLM.from_pretrained(served.root / "rolled", dtype=torch.float32)
-    expected = answers(RequestScorer(model, served.engine.lm.tokenizer))[1]
+    expected = answers(HfScorer(model, served.engine.lm.tokenizer))[1]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=0.02, abs=0.3)
     if served.kind == "tied":
         served.engine.swap(linear(served.root, 1.0, names=("base",)))
@@ -406,7 +406,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     engine = start(folder, "float32")
-    yield engine.lm, RequestScorer(model, tiny_tokenizer())
+    yield engine.lm, HfScorer(model, tiny_tokenizer())
     engine.close()
 
 
@@ -449,7 +449,7 @@ def test_many_followers_of_one_context_are_asked_for_in_several_requests(
 ) -> None:
     asked = requests("loglikelihood", [("abc", chr(code)) for code in range(40, 60)])
     expected = exact[0].loglikelihood(asked)
-    monkeypatch.setattr(vllm_requests, "WANTED", 3)
+    monkeypatch.setattr(vllm_scoring, "MAX_LOGPROBS", 3)
     assert exact[0].loglikelihood(asked) == expected
 
 

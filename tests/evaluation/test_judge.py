@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.config import parse_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import JudgeError, ProposerRefused, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.judge import ROW, LlmJudge, Rubric, Written
@@ -312,11 +312,11 @@ def evaluator(root: Path, task: Task, **protocol: Any) -> Evaluator:
 
 
 @pytest.fixture(scope="module")
-def lm() -> RequestScorer:
-    return RequestScorer(tiny_llama(), tiny_tokenizer())
+def lm() -> HfScorer:
+    return HfScorer(tiny_llama(), tiny_tokenizer())
 
 
-def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: RequestScorer) -> None:
+def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: HfScorer) -> None:
     write_prompts(tmp_path)
     answer = by_reply(lambda text: "Say 3." in text)
     with serving(lambda body: graded(1) if "Say 0." in shown(body) else answer(body)) as server:
@@ -332,7 +332,7 @@ def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: RequestScore
     assert all(any(reply in text for text in told) for reply in score.replies["chat"])
 
 
-def test_what_a_candidate_writes_in_a_chat_is_judged_as_well(tmp_path: Path, lm: RequestScorer) -> None:
+def test_what_a_candidate_writes_in_a_chat_is_judged_as_well(tmp_path: Path, lm: HfScorer) -> None:
     write_prompts(tmp_path, 2)
     with serving(graded(10)) as server:
         score = evaluator(tmp_path, line(base_url=server.url), apply_chat_template=True).score(lm)

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 import llmevo
 from llmevo.config import read_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.files import BUILT_IN, is_training, leaves, refuse_benchmarks, training_changes
@@ -137,7 +137,7 @@ def test_a_task_is_asked_on_its_training_split(tmp_path: Path) -> None:
     write(tmp_path, "sums", splits={"test": ROWS[:4], "train": ROWS[4:12]}, training_split="train")
     scoring = evaluator(tmp_path, "sums_train", benchmarks=False)
     assert asked(scoring) == questions(ROWS[4:12])
-    score = scoring.score(RequestScorer(tiny_llama(), tiny_tokenizer()))
+    score = scoring.score(HfScorer(tiny_llama(), tiny_tokenizer()))
     assert [*score.tasks] == [*score.item_scores] == ["sums_train"]
     both = evaluator(tmp_path, "sums", "sums_train")
     assert asked(both) == questions(ROWS[:12])
@@ -166,10 +166,10 @@ def test_a_question_is_never_its_own_example(tmp_path: Path, third: bool) -> Non
     more = {"validation_split": "dev"} if third else {}
     write(tmp_path, "sums", splits=splits, training_split="train", **more)
     scoring = evaluator(tmp_path, "sums_train", num_fewshot=3)
-    lm: Any = RequestScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+    lm: Any = HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
     prompts: list[str] = []
 
-    class Watched(RequestScorer):
+    class Watched(HfScorer):
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             prompts.extend(request.args[0] for request in requests)
             return super().loglikelihood(requests, disable_tqdm)

@@ -13,7 +13,7 @@ from rich.console import Console
 from llmevo.cli import terminal
 from llmevo.cli.voting import booth
 from llmevo.config import parse_config, read_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.bradley_terry import PRIOR, preference, strengths
@@ -161,11 +161,11 @@ def taste(**votes: Any) -> Task:
 
 
 @pytest.fixture(scope="module")
-def lms() -> list[RequestScorer]:
-    return [RequestScorer(tiny_llama(seed), tiny_tokenizer()) for seed in range(3)]
+def lms() -> list[HfScorer]:
+    return [HfScorer(tiny_llama(seed), tiny_tokenizer()) for seed in range(3)]
 
 
-def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]) -> None:
+def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[HfScorer]) -> None:
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\nThree.\n")
     book = VerdictMemory()
     scoring = Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path, verdicts=book)
