@@ -15,7 +15,7 @@ from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.catalogue import BUILT_IN, is_training, leaves, refuse_benchmarks
 from llmevo.evaluation.tasks.listing import listed
 from llmevo.evaluation.tasks.task import AskingOptions, Task
-from llmevo.evaluation.tasks.training_split import _changes  # pyright: ignore[reportPrivateUsage]
+from llmevo.evaluation.tasks.training_split import on_training_split
 from llmevo.run.experiment import config_of
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.constraints import paired
@@ -189,9 +189,11 @@ def built_in(folder: str) -> Any:
 
 
 def test_the_splits_of_lm_evals_own_tasks() -> None:
-    hellaswag, arc = built_in("hellaswag")["hellaswag"].cfg, built_in("arc")["arc_easy"].cfg
-    assert _changes("h", "hellaswag", hellaswag) == {"task": "h", "test_split": "train", "fewshot_split": "train"}
-    assert _changes("a", "arc_easy", arc) == {"task": "a", "test_split": "train", "fewshot_split": "validation"}
+    factory = SimpleNamespace(build=lambda _, overrides, **__: overrides)  # it would download the questions
+    for folder, name, examples in (("hellaswag", "hellaswag", "train"), ("arc", "arc_easy", "validation")):
+        manager = SimpleNamespace(task_index=built_in(folder), _factory=factory)
+        changes = on_training_split(f"{name}_train", manager)
+        assert changes == {"task": f"{name}_train", "test_split": "train", "fewshot_split": examples}
 
 
 # Public benchmarks

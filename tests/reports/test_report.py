@@ -22,7 +22,7 @@ from llmevo.reports.html.questions import items
 from llmevo.reports.html.subject import Subject
 from llmevo.reports.html.winners_curse import FEWEST, rechoose, shrink
 from llmevo.run.log import events
-from support.browser import Page, browser, needs_browser
+from support.browser import Page, browser
 from support.synthetic import Synthetic
 from support.workspace import Workspace
 
@@ -298,8 +298,7 @@ def test_the_command_writes_the_page_where_it_is_asked_to(workspace: Workspace, 
 
 
 def test_a_real_run_has_its_questions_and_replies_in_the_page(workspace: Workspace) -> None:
-    status, said = workspace.llmevo("run", workspace.config(), "--out", "run")
-    assert status == 0, said
+    workspace.finished()
     status, said = workspace.llmevo("report", "run")
     assert status == 0, said
     page, subject = Path("run/report.html").read_text(), Subject.of(Path("run"))
@@ -334,7 +333,7 @@ def column(window: Page, place: int) -> list[str]:
     return window.run(script)
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_page_opens_quietly_and_asks_for_nothing(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     sizes: list[Any] = window.run(
@@ -363,7 +362,7 @@ def test_the_page_opens_quietly_and_asks_for_nothing(window: Page, hostile: tupl
     )
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_policy_of_the_page_refuses_what_is_not_its_own(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     window.run(
@@ -375,7 +374,7 @@ def test_the_policy_of_the_page_refuses_what_is_not_its_own(window: Page, hostil
     assert any("Content Security Policy" in said for said in window.complaints())
 
 
-@needs_browser
+@pytest.mark.browser
 def test_candidates_are_sorted_filtered_and_opened(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     best = [float(score.split()[0]) for score in column(window, 1) if score]
@@ -400,7 +399,7 @@ def test_candidates_are_sorted_filtered_and_opened(window: Page, hostile: tuple[
     assert window.run("document.querySelector('tr.opened')") is None
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_theme_is_the_systems_until_the_button_says_otherwise(
     window: Page, hostile: tuple[Path, Synthetic]
 ) -> None:
@@ -420,7 +419,7 @@ def test_the_theme_is_the_systems_until_the_button_says_otherwise(
     window.run("localStorage.clear()")
 
 
-@needs_browser
+@pytest.mark.browser
 def test_a_phone_need_not_scroll_sideways(window: Page, hostile: tuple[Path, Synthetic], comparison: Path) -> None:
     for folder in (hostile[0], comparison):
         opened(window, folder, width=390)
@@ -434,7 +433,7 @@ def test_a_phone_need_not_scroll_sideways(window: Page, hostile: tuple[Path, Syn
         assert window.complaints() == []
 
 
-@needs_browser
+@pytest.mark.browser
 def test_a_thousand_candidates_come_a_hundred_at_a_time(window: Page, thousand: Path) -> None:
     opened(window, thousand)
     assert len(column(window, 0)) == 100
