@@ -62,17 +62,14 @@ def without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-
 BY_SLICE = "by_slice"
 """The `merge_method` of a recipe whose slices each name their own.
 
 mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
 """
 
-
 WITHOUT_EFFECT = ("allow_negative_weights",)
 """Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
-
 
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 

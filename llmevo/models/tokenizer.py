@@ -14,7 +14,6 @@ from llmevo.models.references import load_pretrained
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
 """Weights with one row a token."""
 
-
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files one of which a tokenizer consists of, whatever else it has."""
 
