@@ -60,9 +60,9 @@ def partial_folder(out: Path) -> Generator[Path]:
     try:
         yield partial
     finally:
-        os.close(descriptor)
         if partial.exists():
             shutil.rmtree(partial)
+        os.close(descriptor)  # not earlier: another process would take the folder for abandoned and remove it as well
 
 
 def remove_abandoned(out: Path) -> None:
