@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import resource
 import signal
 import subprocess
