@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmevo.errors import SourceError
-from llmevo.models.layers import LAYER, depth_of
+from llmevo.models.architecture import LAYER, depth_of
 
 KEYS = (
     (r"embed|wte|lm_head|word_embeddings", ("vocab_size", "hidden_size")),

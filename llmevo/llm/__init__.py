@@ -25,6 +25,4 @@ CLIENTS: dict[str, Callable[[Connection], Client]] = {
     "recorded": _opened("recorded.RecordedClient"),
 }
 """Every client by the name the config uses. The simulated LLMs, which look into the search, are in `llmevo.search`."""
-
-
 __all__ = ["CLIENTS", "Client", "Connection", "Reply"]

@@ -31,7 +31,7 @@ from llmevo.merging.parameters import Conditional
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.tokenizer import check_vocabularies
 from llmevo.models.checkpoints import Sources
-from llmevo.models.checksums import WHOLE, unread_bytes
+from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.run.log.state import RunState
 from llmevo.search.geometry import measure

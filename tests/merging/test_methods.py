@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmevo.errors import CandidateError
-from llmevo.merging.cache import Cache
-from llmevo.merging.methods.base import TensorGroup, divisor
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.merging.methods.registry import METHODS
-from llmevo.models.weights import LowRank, Weight
+from llmevo.merging.methods.base import Cache, TensorGroup, divisor
+from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.models.checkpoints import LowRank, Weight
 from support.checkpoints import bits, mergekit
 
 LARGE = (401, 403)

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.errors import SourceError
-from llmevo.models.references import ModelPath, ModelReference, cache_folder, folder_of
+from llmevo.models.files import cache_folder
+from llmevo.models.references import ModelPath, ModelReference, folder_of
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import Operand, empty, flat, weights
-from llmevo.merging.kernels.rows import count, over_rows
-from llmevo.merging.kernels.steps import Floats, Stored, compiled, narrow, widen
+from llmevo.merging.kernels.blocks import Operand, empty, flat, over_rows, rows_of, weights
+from llmevo.merging.kernels.loops import Floats, Stored, compiled, narrow, widen
 from llmevo.merging.methods.base import TensorGroup
 
 EPSILON = 1e-8
@@ -35,12 +34,12 @@ def arcee_fusion(inputs: TensorGroup) -> Tensor:
     estimates those of tensors with more than a million entries from a random sample.
     """
     origin, (other,) = flat(inputs.origin), weights(inputs)
-    rows, columns = count(inputs.origin.shape)
+    rows, columns = rows_of(inputs.origin.shape)
     merged = empty(inputs.origin.shape, inputs.dtype)
     out = flat(merged)
     if not len(origin):
         return merged
-    important = inputs.keep_all("importance", lambda: _measure(origin, other, rows, columns))
+    important = inputs.keep("importance", lambda: _measure(origin, other, rows, columns))
 
     def work(which: slice, entries: slice) -> None:
         base, row = _read(origin, other, entries)

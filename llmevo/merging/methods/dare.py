@@ -6,8 +6,7 @@ Two methods: `dare_linear` adds up what is left, `dare_ties` elects signs first.
 from torch import Tensor
 
 from llmevo.merging.kernels.blocks import Operand
-from llmevo.merging.kernels.records import NOTHING, Mask, random_mask
-from llmevo.merging.kernels.task_vectors import merge_sparse
+from llmevo.merging.kernels.task_vectors import NOTHING, Mask, merge_sparse, random_mask
 from llmevo.merging.methods.base import TensorGroup
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError
 from llmevo.merging.kernels.blocks import BLOCK, Operand, flat, in_parts
-from llmevo.merging.kernels.records import NOTHING, Mask, ranked_mask
-from llmevo.merging.kernels.steps import Stored, widen
-from llmevo.merging.kernels.task_vectors import merge_sparse
+from llmevo.merging.kernels.loops import Stored, widen
+from llmevo.merging.kernels.task_vectors import NOTHING, Mask, merge_sparse, ranked_mask
 from llmevo.merging.methods.base import TensorGroup
 
 
@@ -31,7 +30,7 @@ def drop_by_rank(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
         )
     rows = inputs.origin.shape[0] if inputs.origin.dim() > 1 else 1
     columns = inputs.origin.numel() // max(1, rows)
-    ranks = inputs.keep("ranks", model, lambda: ranks_by_row(operand, flat(inputs.origin), columns))
+    ranks = inputs.keep("ranks", lambda: ranks_by_row(operand, flat(inputs.origin), columns), model)
     inverse = bool(inputs.shared["rescale"]) and bool(inputs.shared["inverse_density"])
     step = 2 * epsilon / (columns - 1) if columns > 1 else 0.0
     return ranked_mask(inputs.seeds[model], ranks, density - epsilon if step else density, step, inverse)

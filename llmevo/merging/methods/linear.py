@@ -4,7 +4,7 @@ from torch import Tensor
 
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup, divisor
-from llmevo.models.weights import same
+from llmevo.models.checkpoints import same
 
 
 def linear(inputs: TensorGroup) -> Tensor:

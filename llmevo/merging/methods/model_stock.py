@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.merging.kernels.blocks import task_vectors
-from llmevo.merging.kernels.gram import gram
-from llmevo.merging.kernels.rows import gram_by_row, weighted_sum_by_row
+from llmevo.merging.kernels.gram import gram, gram_by_row, weighted_sum_by_row
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 
@@ -24,7 +23,7 @@ def model_stock(inputs: TensorGroup) -> Tensor:
         share = float(_ratio(gram(inputs, origin=True))) / many
         return weighted_sum(inputs.models, [share] * many, inputs.origin, inputs.dtype)
     shape, operands = inputs.origin.shape, task_vectors(inputs)
-    products = inputs.keep_all("gram by row", lambda: gram_by_row(operands, inputs.origin, shape))
+    products = inputs.keep("gram by row", lambda: gram_by_row(operands, inputs.origin, shape))
     shares = np.repeat(_ratio(products)[:, None] / many, many, axis=1)
     return weighted_sum_by_row(operands, shares, inputs.origin, shape, inputs.dtype)
 

@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.merging.kernels import blocks
-from llmevo.merging.kernels.gram import gram
-from llmevo.merging.kernels.rows import gram_by_column, gram_by_row, weighted_sum_by_row
+from llmevo.merging.kernels.gram import gram, gram_by_column, gram_by_row, weighted_sum_by_row
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 
@@ -33,7 +32,7 @@ def nuslerp(inputs: TensorGroup) -> Tensor:
     shape = (first if isinstance(first, Tensor) else first.origin).shape
     what, make = ("gram by column", gram_by_column) if by_column else ("gram by row", gram_by_row)
     operands = blocks.weights(inputs) if inputs.base is None else blocks.task_vectors(inputs)
-    products = inputs.keep_all(what, lambda: make(operands, inputs.base, shape))
+    products = inputs.keep(what, lambda: make(operands, inputs.base, shape))
     return weighted_sum_by_row(operands, _arc(products, t), inputs.base, shape, inputs.dtype, by_column)
 
 

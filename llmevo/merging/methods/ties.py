@@ -3,9 +3,7 @@
 from torch import Tensor
 
 from llmevo.merging.kernels.blocks import Operand
-from llmevo.merging.kernels.magnitudes import bound, window
-from llmevo.merging.kernels.records import NOTHING, Mask
-from llmevo.merging.kernels.task_vectors import merge_sparse
+from llmevo.merging.kernels.task_vectors import NOTHING, Mask, bound, merge_sparse, window
 from llmevo.merging.methods.base import TensorGroup
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmevo.errors import RunError
 from llmevo.evaluation.judges.records import Bill
-from llmevo.models.checksums import WHOLE
+from llmevo.models.files import WHOLE
 from llmevo.reports.comparison.statistics import best_so_far
 from llmevo.run.experiment import Experiment
 from llmevo.run.finals import proposals

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from llmevo.models.checkpoints import LoraModel
+from llmevo.models.checkpoints import LoraModel, stored
 from llmevo.models.references import ModelPath, ModelReference
-from llmevo.models.weights import stored
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmevo.errors import plural
-from llmevo.merging.merger import Merger, Tensors
+from llmevo.merging.merger import Merger, TensorCounts
 from llmevo.run.experiment import Experiment
 from llmevo.run.preflight import preflight
 from llmevo.run.preflight.architecture import stored_dtype
@@ -45,7 +45,7 @@ class Inspection:
     """Of the merge."""
     rounding_loss: float
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
-    tensors: Tensors
+    tensors: TensorCounts
     """What becomes of the models' tensors in the uniform merge."""
     geometry: list[SliceGeometry]
     based: bool
