@@ -119,7 +119,7 @@ class Merger:
         # torch multiplies the factors of adapters, with threads of its own.
         side_by_side = not any(reference.lora for reference in recipe.references)
         for planned, size in self._pieces(recipe, loaded or {}, TOGETHER if side_by_side else 0):
-            work = partial(lambda tensors: [self._merged(tensor) for tensor in tensors], planned)
+            work = partial(list, map(self._merged, planned))
             ahead.append((planned, in_background(work) if side_by_side and size <= TOGETHER else work))
             if len(ahead) > AHEAD:
                 yield from next_ones()
@@ -218,9 +218,11 @@ class Merger:
             merged = None
         if merged is not None and not merged.is_floating_point():
             return merged
-        if merged is None or not is_finite(rounded := _as(tensor.dtype, merged)):
+        if merged is not None and merged.dtype != tensor.dtype:
+            merged = merged.to(tensor.dtype)
+        if merged is None or not is_finite(merged):
             raise CandidateError(f"{method}: the merged {name} is not finite (NaN or infinite)")
-        return rounded
+        return merged
 
     def _combined(self, tensor: _PlannedTensor) -> Tensor:
         """Return one tensor as its method makes it, or as it is stored when the models do not differ in it."""
@@ -269,10 +271,6 @@ def not_finite(sources: Sources, models: Iterable[ModelReference]) -> str:
         if wrong:
             found.append(f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}")
     return f"{'; '.join(found)}. Candidates fail with it: download the model again, or leave it out" if found else ""
-
-
-def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _is_finite_weight(weight: Weight) -> bool:

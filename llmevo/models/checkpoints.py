@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
@@ -320,7 +319,12 @@ class Sources:
     def __getitem__(self, reference: ModelReference) -> Source:
         if reference not in self._sources:
             folder = self.folder(reference)
-            _check_no_adapter(reference, folder)
+            if (config := folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+                base = read_object(config).get("base_model_name_or_path") or "MODEL"
+                raise SourceError(
+                    f"{reference} is a LoRA adapter, not a model (it has {config.name} and no config.json); write the"
+                    f" model it was trained on before it: {base}+{reference}"
+                )
             checkpoint = self._checkpoints.get(folder) or Checkpoint(folder)
             self._checkpoints[folder] = checkpoint
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
@@ -354,23 +358,21 @@ class Sources:
                 return found[1]
         return None
 
-    def checksum(self, reference: ModelReference) -> str:
-        """Return a digest of all files that determine the weights: the safetensors files and the adapter's config.
+    def checksum(self, reference: ModelReference, recorded: str = WHOLE) -> str:
+        """Return a digest of all files that determine the weights, by the rule of a recorded one (of 0.1, or today's).
 
-        Reads them, unless `content_checksums` remembers their checksums. Raises SourceError.
+        Reads the files, unless `content_checksums` remembers their checksums. Raises SourceError.
         """
-        with _readable(reference):
-            digests = content_checksums(self.files(reference))
-            parts = [f"{file.name} {digests[file]}" for file in self.files(reference)]
+        try:
+            files = self.files(reference)
+            if not recorded.startswith(WHOLE):
+                weights = [file for file in files if file.suffix == ".safetensors"]
+                return hashlib.sha256("".join(map(ends_checksum, weights)).encode()).hexdigest()
+            digests = content_checksums(files)
+        except OSError as error:
+            raise SourceError(f"{reference}: cannot be read ({error})") from error
+        parts = [f"{file.name} {digests[file]}" for file in files]
         return WHOLE + hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def checksum_as(self, reference: ModelReference, recorded: str) -> str:
-        """Return the checksum by the rule of a recorded one, of this version or of 0.1. Raises SourceError."""
-        if recorded.startswith(WHOLE):
-            return self.checksum(reference)
-        with _readable(reference):
-            weights = [file for file in self.files(reference) if file.suffix == ".safetensors"]
-            return hashlib.sha256("".join(map(ends_checksum, weights)).encode()).hexdigest()
 
     def files(self, reference: ModelReference) -> list[Path]:
         """Return the files that determine the model's weights."""
@@ -379,14 +381,6 @@ class Sources:
             adapter = folder_of(reference.lora, self.root)
             files += [*sorted(adapter.glob("*.safetensors")), *adapter.glob("adapter_config.json")]
         return files
-
-
-@contextmanager
-def _readable(reference: ModelReference) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(f"{reference}: cannot be read ({error})") from error
 
 
 def read_object(file: Path, hint: str = "download it again") -> dict[str, Any]:
@@ -455,17 +449,6 @@ def _check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> N
         " numbers mean nothing without their scales: dequantize the model first, or name the model that it was"
         " quantized from (in bfloat16, float16 or float32)"
     )
-
-
-def _check_no_adapter(reference: ModelReference, folder: Path) -> None:
-    """Raise SourceError for an adapter where a model should be."""
-    config = folder / "adapter_config.json"
-    if config.exists() and not (folder / "config.json").exists():
-        base = read_object(config).get("base_model_name_or_path") or "MODEL"
-        raise SourceError(
-            f"{reference} is a LoRA adapter, not a model (it has {config.name} and no config.json); write the model it"
-            f" was trained on before it: {base}+{reference}"
-        )
 
 
 def _is_number(value: object) -> bool:

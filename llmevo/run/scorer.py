@@ -92,7 +92,7 @@ class Scorer:
         """Return a model's checksum by the rule that a recorded one was made by."""
         if recorded.startswith(WHOLE):
             return self.checksums[str(reference)]
-        return self.sources.checksum_as(reference, recorded)
+        return self.sources.checksum(reference, recorded)
 
     @cached_property
     def layers(self) -> int:
@@ -374,7 +374,7 @@ class Scorer:
         if not recorded or recorded.startswith(WHOLE):
             return recorded
         try:
-            is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
+            is_same = self.sources.checksum(ModelReference.parse(reference), recorded) == recorded
             return self.checksums[reference] if is_same and reference in self.checksums else recorded
         except SourceError:  # a finished run needs no models
             return recorded

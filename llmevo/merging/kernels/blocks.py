@@ -81,19 +81,13 @@ class Scratch:
     """Working rows of float32, made once for many blocks."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Floats] = {}
-
-    def row(self, place: int, size: int) -> Floats:
-        if place not in self._rows:
-            self._rows[place] = np.empty(BLOCK, np.float32)
-        return self._rows[place][:size]
+        self._rows: Floats = np.empty((0, 0), np.float32)
 
     def rows(self, count: int, size: int) -> Floats:
-        """Return several rows as one array."""
-        key = -count
-        if key not in self._rows or self._rows[key].shape[1] != size:
-            self._rows[key] = np.empty((count, size), np.float32)
-        return self._rows[key]
+        """Return `count` rows as one array with arbitrary entries."""
+        if self._rows.shape != (count, size):
+            self._rows = np.empty((count, size), np.float32)
+        return self._rows
 
 
 def over_blocks(size: int, work: Callable[[int, int, Scratch], Result]) -> list[Result]:
@@ -183,25 +177,22 @@ class Operand:
     def size(self) -> int:
         return self.weight.numel()
 
-    def read(self, start: int, stop: int, origin: Floats | None, row: Floats) -> None:
+    def read(self, start: int, stop: int, origin: Floats, row: Floats) -> None:
         """Read entries `start` to `stop` into `row`; `origin` are the base's entries there."""
         widen(self.stored[start:stop], row)
         if self.less_base:
-            assert origin is not None
             row -= origin
 
 
 def task_vectors(inputs: TensorGroup) -> list[Operand]:
     """Return every model's task vector."""
-    return [_task_vector(inputs, model, weight) for model, weight in enumerate(inputs.models)]
 
-
-def _task_vector(inputs: TensorGroup, model: int, weight: Weight) -> Operand:
-    if isinstance(weight, LowRank):
-        if same(weight.origin, inputs.origin):
+    def task_vector(model: int, weight: Weight) -> Operand:
+        if isinstance(weight, LowRank) and same(weight.origin, inputs.origin):
             return Operand.of(inputs.delta(model))
-        return Operand.of(weight.dense(), less_base=True)
-    return Operand.of(weight, less_base=True)
+        return Operand.of(weight.dense() if isinstance(weight, LowRank) else weight, less_base=True)
+
+    return [task_vector(model, weight) for model, weight in enumerate(inputs.models)]
 
 
 def weights(inputs: TensorGroup) -> list[Operand]:
@@ -210,11 +201,14 @@ def weights(inputs: TensorGroup) -> list[Operand]:
 
 
 def read_all(
-    operands: Sequence[Operand], origin: Stored | None, start: int, stop: int, scratch: Scratch
+    operands: Sequence[Operand], origin: Stored | None, start: int, stop: int, scratch: Scratch | None = None
 ) -> tuple[Floats, Floats]:
-    """Read a block of all task vectors (or weights, without a base), a row each, and of the base (if any)."""
-    rows, base = scratch.rows(len(operands), stop - start), scratch.row(0, stop - start)
-    if origin is not None:
+    """Read a block of all task vectors (or weights, without a base), a row each, and of the base (0 without one)."""
+    block = (scratch or Scratch()).rows(len(operands) + 1, stop - start)
+    rows, base = block[:-1], block[-1]
+    if origin is None:
+        base.fill(0.0)
+    else:
         widen(origin[start:stop], base)
     for row, operand in zip(rows, operands, strict=True):
         operand.read(start, stop, base, row)

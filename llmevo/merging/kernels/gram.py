@@ -25,7 +25,7 @@ from llmevo.merging.kernels.blocks import (
     task_vectors,
     weights,
 )
-from llmevo.merging.kernels.loops import Floats, Stored, compiled, inner, narrow, widen
+from llmevo.merging.kernels.loops import Floats, Stored, compiled, inner, narrow
 from llmevo.merging.methods.base import TensorGroup
 
 
@@ -67,7 +67,7 @@ def gram_by_row(operands: Sequence[Operand], base: Tensor | None, shape: Sequenc
     products = np.zeros((rows, many, many))
 
     def work(which: slice, entries: slice) -> None:
-        block = _task_vectors(operands, origin, entries)
+        block, _ = read_all(operands, origin, entries.start, entries.stop)
         for a in range(many):
             for b in range(a, many):
                 _inner_by_row(block[a], block[b], products[which, a, b])
@@ -88,7 +88,7 @@ def gram_by_column(operands: Sequence[Operand], base: Tensor | None, shape: Sequ
     products = np.zeros((many, many, columns))
     for first in range(0, rows if columns else 0, several):
         entries = slice(first * columns, min(first + several, rows) * columns)
-        block = _task_vectors(operands, origin, entries)
+        block, _ = read_all(operands, origin, entries.start, entries.stop)
         for a in range(many):
             for b in range(a, many):
                 _add_products(block[a], block[b], products[a, b])
@@ -109,31 +109,17 @@ def weighted_sum_by_row(
     merged = empty(shape, dtype)
     out = flat(merged)
     by_model = np.ascontiguousarray(scales.T, np.float32)
-    add = _add_scaled_by_column if by_column else _add_scaled_by_row
+    rows, columns = columns_of(shape) if by_column else rows_of(shape)
 
     def work(which: slice, entries: slice) -> None:
-        size = entries.stop - entries.start
-        row, zero = np.empty(size, np.float32), np.zeros(size, np.float32)
-        if origin is not None:
-            widen(origin[entries], zero)
-        total = zero.copy()
-        for operand, own in zip(operands, by_model, strict=True):
-            operand.read(entries.start, entries.stop, zero, row)
-            add(row, own if by_column else own[which], total)
+        block, total = read_all(operands, origin, entries.start, entries.stop)
+        matrix = total.reshape(-1, columns)
+        for row, own in zip(block, by_model, strict=True):
+            matrix += (own if by_column else own[which, None]) * row.reshape(-1, columns)
         narrow(total, out[entries])
 
-    over_rows(*(columns_of(shape) if by_column else rows_of(shape)), work)
+    over_rows(rows, columns, work)
     return merged
-
-
-def _task_vectors(operands: Sequence[Operand], origin: Stored | None, entries: slice) -> Floats:
-    size = entries.stop - entries.start
-    block, zero = np.empty((len(operands), size), np.float32), np.zeros(size, np.float32)
-    if origin is not None:
-        widen(origin[entries], zero)
-    for row, operand in zip(block, operands, strict=True):
-        operand.read(entries.start, entries.stop, zero, row)
-    return block
 
 
 @compiled
@@ -144,24 +130,8 @@ def _inner_by_row(first: Floats, second: Floats, products: NDArray[np.float64]) 
 
 
 @compiled
-def _add_scaled_by_row(block: Floats, scales: Floats, total: Floats) -> None:
-    columns = len(block) // len(scales)
-    for r in range(len(scales)):
-        for i in range(r * columns, (r + 1) * columns):
-            total[i] += scales[r] * block[i]
-
-
-@compiled
 def _add_products(first: Floats, second: Floats, products: NDArray[np.float64]) -> None:
     columns = len(products)
     for start in range(0, len(first), columns):
         for i in range(columns):
             products[i] += np.float64(first[start + i]) * np.float64(second[start + i])
-
-
-@compiled
-def _add_scaled_by_column(block: Floats, scales: Floats, total: Floats) -> None:
-    columns = len(scales)
-    for start in range(0, len(block), columns):
-        for i in range(columns):
-            total[start + i] += scales[i] * block[start + i]

@@ -5,7 +5,8 @@ cache from reading to rounding. Models come as a table of `MODEL` records, so th
 of models in any storage type; bfloat16 weights are read as their bits (uint16). There is no fused or reordered
 arithmetic: the same inputs give the same bits on every machine and with any number of threads.
 
-All loops that call each other are in this file: Numba keeps a compiled function until the function's own file changes.
+Numba keeps a compiled function until the function's own file changes: loops that call each other are in this file, and
+a change of `inner` needs a change of `gram.py` and `sce.py`.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,6 @@ from llmevo.merging.kernels.blocks import Operand, empty, in_parts, task_vectors
 from llmevo.merging.methods.base import TensorGroup, divisor
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
 
-FIELDS: tuple[str, ...] = loops.MODEL.names or ()
-EMPTY = (0,) * len(FIELDS)
 SMALL = 1 << 12
 """Entries up to which a tensor's magnitudes are sorted instead of counted."""
 SUMMED = 1 << 22
@@ -168,16 +166,14 @@ class _Magnitudes:
 
 def table(operands: Sequence[Operand | None], masks: Sequence[Mask | None] = ()) -> NDArray[Any]:
     """Return the `loops.MODEL` records of some models; they hold addresses, so the operands have to outlive them."""
-    return np.array([_record(operand, mask) for operand, mask in zip_longest(operands, masks)], loops.MODEL)
-
-
-def _record(operand: Operand | None, mask: Mask | None) -> tuple[Any, ...]:
-    if operand is None:
-        return EMPTY
-    weight = operand.weight
-    storage = loops.BFLOAT16 if weight.dtype == torch.bfloat16 else loops.FLOAT32
-    rest = EMPTY[3:] if mask is None else tuple(mask.fields.get(name, 0) for name in FIELDS[3:])
-    return (weight.data_ptr(), storage, operand.less_base, *rest)
+    records = np.zeros(len(operands), loops.MODEL)
+    for record, operand, mask in zip_longest(records, operands, masks):
+        if operand is not None:
+            stored_as = loops.BFLOAT16 if operand.weight.dtype == torch.bfloat16 else loops.FLOAT32
+            given = {"address": operand.weight.data_ptr(), "stored": stored_as, "less_base": operand.less_base}
+            for name, value in {**given, **(mask.fields if mask else {})}.items():
+                record[name] = value
+    return records
 
 
 def over_chunks(size: int, work: Callable[[int, int], Any]) -> list[Any]:

@@ -28,10 +28,10 @@ def leave_middle(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
 
 
 def breadcrumbs(inputs: TensorGroup) -> Tensor:
-    """base + λ · Σ wᵢ · middle of task vector i."""
+    """Return base + λ · Σ wᵢ · middle of task vector i."""
     return merge_sparse(inputs, leave_middle, elected=False)
 
 
 def breadcrumbs_ties(inputs: TensorGroup) -> Tensor:
-    """base + λ · elected sum of the middles of the weighted task vectors."""
+    """Return base + λ · elected sum of the middles of the weighted task vectors."""
     return merge_sparse(inputs, leave_middle, elected=True)

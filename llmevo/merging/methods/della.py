@@ -1,6 +1,6 @@
 """DELLA: drop at random, small entries more likely than large ones (https://arxiv.org/abs/2406.11617, section 3.1).
 
-Two methods: `della` elects signs, `della_linear` adds up what is left.
+Two methods: `della` elects signs, `della_linear` sums the rest.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def drop_by_rank(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
 
 
 def ranks_by_row(operand: Operand, origin: Stored, columns: int) -> NDArray[np.uint16 | np.uint32]:
-    """Each entry's rank by magnitude in its row, 0 the smallest; of equal ones the first is the smaller."""
+    """Return each entry's rank by magnitude in its row, 0 the smallest; of equal ones the first is the smaller."""
     ranks = np.empty(len(origin), np.uint16 if columns <= 1 << 16 else np.uint32)
     rows = len(origin) // max(1, columns)
     several = max(1, BLOCK // max(1, columns))
@@ -58,10 +58,10 @@ def ranks_by_row(operand: Operand, origin: Stored, columns: int) -> NDArray[np.u
 
 
 def della(inputs: TensorGroup) -> Tensor:
-    """base + λ · elected sum of the dropped, rescaled, weighted task vectors."""
+    """Return base + λ · elected sum of the dropped, rescaled, weighted task vectors."""
     return merge_sparse(inputs, drop_by_rank, elected=True)
 
 
 def della_linear(inputs: TensorGroup) -> Tensor:
-    """base + λ · Σ wᵢ · dropped, rescaled task vector i."""
+    """Return base + λ · Σ wᵢ · dropped, rescaled task vector i."""
     return merge_sparse(inputs, drop_by_rank, elected=False)

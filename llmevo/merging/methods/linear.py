@@ -8,7 +8,7 @@ from llmevo.models.checkpoints import same
 
 
 def linear(inputs: TensorGroup) -> Tensor:
-    """Σ wᵢxᵢ, divided by Σ wᵢ with `normalize`.
+    """Return Σ wᵢxᵢ, divided by Σ wᵢ with `normalize`.
 
     With a base model that is not among the models (it has weight 0 then) the sum is that of the models alone.
     """

@@ -1,4 +1,4 @@
-"""Model Stock: how far to go from the base to the models' mean follows from their angles
+"""Model Stock: the interpolation ratio between the base and the models' mean follows from their angles
 (https://arxiv.org/abs/2403.19522, section 4)."""
 
 import numpy as np
@@ -12,7 +12,7 @@ from llmevo.merging.methods.base import TensorGroup
 
 
 def model_stock(inputs: TensorGroup) -> Tensor:
-    """base + t · mean task vector, with t = N·cos θ / (1 + (N - 1)·cos θ) for the mean angle θ between two of N.
+    """Return base + t · mean task vector, with t = N·cos θ / (1 + (N - 1)·cos θ) for the mean angle θ between two of N.
 
     One θ a tensor; with `filter_wise` one a row. One model alone has no angle to another: it is taken as it is.
     """
@@ -29,7 +29,7 @@ def model_stock(inputs: TensorGroup) -> Tensor:
 
 
 def _ratio(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    """t, from the inner products (..., n, n) of the task vectors; 0, the base, where the formula has a pole."""
+    """Return t, from the inner products (..., n, n) of the task vectors; 0, the base, where the formula has a pole."""
     many = products.shape[-1]
     lengths = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), 0.0))
     first, second = np.triu_indices(many, 1)

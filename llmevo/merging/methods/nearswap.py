@@ -10,7 +10,7 @@ from llmevo.merging.methods.base import TensorGroup
 
 
 def nearswap(inputs: TensorGroup) -> Tensor:
-    """Every entry of the base moves by `t` towards the other model's, or all the way where that is nearer."""
+    """Move every entry of the base by `t` towards the other model's, or all the way where that is nearer."""
     t = np.float32(max(inputs.shared["t"], 0.0))
     return merge_blocks(inputs, weights(inputs), lambda _start, _stop, rows, total: _swap(rows[0], t, total))
 

@@ -16,11 +16,10 @@ ones there is no single arc, and mergekit's comes to a line at about this angle 
 
 
 def nuslerp(inputs: TensorGroup) -> Tensor:
-    """From the first model to the second, by the second's share of the weights.
+    """Return the point on the arc from the first model to the second, at the second's share of the weights.
 
-    Each tensor is one long vector, or with `nuslerp_flatten` off many: its rows, with `nuslerp_row_wise` (the names are
-    mergekit's) its columns. With a base model its task vectors are what is walked between. Weights that cancel out
-    mean half and half.
+    A tensor is one vector, or without `nuslerp_flatten` many: its rows, or with `nuslerp_row_wise` (mergekit's name)
+    its columns. With a base model the arc is between task vectors. Weights that cancel out give the middle.
     """
     weights = inputs.each["weight"]
     total = sum(weights)
@@ -37,7 +36,7 @@ def nuslerp(inputs: TensorGroup) -> Tensor:
 
 
 def _arc(products: NDArray[np.float64], t: float) -> NDArray[np.float64]:
-    """The factors (..., 2) of two vectors with these inner products (..., 2, 2)."""
+    """Return the factors (..., 2) of two vectors with these inner products (..., 2, 2)."""
     lengths = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), 0.0))
     cosine = np.clip(products[..., 0, 1] / np.maximum(lengths, 1e-7).prod(axis=-1), -1.0, 1.0)
     line = 1.0 - cosine**2 <= NEARLY_COLINEAR

@@ -1,4 +1,4 @@
-"""TIES: trim, elect signs, merge the agreeing entries (https://arxiv.org/abs/2306.01708)."""
+"""TIES: trim, elect signs, merge the agreeing entries (https://arxiv.org/abs/2306.01708, Algorithm 1)."""
 
 from torch import Tensor
 
@@ -19,5 +19,5 @@ def trim(inputs: TensorGroup, model: int, operand: Operand) -> Mask | None:
 
 
 def ties(inputs: TensorGroup) -> Tensor:
-    """base + λ · elected sum of the trimmed, weighted task vectors."""
+    """Return base + λ · elected sum of the trimmed, weighted task vectors."""
     return merge_sparse(inputs, trim, elected=True)
