@@ -17,6 +17,8 @@ import torch
 from llmevo.cli import terminal
 from support.workspace import Workspace, new_workspace, write_task
 
+pytest.register_assert_rewrite("llmevo.testing")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

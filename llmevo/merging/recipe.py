@@ -85,6 +85,12 @@ class Recipe(Strict):
     Reads all keys of mergekit 0.1.5 that have the same result here; the others are rejected with an error that names
     them: several `modules`, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
     slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
+
+    >>> import llmevo
+    >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
+    >>> recipe = llmevo.Recipe.from_yaml(text, "recipe.yml")
+    >>> [str(model) for model in recipe.references]
+    ['one', 'two']
     """
 
     merge_method: str

@@ -121,7 +121,7 @@ def test_a_merge_names_the_filters_that_match_no_tensor_of_any_slice(workspace: 
     status, printed = workspace.llmevo("merge", "stacked.yml", "stacked")
     assert status == 0, printed
     assert " ".join(printed.split()).count("weight: filter") == 1
-    assert "These filters of stacked.yml match no tensor, so their values are not used: weight: filter 'mpl'." in (
+    assert "These filters match no tensor, so their values are not used: weight: filter 'mpl'." in (
         " ".join(printed.split())
     )
     status, printed = workspace.llmevo("merge", recipe(workspace), "plain")

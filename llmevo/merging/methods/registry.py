@@ -40,8 +40,8 @@ class Method:
     """Parameters that have a value for every model."""
     shared: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     """Parameters of the whole merge."""
-    file: str = ""
-    """The file of its function, where that has another name."""
+    function: "str | Merge" = ""
+    """Its arithmetic: a function, or the file here of the function `name`, by default the file of that name."""
     takes_base: bool = False
     """Whether the base model is the origin of task vectors (and so must be given) or a model like the others."""
     may_take_base: bool = False
@@ -58,7 +58,9 @@ class Method:
     @cached_property
     def merge(self) -> "Merge":
         """Its arithmetic, imported at the first use: a config is read without torch and Numba."""
-        return getattr(import_module(f"llmevo.merging.methods.{self.file or self.name}"), self.name)
+        if not isinstance(self.function, str):
+            return self.function
+        return getattr(import_module(f"llmevo.merging.methods.{self.function or self.name}"), self.name)
 
     @property
     def starts_from_base(self) -> bool:
@@ -81,7 +83,7 @@ CHANGED = Parameter(default=1e-5)
 
 
 def _sparse(
-    name: str, paper: str, normalize: bool, rescale: bool, evolve_normalize: bool, file: str = "", **more: Parameter
+    name: str, paper: str, normalize: bool, rescale: bool, evolve_normalize: bool, function: str = "", **more: Parameter
 ) -> Method:
     """Return a method of the family of TIES, DARE, Breadcrumbs and DELLA, with its own defaults.
 
@@ -98,7 +100,7 @@ def _sparse(
             "inverse_density": Parameter(default=False),
             "lambda": Parameter(default=1.0),
         },
-        file=file,
+        function=function,
         takes_base=True,
         normalize=evolve_normalize,
     )
@@ -128,8 +130,8 @@ _METHODS = (
         without_effect=("density", "rescale"),
     ),
     _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
-    _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, file="dare"),
-    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, file="dare"),
+    _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare"),
+    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, function="dare"),
     _sparse("breadcrumbs", BREADCRUMBS, normalize=False, rescale=False, evolve_normalize=False, gamma=GAMMA),
     _sparse(
         "breadcrumbs_ties",
@@ -137,12 +139,12 @@ _METHODS = (
         normalize=False,
         rescale=False,
         evolve_normalize=False,
-        file="breadcrumbs",
+        function="breadcrumbs",
         gamma=GAMMA,
     ),
     _sparse("della", DELLA, normalize=True, rescale=True, evolve_normalize=True, epsilon=EPSILON),
     _sparse(
-        "della_linear", DELLA, normalize=False, rescale=True, evolve_normalize=False, file="della", epsilon=EPSILON
+        "della_linear", DELLA, normalize=False, rescale=True, evolve_normalize=False, function="della", epsilon=EPSILON
     ),
     Method(
         "nuslerp",
@@ -186,7 +188,7 @@ _METHODS = (
             "alpha": Parameter(default=0.2, low=0.0, high=1.0, start=0.2),
             "epsilon": CHANGED,
         },
-        file="ram",
+        function="ram",
         takes_base=True,
     ),
     Method("arcee_fusion", "https://arcee.ai", pair=True, models=(1, 1)),

@@ -1,0 +1,54 @@
+"""Carry out a mergekit recipe: read it, merge it, write the model."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from llmevo.errors import UserError
+from llmevo.merging.recipe import Provenance, Recipe, dead_filters
+
+
+def merge(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    seed: int | None = None,
+    root: Path | str = ".",
+    warn: Callable[[str], None] = warnings.warn,
+) -> Recipe:
+    """Merge a recipe, as `llmevo merge` does, and write it to `out`, a new folder, as a Hugging Face model.
+
+    `recipe` is a file, or a `Recipe` whose relative references start at `root`. `seed` is that of random masks, by
+    default as the file says, or 0. `warn` is called for filters that match no tensor. Return the recipe. Raises
+    RecipeError for a recipe that cannot be carried out, SourceError for a model that cannot be read, UserError for a
+    file or folder that cannot be used.
+
+    >>> import llmevo
+    >>> half = {"weight": 0.5}
+    >>> models = [{"model": name, "parameters": half} for name in ("one", "two")]
+    >>> recipe = llmevo.Recipe.model_validate({"merge_method": "linear", "models": models, "dtype": "float32"})
+    >>> llmevo.merge(recipe, "mean").merge_method
+    'linear'
+    """
+    from llmevo.export.pack import root_of
+    from llmevo.merging.merger import Seed, read_masks  # torch takes seconds to import
+    from llmevo.merging.writer import write_model
+    from llmevo.models.checkpoints import Sources
+
+    masks: Seed = seed or 0
+    found = None
+    if not isinstance(recipe, Recipe):
+        file = Path(recipe)
+        try:
+            text = file.read_text()
+            recipe, found = Recipe.from_yaml(text, str(file)), Provenance.of(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from error
+        if found and seed is None:
+            masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
+        root = root_of(file.parent)
+    sources = Sources.open(recipe.references, Path(root))
+    if dead := dead_filters(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor)):
+        warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
+    write_model(recipe, sources, Path(out), masks, trim=found is None)
+    return recipe
