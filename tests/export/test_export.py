@@ -37,7 +37,7 @@ slices:
 @pytest.fixture
 def finished(workspace: Workspace) -> Workspace:
     """A workspace with a finished run in `run`."""
-    assert workspace.llmevo("run", workspace.config(), "--out", "run")[0] == 0
+    workspace.finished()
     return workspace
 
 

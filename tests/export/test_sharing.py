@@ -87,9 +87,8 @@ def absolute(workspace: Workspace) -> Workspace:
     genome = {"base_model": str(root / "base"), "models": [str(root / "one"), "two"], "merge_method": "dare_ties"}
     genome |= {"layer_granularity": 1, "dtype": "float32", "bounds": {"density": [0.3, 0.8]}}
     llm = {"proposer": "local", "api_key_file": str(root / "key")}
-    config = workspace.config(genome=genome, llm=llm, task_search_path=[str(root / "tasks")])
+    workspace.finished(genome=genome, llm=llm, task_search_path=[str(root / "tasks")])
     for words in (
-        ("run", config, "--out", "run"),
         ("export", "run", "model", "--candidate", 6),
         ("export", "run", "pack", "--recipe-only", "--candidate", 6),
     ):

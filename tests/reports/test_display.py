@@ -103,7 +103,7 @@ def test_times_read_as_people_write_them(seconds: float, text: str) -> None:
 
 
 def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_table(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run", "--budget", 24)
+    workspace.finished("--budget", 24)
     state = workspace.state("run")
     config = Experiment.of_log(state.started, Path("run")).config
     console = Terminal(width=140, file=io.StringIO(), record=True)
@@ -305,7 +305,7 @@ def test_time_left_is_none_in_the_end_and_some_before() -> None:
 
 
 def test_a_replay_prints_the_lines_of_the_run_and_saves_its_picture(workspace: Workspace) -> None:
-    _, live = workspace.llmevo("run", workspace.config(), "--out", "run")
+    live = workspace.finished()
     status, again = workspace.llmevo("replay", "run")
     assert status == 0
     assert [line for line in live.splitlines() if line.startswith("  [")] == [
@@ -318,7 +318,7 @@ def test_a_replay_prints_the_lines_of_the_run_and_saves_its_picture(workspace: W
 def test_a_terminal_gets_a_live_picture_instead_of_lines(workspace: Workspace) -> None:
     screen = io.StringIO()
     console = Console(width=140, file=screen, force_terminal=True)
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.finished()
     config = Experiment.of_log(workspace.state("run").started, Path("run")).config
     state = RunState()
     with Display(console, config, Path("run")) as view:

@@ -30,7 +30,7 @@ from llmevo.reports.text import UNSAFE, printable
 from llmevo.run.log import events
 from llmevo.run.log.storage import read_log
 from support import made_logs
-from support.browser import Page, browser, needs_browser
+from support.browser import Page, browser
 from support.synthetic import Synthetic
 from support.workspace import Workspace
 
@@ -328,8 +328,7 @@ def test_a_number_that_is_none_is_refused_with_its_line(workspace: Workspace, tm
 
 
 def test_a_real_run_has_its_questions_and_replies_in_the_page(workspace: Workspace) -> None:
-    status, said = workspace.llmevo("run", workspace.config(), "--out", "run")
-    assert status == 0, said
+    workspace.finished()
     status, said = workspace.llmevo("report", "run")
     assert status == 0, said
     page, subject = Path("run/report.html").read_text(), Subject.of(Path("run"))
@@ -364,7 +363,7 @@ def column(window: Page, place: int) -> list[str]:
     return window.run(script)
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_page_opens_quietly_and_asks_for_nothing(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     sizes: list[Any] = window.run(
@@ -393,7 +392,7 @@ def test_the_page_opens_quietly_and_asks_for_nothing(window: Page, hostile: tupl
     )
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_policy_of_the_page_refuses_what_is_not_its_own(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     window.run(
@@ -405,7 +404,7 @@ def test_the_policy_of_the_page_refuses_what_is_not_its_own(window: Page, hostil
     assert any("Content Security Policy" in said for said in window.complaints())
 
 
-@needs_browser
+@pytest.mark.browser
 def test_candidates_are_sorted_filtered_and_opened(window: Page, hostile: tuple[Path, Synthetic]) -> None:
     opened(window, hostile[0])
     best = [float(score.split()[0]) for score in column(window, 1) if score]
@@ -430,7 +429,7 @@ def test_candidates_are_sorted_filtered_and_opened(window: Page, hostile: tuple[
     assert window.run("document.querySelector('tr.opened')") is None
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_theme_is_the_systems_until_the_button_says_otherwise(
     window: Page, hostile: tuple[Path, Synthetic]
 ) -> None:
@@ -450,7 +449,7 @@ def test_the_theme_is_the_systems_until_the_button_says_otherwise(
     window.run("localStorage.clear()")
 
 
-@needs_browser
+@pytest.mark.browser
 def test_a_phone_need_not_scroll_sideways(window: Page, hostile: tuple[Path, Synthetic], comparison: Path) -> None:
     for folder in (hostile[0], comparison):
         opened(window, folder, width=390)
@@ -464,7 +463,7 @@ def test_a_phone_need_not_scroll_sideways(window: Page, hostile: tuple[Path, Syn
         assert window.complaints() == []
 
 
-@needs_browser
+@pytest.mark.browser
 def test_a_thousand_candidates_come_a_hundred_at_a_time(window: Page, thousand: Path) -> None:
     opened(window, thousand)
     assert len(column(window, 0)) == 100

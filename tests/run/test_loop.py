@@ -27,8 +27,7 @@ def good_answer(slices: int = 2, genes: int = 2, first: int = 40) -> str:
 
 
 def test_a_run_scores_parents_and_uniform_first_and_keeps_to_its_budget(workspace: Workspace) -> None:
-    status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")
-    assert status == 0, printed
+    printed = workspace.finished()
     state = workspace.state("run")
     assert [state.candidates[i].origin for i in range(4)] == ["uniform", "coefficient", "parent", "parent"]
     assert state.candidates[1].note == "coefficient 0.71"
@@ -44,7 +43,7 @@ def test_a_run_scores_parents_and_uniform_first_and_keeps_to_its_budget(workspac
 
 
 def test_every_figure_of_the_end_can_be_recomputed_from_the_log(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.finished()
     state = workspace.state("run")
     assert state.finished is not None
     assert state.best is not None
@@ -57,7 +56,7 @@ def test_every_figure_of_the_end_can_be_recomputed_from_the_log(workspace: Works
 
 
 def test_best_yml_is_the_best_recipe_with_the_references_of_the_user(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.finished()
     state = workspace.state("run")
     text = (workspace.root / "run" / "best.yml").read_text()
     assert state.best is not None
@@ -67,9 +66,8 @@ def test_best_yml_is_the_best_recipe_with_the_references_of_the_user(workspace: 
 
 
 def test_the_same_config_and_seed_give_the_same_candidates_and_scores(workspace: Workspace) -> None:
-    config = workspace.config()
-    for out in ("run", "again"):
-        workspace.llmevo("run", config, "--out", out)
+    workspace.finished()
+    workspace.llmevo("run", workspace.config(), "--out", "again")
     first, second = workspace.state("run"), workspace.state("again")
     assert first.candidates == second.candidates
     assert [t.value for t in first.trials.values()] == [t.value for t in second.trials.values()]
@@ -196,8 +194,8 @@ class _Stop:
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])
 def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Workspace, at: int) -> None:
+    workspace.finished(out="unbroken")
     config = workspace.config()
-    workspace.llmevo("run", config, "--out", "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stop = _Stop(at)
         patch.setattr(Scorer, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
@@ -218,8 +216,7 @@ def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Wo
 
 
 def test_a_torn_last_line_is_cut_before_going_on(workspace: Workspace) -> None:
-    config = workspace.config()
-    workspace.llmevo("run", config, "--out", "run")
+    workspace.finished()
     file = workspace.root / "run" / LOG
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:8]) + lines[8][:25])
@@ -228,7 +225,7 @@ def test_a_torn_last_line_is_cut_before_going_on(workspace: Workspace) -> None:
 
 
 def test_verify_accepts_a_run_and_names_a_changed_score(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.finished()
     status, printed = workspace.llmevo("replay", "run", "--verify")
     assert status == 0, printed
     assert "Verified" in printed
@@ -269,7 +266,7 @@ def test_a_run_with_a_server_verifies_without_server_and_key(workspace: Workspac
 
 
 def test_a_prefix_of_a_log_verifies_as_unfinished(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(), "--out", "run")
+    workspace.finished()
     file = workspace.root / "run" / LOG
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:9]))
     status, printed = workspace.llmevo("replay", "run", "--verify")

@@ -310,7 +310,7 @@ def test_a_budget_raised_while_holding_out_goes_on_searching_first(workspace: Wo
 
 
 def test_a_budget_below_what_is_spent_is_refused(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(search={"optimizer": "random", "budget": 5}), "--out", "run")
+    workspace.finished(search={"optimizer": "random", "budget": 5})
     content = (workspace.root / "run" / LOG).read_bytes()
     status, printed = workspace.llmevo("resume", "run", "--budget", "4")
     assert status == 2
@@ -319,7 +319,7 @@ def test_a_budget_below_what_is_spent_is_refused(workspace: Workspace) -> None:
 
 
 def test_a_resumed_run_whose_nothing_changed_logs_nothing_of_it(workspace: Workspace) -> None:
-    workspace.llmevo("run", workspace.config(search={"optimizer": "random", "budget": 5}), "--out", "run")
+    workspace.finished(search={"optimizer": "random", "budget": 5})
     content = (workspace.root / "run" / LOG).read_bytes()
     (workspace.root / "run" / LOG).write_bytes(b"".join(content.splitlines(keepends=True)[:6]))
     for _ in range(2):
@@ -339,7 +339,7 @@ SEARCH: dict[str, Any] = {"optimizer": "random", "budget": 6, "population": 3, "
 
 def stopped(workspace: Workspace, **changes: Any) -> None:
     """A run that was stopped after five scores."""
-    assert workspace.llmevo("run", workspace.config(search=SEARCH, **changes), "--out", "run")[0] == 0
+    workspace.finished(search=SEARCH, **changes)
     file = workspace.root / "run" / LOG
     places = [i for i, line in enumerate(file.read_text().splitlines()) if '"evaluated"' in line]
     file.write_text("".join(file.read_text().splitlines(keepends=True)[: places[4] + 1]))

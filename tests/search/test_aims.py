@@ -12,7 +12,8 @@ from rich.console import Console
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
-from llmevo.export.model import _aims  # pyright: ignore[reportPrivateUsage]
+from llmevo.export.model import Export
+from llmevo.models.checkpoints import Sources
 from llmevo.reports.terminal.panel import outcome
 from llmevo.reports.terminal.status import status, table
 from llmevo.reports.verdict import verdict
@@ -198,7 +199,7 @@ def test_that_nobody_keeps_them_is_said_wherever_the_best_is_shown(tmp_path: Any
     said = f"violates {SUMS} >= 0.95 (0.9)"
     assert state.unmet == f"no candidate keeps all constraints; the best {said}"
     assert said in outcome(state.best)
-    assert said in _aims(state, state.best)[0]
+    assert said in Export.of(whole, Sources(), tmp_path).texts["README.md"]
     of = status(made_logs.written(tmp_path / "run", whole))
     assert of.violated == said
     console = Console(width=200, file=io.StringIO())

@@ -8,9 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
-
-MISSING = "needs Chromium: apt-get install chromium chromium-driver"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     "headless",
@@ -23,8 +20,6 @@ FLAGS = (
     "disable-sync",
     "disable-dev-shm-usage",
 )
-
-needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason=MISSING)
 
 
 class Page:

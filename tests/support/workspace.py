@@ -1,7 +1,10 @@
 """A folder as a user has it: three tiny models, two tasks of their own and a config."""
 
+import fcntl
+import hashlib
 import json
 import sys
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import yaml
 from llmevo.cli.app import main
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import read_log
+from llmevo.run.log.storage import read_log, trust
 from support.tiny_model import save_tiny
 
 CHOICE = """\
@@ -36,6 +39,8 @@ class Workspace:
     root: Path
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
+    library: Path
+    """The finished runs, shared by all tests."""
 
     def config(self, **changes: Any) -> Path:
         """Write config.yml; `changes` replace top-level keys, None removes one."""
@@ -70,11 +75,49 @@ class Workspace:
         printed = self.capsys.readouterr()
         return status, printed.out + printed.err
 
+    def finished(self, *options: object, out: str = "run", **changes: Any) -> str:
+        """Put a finished run of `config(**changes)` into the folder `out`; return the text that `llmevo run` printed.
+
+        Equal runs over equal workspaces are made once for all tests, in a copy of the workspace. Use it where the run
+        is an input, and before anything of `llmevo` is replaced.
+        """
+        self.config(**changes)
+        digest = hashlib.sha256(json.dumps([*map(str, options)]).encode())
+        for file in sorted(self.root.rglob("*")):
+            if file.is_file():
+                digest.update(str(file.relative_to(self.root)).encode() + moved(file, self.root, Path("/")))
+        place = self.library / digest.hexdigest()[:16]
+        with place.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place / "printed").exists():
+                copy(self.root, place, self.root, place)
+                with chdir(place):
+                    status, printed = self.llmevo("run", place / "config.yml", "--out", "run", *options)
+                assert status == 0, printed
+                (place / "printed").write_text(printed)
+        copy(place / "run", self.root / out, place, self.root)
+        trust(self.root / out)
+        return moved(place / "printed", place, self.root).decode()
+
     def events(self, run: str) -> list[events.Event]:
         return read_log(self.root / run)
 
     def state(self, run: str) -> RunState:
         return RunState.fold(iter(self.events(run)))
+
+
+def moved(file: Path, root: Path, target: Path) -> bytes:
+    """The content of a file, with the path `target` where it has the path `root`."""
+    return file.read_bytes().replace(str(root).encode(), str(target).encode())
+
+
+def copy(source: Path, folder: Path, root: Path, target: Path) -> None:
+    """Copy a folder, with the path `target` where its files have the path `root`."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            copied = folder / file.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes(moved(file, root, target))
 
 
 def write_task(root: Path, name: str, shift: int, size: int = 12) -> None:

@@ -278,7 +278,6 @@ Event = Annotated[
     Field(discriminator="event"),
 ]
 
-
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 

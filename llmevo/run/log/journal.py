@@ -16,19 +16,15 @@ from llmevo.search.trial import Trial
 
 Kind = TypeVar("Kind", bound=events.BaseEvent)
 
-
 Observer = Callable[[events.Event, RunState], None]
 """Called with every event, old or new, and the state after it."""
-
 
 ASIDE = (events.Judged, events.Presented, events.Voted, events.Resumed)
 """Events that are written while another one, which takes long, is being made."""
 
-
 ROUGH = 1e-6
 """The relative tolerance of `sigma` and `trust`, which decide nothing and whose last digits depend on the processor.
 Everything else is compared exactly."""
-
 
 LATER = re.compile(r"candidates\[\d+\]\.expected")
 """Places inside a field that older logs do not have."""

@@ -24,18 +24,14 @@ LOG = "events.jsonl"
 NAN_TEXT = re.compile(rb'"\s*[+-]?(nan|inf|infinity)\s*"', re.IGNORECASE)
 """A string that pydantic reads as a number that JSON does not have."""
 
-
 WRITTEN = ("config.yml", "best.yml")
 """Files that a run writes beside its log."""
-
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
 
-
 DECIDING = (events.RunStarted, events.Resumed)
 """The events that decide what a run executes, opens and contacts."""
-
 
 PATIENCE = 0.5
 """Seconds to wait for a locked log: `llmevo status` and `watch` lock it for a moment."""
