@@ -25,4 +25,5 @@ CLIENTS: dict[str, Callable[[Connection], Client]] = {
     "recorded": _opened("recorded.RecordedClient"),
 }
 """Every client by its name in the config. The simulated LLMs, which use the search, are in `llmevo.search`."""
+
 __all__ = ["CLIENTS", "Client", "Connection", "Reply"]

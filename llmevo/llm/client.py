@@ -120,8 +120,10 @@ class Client(Protocol):
 
 VARIABLE = "OPENAI_API_KEY"
 """The environment variable with the key for the server of `ADDRESS`, or else OpenAI's."""
+
 ADDRESS = "OPENAI_BASE_URL"
 """The environment variable with the address of that server. The openai client reads it too."""
+
 DEFAULT = "https://api.openai.com/v1"
 
 

@@ -13,6 +13,7 @@ def writable(text: str) -> str:
 
 LONGEST = 200_000
 """Characters at the end of an answer that are read: the actual answer comes last."""
+
 STARTS = 2000
 """The most braces that begin no object, after which the rest is noise: each costs a pass through the text."""
 

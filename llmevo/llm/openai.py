@@ -16,8 +16,10 @@ from llmevo.llm.json import writable
 DEFAULT_MODEL = "gpt-4o"
 LONGEST = 1_000_000
 """The most bytes of an answer; a long one of a thinking model has a tenth of that."""
+
 PLAIN = {"accept-encoding": "identity"}
 """The header that asks for uncompressed answers: compressed ones could grow past any limit while they are read."""
+
 WORTH_RETRYING = (
     openai.APIConnectionError,  # includes timeouts
     openai.RateLimitError,
@@ -25,6 +27,7 @@ WORTH_RETRYING = (
     openai.ConflictError,
 )
 """Failures that may be temporary; every other one would occur again."""
+
 SAID_OF = {
     "response_format": ("response_format", "json_schema", "schema", "structured"),
     "temperature": ("temperature",),
@@ -33,17 +36,23 @@ SAID_OF = {
     "seed": ("seed",),
 }
 """The words by which a refusal names an option."""
+
 OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
 """Other servers' names of options."""
+
 SENT = ("accept", "authorization", "connection", "content-", "host", "user-agent", "x-stainless-")
 """Prefixes of the headers that are sent to other servers than the environment's own. The client adds those of
 OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
+
 SECRET = 8
 """The length from which a key is removed from replies too; a shorter one may be a word, such as `none`."""
+
 LETTERS = 4
 """Letters of a token, roughly: for servers that do not count tokens."""
+
 LONGEST_WAIT = 60.0
 """The most seconds to wait for a server that names a time to come back."""
+
 PATIENCE = 10.0
 """Seconds for a list of the server's models, before a run."""
 

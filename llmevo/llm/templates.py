@@ -12,8 +12,10 @@ from llmevo.errors import ConfigError
 
 EARLIER = {"chat_user.j2": ("e102a20740498ab709bc8260122e5b75",)}
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
+
 PLAIN = (str, int, float, bool, list, tuple, dict, set, frozenset)
 """The types whose methods a template may call."""
+
 JINJA = ("jinja2.runtime", "jinja2.utils")
 """The modules of macros, loops, cyclers and namespaces."""
 

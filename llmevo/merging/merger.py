@@ -27,12 +27,16 @@ from llmevo.models.references import ModelReference
 
 Seed = int | Callable[[str, ModelReference], int]
 """The source of random masks: a run's seed, or the seed of each mask by tensor and model."""
+
 AHEAD = 4
 """Pieces of work that are started before their results are needed."""
+
 TOGETHER = 1 << 21
 """Entries of one piece of work. A larger tensor is a piece by itself, and all cores work on it."""
+
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 """Methods with random masks: the masks also depend on the models' references, which others may have to change."""
+
 MASKS = "masks.json"
 
 

@@ -21,11 +21,14 @@ BY_SLICE = "by_slice"
 
 mergekit knows no method of a slice and would ignore the key; it does not know this name either, and says so.
 """
+
 WITHOUT_EFFECT = ("allow_negative_weights",)
 """Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
+
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 BEFORE_LAYERS = ("embed", "wte", "wpe")
 """Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
+
 PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks (\S+))?$", re.MULTILINE)
 
 

@@ -8,17 +8,22 @@ from llmevo.errors import SourceError
 
 LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 """A tensor of a layer: the part of its name before the layer's number, the number, and the part after it."""
+
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 """The keys of a config for the number of layers."""
+
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
+
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 """Keys of a config that determine the shapes of tensors."""
+
 PARTS = (
     *("attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm"),
     *("num_experts", "num_local_experts", "n_routed_experts"),
 )
 """Keys of a config that determine which tensors a model has."""
+
 HEAD = "lm_head.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]

@@ -21,23 +21,29 @@ from llmevo.models.references import ModelReference, folder_of
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 DERIVED = ("rotary_emb.inv_freq",)
 """Tensors that old checkpoints carry though the config determines them; never merged."""
+
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 """Types of weights that are merged, as safetensors and PyTorch name them."""
+
 INTEGERS = {
     "BOOL": "bool",
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
 """Types of buffers and of quantized weights."""
+
 BUFFERS = ("I64", "BOOL")
 """Types of buffers that are copied, such as position ids and masks. Quantized weights are I8, U8, I32 or F8_*."""
+
 MASKS = (".attn.bias", ".attention.bias")
 """Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
+
 OTHER_LORA = (
     *("modules_to_save", "layer_replication", "alora_invocation_tokens", "kasa_config", "target_parameters"),
     *("trainable_token_indices", "use_bdlora", "arrow_config"),
 )
 """Keys of an adapter's config for more than a plain LoRA."""
+
 PLAIN_LORA: Mapping[str, str | bool | None] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -47,8 +53,10 @@ PLAIN_LORA: Mapping[str, str | bool | None] = {
     **dict.fromkeys(OTHER_LORA),
 }
 """The values in an adapter's config, where it has the keys, with which the adapter is W₀ + scale · B·A and no more."""
+
 OTHER_ORIGINS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of values of `init_lora_weights` whose adapters are relative to a changed base model."""
+
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 """The end of a shard's name: its number, and the number of shards."""
 

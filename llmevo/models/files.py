@@ -20,12 +20,16 @@ from typing import Any
 
 PARTIAL = ".llmevo-partial"
 """The end of the names of folders that are being written."""
+
 WHOLE = "sha256:"
 """The prefix of a checksum of whole files. Checksums of version 0.1 have none: they read the first and last MiB."""
+
 THREADS = 8
 """Files that are read at a time. SHA-256 takes one core for each."""
+
 REMEMBERED = 4096
 """The number of files, the latest, whose checksums are remembered."""
+
 END = 1 << 20
 
 

@@ -14,8 +14,10 @@ from llmevo.models.checkpoints import FLOATS, INTEGERS
 
 SHARD_BYTES = 5 * 10**9
 """The largest size of a weight file, except for a single larger weight; as in mergekit."""
+
 KEPT_BYTES = 50 * 10**6
 """Bytes that are written between two returns of freed memory."""
+
 SAFETENSORS_TYPES: dict[torch.dtype, str] = {getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS).items()}
 
 

@@ -13,6 +13,7 @@ from llmevo.models.references import load_pretrained
 
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
 """Weights with one row a token."""
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The main files of tokenizers: every tokenizer has one of them."""
 

@@ -27,8 +27,10 @@ from llmevo.models.checkpoints import LowRank, Weight, same
 Result = TypeVar("Result")
 BLOCK = 1 << 16
 """Entries of a block: a few rows of 256 KiB fit a core's cache. Sums are made block by block, so it is a constant."""
+
 SMALLEST = 1 << 16
 """Bytes below which the allocator's own memory is as fast."""
+
 MOST = 1 << 28
 """The most bytes that are kept unused."""
 

@@ -23,15 +23,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Stored = NDArray[np.uint16] | Floats
 """Weights as they are stored: the bits of bfloat16, or float32."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 BLOCK = 1 << 11
 """Entries of a block: a dozen rows of 8 KiB stay in a core's cache."""
+
 SHARES = 10_000
 """Equal parts of the range of random bits: sums for each of them serve all densities in steps of 1/SHARES."""
+
 NO_TENSOR, BFLOAT16, FLOAT32 = 0, 1, 2
 """The storage of a tensor: there is none, the bits of bfloat16, float32."""
+
 KEEP_ALL, KEEP_NONE, KEEP_WINDOW, DROP, DROP_BY_RANK = range(5)
 """The kinds of masks: see `MODEL`."""
+
 MODEL = np.dtype(
     [
         ("address", np.uint64),  # where the tensor's memory starts
@@ -58,6 +63,7 @@ MODEL = np.dtype(
     align=True,
 )
 """One model's tensor, the mask of its task vector, and its weight."""
+
 LANES = 256
 """Partial sums that are kept side by side: a fixed order of additions that suits vector instructions."""
 

@@ -22,6 +22,7 @@ from llmevo.models.checkpoints import LowRank, Weight, same, stored
 
 SMALL = 1 << 12
 """Entries up to which a tensor's magnitudes are sorted instead of counted."""
+
 SUMMED = 1 << 22
 """Entries that are summed up one after another: the same parts, and so the same bits, on any number of threads."""
 
@@ -44,6 +45,7 @@ class Mask:
 
 MakeMask = Callable[[TensorGroup, int, Operand], Mask | None]
 """The mask of one model's task vector; None keeps all of it."""
+
 NOTHING = Mask({"mask": loops.KEEP_NONE})
 
 

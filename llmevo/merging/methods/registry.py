@@ -70,14 +70,19 @@ class Method:
 
 SHARE = Parameter(default=None, low=0.0, high=1.0)
 """A weight in a mean."""
+
 WEIGHT = Parameter(default=None, low=0.0, high=1.5)
 """The factor of a task vector."""
+
 DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0)
 """The share of the entries that is kept."""
+
 GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
 """Breadcrumbs: the share of the entries, the largest, that is left out."""
+
 EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
 """DELLA: half the distance between the keeping probabilities of the smallest and the largest entry of a row."""
+
 CHANGED = Parameter(default=1e-5)
 """RAM's epsilon: an entry of a task vector counts as changed above this magnitude."""
 
