@@ -313,7 +313,7 @@ def read_masks(file: Path, recipe: Recipe) -> Seed:
 
     def seed(tensor: str, model: ModelReference) -> int:
         if tensor not in table:
-            raise UserError(f"{file}: has no seed for {tensor}; these are other models than the recipe was found for")
+            raise UserError(f"{file}: has no seed for {tensor}; the models differ from those of the recipe")
         return table[tensor][places[model]]
 
     return seed

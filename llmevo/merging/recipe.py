@@ -371,9 +371,9 @@ def _wrong_number(method: Method, origin: bool, count: int) -> str:
     if method.pair:
         return f"{method.name} merges two models, the base and one other, not {count} others"
     wanted = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
-    beside = " beside the base_model" if origin else ""
+    besides = " besides the base_model" if origin else ""
     hint = "; to stack layers, give every range a slice of its own" if most == 1 and not origin else ""
-    return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{beside}, not {count}{hint}"
+    return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{besides}, not {count}{hint}"
 
 
 @dataclass(frozen=True)

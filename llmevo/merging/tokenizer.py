@@ -37,7 +37,7 @@ class Trimmed(Sources):
         return {**config, "vocab_size": self._rows} if self._names else config
 
 
-class _TrimmedSource:
+class _TrimmedSource(Source):
     def __init__(self, whole: Source, names: set[str], rows: int) -> None:
         self._whole, self._names, self._rows = whole, names, rows
         self.derived = whole.derived

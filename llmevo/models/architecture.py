@@ -57,8 +57,8 @@ def _layers_in(names: Iterable[str]) -> set[int]:
     return {int(match[2]) for name in names if (match := LAYER.match(name))}
 
 
-def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise SourceError unless a model's tensors are of the layers that its config names, all of them and no others.
+def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
+    """Return the number of layers. Raises SourceError unless the tensors belong to exactly the layers of the config.
 
     Layers for multi-token prediction (`num_nextn_predict_layers`) follow these; transformers does not use them, and no
     merge has them.
@@ -80,6 +80,7 @@ def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> None:
             f"{said}, but there are weights of layer {max(found)}, which would be lost in a merge; correct config.json,"
             " or save the model again with transformers"
         )
+    return depth
 
 
 def check_compatible(one: str, first: Shapes, other: str, second: Shapes, configs: Configs = ({}, {})) -> None:

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import check_compatible, check_layers, depth_of
+from llmevo.models.architecture import check_compatible, check_layers
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.references import ModelReference, folder_of
 
@@ -91,29 +91,24 @@ def same(first: Tensor, second: Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
-class Source(Protocol):
+class Source:
     """A model's weights, by their names in the checkpoint."""
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor's shape, in the order of the checkpoint."""
-        ...
-
-    @property
-    def derived(self) -> Sequence[str]:
-        """Tensors of the checkpoint that are left out: its config determines them."""
-        ...
+    shapes: Mapping[str, tuple[int, ...]]
+    """Every tensor's shape, in the order of the checkpoint."""
+    derived: Sequence[str]
+    """Tensors of the checkpoint that are left out: its config determines them."""
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight: a mapped view in its stored type; float32 where it is computed."""
-        ...
+        raise NotImplementedError
 
     def weight(self, name: str) -> Weight:
         """Return one weight, low-rank over another where it is."""
-        ...
+        return self.tensor(name)
 
 
-class Checkpoint:
+class Checkpoint(Source):
     """A folder of safetensors files, one or sharded. Opening reads headers only; tensors are mapped views.
 
     Raises SourceError for files that are missing or incomplete, and for quantized weights.
@@ -144,8 +139,7 @@ class Checkpoint:
             for name, header in headers.items():
                 _check_type(folder, name, shapes[name], str(header.get_dtype()))
             self._handles |= dict.fromkeys(names, handle)
-        self.shapes: Mapping[str, tuple[int, ...]] = shapes
-        self.derived: Sequence[str] = derived
+        self.shapes, self.derived = shapes, derived
         self._check_complete(files)
 
     def _check_complete(self, files: Sequence[Path]) -> None:
@@ -170,11 +164,8 @@ class Checkpoint:
             self._views[name] = self._handles[name].get_tensor(name)
         return self._views[name]
 
-    def weight(self, name: str) -> Weight:
-        return self.tensor(name)
 
-
-class LoraModel:
+class LoraModel(Source):
     """A model with a LoRA adapter, kept apart: a task vector is computed from the two small factors.
 
     W = W₀ + (alpha / r) · B·A (LoRA, arXiv 2106.09685, eq. 3), in float32 and not rounded. Raises SourceError for an
@@ -196,7 +187,7 @@ class LoraModel:
         if not file.exists() and (file.parent / "config.json").exists():
             raise SourceError(
                 f"{file.parent} is a model and no LoRA adapter (it has a config.json and no {file.name}): name it as a"
-                " model of its own; after `+` stands an adapter"
+                " model of its own; an adapter follows `+`"
             )
         config = read_object(file, "an adapter is a folder that PEFT has saved")
         for key, plain in PLAIN_LORA.items():
@@ -209,9 +200,9 @@ class LoraModel:
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(OTHER_ORIGINS):
             raise SourceError(
-                f"{file}: init_lora_weights is {start!r}: such an adapter lies on a changed base model. Convert it with"
-                " PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it with PEFT and name"
-                " the merged model"
+                f"{file}: init_lora_weights is {start!r}: such an adapter is relative to a changed base model. Convert"
+                " it with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it with PEFT"
+                " and name the merged model"
             )
         for key in ("r", "lora_alpha"):
             if not _is_number(config.get(key)) or (key == "r" and config[key] < 1):
@@ -349,11 +340,9 @@ class Sources:
         if reference not in self._depths:
             config, shapes = self.config(reference), self[reference].shapes
             try:
-                depth = depth_of(config)
-                check_layers(config, shapes)
+                self._depths[reference] = check_layers(config, shapes)
             except SourceError as error:
                 raise SourceError(f"{reference}: {error}") from error
-            self._depths[reference] = depth
         return self._depths[reference]
 
     def licence(self, reference: ModelReference) -> str | None:
@@ -453,7 +442,7 @@ def _check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> N
     if stored.startswith("C"):
         raise SourceError(f"{folder}: {name} holds complex numbers ({stored}); llmevo merges real ones")
     raise SourceError(
-        f"{folder}: {name} is stored as {INTEGERS.get(stored, stored)}; quantized weights cannot be merged, for their"
+        f"{folder}: {name} is stored as {INTEGERS.get(stored, stored)}; quantized weights cannot be merged: their"
         " numbers mean nothing without their scales: dequantize the model first, or name the model that it was"
         " quantized from (in bfloat16, float16 or float32)"
     )

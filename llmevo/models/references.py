@@ -165,7 +165,7 @@ def _download(path: ModelPath) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+            f"{path}: neither a local folder nor available from the Hugging Face hub ({reason})"
         ) from error
 
 

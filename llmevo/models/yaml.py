@@ -22,7 +22,7 @@ def read_yaml(text: str) -> Any:
         return yaml.SafeLoader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         if "expected a single document" in str(error):
-            raise ValueError("it holds several documents, divided by ---; give one") from error
+            raise ValueError("it holds several documents, separated by ---; give one") from error
         raise ValueError(f"it is not YAML: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error

@@ -164,7 +164,7 @@ class Operand:
     weight: Tensor
     """Contiguous, as bfloat16 or float32."""
     less_base: bool
-    """Whether the base is still to be subtracted."""
+    """True if the base is still to be subtracted."""
 
     @classmethod
     def of(cls, weight: Tensor, less_base: bool = False) -> "Operand":

@@ -11,20 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import (
-    BLOCK,
-    Operand,
-    Scratch,
-    columns_of,
-    empty,
-    flat,
-    over_blocks,
-    over_rows,
-    read_all,
-    rows_of,
-    task_vectors,
-    weights,
-)
+from llmevo.merging.kernels import blocks
+from llmevo.merging.kernels.blocks import Operand, Scratch, flat, read_all
 from llmevo.merging.kernels.loops import Floats, Stored, compiled, inner, narrow
 from llmevo.merging.methods.base import TensorGroup
 
@@ -32,13 +20,13 @@ from llmevo.merging.methods.base import TensorGroup
 def gram(inputs: TensorGroup, origin: bool) -> NDArray[np.float64]:
     """Return the inner products (n, n), in float64, of all models' task vectors, or without `origin` their weights."""
     if not origin:
-        return inputs.keep("gram", lambda: _products(weights(inputs)))
-    return inputs.keep("gram", lambda: _products(task_vectors(inputs), flat(inputs.origin)))
+        return inputs.keep("gram", lambda: _products(blocks.weights(inputs)))
+    return inputs.keep("gram", lambda: _products(blocks.task_vectors(inputs), flat(inputs.origin)))
 
 
 def gram_with_base(inputs: TensorGroup) -> NDArray[np.float64]:
     """Return the inner products (n + 1, n + 1) of the base's and all models' weights, the base first."""
-    return inputs.keep("gram with base", lambda: _products([Operand.of(inputs.origin), *weights(inputs)]))
+    return inputs.keep("gram with base", lambda: _products([Operand.of(inputs.origin), *blocks.weights(inputs)]))
 
 
 def _products(operands: list[Operand], origin: Stored | None = None) -> NDArray[np.float64]:
@@ -51,7 +39,7 @@ def _products(operands: list[Operand], origin: Stored | None = None) -> NDArray[
 
     products = np.empty((many, many))
     # fsum is exact: the sum does not depend on the order of the blocks.
-    sums = [math.fsum(column) for column in zip(*over_blocks(len(operands[0].stored), work), strict=True)]
+    sums = [math.fsum(column) for column in zip(*blocks.over_blocks(len(operands[0].stored), work), strict=True)]
     if not all(map(math.isfinite, sums)):
         raise FloatingPointError("a weight is not finite, so it has no direction")
     for (a, b), value in zip(pairs, sums or [0.0] * len(pairs), strict=True):
@@ -62,7 +50,7 @@ def _products(operands: list[Operand], origin: Stored | None = None) -> NDArray[
 def gram_by_row(operands: Sequence[Operand], base: Tensor | None, shape: Sequence[int]) -> NDArray[np.float64]:
     """Return the inner products (rows, n, n), in float64, of several matrices' rows; of task vectors with a base."""
     origin = None if base is None else flat(base)
-    rows, columns = rows_of(shape)
+    rows, columns = blocks.rows_of(shape)
     many = len(operands)
     products = np.zeros((rows, many, many))
 
@@ -73,7 +61,7 @@ def gram_by_row(operands: Sequence[Operand], base: Tensor | None, shape: Sequenc
                 _inner_by_row(block[a], block[b], products[which, a, b])
                 products[which, b, a] = products[which, a, b]
 
-    over_rows(rows, columns, work)
+    blocks.over_rows(rows, columns, work)
     return products
 
 
@@ -83,8 +71,8 @@ def gram_by_column(operands: Sequence[Operand], base: Tensor | None, shape: Sequ
     The sums run through all blocks in order and so on one core.
     """
     origin = None if base is None else flat(base)
-    rows, columns = columns_of(shape)
-    many, several = len(operands), max(1, BLOCK // max(1, columns))
+    rows, columns = blocks.columns_of(shape)
+    many, several = len(operands), max(1, blocks.BLOCK // max(1, columns))
     products = np.zeros((many, many, columns))
     for first in range(0, rows if columns else 0, several):
         entries = slice(first * columns, min(first + several, rows) * columns)
@@ -106,10 +94,10 @@ def weighted_sum_by_row(
 ) -> Tensor:
     """Return base + Σ sᵢ·xᵢ with scales (rows, n) for every row, or column; rounded once to `dtype`."""
     origin = None if base is None else flat(base)
-    merged = empty(shape, dtype)
+    merged = blocks.empty(shape, dtype)
     out = flat(merged)
     by_model = np.ascontiguousarray(scales.T, np.float32)
-    rows, columns = columns_of(shape) if by_column else rows_of(shape)
+    rows, columns = blocks.columns_of(shape) if by_column else blocks.rows_of(shape)
 
     def work(which: slice, entries: slice) -> None:
         block, total = read_all(operands, origin, entries.start, entries.stop)
@@ -118,7 +106,7 @@ def weighted_sum_by_row(
             matrix += (own if by_column else own[which, None]) * row.reshape(-1, columns)
         narrow(total, out[entries])
 
-    over_rows(rows, columns, work)
+    blocks.over_rows(rows, columns, work)
     return merged
 
 

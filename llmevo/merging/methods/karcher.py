@@ -36,7 +36,7 @@ def _mean(units: NDArray[np.float64], iterations: int, tolerance: float) -> NDAr
     Each step follows the average of the directions to all vectors.
     """
     share = 1.0 / len(units)
-    # Closer than this an angle in float64 is rounding; a vector on the far side of the sphere lies in no direction.
+    # Closer than this an angle in float64 is rounding; a vector on the far side of the sphere has no direction.
     least = max(tolerance, 1e-7)
     mean = np.full(len(units), share)
     if _length(mean, units) < least:

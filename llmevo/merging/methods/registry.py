@@ -43,11 +43,11 @@ class Method:
     function: "str | Merge" = ""
     """Its arithmetic: a function, or the file here of the function `name`, by default the file of that name."""
     takes_base: bool = False
-    """Whether the base model is the origin of task vectors (and so must be given) or a model like the others."""
+    """True if the base model is the origin of task vectors (and required); otherwise it is a model like the others."""
     may_take_base: bool = False
-    """Whether a base model that is given is the origin of task vectors, and none is needed."""
+    """True if a base model is optional, and the origin of task vectors if it is given."""
     pair: bool = False
-    """Whether it merges exactly two models, the base and another."""
+    """True if it merges exactly two models, the base and another."""
     models: tuple[int, int | None] = (1, None)
     """The least and the largest number of models, without a base that is the origin."""
     normalize: bool | None = None
@@ -64,7 +64,7 @@ class Method:
 
     @property
     def starts_from_base(self) -> bool:
-        """Whether the merge starts from a base model that is given, which then is not one of the mixed models."""
+        """True if the merge starts from the base model, which then is not one of the mixed models."""
         return self.takes_base or self.pair or self.may_take_base
 
 
