@@ -209,11 +209,11 @@ def test_bounds_in_the_wrong_order_are_refused(wrong: list[float]) -> None:
         ({"merge_method": "nuslerp", "models": THREE}, "nuslerp merges exactly 2 models, not 3"),
         (
             {"merge_method": "nuslerp", "models": THREE, "base_model": "org/base"},
-            "nuslerp merges exactly 2 models besides the base_model, not 3",
+            "nuslerp merges exactly 2 models beside the base_model, not 3",
         ),
         (
             {"merge_method": ["ties", "model_stock"], "models": ["org/a"], "base_model": "org/base"},
-            "model_stock merges at least 2 models besides the base_model, not 1",
+            "model_stock merges at least 2 models beside the base_model, not 1",
         ),
         ({"merge_method": "passthrough"}, "passthrough merges exactly 1 model, not 2"),
         ({"merge_method": ["linear", "sce"]}, "base_model is missing: sce merges what the models add to their base"),
