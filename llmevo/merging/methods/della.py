@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.errors import CandidateError
-from llmevo.merging.kernels.blocks import BLOCK, Operand, flat, in_parts
-from llmevo.merging.kernels.loops import Stored, widen
+from llmevo.merging.kernels.blocks import BLOCK, Operand, flat, in_parts, read_all
+from llmevo.merging.kernels.loops import Stored
 from llmevo.merging.kernels.task_vectors import NOTHING, Mask, merge_sparse, ranked_mask
 from llmevo.merging.methods.base import TensorGroup
 
@@ -26,7 +26,7 @@ def drop_by_rank(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
         return NOTHING
     if not (density - epsilon > 0.0 and density + epsilon < 1.0):
         raise CandidateError(
-            f"epsilon {epsilon:g} does not go with density {density:g}: density ± epsilon has to lie between 0 and 1"
+            f"epsilon {epsilon:g} is too large for density {density:g}: density ± epsilon must lie between 0 and 1"
         )
     rows = inputs.origin.shape[0] if inputs.origin.dim() > 1 else 1
     columns = inputs.origin.numel() // max(1, rows)
@@ -45,9 +45,7 @@ def ranks_by_row(operand: Operand, origin: Stored, columns: int) -> NDArray[np.u
 
     def rank(first: int) -> None:
         start, stop = first * columns, min(first + several, rows) * columns
-        values, base = np.empty(stop - start, np.float32), np.empty(stop - start, np.float32)
-        widen(origin[start:stop], base)
-        operand.read(start, stop, base, values)
+        (values,), _ = read_all([operand], origin, start, stop)
         magnitudes = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).reshape(-1, columns).astype(np.uint64)
         # Magnitude and column in one number: no two are equal, so any way of sorting gives the same order.
         order = np.sort((magnitudes << np.uint64(32)) | numbers, axis=1) & np.uint64(0xFFFFFFFF)
