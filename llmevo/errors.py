@@ -10,8 +10,7 @@ candidates would fail the same way: the run stops and can be resumed with the sa
 """
 
 import errno
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -171,19 +170,6 @@ def machine_error(error: BaseException, in_task: bool = False) -> MachineError |
         seen.append(cause)
         cause = cause.__cause__
     return None
-
-
-@contextmanager
-def machine_errors() -> Generator[None]:
-    """Replace errors of libraries that mean a lost machine by MachineError; other errors pass."""
-    try:
-        yield
-    except LlmevoError:
-        raise
-    except Exception as error:
-        if found := machine_error(error):
-            raise found from error
-        raise
 
 
 def _kind(error: BaseException) -> str:

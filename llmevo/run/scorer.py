@@ -7,8 +7,8 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -19,15 +19,14 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines.base import Engine
-from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
+from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, TaskError, machine_error, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
-from llmevo.merging.parameters import Conditional
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.tokenizer import check_vocabularies
 from llmevo.models.checkpoints import Sources
 from llmevo.models.files import WHOLE, unread_bytes
@@ -317,7 +316,7 @@ class Scorer:
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
         try:
-            with machine_errors():
+            with _machine_errors():
                 return scored()
         except MachineError as error:
             if error.kind not in RECOVERABLE:
@@ -332,7 +331,7 @@ class Scorer:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        with machine_errors():
+        with _machine_errors():
             if kind == "engine":
                 try:
                     _ = self.engine
@@ -374,6 +373,19 @@ class Scorer:
             return self.checksums[reference] if is_same and reference in self.checksums else recorded
         except SourceError:  # a finished run needs no models
             return recorded
+
+
+@contextmanager
+def _machine_errors() -> Generator[None]:
+    """Replace errors of libraries that mean a lost machine by MachineError; other errors pass."""
+    try:
+        yield
+    except LlmevoError:
+        raise
+    except Exception as error:
+        if found := machine_error(error):
+            raise found from error
+        raise
 
 
 def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:

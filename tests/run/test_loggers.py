@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,9 @@ def wandb_rows(folder: Path) -> list[dict[str, Any]]:
 
     record_of: Any = vars(wandb_internal_pb2)["Record"]
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    until = time.monotonic() + 60
+    while file.stat().st_size <= 7 and time.monotonic() < until:  # wandb's own process writes it a moment later
+        time.sleep(0.1)
     content, place, whole, rows = file.read_bytes(), 7, b"", list[dict[str, Any]]()
     while place + 7 <= len(content):
         if (room := 32768 - place % 32768) < 7:

@@ -187,7 +187,8 @@ def check_sum(journal: Journal, event: events.Scored, counted: Mapping[str, tupl
     """Raise RunError unless a score is the weighted sum of its tasks' metrics."""
     total = 0.0
     for task, (weight, metric) in counted.items():
-        standing = None if event.cached else journal.state.verdicts.standing(task)
+        verdicts = journal.state.verdicts
+        standing = verdicts.standing(task) if task in verdicts.latest and not event.cached else None
         if standing is not None and event.tasks[task][metric] != standing:
             raise journal.broken(f"{task} is {event.tasks[task][metric]} in the log and {standing} by its votes")
         total += weight * event.tasks.get(task, {}).get(metric, math.nan)

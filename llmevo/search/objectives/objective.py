@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
@@ -79,7 +80,7 @@ class Objective:
     seed: int = 0
     """Of the random weights of the objectives."""
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """True if the score alone ranks candidates."""
         return not self.constraints and self.objective == "sum"
