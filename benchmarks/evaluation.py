@@ -40,7 +40,7 @@ from lm_eval.models.huggingface import HFLM
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import AskingOptions, Task
@@ -240,7 +240,7 @@ def truth(engine: Any, evaluator: Evaluator, table: dict[str, Measured]) -> Iter
     """How far every engine is from lm-eval's own engine in float32, on the same weights."""
     model = copy.deepcopy(engine.model).float()
     exact = measure(evaluator, {"HFLM": reference(model, engine.lm.tokenizer, 16)}, 0)["HFLM"]
-    mine = measure(evaluator, {"llmevo": RequestScorer(model, engine.lm.tokenizer)}, 0)["llmevo"]
+    mine = measure(evaluator, {"llmevo": HfScorer(model, engine.lm.tokenizer)}, 0)["llmevo"]
     for name, measured in {**table, "llmevo in float32": mine}.items():
         yield {"engine": name, "from": "HFLM in float32", **apart(measured, exact)}
 

@@ -1,30 +1,42 @@
-"""Failures of the machine, told from failures of a candidate.
+"""Every error that llmevo raises, and which failures are the machine's rather than a candidate's.
 
-A candidate that cannot be merged or scored is a `failed` event and the search goes on. Where memory, a device, a file,
-a network or the engine's process is lost, the next candidates would fail the same way: the run stops and can be
-resumed.
+    LlmevoError          exit status 1
+    ├── UserError        a mistake in the user's input: one message without a traceback, exit status 2
+    │   └── ConfigError, RecipeError, SourceError, TaskError, ProposerRefused, RunError
+    └── EngineError, LogError, MachineError, JudgeError, CandidateError, ProposerError
+
+A candidate that cannot be merged or scored is a `failed` event and the search goes on. When the machine fails, the next
+candidates would fail the same way: the run stops and can be resumed with the same candidate.
 """
 
 import errno
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class LlmevoError(Exception):
-    """The root of llmevo's own errors."""
+    """The root of llmevo's errors.
+
+    >>> import llmevo
+    >>> try:
+    ...     llmevo.open_run("no-such-run")
+    ... except llmevo.LlmevoError as error:
+    ...     print(error)
+    no-such-run holds no run (there is no events.jsonl)
+    """
 
 
 class UserError(LlmevoError):
-    """Something the user gave is wrong. Shown without a traceback; exit status 2."""
+    """A mistake in the user's input."""
 
 
 class ConfigError(UserError):
-    """A key of the config has a value that cannot be used."""
+    """A value of the config cannot be used."""
 
 
 class RecipeError(UserError):
-    """A mergekit recipe cannot be read or carried out."""
+    """A mergekit recipe cannot be read or merged."""
 
 
 class SourceError(UserError):
@@ -36,77 +48,67 @@ class TaskError(UserError):
 
 
 class ProposerRefused(UserError):
-    """The LLM's server refuses, and would refuse again: retrying or going on makes no sense."""
+    """The LLM's server refuses, and retrying does not help."""
 
 
 class RunError(UserError):
-    """A run folder cannot be used as asked."""
+    """A run folder cannot be used as requested."""
 
 
 class EngineError(LlmevoError):
-    """The engine's weights are not those that were merged into it; its scores would mean nothing."""
+    """The engine's weights are not those that were merged into it, so its scores are meaningless."""
 
 
 class LogError(LlmevoError):
-    """The run's folder cannot be written. What it holds already is whole."""
+    """The run's folder cannot be written; its content is complete."""
 
 
 class MachineError(LlmevoError):
-    """Memory, a device, files, the network or the engine's process is lost. No candidate is to blame: the run stops and
-    `llmevo resume` goes on with the same candidate.
-    """
+    """Memory, a device, files, the network or the engine's process is lost; no candidate is at fault."""
 
     def __init__(self, message: str, kind: str = "") -> None:
-        """`kind` is `memory`, `device`, `engine`, `network` or `files`; empty where it is not known."""
+        """`kind` is `memory`, `device`, `engine`, `network` or `files`; empty if unknown."""
         super().__init__(message)
         self.kind = kind
 
 
 class JudgeError(LlmevoError):
-    """The LLM that judges replies gives no verdicts. No candidate is to blame; what was judged is in the log."""
+    """The LLM judge gives no verdicts; no candidate is at fault, and earlier verdicts are in the log."""
 
 
 class CandidateError(LlmevoError):
-    """One candidate could not be merged or scored. It ranks last; its reason is logged."""
+    """One candidate cannot be merged or scored; it ranks last, and its reason is logged."""
 
 
 class ProposerError(LlmevoError):
-    """The LLM did not answer. The generation goes on with numeric candidates."""
-
-
-NEAR = 0.7
-"""The similarity, as `difflib` has it, from which on a word may be another one misspelt: two letters that changed
-places in a word of six leave 0.83, and words that only share some letters have up to 0.65 (popsize and optimizer)."""
+    """The LLM did not answer; the generation uses numeric candidates."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word: `, did you mean 'weight'?`, or the known ones when none is near."""
+    """A hint for a misspelt word: `, did you mean 'weight'?`, or the known words when none is near."""
     choices = [*known]
-    near = get_close_matches(word, choices, n=1, cutoff=NEAR)
+    # Two swapped letters in a word of six leave a similarity of 0.83; unrelated words have up to 0.65.
+    near = get_close_matches(word, choices, n=1, cutoff=0.7)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"
 
 
 def shortened(text: str, length: int = 600) -> str:
-    """A text of a few lines at most, for messages that quote what a user gave."""
+    """A text cut to `length` characters, for messages that quote user input."""
     return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:
-    """`1 question`, `2 questions`, `1,200 questions`; `nouns` is the plural where it is not the noun with an s."""
+    """`1 question`, `2 questions`, `1,200 questions`; `nouns` is an irregular plural."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
-MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-"""How torch, numpy and the system say that an allocation failed; torch's error on a CPU is a plain RuntimeError."""
-
-
-DEVICE = ("cuda error", "cuda driver error", "hip error", "cublas_status", "cudnn_status", "nccl error")
-"""The same of a GPU; what follows such an error in the same process fails as well."""
-
-
-ENGINE = ("enginecore encountered an issue", "executor failed", "call to collective_rpc method failed")
-"""The same of vLLM's processes."""
-
+MESSAGES = {
+    # torch's error on a CPU is a plain RuntimeError.
+    "memory": ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory"),
+    "device": ("cuda error", "cuda driver error", "hip error", "cublas_status", "cudnn_status", "nccl error"),
+    "engine": ("enginecore encountered an issue", "executor failed", "call to collective_rpc method failed"),
+}
+"""Texts in the messages of errors without a class of their own, by kind."""
 
 TYPES = {
     "OutOfMemoryError": "memory",  # torch's
@@ -121,56 +123,59 @@ TYPES = {
     "ConnectionError": "network",  # also that of requests
     "SafetensorError": "files",
 }
-"""Kinds by the names of classes: the libraries are slow to import, or not installed."""
+"""Kinds by class name: the libraries are slow to import, or not installed."""
 
-
-LOST = {
+LOST_FILES = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOSPC, errno.EDQUOT),
     *(errno.EMFILE, errno.ENFILE),
 }
-"""Error numbers of files that no code of a task can be to blame for."""
+"""Error numbers of files that a task's code cannot cause."""
 
-
-NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
-
-
-ADVICE = {
-    "memory": "Free memory, lower engine.cache_gb, choose another engine.device, or give vLLM less"
-    " (engine.options: max_model_len, gpu_memory_utilization)",
-    "device": "See whether the GPU works (nvidia-smi), or choose another engine.device",
-    "engine": "Its own messages above say why, if there are any; often it is memory"
-    " (engine.options: gpu_memory_utilization)",
-    "network": "See whether the network and the server are there",
-    "files": "See whether the disk or network mount with the models and tasks is there and has room",
-}
-
+LOST_NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
 
 LOSSES = {
-    "memory": "the machine is out of memory",
-    "device": "the GPU failed",
-    "engine": "the engine died",
-    "network": "the network is lost",
-    "files": "a file cannot be read or written",
+    "memory": (
+        "the machine is out of memory",
+        "Free memory, lower engine.cache_gb, choose another engine.device, or give vLLM less (engine.options:"
+        " max_model_len, gpu_memory_utilization)",
+    ),
+    "device": ("the GPU failed", "Check the GPU (nvidia-smi), or choose another engine.device"),
+    "engine": (
+        "the engine died",
+        "Its own messages above may give the reason; often it is memory (engine.options: gpu_memory_utilization)",
+    ),
+    "network": ("the network is lost", "Check the network and the server"),
+    "files": (
+        "a file cannot be read or written",
+        "Check that the disk or network mount with the models and tasks is available and has free space",
+    ),
 }
+"""The message and the advice for each kind."""
 
 
 def machine_error(error: BaseException, in_task: bool = False) -> MachineError | None:
-    """The error as one of the machine's, with what to do; None where it may be the candidate's.
+    """The error as a MachineError with advice; None if the candidate may be at fault.
 
-    `in_task` is for errors from a task's own code on a candidate's reply: there, memory that runs out, or a file that
-    is not there, may come of the reply; a lost network or disk does not.
+    `in_task` is for errors of a task's own code on a candidate's reply: there the reply may cause a lack of memory or
+    a missing file, but not a lost network or disk.
     """
-    for cause in _chain(error):
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
         kind = _kind(cause)
-        if kind and not (in_task and (kind == "memory" or _may_be_missing(cause))):
+        missing_file = isinstance(cause, OSError) and kind == "files" and cause.errno not in LOST_FILES
+        if kind and not (in_task and (kind == "memory" or missing_file)):
             reason = " ".join(str(cause).split()) or type(cause).__name__
-            return MachineError(f"{LOSSES[kind]} ({type(cause).__name__}: {reason[:400]}). {ADVICE[kind]}", kind)
+            loss, advice = LOSSES[kind]
+            return MachineError(f"{loss} ({type(cause).__name__}: {reason[:400]}). {advice}", kind)
+        seen.append(cause)
+        cause = cause.__cause__
     return None
 
 
 @contextmanager
 def machine_errors() -> Generator[None]:
-    """Raise MachineError instead of what a lost machine makes libraries raise; other errors pass."""
+    """Replace errors of libraries that mean a lost machine by MachineError; other errors pass."""
     try:
         yield
     except LlmevoError:
@@ -181,35 +186,19 @@ def machine_errors() -> Generator[None]:
         raise
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
-    seen: list[BaseException] = []
-    here: BaseException | None = error
-    while here is not None and here not in seen:
-        seen.append(here)
-        yield here
-        here = here.__cause__
-
-
 def _kind(error: BaseException) -> str:
-    names = [cls.__name__ for cls in type(error).__mro__]
+    """The kind of a machine's failure; empty for other errors."""
     if isinstance(error, MemoryError):
         return "memory"
-    if kind := next((TYPES[name] for name in names if name in TYPES), ""):
+    if kind := next((TYPES[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in TYPES), ""):
         return kind
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return ""  # a limit of time that a task sets itself
     if isinstance(error, OSError):
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return ""  # a time limit that a task sets itself
         if error.errno == errno.ENOMEM:
             return "memory"
-        return "network" if error.errno in NETWORK else "files"
+        return "network" if error.errno in LOST_NETWORK else "files"
     if not isinstance(error, RuntimeError) and type(error) is not Exception:  # vLLM's client raises the latter
         return ""
     text = str(error).lower()
-    kinds = (("memory", MEMORY), ("device", DEVICE), ("engine", ENGINE))
-    return next((kind for kind, words in kinds if any(word in text for word in words)), "")
-
-
-def _may_be_missing(error: BaseException) -> bool:
-    """Whether it says of a file what may be said of one that never was there."""
-    return isinstance(error, OSError) and _kind(error) == "files" and error.errno not in LOST
+    return next((kind for kind, words in MESSAGES.items() if any(word in text for word in words)), "")

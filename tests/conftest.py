@@ -19,6 +19,8 @@ from llmevo.cli import terminal
 from support.browser import BROWSER, DRIVER
 from support.workspace import Workspace, new_workspace, write_task
 
+pytest.register_assert_rewrite("llmevo.testing")
+
 NEEDS = {
     "vllm": (importlib.util.find_spec("vllm") is not None, "vLLM: make vllm"),
     "browser": (bool(BROWSER and DRIVER), "Chromium: apt-get install chromium chromium-driver"),

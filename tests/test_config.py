@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmevo.config import REMOVED, Config, parse_config, read_config, without_removed
+from llmevo.config import REMOVED, REMOVED_VALUES, Config, parse_config, parse_logged, read_config, without_removed
 from llmevo.errors import ConfigError, UserError
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
@@ -114,7 +114,8 @@ def test_what_those_configs_leave_out_has_the_defaults_of_their_tools() -> None:
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "slerp"])
 def test_every_method_of_mergekit_evolve_is_known(method: str) -> None:
     assert (
-        parse_config(plain(genome={**plain()["genome"], "merge_method": method}), "my.yml").genome.method.name == method
+        parse_config(plain(genome={**plain()["genome"], "merge_method": method}), "my.yml").genome.merge_method
+        == method
     )
 
 
@@ -364,4 +365,14 @@ def test_a_removed_key_is_refused_with_what_to_do_instead_and_dropped_from_old_l
         parse_config({**config, **given}, "config.yml")
     head = place.partition(".")[0]
     assert not without_removed({**config, **given})[head].get(place.partition(".")[2].split(".")[-1])
-    parse_config(without_removed({**config, **given}), "the log")
+    parse_logged({**config, **given}, "the log")
+
+
+@pytest.mark.parametrize(("place", "value"), [(key, value) for key, ways in REMOVED_VALUES.items() for value in ways])
+def test_a_removed_value_is_refused_with_what_to_use_instead_and_read_from_old_logs(place: str, value: str) -> None:
+    section, _, key = place.partition(".")
+    config = plain(**{section: {key: value}})
+    assert f"{place}: {value!r} was removed; use " in message_of(config)
+    assert getattr(parse_logged(config, "the log").search, key) == value
+    with pytest.raises(ConfigError, match="is unknown"):
+        parse_logged(plain(**{section: {key: "no such value"}}), "the log")

@@ -1,14 +1,14 @@
-"""The command line: its commands, each with an example."""
+"""The entry point: the commands, each with an example."""
 
 import io
 import os
 import sys
-from typing import Annotated
+from importlib.metadata import version as version_of
+from typing import Annotated, Any
 
 import setproctitle
 import typer
 
-from llmevo import __version__
 from llmevo.cli import terminal
 from llmevo.cli.compare import compare
 from llmevo.cli.export import export
@@ -22,17 +22,13 @@ from llmevo.cli.status import status
 from llmevo.cli.tasks import tasks
 from llmevo.cli.watch import watch
 from llmevo.config import check_options
+from llmevo.errors import UserError
 from llmevo.merging.methods.registry import METHODS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
-
-
-# Read by transformers when a command imports it, which most do not: it takes seconds.
+# transformers reads this when a command imports it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 
 COMMANDS = {
     run: "llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60",
@@ -47,7 +43,10 @@ COMMANDS = {
     inspect: "llmevo inspect config.yml",
     tasks: "llmevo tasks --match 'arc*' --trainable",
 }
-
+REMOVED = {
+    "--what-if": "`llmevo compare CONFIG --optimizers A,B --seeds N` measures what another optimizer or seed finds",
+}
+"""{option of an earlier version: what to do instead}."""
 
 app = typer.Typer(
     add_completion=False,
@@ -56,24 +55,27 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Evolve the merge of your fine-tuned language models, with a language model in the loop.",
 )
-
-
 for command, example in COMMANDS.items():
-    app.command(epilog=f"Example: `{example}`")(command)
+    app.command(epilog=f"Example: `{example}`")(terminal.with_stop_line(command))
 
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
-        terminal.console.print(f"llmevo {__version__}; merge methods: {', '.join(METHODS)}", highlight=False)
+        terminal.console.print(f"llmevo {version_of('llmevo')}; merge methods: {', '.join(METHODS)}")
         raise typer.Exit
 
 
 def main() -> None:
-    """The entry point: hides the key from the list of processes, then does what is asked."""
-    setproctitle.setproctitle("llmevo " + " ".join(terminal.without_key(sys.argv[1:])))
+    """Hide the key from the list of processes, and run the command."""
+    setproctitle.setproctitle(terminal.command_line())
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file is followed while the run goes on
+        sys.stdout.reconfigure(line_buffering=True)  # so that an output file can be followed
     with terminal.errors_shown(), terminal.stoppable():
+        for option in REMOVED.keys() & {word.partition("=")[0] for word in sys.argv[1:]}:
+            raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
         check_options(sys.argv[1:])
-        app()
+        command: Any = typer.main.get_command(app)
+        if not terminal.failures.is_terminal and len(sys.argv) > 1 and "--help" not in sys.argv:
+            command.rich_markup_mode = None  # mistakes as plain lines, not in a box of 80 columns
+        command()

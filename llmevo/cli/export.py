@@ -8,65 +8,46 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.live import warned
 from llmevo.cli.options import RunFolder
-from llmevo.errors import LlmevoError, RunError
-from llmevo.run.experiment import Experiment
-from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import read_log
+from llmevo.errors import LlmevoError
+from llmevo.export.runs import open_run
 
 
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    candidate: Annotated[int | None, typer.Option(help="Its id; the best by default.", show_default=False)] = None,
+    candidate: Annotated[int | None, typer.Option(help="Id of a candidate; the best by default.")] = None,
     recipe_only: Annotated[
-        bool, typer.Option("--recipe-only", help="No weights: recipe, card, config and log, to share.")
+        bool, typer.Option("--recipe-only", help="Write recipe, card, config and log to share, without weights.")
     ] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload it to the Hugging Face hub: OWNER/NAME.")
+        str | None, typer.Option(metavar="REPO", help="Upload to the Hugging Face hub: OWNER/NAME.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Export though a model has changed; the card says so.")
+        bool, typer.Option("--force", help="Export although a model has changed; the card says so.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Make REPO a private one, if it is new.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new REPO private.")] = False,
 ) -> None:
-    """Write the merged model as a Hugging Face folder, or what it takes to make it again."""
-    from llmevo.export import hub  # the hub's client and torch take seconds to import
-    from llmevo.export.model import Export
-    from llmevo.merging.writer import check_new
-    from llmevo.run.log.changes import table
-    from llmevo.run.resume import changed_models
+    """Write the merged model as a Hugging Face folder, or the recipe that makes it."""
+    from llmevo.export import hub  # the hub's client takes seconds to import
 
-    recorded = read_log(run)
-    state = RunState.fold(iter(recorded))
-    experiment = Experiment.of_log(state.started, run)
-    assert state.started is not None
-    check_new(out)
-    experiment.scorer.warn = warned
-    changed = [] if recipe_only else changed_models(experiment.scorer, state.started)
-    if changed and not force:
-        raise RunError(
-            f"{run}: a model has changed since the run began, and what it scored would not be what is written:\n"
-            f"{table(changed)}\nput the model back that the run was made with; --force exports all the same, and the"
-            " card will say so"
-        )
-    exported = Export.of(recorded, experiment.sources, experiment.root, candidate, changed)
-    if violated := state.trials[exported.candidate].reason:
-        terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow", highlight=False)
+    opened = open_run(run)
+    exported = opened.prepare_export(out, candidate, recipe_only, force, warned)
+    if violated := opened.state.trials[exported.candidate].reason:
+        terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow")
     address = hub.create(push, private) if push else ""
     if recipe_only:
         exported.write_recipe(out)
-        done = f"{out} holds the recipe and how it was found; `llmevo merge {out}/best.yml MODEL` makes the model of it"
+        done = f"{out} has the recipe and its origin; `llmevo merge {out}/best.yml MODEL` makes the model"
     else:
         with terminal.console.status("Merging and writing…"):
-            exported.write(experiment.sources, out)
+            exported.write(opened.experiment.sources, out)
         done = f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})"
-    terminal.console.print(done, highlight=False, soft_wrap=True)
+    terminal.console.print(done, soft_wrap=True)
     if exported.shared.local and (recipe_only or push):
         terminal.console.print(
-            f"Nobody else has {', '.join(exported.shared.local)}: publish them and replace these references in"
+            f"Only this machine has {', '.join(exported.shared.local)}: publish them and replace these references in"
             f" {out}/best.yml by their hub ids; README.md says so too.",
             style="yellow",
-            highlight=False,
             soft_wrap=True,
         )
     if push:
@@ -75,4 +56,4 @@ def export(
                 hub.upload(out, push, f"Found by llmevo: candidate {exported.candidate} of {run.absolute().name}")
         except LlmevoError as error:
             raise type(error)(f"{error}; {out} is written") from error
-        terminal.console.print(f"Uploaded to {address}", highlight=False, soft_wrap=True)
+        terminal.console.print(f"Uploaded to {address}", soft_wrap=True)

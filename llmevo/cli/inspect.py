@@ -5,27 +5,28 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.options import ApiKey, ConfigFile, check_start
+from llmevo.cli.options import ApiKey, ConfigFile
 from llmevo.config import read_config
 from llmevo.run.experiment import Experiment
+from llmevo.run.start import check_start
 
 
 def inspect(
     config: ConfigFile,
     api_key: ApiKey = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Start the engine and score one merge: how long a run will take.")
+        bool, typer.Option("--measure", help="Start the engine and score one merge, to measure the time of a run.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
     settings, root = read_config(config), config.parent.absolute()
     check_start(settings, root)
     from llmevo.reports.terminal.inspection import show
-    from llmevo.run.preflight import inspection  # torch takes seconds to import: mistakes above are told without it
+    from llmevo.run.preflight import inspection  # torch takes seconds to import; the checks above do not need it
 
     found = inspection.gather(Experiment(settings, root, api_key), measure)
     if json:
-        terminal.console.print(found.json(), markup=False, highlight=False, soft_wrap=True)
+        terminal.console.print(found.json(), soft_wrap=True)
     else:
         show(found, terminal.console)

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the config they amount to."""
+"""Options that several commands share, and the config with them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,85 +7,46 @@ import typer
 
 from llmevo.config import Config, parse_budget, read_config, read_loggers
 from llmevo.errors import ConfigError
-from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.optimizers import OPTIMIZERS
 
-MOST_SEED = 2**32 - 1
-"""cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
-
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; mergekit-evolve's run as they are.")]
-
-
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file. Configs of mergekit-evolve run unchanged.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-
-
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="Key of the LLM's server; OPENAI_API_KEY is OpenAI's alone.", show_default=False),
+    typer.Option("--api-key", help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only."),
 ]
-
-
-BaseUrl = Annotated[str | None, typer.Option(help="Your own OpenAI-compatible server.", show_default=False)]
-
-
-Model = Annotated[str | None, typer.Option(help="The LLM that proposes.", show_default=False)]
-
-
-OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", show_default=False)]
-
-
+BaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
+Model = Annotated[str | None, typer.Option(help="The LLM that proposes candidates.")]
+OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Budget = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated.",
-        show_default=False,
-    ),
+    typer.Option(help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated."),
 ]
-
-
-Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default=False)]
-
-
-Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.", show_default=False)]
-
-
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.")]
 TaskFolders = Annotated[
-    list[Path] | None,
-    typer.Option("--task-search-path", help="Folder with lm-eval tasks; may be repeated.", show_default=False),
+    list[Path] | None, typer.Option("--task-search-path", help="Folder with lm-eval tasks; may be repeated.")
 ]
-
-
-MaskNames = Annotated[bool, typer.Option("--mask-names", help="Hide all names from the LLM.")]
-
-
-MaxCalls = Annotated[
-    int | None, typer.Option("--max-llm-calls", help="Then go on without the LLM.", show_default=False)
-]
-
-
+MaskNames = Annotated[bool, typer.Option("--mask-names", help="Hide names of models and tasks from the LLM.")]
+MaxCalls = Annotated[int | None, typer.Option("--max-llm-calls", help="Continue without the LLM after so many calls.")]
 MaxCost = Annotated[
-    float | None, typer.Option(help="The same for its cost, by llm.price in the config.", show_default=False)
+    float | None, typer.Option(help="Continue without the LLM after this cost, by llm.price of the config.")
 ]
-
-
 Loggers = Annotated[
-    list[str] | None,
-    typer.Option("--logger", help=f"Tell {', '.join(LOGGERS)} as well; may be repeated.", show_default=False),
+    list[str] | None, typer.Option("--logger", help=f"Also log to {', '.join(LOGGERS)}; may be repeated.")
 ]
-
-
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Let a log from elsewhere run, open and contact what it names; remembered.")
+    bool, typer.Option("--trust", help="Allow a log from elsewhere to run, open and contact what it names; remembered.")
 ]
-
-
-Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop, resumably, when the LLM gives no answer.")]
+Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop when the LLM gives no answer; resume continues.")]
+Force = Annotated[bool, typer.Option("--force", help="Continue although config, questions or models have changed.")]
 
 
 def read_settings(config: Path, folders: list[Path] | None = None, **options: Any) -> Config:
-    """The config with the options of the command line, named `section__key`; those not given change nothing."""
+    """Read a config, changed by options of the command line, named `section__key`; None and False change nothing."""
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget)
@@ -96,25 +57,8 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
     return settings.model_copy(update={"task_search_path": paths})
 
 
-def check_start(config: Config, root: Path) -> None:
-    """Find mistakes that a config may have and a new run must not, before anything is loaded; a log of an earlier run
-    is read with them. Relative folders start at `root`. Raises ConfigError, and TaskError for a misspelt task.
-    """
-    for key, seed in (("seed", config.search.seed), ("evaluation_seed", config.search.evaluation_seed)):
-        if seed is not None and seed > MOST_SEED:
-            raise ConfigError(f"search.{key}: {seed} is more than {MOST_SEED}, the largest seed of the optimizers")
-    if not any(task.weight for task in config.tasks):
-        raise ConfigError(
-            "tasks: every weight is 0, so every candidate would have the score 0; give the tasks that count a weight,"
-            " below 0 where lower is better"
-        )
-    lists = {"heldout": config.heldout, "tasks": config.tasks}
-    names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
-    check_names(names, [root / folder for folder in config.task_search_path])
-
-
 def with_loggers(config: Config, names: list[str] | None) -> Config:
-    """The config with these loggers beside its own. Raises ConfigError for one that is unknown or not installed."""
+    """Return the config with further loggers. Raises ConfigError for one that is unknown or not installed."""
     there = {logger["name"] for logger in config.loggers}
     try:
         loggers = read_loggers([*config.loggers, *(name for name in dict.fromkeys(names or []) if name not in there)])
@@ -122,6 +66,3 @@ def with_loggers(config: Config, names: list[str] | None) -> Config:
         raise ConfigError(f"--logger: {error}") from None
     check_installed(loggers)
     return config.model_copy(update={"loggers": loggers}) if loggers else config
-
-
-Force = Annotated[bool, typer.Option("--force", help="Go on though config, questions or models have changed.")]

@@ -9,12 +9,10 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder, Trust
 from llmevo.errors import RunError, UserError
-from llmevo.reports import what_if
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.replay import play, show_rescored
 from llmevo.run import verify as verification
 from llmevo.run.experiment import config_of
-from llmevo.run.log.events import Event
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
 
@@ -23,35 +21,25 @@ def replay(
     run: RunFolder,
     speed: Annotated[
         float | None,
-        typer.Option(help="Times the real speed. Default: ten events a second in a terminal.", show_default=False),
+        typer.Option(help="Multiple of the real speed; by default ten events a second in a terminal."),
     ] = None,
-    generation: Annotated[
-        int | None, typer.Option(min=0, help="Only this one; 0 for the start rows.", show_default=False)
-    ] = None,
-    prompts: Annotated[bool, typer.Option("--prompts", help="And the exact prompts and replies.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Recompute it from the log; fail on a difference.")] = False,
-    rescore: Annotated[
-        int | None,
-        typer.Option(min=1, help="Score the N best again and compare; fail on a difference.", show_default=False),
-    ] = None,
-    alternative: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--what-if", help="What a model of the scores expects of optimizer=NAME, seed=N.", show_default=False
-        ),
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Save the display as it was in the end, as SVG.", show_default=False)
-    ] = None,
+    generation: Annotated[int | None, typer.Option(min=0, help="Show only this one; 0 for the start rows.")] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="Show the exact prompts and replies too.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute the run from the log; fail on a difference.")
+    ] = False,
+    rescore: Annotated[int | None, typer.Option(min=1, help="Score the N best again; fail on a difference.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Save the final display as SVG.")] = None,
     trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     if verify:
-        _verify(recorded, run, trust)
-        return
-    if alternative:
-        what_if.what_if(recorded, run, alternative, terminal.console)
+        if not verification.verify(recorded, run, trust):
+            terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
+        terminal.console.print(
+            f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."
+        )
         return
     state = RunState.fold(iter(recorded))
     if state.started is None:
@@ -72,11 +60,3 @@ def replay(
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")
         play(terminal.console, recorded, config, run, speed, generation, prompts)
-
-
-def _verify(recorded: list[Event], run: Path, trusted: bool) -> None:
-    if not verification.verify(recorded, run, trusted):
-        terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
-    terminal.console.print(
-        f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."
-    )

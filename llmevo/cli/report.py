@@ -13,25 +13,21 @@ from llmevo.run.log.storage import runs_in
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="The folder of a run, or of several to compare.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the folder by default.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the run's folder by default.")] = None,
 ) -> None:
-    """Write one HTML page that says what came out, and opens without a network; of several runs, a comparison.
+    """Write the results of a run as one HTML page that opens offline; of several runs, a comparison.
 
-    A run may be going on, or have been stopped: then it says how far it has come.
+    The page of an unfinished run shows its progress.
     """
-    from llmevo.reports.html.comparison import (
-        comparison_page,  # plotly takes its time, and no other command draws with it
-    )
-    from llmevo.reports.html.page import REPORT, run_page
+    from llmevo.reports.html.comparison import comparison_page  # plotly is slow to import
+    from llmevo.reports.html.page import run_page
 
     folders = runs_in(runs)
     together = folders[0] if len(folders) == 1 else Path(os.path.commonpath([place.absolute() for place in folders]))
-    file = out or together / REPORT
+    file = out or together / "report.html"
     text = run_page(folders[0]) if len(folders) == 1 else comparison_page(folders, together.resolve().name)
     try:
         file.write_text(text)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}); name another file with --out") from error
-    terminal.console.print(f"{file} opens in any browser.", highlight=False, soft_wrap=True)
+    terminal.console.print(f"{file} opens in any browser.", soft_wrap=True)

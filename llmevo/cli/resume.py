@@ -17,7 +17,7 @@ def resume(
     logger: Loggers = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Go on with a run after any stop; nothing it has paid for is done again.
+    """Continue a run after any stop, without repeating anything in its log.
 
     With another `--budget`, also after its end.
     """

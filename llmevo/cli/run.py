@@ -5,61 +5,41 @@ from typing import Annotated
 
 import typer
 
-from llmevo.cli import terminal
+from llmevo.cli import options, terminal
 from llmevo.cli.live import carry_on, check_terminal, warned
-from llmevo.cli.options import (
-    ApiKey,
-    Backend,
-    BaseUrl,
-    Budget,
-    ConfigFile,
-    Force,
-    Loggers,
-    MaskNames,
-    MaxCalls,
-    MaxCost,
-    Model,
-    OptimizerName,
-    Seed,
-    Strict,
-    TaskFolders,
-    Trust,
-    check_start,
-    read_settings,
-    with_loggers,
-)
 from llmevo.run.experiment import Experiment
-from llmevo.run.log.storage import RunLog, check_free, holds_run
+from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.resume import prepare
+from llmevo.run.start import check_start, new_log
 
 
 def run(
-    config: ConfigFile,
-    api_key: ApiKey = None,
-    base_url: BaseUrl = None,
-    model: Model = None,
-    optimizer: OptimizerName = None,
-    budget: Budget = None,
-    seed: Seed = None,
-    backend: Backend = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.", show_default=False)] = None,
-    task_search_path: TaskFolders = None,
-    mask_names: MaskNames = False,
-    max_llm_calls: MaxCalls = None,
-    max_cost: MaxCost = None,
-    strict_llm: Strict = False,
-    logger: Loggers = None,
+    config: options.ConfigFile,
+    api_key: options.ApiKey = None,
+    base_url: options.BaseUrl = None,
+    model: options.Model = None,
+    optimizer: options.OptimizerName = None,
+    budget: options.Budget = None,
+    seed: options.Seed = None,
+    backend: options.Backend = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
+    task_search_path: options.TaskFolders = None,
+    mask_names: options.MaskNames = False,
+    max_llm_calls: options.MaxCalls = None,
+    max_cost: options.MaxCost = None,
+    strict_llm: options.Strict = False,
+    logger: options.Loggers = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show space, first prompt and cost; load nothing.")
+        bool, typer.Option("--dry-run", help="Show search space, first prompt and cost; load no weights.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder; begin it if there is none.")
+        bool, typer.Option("--resume", help="Continue the run in the folder, or begin it if there is none.")
     ] = False,
-    force: Force = False,
-    trust: Trust = False,
+    force: options.Force = False,
+    trust: options.Trust = False,
 ) -> None:
     """Search for the best merge."""
-    settings = read_settings(
+    settings = options.read_settings(
         config,
         task_search_path,
         search__optimizer=optimizer,
@@ -73,11 +53,11 @@ def run(
         llm__strict=strict_llm,
         engine__backend=backend,
     )
-    settings = with_loggers(settings, logger)
+    settings = options.with_loggers(settings, logger)
     check_start(settings, config.parent.absolute())
-    # torch takes seconds to import: mistakes above are told without it
+    # torch takes seconds to import; the checks above do not need it
     from llmevo.reports.terminal.inspection import show
-    from llmevo.run.preflight import brief, forecast, inspection
+    from llmevo.run.preflight import inspection
 
     experiment = Experiment(settings, config.parent.absolute(), api_key)
     if dry_run:
@@ -90,19 +70,13 @@ def run(
             prepared = prepare(log, settings, experiment.root, force=force, api_key=api_key, trusted=trust, warn=warned)
             carry_on(prepared, log, settings)
         return
-    check_free(folder)
     experiment.scorer.warn = warned
-    experiment.check()
-    for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(experiment.scorer)]:
-        warned(line)
-    _ = experiment.scorer.checksums  # reads the models, which may take a while
-    with RunLog(folder) as log:
-        log.write("config.yml", config.read_text())
+    with new_log(experiment, folder, config.read_text()) as log:
         carry_on(experiment, log, settings)
 
 
 def free_folder(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, -3, ... that holds no run."""
+    """Return runs/NAME, or the first of runs/NAME-2, -3, … that does not exist."""
     folder, number = Path("runs") / name, 2
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1

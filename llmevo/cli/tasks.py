@@ -14,54 +14,49 @@ from llmevo.cli.options import TaskFolders
 from llmevo.config import read_config
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import
-    from llmevo.evaluation.tasks.listing import Listed
+    from llmevo.evaluation.tasks.listing import ListedTask
 
 
 def tasks(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="List the tasks of its task_search_path.")
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A config: lists the tasks of its task_search_path.")
     ] = None,
     task_search_path: TaskFolders = None,
     built_in: Annotated[
-        bool, typer.Option("--built-in", help="lm-eval's own too: the default where no folder is given.")
+        bool, typer.Option("--built-in", help="Also lm-eval's own; the default without a folder.")
     ] = False,
-    match: Annotated[str, typer.Option(help="Only names like this: 'arc*'.")] = "*",
+    match: Annotated[str, typer.Option(help="Only names that match, such as 'arc*'.")] = "*",
     trainable: Annotated[
-        bool, typer.Option("--trainable", help="Only those with a training split, and what to write for it.")
+        bool, typer.Option("--trainable", help="Only tasks with a training split, and the name that selects it.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: a list, one object a task.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list with one object a task.")] = False,
 ) -> None:
-    """List tasks, their metrics and splits, from task files alone: nothing is downloaded."""
-    from llmevo.evaluation.tasks.listing import listed
+    """List tasks with their metrics and splits. Reads task files only, and downloads nothing."""
+    from llmevo.evaluation.tasks.listing import list_tasks
 
     folders = [*(task_search_path or [])]
     if config is not None:
         folders += [config.parent / folder for folder in read_config(config).task_search_path]
     found = [
         task
-        for task in listed(folders, built_in or not folders)
+        for task in list_tasks(folders, built_in or not folders)
         if fnmatch(task.name, match) and (task.train or not trainable)
     ]
     if as_json:
         print(json.dumps([asdict(task) for task in found], indent=1))
     elif found:
-        terminal.console.print(table(found, trainable), highlight=False)
-    else:
-        terminal.console.print(nothing(trainable), highlight=False)
-
-
-def nothing(trainable: bool) -> str:
-    """What to say where no task is left."""
-    if trainable:
-        return (
+        terminal.console.print(table(found, trainable))
+    elif trainable:
+        terminal.console.print(
             "None of these tasks has a training split. Your own may be searched on as they are;"
             " `llmevo tasks --built-in --trainable` lists lm-eval's that have one."
         )
-    return "There is no such task; `llmevo tasks --built-in` lists lm-eval's own."
+    else:
+        terminal.console.print("There is no such task; `llmevo tasks --built-in` lists lm-eval's own.")
 
 
-def table(found: "list[Listed]", trainable: bool) -> Table:
-    """One row a task; the scored split has a star, and rows are those on this machine."""
+def table(found: "list[ListedTask]", trainable: bool) -> Table:
+    """Return one row a task; the scored split has a star, and row counts are those on this machine."""
     made = Table(box=None, pad_edge=False, caption="* is the split that is scored", caption_justify="left")
     for column in ("write", "its split") if trainable else ("task", "asks"):
         made.add_column(column, overflow="fold")

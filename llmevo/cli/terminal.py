@@ -1,12 +1,12 @@
-"""Where messages go, and the command line as it may be shown."""
+"""The terminal: messages, errors, signals, and the command line without its key."""
 
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -14,22 +14,24 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from llmevo.errors import LlmevoError, UserError
+from llmevo.reports.text import UNSAFE, say
 
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but for tab and newline, and those that turn the direction of writing: in a terminal, texts of
-models, servers and logs could move the cursor with them, change what stands there, or reach the clipboard."""
+WIDE = 10_000
+"""Columns outside a terminal, where nothing is wrapped or cut."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, the polite `kill` (also of batch systems and containers), and a terminal that is closed."""
 
 
 class Terminal(Console):
-    """A console for texts of others. What it shows has no control characters but its own, and square brackets and
-    colons mean nothing in it: what is to have a style is a `rich.text.Text`.
+    """A console for texts of others. It shows no control characters but its own, and reads no markup, emoji codes or
+    numbers in them: styled text is a `rich.text.Text`.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """All that is shown passes here, however deep in tables and panels it stands."""
+        """Clean every segment, however deep in tables and panels it is."""
         for segment in super().render(renderable, options):
             if segment.control or not UNSAFE.search(segment.text):
                 yield segment
@@ -37,27 +39,13 @@ class Terminal(Console):
                 yield Segment(UNSAFE.sub("", segment.text), segment.style)
 
 
-WIDE = 10_000
-"""Columns of what is no terminal: there nothing is wrapped or cut."""
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, the polite `kill` (also of batch systems and containers), and a terminal that is closed."""
-
-
-SHOW_CURSOR = b"\x1b[?25h"
-
-
 def console_of(stderr: bool = False) -> Terminal:
-    """As wide as the terminal; where there is none, in a file or a pipe, as wide as any line."""
+    """Return a console as wide as the terminal; in a file or a pipe, as wide as any line."""
     made = Terminal(stderr=stderr)
     return made if made.is_terminal else Terminal(stderr=stderr, width=WIDE)
 
 
-console = console_of()
-
-
-failures = console_of(stderr=True)
+console, failures = console_of(), console_of(stderr=True)
 
 
 class Stopped(KeyboardInterrupt):
@@ -79,7 +67,7 @@ def stoppable() -> Generator[None]:
             signal.signal(each, signal.SIG_DFL)
         if console.is_terminal:  # a second signal leaves no time for it
             with suppress(OSError):
-                os.write(1, SHOW_CURSOR)
+                os.write(1, b"\x1b[?25h")  # show the cursor
         raise Stopped(signal.Signals(number).name)
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
@@ -90,7 +78,7 @@ def stoppable() -> Generator[None]:
     try:
         yield
     except SystemExit as error:
-        if received and error.code == 128 + signal.SIGINT:  # what typer makes of every KeyboardInterrupt
+        if received and error.code == 128 + signal.SIGINT:  # typer's status for every KeyboardInterrupt
             raise SystemExit(128 + received[0]) from None
         raise
     finally:
@@ -101,7 +89,7 @@ def stoppable() -> Generator[None]:
 
 
 def _flush() -> None:
-    """Python ends with status 120 where it cannot write the rest of its output, as after the terminal was closed."""
+    """Flush the output; Python ends with status 120 where it cannot, as after the terminal was closed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -110,26 +98,44 @@ def _flush() -> None:
 
 
 def say_stopped(text: str) -> None:
-    """The last line of a command that was stopped; a terminal that is gone is no failure."""
+    """Print the last line of a command that was stopped; a terminal that is gone is no failure."""
     with suppress(OSError):
-        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"\n{text}")
+
+
+def with_stop_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end with one line when a signal stops it, unless it prints a line of its own."""
+
+    @wraps(command)
+    def wrapped(*given: Any, **named: Any) -> None:
+        try:
+            command(*given, **named)
+        except KeyboardInterrupt as stop:
+            by = f" by {stop}" if stop.args else ""
+            say_stopped(f"Stopped{by}; the same command starts again: `{command_line()}`")
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    return wrapped
 
 
 @contextmanager
 def errors_shown() -> Generator[None]:
-    """One clear message and an exit status instead of a traceback, for the errors llmevo raises on purpose."""
+    """Print a message and exit with a status, instead of a traceback, for the errors that llmevo raises on purpose."""
     try:
         yield
-    except UserError as error:
-        failures.print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
     except LlmevoError as error:
-        failures.print(f"Failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        mistake = isinstance(error, UserError)
+        say(failures, f"{'Error' if mistake else 'Failed'}: {error}", "red")
+        raise SystemExit(2 if mistake else 1) from None
+
+
+def command_line() -> str:
+    """Return the command that was given, without the value of --api-key."""
+    return " ".join(["llmevo", *without_key(sys.argv[1:])])
 
 
 def without_key(words: list[str]) -> list[str]:
-    """The command line with the value of --api-key hidden."""
+    """Return the command line with the value of --api-key hidden."""
     return [
         "***" if before == "--api-key" else ("--api-key=***" if word.startswith("--api-key=") else word)
         for before, word in zip(["", *words], words, strict=False)

@@ -1,4 +1,4 @@
-"""Where a person votes: two replies to a prompt, and a key."""
+"""Votes of a person in the terminal: two replies to a prompt, and a key."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,24 +9,23 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llmevo.evaluation.judges.poll import AskVoter, Showing
+from llmevo.evaluation.judges.verdicts import AskVoter, Showing
 
-KEYS: dict[str, Literal["first", "second", "tie", "skip"]] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
-
-
+Choice = Literal["first", "second", "tie", "skip"]
+KEYS: dict[str, Choice] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
 HELP = "Which is better?  a  b  t(ie)  s(kip)  q(uit; `llmevo resume` goes on here)"
 
 
 def booth(console: Console, key: Callable[[], str], paused: Callable[[], AbstractContextManager[None]]) -> AskVoter:
-    """A booth in a terminal. `key` waits for one key; `paused` keeps everything else from being shown meanwhile."""
+    """Return a function that asks for one vote. `key` waits for one key; `paused` hides everything else meanwhile."""
 
-    def ask(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+    def ask(showing: Showing) -> Choice:
         try:
-            return _asked(showing)
+            return voted(showing)
         except OSError as error:  # the terminal is gone: closed, or its connection lost
             raise KeyboardInterrupt from error
 
-    def _asked(showing: Showing) -> Literal["first", "second", "tie", "skip"]:
+    def voted(showing: Showing) -> Choice:
         with paused():
             console.rule(Text(f"{showing.task}: {showing.left} to vote on"), align="left")
             console.print(Panel(Text(showing.prompt), title="prompt", title_align="left"))
@@ -48,7 +47,7 @@ def booth(console: Console, key: Callable[[], str], paused: Callable[[], Abstrac
 
 
 def _pressed(key: Callable[[], str | None]) -> str:
-    """The key in lower case; empty where there is nobody to press one."""
+    """Return the key in lower case; empty at the end of the input."""
     try:
         return (key() or "").lower()
     except EOFError:

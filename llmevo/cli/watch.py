@@ -6,16 +6,17 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.reports.terminal.live import Display, summary
-from llmevo.reports.terminal.watch import watch as follow
+from llmevo.reports.terminal.live import watch as follow
+from llmevo.reports.text import say
 
 
 def watch(
     run: RunFolder,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a run that is not there yet.")] = 600.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a run that has not begun.")] = 600.0,
 ) -> None:
-    """Follow a run from another terminal; ends with it, and leaves it alone.
+    """Follow a run from another terminal, without changing it.
 
     Exit status: 0 when the run is finished, 1 when it has stopped before its end.
     """
@@ -24,16 +25,16 @@ def watch(
     except KeyboardInterrupt:
         terminal.say_stopped("No longer watching; the run is left as it is.")
         raise typer.Exit(130) from None
-    if state.started and state.finished:
-        summary(terminal.console, state, run, parse_config(state.started.config, str(run)))
+    config = parse_logged(state.started.config, str(run)) if state.started else None
+    if config and state.finished:
+        summary(terminal.console, state, run, config)
         return
-    if state.started and terminal.console.is_terminal:
-        view = Display(terminal.console, parse_config(state.started.config, str(run)), run)
+    if config and terminal.console.is_terminal:
+        view = Display(terminal.console, config, run)
         terminal.console.print(view.picture(state, terminal.console.height - 2))
-    terminal.console.print(
-        f"Nobody writes {run} any more, and it is not finished; `llmevo resume {run}` goes on with it.",
-        style="yellow",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        terminal.console,
+        f"No process writes {run} any more, and it is not finished; `llmevo resume {run}` goes on with it.",
+        "yellow",
     )
     raise typer.Exit(1)

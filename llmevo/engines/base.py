@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,17 @@ class Engine(Protocol):
         ...
 
     def swap(self, recipe: Recipe) -> object:
-        """Merge a recipe into the running model; weights that would not change are left as they are.
+        """Merge a recipe into the running model; weights that would not change are not loaded again.
 
-        Raises CandidateError when it cannot be merged or does not fit. A swap that fails halfway leaves weights of two
-        candidates; the next one mends that.
+        Raises CandidateError if the recipe cannot be merged or does not fit. A swap that fails halfway leaves weights
+        of two candidates in the model; the next swap replaces all of them.
         """
         ...
 
     def differences(self, folder: Path) -> Sequence[str]:
-        """What differs between the running model and an exported one in `folder`; nothing when all is well."""
+        """The differences between the running model and the exported one in `folder`; empty if they agree."""
         ...
 
     def close(self) -> None:
-        """Let go of the model and of any process that holds it."""
+        """Free the model and end its processes."""
         ...

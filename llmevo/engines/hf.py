@@ -1,4 +1,4 @@
-"""The transformers engine: one model in this process, its weights overwritten in place."""
+"""The transformers engine: one model in this process whose weights are overwritten in place."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
@@ -18,19 +18,15 @@ from llmevo.models.tokenizer import load_tokenizer
 
 
 class HfEngine:
-    """A transformers model and its request scorer.
-
-    Use it anywhere; it is the only engine that needs no vLLM. The model's own folder is read once, for its shape;
-    no weight is ever written to disk.
-    """
+    """A transformers model and its scorer. It runs on any machine; no weight is written to disk."""
 
     def __init__(
         self, folder: Path, tokenizer: Path, dtype: str, device: str | None = None, merger: Merger | None = None
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
-        `device` is the first GPU by default, or the CPU; `merger` makes the candidates, and without one the engine
-        takes ready weights only. Raises SourceError when transformers cannot load them.
+        `device` is by default the first GPU, or the CPU; `merger` makes the candidates, and without it the engine
+        loads ready weights only. Raises SourceError when transformers cannot load the folders.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vocabulary = load_tokenizer(tokenizer)
@@ -38,8 +34,7 @@ class HfEngine:
         self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
         self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
-        self.lm = RequestScorer(self.model, vocabulary)
-
+        self.lm = HfScorer(self.model, vocabulary)
         self.merger = merger
         self._loaded: dict[str, str] = {}
 
@@ -55,12 +50,11 @@ class HfEngine:
 
     @torch.no_grad()
     def _copy(self, weights: Iterable[tuple[str, Tensor]], held: set[str]) -> None:
-        """`held` are the weights that may stay as they are."""
+        """Copy weights into the model; those named in `held` may stay as they are."""
         # By storage: a tied output head is the embeddings under another name, and one of the two names is enough.
         missing = {weight.data_ptr(): name for name, weight in self._weights.items() if weight.requires_grad}
-        for name in held:
-            if (weight := self._weights.get(name)) is not None:
-                missing.pop(weight.data_ptr(), None)
+        for name in held & self._weights.keys():
+            missing.pop(self._weights[name].data_ptr(), None)
         seen = {*held}
         for name, weight in weights:
             own = self._weights.get(name)
@@ -69,7 +63,7 @@ class HfEngine:
             if own.shape != weight.shape:
                 raise CandidateError(f"{name} is {tuple(weight.shape)} merged, {tuple(own.shape)} in the running model")
             seen.add(name)
-            # Under two names, the model's own first one counts whatever came last.
+            # Of two names of one weight the model's first one counts, in whatever order they come.
             if (first := self._first_names[own.data_ptr()]) == name or first not in seen:
                 own.copy_(weight)
             missing.pop(own.data_ptr(), None)
@@ -77,7 +71,7 @@ class HfEngine:
             raise CandidateError(f"the merge made no weight for {', '.join(sorted(missing.values())[:3])}")
 
     def differences(self, folder: Path) -> Sequence[str]:
-        """The weights that are not, bit for bit, those of an exported model."""
+        """The weights that are not bitwise equal to those of an exported model."""
         exported = Checkpoint(folder)
         own = {name: self._weights[name] for name in exported.shapes if name in self._weights}
         return [name for name, weight in own.items() if not torch.equal(weight.cpu(), exported.tensor(name))]

@@ -1,4 +1,4 @@
-"""The vLLM engine: one vLLM model that runs on while its weights are merged anew."""
+"""The vLLM engine: one running vLLM model whose weights are replaced in place."""
 
 import gc
 import importlib
@@ -23,23 +23,17 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.references import load_pretrained
 from llmevo.models.tokenizer import load_tokenizer
 
-LONGEST = 4096
-"""Tokens of a text by default, if the model holds as many: vLLM keeps memory free for the longest text there may be."""
+DEFAULT_MAX_LENGTH = 4096
+"""Tokens of a text by default, if the model holds as many: vLLM reserves memory for the longest possible text."""
 
-CPU_BLOCK = 32
-"""Tokens in a block of the prefix cache on CPU, where vLLM's own 128 is longer than most questions."""
-
-CPU_CACHE = 1 << 30
-"""Bytes of key-value cache on CPU, where vLLM would take most of the machine's memory."""
-
-OURS = frozenset({"model", "tokenizer", "dtype", "seed", "worker_extension_cls", "runner"})
-"""Keywords of `vllm.LLM` that are no options."""
+RESERVED = frozenset({"model", "tokenizer", "dtype", "seed", "worker_extension_cls", "runner"})
+"""Keywords of `vllm.LLM` that llmevo sets."""
 
 ERRORS = {error.__name__: error for error in (RecipeError, SourceError, MachineError)}
-"""What a swap raises besides CandidateError: mistakes of the user's, and failures of the machine."""
+"""The errors of a swap besides CandidateError: mistakes of the user's, and failures of the machine."""
 
 NOISE = 0.1
-"""Nats a token that two engines may differ by on the same weights in bfloat16 (measured: up to 0.05)."""
+"""Nats a token by which two engines may differ on the same weights in bfloat16 (measured: up to 0.05)."""
 
 PROBES = (
     ("The capital of France is", " Paris."),
@@ -47,31 +41,31 @@ PROBES = (
     ("def add(a, b):", " return a + b"),
     ("one two three four", " five six seven eight"),
 )
-"""Texts that any model of a language finds more or less likely, to compare engines by."""
+"""Texts to compare engines by: every language model finds some of them likelier than others."""
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, maybe a GPU
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, and may use a GPU
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # see `_keywords`
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-"""Environment variables, where the user has not set them."""
+"""Environment variables that llmevo sets unless the user has."""
 
 CPU_ENVIRONMENT = {
     # The first request for log-probabilities would wait 40 seconds for a C++ compiler.
     "TORCHDYNAMO_DISABLE": "1",
-    # In this process vLLM starts in a third of the time and keeps no core free for its second and third process.
+    # In this process vLLM starts in a third of the time and occupies no core for a second and third process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 """The same on CPU."""
 
 
 class VllmEngine:
-    """A vLLM model and its request scorer. Use it on GPUs, and for tasks that generate much on any machine.
+    """A vLLM model and its scorer. Use it on GPUs, and on any machine for tasks with much generation.
 
-    Recipes are merged inside vLLM's workers and go into vLLM's own weight loaders, one tensor at a time. Only the
-    parts of layers that a recipe changes are merged and loaded again.
+    vLLM's workers merge recipes and pass them to vLLM's own weight loaders, one tensor at a time. Only the parts of
+    layers that a recipe changes are merged and loaded again.
     """
 
     def __init__(
@@ -99,30 +93,30 @@ class VllmEngine:
                     model=str(folder), tokenizer=str(tokenizer), dtype=dtype, seed=seed, **keywords
                 )
             self._llm.collective_rpc("open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb))
-        except Exception as error:  # whatever vLLM's configuration, its workers and their libraries raise
-            raise ConfigError(f"{folder}: vLLM does not start ({error}); mend it in engine.options") from error
+        except Exception as error:  # any error of vLLM's configuration, its workers and their libraries
+            raise ConfigError(f"{folder}: vLLM does not start ({error}); change engine.options") from error
         self._dtype = dtype
         self.lm = VllmScorer(self._llm, vllm.SamplingParams, vocabulary, longest, seed)
 
     def swap(self, recipe: Recipe, with_digest: bool = False) -> Mapping[str, Any]:
-        """Merge the recipe into the running model. Raises CandidateError when it cannot be, and MachineError when
-        memory or a file is lost; the next swap mends that.
+        """Merge the recipe into the running model. Raises CandidateError if that fails, and MachineError when memory
+        or a file is lost; the next swap then replaces all weights.
 
-        Returns the `seconds` it took in the worker, how many `tensors` were merged and, if asked for, their `digest`.
+        Returns the `seconds` in the worker, the number of `tensors` merged and, if requested, their `digest`.
         """
         outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), with_digest))
-        if not self._llm.reset_prefix_cache():  # what is in it was computed with the weights before
-            raise RuntimeError("vLLM did not reset its prefix cache, so it would answer for two models at once")
+        if not self._llm.reset_prefix_cache():  # its entries were computed with the old weights
+            raise RuntimeError("vLLM did not reset its prefix cache, so its answers would mix two models")
         for outcome in outcomes:
             if outcome["error"] is not None:
                 raise ERRORS.get(outcome["kind"], CandidateError)(outcome["error"])
         return outcomes[0]
 
     def differences(self, folder: Path) -> Sequence[str]:
-        """The probe texts that the running model finds clearly more or less likely than transformers does.
+        """The probe texts whose likelihood differs from that of the exported model by more than bfloat16's noise.
 
-        Transformers loads the exported model from `folder` on the CPU. Both round to the same type, but not in the
-        same places: what they may differ by is bfloat16's noise (see `NOISE`).
+        Transformers runs the exported model on the CPU. Both engines round to the same type, but not in the same
+        places.
         """
         reference = HfEngine(folder, folder, self._dtype, "cpu")
         requests = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
@@ -137,7 +131,7 @@ class VllmEngine:
         ]
 
     def close(self) -> None:
-        """End vLLM and free its memory; the engine and its `lm` cannot be used any more."""
+        """End vLLM and free its memory; the engine and its `lm` cannot be used afterwards."""
         if self._llm is None:
             return
         self._llm.llm_engine.engine_core.shutdown()
@@ -157,7 +151,7 @@ def _import_vllm() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"engine.backend: vLLM cannot be imported ({error}); on a machine with a GPU `pip install"
-            " 'llmevo[vllm]'`, on one without `make vllm` in llmevo's folder, or take the backend hf"
+            " 'llmevo[vllm]'`, on one without `make vllm` in llmevo's folder, or use the backend hf"
         ) from error
 
 
@@ -171,7 +165,7 @@ def _in_process() -> bool:
 
 def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """The longest text, and the keywords of `vllm.LLM`: the user's over defaults that suit scoring."""
-    if taken := OURS & given.keys():
+    if taken := RESERVED & given.keys():
         raise ConfigError(f"engine.options: {', '.join(sorted(taken))} is set by llmevo; remove it")
     keywords: dict[str, Any] = {
         "worker_extension_cls": "llmevo.engines.vllm_worker.MergeWorker",
@@ -179,17 +173,19 @@ def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, An
         "use_tqdm_on_load": False,
     }
     if _on_cpu():
-        keywords |= {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": CPU_CACHE}
+        # vLLM's own block of the prefix cache, 128 tokens, is longer than most questions, and its own key-value cache
+        # takes most of the machine's memory.
+        keywords |= {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 1 << 30}
     config = load_pretrained(AutoConfig, folder).get_text_config()
-    holds = getattr(config, "max_position_embeddings", None) or LONGEST
-    longest = int(given.get("max_model_len") or min(LONGEST, holds))
-    # vLLM wants room for one token after each text, though nothing is computed there when a text is only scored.
+    holds = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    longest = int(given.get("max_model_len") or min(DEFAULT_MAX_LENGTH, holds))
+    # vLLM requires room for one token after each text, though scoring computes nothing there.
     return longest, {**keywords, **given, "max_model_len": longest + 1}
 
 
 @contextmanager
 def _starting(alone: bool) -> Generator[None]:
-    """The surroundings vLLM starts in; `alone` if it needs one worker only."""
+    """The environment in which vLLM starts; `alone` if it needs only one worker."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -201,42 +197,23 @@ def _starting(alone: bool) -> Generator[None]:
             compiler.disable = True  # it may have read the variable before
         if _in_process():
             stack.enter_context(_no_messages())
-            stack.enter_context(_no_ffi())
+            # vLLM 0.32 fails on this module of numba's when it searches all modules for its kernels.
+            if ffi := sys.modules.pop("llvmlite.binding.ffi", None):
+                stack.callback(sys.modules.__setitem__, "llvmlite.binding.ffi", ffi)
         else:
-            stack.enter_context(_no_main())
-        stack.callback(setattr, sys, "excepthook", sys.excepthook)  # and torch.distributed this
+            # Spawned processes would run the user's script again, and need nothing of it.
+            main = vars(sys.modules["__main__"])
+            stack.callback(main.update, {key: main[key] for key in ("__spec__", "__file__") if key in main})
+            main["__spec__"] = None
+            main.pop("__file__", None)
+        stack.callback(setattr, sys, "excepthook", sys.excepthook)  # torch.distributed replaces it
         stack.callback(setattr, torch, "set_num_threads", torch.set_num_threads)  # vLLM replaces it on CPU
         yield
 
 
 @contextmanager
-def _no_main() -> Generator[None]:
-    """Keep spawned processes from running the user's script again: they need nothing of it."""
-    main: Any = sys.modules["__main__"]
-    file, main.__spec__, spec = vars(main).pop("__file__", None), None, main.__spec__
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
-
-
-@contextmanager
-def _no_ffi() -> Generator[None]:
-    """Hide a module of numba's that vLLM 0.32 stumbles over when it looks through all modules for its kernels."""
-    name = "llvmlite.binding.ffi"
-    module = sys.modules.pop(name, None)
-    try:
-        yield
-    finally:
-        if module is not None:
-            sys.modules[name] = module
-
-
-@contextmanager
 def _no_messages() -> Generator[None]:
-    """Drop what libraries write to standard error, C++ ones too. Errors are raised."""
+    """Drop the messages that libraries, also C++ ones, write to standard error. Errors are raised."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -1,13 +1,13 @@
-"""The vLLM engine's half inside vLLM's workers: it merges there, so that only recipes cross a process boundary.
+"""The part of the vLLM engine inside vLLM's workers. It merges there, so only recipes cross a process boundary.
 
-vLLM's layer-wise reload has rules of its own, all of them kept here:
+vLLM's layer-wise reload has rules of its own, which this module follows:
 
 - A layer that gets no weight keeps the old one, but a layer that gets a part (the queries of a fused query-key-value
   projection) is filled up with garbage. So tensors are loaded again by whole parts of a layer.
-- An iterator that raises leaves layers half open, and the next load counts on from there. So ours never raises: it
-  remembers why it stopped and ends, vLLM closes the layers, and everything is loaded anew the next time.
+- An iterator that raises leaves layers half open, and the next load continues from there. So this one never raises: it
+  records the failure and ends, vLLM closes the layers, and the next load replaces everything.
 - With tied embeddings the output head shares the embeddings' weight but, on CPU, multiplies with a packed copy of
-  its own, which reloading leaves as it was. So tied heads are packed again after every load.
+  its own, which reloading does not update. So tied heads are packed again after every load.
 """
 
 import hashlib
@@ -26,12 +26,9 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Checkpoint, Sources
 from llmevo.models.layers import LAYER
 
-REPORTS = "vllm.model_executor.model_loader.reload"
-"""The logger that warns of every layer a load leaves as it is, which most loads mean to."""
-
 
 class MergeWorker:
-    """What `worker_extension_cls` adds to a vLLM worker: methods for `LLM.collective_rpc`.
+    """The `worker_extension_cls` of a vLLM worker: methods for `LLM.collective_rpc`.
 
     With tensor parallelism every worker merges all weights and keeps its shard of each.
     """
@@ -40,7 +37,7 @@ class MergeWorker:
     _merging: "Merging"
 
     def open_sources(self, donor: str, root: str, seed: int, cache_gb: float) -> None:
-        """Make ready: the running model is that of the folder `donor`, references start at `root`."""
+        """Prepare for merges. `donor` is the folder of the running model; references start at `root`."""
         self._merging = Merging(self.model_runner, Path(donor), Merger(Sources(Path(root)), seed, cache_gb))
 
     def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:
@@ -49,51 +46,52 @@ class MergeWorker:
 
 
 class Merging:
-    """A running model, and what its weights were made of."""
+    """A running model, and the origin of its weights."""
 
     def __init__(self, runner: Any, donor: Path, merger: Merger) -> None:
         self.runner, self.merger = runner, merger
         self.shapes = Checkpoint(donor).shapes
         self.loaded: dict[str, str] = {}
-        """What each weight was made of; empty when that is not known, as at the start and after a failure."""
-        second = _second_names(runner.get_model())
-        self._copies = {name for name, first in second.items() if first in self.shapes}
+        """The digest of each weight's origin; empty at the start and after a failure, when it is unknown."""
+        first: dict[int, str] = {}
+        pairs = runner.get_model().named_parameters(remove_duplicate=False)
+        owners = {name: first.setdefault(id(weight), name) for name, weight in pairs}
+        # Further names of a weight: the first name is the one that is loaded.
+        self._copies = {name for name, owner in owners.items() if owner != name and owner in self.shapes}
         self._failure: Exception | None = None
 
     def swap(self, recipe: Recipe, with_digest: bool = False) -> dict[str, Any]:
         """Merge the recipe into the model, part by part.
 
-        Tells `seconds`, how many `tensors` were merged, their `digest` (BLAKE2b of names and bytes, if asked for)
-        and, when it failed, the `error` and its `kind`, the name of its class.
+        Returns `seconds`, the number of `tensors` merged, their `digest` (BLAKE2b of names and bytes, if requested)
+        and, after a failure, the `error` and its `kind`, the name of its class.
         """
         started, self._failure = time.monotonic(), None
         digest = hashlib.blake2b() if with_digest else None
         seen: list[str] = []
-        logging.getLogger(REPORTS).setLevel(logging.ERROR)
+        # vLLM warns of every layer that a load leaves as it is, which most loads do on purpose.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
             self.runner.reload_weights(weights_iterator=self._weights(recipe, seen, digest))
         except Exception as error:
             self._failure = self._failure or error
-            self.runner.reload_weights(weights_iterator=iter(()))  # closes what the failed load left open
+            self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
         _pack_tied_heads(self.runner.get_model())
-        if self._failure:
+        failure, reason = self._failure, None
+        if failure:
             self.loaded.clear()
-            self._failure = machine_error(self._failure) or self._failure
+            failure = machine_error(failure) or failure
+            reason = str(failure) if isinstance(failure, LlmevoError) else f"{type(failure).__name__}: {failure}"
         return {
             "seconds": time.monotonic() - started,
             "tensors": len(seen),
             "digest": digest.hexdigest() if digest else None,
-            "kind": type(self._failure).__name__,
-            "error": None if self._failure is None else self._reason(self._failure),
+            "kind": type(failure).__name__,
+            "error": reason,
         }
 
-    @staticmethod
-    def _reason(failure: Exception) -> str:
-        """An error's message; with its kind if it is none of llmevo's, which name their subject themselves."""
-        return str(failure) if isinstance(failure, LlmevoError) else f"{type(failure).__name__}: {failure}"
-
     def _weights(self, recipe: Recipe, seen: list[str], digest: Any) -> Iterator[tuple[str, Tensor]]:
-        """What has to be loaded. Ends early, and does not raise, when the merge fails."""
+        """The weights to load. Ends early, and does not raise, when the merge fails."""
         try:
             self._forget_touched_parts(recipe)
             for name, weight in self.merger.merge(recipe, self.loaded):
@@ -111,7 +109,7 @@ class Merging:
             self._failure = error
 
     def _forget_touched_parts(self, recipe: Recipe) -> None:
-        """Let a part of a layer be loaded as a whole if anything in it changes: vLLM may have fused it."""
+        """Load a part of a layer as a whole if anything in it changes: vLLM may have fused it."""
         made = self.merger.digests(recipe)
         touched = {part_of(name) for name, digest in made.items() if self.loaded.get(name) != digest}
         self.loaded = {name: digest for name, digest in self.loaded.items() if part_of(name) not in touched}
@@ -124,15 +122,8 @@ def part_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _second_names(model: Any) -> dict[str, str]:
-    """The further names of weights that have several, and the first name of each, which is the one that counts."""
-    first: dict[int, str] = {}
-    pairs = model.named_parameters(remove_duplicate=False)
-    return {name: owner for name, weight in pairs if (owner := first.setdefault(id(weight), name)) != name}
-
-
 def _pack_tied_heads(model: Any) -> None:
-    """Let layers that share another one's weight process it again, as vLLM has it done when a model starts."""
+    """Let layers that share another layer's weight process it again, as vLLM does when a model starts."""
     owners: set[int] = set()
     for layer in model.modules():
         weight = getattr(layer, "_parameters", {}).get("weight")

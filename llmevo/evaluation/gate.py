@@ -1,10 +1,14 @@
-"""The gate: a few short replies before the tasks, so that a merge that only babbles costs a few tokens.
+"""The gate: a few short replies before the tasks, so that a broken merge costs a few tokens.
 
 A reply is degenerate when it is empty or has no word in it, when it loops, or when it is in a language or a script that
-neither the prompts nor the parents' replies to them are in. What is degenerate is judged by the parents: a candidate
-fails when more of its replies are than of any parent's, and more than the set share. Where a parent babbles at most of
-the prompts, as experts do on questions that are not theirs, they could tell nothing; then others take the place of some
-of them. Where it babbles at those as well the gate says so: see `Gate.warning`.
+neither the prompts nor the parents' replies to them are in. The parents set the limit: a candidate fails when more of
+its replies are degenerate than of any parent's, and more than the set share. Where a parent's replies to most of the
+prompts are degenerate, as an expert's to questions of another field, other prompts replace some of them. Where its
+replies to those are degenerate as well, the gate warns: see `Gate.warning`.
+
+Languages are identified by py3langid: offline, of 139 languages, and the same every time. Names, numbers and code are
+in no language, and a few words may be in many. So only words that begin with a small letter count (or words of a script
+without such), a text needs some of them, and the identifier has to be sure: see `LEAST`, `SURE`.
 """
 
 import re
@@ -13,11 +17,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from llmevo.errors import CandidateError, ConfigError, plural
-from llmevo.evaluation.languages import foreign, languages_of
 
 PROMPTS = (
     "Write a short paragraph about the sea.",
@@ -29,27 +33,26 @@ PROMPTS = (
     "Give one piece of advice to somebody who learns to swim.",
     "What is 12 plus 30?",
 )
-"""What is asked where the tasks have nothing that is replied to in words, or where parents babble at what they have."""
+"""Asked where the tasks have no written replies, or where parents' replies to their questions are degenerate."""
 
+PIECE, REPEATED = 4, 0.5
+"""A reply loops when more than this share of its pieces, of so many words, repeat an earlier piece."""
 
-PIECE = 4
-"""Words that are compared together."""
-
-
-REPEATED = 0.5
-"""The share of such pieces that repeat an earlier one, from which on a reply loops."""
-
-
-SQUEEZED = 0.3
-"""The same of a text without spaces: the size it is compressed to."""
-
-
-JUDGED = 64
-"""Bytes that a reply has before it can loop."""
-
+SQUEEZED, JUDGED = 0.3, 64
+"""It also loops when it is compressed to less than this share. Replies of fewer bytes do not loop."""
 
 RARE = 0.05
 """Letters of a script that are fewer than this share count as none."""
+
+LEAST = 48
+"""Bytes of words with small letters that a text needs for its language to be identified."""
+
+SURE, UNLIKELY = 0.5, 0.05
+"""The probability from which on a text is in a language, among 139 of which many are alike, and below which it is
+not."""
+
+NONE = "zxx"
+"""ISO 639 for a text that is not in a language."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +63,30 @@ class Gate:
     tokens: int
     """Of a reply, at most."""
     share: float
-    """Of degenerate replies that is let pass."""
+    """The share of degenerate replies that is tolerated."""
     chat: bool = False
-    """Whether prompts are sent as a chat's first turn."""
+    """True if prompts are sent as a chat's first turn."""
     scripts: frozenset[str] = frozenset()
-    """That replies may be in, or any where there are none; `calibrated` knows them."""
+    """Scripts of acceptable replies, set by `calibrated`; any where there are none."""
     languages: frozenset[str] = frozenset()
-    """The same, as ISO 639 codes."""
+    """The same of languages, as ISO 639 codes."""
     warning: str = ""
-    """Why it stops nothing, or little; empty where the parents themselves give no cause for it."""
+    """The reason if the gate stops no candidate, or few; else empty."""
 
     def calibrated(self, parents: Iterable[tuple[str, Any]]) -> "Gate":
-        """The gate that every parent passes, of names and models. One is asked before the next is taken: they may be
-        one live model.
+        """The gate that every parent passes, by their names and models. One is asked before the next is taken: they may
+        be one live model.
         """
         pool = tuple(dict.fromkeys((*self.prompts, *PROMPTS)))
         said = {name: replace(self, prompts=pool).replies(parent) for name, parent in parents}
         faults = {name: [fault(reply) for reply in replies] for name, replies in said.items()}
         places = [*range(len(self.prompts))]
         if _worst(faults, places) > self.share:
-            places = _telling(faults, [*range(len(pool))], len(PROMPTS))
+            places = _answerable(faults, len(pool))
         prompts = [pool[place] for place in places]
         known = [*prompts, *(replies[place] for replies in said.values() for place in places)]
-        scripts = frozenset[str]().union(*map(scripts_of, known))
-        gate = replace(self, prompts=prompts, scripts=scripts, languages=languages_of(known))
+        scripts = frozenset[str]().union(*map(_scripts, known))
+        gate = replace(self, prompts=prompts, scripts=scripts, languages=_languages(known))
         found = {name: gate.degenerate([replies[place] for place in places]) for name, replies in said.items()}
         name = max(found, key=lambda name: len(found[name]), default="")
         if not name or len(found[name]) <= self.share * len(places):
@@ -97,13 +100,13 @@ class Gate:
         return replace(
             gate,
             share=many / len(places),
-            warning=f"gate: {effect}, for of the {len(places)} short replies of {name}, a parent, {_told(found[name])};"
-            " name prompts that the parents can reply to (gate.prompts), or take `gate:` out",
+            warning=f"gate: {effect}, for of the {len(places)} short replies of {name}, a parent,"
+            f" {_summary(found[name])}; name prompts that the parents can reply to (gate.prompts), or take `gate:` out",
         )
 
     @property
     def idle(self) -> bool:
-        """Whether it lets everything pass."""
+        """True if every candidate passes."""
         return self.share >= 1
 
     def check(self, lm: Any) -> None:
@@ -111,10 +114,10 @@ class Gate:
         replies = self.replies(lm)
         found = self.degenerate(replies)
         if len(found) > self.share * len(replies):
-            raise CandidateError(f"gate: of {len(replies)} short replies {_told(found)}")
+            raise CandidateError(f"gate: of {len(replies)} short replies {_summary(found)}")
 
     def replies(self, lm: Any) -> list[str]:
-        """What the live model says, greedily."""
+        """The live model's replies, by greedy decoding."""
         from lm_eval.api.instance import Instance  # lm-eval is slow to import
 
         options = {"until": [], "max_gen_toks": self.tokens, "do_sample": False}
@@ -123,13 +126,13 @@ class Gate:
         return lm.generate_until([Instance("generate_until", {}, (text, options), 0) for text in texts])
 
     def degenerate(self, replies: Sequence[str]) -> list[tuple[str, str]]:
-        """Those that are, each with its reason."""
+        """The degenerate replies, each with its reason."""
         judged = ((reply, fault(reply, self.scripts, self.languages)) for reply in replies)
         return [(reply, reason) for reply, reason in judged if reason]
 
 
-def _told(found: Sequence[tuple[str, str]]) -> str:
-    """How many are degenerate and why, with one of them."""
+def _summary(found: Sequence[tuple[str, str]]) -> str:
+    """The number of degenerate replies, their reasons, and one of them."""
     reasons = Counter(reason for _, reason in found)
     words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     sample = next(reply for reply, reason in found if reason == reasons.most_common(1)[0][0])
@@ -141,36 +144,36 @@ def _worst(faults: Mapping[str, Sequence[str]], places: Sequence[int]) -> float:
     return max((sum(bool(own[place]) for place in places) / len(places) for own in faults.values()), default=0.0)
 
 
-def _telling(faults: Mapping[str, Sequence[str]], left: list[int], count: int) -> list[int]:
-    """So many prompts at which no parent has many faults: one by one, whichever adds least to the worst parent's."""
-    found: list[int] = []
+def _answerable(faults: Mapping[str, Sequence[str]], pool: int) -> list[int]:
+    """Prompts at which no parent has many faults: one by one, each the one that adds least to the worst parent's."""
+    left, found = [*range(pool)], list[int]()
 
     def added(place: int) -> tuple[float, int]:
         return _worst(faults, [*found, place]), sum(bool(own[place]) for own in faults.values())
 
-    while left and len(found) < count:
+    while left and len(found) < len(PROMPTS):
         found.append(min(left, key=added))
         left.remove(found[-1])
     return sorted(found)
 
 
 def fault(reply: str, scripts: frozenset[str] = frozenset(), languages: frozenset[str] = frozenset()) -> str:
-    """What is wrong with a reply, or nothing: `empty`, `without a word`, `looping`, `in another language` with its
-    ISO 639 code, or `in another script`, which tells short replies too, and scraps that are no language.
+    """The fault of a reply, or an empty text: `empty`, `without a word`, `looping`, `in another language` with its ISO
+    639 code, or `in another script`, which finds short replies too, and scraps that are no language.
     """
     if not re.search(r"\w", reply):
         return "without a word" if reply.strip() else "empty"
     if loops(reply):
         return "looping"
-    if code := foreign(reply, languages):
+    if code := _foreign(reply, languages):
         return f"in another language, {code}"
-    letters = Counter(map(script, filter(str.isalpha, reply)))
+    letters = _letters(reply)
     strange = sum(count for name, count in letters.items() if name not in scripts)
     return "in another script" if scripts and strange > letters.total() / 2 else ""
 
 
 def loops(text: str) -> bool:
-    """Whether a text says the same again and again."""
+    """Return whether a text repeats itself again and again."""
     raw = text.encode()
     if len(raw) < JUDGED:
         return False
@@ -181,15 +184,45 @@ def loops(text: str) -> bool:
     return len(zlib.compress(raw, 9)) / len(raw) < SQUEEZED
 
 
-def scripts_of(text: str) -> frozenset[str]:
-    """The scripts that a text is in."""
-    letters = Counter(map(script, filter(str.isalpha, text)))
+def _letters(text: str) -> Counter[str]:
+    """Letters by script, the first word of their Unicode names: LATIN, CYRILLIC, CJK."""
+    return Counter(unicodedata.name(letter, "UNKNOWN").split()[0] for letter in text if letter.isalpha())
+
+
+def _scripts(text: str) -> frozenset[str]:
+    letters = _letters(text)
     return frozenset(name for name, count in letters.items() if count >= RARE * letters.total())
 
 
-def script(letter: str) -> str:
-    """The script of a letter, which its Unicode name begins with: LATIN, CYRILLIC, CJK."""
-    return unicodedata.name(letter, "UNKNOWN").split()[0]
+def _languages(texts: Sequence[str]) -> frozenset[str]:
+    """The ISO 639 codes of the languages of these texts, one by one, or all together where they are short."""
+    found = (_probabilities(text) for text in (*texts, " ".join(texts)))
+    return frozenset(code for one in found for code, chance in one.items() if chance >= SURE) - {NONE}
+
+
+def _foreign(text: str, known: frozenset[str]) -> str:
+    """The ISO 639 code of a text's language, if it is surely in one and in none of the known; else an empty text. Where
+    none is known, none is foreign.
+    """
+    found = _probabilities(text)
+    code = max(found, key=lambda code: found[code], default=NONE)
+    if not known or code == NONE or found[code] < SURE:
+        return ""
+    return code if sum(found.get(one, 0.0) for one in known) < UNLIKELY else ""
+
+
+def _probabilities(text: str) -> dict[str, float]:
+    """Of every language; of none where the text is too short."""
+    words = [word for word in text.split() if not next(filter(str.isalpha, word), "A").isupper()]
+    counted = " ".join(words)
+    return dict(_identifier().rank(counted)) if len(counted.encode()) >= LEAST else {}
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # reads 5 MB
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -1,81 +1,76 @@
-"""Which questions belong to which set, so that none is searched on and reported on."""
+"""Questions as texts: which set they belong to, and which of them are the same or nearly the same."""
 
 import hashlib
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from llmevo.errors import TaskError, plural
 from llmevo.evaluation.tasks.task import AskingOptions
-from llmevo.evaluation.tasks.wording import wording
 
 SHINGLE = 5
 """Words that are compared together."""
-
 
 NEAR = 0.8
 """The Jaccard similarity of shingles from which on two questions are the same with a few words changed (Broder 1997,
 https://doi.org/10.1109/SEQUEN.1997.666900)."""
 
-
 Question = tuple[str, str]
 """Its task and its text."""
 
 
-def chosen(name: str, leaf: Any, protocol: AskingOptions, without: Collection[Sequence[str]] = ()) -> list[int]:
-    """The places of the questions that a protocol takes of a task, in the order in which they are asked, but for those
-    whose `words` are in `without`.
+def select_questions(
+    name: str,
+    count: int,
+    text: Callable[[int], str],
+    protocol: AskingOptions,
+    without: Collection[Sequence[str]] = (),
+) -> list[int]:
+    """The places of the questions that a protocol takes of a task's `count`, in the order in which they are asked,
+    except those whose `words` are in `without`. `text` returns the question at a place.
 
     Raises TaskError when none is left.
     """
-    documents = leaf.eval_docs
-    places = [*range(len(documents))]
+    places = [*range(count)]
     if protocol.share:
         low, high = protocol.share
-        places = [p for p in places if low <= hashed(wording(leaf, documents[p]), protocol.seed) < high]
+        places = [place for place in places if low <= hash_text(text(place), protocol.seed) < high]
     if protocol.shuffle:
         random.Random(f"{protocol.seed}/{name}").shuffle(places)
     end = None if protocol.limit is None else protocol.after + protocol.limit
     places = sorted(places[protocol.after : end])
     if without:
-        places = [place for place in places if words(wording(leaf, documents[place])) not in without]
-    if not places:
-        why = _why(protocol, len(documents))
-        raise TaskError(f"tasks: {name} has no questions{why}; check its split and `limit`")
-    return places
-
-
-def _why(protocol: AskingOptions, count: int) -> str:
+        places = [place for place in places if words(text(place)) not in without]
+    if places:
+        return places
+    why = f" after the first {protocol.after} of its {count}" if protocol.after else ""
     if protocol.share:
         low, high = protocol.share
-        return (
-            f" in the {high - low:.0%} of its {count} that `split` gives one of the sets (shares {low:g} to {high:g})"
-        )
-    return f" after the first {protocol.after} of its {count}" if protocol.after else ""
+        why = f" in the {high - low:.0%} of its {count} that `split` gives one of the sets (shares {low:g} to {high:g})"
+    raise TaskError(f"tasks: {name} has no questions{why}; check its split and `limit`")
 
 
 def blocks(places: Mapping[str, Sequence[int]], count: int) -> list[dict[str, list[int]]]:
-    """The questions in so many parts, each with an equal share of every task, taken from all over it: files are often
-    sorted. A task with fewer questions than parts is in the first part alone.
+    """The questions in so many blocks, each with an equal share of every task, taken from all over it: files are often
+    sorted. A task with fewer questions than blocks is in the first one alone.
     """
     number = max(1, min(count, max(map(len, places.values()), default=1)))
     shares = {name: 1 if len(asked) < number else number for name, asked in places.items()}
     return [
-        {name: [*asked[part :: shares[name]]] for name, asked in places.items() if part < shares[name]}
-        for part in range(number)
+        {name: [*asked[block :: shares[name]]] for name, asked in places.items() if block < shares[name]}
+        for block in range(number)
     ]
 
 
-def hashed(text: str, seed: int) -> float:
+def hash_text(text: str, seed: int) -> float:
     """A number from 0 to 1 that follows from a question's words and the seed: equal questions stay together."""
     digest = hashlib.sha256(f"{seed}/{' '.join(words(text))}".encode()).digest()
     return int.from_bytes(digest[:7]) / 2**56
 
 
 def words(text: str) -> tuple[str, ...]:
-    """What a question says, without case and spacing. Signs stay: `1 - 2` is not `1 + 2`."""
+    """The words and signs of a question, without case and spacing: `1 - 2` is not `1 + 2`."""
     return tuple(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
@@ -87,8 +82,7 @@ def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Qu
         one, other = shared[0]
         raise TaskError(
             f"{name}: {plural(len(shared), f'question of {other} is', f'questions of {other} are')} also searched"
-            f" on (task {one}); choose tasks, or splits,"
-            " that share no question"
+            f" on (task {one}); choose tasks, or splits, that share no question"
         )
 
 
@@ -112,14 +106,10 @@ def near_duplicates(questions: Iterable[Question], others: Iterable[Question]) -
         shared = Counter(place for shingle in own for place in holders.get(shingle, ()))
         for place, count in shared.most_common(5):
             near = count / (len(own) + len(pieces[place]) - count) >= NEAR
-            if near and _numbers(question[1]) == _numbers(known[place][1]):
+            if near and re.findall(r"\d+", question[1]) == re.findall(r"\d+", known[place][1]):
                 found.append((question, known[place]))
                 break
     return found
-
-
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:

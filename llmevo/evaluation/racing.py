@@ -1,16 +1,15 @@
-"""Racing: a candidate is asked a part of the questions at a time, and no more once it cannot get ahead of the best.
+"""Racing: a candidate is asked block by block, and is stopped once it cannot overtake the best one.
 
-What is tested is how far ahead it would be on all the questions, so the error falls to nothing as they are used up. It
-is estimated from the paired differences to the best on the questions that both were asked, and from how the others
-that were asked everything answered the rest: merges of the same models get much the same questions right (the
-regression estimator of a finite population; Cochran, Sampling Techniques, 1977, chapter 7).
+The test is on its lead on all the questions, so the error falls to nothing as they are used up. The lead is estimated
+from the paired differences to the best on the questions that both were asked, and from the answers of fully evaluated
+candidates to the rest: merges of the same models get much the same questions right (the regression estimator of a
+finite population; Cochran, Sampling Techniques, 1977, chapter 7).
 
-Looking several times is paid for by one bound, in standard errors, for all looks (Pocock 1977,
-https://doi.org/10.1093/biomet/64.2.191), here for a random walk whose end is given: a Brownian bridge. So of the
-candidates that would in the end be ahead by an answer or more, at most the stated share is stopped, all looks together,
-as far as the questions come in no order that matters and sums of differences are nearly normal. Tasks may differ in
-size, weight, spread and unit: each has a variance of its own, see `standard_errors`. How often it stops wrongly
-is measured by `benchmarks/racing.py rates`.
+One bound, in standard errors, serves for all looks (Pocock 1977, https://doi.org/10.1093/biomet/64.2.191), here for a
+random walk whose end is given: a Brownian bridge. So of the candidates that would in the end lead by an answer or more,
+at most the stated share is stopped, all looks together, as far as the questions are in random order and sums of
+differences are nearly normal. Tasks may differ in size, weight, spread and unit: each has a variance of its own, see
+`standard_errors`. `benchmarks/racing.py rates` measures the rate of wrong stops.
 """
 
 import math
@@ -27,25 +26,22 @@ from llmevo.evaluation.standard_errors import Clusters, ItemScores, covariance, 
 FEWEST = 16
 """Questions before the first look: a t-test on fewer says little."""
 
-
 PREDICTORS = 4
-"""So many of the best, beside the mean of all, foresee what a candidate answers."""
-
-
-NODES: Any = np.polynomial.legendre.leggauss(200)
-
-
-SPAN = 10.0
-"""What is integrated over: from a bound down, in standard deviations."""
-
+"""So many of the best, and the mean of all, predict a candidate's answers."""
 
 RIDGE = 4.0
-"""How strongly their coefficients are drawn to 0, in questions on which they are unlike each other."""
+"""The shrinkage of their coefficients to 0, in questions on which they differ."""
+
+NODES: Any = np.polynomial.legendre.leggauss(200)
+"""Of the integrals below a bound."""
+
+SPAN = 10.0
+"""The range of these integrals, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How a candidate stands to a rival."""
+    """A candidate's lead over a rival."""
 
     mean: float
     """Of the objective: Σ weight · metric. Below 0 the candidate is worse."""
@@ -59,7 +55,7 @@ def difference(
     own: ItemScores, rival: ItemScores, weights: Mapping[str, float], same: Clusters | None = None
 ) -> Difference:
     """The paired difference on the questions that both were asked, the rival's first ones, as an estimate for all
-    questions of their kind. `same` says which questions are asked twice.
+    questions of their kind. `same` names the questions that are asked twice.
     """
     gaps = _gaps(own, rival, weights)
     units = {task: unit([rival[task], own[task]]) for task in weights}
@@ -75,11 +71,11 @@ def difference(
 def predict_gap(
     own: ItemScores, field: Sequence[ItemScores], weights: Mapping[str, float], same: Clusters | None = None
 ) -> Difference:
-    """Where a candidate would stand to the first of the field on all questions. The field, the best first, was asked
-    them all; the candidate the first ones of each task.
+    """The predicted difference of a candidate to the first of the field on all questions. The field, the best first,
+    was asked them all; the candidate the first ones of each task.
 
-    The slopes are fitted to all tasks, in each task's `unit`. The variance is computed from residuals as if each
-    question had not been fitted to, and question by question where that is more (HC3; MacKinnon and White 1985,
+    The slopes are fitted to all tasks, in each task's `unit`. The variance is computed from leave-one-out residuals,
+    and question by question where that is more (HC3; MacKinnon and White 1985,
     https://doi.org/10.1016/0304-4076(85)90158-7): where differences grow with the metric, the questions with the
     largest values decide.
     """
@@ -91,7 +87,7 @@ def predict_gap(
     seen = {task: rows[:, : asked[task]] for task, rows in answers.items()}
     gap = {task: _centred(gaps[task]) / units[task] for task in weights}
     known = {task: _centred(seen[task]) for task in weights}
-    # How the questions asked differ from all of them, by what the field answered.
+    # The field's mean answers to all questions, less those to the questions asked.
     shift = sum(w * units[t] * (answers[t].mean(axis=1) - seen[t].mean(axis=1)) for t, w in weights.items())
     inner: Any = sum(rows @ rows.T for rows in known.values())
     shrunk = inner + RIDGE * np.eye(len(inner))
@@ -124,9 +120,9 @@ def is_beaten(
     error_rate: float,
     same: Clusters | None = None,
 ) -> bool:
-    """Whether a candidate can be stopped at this look (from 1) of so many: that it would be ahead of the first of the
-    field by an answer or more can be ruled out, but for `error_rate`. See `foreseen`. One that is ahead on what it was
-    asked goes on: so none that was stopped has a higher score than its rival.
+    """Return whether a candidate can be stopped at this look (from 1) of so many: a lead of an answer or more over the
+    first of the field is ruled out, with this error rate. See `predict_gap`. A candidate that leads so far goes on, so
+    no stopped one has a higher score than its rival.
     """
     if look >= looks or sum(len(own[task]) for task in weights) < FEWEST:
         return False
@@ -140,8 +136,8 @@ def is_beaten(
 
 @cache
 def bound(looks: int, error_rate: float) -> float:
-    """What a Brownian bridge, in its standard deviations, exceeds with probability `error_rate` at any of the looks,
-    which are equally far from each other, the last at its end.
+    """The height, in standard deviations, that a Brownian bridge exceeds with probability `error_rate` at any of the
+    looks, which are equally far from each other, the last at its end.
     """
     steps = np.arange(1.0, looks)
     odds = steps / (looks - steps)
@@ -154,8 +150,9 @@ def bound(looks: int, error_rate: float) -> float:
 
 
 def _below(height: float, keeping: Any) -> float:
-    """How likely a standard normal variable is to be below a height again and again, where it keeps such a share of
-    itself each time: a convolution for each look (Armitage, McPherson and Rowe 1969, https://doi.org/10.2307/2343787).
+    """The probability that a standard normal variable, which keeps these shares of itself from look to look, is below a
+    height at every one: a convolution for each look (Armitage, McPherson and Rowe 1969,
+    https://doi.org/10.2307/2343787).
     """
     nodes, shares = NODES
     places, shares = height - (1 - nodes) / 2 * SPAN, shares / 2 * SPAN
@@ -175,7 +172,7 @@ def _gaps(own: ItemScores, rival: ItemScores, weights: Mapping[str, float]) -> d
 
 
 def _units(own: ItemScores, field: Sequence[ItemScores], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each task's, from what the candidate and the best of the field answered."""
+    """Each task's unit, by the answers of the candidate and the best of the field."""
     return {task: unit([field[0][task], own[task], *(one[task] for one in field[1:PREDICTORS])]) for task in weights}
 
 

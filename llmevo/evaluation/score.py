@@ -1,4 +1,4 @@
-"""The score of several tasks, and of several parts of their questions, as one."""
+"""The score of several tasks, and of several blocks of their questions, as one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Score:
-    """What the tasks say of a model. Higher is better."""
+    """A model's results on the tasks. Higher is better."""
 
     total: float
     """Σ weight · metric over the tasks."""
@@ -27,12 +27,12 @@ class Score:
     """The standard error of `total`, from the tasks' own."""
     tasks: Metrics
     items: int
-    """How many questions were answered."""
+    """Questions answered."""
     item_scores: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
-    """{task: the counted metric of every question, in their order}; a group's tasks one by one. Tasks whose metric no
-    single question has (word perplexity, say) are not in it."""
+    """{task: the counted metric of every question, in their order}; a group's tasks one by one. Without tasks whose
+    metric no single question has, such as word perplexity."""
     replies: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
-    """{task: what the model answered to every question}: the text it wrote, or the choice it took."""
+    """{task: the model's reply to every question}: its text, or its choice."""
 
 
 def aggregate(
@@ -42,12 +42,17 @@ def aggregate(
     means: ItemScores = MappingProxyType({}),
     same: Clusters | None = None,
 ) -> Score:
-    """The objective: Σ weight · metric, and its standard error: see `llmevo.evaluation.standard_errors`.
+    """The objective, Σ weight · metric, and its standard error: see `llmevo.evaluation.standard_errors`.
 
-    `means` are the scores of the questions of tasks whose metric is their mean: the standard errors of these follow
-    from them. Those of other tasks are lm-eval's. `same` says which questions are asked twice.
+    `means` are the question scores of tasks whose metric is their mean: the standard errors of these follow from them.
+    Those of other tasks are lm-eval's. `same` names the questions that are asked twice.
     """
-    total, variance = 0.0, standard_errors.shared(means, {task.name: task.weight for task in tasks}, same)
+    deviations = {
+        task.name: task.weight * (np.asarray(own, dtype=float) - np.mean(own)) / len(own)
+        for task in tasks
+        if (own := means.get(task.name)) is not None
+    }
+    total, variance = 0.0, standard_errors.covariance(deviations, same)
     metrics: dict[str, dict[str, float]] = {}
     for task in tasks:
         found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
@@ -70,8 +75,8 @@ def aggregate(
 
 
 def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | None = None) -> Score:
-    """The score on several parts together, as if they had been asked at once. Of means over questions only. The first
-    part has questions of every task.
+    """The score on several blocks together, as if they had been asked at once. Only for tasks whose metrics are means
+    over questions. The first block has questions of every task.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""Standard errors of weighted sums of tasks' means: of scores, of paired differences, of what racing foresees.
+"""Standard errors of weighted sums of tasks' means: of scores, of paired differences, of the predictions of racing.
 
 All of them treat the tasks as strata with a variance each. Answers to the same question, asked by several tasks, are
 one cluster: their covariance is added.
@@ -14,14 +14,11 @@ import numpy as np
 PRIOR = 4.0
 """Degrees of freedom that the variance pooled over the tasks counts in that of a task."""
 
-
 ItemScores = Mapping[str, Sequence[float]]
 """{task: the counted metric of every question}."""
 
-
 Clusters = Mapping[str, Sequence[int]]
 """{task: a number for every question}; equal numbers, within a task or across tasks, are the same question."""
-
 
 Questions = Mapping[str, Sequence[Sequence[str]]]
 """{task: (question, right answer) of each}, as `RunStarted.texts` has them for each set."""
@@ -37,7 +34,7 @@ class Spread:
 
 
 def clusters(texts: Questions) -> Clusters:
-    """Which questions have the same text, without case and spacing; the right answers may be written differently.
+    """Number the questions by their text, without case and spacing; the right answers may be written differently.
     Questions without a text are all different.
     """
     known: dict[str, int] = {}
@@ -49,14 +46,14 @@ def clusters(texts: Questions) -> Clusters:
 
 
 def distinct(numbers: Clusters) -> int:
-    """How many different questions there are."""
+    """The number of different questions."""
     return len({number for own in numbers.values() for number in own})
 
 
 def unit(answers: Iterable[Any]) -> float:
     """The size of a difference between two answers to a question, in the metric's own unit: the root mean square of
-    those that are not 0. 1 for right and wrong answers. `answers` are rows of one task's questions, the first one being
-    what the others are compared with, which may be asked fewer questions.
+    the differences that are not 0. 1 for right and wrong answers. `answers` are rows of one task's questions: the
+    others, which may be of fewer questions, are compared with the first.
 
     Where all answers are the same it is the range of the questions' values, or 1 if that is 0 too.
     """
@@ -90,8 +87,8 @@ def spreads(residuals: Mapping[str, Any]) -> tuple[dict[str, Spread], float]:
 
 
 def satterthwaite(parts: Mapping[str, tuple[float, Spread]]) -> float:
-    """The degrees of freedom of a sum of estimated variances (Satterthwaite 1946, https://doi.org/10.2307/3002019):
-    each task's part of it, and what that was estimated from.
+    """The degrees of freedom of a sum of estimated variances (Satterthwaite 1946, https://doi.org/10.2307/3002019),
+    from each task's part of it and the spread that the part was estimated by.
     """
     total = sum(part for part, _ in parts.values())
     below = sum(part**2 / spread.freedom for part, spread in parts.values())
@@ -100,9 +97,9 @@ def satterthwaite(parts: Mapping[str, tuple[float, Spread]]) -> float:
 
 
 def covariance(influences: Mapping[str, Any], same: Clusters | None) -> float:
-    """What the variance of a sum has beside the variances of its terms, where some belong to one cluster: the sum of
-    the products of different terms of a cluster (the cluster-robust variance; Liang and Zeger 1986,
-    https://doi.org/10.1093/biomet/73.1.13). `influences` are the terms' deviations. Not below 0.
+    """The part of a sum's variance that comes from terms of one cluster: the sum of the products of different terms of
+    a cluster (the cluster-robust variance; Liang and Zeger 1986, https://doi.org/10.1093/biomet/73.1.13). `influences`
+    are the terms' deviations. Not below 0.
     """
     if (
         not same
@@ -127,15 +124,3 @@ def of_mean(values: Sequence[float]) -> float:
         share = (sum(values) + 0.5) / (count + 1)
         return math.sqrt(share * (1 - share) / (count + 1))
     return float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-
-
-def shared(values: ItemScores, weights: Mapping[str, float], same: Clusters | None) -> float:
-    """What a score's variance has beside those of its tasks, for questions that several tasks ask: see `covariance`."""
-    return covariance(
-        {
-            task: weight * (np.asarray(values[task], dtype=float) - np.mean(values[task])) / len(values[task])
-            for task, weight in weights.items()
-            if task in values
-        },
-        same,
-    )

@@ -1,1 +1,1 @@
-"""What leaves a run: models, model cards, packs to share, and uploads to the Hugging Face hub."""
+"""Exports of a run: models, model cards, packs to share, and uploads to the Hugging Face hub."""

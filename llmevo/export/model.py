@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from huggingface_hub import ModelCardData
 
@@ -15,6 +15,7 @@ from llmevo.merging.provenance import Provenance
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Sources
+from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import Trial
@@ -22,73 +23,77 @@ from llmevo.search.trial import Trial
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
-MADE_AGAIN = "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well."
-
-
 @dataclass(frozen=True)
 class Export:
-    """A candidate of a run, with all that is written of it."""
+    """A candidate of a run and the files to write about it."""
 
     candidate: int
     recipe: Recipe
-    """As it was merged."""
+    """With the references of this machine."""
     texts: Mapping[str, str]
-    """Recipe, card and masks, fit for others."""
+    """{name: text} of the published recipe, card and masks."""
     shared: SharedRun
 
     @classmethod
     def of(
         cls,
+        run: Path,
         recorded: Sequence[events.Event],
-        sources: Sources,
-        root: Path,
+        experiment: Experiment,
         candidate: int | None = None,
         changed: Sequence[events.Change] = (),
     ) -> Self:
-        """The best, or one by its id. Reads no weights; what the models are called only for random masks. `changed`:
-        what the card has to say of models that are not those of the run.
+        """The export of one candidate by its id, by default of the best.
 
-        Raises RunError when there is none.
+        Reads no weights, and the names of tensors only for random masks. `changed` are the models that differ from
+        those of the run, for the card. Raises RunError if there is no such candidate, or if its recipe names other
+        models than the run's.
         """
         state = RunState.fold(iter(recorded))
         started = state.started
         if started is None or not state.trials:
-            raise RunError("the run has scored no candidate yet; go on with `llmevo resume`")
+            raise RunError("the run has scored no candidate yet; continue it with `llmevo resume`")
         best = state.best.candidate.id if state.best else None
         chosen = best if candidate is None else candidate
         if chosen is None:
-            raise RunError("every candidate of the run has failed; choose one with --candidate all the same")
+            raise RunError("every candidate of the run has failed; choose one with --candidate")
         if chosen not in state.trials:
             raise RunError(
                 f"--candidate {candidate}: the run has no such candidate; its ids are 0 to {max(state.trials)}"
             )
-        recipe, shared = Recipe.model_validate(state.recipes[chosen]), SharedRun(recorded, root)
-        masks = masks_of(recipe, sources, started.masks)
-        others = Recipe.model_validate(shared.state.recipes[chosen])
+        recipe, shared = Recipe.model_validate(state.recipes[chosen]), SharedRun(recorded, experiment.root)
+        known = [source["reference"] for source in started.sources]
+        if foreign := [reference for reference in map(str, recipe.references) if reference not in known]:
+            raise RunError(
+                f"{run}: the recipe of candidate {chosen} names {foreign[0]}, which is not a model of the run"
+                f" ({', '.join(known)}); its log has been changed by hand"
+            )
+        masks = masks_of(recipe, experiment.sources, started.masks)
+        published = Recipe.model_validate(shared.state.recipes[chosen])
         texts = {
-            "best.yml": Provenance(started.masks, MASKS if masks else None).sign(others),
-            "README.md": model_card(shared, others, chosen, changed),
+            "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
+            "README.md": model_card(shared, published, chosen, changed),
         }
         return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
 
     def write(self, sources: Sources, out: Path) -> None:
-        """The merged model as a Hugging Face folder. Raises what `write_model` raises."""
+        """Write the merged model as a Hugging Face folder. Raises the errors of `write_model`."""
         started = self.shared.state.started
         assert started is not None
-        # What was scored has all rows of the embeddings.
+        # The scored model has all rows of the embeddings, so none are trimmed.
         recipe = {"mergekit_config.yml": self.texts["best.yml"]}
         write_model(self.recipe, sources, out, started.masks, {**self.texts, **recipe}, trim=False)
 
     def write_recipe(self, out: Path) -> None:
-        """The recipe and how it was found: what anyone with the models makes the same model of.
+        """Write the recipe and the run's log: enough to make the same model, for those with its sources.
 
-        Raises UserError when `out` holds something.
+        Raises UserError when `out` exists and is not empty.
         """
         write_pack(self.shared, self.texts, out)
 
 
 def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Sequence[events.Change] = ()) -> str:
-    """What the model is made of, how well it does and how to make it again, for README.md. `changed`: see `Export`."""
+    """The README.md of a model: its sources, scores and recipe. `changed`: see `Export.of`."""
     state = shared.state
     started = state.started
     assert started is not None
@@ -98,9 +103,20 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "llmevo", "mergekit"],
-        license=licences.pop() if len(licences) == 1 else None,  # one that is not known is none of the others
+        license=licences.pop() if len(licences) == 1 else None,  # an unknown one differs from every known one
         base_model=parents or None,
     )
+    changes: list[str] = []
+    if models := dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed):
+        named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
+        changes = ["", f"**These are not the weights that were scored:** {named} had changed since the run."]
+    local: list[str] = []
+    if listed := ", ".join(f"`{reference}`" for reference in shared.local):
+        local = [
+            f"Only the author of this model has {listed}. To merge the recipe, put these models there, or replace the"
+            " references in `best.yml` by your own folders or hub ids of the same models.",
+            "",
+        ]
     lines = [
         "---",
         data.to_yaml(),
@@ -110,7 +126,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
-        *_changed(shared, changed),
+        *changes,
         "",
         "## Models",
         "",
@@ -118,7 +134,7 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         "|---|---|---|",
         *(f"| `{s['reference']}` | {s['revision'] or ''} | {s['licence'] or 'unknown'} |" for s in started.sources),
         "",
-        *_local(shared.local),
+        *local,
         *_heldout_table(state, candidate),
         "## Recipe",
         "",
@@ -126,7 +142,9 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         recipe.to_yaml().rstrip(),
         "```",
         "",
-        MADE_AGAIN if not changed else "mergekit reads the recipe as well.",
+        "mergekit reads the recipe as well."
+        if changed
+        else "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",
@@ -134,29 +152,17 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
     return "\n".join(lines)
 
 
-def _changed(shared: SharedRun, changed: Sequence[events.Change]) -> list[str]:
-    """That the scores are those of other weights."""
-    models = dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed)
-    if not models:
-        return []
-    named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
-    return [
-        "",
-        f"**These are not the weights that were scored:** {named} had changed since the run when this was exported.",
-    ]
-
-
 def _found(state: RunState, trial: Trial) -> str:
-    """What it scored in the search, in all and at every task."""
+    """The search score, in total and for every task."""
     if trial.score is None:
-        return f"It has no score, for it failed: {trial.reason}."
+        return f"It has no score because it failed: {trial.reason}."
     values = {task: state.aims.value(trial.score.tasks, task) for task in state.aims.tasks}
     each = ", ".join(f"{task} {value:.3f}" for task, value in values.items() if value is not None)
     return f"Search score {_score(trial.value, trial.score.stderr)}{f' ({each})' if len(values) > 1 else ''}."
 
 
 def _aims(state: RunState, trial: Trial) -> list[str]:
-    """Whether it keeps the constraints, and where it stands where every task is an aim of its own."""
+    """The constraints that the candidate violates, and its place on the Pareto front."""
     lines: list[str] = []
     if texts := ", ".join(f"`{constraint.text}`" for constraint in state.aims.constraints):
         lines.append(f"Of the constraints {texts} it {trial.reason or 'violates none'} on the search questions.")
@@ -166,35 +172,22 @@ def _aims(state: RunState, trial: Trial) -> list[str]:
     return lines
 
 
-def _local(references: Sequence[str]) -> list[str]:
-    """What whoever wants to merge the recipe has to replace."""
-    if not references:
-        return []
-    listed = ", ".join(f"`{reference}`" for reference in references)
-    return [
-        f"Only whoever made this has {listed}. To merge the recipe, put these models there, or replace the references"
-        " in `best.yml` by folders of yours or hub ids of the same models.",
-        "",
-    ]
-
-
-def _heldout_table(state: RunState, candidate: int) -> Sequence[str]:
-    rows: list[Any] = [*state.heldout.values()]
+def _heldout_table(state: RunState, candidate: int) -> list[str]:
+    rows = [*state.heldout.values()]
     if not rows:
         return []
-    tasks = [*rows[0].tasks]
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    header = ["model", "score", *tasks]
-    table = [header, ["---"] * len(header)]
+    tasks = [*rows[0].tasks]
+    table = [["model", "score", *tasks], ["---"] * (2 + len(tasks))]
     for row in rows:
         values = [f"{row.tasks[task][metrics.get(task, 'acc,none')]:.3f}" for task in tasks]
-        table.append([f"{row.row}", _score(row.score, row.stderr), *values])
-    note = "Questions that no choice was made by; ± is one standard error."
+        table.append([row.row, _score(row.score, row.stderr), *values])
+    note = "Held-out questions took no part in any choice; ± is one standard error."
     own = [row.row for row in rows if row.candidate == candidate]
-    if "best" not in own:
+    kept = [f"- {each}" for each in state.heldout_kept] if "best" in own else []  # they are of the best
+    if "best" not in own and (best := state.heldout.get("best")):
         which = f"This model is `{own[0]}`" if own else "This model was not asked them"
-        note += f" {which}; `best` is candidate {state.heldout['best'].candidate}." if "best" in state.heldout else ""
-    kept = [f"- {each}" for each in state.heldout_kept if "best" in own]  # they are of the best
+        note += f" {which}; `best` is candidate {best.candidate}."
     lines = ["| " + " | ".join(line) + " |" for line in table]
     return ["## Held-out score", "", note, "", *lines, "", *([*kept, ""] if kept else [])]
 

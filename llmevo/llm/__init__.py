@@ -26,5 +26,4 @@ CLIENTS: dict[str, Callable[[Connection], Client]] = {
 }
 """Every client by the name the config uses. The simulated LLMs, which look into the search, are in `llmevo.search`."""
 
-
 __all__ = ["CLIENTS", "Client", "Connection", "Reply"]

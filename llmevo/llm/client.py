@@ -121,10 +121,8 @@ class Client(Protocol):
 VARIABLE = "OPENAI_API_KEY"
 """The environment variable with the key for OpenAI's server, or for that of `ADDRESS`."""
 
-
 ADDRESS = "OPENAI_BASE_URL"
 """The environment variable that names the server that `VARIABLE` is for. The openai client reads it too."""
-
 
 DEFAULT = "https://api.openai.com/v1"
 

@@ -14,7 +14,6 @@ def writable(text: str) -> str:
 LONGEST = 200_000
 """Characters of an answer that are looked at: its end, where the answer proper stands."""
 
-
 STARTS = 2000
 """Braces that begin no object, until the rest counts as noise: each costs a walk through the text."""
 

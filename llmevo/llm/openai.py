@@ -16,7 +16,6 @@ from llmevo.llm.json import writable
 LONGEST = 1_000_000
 """Bytes of an answer at most; a long one of a thinking model has a tenth of that."""
 
-
 PLAIN = {"accept-encoding": "identity"}
 """The header that asks for answers as they are: packed ones could grow past any limit while they are read."""
 
@@ -57,7 +56,6 @@ class _Bounded(httpx.SyncByteStream):
 
 DEFAULT_MODEL = "gpt-4o"
 
-
 WORTH_RETRYING = (
     openai.APIConnectionError,  # includes timeouts
     openai.RateLimitError,
@@ -65,7 +63,6 @@ WORTH_RETRYING = (
     openai.ConflictError,
 )
 """Failures that may pass by themselves; every other one would come again."""
-
 
 SAID_OF = {
     "response_format": ("response_format", "json_schema", "schema", "structured"),
@@ -75,7 +72,6 @@ SAID_OF = {
     "seed": ("seed",),
 }
 """How a refusal names the option it is about."""
-
 
 OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
 """What other servers call an option."""
@@ -91,18 +87,14 @@ SENT = ("accept", "authorization", "connection", "content-", "host", "user-agent
 """How the headers begin that go to servers other than the environment's own. The client adds what OPENAI_ORG_ID,
 OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS say."""
 
-
 SECRET = 8
 """Characters of a key from which on it is removed from replies too; a shorter one may be a word, such as `none`."""
-
 
 LETTERS = 4
 """Letters a token, roughly: for servers that do not count."""
 
-
 LONGEST_WAIT = 60.0
 """Seconds to wait at most for a server that says when to come back."""
-
 
 PATIENCE = 10.0
 """Seconds for a list of the server's models, before a run."""

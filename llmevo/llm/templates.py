@@ -13,10 +13,8 @@ from llmevo.errors import ConfigError
 EARLIER = {"chat_user.j2": ("e102a20740498ab709bc8260122e5b75",)}
 """The templates of earlier versions that are others today: the first 32 digits of their SHA-256. Logs hold them."""
 
-
 PLAIN = (str, int, float, bool, list, tuple, dict, set, frozenset)
 """The types whose methods a template may call."""
-
 
 JINJA = ("jinja2.runtime", "jinja2.utils")
 """Where macros, loops, cyclers and namespaces come from."""

@@ -14,7 +14,6 @@ from llmevo.models.references import ModelReference
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 """Methods with random masks: theirs follow from the models' references as well, which may change in others' hands."""
 
-
 MASKS = "masks.json"
 
 

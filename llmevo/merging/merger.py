@@ -28,10 +28,8 @@ from llmevo.models.weights import LowRank, Weight, same, stored
 Seed = int | Callable[[str, ModelReference], int]
 """What random masks follow from: a run's seed, or the seed of each mask by tensor and model."""
 
-
 AHEAD = 4
 """Pieces of work that are begun before they are asked for."""
-
 
 TOGETHER = 1 << 21
 """Entries that are one piece of work. A larger tensor is one by itself, and all cores work on it."""

@@ -28,7 +28,6 @@ class Conditional(Strict):
 Setting = StrictBool | float | list[float] | list[Conditional] | Conditional
 """A number; a gradient over the layers of a slice; or one of those by tensor name."""
 
-
 Settings = Mapping[str, Setting]
 
 

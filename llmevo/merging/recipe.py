@@ -62,17 +62,14 @@ def without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-
 BY_SLICE = "by_slice"
 """The `merge_method` of a recipe whose slices each name their own.
 
 mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
 """
 
-
 WITHOUT_EFFECT = ("allow_negative_weights",)
 """Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
-
 
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 
@@ -83,6 +80,12 @@ class Recipe(Strict):
     Reads everything mergekit 0.1.5 merges by that has the same result here, and refuses the rest by name: `modules` of
     a model with several, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
     slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
+
+    >>> import llmevo
+    >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
+    >>> recipe = llmevo.Recipe.from_yaml(text, "recipe.yml")
+    >>> [str(model) for model in recipe.references]
+    ['one', 'two']
     """
 
     merge_method: str

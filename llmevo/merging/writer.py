@@ -19,9 +19,7 @@ from llmevo.models.tokenizer import set_chat_template
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 
-
 CHAT_FILES = ("chat_template*",)
-
 
 LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """What a config says of each layer in turn, in models whose layers are not all alike."""

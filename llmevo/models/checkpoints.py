@@ -20,22 +20,17 @@ from llmevo.models.weights import LowRank, Weight
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 
-
 DERIVED = ("rotary_emb.inv_freq",)
 """Tensors that old checkpoints carry though the config determines them; never merged."""
-
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Types of weights that are merged, as safetensors names them."""
 
-
 BUFFERS = ("I64", "BOOL")
 """Types of buffers that are copied, such as position ids and masks. Quantized weights are I8, U8, I32 or F8_*."""
 
-
 MASKS = (".attn.bias", ".attention.bias")
 """Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
-
 
 INTEGERS = {
     "I8": "int8",
@@ -49,7 +44,6 @@ INTEGERS = {
     "BOOL": "bool",
 }
 """What others call these types."""
-
 
 PLAIN_LORA: Mapping[str, str | bool | None] = {
     "peft_type": "LORA",
@@ -68,22 +62,17 @@ PLAIN_LORA: Mapping[str, str | bool | None] = {
 }
 """What an adapter's config has to say, if it says anything, for W₀ + scale · B·A to be all that the adapter does."""
 
-
 OTHER_ORIGINS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of values of `init_lora_weights` whose adapters lie on a changed base, not on the base itself."""
-
 
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 """The end of a shard's name: its number, and how many there are."""
 
-
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
 
-
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 """Keys of a config that decide the shapes of tensors."""
-
 
 PARTS = (
     "attention_bias",
@@ -95,7 +84,6 @@ PARTS = (
     "n_routed_experts",
 )
 """Keys of a config that decide which tensors there are."""
-
 
 HEAD = "lm_head.weight"
 
@@ -507,7 +495,6 @@ def _check_pattern(file: Path, key: str, pattern: object) -> None:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-
 
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
 

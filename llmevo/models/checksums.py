@@ -20,14 +20,11 @@ WHOLE = "sha256:"
 """What a checksum of the whole content begins with. Those of logs of version 0.1 have no prefix: they are of the first
 and the last MiB of every file."""
 
-
 THREADS = 8
 """Files that are read at a time. SHA-256 takes one core for each."""
 
-
 KEPT = 4096
 """Files that are remembered, the latest."""
-
 
 END = 1 << 20
 

@@ -9,14 +9,11 @@ from llmevo.errors import SourceError
 LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 """A tensor of a layer: what stands before the layer's number, the number, and what stands after it."""
 
-
 BEFORE_LAYERS = ("embed", "wte", "wpe")
 """Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
 
-
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 """What configs call the number of layers."""
-
 
 PREDICTION_KEY = "num_nextn_predict_layers"
 """What configs call the number of layers for multi-token prediction: after the others, and not used by transformers."""

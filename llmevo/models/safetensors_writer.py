@@ -13,10 +13,8 @@ from torch import Tensor
 SHARD_BYTES = 5 * 10**9
 """The size of a weight file at most, but for a weight that is larger alone; as in mergekit."""
 
-
 KEPT_BYTES = 50 * 10**6
 """Written weights, after which their memory is given back."""
-
 
 SAFETENSORS_TYPES = {
     torch.bfloat16: "BF16",

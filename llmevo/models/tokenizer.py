@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,6 @@ from llmevo.models.references import load_pretrained
 
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
 """Weights with one row a token."""
-
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files one of which a tokenizer consists of, whatever else it has."""
@@ -84,6 +84,23 @@ def template_of(folder: Path) -> str | None:
         named = cast(list[dict[str, Any]], template)
         template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
     return template.strip() if isinstance(template, str) else None
+
+
+def check_chat_template(folder: Path, tokenizer: Any, others: Mapping[str, Path]) -> None:
+    """Raise SourceError unless a tokenizer, loaded from `folder`, can render a chat. `others` may have a template."""
+    lenders = [name for name, other in others.items() if other != folder and template_of(other)]
+    ways_out = "set apply_chat_template: false"
+    if lenders:
+        ways_out += f", or genome.tokenizer_source: a model that has a template ({', '.join(lenders)})"
+    if tokenizer.chat_template is None:
+        raise SourceError(f"{folder}: apply_chat_template is true, and there is no chat template; {ways_out}")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program: jinja2 raises whatever its expressions raise
+        raise SourceError(
+            f"{folder}: apply_chat_template is true, and the chat template cannot be rendered ({type(error).__name__}:"
+            f" {str(error).partition(chr(10))[0]}); correct the template, or {ways_out}"
+        ) from error
 
 
 def set_chat_template(folder: Path, template: str) -> None:

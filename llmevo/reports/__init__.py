@@ -1,1 +1,1 @@
-"""What people see of runs: in the terminal, as an HTML page, and as comparisons."""
+"""Reports of runs: in the terminal, as an HTML page, and as comparisons."""

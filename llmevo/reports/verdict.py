@@ -1,17 +1,18 @@
-"""Whether the merge is worth having, by held-out scores."""
+"""The conclusion of a run: the gain of the merge over the best start row, on held-out questions."""
 
 import shlex
 from collections.abc import Sequence
 
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
+from llmevo.reports.text import with_error
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
 
 
 def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
-    """The standard error of the difference of two rows: paired where every question's score is known."""
+    """Return the standard error of the difference of two rows: paired where every question's score is known."""
     weights = {task.name: task.weight for task in state.heldout_tasks}
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
         same = clusters(state.started.texts.get("heldout", {})) if state.started else None
@@ -20,7 +21,7 @@ def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float
 
 
 def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
-    """Whether the merge is worth having, by held-out scores alone. `run` is its folder, for what to do instead."""
+    """Return the conclusion in sentences, by held-out scores alone. `run` is the folder in suggested commands."""
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
@@ -36,20 +37,17 @@ def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
         return [
             "No merge that the search found is better than the start row"
             f" {handed.note or handed.origin}, which best.yml and export hand over. On the held-out questions it scores"
-            f" {gain:+.3f} ± {noise:.3f} against {strongest.row}."
+            f" {with_error(gain, noise, '+')} against {strongest.row}."
         ]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
         " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
     )
-    text = f"The best merge scores {gain:+.3f} ± {noise:.3f} against {strongest.row}, the best of {those}."
+    text = f"The best merge scores {with_error(gain, noise, '+')} against {strongest.row}, the best of {those}."
     if gain <= 0 and not keeping:
         return [text, "But neither they nor the uniform merge keep the constraints."]
     if gain <= 0:
-        way = (
-            ""
-            if strongest.candidate is None
-            else f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
-        )
+        way = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
+        way = "" if strongest.candidate is None else way
         return [text, f"It does not beat it: use {strongest.row} instead{way}."]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]

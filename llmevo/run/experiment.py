@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from llmevo.config import Config, parse_config, without_removed
+from llmevo.config import Config, parse_logged
 from llmevo.errors import CandidateError, ConfigError, MachineError, RunError
-from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
@@ -23,7 +23,7 @@ from llmevo.run.log.storage import LOG
 from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers import ASKING, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
@@ -35,9 +35,6 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.evaluation.evaluator import Evaluator
     from llmevo.models.checkpoints import Sources
     from llmevo.run.scorer import Scorer
-
-ASKING = ("llm", "llm-evo-merge")
-"""The optimizers that ask an LLM."""
 
 RULES = 2
 """The `rules` of new runs: see `events.RunStarted`."""
@@ -308,7 +305,7 @@ class Experiment:
         return events.RunStarted(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             root=str(self.root),
-            prompts={**self.templates.texts(self.prompt_files), **self.evaluator.told()},
+            prompts={**self.templates.texts(self.prompt_files), **self.evaluator.judge_texts()},
             versions=versions(),
             sources=[self._described(reference) for reference in self.config.genome.references],
             seed=search.seed,
@@ -339,7 +336,7 @@ class Experiment:
 def config_of(started: events.RunStarted, origin: str) -> Config:
     """Return the config of a logged run, with the LLM client that `auto` meant then, whatever keys there are now."""
     # Older runs did not need `allow_benchmark_tasks`.
-    config = parse_config({"allow_benchmark_tasks": True, **without_removed(started.config)}, origin)
+    config = parse_logged({"allow_benchmark_tasks": True, **started.config}, origin)
     if started.proposer:
         return config.model_copy(update={"llm": config.llm.model_copy(update={"proposer": started.proposer})})
     return config

@@ -1,8 +1,10 @@
-"""How far a run is, and how long it still takes; read off its events."""
+"""The progress of a run and the time it still takes, from its events."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Self
 
 from llmevo.config import Config
@@ -11,8 +13,19 @@ from llmevo.run.log.state import RunState
 from llmevo.run.spending import Spending
 
 ECONOMY = 0.1
-"""A question takes less time the more are asked in one call: n ** -ECONOMY as much where n times as many are. Used only
-until such a call has been measured. From 35 to 640 questions of the quickstart, one CPU thread took 15 to 25 % less."""
+"""With n times as many questions in a call, each takes n ** -ECONOMY of the time; used until such a call is measured.
+From 35 to 640 questions of the quickstart, one CPU thread took 15 to 25 % less."""
+
+Timed = Sequence[tuple[int, Mapping[str, float]]]
+"""The questions of each scoring, and its seconds by their kind."""
+
+
+def _total(seconds: Mapping[str, float]) -> float:
+    return sum(seconds.values())
+
+
+def _mean(values: Iterable[float]) -> float:
+    return fmean(given) if (given := [*values]) else 0.0
 
 
 @dataclass(frozen=True)
@@ -20,106 +33,90 @@ class Left:
     """The seconds that a run is likely to take still."""
 
     now: float = 0.0
-    """Of the step that goes on: the LLM's answers, a candidate, a finalist or a held-out row."""
+    """For the step in progress: the LLM's answers, a candidate, a finalist or a held-out row."""
     later: float = 0.0
-    """Of all that comes after it."""
+    """For all steps after it."""
 
     def after(self, since: float = 0.0) -> float:
-        """What is left when the step has gone on for `since` seconds. A step that takes longer than expected leaves
-        what comes after it as it is.
+        """Return the seconds left when the step in progress began `since` seconds ago. A step that takes longer than
+        expected changes nothing in the later ones.
         """
         return max(0.0, self.now - since) + self.later
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many seconds each kind of step takes, by what has happened so far."""
+    """The seconds of each kind of step so far."""
 
     candidate: float
-    """A candidate of the search, asked as much as racing has asked on average."""
+    """A candidate of the search, raced or taken over as often as so far."""
     asking: float
-    """What the LLM takes for a generation."""
+    """The LLM's answers for a generation."""
     finalist: float
     heldout: float
 
     @classmethod
     def of(cls, state: RunState, config: Config, others: Sequence[RunState] = ()) -> Self:
-        """From a run and `others` that are scored with the same engine. What was taken over from an equal candidate
-        took no time, and counts as that.
-        """
-        states = [state, *others]
+        """Return the pace of a run that has begun and of `others` on the same engine."""
+        started, states = state.started, [state, *others]
+        assert started
         trials = [trial for each in states for trial in each.trials.values()]
-        selected = [event for each in states for event in each.selected.values()]
-        heldout = [event for each in states for event in each.heldout.values()]
-        searched = [trial for trial in trials if trial.candidate.generation] or trials
-        answers = [_Answers.of(each) for each in states if each.prompted]
-        started = state.started
-        known = _Calls()
-        if started:
-            looks = config.racing.looks if config.racing else 1
-            known.add([(t.score.items, t.seconds) for t in trials if t.score], max(1.0, started.items / looks))
-            known.add([(event.items, event.seconds) for event in selected], started.selection_items)
-        items = (started.selection_items, started.heldout_items) if started else (0, 0)
+        searched = [trial for trial in trials if trial.candidate.generation] or [t for t in trials if t.seconds]
+        # Scores that were taken over took no time.
+        scored = [(trial.score.items, trial.seconds) for trial in trials if trial.score and trial.seconds]
+        selected = [(each.items, each.seconds) for of in states for each in of.selected.values() if each.seconds]
+        heldout = [each.seconds for of in states for each in of.heldout.values() if each.seconds]
+        size = max(1.0, started.items / (config.racing.looks if config.racing else 1))
+        calls = [(size, scored), (started.selection_items, selected)]
+        asked = [_answering(each) for each in states if each.prompted]
         return cls(
-            candidate=_mean([_total(trial.seconds) for trial in searched]),
-            asking=sum(each.seconds for each in answers) / max(1, sum(each.generations for each in answers)),
-            finalist=_mean([_total(event.seconds) for event in selected]) or known.seconds(items[0]),
-            heldout=_mean([_total(event.seconds) for event in heldout]) or known.seconds(items[1]),
+            candidate=_mean(_total(trial.seconds) for trial in searched),
+            asking=sum(seconds for seconds, _ in asked) / max(1, sum(generations for _, generations in asked)),
+            finalist=_mean(_total(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
+            heldout=_mean(map(_total, heldout)) or _expected(started.heldout_items, calls),
         )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """What the LLM has taken in a run."""
-
-    seconds: float
-    generations: int
-    """From the first that it was asked in on: there may be some before it has anything to be told."""
-
-    @classmethod
-    def of(cls, state: RunState) -> Self:
-        asked = [event.generation for event in state.prompted]
-        generations = max(asked[-1], _last_generation(state)) - asked[0] + 1
-        return cls(sum(event.seconds for event in state.prompted), generations)
+def _answering(state: RunState) -> tuple[float, int]:
+    """The seconds of the LLM's answers, and the generations since the first one: earlier ones had nothing to ask."""
+    asked = [event.generation for event in state.prompted]
+    generations = max(asked[-1], _last_generation(state)) - asked[0] + 1
+    return sum(event.seconds for event in state.prompted), generations
 
 
-class _Calls:
-    """Scorings whose time is known; of their sizes the last is the one to reckon from."""
-
-    def __init__(self) -> None:
-        self._merges: list[float] = []
-        self._rate, self._size = 0.0, 1.0
-
-    def add(self, scored: Sequence[tuple[int, Mapping[str, float]]], size: float) -> None:
-        """(questions, seconds) of scorings that ask `size` questions at once. Those that took no time say nothing."""
-        timed = [(items, seconds) for items, seconds in scored if items and seconds]
-        if timed:
-            self._merges += [seconds.get("merge", 0.0) for _, seconds in timed]
-            evaluated = sum(_total(seconds) - seconds.get("merge", 0.0) for _, seconds in timed)
-            self._rate, self._size = evaluated / sum(items for items, _ in timed), size
-
-    def seconds(self, items: int) -> float:
-        """What a scoring of so many questions at once will take."""
-        if not items or not self._merges:
-            return 0.0
-        return _mean(self._merges) + items * self._rate * min(1.0, (self._size / items) ** ECONOMY)
+def _expected(items: int, calls: Sequence[tuple[float, Timed]]) -> float:
+    """The seconds of scoring `items` questions in one call, from earlier scorings and the questions in each of their
+    calls; the rate of the last kind of call counts.
+    """
+    merges, rate, size = list[float](), 0.0, 1.0
+    for questions, scorings in calls:
+        if asked := sum(asked for asked, _ in scorings):
+            merging = [seconds.get("merge", 0.0) for _, seconds in scorings]
+            rate, size = (sum(_total(seconds) for _, seconds in scorings) - sum(merging)) / asked, questions
+            merges += merging
+    if not items or not merges:
+        return 0.0
+    return _mean(merges) + items * rate * min(1.0, (size / items) ** ECONOMY)
 
 
 def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Left:
-    """What a run will take still: the rest of the search, the finals and what is held out, at the pace so far.
+    """Return the time that a run still takes for the rest of the search, the finals and the held-out rows.
 
-    `others` are runs whose pace is this one's too.
+    `others` are runs of the same comparison: they have the same pace, and their scores are taken over in no time.
     """
     started = state.started
     if started is None or state.finished:
         return Left()
     pace, ahead, unscored = Pace.of(state, config, others), candidates_left(state, config), waiting(state)
+    known = _Known.by(others, state)
     answered = bool(state.prompted) and state.prompted[-1].generation > _last_generation(state)
     generations = math.ceil((ahead - unscored) / _generation(state, config)) - (ahead > 0 and answered)
-    finalists, rows = _finalists_left(state, config), _rows_left(state, config)
-    steps = (generations * pace.asking, ahead * pace.candidate, finalists * pace.finalist, rows * pace.heldout)
+    finalists = max(0, _finalists_left(state, config) - known.finalists)
+    rows = _rows_left(state, config, known)
+    candidates = max(0, ahead - known.start_rows)
+    steps = (generations * pace.asking, candidates * pace.candidate, finalists * pace.finalist, rows * pace.heldout)
     if unscored or (ahead and answered):
-        now = pace.candidate
+        now = pace.candidate if candidates else 0.0
     elif ahead:
         now = pace.asking
     else:
@@ -127,31 +124,52 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     return Left(now, max(0.0, sum(steps) - now))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The steps ahead of a run that equal runs have taken already."""
+
+    start_rows: int
+    finalists: int
+    rows: set[str]
+    """Held-out rows; see `_held_out`."""
+
+    @classmethod
+    def by(cls, others: Sequence[RunState], state: RunState) -> Self:
+        def start(of: RunState, numbers: Iterable[int]) -> set[str]:
+            """The recipes of start rows."""
+            return {json.dumps(of.recipes[n], sort_keys=True) for n in numbers if not of.candidates[n].generation}
+
+        scored = {recipe for other in others for recipe in start(other, other.trials)}
+        selected = {recipe for other in others for recipe in start(other, other.selected)}
+        asked = start(state, state.candidates) or scored
+        return cls(
+            start_rows=len((scored & asked) - start(state, state.trials)),
+            finalists=len(selected - start(state, state.selected)),
+            rows={row for other in others for row in _held_out(other)},
+        )
+
+
 def seconds_left(state: RunState, config: Config) -> float:
-    """What a run is likely to take from its last event on."""
+    """Return the time that a run takes from its last event on."""
     return left(state, config).after()
 
 
 def seconds_spent(state: RunState) -> float:
-    """What scoring and the LLM have taken so far; the pauses between two sessions do not count."""
+    """Return the time of scoring and of the LLM so far, without pauses between sessions."""
     scored = [*state.trials.values(), *state.selected.values(), *state.heldout.values()]
     return sum(_total(each.seconds) for each in scored) + sum(event.seconds for event in state.prompted)
 
 
 def candidates_left(state: RunState, config: Config) -> int:
-    """Candidates of the search that are still to be scored, as far as the budget goes; 0 once it is over."""
-    unscored = waiting(state)
-    if (
-        not unscored
-        and state.trials
-        and not Spending(config.search.budget, state).next_size(_population(state, config))
-    ):
+    """Return how many candidates the search has still to score; 0 once it is over."""
+    unscored, spending = waiting(state), Spending(config.search.budget, state)
+    if not unscored and state.trials and not spending.next_size(_population(state, config)):
         return 0
-    return max(unscored, Spending(config.search.budget, state).evaluations_ahead)
+    return max(unscored, spending.evaluations_ahead)
 
 
 def waiting(state: RunState) -> int:
-    """How many candidates are asked for and not scored yet."""
+    """Return how many candidates of the last generation are not scored yet."""
     return len(state.candidates) - len(state.trials)
 
 
@@ -160,7 +178,7 @@ def _last_generation(state: RunState) -> int:
 
 
 def _generation(state: RunState, config: Config) -> int:
-    """How many candidates the next generation has: as many as the last, for optimizers may give fewer than asked."""
+    """The size of the next generation: that of the last one, for optimizers may give fewer candidates than asked."""
     last = _last_generation(state)
     return sum(c.generation == last for c in state.candidates.values()) if last else _population(state, config)
 
@@ -171,9 +189,6 @@ def _population(state: RunState, config: Config) -> int:
 
 
 def _finalists_left(state: RunState, config: Config) -> int:
-    """Those who reach the end are at most the finalists of the config, the best parent and the uniform merge, and the
-    parents that constraints are counted from.
-    """
     if state.started is None or not state.started.selection_items:
         return 0
     chosen = [event for event in state.selected.values() if event.generation == len(state.told)]
@@ -181,9 +196,9 @@ def _finalists_left(state: RunState, config: Config) -> int:
     return max(0, (chosen[0].finalists if chosen else most) - len(chosen))
 
 
-def _rows_left(state: RunState, config: Config) -> int:
-    """Models that are still to be held out: the base, the start rows that are no recipes of the user's, and the best,
-    which is scored already where it is one of them.
+def _rows_left(state: RunState, config: Config, known: _Known) -> int:
+    """Rows still to be held out: the base, the start rows but the user's recipes, and the best, unless it is one of
+    them.
     """
     if state.started is None or not state.started.heldout_items:
         return 0
@@ -194,33 +209,40 @@ def _rows_left(state: RunState, config: Config) -> int:
     if genome.base_model and genome.base_model not in [m for method in genome.methods for m in genome.merged(method)]:
         rows.add("base")
     held = state.heldout.get("best")
-    known = best is not None and (best.candidate in start or (held is not None and held.candidate == best.candidate.id))
-    coefficient = "coefficient" in _origins(state) and not any(r.kind == "coefficient" for r in state.heldout.values())
-    return len(rows - state.heldout.keys()) + coefficient + (candidates_left(state, config) > 0 or not known)
+    done = best is not None and (best.candidate in start or (held is not None and held.candidate == best.candidate.id))
+    if "coefficient" in _origins(state):
+        rows.add("coefficient")
+    return len(rows - _held_out(state) - known.rows) + (candidates_left(state, config) > 0 or not done)
+
+
+def _held_out(state: RunState) -> set[str]:
+    """The names of the rows but the best; that of the merge with one weight for all models is `coefficient`."""
+    rows = [row for row in state.heldout.values() if row.kind != "best"]
+    return {row.kind if row.kind == "coefficient" else row.row for row in rows}
 
 
 def finalists_at_most(count: int, constraints: int, origins: Sequence[str]) -> int:
-    """The config's number of finalists, the best parent, the uniform merge, the best other weight for all models, and
-    the parents that constraints are counted from. `origins` are the start rows'.
+    """Return the largest number of finalists: the config's, the best parent, the uniform merge, the best merge with one
+    weight for all models, and the parents of relative constraints. `origins` are those of the start rows.
     """
     return count + 2 + ("coefficient" in origins) + constraints
 
 
 def heldout_rows(origins: Sequence[str]) -> int:
-    """Models that are held out, at most: base, parents, uniform merge, the best other weight for all models, and the
-    best. `origins` are the start rows'.
+    """Return the largest number of held-out rows: base, parents, uniform merge, the best merge with one weight for all
+    models, and the best. `origins` are those of the start rows.
     """
     return 2 + sum(origin in ("parent", "uniform") for origin in origins) + ("coefficient" in origins)
 
 
 def _origins(state: RunState) -> list[str]:
-    """Of the start rows."""
+    """The origins of the start rows."""
     return [candidate.origin for candidate in state.candidates.values() if candidate.generation == 0]
 
 
 def llm_wait(state: RunState, config: Config) -> tuple[str, float | None] | None:
-    """Of a run whose next event is the LLM's answer: the model's name, and after how many seconds it is given up, where
-    there is such a limit. None where nothing is asked of an LLM.
+    """Return the LLM's name and the seconds until its time-out, if it has one, where the next event of a run is the
+    LLM's answer; else None.
     """
     started = state.started
     if started is None or not started.proposer or state.finished or waiting(state) or not state.told:
@@ -234,18 +256,9 @@ def llm_wait(state: RunState, config: Config) -> tuple[str, float | None] | None
     return (last.model if last else llm.model or "the LLM"), limit
 
 
-def _total(seconds: Mapping[str, float]) -> float:
-    return sum(seconds.values())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
 def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selected: bool) -> int:
-    """What a person is asked in a run of so many candidates, at most: on each of them but the first of every set of
-    questions, which has nobody to be compared with. Candidates that reply as another did are not asked about again.
-    `origins` are the start rows'.
+    """Return the largest number of votes in a run of so many candidates: for each but the first of every set of
+    questions, which has no rival. `origins` are those of the start rows.
     """
     search, heldout = (sum(t.votes.pairs for t in tasks if t.votes) for tasks in (config.tasks, config.heldout_tasks))
     finalists = finalists_at_most(config.search.finalists, len(config.constraints), origins) if selected else 0
@@ -253,9 +266,10 @@ def votes_at_most(config: Config, candidates: int, origins: Sequence[str], selec
 
 
 def votes(state: RunState, config: Config) -> tuple[int, int]:
-    """How many a person has given in a run, and how many it will be at most as far as that is known now."""
+    """Return the votes that a person has given, and the largest number of votes in the whole run."""
     given = sum(len(poll.votes) for poll in state.verdicts.polls.values())
-    if state.started is None or state.finished or not state.trials:  # before the first nothing is known of the time
+    # Before the first trial a budget in minutes says nothing of the number of candidates.
+    if state.started is None or state.finished or not state.trials:
         return given, given
     candidates = max(len(state.candidates), len(state.trials) + Spending(config.search.budget, state).evaluations_ahead)
     most = votes_at_most(config, candidates, _origins(state), state.started.selection_items > 0)

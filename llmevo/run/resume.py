@@ -1,10 +1,10 @@
-"""Going on with a run: what has changed since is refused, or allowed and logged, and the budget may be another."""
+"""Resume a run: changes since its start are refused, or allowed and logged; the budget may be another."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmevo.config import Budget, Config, parse_config, read_config
+from llmevo.config import Budget, Config, check_values, parse_logged, read_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.run import trust
 from llmevo.run.experiment import Experiment, config_of
@@ -18,8 +18,7 @@ if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
 
 CONFIG = "config.yml"
-"""The config in a run's folder, as it was given."""
-
+"""The copy of the config file in a run's folder."""
 
 OPTIONS = (
     "search.optimizer",
@@ -37,13 +36,8 @@ OPTIONS = (
 )
 """Keys of the config that `llmevo run` has options for, or that `llmevo compare` sets."""
 
-
-WHY = {
-    "config": "the config",
-    "questions": "what is asked, how, or by which engine",
-    "sources": "a model",
-}
-"""What a changed fact is of."""
+SUBJECTS = {"config": "the config", "questions": "the questions, their format or the engine", "sources": "a model"}
+"""The subject of a changed fact, by the first part of its key."""
 
 
 def prepare(
@@ -56,37 +50,40 @@ def prepare(
     trusted: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Experiment:
-    """The experiment that an opened log goes on with; `given` is the config it should have, `root` where that lies.
-    Without `given` it goes on as the log says. `warn` is told what a person should know.
+    """Return the experiment of an opened log, with the changes since its start appended to the log.
 
-    Raises RunError when the config, the questions or the models are not those of the log, unless `force` allows it,
-    and ConfigError for a budget that is spent already. What changes is appended to the log. RunError as well for a log
-    from elsewhere that would do what neither `given` does nor `trusted` allows: see `llmevo.run.trust`.
+    `given`, with the `root` of its paths, is the user's config; without it the log's counts.
+
+    Raises RunError where the config, the questions or the models are not those of the log, unless `force` allows it,
+    and for a log from elsewhere without the user's consent (see `llmevo.run.trust`); ConfigError for a budget that is
+    spent already.
     """
     from llmevo.run.scorer import Scorer
 
     state = RunState.fold(iter(log.recorded))
     if state.started is None:
         raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
+    check_values(state.started.config, f"{log.folder}/{LOG}")
     trust.check(log.recorded, log.folder, trusted, given, root)
     begun = next(event for event in log.recorded if isinstance(event, events.RunStarted))
-    before = parse_config(state.started.config, f"{log.folder}/{LOG}")
+    before = parse_logged(state.started.config, f"{log.folder}/{LOG}")
     found = _config_changes(log, before, given or before)
     edited = [] if given else _edited(log, [begun, state.started], warn)
     raised = _new_budget(before, given or before, budget, state)
-    now = _with_changes(state, events.Resumed(reason="", forced=found, budget=raised))
+    now = changes.applied(state.started, events.Resumed(reason="", forced=found, budget=raised))
     scorer = Scorer(config_of(now, LOG), root or log.place / begun.root, warn=warn)
-    if not state.finished or raised is not None:
+    goes_on = not state.finished or raised is not None
+    if goes_on:
         if edited and not force:
             raise RunError(
                 f"{log.folder}/{CONFIG} has changed since the run began, and a run goes on as its log says:\n"
                 f"{changes.table(edited)}\nchange that back; or go on as the log says, with --force"
             )
-        found += changes.differences(facts(state.started), facts_now(scorer, state.started))
+        found += changes.differences(recorded_facts(state.started), current_facts(scorer, state.started))
         found += changes.reordered(state.started, scorer.evaluator.texts())
     if found and not force:
         raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
-    if (not state.finished or raised is not None) and (event := _resumed(state.started, found, raised)):
+    if goes_on and (event := _resumed(state.started, found, raised)):
         log.append(event)
         log.recorded.append(event)
     experiment = Experiment.of_log(begun, log.folder, api_key, scorer)
@@ -95,27 +92,28 @@ def prepare(
 
 
 def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Change]:
-    """What differs but for the budget. Raises RunError for what nothing helps."""
+    """The changes of the config but for the budget. Raises RunError for those that no option allows."""
     one, other = (changes.config_facts(config.model_dump(mode="json")) for config in (before, now))
     found = [change for change in changes.differences(one, other) if change.key != changes.BUDGET]
     if fixed := [change for change in found if changes.is_fixed(change)]:
-        way_out = (
-            f"to go on, give what the run was begun with; or begin another with `start_from: [{log.folder}/best.yml]`"
-        )
+        way_out = f"to go on, give the old value; or begin another run with `start_from: [{log.folder}/best.yml]`"
         raise RunError(_refused(log, fixed, f"the candidates so far depend on it: {way_out}"))
     return found
 
 
 def _edited(log: RunLog, known: Sequence[events.RunStarted], warn: Callable[[str], None]) -> list[events.Change]:
-    """Where the config in the run's folder is no longer what the log says, neither as the run began nor as it is now.
-
-    What an option of the command line may have replaced is only told.
+    """The values of the config in the run's folder that are in none of the `known` starts; a warning where it cannot be
+    read, and where an option of the command line may have replaced its value.
     """
+    if not (log.place / CONFIG).exists():
+        return []
     try:
         written = changes.config_facts(read_config(log.place / CONFIG).model_dump(mode="json"))
-    except ConfigError:  # gone, or of another version: the log is enough
+    except ConfigError as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{log.place / CONFIG}: ")
+        warn(f"{log.folder}/{CONFIG} cannot be read ({reason}): changes in it do not count, the log does")
         return []
-    logged = [changes.config_facts(parse_config(of.config, LOG).model_dump(mode="json")) for of in known]
+    logged = [changes.config_facts(parse_logged(of.config, LOG).model_dump(mode="json")) for of in known]
     found = [
         change
         for change in changes.differences(logged[-1], written)
@@ -123,49 +121,45 @@ def _edited(log: RunLog, known: Sequence[events.RunStarted], warn: Callable[[str
     ]
     options = [change for change in found if change.key.removeprefix("config.") in OPTIONS]
     if options:
-        warn(f"{log.folder}/{CONFIG} says something else than the log, which counts:\n{changes.table(options)}")
+        warn(f"{log.folder}/{CONFIG} differs from the log, which counts:\n{changes.table(options)}")
     return [change for change in found if change not in options]
 
 
 def _refused(log: RunLog, found: Sequence[events.Change], way_out: str) -> str:
-    kinds = dict.fromkeys(WHY[change.key.partition(".")[0]] for change in found)
+    kinds = dict.fromkeys(SUBJECTS[change.key.partition(".")[0]] for change in found)
     return f"{log.folder}: {' and '.join(kinds)} has changed since the run began:\n{changes.table(found)}\n{way_out}"
 
 
 def _new_budget(before: Config, given: Config, budget: Budget | None, state: RunState) -> int | dict[str, float] | None:
-    """The budget as the config writes it, where it is another. Raises ConfigError where it is below what is spent."""
+    """A changed budget, in the form of the config. Raises ConfigError where it is below the spending."""
     new = budget or given.search.budget
     if new == before.search.budget:
         return None
-    if over := [kind for kind, left in Spending(new, state).left.items() if left < 0]:
+    spending = Spending(new, state)
+    if over := [kind for kind, left in spending.left.items() if left < 0]:
         raise ConfigError(
-            f"search.budget: {new} is too low, for the run has spent {Spending(new, state)} already; give more"
-            f" {over[0]}"
+            f"search.budget: {new} is too low, for the run has spent {spending} already; give more {over[0]}"
         )
     return new.model_dump(mode="json")
 
 
-def _with_changes(state: RunState, event: events.Resumed) -> events.RunStarted:
-    assert state.started is not None
-    return changes.applied(state.started, event)
-
-
-def facts(started: events.RunStarted) -> changes.Facts:
+def recorded_facts(started: events.RunStarted) -> changes.Facts:
+    """Return the questions and models of a run's start."""
     return {**changes.question_facts(started.questions), **changes.source_facts(started.sources)}
 
 
+def current_facts(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
+    """Return the questions and models as they are now; reads them, and loads no engine."""
+    return {**changes.question_facts(scorer.questions), **_current_sources(scorer, started)}
+
+
 def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
-    """Which models are not those that the run was made with, by revision or checksum. Reads the models."""
-    return changes.differences(changes.source_facts(started.sources), _sources_now(scorer, started))
+    """Return the models whose revision or checksum is not that of the run; reads the models."""
+    return changes.differences(changes.source_facts(started.sources), _current_sources(scorer, started))
 
 
-def facts_now(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
-    """Reads the questions and the models, and loads no engine."""
-    return {**changes.question_facts(scorer.questions), **_sources_now(scorer, started)}
-
-
-def _sources_now(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
-    """Checksums are made by the rule that those of the run were made by."""
+def _current_sources(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
+    """The models as they are now, with checksums by the rule of the run."""
     recorded: dict[str, str] = {source["reference"]: source["checksum"] for source in started.sources}
     sources = [
         {
@@ -181,7 +175,7 @@ def _sources_now(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
 def _resumed(
     started: events.RunStarted, found: Sequence[events.Change], raised: int | dict[str, float] | None
 ) -> events.Resumed | None:
-    """The event that says what has changed; None where nothing has."""
+    """The event of the changes; None where there are none."""
     here = versions()
     others = {name: here[name] for name, old in started.versions.items() if here.get(name, old) != old}
     reasons = [

@@ -19,13 +19,12 @@ import torch
 
 from llmevo.config import Config
 from llmevo.engines.base import Engine
-from llmevo.engines.self_check import check_engine
 from llmevo.errors import ConfigError, MachineError, SourceError, TaskError, machine_errors, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
-from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.judges.poll import AskVoter
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.score import Score
+from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.parameters import Conditional
 from llmevo.merging.recipe import Recipe
@@ -61,8 +60,6 @@ class Scorer:
     """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in the run that is scored now."""
-    booth: AskVoter | None = None
-    """Asks a person to vote; None without a terminal."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
@@ -136,37 +133,35 @@ class Scorer:
                 raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
 
     def check_model(self) -> None:
-        """Raise SourceError unless the engine can run the first model and its tokenizer has an end token. Reads no
-        weights.
+        """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
+        is applied, a chat template that can be rendered. Reads no weights.
         """
-        from llmevo.engines.loadable import check_loadable
-        from llmevo.models.tokenizer import load_tokenizer
+        from llmevo.engines.checks import check_loadable
+        from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        if load_tokenizer(self.tokenizer_folder).eos_token_id is None:
-            raise SourceError(
-                f"{self.tokenizer_folder}: the tokenizer has no end token; add eos_token to its tokenizer_config.json"
-            )
+        folder = self.tokenizer_folder
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.eos_token_id is None:
+            raise SourceError(f"{folder}: the tokenizer has no end token; add eos_token to its tokenizer_config.json")
+        if self.config.apply_chat_template:
+            models = {each.model.name: self.sources.folder(each) for each in self.config.genome.references}
+            check_chat_template(folder, tokenizer, models)
 
     # Tasks
 
     @cached_property
     def evaluator(self) -> "Evaluator":
         """The search tasks."""
-        from llmevo.evaluation.evaluator import Evaluator
-
-        allowed = self.config.allow_benchmark_tasks
-        return Evaluator(self.config.tasks, self.config.protocol, self._search_path, self.root, allowed)
+        return self._load_tasks(self.config.tasks, self.config.protocol, benchmarks=self.config.allow_benchmark_tasks)
 
     @cached_property
     def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
         if not self.config.heldout_tasks:
             return None
-        from llmevo.evaluation.evaluator import Evaluator
-
-        heldout = Evaluator(self.config.heldout_tasks, self.config.heldout_protocol, self._search_path, self.root)
+        heldout = self._load_tasks(self.config.heldout_tasks, self.config.heldout_protocol)
         for other in (self.evaluator, self.selection):
             check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
         return heldout
@@ -177,15 +172,13 @@ class Scorer:
         protocol = self.config.selection_protocol
         if protocol is None:
             return None
-        from llmevo.evaluation.evaluator import Evaluator
-
         if self.config.split:
-            selection = Evaluator(self.config.tasks, protocol, self._search_path, self.root)
+            selection = self._load_tasks(self.config.tasks, protocol)
             check_disjoint("selection", selection.questions(), self.evaluator.questions())
             return selection
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same question
         try:
-            return Evaluator(self.config.tasks, protocol, self._search_path, self.root, without=searched)
+            return self._load_tasks(self.config.tasks, protocol, without=searched)
         except TaskError as error:
             self.unselected = str(error)
             return None  # `limit` leaves no question
@@ -196,9 +189,11 @@ class Scorer:
         every = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
         return {name: evaluator for name, evaluator in every.items() if evaluator}
 
-    @property
-    def _search_path(self) -> list[Path]:
-        return [self.root / path for path in self.config.task_search_path]
+    def _load_tasks(self, tasks: Sequence[Task], protocol: AskingOptions, **options: Any) -> "Evaluator":
+        from llmevo.evaluation.evaluator import Evaluator
+
+        search_path = [self.root / path for path in self.config.task_search_path]
+        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, **options)
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
@@ -246,6 +241,8 @@ class Scorer:
     @cached_property
     def engine(self) -> Engine:
         """The running model, compared with an exported merge before its first use (`engine.self_check`)."""
+        from llmevo.engines.checks import check_engine
+
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
             uniform = self.space.decode(self.space.uniform())
@@ -306,7 +303,6 @@ class Scorer:
             if gate:
                 gate.check(engine.lm)
             self.verdicts.questions = questions
-            evaluator.consult(self.verdicts, self.booth)
             merged = time.monotonic()
             if raced:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)

@@ -1,18 +1,19 @@
-"""Every optimizer for every seed on one scorer: each a run like any other, what one has scored known to all."""
+"""A comparison: one run for every optimizer and seed, on one scorer, so that a score is computed once for all."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmevo.config import Config, parse_config
-from llmevo.errors import ConfigError, RunError, nearest
+from llmevo.config import Config, parse_logged
+from llmevo.errors import ConfigError, LlmevoError, RunError, nearest
 from llmevo.run import loop, trust
 from llmevo.run.experiment import Experiment
-from llmevo.run.log import events
+from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import LOG, RunLog, read_log
+from llmevo.run.log.storage import LOG, RunLog, Tail, read_log
 from llmevo.search.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:  # see `Experiment`
@@ -21,94 +22,98 @@ if TYPE_CHECKING:  # see `Experiment`
 
 @dataclass(frozen=True)
 class Entry:
-    """One optimizer with one seed."""
+    """One optimizer with one seed; `out` is the comparison's folder."""
 
     optimizer: str
     seed: int
-    folder: Path
+    out: Path
 
     @property
     def name(self) -> str:
         return f"{self.optimizer}, seed {self.seed}"
 
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.optimizer}-{self.seed}"
+
 
 UNFAIR = {
-    "minutes": "minutes say nothing in a comparison, where a score that one run has costs the others no time; give"
-    " evaluations or items",
+    "minutes": "minutes do not compare runs, for a score that one run has costs the others no time; give evaluations or"
+    " items",
     "cost": "only some optimizers have a cost, so their runs would end at different evaluations; give evaluations or"
     " items, and llm.max_cost (--max-cost) for the LLM, after which a run goes on without it",
 }
-"""Why a bound is none for a comparison, and what is."""
-
+"""Why a kind of budget is none for a comparison, and the way out."""
 
 Watch = Callable[[Entry, events.Event, RunState], None]
-"""Shown every event of every run."""
+"""Called with every event of every run."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a comparison, seed by seed, so that stopping early leaves whole seeds."""
+    """The runs of a comparison, seed by seed, so that stopping early leaves complete seeds."""
 
     config: Config
     text: str
-    """The config as it was given."""
+    """The config file."""
     root: Path
     out: Path
     optimizers: Sequence[str]
     seeds: int
     api_key: str | None = None
     trusted: bool = False
-    """Whether logs that were begun elsewhere may do what they say: see `llmevo.run.trust`."""
+    """Whether logs from elsewhere are trusted: see `llmevo.run.trust`."""
 
     @property
     def entries(self) -> list[Entry]:
-        """In the order they are run."""
+        """The runs in their order."""
         first = self.config.search.seed
         return [
-            Entry(optimizer, seed, self.out / f"{optimizer}-{seed}")
+            Entry(optimizer, seed, self.out)
             for seed in range(first, first + self.seeds)
             for optimizer in self.optimizers
         ]
 
     @cached_property
     def scorer(self) -> "Scorer":
-        """What all of them score with."""
+        """The scorer of all runs."""
         from llmevo.run.scorer import Scorer
 
         return Scorer(self.config_of(self.entries[0]), self.root)
 
     def config_of(self, entry: Entry) -> Config:
-        """The search seed changes; questions and random masks stay the same for all."""
+        """Return the config of a run: its optimizer and search seed, with the questions and random masks of all."""
         search = {"optimizer": entry.optimizer, "seed": entry.seed, "evaluation_seed": self.config.evaluation_seed}
         return self.config.model_copy(update={"search": self.config.search.model_copy(update=search)})
 
     def check(self) -> None:
-        """Find the user's mistakes before anything is written: each optimizer's, and folders of other comparisons."""
+        """Raise UserError for a mistake in the config of any optimizer, and for folders of other comparisons."""
         for kind in {"minutes", "cost"} & self.config.search.budget.bounds.keys():
             raise ConfigError(f"search.budget: {self.config.search.budget}: {UNFAIR[kind]}")
         if voted := next((task.name for task in self.config.tasks if task.votes), None):
             raise ConfigError(
-                f"tasks: {voted} is voted on by a person, so its scores are those of one run; compare with tasks that"
-                " score every run alike, such as one with `judge:`"
+                f"tasks: {voted} is voted on by a person, and votes count in one run only; compare with tasks whose"
+                " scores hold for every run, such as one with `judge:`"
             )
-        states = self.states()
-        for entry, state in states.items():
+        ahead: dict[str, Entry] = {}
+        for entry, state in self.states().items():
             if state.started:
-                _check_same(entry, parse_config(state.started.config, str(entry.folder)), self.config_of(entry))
-                if not state.finished:
+                _check_same(entry, parse_logged(state.started.config, str(entry.folder)), self.config_of(entry))
+            if not state.finished:
+                ahead[entry.optimizer] = entry
+                if state.started:
                     recorded = read_log(entry.folder)
                     trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)
-        ahead = {entry.optimizer: entry for entry, state in states.items() if not state.finished}
         for entry in ahead.values():
             Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer).check()
 
     def states(self) -> dict[Entry, RunState]:
-        """What the logs say so far; nothing of runs that have not begun."""
+        """Return the state of every run, empty where it has not begun."""
         logs = {entry: entry.folder / LOG for entry in self.entries}
         return {entry: RunState.fold(iter(read_log(log) if log.exists() else ())) for entry, log in logs.items()}
 
     def play(self, watch: Watch) -> Iterator[Entry]:
-        """Carry every run to its end, from wherever it stands. Yields each that has come to it."""
+        """Begin or resume every run and carry it to its end. Yields each after its end."""
         states = self.states()
         for state in states.values():
             self.scorer.remember(state)
@@ -128,8 +133,31 @@ class Sweep:
             loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
 
 
+def siblings(run: Path, started: events.RunStarted) -> list[RunState]:
+    """Return the other runs of the comparison that a run belongs to, as far as their logs can be read."""
+    here, found = run.absolute(), list[RunState]()
+    for log in sorted(here.parent.glob(f"*/{LOG}")) if _is_entry(here, started) else ():
+        with suppress(LlmevoError, OSError):
+            state = RunState.fold(iter(Tail(log.parent).new()))
+            other = state.started
+            if log.parent != here and other and _is_entry(log.parent, other) and _scores_equal(started, other):
+                found.append(state)
+    return found
+
+
+def _is_entry(run: Path, started: events.RunStarted) -> bool:
+    """Return whether a run lies in the folder of an `Entry`."""
+    search = started.config.get("search") or {}
+    return run == Entry(search.get("optimizer", ""), search.get("seed", 0), run.parent).folder
+
+
+def _scores_equal(one: events.RunStarted, other: events.RunStarted) -> bool:
+    """Return whether equal recipes of two runs have equal scores: the same questions, models and random masks."""
+    return (one.questions, one.sources, one.masks) == (other.questions, other.sources, other.masks)
+
+
 def contestants(names: str) -> list[str]:
-    """The optimizers in a list with commas, each once; beside `llm` always the same search without its LLM.
+    """Return the optimizers of a comma-separated list, each once; `llm` brings `llm-off`, its search without an LLM.
 
     Raises ConfigError for an unknown one.
     """
@@ -143,18 +171,10 @@ def contestants(names: str) -> list[str]:
 
 
 def _check_same(entry: Entry, begun: Config, now: Config) -> None:
-    """Raise RunError when a run was begun with another config."""
-    one, other = (config.model_dump(mode="json") for config in (begun, now))
-    for path, old, new in _differences(one, other):
+    """Raise RunError where a run was begun with another config."""
+    one, other = (changes.config_facts(config.model_dump(mode="json")) for config in (begun, now))
+    if found := changes.differences(one, other):
         raise RunError(
-            f"{entry.folder} was begun with {path} {old!r}, now it is {new!r}; give what the comparison was begun with,"
-            " or another --out"
+            f"{entry.folder} was begun with another config:\n{changes.table(found)}\ngive the config that it was begun"
+            " with, or another --out"
         )
-
-
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
-    elif one != other:
-        yield path, one, other

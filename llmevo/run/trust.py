@@ -1,9 +1,8 @@
-"""What a config executes, opens and contacts; and that of a log only what its reader has agreed to.
+"""The code, files and servers that a config uses, and the user's consent to those of a log from elsewhere.
 
-A config is code: its user has chosen it. A log is data, which may come from elsewhere and may have been edited. To
-show, report, export and verify it, nothing that it names is executed, opened or contacted but its models. To go on with
-it, or to score it again, all of it is: so a log that this user has not begun on this machine (`run.log.storage.is_own`)
-needs `--trust` for that.
+A config is code that its user has chosen. A log is data, which may come from elsewhere or may have been edited. To
+show, report, export and verify a log uses nothing that it names but its models. To resume it or score it again uses all
+of it, so a log that this user has not begun on this machine (`run.log.storage.is_own`) needs `--trust` for that.
 """
 
 import re
@@ -16,31 +15,30 @@ from llmevo.config import Config
 from llmevo.errors import RunError
 from llmevo.llm.client import VARIABLE, is_own_server, without_password
 from llmevo.llm.templates import foreign
-from llmevo.run.experiment import ASKING, config_of
+from llmevo.run.experiment import config_of
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.run.log.storage import LOG, is_own, trust
-
-TRUST = "--trust"
+from llmevo.search.optimizers import ASKING
 
 
 @dataclass(frozen=True)
 class Use:
-    """One thing that a config makes llmevo do."""
+    """Code, a file or a server that a config uses."""
 
     kind: Literal["runs", "opens", "sends"]
-    """It runs code, opens a file, or sends texts to a server."""
     what: str
     expected: bool = False
-    """A server that the environment or llmevo itself names, and not the config."""
+    """Whether it is a server of the environment or of llmevo's defaults, and not of the config."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.what}"
 
 
 def uses(config: Config, root: Path) -> list[Use]:
-    """All that a user's config makes a run execute, open and contact, apart from its models. `root`: where relative
-    paths start. Opens the task files in its folders, to see which of them have Python functions.
+    """Return everything that a run of a user's config uses, apart from its models; relative paths start at `root`.
+
+    Reads the task files in its folders, to find those with Python functions.
     """
     found = [*_named(config, root)]
     for folder in config.task_search_path:
@@ -53,7 +51,7 @@ def uses(config: Config, root: Path) -> list[Use]:
 
 
 def _named(config: Config, root: Path) -> list[Use]:
-    """What stands in the config, without a look at any file. In a log, prompt templates stand beside the config."""
+    """The uses that the config alone shows, without prompt templates, which a log holds itself."""
     return [*dict.fromkeys((*_code(config, root), *_files(config, root), *_servers(config)))]
 
 
@@ -69,7 +67,7 @@ def _code(config: Config, root: Path) -> Iterator[Use]:
 
 
 def _with_functions(folder: Path) -> list[str]:
-    """The task files that name Python functions or classes, as far as that can be seen without running any."""
+    """The task files that name Python functions or classes, as far as their text shows it."""
     found: list[str] = []
     for file in sorted(folder.rglob("*.y*ml")):
         try:
@@ -113,7 +111,7 @@ def _servers(config: Config) -> Iterator[Use]:
 
 
 def _server(what: str, url: str | None, file: object, variable: str | None, place: str) -> Use:
-    """Where texts go, and with which key."""
+    """A server that gets texts, with its key."""
     own = is_own_server(url)
     key = f"the key in {file}" if file else variable or (VARIABLE if own else "no key of the environment")
     where = without_password(url) if url else "OpenAI's server, or that of OPENAI_BASE_URL"
@@ -127,10 +125,10 @@ def check(
     given: Config | None = None,
     root: Path | None = None,
 ) -> None:
-    """Raise RunError where going on with a log, or scoring it again, would do what its reader has not agreed to.
+    """Raise RunError where resuming a log, or scoring it again, needs the user's consent.
 
-    `given`: the reader's own config, with the `root` of its paths; what that does as well is agreed to. With `trusted`
-    all is, and the log is taken for one's own from then on.
+    The uses of `given`, the user's own config with the `root` of its paths, need none. `trusted` is the consent to all,
+    and marks the log as the user's own.
     """
     if trusted:
         trust(run)
@@ -148,7 +146,7 @@ def check(
 
 
 def check_templates(recorded: Sequence[events.Event], run: Path, trusted: bool) -> None:
-    """The same where a log is only verified: of all that it names its prompt templates alone are used."""
+    """Raise RunError where verifying a log needs the user's consent, which uses only its prompt templates."""
     if trusted:
         trust(run)
     elif not is_own(run):
@@ -161,7 +159,7 @@ def _refuse(found: Sequence[Use], run: Path) -> None:
         listed = "\n".join(f"  {use}" for use in dict.fromkeys(found))
         raise RunError(
             f"{run} was begun on another machine or by an older llmevo, or its log has been changed. This command does"
-            f" what the log says:\n{listed}\nIf you know where the log comes from and agree, add {TRUST}; that is"
+            f" what the log says:\n{listed}\nIf you know where the log comes from and agree, add --trust; that is"
             " remembered for this log"
         )
 
@@ -171,14 +169,12 @@ def _foreign(started: events.RunStarted, folder: Path | None) -> list[str]:
 
 
 def _started(recorded: Sequence[events.Event]) -> Iterator[events.RunStarted]:
-    """How the run began, and how it would have with what each `resumed` event has changed."""
+    """The start of the run, and the same with the changes of each `resumed` event."""
     now: events.RunStarted | None = None
     for event in recorded:
         if isinstance(event, events.RunStarted):
             now = event
+            yield now
         elif isinstance(event, events.Resumed) and now:
             now = applied(now, event)
-        else:
-            continue
-        if now:
             yield now

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmevo.config import check_values
 from llmevo.errors import CandidateError, RunError
 from llmevo.merging.recipe import Recipe
 from llmevo.run import loop, trust
@@ -93,6 +94,8 @@ def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -
     begun = next((event for event in recorded if isinstance(event, events.RunStarted)), None)
     trust.check_templates(recorded, run, trusted)
     experiment = Experiment.of_log(begun, run)
+    if begun:
+        check_values(begun.config, str(run))
     try:
         loop.run(experiment, Journal(recorded, verdicts=experiment.verdicts))
     except EndOfRecordError:

@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_info
 VERSIONED = ("llmevo", "torch", "transformers", "lm-eval", "openai", "safetensors")
 """Decide scores and answers."""
 
-
 NUMERIC = ("numpy", "scipy", "cma", "cmaes", "optuna", "scikit-learn")
 """Decide candidates, together with `search`, the digest of the code of the search."""
 

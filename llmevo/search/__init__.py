@@ -1,1 +1,1 @@
-"""What to try next: the search space, the optimizers, the prompts and the objectives."""
+"""The search: the search space, the optimizers, the prompts and the objectives."""

@@ -1,4 +1,4 @@
-"""From a recipe to genes: the way back from `decode`, for recipes that the user wants a search to start from."""
+"""From a recipe to genes, the inverse of `SearchSpace.decode`: for the user's own start rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,31 +8,29 @@ from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.merging.plan import Step, plan
 from llmevo.merging.recipe import Recipe
 from llmevo.models.layers import LAYER
-from llmevo.search.space import Gene, Genes, SearchSpace
-
-TOLERANCE = 1e-3
-"""How far a decoded parameter may be from the user's: genes lie on a grid, and DELLA keeps away from its limits."""
-
-
-SHARES = ("weight", "scale", "t")
-"""Parameters that are 0 for a model that a recipe leaves out."""
-
+from llmevo.search.space import SHARES, Gene, Genes, SearchSpace
 
 Values = dict[tuple[str | None, str], float]
-"""The parameters of one tensor: by model and name, the shared ones by None and name."""
+"""The parameters of one tensor: {(model, or None where all share it; name): value}."""
+
+TOLERANCE = 1e-3  # between a decoded parameter and the user's: genes lie on a grid, and DELLA avoids its limits
 
 
 def read_start(
     space: SearchSpace, entry: Path | Mapping[str, float], root: Path, tensors: Sequence[str]
 ) -> tuple[str, Genes]:
-    """One entry of `search.start_from`: its name and its genes. Raises ConfigError for what the space does not hold.
+    """Return the name and the genes of an entry of `search.start_from`. Raise ConfigError where the space lacks it.
 
     `tensors` are the names in the models' checkpoint.
     """
     name = entry.stem if isinstance(entry, Path) else "genes"
     try:
         if isinstance(entry, Path):
-            return name, encode(space, _recipe(root / entry), tensors)
+            try:
+                recipe = Recipe.from_yaml((root / entry).read_text(), "recipe")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(f"cannot be read ({error})") from error
+            return name, encode(space, recipe, tensors)
         return name, _bounded(space, _complete(space, entry))
     except RecipeError as error:
         raise ConfigError(f"search.start_from: {entry}: {error}") from error
@@ -40,15 +38,8 @@ def read_start(
         raise ConfigError(f"search.start_from: {name} is no point of this search space: {error}") from error
 
 
-def _recipe(file: Path) -> Recipe:
-    try:
-        return Recipe.from_yaml(file.read_text(), "recipe")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read ({error})") from error
-
-
 def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
-    """The genes that mean this recipe. Raises ValueError that says what no genes mean."""
+    """Return the genes that mean this recipe. Raise ValueError with the part of it that no genes mean."""
     for reference in recipe.references:
         if reference not in space.names:
             known = ", ".join(map(str, space.names))
@@ -75,7 +66,7 @@ def _complete(space: SearchSpace, genes: Mapping[str, float]) -> Mapping[str, fl
 
 
 def _bounded(space: SearchSpace, genes: Mapping[str, float]) -> Genes:
-    """The genes on their grid; their bounds are the user's own and are not bent for him."""
+    """The genes on their grid. Raise ValueError for one outside its bounds."""
     for gene in space.genes:
         if not gene.low <= genes[gene.name] <= gene.high:
             raise ValueError(
@@ -86,7 +77,7 @@ def _bounded(space: SearchSpace, genes: Mapping[str, float]) -> Genes:
 
 
 def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step]) -> float:
-    """What the recipe says where a gene holds: of the first tensor there, for the others are compared afterwards."""
+    """The value in the recipe for the first tensor of a gene; the others are compared afterwards."""
     step = next((step for step in steps if _holds(space, gene, step)), None)
     start = space.uniform()[gene.name]
     if step is None:  # a filter that no tensor matches
@@ -103,7 +94,7 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
 
 
 def _holds(space: SearchSpace, gene: Gene, step: Step) -> bool:
-    """Whether a tensor of a layer takes its parameters from this gene."""
+    """True if a tensor takes a parameter from this gene."""
     match = LAYER.match(step.name)
     if match is None:
         return False
@@ -116,7 +107,7 @@ def _holds(space: SearchSpace, gene: Gene, step: Step) -> bool:
 
 
 def _values(space: SearchSpace, recipe: Recipe, step: Step) -> Values:
-    """The parameters of one tensor. Those of a pair, which all genes have by model, are there by model too."""
+    """The parameters of one tensor; those of a pair by model too, as the genes have them."""
     each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
     method, origin = recipe.method_of(step.of), recipe.origin_of(step.of)
     named = [space.names[source.model] for source in step.of.sources]
@@ -131,7 +122,7 @@ def _values(space: SearchSpace, recipe: Recipe, step: Step) -> Values:
 
 
 def _compare(space: SearchSpace, mine: tuple[Recipe, Step], other: tuple[Recipe, Step]) -> None:
-    """Raise ValueError where the user's recipe and what the genes mean differ in one tensor."""
+    """Raise ValueError where the user's recipe and the decoded one differ in one tensor."""
     (recipe, step), (decoded, again) = mine, other
     methods = recipe.method_of(step.of).name, decoded.method_of(again.of).name
     if methods[0] != methods[1]:
@@ -143,7 +134,7 @@ def _compare(space: SearchSpace, mine: tuple[Recipe, Step], other: tuple[Recipe,
         raise ValueError(f"{step.name} comes from another layer of {moved[0]}")
     given, meant = _values(space, recipe, step), _values(space, decoded, again)
     for (model, name), value in (given | meant).items():
-        missing = 0.0 if model and name in SHARES else value  # nothing else matters of a model with no share
+        missing = 0.0 if model and name in SHARES else value  # of a model without a share nothing else matters
         one, two = given.get((model, name), missing), meant.get((model, name), missing)
         if abs(one - two) > TOLERANCE:
             whose = f"{name} of {model}" if model else name

@@ -1,6 +1,6 @@
-"""What the scores say of the genes: effects, interactions, coverage. Numbers that an LLM reads but cannot compute.
+"""Statistics of the scores for the prompt, which an LLM cannot compute: effects and interactions of genes.
 
-Scores are replaced by the normal quantiles of their ranks, so that one outlier does not speak for all.
+Scores are replaced by the normal quantiles of their ranks, so that an outlier does not dominate.
 """
 
 from collections.abc import Sequence
@@ -9,31 +9,20 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import scipy  # its `stats` is opened when it is used
-from numpy.typing import NDArray
+import scipy  # its `stats` is loaded at its first use
 
 from llmevo.search.prompts.question import Question
-from llmevo.search.space import Gene
+from llmevo.search.space import Array, Gene
 from llmevo.search.trial import Trial
 
-FEWEST = 6
-"""Scored points below which nothing is computed."""
-
-
-PAIRED = 64
-"""Genes at most whose pairs are looked at, those with the strongest effects: pairs grow as the square of them."""
-
-
-EXPECTED_FALSE = 0.5
-"""How many interactions may be expected to be shown that are none: of thousands of pairs some always look strong."""
-
-
-Floats = NDArray[np.float64]
+FEWEST = 6  # scored points below which nothing is computed
+PAIRED = 64  # genes whose pairs are tested: those with the strongest effects
+EXPECTED_FALSE = 0.5  # the expected number of false interactions: of thousands of pairs some always look strong
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one gene seems to do."""
+    """The estimated effect of one gene."""
 
     gene: Gene
     slope: float
@@ -53,7 +42,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Two genes that do together what neither does alone."""
+    """Two genes whose joint effect is not the sum of their effects."""
 
     first: Gene
     second: Gene
@@ -63,22 +52,22 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the scored points of the space say."""
+    """The estimates from the scored points of the space."""
 
     effects: Sequence[Effect]
-    """For every gene with numbers; empty while there are too few scores, or all are alike."""
+    """For every numeric gene; empty while there are too few scores, or all are equal."""
     interactions: Sequence[Interaction]
     """The strongest first."""
 
 
 def estimate_effects(question: Question) -> Evidence:
-    """Effects by ridge regression, its penalty and noise from the data (MacKay 1992, https://doi.org/10.1162/neco.1992.4.3.415)."""
+    """Estimate effects by Bayesian ridge regression (MacKay 1992, https://doi.org/10.1162/neco.1992.4.3.415)."""
     trials = question.inside
     genes = [gene for gene in question.space.genes if not gene.choices]
     values = [trial.value for trial in trials]
     if len(trials) < FEWEST or min(values) == max(values) or not genes:
         return Evidence((), ())
-    from sklearn.linear_model import BayesianRidge  # slow to import, and most commands weigh nothing
+    from sklearn.linear_model import BayesianRidge  # slow to import
 
     points, scores = _points(question), rank_normal(values)
     ridge: Any = BayesianRidge().fit(points, scores)
@@ -101,26 +90,26 @@ def estimate_effects(question: Question) -> Evidence:
     return Evidence(effects, _interactions([genes[i] for i in paired], points[:, paired], residuals))
 
 
-def _points(question: Question) -> Floats:
-    """(trials, numeric genes) in the unit cube. A gene without effect on a recipe stands at the mean of the others."""
+def _points(question: Question) -> Array:
+    """(trials, numeric genes) in the unit cube; a gene without effect on a recipe has the mean of the others."""
     space = question.space
     numeric = [not gene.choices for gene in space.genes]
     points = question.points[:, numeric]
     if all(numeric):
-        return points  # of a single method every gene counts
+        return points
     active = np.array([space.active(trial.candidate.genes) for trial in question.inside])[:, numeric]
     means = np.where(active, points, 0.0).sum(0) / np.maximum(active.sum(0), 1)
     return np.where(active, points, means)
 
 
-def rank_normal(values: Sequence[float]) -> Floats:
-    """The normal quantile of each value's rank; equal values stay equal."""
+def rank_normal(values: Sequence[float]) -> Array:
+    """Return the normal quantile of each value's rank; equal values stay equal."""
     ranks = scipy.stats.rankdata(values)
     return np.asarray(scipy.stats.norm.ppf((ranks - 0.5) / len(values)), dtype=np.float64)
 
 
-def _interactions(genes: Sequence[Gene], points: Floats, residuals: Floats) -> list[Interaction]:
-    """Pairs whose product explains what the linear effects leave over, by a t-test of each product's correlation."""
+def _interactions(genes: Sequence[Gene], points: Array, residuals: Array) -> list[Interaction]:
+    """Pairs whose product explains the residuals of the linear effects, by a t-test of the correlation."""
     count = len(points)
     first, second = np.triu_indices(len(genes), 1)
     if count < 2 * FEWEST or not len(first):
@@ -139,9 +128,8 @@ def _interactions(genes: Sequence[Gene], points: Floats, residuals: Floats) -> l
 
 
 def target(question: Question) -> float | None:
-    """A score to aim at: above the best by a quarter of its lead over the median, and within what the tasks can give.
-
-    None before there are two scores. (A target to condition on: LLAMBO, https://arxiv.org/abs/2402.03921.)
+    """Return the best score plus a quarter of its lead over the median, at most the highest possible one; None before
+    there are two scores. (A target to condition on, as in LLAMBO, https://arxiv.org/abs/2402.03921.)
     """
     values = [trial.value for trial in question.scored]
     if len(values) < 2:
@@ -151,7 +139,7 @@ def target(question: Question) -> float | None:
 
 
 def ceiling(question: Question) -> float:
-    """The highest total there can be; infinite unless every metric seen so far lies in [0, 1]."""
+    """Return the highest possible total; infinite unless every metric so far lies in [0, 1]."""
     if question.weights:  # no gap to the best of any task
         return 1.0
     seen = [
@@ -166,7 +154,7 @@ def ceiling(question: Question) -> float:
 
 
 def calibration(predictions: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's correlation of predicted and actual scores; None for fewer than three, or where either is constant."""
+    """Return Spearman's correlation of predicted and actual scores; None for fewer than three or a constant."""
     if len(predictions) < 3 or any(len({*column}) < 2 for column in zip(*predictions, strict=True)):
         return None
     expected, actual = zip(*predictions, strict=True)
@@ -175,7 +163,7 @@ def calibration(predictions: Sequence[tuple[float, float]]) -> float | None:
 
 
 def contrasts(question: Question, count: int) -> list[Trial]:
-    """Points of the worse half that lie nearest to the best one: what not to change about it."""
+    """Return the points of the worse half that lie nearest to the best one."""
     trials = question.inside
     ranked = sorted(range(len(trials)), key=lambda place: trials[place].value)
     worse = ranked[: len(ranked) // 2]

@@ -1,4 +1,4 @@
-"""The genome: which models are merged, by which methods, and how finely."""
+"""The genome: the models, the merge methods and the granularity of a search."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -11,8 +11,7 @@ from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import DTYPES
 from llmevo.models.references import ModelReference
 
-OTHER = "other"
-"""The name of the catch-all filter: the tensors that none of the filters matches."""
+OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
 
 
 class Genome(BaseModel):
@@ -23,29 +22,28 @@ class Genome(BaseModel):
     models: list[ModelReference] = Field(min_length=1)
     """The models to merge."""
     merge_method: str | list[str]
-    """One of llmevo's merge methods; or several, and the search chooses among them as well."""
+    """One of llmevo's merge methods, or a list of methods among which the search chooses."""
     method_per_slice: bool = False
-    """With several methods: every slice has one of its own, instead of one for the whole recipe."""
+    """With several methods: choose one for every slice instead of one for the whole recipe."""
     base_model: ModelReference | None = None
-    """The model they were fine-tuned from; required by methods on task vectors."""
+    """The model that they were fine-tuned from; required by methods on task vectors."""
     tokenizer_source: ModelReference | str | None = None
-    """Whose tokenizer the result gets: `base` (the default); a model; or `union`, which is the base's as well. With
-    the last two a run starts only if all models have one vocabulary."""
+    """The tokenizer of the result: `base` (the default), a model, or `union`, which is the base's as well. The last two
+    require that all models have one vocabulary."""
     layer_granularity: int = Field(default=0, ge=0)
     """Layers a slice; each slice has its own genes. 0: one slice for all layers. Must divide the layer count."""
     normalize: bool | None = None
     """Divide by the sum of the weights. Default: mergekit-evolve's of each method (yes for linear, ties, dare_ties and
     della, no for the others)."""
     allow_negative_weights: bool = False
-    """Let weights go below 0, as far as they go above. Where they nearly cancel out, `normalize` does not divide by
-    their sum: under a thousandth of their magnitudes it would only blow up noise."""
+    """Let weights go as far below 0 as above. `normalize` does not divide by a sum of weights that is less than a
+    thousandth of their magnitudes, which would only amplify noise."""
     filters: list[str] | None = None
-    """Parts of tensor names (`self_attn`, `mlp`) that get genes of their own, beside one set for all the others."""
+    """Parts of tensor names (`self_attn`, `mlp`), each with its own genes; all other tensors share one set."""
     smooth: bool = False
-    """Interpolate between the slices' values over the layers instead of keeping each constant."""
+    """Interpolate between the slices' values over the layers instead of a constant for each slice."""
     bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
-    """Lowest and highest value of a parameter's genes, by parameter; by default the method's own, and of several
-    methods the widest."""
+    """{parameter: [lowest, highest value of its genes]}; by default the methods' own, the widest of several."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
     """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""
     dtype: str = "bfloat16"
@@ -91,7 +89,7 @@ class Genome(BaseModel):
         return self
 
     def _check_models(self, method: Method) -> None:
-        """Whether one of the methods can merge these models."""
+        """Raise ValueError where a method cannot merge these models."""
         name, count = method.name, len(self.merged(method))
         if method.takes_base and self.base_model is None:
             raise ValueError(f"base_model is missing: {name} merges what the models add to their base")
@@ -113,7 +111,7 @@ class Genome(BaseModel):
             raise ValueError(f"{name} merges {wanted}{beside}, not {count}")
 
     def _check_parameters(self) -> None:
-        """Whether `bounds` and `parameters` name what the methods have, and there is something to search."""
+        """Raise ValueError where `bounds` or `parameters` name an unknown parameter, or there are no genes."""
         declared = [(name, parameter) for method in self.methods for name, parameter in declared_by(method).items()]
         genes = [*dict.fromkeys(name for name, parameter in declared if parameter.is_gene)]
         fixed = [*dict.fromkeys(name for name, parameter in declared if not parameter.is_gene)]
@@ -139,31 +137,26 @@ class Genome(BaseModel):
         names = [self.merge_method] if isinstance(self.merge_method, str) else self.merge_method
         return [METHODS[name] for name in names]
 
-    @property
-    def method(self) -> Method:
-        """The only method, or the first one."""
-        return self.methods[0]
-
     def normalizes(self, method: Method) -> bool:
-        """Whether a method divides by the sum of the weights, where it has a `normalize`."""
+        """Return whether a method divides by the sum of the weights, where it has a `normalize`."""
         return bool(method.normalize) if self.normalize is None else self.normalize
 
     def scales(self, method: Method) -> bool:
-        """Whether equal weights of all models are a coefficient of their task vectors' sum: the method adds weighted
-        task vectors to the base, and does not divide them by the sum of the weights.
+        """Return whether a method adds weighted task vectors to the base without dividing by the sum of the weights, so
+        that an equal weight of all models is a coefficient of their sum.
         """
         weighted = method.takes_base and "weight" in method.each and "normalize" in method.shared
         return weighted and not self.normalizes(method)
 
     def has_origin(self, method: Method) -> bool:
-        """Whether the base model is the origin of this method's task vectors."""
+        """Return whether the base model is the origin of this method's task vectors."""
         return method.takes_base or (method.may_take_base and self.base_model is not None)
 
     def merged(self, method: Method) -> list[ModelReference]:
-        """The models that a method mixes.
+        """Return the models that a method mixes, without a base that is their origin.
 
-        A base that is the origin has no task vector of its own. Of a pair the first is where the merge starts from:
-        the base_model, or, of a walk that has no direction, the first one listed.
+        The first model of a pair is the start of the merge: the base_model, or, where t = 1 is the other model, the
+        first one listed.
         """
         base = self.base_model
         if not method.pair:
@@ -181,11 +174,11 @@ class Genome(BaseModel):
 
 
 def declared_by(method: Method) -> Mapping[str, Parameter]:
-    """Every parameter of a method."""
+    """Return every parameter of a method."""
     return {**method.each, **method.shared}
 
 
 def walks(method: Method) -> bool:
-    """Whether a method on two models walks all the way from one (t = 0) to the other (t = 1), as slerp does."""
+    """Return whether a method on two models goes from one (t = 0) to the other (t = 1), as slerp does."""
     t = method.shared.get("t")
     return method.pair and t is not None and (t.low, t.high) == (0.0, 1.0)

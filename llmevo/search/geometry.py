@@ -1,7 +1,4 @@
-"""How far the models lie from their base, slice by slice, and how alike their task vectors are.
-
-What no gene changes and no score shows: an LLM may read from it which models will bear a large weight together.
-"""
+"""The norms of and cosines between the models' task vectors, slice by slice, for the prompt."""
 
 import hashlib
 import math
@@ -17,19 +14,15 @@ from llmevo.models.weights import LowRank, Weight, same, stored
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 
-ENTRIES = 1 << 28
-"""Entries of each model that are read at most, all slices together: all of a small model, a sample of a large one."""
-
-
+ENTRIES = 1 << 28  # entries of each model that are read at most: all of a small model, a sample of a large one
 BLOCK = 1 << 18
 
 
 def measure(space: SearchSpace, sources: Sources, entries: int = ENTRIES) -> list[SliceGeometry]:
-    """Norms of and cosines between the models' task vectors, for every slice of the space.
+    """Return norms of and cosines between the models' task vectors, to four decimals, for every slice of the space.
 
-    Without a base model, vectors start at the mean of the models. Only tensors of layers count, whole ones, in an
-    order that a hash of their names gives, until there are enough of them: the same ones always. LoRA adapters of the
-    base are compared by their factors. Tensors that are not finite are left out. All numbers have four decimals.
+    Without a base model, vectors start at the mean of the models. Finite tensors of layers count, in the order of a
+    hash of their names, up to `entries`. LoRA adapters of the base are compared by their factors.
     """
     base = space.genome.base_model
     models = [model for model in space.merged if model != base]
@@ -55,7 +48,7 @@ def measure(space: SearchSpace, sources: Sources, entries: int = ENTRIES) -> lis
 
 
 def _sample(space: SearchSpace, sources: Sources, entries: int) -> list[list[str]]:
-    """The tensors that are read of every slice."""
+    """The names of the tensors to read of every slice."""
     shapes = sources[space.genome.references[0]].shapes
     by_slice: list[list[str]] = [[] for _ in space.slices]
     for name in sorted(shapes, key=lambda name: hashlib.blake2b(name.encode()).digest()):
@@ -67,7 +60,7 @@ def _sample(space: SearchSpace, sources: Sources, entries: int) -> list[list[str
 
 
 def _products(base: Tensor | None, weights: Sequence[Weight]) -> tuple[Tensor, float]:
-    """Inner products (models, models) of one tensor's task vectors, and the square of the norm of their origin."""
+    """Inner products (models, models) of one tensor's task vectors, and the squared norm of their origin."""
     first = stored(weights[0])
     if not first.is_floating_point():
         return torch.zeros(len(weights), len(weights), dtype=torch.float64), 0.0
@@ -86,7 +79,7 @@ def _products(base: Tensor | None, weights: Sequence[Weight]) -> tuple[Tensor, f
 
 
 def _of_factors(weights: Sequence[Weight]) -> Tensor:
-    """⟨BA, DC⟩ = Σ (BᵀD) ∘ (ACᵀ): nothing larger than the factors is made. A model that is the base adds nothing."""
+    """Inner products of adapters by their factors: ⟨BA, DC⟩ = Σ (BᵀD) ∘ (ACᵀ); 0 for the base itself."""
     gram = torch.zeros(len(weights), len(weights), dtype=torch.float64)
     for a, first in enumerate(weights):
         for b, second in enumerate(weights):

@@ -1,61 +1,52 @@
-"""Simulated LLMs: what the best and the worst of them would do, for tests and benchmarks."""
+"""Simulated LLMs with fixed policies, good and bad ones, for tests and benchmarks."""
 
 import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, ProposerError, nearest
 from llmevo.llm.client import Connection, Reply, Request
 from llmevo.search.prompts.question import Prompt, Question
 from llmevo.search.prompts.table import GeneTable
-from llmevo.search.space import Genes
+from llmevo.search.space import Array, Genes
 
-Point = NDArray[np.float64]
+Policy = Callable[[Sequence[Array], np.random.Generator, Array | None], Array]
+"""A function of the elites' points, worst first, and of the optimum, where it is known, that returns a proposal."""
 
-
-Policy = Callable[[Sequence[Point], np.random.Generator, Point | None], Point]
-"""From the elites' points, worst first, to a proposal; the last argument is the optimum, where it is known."""
-
-
-PARENTS = 4
-"""How many of the best the recombiner takes the mean of: as many as LLM-Evo-Merge shows."""
+PARENTS = 4  # the best points that the recombiner averages: as many as LLM-Evo-Merge shows
+STEP = (0.2, 0.8)  # of oracle and adversary, a share of the way from the best point to the optimum
 
 
-STEP = (0.2, 0.8)
-"""How far oracle and adversary go from the best, as a share of its way to the optimum."""
-
-
-def recombiner(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
-    """The mean of the best: what EvoLLM found language models to do. Each further proposal takes one parent less."""
+def recombiner(elites: Sequence[Array], random: np.random.Generator, _: Array | None) -> Array:
+    """Return the mean of two to four of the best, as language models do according to EvoLLM."""
     parents = elites[-int(random.integers(2, PARENTS + 1)) :]
     return np.mean(parents, axis=0)
 
 
-def copier(elites: Sequence[Point], *_: object) -> Point:
-    """The best once more."""
+def copier(elites: Sequence[Array], *_: object) -> Array:
+    """Return the best once more."""
     return elites[-1]
 
 
-def anything(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
-    """Any point of the search space."""
+def anything(elites: Sequence[Array], random: np.random.Generator, _: Array | None) -> Array:
+    """Return any point of the search space."""
     return random.random(len(elites[-1]))
 
 
-def corner(elites: Sequence[Point], random: np.random.Generator, _: Point | None) -> Point:
-    """Every gene at one of its bounds: round numbers are what careless models like best."""
+def corner(elites: Sequence[Array], random: np.random.Generator, _: Array | None) -> Array:
+    """Return a point with every gene at one of its bounds, as careless models do."""
     return random.integers(0, 2, len(elites[-1])).astype(np.float64)
 
 
-def adversary(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
-    """From the best away from the optimum."""
+def adversary(elites: Sequence[Array], random: np.random.Generator, optimum: Array | None) -> Array:
+    """Step from the best away from the optimum."""
     assert optimum is not None
     return np.clip(elites[-1] - random.uniform(*STEP) * (optimum - elites[-1]), 0.0, 1.0)
 
 
-def oracle(elites: Sequence[Point], random: np.random.Generator, optimum: Point | None) -> Point:
-    """From the best towards the optimum."""
+def oracle(elites: Sequence[Array], random: np.random.Generator, optimum: Array | None) -> Array:
+    """Step from the best towards the optimum."""
     assert optimum is not None
     return elites[-1] + random.uniform(*STEP) * (optimum - elites[-1])
 
@@ -70,21 +61,19 @@ POLICIES: dict[str, Policy] = {
 }
 """Every simulated LLM by its name."""
 
-
 NEED_OPTIMUM = ("adversary", "oracle")
 
 
 class SimulatedClient:
-    """Answers as a chat model would, in JSON and whole hundredths, by a fixed policy.
+    """A chat model that answers in JSON by a fixed policy, for tests, benchmarks and a trial of a config.
 
-    For tests, benchmarks and trying a config without any LLM. The policies that need to know the optimum can only be
-    made by a benchmark, which knows it.
+    Two policies need the optimum, which only benchmarks know.
     """
 
     style = "chat"
 
     def __init__(self, connection: Connection, optimum: Genes | None = None) -> None:
-        """Raises ConfigError for an unknown policy, or one that needs the optimum where there is none."""
+        """Raise ConfigError for an unknown policy, or one that needs the optimum where there is none."""
         name = connection.model or "recombiner"
         if name not in POLICIES:
             raise ConfigError(f"llm.model: there is no simulated LLM {name!r}{nearest(name, POLICIES)}")
@@ -95,10 +84,10 @@ class SimulatedClient:
         self._optimum = optimum
 
     def check(self) -> None:
-        """There is always somebody to ask."""
+        """Do nothing: it always answers."""
 
     def answer(self, request: Request) -> Reply:
-        """Raises ProposerError for a request that is no prompt of a search."""
+        """Answer a prompt. Raise ProposerError for any other request."""
         question = request.question if isinstance(request, Prompt) else None
         if question is None:
             raise ProposerError("the request is no question of a search")
@@ -113,16 +102,16 @@ class SimulatedClient:
         return Reply(text, self.model, sum(len(m["content"]) for m in request.messages) // 4, len(text) // 4)
 
     def _proposal(self, question: Question, genes: Genes, seed: int) -> dict[str, object]:
-        sheet = GeneTable.of(question.space, seed)
+        table = GeneTable.of(question.space, seed)
         best = max((trial.value for trial in question.scored), default=0.0)
         proposal: dict[str, object] = {
             "reason": self.model,
             "kind": "refine",
-            "genome": sheet.rows(genes),
-            "spread": ["same"] * len(sheet.slices),
+            "genome": table.rows(genes),
+            "spread": ["same"] * len(table.slices),
             "predicted_score": round(best, 4),
         }
-        methods = sheet.methods(genes)
+        methods = table.methods(genes)
         if methods:
             per_slice = question.space.genome.method_per_slice
             proposal["merge_method"] = methods if per_slice else methods[0]

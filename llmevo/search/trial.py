@@ -1,4 +1,4 @@
-"""A candidate, its score, and the two together: what optimizers are asked for and told."""
+"""Suggestions, which optimizers return; candidates, which are evaluated; and trials, which optimizers are told."""
 
 import math
 from collections.abc import Mapping
@@ -8,63 +8,65 @@ from llmevo.evaluation.score import Score
 from llmevo.search.space import Genes
 
 START_ROWS = ("parent", "uniform", "coefficient", "user")
-"""Origins of what was there before the search, with nothing drawn."""
+"""Origins of candidates that are scored before the search, with nothing random."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A point an optimizer would like to see scored, and where it comes from."""
+    """A point that an optimizer proposes."""
 
     genes: Genes
     origin: str
     """`llm`, or the numeric optimizer's name."""
     note: str = ""
-    """Why: the LLM's reason, or what the numbers were drawn from."""
+    """The LLM's reason, or the source of the numbers."""
     kind: str = ""
-    """What an LLM says it is: `refine`, `crossover`, `explore` or `mean`."""
-    predicted: float | None = None
-    """The score that an LLM expects of it."""
+    """The LLM's word for it: `refine`, `crossover`, `explore` or `mean`."""
+    expected: float | None = None
+    """The score that its proposer predicts: the surrogate or the LLM."""
     spread: tuple[str, ...] = ()
-    """For each slice `tighter`, `same` or `wider`: how far from it an LLM wants others to be drawn."""
+    """For each slice `tighter`, `same` or `wider`: the LLM's width for samples around the point."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point that was admitted to scoring."""
+    """A point that is evaluated."""
 
     id: int
-    """Unique in the run, counted from 0 in the order of asking."""
+    """Unique in the run, counted from 0."""
     generation: int
     origin: str
     """`parent`, `uniform`, `coefficient`, `user`, `llm`, or the numeric optimizer's name."""
     genes: Genes
     note: str = ""
+    expected: float | None = None
+    """The score that its proposer predicted: the surrogate or the LLM."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with its score, or with the reason why it has none."""
+    """A candidate with its score, or with the reason of its failure."""
 
     candidate: Candidate
     score: Score | None
     reason: str = ""
-    """Why it has no score, or which constraints it violates."""
+    """The reason of the failure, or the violated constraints."""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     violation: float = 0.0
-    """By how much it misses the constraints; 0 when it keeps them all, or there are none."""
+    """The sum of its shortfalls from the constraints; 0 where it satisfies all."""
     worth: float | None = None
-    """What an optimizer is told to rank it by, where that is not the total: see `llmevo.search.objectives.valued`."""
+    """The value for optimizers where it is not the total: see `objectives.scalarize`."""
 
     @property
     def value(self) -> float:
-        """The number to rank by; a failed candidate ranks below every score."""
+        """The number that optimizers maximise; -inf for a failed candidate."""
         if self.score is None:
             return -math.inf
         return self.score.total if self.worth is None else self.worth
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What to rank by where there are constraints: first by what is missed of them, least first, then by the score
-        (Deb 2000, https://doi.org/10.1016/S0045-7825(99)00389-8). A failed candidate ranks last.
+        """The sort key with constraints, ascending: first the violation, then the score (Deb 2000,
+        https://doi.org/10.1016/S0045-7825(99)00389-8).
         """
         return (-self.violation if self.score else -math.inf, self.value)

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from llmevo.cli.app import app
-from llmevo.config import NAMES
+from llmevo.config import FOREIGN_OPTIONS
 from support.fake_server import refusal, serving
 from support.workspace import Workspace, write_task
 
@@ -108,9 +108,19 @@ def test_an_option_that_is_not_is_told_with_the_way_out(
     fails(workspace, workspace.config(), *says, options=words)
 
 
+@pytest.mark.parametrize("words", [("--what-if", "optimizer=cma-es"), ("--what-if=seed=3",)])
+def test_an_option_that_was_removed_is_refused_with_what_to_do_instead(
+    workspace: Workspace, words: tuple[str, ...]
+) -> None:
+    status, printed = workspace.llmevo("replay", "run", *words)
+    assert status == 2
+    assert printed.startswith("Error: --what-if: this option was removed; `llmevo compare CONFIG --optimizers A,B")
+    assert len(printed.splitlines()) == 1
+
+
 def test_no_option_of_another_tool_is_one_of_ours() -> None:
     ours = {name for command in typer.main.get_group(app).commands.values() for p in command.params for name in p.opts}
-    assert not ours & {f"--{name}" for name in NAMES}
+    assert not ours & {f"--{name}" for name in FOREIGN_OPTIONS}
 
 
 def test_a_torn_weight_file(workspace: Workspace) -> None:
@@ -227,11 +237,33 @@ def test_the_process_title_hides_the_key() -> None:
     assert without_key(["--api-key=sk-1"]) == ["--api-key=***"]
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "replay", "compare", "export", "merge", "inspect"])
+@pytest.mark.parametrize("command", typer.main.get_group(app).commands)
 def test_every_command_explains_itself_with_an_example(workspace: Workspace, command: str) -> None:
     status, printed = workspace.llmevo(command, "--help")
     assert status == 0
-    assert f"llmevo {command} " in printed
+    assert f"Example: llmevo {command}" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "config.yml", f"--{'long-' * 20}option", "1"), f"No such option: --{'long-' * 20}option"),
+        (("run",), "Missing argument 'CONFIG'"),
+        (("report", "a", "--out"), "Option '--out' requires an argument"),
+        (
+            ("compare", "c.yml", "--seeds", "x"),
+            "'--seeds': Input should be a valid integer, unable to parse string as an integer",
+        ),
+        (("resum",), "No such command 'resum'"),
+        ((f"--{'long-' * 20}option",), f"No such option: --{'long-' * 20}option"),
+    ],
+    ids=lambda value: "" if isinstance(value, tuple) else value[:20],
+)
+def test_a_mistake_in_the_options_is_one_line_in_a_pipe(words: tuple[str, ...], says: str) -> None:
+    command = [Path(sys.executable).with_name("llmevo"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert any(says in line for line in done.stderr.splitlines()), done.stderr
 
 
 def test_the_installed_command_starts() -> None:

@@ -174,6 +174,37 @@ with terminal.stoppable():
         assert process.wait(PATIENCE) == -signal.SIGINT
 
 
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_during_the_checks_before_a_run_ends_it_with_one_line(
+    workspace: Workspace, number: signal.Signals
+) -> None:
+    """There is no run folder yet."""
+    workspace.config()
+    code = f"""
+import os, signal, sys, time
+from llmevo.cli.app import main
+from llmevo.run.experiment import Experiment
+
+def check(experiment):
+    os.kill(os.getpid(), {number.value})
+    time.sleep(100)
+
+Experiment.check = check
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.argv = ["llmevo", "run", "config.yml", "--out", "run", "--api-key", "secret"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workspace.root, check=False)
+    assert done.returncode == 128 + number
+    (line,) = (done.stdout + done.stderr).strip().splitlines()
+    assert line == (
+        f"Stopped by {number.name}; the same command starts again: `llmevo run config.yml --out run --api-key ***`"
+    )
+    assert not (workspace.root / "run").exists()
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     code = """
 import os, signal

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from jinja2 import TemplateError
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -36,9 +35,12 @@ from transformers import (
 )
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.scoring.generation import StopStrings
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer, StopStrings
 from llmevo.errors import CandidateError, SourceError
+from llmevo.merging.merger import Merger
+from llmevo.models.checkpoints import Sources
+from llmevo.testing import EngineContract
+from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
 
 VOCABULARY = len(tiny_tokenizer())
@@ -50,10 +52,6 @@ def reference(model: Any, tokenizer: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, device="cpu")
-
-
-def requests(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
 
 
 def text(seed: int, length: int) -> str:
@@ -149,6 +147,16 @@ def assert_same(found: list[tuple[float, bool]], expected: list[tuple[float, boo
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
+class TestHfEngine(EngineContract):
+    @pytest.fixture(params=[False, True], ids=["head of its own", "tied head"])
+    def model_folders(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+        return save_tiny(tmp_path / "one", 1, request.param), save_tiny(tmp_path / "two", 2, request.param)
+
+    @pytest.fixture
+    def engine(self, model_folders: tuple[Path, Path]) -> HfEngine:
+        return HfEngine(model_folders[0], model_folders[0], self.dtype, "cpu", Merger(Sources()))
+
+
 # The same answers as lm-eval's own engine
 
 
@@ -157,7 +165,7 @@ def test_log_likelihoods_are_those_of_lm_evals_own_engine(name: str, zoo: dict[s
     model, tokenizer = zoo[name], tokenizer_for(name)
     asked = requests("loglikelihood", PAIRS)
     expected = reference(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
-    assert_same(RequestScorer(model, tokenizer).loglikelihood(asked), expected)
+    assert_same(HfScorer(model, tokenizer).loglikelihood(asked), expected)
 
 
 @each_model
@@ -166,7 +174,7 @@ def test_rolling_log_likelihoods_are_those_of_lm_evals_own_engine(name: str, zoo
     texts = ["a", "short text", text(7, POSITIONS), text(8, POSITIONS + 1), text(9, 3 * POSITIONS + 5)]
     asked = requests("loglikelihood_rolling", [(text,) for text in texts])
     expected = reference(model, tokenizer).loglikelihood_rolling(asked, disable_tqdm=True)
-    assert RequestScorer(model, tokenizer).loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-2)
+    assert HfScorer(model, tokenizer).loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-2)
 
 
 @each_model
@@ -174,7 +182,7 @@ def test_generated_texts_are_those_of_lm_evals_own_engine(name: str, zoo: dict[s
     model, tokenizer = zoo[name], tokenizer_for(name)
     free: dict[str, Any] = {"until": [], "max_gen_toks": 12, "do_sample": False}
     contexts = [text(seed, length) for seed, length in enumerate((3, 30, 7, 7, 3 * POSITIONS, 1))]
-    own, lm = reference(model, tokenizer), RequestScorer(model, tokenizer)
+    own, lm = reference(model, tokenizer), HfScorer(model, tokenizer)
 
     def generate(options: dict[str, Any]) -> list[str]:
         asked = requests("generate_until", [(context, options) for context in contexts])
@@ -190,7 +198,7 @@ def test_generated_texts_are_those_of_lm_evals_own_engine(name: str, zoo: dict[s
 
 
 def test_requests_of_different_kinds_come_back_in_their_order(zoo: dict[str, Any]) -> None:
-    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
     short: dict[str, Any] = {"until": [], "max_gen_toks": 2, "do_sample": False}
     longer = {**short, "max_gen_toks": 6}
     asked = [("abc", short), ("abc", longer), ("0", short), ("0", longer)]
@@ -203,7 +211,7 @@ def test_requests_of_different_kinds_come_back_in_their_order(zoo: dict[str, Any
 def test_a_tokenizer_that_begins_texts_gives_lm_evals_own_answers_too(zoo: dict[str, Any]) -> None:
     tokenizer = tiny_tokenizer(begin=True)
     pairs = [*PAIRS[:14], ("<s>given already", " b"), ("<s>given already", "c")]
-    own, lm = reference(zoo["llama"], tokenizer), RequestScorer(zoo["llama"], tokenizer)
+    own, lm = reference(zoo["llama"], tokenizer), HfScorer(zoo["llama"], tokenizer)
     asked = requests("loglikelihood", pairs)
     assert_same(lm.loglikelihood(asked), own.loglikelihood(asked, disable_tqdm=True))
     options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
@@ -214,7 +222,7 @@ def test_a_tokenizer_that_begins_texts_gives_lm_evals_own_answers_too(zoo: dict[
 
 def test_chat_templates_are_applied_as_by_lm_evals_own_engine(zoo: dict[str, Any]) -> None:
     chat = [{"role": "user", "content": "2 + 2?"}]
-    own, lm = reference(zoo["llama"], tiny_tokenizer()), RequestScorer(zoo["llama"], tiny_tokenizer())
+    own, lm = reference(zoo["llama"], tiny_tokenizer()), HfScorer(zoo["llama"], tiny_tokenizer())
     assert lm.apply_chat_template(chat) == own.apply_chat_template(chat) == "<user>2 + 2?\n<assistant>"
     begun = [*chat, {"role": "assistant", "content": "It is"}]
     assert lm.apply_chat_template(begun, False) == own.apply_chat_template(begun, False)
@@ -234,7 +242,7 @@ GEMMA = (
 def test_a_system_message_that_the_chat_template_refuses_begins_the_first_user_message(zoo: dict[str, Any]) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = GEMMA
-    own, lm = reference(zoo["llama"], tokenizer), RequestScorer(zoo["llama"], tokenizer)
+    own, lm = reference(zoo["llama"], tokenizer), HfScorer(zoo["llama"], tokenizer)
     turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     chat = [{"role": "system", "content": "Add.\n"}, *turns, {"role": "user", "content": "1 + 1?"}]
     assert lm.apply_chat_template(chat) == "<user>Add.\n\n2 + 2?\n<assistant>4\n<user>1 + 1?\n<assistant>"
@@ -252,7 +260,7 @@ def test_a_model_of_images_and_text_holds_as_much_as_its_text_config_says() -> N
         vision_config={**vision, "image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
     )
-    lm = RequestScorer(Gemma3ForConditionalGeneration(config).eval(), tiny_tokenizer())
+    lm = HfScorer(Gemma3ForConditionalGeneration(config).eval(), tiny_tokenizer())
     assert lm.max_length == POSITIONS
 
 
@@ -267,7 +275,7 @@ class Renamed(LlamaModel):
 def test_the_cache_is_given_by_the_name_that_the_models_code_has_for_it() -> None:
     renamed = tiny_llama()
     renamed.model.__class__ = Renamed
-    own, lm = RequestScorer(tiny_llama(), tiny_tokenizer()), RequestScorer(renamed, tiny_tokenizer())
+    own, lm = HfScorer(tiny_llama(), tiny_tokenizer()), HfScorer(renamed, tiny_tokenizer())
     asked = requests("generate_until", [("abc 012", {"until": ["?"], "max_gen_toks": 6}), ("abc", {"until": ["?"]})])
     assert lm.generate_until(asked) == own.generate_until(asked)
     asked = requests("loglikelihood", PAIRS)
@@ -280,9 +288,9 @@ def test_generation_ends_where_the_model_says_it_ends(tied: bool) -> None:
     model, tokenizer = tiny_llama(tied=tied), tiny_tokenizer()
     options: dict[str, Any] = {"until": [], "max_gen_toks": 10, "do_sample": False}
     asked = requests("generate_until", [("abc", options)])
-    (free,) = RequestScorer(model, tokenizer).generate_until(asked)
+    (free,) = HfScorer(model, tokenizer).generate_until(asked)
     model.generation_config.eos_token_id = [3, tokenizer.encode(free[4])[0]]
-    found = RequestScorer(model, tokenizer).generate_until(asked)
+    found = HfScorer(model, tokenizer).generate_until(asked)
     assert found == reference(model, tokenizer).generate_until(asked, disable_tqdm=True)
 
 
@@ -293,7 +301,7 @@ def test_a_model_in_bfloat16_answers_as_lm_evals_own_engine_up_to_rounding(name:
         model = models()[name].bfloat16()
     asked = requests("loglikelihood", PAIRS[:14])
     expected = reference(model, tokenizer_for(name)).loglikelihood(asked, disable_tqdm=True)
-    found = RequestScorer(model, tokenizer_for(name)).loglikelihood(asked)
+    found = HfScorer(model, tokenizer_for(name)).loglikelihood(asked)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=0.05, abs=0.5)
 
 
@@ -302,7 +310,7 @@ def test_a_model_in_bfloat16_answers_as_lm_evals_own_engine_up_to_rounding(name:
 
 @pytest.mark.parametrize("name", TREES)
 def test_packed_rows_give_what_plain_rows_give(name: str, zoo: dict[str, Any]) -> None:
-    lm = RequestScorer(zoo[name], tiny_tokenizer())
+    lm = HfScorer(zoo[name], tiny_tokenizer())
     asked = requests("loglikelihood", PAIRS)
     assert lm.packs
     assert lm.stems
@@ -326,7 +334,7 @@ def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 class Passes:
     """What was computed: (stem, rows, length) of each pass through a model."""
 
-    def __init__(self, lm: RequestScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, lm: HfScorer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int, int]] = []
         backbone: Any = lm._backbone  # pyright: ignore[reportPrivateUsage]
         forward = backbone._body.forward
@@ -352,7 +360,7 @@ def test_examples_shared_by_questions_change_no_answer(
     model, tokenizer = zoo[name], tokenizer_for(name)
     asked = requests("loglikelihood", FEW_SHOT)
     expected = reference(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
-    lm = RequestScorer(model, tokenizer)
+    lm = HfScorer(model, tokenizer)
     passes = Passes(lm, monkeypatch)
     assert_same(lm.loglikelihood(asked), expected)
     assert any(stem == len(SHOTS) for stem, _, _ in passes.seen) == (name in TREES)
@@ -369,7 +377,7 @@ def test_examples_shared_by_questions_change_no_generated_text(
     options: dict[str, Any] = {"until": ["b", "\n"], "max_gen_toks": 6, "do_sample": False}
     asked = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
     expected = [reference(model, tokenizer).generate_until([one], disable_tqdm=True)[0] for one in asked]
-    lm = RequestScorer(model, tokenizer)
+    lm = HfScorer(model, tokenizer)
     passes = Passes(lm, monkeypatch) if name in TREES else None
     assert lm.generate_until(asked) == expected
     assert passes is None or any(stem == len(SHOTS) for stem, _, _ in passes.seen)
@@ -384,12 +392,12 @@ def test_the_size_of_batches_and_rows_changes_no_answer(
     monkeypatch.setattr("llmevo.engines.scoring.packing.LEAST_SAVED", row)
     monkeypatch.setattr("llmevo.engines.scoring.packing.LONG", max(2, row))
     asked = requests("loglikelihood", [*PAIRS, *FEW_SHOT])
-    expected = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    expected = HfScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
     monkeypatch.setattr("llmevo.engines.scoring.hf.CPU_BATCH", tokens)
     monkeypatch.setattr("llmevo.engines.scoring.hf.GENERATED_BATCH", tokens)
     monkeypatch.setattr("llmevo.engines.scoring.backbone.HEAD_ROWS", row)
     monkeypatch.setattr("llmevo.engines.scoring.backbone.PIECE", {"cpu": tokens})
-    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
     assert_same(lm.loglikelihood(asked), expected)
 
 
@@ -407,10 +415,10 @@ def test_equal_requests_get_equal_scores_to_the_last_bit_whatever_came_before(na
     options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}
     generating = requests("generate_until", [(context, options) for context, _ in FEW_SHOT[::3]])
 
-    def answers(lm: RequestScorer) -> Any:
+    def answers(lm: HfScorer) -> Any:
         return lm.loglikelihood(asked), lm.loglikelihood_rolling(rolling), lm.generate_until(generating)
 
-    lm = RequestScorer(model, tokenizer_for(name))
+    lm = HfScorer(model, tokenizer_for(name))
     first = answers(lm)
     state = {key: weight.clone() for key, weight in model.state_dict().items()}
     with torch.no_grad():
@@ -420,12 +428,12 @@ def test_equal_requests_get_equal_scores_to_the_last_bit_whatever_came_before(na
     lm.loglikelihood(asked[:7])
     model.load_state_dict(state)
     assert answers(lm) == first
-    assert answers(RequestScorer(model, tokenizer_for(name))) == first
+    assert answers(HfScorer(model, tokenizer_for(name))) == first
 
 
 def test_texts_are_made_tokens_once(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
-    lm = RequestScorer(zoo["llama"], tokenizer)
+    lm = HfScorer(zoo["llama"], tokenizer)
     asked = requests("loglikelihood", PAIRS)
     first = lm.loglikelihood(asked)
 
@@ -439,10 +447,10 @@ def test_texts_are_made_tokens_once(zoo: dict[str, Any], monkeypatch: pytest.Mon
 
 def test_what_does_not_fit_in_memory_is_made_again(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = requests("loglikelihood", PAIRS)
-    first = RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
+    first = HfScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked)
     monkeypatch.setattr("llmevo.engines.scoring.hf.KEPT_TOKENS", 10)
     monkeypatch.setattr("llmevo.engines.scoring.base.KEPT_CHARACTERS", 30)
-    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
     assert lm.loglikelihood(asked) == lm.loglikelihood(asked) == first
     assert not lm._layouts  # pyright: ignore[reportPrivateUsage]
 
@@ -451,7 +459,7 @@ def test_what_does_not_fit_in_memory_is_made_again(zoo: dict[str, Any], monkeypa
 
 
 def test_a_row_that_has_ended_leaves_the_batch(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = RequestScorer(zoo["llama"], tiny_tokenizer())
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
     options: dict[str, Any] = {"until": [], "max_gen_toks": 8, "do_sample": False}
     contexts = [text(seed, 5 + seed) for seed in range(6)]
     free = lm.generate_until(requests("generate_until", [(context, options) for context in contexts]))
@@ -469,10 +477,10 @@ def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) 
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     options: dict[str, Any] = {"until": [], "max_gen_toks": 30, "do_sample": False}
     asked = requests("generate_until", [(text(seed, 4 + seed // 2), options) for seed in range(6)])
-    plain = RequestScorer(model, tokenizer).generate_until(asked)
+    plain = HfScorer(model, tokenizer).generate_until(asked)
     for key, value in wish.items():
         setattr(model.generation_config, key, value)
-    found = RequestScorer(model, tokenizer).generate_until(asked)
+    found = HfScorer(model, tokenizer).generate_until(asked)
     own = reference(model, tokenizer)
     assert found == [own.generate_until([one], disable_tqdm=True)[0] for one in asked] != plain
 
@@ -480,7 +488,7 @@ def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) 
 def test_sampling_is_left_to_transformers(zoo: dict[str, Any]) -> None:
     options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 10, "do_sample": True, "temperature": 5.0}
     asked = requests("generate_until", [("abc", options)])
-    lm, own = RequestScorer(zoo["llama"], tiny_tokenizer()), reference(zoo["llama"], tiny_tokenizer())
+    lm, own = HfScorer(zoo["llama"], tiny_tokenizer()), reference(zoo["llama"], tiny_tokenizer())
     with torch.random.fork_rng():
         torch.manual_seed(4)
         found = lm.generate_until(asked)
@@ -504,7 +512,7 @@ def byte_tokenizer() -> Any:
 def test_letters_of_several_tokens_are_read_scored_and_written_as_by_lm_evals_own_engine() -> None:
     tokenizer = byte_tokenizer()
     model = tiny_llama(vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=1)
-    lm, own = RequestScorer(model, tokenizer), reference(model, tokenizer)
+    lm, own = HfScorer(model, tokenizer), reference(model, tokenizer)
     pairs = [("Grüße, 世界", end) for end in ("。", "é", " ñandú", "🙂", "x")] + [("", "ß"), ("日本 ", "語")]
     asked = requests("loglikelihood", pairs)
     assert_same(lm.loglikelihood(asked), own.loglikelihood(asked, disable_tqdm=True))
@@ -527,11 +535,11 @@ def test_a_stop_string_of_several_tokens_ends_the_text_however_its_bytes_came() 
 
 @pytest.mark.parametrize("name", ["bloom", "mamba"])
 def test_a_model_that_cannot_be_packed_is_not(name: str, zoo: dict[str, Any]) -> None:
-    assert not RequestScorer(zoo[name], tokenizer_for(name)).packs
+    assert not HfScorer(zoo[name], tokenizer_for(name)).packs
 
 
 def test_a_model_whose_answers_packing_would_change_is_not_packed(zoo: dict[str, Any]) -> None:
-    lm = RequestScorer(zoo["mpt"], tokenizer_for("mpt"))
+    lm = HfScorer(zoo["mpt"], tokenizer_for("mpt"))
     assert not lm.packs
     asked = requests("loglikelihood", PAIRS[:6])
     plain = [score for score, _ in lm.loglikelihood(asked)]
@@ -541,11 +549,11 @@ def test_a_model_whose_answers_packing_would_change_is_not_packed(zoo: dict[str,
 
 def test_the_answers_follow_the_weights_not_an_earlier_call(zoo: dict[str, Any]) -> None:
     model = tiny_llama(3)
-    lm = RequestScorer(model, tiny_tokenizer())
+    lm = HfScorer(model, tiny_tokenizer())
     asked = requests("loglikelihood", PAIRS[:8])
     before = lm.loglikelihood(asked)
     model.load_state_dict(zoo["llama"].state_dict())
-    assert lm.loglikelihood(asked) == RequestScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked) != before
+    assert lm.loglikelihood(asked) == HfScorer(zoo["llama"], tiny_tokenizer()).loglikelihood(asked) != before
 
 
 # Weights in place
@@ -581,7 +589,7 @@ def test_loading_a_then_b_then_a_gives_the_model_a_again(engine: HfEngine, tied:
         engine.load(weights(seed, tied).items())
         assert torch.equal(logits(engine.model), logits(tiny_llama(seed, tied)))
     asked = requests("loglikelihood", PAIRS[:8])
-    expected = RequestScorer(tiny_llama(1, tied), tiny_tokenizer()).loglikelihood(asked)
+    expected = HfScorer(tiny_llama(1, tied), tiny_tokenizer()).loglikelihood(asked)
     assert_same(engine.lm.loglikelihood(asked), expected)
 
 

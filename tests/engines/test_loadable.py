@@ -20,8 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from llmevo.engines.loadable import check_loadable
-from llmevo.engines.self_check import check_engine
+from llmevo.engines.checks import check_engine, check_loadable
 from llmevo.errors import EngineError, SourceError
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Checkpoint, Sources

@@ -11,7 +11,7 @@ import torch
 from requests.exceptions import ConnectionError as LostServer
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import Merging
 from llmevo.errors import CandidateError, MachineError, machine_error
@@ -66,7 +66,7 @@ def config(workspace: Workspace, **changes: Any) -> Path:
 
 WHERE: list[tuple[Any, str, str]] = [
     *((HfEngine, "swap", name) for name in FAULTS),
-    *((RequestScorer, "loglikelihood", name) for name in ("torch's CPU memory", "a dead engine", "a vanished file")),
+    *((HfScorer, "loglikelihood", name) for name in ("torch's CPU memory", "a dead engine", "a vanished file")),
 ]
 
 

@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from llmevo.engines import vllm_worker
-from llmevo.engines.scoring import vllm as vllm_requests
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring import vllm as vllm_scoring
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError
@@ -34,6 +33,8 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.testing import EngineContract
+from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, tiny_llama, tiny_tokenizer
 from support.workspace import write_task
 
@@ -43,10 +44,6 @@ KINDS = ("tied", "untied")
 
 CONTEXTS = ("abc", "the quick brown fox jumps over it", "0 1 2 0 1 2 0 1 ", "x")
 PAIRS = [(context, choice) for context in CONTEXTS for choice in ("a", " b", " yes", "12", "\n", " a longer one")]
-
-
-def requests(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
 
 
 def save_model(folder: Path, kind: str, seed: int, shape: Mapping[str, Any]) -> None:
@@ -206,6 +203,19 @@ def digest_of(folder: Path, names: list[str]) -> str:
 
 
 @pytest.mark.vllm
+class TestVllmEngine(EngineContract):
+    dtype = DTYPE
+
+    @pytest.fixture
+    def model_folders(self, served: Served) -> tuple[Path, Path]:
+        return served.root / "rolled", served.root / "other"
+
+    @pytest.fixture
+    def engine(self, served: Served) -> VllmEngine:
+        return served.engine
+
+
+@pytest.mark.vllm
 def test_swaps_back_and_forth_leave_exactly_the_new_model(served: Served) -> None:
     first = served.swapped(served.plain)
     mixed = served.swapped(served.mixed)
@@ -230,7 +240,7 @@ def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytes
     served.engine.swap(linear(served.root, 1.0, names=("base",)))
     found = served.swapped(rolled)[1]
     model: Any = AutoModelForCausalLM.from_pretrained(served.root / "rolled", dtype=torch.float32)
-    expected = answers(RequestScorer(model, served.engine.lm.tokenizer))[1]
+    expected = answers(HfScorer(model, served.engine.lm.tokenizer))[1]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=0.02, abs=0.3)
     if served.kind == "tied":
         served.engine.swap(linear(served.root, 1.0, names=("base",)))
@@ -393,7 +403,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     engine = start(folder, "float32")
-    yield engine.lm, RequestScorer(model, tiny_tokenizer())
+    yield engine.lm, HfScorer(model, tiny_tokenizer())
     engine.close()
 
 
@@ -436,7 +446,7 @@ def test_many_followers_of_one_context_are_asked_for_in_several_requests(
 ) -> None:
     asked = requests("loglikelihood", [("abc", chr(code)) for code in range(40, 60)])
     expected = exact[0].loglikelihood(asked)
-    monkeypatch.setattr(vllm_requests, "WANTED", 3)
+    monkeypatch.setattr(vllm_scoring, "MAX_LOGPROBS", 3)
     assert exact[0].loglikelihood(asked) == expected
 
 

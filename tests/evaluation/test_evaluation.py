@@ -11,7 +11,7 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.score import aggregate, concatenate
@@ -33,8 +33,8 @@ def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
 
 
 @pytest.fixture(scope="module")
-def lm() -> RequestScorer:
-    return RequestScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+def lm() -> HfScorer:
+    return HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
 
 
 def by_lm_eval(folder: Path, lm: Any, *names: str, **options: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -52,7 +52,7 @@ def by_lm_eval(folder: Path, lm: Any, *names: str, **options: Any) -> Mapping[st
 # Scores
 
 
-def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
+def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: HfScorer) -> None:
     sums = add_task(tmp_path, "sums")
     said = add_task(tmp_path, "said", **GENERATION).model_copy(update={"metric": "exact_match,none"})
     results = by_lm_eval(tmp_path, lm, "sums", "said")
@@ -67,7 +67,7 @@ def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
     assert score.items == 40
 
 
-def test_a_generated_answer_that_is_right_counts(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_generated_answer_that_is_right_counts(tmp_path: Path, lm: HfScorer) -> None:
     instance: Any = type("Request", (), {"args": ("0 + 0 =", GENERATION["generation_kwargs"])})
     (answer,) = lm.generate_until([instance])
     rows = [
@@ -78,7 +78,7 @@ def test_a_generated_answer_that_is_right_counts(tmp_path: Path, lm: RequestScor
     assert evaluator(tmp_path, Task(name="said", metric="exact_match,none")).score(lm).total == 0.5
 
 
-def test_the_chat_template_and_solved_examples_are_asked_as_by_lm_eval(tmp_path: Path, lm: RequestScorer) -> None:
+def test_the_chat_template_and_solved_examples_are_asked_as_by_lm_eval(tmp_path: Path, lm: HfScorer) -> None:
     sums = add_task(tmp_path, "sums", fewshot_split="test")
     options: dict[str, Any] = {"apply_chat_template": True, "num_fewshot": 2}
     results = by_lm_eval(tmp_path, lm, "sums", fewshot_as_multiturn=True, fewshot_random_seed=3, **options)
@@ -86,9 +86,7 @@ def test_the_chat_template_and_solved_examples_are_asked_as_by_lm_eval(tmp_path:
     assert score.tasks["sums"]["acc,none"] == results["sums"]["acc,none"]
 
 
-def test_the_total_weighs_the_tasks_and_lower_is_better_with_a_negative_weight(
-    tmp_path: Path, lm: RequestScorer
-) -> None:
+def test_the_total_weighs_the_tasks_and_lower_is_better_with_a_negative_weight(tmp_path: Path, lm: HfScorer) -> None:
     add_task(tmp_path, "sums")
     add_task(tmp_path, "more", ROWS[::-1][:7])
     tasks = [Task(name="sums", weight=2.0), Task(name="more", weight=-0.5)]
@@ -99,12 +97,12 @@ def test_the_total_weighs_the_tasks_and_lower_is_better_with_a_negative_weight(
     assert score.stderr == pytest.approx(math.hypot(2 * errors[0], 0.5 * errors[1]))
 
 
-def test_scoring_again_gives_the_same_score(tmp_path: Path, lm: RequestScorer) -> None:
+def test_scoring_again_gives_the_same_score(tmp_path: Path, lm: HfScorer) -> None:
     scoring = evaluator(tmp_path, add_task(tmp_path, "sums"), limit=9, shuffle=True)
     assert scoring.score(lm) == scoring.score(lm)
 
 
-def test_requests_are_built_once(tmp_path: Path, lm: RequestScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_built_once(tmp_path: Path, lm: HfScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     sums = add_task(tmp_path, "sums", fewshot_split="test")
     said = add_task(tmp_path, "said", fewshot_split="test", **GENERATION).model_copy(
         update={"metric": "exact_match,none"}
@@ -119,7 +117,7 @@ def test_requests_are_built_once(tmp_path: Path, lm: RequestScorer, monkeypatch:
     assert made.score(lm) == first
 
 
-def test_every_candidate_sees_the_same_solved_examples(tmp_path: Path, lm: RequestScorer) -> None:
+def test_every_candidate_sees_the_same_solved_examples(tmp_path: Path, lm: HfScorer) -> None:
     sums = add_task(tmp_path, "sums", fewshot_split="test")
     scoring = evaluator(tmp_path, sums, num_fewshot=2, seed=3)
     seen: list[list[tuple[Any, ...]]] = []
@@ -141,7 +139,7 @@ def test_every_candidate_sees_the_same_solved_examples(tmp_path: Path, lm: Reque
     assert seen[0] == seen[1]
 
 
-def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: HfScorer) -> None:
     add_task(tmp_path, "one", ROWS[:5])
     add_task(tmp_path, "two", ROWS[5:])
     group = {
@@ -156,7 +154,7 @@ def test_a_group_is_scored_by_what_it_aggregates(tmp_path: Path, lm: RequestScor
     assert score.items == 20
 
 
-def test_every_question_has_its_score_its_text_and_its_reply(tmp_path: Path, lm: RequestScorer) -> None:
+def test_every_question_has_its_score_its_text_and_its_reply(tmp_path: Path, lm: HfScorer) -> None:
     sums = add_task(tmp_path, "sums")
     said = add_task(tmp_path, "said", **GENERATION).model_copy(update={"metric": "exact_match,none"})
     scoring = evaluator(tmp_path, sums, said, limit=7, shuffle=True)
@@ -169,7 +167,7 @@ def test_every_question_has_its_score_its_text_and_its_reply(tmp_path: Path, lm:
     assert [text for text, _ in texts["sums"]] == asked(scoring)[:7]
 
 
-def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: HfScorer) -> None:
     add_task(tmp_path, "one", ROWS[:5])
     add_task(tmp_path, "two", ROWS[5:])
     group = {"group": "all_sums", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
@@ -178,7 +176,7 @@ def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: Reques
     assert {task: len(values) for task, values in score.item_scores.items()} == {"one": 5, "two": 15}
 
 
-def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: HfScorer) -> None:
     perplexity = {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
     text = add_task(
         tmp_path,
@@ -194,7 +192,7 @@ def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: RequestSc
     assert score.item_scores == {}
 
 
-def test_parts_together_are_the_whole(tmp_path: Path, lm: RequestScorer) -> None:
+def test_parts_together_are_the_whole(tmp_path: Path, lm: HfScorer) -> None:
     sums = add_task(tmp_path, "sums", metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}])
     said = add_task(tmp_path, "said", ROWS[:13], **GENERATION).model_copy(
         update={"metric": "exact_match,none", "weight": 0.3}
@@ -231,7 +229,7 @@ def asked(scoring: Evaluator) -> list[str]:
     return [text for _, text in scoring.questions()]
 
 
-def test_a_limit_takes_that_many_questions_of_each_task(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_limit_takes_that_many_questions_of_each_task(tmp_path: Path, lm: HfScorer) -> None:
     tasks = add_task(tmp_path, "sums"), add_task(tmp_path, "few", ROWS[:3])
     scoring = evaluator(tmp_path, *tasks, limit=6)
     assert scoring.items == 9
@@ -332,7 +330,7 @@ def test_a_standard_error_that_is_no_number_counts_as_none() -> None:
     assert (score.total, score.stderr, score.tasks) == (0.5, 0.0, {"sums": {"acc,none": 0.5}})
 
 
-def test_a_task_that_reports_nan_costs_the_candidate(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_task_that_reports_nan_costs_the_candidate(tmp_path: Path, lm: HfScorer) -> None:
     (tmp_path / "bad.py").write_text("def results(doc, results):\n    return {'acc': float('nan')}\n")
     bad = add_task(tmp_path, "bad", ROWS[:2])
     text = (tmp_path / "bad.yaml").read_text().removesuffix("}")
@@ -342,7 +340,7 @@ def test_a_task_that_reports_nan_costs_the_candidate(tmp_path: Path, lm: Request
 
 
 def test_a_model_that_crashes_costs_the_candidate(tmp_path: Path) -> None:
-    class Broken(RequestScorer):
+    class Broken(HfScorer):
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             raise RuntimeError(f"shapes do not fit at {len(requests)} requests, {disable_tqdm}")
 
@@ -351,9 +349,7 @@ def test_a_model_that_crashes_costs_the_candidate(tmp_path: Path) -> None:
         scoring.score(Broken(tiny_llama(), tiny_tokenizer()))
 
 
-def test_scoring_leaves_the_terminal_alone(
-    tmp_path: Path, lm: RequestScorer, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_scoring_leaves_the_terminal_alone(tmp_path: Path, lm: HfScorer, capfd: pytest.CaptureFixture[str]) -> None:
     evaluator(tmp_path, add_task(tmp_path, "sums")).score(lm)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, ConfigError
 from llmevo.evaluation.gate import PROMPTS, Gate, fault, loops, read_prompts
 from llmevo.run.log import events
@@ -216,15 +216,15 @@ def test_a_few_words_are_in_no_language_and_where_none_is_known_none_is_another(
 
 def test_a_run_goes_on_without_what_fails_at_the_gate(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = RequestScorer.generate_until
+    real = HfScorer.generate_until
 
-    def babbling(self: RequestScorer, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+    def babbling(self: HfScorer, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The parents, the uniform merge and a candidate talk; then one does not."""
         assert len(real(self, requests, disable_tqdm)) == len(requests)
         asked.append(len(requests))
         return [SENSE[0] if len(asked) != 7 else "the " * 40] * len(requests)
 
-    monkeypatch.setattr(RequestScorer, "generate_until", babbling)
+    monkeypatch.setattr(HfScorer, "generate_until", babbling)
     (workspace.root / "prompts.txt").write_text("ab?\ncd?\n")
     search = {"optimizer": "random", "budget": 6, "population": 3, "seed": 3}
     given = workspace.config(gate={"prompts": "prompts.txt", "tokens": 16}, search=search, heldout=None)
@@ -242,11 +242,11 @@ def test_a_run_says_once_that_its_gate_is_off_and_asks_no_candidate(
 ) -> None:
     asked: list[int] = []
 
-    def babbling(_: RequestScorer, requests: list[Any], **_options: Any) -> list[str]:
+    def babbling(_: HfScorer, requests: list[Any], **_options: Any) -> list[str]:
         asked.append(len(requests))
         return ["the " * 40] * len(requests)
 
-    monkeypatch.setattr(RequestScorer, "generate_until", babbling)
+    monkeypatch.setattr(HfScorer, "generate_until", babbling)
     search = {"optimizer": "random", "budget": 5, "population": 2, "seed": 3}
     given = workspace.config(gate=True, search=search, heldout=None)
     status, printed = workspace.llmevo("run", given, "--out", "run")

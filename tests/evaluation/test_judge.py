@@ -10,18 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.config import parse_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import JudgeError, ProposerRefused, TaskError
 from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.judges.client import Asking
-from llmevo.evaluation.judges.judge import ROW, Judging, Written
-from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.judges.records import Judgement
-from llmevo.evaluation.judges.rubric import Rubric
-from llmevo.evaluation.judges.settings import Judge
+from llmevo.evaluation.judges.judge import ROW, LlmJudge, Rubric, Written
+from llmevo.evaluation.judges.verdicts import Judgement, VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
-from llmevo.evaluation.tasks.task import AskingOptions, Task
-from llmevo.llm.templates import Templates
+from llmevo.evaluation.tasks.task import AskingOptions, Judge, Task
 from support.fake_server import Answer, Answering, FakeServer, chat, refusal, serving
 from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
@@ -42,10 +37,10 @@ def shown(body: dict[str, Any]) -> str:
     return body["messages"][1]["content"]
 
 
-def judging(server: FakeServer | str, root: Path = Path(), **keys: Any) -> Judging:
+def judging(server: FakeServer | str, root: Path = Path(), **keys: Any) -> LlmJudge:
     url = server if isinstance(server, str) else server.url
     judge = Judge.model_validate({"model": "m", "base_url": url, "retries": 1, "timeout": 20.0, "parallel": 1, **keys})
-    return Judging("chat", Asking("chat", judge, root), Rubric("chat", judge, root, Templates()))
+    return LlmJudge("chat", judge, root, Rubric("chat", judge, root))
 
 
 def written(*replies: str) -> list[Written]:
@@ -295,7 +290,7 @@ def test_the_key_comes_from_a_file_or_is_asked_for_and_files_must_be_there(tmp_p
     with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.api_key_file: away cannot be read"):
         judging(server, tmp_path, api_key_file="away")
     with pytest.raises(ProposerRefused, match=r"tasks\.chat\.judge: there is no API key; set OPENAI_API_KEY"):
-        Asking("chat", Judge(model="m"), tmp_path)
+        LlmJudge("chat", Judge(model="m"), tmp_path, Rubric("chat", Judge(model="m"), tmp_path))
 
 
 # The task
@@ -317,11 +312,11 @@ def evaluator(root: Path, task: Task, **protocol: Any) -> Evaluator:
 
 
 @pytest.fixture(scope="module")
-def lm() -> RequestScorer:
-    return RequestScorer(tiny_llama(), tiny_tokenizer())
+def lm() -> HfScorer:
+    return HfScorer(tiny_llama(), tiny_tokenizer())
 
 
-def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: RequestScorer) -> None:
+def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: HfScorer) -> None:
     write_prompts(tmp_path)
     answer = by_reply(lambda text: "Say 3." in text)
     with serving(lambda body: graded(1) if "Say 0." in shown(body) else answer(body)) as server:
@@ -337,7 +332,7 @@ def test_the_score_is_the_mean_and_can_be_raced(tmp_path: Path, lm: RequestScore
     assert all(any(reply in text for text in told) for reply in score.replies["chat"])
 
 
-def test_what_a_candidate_writes_in_a_chat_is_judged_as_well(tmp_path: Path, lm: RequestScorer) -> None:
+def test_what_a_candidate_writes_in_a_chat_is_judged_as_well(tmp_path: Path, lm: HfScorer) -> None:
     write_prompts(tmp_path, 2)
     with serving(graded(10)) as server:
         score = evaluator(tmp_path, line(base_url=server.url), apply_chat_template=True).score(lm)
@@ -398,8 +393,8 @@ def test_prompts_may_be_plain_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"judge": {"model": "m"}}, r"Add `prompts: FILE`"),
-        ({"prompts": "p.jsonl"}, "nobody judges the replies"),
+        ({"judge": {"model": "m"}}, r"add `prompts: FILE`"),
+        ({"prompts": "p.jsonl"}, "have no judge"),
         ({"judge": {"model": "m"}, "votes": {}, "prompts": "p"}, "two kinds of task"),
         ({"judge": {"model": "m", "scale": [5, 5]}, "prompts": "p"}, "from the worst grade to the best"),
         ({"judge": {}, "prompts": "p"}, "model"),

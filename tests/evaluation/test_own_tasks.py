@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.config import read_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, MachineError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import AskingOptions, Task
@@ -35,8 +35,8 @@ def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="module")
-def lm() -> RequestScorer:
-    return RequestScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+def lm() -> HfScorer:
+    return HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
 
 
 def line(**values: Any) -> Task:
@@ -106,7 +106,7 @@ def test_what_has_no_paragraphs_is_cut_between_sentences_words_or_anywhere() -> 
     assert cut("short") == ["short"]
 
 
-def test_a_text_is_scored_in_bits_per_byte(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_text_is_scored_in_bits_per_byte(tmp_path: Path, lm: HfScorer) -> None:
     pages = cut(CORPUS[:16000])
     (tmp_path / "corpus.txt").write_text(CORPUS[:16000])
     scoring = evaluator(tmp_path, line(text="corpus.txt", weight=0.2), blocks=4, num_fewshot=3)
@@ -122,7 +122,7 @@ def test_a_text_is_scored_in_bits_per_byte(tmp_path: Path, lm: RequestScorer) ->
     assert 0 < score.stderr < 0.1
     whole = -sum(nats) / math.log(2) / sum(map(len, pages))
     assert score.tasks["corpus"]["bits_per_byte,none"] == pytest.approx(whole, rel=0.01)
-    assert scoring.upside_down == []
+    assert scoring.sign_conflicts == []
 
 
 def test_shares_limits_and_digests_of_a_text_go_by_its_pages(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def metrics(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_function_scores_what_the_model_writes(metrics: Path, lm: RequestScorer) -> None:
+def test_a_function_scores_what_the_model_writes(metrics: Path, lm: HfScorer) -> None:
     said = line(name="said", function="metrics.py:brevity", weight=0.5)
     assert said.metric == "brevity,none"
     scoring = evaluator(metrics, said, blocks=4)
@@ -217,7 +217,7 @@ def test_a_function_scores_what_the_model_writes(metrics: Path, lm: RequestScore
     assert score.items == 20
 
 
-def test_a_task_counts_by_its_own_metric_and_by_a_function(metrics: Path, lm: RequestScorer) -> None:
+def test_a_task_counts_by_its_own_metric_and_by_a_function(metrics: Path, lm: HfScorer) -> None:
     own = line(name="said", metric="exact_match,odd")
     brief = line(name="brief", questions="said", function="metrics.py:brevity", weight=-0.1)
     score = evaluator(metrics, own, brief).score(lm)
@@ -246,14 +246,14 @@ def test_a_functions_code_belongs_to_what_is_asked(metrics: Path) -> None:
         ("slow", "slow raised TimeoutError"),
     ],
 )
-def test_a_function_that_fails_costs_the_candidate(metrics: Path, lm: RequestScorer, function: str, says: str) -> None:
+def test_a_function_that_fails_costs_the_candidate(metrics: Path, lm: HfScorer, function: str, says: str) -> None:
     with pytest.raises(CandidateError, match=says):
         evaluator(metrics, line(name="said", function=f"metrics.py:{function}")).score(lm)
 
 
 @pytest.mark.parametrize(("function", "says"), [("cut_off", "server is gone"), ("full", "No space left")])
 def test_a_function_that_loses_the_network_or_the_disk_costs_no_candidate(
-    metrics: Path, lm: RequestScorer, function: str, says: str
+    metrics: Path, lm: HfScorer, function: str, says: str
 ) -> None:
     with pytest.raises(MachineError, match=says):
         evaluator(metrics, line(name="said", function=f"metrics.py:{function}")).score(lm)
@@ -294,7 +294,7 @@ def with_code(folder: Path, name: str, key: str, code: str, rows: Any = ROWS[:4]
     return task
 
 
-def test_a_task_that_fails_on_one_question_names_it(tmp_path: Path, lm: RequestScorer) -> None:
+def test_a_task_that_fails_on_one_question_names_it(tmp_path: Path, lm: HfScorer) -> None:
     code = "def run(doc, results):\n    return {'acc': {'0 + 0 =': 1.0, '0 + 1 =': 0.0}[doc['question']]}\n"
     odd = with_code(tmp_path, "odd", "process_results", code)
     with pytest.raises(CandidateError, match=r"odd failed: KeyError.*for the question '0 \+ 2 ='"):
@@ -302,7 +302,7 @@ def test_a_task_that_fails_on_one_question_names_it(tmp_path: Path, lm: RequestS
 
 
 @pytest.mark.parametrize("value", ["'high'", "None", "[1.0]"])
-def test_a_metric_that_is_no_number_is_named_with_its_task(tmp_path: Path, lm: RequestScorer, value: str) -> None:
+def test_a_metric_that_is_no_number_is_named_with_its_task(tmp_path: Path, lm: HfScorer, value: str) -> None:
     odd = with_code(tmp_path, "odd", "process_results", f"def run(doc, results):\n    return {{'acc': {value}}}\n")
     says = rf"odd failed: .*its metric 'acc' is {re.escape(value)}, not a number, for the question '0 \+ 0 ='"
     with pytest.raises(CandidateError, match=says):
@@ -333,7 +333,7 @@ def test_a_file_without_rows_has_no_questions(tmp_path: Path) -> None:
         evaluator(tmp_path, add_task(tmp_path, "none", []))
 
 
-def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Path, lm: RequestScorer) -> None:
+def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Path, lm: HfScorer) -> None:
     rows = [{"question": i % 2, "choices": [f"{i} a", f"{i} b"], "answer": 0} for i in range(6)]
     gap = {**MULTIPLE_CHOICE, "doc_to_text": "question", "doc_to_target": "ends."}
     scoring = evaluator(tmp_path, add_task(tmp_path, "gaps", rows, **gap))

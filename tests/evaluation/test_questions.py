@@ -5,27 +5,15 @@ from typing import Any
 import pytest
 
 from llmevo.errors import TaskError
-from llmevo.evaluation.questions import blocks, check_disjoint, chosen, hashed, near_duplicates
+from llmevo.evaluation.questions import blocks, check_disjoint, hash_text, near_duplicates, select_questions
 from llmevo.evaluation.tasks.task import AskingOptions
-
-
-class Leaf:
-    """What is needed of an lm-eval task."""
-
-    OUTPUT_TYPE = "generate_until"
-
-    def __init__(self, texts: list[str]) -> None:
-        self.eval_docs = texts
-
-    def doc_to_text(self, document: str) -> str:
-        return document
-
 
 TEXTS = [f"What is {a} + {b}?" for a in range(20) for b in range(10)]
 
 
 def taken(texts: list[str], **protocol: Any) -> list[str]:
-    return [texts[place] for place in chosen("sums", Leaf(texts), AskingOptions(**protocol))]
+    places = select_questions("sums", len(texts), texts.__getitem__, AskingOptions(**protocol))
+    return [texts[place] for place in places]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -37,8 +25,8 @@ def test_shares_are_disjoint_and_together_everything(seed: int) -> None:
 
 
 def test_equal_questions_stay_together_whatever_their_case_and_spacing() -> None:
-    assert hashed("What is  1+2 ?", 3) == hashed("what is 1 + 2?", 3)
-    assert hashed("What is 1+2?", 3) != hashed("What is 1-2?", 3)
+    assert hash_text("What is  1+2 ?", 3) == hash_text("what is 1 + 2?", 3)
+    assert hash_text("What is 1+2?", 3) != hash_text("What is 1-2?", 3)
 
 
 def test_what_a_limit_leaves_can_be_asked_by_another() -> None:

@@ -1,5 +1,6 @@
 """Tasks on their training split, public benchmarks, and the list of what there is."""
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,14 +9,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
+import llmevo
 from llmevo.config import read_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.tasks.catalogue import BUILT_IN, is_training, leaves, refuse_benchmarks
-from llmevo.evaluation.tasks.listing import listed
+from llmevo.evaluation.tasks.files import BUILT_IN, is_training, leaves, refuse_benchmarks, training_changes
+from llmevo.evaluation.tasks.listing import list_tasks
 from llmevo.evaluation.tasks.task import AskingOptions, Task
-from llmevo.evaluation.tasks.training_split import on_training_split
 from llmevo.run.experiment import config_of
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.constraints import paired
@@ -78,7 +79,7 @@ def test_data_beside_a_task_file_are_found_from_any_folder(
         write(folder, "sums", **described)
     monkeypatch.chdir(tmp_path)
     assert asked(evaluator(folder, "sums")) == questions(ROWS[:3])
-    (found,) = [task for task in listed([folder], built_in=False) if task.name == "sums"]
+    (found,) = [task for task in list_tasks([folder], built_in=False) if task.name == "sums"]
     assert found.splits == {split: 3 if "*" not in str(files) else None}
 
 
@@ -136,7 +137,7 @@ def test_a_task_is_asked_on_its_training_split(tmp_path: Path) -> None:
     write(tmp_path, "sums", splits={"test": ROWS[:4], "train": ROWS[4:12]}, training_split="train")
     scoring = evaluator(tmp_path, "sums_train", benchmarks=False)
     assert asked(scoring) == questions(ROWS[4:12])
-    score = scoring.score(RequestScorer(tiny_llama(), tiny_tokenizer()))
+    score = scoring.score(HfScorer(tiny_llama(), tiny_tokenizer()))
     assert [*score.tasks] == [*score.item_scores] == ["sums_train"]
     both = evaluator(tmp_path, "sums", "sums_train")
     assert asked(both) == questions(ROWS[:12])
@@ -165,10 +166,10 @@ def test_a_question_is_never_its_own_example(tmp_path: Path, third: bool) -> Non
     more = {"validation_split": "dev"} if third else {}
     write(tmp_path, "sums", splits=splits, training_split="train", **more)
     scoring = evaluator(tmp_path, "sums_train", num_fewshot=3)
-    lm: Any = RequestScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+    lm: Any = HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
     prompts: list[str] = []
 
-    class Watched(RequestScorer):
+    class Watched(HfScorer):
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             prompts.extend(request.args[0] for request in requests)
             return super().loglikelihood(requests, disable_tqdm)
@@ -189,11 +190,11 @@ def built_in(folder: str) -> Any:
 
 
 def test_the_splits_of_lm_evals_own_tasks() -> None:
-    factory = SimpleNamespace(build=lambda _, overrides, **__: overrides)  # it would download the questions
-    for folder, name, examples in (("hellaswag", "hellaswag", "train"), ("arc", "arc_easy", "validation")):
-        manager = SimpleNamespace(task_index=built_in(folder), _factory=factory)
-        changes = on_training_split(f"{name}_train", manager)
-        assert changes == {"task": f"{name}_train", "test_split": "train", "fewshot_split": examples}
+    hellaswag, arc = built_in("hellaswag")["hellaswag"].cfg, built_in("arc")["arc_easy"].cfg
+    changes = {"task": "h", "test_split": "train", "fewshot_split": "train"}
+    assert training_changes("h", "hellaswag", hellaswag) == changes
+    changes = {"task": "a", "test_split": "train", "fewshot_split": "validation"}
+    assert training_changes("a", "arc_easy", arc) == changes
 
 
 # Public benchmarks
@@ -294,6 +295,31 @@ def test_a_run_that_began_before_benchmarks_were_refused_goes_on(workspace: Work
     assert [config_of(each, "log").allow_benchmark_tasks for each in started] == [False, True]
 
 
+# The adapter
+
+PRIVATE = {
+    *("_aggregation_list", "_build_task", "_factory", "_filters", "_fewshot_docs", "_higher_is_better", "_instances"),
+    *("_load_full_config", "_metric_fn_kwargs", "_metric_fn_list", "_training_docs"),
+}
+"""lm-eval's attributes that have no public name."""
+
+
+def test_only_the_adapter_reads_private_names_of_lm_eval() -> None:
+    package = Path(llmevo.__file__).parent
+    for file in package.rglob("*.py"):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute | ast.FunctionDef):
+                names |= PRIVATE & {node.attr if isinstance(node, ast.Attribute) else node.name}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lm_eval."):
+                names |= {name for name in (node.module or "").split(".") if name.startswith("_")}
+                names |= {alias.name for alias in node.names if alias.name.startswith("_")}
+        if file != package / "evaluation/tasks/lm_eval.py":
+            assert not names, f"{file.name} names {names}"
+        else:
+            assert {"_factory", "_filters", "_instances"} <= names
+
+
 # The list
 
 
@@ -317,7 +343,7 @@ def test_a_search_task_goes_with_its_held_out_one(
 def test_tasks_are_listed_from_their_files(workspace: Workspace) -> None:
     folder = workspace.root / "tasks"
     write(folder, "bench", **{**HUB, "validation_split": "validation", "training_split": "train", "metric_list": None})
-    found = {task.name: task for task in listed([folder], built_in=False)}
+    found = {task.name: task for task in list_tasks([folder], built_in=False)}
     assert [*found] == ["bench", "letters", "letters_heldout"]
     assert found["letters"].splits == {"test": 12}
     assert (found["letters"].data, found["letters"].train) == (None, None)

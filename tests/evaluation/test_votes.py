@@ -13,13 +13,11 @@ from rich.console import Console
 from llmevo.cli import terminal
 from llmevo.cli.voting import booth
 from llmevo.config import parse_config, read_config
-from llmevo.engines.scoring.hf import RequestScorer
+from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.bradley_terry import PRIOR, preference, strengths
-from llmevo.evaluation.judges.memory import VerdictMemory
-from llmevo.evaluation.judges.poll import Poll, Showing
-from llmevo.evaluation.judges.records import Presentation, Vote
+from llmevo.evaluation.judges.verdicts import Poll, Presentation, Showing, VerdictMemory, Vote
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.reports.terminal.panel import picture
 from llmevo.run.log import events
@@ -163,16 +161,14 @@ def taste(**votes: Any) -> Task:
 
 
 @pytest.fixture(scope="module")
-def lms() -> list[RequestScorer]:
-    return [RequestScorer(tiny_llama(seed), tiny_tokenizer()) for seed in range(3)]
+def lms() -> list[HfScorer]:
+    return [HfScorer(tiny_llama(seed), tiny_tokenizer()) for seed in range(3)]
 
 
-def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]) -> None:
+def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[HfScorer]) -> None:
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\nThree.\n")
-    scoring, book = (
-        Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path),
-        VerdictMemory(),
-    )
+    book = VerdictMemory()
+    scoring = Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path, verdicts=book)
     assert not scoring.raceable
     shown: list[Showing] = []
 
@@ -183,12 +179,11 @@ def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[RequestScorer]
         assert {showing.first, showing.second} == {old[place], new[place]}
         return "first" if showing.first == new[place] else "second"
 
-    scoring.consult(book, None)
     first = scoring.score(lms[0])
     assert (first.total, first.stderr, first.item_scores, first.items) == (0.5, 0.0, {}, 3)
     with pytest.raises(TaskError, match="taste is voted on by a person, and there is no terminal"):
         scoring.score(lms[1])
-    scoring.consult(book, likes_the_later)
+    book.ask_voter = likes_the_later
     second = scoring.score(lms[1])
     assert len(shown) == 2
     assert second.total == second.tasks["taste"]["votes,none"] == book.standing("taste")
@@ -274,7 +269,7 @@ def test_a_run_that_was_left_goes_on_at_the_same_pair_and_can_be_recomputed(work
     file.write_text(text)
     for words, says in (
         (("replay", "run", "--rescore", 1), "who is not asked again"),
-        (("compare", config, "--seeds", 1, "--out", "many"), "its scores are those of one run"),
+        (("compare", config, "--seeds", 1, "--out", "many"), "votes count in one run only"),
     ):
         status, printed = workspace.llmevo(*words)
         assert (status, says in printed) == (2, True), printed

@@ -103,7 +103,7 @@ def test_the_card_of_a_failure_says_why_it_has_no_score(workspace: Workspace, mo
     assert workspace.llmevo("run", workspace.config(heldout=None, search=search), "--out", "run")[0] == 0
     assert workspace.llmevo("export", "run", "out", "--candidate", 1, "--recipe-only")[0] == 0
     card = Path("out/README.md").read_text()
-    assert "It has no score, for it failed: it is no good." in card
+    assert "It has no score because it failed: it is no good." in card
     assert "inf" not in card
 
 
@@ -122,6 +122,56 @@ def test_any_candidate_can_be_exported_and_an_unknown_one_is_named(finished: Wor
     assert status == 2
     assert "0 to 8" in printed
     assert not Path("other").exists()
+
+
+def _foreign_model(event: dict[str, Any]) -> None:
+    if event["event"] == "asked":
+        for candidate in event["candidates"]:
+            text = json.dumps(candidate["recipe"]).replace('"model": "one"', '"model": "stranger/model"')
+            candidate["recipe"] = json.loads(text)
+
+
+def _unknown_method(event: dict[str, Any]) -> None:
+    if event["event"] == "asked":
+        for candidate in event["candidates"]:
+            candidate["recipe"]["merge_method"] = "magic"
+
+
+def _no_recipe(event: dict[str, Any]) -> None:
+    if event["event"] == "asked":
+        del event["candidates"][0]["recipe"]
+
+
+def _other_metric(event: dict[str, Any]) -> None:
+    if event["event"] == "heldout":
+        event["tasks"] = {task: {"other,none": 0.5} for task in event["tasks"]}
+
+
+def test_an_edited_log_is_one_clear_error_that_names_it(finished: Workspace) -> None:
+    log = Path("run/events.jsonl")
+    original = log.read_text()
+    for edit, says in (
+        (_foreign_model, "names stranger/model, which is not a model of the run"),
+        (_unknown_method, "'magic' is unknown"),
+        (_no_recipe, "KeyError: 'recipe'"),
+        (_other_metric, "KeyError: 'acc,none'"),
+    ):
+        events = [json.loads(line) for line in original.splitlines()]
+        for event in events:
+            edit(event)
+        log.write_text("".join(json.dumps(event) + "\n" for event in events))
+        status, printed = finished.llmevo("export", "run", "out", "--recipe-only")
+        assert (status, says in printed, "changed by hand" in printed) == (2, True, True), printed
+        assert printed.startswith("Error: run"), printed
+        assert not Path("out").exists()
+
+
+def test_a_log_whose_best_was_not_held_out_is_exported(finished: Workspace) -> None:
+    log = Path("run/events.jsonl")
+    lines = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line).get("row") != "best"]
+    log.write_text("".join(lines))
+    assert finished.llmevo("export", "run", "out", "--recipe-only")[0] == 0
+    assert "## Held-out score" in Path("out/README.md").read_text()
 
 
 def test_another_model_at_the_same_place_is_not_exported_under_the_scores_of_the_first(finished: Workspace) -> None:

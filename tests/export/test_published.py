@@ -172,6 +172,37 @@ def test_files_lose_their_folder_and_servers_keys_and_loggers_are_left_out() -> 
     assert shared.state.trials[0].reason == "cannot read a.txt"
 
 
+@pytest.mark.parametrize(
+    ("written", "published"),
+    [
+        (f"see file:///home/{SECRET}/x.bin", "see x.bin"),
+        (f"file://host/{SECRET}/x", "x"),
+        (f"FILE:///srv/{SECRET}/x", "x"),
+        (f"→/srv/{SECRET}/deep/x.bin!", "→x.bin!"),
+        (f"#/srv/{SECRET}/x:12", "#x:12"),
+        (f"/srv/{SECRET}'s/x/y", "y"),
+        (f"/srv/{SECRET}/{{a}}/(b)/c&d", "c&d"),
+        (f"/srv/{SECRET}\\ and\\ more/x", "x"),
+        (f"</srv/{SECRET}/x>", "<x>"),
+        (f"../{SECRET}/models/x", "x"),
+        (f"a/../../{SECRET}/x", "a/x"),
+        ("</b> https://host/a/b one/all/weight ./models/x and/or /one, ~/x or b/c", None),
+    ],
+)
+def test_places_in_free_text_are_withheld(written: str, published: str | None) -> None:
+    shared = SharedRun([started(), asked(0, [0]), failed(0, written)], Path("/elsewhere/root"))
+    assert shared.state.trials[0].reason == (published or written)
+
+
+def test_a_model_outside_the_runs_folder_is_published_without_its_place() -> None:
+    first = started()
+    sources = [{**source, "reference": f"../../{SECRET}/deep/models/{source['reference']}"} for source in first.sources]
+    shared = SharedRun([first.model_copy(update={"sources": sources})], Path("/elsewhere/root"))
+    assert [source["reference"] for source in shared.lines[0]["sources"]] == ["./models/one", "./models/two"]
+    assert shared.local == ["./models/one", "./models/two"]
+    assert SECRET not in shared.log()
+
+
 def test_a_reply_that_a_failure_quotes_is_left_out_there_and_in_the_prompts_that_repeat_it() -> None:
     reason = "gate: of 8 short replies 5 are degenerate (5 empty), such as 'a reply of the model'"
     told_so = f"FAILED #5: {reason[:70]}\nFAILED #6: {reason}\nBEST #4"

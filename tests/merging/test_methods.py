@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmevo.errors import CandidateError
-from llmevo.merging.cache import Cache
 from llmevo.merging.methods.base import TensorGroup, divisor
 from llmevo.merging.methods.method import Method, Parameter
 from llmevo.merging.methods.registry import METHODS
-from llmevo.models.weights import LowRank, Weight
+from llmevo.models.weights import Weight
+from llmevo.testing import MergeMethodContract
 from support.checkpoints import bits, mergekit
 
 LARGE = (401, 403)
@@ -101,19 +101,12 @@ def typical(method: Method, seed: int = 0, shape: tuple[int, ...] = (7, 11)) -> 
 # --- what every method promises ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_what_a_method_declares_goes_together(method: Method) -> None:
-    assert method.models[0] >= 1
-    assert method.models == (1, 1) or not method.pair
-    assert not (method.takes_base and (method.pair or method.may_take_base))
-    for name, parameter in {**method.each, **method.shared}.items():
-        assert (parameter.low is None) == (parameter.high is None)
-        if parameter.low is not None and parameter.high is not None:
-            assert parameter.low < parameter.high
-            for value in (parameter.default, parameter.start):
-                assert value is None or parameter.low <= value <= parameter.high
-        elif parameter.default is None:
-            pytest.fail(f"{name} has to be given and is no gene: the search cannot give it")
+class TestEveryMethod(MergeMethodContract):
+    fixed: Mapping[str, float] = {"lambda": 0.8, "epsilon": 0.05}
+
+    @pytest.fixture(params=METHODS.values(), ids=[*METHODS])
+    def method(self, request: pytest.FixtureRequest) -> Method:
+        return request.param
 
 
 @pytest.mark.parametrize("method", [p for p in WEIGHTED if p not in params(["linear", "nuslerp"])])
@@ -124,15 +117,6 @@ def test_weight_0_everywhere_gives_the_base_bit_for_bit(method: Method, normaliz
         if name in method.shared:
             result = merged(method, base, models, {"weight": [0.0] * 3}, {name: normalize})
             assert torch.equal(bits(result), bits(base))
-
-
-@pytest.mark.parametrize("method", WEIGHTED)
-def test_one_model_with_weight_1_is_that_model(method: Method) -> None:
-    count = how_many(method)
-    base, *models = some(1 + count)
-    for place, model in enumerate(models):
-        weights = [float(place == other) for other in range(count)]
-        torch.testing.assert_close(merged(method, base, models, {"weight": weights}), model, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [p for p in OF_MANY if p not in params(["nuslerp", "model_stock"])])
@@ -165,74 +149,6 @@ def test_the_order_of_the_models_does_not_matter(method: Method) -> None:
             seeds=[inputs.seeds[i] for i in order],
         )
         torch.testing.assert_close(method.merge(moved), first, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", EVERY)
-def test_a_merge_leaves_its_inputs_as_they_were(method: Method) -> None:
-    inputs = typical(method)
-    tensors = [tensor for tensor in (inputs.base, *inputs.models) if isinstance(tensor, Tensor)]
-    copies = [tensor.clone() for tensor in tensors]
-    method.merge(inputs)
-    assert all(torch.equal(now, before) for now, before in zip(tensors, copies, strict=True))
-
-
-@pytest.mark.parametrize("method", EVERY)
-def test_16_bit_inputs_are_merged_in_float32_and_rounded_once(method: Method) -> None:
-    inputs = typical(method, shape=(40, 50))
-    base = None if inputs.base is None else inputs.base.bfloat16()
-    models = [model.bfloat16() for model in inputs.models if isinstance(model, Tensor)]
-    stored = replace(inputs, base=base, models=models, dtype=torch.bfloat16)
-    wide = replace(inputs, base=None if base is None else base.float(), models=[model.float() for model in models])
-    assert torch.equal(bits(method.merge(stored).bfloat16()), bits(method.merge(wide).bfloat16()))
-    halves = replace(stored, base=None if base is None else base.half(), models=[m.half() for m in models])
-    assert method.merge(replace(halves, dtype=torch.float16)).dtype in (torch.float16, torch.float32)
-
-
-@pytest.mark.parametrize("method", EVERY)
-def test_the_bits_do_not_depend_on_the_number_of_threads_or_on_the_cache(method: Method) -> None:
-    inputs = typical(method, shape=LARGE)
-    plain = method.merge(inputs)
-    kept = replace(inputs, keys=[*range(len(inputs.models))], cache=Cache(1e9))
-    try:
-        for threads in (2, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(bits(method.merge(inputs)), bits(plain))
-        for _ in range(2):
-            assert torch.equal(bits(method.merge(kept)), bits(plain))
-    finally:
-        torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize("method", EVERY)
-def test_what_is_cached_holds_for_other_genes_too(method: Method) -> None:
-    inputs = typical(method, shape=(130, 120))
-    kept = replace(inputs, keys=[*range(len(inputs.models))], cache=Cache(1e9))
-    method.merge(kept)
-    for factor in (0.5, 0.499, 1.0, 0.98765432):
-        each = {n: [v * factor for v in values] if n != "epsilon" else values for n, values in inputs.each.items()}
-        genes = [name for name, p in method.shared.items() if p.is_gene]
-        shared = {n: v * factor if n in genes else v for n, v in inputs.shared.items()}
-        each |= {"epsilon": [0.05] * len(inputs.models)} if "epsilon" in each else {}
-        plain = method.merge(replace(inputs, each=each, shared=shared))
-        assert torch.equal(bits(method.merge(replace(kept, each=each, shared=shared))), bits(plain))
-
-
-@pytest.mark.parametrize("method", EVERY)
-@pytest.mark.parametrize("low", [(True, True, True), (True, False, True)])
-@pytest.mark.parametrize("over_base", [True, False])
-def test_a_low_rank_model_merges_like_the_tensor_it_stands_for(
-    method: Method, low: tuple[bool, ...], over_base: bool
-) -> None:
-    inputs = typical(method)
-    base, other = some(2, (7, 11), seed=5)
-    under = base if over_base else other
-    factors = [*zip(some(3, (7, 2), seed=1), some(3, (2, 11), seed=2), strict=True)][: len(inputs.models)]
-    pairs = [LowRank(under, up, down) for up, down in factors]
-    mixed = [pair if use else pair.dense() for pair, use in zip(pairs, low, strict=False)]
-    origin = None if inputs.base is None else base
-    whole = method.merge(replace(inputs, base=origin, models=[pair.dense() for pair in pairs]))
-    result = method.merge(replace(inputs, base=origin, models=mixed))
-    torch.testing.assert_close(result, whole, rtol=1e-5, atol=2e-6)
 
 
 TENSORS: dict[str, list[Tensor]] = {

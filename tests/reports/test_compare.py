@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llmevo.config import parse_config, read_config
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.reports.comparison.chart import draw
@@ -367,7 +367,7 @@ def test_more_seeds_add_to_what_is_there_and_another_config_is_refused(workspace
     assert log.read_bytes() == before
     status, printed = compared(workspace, *options, "--budget", 6)
     assert status == 2
-    assert "c/random-5 was begun with search.budget 5, now it is 6" in printed
+    assert "c/random-5 was begun with another config:\n  config.search.budget: 5 before, 6 now\n" in printed
     assert log.read_bytes() == before
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from llmevo.cli.terminal import Terminal
 from llmevo.config import parse_config
 from llmevo.errors import plural
-from llmevo.evaluation.tasks.names import short
+from llmevo.evaluation.tasks.task import short
 from llmevo.reports.terminal.live import Display
-from llmevo.reports.terminal.panel import clock, fitted, picture
+from llmevo.reports.terminal.panel import fitted, picture
 from llmevo.reports.terminal.replay import play
+from llmevo.reports.text import clock
 from llmevo.reports.verdict import verdict
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import Asked, Event, Failed, HeldOut, Prompted
@@ -268,7 +269,8 @@ def test_where_there_is_no_terminal_nothing_is_wrapped_or_cut(tmp_path: Path) ->
     name = "a-model-with-a-rather-long-name-3"
     rows = [held_out(name, "parent", 0.4, tasks=tasks), held_out("best", "best", 0.7, tasks=tasks)]
     written(tmp_path / "run", [*log, *rows, finished(12, 0.9)])
-    command = [sys.executable, "-m", "llmevo", "replay", str(tmp_path / "run")]
+    start = "from llmevo.cli.app import main; main()"
+    command = [sys.executable, "-c", start, "replay", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"})
     assert "…" not in done.stdout
     table = next(line for line in done.stdout.splitlines() if line.startswith(name))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ from llmevo.config import parse_config
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
-from llmevo.reports.html.pareto import Covered, covered, places
+from llmevo.reports.html.analysis import Subject
+from llmevo.reports.html.pareto import Covered, covered, hypervolume, places
 from llmevo.reports.html.pareto import front as drawn
-from llmevo.reports.html.subject import Subject
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.genome import Genome
-from llmevo.search.objectives.objective import Objective
-from llmevo.search.objectives.pareto import front
+from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup
@@ -304,6 +304,21 @@ def test_the_hypervolume_is_that_of_monte_carlo_and_what_misses_a_constraint_cov
     kept = log(*points)
     kept[0].config["constraints"] = [f"{NAMES[2]} >= 2"]
     assert covered(Subject.of(made_logs.written(tmp_path / "none", kept))) is None
+
+
+def test_a_hypervolume_is_that_of_the_boxes_worked_out_by_hand() -> None:
+    assert hypervolume(np.zeros((0, 2))) == 0
+    assert hypervolume(np.array([[2.0, 3.0], [1.0, 1.0], [2.0, 3.0], [-1.0, 9.0]])) == 6
+    assert hypervolume(np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0]])) == 6
+    assert hypervolume(np.array([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])) == 4
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 4])
+def test_a_hypervolume_is_that_of_inclusion_and_exclusion(tasks: int) -> None:
+    points = np.random.default_rng(tasks).uniform(0, 1, (7, tasks)).round(1)  # with ties
+    boxes = [points[[*chosen]].min(axis=0).prod() for n in range(1, 8) for chosen in combinations(range(7), n)]
+    signs = [(-1) ** (n + 1) for n in range(1, 8) for _ in combinations(range(7), n)]
+    assert hypervolume(points) == pytest.approx(np.dot(boxes, signs))
 
 
 def test_a_prediction_of_one_emphasis_is_not_shown_with_the_front(tmp_path: Any) -> None:

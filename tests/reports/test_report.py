@@ -13,15 +13,23 @@ import numpy as np
 import pytest
 import yaml
 
+from llmevo.reports.html.analysis import (
+    ALL,
+    FEWEST,
+    Subject,
+    bootstrap_corrected,
+    corrected,
+    costs,
+    effects,
+    items,
+)
 from llmevo.reports.html.comparison import comparison_page
-from llmevo.reports.html.costs import costs
-from llmevo.reports.html.effects import ALL, effects
-from llmevo.reports.html.page import rechosen, run_page
+from llmevo.reports.html.page import run_page
 from llmevo.reports.html.predictions import LLM, STATISTICS, predictions
-from llmevo.reports.html.questions import items
-from llmevo.reports.html.subject import Subject
-from llmevo.reports.html.winners_curse import FEWEST, rechoose, shrink
+from llmevo.reports.text import UNSAFE, printable
 from llmevo.run.log import events
+from llmevo.run.log.storage import read_log
+from support import made_logs
 from support.browser import Page, browser
 from support.synthetic import Synthetic
 from support.workspace import Workspace
@@ -42,33 +50,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Synthetic]:
 # Its numbers
 
 
-def test_shrinking_takes_the_luck_out_of_the_best_score_and_knows_how_sure_it_is() -> None:
-    random = np.random.default_rng(0)
-    measured, estimated, inside = [], [], []
-    for _ in range(100):
-        true = 0.55 + 0.05 * random.standard_normal(30)
-        scores = true + 0.035 * random.standard_normal(30)
-        best = int(scores.argmax())
-        found = shrink([*scores], [0.035] * 30, best)
-        assert found
-        measured.append(found.score - true[best])
-        estimated.append(found.mean - true[best])
-        inside.append(found.low <= true[best] <= found.high)
-    assert np.mean(measured) > 0.03
-    assert abs(np.mean(estimated)) < 0.008
-    assert np.mean(inside) > 0.9
-
-
-def test_nothing_is_said_of_few_scores_or_without_standard_errors() -> None:
-    assert shrink([0.5] * (FEWEST - 1), [0.1] * (FEWEST - 1), 0) is None
-    assert shrink([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.0] * 6, 5) is None
-    assert rechoose([[[1.0, 0.0]]] * (FEWEST - 1), [1.0]) is None
-
-
-def test_a_score_without_an_error_of_its_own_is_as_uncertain_as_the_others() -> None:
-    found = shrink([0.4, 0.45, 0.5, 0.5, 0.55, 1.0], [0.05, 0.05, 0.05, 0.05, 0.05, 0.0], 5)
-    assert found
-    assert found.low < found.mean < 1.0
+def test_nothing_is_said_of_few_candidates() -> None:
+    assert bootstrap_corrected([[[1.0, 0.0]]] * (FEWEST - 1), [1.0]) is None
 
 
 def test_choosing_again_among_equals_finds_what_all_are_worth() -> None:
@@ -76,13 +59,24 @@ def test_choosing_again_among_equals_finds_what_all_are_worth() -> None:
     luck, left = [], []
     for _ in range(20):
         answers = (random.random((20, 100)) < 0.5).astype(float)
-        found = rechoose([[row[:60], row[60:]] for row in answers], [0.6, 0.4])
+        found = bootstrap_corrected([[row[:60], row[60:]] for row in answers], [0.6, 0.4])
         assert found
         assert found.score == pytest.approx(answers.mean(1).max())
         luck.append(found.luck)
         left.append(found.mean - 0.5)
     assert np.mean(luck) > 0.06
     assert abs(np.mean(left)) < 0.02
+
+
+def test_the_page_says_how_much_of_the_highest_score_is_luck(hostile: tuple[Path, Synthetic]) -> None:
+    subject = Subject.of(hostile[0])
+    found, leader = corrected(subject), subject.state.leader
+    assert found
+    assert leader
+    assert found.score == pytest.approx(leader.value)
+    assert found.low < found.mean < found.score
+    page = (hostile[0] / "report.html").read_text()
+    assert f"gives {found.mean:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})" in page
 
 
 def test_effects_are_those_of_the_landscape_task_by_task(tmp_path: Path) -> None:
@@ -102,8 +96,15 @@ def test_effects_are_those_of_the_landscape_task_by_task(tmp_path: Path) -> None
         assert [gene.earned for gene in of.genes] == pytest.approx([*(told * steps)])
 
 
-def test_predictions_are_read_from_replies_and_notes(hostile: tuple[Path, Synthetic]) -> None:
-    subject = Subject.of(hostile[0])
+@pytest.mark.parametrize("logged", [False, True], ids=["replies and notes of an older log", "numbers in the log"])
+def test_predictions_are_read(hostile: tuple[Path, Synthetic], tmp_path: Path, logged: bool) -> None:
+    folder = hostile[0]
+    if logged:
+        rows: list[events.Event] = [event for event in read_log(folder) if not isinstance(event, events.Prompted)]
+        for candidate in (row for event in rows if isinstance(event, events.Asked) for row in event.candidates):
+            candidate |= {"note": "", "expected": {"llm": 0.6, "gaussian": 0.51}.get(candidate["origin"])}
+        folder = made_logs.written(tmp_path / "run", rows)
+    subject = Subject.of(folder)
     found = {prediction.candidate: prediction for prediction in predictions(subject)}
     for trial in subject.scored:
         said = {"llm": (LLM, 0.6), "gaussian": (STATISTICS, 0.51)}.get(trial.candidate.origin)
@@ -191,6 +192,16 @@ def test_texts_of_others_are_shown_and_not_run(hostile: tuple[Path, Synthetic]) 
     assert HOSTILE in prompts[0]["messages"][0]["content"]
 
 
+def test_no_control_character_of_a_text_enters_the_page(tmp_path: Path) -> None:
+    said = "red \x1b[31m, bell \x07, back \x08, turned \u202e\u2066, csi \x9b, tab \t."
+    page = run_page(Synthetic(30, said=said).write(tmp_path))
+    assert not UNSAFE.search(page)
+    assert "red [31m, bell , back , turned , csi , tab \t." in page
+    data, details = json.loads(Scripts(page).scripts[0][1]), json.loads(packed(page, "details"))
+    assert any("red [31m, bell" in row["note"] for row in data["candidates"])
+    assert (data, details) == (printable(data), printable(details))
+
+
 def test_an_origin_of_an_edited_log_makes_no_link_in_a_legend(tmp_path: Path) -> None:
     folder = Synthetic(12).write(tmp_path)
     log = folder / "events.jsonl"
@@ -217,8 +228,8 @@ def test_older_logs_have_no_section_of_questions(tmp_path: Path) -> None:
     folder = Synthetic(12, items=False).write(tmp_path)
     page = run_page(folder)
     assert 'id="items"' not in page
-    assert rechosen(Subject.of(folder)) is None
-    assert "choosing again" not in page
+    assert corrected(Subject.of(folder)) is None
+    assert "Bootstrap bias correction" not in page
     assert 'id="candidates"' in page
 
 
@@ -295,6 +306,25 @@ def test_the_command_writes_the_page_where_it_is_asked_to(workspace: Workspace, 
     assert (status, "nowhere" in said) == (2, True)
     status, said = workspace.llmevo("report", comparison / "llm-0", "--out", "no/such/place.html")
     assert (status, "--out" in said) == (2, True)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", " inf"])
+def test_a_number_that_is_none_is_refused_with_its_line(workspace: Workspace, tmp_path: Path, value: str) -> None:
+    folder = Synthetic(12).write(tmp_path / "run")
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if '"event":"evaluated"' in line)
+    event = json.loads(lines[place])
+    lines[place] = json.dumps({**event, "score": value})
+    log.write_text("\n".join(lines) + "\n")
+    status, said = workspace.llmevo("report", folder)
+    assert status == 2
+    assert f"events.jsonl:{place + 1}: is no event of llmevo (a number is NaN or infinite" in said
+    lines[place] = json.dumps(event)
+    event = json.loads(lines[0])
+    event["prompts"] = {"chat.j2": value}
+    log.write_text("\n".join([json.dumps(event), *lines[1:]]) + "\n")
+    assert workspace.llmevo("report", folder)[0] == 0  # as a text it means nothing
 
 
 def test_a_real_run_has_its_questions_and_replies_in_the_page(workspace: Workspace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmevo.reports.terminal.status import ago, status
+from llmevo.run.log.events import HeldOut
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, runs_below
 from llmevo.run.progress import ECONOMY
@@ -62,6 +63,24 @@ def test_a_running_one_tells_how_long_still_and_a_stopped_one_does_not(tmp_path:
     assert status(tmp_path / "run").left is None
 
 
+def test_a_run_of_a_comparison_is_told_with_what_the_others_know_already(tmp_path: Path) -> None:
+    """Start rows and held-out rows are taken over; a run that only lies next to others has none that it knows."""
+    search = {"optimizer": "llm", "seed": 0, "budget": 9}
+    log = [started(search={**search, "seed": seed}) for seed in (0, 1)]
+    known = [
+        event.model_copy(update={"seconds": {"evaluate": 60.0}}) if isinstance(event, HeldOut) else event
+        for event in whole_run()[1:]
+    ]
+    written(tmp_path / "c" / "llm-0", [log[0], *known])
+    written(tmp_path / "c" / "llm-2", [evaluated(7, 0.5)])
+    for name, expected in (("c/llm-1", 7 * 3 + 60), ("single/llm-1", None), ("c/other", None)):
+        with RunLog(tmp_path / name) as run:
+            run.append(log[1])
+            run.append(asked(0, [0, 1], "parent", ("one", "two")))
+            left = status(run.folder).left
+        assert left == (expected and pytest.approx(expected, rel=0.2)), name
+
+
 def test_looking_neither_changes_a_run_nor_hinders_its_writer(tmp_path: Path) -> None:
     run = written(tmp_path / "run", whole_run()[:6])
     (run / LOG).write_bytes((run / LOG).read_bytes() + b'{"event": "to')
@@ -98,7 +117,7 @@ def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_all_runs_below_runs_within_80_columns(workspace: Workspace) -> None:
-    assert "No run lies below ./runs" in workspace.llmevo("status")[1]
+    assert "There is no run below ./runs" in workspace.llmevo("status")[1]
     assert workspace.llmevo("status", "--json") == (0, "[]\n")
     written(Path("runs/one"), whole_run())
     written(Path("runs/both-compare/a-run-with-quite-a-long-name-0"), whole_run()[:8])

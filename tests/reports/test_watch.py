@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from llmevo.errors import RunError
-from llmevo.reports.terminal.watch import watch
+from llmevo.reports.terminal.live import watch
 from llmevo.run.log.events import Resumed
 from llmevo.run.log.storage import LOG, RunLog, Tail, is_written
 from support.made_logs import asked, evaluated, line, started, told, whole_run, written

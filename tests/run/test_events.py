@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmevo.evaluation.judges.records import Verdict
+from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.run.log import events
 from llmevo.search.trial import Candidate, Trial
@@ -172,6 +172,13 @@ def test_the_fields_that_outside_tools_rely_on_are_in_the_line(name: str) -> Non
 def test_asked_candidates_are_read_with_their_generation() -> None:
     asked = events.Asked(generation=3, candidates=[CANDIDATE])
     assert asked.read() == [Candidate(4, 3, "llm", {"a/all/weight": 0.3}, "ü")]
+
+
+def test_a_prediction_is_read_from_its_field_and_of_an_older_log_from_the_note() -> None:
+    noted = {**CANDIDATE, "origin": "gaussian", "note": "expected -1.5e-05"}
+    rows = [noted, {**noted, "expected": 0.25}, {**noted, "expected": None}, {**noted, "origin": "llm"}]
+    asked = events.Asked(generation=3, candidates=rows)
+    assert [candidate.expected for candidate in asked.read()] == [-1.5e-05, 0.25, None, None]
 
 
 @pytest.mark.parametrize("place", [4, 8])

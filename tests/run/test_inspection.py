@@ -86,7 +86,12 @@ def test_an_llm_is_promised_only_where_the_budget_leaves_room_for_it(workspace: 
 
 
 @pytest.mark.parametrize(
-    ("price", "said"), [(None, "cost unknown without llm.price"), ({"prompt": 1e3}, "cost 3.00 at the config's prices")]
+    ("price", "said"),
+    [
+        (None, "cost unknown without llm.price"),
+        ({"prompt": 1e3}, "cost 3.00 at the config's prices"),
+        ({"prompt": 0}, "cost 0.00 at the config's prices"),
+    ],
 )
 def test_no_cost_is_shown_where_no_price_is_known(
     workspace: Workspace, price: dict[str, float] | None, said: str

@@ -14,13 +14,10 @@ import pytest
 
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError
-from llmevo.run import trackers as loggers
+from llmevo.run import trackers
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.trackers import LOGGERS, check_installed
-from llmevo.run.trackers import forward as forwarding
-from llmevo.run.trackers.base import About
-from llmevo.run.trackers.forward import about_run, forwarded
+from llmevo.run.trackers import LOGGERS, About, about_run, check_installed, forwarded
 from support.made_logs import whole_run
 from support.workspace import Workspace
 
@@ -43,7 +40,6 @@ def send(log: Sequence[events.Event], entries: Sequence[Mapping[str, Any]], fold
 class Memory:
     """A logger that remembers, in place of a package."""
 
-    package, options = "json", ("held",)
     opened: "list[Memory]"
 
     def __init__(self, run: About, held: int = 0) -> None:
@@ -68,7 +64,7 @@ class Memory:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> list[Memory]:
     Memory.opened = []
-    monkeypatch.setattr(forwarding, "LOGGERS", {"memory": Memory})
+    monkeypatch.setattr(trackers, "LOGGERS", {"memory": Memory})
     return Memory.opened
 
 
@@ -135,7 +131,7 @@ def test_a_logger_that_hangs_costs_the_patience_and_no_more(
 ) -> None:
     end = threading.Event()
     monkeypatch.setattr(Memory, where, lambda *_, **__: end.wait())
-    monkeypatch.setattr(forwarding, "SIZE", 5)
+    monkeypatch.setattr(trackers, "QUEUE_SIZE", 5)
     warnings: list[str] = []
     with forwarded([{"name": "memory"}], tmp_path, warnings.append, patience=0.2) as (observe,):
         state = RunState()
@@ -296,7 +292,7 @@ def test_a_logger_that_cannot_be_is_refused_with_the_way_out(given: list[Any], m
 
 
 def test_a_missing_package_is_told_before_anything_starts(workspace: Workspace) -> None:
-    workspace.monkeypatch.setattr(loggers, "find_spec", lambda _: None)
+    workspace.monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run", "--logger", "mlflow")
     assert (status, "pip install 'llmevo[mlflow]'" in printed, Path("run").exists()) == (2, True, False)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run", "--logger", "nobody")

@@ -11,12 +11,20 @@ from safetensors.torch import load_file, save_file
 
 from llmevo.config import read_config
 from llmevo.run import preflight
-from llmevo.run.preflight import architecture
 from llmevo.run.preflight.base import Finding
-from llmevo.run.preflight.licences import licences
-from llmevo.run.preflight.memory import memory, memory_of
+from llmevo.run.preflight.forecast import memory, memory_of
+from llmevo.run.preflight.models import (
+    adapters,
+    dtypes,
+    functions,
+    licences,
+    rope,
+    rounded,
+    rounding_loss,
+    tied_heads,
+    vectors,
+)
 from llmevo.run.preflight.questions import questions
-from llmevo.run.preflight.task_vectors import rounded, rounding_loss, vectors
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 from support.checkpoints import new_adapter
@@ -87,13 +95,31 @@ def test_chat_templates_matter_only_where_they_are_applied(workspace: Workspace)
     assert (found.model, "not that of base" in found.what) == ("two", True)
 
 
-def test_a_missing_chat_template_names_the_models_that_have_one(workspace: Workspace) -> None:
-    (workspace.root / "base" / "chat_template.jinja").unlink(missing_ok=True)
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "there is no chat template"),
+        ("{% for m in messages %}", "cannot be rendered (TemplateSyntaxError: Unexpected end of template"),
+        ("{{ messages[0].content.sing() }}", "cannot be rendered (UndefinedError: "),
+        ("{{ 1 / 0 }}", "cannot be rendered (ZeroDivisionError: "),
+    ],
+)
+@pytest.mark.parametrize("words", [("run", "--out", "run"), ("inspect",)])
+def test_a_chat_template_that_cannot_be_rendered_ends_a_run_before_its_first_candidate(
+    words: tuple[str, ...], template: str | None, said: str, workspace: Workspace
+) -> None:
+    file = workspace.root / "base" / "chat_template.jinja"
     change(workspace.root / "base" / "tokenizer_config.json", chat_template=None)
-    found = only(chat_templates(scorer(workspace, apply_chat_template=True)))
-    assert found.model == "base"
-    assert "one, two" in found.remedy
-    assert "apply_chat_template: false" in found.remedy
+    file.unlink(missing_ok=True) if template is None else file.write_text(template)
+    status, printed = workspace.llmevo(words[0], workspace.config(apply_chat_template=True), *words[1:])
+    assert status == 2
+    (line,) = printed.splitlines()
+    assert "base: apply_chat_template is true, and " in line
+    assert said in line
+    assert "set apply_chat_template: false, or genome.tokenizer_source: a model that has a template (one, two)" in line
+    assert not (workspace.root / "run").exists()
+    status, printed = workspace.llmevo("run", workspace.config(apply_chat_template=False), "--dry-run")
+    assert status == 0, printed
 
 
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
@@ -129,35 +155,35 @@ def test_a_chat_template_without_a_system_message_is_named_where_a_task_has_a_de
 )
 def test_other_rotary_embeddings_are_named(workspace: Workspace, keys: dict[str, Any], said: str) -> None:
     change(workspace.root / "one" / "config.json", **keys)
-    found = only(architecture.rope(scorer(workspace)))
+    found = only(rope(scorer(workspace)))
     assert found.model == "one"
     assert said in found.what
 
 
 def test_ways_of_writing_the_same_rotary_embeddings_are_the_same(workspace: Workspace) -> None:
     change(workspace.root / "one" / "config.json", rope_parameters=None, rope_theta=10000.0)
-    assert not [*architecture.rope(scorer(workspace))]
+    assert not [*rope(scorer(workspace))]
 
 
 @pytest.mark.parametrize(("said", "warned"), [("org/Base", False), ("base", False), ("meta/Llama-3.1-8B", True)])
 def test_an_adapter_of_another_model_by_its_own_word_is_named(workspace: Workspace, said: str, warned: bool) -> None:
     config = new_adapter(workspace.root / "lora", workspace.root / "base") / "adapter_config.json"
-    assert not [*architecture.adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    assert not [*adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
     change(config, base_model_name_or_path=said)
-    found = [*architecture.adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
+    found = [*adapters(scorer(workspace, genome={**GENOME, "models": ["one", "base+lora"]}))]
     assert [(of.model, f"trained on {said}" in of.what) for of in found] == [("lora", True)] * warned
 
 
 def test_equal_shapes_that_compute_something_else_are_named(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", rms_norm_eps=0.1, model_type="mistral")
-    found = only(architecture.functions(scorer(workspace)))
+    found = only(functions(scorer(workspace)))
     assert "rms_norm_eps is 0.1" in found.what
     assert "model_type is mistral, that of base llama" in found.what
 
 
 def test_digits_that_the_result_will_not_have(workspace: Workspace) -> None:
-    assert not [*architecture.dtypes(scorer(workspace))]
-    found = only(architecture.dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    assert not [*dtypes(scorer(workspace))]
+    found = only(dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert "stored in float32, and the merge is written in bfloat16" in found.what
 
 
@@ -165,7 +191,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
     for name, dtype in (("base", torch.bfloat16), ("one", torch.bfloat16), ("two", torch.float16)):
         file = workspace.root / name / "model.safetensors"
         save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = only(architecture.dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
+    found = only(dtypes(scorer(workspace, genome={**GENOME, "dtype": "bfloat16"})))
     assert (found.model, found.what) == (
         "two",
         "stored in float16, base in bfloat16: they are rounded differently",
@@ -174,7 +200,7 @@ def test_models_stored_in_different_half_precisions(workspace: Workspace) -> Non
 
 def test_heads_that_one_model_ties_and_another_does_not(workspace: Workspace) -> None:
     change(workspace.root / "two" / "config.json", tie_word_embeddings=False)
-    found = only(architecture.tied_heads(scorer(workspace)))
+    found = only(tied_heads(scorer(workspace)))
     assert "tie_word_embeddings is false, that of base true" in found.what
 
 
@@ -184,13 +210,13 @@ def test_a_head_of_its_own_under_a_tied_config_is_not_used(workspace: Workspace)
         tiny_llama(seed, tied=False).save_pretrained(workspace.root / name)
         tiny_tokenizer().save_pretrained(workspace.root / name)
         change(workspace.root / name / "config.json", tie_word_embeddings=True)
-    assert [found.model for found in architecture.tied_heads(scorer(workspace))] == ["one", "two"]
+    assert [found.model for found in tied_heads(scorer(workspace))] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
     ("declared", "named", "said"),
     [
-        (("mit", "mit", "cc-by-nc-4.0"), "two", "forbids commercial use, beside mit"),
+        (("mit", "mit", "cc-by-nc-4.0"), "two", "forbids commercial use, next to mit"),
         (("llama3.1", "llama3.1", "apache-2.0"), "base, one", "'Built with Llama'"),
         (("gemma", "apache-2.0", "apache-2.0"), "base", "use restrictions"),
         (("apache-2.0", "gpl-3.0", "apache-2.0"), "one", "gpl-3.0 wants the result under itself"),

@@ -46,6 +46,38 @@ def test_a_golden_log_verifies_for_ever(file: Path) -> None:
     assert verify(read_log(file), file)
 
 
+@pytest.mark.parametrize("search", [{"optimizer": "one-plus-one"}, {"sigma_rule": "legacy"}], ids=str)
+@pytest.mark.usefixtures("run")
+def test_a_log_with_a_removed_value_is_shown_and_exported_and_no_more(
+    workspace: Workspace, search: dict[str, str]
+) -> None:
+    log = workspace.root / "run" / LOG
+    first, *others = log.read_text().splitlines(keepends=True)
+    started = json.loads(first)
+    started["config"]["search"] |= search
+    log.write_text("".join([json.dumps(started) + "\n", *others]))
+    for words in (("status", "run"), ("replay", "run"), ("report", "run"), ("export", "run", "merged")):
+        status, printed = workspace.llmevo(*words)
+        assert status == 0, printed
+    for words in (("resume", "run"), ("replay", "run", "--verify")):
+        status, printed = workspace.llmevo(*words)
+        says = " ".join(printed.split())
+        assert (status, "was removed, so this run can be shown and exported" in says) == (2, True), printed
+
+
+def test_predicted_scores_are_logged_and_verified(workspace: Workspace) -> None:
+    search = {"optimizer": "llm-off", "budget": 10}
+    assert workspace.llmevo("run", workspace.config(search=search, heldout=None), "--out", "run")[0] == 0
+    log = workspace.root / "run" / LOG
+    rows = [row for event in read_log(log.parent) if isinstance(event, events.Asked) for row in event.candidates]
+    predicted = [row["expected"] for row in rows if row["origin"] == "gaussian"]
+    assert predicted == [float(row["note"].split()[1]) for row in rows if row["origin"] == "gaussian"]
+    assert predicted
+    log.write_text(log.read_text().replace(f'"expected":{predicted[0]}', '"expected":7.5', 1))
+    status, printed = workspace.llmevo("replay", "run", "--verify")
+    assert (status, ".expected is 7.5 in the log" in " ".join(printed.split())) == (2, True), printed
+
+
 def test_verifying_needs_no_models_no_questions_and_no_library_that_scores() -> None:
     code = (
         "import sys; from llmevo.cli import app as cli; sys.argv = ['llmevo', 'replay', sys.argv[1], '--verify']\n"
@@ -221,32 +253,3 @@ def test_a_candidate_that_fails_now_is_a_difference(workspace: Workspace, monkey
     monkeypatch.setattr(Scorer, "score", fail)
     status, printed = workspace.llmevo("replay", "run", "--rescore", 1)
     assert (status, "out of memory" in printed, "neither the questions nor the models" in printed) == (1, True, True)
-
-
-@pytest.mark.parametrize("optimizer", ["random", "cma-es", "llm-off", "tpe", "spsa", "one-plus-one"])
-def test_what_another_optimizer_would_have_done_is_an_expectation(workspace: Workspace, optimizer: str) -> None:
-    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", f"optimizer={optimizer},seed=5")
-    assert status == 0, printed
-    for words in (f"{optimizer}, seed 5: expected", "this run, as scored", "nothing was merged", "left out", "±"):
-        assert words in printed
-    assert workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", f"optimizer={optimizer},seed=5")[1] == printed
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ("optimizer=llm", "asks an LLM"),
-        ("optimizer=cma-e", "did you mean 'cma-es'"),
-        ("seed=x", "no whole number"),
-        ("budget=5", "optimizer=NAME, seed=N"),
-    ],
-)
-def test_what_cannot_be_imagined_is_refused(workspace: Workspace, given: str, says: str) -> None:
-    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), "--what-if", given)
-    assert (status, says in printed) == (2, True), printed
-
-
-@pytest.mark.usefixtures("run")
-def test_too_few_scores_say_nothing(workspace: Workspace) -> None:
-    status, printed = workspace.llmevo("replay", "run", "--what-if", "optimizer=cma-es")
-    assert (status, "scores in the log say nothing" in printed) == (2, True), printed

@@ -490,7 +490,7 @@ def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silen
     file.write_text(yaml.safe_dump({**config, "search": {**SEARCH, "budget": 50}}))  # it may have been an option
     status, printed = workspace.llmevo("resume", "run", "--budget", 7)
     assert status == 0, printed
-    assert "run/config.yml says something else than the log, which counts" in printed
+    assert "run/config.yml differs from the log, which counts" in printed
     assert "config.search.budget: 6 before, 50 now" in printed
     file.write_text(yaml.safe_dump({**config, "limit": 5}))
     status, printed = workspace.llmevo("resume", "run", "--budget", 8)
@@ -506,6 +506,18 @@ def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silen
     file.write_text("# the same\n" + given)
     status, printed = workspace.llmevo("resume", "run", "--budget", 9)
     assert (status, "config.yml" in printed) == (0, False), printed
+
+
+@pytest.mark.parametrize("text", ["genome: [", "tasks: nonsense", "genome:\n  telepathy: true\n"])
+def test_a_config_in_the_runs_folder_that_cannot_be_read_is_a_warning(workspace: Workspace, text: str) -> None:
+    stopped(workspace)
+    file = workspace.root / "run" / "config.yml"
+    file.write_text(text)
+    status, printed = workspace.llmevo("resume", "run")
+    assert status == 0, printed
+    (line,) = [line for line in printed.splitlines() if "config.yml" in line]
+    assert line.startswith("! run/config.yml cannot be read (")
+    assert line.endswith("): changes in it do not count, the log does")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from llmevo.llm.templates import Templates
 from llmevo.search.evidence import calibration, contrasts, estimate_effects, rank_normal, target
 from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
-from llmevo.search.prompts.detail import TOKENS, tokens
+from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.names import shortened
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.prompts.table import MOST, GeneTable

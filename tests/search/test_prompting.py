@@ -15,7 +15,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates, foreign
 from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
-from llmevo.search.prompts.detail import tokens
+from llmevo.search.prompts.chat import tokens
 from llmevo.search.prompts.question import ROWS, Question
 from llmevo.search.prompts.reading import answer_model, read
 from llmevo.search.space import Genes, SearchSpace
@@ -355,12 +355,12 @@ def test_the_kind_the_prediction_and_the_spread_are_kept() -> None:
     said = {"kind": "Crossover ", "predicted_score": "0.61", "spread": ["tighter", "WIDER"]}
     text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[1, 2], [3, 4]]}]})
     (suggestion,) = read(text, question(over=over)).proposals
-    assert (suggestion.kind, suggestion.predicted, suggestion.spread) == ("crossover", 0.61, ("tighter", "wider"))
+    assert (suggestion.kind, suggestion.expected, suggestion.spread) == ("crossover", 0.61, ("tighter", "wider"))
 
 
 def test_an_answer_without_them_is_as_good() -> None:
     (suggestion,) = read('{"proposals": [{"genome": [[30, 60]]}]}', question()).proposals
-    assert (suggestion.genes, suggestion.kind, suggestion.predicted, suggestion.spread) == (
+    assert (suggestion.genes, suggestion.kind, suggestion.expected, suggestion.spread) == (
         both(0.3, 0.6),
         "",
         None,
@@ -390,7 +390,7 @@ def test_what_of_them_makes_no_sense_is_left_out_and_the_genome_stays(
     text = json.dumps({"proposals": [{**OPINION, **said, "genome": [[30, 60]]}]})
     (suggestion,) = read(text, question()).proposals
     assert suggestion.genes == both(0.3, 0.6)
-    assert (suggestion.kind, suggestion.predicted, suggestion.spread) == kept
+    assert (suggestion.kind, suggestion.expected, suggestion.spread) == kept
 
 
 # Rows that are lost

@@ -1,6 +1,6 @@
-"""A transformers model without its output head: logits are computed for the tokens that are asked about, no others."""
+"""A transformers model without its output head: logits are computed only for the tokens that are scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from llmevo.engines.scoring.packing import Batch
+from llmevo.engines.scoring.packing import Batch, Encoded, Row
 
 HEAD_ROWS = 256
-"""Tokens whose logits are held at a time: each is a row as wide as the vocabulary."""
-
+"""Tokens whose logits are in memory at a time: each is a row as wide as the vocabulary."""
 
 PIECE = {"cpu": 1 << 20}
-"""Logits reduced at a time, in float32: what stays in a processor's cache. A GPU takes them all."""
+"""Logits reduced at a time, in float32: as many as fit in a CPU's cache. A GPU takes them all."""
 
 
 class Stem(DynamicCache):
-    """The keys and values of beginnings, one for all rows of a batch or one each; no row changes them."""
+    """Keys and values of shared prefixes, one for all rows of a batch or one for each row; rows do not change them."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """The stem's and the rows' own keys and values of a layer, (rows, heads, stem + length, width) each."""
+        """The keys and values of stem and rows in a layer, (rows, heads, stem + length, width) each."""
         held: Any = self.layers[layer_idx]
         keys: Tensor = held.keys.expand(len(key_states), -1, -1, -1)
         values: Tensor = held.values.expand(len(value_states), -1, -1, -1)
@@ -44,16 +43,16 @@ class BatchTensors:
     """As in a Row; padding sees itself."""
     masked: bool
     heads: Tensor
-    """(asked tokens, 2): the row and the place of each token whose logits are needed."""
+    """(tokens with logits, 2): the row of each and its place in the row."""
     bounds: list[int]
-    """Where in `targets` each of `heads` begins, and the end."""
+    """The start of the targets of each of `heads`, and the end."""
     targets: Tensor
     places: list[int]
-    """The request that each target belongs to."""
+    """The request of each target."""
 
     @classmethod
     def of(cls, batch: Batch, padding: int) -> "BatchTensors":
-        """Tokens that several requests ask about get one row of logits."""
+        """Tokens with targets of several requests get one row of logits."""
         length = max(len(row.tokens) for row in batch.rows)
         tokens = torch.full((len(batch.rows), length), padding)
         positions = torch.zeros_like(tokens)
@@ -64,7 +63,6 @@ class BatchTensors:
                 made[place, : len(given)] = torch.tensor(given)
             asked += [(place, *one) for one in row.asked]
         asked.sort(key=lambda one: one[:2])
-        heads = [*dict.fromkeys((row, node) for row, node, _, _ in asked)]
         starts: dict[tuple[int, int], int] = {}
         for at, (row, node, _, _) in enumerate(asked):
             starts.setdefault((row, node), at)
@@ -74,23 +72,24 @@ class BatchTensors:
             positions,
             ends,
             batch.masked,
-            torch.tensor(heads),
-            [*(starts[head] for head in heads), len(asked)],
+            torch.tensor([*starts]),
+            [*starts.values(), len(asked)],
             torch.tensor([target for _, _, target, _ in asked]),
             [place for _, _, _, place in asked],
         )
 
 
 class Backbone:
-    """A live model, its head apart."""
+    """A live model with its head apart."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._body, self.head = model.base_model, _head(model)
-        self._cache = _cache_argument(self._body)
+        # Newer transformers call the argument `cache`.
+        self._cache = "cache" if "cache" in signature(self._body.forward).parameters else "past_key_values"
 
     def stem(self, stems: Sequence[list[int]], padding: int) -> Stem:
-        """The keys and values of beginnings."""
+        """The keys and values of shared prefixes."""
         longest = max(map(len, stems))
         padded = [[*stem, *[padding] * (longest - len(stem))] for stem in stems]
         tokens = torch.tensor(padded, device=self.model.device)
@@ -102,12 +101,12 @@ class Backbone:
         return cache
 
     def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
-        """(rows, length, width) before the head. `cache` is what stands before the rows."""
+        """(rows, length, width) before the head. `cache` holds the keys and values before the rows."""
         given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, self._cache: cache}
         return self._body(input_ids=tokens, attention_mask=mask, position_ids=positions, **given)[0]
 
     def answers(self, inputs: BatchTensors, stem: Stem | None) -> Iterator[tuple[int, float, bool]]:
-        """(request, log-probability of one of its tokens, whether no token is likelier), in one pass."""
+        """(request, log-probability of one of its tokens, True if that is the likeliest token), in one pass."""
         device, dtype = self.model.device, self.model.dtype
         tokens, positions, ends = (each.to(device) for each in (inputs.tokens, inputs.positions, inputs.ends))
         before = torch.tensor([len(one) for one in inputs.stems] or [0], device=device)
@@ -116,15 +115,15 @@ class Backbone:
         heads, targets = inputs.heads.to(device), inputs.targets.to(device)
         rows = hidden[heads[:, 0], heads[:, 1]]
         found = [self._look_up(rows, inputs.bounds, targets, start) for start in range(0, len(rows), HEAD_ROWS)]
-        gained = torch.cat([one for one, _ in found]).tolist()
+        logprobs = torch.cat([one for one, _ in found]).tolist()
         greedy = torch.cat([other for _, other in found]).tolist()
-        yield from zip(inputs.places, gained, greedy, strict=True)
+        yield from zip(inputs.places, logprobs, greedy, strict=True)
 
     def _look_up(self, rows: Tensor, bounds: list[int], targets: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """The log-probability of the targets of some rows, and whether each is the likeliest token."""
+        """The log-probabilities of the targets of `HEAD_ROWS` rows, and which of them are the likeliest tokens."""
         logits = self.head(rows[start : start + HEAD_ROWS])
         size = max(1, PIECE.get(logits.device.type, logits.numel()) // logits.shape[1])
-        gained: list[Tensor] = []
+        logprobs: list[Tensor] = []
         greedy: list[Tensor] = []
         for at in range(0, len(logits), size):
             values = logits[at : at + size].float()
@@ -139,13 +138,13 @@ class Backbone:
             if bool(best.any()):  # of equally likely tokens the first one is the model's choice
                 best[best.clone()] = values[own[best]].argmax(1) == wanted[best]
             total = (values - top.unsqueeze(1)).exp_().sum(1).log_() + top
-            gained.append(chosen - total[own])
+            logprobs.append(chosen - total[own])
             greedy.append(best)
-        return torch.cat(gained), torch.cat(greedy)
+        return torch.cat(logprobs), torch.cat(greedy)
 
 
 def tree_mask(ends: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
-    """(rows, 1, length, stem + length), to be added: 0 where a token may look, the lowest number where not.
+    """(rows, 1, length, stem + length), an additive mask: 0 where a token attends, else the lowest number.
 
     A token sees its stem, its ancestors and itself. `before` are the lengths of the stems, one for all rows or one
     each; the mask is as wide as the longest.
@@ -156,11 +155,6 @@ def tree_mask(ends: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
     sees = torch.cat([stem.expand(*ends.shape, -1), own], 2)
     mask = torch.zeros(sees.shape, dtype=dtype, device=ends.device)
     return mask.masked_fill_(~sees, torch.finfo(dtype).min).unsqueeze(1)
-
-
-def _cache_argument(body: Any) -> str:
-    """What a model calls the keys and values that it is given: `cache`, or `past_key_values`, as older ones do."""
-    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
 
 
 def _head(model: Any) -> Any:
@@ -176,3 +170,27 @@ def _head(model: Any) -> Any:
         return torch.tanh(out / cap) * cap if cap else out
 
     return logits
+
+
+def supported_layouts(scores: Callable[[Batch], list[float]], vocabulary: int) -> tuple[bool, bool]:
+    """Return if trees, and if stems before them, give the model's own answers; `scores` computes one batch.
+
+    They do if attention follows the mask and positions follow `position_ids`: not with ALiBi, and not with recurrent
+    layers. Such models get one plain row for each text.
+    """
+    tokens = [(7 + 31 * i) % vocabulary for i in range(60)]
+    # Twelve choices: the last one is so far from its context that a bias by distance shows.
+    requests = [Encoded(i, tokens[:12], tokens[12 + 4 * i : 16 + 4 * i]) for i in range(12)]
+    plain = scores(Batch([], [Row.of([request]) for request in requests], masked=False))
+
+    def agrees(batch: Batch) -> bool:
+        try:
+            found = scores(batch)
+        except Exception:  # any model's code, given a mask or a cache of a shape that it may not support
+            return False
+        return all(abs(one - other) <= 0.02 * abs(one) + 0.05 for one, other in zip(plain, found, strict=True))
+
+    if not agrees(Batch([], [Row.of(requests)], masked=True)):
+        return False, False
+    halves = [Row.of(requests[:7], stem=8), Row.of(requests[7:], stem=8)]
+    return True, agrees(Batch([tokens[:8]], halves, masked=True))

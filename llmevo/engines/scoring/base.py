@@ -1,7 +1,6 @@
-"""What lm-eval's interface asks of every engine, whatever computes the answers: texts as tokens."""
+"""The part of lm-eval's model interface that is the same for every engine: texts to tokens, chats to texts."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -10,16 +9,25 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmevo.engines.scoring.packing import Encoded
 
+DEFAULT_NEW_TOKENS = 256
+"""Tokens to generate when a task sets no limit, as in lm-eval."""
+
 KEPT_CHARACTERS = 1 << 26
-"""Characters of text whose tokens are remembered: about half a gigabyte."""
+"""Characters of text whose tokens stay in memory: about half a gigabyte."""
+
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+"""lm-eval's request for a log-likelihood: (context, continuation) as texts, then each as tokens."""
 
 
 class TokenScorer(TemplateLM):
-    """lm-eval's model interface over a tokenizer and a longest text; the answers come from a subclass."""
+    """lm-eval's model interface over a tokenizer; subclasses compute log-likelihoods and generate."""
 
-    tokenizer: Any
-    max_length: int
-    _tokens: Callable[[str, bool | None], list[int]]
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        """`max_length` is the longest text, in tokens, that the model reads."""
+        super().__init__()
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self._tokens: dict[tuple[str, bool | None], list[int]] = {}
+        self._free_characters = KEPT_CHARACTERS
 
     @property
     def eot_token_id(self) -> int:
@@ -35,18 +43,27 @@ class TokenScorer(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return [*self._tokens(string, add_special_tokens)]
+        """The tokens of a text. Every candidate answers the same texts, so the first `KEPT_CHARACTERS` are cached.
 
-    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
-        begin = self.tokenizer.bos_token
-        if add_special_tokens is None and begin and string.startswith(begin):
-            add_special_tokens = False
-        extra = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **extra)
+        Nothing is evicted: texts come in the same order for each candidate, so a full cache that evicts the oldest
+        entry would never hit.
+        """
+        key = string, add_special_tokens
+        tokens = self._tokens.get(key)
+        if tokens is None:
+            begin = self.tokenizer.bos_token
+            if add_special_tokens is None and begin and string.startswith(begin):
+                add_special_tokens = False
+            options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            tokens = self.tokenizer.encode(string, **options)
+            if len(string) <= self._free_characters:
+                self._tokens[key] = tokens
+                self._free_characters -= len(string)
+        return [*tokens]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text. Where the template refuses a system message (Gemma's does), its text begins the first user
-        message, as Gemma's documentation has it; lm-eval leaves the message out.
+        """A chat as text. If the template rejects a system message (Gemma's does), its text is prepended to the first
+        user message, as Gemma's documentation recommends; lm-eval drops the message.
         """
 
         def rendered(messages: list[dict[str, str]]) -> str:
@@ -60,7 +77,7 @@ class TokenScorer(TemplateLM):
         try:
             return rendered(chat_history)
         except TemplateError:
-            folded = without_system(chat_history)
+            folded = _fold_system_messages(chat_history)
             if folded == chat_history:
                 raise
             return rendered(folded)
@@ -69,7 +86,7 @@ class TokenScorer(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
+        windows: list[TokenRequest] = []
         owners: list[int] = []
         for place, request in enumerate(requests):
             pieces = get_rolling_token_windows(
@@ -86,44 +103,23 @@ class TokenScorer(TemplateLM):
             totals[owner] += score
         return totals
 
-    def _fitted(self, place: int, context: list[int], continuation: list[int]) -> Encoded:
-        """Cut from the left what the model cannot hold, as lm-eval does; the last token is never an input."""
-        room = max(1, self.max_length + 1 - len(continuation))
-        return Encoded(place, context[-room:], continuation[-self.max_length :])
+    def _encoded(self, requests: Sequence[TokenRequest]) -> list[Encoded]:
+        """The requests, truncated from the left to what the model holds, as lm-eval does; the last token is never an
+        input.
+        """
+        encoded: list[Encoded] = []
+        for place, (_, context, continuation) in enumerate(requests):
+            room = max(1, self.max_length + 1 - len(continuation))
+            encoded.append(Encoded(place, context[-room:], continuation[-self.max_length :]))
+        return encoded
 
 
-def without_system(chat: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The chat with the text of its system messages at the beginning of the first user message."""
-    told = "\n\n".join(message["content"].strip() for message in chat if message["role"] == "system")
+def _fold_system_messages(chat: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The chat with the text of its system messages at the start of the first user message."""
+    system = "\n\n".join(message["content"].strip() for message in chat if message["role"] == "system")
     rest = [{**message} for message in chat if message["role"] != "system"]
-    if not told:
+    if not system:
         return rest
     if not rest or rest[0]["role"] != "user":
-        return [{"role": "user", "content": told}, *rest]
-    return [{**rest[0], "content": f"{told}\n\n{rest[0]['content']}"}, *rest[1:]]
-
-
-def remembered(encode: Callable[[str, bool | None], list[int]]) -> Callable[[str, bool | None], list[int]]:
-    """The same function with a memory of the first `KEPT_CHARACTERS`: every candidate is asked the same texts.
-
-    What is in stays in. Texts come round in the same order for each candidate, and a memory that let the oldest go
-    would, once too small, never hold the next one.
-    """
-    return partial(_remember, encode, {}, [KEPT_CHARACTERS])
-
-
-def _remember(
-    encode: Callable[[str, bool | None], list[int]],
-    known: dict[tuple[str, bool | None], list[int]],
-    room: list[int],
-    string: str,
-    add_special_tokens: bool | None,
-) -> list[int]:
-    key = string, add_special_tokens
-    tokens = known.get(key)
-    if tokens is None:
-        tokens = encode(string, add_special_tokens)
-        if len(string) <= room[0]:
-            known[key] = tokens
-            room[0] -= len(string)
-    return tokens
+        return [{"role": "user", "content": system}, *rest]
+    return [{**rest[0], "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]

@@ -1,66 +1,65 @@
-"""lm-eval's requests, answered by a transformers model: what belongs together is computed together.
+"""lm-eval's requests, answered by a live transformers model.
 
 The choices of a multiple-choice item share their context, and items share solved examples: texts run through the model
-as trees in which each token sees its own text only. Logits are computed only where a token is scored.
+as trees in which each token attends to its own text only. Logits are computed only for tokens that are scored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from transformers import StoppingCriteriaList
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from llmevo.engines.scoring.backbone import Backbone, BatchTensors
-from llmevo.engines.scoring.base import TokenScorer, remembered
-from llmevo.engines.scoring.generation import StopRows, StopStrings, continue_greedily, is_plain, padded_left
+from llmevo.engines.scoring.backbone import Backbone, BatchTensors, supported_layouts
+from llmevo.engines.scoring.base import DEFAULT_NEW_TOKENS, TokenRequest, TokenScorer
 from llmevo.engines.scoring.packing import Batch, Encoded, filled, packed_batches, stem_groups
-from llmevo.engines.scoring.probing import allowed
-
-DEFAULT_NEW_TOKENS = 256
-"""Tokens generated when the task names no limit, as in lm-eval."""
-
 
 CPU_BATCH, GPU_BATCH = 1024, 16384
-"""Tokens a batch, padding included. A processor is fastest while a batch stays in its cache."""
-
+"""Tokens of a batch, padding included. A CPU is fastest while a batch stays in its cache."""
 
 GENERATED_BATCH = 8192
-"""The same for generation, with the tokens still to come: a step costs about the same for few rows as for many."""
-
+"""Tokens of a batch in generation, new tokens included: a step costs about the same for few rows as for many."""
 
 KEPT_TOKENS = 1 << 22
-"""Tokens whose layout in batches is remembered, about 100 MB."""
+"""Tokens whose layout in batches stays in memory, about 100 MB."""
+
+GREEDY_OPTIONS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p"),
+    *("max_length", "max_new_tokens", "use_cache", "output_attentions", "output_hidden_states", "output_scores"),
+    *("transformers_version", "return_dict_in_generate", "_from_model_config"),
+}
+"""Options of a model's generation config that have no effect on greedy decoding."""
+
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
+"""Values of other options that have none either."""
 
 
-Asked = tuple[tuple[str, str], list[int], list[int]]
-
-
-class RequestScorer(TokenScorer):
+class HfScorer(TokenScorer):
     """The lm-eval model over a live transformers model. Weights may change between calls; nothing of them is kept.
 
-    Equal requests are computed in equal batches, whatever was asked before, so that equal weights get equal scores to
-    the last bit. How requests are laid out in batches is remembered, since every candidate is asked the same.
+    Equal requests are computed in equal batches, whatever was computed before, so equal weights get bitwise equal
+    scores. Layouts of requests in batches are cached, since every candidate gets the same requests.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        TemplateLM.__init__(self)
-        self.model, self.tokenizer = model, tokenizer
         text = model.config.get_text_config()  # a model of images and text has a config of each
-        self.max_length: int = getattr(text, "max_position_embeddings", None) or 2048
-        self._reach = _reach(model, self.max_length)
-        self._tokens = remembered(self._encode)
+        super().__init__(tokenizer, getattr(text, "max_position_embeddings", None) or 2048)
+        self.model = model
+        # A mask of ours must not hide what a sliding window hides: longer texts get plain rows.
+        spans = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        self._reach: int = min([self.max_length, *filter(None, spans)])
         self._backbone = Backbone(model)
         self._layouts: dict[Any, list[BatchTensors]] = {}
-        self._room = KEPT_TOKENS
+        self._free_tokens = KEPT_TOKENS
         self._batch = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
-        self.packs, self.stems = allowed(self._tried, text.vocab_size)
+        self.packs, self.stems = supported_layouts(self._batch_scores, text.vocab_size)
 
     # Log-likelihoods
 
-    def _loglikelihood_tokens(self, requests: list[Asked], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list[TokenRequest], **_: Any) -> list[tuple[float, bool]]:
         return self._scores(self._layout(requests), len(requests))
 
     @torch.inference_mode()
@@ -71,30 +70,27 @@ class RequestScorer(TokenScorer):
             if inputs.stems is not stems:
                 stems = inputs.stems
                 stem = self._backbone.stem(stems, self.eot_token_id) if stems else None
-            for place, gained, best in self._backbone.answers(inputs, stem):
-                scores[place] += gained
+            for place, logprob, best in self._backbone.answers(inputs, stem):
+                scores[place] += logprob
                 greedy[place] = greedy[place] and best
         return [*zip(scores, greedy, strict=True)]
 
-    def _tried(self, batches: list[Batch]) -> list[float]:
-        asked = {place for batch in batches for row in batch.rows for _, _, place in row.asked}
-        return [
-            score
-            for score, _ in self._scores([BatchTensors.of(batch, self.eot_token_id) for batch in batches], len(asked))
-        ]
+    def _batch_scores(self, batch: Batch) -> list[float]:
+        """The log-likelihoods of all requests of one batch."""
+        count = len({place for row in batch.rows for _, _, place in row.asked})
+        return [score for score, _ in self._scores([BatchTensors.of(batch, self.eot_token_id)], count)]
 
-    def _layout(self, requests: list[Asked]) -> list[BatchTensors]:
-        """The requests in batches, remembered by their tokens."""
+    def _layout(self, requests: list[TokenRequest]) -> list[BatchTensors]:
+        """The requests in batches, cached by their tokens."""
         key = self.packs, self.stems, tuple((tuple(context), tuple(rest)) for _, context, rest in requests)
         layout = self._layouts.get(key)
         if layout is None:
-            encoded = [self._fitted(place, context, rest) for place, (_, context, rest) in enumerate(requests)]
-            batches = packed_batches(encoded, self.packs, self.stems, self._reach, self._batch)
+            batches = packed_batches(self._encoded(requests), self.packs, self.stems, self._reach, self._batch)
             layout = [BatchTensors.of(batch, self.eot_token_id) for batch in batches]
             size = sum(len(context) + len(rest) for _, context, rest in requests)
-            if size <= self._room:
+            if size <= self._free_tokens:
                 self._layouts[key] = layout
-                self._room -= size
+                self._free_tokens -= size
         return layout
 
     # Generation
@@ -111,39 +107,34 @@ class RequestScorer(TokenScorer):
             stops = handle_stop_sequences(options.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
             kept = max(1, self.max_length - room)
             encoded = [Encoded(place, self.tok_encode(requests[place].args[0])[-kept:], []) for place in places]
-            for request, made in self._continued(encoded, room, stops, options):
-                text = self.tokenizer.decode(made, skip_special_tokens=True)
+            for request, tokens in self._continued(encoded, room, stops, options):
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request.place] = postprocess_generated_text(text, stops, None)
         return texts
 
     def _continued(
         self, requests: list[Encoded], room: int, stops: list[str], options: dict[str, Any]
     ) -> Iterator[tuple[Encoded, list[int]]]:
-        """Each context with the tokens that follow it."""
+        """Each context with up to `room` new tokens."""
         stopped = StopStrings(self.tokenizer, stops)
-        greedy = self._greedy(options)
+        greedy = self.packs and not options.get("do_sample") and _is_greedy(self.model.generation_config)
         ordered = sorted(requests, key=lambda request: request.context)
         for stem, members in stem_groups(ordered, self._reach - room if greedy and self.stems else 0):
-            for batch in generated_batches(members, room, even=not greedy):
+            for batch in _generation_batches(members, room, even=not greedy):
                 rows = [request.context[len(stem) :] for request in batch]
                 if greedy:
-                    made = continue_greedily(self._backbone, stem, rows, room, self._ends(), stopped)
+                    made = _continue_greedily(self._backbone, stem, rows, room, self._ends(), stopped)
                 else:
                     made = self._by_transformers(rows, room, stopped, options)
                 yield from zip(batch, made, strict=True)
 
-    def _greedy(self, options: dict[str, Any]) -> bool:
-        """Whether the likeliest token is all that is asked for, in batches of ours."""
-        return self.packs and not options.get("do_sample") and is_plain(self.model.generation_config)
-
     def _by_transformers(
-        self, rows: list[list[int]], room: int, stopped: StopStrings, options: dict[str, Any]
+        self, rows: list[list[int]], room: int, stopped: "StopStrings", options: dict[str, Any]
     ) -> list[list[int]]:
-        """Sampling, penalties and whatever else a model's generation config asks for. Rows are equally long.
-
-        Padding would count as text to a penalty, and to some models.
+        """Sampling, penalties and other options of a model's generation config. Rows have equal length: padding would
+        count as text to a penalty, and to some models.
         """
-        tokens, mask = padded_left(rows, self.eot_token_id, self.model.device)
+        tokens, mask = _padded_left(rows, self.eot_token_id, self.model.device)
         if not options.get("do_sample"):
             options = {key: value for key, value in options.items() if key != "temperature"}
         made = self.model.generate(
@@ -152,27 +143,107 @@ class RequestScorer(TokenScorer):
             max_new_tokens=room,
             pad_token_id=self.eot_token_id,
             eos_token_id=self._ends(),
-            stopping_criteria=StoppingCriteriaList([StopRows(stopped, tokens.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([_StopRows(stopped, tokens.shape[1])]),
             **options,
         )
         return made[:, tokens.shape[1] :].tolist()
 
     def _ends(self) -> list[int]:
-        """The tokens that end a text: the tokenizer's, and those the model names besides, such as the end of a turn."""
-        named: Any = getattr(self.model.generation_config, "eos_token_id", None)
-        return [*dict.fromkeys([self.eot_token_id, *(named if isinstance(named, list) else [named] if named else [])])]
+        """The tokens that end a text: the tokenizer's, and the model's own, such as the end of a turn."""
+        own: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        return [*dict.fromkeys([self.eot_token_id, *(own if isinstance(own, list) else [own] if own else [])])]
 
 
-def generated_batches(requests: Sequence[Encoded], room: int, even: bool) -> Iterator[list[Encoded]]:
-    """Requests in batches by context, longest first; with `even`, of contexts of one length."""
+def _is_greedy(config: Any) -> bool:
+    """True if a model's generation config leaves greedy decoding as it is: no penalties, no beams."""
+    options: dict[str, Any] = config.to_diff_dict()
+    return all(key in GREEDY_OPTIONS or value in (None, False, NEUTRAL.get(key)) for key, value in options.items())
+
+
+def _generation_batches(requests: Sequence[Encoded], room: int, even: bool) -> Iterator[list[Encoded]]:
+    """Requests in batches, longest context first; with `even`, of contexts of one length."""
     ordered = sorted(requests, key=lambda request: -len(request.context))
     for _, some in groupby(ordered, lambda request: len(request.context) if even else 0):
         members = [*some]
         yield from filled(members, [len(request.context) + room for request in members], GENERATED_BATCH)
 
 
-def _reach(model: Any, longest: int) -> int:
-    """How many tokens every layer sees at once: what a mask of ours may be given for. Less with sliding windows."""
-    config = model.config.get_text_config()
-    spans = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min([longest, *(span for span in spans if span)])
+class StopStrings:
+    """Tests if generated tokens end with a stop string, whatever tokens make it up."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
+        # A stop string of n bytes lies within the last n tokens, or the newest token would not complete it. One more:
+        # some tokenizers drop the space that a text begins with.
+        self.window = max([len(stop.encode()) for stop in self.stops], default=0) + 1
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        if not self.stops:
+            return False
+        text = self.tokenizer.decode(tokens[-self.window :])
+        return any(stop in text for stop in self.stops)
+
+
+class _StopRows(StoppingCriteria):
+    """Stop strings for transformers' own generation, row by row; new tokens begin at `start`."""
+
+    def __init__(self, stopped: StopStrings, start: int) -> None:
+        self.stopped, self.start = stopped, start
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        rows = input_ids[:, self.start :].tolist()
+        return torch.tensor([self.stopped(row) for row in rows], device=input_ids.device, dtype=torch.bool)
+
+
+def _padded_left(rows: Sequence[list[int]], padding: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Tokens and mask, (rows, longest) each."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return tokens, mask
+
+
+def _continue_greedily(
+    backbone: Backbone,
+    stem: list[int],
+    rows: Sequence[list[int]],
+    room: int,
+    ends: Sequence[int],
+    stopped: Callable[[Sequence[int]], bool],
+) -> list[list[int]]:
+    """The likeliest tokens after `stem` and each row, until `room` tokens, one of `ends` or a stop string.
+
+    A finished row leaves the batch. Texts longer than a sliding window must come without a stem: the padding between
+    stem and row would count as distance.
+    """
+    device = backbone.model.device
+    tokens, mask = _padded_left(rows, ends[0], device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) + len(stem)
+    if stem:
+        cache: Any = DynamicCache()
+        cache.layers = backbone.stem([stem], ends[0]).layers
+        cache.batch_repeat_interleave(len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), len(stem)), mask], 1)
+    else:
+        cache = DynamicCache(config=backbone.model.config)
+    made: list[list[int]] = [[] for _ in rows]
+    live = [*range(len(rows))]
+    while True:
+        hidden = backbone.hidden(tokens, mask, positions, cache)
+        for row, token in zip(live, backbone.head(hidden[:, -1]).argmax(-1).tolist(), strict=True):
+            made[row].append(token)
+        going = [
+            i
+            for i, row in enumerate(live)
+            if len(made[row]) < room and made[row][-1] not in ends and not stopped(made[row])
+        ]
+        if not going:
+            return made
+        if len(going) < len(live):
+            live = [live[i] for i in going]
+            kept = torch.tensor(going, device=device)
+            cache.batch_select_indices(kept)
+            mask, positions = mask[kept], positions[kept]
+        tokens = torch.tensor([[made[row][-1]] for row in live], device=device)
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)

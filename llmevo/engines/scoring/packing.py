@@ -1,31 +1,30 @@
-"""How requests are laid out in rows and batches, before any tensor is made.
+"""The layout of requests in rows and batches, before any tensor is made.
 
-A row is a tree of tokens: texts that begin alike share the tokens they begin with, and a token sees its ancestors only.
-Texts are put into rows in alphabetical order, so that those that begin alike come together. A beginning that several
-rows share is their stem: it is computed once, and the rows see its keys and values.
+A row is a tree of tokens: texts with a common prefix share its tokens, and a token attends to its ancestors only. Texts
+enter rows in alphabetical order, so texts with a common prefix are neighbours. A prefix that several rows share is
+their stem: it is computed once, and the rows attend to its keys and values.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TypeVar
+from typing import Self, TypeVar
 
 ROW_TOKENS = 192
 """Tokens up to which a row takes in texts that share little: each token costs attention to the whole row."""
 
-
-MOSTLY = 4
-"""How much larger than the rest the shared part of a text must be for it to join a row that is full."""
-
+SHARE = 4
+"""A text joins a full row only if the part that it shares is this many times larger than the rest of it."""
 
 LONG = 192
 """Tokens from which on a context is computed before its continuations rather than in one row with them."""
 
-
 LEAST_SAVED = 256
 """Tokens a stem must save: it costs a pass through the model with one row."""
 
+LEVELS = 8
+"""The depth of the recursion that divides a group of texts in search of longer stems."""
 
 Item = TypeVar("Item")
 
@@ -35,22 +34,22 @@ class Encoded:
     """A request in tokens."""
 
     place: int
-    """Its place among the requests."""
+    """Its index among the requests."""
     context: list[int]
     continuation: list[int]
 
     @cached_property
     def text(self) -> list[int]:
-        """What the model reads: the last token of a continuation predicts nothing."""
+        """The tokens that the model reads: the last token of a continuation predicts nothing."""
         return self.context + self.continuation[:-1]
 
 
 @dataclass
 class Row:
-    """A tree of tokens, each branch before the next one; without the stem that stands before them all."""
+    """A tree of tokens in depth-first order, without the stem that precedes it."""
 
     stem: int
-    """How many tokens of each text are in the stem."""
+    """The number of tokens of each text that are in the stem."""
     tokens: list[int] = field(default_factory=list[int])
     positions: list[int] = field(default_factory=list[int])
     """The place of each token in its own text."""
@@ -62,12 +61,20 @@ class Row:
     _text: list[int] = field(default_factory=list[int])
     _path: list[int] = field(default_factory=list[int])
 
+    @classmethod
+    def of(cls, requests: Sequence[Encoded], stem: int = 0) -> Self:
+        """A row with the texts of these requests."""
+        row = cls(stem)
+        for request in sorted(requests, key=lambda request: request.text):
+            row.add(request)
+        return row
+
     def shared(self, text: Sequence[int]) -> int:
-        """How many tokens a text would find in the row, the stem included."""
-        return common(self._text, text) if self.tokens else self.stem
+        """The number of tokens of a text that are in the row already, the stem included."""
+        return _common_prefix(self._text, text) if self.tokens else self.stem
 
     def add(self, request: Encoded) -> None:
-        """Let a text grow from the last one, which must not be behind it in alphabetical order."""
+        """Add a text, which must not precede the last one in alphabetical order."""
         text = request.text
         shared = self.shared(text)
         self.branches = self.branches or shared < len(self._text)
@@ -90,39 +97,38 @@ class Batch:
     """Rows for one pass through the model."""
 
     stems: list[list[int]]
-    """What stands before the rows: nothing, one stem for all, or one each. Batches of one stem follow each other and
-    hold the same list."""
+    """The stems of the rows: none, one for all, or one each. Batches of one stem follow each other and hold the same
+    list."""
     rows: list[Row]
     masked: bool
-    """Whether the rows need a mask of their own, being trees."""
+    """True if the rows are trees and need a mask of their own."""
 
 
 def packed_batches(requests: Sequence[Encoded], packs: bool, stems: bool, reach: int, tokens: int) -> list[Batch]:
-    """Rows in batches of at most that many tokens, longest first.
+    """Rows in batches of at most `tokens` tokens, longest first.
 
-    `packs` says whether a row may be a tree, `stems` whether rows may have a stem; longer than `reach` neither may be.
-    Without trees, requests of the same text still share a row.
+    `packs` allows rows that are trees, `stems` rows with a stem; neither is made longer than `reach`. Without trees,
+    requests of the same text still share a row.
     """
     ordered = sorted((request for request in requests if request.continuation), key=lambda request: request.text)
     short = [request for request in ordered if packs and len(request.text) <= reach]
     long = [request for request in ordered if not packs or len(request.text) > reach]
     batches: list[Batch] = []
     for stem, members in stem_groups(short, reach if stems else 0):
-        shared = [stem] if stem else []
         apart, together = _by_context(members) if stems and not stem else ([], members)
-        rows = _trees(together, len(stem), reach)
-        batches += [Batch(shared, some, bool(stem) or _branch(some)) for some in _by_length(rows, tokens)]
+        for some in _by_length(_trees(together, len(stem), reach), tokens):
+            batches.append(Batch([stem] if stem else [], some, bool(stem) or any(row.branches for row in some)))
         for some in filled(apart, [len(contexts[0].context) for contexts in apart], tokens):
             before = [requests[0].context[:-1] for requests in some]
-            batches.append(Batch(before, [_tree(requests, len(requests[0].context) - 1) for requests in some], True))
+            batches.append(Batch(before, [Row.of(requests, len(requests[0].context) - 1) for requests in some], True))
     batches += [Batch([], some, False) for some in _by_length(_plain_rows(long), tokens)]
     return batches
 
 
 def _by_context(members: Sequence[Encoded]) -> tuple[list[list[Encoded]], list[Encoded]]:
-    """Requests of one long context, longest context first, and the rest.
+    """Requests grouped by long context, longest context first, and the rest.
 
-    Without branches behind it, a long context needs no mask, which halves the cost of its attention.
+    A long context without branches behind it needs no mask, which halves the cost of its attention.
     """
     contexts: dict[tuple[int, ...], list[Encoded]] = {}
     for request in members:
@@ -137,31 +143,19 @@ def _by_context(members: Sequence[Encoded]) -> tuple[list[list[Encoded]], list[E
     return sorted(apart, key=lambda one: -len(one[0].context)), sorted(rest, key=lambda request: request.text)
 
 
-def _branch(rows: Sequence[Row]) -> bool:
-    return any(row.branches for row in rows)
-
-
-def _tree(members: Sequence[Encoded], stem: int) -> Row:
-    row = Row(stem)
-    for request in members:
-        row.add(request)
-    return row
-
-
 def _trees(members: Sequence[Encoded], stem: int, reach: int) -> list[Row]:
-    """A text joins the last row where that has room, or where the text is largely there already."""
+    """Rows of texts: a text joins the last row if that has room, or if most of the text is in it already."""
     rows: list[Row] = []
     for request in members:
         text = request.text
         if rows:
             row, shared = rows[-1], rows[-1].shared(text)
             length = len(row.tokens) + len(text) - shared
-            joins = length <= ROW_TOKENS or shared - stem >= MOSTLY * (len(text) - shared)
+            joins = length <= ROW_TOKENS or shared - stem >= SHARE * (len(text) - shared)
             if joins and stem + length <= reach:
                 row.add(request)
                 continue
-        rows.append(Row(stem))
-        rows[-1].add(request)
+        rows.append(Row.of([request], stem))
     return rows
 
 
@@ -182,7 +176,7 @@ def _by_length(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
 
 
 def filled(ordered: Sequence[Item], lengths: Sequence[int], tokens: int) -> Iterator[list[Item]]:
-    """Consecutive pieces, longest first, of at most that many tokens when padded to their longest."""
+    """Consecutive pieces of items, longest first, each of at most `tokens` tokens when padded to its longest item."""
     start = 0
     while start < len(ordered):
         count = max(1, tokens // max(1, lengths[start]))
@@ -191,13 +185,13 @@ def filled(ordered: Sequence[Item], lengths: Sequence[int], tokens: int) -> Iter
 
 
 def stem_groups(ordered: Sequence[Encoded], reach: int) -> list[tuple[list[int], list[Encoded]]]:
-    """(stem, its requests) in order, those without a stem last. Stems and what follows fit into `reach` tokens."""
+    """(stem, its requests) in order; requests without a stem come last. Stem and text fit into `reach` tokens."""
     texts = [request.text for request in ordered]
-    alike = [0, *(common(one, other) for one, other in pairwise(texts))]
+    alike = [0, *(_common_prefix(one, other) for one, other in pairwise(texts))]
     groups: list[tuple[list[int], list[Encoded]]] = []
     rest: list[Encoded] = []
     start = 0
-    for stop, stem in _stems(ordered, texts, alike, 0, len(texts), 0) if reach and texts else [(len(texts), 0)]:
+    for stop, stem in _stems(ordered, alike, 0, len(texts), 0) if reach and texts else [(len(texts), 0)]:
         if stem and max(map(len, texts[start:stop])) <= reach:
             groups.append((texts[start][:stem], [*ordered[start:stop]]))
         else:
@@ -206,41 +200,37 @@ def stem_groups(ordered: Sequence[Encoded], reach: int) -> list[tuple[list[int],
     return [*groups, *([([], rest)] if rest else [])]
 
 
-LEVELS = 8
-"""How often a group of texts is divided in search of longer stems."""
+def _stems(ordered: Sequence[Encoded], alike: list[int], start: int, stop: int, level: int) -> list[tuple[int, int]]:
+    """(end of a group, length of its stem) for the texts from `start` to `stop`: the stems that save most tokens.
 
-
-def _stems(
-    ordered: Sequence[Encoded], texts: list[list[int]], alike: list[int], start: int, stop: int, level: int
-) -> list[tuple[int, int]]:
-    """(end of a group, length of its stem) for the texts from `start` on: the stems that save most."""
+    `alike` has the length of each text's common prefix with the one before.
+    """
     inside = range(start + 1, stop)
     stem = min([alike[i] for i in inside] + [len(ordered[i].context) - 1 for i in range(start, stop)])
-    saved = stem * (_rows(ordered, texts, alike, range(start, stop), stem) - 1)
+    saved = stem * (_row_count(ordered, alike, range(start, stop), stem) - 1)
     divided: list[tuple[int, int]] = []
     if level < LEVELS and stop - start > 2:
         bounds = [start, *(i for i in inside if alike[i] <= stem), stop]
         if len(bounds) > 2:
             for one, other in pairwise(bounds):
-                divided += _stems(ordered, texts, alike, one, other, level + 1)
+                divided += _stems(ordered, alike, one, other, level + 1)
     gained, first = 0, start
     for end, length in divided:
-        gained += length * (_rows(ordered, texts, alike, range(first, end), length) - 1) if length else 0
+        gained += length * (_row_count(ordered, alike, range(first, end), length) - 1) if length else 0
         first = end
     if saved >= LEAST_SAVED and saved >= gained:
         return [(stop, stem)]
     return divided if gained else [(stop, 0)]
 
 
-def _rows(ordered: Sequence[Encoded], texts: list[list[int]], alike: list[int], places: range, stem: int) -> int:
-    """About how many rows the texts fill beyond a stem. The continuations of one context never part."""
-    tokens = sum(len(texts[i]) - max(stem, alike[i] if i > places[0] else 0) for i in places)
+def _row_count(ordered: Sequence[Encoded], alike: list[int], places: range, stem: int) -> int:
+    """An estimate of the rows that the texts fill after a stem. Continuations of one context share a row."""
+    tokens = sum(len(ordered[i].text) - max(stem, alike[i] if i > places[0] else 0) for i in places)
     contexts = sum(i == places[0] or alike[i] < len(ordered[i].context) for i in places)
     return max(1, min(contexts, -(-tokens // ROW_TOKENS)))
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 PRIOR = 2.0
 """The standard deviation of the prior on θ: two random players differ by up to about ±5.5, odds of 250 to 1."""
 
-
 Floats = NDArray[np.float64]
-
 
 Won = tuple[int, int, float]
 """First and second player, and the share that the first has won: 1, 0, or 0.5."""

@@ -1,4 +1,4 @@
-"""Which tasks there are, from lm-eval's task files alone: nothing is downloaded."""
+"""The list of tasks of `llmevo tasks`, from task files alone: nothing is downloaded."""
 
 import csv
 import json
@@ -8,16 +8,20 @@ from pathlib import Path
 
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
-from llmevo.errors import TaskError
-from llmevo.evaluation.tasks.catalogue import Config, data_files, public_data, scored_split, training_split
-from llmevo.evaluation.tasks.manager import task_manager
-from llmevo.evaluation.tasks.quiet import quiet
-
-SPLITS = ("training_split", "validation_split", "test_split")
+from llmevo.evaluation.tasks.files import (
+    SUFFIX,
+    Config,
+    check_folders,
+    data_files,
+    public_data,
+    scored_split,
+    training_split,
+)
+from llmevo.evaluation.tasks.lm_eval import quiet, task_manager
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedTask:
     """A task as its file describes it."""
 
     name: str
@@ -32,31 +36,31 @@ class Listed:
     data: str | None
     """The data set on the hub; None for files of this machine."""
     train: str | None
-    """What to write for the task on its training split; None where there is none."""
+    """The name of the task on its training split; None where there is none."""
     train_split: str | None
 
 
-def listed(search_path: Sequence[Path], built_in: bool) -> Iterator[Listed]:
-    """The single tasks of some folders, and lm-eval's own, by name. Raises TaskError for a folder that is not there."""
-    for folder in search_path:
-        if not folder.is_dir():
-            raise TaskError(f"task_search_path: there is no folder {folder}")
+def list_tasks(search_path: Sequence[Path], built_in: bool) -> Iterator[ListedTask]:
+    """The single tasks of some folders, and lm-eval's own, by name. Raises TaskError for a folder that is missing."""
+    check_folders(search_path)
     with quiet():
         manager = task_manager(search_path, built_in)
     for name in manager.all_subtasks:
-        yield describe(name, manager.task_index[name].cfg or {})
-
-
-def describe(name: str, config: Config) -> Listed:
-    """What a task file says of its task."""
-    output = "" if "class" in config else str(config.get("output_type") or "generate_until")
-    files = data_files(config)
-    split = training_split(config)
-    found = {str(config[key]): rows(files.get(str(config[key]), [])) for key in SPLITS if config.get(key) is not None}
-    train = None if split is None or "class" in config else f"{name}_train"
-    return Listed(
-        name, output, _metrics(config, output), found, scored_split(config), public_data(config), train, split
-    )
+        config: Config = manager.task_index[name].cfg or {}
+        in_python = "class" in config
+        output = "" if in_python else str(config.get("output_type") or "generate_until")
+        files, train_split = data_files(config), training_split(config)
+        splits = [str(config[key]) for key in ("training_split", "validation_split", "test_split") if config.get(key)]
+        yield ListedTask(
+            name=name,
+            output=output,
+            metrics=_metrics(config, output),
+            splits={split: _count_rows(files.get(split, [])) for split in splits},
+            scored=scored_split(config),
+            data=public_data(config),
+            train=None if train_split is None or in_python else f"{name}{SUFFIX}",
+            train_split=train_split,
+        )
 
 
 def _metrics(config: Config, output: str) -> list[str]:
@@ -66,8 +70,8 @@ def _metrics(config: Config, output: str) -> list[str]:
     return [f"{name},{filter_}" for name in names for filter_ in filters]
 
 
-def rows(files: Sequence[str]) -> int | None:
-    """How many rows some files have, before a task's `process_docs` chooses of them; None where that is not known."""
+def _count_rows(files: Sequence[str]) -> int | None:
+    """The rows of some files, before a task's `process_docs` selects from them; None where that is not known."""
     counts = [_rows(Path(file)) for file in files]
     known = [count for count in counts if count is not None]
     return sum(known) if counts and len(known) == len(counts) else None

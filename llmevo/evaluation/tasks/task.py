@@ -1,19 +1,33 @@
-"""One line of `tasks:`."""
+"""One line of `tasks:`, and how its questions are asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from llmevo.evaluation.judges.settings import Judge, Votes
+from llmevo.llm.client import Price
+
+KINDS = ("text", "function", "judge", "votes")
+"""Keys by which a line describes a task of its own; `evaluation.tasks.loading.BUILDERS` has a builder for each."""
+
+SETS = {"train", "training", "search", "dev", "val", "valid", "validation", "test", "eval", "heldout", "held", "out"}
+"""Words at the end of a task's name that name a set of its questions."""
 
 
 @dataclass(frozen=True)
 class AskingOptions:
-    """How questions are asked, and which of a task's."""
+    """The selection of a task's questions, and the form in which a model gets them."""
 
     limit: int | None = None
     """Questions a task at most; all by default."""
@@ -25,15 +39,63 @@ class AskingOptions:
     apply_chat_template: bool = True
     fewshot_as_multiturn: bool = True
     share: tuple[float, float] | None = None
-    """Only the questions whose hash, a number from 0 to 1, lies from the first of these to below the second."""
+    """Only the questions whose hash, a number from 0 to 1, is at least the first of these and below the second."""
     after: int = 0
-    """Pass over so many questions of each task, in the order that `limit` counts in: another evaluator asks them."""
+    """Skip so many questions of each task, in the order that `limit` counts in: another evaluator asks them."""
     blocks: int = 1
-    """Into how many parts the questions are cut, each with its share of every task: for asking one after the other."""
+    """Parts of the questions, each with its share of every task, that are asked one after the other."""
 
 
-KINDS = ("text", "function", "judge", "votes")
-"""Keys by which a line describes a task of its own; `evaluation.tasks.loading.BUILDERS` has a builder for each."""
+class Replies(BaseModel):
+    """The replies of a candidate to prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    reply_tokens: int = Field(default=256, ge=1)
+    """Of a reply to a prompt, at most."""
+
+
+class Judge(Replies):
+    """An LLM that judges replies, behind any OpenAI-compatible server."""
+
+    model: str
+    """The server's name for it."""
+    base_url: str | None = None
+    """Of a server of your own; OpenAI's by default."""
+    api_key_file: str | None = None
+    """A file that holds the key. `--api-key` is the proposing LLM's."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key. Without this and `api_key_file`, OPENAI_API_KEY goes to OpenAI's
+    server, or to that of OPENAI_BASE_URL, and to no other."""
+    rubric: str | None = None
+    """A text file that says what a good reply is; llmevo's `prompts/judge_rubric.j2` by default."""
+    scale: tuple[float, float] = (1.0, 10.0)
+    """The worst and the best grade. Replies that have a reference are compared with it instead of graded."""
+    repairs: int = Field(default=2, ge=0)
+    """Repetitions after an answer that cannot be read, or lies outside the scale."""
+    parallel: int = Field(default=8, ge=1)
+    """Requests at a time."""
+    max_tokens: int = Field(default=2048, ge=16)
+    """Of an answer, thoughts included."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds a request may take."""
+    retries: int = Field(default=4, ge=0)
+    """Further tries after a failure that may be temporary."""
+    price: Price = Price()
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] >= scale[1]:
+            raise ValueError("a scale goes from the worst grade to the best, such as [1, 10]")
+        return scale
+
+
+class Votes(Replies):
+    """A person who votes on pairs of replies, in the terminal."""
+
+    pairs: int = Field(default=3, ge=1)
+    """Votes on each candidate whose replies differ from those of all earlier ones."""
 
 
 class Task(BaseModel):
@@ -72,7 +134,12 @@ class Task(BaseModel):
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-            return _of_text({str(key): given for key, given in value.items()})
+            line: dict[str, Any] = {str(key): given for key, given in value.items()}
+            weight = line.get("weight", 1.0)
+            with suppress(ValueError, TypeError):  # an invalid weight is refused where weights are read
+                weight = -abs(float(weight)) or 0.0
+            name = Path(line["text"]).stem
+            return {"name": name, "metric": "bits_per_byte,none", **line, "weight": weight}
         if isinstance(value, Mapping) and isinstance(value.get("function"), str):
             return {"metric": f"{value['function'].rpartition(':')[2]},none", **value}
         if isinstance(value, Mapping) and (judged := [kind for kind in ("judge", "votes") if kind in value]):
@@ -94,22 +161,22 @@ class Task(BaseModel):
         if self.questions is not None and self.function is None:
             raise ValueError(f"task {self.name!r}: `questions: {self.questions}` needs a `function: FILE.py:NAME`")
         if (self.judge or self.votes) and self.prompts is None:
-            raise ValueError(f"task {self.name!r}: what is to be replied to? Add `prompts: FILE`, with a prompt a line")
+            raise ValueError(f"task {self.name!r}: the prompts are missing; add `prompts: FILE`, with a prompt a line")
         if self.prompts is not None and not (self.judge or self.votes):
             raise ValueError(
-                f"task {self.name!r}: nobody judges the replies to {self.prompts!r}; add `judge: {{model: …}}`, or"
+                f"task {self.name!r}: the replies to {self.prompts!r} have no judge; add `judge: {{model: …}}`, or"
                 " `votes: {}` for yourself"
             )
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Lines without a kind of their own are written, and compared, as they always were."""
+    def _without_unset_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys without a value are left out: a plain line is written, and compared, as in all versions."""
         return {key: value for key, value in dump(self).items() if value is not None}
 
     @property
     def asks_lm_eval(self) -> bool:
-        """Whether the questions are those of an lm-eval task: of `questions`, or of the task's own name."""
+        """True if the questions are those of an lm-eval task: of `questions`, or of the task's own name."""
         return self.kind in (None, "function")
 
     @property
@@ -118,9 +185,21 @@ class Task(BaseModel):
         return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
 
 
-def _of_text(line: dict[str, Any]) -> dict[str, Any]:
-    weight = line.get("weight", 1.0)
-    if isinstance(weight, int | float | str):
-        with suppress(ValueError):  # said where weights are read
-            weight = -abs(float(weight)) or 0.0
-    return {"name": Path(line["text"]).stem, "metric": "bits_per_byte,none", **line, "weight": weight}
+def short(names: Sequence[str]) -> list[str]:
+    """Task names without the words that all of them begin or end with."""
+    words = [name.split("_") for name in names]
+    if len(words) < 2:
+        return [*names]
+    while all(len(word) > 1 for word in words) and len({word[0] for word in words}) == 1:
+        words = [word[1:] for word in words]
+    while all(len(word) > 1 for word in words) and len({word[-1] for word in words}) == 1:
+        words = [word[:-1] for word in words]
+    return ["_".join(word) for word in words]
+
+
+def stem(name: str) -> str:
+    """A task's name without the words that name a set of its questions."""
+    words = name.split("_")
+    while len(words) > 1 and words[-1] in SETS:
+        words.pop()
+    return "_".join(words)

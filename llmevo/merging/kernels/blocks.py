@@ -20,7 +20,6 @@ from llmevo.models.weights import LowRank, Weight, same
 
 Result = TypeVar("Result")
 
-
 BLOCK = 1 << 16
 """Entries of a block: a few rows of 256 KiB fit a core's cache. Sums are made block by block, so it is a constant."""
 

@@ -17,7 +17,6 @@ from torch import Tensor
 SMALLEST = 1 << 16
 """Bytes under which the allocator's own memory does as well."""
 
-
 MOST = 1 << 28
 """Bytes that are kept at most while nobody uses them."""
 

@@ -24,18 +24,14 @@ from llmevo.merging.kernels.steps import Floats, absolute_sum, compiled, keep_wi
 BLOCK = 1 << 11
 """Entries that are worked on at a time: a dozen rows of 8 KiB stay in a core's cache."""
 
-
 SHARES = 10_000
 """Parts that random bits are counted in: densities in steps of 1/SHARES, which genes have, need one count for all."""
-
 
 NO_TENSOR, BFLOAT16, FLOAT32 = 0, 1, 2
 """How a tensor is stored: there is none, as the bits of bfloat16, as float32."""
 
-
 KEEP_ALL, KEEP_NONE, KEEP_WINDOW, DROP, DROP_BY_RANK = range(5)
 """Which entries of a task vector are kept: see `MODEL`."""
-
 
 MODEL = np.dtype(
     [
@@ -63,7 +59,6 @@ MODEL = np.dtype(
     align=True,
 )
 """One model's tensor, what is kept of it, and its weight."""
-
 
 intrinsic: Any = extending.intrinsic  # pyright: ignore[reportUnknownMemberType]
 

@@ -33,9 +33,7 @@ class Mask:
 
 FIELDS: tuple[str, ...] = fused.MODEL.names or ()
 
-
 EMPTY = (0,) * len(FIELDS)
-
 
 NOTHING = Mask({"mask": fused.KEEP_NONE})
 

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-
 Stored = NDArray[np.uint16] | Floats
 """Weights as they are stored: the bits of bfloat16, or float32."""
-
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

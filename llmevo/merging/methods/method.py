@@ -35,8 +35,8 @@ class Method:
 
     name: str
     """As in mergekit's `merge_method`."""
-    function: str
-    """Its arithmetic: a file of this package and a function in it, `ties.ties`."""
+    function: "str | Merge"
+    """Its arithmetic: a file of this package and a function in it, `ties.ties`; or a function from elsewhere."""
     paper: str
     each: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     """Parameters every model has its own value of."""
@@ -59,6 +59,8 @@ class Method:
     @cached_property
     def merge(self) -> "Merge":
         """Its arithmetic, imported when it is first wanted: a config is read without torch and Numba."""
+        if not isinstance(self.function, str):
+            return self.function
         module, _, function = self.function.partition(".")
         return getattr(import_module(f"llmevo.merging.methods.{module}"), function)
 

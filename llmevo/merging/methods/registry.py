@@ -7,18 +7,14 @@ from llmevo.merging.methods.method import Method, Parameter
 
 WEIGHT = Parameter(default=None, low=0.0, high=1.5)
 
-
 DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0)
 """The share of the entries that is kept."""
-
 
 GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
 """Of Breadcrumbs: the share of the entries that is left out for being the largest."""
 
-
 EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
 """Of DELLA: half the distance between the keeping probabilities of the smallest and the largest entry of a row."""
-
 
 CHANGED = Parameter(default=1e-5)
 """Of RAM, which calls it epsilon: the magnitude an entry of a task vector has to exceed to count as changed."""

@@ -13,22 +13,16 @@ import numpy as np
 import scipy  # its `stats` is opened when it is used
 
 CONFIDENCE = 0.95
-
-
 LEVEL = 1 - CONFIDENCE
-
-
 ENOUGH = 6
 """Pairs from which Wilcoxon's test is used: with fewer no exact two-sided test can come below 0.05."""
-
-
 SAME = 1e-12
 """Scores are sums of fractions: nearer than this they are ties."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, its standard error (None for one seed) and how many there were."""
+    """A mean over seeds, its standard error (None for one seed) and the number of seeds."""
 
     mean: float
     stderr: float | None
@@ -91,7 +85,7 @@ class Paired:
 
 
 def best_so_far(scores: Sequence[float | None]) -> list[float | None]:
-    """The highest score after each evaluation; None stands for a failure, and for no score yet."""
+    """Return the highest score after each evaluation; None stands for a failure, and for no score yet."""
     best: list[float | None] = []
     for score in scores:
         before = best[-1] if best else None
@@ -100,7 +94,7 @@ def best_so_far(scores: Sequence[float | None]) -> list[float | None]:
 
 
 def reached(scores: Sequence[float | None], goal: float) -> int | None:
-    """The evaluation with which a score is reached first, counted from 1; None when it never is."""
+    """Return the first evaluation that reaches a score, counted from 1; None without one."""
     for place, score in enumerate(scores, start=1):
         if score is not None and score >= goal - SAME:
             return place
@@ -108,30 +102,26 @@ def reached(scores: Sequence[float | None], goal: float) -> int | None:
 
 
 def median_reached(places: Sequence[int | None]) -> float | None:
-    """The median, never reached being later than all; None when half or more never do."""
+    """Return the median, where None (never reached) is later than all; None when half or more are None."""
     median = float(np.median([math.inf if place is None else place for place in places])) if places else math.inf
     return median if math.isfinite(median) else None
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired | None:
-    """The test of two optimizers' scores seed by seed; None without pairs."""
+    """Test two optimizers' scores seed by seed; None without pairs."""
     differences = [0.0 if abs(a - b) <= SAME else a - b for a, b in zip(first, second, strict=True)]
     mean = Mean.of(differences)
     if mean is None:
         return None
     wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     count = wins + losses
-    test, p = (
-        ("Wilcoxon signed-rank", _wilcoxon(differences))
-        if count >= ENOUGH
-        else ("sign-flip permutation", _sign_flip(differences))
-    )
-    ties = len(differences) - count
-    return Paired(len(differences), wins, ties, losses, mean, test, p, 2.0 ** (1 - len(differences)))
+    pairs, ties = len(differences), len(differences) - count
+    test, p_value = ("Wilcoxon signed-rank", _wilcoxon) if count >= ENOUGH else ("sign-flip permutation", _sign_flip)
+    return Paired(pairs, wins, ties, losses, mean, test, p_value(differences), 2.0 ** (1 - pairs))
 
 
 def _sign_flip(differences: Sequence[float]) -> float:
-    """The share of all ways to flip the signs whose mean lies as far from 0 as the one that was seen."""
+    """Return the share of all sign flips whose mean lies as far from 0 as the observed one."""
     seen = abs(sum(differences))
     flips = [
         abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
@@ -151,7 +141,7 @@ def _wilcoxon(differences: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected for being several (Holm 1979, https://www.jstor.org/stable/4615733)."""
+    """Correct several p-values (Holm 1979, https://www.jstor.org/stable/4615733)."""
     order, highest = sorted(range(len(ps)), key=lambda place: ps[place]), 0.0
     corrected = [1.0] * len(ps)
     for rank, place in enumerate(order):

@@ -1,18 +1,23 @@
-"""A comparison in words and tables, the same in the terminal and in comparison.md."""
+"""A comparison in words and tables, the same in the terminal, on the page and in comparison.md."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from llmevo.errors import plural
+from llmevo.models.files import write_whole
+from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import Comparison, Optimizer, Pair
 from llmevo.reports.comparison.statistics import ENOUGH, LEVEL, Mean
+from llmevo.reports.text import with_error
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a title, with what has to be known to read them."""
+    """Rows of text under a title, with a note that explains them."""
 
     title: str
     note: str
@@ -35,13 +40,13 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All of them; the LLM's and the judges' only where one was asked."""
+    """Return all tables; those of LLM and judges only where there are any."""
     found = [scores(comparison), pairs(comparison), llm(comparison), judges(comparison)]
     return [table for table in found if table.rows]
 
 
 def scores(comparison: Comparison) -> Table:
-    """What each optimizer reached, the models it has to beat beneath."""
+    """Return the scores of each optimizer, and those of the models it has to beat."""
     reference, held = comparison.reference, comparison.final == "heldout"
     header = ["optimizer", "seeds", *(["held-out", "questions"] if held else []), "search"]
     header += [f"reaches {reference}'s after"] if reference else []
@@ -59,22 +64,19 @@ def scores(comparison: Comparison) -> Table:
     note = f"Means over seeds ± their standard error, after {plural(comparison.budget, 'evaluation')}."
     if reference:
         note += (
-            f" “reaches {reference}'s after”: the median of the evaluations until the search score is what {reference}"
-            " has in the end on the same seed, and on how many seeds it is reached at all."
+            f" “reaches {reference}'s after”: the median of the evaluations until {reference}'s final search score on"
+            " the same seed, and the number of seeds that reach it."
         )
     if held:
-        note += " “questions”: the standard error that the choice of held-out questions leaves, whatever the seeds."
+        note += " “questions”: the standard error from the choice of held-out questions, which more seeds do not lower."
     else:
         note += " There are no held-out questions: search scores are the best of many and flatter."
     if missed := [run.folder for run in comparison.runs if run.violated]:
-        note += (
-            f" No candidate keeps all constraints in {', '.join(missed)}: these scores are of those that miss least."
-        )
+        note += f" No candidate keeps all constraints in {', '.join(missed)}: the scores are of those that miss least."
     return Table("Scores", note, header, rows)
 
 
 def _reached(of: Optimizer, budget: int) -> str:
-    """The median, and on how many seeds it came to it at all."""
     if not of.reached:
         return ""
     count = sum(place is not None for place in of.reached.values())
@@ -83,7 +85,7 @@ def _reached(of: Optimizer, budget: int) -> str:
 
 
 def pairs(comparison: Comparison) -> Table:
-    """Every two optimizers, on the questions that count."""
+    """Return every two optimizers, on the questions that decide."""
     header = ["first", "second", "won-tied-lost", "won", "difference", "p", "p, Holm"]
     chosen = [pair for pair in comparison.pairs if pair.questions == comparison.final]
     rows = [
@@ -103,7 +105,7 @@ def pairs(comparison: Comparison) -> Table:
 
 
 def verdict(chosen: Sequence[Pair]) -> str:
-    """What may be concluded, in one sentence."""
+    """Return the conclusion in one sentence."""
     least = min((pair.result.least for pair in chosen), default=1.0)
     if least >= LEVEL:
         return (
@@ -118,7 +120,7 @@ def verdict(chosen: Sequence[Pair]) -> str:
 
 
 def llm(comparison: Comparison) -> Table:
-    """What the LLM was asked and gave."""
+    """Return the calls and proposals of the LLM."""
     header = ["optimizer", "calls", "lost", "unusable", "scored", "share", "won", "tokens", "cost", "seconds"]
     rows = [
         [
@@ -139,7 +141,7 @@ def llm(comparison: Comparison) -> Table:
 
 
 def judges(comparison: Comparison) -> Table:
-    """What LLM judges were asked."""
+    """Return the verdicts and calls of LLM judges."""
     header = ["optimizer", "verdicts", "calls", "tokens", "cost"]
     rows = [
         [of.name, f"{bill.verdicts:,}", f"{bill.calls:,}", f"{bill.read:,}+{bill.written:,}", f"{bill.cost:.4g}"]
@@ -151,7 +153,7 @@ def judges(comparison: Comparison) -> Table:
 
 
 def markdown(comparison: Comparison, picture: str) -> str:
-    """The whole of comparison.md."""
+    """Return the text of comparison.md."""
     seeds = sorted({run.seed for run in comparison.runs})
     told = f"{plural(len(comparison.runs), 'run')} of {plural(comparison.budget, 'evaluation')},"
     told += f" {comparison.start_rows} of them start rows"
@@ -163,10 +165,17 @@ def markdown(comparison: Comparison, picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def publish(comparison: Comparison, out: Path) -> None:
+    """Write comparison.json, comparison.png and comparison.md, each as a whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
+    write_whole(out / "comparison.json", f"{numbers}\n".encode())
+    write_whole(out / "comparison.png", draw(comparison))
+    write_whole(out / "comparison.md", markdown(comparison, "comparison.png").encode())
+
+
 def _mean(mean: Mean | None, sign: str = "") -> str:
-    if mean is None:
-        return ""
-    return f"{mean.mean:{sign}.3f}" + ("" if mean.stderr is None else f" ± {mean.stderr:.3f}")
+    return with_error(mean.mean, mean.stderr, sign) if mean else ""
 
 
 def _p(p: float) -> str:

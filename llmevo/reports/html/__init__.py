@@ -1,5 +1,4 @@
-"""The report of a run, or of several: one HTML page that opens offline. From the log alone.
+"""The report of one run or of several: an HTML page that opens offline, from the log alone.
 
-`subject` is what a page is about; `winners_curse`, `effects`, `predictions` and `questions` are its numbers, `figures`
-what the browser draws; `page` and `comparison` put it together. The templates are Jinja's.
+`analysis`, `predictions` and `pareto` are its numbers, `figures` its pictures; `page` and `comparison` compose it.
 """

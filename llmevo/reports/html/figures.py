@@ -1,4 +1,4 @@
-"""What the page draws: Plotly figures as plain values. Colours of paper, text and heat maps are the page's own."""
+"""The figures of the page, as plain values for Plotly. Colours of paper, text and heat maps are the page's own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,14 @@ from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs
 
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.comparison.statistics import best_so_far
-from llmevo.reports.html.effects import TaskEffects
+from llmevo.reports.html.analysis import Subject, TaskEffects
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction
-from llmevo.reports.html.subject import Subject
+from llmevo.reports.text import with_error
 from llmevo.search.prompts.names import shortened
 from llmevo.search.trial import Trial
 
+GREY = "#888888"
+"""Of failures, on white and on black."""
 ORIGINS = {
     "gaussian": (COLOURS[0], "circle"),
     "llm": (COLOURS[1], "diamond"),
@@ -22,116 +24,88 @@ ORIGINS = {
     "user": (COLOURS[4], "star"),
     "random": (COLOURS[5], "circle-open"),
 }
-"""A colour and a shape each, so that nothing hangs on the colour alone."""
-
-
-OTHER = (COLOURS[7], "cross")
-
-
-GREY = "#888888"
-"""Of failures; seen on white and on black."""
-
-
-"""The samples of any other optimizer."""
-
-
-SAID = {"gaussian": "numeric (ES)", "llm": "LLM", "user": "your own"}
-"""What origins are called."""
-
-
+"""A colour and a shape each, so that colour alone distinguishes nothing; the samples of other optimizers share one."""
 NAME = 22
-"""Characters of a name beside a picture."""
-
-
+"""Characters of a name at a heat map."""
 CROWDED = 6
-"""Columns from whose number on their names stand upright."""
-
-
+"""Columns above which their names are vertical."""
 HOVER = 160
 """Characters of a note."""
-
 
 Plot = dict[str, Any]
 
 
 def plain(figure: Any) -> Plot:
-    """A figure in plain values, without a template: the page has one for each theme."""
+    """Return a figure in plain values, without a template: the page has one for each theme."""
     values: Plot = figure.to_plotly_json()
     values["layout"].pop("template", None)
     return values
 
 
-def origin(name: str) -> str:
-    """What people call an origin."""
-    return SAID.get(name, name)
+def shown_origin(name: str) -> str:
+    """Return an origin in plain words."""
+    return {"gaussian": "numeric (ES)", "llm": "LLM", "user": "your own"}.get(name, name)
 
 
-def search(subject: Subject) -> Plot:
-    """Every candidate by origin, and the best so far."""
-    trials = [*subject.state.trials.values()]
-    figure = go.Figure()
-    best = best_so_far([trial.score.total if trial.score and not trial.violation else None for trial in trials])
-    figure.add_scatter(
-        x=[*range(1, len(best) + 1)],
-        y=best,
-        mode="lines",
-        name="best so far",
-        line={"shape": "hv", "width": 2},
-        meta="ink",
-        hoverinfo="skip",
-    )
-    values = [trial.score.total for trial in trials if trial.score] or [0.0]
-    floor = min(values) - 0.06 * (max(values) - min(values))  # beneath all that have a score
-    for name in dict.fromkeys([*ORIGINS, *(trial.candidate.origin for trial in trials)]):
-        own = [(place, t) for place, t in enumerate(trials, start=1) if t.candidate.origin == name and t.score]
-        if own:
-            colour, symbol = ORIGINS.get(name, OTHER)
-            figure.add_scatter(
-                x=[place for place, _ in own],
-                y=[trial.score.total for _, trial in own if trial.score],
-                mode="markers",
-                name=text_of(origin(name)),
-                marker={"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6},
-                text=[_told(trial) for _, trial in own],
-                hovertemplate="%{text}<extra></extra>",
-            )
-    if failed := [(place, trial) for place, trial in enumerate(trials, start=1) if not trial.score]:
-        figure.add_scatter(
-            x=[place for place, _ in failed],
-            y=[floor] * len(failed),
-            mode="markers",
-            name="failed",
-            marker={"color": GREY, "symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 2}},
-            text=[f"#{trial.candidate.id} failed: {text_of(trial.reason)}" for _, trial in failed],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    figure.update_layout(xaxis_title="evaluations", yaxis_title="search score", hovermode="closest")
-    return plain(figure)
-
-
-def _told(trial: Trial) -> str:
-    score = trial.score
-    assert score is not None
-    notes = (trial.candidate.note, trial.reason if trial.violation else "")
-    note = "".join(f"<br>{text_of(text)}" for text in notes if text)
-    who = f"#{trial.candidate.id}, generation {trial.candidate.generation}"
-    return f"{who}<br>{score.total:.3f} ± {score.stderr:.3f}{note}"
-
-
-def text_of(text: str) -> str:
-    """A text as Plotly shows it: its own bit of HTML must not be taken from a note."""
+def escaped(text: str) -> str:
+    """Return a text, cut, as Plotly shows it: its own bit of HTML must not be taken from a note."""
     cut = text if len(text) <= HOVER else text[: HOVER - 1] + "…"
     return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def search(subject: Subject) -> Plot:
+    """Draw every candidate by origin, and the best so far."""
+    trials = [*subject.state.trials.values()]
+    figure = go.Figure()
+    best = best_so_far([trial.score.total if trial.score and not trial.violation else None for trial in trials])
+    _add_line(figure, [*range(1, len(best) + 1)], best, "best so far", {"shape": "hv", "width": 2})
+    for name in dict.fromkeys([*ORIGINS, *(trial.candidate.origin for trial in trials)]):
+        own = [(place, t) for place, t in enumerate(trials, start=1) if t.candidate.origin == name and t.score]
+        if own:
+            colour, symbol = ORIGINS.get(name, (GREY, "cross"))
+            marker = {"color": colour, "symbol": symbol, "size": 8 if len(trials) < 200 else 6}
+            points = [(place, t.score.total, _hover(t)) for place, t in own if t.score]
+            add_points(figure, escaped(shown_origin(name)), points, marker, "%{text}")
+    if failed := [(place, trial) for place, trial in enumerate(trials, start=1) if not trial.score]:
+        values = [trial.score.total for trial in trials if trial.score] or [0.0]
+        below = min(values) - 0.06 * (max(values) - min(values))
+        marker = {"color": GREY, "symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 2}}
+        points = [(place, below, f"#{t.candidate.id} failed: {escaped(t.reason)}") for place, t in failed]
+        add_points(figure, "failed", points, marker, "%{text}")
+    figure.update_layout(xaxis_title="evaluations", yaxis_title="search score", hovermode="closest")
+    return plain(figure)
+
+
+def add_points(
+    figure: Any, name: str, points: Sequence[tuple[float, float, str]], marker: dict[str, Any], hover: str
+) -> None:
+    """Add points, given as x, y and text."""
+    x, y, text = ([point[part] for point in points] for part in range(3))
+    template = f"{hover}<extra></extra>"
+    figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=text, hovertemplate=template)
+
+
+def _add_line(figure: Any, x: Sequence[float], y: Sequence[float | None], name: str, line: dict[str, Any]) -> None:
+    """Add a line in the colour of the page's text."""
+    figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, meta="ink", hoverinfo="skip")
+
+
+def _hover(trial: Trial) -> str:
+    assert trial.score is not None
+    candidate = trial.candidate
+    notes = (candidate.note, trial.reason if trial.violation else "")
+    head = f"#{candidate.id}, generation {candidate.generation}"
+    return "<br>".join([head, with_error(trial.score.total, trial.score.stderr), *map(escaped, filter(None, notes))])
+
+
 def step_size(subject: Subject) -> Plot | None:
-    """Over the generations; None for an optimizer without one."""
+    """Draw the step size over the generations; None for an optimizer without one."""
     told = [(event.generation, event.sigma) for event in subject.state.told if event.sigma is not None]
     return _line(told, "step size (share of a gene's range)", COLOURS[0]) if told else None
 
 
 def trust(subject: Subject) -> Plot | None:
-    """The share of the evaluations that the LLM has earned; None where there is no LLM."""
+    """Draw the share of the evaluations that the LLM has earned; None without an LLM."""
     told = [(event.generation, event.trust) for event in subject.state.told if event.trust is not None]
     return _line(told, "the LLM's share", COLOURS[1]) if told else None
 
@@ -150,39 +124,24 @@ def _line(told: Sequence[tuple[int, float]], title: str, colour: str) -> Plot:
 
 
 def calibration(found: Sequence[Prediction]) -> Plot | None:
-    """Predicted against achieved; None where nothing was predicted."""
+    """Draw predicted against achieved scores; None without predictions."""
     if not found:
         return None
     figure = go.Figure()
     values = [value for prediction in found for value in (prediction.predicted, prediction.achieved)]
     ends = [min(values), max(values)]
-    figure.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        name="as predicted",
-        line={"dash": "dot", "width": 1},
-        meta="ink",
-        hoverinfo="skip",
-    )
+    _add_line(figure, ends, ends, "as predicted", {"dash": "dot", "width": 1})
     for by, (colour, symbol) in ((STATISTICS, ORIGINS["gaussian"]), (LLM, ORIGINS["llm"])):
-        own = [prediction for prediction in found if prediction.by == by]
-        if own:
-            figure.add_scatter(
-                x=[prediction.predicted for prediction in own],
-                y=[prediction.achieved for prediction in own],
-                mode="markers",
-                name=by,
-                marker={"color": colour, "symbol": symbol, "size": 8},
-                text=[f"#{prediction.candidate}" for prediction in own],
-                hovertemplate="%{text}: predicted %{x:.3f}, achieved %{y:.3f}<extra></extra>",
-            )
+        points = [(p.predicted, p.achieved, f"#{p.candidate}") for p in found if p.by == by]
+        if points:
+            marker = {"color": colour, "symbol": symbol, "size": 8}
+            add_points(figure, by, points, marker, "%{text}: predicted %{x:.3f}, achieved %{y:.3f}")
     figure.update_layout(xaxis_title="predicted score", yaxis_title="achieved score", hovermode="closest")
     return plain(figure)
 
 
 def recipe(subject: Subject) -> Plot | None:
-    """The best recipe: slice × model × parameter. None before there is one."""
+    """Draw the best recipe: slice × model × parameter. None before there is one."""
     best = subject.state.best
     if best is None:
         return None
@@ -198,7 +157,7 @@ def recipe(subject: Subject) -> Plot | None:
 
 
 def effect(subject: Subject, of: TaskEffects) -> Plot | None:
-    """Every gene's effect on a task, coloured by its strength. None where nothing is known."""
+    """Draw every gene's effect on a task, coloured by its strength. None without known effects."""
     cells = {
         gene.gene.name: (
             max(-4.0, min(4.0, gene.strength)),
@@ -212,7 +171,7 @@ def effect(subject: Subject, of: TaskEffects) -> Plot | None:
 
 
 def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str) -> Plot:
-    """Slices from top to bottom, models and their parameters from left to right; (value, text, hover) of each gene."""
+    """Draw slices as rows, models and their parameters as columns; `cells` holds value, text, hover of each gene."""
     space = subject.space
     genes = [gene for gene in space.genes if not gene.choices]
     names = shortened([*dict.fromkeys(gene.model or "all models" for gene in genes)], NAME)
@@ -224,7 +183,7 @@ def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str
 
     def column(gene: Any) -> str:
         model = names[gene.model or "all models"]
-        return text_of(f"{model} {gene.parameter}" if many else model)
+        return escaped(f"{model} {gene.parameter}" if many else model)
 
     rows, columns = ([*dict.fromkeys(map(label, genes))] for label in (row, column))
     empty: tuple[Any, str, str] = (None, "", "")
@@ -235,7 +194,7 @@ def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str
     figure = go.Figure()
     figure.add_heatmap(
         x=columns,
-        y=[text_of(label) for label in rows],
+        y=[escaped(label) for label in rows],
         z=[[cell[0] for cell in line] for line in table],
         text=[[cell[1] for cell in line] for line in table],
         customdata=[[cell[2] for cell in line] for line in table],

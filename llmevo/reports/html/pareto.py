@@ -1,17 +1,17 @@
-"""The Pareto front: where its candidates stand at every task, as a picture and as a table."""
+"""The Pareto front: its candidates with their tasks, its hypervolume, and its picture."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
 from llmevo.reports.comparison.chart import COLOURS
-from llmevo.reports.html.figures import GREY, Plot, origin, plain, text_of
-from llmevo.reports.html.predictions import EXPECTED
-from llmevo.reports.html.subject import Subject
+from llmevo.reports.html.analysis import Subject
+from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
+from llmevo.reports.text import with_error
 from llmevo.search.trial import Trial
 
 
@@ -23,86 +23,22 @@ class Place:
     origin: str
     note: str
     best: bool
-    """Whether it is the one that is handed over unless another is asked for."""
+    """Whether it is exported by default."""
     values: Sequence[tuple[float, float]]
     """The counted metric of every task and its standard error."""
 
 
 def places(subject: Subject) -> list[Place]:
-    """The front, the highest weighted sum first; empty where the objective is a sum."""
+    """Return the front, the highest weighted sum first; empty where the objective is a sum."""
     best = subject.state.best
-    return [
-        Place(
-            trial.candidate.id,
-            origin(trial.candidate.origin),
-            _note(trial.candidate.note),
-            bool(best and best.candidate.id == trial.candidate.id),
-            _values(subject, trial),
-        )
-        for trial in subject.state.front
-    ]
-
-
-def _note(note: str) -> str:
-    """Without what was expected of a candidate: that was no score, but one generation's emphasis."""
-    return "" if EXPECTED.fullmatch(note) else note
-
-
-def front(subject: Subject) -> Plot | None:
-    """Of two tasks, all candidates with the front joined; of more, a line across the tasks for each of the front.
-
-    None where the objective is a sum.
-    """
-    found = places(subject)
-    if not found:
-        return None
-    return _two(subject, found) if len(subject.tasks) == 2 else _many(subject, found)
-
-
-@dataclass(frozen=True)
-class Covered:
-    """Hypervolumes (Zitzler and Thiele 1999, https://doi.org/10.1109/4235.797969): what candidates dominate of the
-    tasks' space. It is counted from the worst of the start rows at every task, 0, to the best of them, 1: a candidate
-    that is as good as the best of them everywhere covers 1, a better one more.
-    """
-
-    start: float
-    """By the start rows: the parents, the uniform merge, other weights for all models and the user's own."""
-    front: float
-
-
-def covered(subject: Subject) -> Covered | None:
-    """None where the objective is a sum, where nobody keeps the constraints, and where all start rows are equal at a
-    task, for then there is no scale.
-    """
-    state = subject.state
-    start = [trial for trial in state.asked_all if trial.candidate.generation == 0]
-    places = [state.aims.heights(trial.score.tasks) for trial in start if trial.score]
-    columns = [*zip(*(place for place in places if place is not None), strict=True)]
-    scale = [(min(column), max(column) - min(column)) for column in columns]
-    if not state.front or state.unmet or not all(spread for _, spread in scale):
-        return None
-    points = [
-        [(value - low) / spread for value, (low, spread) in zip(heights, scale, strict=True)]
-        for trial in (*(trial for trial in start if not trial.violation), *state.front)
-        if trial.score and (heights := state.aims.heights(trial.score.tasks)) is not None
-    ]
-    volumes = _hypervolumes(points)
-    before = len(points) - len(state.front)
-    return Covered(volumes[before - 1] if before else 0.0, volumes[-1])
-
-
-def _hypervolumes(points: Sequence[Sequence[float]]) -> list[float]:
-    """Of the first point, the first two, and so on, above 0."""
-    import optuna  # slow to import
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=[optuna.study.StudyDirection.MAXIMIZE for _ in points[0]])
-    study.add_trials([optuna.create_trial(values=[*point]) for point in points])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        figure: Any = optuna.visualization.plot_hypervolume_history(study, [0.0] * len(points[0]))
-    return [float(value) for value in figure.data[0].y]
+    found: list[Place] = []
+    for trial in subject.state.front:
+        candidate = trial.candidate
+        # The note of the surrogate is a score expected under one generation's weights.
+        note = "" if candidate.origin == "gaussian" and candidate.expected is not None else candidate.note
+        is_best = bool(best and best.candidate.id == candidate.id)
+        found.append(Place(candidate.id, shown_origin(candidate.origin), note, is_best, _values(subject, trial)))
+    return found
 
 
 def _values(subject: Subject, trial: Trial) -> list[tuple[float, float]]:
@@ -113,20 +49,75 @@ def _values(subject: Subject, trial: Trial) -> list[tuple[float, float]]:
     return [(math.nan if value is None else value, error) for value, error in zip(values, errors, strict=True)]
 
 
+@dataclass(frozen=True)
+class Covered:
+    """Hypervolumes (Zitzler and Thiele 1999, https://doi.org/10.1109/4235.797969), counted from the worst of the start
+    rows at every task, 0, to the best of them, 1: a candidate as good as the best of them everywhere covers 1.
+    """
+
+    start: float
+    """By the start rows: the parents, the uniform merge, coefficients and the user's own."""
+    front: float
+
+
+def covered(subject: Subject) -> Covered | None:
+    """Return None where the objective is a sum, where no candidate satisfies the constraints, and where all start rows
+    are equal at a task, for then there is no scale.
+    """
+    state = subject.state
+    start = [trial for trial in state.asked_all if trial.candidate.generation == 0]
+
+    def heights(trials: Sequence[Trial]) -> NDArray[np.float64]:
+        found = [state.aims.heights(trial.score.tasks) for trial in trials if trial.score]
+        return np.array([each for each in found if each is not None]).reshape(-1, len(state.aims.tasks))
+
+    if not state.front or state.unmet:
+        return None
+    rows = heights(start)
+    if not len(rows) or not (spread := np.ptp(rows, axis=0)).all():
+        return None
+    low = rows.min(axis=0)
+    kept = (heights([trial for trial in start if not trial.violation]) - low) / spread
+    found = (heights(state.front) - low) / spread
+    return Covered(hypervolume(kept), hypervolume(np.vstack([kept, found])))
+
+
+def hypervolume(points: NDArray[np.float64]) -> float:
+    """Return the volume between the origin and `points` (one a row, higher is better), exactly.
+
+    Each point adds its box less the part that later points cover too (While et al. 2012, the WFG algorithm,
+    https://doi.org/10.1109/TEVC.2010.2077298).
+    """
+    points = np.unique(points[(points > 0).all(axis=1)], axis=0)[::-1]
+    dominated = [((points >= own).all(axis=1) & (points > own).any(axis=1)).any() for own in points]
+    points = points[~np.array(dominated, dtype=bool)]
+    return sum(
+        (float(own.prod()) - hypervolume(np.minimum(own, points[place:])) for place, own in enumerate(points, start=1)),
+        0.0,
+    )
+
+
+def front(subject: Subject) -> Plot | None:
+    """Draw all candidates of two tasks with the front joined, or of more tasks a line for each of the front.
+
+    None where the objective is a sum.
+    """
+    found = places(subject)
+    if not found:
+        return None
+    return _two(subject, found) if len(subject.tasks) == 2 else _many(subject, found)
+
+
 def _two(subject: Subject, found: Sequence[Place]) -> Plot:
-    """The one task against the other."""
+    """Draw one task against the other."""
     figure, shown = go.Figure(), {place.id for place in found}
     others = [trial for trial in subject.scored if trial.candidate.id not in shown]
-    rest = [[value for value, _ in _values(subject, trial)] for trial in others]
-    figure.add_scatter(
-        x=[values[0] for values in rest],
-        y=[values[1] for values in rest],
-        mode="markers",
-        name="not on the front",
-        marker={"color": GREY, "size": 6, "opacity": 0.6},
-        text=[_told(trial) for trial in others],
-        hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
-    )
+    rest: list[tuple[float, float, str]] = []
+    for trial in others:
+        (x, _), (y, _) = _values(subject, trial)
+        rest.append((x, y, f"#{trial.candidate.id}{f', {escaped(trial.reason)}' if trial.violation else ''}"))
+    marker = {"color": GREY, "size": 6, "opacity": 0.6}
+    add_points(figure, "not on the front", rest, marker, "%{text}: %{x:.3f}, %{y:.3f}")
     joined = sorted(found, key=lambda place: place.values[0][0])
     figure.add_scatter(
         x=[place.values[0][0] for place in joined],
@@ -141,34 +132,26 @@ def _two(subject: Subject, found: Sequence[Place]) -> Plot:
         textposition="top right",
         hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
     )
-    names = [text_of(name) for name in subject.tasks.values()]
+    names = [escaped(name) for name in subject.tasks.values()]
     figure.update_layout(xaxis_title=names[0], yaxis_title=names[1], hovermode="closest")
     return plain(figure)
 
 
-def _told(trial: Trial) -> str:
-    return f"#{trial.candidate.id}" + (f", {text_of(trial.reason)}" if trial.violation else "")
-
-
 def _many(subject: Subject, found: Sequence[Place]) -> Plot:
-    """Parallel coordinates: every task from the worst to the best of the front, so that scales do not matter."""
+    """Draw parallel coordinates: every task from the worst to the best of the front, so that scales do not matter."""
     figure = go.Figure()
-    columns = [[place.values[task][0] for place in found] for task in range(len(subject.tasks))]
-    lows, highs = [min(column) for column in columns], [max(column) for column in columns]
-    names = [text_of(name) for name in subject.tasks.values()]
-    signs = [math.copysign(1.0, weight) for weight, _ in subject.state.aims.tasks.values()]
+    values = np.array([[value for value, _ in place.values] for place in found])
+    values *= np.copysign(1.0, [weight for weight, _ in subject.state.aims.tasks.values()])
+    low, spread = values.min(axis=0), np.ptp(values, axis=0)
+    shares = np.where(spread > 0, (values - low) / np.where(spread > 0, spread, 1.0), 0.5)
     for number, place in enumerate(found):
-        shares = [
-            0.5 if high == low else (value - low) / (high - low) if sign > 0 else (high - value) / (high - low)
-            for (value, _), low, high, sign in zip(place.values, lows, highs, signs, strict=True)
-        ]
         figure.add_scatter(
-            x=names,
-            y=shares,
+            x=[escaped(name) for name in subject.tasks.values()],
+            y=shares[number].tolist(),
             mode="lines+markers",
             name=f"#{place.id}{' (best)' if place.best else ''}",
             line={"color": COLOURS[number % len(COLOURS)], "width": 4 if place.best else 1.5},
-            text=[f"{value:.3f} ± {error:.3f}" for value, error in place.values],
+            text=[with_error(value, error) for value, error in place.values],
             hovertemplate=f"#{place.id}, %{{x}}: %{{text}}<extra></extra>",
         )
     figure.update_layout(yaxis_title="from the front's worst to its best", hovermode="closest")

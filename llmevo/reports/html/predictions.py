@@ -1,10 +1,9 @@
-"""What was predicted of candidates before they were scored: by the LLM in its replies, by the statistics in notes."""
+"""The scores that the LLM and the surrogate predicted of candidates, and the scores that these achieved."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmevo.reports.html.subject import Subject
+from llmevo.reports.html.analysis import Subject
 from llmevo.run.log import events
 from llmevo.search.evidence import Evidence, calibration
 from llmevo.search.optimizers.population import key
@@ -12,16 +11,12 @@ from llmevo.search.prompts.question import Question
 from llmevo.search.prompts.reading import read
 from llmevo.search.prompts.table import GeneTable
 
-EXPECTED = re.compile(r"expected (-?\d[\d.e+-]*)")
-"""The note of a candidate that the Gaussian process has ranked."""
-
-
 LLM, STATISTICS = "the LLM", "the Gaussian process"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted score and what came of it."""
+    """A predicted score and the achieved one."""
 
     candidate: int
     by: str
@@ -36,7 +31,7 @@ def predictions(subject: Subject) -> list[Prediction]:
     """
     if subject.state.aims.pareto:
         return []
-    told = {**_noted(subject), **_replied(subject)}
+    told = {**_logged(subject), **_replied(subject)}
     return [
         Prediction(trial.candidate.id, by, predicted, trial.score.total)
         for trial in subject.scored
@@ -50,16 +45,18 @@ def rank_correlation(found: list[Prediction], by: str) -> float | None:
     return calibration([(p.predicted, p.achieved) for p in found if p.by == by])
 
 
-def _noted(subject: Subject) -> dict[int, tuple[str, float]]:
-    found: dict[int, tuple[str, float]] = {}
-    for candidate in subject.state.candidates.values():
-        if candidate.origin == "gaussian" and (said := EXPECTED.fullmatch(candidate.note)):
-            found[candidate.id] = STATISTICS, float(said[1])
-    return found
+def _logged(subject: Subject) -> dict[int, tuple[str, float]]:
+    return {
+        candidate.id: (LLM if candidate.origin == "llm" else STATISTICS, candidate.expected)
+        for candidate in subject.state.candidates.values()
+        if candidate.expected is not None
+    }
 
 
 def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
-    """The replies are read again, as the search has read them; a proposal is known by its genes."""
+    """Return the LLM's predictions in older logs, which have them in the replies alone: these are read again, as the
+    search has read them, and a proposal is known by its genes.
+    """
     found: dict[int, tuple[str, float]] = {}
     inside = subject.question().inside
     for event in subject.state.prompted:
@@ -68,8 +65,10 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
         asked = {
             key(candidate.genes): candidate.id
             for candidate in subject.state.candidates.values()
-            if candidate.generation == event.generation and candidate.origin == "llm"
+            if candidate.generation == event.generation and candidate.origin == "llm" and candidate.expected is None
         }
+        if not asked:
+            continue
         before = [trial for trial in inside if trial.candidate.generation < event.generation]
         best = max(before, key=lambda trial: trial.rank, default=None)
         for genes, predicted in _proposals(subject.question([best] if best else []), event):
@@ -79,9 +78,9 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
 
 
 def _proposals(question: Question, event: events.Prompted) -> Iterator[tuple[tuple[float, ...], float]]:
-    """Which slices of a large space a prompt was about is not in the log, so all that it may have been are tried."""
+    """Read a reply for every table that its prompt may have shown: the log lacks the slices of a large space."""
     space = question.space
     for sheet in dict.fromkeys(GeneTable.of(space, seed).slices for seed in range(len(space.slices))):
         for proposal in read(event.reply or "", question, GeneTable(space, sheet), Evidence((), ())).proposals:
-            if proposal.predicted is not None:
-                yield key(proposal.genes), proposal.predicted
+            if proposal.expected is not None:
+                yield key(proposal.genes), proposal.expected

@@ -1,1 +1,1 @@
-"""What is shown in the terminal."""
+"""The terminal: runs live, followed and replayed, their status, inspections and comparisons."""

@@ -1,4 +1,4 @@
-"""An inspection as a person reads it: sections with headings, the most important first, 80 characters wide."""
+"""An inspection as text: sections with headings, the most important first, 80 characters wide."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,62 +9,42 @@ from rich.table import Table
 from rich.text import Text
 
 from llmevo.errors import plural
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.text import clock, say
+from llmevo.run.preflight.forecast import GB
 from llmevo.run.preflight.inspection import Inspection
-from llmevo.run.preflight.memory import GB
-from llmevo.run.preflight.task_vectors import alike
+from llmevo.run.preflight.models import most_alike
 
-Colour = tuple[int, int, int]
-
-
-COLD: Colour = (26, 32, 64)
-
-
-WARM: Colour = (214, 92, 40)
-
-
+COLD, WARM = (26, 32, 64), (214, 92, 40)
+"""The ends of the colour scale, as red, green and blue."""
 COLUMNS = 9
 """As many fit into 80 characters."""
+FEW = 24
+"""Genes that are listed one by one."""
+FEWEST = 2
+"""Left-out tensors that are named."""
 
 
 def heatmap(rows: Sequence[str], columns: Mapping[str, Sequence[float]], percent: bool = False) -> Table:
-    """One row a name, one column a list of values; the largest of all is the warmest, 0 and less the coldest."""
+    """Return one row a name, one column a list of values; the largest is the warmest, 0 and less the coldest."""
     top = max((value for values in columns.values() for value in values), default=0.0) or 1.0
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("", *columns):
         table.add_column(name, justify="left" if not name else "right")
     for place, row in enumerate(rows):
-        cells = [cell(values[place], top, percent) for values in columns.values()]
-        table.add_row(row, *cells)
+        table.add_row(row, *(cell(values[place], top, percent) for values in columns.values()))
     return table
 
 
 def cell(value: float, top: float, percent: bool = False) -> Text:
-    """One value on its colour."""
+    """Return one value on its colour."""
     share = min(1.0, max(0.0, value / top))
     red, green, blue = (round(cold + (warm - cold) * share) for cold, warm in zip(COLD, WARM, strict=True))
     text = f"{value:.1%}" if percent else f"{value:.2f}"
     return Text(f" {text} ", style=f"white on rgb({red},{green},{blue})")
 
 
-def letters(names: Sequence[str]) -> dict[str, str]:
-    """A short name for each: a, b, ..., z, then numbers."""
-    return {name: chr(97 + place) if place < 26 else str(place) for place, name in enumerate(names)}
-
-
-FEW = 24
-"""Genes that are listed one by one."""
-
-
-FEWEST = 2
-"""Tensors that are named of those that are left out."""
-
-
-Section = Callable[[Inspection], Sequence[RenderableType]]
-
-
 def show(found: Inspection, console: Console) -> None:
-    """Print all of it."""
+    """Print an inspection."""
     for title, section in SECTIONS.items():
         console.print(f"\n{title.format(found=found)}", style="bold", highlight=False)
         for part in section(found):
@@ -72,8 +52,8 @@ def show(found: Inspection, console: Console) -> None:
     if found.prompt:
         console.print(f"\nFirst prompt, for {found.proposer} (scores are not known yet: 0)", style="bold")
         for message in found.prompt:
-            console.print(f"[{message['role']}]", markup=False, style="bold")
-            console.print(message["content"], markup=False, highlight=False, soft_wrap=True)
+            say(console, f"[{message['role']}]", "bold")
+            say(console, message["content"])
 
 
 def _forecast(found: Inspection) -> Sequence[RenderableType]:
@@ -93,21 +73,16 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
-        cost = "none: it runs on this machine" if ahead.cost == 0 else cost
+        cost = cost if ahead.by_server or ahead.cost else "none: it runs on this machine"
+        asked, read = plural(ahead.prompts, "time"), plural(ahead.prompt_tokens, "token")
         lines.append(
-            f"The LLM is asked up to {plural(ahead.prompts, 'time')},"
-            f" reads about {plural(ahead.prompt_tokens, 'token')}"
-            f" and writes about {ahead.completion_tokens:,}; cost {cost}."
-            " Its time is not in the above."
+            f"The LLM is asked up to {asked}, reads about {read} and writes about {ahead.completion_tokens:,};"
+            f" cost {cost}. Its time is not in the above."
         )
     if ahead.inquiries:
-        lines.append(
-            f"LLM judges are asked up to {plural(ahead.inquiries, 'time')}; what that costs is not in the above."
-        )
+        lines.append(f"LLM judges are asked up to {plural(ahead.inquiries, 'time')}; their cost is not in the above.")
     if ahead.votes:
-        lines.append(
-            f"You are asked for up to {plural(ahead.votes, 'vote')}; the time that takes you is not in the above."
-        )
+        lines.append(f"You are asked for up to {plural(ahead.votes, 'vote')}; your time is not in the above.")
     of = found.memory
     free = "unknown" if of.free is None else f"{of.free / GB:.1f} GB"
     lines.append(
@@ -150,12 +125,15 @@ def _tensors(found: Inspection) -> str:
 
 
 def _vectors(found: Inspection) -> Sequence[RenderableType]:
-    facts, short = found.geometry, letters([*found.geometry[0].norms])
+    facts = found.geometry
+    letters = {name: chr(97 + n) if n < 26 else str(n) for n, name in enumerate(facts[0].norms)}
     rows = [of.slice for of in facts]
-    sizes = {letter: [of.norms[model] for of in facts] for model, letter in short.items()}
-    pairs = alike(facts)[:COLUMNS]
-    cosines = {"/".join(short[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs}
-    parts: list[RenderableType] = [", ".join(f"{letter} {model}" for model, letter in short.items())]
+    sizes = {letter: [of.norms[model] for of in facts] for model, letter in letters.items()}
+    pairs = most_alike(facts)[:COLUMNS]
+    cosines = {
+        "/".join(letters[name] for name in pair.split("/")): [of.cosines[pair] for of in facts] for pair in pairs
+    }
+    parts: list[RenderableType] = [", ".join(f"{letter} {model}" for model, letter in letters.items())]
     each = [*sizes]
     for start in range(0, len(each), COLUMNS):
         parts.append(heatmap(rows, {name: sizes[name] for name in each[start : start + COLUMNS]}, percent=True))
@@ -186,7 +164,7 @@ def _bounds(gene: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{gene['low']:g}", f"{gene['high']:g}", gene["uniform"]
 
 
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: Mapping[str, Callable[[Inspection], Sequence[RenderableType]]] = {
     "Forecast": _forecast,
     "Warnings": _warnings,
     "What this config runs, opens and sends": _uses,
@@ -194,4 +172,4 @@ SECTIONS: Mapping[str, Section] = {
     "Size of the task vectors, against {found.origin}": _vectors,
     "{found.extent}": _genes,
 }
-"""In the order they are shown; those before the last two fit on one screen."""
+"""In the order shown; all but the last two fit on one screen."""

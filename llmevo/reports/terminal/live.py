@@ -1,7 +1,8 @@
-"""What a person sees of a run: a live picture in a terminal, plain lines elsewhere. Reads events only."""
+"""A run as it goes on: a live picture in a terminal, lines elsewhere; its summary; and following it from outside."""
 
 import shlex
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,95 +11,96 @@ from typing import Self
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from llmevo.config import Config, parse_config
-from llmevo.errors import plural
-from llmevo.evaluation.judges.records import Bill
-from llmevo.reports.terminal.panel import called, clock, front, heldout, outcome, picture, scores, total
+from llmevo.config import Config, parse_logged
+from llmevo.errors import RunError, plural
+from llmevo.evaluation.judges.verdicts import Bill
+from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, total
+from llmevo.reports.text import clock, say
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import seconds_left
 from llmevo.run.spending import Spending
 
+POLL = 0.5
+"""Seconds between two reads of a log."""
 TROUBLE = {
     "lost": "never came",
     "unreadable": "held nothing usable",
     "capped": "were not asked for, as llm.max_calls or llm.max_cost was reached",
 }
-"""What may become of a prompt, as people say it."""
+"""The ways in which a prompt gives no proposal."""
 
 
-def end(live: Live, kept: bool) -> None:
-    """Stop a live picture. `kept`: it stays, for the run was stopped or has failed and nothing else shows how far it
-    came. A terminal that is gone is no failure.
-    """
-    live.transient = not kept
-    with suppress(OSError):
-        live.stop()
+class LiveView:
+    """A context in which one picture is redrawn, where the console is a terminal."""
 
-
-class Display:
-    """Follows a run. Use as a context manager; give `show` to the journal as an observer."""
-
-    def __init__(
-        self, console: Console, config: Config, folder: Path, loading: str = "Loading models and tasks…"
-    ) -> None:
+    def __init__(self, console: Console, loading: str = "Loading models and tasks…") -> None:
         """`loading` is shown before the first event."""
-        self.console, self.config, self.folder = console, config, folder
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._loading = loading
-        self._seen: datetime | None = None
-        """When the last event was shown: a run that goes on waits since then, not since it was stopped."""
+        self.console, self.loading = console, loading
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-            self._live.update(self._loading)
-        elif self._loading:
-            self.console.print(self._loading)
+        if self.live:
+            self.live.start()
+            self.live.update(self.loading)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._live:
-            end(self._live, kept=kind is not None)
+        """Keep the picture of a run that was stopped or has failed: nothing else shows its progress."""
+        if self.live:
+            self.live.transient = kind is None
+            with suppress(OSError):  # a terminal that is gone is no failure
+                self.live.stop()
+
+
+class Display(LiveView):
+    """The display of one run; give `show` to the journal as an observer."""
+
+    def __init__(self, console: Console, config: Config, folder: Path, **options: str) -> None:
+        super().__init__(console, **options)
+        self.config, self.folder = config, folder
+        self._seen: datetime | None = None
+        """When the last event was shown: a resumed run waits since then, not since it was stopped."""
+
+    def __enter__(self) -> Self:
+        if self.loading and not self.live:
+            self.console.print(self.loading)
+        return super().__enter__()
 
     def show(self, event: events.Event, state: RunState) -> None:
-        """Take in one event."""
+        """Show one event."""
         if isinstance(event, events.Resumed) and state.started:
-            self.config = parse_config(state.started.config, str(self.folder))
+            self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
-        if self._live:
+        if self.live:
             self.draw(state)
         elif line := self.line(event, state):
-            self.say(line)
+            say(self.console, line)
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Show nothing meanwhile: somebody is being asked."""
-        if self._live:
-            self._live.stop()
+        """Hide the live picture, while a person is asked."""
+        if self.live:
+            self.live.stop()
         try:
             yield
         finally:
-            if self._live:
-                self._live.start()
-
-    def say(self, line: str) -> None:
-        """Print a line; not in a terminal, which has the picture."""
-        if not self._live:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if self.live:
+                self.live.start()
 
     def warn(self, line: str) -> None:
-        """Print what a person should know, above the picture or among the lines."""
-        self.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        """Print a warning, above the picture or among the lines."""
+        say(self.console, line, "yellow")
 
     def draw(self, state: RunState) -> None:
-        """Show a state as a picture; in a terminal only."""
-        if self._live:
-            self._live.update(self.picture(state, self.console.height, live=True))
+        """Update the live picture; in a terminal only."""
+        if self.live:
+            self.live.update(self.picture(state, self.console.height, live=True))
 
     def line(self, event: events.Event, state: RunState) -> str | None:
-        """One event as a line of text; None for those that need none."""
+        """Return one event as a line of text; None for events without one."""
         match event:
             case events.Prompted():
                 problems = f"; {'; '.join(event.problems)}" if event.problems else ""
@@ -108,44 +110,44 @@ class Display:
             case events.Judged() if event.problems:
                 return f"  {event.model}, the judge of {event.task}: {'; '.join(event.problems[:3])}"
             case events.Evaluated() | events.Failed():
-                trial = state.trials[event.candidate]
-                result = outcome(trial, f"failed: {trial.reason}")
-                budget = self.config.search.budget
+                trial, budget = state.trials[event.candidate], self.config.search.budget
                 done = f"{len(state.trials)}/{budget.evaluations}"
-                done = done if [*budget.bounds] == ["evaluations"] else str(Spending(budget, state))
+                if [*budget.bounds] != ["evaluations"]:
+                    done = str(Spending(budget, state))
                 note = f", {trial.candidate.note}" if trial.candidate.note else ""
-                left = f", {clock(seconds_left(state, self.config))} left"
                 early = ""
                 if isinstance(event, events.Evaluated) and event.rival is not None:
                     early = f" (stopped after {plural(event.items, 'question')})"
-                return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}{left}"
+                result = outcome(trial, f"failed: {trial.reason}")
+                left = f"{clock(seconds_left(state, self.config))} left"
+                return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}, {left}"
             case events.Told():
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
                 return f"generation {event.generation}: best {outcome(state.best)}{sigma}"
             case events.Selected():
-                return (
-                    f"  finalist #{event.candidate}: {total(event.read())} on {plural(event.items, 'further question')}"
-                )
+                further = plural(event.items, "further question")
+                return f"  finalist #{event.candidate}: {total(event.read())} on {further}"
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
             case _:
                 return None
 
     def picture(self, state: RunState, height: int | None = None, live: bool = False) -> RenderableType:
-        """The whole display, `height` lines at most; see `llmevo.reports.terminal.panel`."""
+        """Return the whole display, `height` lines at most; see `llmevo.reports.terminal.panel`."""
         return picture(state, self.config, self.folder, self.console.width, height, live, self._seen)
 
 
 def summary(console: Console, state: RunState, folder: Path, config: Config) -> None:
-    """The end of a run: what came out, how much the LLM had to do with it, and what to do next."""
+    """Print the result of a finished run, the LLM's part in it, and the next commands."""
     finished, best = state.finished, state.best
-    if finished is None or best is None:
-        console.print("Every candidate failed; the reasons are in the log.", style="red")
+    assert finished is not None
+    if best is None:
+        console.print("Every candidate failed; `llmevo replay` shows the reasons.", style="red", highlight=False)
         return
     if state.heldout:
         console.print(heldout(state, console.width))
         for line in verdict(state, folder):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
     else:
         console.print(scores(state, config, console.width))
         console.print(
@@ -155,27 +157,70 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
     if state.front:
         console.print(front(state, console.width))
-        console.print(
-            f"The best by the weighted sum is #{best.candidate.id}; `llmevo export {folder} OUT --candidate N` writes"
-            " any other.",
-            highlight=False,
-        )
+        export = f"`llmevo export {folder} OUT --candidate N` writes any other."
+        console.print(f"The best by the weighted sum is #{best.candidate.id}; {export}", highlight=False)
     counts, place = finished.proposals, shlex.quote(str(folder))
     if counts["prompts"]:
+        note = f" ({best.candidate.note})" if best.candidate.note else ""
         console.print(
             f"The LLM was asked {plural(counts['prompts'], 'time')} and answered {counts['answered']};"
             f" {counts['used']} of {plural(len(state.trials), 'candidate')} are its proposals."
-            f" The best, #{best.candidate.id}, comes from {best.candidate.origin}"
-            f"{' (' + best.candidate.note + ')' if best.candidate.note else ''}.",
+            f" The best, #{best.candidate.id}, comes from {best.candidate.origin}{note}.",
             highlight=False,
         )
         if trouble := [f"{counts[kind]} {what}" for kind, what in TROUBLE.items() if counts.get(kind)]:
             console.print(f"Of its answers, {', '.join(trouble)}.", highlight=False)
     if state.judged:
         console.print(f"{Bill.of(state.judged)}", highlight=False)
-    console.print(f"\nThe run lies in {folder}. Next:", highlight=False)
+    console.print(f"\nThe run is in {folder}. Next:", highlight=False)
     for command, what in (
         (f"llmevo export {place} OUT", "the merged model as a Hugging Face folder"),
         (f"llmevo replay {place} --verify", "show the run again and check it against its log"),
     ):
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)
+
+
+def watch(console: Console, run: Path, patience: float, sleep: Callable[[float], None] = time.sleep) -> RunState:
+    """Show a run from another terminal, until it ends or no process writes it any more. Changes nothing.
+
+    Earlier events are shown at once, as one picture. Waits `patience` seconds for a run that is not there yet. Raises
+    RunError when none comes, or when the log is broken.
+    """
+    tail, state = Tail(run), RunState()
+    for event in _first_events(console, tail, patience, sleep):
+        state.apply(event)
+    if state.started is None:
+        return state
+    config = parse_logged(state.started.config, str(tail.file))
+    with Display(console, config, run, loading="") as view:
+        view.draw(state)
+        if not console.is_terminal:
+            best = f", best {outcome(state.best)}" if state.best else ""
+            say(console, f"{run}: {Spending(config.search.budget, state)} so far{best}")
+        while state.finished is None:
+            # In this order, so that the last lines of a writer that ends are not missed.
+            written = is_written(run)
+            found = tail.new()
+            for event in found:
+                state.apply(event)
+                view.show(event, state)
+            if not written and not found:
+                break
+            if not found:
+                sleep(POLL)
+    return state
+
+
+def _first_events(console: Console, tail: Tail, patience: float, sleep: Callable[[float], None]) -> list[events.Event]:
+    """Wait for the first events; none when a run has ended before its first."""
+    run, waited = tail.file.parent, 0.0
+    while not (found := tail.new()):
+        if tail.file.exists() and not is_written(run):
+            return tail.new()
+        if not tail.file.exists() and waited >= patience:
+            raise RunError(f"{run} holds no run (there is no {LOG}), and none came in {patience:g} s")
+        if not waited:
+            console.print(f"Waiting for {run} to begin; Ctrl-C ends the waiting.", highlight=False, markup=False)
+        sleep(POLL)
+        waited += POLL
+    return found

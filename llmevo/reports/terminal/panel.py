@@ -1,4 +1,4 @@
-"""A run as a picture: how far it is, what is best, and what the LLM thinks. Fits a terminal of 80 × 24."""
+"""A run as a picture: progress, scores, and the LLM's last analysis. Fits a terminal of 80 × 24."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,51 +17,30 @@ from rich.text import Text
 from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score
-from llmevo.evaluation.tasks.names import short
+from llmevo.evaluation.tasks.task import short
+from llmevo.reports.text import clock, with_error
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending
 from llmevo.search.trial import Trial
 
-
-def clock(seconds: float) -> str:
-    """A time span as people write it."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 THOUGHT = 3
-"""Lines of what the LLM thinks, at most."""
-
-
+"""Lines of the LLM's analysis, at most."""
 FRAME = 10 + THOUGHT
-"""Lines of the picture that are no table, at most."""
-
-
+"""Lines of the picture outside tables, at most."""
 NAME, TASK, NARROW = 18, 20, 6
 """The widest names of a model and of a task, and the narrowest that a task's is cut to, in characters."""
-
-
 SCORE = 13
-
-
+"""Characters of a score with its standard error."""
 NOTICED = 1.0
-"""Seconds from which on it is said that the LLM is waited for."""
-
-
-BEST = "bold green"
-
-
-VIOLATES = "bold yellow"
-
-
+"""Seconds from which the wait for the LLM is shown."""
+BEST, VIOLATES = "bold green", "bold yellow"
 Row = TypeVar("Row")
 
 
 @dataclass
 class Ticking:
-    """Text that is made anew whenever it is drawn."""
+    """Text that is made again for every frame."""
 
     text: Callable[[], str | Text]
 
@@ -79,9 +58,9 @@ def picture(
     live: bool = False,
     begun: datetime | None = None,
 ) -> RenderableType:
-    """The whole of it; with a `height` it has no more lines. `live`: time goes on since the last event.
+    """Return the picture, of `height` lines at most. `live`: time goes on since the last event.
 
-    `begun`: when the step that goes on began, where that is later than the last event, as after a pause.
+    `begun`: when the current step began, where that is later than the last event, as after a pause.
     """
     wide = width - 4
     rows = None if height is None else max(2, height - FRAME)
@@ -100,20 +79,16 @@ def picture(
 
 
 def _since(begun: datetime | None) -> float:
-    """Seconds until now; 0 where no time goes on."""
     return (datetime.now(UTC) - begun).total_seconds() if begun else 0.0
 
 
 def _head(state: RunState, config: Config, live: bool, since: Callable[[], float]) -> RenderableType:
-    """The bar, what is spent, and the time."""
     done, last, ahead, budget = state.seconds, state.latest, left(state, config), config.search.budget
 
     def time() -> str:
-        spent = done + _since(last if live and not state.finished else None)
+        spent = clock(done + _since(last if live and not state.finished else None))
         rest = ahead.after(since())
-        return (
-            f"{clock(spent)} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest >= 0.5 else ''}"
-        )
+        return f"{spent} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest >= 0.5 else ''}"
 
     head = Table.grid(padding=(0, 2), expand=True)
     head.add_column(ratio=1, min_width=10)
@@ -128,7 +103,7 @@ def _head(state: RunState, config: Config, live: bool, since: Callable[[], float
 
 
 def _facts(state: RunState, config: Config, since: Callable[[], float]) -> RenderableType:
-    """Where the search stands, in one line; first of all that the LLM is waited for, where it takes long."""
+    """Return the state of the search in one line, which begins with a long wait for the LLM."""
     told = state.told[-1] if state.told else None
     failed = failures(state)
     facts = [f"generation {len(state.told)}"]
@@ -142,16 +117,21 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
         facts.append(f"{given} of at most {plural(most, 'vote')}")
     if state.aims.pareto:
         facts.append(f"front of {len(state.front)}")
-    waiting = [candidate for number, candidate in state.candidates.items() if number not in state.trials]
+    waiting = next((of for number, of in state.candidates.items() if number not in state.trials), None)
     if state.finished or state.heldout:
         facts.append("finished" if state.finished else "holding out")
     elif waiting:
-        facts.append(f"now #{waiting[0].id} {waiting[0].origin}")
+        facts.append(f"now #{waiting.id} {waiting.origin}")
     asked = llm_wait(state, config)
 
     def line() -> Text:
         waited = since()
-        first = [f"waiting for {_waited_for(*asked, waited)}"] if asked and waited >= NOTICED else []
+        first: list[str] = []
+        if asked and waited >= NOTICED:
+            model, limit = asked
+            first.append(f"waiting for {called(model)} for {clock(waited)}")
+            if limit is not None:
+                first.append(f"time-out after {clock(limit)}")
         text = _line(", ".join([*first, *facts]))
         if failed:
             text.highlight_words([f"{len(failed)} failed"], "red")
@@ -160,18 +140,13 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
     return Ticking(line)
 
 
-def _waited_for(model: str, limit: float | None, waited: float) -> str:
-    until = f", time-out after {clock(limit)}" if limit is not None else ""
-    return f"{called(model)} for {clock(waited)}{until}"
-
-
 def called(model: str) -> str:
-    """An LLM's name: of a file its own."""
+    """Return an LLM's name; of a path, that of the file."""
     return Path(model).name.removesuffix(".gguf") or model
 
 
 def _best(state: RunState, best: Trial) -> Text:
-    """The best so far, where it comes from, and by how much it beats what there was."""
+    """Return the best score, its origin, and its gain over the best start row, in one line."""
     assert best.score is not None
     start = [trial for trial in state.trials.values() if trial.score and trial.candidate.generation == 0]
     strongest = max(start, key=lambda trial: trial.rank, default=best)
@@ -188,9 +163,9 @@ def _best(state: RunState, best: Trial) -> Text:
 
 
 def scores(state: RunState, config: Config, width: int | None = None, rows: int | None = None) -> RenderableType:
-    """Start rows, the best and the latest candidate, with their tasks.
+    """Return start rows, the best and the latest candidate, with their tasks.
 
-    Within `width` columns and `rows` lines: what has no room is counted below, the weakest parents first.
+    Within `width` columns and `rows` lines: rows without room are counted below, the weakest parents first.
     """
     start = [trial for trial in state.trials.values() if trial.candidate.generation == 0]
     latest = next(reversed(state.trials.values()), None)
@@ -199,7 +174,7 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
     kept = _strongest(start, None if rows is None else rows - len(last) - 2, lambda trial: trial.value)
     shown = [*((_called(trial), trial) for trial in kept), *last]
     metrics = {task: metric for task, (_, metric) in config.counted.items()}
-    table, tasks = _table(["", "#"], [name for name, _ in shown], [*metrics], width)
+    table, tasks = _table([name for name, _ in shown], [*metrics], width)
     for name, trial in shown:
         best = VIOLATES if trial.violation else BEST
         style = "red" if trial.score is None else best if name == "best so far" else ""
@@ -211,22 +186,18 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
 
 
 def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
-    """The table that counts: questions nothing was chosen by."""
+    """Return the scores on held-out questions."""
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     held = [*state.heldout.values()]
-    kept = _strongest(
-        held,
-        None if rows is None else rows - 3,
-        lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score),
-    )
-    table, tasks = _table(["", "#"], [row.row for row in kept], [*metrics], width)
+    room = None if rows is None else rows - 3
+    kept = _strongest(held, room, lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score))
+    table, tasks = _table([row.row for row in kept], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
     asked = state.asked("heldout")
-    noun = "question" if asked == "1" else "questions"
-    title = Text(f"{asked} held-out {noun} (± one standard error)", style="italic")
+    title = Text(f"{asked} held-out question{'' if asked == '1' else 's'} (± one standard error)", style="italic")
     parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]
@@ -234,22 +205,22 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
 
 
 def front(state: RunState, width: int | None = None) -> RenderableType:
-    """The Pareto front: every candidate than which none is better at one task without being worse at another."""
+    """Return the Pareto front as a table."""
     aims, best = state.aims, state.best
     shown = state.front
-    table, tasks = _table(["", "#"], [_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
+    table, tasks = _table([_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
     for trial in shown:
         if trial.score:
-            values = [f"{aims.value(trial.score.tasks, t):.3f} ± {aims.error(trial.score.tasks, t):.3f}" for t in tasks]
+            metrics = trial.score.tasks
+            values = [with_error(aims.value(metrics, task), aims.error(metrics, task)) for task in tasks]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
-            name = Text(_called(trial))
-            table.add_row(name, str(trial.candidate.id), total(trial.score), *values, style=style)
+            table.add_row(Text(_called(trial)), str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
     return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
 
 
 def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]) -> list[Row]:
-    """The best of them, as many as there is room for, in the order in which they came."""
+    """Return the best rows, as many as there is room for, in their order."""
     if room is None or len(rows) <= room:
         return [*rows]
     best = sorted(range(len(rows)), key=lambda place: rank(rows[place]), reverse=True)[: max(1, room)]
@@ -257,18 +228,17 @@ def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]
 
 
 def _table(
-    header: Sequence[str], names: Sequence[str], tasks: Sequence[str], width: int | None, least: int = NARROW
+    names: Sequence[str], tasks: Sequence[str], width: int | None, least: int = NARROW
 ) -> tuple[Table, Sequence[str]]:
-    """A table without rows, and the tasks that there is room for in it."""
+    """Return a table without rows, and the tasks that have room in it."""
     table = Table(box=None, pad_edge=False)
-    shown, beside = short(tasks), 5 * len(header[1:]) + 2 + SCORE
+    shown, beside = short(tasks), 5 + 2 + SCORE
     wide = max(len(name) for name in ("best so far", *names))
     whole = wide + beside + sum(2 + max(least - 1, len(name)) for name in shown)
     if width is not None and whole > width:
         wide = min(NAME, wide)
-    table.add_column(header[0], no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
-    for column in header[1:]:
-        table.add_column(column, justify="right", no_wrap=True, min_width=3)
+    table.add_column("", no_wrap=True, overflow="ellipsis", min_width=wide, max_width=wide)
+    table.add_column("#", justify="right", no_wrap=True, min_width=3)
     table.add_column("score", justify="right", no_wrap=True, min_width=SCORE)
     room = None if width is None or whole <= width else width - wide - beside
     chosen = fitted(dict(zip(tasks, shown, strict=True)), room, least)
@@ -278,10 +248,8 @@ def _table(
 
 
 def fitted(names: Mapping[str, str], room: int | None, least: int = NARROW) -> dict[str, str]:
-    """Tasks with what they are called in so much room: cut where need be, and only the first where that is not enough.
-    No column is narrower than `least`.
-
-    Of names that begin alike some are cut at their beginning, so that all stay different.
+    """Return the tasks with names that fit: cut where needed, and only the first tasks where that is not enough. No
+    column is narrower than `least`. Of names that begin alike some are cut at their beginning, so that all differ.
     """
     if room is None:
         return {**names}
@@ -293,17 +261,13 @@ def fitted(names: Mapping[str, str], room: int | None, least: int = NARROW) -> d
         names = dict([*names.items()][: max(0, room // (2 + least))])
     shown: dict[str, str] = {}
     for task, name in names.items():
-        cut = _cut(name, wide)
+        cut = name if len(name) <= wide else f"{name[: wide - 1]}…"
         shown[task] = cut if cut not in shown.values() else f"…{name[1 - wide :]}"
     return shown
 
 
-def _cut(name: str, wide: int) -> str:
-    return name if len(name) <= wide else f"{name[: wide - 1]}…"
-
-
 def _with_rest(table: Table, models: int, tasks: int) -> RenderableType:
-    """The table, and below it how much of it is not shown."""
+    """Return the table, and below it the number of rows and tasks without room."""
     counts = ((models, "weaker model"), (tasks, "task"))
     rest = [plural(count, what) for count, what in counts if count]
     return Group(table, Text(f"and {' and '.join(rest)} more", style="dim")) if rest else table
@@ -315,12 +279,10 @@ def _number(tasks: Metrics, task: str, metric: str) -> str:
 
 
 def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
-    """What the LLM was last asked and thought."""
     event = state.prompted[-1]
     scored = sum(trial.candidate.origin == "llm" for trial in state.trials.values())
-    gave = plural(event.used, "proposal")
-    told = f"{called(event.model)} gave {gave} in {event.seconds:.1f} s; {scored} of its scored so far"
-    lines = [_line(told, "bold")]
+    gave = f"{called(event.model)} gave {plural(event.used, 'proposal')} in {event.seconds:.1f} s"
+    lines = [_line(f"{gave}; {scored} of its scored so far", "bold")]
     if event.analysis:
         thought = textwrap.wrap(f"“{event.analysis}”", width, max_lines=THOUGHT, placeholder=" …”")
         lines += [_line(line, "italic") for line in thought]
@@ -330,23 +292,23 @@ def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
 
 
 def total(score: Score) -> str:
-    """A score with its standard error."""
-    return f"{score.total:.3f} ± {score.stderr:.3f}"
+    """Return a score with its standard error."""
+    return with_error(score.total, score.stderr)
 
 
 def outcome(trial: Trial | None, none: str = "none yet") -> str:
-    """A trial's score, and which constraints it violates."""
+    """Return a trial's score, and the constraints that it violates."""
     if trial is None or trial.score is None:
         return none
     return total(trial.score) + (f" ({trial.reason})" if trial.violation else "")
 
 
 def _called(trial: Trial) -> str:
-    """A start row's note is its name; that of a later candidate says what was expected of it."""
+    """Return a start row's note, which is its name; of a later candidate the origin."""
     candidate = trial.candidate
     return candidate.note or candidate.origin if candidate.generation == 0 else candidate.origin
 
 
 def _line(text: str, style: str = "") -> Text:
-    """One line, cut where the terminal ends."""
+    """Return one line, cut where the terminal ends."""
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""A run shown again, event by event, as it was seen live. Reads its log only."""
+"""A finished run shown again, event by event, and its best candidates scored again."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +16,10 @@ from rich.text import Text
 from llmevo.config import Config
 from llmevo.errors import RunError, plural
 from llmevo.reports.terminal.live import Display, summary
+from llmevo.reports.text import say
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
-from llmevo.run.resume import facts, facts_now
+from llmevo.run.resume import current_facts, recorded_facts
 from llmevo.run.verify import Rescored
 from llmevo.run.versions import VERSIONED, versions
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:  # see `Experiment`
 
 READABLE = 0.1
 """Seconds an event is shown in a terminal."""
-
-
 RULE = 118
 """Columns of the line between two prompts, at most."""
 
@@ -43,10 +42,10 @@ def play(
     prompts: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show it: the picture in a terminal, lines elsewhere.
+    """Show a run: the picture in a terminal, lines elsewhere.
 
     `speed` is a multiple of the real one; by default ten events a second in a terminal and all at once elsewhere.
-    `generation` shows only that one, 0 for the start rows. `prompts` adds what the LLM was asked and has answered.
+    `generation` shows only that one, 0 for the start rows. `prompts` adds the prompts and replies.
     Raises RunError for a generation that is not in the log.
     """
     view, state = Display(console, config, run, loading=""), RunState()
@@ -65,7 +64,7 @@ def play(
             if live:
                 live.update(view.picture(state, console.height))
             elif line := view.line(event, state):
-                view.say(line)
+                say(console, line)
     if generation is not None and not shown:
         raise RunError(f"{run}: has no generation {generation}; it has 0 to {len(state.told) - 1}")
     if live:
@@ -77,14 +76,13 @@ def play(
 
 
 def _pause(console: Console, before: datetime | None, event: events.Event, speed: float | None) -> float:
-    """Seconds until an event is shown."""
     if speed is None:
         return READABLE if console.is_terminal else 0.0
     return max(0.0, (datetime.fromisoformat(event.time) - before).total_seconds() / speed) if before else 0.0
 
 
 def _print_prompt(console: Console, event: events.Prompted) -> None:
-    """To the letter: nothing of it is read as markup, wrapped or cut."""
+    """Print a prompt and its reply to the letter: nothing is markup, wrapped or cut."""
     again = ", asked again" if event.repair else ""
     wide = min(console.width, RULE)
     title = Text(f"generation {event.generation}: to {event.model} ({event.style}{again})")
@@ -99,7 +97,7 @@ def _print_prompt(console: Console, event: events.Prompted) -> None:
 
 
 def show_rescored(console: Console, rows: Sequence[Rescored], started: events.RunStarted, scorer: "Scorer") -> bool:
-    """Print the table. Whether all scores are what they were; if not, what has changed since is named."""
+    """Print the table, and what has changed since. Return whether all scores are what they were."""
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "from", "in the log", "now", "difference", ""):
         table.add_column(column, justify="left" if column in ("candidate", "from", "") else "right")
@@ -110,7 +108,7 @@ def show_rescored(console: Console, rows: Sequence[Rescored], started: events.Ru
         origin = row.trial.candidate.note or row.trial.candidate.origin
         table.add_row(f"#{row.trial.candidate.id}", origin[:40], f"{row.logged.score:.6f}", now, off, note)
     console.print(table)
-    found = changes.differences(facts(started), facts_now(scorer, started))
+    found = changes.differences(recorded_facts(started), current_facts(scorer, started))
     equal = not any(row.differing for row in rows)
     if equal and not found:
         return True
@@ -119,7 +117,7 @@ def show_rescored(console: Console, rows: Sequence[Rescored], started: events.Ru
         f"{k} {started.versions[k]} (here {here[k]})" for k in VERSIONED if started.versions.get(k, here[k]) != here[k]
     ]
     why = changes.table(found) if found else "  neither the questions nor the models"
-    console.print(f"What has changed since:\n{why}", highlight=False, markup=False)
+    say(console, f"What has changed since:\n{why}")
     if others:
-        console.print(f"  versions: {', '.join(others)}", highlight=False, markup=False)
+        say(console, f"  versions: {', '.join(others)}")
     return equal

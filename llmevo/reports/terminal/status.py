@@ -1,7 +1,7 @@
-"""Where runs stand, as their logs tell it. Changes nothing."""
+"""The status of runs, from their logs. Changes nothing."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -11,13 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.errors import RunError, UserError
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.text import clock, with_error
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import left
 from llmevo.run.spending import Spending
+from llmevo.run.sweep import siblings
 
 STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
 
@@ -28,7 +29,7 @@ class Status:
 
     run: str
     state: Literal["running", "stopped", "finished", "broken"]
-    """running: a live process holds its log. broken: its log cannot be read; what stands before the break is told."""
+    """running: a live process holds its log. broken: its log cannot be read; the rest is of the lines before."""
     reason: str = ""
     """Why it is broken."""
     optimizer: str = ""
@@ -44,31 +45,26 @@ class Status:
     score: float | None = None
     stderr: float | None = None
     violated: str = ""
-    """Which constraints the best violates: no candidate keeps them all."""
+    """The constraints that the best violates: no candidate satisfies them all."""
     front: list[int] = field(default_factory=list[int])
-    """The candidates of the Pareto front, where every task is an aim of its own."""
+    """The candidates of the Pareto front."""
     heldout: float | None = None
     heldout_stderr: float | None = None
     age: float | None = None
     """Seconds since the last event."""
     left: float | None = None
-    """Seconds that a running one is likely to take still."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+    """Seconds that a running one is expected to take."""
 
 
 def status(run: Path) -> Status:
-    """Where one run stands. A log that cannot be read is a status, no error."""
-    state, reason = RunState(), ""
-    written = is_written(run)
+    """Return the status of one run. A log that cannot be read is a status, not an error."""
+    state, reason, written = RunState(), "", is_written(run)
+    known: dict[str, Any] = {}
     try:
         for event in Tail(run).new():
             state.apply(event)
     except (RunError, OSError) as error:
         reason = str(error)
-    known: dict[str, Any] = {}
     try:
         known = _known(state, run, written)
     except UserError as error:  # a config that this version does not read
@@ -78,14 +74,13 @@ def status(run: Path) -> Status:
 
 
 def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
-    """What the events say."""
     if state.started is None or state.latest is None:
         return {}
-    config = parse_config(state.started.config, f"{run}/{LOG}")
+    config = parse_logged(state.started.config, f"{run}/{LOG}")
     search = config.search
     best, held = state.best, state.heldout.get("best")
     age = (datetime.now(UTC) - state.latest).total_seconds()
-    ahead = left(state, config).after(age)
+    ahead = left(state, config, siblings(run, state.started)).after(age) if written else 0.0
     return {
         "optimizer": search.optimizer,
         "progress": Spending(search.budget, state).progress,
@@ -101,18 +96,15 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
         "age": round(age, 3),
-        "left": round(ahead, 3) if written and ahead and not state.finished else None,
+        "left": round(ahead, 3) if ahead and not state.finished else None,
     }
 
 
 COLUMNS = ("run", "state", "done", "gen", "best", "held-out", "ago", "left")
 
 
-WORDS = COLUMNS[:2]
-
-
 def table(statuses: Sequence[Status]) -> RenderableType:
-    """All of them, one a line below the folder they lie in, and why some cannot be read."""
+    """Return one line a run below its folder, and why some cannot be read."""
     rows = [_row(of) for of in statuses]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     parts: list[RenderableType] = []
@@ -120,7 +112,7 @@ def table(statuses: Sequence[Status]) -> RenderableType:
         grid = Table.grid(padding=(0, 1, 0, 0))
         for name, width in zip(COLUMNS, widths, strict=True):
             least = min(width, 10) if name == "run" else width
-            grid.add_column(justify="left" if name in WORDS else "right", min_width=least, max_width=width)
+            grid.add_column(justify="left" if name in COLUMNS[:2] else "right", min_width=least, max_width=width)
         if not parts:
             grid.add_row(*COLUMNS, style="bold")
         for of, row in group:
@@ -138,19 +130,15 @@ def _row(of: Status) -> list[str]:
         of.state,
         of.spent.removesuffix(" evaluations") + (f", {of.failed} failed" if of.failed else ""),
         str(of.generation) if of.spent else "",
-        _score(of.score, of.stderr) + ("!" if of.violated else ""),
-        _score(of.heldout, of.heldout_stderr),
+        with_error(of.score, of.stderr) + ("!" if of.violated else ""),
+        with_error(of.heldout, of.heldout_stderr),
         "" if of.age is None else ago(of.age),
         "" if of.left is None else clock(of.left),
     ]
 
 
-def _score(value: float | None, stderr: float | None) -> str:
-    return "" if value is None else f"{value:.3f} ± {stderr or 0:.3f}"
-
-
 def ago(seconds: float) -> str:
-    """A time span in its largest unit: `12 s`, `5 min`, `3 h`, `9 d`."""
+    """Return a time span in its largest unit: `12 s`, `5 min`, `3 h`, `9 d`."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,58 +1,48 @@
-"""What a person sees of a comparison while it runs: which runs are done, which one goes on, and how long it takes."""
+"""A comparison while it runs: a cell for each run, the current run, and the time left."""
 
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from llmevo.errors import plural
 from llmevo.reports.comparison.compare import Comparison, compare
-from llmevo.reports.comparison.tables import tables
-from llmevo.reports.comparison.write import publish
-from llmevo.reports.terminal.live import end
-from llmevo.reports.terminal.panel import clock
+from llmevo.reports.comparison.tables import publish, tables
+from llmevo.reports.terminal.live import LiveView
+from llmevo.reports.text import clock, say
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.progress import left, seconds_spent
 from llmevo.run.sweep import Entry, Sweep
 
 
-class Scoreboard:
-    """Follows a tournament. Use as a context manager; give `watch` to it."""
+class Scoreboard(LiveView):
+    """The progress of a tournament; give `watch` to the tournament."""
 
     def __init__(self, console: Console, tournament: Sweep) -> None:
-        self.console, self.tournament = console, tournament
-        self._states = tournament.states()
-        self._entries = tournament.entries
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        super().__init__(console)
+        self.tournament = tournament
+        self._states, self._entries = tournament.states(), tournament.entries
 
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
         found = f", {done} of them finished already" if done else ""
         self.console.print(f"{plural(len(self._entries), 'run')} below {self.tournament.out}{found}.", highlight=False)
-        if self._live:
-            self._live.start()
-            self._live.update("Loading models and tasks…")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._live:
-            end(self._live, kept=kind is not None)
+        return super().__enter__()
 
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
-        """Take in one event of a run."""
+        """Show one event of a run."""
         self._states[entry] = state
-        if self._live:
-            self._live.update(self.picture(entry))
+        if self.live:
+            self.live.update(self.picture(entry))
         elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
-            self.console.print(self.line(entry), highlight=False, markup=False, soft_wrap=True)
+            say(self.console, self.line(entry))
 
     def line(self, entry: Entry) -> str:
-        """Where the run that goes on stands, and the whole."""
+        """Return the progress of the current run, and of all."""
         state, place = self._states[entry], self._entries.index(entry) + 1
         done = f"{len(state.trials)}/{self.tournament.config.search.budget.evaluations}"
         if state.finished:
@@ -63,18 +53,18 @@ class Scoreboard:
         return f"  [run {place} of {len(self._entries)}] {entry.name}: {done}, {best}, {left}"
 
     def seconds_left(self) -> float:
-        """Of all runs, at the pace of those that have begun."""
+        """Return the time left of all runs, at the pace of those that have begun."""
         begun = [state for state in self._states.values() if state.started]
         if not begun:
             return 0.0
         config = self.tournament.config
         ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
-        # One that has not begun will be as long as those that have are, or look to become.
+        # A run that has not begun is expected to take the mean of those that have.
         whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
         return sum(ahead) + whole * (len(self._states) - len(begun))
 
     def picture(self, entry: Entry) -> RenderableType:
-        """A cell for every run: its best score, and how far it is."""
+        """Return a cell for every run: its best score and progress."""
         seeds = sorted({each.seed for each in self._entries})
         table = Table(box=None, pad_edge=False)
         for name in ("", *(f"seed {seed}" for seed in seeds)):
@@ -95,11 +85,9 @@ class Scoreboard:
 
 
 def play(console: Console, tournament: Sweep) -> None:
-    """Carry a comparison to its end and report it. What is finished is written down after every seed."""
+    """Carry a comparison to its end and report it; the files are written after every seed."""
     with Scoreboard(console, tournament) as board:
-        tournament.scorer.warn = lambda line: console.print(
-            line, style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+        tournament.scorer.warn = lambda line: say(console, line, "yellow")
         finished: list[Path] = []
         for entry in tournament.play(board.watch):
             finished.append(entry.folder)
@@ -109,7 +97,7 @@ def play(console: Console, tournament: Sweep) -> None:
 
 
 def report(console: Console, comparison: Comparison, out: Path) -> None:
-    """The end of a comparison: its tables, and where the rest is."""
+    """Write the files of a comparison, and print its tables."""
     publish(comparison, out)
     for table in tables(comparison):
         console.print(table.rich())

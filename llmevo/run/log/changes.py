@@ -14,7 +14,6 @@ from llmevo.run.log import events
 SECTIONS = ("genome", "search", "llm", "engine")
 """Parts of a config whose keys count one by one."""
 
-
 FIXED = (
     "genome",
     "search",
@@ -29,9 +28,7 @@ FIXED = (
 )
 """Keys of the config that the candidates so far depend on; other values need a new run."""
 
-
 BUDGET = "config.search.budget"
-
 
 Facts = Mapping[str, Any]
 

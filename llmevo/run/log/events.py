@@ -1,12 +1,13 @@
 """The events of a run, one a line of `events.jsonl`. Other tools read them: fields are added, never taken away."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from llmevo.evaluation.judges.records import Judgement, Presentation, Statement, Vote
+from llmevo.evaluation.judges.verdicts import Judgement, Presentation, Statement, Vote
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -124,10 +125,24 @@ class Asked(BaseEvent):
     event: Literal["asked"] = "asked"
     generation: int
     candidates: list[dict[str, Any]]
-    """id, origin, genes, recipe, note of each."""
+    """id, origin, genes, recipe, note and expected (the score that its proposer predicts, or null) of each."""
 
     def read(self) -> list[Candidate]:
-        return [Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"]) for c in self.candidates]
+        return [
+            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"], _expected(c))
+            for c in self.candidates
+        ]
+
+
+EXPECTED = re.compile(r"expected (-?\d[\d.e+-]*)")
+
+
+def _expected(candidate: Mapping[str, Any]) -> float | None:
+    """Return the predicted score of a logged candidate; older logs have the surrogate's in the note alone."""
+    if "expected" not in candidate and candidate["origin"] == "gaussian":
+        found = EXPECTED.fullmatch(candidate["note"])
+        return float(found[1]) if found else None
+    return candidate.get("expected")
 
 
 class Scored(BaseEvent):
@@ -217,7 +232,7 @@ class RunFinished(BaseEvent):
     front: list[int] = Field(default_factory=list[int])
     """The candidates of the Pareto front, where every task is an objective of its own."""
     proposals: dict[str, int]
-    """Counts: `prompts`, of which `answered`, `lost` (no answer), `unreadable` (no usable proposal), `capped` (not asked
+    """Counts: `prompts`, of which `answered`, `lost` (no answer), `unreadable` (no proposal), `capped` (not asked
     because of a cap) and `repairs` (repeated); `used`: candidates that came of them."""
 
 
@@ -263,7 +278,6 @@ Event = Annotated[
     Field(discriminator="event"),
 ]
 
-
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -287,7 +301,14 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
     return Asked(
         generation=generation,
         candidates=[
-            {"id": first + i, "origin": s.origin, "genes": s.genes, "recipe": recipe.as_dict(), "note": s.note}
+            {
+                "id": first + i,
+                "origin": s.origin,
+                "genes": s.genes,
+                "recipe": recipe.as_dict(),
+                "note": s.note,
+                "expected": s.expected,
+            }
             for i, (s, recipe) in enumerate(pairs)
         ],
     )

@@ -1,12 +1,13 @@
 """One code path for run, resume and replay: each event is read from the log, or made and appended to it."""
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.racing import difference
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -15,18 +16,18 @@ from llmevo.search.trial import Trial
 
 Kind = TypeVar("Kind", bound=events.BaseEvent)
 
-
 Observer = Callable[[events.Event, RunState], None]
 """Called with every event, old or new, and the state after it."""
-
 
 ASIDE = (events.Judged, events.Presented, events.Voted, events.Resumed)
 """Events that are written while another one, which takes long, is being made."""
 
-
 ROUGH = 1e-6
 """The relative tolerance of `sigma` and `trust`, which decide nothing and whose last digits depend on the processor.
 Everything else is compared exactly."""
+
+LATER = re.compile(r"candidates\[\d+\]\.expected")
+"""Places inside a field that older logs do not have."""
 
 
 class EndOfRecordError(Exception):
@@ -140,7 +141,9 @@ def _unequal(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield the innermost places where two values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
-            yield from _unequal(f"{place}.{key}", old.get(key), new.get(key))
+            inner = f"{place}.{key}"
+            if key in old or not LATER.fullmatch(inner):
+                yield from _unequal(inner, old.get(key), new.get(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True)):
             yield from _unequal(f"{place}[{number}]", *pair)

@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
-from llmevo.config import parse_config
+from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
-from llmevo.evaluation.judges.memory import VerdictMemory
+from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.search.objectives.constraints import ConstraintChecker, Held, held, paired
-from llmevo.search.objectives.objective import Objective
-from llmevo.search.objectives.pareto import front
+from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.trial import Candidate, Trial
 
 ORIGIN = "the run's config"
@@ -135,7 +134,7 @@ class RunState:
 
     @property
     def heldout_tasks(self) -> list[Task]:
-        return parse_config(self.started.config, ORIGIN).heldout_tasks if self.started else []
+        return parse_logged(self.started.config, ORIGIN).heldout_tasks if self.started else []
 
     @property
     def heldout_kept(self) -> list[Held]:
@@ -207,7 +206,7 @@ def _aims_of(started: events.RunStarted) -> Objective:
     if not started.config.get("constraints") and search.get("objective", "sum") == "sum":
         return Objective()
     try:
-        return parse_config(started.config, ORIGIN).aims
+        return parse_logged(started.config, ORIGIN).aims
     except ConfigError:  # of another version: readers that need the config report it
         return Objective()
 

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,18 +21,17 @@ from llmevo.run.log import events
 
 LOG = "events.jsonl"
 
+NAN_TEXT = re.compile(rb'"\s*[+-]?(nan|inf|infinity)\s*"', re.IGNORECASE)
+"""A string that pydantic reads as a number that JSON does not have."""
 
 WRITTEN = ("config.yml", "best.yml")
 """Files that a run writes beside its log."""
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
 
-
 DECIDING = (events.RunStarted, events.Resumed)
 """The events that decide what a run executes, opens and contacts."""
-
 
 PATIENCE = 0.5
 """Seconds to wait for a locked log: `llmevo status` and `watch` lock it for a moment."""
@@ -278,10 +278,20 @@ def parse_event(line: bytes, place: str) -> events.Event:
         raw = json.loads(line, parse_constant=_refuse_constant)
         if raw.get("schema", 0) > events.SCHEMA:
             raise RunError(f"{place}: was written by a newer llmevo (schema {raw['schema']}); update llmevo to read it")
-        return events.EVENTS.validate_python(raw)
+        event = events.EVENTS.validate_python(raw)
+        if NAN_TEXT.search(line):
+            _check_finite(event)
+        return event
     except (ValueError, TypeError, AttributeError) as error:
         reason = _reason(error)
         raise RunError(f"{place}: is no event of llmevo ({reason}); the log has been changed by hand") from error
+
+
+def _check_finite(event: events.Event) -> None:
+    try:
+        json.dumps(event.model_dump(mode="json"), allow_nan=False)
+    except ValueError:
+        raise ValueError("a number is NaN or infinite, which no run writes") from None
 
 
 def _refuse_constant(name: str) -> None:

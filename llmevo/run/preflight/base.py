@@ -1,4 +1,4 @@
-"""What a check finds, and the models as it goes through them."""
+"""A finding of the checks, and the models in the order in which the checks visit them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,13 @@ from llmevo.run.scorer import Scorer
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the models that a search should not begin with unseen. Never an error: people may mean it."""
+    """A warning before a search. Never an error, for it may be meant."""
 
     model: str
-    """As the genes call it."""
+    """The model's name in the genes, or the place in the config."""
     what: str
-    """What is the matter, with its value."""
+    """The fact, with its value."""
     remedy: str
-    """What to do about it."""
 
     def __str__(self) -> str:
         return f"{self.model}: {self.what}. {self.remedy}."
@@ -27,7 +26,7 @@ Findings = Iterator[Finding]
 
 
 def names(scorer: Scorer) -> dict[ModelReference, str]:
-    """Every model of the search by the name that the genes have for it, the donor of the config first."""
+    """Every model of the search with its name in the genes, the donor of the config first."""
     known = scorer.space.names
     return {reference: known.get(reference) or reference.name for reference in scorer.config.genome.references}
 
@@ -38,13 +37,12 @@ def folders(scorer: Scorer) -> list[tuple[str, ModelReference, Path]]:
     for reference, name in names(scorer).items():
         folder = scorer.sources.folder(reference)
         plain = name if reference.lora is None else reference.model.name
-        if folder not in found:
-            found[folder] = (plain, reference, folder)
+        found.setdefault(folder, (plain, reference, folder))
     return [*found.values()]
 
 
 def tokenizer_donor(scorer: Scorer) -> tuple[str, Path]:
-    """Whose tokenizer all candidates have: its name and folder."""
+    """The name and folder of the model whose tokenizer all candidates have."""
     donor = scorer.space.decode(scorer.space.uniform()).tokenizer_donor
     folder = scorer.sources.folder(donor)
     return next((name for name, _, other in folders(scorer) if other == folder), donor.name), folder

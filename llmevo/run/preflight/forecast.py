@@ -1,17 +1,22 @@
-"""What a run will take: from the texts and this machine's speed, or from one candidate that is really scored."""
+"""The time, memory, tokens and cost of a run: estimated on this machine, or measured on one scored candidate."""
 
 import math
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.score import Score
+from llmevo.models.references import folder_of
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.experiment import Experiment, population
-from llmevo.run.preflight.base import Finding
+from llmevo.run.preflight.base import Finding, Findings, folders, names, tokenizer_donor
 from llmevo.run.progress import heldout_rows, votes_at_most
+from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -19,19 +24,18 @@ from llmevo.search.trial import Candidate, Suggestion, Trial
 EFFICIENCY = 0.35
 """The share of a large matrix product's speed that scoring reaches (measured on a 135M model, bf16, 2 CPU cores)."""
 
-
 ANSWER = 400
-"""Tokens of an answer that is not held to digits."""
+"""Tokens of an LLM's answer whose length no prompt fixes."""
+
+GB = 1e9
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate, merged and scored: what the engine really takes."""
+    """The seconds that merging one candidate and scoring it on the search questions took."""
 
     merge: float
-    """Seconds."""
     evaluate: float
-    """Seconds, for the search questions."""
     items: int
 
     @property
@@ -41,61 +45,60 @@ class Measured:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take, roughly."""
+    """A rough forecast of what a run takes."""
 
     evaluations: int
     start_rows: int
     generations: int
     population: int
     items: int
-    """Questions a candidate answers."""
+    """Search questions of a candidate."""
     all_items: int
-    """Questions of the whole run, held-out scoring included."""
+    """Questions of the whole run, held-out ones included."""
     tokens: int
-    """Tokens a candidate reads."""
+    """Tokens of the search questions."""
     seconds: float
-    """Of the whole run, held-out scoring included, but not the LLM's answers."""
+    """Of the whole run, without the LLM's answers and a person's votes."""
     prompts: int
-    """At most: from the first one on the LLM may be asked in every generation."""
+    """At most: one for every generation from the first prompt on."""
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
-    """Of the prompts; None where a server is asked and `llm.price` does not say what that costs."""
+    """Of the prompts; None where a server answers them and `llm.price` is not set."""
+    by_server: bool
+    """Whether a server answers the prompts."""
     inquiries: int
-    """What LLM judges are asked in the whole run, at most; not in the cost."""
+    """Questions to LLM judges, at most; not in the cost."""
     votes: int
-    """What a person is asked in the whole run, at most; the time for it is not in the seconds."""
+    """Questions to a person, at most."""
     measured: Measured | None
-    """What the time follows from; None where it is an estimate."""
+    """The basis of the seconds; None where they are an estimate."""
 
 
 def measure(experiment: Experiment) -> Measured:
-    """Start the engine, merge the uniform candidate and score it. Raises CandidateError where that fails."""
+    """Merge and score the uniform candidate. Raises CandidateError where that fails."""
     recipe = experiment.space.decode(experiment.space.uniform())
     score, seconds = experiment.scorer.score(recipe)
     return Measured(seconds["merge"], seconds["evaluate"], score.items)
 
 
 @dataclass(frozen=True)
-class First:
-    """The first prompt of a run."""
+class FirstPrompt:
+    """The first prompt of a run, and its generation; the start rows are generation 0."""
 
     prompt: Prompt
     generation: int
-    """When it is asked; generation 0 are the start rows."""
 
 
-def forecast(experiment: Experiment, first: First | None, measured: Measured | None = None) -> Forecast:
-    """From the texts' lengths, the models' size and the speed of this machine's matrix products; or as measured.
-
-    `first` is the first prompt, None where none is asked.
+def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measured | None = None) -> Forecast:
+    """Return the forecast from one measured candidate, or else from the lengths of the texts, the models' size and the
+    speed of this machine's matrix products.
     """
     config, budget = experiment.config, experiment.config.search.budget
-    donor = experiment.space.decode(experiment.space.uniform()).tokenizer_donor
-    tokenizer = load_tokenizer(experiment.sources.folder(donor))
+    tokenizer = load_tokenizer(tokenizer_donor(experiment.scorer)[1])
 
-    def tokens(evaluator: Any) -> int:
-        return sum(len(tokenizer.encode(text)) for text in evaluator.read()) if evaluator else 0
+    def tokens(evaluator: Evaluator | None) -> int:
+        return sum(len(tokenizer.encode(text)) for text in evaluator.model_inputs()) if evaluator else 0
 
     items, searched, held_out = experiment.evaluator.items, tokens(experiment.evaluator), tokens(experiment.heldout)
     heldout_items = experiment.heldout.items if experiment.heldout else 0
@@ -105,21 +108,22 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
     else:
         shapes = experiment.sources[config.genome.references[0]].shapes
         parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
-        each, last = (read * 2 * parameters / (_speed() * EFFICIENCY) for read in (searched, held_out))
+        each, last = (count * 2 * parameters / (_speed() * EFFICIENCY) for count in (searched, held_out))
+    origins = [row.origin for row in experiment.start_rows]
     evaluations, size = experiment.evaluations, population(experiment)
     if budget.minutes is not None:
-        evaluations = max(len(experiment.start_rows), min(evaluations, int(budget.minutes * 60 / each)))
-    origins = [row.origin for row in experiment.start_rows]
+        evaluations = max(len(origins), min(evaluations, int(budget.minutes * 60 / each)))
     rows = heldout_rows(origins) if experiment.heldout else 0
-    generations = max(0, math.ceil((evaluations - len(experiment.start_rows)) / size))
+    generations = max(0, math.ceil((evaluations - len(origins)) / size))
     prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
     prompts = max(0, generations - first.generation + 1) if first else 0
-    spent = prompts * asked * 2, prompts * answered  # prompts grow with what there is to tell
+    read, written = prompts * asked * 2, prompts * answered  # prompts grow with the number of trials
+    by_server = prompts > 0 and experiment.proposer_name == "openai"
     return Forecast(
         evaluations=evaluations,
-        start_rows=len(experiment.start_rows),
+        start_rows=len(origins),
         generations=generations,
         population=size,
         items=items,
@@ -127,11 +131,12 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
         tokens=searched,
         seconds=evaluations * each + rows * last,
         prompts=prompts,
-        prompt_tokens=spent[0],
-        completion_tokens=spent[1],
-        cost=(spent[0] * price.prompt + spent[1] * price.completion) / 1e6
-        if price.prompt or price.completion or not prompts or experiment.proposer_name != "openai"
-        else None,
+        prompt_tokens=read,
+        completion_tokens=written,
+        cost=None
+        if by_server and not price.model_fields_set
+        else (read * price.prompt + written * price.completion) / 1e6,
+        by_server=by_server,
         inquiries=evaluations * experiment.evaluator.inquiries
         + rows * (experiment.heldout.inquiries if experiment.heldout else 0),
         votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
@@ -139,10 +144,8 @@ def forecast(experiment: Experiment, first: First | None, measured: Measured | N
     )
 
 
-def first_prompt(experiment: Experiment) -> First | None:
-    """The first prompt as it will be, but for the scores, which are 0 here; None for an optimizer without an LLM, and
-    where the budget ends before the LLM is asked: not every optimizer asks in every generation.
-    """
+def first_prompt(experiment: Experiment) -> FirstPrompt | None:
+    """Return the first prompt, with scores of 0; None where the optimizer has no LLM or the budget ends before it."""
     if not experiment.asks:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
@@ -161,7 +164,7 @@ def first_prompt(experiment: Experiment) -> First | None:
             optimizer.retell(known, random_weights(experiment.config.aims, generation))
         asking = optimizer.ask(min(experiment.evaluations - count, population(experiment)))
         try:
-            return First(next(asking), generation)
+            return FirstPrompt(next(asking), generation)
         except StopIteration as done:
             suggested: list[Suggestion] = done.value
         finally:
@@ -171,8 +174,8 @@ def first_prompt(experiment: Experiment) -> First | None:
     return None
 
 
-def unasked(experiment: Experiment, first: First | None) -> list[Finding]:
-    """What is to be said where the LLM is never asked; `first` is the first prompt."""
+def unasked(experiment: Experiment, first: FirstPrompt | None) -> list[Finding]:
+    """Return a warning where the optimizer has an LLM and the budget leaves no prompt for it."""
     if first or not experiment.asks:
         return []
     begun = len(experiment.start_rows)
@@ -190,7 +193,7 @@ def unasked(experiment: Experiment, first: First | None) -> list[Finding]:
 
 
 def _speed() -> float:
-    """Floating-point operations a second of a bf16 matrix product here."""
+    """Floating-point operations a second of a bf16 matrix product on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
     float((a @ a)[0, 0])
@@ -199,3 +202,95 @@ def _speed() -> float:
         a = a @ a * 1e-3
     float(a[0, 0])
     return rounds * 2 * 1024**3 / (time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory needed and free, in bytes, without activations and the KV cache, which depend on the questions."""
+
+    weights: int
+    """The models' files, which are mapped: the system takes that memory back when it is short of it."""
+    engine: int
+    """The weights in the engine."""
+    caches: int
+    """The limit of `engine.cache_gb`."""
+    device: str
+    """The device of the engine: `cpu` or `cuda`."""
+    free: int | None
+    """Main memory; None where the system does not tell."""
+    device_free: int | None
+    """Memory of the GPU; None without one."""
+    disk: int
+    """Temporary files of the self-check; 0 without it."""
+    disk_free: int
+
+    @property
+    def needed(self) -> int:
+        """Main memory, at least."""
+        return self.caches + (self.engine if self.device == "cpu" else 0)
+
+
+def memory_of(scorer: Scorer) -> Memory:
+    """Return what a search takes, from the sizes of files and tensors; reads none of them."""
+    config = scorer.config
+    places = [folder for _, _, folder in folders(scorer)]
+    places += [folder_of(reference.lora, scorer.root) for reference in names(scorer) if reference.lora]
+    files = {file for place in places for file in place.glob("*.safetensors")}
+    shapes = scorer.sources[config.genome.references[0]].shapes
+    bytes_each = torch.finfo(getattr(torch, config.genome.dtype)).bits // 8
+    size = sum(math.prod(shape) for shape in shapes.values()) * bytes_each
+    gpu = torch.cuda.is_available() and config.engine.device != "cpu"
+    return Memory(
+        weights=sum(file.stat().st_size for file in files),
+        engine=size,
+        caches=int(config.engine.cache_gb * GB),
+        device="cuda" if gpu else "cpu",
+        free=_free_memory(),
+        device_free=torch.cuda.mem_get_info()[0] if gpu else None,
+        disk=size if config.engine.self_check else 0,
+        disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
+    )
+
+
+def memory(scorer: Scorer) -> Findings:
+    """What does not fit into memory or on the disk."""
+    of = memory_of(scorer)
+    if of.free is not None and of.needed > of.free:
+        yield Finding(
+            "memory",
+            f"the engine and its caches need {of.needed / GB:.1f} GB, {of.free / GB:.1f} GB are free",
+            f"Lower engine.cache_gb ({scorer.config.engine.cache_gb:g}), choose a smaller genome.dtype, or free some",
+        )
+    elif of.free is not None and of.needed + of.weights > of.free:
+        yield Finding(
+            "memory",
+            f"the models' {of.weights / GB:.1f} GB are more than the {(of.free - of.needed) / GB:.1f} GB that are left",
+            "Every merge will read them from disk again; fewer models at a time are faster",
+        )
+    if of.device_free is not None and of.engine > of.device_free:
+        yield Finding(
+            "GPU",
+            f"the engine's weights need {of.engine / GB:.1f} GB, {of.device_free / GB:.1f} GB are free",
+            "Choose another with engine.device, a smaller genome.dtype, or several with vLLM's tensor_parallel_size",
+        )
+    if of.disk > of.disk_free:
+        yield Finding(
+            "disk",
+            f"the self-check writes {of.disk / GB:.1f} GB to {tempfile.gettempdir()}, where {of.disk_free / GB:.1f} GB"
+            " are free",
+            "Set TMPDIR to a larger disk, or engine.self_check: false",
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes of main memory that the machine, and the container's limit if there is one, have left."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free

@@ -1,4 +1,4 @@
-"""Before the spend: what the run will take, what may be wrong with the models, and what will be asked."""
+"""An inspection before a run: its forecast, warnings, models, search space and first prompt."""
 
 import json
 import math
@@ -10,18 +10,16 @@ from llmevo.errors import plural
 from llmevo.merging.merger import Merger, Tensors
 from llmevo.run.experiment import Experiment
 from llmevo.run.preflight import preflight
-from llmevo.run.preflight.architecture import stored_dtype
 from llmevo.run.preflight.base import Finding, names
-from llmevo.run.preflight.forecast import Forecast, first_prompt, forecast, measure, unasked
-from llmevo.run.preflight.memory import Memory, memory_of
-from llmevo.run.preflight.task_vectors import rounded, rounding_loss, vectors
+from llmevo.run.preflight.forecast import Forecast, Memory, first_prompt, forecast, measure, memory_of, unasked
+from llmevo.run.preflight.models import rounded, rounding_loss, stored_dtype, vectors
 from llmevo.run.trust import Use, uses
 from llmevo.search.prompts.question import SliceGeometry
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model without loading it."""
+    """A model of the search, described without loading it."""
 
     name: str
     reference: str
@@ -32,35 +30,35 @@ class Model:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is shown, and written with --json."""
+    """Everything that `llmevo inspect` shows and writes with --json."""
 
     budget: str
     forecast: Forecast
     warnings: list[Finding]
     memory: Memory
     uses: list[Use]
-    """What code the config runs, what files it opens beside the models, and where texts go."""
+    """Code that the config runs, files that it opens apart from the models, and servers that it contacts."""
     models: list[Model]
     dtype: str
     """Of the merge."""
     rounding_loss: float
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
     tensors: Tensors
-    """What becomes of the models' tensors in the uniform merge."""
+    """Tensors that the uniform merge merges, copies and leaves out."""
     geometry: list[SliceGeometry]
     based: bool
-    """Whether task vectors start at a base model; at the models' mean otherwise."""
+    """Whether task vectors are relative to a base model; to the models' mean otherwise."""
     layers: int
     genes: list[dict[str, Any]]
     """Name, low, high or choices, and the value in the uniform merge."""
     proposer: str
-    """Who is asked; empty for an optimizer without an LLM, and where the budget leaves nothing to ask for."""
+    """The LLM; empty for an optimizer without one, and where the budget leaves no prompt for it."""
     prompt: Sequence[Mapping[str, str]]
-    """The first one, with scores of 0."""
+    """The first prompt, with scores of 0."""
 
     @property
     def origin(self) -> str:
-        """Where task vectors start."""
+        """The origin of task vectors, in words."""
         return "the base" if self.based else "the models' mean"
 
     @property
@@ -69,13 +67,13 @@ class Inspection:
         return f"{plural(len(self.genes), 'gene')} over {plural(self.layers, 'layer')}"
 
     def json(self) -> str:
-        """All of it, for machines."""
+        """Everything as JSON."""
         return json.dumps(asdict(self), indent=2)
 
 
 def gather(experiment: Experiment, measured: bool = False) -> Inspection:
-    """Look at everything; with `measured` start the engine and score the uniform merge once. Raises SourceError for a
-    model that the engine cannot run.
+    """Return the inspection of an experiment; with `measured`, the engine scores the uniform merge once. Raises
+    SourceError for a model that the engine cannot run.
     """
     scorer, uniform = experiment.scorer, experiment.space.uniform()
     scorer.check_filters()
@@ -92,7 +90,16 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
         ],
         memory=memory_of(scorer),
         uses=uses(experiment.config, experiment.root),
-        models=[_model(experiment, reference, name) for reference, name in names(scorer).items()],
+        models=[
+            Model(
+                name,
+                str(reference),
+                sum(math.prod(shape) for shape in scorer.sources[reference].shapes.values()),
+                stored_dtype(scorer, reference),
+                scorer.sources.licence(reference),
+            )
+            for reference, name in names(scorer).items()
+        ],
         dtype=scorer.config.genome.dtype,
         rounding_loss=lost,
         tensors=Merger(scorer.sources).count(experiment.space.decode(uniform)),
@@ -104,9 +111,3 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
         prompt=first.prompt.messages if first else (),
         forecast=forecast(experiment, first, measure(experiment) if measured else None),
     )
-
-
-def _model(experiment: Experiment, reference: Any, name: str) -> Model:
-    sources = experiment.sources
-    size = sum(math.prod(shape) for shape in sources[reference].shapes.values())
-    return Model(name, str(reference), size, stored_dtype(experiment.scorer, reference), sources.licence(reference))

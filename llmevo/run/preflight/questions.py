@@ -1,4 +1,4 @@
-"""Whether the questions and what counts of them are what is meant."""
+"""Checks of the questions: overlap, length and the direction of their metrics."""
 
 from collections import defaultdict
 
@@ -7,12 +7,12 @@ from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.run.scorer import Scorer
 
-JUDGED = 64
+COUNTED = 64
 """Questions of a task whose tokens are counted: the longest."""
 
 
 def questions(scorer: Scorer) -> Findings:
-    """Questions of later sets that are search questions with a few words changed; equal ones are refused elsewhere."""
+    """Later questions that are search questions with a few words changed; equal ones are an error elsewhere."""
     for name, evaluator in scorer.evaluators.items():
         if name == "search":
             continue
@@ -27,11 +27,11 @@ def questions(scorer: Scorer) -> Findings:
 
 
 def finalists(scorer: Scorer) -> Findings:
-    """Finalists that are asked nothing further, for the search already asks all questions of a task."""
+    """Finalists without further questions, where the search already asks all questions of a task."""
     if scorer.selection is None and scorer.unselected:
         yield Finding(
             "search.finalists",
-            f"no finalists are chosen; the best search score, which flatters, is handed over: {scorer.unselected}",
+            f"no finalists are chosen; the best search score, which flatters, is exported: {scorer.unselected}",
             "Lower `limit`, take the task out of `tasks`, or write `search: {finalists: 0}`",
         )
 
@@ -41,7 +41,7 @@ def directions(scorer: Scorer) -> Findings:
     for name, evaluator in scorer.evaluators.items():
         if name == "selection":
             continue  # the search's tasks
-        for task in evaluator.upside_down:
+        for task in evaluator.sign_conflicts:
             key = "heldout" if name == "heldout" and scorer.config.heldout else "tasks"
             yield Finding(
                 f"{key}: {task.name}",
@@ -53,26 +53,26 @@ def directions(scorer: Scorer) -> Findings:
 def lengths(scorer: Scorer) -> Findings:
     """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
     config = scorer.sources.config(scorer.config.genome.references[0])
-    room = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
-    if not isinstance(room, int):
+    context = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    if not isinstance(context, int):
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
-        for name, text, written in evaluator.rooms():
-            if len(text.encode()) + written > room:  # a token is a byte at least
+        for name, text, written in evaluator.context_needs():
+            if len(text.encode()) + written > context:  # a token is a byte at least
                 asked[name].append((text, written))
     if not asked:
         return
     tokenizer = load_tokenizer(tokenizer_donor(scorer)[1])
     for name, texts in asked.items():
-        longest = sorted(texts, key=lambda pair: -len(pair[0]))[:JUDGED]
+        longest = sorted(texts, key=lambda pair: -len(pair[0]))[:COUNTED]
         counts = [len(tokenizer.encode(text)) + written for text, written in longest]
-        over = sum(count > room for count in counts)
+        over = sum(count > context for count in counts)
         if over:
             yield Finding(
                 name,
-                f"{over}{' or more' if over == JUDGED else ''} of its questions take up to {max(counts)} tokens with"
-                f" the reply, and the model holds {room}: their beginnings will be cut off",
+                f"{over}{' or more' if over == COUNTED else ''} of its questions take up to {max(counts)} tokens with"
+                f" the reply, and the model holds {context}: their beginnings will be cut off",
                 "Leave the longest out, or ask with fewer solved examples (num_fewshot) or for shorter replies"
                 " (max_gen_toks; reply_tokens where a judge or a person reads them)",
             )

@@ -1,4 +1,4 @@
-"""Tokenizers: whether the models mean the same by a token, end their answers alike and are asked alike."""
+"""Checks of the tokenizers: vocabularies, special tokens and chat templates."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,14 @@ from llmevo.run.preflight.base import Finding, Findings, folders, tokenizer_dono
 from llmevo.run.scorer import Scorer
 
 SHOWN = 3
-"""Tokens that are named of those that differ."""
-
+"""Differing tokens that a warning names."""
 
 DESCRIPTION = "A description of a task."
-"""What templates are tried with."""
-
-
-KINDS = ("bos", "eos", "pad")
+"""The system message that templates are tried with."""
 
 
 def vocabularies(scorer: Scorer) -> Findings:
-    """Tokens that have another number in another model: their embeddings would be mixed up."""
+    """Tokens with another id in another model: their embeddings would be mixed up."""
     donor, folder = tokenizer_donor(scorer)
     wanted = vocabulary(folder)
     for name, _, other in folders(scorer):
@@ -30,7 +26,7 @@ def vocabularies(scorer: Scorer) -> Findings:
             yield Finding(
                 name,
                 "it has no tokenizer, so whether a token means the same in it cannot be checked",
-                "Put the files of its tokenizer beside its weights",
+                "Put the files of its tokenizer into its folder",
             )
         tokens = {token: min(number, found.get(token, number)) for token, number in wanted.items() ^ found.items()}
         if tokens and found:
@@ -46,11 +42,11 @@ def vocabularies(scorer: Scorer) -> Findings:
 
 
 def special_tokens(scorer: Scorer) -> Findings:
-    """Beginning, end and padding: a model that ends its answers with another token may never stop."""
+    """Tokens for beginning, end and padding: a model that ends its answers with another token may never stop."""
     donor, folder = tokenizer_donor(scorer)
-    wanted = _special(folder)
+    wanted = _special_tokens(folder)
     for name, _, other in folders(scorer):
-        found = _special(other)
+        found = _special_tokens(other)
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
         if differing:
             yield Finding(
@@ -62,37 +58,28 @@ def special_tokens(scorer: Scorer) -> Findings:
 
 
 def chat_templates(scorer: Scorer) -> Findings:
-    """Questions are asked in the donor's template: of no use to a model that was tuned on another, or on none."""
+    """Templates that differ from the donor's, which all candidates get."""
     if not scorer.config.apply_chat_template:
         return
     donor, folder = tokenizer_donor(scorer)
     wanted = template_of(folder)
     others = {name: template_of(other) for name, _, other in folders(scorer) if other != folder}
-    if wanted is None:
-        having = [name for name, template in others.items() if template]
-        source = f", or genome.tokenizer_source: a model with one ({', '.join(having)})" if having else ""
-        yield Finding(
-            donor,
-            "it has no chat template, and apply_chat_template is true",
-            f"Set apply_chat_template: false{source}",
-        )
-        return
     for name, template in others.items():
         if template != wanted:
             yield Finding(
                 name,
-                f"its chat template is not that of {donor}, in which all candidates are asked"
+                f"its chat template is not that of {donor}, which all candidates get"
                 if template
-                else f"it has no chat template, and all candidates are asked in that of {donor}",
-                "Set apply_chat_template: false to ask in none, or genome.tokenizer_source to choose another model's",
+                else f"it has no chat template, and all candidates get that of {donor}",
+                "Set apply_chat_template: false, or genome.tokenizer_source to choose another model's",
             )
 
 
 def system_messages(scorer: Scorer) -> Findings:
-    """Chat templates that refuse a system message, which is what a task's description is sent as, or leave it out."""
+    """Chat templates that refuse or leave out a system message, as which a task's description is sent."""
     described = {task: None for evaluator in scorer.evaluators.values() for task in evaluator.described}
     donor, folder = tokenizer_donor(scorer)
-    if not scorer.config.apply_chat_template or not described or template_of(folder) is None:
+    if not scorer.config.apply_chat_template or not described:
         return
     from jinja2 import TemplateError
 
@@ -107,8 +94,7 @@ def system_messages(scorer: Scorer) -> Findings:
             donor,
             f"its chat template refuses a system message, so the description of {tasks} begins the first user message"
             " (lm-eval leaves it out)",
-            "Nothing is to be done, unless scores are compared with lm-eval's own: then take `description` out of the"
-            " task",
+            "Take `description` out of the task only if scores are compared with lm-eval's own",
         )
         return
     if DESCRIPTION not in text:
@@ -119,8 +105,8 @@ def system_messages(scorer: Scorer) -> Findings:
         )
 
 
-def _special(folder: Path) -> dict[str, Any]:
-    """What a model's files say of its special tokens; only what is given."""
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """The special tokens and their ids that a model's files give."""
     found: dict[str, Any] = {}
     for file, suffix, label in (
         ("tokenizer_config.json", "token", ""),
@@ -128,7 +114,7 @@ def _special(folder: Path) -> dict[str, Any]:
         ("generation_config.json", "token_id", "generation "),
     ):
         content = read_object(folder / file) if (folder / file).exists() else {}
-        for kind in KINDS:
+        for kind in ("bos", "eos", "pad"):
             value = content.get(f"{kind}_{suffix}")
             value = value.get("content") if isinstance(value, dict) else value
             if value is not None:

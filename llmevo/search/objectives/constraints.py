@@ -1,28 +1,28 @@
-"""Whether candidates keep the constraints, on all that they were asked."""
+"""Constraint checking: on the search questions, with those of the selection, and on held-out questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmevo.evaluation.score import Score
-from llmevo.evaluation.tasks.names import short, stem
+from llmevo.evaluation.tasks.task import short, stem
 from llmevo.search.objectives.objective import Constraint, Objective
 from llmevo.search.trial import Trial
 
 
 @dataclass(frozen=True)
 class ConstraintChecker:
-    """Trials held against the constraints. Bounds that name a row are that row's value on the same questions."""
+    """The constraints with all trials; a bound that names a start row is that row's value on the same questions."""
 
     aims: Objective
     trials: Mapping[int, Trial]
     further: Mapping[int, Score]
-    """What finalists scored on the selection questions."""
+    """The finalists' scores on the selection questions."""
 
     def judged(self, trial: Trial) -> Trial:
-        """The trial with its violation, the sum of what it misses of every constraint, and with the reason in words.
+        """Return the trial with its violation, the sum of its shortfalls, and with the reason in words.
 
-        Of one that was stopped it is an estimate, on the questions that it was asked. A constraint whose row has no
-        score binds nobody.
+        Of a stopped trial it is an estimate from the questions that it was asked. A constraint whose row has no score
+        does not count.
         """
         if trial.score is None:
             return trial
@@ -37,7 +37,7 @@ class ConstraintChecker:
         return replace(trial, violation=violation, reason=f"violates {'; '.join(missed)}" if missed else "")
 
     def row(self, constraint: Constraint) -> Trial | None:
-        """The trial that a constraint's bound is counted from, by the search questions; the earlier one of equals."""
+        """Return the start row that a constraint's bound is counted from; the earlier one of equals."""
         rows = {
             number: value
             for number, trial in self.trials.items()
@@ -50,7 +50,7 @@ class ConstraintChecker:
         return self.trials[next(number for number, value in rows.items() if value == best)]
 
     def _compared(self, constraint: Constraint, trial: Trial, score: Score) -> tuple[float | None, float | None]:
-        """A trial's value and its bound, both on the same questions."""
+        """A trial's value and its bound on the same questions."""
         task, number = constraint.task, trial.candidate.id
         value = self.aims.value(score.tasks, task)
         if not constraint.row:
@@ -68,7 +68,7 @@ class ConstraintChecker:
         return value, None if reference is None else reference + constraint.offset
 
     def _pooled(self, number: int, task: str, value: float | None) -> float | None:
-        """The metric on search and selection questions together; on the former alone where there are no others."""
+        """The metric on search and selection questions together, as far as there are both."""
         if number not in self.further or value is None:
             return value
         first, second = self.trials[number].score, self.further[number]
@@ -83,15 +83,15 @@ class ConstraintChecker:
 
 @dataclass(frozen=True)
 class Held:
-    """One constraint on the held-out questions of its task, for the best."""
+    """One constraint, checked for the best on the held-out questions of its task."""
 
     constraint: str
     task: str
-    """The held-out task; empty where none goes with the constraint's."""
+    """The held-out task; empty where none matches the constraint's."""
     value: float = 0.0
     bound: float = 0.0
     holds: bool | None = None
-    """None where it was not asked there."""
+    """None without a held-out score."""
 
     def __str__(self) -> str:
         if self.holds is None:
@@ -103,10 +103,10 @@ class Held:
 def held(
     keeping: ConstraintChecker, tasks: Mapping[str, tuple[str, str]], rows: Mapping[int, Score], best: Score
 ) -> list[Held]:
-    """Each constraint, for the best's held-out score.
+    """Return each constraint, checked for the best's held-out score.
 
-    `tasks`: {search task: (held-out task, its metric)} of those that have one. `rows`: the held-out scores by
-    candidate: a bound is what its own row, the same as in the search, scores there.
+    `tasks` is {search task: (held-out task, its metric)}, `rows` the held-out scores by candidate: a bound is the
+    held-out score of the start row that it has in the search.
     """
     found: list[Held] = []
     for constraint in keeping.aims.constraints:
@@ -124,7 +124,7 @@ def held(
 
 
 def paired(searched: Sequence[str], heldout: Sequence[str]) -> dict[str, str]:
-    """{search task: its held-out task}: of the same name, or of the same short one; the only two of their lists; or of
+    """Return {search task: its held-out task}: the only two of their lists; or of the same name or short name; or of
     the same name but for the words for a set (`arc_easy_train` and `arc_easy`, `sums` and `sums_heldout`).
     """
     if len(searched) == len(heldout) == 1:

@@ -1,29 +1,22 @@
-"""One line of `constraints:`: what a merge must not lose."""
+"""The objective of a config: the tasks with their weights, the constraints, and the Pareto front."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+import numpy as np
+
 from llmevo.errors import nearest
 from llmevo.evaluation.score import Metrics
+from llmevo.search.trial import Trial
 
-ROWS = ("parent", "uniform")
-"""The words for a bound: the best parent on the task, and the uniform merge, as this run has measured them."""
-
-
+ROWS = ("parent", "uniform")  # in a bound: the best parent on the task, and the uniform merge, as measured in the run
 WHOLE = re.compile(r"(.+?)\s*(>=|<=|>|<|==?|≥|≤)\s*(.+)")
-
-
 BOUND = re.compile(r"([a-z_]+)?\s*([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)?", re.IGNORECASE)
-
-
 FORM = "write `task >= 0.4`, `task >= parent - 0.01` or `task <= uniform`"
-
-
-ROUNDING = 1e-9
-"""Means of equal answers may differ by so much."""
+ROUNDING = 1e-9  # means of equal answers may differ by so much
 
 
 @dataclass(frozen=True)
@@ -31,17 +24,17 @@ class Constraint:
     """A bound for the counted metric of one search task."""
 
     text: str
-    """As it was written, spaces apart."""
+    """As it was written, with single spaces."""
     task: str
     at_least: bool
-    """Whether the metric is to stay above the bound; else below it."""
+    """True if the bound is a lower one."""
     row: str
-    """`parent` or `uniform`: what `offset` is counted from; empty where that is 0."""
+    """`parent` or `uniform`, to which `offset` is added; empty for a number."""
     offset: float
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError that says what is wrong and how to write it."""
+        """Parse a line of `constraints:`. Raise ValueError that says how to write it."""
         whole = WHOLE.fullmatch(text.strip())
         if whole is None:
             raise ValueError(f"{text!r} compares nothing; {FORM}")
@@ -62,12 +55,12 @@ class Constraint:
         return cls(" ".join(text.split()), task, sign in (">=", "≥"), row, float(number))
 
     def best(self, values: Iterable[float]) -> float:
-        """Of several parents' values the one to count from: the highest where the metric is to be high."""
+        """Return the best of several parents' values."""
         return max(values) if self.at_least else min(values)
 
     def shortfall(self, value: float, bound: float) -> float:
-        """By how much a value misses a bound, as a share of the bound, so that tasks of different scales can be added
-        (Deb 2000, https://doi.org/10.1016/S0045-7825(99)00389-8, section 3); of a bound of 0 as it is. 0: not at all.
+        """Return the distance of a value from satisfying its bound, as a share of the bound unless that is 0, so that
+        tasks of different scales can be added (Deb 2000, https://doi.org/10.1016/S0045-7825(99)00389-8, section 3).
         """
         missing = bound - value if self.at_least else value - bound
         return 0.0 if missing <= ROUNDING else missing / (abs(bound) or 1.0)
@@ -81,14 +74,14 @@ class Objective:
     """Each search task's weight and the metric that counts."""
     constraints: tuple[Constraint, ...] = ()
     objective: Literal["sum", "pareto"] = "sum"
-    """`sum`: Σ weight · metric. `pareto`: every task is an aim of its own; of its weight only the sign counts, and the
-    weighted sum only says which of the front is handed over unless another one is asked for."""
+    """`sum`: Σ weight · metric. `pareto`: every task is an objective of its own; of its weight only the sign counts,
+    and the weighted sum only selects the default result on the front."""
     seed: int = 0
-    """What the changing emphasis on the aims follows from."""
+    """Of the random weights of the objectives."""
 
     @property
     def plain(self) -> bool:
-        """Whether the score alone ranks candidates."""
+        """True if the score alone ranks candidates."""
         return not self.constraints and self.objective == "sum"
 
     @property
@@ -96,18 +89,39 @@ class Objective:
         return self.objective == "pareto"
 
     def value(self, tasks: Metrics, task: str) -> float | None:
-        """A task's counted metric; None where the score lacks it."""
+        """Return a task's counted metric; None where the score lacks it."""
         return tasks.get(task, {}).get(self.tasks[task][1])
 
     def error(self, tasks: Metrics, task: str) -> float:
-        """The standard error of that; 0 where the score lacks it."""
+        """Return the standard error of that; 0 where the score lacks it."""
         metric, _, filter_ = self.tasks[task][1].partition(",")
         return tasks.get(task, {}).get(f"{metric}_stderr,{filter_}", 0.0)
 
     def heights(self, tasks: Metrics) -> tuple[float, ...] | None:
-        """All counted metrics, turned so that higher is better; None where the score lacks one."""
+        """Return all counted metrics, with signs so that higher is better; None where the score lacks one."""
         values = [self.value(tasks, task) for task in self.tasks]
         signs = [math.copysign(1.0, weight) for weight, _ in self.tasks.values()]
         if any(value is None for value in values):
             return None
         return tuple(sign * value for sign, value in zip(signs, values, strict=True) if value is not None)
+
+
+def front(trials: Sequence[Trial], aims: Objective) -> list[Trial]:
+    """Return the trials that no other dominates, in the order given; all have scores on the same questions.
+
+    Feasible trials dominate infeasible ones (Deb et al. 2002, https://doi.org/10.1109/4235.996017, section VI); without
+    a feasible one the front is the trial with the least violation. Standard errors do not count.
+    """
+    keeping = [trial for trial in trials if trial.score and not trial.violation]
+    if not keeping:
+        scored = [trial for trial in trials if trial.score]
+        return [min(scored, key=lambda trial: trial.violation)] if scored else []
+    placed = [
+        (trial, heights)
+        for trial in keeping
+        if trial.score and (heights := aims.heights(trial.score.tasks)) is not None
+    ]
+    if not placed:
+        return []
+    points = np.array([heights for _, heights in placed])
+    return [trial for trial, own in placed if not ((points >= own).all(axis=1) & (points > own).any(axis=1)).any()]

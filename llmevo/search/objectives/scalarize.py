@@ -1,7 +1,7 @@
-"""What optimizers are told a trial is worth: one number that has constraints and several aims in it.
+"""One value for optimizers in the place of constraints and several objectives.
 
-So strategies know of neither. What a trial is worth changes with what else was scored and, with several aims, with the
-emphasis of the generation: whoever keeps trials is told again (`retell`).
+The value of a trial changes with the other scores and with the random weights of the generation, so optimizers are told
+again (`Optimizer.retell`).
 """
 
 import math
@@ -14,15 +14,14 @@ from llmevo.evaluation.score import Score
 from llmevo.search.objectives.objective import Objective
 from llmevo.search.trial import Trial
 
-SUM_SHARE = 0.05
-"""ρ of the augmented Chebyshev norm, as in ParEGO: lets no aim go to waste that is not the worst one."""
+SUM_SHARE = 0.05  # ρ of the augmented Chebyshev norm in ParEGO
 
 
 def random_weights(aims: Objective, generation: int) -> dict[str, float]:
-    """How much each aim counts in a generation, 1 together; empty where the objective is the sum.
+    """Return random weights of the objectives, with the sum 1, for a generation; empty where the objective is the sum.
 
-    Drawn evenly from all weights there are; ParEGO (Knowles 2006, https://doi.org/10.1109/TEVC.2005.851274) draws from
-    a lattice of them.
+    They are uniform on the simplex; ParEGO (Knowles 2006, https://doi.org/10.1109/TEVC.2005.851274) draws from a
+    lattice.
     """
     if not aims.pareto:
         return {}
@@ -33,11 +32,11 @@ def random_weights(aims: Objective, generation: int) -> dict[str, float]:
 def scalarize(
     trials: Sequence[Trial], known: Sequence[Trial], aims: Objective, weights: Mapping[str, float]
 ) -> list[Trial]:
-    """The trials with what they are worth by now, given all that are known.
+    """Return the trials with their current values, given all known ones.
 
-    With `weights` (see `emphasis`) the score becomes 1 minus the augmented Chebyshev distance to the best seen of each
-    aim. One that violates a constraint is worth less than all that keep them, and less the more it misses (Deb 2000):
-    what is taken off stays within the spread of the scores, so that a model of them is not all about the step.
+    With `weights` (see `random_weights`) the score becomes 1 minus the augmented Chebyshev distance to the best known
+    value of each objective. An infeasible trial has a lower value than all feasible ones, by its violation (Deb 2000);
+    the penalty stays within the spread of the scores, so that a surrogate can model it.
     """
     if aims.plain:
         return [*trials]
@@ -57,7 +56,7 @@ def scalarize(
 
 
 def _scale(known: Sequence[Trial], aims: Objective) -> list[tuple[float, float]]:
-    """The best of each aim so far, and how far the worst lies below it."""
+    """The best known value of each objective, and its range."""
     heights = [found for trial in known if trial.score and (found := aims.heights(trial.score.tasks)) is not None]
     return [(max(column), (max(column) - min(column)) or 1.0) for column in zip(*heights, strict=True)]
 
@@ -65,7 +64,7 @@ def _scale(known: Sequence[Trial], aims: Objective) -> list[tuple[float, float]]
 def _scalarised(
     trial: Trial, aims: Objective, weights: Mapping[str, float], scale: Sequence[tuple[float, float]]
 ) -> Trial:
-    """The trial with the one number for its score, and the standard error of that to first order."""
+    """The trial with the scalarized score and its standard error to first order."""
     score = trial.score
     heights = aims.heights(score.tasks) if score else None
     if score is None or heights is None:

@@ -1,19 +1,16 @@
-"""The optimizers: values with ask and tell. `OPTIMIZERS` is the registry.
-
-To add one: a file with a class that fits `Optimizer`, and its line here. The contract tests pick it up.
-"""
+"""The optimizers, with `ask` and `tell`. To add one: a file with a subclass of `Optimizer`, and its line here."""
 
 from collections.abc import Callable
 
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.optimizers.cma_es import CmaEs, MergekitEvolve, SepCmaEs
-from llmevo.search.optimizers.llm import LlmGuidedCmaEs, SurrogateCmaEs
+from llmevo.search.optimizers.llm import LlmGuidedCmaEs
 from llmevo.search.optimizers.llm_evo_merge import LlmEvoMerge
-from llmevo.search.optimizers.one_plus_one import OnePlusOne
 from llmevo.search.optimizers.optuna_samplers import Gp, Nsga2, Tpe
 from llmevo.search.optimizers.random_search import RandomSearch
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.optimizers.spsa import Spsa
+from llmevo.search.optimizers.surrogate_cma_es import SurrogateCmaEs
 
 OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "llm": LlmGuidedCmaEs,
@@ -22,14 +19,15 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "cma-es": CmaEs,
     "mergekit-evolve": MergekitEvolve,
     "sep-cma-es": SepCmaEs,
-    "one-plus-one": OnePlusOne,
     "spsa": Spsa,
     "tpe": Tpe,
     "gp": Gp,
     "nsga2": Nsga2,
     "random": RandomSearch,
 }
-"""Every optimizer by the name the config and the log use."""
+"""Every optimizer by its name in configs and logs."""
 
+ASKING = ("llm", "llm-evo-merge")
+"""The optimizers that ask an LLM."""
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Setup", "recommend"]
+__all__ = ["ASKING", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]

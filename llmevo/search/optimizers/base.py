@@ -15,15 +15,15 @@ from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
 Asking = Generator[Prompt, Reading, list[Suggestion]]
-"""An optimizer at work on its next candidates: it may yield prompts and is sent what was read of the answers.
+"""The result of `ask`: it may yield prompts, is sent the readings of their answers, and returns candidates.
 
-So it needs no LLM, no log and no network; whoever drives it may answer from a server or from a recording.
+So an optimizer needs no LLM, no log and no network: its caller answers from a server or from a recording.
 """
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an optimizer is made from."""
+    """The inputs of an optimizer."""
 
     space: SearchSpace
     seed: int
@@ -32,21 +32,21 @@ class Setup:
     tasks: Mapping[str, tuple[float, str]]
     """Each task's weight and the metric that counts."""
     style: str
-    """How the proposer wants to be asked."""
+    """The prompting style of the LLM: `chat` or `completion`."""
     templates: Templates
     geometry: Sequence[SliceGeometry] = ()
     """For the prompt; see `Question`."""
     mask_names: bool = False
     """Hide all names from the LLM."""
     sigma_rule: str = "csa"
-    """How the `llm` strategy adapts its step size: `csa`, `success`, `legacy` or `llm`."""
+    """`csa`, or `llm`: the LLM's words for each slice add up in the widths of the samples around its proposals."""
     pareto: bool = False
-    """Whether every task is an aim of its own. Trials come with one number for all of them even so."""
+    """True if every task is an objective of its own. Trials have one number for all of them even so."""
     constraints: Sequence[str] = ()
-    """What a recipe must keep, for the prompt. Trials come with `violation`, and with values that have it in them."""
+    """The constraints, for the prompt. Trials have a `violation`, and values that include it."""
     from_uniform: bool = False
-    """Whether optimizers that start from one point take the uniform merge, as in logs with `rules` below 2; by default
-    they take the best start row."""
+    """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
+    the best start row."""
 
 
 class Optimizer(ABC):
@@ -94,6 +94,6 @@ class Optimizer(ABC):
 
 
 def digest(generator: np.random.Generator, *parts: Any) -> str:
-    """A short digest of a random generator's state and of plain values."""
+    """Return a short digest of a random generator's state and of plain values."""
     text = json.dumps([generator.bit_generator.state, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,32 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Setup
-from llmevo.search.optimizers.population import Point, PopulationSearch, at_least_two
+from llmevo.search.optimizers.population import PopulationSearch, at_least_two
+from llmevo.search.space import Array
 
-SIGMA = 1 / 6
-"""The first step size of mergekit-evolve (`--sigma0`), a share of a gene's range."""
+SIGMA = 1 / 6  # the first step size of mergekit-evolve (`--sigma0`), a share of a gene's range
 
 
 class CmaEs(PopulationSearch):
     """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
 
     It starts from the best start row with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
-    https://arxiv.org/abs/1604.00772). It learns nothing from the other start rows. Use it to see what the other
-    optimizers are worth, or for more than a thousand evaluations.
+    https://arxiv.org/abs/1604.00772, equation 48). Use it as the baseline, or for more than a thousand evaluations.
     """
 
     origin = "cma-es"
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._strategy: Any = None
+    _strategy: Any = None
 
     @property
     def sigma(self) -> float:
         return min(float(self._strategy.sigma), 1.0) if self._strategy else SIGMA
 
-    def begin(self, start: Point) -> None:
+    def begin(self, start: Array) -> None:
         import cma
 
         options: dict[str, Any] = {
@@ -42,42 +37,35 @@ class CmaEs(PopulationSearch):
         }
         self._strategy = cma.CMAEvolutionStrategy(at_least_two(start), SIGMA, options)
 
-    def draw(self) -> list[Point]:
+    def draw(self) -> list[Array]:
         return self._strategy.ask()
 
-    def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
+    def learn(self, points: Sequence[Array], costs: Sequence[float]) -> None:
         worst = max(cost for cost in costs if np.isfinite(cost))
         self._strategy.tell([*points], [min(cost, worst + 1.0) for cost in costs])  # only the order counts
 
 
 class MergekitEvolve(CmaEs):
-    """pycma with the settings and the start of mergekit-evolve: it starts from the uniform merge, and learns nothing
-    from any start row.
-
-    Use it to compare a search with mergekit-evolve's own.
-    """
+    """pycma with the settings of mergekit-evolve and its start, the uniform merge. Use it to compare with that tool."""
 
     origin = "mergekit-evolve"
     starts_uniform = True
 
 
 class SepCmaEs(PopulationSearch):
-    """Learns one step size a gene and no correlations (Ros and Hansen 2008), so it learns sooner.
+    """CMA-ES with a diagonal covariance (Ros and Hansen 2008), which needs fewer samples, from the best start row.
 
-    From the best start row with step size 1/6. Use it for a hundred genes and more.
+    Use it for a hundred genes and more.
     """
 
     origin = "sep-cma-es"
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._strategy: Any = None
+    _strategy: Any = None
 
     @property
     def sigma(self) -> float:
         return min(float(self._strategy._sigma), 1.0) if self._strategy else SIGMA
 
-    def begin(self, start: Point) -> None:
+    def begin(self, start: Array) -> None:
         from cmaes import SepCMA
 
         padded = at_least_two(start)
@@ -85,8 +73,8 @@ class SepCmaEs(PopulationSearch):
         seed = int(self._random.integers(2**31))
         self._strategy = SepCMA(mean=padded, sigma=SIGMA, bounds=bounds, seed=seed)
 
-    def draw(self) -> list[Point]:
+    def draw(self) -> list[Array]:
         return [self._strategy.ask() for _ in range(self._strategy.population_size)]
 
-    def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
+    def learn(self, points: Sequence[Array], costs: Sequence[float]) -> None:
         self._strategy.tell([*zip(points, costs, strict=True)])

@@ -1,44 +1,28 @@
-"""LLM-Evo-Merge as it is, to compare with: the LLM names a mean, random mutations of it are scored.
+"""LLM-Evo-Merge (https://github.com/kwon13/LLM-Evo-Merge) as a baseline: the LLM gives a mean, mutations are scored.
 
-https://github.com/kwon13/LLM-Evo-Merge. The first generation is random; then the LLM is shown the four best of the last
-generation, in one conversation that goes on, and answers with the mean of the next. The step size is 0.05 after a
-generation that improved on the best so far, else 0.2. Nothing else is carried over: neither the best recipe nor the
-start rows. Where the original stops with an error (a failed merge, an answer without JSON or keys, a lost server), this
-goes on with the mean of the four best.
+The first generation is random; then the LLM is shown the four best of the last generation, in one conversation, and
+answers with the mean of the next. The step size is 0.05 after a generation that improved on the best so far, else 0.2.
+Neither the best recipe nor the start rows are kept. Where the original stops with an error (a failed merge, an answer
+without JSON or keys, a lost server), this continues with the mean of the four best.
 """
 
 import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmevo.llm.json import numeral, objects, scalars, writable
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup, digest
 from llmevo.search.prompts.question import Prompt, Reading
-from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.space import Array, Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
-SIGMA_LOW, SIGMA_HIGH = 0.05, 0.2
-"""Step sizes after a generation that improved on the best so far, and after one that did not."""
-
-
-TOP = 4
-"""Candidates of the last generation that are shown."""
-
-
-TRIES = 3
-"""Answers that are asked for until one has the right dimensions."""
-
-
-EXCHANGES = 10
-"""Earlier prompts with their answers that are sent again: all those of the original's ten generations."""
-
-
-LONGEST = 8000
-"""Characters of an answer that are sent again."""
-
-
+SIGMA_LOW, SIGMA_HIGH = 0.05, 0.2  # step sizes after a generation with an improvement, and after one without
+TOP = 4  # candidates of the last generation that are shown
+TRIES = 3  # answers until one has the right dimensions
+EXCHANGES = 10  # earlier prompts and answers that are sent again: all of the original's ten generations
+LONGEST = 8000  # characters of an answer that are sent again
+MEANS = {"mean_genome", "next_mean_genome"}  # keys of the mean: the original's prompt uses both
 SCHEMA = {
     "type": "object",
     "properties": {"thought": {"type": "string"}, "mean_genome": {"type": "array", "items": {}}},
@@ -47,14 +31,11 @@ SCHEMA = {
 }
 
 
-Point = NDArray[np.float64]
-
-
 class LlmEvoMerge(Optimizer):
     """The LLM's mean and Gaussian mutations of it. Use it as a baseline only."""
 
     files = ("llm_evo_merge_system.j2", "llm_evo_merge_user.j2", "llm_evo_merge_again.j2")
-    """Its own prompts."""
+    """Its prompt templates."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
@@ -64,7 +45,7 @@ class LlmEvoMerge(Optimizer):
         self._number = 0
         self._sigma: float | None = None
         self._best = -math.inf
-        self._waiting: list[Point] = []
+        self._waiting: list[Array] = []
         self._last: list[Trial] = []
         self._said: list[dict[str, str]] = []
 
@@ -73,7 +54,6 @@ class LlmEvoMerge(Optimizer):
         return self._sigma
 
     def ask(self, size: int) -> Asking:
-        """The next of the generation that is under way, or of a new one: it may be scored in parts."""
         if not self._waiting:
             self._waiting = yield from self._generation()
             self._last = []
@@ -83,7 +63,7 @@ class LlmEvoMerge(Optimizer):
         note = "" if self._sigma is None else "mutation of the LLM's mean"
         return [Suggestion(self._space.from_unit(point), origin, note) for point in handed]
 
-    def _generation(self) -> Generator[Prompt, Reading, list[Point]]:
+    def _generation(self) -> Generator[Prompt, Reading, list[Array]]:
         scored = sorted((trial for trial in self._last if trial.score), key=lambda trial: -trial.value)
         if not scored:
             self._sigma = None
@@ -95,8 +75,8 @@ class LlmEvoMerge(Optimizer):
         steps = self._random.normal(0.0, self._sigma, (self._size, len(mean)))
         return [*np.clip(mean + steps, 0.0, 1.0)]
 
-    def _mean(self, top: Sequence[Trial]) -> Generator[Prompt, Reading, Point]:
-        """What the LLM answers; the mean of the best where it has no usable answer."""
+    def _mean(self, top: Sequence[Trial]) -> Generator[Prompt, Reading, Array]:
+        """The LLM's answer; the mean of the best where none is usable."""
         seed = int(self._random.integers(2**31))
         render = self._setup.templates.render
         shown = {
@@ -113,18 +93,18 @@ class LlmEvoMerge(Optimizer):
             if reading.text:
                 self._said.append({"role": "assistant", "content": reading.text})
             else:
-                self._said.pop()  # a conversation is of questions and answers in turn
+                self._said.pop()  # questions and answers alternate
             if reading.proposals:
                 return self._space.to_unit(reading.proposals[0].genes)
             if not reading.text:
-                break  # whoever asks has tried as often as makes sense
+                break  # the caller has retried already
             if attempt + 1 < TRIES:
                 again = render(self.files[2], problem="; ".join(reading.problems)[:500])
                 self._said.append({"role": "user", "content": again})
         return np.mean([self._space.to_unit(trial.candidate.genes) for trial in top], axis=0)
 
     def _rows(self, top: Sequence[Trial]) -> list[dict[str, object]]:
-        """The best, best first, each by its place in the generation; cut to hundredths, not rounded."""
+        """The best first, each with its place in the generation; truncated to hundredths."""
         places = {trial.candidate.id: place for place, trial in enumerate(self._last, start=1)}
         return [
             {
@@ -134,20 +114,20 @@ class LlmEvoMerge(Optimizer):
             for trial in top
         ]
 
-    def _shaped(self, point: Point) -> object:
+    def _shaped(self, point: Array) -> object:
         return (point * 100).astype(int).reshape(self._dimensions).tolist()
 
     def _prompt(self, messages: tuple[dict[str, str], ...], seed: int) -> Prompt:
         if self._setup.style != "completion":
             return Prompt(messages, read=self._read, schema=SCHEMA, generation=self._number, seed=seed)
-        # A base model continues with digits: it is shown where the mean begins.
+        # A base model continues the text with digits.
         text = "\n".join(message["content"] for message in messages) + '\n{"mean_genome": '
         integers = len(self._space.genes)
         message = {"role": "user", "content": text}
         return Prompt((message,), read=self._read, integers=integers, digits=2, generation=self._number, seed=seed)
 
     def _read(self, text: str) -> Reading:
-        """The mean in an answer: in nested lists of any shape, as long as it has the right count of numbers."""
+        """The mean in an answer: nested lists of any shape with the right count of numbers."""
         kept = writable(text[:LONGEST]) or " "
         answer = next((found for found in reversed(objects(text)) if MEANS & found.keys()), None)
         if answer is None and self._setup.style == "completion":
@@ -166,8 +146,7 @@ class LlmEvoMerge(Optimizer):
         return Reading([Suggestion(mean, "llm", "", "mean")], thought, text=kept)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The start rows come before the first question, and the original knows of none."""
-        if self._number:
+        if self._number:  # the original has no start rows
             self._last += trials
 
     def state(self) -> str:
@@ -176,12 +155,8 @@ class LlmEvoMerge(Optimizer):
         return digest(self._random, self._number, self._sigma, self._best, told, waiting, self._said)
 
 
-MEANS = {"mean_genome", "next_mean_genome"}
-"""The original's prompt calls the mean by either name."""
-
-
 def dimensions(space: SearchSpace) -> tuple[int, ...]:
-    """(slices, models, filters, parameters); one number where the genes fill no such box."""
+    """Return (slices, models, filters, parameters), or one number where the genes fill no such box."""
     models, parameters = {gene.model for gene in space.genes}, {gene.parameter for gene in space.genes}
     box = len(space.slices), len(models), len(space.filters), len(parameters)
     whole = math.prod(box) == len(space.genes) and None not in models and not any(gene.choices for gene in space.genes)

@@ -1,7 +1,4 @@
-"""Bayesian optimization as Optuna does it: TPE and a Gaussian process with expected improvement.
-
-Several aims and constraints are Optuna's own: a study with a direction for each task, and a violation with each trial.
-"""
+"""Optuna's samplers. With several objectives a study has a direction for each task; each trial has its violation."""
 
 import math
 import warnings
@@ -20,7 +17,7 @@ class OptunaSearch(Optimizer):
 
     origin = ""
     rows_asked = False
-    """Whether start rows have to be asked for like any other trial: what is only added belongs to no generation."""
+    """True if start rows are enqueued and asked for, so that they belong to a generation, instead of added."""
 
     def __init__(self, setup: Setup) -> None:
         import optuna
@@ -38,7 +35,7 @@ class OptunaSearch(Optimizer):
 
     @abstractmethod
     def sampler(self, setup: Setup) -> Any:
-        """The sampler that is asked."""
+        """Return the sampler."""
 
     @staticmethod
     def _distribution(gene: Gene) -> Any:
@@ -58,7 +55,7 @@ class OptunaSearch(Optimizer):
         genes = self._space.clamp(values)
         self._asked[key(genes)] = trial
         return [Suggestion(genes, self.origin)]
-        yield  # makes this a generator, as asking is
+        yield  # makes this a generator, as Asking is
 
     def tell(self, trials: Sequence[Trial]) -> None:
         from optuna.trial import TrialState, create_trial
@@ -86,7 +83,7 @@ class OptunaSearch(Optimizer):
             self._study.tell(known, values, state=None if values else TrialState.FAIL)
 
     def _values(self, trial: Trial) -> list[float] | None:
-        """The score, or each task's metric, higher being better; None for a failure."""
+        """The score, or each task's metric with its sign, higher being better; None for a failure."""
         if trial.score is None:
             return None
         metrics = trial.score.tasks
@@ -116,8 +113,8 @@ class Gp(OptunaSearch):
     """A Gaussian process with expected improvement over the whole space.
 
     Use it where scoring a candidate takes much longer than choosing it. On four BBOB functions in 20 dimensions it came
-    as close to the optimum as `llm-off`, but took about a minute of its own for 200 trials, where `llm-off` took less
-    than a second; that time grows faster than the number of trials (`benchmarks/results/optimizers-bbob.md`).
+    as close to the optimum as `llm-off`, but took a minute of its own for 200 trials, where `llm-off` took less than a
+    second (`benchmarks/results/optimizers-bbob.md`).
     """
 
     origin = "gp"
@@ -128,20 +125,16 @@ class Gp(OptunaSearch):
         return GPSampler(seed=setup.seed)
 
 
-SMALLEST, LARGEST = 8, 50
-"""Of a population; the larger one is Optuna's own."""
-
-
-GENERATIONS = 8
-"""To plan for: a population is the budget by this."""
+SMALLEST, LARGEST = 8, 50  # of a population; Optuna's own is 50
+GENERATIONS = 8  # a population is the budget divided by this
 
 
 class Nsga2(OptunaSearch):
     """Non-dominated sorting and crowding distance (Deb et al. 2002, https://doi.org/10.1109/4235.996017), by Optuna,
     with simulated binary crossover.
 
-    Use it with `objective: pareto`, for some hundred evaluations and more; it learns from no model of the scores. With
-    `objective: sum` it is a genetic algorithm of one aim.
+    Use it with `objective: pareto` and some hundred evaluations or more: it has no model of the scores. With
+    `objective: sum` it is a genetic algorithm with one objective.
     """
 
     origin = "nsga2"

@@ -1,4 +1,4 @@
-"""What optimizers share that learn from whole populations of points in the unit cube."""
+"""The base of optimizers that learn from whole populations of points in the unit cube."""
 
 import hashlib
 import json
@@ -7,21 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup
-from llmevo.search.space import Genes
+from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
-
-Point = NDArray[np.float64]
 
 
 class History:
-    """A digest of everything an optimizer was asked and told.
-
-    An optimizer that is a function of its setup and of these needs no other `state`: equal histories mean equal
-    futures, whatever a library keeps inside.
-    """
+    """A digest of all arguments of `ask` and `tell`: the `state` of an optimizer that is a function of these."""
 
     def __init__(self, *setup: Any) -> None:
         self._hash = hashlib.sha256()
@@ -38,12 +31,12 @@ class History:
 
 
 def key(genes: Genes) -> tuple[float, ...]:
-    """What two equal candidates have in common."""
+    """Return a hashable form of genes."""
     return tuple(genes[name] for name in sorted(genes))
 
 
-def redraw_choices(points: Point, choices: Sequence[int], rate: float, random: np.random.Generator) -> Point:
-    """Points (one a row) with these of their genes drawn anew at a rate: choices have no order to step along."""
+def redraw_choices(points: Array, choices: Sequence[int], rate: float, random: np.random.Generator) -> Array:
+    """Return the points (one a row) with some of these genes drawn anew at a rate: choices have no order."""
     redrawn = points.copy()
     for place in choices:
         anew = random.random(len(points)) < rate
@@ -51,26 +44,23 @@ def redraw_choices(points: Point, choices: Sequence[int], rate: float, random: n
     return redrawn
 
 
-def at_least_two(numbers: Point) -> Point:
-    """The numbers for a library that does not do one dimension: with a second one that nothing depends on."""
+def at_least_two(numbers: Array) -> Array:
+    """Return the numbers with a constant second one if there is one only: libraries need two dimensions."""
     return np.concatenate([numbers, np.full(max(0, 2 - len(numbers)), 0.5)])
 
 
 class PopulationSearch(Optimizer):
-    """Hands out a population of any size in pieces of any size, and learns when the last of it is scored.
+    """The base of optimizers with populations: these are asked for in parts of any size, and learnt from when complete.
 
-    Only numbers are searched by the subclass; choices are those of the best trial, now and then drawn anew. A point
-    that failed or was never told of has the cost infinity.
+    The subclass searches the numeric genes; choices are the best trial's, drawn anew with probability `REDRAW`. A point
+    that failed or was never told has the cost infinity.
     """
 
-    origin: str
-    """The name of the optimizer, as the log has it."""
-
-    starts_uniform = False
-    """Whether it starts from the uniform merge instead of from the best start row."""
-
     REDRAW = 0.1
-    """How often a choice is drawn anew."""
+    origin: str
+    """The name of the optimizer in the log."""
+    starts_uniform = False
+    """True if it starts from the uniform merge instead of from the best start row."""
 
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
@@ -83,26 +73,21 @@ class PopulationSearch(Optimizer):
         self._start = self._best = setup.space.to_unit(setup.space.uniform())
         self._best_value = -np.inf
         self._begun = False
-        self._waiting: list[Point] = []
-        self._handed: dict[tuple[float, ...], list[Point]] = {}
-        self._scored: list[tuple[Point, float]] = []
-
-    @property
-    def sigma(self) -> float | None:
-        """The step size in shares of a gene's range."""
-        return None
+        self._waiting: list[Array] = []
+        self._handed: dict[tuple[float, ...], list[Array]] = {}
+        self._scored: list[tuple[Array, float]] = []
 
     @abstractmethod
-    def begin(self, start: Point) -> None:
-        """Make ready to start from these numbers."""
+    def begin(self, start: Array) -> None:
+        """Start from these numbers."""
 
     @abstractmethod
-    def draw(self) -> list[Point]:
-        """The numbers of the next population."""
+    def draw(self) -> list[Array]:
+        """Return the numbers of the next population."""
 
     @abstractmethod
-    def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
-        """Take in the population's costs, to be minimised; at least one is finite."""
+    def learn(self, points: Sequence[Array], costs: Sequence[float]) -> None:
+        """Learn from the population's costs, to be minimised; at least one is finite."""
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
@@ -122,7 +107,7 @@ class PopulationSearch(Optimizer):
             self._handed.setdefault(key(genes), []).append(numbers)
             suggestions.append(Suggestion(genes, self.origin))
         return suggestions
-        yield  # makes this a generator, as asking is
+        yield  # makes this a generator, as Asking is
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
@@ -138,14 +123,14 @@ class PopulationSearch(Optimizer):
             self._close()
 
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
-        """The best so far may be another. What a population has scored stays as it was told."""
+        """Find the best trial again; the scores of the current population stay as they were told."""
         self._history.told(trials)
         best = max(trials, key=lambda trial: trial.value, default=None)
         if best and best.score:
             self._best_value, self._best = best.value, self._space.to_unit(best.candidate.genes)
 
     def _close(self) -> None:
-        """Learn from what was handed out; what nobody told of counts as failed."""
+        """Learn from the population; points that were never told count as failed."""
         lost = [(point, np.inf) for points in self._handed.values() for point in points]
         scored = [*self._scored, *lost]
         self._handed, self._scored = {}, []

@@ -1,4 +1,4 @@
-"""Random search: the baseline every other optimizer has to beat."""
+"""Random search."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from llmevo.search.trial import Suggestion, Trial
 
 
 class RandomSearch(Optimizer):
-    """Points drawn evenly from the whole search space."""
+    """Points drawn uniformly from the whole search space: the baseline of all other optimizers."""
 
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
@@ -18,10 +18,10 @@ class RandomSearch(Optimizer):
     def ask(self, size: int) -> Asking:
         points = self._random.random((size, len(self._space.genes)))
         return [Suggestion(self._space.from_unit(point), "random") for point in points]
-        yield  # makes this a generator, as asking is
+        yield  # makes this a generator, as Asking is
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing is learnt."""
+        """Learn nothing."""
 
     def state(self) -> str:
         return digest(self._random)

@@ -5,18 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmevo.search.optimizers.base import Setup
-from llmevo.search.optimizers.population import Point, PopulationSearch
+from llmevo.search.optimizers.population import PopulationSearch
+from llmevo.search.space import Array
 
-PERTURBATION = 0.1
-"""How far from the point it looks at first, in shares of a gene's range."""
-
-
-FIRST_STEP = 0.1
-"""The mean change of a gene in the first step."""
-
-
-GAIN_EXPONENT, PERTURBATION_EXPONENT = 0.602, 0.101
-"""How fast steps and perturbations shrink (Spall 1998, section III)."""
+PERTURBATION = 0.1  # the first distance of the two evaluated points from the centre, a share of a gene's range
+FIRST_STEP = 0.1  # the mean change of a gene in the first step
+GAIN_EXPONENT, PERTURBATION_EXPONENT = 0.602, 0.101  # α and γ of Spall 1998, section III
 
 
 class Spsa(PopulationSearch):
@@ -38,16 +32,16 @@ class Spsa(PopulationSearch):
     def sigma(self) -> float:
         return PERTURBATION / (self._step + 1) ** PERTURBATION_EXPONENT
 
-    def begin(self, start: Point) -> None:
+    def begin(self, start: Array) -> None:
         self._centre = start
 
-    def draw(self) -> list[Point]:
+    def draw(self) -> list[Array]:
         self._signs = self._random.choice([-1.0, 1.0], len(self._centre))
         return [np.clip(self._centre + side * self.sigma * self._signs, 0.0, 1.0) for side in (1, -1)]
 
-    def learn(self, points: Sequence[Point], costs: Sequence[float]) -> None:
+    def learn(self, points: Sequence[Array], costs: Sequence[float]) -> None:
         self._step += 1
-        # Points are told in the order of their scores' arrival, which may be any.
+        # The two points come in any order.
         difference = {
             float(np.dot(point - self._centre, self._signs)) > 0: cost
             for point, cost in zip(points, costs, strict=True)
@@ -59,6 +53,5 @@ class Spsa(PopulationSearch):
         if self._gain is None and slope:
             self._gain = FIRST_STEP * (stability + 1) ** GAIN_EXPONENT / abs(slope)
         gain = (self._gain or 0.0) / (stability + self._step) ** GAIN_EXPONENT
-        # A step no longer than the first, whatever the noise.
         change = np.clip(gain * slope, -FIRST_STEP, FIRST_STEP) * self._signs
         self._centre = np.clip(self._centre - change, 0.0, 1.0)

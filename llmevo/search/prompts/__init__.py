@@ -1,11 +1,11 @@
-"""The ways to put a question; a proposer names the one that suits its model."""
+"""The prompting styles; an LLM client names the one that suits its model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmevo.llm.templates import Templates
 from llmevo.search.prompts import chat, completion
-from llmevo.search.prompts.question import Prompt, Question, Reading, SliceGeometry
+from llmevo.search.prompts.question import Prompt, Question
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,3 @@ class Style:
 
 
 STYLES = {"chat": Style(chat.ask, chat.FILES), "completion": Style(completion.ask, completion.FILES)}
-"""The styles by name."""
-
-
-__all__ = ["STYLES", "Prompt", "Question", "Reading", "SliceGeometry", "Templates"]

@@ -1,13 +1,12 @@
-"""For base models: no instructions, a pattern to continue.
+"""The prompt for base models: a pattern to continue, without instructions.
 
-Lines of fixed-width integers, worst first, each behind its score; the last line has a score and no integers yet
-(EvoLLM, https://arxiv.org/abs/2402.18381; LMX, https://arxiv.org/abs/2302.12170). Even a small model recombines
-what it sees. The gene's range is shown as 00 to 99, the scores as ranks: the best so far is 99, and 99 is what is asked
-for, since a number beyond those seen invites nonsense. Choices are numbered, for every token is a digit; a line at the
-top says what the numbers name.
+Each line is a score and fixed-width integers, worst first; the last line has a score and no integers yet (EvoLLM,
+https://arxiv.org/abs/2402.18381; LMX, https://arxiv.org/abs/2302.12170). A gene's range is 00 to 99, and scores are
+ranks: the best so far is 99, and the last line has 99 too, since a number beyond the known ones invites nonsense.
+Choices are numbered, with their names in a line at the top, so that every token is a digit.
 
-Small models lose the thread in long lines. Of many genes some neighbours are asked for, others the next time, and the
-rest stays as in the best recipe: block by block, as EvoLLM does.
+Small models fail at long lines. Where there are many genes, each prompt asks for a block of neighbours, and the others
+stay as in the best recipe, as in EvoLLM.
 """
 
 import re
@@ -22,30 +21,15 @@ from llmevo.search.space import Gene, Genes
 from llmevo.search.trial import Suggestion
 
 FILES = ("completion.j2",)
-
-
-TOP = 99
-"""The highest two-digit integer: what a gene at its upper bound is shown as."""
-
-
-SAMPLES = 5
-"""Continuations drawn; their median is the first proposal."""
-
-
-MOST = 16
-"""Genes of a line at most."""
-
-
-BLOCK = 8
-"""Genes of a line where there are more than `MOST`."""
-
-
-LINES = 50
-"""Lines of an answer that are looked at."""
+TOP = 99  # the integer of a gene at its upper bound
+SAMPLES = 5  # continuations drawn; their median is the first proposal
+MOST = 16  # genes of a line at most
+BLOCK = 8  # genes of a line where there are more than `MOST`
+LINES = 50  # lines of an answer that are read
 
 
 def ask(question: Question, templates: Templates, seed: int) -> Prompt:
-    """The prompt for a base model."""
+    """Return the prompt for a base model."""
     genes = block(question.space.genes, seed)
     elites = question.elites
     span = max(1, len({trial.value for trial in elites}) - 1)
@@ -74,7 +58,7 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
 
 
 def block(genes: Sequence[Gene], seed: int) -> Sequence[Gene]:
-    """All genes, or of many the block that the seed decides on; the last block may be shorter."""
+    """Return all genes, or, of many, the block that the seed selects; the last block may be shorter."""
     if len(genes) <= MOST:
         return genes
     start = seed % -(-len(genes) // BLOCK) * BLOCK
@@ -86,15 +70,15 @@ def _integer(gene: Gene, value: float) -> int:
 
 
 def read(text: str, question: Question, genes: Sequence[Gene] | None = None) -> Reading:
-    """One continuation a line. The median of all comes first, then the continuations as they are.
+    """Read one continuation a line. The median of all is the first proposal, then come the continuations.
 
-    `genes` are those that were asked for, all by default.
+    `genes` are those of the prompt, all by default.
     """
     problems: list[str] = []
     genes = question.space.genes if genes is None else genes
     rows: list[list[int]] = []
     for line in text[:LONGEST].strip().splitlines()[:LINES]:
-        # Words are names of choices; without choices, nothing but integers counts.
+        # Words may be names of choices.
         words: list[str] = re.findall(r"\d+|[A-Za-z_]\w*" if any(g.choices for g in genes) else r"\d+", line)
         numerals = sum(word.isdigit() for word in words)
         if len(words) != len(genes) or any(word.isdigit() and len(word) > len(str(TOP)) for word in words):
@@ -118,7 +102,6 @@ def read(text: str, question: Question, genes: Sequence[Gene] | None = None) -> 
 
 
 def _read(gene: Gene, word: str) -> int:
-    """The integer that a word is or stands for. Raises ValueError for any other word."""
     if gene.choices:
         return int(choice_of(gene, word))
     if not word.isdigit():

@@ -1,6 +1,6 @@
-"""What the prompt calls models, tasks, parameters, methods and slices: by their names, or by masks that say nothing.
+"""The names of models, tasks, parameters, methods and slices in a prompt, or masks in their place.
 
-Masked, a search shows what it owes to the LLM's knowing the names.
+A search with masks shows what the LLM's knowledge of the names contributes.
 """
 
 import re
@@ -9,21 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from llmevo.search.genome import OTHER, declared_by
 from llmevo.search.space import Gene, SearchSpace
 
-LONGEST = 40
-"""Characters of a name at most."""
-
-
 TENSOR = re.compile(r"\b\w+(?:\.\w+)*\.(?:weight|bias)\b")
-
-
 LAYER = re.compile(r"\b(?:layers?|h|blocks)[. ]?\d+(?:-\d+)?(?:\.\w+)*")
 
 
 class Names:
-    """The shown name of everything that has one."""
+    """The shown name of everything that has one, of at most `longest` characters."""
 
     def __init__(
-        self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]], masked: bool = False, longest: int = LONGEST
+        self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]], masked: bool = False, longest: int = 40
     ) -> None:
         genome = space.genome
         self.masked = masked
@@ -44,12 +38,12 @@ class Names:
             self.parameters = {name: f"p{place}" for place, name in enumerate(parameters, start=1)}
             self.filters = _numbered("part", self.filters)
             self._masks = self._everything(space, tasks)
-            # The longest first, so that no name is replaced inside of another one.
+            # The longest first, so that no name is replaced inside another.
             names = sorted((name for name in self._masks if name), key=len, reverse=True)
             self._real = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(map(re.escape, names))})(?![a-z0-9])", re.IGNORECASE)
 
     def _everything(self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]]) -> dict[str, str]:
-        """Each real name in lower case, in every form in which a text may have it, with its mask."""
+        """{each form of a real name, in lower case: its mask}."""
         known = {**self.filters, **self.parameters, **self.slices, **self.methods, **self.tasks, **self.models}
         known.pop(OTHER, None)
         known.pop("all", None)
@@ -61,24 +55,22 @@ class Names:
         return {name.lower(): mask for name, mask in known.items()}
 
     def column(self, gene: Gene, filters: bool) -> str:
-        """A gene without its slice: `model.parameter`, with the filter between them where there are filters."""
+        """Return a gene's name without its slice: `model.parameter`, or `model.filter.parameter` with `filters`."""
         parts = [self.models[gene.model] if gene.model else "all models"]
         parts += [self.filters[gene.filter or OTHER]] if filters else []
         return ".".join([*parts, self.parameters[gene.parameter]])
 
     def text(self, text: str, longest: int) -> str:
-        """Free text, as a reason why something failed: one line, cut, and without real names when masked."""
+        """Return free text, such as an error, as one shortened line; without real names when masked."""
         line = " ".join(text[: 20 * longest].split())
         if self.masked:
-            line = self._real.sub(self._mask, LAYER.sub("a layer", TENSOR.sub("a tensor", line)))
+            line = LAYER.sub("a layer", TENSOR.sub("a tensor", line))
+            line = self._real.sub(lambda found: self._masks[found[0].lower()], line)
         return line if len(line) <= longest else line[: longest - 1] + "…"
-
-    def _mask(self, found: re.Match[str]) -> str:
-        return self._masks[found[0].lower()]
 
 
 def shortened(names: Sequence[str], longest: int) -> dict[str, str]:
-    """Each name, the middle of long ones left out; no two become alike."""
+    """Return {name: short name}, without the middle of long ones; no two become equal."""
     found: dict[str, str] = {}
     for name in names:
         head = longest // 2

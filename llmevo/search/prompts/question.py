@@ -1,34 +1,32 @@
-"""The question put to the LLM each generation, free of any wording."""
+"""A question to the LLM, independent of its wording, and the reading of the answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmevo.llm.client import Request
-from llmevo.search.space import Genes, SearchSpace
+from llmevo.search.space import Array, Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
-ROWS = 12
-"""Trials shown at most: the prompt is rebuilt from these each time and so never grows."""
+ROWS = 12  # trials shown at most
 
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """How large a slice's task vectors are and how alike: facts about the weights that no gene changes."""
+    """The norms and cosines of a slice's task vectors, which no gene changes."""
 
     slice: str
     norms: Mapping[str, float]
     """‖task vector‖ / ‖base‖ of each model, by its short name."""
     cosines: Mapping[str, float]
-    """Between each two models' task vectors, by `first/second`."""
+    """Between the task vectors of each two models, by `first/second`."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Everything the LLM may know when it is asked for the next candidates."""
+    """All that the LLM may know when it is asked for candidates."""
 
     space: SearchSpace
     trials: Sequence[Trial]
@@ -36,25 +34,25 @@ class Question:
     tasks: Mapping[str, tuple[float, str]]
     """Each task's weight and the metric that counts."""
     wanted: int
-    """How many proposals are asked for."""
+    """The number of proposals."""
     generation: int
     sigma: float
-    """The mutation step size around the proposals, in shares of a gene's range."""
+    """The mutation step size around the proposals, as a share of a gene's range."""
     used: int
     """Evaluations spent."""
     budget: int
     suggestions: Sequence[tuple[Genes, float, float]] = ()
-    """What the statistics would try next: genes, predicted score and its standard deviation, the best first."""
+    """The surrogate's next candidates: genes, predicted score and its standard deviation, the best first."""
     predictions: Sequence[tuple[float, float]] = ()
-    """What the LLM predicted for its earlier proposals and what came of them, the latest last."""
+    """The predicted and the actual score of the LLM's earlier proposals, the latest last."""
     geometry: Sequence[SliceGeometry] = ()
-    """What the weights say of each slice; empty where nobody has measured it."""
+    """Empty where it was not measured."""
     mask_names: bool = False
     """Hide the names of models, tasks and parameters."""
     constraints: Sequence[str] = ()
-    """What a recipe must keep, such as `arc >= parent - 0.01`; trials that do not say so as their reason."""
+    """Such as `arc >= parent - 0.01`; a trial that violates one has it as its reason."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Where every task is an aim of its own: what each counts this time. Empty where the score is their sum."""
+    """The current weight of each task where each is an objective of its own; empty where the score is their sum."""
 
     @cached_property
     def scored(self) -> list[Trial]:
@@ -62,22 +60,22 @@ class Question:
 
     @cached_property
     def inside(self) -> list[Trial]:
-        """The scored points of the space. A parent may be none: outside the user's bounds, or without genes."""
+        """The scored points of the space. A parent may lie outside the user's bounds, or have no genes."""
         return [trial for trial in self.scored if self.space.contains(trial.candidate.genes)]
 
     @cached_property
-    def points(self) -> NDArray[np.float64]:
-        """(trials inside, genes): where they lie in the unit cube."""
+    def points(self) -> Array:
+        """Of the trials inside, points of the unit cube (trials, genes)."""
         return np.array([self.space.to_unit(trial.candidate.genes) for trial in self.inside])
 
     @cached_property
     def elites(self) -> list[Trial]:
-        """The best trials, worst first: what stands last is imitated most (EvoLLM, https://arxiv.org/abs/2402.18381)."""
+        """The best trials, worst first: LLMs imitate the last most (EvoLLM, https://arxiv.org/abs/2402.18381)."""
         return sorted(self.inside, key=lambda trial: trial.value)[-ROWS:]
 
     @cached_property
     def incumbent(self) -> Genes:
-        """The best point so far; the uniform merge before there is any."""
+        """The best point; the uniform merge before the first score."""
         best = max(self.inside, key=lambda trial: trial.value, default=None)
         return best.candidate.genes if best else self.space.clamp(self.space.uniform())
 
@@ -88,16 +86,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was understood of an answer."""
+    """The content of an answer."""
 
     proposals: list[Suggestion] = field(default_factory=list[Suggestion])
     analysis: str = ""
     problems: list[str] = field(default_factory=list[str])
-    """What was wrong with the answer, and what was done about it."""
+    """Faults of the answer, and how each was handled."""
     text: str = ""
-    """The answer itself, where whoever asked wants to go on from it."""
+    """The answer itself, for optimizers that continue the conversation."""
     lost: bool = False
-    """Whether it was asked for and none came."""
+    """True if no answer came."""
 
 
 @dataclass(frozen=True)
@@ -106,4 +104,4 @@ class Prompt(Request):
 
     read: Callable[[str], Reading] = field(kw_only=True)
     question: Question | None = None
-    """What was asked, free of any wording: simulated LLMs answer from it."""
+    """Simulated LLMs answer from this."""

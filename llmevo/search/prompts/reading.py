@@ -1,7 +1,7 @@
-"""Reading the answer of a chat model: whatever it is, it becomes proposals inside the bounds, or a reason why not.
+"""Reading the answer of a chat model: proposals inside the bounds, and the problems found.
 
-Servers hold models to the schema only in part, and some not at all: everything is checked again here. What has one
-meaning only is repaired, a row that is lost is taken from the best recipe, the rest is dropped and said.
+Servers enforce the schema in part or not at all, so everything is checked here. Unambiguous faults are repaired, a lost
+row is taken from the best recipe, and the rest is dropped with a message.
 """
 
 import re
@@ -22,9 +22,9 @@ from llmevo.search.trial import Suggestion
 
 
 def choice_of(gene: Gene, value: Any) -> float:
-    """The place of a choice that an answer names, or gives the place of. Raises ValueError for an unknown name."""
+    """Return the place of a choice, given as its name or place. Raise ValueError for an unknown name."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-        return float(min(max(value, -1e6), 1e6))  # for the bounds; an integer of JSON may be too long for a float
+        return float(min(max(value, -1e6), 1e6))  # an integer of JSON may be too long for a float
     text = str(value)[:100].strip()
     if re.fullmatch(r"[0-9]{1,6}", text):
         return float(text)
@@ -37,11 +37,10 @@ def choice_of(gene: Gene, value: Any) -> float:
 def admit(
     question: Question, rows: Sequence[Suggestion], problems: list[str], nearness: float = 0.01
 ) -> list[Suggestion]:
-    """The validator's last step: into the bounds, and no repetition.
+    """Return the proposals moved into the bounds, without repetitions, and add each change to `problems`.
 
-    A point whose genes all lie within `nearness` of their range from a known point is dropped: scoring it again
-    would cost an evaluation and tell nothing. Genes that the chosen methods lack do not count. What is done is added
-    to `problems`.
+    A point is a repetition where all its genes are nearer to a known point than `nearness`, a share of their range;
+    genes that the chosen methods lack do not count.
     """
     space = question.space
     names = {gene.name for gene in space.genes}
@@ -63,31 +62,20 @@ def admit(
 
 
 KINDS = ("refine", "crossover", "explore", "mean")
-
-
 SPREADS = ("tighter", "same", "wider")
+GENOME = ("genome", "weights", "mean_genome")  # keys of the table; the last two are other tools', which models may know
+MOST = 20  # proposals that are read
+EXTREME = 0.3  # the share of numbers at a bound, without evidence, above which a problem is reported
 
 
-MOST = 20
-"""Proposals that are looked at."""
-
-
-GENOME = ("genome", "weights", "mean_genome")
-"""What a table may be called. The last two names are those of the tools before this one, which models may have seen."""
-
-
-EXTREME = 0.3
-"""The share of numbers at a bound, without support, from which on an answer is remarked upon."""
-
-
-def read(text: str, question: Question, sheet: GeneTable | None = None, evidence: Evidence | None = None) -> Reading:
-    """Read an answer. `sheet` is the table it was asked for, all slices by default."""
-    return _Reader(question, sheet or GeneTable.of(question.space, 0), evidence).read(text)
+def read(text: str, question: Question, table: GeneTable | None = None, evidence: Evidence | None = None) -> Reading:
+    """Read an answer. `table` is the table of the prompt, all slices by default."""
+    return _Reader(question, table or GeneTable.of(question.space, 0), evidence).read(text)
 
 
 class _Reader:
-    def __init__(self, question: Question, sheet: GeneTable, evidence: Evidence | None) -> None:
-        self._question, self._sheet, self._evidence = question, sheet, evidence
+    def __init__(self, question: Question, table: GeneTable, evidence: Evidence | None) -> None:
+        self._question, self._table, self._evidence = question, table, evidence
         self._names = Names(question.space, question.tasks, question.mask_names)
         self._problems: list[str] = []
 
@@ -108,12 +96,12 @@ class _Reader:
             problems.append("the answer holds no proposal")
         admitted = admit(self._question, rows, problems)
         self._remark_on_extremes(admitted)
-        if self._names.masked:  # whoever asks again quotes them to the LLM
+        if self._names.masked:  # the repair prompt quotes them
             problems[:] = [self._names.text(problem, 400) for problem in problems]
         return Reading(admitted, writable(str(answer.get("analysis", "")))[:600], problems)
 
     def _proposal(self, raw: Any) -> Suggestion:
-        """One proposal. Raises ValueError when it has no meaning, or several."""
+        """One proposal. Raise ValueError when it is ambiguous or has no meaning."""
         given: dict[str, Any] = raw if isinstance(raw, dict) else {"genome": raw}
         method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
         genome = next((given[key] for key in GENOME if key in given), None)
@@ -128,34 +116,34 @@ class _Reader:
         )
 
     def _genes(self, genome: Any, method: Any) -> Genes:
-        sheet = self._sheet
+        table = self._table
         named = [*scalars(method)] if method is not None else []
         if isinstance(genome, dict):
             genome = self._by_slice(genome)
         values = [*scalars(genome)]
-        if sheet.choices and not named and len(values) == len(sheet.numbers) + len(sheet.choices):
-            # The methods stand in the table, each before the numbers it is for.
-            genes = [gene for gene in self._question.space.genes if gene in sheet.numbers or gene in sheet.choices]
+        if table.choices and not named and len(values) == len(table.numbers) + len(table.choices):
+            # The methods are in the table, each before its numbers.
+            genes = [gene for gene in self._question.space.genes if gene in table.numbers or gene in table.choices]
             named = [value for value, gene in zip(values, genes, strict=True) if gene.choices]
             genome = values = [value for value, gene in zip(values, genes, strict=True) if not gene.choices]
-        width, count = len(sheet.columns), len(sheet.slices)
-        if len(values) == len(sheet.numbers):
+        width, count = len(table.columns), len(table.slices)
+        if len(values) == len(table.numbers):
             rows: list[Any] = [values[place * width : (place + 1) * width] for place in range(count)]
         else:
             rows = [[*scalars(row)] for row in genome] if isinstance(genome, list) else []
             if count == 1 or len(rows) > count or not any(len(row) == width for row in rows):
-                raise ValueError(f"it has {len(values)} numbers, the table {len(sheet.numbers)}")
+                raise ValueError(f"it has {len(values)} numbers, the table {len(table.numbers)}")
         chosen = self._chosen(named)
         return {**self._question.incumbent, **chosen, **self._weights([*rows, *[[]] * (count - len(rows))])}
 
     def _by_slice(self, genome: dict[str, Any]) -> Any:
-        """The rows of a table whose rows have names; a missing one is empty."""
-        known = {shown: label for label, shown in self._names.slices.items()} | {s: s for s in self._sheet.slices}
+        """The rows of a table that has them by name; a missing one is empty."""
+        known = {shown: label for label, shown in self._names.slices.items()} | {s: s for s in self._table.slices}
         by_slice = {known[key]: row for key, row in genome.items() if key in known}
-        return [by_slice.get(label, []) for label in self._sheet.slices] if by_slice else [*genome.values()]
+        return [by_slice.get(label, []) for label in self._table.slices] if by_slice else [*genome.values()]
 
     def _chosen(self, named: Sequence[Any]) -> Genes:
-        choices, real = self._sheet.choices, {shown: name for name, shown in self._names.methods.items()}
+        choices, real = self._table.choices, {shown: name for name, shown in self._names.methods.items()}
         if len(named) == 1:
             named = [*named] * len(choices)  # one method named for all rows
         if len(named) != len(choices) and choices:
@@ -164,11 +152,11 @@ class _Reader:
         return {gene.name: choice_of(gene, value) for gene, value in zip(choices, values, strict=True)}
 
     def _weights(self, rows: Sequence[Sequence[Any]]) -> Genes:
-        """The numbers of every row that is whole; a row that is not is left out, and stays as it was."""
-        sheet, width = self._sheet, len(self._sheet.columns)
+        """The genes of every complete row."""
+        table, width = self._table, len(self._table.columns)
         found: dict[Gene, float] = {}
         lost: dict[str, str] = {}
-        for place, (label, row) in enumerate(zip(sheet.slices, rows, strict=True)):
+        for place, (label, row) in enumerate(zip(table.slices, rows, strict=True)):
             try:
                 if len(row) != width:
                     raise ValueError(f"it has {len(row)} numbers, {width} are wanted")
@@ -176,7 +164,7 @@ class _Reader:
             except ValueError as error:
                 lost[label] = str(error)
                 continue
-            found |= zip(sheet.numbers[place * width : (place + 1) * width], numbers, strict=True)
+            found |= zip(table.numbers[place * width : (place + 1) * width], numbers, strict=True)
         if not found and lost:
             raise ValueError(next(iter(lost.values())))
         if lost:
@@ -188,7 +176,7 @@ class _Reader:
         return {gene.name: value / scale(gene) for gene, value in found.items()}
 
     def _decimals(self, found: dict[Gene, float]) -> bool:
-        """Whether the numbers are plainly values, not hundredths: some are no integers, and all would be in place."""
+        """True if the numbers are values, not hundredths: some are no integers, and all are inside the bounds."""
         return any(value != int(value) for value in found.values()) and all(
             min(gene.low, 0.0) <= value <= (max(gene.high, 1.0) if scale(gene) == 100 else gene.high)
             for gene, value in found.items()
@@ -204,11 +192,11 @@ class _Reader:
             return None
 
     def _spread(self, value: Any) -> tuple[str, ...]:
-        """A word for every slice of the space; `same` for those that were not asked for, or not understood."""
+        """A word for every slice of the space; `same` where the answer has none."""
         if isinstance(value, dict):
             value = self._by_slice(value)
         words = [word if word in SPREADS else "same" for word in (str(v)[:20].strip().lower() for v in scalars(value))]
-        slices = self._sheet.slices
+        slices = self._table.slices
         words = words * len(slices) if len(words) == 1 else words
         if len(words) != len(slices) or value is None:
             return ()
@@ -216,25 +204,25 @@ class _Reader:
         return tuple(by_slice.get(label, "same") for label in self._question.space.slices)
 
     def _remark_on_extremes(self, rows: Sequence[Suggestion]) -> None:
-        """LLMs like the ends of a scale. It is said and not mended: a zero may be meant, and the score will tell."""
+        """Report numbers at their bounds, which LLMs prefer; they are kept, for a zero may be meant."""
         best = self._question.incumbent
         for place, row in enumerate(rows, start=1):
-            ends = [g for g in self._sheet.numbers if row.genes[g.name] in (g.low, g.high)]
+            ends = [g for g in self._table.numbers if row.genes[g.name] in (g.low, g.high)]
             bold = [g for g in ends if row.genes[g.name] != best[g.name]]
-            if len(bold) > EXTREME * len(self._sheet.numbers):
+            if len(bold) > EXTREME * len(self._table.numbers):
                 if self._evidence is None:
                     self._evidence = estimate_effects(self._question)
                 strength = {effect.gene: effect.strength for effect in self._evidence.effects}
                 backed = [g for g in bold if strength.get(g, 0.0) * (1 if row.genes[g.name] == g.high else -1) > 2]
-                if len(bold) - len(backed) > EXTREME * len(self._sheet.numbers):
+                if len(bold) - len(backed) > EXTREME * len(self._table.numbers):
                     self._problems.append(
-                        f"proposal {place} has {len(bold) - len(backed)} of {len(self._sheet.numbers)} numbers at their"
+                        f"proposal {place} has {len(bold) - len(backed)} of {len(self._table.numbers)} numbers at their"
                         " lowest or highest without evidence for it"
                     )
 
 
 def _answer(text: str) -> tuple[dict[str, Any] | None, list[Any]]:
-    """The object that answers, and its proposals: those of an answer that was cut off as well."""
+    """The answering object and its proposals, those of a truncated answer included."""
     found = objects(text)
     whole = [o for o in found if "proposals" in o]
     if whole:
@@ -246,23 +234,23 @@ def _answer(text: str) -> tuple[dict[str, Any] | None, list[Any]]:
     return (found[-1], [found[-1]]) if found else (None, [])
 
 
-def answer_model(question: Question, sheet: GeneTable | None = None) -> type[BaseModel]:
-    """The pydantic model of the answer: every list of a fixed length, every integer bounded, nothing besides.
+def answer_model(question: Question, table: GeneTable | None = None) -> type[BaseModel]:
+    """Return the pydantic model of the answer: every list has a fixed length and every integer bounds.
 
-    Every field is required and texts have no longest length: OpenAI's strict mode refuses schemas that differ.
+    Every field is required and texts have no maximum length, as OpenAI's strict mode wants.
     """
-    sheet = sheet or GeneTable.of(question.space, 0)
-    low = min((round(gene.low * scale(gene)) for gene in sheet.numbers), default=0)
-    high = max((round(gene.high * scale(gene)) for gene in sheet.numbers), default=0)
+    table = table or GeneTable.of(question.space, 0)
+    low = min((round(gene.low * scale(gene)) for gene in table.numbers), default=0)
+    high = max((round(gene.high * scale(gene)) for gene in table.numbers), default=0)
     integer: Any = Annotated[int, Field(ge=low, le=high)]
-    slices = len(sheet.slices)
+    slices = len(table.slices)
     fields: dict[str, Any] = {"reason": (str, ...), "kind": (Literal[KINDS], ...)}
-    if sheet.choices:
+    if table.choices:
         names = Names(question.space, question.tasks, question.mask_names)
-        method: Any = Literal[tuple(names.methods[name] for name in sheet.choices[0].choices)]
+        method: Any = Literal[tuple(names.methods[name] for name in table.choices[0].choices)]
         per_slice = question.space.genome.method_per_slice
         fields[METHOD] = (_list(method, slices) if per_slice else method, ...)
-    fields["genome"] = (_list(_list(integer, len(sheet.columns)), slices), ...)
+    fields["genome"] = (_list(_list(integer, len(table.columns)), slices), ...)
     fields["spread"] = (_list(Literal[SPREADS], slices), ...)
     fields["predicted_score"] = (float, ...)
     strict = ConfigDict(extra="forbid")

@@ -1,0 +1,51 @@
+"""The beginning of a run: what a config is checked for, and the log that a run writes."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmevo.config import Config
+from llmevo.errors import ConfigError
+from llmevo.evaluation.tasks.files import check_names
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.storage import RunLog, check_free
+
+MOST_SEED = 2**32 - 1
+"""cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
+
+
+def check_start(config: Config, root: Path) -> None:
+    """Find mistakes that a config may have and a new run must not, before anything is loaded; a log of an earlier run
+    is read with them. Relative folders start at `root`. Raises ConfigError, and TaskError for a misspelt task.
+    """
+    for key, seed in (("seed", config.search.seed), ("evaluation_seed", config.search.evaluation_seed)):
+        if seed is not None and seed > MOST_SEED:
+            raise ConfigError(f"search.{key}: {seed} is more than {MOST_SEED}, the largest seed of the optimizers")
+    if not any(task.weight for task in config.tasks):
+        raise ConfigError(
+            "tasks: every weight is 0, so every candidate would have the score 0; give the tasks that count a weight,"
+            " below 0 where lower is better"
+        )
+    lists = {"heldout": config.heldout, "tasks": config.tasks}
+    names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
+    check_names(names, [root / folder for folder in config.task_search_path])
+
+
+@contextmanager
+def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunLog]:
+    """Open the log of a new run, after every check that needs no scoring; `config` is the text of its config.yml.
+
+    The scorer's `warn` is told what the models and the LLM may do wrong. Raises RunError when the folder holds a run,
+    and what `Experiment.check` raises.
+    """
+    from llmevo.run.preflight import brief, forecast  # torch takes seconds to import
+
+    check_free(folder)
+    experiment.check()
+    scorer = experiment.scorer
+    for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(scorer)]:
+        scorer.warn(line)
+    _ = scorer.checksums  # reads the models, which may take a while
+    with RunLog(folder) as log:
+        log.write("config.yml", config)
+        yield log
