@@ -18,8 +18,7 @@ from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, Reply, Request
 from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import Merge, TensorGroup
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
 from llmevo.run.trackers import LOGGERS

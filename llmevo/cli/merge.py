@@ -19,9 +19,12 @@ def merge(
     from llmevo.export.merge import merge as merge_recipe
     from llmevo.models.tokenizer import TOKENIZERS  # torch takes seconds to import
 
+    warnings: list[str] = []
     with terminal.console.status("Merging and writing…"):
-        merged = merge_recipe(recipe, out, seed=seed)
+        merged = merge_recipe(recipe, out, seed=seed, warn=warnings.append)
     terminal.console.print(f"{out} is a Hugging Face model.")
+    for warning in warnings:
+        terminal.console.print(warning, style="yellow")
     if not any((out / name).exists() for name in TOKENIZERS):
         terminal.console.print(
             f"It has no tokenizer, as {merged.tokenizer_donor} has none: copy the tokenizer's files into {out}.",

@@ -23,8 +23,8 @@ from torch import Tensor
 from llmevo.errors import CandidateError, LlmevoError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.models.architecture import LAYER
 from llmevo.models.checkpoints import Checkpoint, Sources
-from llmevo.models.layers import LAYER
 
 
 class MergeWorker:

@@ -1,18 +1,27 @@
 """Carry out a mergekit recipe: read it, merge it, write the model."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from llmevo.errors import UserError
-from llmevo.merging.provenance import Provenance
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Provenance, Recipe, dead_filters
 
 
-def merge(recipe: Recipe | Path | str, out: Path | str, *, seed: int | None = None, root: Path | str = ".") -> Recipe:
+def merge(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    seed: int | None = None,
+    root: Path | str = ".",
+    warn: Callable[[str], None] = warnings.warn,
+) -> Recipe:
     """Merge a recipe, as `llmevo merge` does, and write it to `out`, a new folder, as a Hugging Face model.
 
     `recipe` is a file, or a `Recipe` whose relative references start at `root`. `seed` is that of random masks, by
-    default as the file says, or 0. Return the recipe. Raises RecipeError for a recipe that cannot be carried out,
-    SourceError for a model that cannot be read, UserError for a file or folder that cannot be used.
+    default as the file says, or 0. `warn` is called for filters that match no tensor. Return the recipe. Raises
+    RecipeError for a recipe that cannot be carried out, SourceError for a model that cannot be read, UserError for a
+    file or folder that cannot be used.
 
     >>> import llmevo
     >>> half = {"weight": 0.5}
@@ -22,8 +31,7 @@ def merge(recipe: Recipe | Path | str, out: Path | str, *, seed: int | None = No
     'linear'
     """
     from llmevo.export.pack import root_of
-    from llmevo.merging.masks import read_masks  # torch takes seconds to import
-    from llmevo.merging.merger import Seed
+    from llmevo.merging.merger import Seed, read_masks  # torch takes seconds to import
     from llmevo.merging.writer import write_model
     from llmevo.models.checkpoints import Sources
 
@@ -39,5 +47,8 @@ def merge(recipe: Recipe | Path | str, out: Path | str, *, seed: int | None = No
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    write_model(recipe, Sources.open(recipe.references, Path(root)), Path(out), masks, trim=found is None)
+    sources = Sources.open(recipe.references, Path(root))
+    if dead := dead_filters(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor)):
+        warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
+    write_model(recipe, sources, Path(out), masks, trim=found is None)
     return recipe

@@ -10,9 +10,8 @@ from huggingface_hub import ModelCardData
 
 from llmevo.errors import RunError, plural
 from llmevo.export.pack import SharedRun, write_pack
-from llmevo.merging.masks import MASKS, masks_of
-from llmevo.merging.provenance import Provenance
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.merger import MASKS, masks_of
+from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Sources
 from llmevo.run.experiment import Experiment

@@ -1,4 +1,4 @@
-"""Asking a language model: a request in, a reply out. `CLIENTS` is the registry; the config's `llm.proposer` names one.
+"""Language models: a request in, a reply out. `CLIENTS` is the registry; the config's `llm.proposer` names one.
 
 To add one: a file with a class that fits `Client`, and its line here.
 """
@@ -10,7 +10,7 @@ from llmevo.llm.client import Client, Connection, Reply
 
 
 def _opened(name: str) -> Callable[[Connection], Client]:
-    """A client by its module and class, imported when one is wanted: clients of servers and models take seconds."""
+    """Return a client's factory that imports its module at the first call, which takes seconds."""
     module, _, kind = name.partition(".")
 
     def make(connection: Connection) -> Client:
@@ -24,6 +24,6 @@ CLIENTS: dict[str, Callable[[Connection], Client]] = {
     "local": _opened("local.LocalClient"),
     "recorded": _opened("recorded.RecordedClient"),
 }
-"""Every client by the name the config uses. The simulated LLMs, which look into the search, are in `llmevo.search`."""
+"""Every client by its name in the config. The simulated LLMs, which use the search, are in `llmevo.search`."""
 
 __all__ = ["CLIENTS", "Client", "Connection", "Reply"]

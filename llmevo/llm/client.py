@@ -1,4 +1,4 @@
-"""What a client of a language model is: a request in, a reply out; and where its API key stands."""
+"""The interface of language models: a request in, a reply out; and the lookup of API keys."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from llmevo.errors import UserError
 
 
 class Price(BaseModel):
-    """What an LLM costs, per million tokens."""
+    """The price of an LLM, per million tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,17 +21,17 @@ class Price(BaseModel):
 
 
 LONGEST_PAUSE = 20.0
-"""Seconds between two tries at most, where the server does not say when to come back."""
+"""The most seconds between two tries, where the server names no time to come back."""
 
 
 def patience(timeout: float, retries: int) -> float:
-    """After how many seconds a server that never answers is given up: all tries with the pauses between them."""
+    """Return the seconds until a server that never answers is given up: all tries and the pauses between them."""
     return timeout * (retries + 1) + sum(min(LONGEST_PAUSE, 2.0**place) for place in range(retries))
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach the LLM: the `llm:` of a config, with the key from wherever it came."""
+    """The connection to an LLM: the `llm:` of a config, with the key itself."""
 
     model: str | None = None
     """A name the server knows, or for `local` a model reference."""
@@ -40,52 +40,52 @@ class Connection:
     temperature: float | None = None
     """None leaves it to the server; reasoning models refuse any."""
     max_tokens: int = 4096
-    """Of an answer, thoughts included."""
+    """The most tokens of an answer, with thoughts."""
     timeout: float = 120.0
-    """Seconds a request may take."""
+    """The most seconds of a request."""
     retries: int = 4
-    """Further tries after a failure that may pass."""
+    """Further tries after a temporary failure."""
     root: Path = Path()
-    """Where relative paths start."""
+    """The folder of relative paths."""
     folder: Path | None = None
-    """For `local`: where the model's files are."""
+    """For `local`: the folder of the model."""
     transcript: Path | None = None
     """For `recorded`: an earlier run's folder or events.jsonl."""
     price: tuple[float, float] = (0.0, 0.0)
     """Money per million prompt and completion tokens."""
     section: str = "llm"
-    """Where in the config this stands, for messages."""
+    """The section of the config, for messages."""
 
     def key_ways(self) -> str:
-        """How to give its key."""
+        """Return the ways to give its key, for messages."""
         return f"{'--api-key, ' if self.section == 'llm' else ''}{self.section}.api_key_env or .api_key_file"
 
     def way(self, option: str) -> str:
-        """What mends a key of it: the option of the command line, which only `llm` has."""
+        """Return an option's name for messages: that of the command line, which only `llm` has."""
         return f"--{option.replace('_', '-')}" if self.section == "llm" else f"its {option}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent to a language model: messages, and what form the answer has to have."""
+    """A request to a language model: messages, and the form of the answer."""
 
     messages: tuple[dict[str, str], ...]
     schema: dict[str, Any] | None = None
-    """The JSON schema of the answer, for servers that can hold a model to it."""
+    """The JSON schema of the answer, for servers that can enforce it."""
     integers: int = 0
-    """For constrained decoding: how many fixed-width integers continue the prompt; 0 when it asks for prose."""
+    """For constrained decoding: the number of fixed-width integers that continue the prompt; 0 for prose."""
     digits: int = 0
     """The width of those integers."""
     samples: int = 1
-    """How many continuations are wanted."""
+    """The number of continuations."""
     generation: int = 0
-    """The generation of the search that it belongs to; a recording answers by this."""
+    """The generation of the search; a recording answers by it."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, as text, and what it took."""
+    """An answer as text, with its tokens and cost."""
 
     text: str
     model: str
@@ -93,15 +93,15 @@ class Reply:
     completion_tokens: int = 0
     cost: float = 0.0
     problems: tuple[str, ...] = ()
-    """What went wrong on the way to it."""
+    """The failures before it, for the log."""
 
 
 class Client(Protocol):
-    """A language model that can be asked. It needs to know nothing of recipes."""
+    """A language model; it knows nothing of recipes."""
 
     @property
     def style(self) -> str:
-        """The prompting style that suits its model."""
+        """The prompting style of its model."""
         ...
 
     @property
@@ -110,36 +110,36 @@ class Client(Protocol):
         ...
 
     def check(self) -> None:
-        """Find out before the run starts whether there is anybody to ask. Raises ProposerRefused if not."""
+        """Raise ProposerRefused, before the run starts, if no request can succeed."""
         ...
 
     def answer(self, request: Request) -> Reply:
-        """Raises ProposerError when there is no answer, ProposerRefused when there never will be one."""
+        """Answer a request. Raises ProposerError when there is no answer, ProposerRefused when none can come."""
         ...
 
 
 VARIABLE = "OPENAI_API_KEY"
-"""The environment variable with the key for OpenAI's server, or for that of `ADDRESS`."""
+"""The environment variable with the key for the server of `ADDRESS`, or else OpenAI's."""
 
 ADDRESS = "OPENAI_BASE_URL"
-"""The environment variable that names the server that `VARIABLE` is for. The openai client reads it too."""
+"""The environment variable with the address of that server. The openai client reads it too."""
 
 DEFAULT = "https://api.openai.com/v1"
 
 
 def is_own_server(base_url: str | None) -> bool:
-    """Whether a server is the one that the environment's key is for: same scheme, host and port."""
+    """Return whether the environment's key is for this server: same scheme, host and port."""
     return base_url is None or _origin(base_url) == _origin(os.environ.get(ADDRESS) or DEFAULT)
 
 
 def read_key(
     file: Path | str | None, root: Path, place: str, variable: str | None = None, base_url: str | None = None
 ) -> str | None:
-    """The key in a file, or in the environment variable that the config names; where it names neither, OPENAI_API_KEY,
-    if that is for this server. None where there is none.
+    """Return the key in a file, or in the environment variable of the config; without both, OPENAI_API_KEY if that is
+    for this server, or None.
 
-    Relative paths start at `root`. Raises UserError, with the section of the config at `place`, for a file that cannot
-    be read, a variable that is not set, and OPENAI_API_KEY for another server.
+    Relative paths start at `root`. Raises UserError, with the section `place` of the config, for a file that cannot be
+    read, a variable that is not set, and OPENAI_API_KEY for another server.
     """
     if file is not None:
         try:
@@ -160,14 +160,14 @@ def read_key(
 
 
 def withheld(key: str | None, base_url: str | None) -> str:
-    """What to say of a server that was sent no key although the environment has one; empty otherwise."""
+    """Return the explanation why a key of the environment was not sent to this server, or an empty text."""
     if key or is_own_server(base_url) or not os.environ.get(VARIABLE):
         return ""
     return f"{VARIABLE} was not sent, as it is for {without_password(os.environ.get(ADDRESS) or DEFAULT)}"
 
 
 def without_password(address: str) -> str:
-    """An address without the user and password in it."""
+    """Return an address without its user and password."""
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

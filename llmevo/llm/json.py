@@ -7,21 +7,21 @@ from typing import Any
 
 
 def writable(text: str) -> str:
-    """Without lone surrogates: JSON may bring them as escapes, and no log can hold them."""
+    """Replace lone surrogates, which JSON may have as escapes and no log can hold."""
     return text.encode(errors="replace").decode()
 
 
 LONGEST = 200_000
-"""Characters of an answer that are looked at: its end, where the answer proper stands."""
+"""Characters at the end of an answer that are read: the actual answer comes last."""
 
 STARTS = 2000
-"""Braces that begin no object, until the rest counts as noise: each costs a walk through the text."""
+"""The most braces that begin no object, after which the rest is noise: each costs a pass through the text."""
 
 
 def objects(text: str) -> list[dict[str, Any]]:
-    """The complete JSON objects of a text, in their order: after thoughts, in fences or bare.
+    """Return the complete JSON objects of a text, in their order: after thoughts, in fences or bare.
 
-    Of an object that was cut off, the complete ones inside it.
+    Of an object that was cut off, the complete ones inside it are returned.
     """
     text = text[-LONGEST:]
     after = text.rpartition("</think>")[2]
@@ -36,7 +36,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
     while place >= 0 and left:
         try:
             value, end = decoder.raw_decode(text, place)
-        except RecursionError:  # nested thousands deep: noise, and so is what follows
+        except RecursionError:  # nested thousands deep: noise
             return found
         except ValueError:
             left -= 1
@@ -49,7 +49,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 
 def scalars(value: Any) -> Iterator[Any]:
-    """What stands in nested lists and objects."""
+    """Yield the scalars in nested lists and objects."""
     if isinstance(value, list):
         for entry in value:
             yield from scalars(entry)
@@ -60,7 +60,7 @@ def scalars(value: Any) -> Iterator[Any]:
 
 
 def numeral(value: Any) -> float:
-    """A number, also a numeral in a string. Raises ValueError for anything else."""
+    """Return a number, also of a numeral in a string. Raises ValueError for anything else."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"{value!r} is not a number")
     try:

@@ -1,7 +1,6 @@
-"""A causal language model on this machine, held to integers while it decodes.
+"""A causal language model on this machine whose decoding is restricted to integers.
 
-Any model will do, also a small base model: it is not told anything, it continues a pattern, and every token it may
-choose is a digit. So its answer is always valid.
+Any model works, also a small base model: it continues a pattern, and every token is a digit, so its answer is valid.
 """
 
 import copy
@@ -42,14 +41,14 @@ class LocalClient:
             raise ProposerRefused(f"llm.model: transformers cannot load {self.model} ({reason})") from error
 
     def _load(self) -> tuple[Any, Any]:
-        """Read anew for every question: that is a second, and while candidates are scored the memory is theirs."""
+        """Load the model for each request: that takes a second, and the memory is free while candidates are scored."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model: Any = self._read(AutoModelForCausalLM, dtype=torch.bfloat16)
         return model.to(device).eval(), self._read(AutoTokenizer)
 
     @torch.inference_mode()
     def answer(self, request: Request) -> Reply:
-        """`samples` lines of `integers` numbers, `digits` wide each."""
+        """Answer with `samples` lines of `integers` numbers of `digits` digits."""
         model, tokenizer = self._load()
         random = torch.Generator().manual_seed(request.seed)
         temperature = TEMPERATURE if self._connection.temperature is None else self._connection.temperature
@@ -70,7 +69,7 @@ class LocalClient:
             drawn.append(digit)
             if place == last:
                 break
-            # The spaces between the numbers are given, not chosen; they ride along with the digit before them.
+            # The spaces between the numbers are given; they are read with the digit before them.
             step = torch.tensor(digits, device=model.device)[digit].unsqueeze(1)
             if place % request.digits == 0:
                 step = torch.cat([step, torch.tensor([space], device=model.device).expand(request.samples, -1)], dim=1)
@@ -81,7 +80,7 @@ class LocalClient:
 
 
 def _digits(tokenizer: Any) -> list[int]:
-    """The tokens of 0 to 9. Raises ProposerRefused for a vocabulary without single digits."""
+    """Return the tokens of 0 to 9. Raises ProposerRefused for a vocabulary without single digits."""
     tokens = [tokenizer.encode(str(digit), add_special_tokens=False)[-1:] for digit in range(10)]
     found = [ids[0] for ids in tokens if ids and tokenizer.decode(ids).strip().isdigit()]
     if len(set(found)) != 10:
@@ -90,14 +89,14 @@ def _digits(tokenizer: Any) -> list[int]:
 
 
 def _prompt_tokens(tokenizer: Any, text: str, config: Any, needed: int) -> list[int]:
-    """The prompt, its oldest (worst) lines cut where the model cannot hold it and the `needed` tokens of the answer."""
+    """Return the prompt, without its first (worst) lines if the context has no room for `needed` more tokens."""
     tokens = tokenizer.encode(text)
     limit: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     return tokens[-max(limit // 4, limit - needed) :]
 
 
 def _draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
-    """One of the ten digits for every sample."""
+    """Draw one of the ten digits for every sample."""
     if temperature <= 0:
         return logits.argmax(-1)
     weights = (logits.float().cpu() / temperature).softmax(-1)

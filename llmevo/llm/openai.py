@@ -13,29 +13,56 @@ from llmevo.errors import ProposerError, ProposerRefused
 from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
 from llmevo.llm.json import writable
 
+DEFAULT_MODEL = "gpt-4o"
 LONGEST = 1_000_000
-"""Bytes of an answer at most; a long one of a thinking model has a tenth of that."""
+"""The most bytes of an answer; a long one of a thinking model has a tenth of that."""
 
 PLAIN = {"accept-encoding": "identity"}
-"""The header that asks for answers as they are: packed ones could grow past any limit while they are read."""
+"""The header that asks for uncompressed answers: compressed ones could grow past any limit while they are read."""
+
+WORTH_RETRYING = (
+    openai.APIConnectionError,  # includes timeouts
+    openai.RateLimitError,
+    openai.InternalServerError,
+    openai.ConflictError,
+)
+"""Failures that may be temporary; every other one would occur again."""
+
+SAID_OF = {
+    "response_format": ("response_format", "json_schema", "schema", "structured"),
+    "temperature": ("temperature",),
+    "max_completion_tokens": ("max_completion_tokens", "max_tokens"),  # a gateway may rename an option
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
+    "seed": ("seed",),
+}
+"""The words by which a refusal names an option."""
+
+OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+"""Other servers' names of options."""
+
+SENT = ("accept", "authorization", "connection", "content-", "host", "user-agent", "x-stainless-")
+"""Prefixes of the headers that are sent to other servers than the environment's own. The client adds those of
+OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
+
+SECRET = 8
+"""The length from which a key is removed from replies too; a shorter one may be a word, such as `none`."""
+
+LETTERS = 4
+"""Letters of a token, roughly: for servers that do not count tokens."""
+
+LONGEST_WAIT = 60.0
+"""The most seconds to wait for a server that names a time to come back."""
+
+PATIENCE = 10.0
+"""Seconds for a list of the server's models, before a run."""
 
 
 class TooLongError(openai.OpenAIError):
     """An answer that does not end, and would come again."""
 
 
-def bounded(seconds: float) -> Callable[[httpx.Response], None]:
-    """A hook for httpx that limits the whole of an answer; httpx's own timeouts begin anew with every byte."""
-
-    def hook(response: httpx.Response) -> None:
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _Bounded(response.stream, time.monotonic() + seconds)
-
-    return hook
-
-
 class _Bounded(httpx.SyncByteStream):
-    """A stream that raises when it is too long or too late."""
+    """A stream that raises when it is too long or too late; httpx's own timeouts start again with every byte."""
 
     def __init__(self, stream: httpx.SyncByteStream, end: float) -> None:
         self._stream, self._end = stream, end
@@ -54,50 +81,41 @@ class _Bounded(httpx.SyncByteStream):
         self._stream.close()
 
 
-DEFAULT_MODEL = "gpt-4o"
+def _bounded(seconds: float) -> Callable[[httpx.Response], None]:
+    """Return a hook for httpx that limits the whole of an answer."""
 
-WORTH_RETRYING = (
-    openai.APIConnectionError,  # includes timeouts
-    openai.RateLimitError,
-    openai.InternalServerError,
-    openai.ConflictError,
-)
-"""Failures that may pass by themselves; every other one would come again."""
+    def hook(response: httpx.Response) -> None:
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _Bounded(response.stream, time.monotonic() + seconds)
 
-SAID_OF = {
-    "response_format": ("response_format", "json_schema", "schema", "structured"),
-    "temperature": ("temperature",),
-    "max_completion_tokens": ("max_completion_tokens", "max_tokens"),  # a gateway may have renamed what it was sent
-    "max_tokens": ("max_tokens", "max_completion_tokens"),
-    "seed": ("seed",),
-}
-"""How a refusal names the option it is about."""
+    return hook
 
-OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
-"""What other servers call an option."""
+
+def _strip_headers(request: httpx.Request) -> None:
+    """Remove the environment's headers: a hook for httpx."""
+    for name in [*request.headers]:
+        if not name.lower().startswith(SENT):
+            del request.headers[name]
 
 
 def _formats(schema: Any) -> list[dict[str, Any]]:
-    """The ways to hold an answer to a schema: OpenAI's, and llama-cpp-python's, which refuses that."""
+    """Return the forms of a schema: OpenAI's, and that of llama-cpp-python, which refuses the first."""
     named = {"name": "Answer", "schema": schema, "strict": True}
     return [{"type": "json_schema", "json_schema": named}, {"type": "json_object", "schema": schema}]
 
 
-SENT = ("accept", "authorization", "connection", "content-", "host", "user-agent", "x-stainless-")
-"""How the headers begin that go to servers other than the environment's own. The client adds what OPENAI_ORG_ID,
-OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS say."""
+def _pattern_of(key: str) -> re.Pattern[str]:
+    r"""Return a pattern of a key whose characters may be escaped, as in JSON (`\/`, `\u002f`) or URLs (`%2F`).
 
-SECRET = 8
-"""Characters of a key from which on it is removed from replies too; a shorter one may be a word, such as `none`."""
-
-LETTERS = 4
-"""Letters a token, roughly: for servers that do not count."""
-
-LONGEST_WAIT = 60.0
-"""Seconds to wait at most for a server that says when to come back."""
-
-PATIENCE = 10.0
-"""Seconds for a list of the server's models, before a run."""
+    A JSON text inside another one doubles the backslashes, a second quoting of URLs makes `%25` of `%`.
+    """
+    forms: list[str] = []
+    for each in key:
+        plain, code = re.escape(each), f"(?i:{ord(each):02x})"
+        if not each.isalnum():
+            plain = r"\\{0,8}" + plain
+        forms.append(rf"(?:{plain}|\\{{1,8}}u00{code}|%(?:25){{0,3}}{code})")
+    return re.compile("".join(forms))
 
 
 class OpenAIClient:
@@ -106,7 +124,7 @@ class OpenAIClient:
     style = "chat"
 
     def __init__(self, connection: Connection) -> None:
-        """Raises ProposerRefused without a key for OpenAI's own server; a server of one's own may need none."""
+        """Raises ProposerRefused without a key for OpenAI's own server; other servers may need none."""
         if not connection.api_key and not connection.base_url:
             ours = connection.section == "llm"
             raise ProposerRefused(
@@ -123,29 +141,29 @@ class OpenAIClient:
                 f" {connection.way('base_url')} http://{connection.base_url.removeprefix('//')}, or https://…"
             )
         self._connection = connection
+        self._key = _pattern_of(connection.api_key) if connection.api_key else None
         self.model = connection.model or DEFAULT_MODEL
-        # Of openai 2 and 3 alike: both take httpx's client, though only the types of 2 say so.
+        # openai 2 and 3 both take httpx's client, though only the types of 2 say so.
         requests = [] if is_own_server(connection.base_url) else [_strip_headers]
-        hooks = {"request": requests, "response": [bounded(connection.timeout)]}
+        hooks = {"request": requests, "response": [_bounded(connection.timeout)]}
         http: Any = httpx.Client(timeout=connection.timeout, follow_redirects=True, event_hooks=hooks)
-        # Retrying is tenacity's, in one place; the client's own would multiply with it.
         self._client = openai.OpenAI(
             api_key=connection.api_key or "none",
             base_url=connection.base_url,
             timeout=connection.timeout,
-            max_retries=0,
+            max_retries=0,  # tenacity retries
             default_headers=PLAIN,
             http_client=http,
         )
-        # Servers of one's own may not know the new name, and some pass over what they do not know.
+        # Other servers may not know the new name, and some ignore unknown options.
         longest = "max_tokens" if connection.base_url else "max_completion_tokens"
         self._options: dict[str, Any] = {longest: connection.max_tokens, "seed": None}
         if connection.temperature is not None:
             self._options["temperature"] = connection.temperature
         self._tried: set[str] = set()
-        """Options that were refused, under whatever name."""
+        """Names of options that were refused."""
         self._format = 0
-        """Which of the ways to ask for a schema the server takes; past the last, none."""
+        """The form of a schema that the server accepts; past the last, none."""
         self._lost = False
         self._address = without_password(str(self._client.base_url))
 
@@ -165,13 +183,13 @@ class OpenAIClient:
             pass  # a server without a list of models may still answer
 
     def answer(self, request: Request) -> Reply:
-        """Retries what may pass by itself; after an answer was lost, the next one is asked for once only."""
+        """Retries after temporary failures; after an answer was lost, the next request is sent once only."""
         problems: list[str] = []
         attempts = Retrying(
             retry=retry_if_exception_type(WORTH_RETRYING),
             stop=stop_after_attempt(1 if self._lost else self._connection.retries + 1),
             wait=_wait,
-            before_sleep=lambda state: problems.append(self._reason(state)),
+            before_sleep=lambda state: problems.append(f"retried after {self._hidden(_error_of(state))}"),
             reraise=True,
         )
         self._lost = True  # until it answers
@@ -179,7 +197,7 @@ class OpenAIClient:
             completion = attempts(self._complete, request, problems)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from None
-        except (openai.OpenAIError, ValueError) as error:  # a ValueError for what should be JSON and is not
+        except (openai.OpenAIError, ValueError) as error:  # a ValueError for invalid JSON
             raise ProposerError(f"{self._address}: {self._hidden(error)}") from None
         try:
             reply = self._reply(request, completion, problems)
@@ -191,11 +209,11 @@ class OpenAIClient:
             raise ProposerError(f"{self._address} sent no chat completion ({text}); check {way}") from None
 
     def _complete(self, request: Request, problems: list[str]) -> Any:
-        """One request. An option that the server refuses is left out and the request repeated.
+        """Send one request. An option that the server refuses is left out and the request repeated.
 
-        An option that the refusal names is left out ever after, or asked for as other servers want it; a schema also
-        when the refusal names nothing, but then for this request only: the fault may lie elsewhere. Some servers refuse
-        with the status of a failure.
+        An option that the refusal names is left out of later requests too, or sent in the form of other servers. A
+        schema is also left out when the refusal names nothing, but then for this request only: the cause may be
+        another. Some servers refuse with the status of a failure.
         """
         options: dict[str, Any] = {
             name: request.seed if name == "seed" else value for name, value in self._options.items()
@@ -223,8 +241,9 @@ class OpenAIClient:
                 problems.append(f"the server refused a request with {refused}; {then} ({self._hidden(error)})")
 
     def _leave_out(self, name: str, options: dict[str, Any]) -> str:
-        """From these options and all later ones. Its other name, if it has one that was not refused yet: then the
-        option is sent under that one; else nothing.
+        """Rename an option in this request and all later ones, or remove it if the other name was refused too.
+
+        Returns the other name, or an empty text.
         """
         self._tried.add(name)
         value, other = options.pop(name), OTHERWISE.get(name)
@@ -257,31 +276,23 @@ class OpenAIClient:
             f" {of.way('model')} {self.model}"
         )
 
-    def _reason(self, state: RetryCallState) -> str:
-        error = state.outcome.exception() if state.outcome else None
-        return f"retried after {self._hidden(error)}"
-
     def _hidden(self, error: BaseException | None) -> str:
-        """An error's text, without the key: servers like to repeat it."""
+        """Return an error's text without the key, which servers often repeat."""
         text = re.sub(r"://[^/@\s]+@", "://", f"{type(error).__name__}: {error}")  # passwords in addresses
         return self._redacted(text, 1)[:300]  # cut last, or half a key could stay
 
     def _redacted(self, text: str, least: int = SECRET) -> str:
-        """A text of the server's without the key, if that has so many characters."""
-        key = self._connection.api_key or ""
-        return text.replace(key, "***") if len(key) >= least else text
+        """Return a text of the server's without the key, if the key has at least so many characters."""
+        return self._key.sub("***", text) if self._key and len(self._connection.api_key or "") >= least else text
 
 
-def _strip_headers(request: httpx.Request) -> None:
-    """A hook for httpx."""
-    for name in [*request.headers]:
-        if not name.lower().startswith(SENT):
-            del request.headers[name]
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
 
 
 def _wait(state: RetryCallState) -> float:
-    """As long as the server asks for; else random, below a bound that doubles from 1 second: see `patience`."""
-    error = state.outcome.exception() if state.outcome else None
+    """Return the server's waiting time, or a random one below a bound that doubles from 1 second: see `patience`."""
+    error = _error_of(state)
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     try:
         return min(max(0.0, float(headers["retry-after"])), LONGEST_WAIT)

@@ -1,7 +1,7 @@
-"""An earlier run's replies, generation by generation: the same config and seed then make the same candidates.
+"""An earlier run's replies by generation: the same config and seed then make the same candidates.
 
-A generation may have several, such as an answer that could not be read and the one after its problems were named:
-each goes to the same messages, or else in their order.
+A generation may have several replies, such as an unreadable one and its correction: each answers the same messages, or
+else they come in their order.
 """
 
 import json
@@ -13,7 +13,7 @@ from llmevo.llm.client import Connection, Reply, Request
 
 
 class RecordedClient:
-    """Answers from a log instead of a model; use it to repeat a run without its server."""
+    """Answers from a log instead of a model, to repeat a run without its server."""
 
     def __init__(self, connection: Connection) -> None:
         """Raises ConfigError when the transcript is missing or is no log."""
@@ -22,8 +22,8 @@ class RecordedClient:
         path = connection.root / connection.transcript
         file = path / "events.jsonl" if path.is_dir() else path
         try:
-            # Of bytes: the lines of a text would also end at the Unicode line ends that a reply may hold.
-            # A last line that a crash has torn ends without a newline; it is no reply.
+            # Lines of bytes: lines of a text would also end at the Unicode line ends that a reply may hold.
+            # A last line without a newline is torn by a crash.
             whole = file.read_bytes().rpartition(b"\n")[0]
             events: list[Any] = [json.loads(line) for line in whole.splitlines()]
             prompted = [event for event in events if event["event"] == "prompted"]
@@ -39,7 +39,7 @@ class RecordedClient:
         self.model: str = prompted[0]["model"]
 
     def check(self) -> None:
-        """The transcript was read when this was made."""
+        """Do nothing: the transcript is read already."""
 
     def answer(self, request: Request) -> Reply:
         said = self._replies.get(request.generation)
@@ -47,7 +47,7 @@ class RecordedClient:
             raise ProposerError(f"the transcript has no reply for generation {request.generation}")
         turn = min(self._turns[request.generation], len(said) - 1)
         self._turns[request.generation] += 1
-        # A run that goes on in the middle of a generation asks for its second answer first.
+        # A run that is resumed in the middle of a generation requests its second answer first.
         event = next((event for event in said if event.get("messages") == [*request.messages]), said[turn])
         if event["reply"] is None:
             raise ProposerError("; ".join(event["problems"]))

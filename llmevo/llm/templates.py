@@ -11,33 +11,31 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llmevo.errors import ConfigError
 
 EARLIER = {"chat_user.j2": ("e102a20740498ab709bc8260122e5b75",)}
-"""The templates of earlier versions that are others today: the first 32 digits of their SHA-256. Logs hold them."""
+"""The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 
 PLAIN = (str, int, float, bool, list, tuple, dict, set, frozenset)
 """The types whose methods a template may call."""
 
 JINJA = ("jinja2.runtime", "jinja2.utils")
-"""Where macros, loops, cyclers and namespaces come from."""
+"""The modules of macros, loops, cyclers and namespaces."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Fills templates that others may have written. They read what they are given and call the methods of plain values,
-    macros and Jinja's own functions.
+    """Fills untrusted templates, which may call the methods of plain values, macros and Jinja's own functions only.
 
-    Jinja's sandbox alone lets a template call every public method of the objects that it is given; among them are
-    pydantic's `parse_raw`, which unpickles, and NumPy's `tofile`. A range has `MAX_RANGE` numbers at most. The time and
-    memory that nested loops and long texts take are not limited.
+    Jinja's sandbox alone lets a template call every public method of its variables, such as pydantic's `parse_raw`,
+    which unpickles, and NumPy's `tofile`. A range has `MAX_RANGE` numbers at most; time and memory are not limited.
     """
 
     def is_safe_callable(self, obj: Any) -> bool:
-        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format, to look at what that reads
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
         kinds = type(obj), type(getattr(method, "__self__", None))
         known = any(kind.__module__ in JINJA for kind in kinds) or any(obj is each for each in self.globals.values())
         return super().is_safe_callable(obj) and (known or kinds[1] in PLAIN)
 
 
 class Templates:
-    """The prompt texts: the package's, or those of the same name in a folder of the user's, or as a run logged them."""
+    """The prompt texts: those that a run logged, those in a folder of the user's, or the package's."""
 
     def __init__(self, folder: Path | None = None, recorded: Mapping[str, str] | None = None) -> None:
         if folder is not None and not folder.is_dir():
@@ -54,7 +52,7 @@ class Templates:
         )
 
     def render(self, name: str, **variables: Any) -> str:
-        """One template, filled. Raises ConfigError, with the file and the reason, for one that cannot be filled."""
+        """Fill one template. Raises ConfigError, with the file and the reason."""
         try:
             return self._environment.get_template(name).render(**variables)
         except jinja2.UndefinedError as error:
@@ -65,15 +63,16 @@ class Templates:
             raise ConfigError(f"prompts/{name}: {type(error).__name__}: {error}") from error
 
     def texts(self, names: Sequence[str]) -> dict[str, str]:
-        """The files as they are, for the log."""
+        """Return the files' texts, for the log."""
         loader = self._environment.loader
         assert loader is not None
         return {name: loader.get_source(self._environment, name)[0] for name in names}
 
 
 def foreign(prompts: Mapping[str, str], folder: Path | None = None) -> list[str]:
-    """The names of a log's templates that are not llmevo's, of this version or an earlier one, nor those of `folder`,
-    the user's own. What is logged of a judge is not counted: it is shown and never filled.
+    """Return the names of a log's templates that are not llmevo's, of any version, nor in `folder`, the user's own.
+
+    A judge's texts (with `/` in the name) are shown and never filled, so they are not checked.
     """
     folders = [_own_folder(), *([folder] if folder else [])]
     return [

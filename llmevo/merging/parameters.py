@@ -1,14 +1,14 @@
-"""The settings of a recipe: what a parameter is for each model, layer and tensor, as mergekit writes it."""
+"""Parameters of a recipe: numbers, gradients over layers, and values by tensor name, as in mergekit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, StrictBool
 
 from llmevo.errors import RecipeError, nearest
-from llmevo.merging.methods.method import Method, Parameter
+from llmevo.merging.methods.registry import Method, Parameter
 
 WITHOUT_EFFECT = ("int8_mask",)
-"""Parameters that mergekit knows and that never change a result (they choose the type of a temporary)."""
+"""mergekit's parameters that never change a result (they choose the type of a temporary)."""
 
 
 class Strict(BaseModel):
@@ -34,7 +34,7 @@ Settings = Mapping[str, Setting]
 def check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool) -> None:
     """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
 
-    `whole`: the place is the recipe or a slice, where parameters of the whole merge may stand.
+    `whole`: the place is the recipe or a slice, which may have parameters of the whole merge.
     """
     each = {name: parameter for method in methods for name, parameter in method.each.items()}
     shared = {name: parameter for method in methods for name, parameter in method.shared.items()}
@@ -59,12 +59,12 @@ def check_settings(methods: Sequence[Method], settings: Settings | None, whole: 
 
 
 def _is_whole(default: float | bool | None) -> bool:
-    """Whether a parameter with this default counts something."""
+    """Return whether a parameter with this default is a whole number."""
     return isinstance(default, int) and not isinstance(default, bool)
 
 
 def plain(name: str, parameter: Parameter, scopes: Iterable[Settings | None]) -> float | None:
-    """The one number a parameter has everywhere, or None where it depends on the tensor or the layer."""
+    """Return a parameter's number if it is the same everywhere, None if it depends on the tensor or the layer."""
     setting = next((scope[name] for scope in scopes if scope and name in scope), parameter.default)
     return float(setting) if isinstance(setting, bool | int | float) else None
 
@@ -78,6 +78,7 @@ def _numbers(setting: Setting) -> Iterator[float]:
 
 
 def value_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str, depth: float) -> float:
+    """Return a parameter's value for one tensor. Raises RecipeError where it has none."""
     for scope in scopes:
         if scope and name in scope:
             value = _evaluate(scope[name], tensor, depth, isinstance(parameter.default, bool))
@@ -91,7 +92,7 @@ def value_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None],
 
 
 def _evaluate(setting: Setting, tensor: str, depth: float, switch: bool) -> float | None:
-    """A setting's value for one tensor at one depth; None when none of its filters holds.
+    """Return a setting's value for one tensor at one depth; None when none of its filters holds.
 
     A `switch` is true or false: its gradients go in steps.
     """

@@ -1,84 +1,92 @@
-"""A merge recipe as a value: reads and writes mergekit's YAML, and says what holds for each tensor."""
+"""Merge recipes: mergekit's YAML as a value, the parameters of each tensor, and the tensors of the result."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
-from llmevo.errors import RecipeError, nearest, shortened
-from llmevo.merging.methods.method import Method
-from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.parameters import Setting, Strict, check_settings, plain, value_of
-from llmevo.merging.slices import PARTS, InputModel, InputSlice, OutputSlice
+from llmevo.errors import RecipeError, nearest, plural, shortened
+from llmevo.merging.methods.registry import METHODS, Method
+from llmevo.merging.parameters import Conditional, Setting, Settings, Strict, check_settings, plain, value_of
+from llmevo.models.architecture import LAYER
 from llmevo.models.references import ModelReference
 from llmevo.models.yaml import read_yaml
 
-
-def without_modules(given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose one module is the whole model, without `modules`."""
-    modules = given.get("modules")
-    if modules is None:
-        return {key: value for key, value in given.items() if key != "modules"}
-    if given.get("models") or given.get("slices"):
-        raise ValueError("modules: give either `models`, `slices` or `modules`")
-    if not isinstance(modules, dict) or [*modules] != ["default"] or not isinstance(modules["default"], dict):
-        raise ValueError(
-            "modules: llmevo merges language models, which have the one module `default`; write its `models` or"
-            " `slices` at the top"
-        )
-    module = cast(dict[str, Any], modules["default"])
-    known = ("models", "slices", "parameters")
-    if unknown := [key for key in module if key not in known]:
-        raise ValueError(f"modules.default: llmevo does not know the key {unknown[0]!r}{nearest(unknown[0], known)}")
-    rest = {key: value for key, value in given.items() if key not in ("modules", "models", "slices", "parameters")}
-    inner, outer = module.get("parameters") or {}, given.get("parameters") or {}
-    if shared := [name for name in inner if name in outer]:
-        raise ValueError(f"modules: {shared[0]!r} has a value for the module and one for the recipe; leave one")
-    return {**rest, **module, "parameters": {**outer, **inner} or None}
-
-
-def without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose `tokenizer` section says only where it comes from, as `tokenizer_source`."""
-    section = given.get("tokenizer")
-    rest = {key: value for key, value in given.items() if key != "tokenizer"}
-    if section is None:
-        return rest
-    if given.get("tokenizer_source"):
-        raise ValueError("tokenizer: give either `tokenizer` or `tokenizer_source`")
-    known = ("source", "tokens", "pad_to_multiple_of")
-    if not isinstance(section, dict):
-        raise ValueError("tokenizer: give a `source`: `base`, or a model")
-    for key, value in cast(dict[str, Any], section).items():
-        if key not in known:
-            raise ValueError(f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), known)}")
-        if key != "source" and value:
-            raise ValueError(
-                f"tokenizer: {key} is not supported, as the models need one vocabulary; leave it out, or change the"
-                " models with mergekit first"
-            )
-    return {**rest, "tokenizer_source": section.get("source") or "union"}
-
-
 DTYPES = ("bfloat16", "float16", "float32")
-
 BY_SLICE = "by_slice"
 """The `merge_method` of a recipe whose slices each name their own.
 
-mergekit knows no method of a slice and would overlook the key; it does not know this name either, and says so.
+mergekit knows no method of a slice and would ignore the key; it does not know this name either, and says so.
 """
 
 WITHOUT_EFFECT = ("allow_negative_weights",)
 """Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
 
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
+BEFORE_LAYERS = ("embed", "wte", "wpe")
+"""Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
+
+PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks (\S+))?$", re.MULTILINE)
+
+
+class InputModel(Strict):
+    """One model of a merge over whole models."""
+
+    model: ModelReference
+    parameters: dict[str, Setting] | None = None
+
+
+class InputSlice(InputModel):
+    """Some consecutive layers of one model, first included, last not."""
+
+    layer_range: tuple[int, int]
+
+
+class OutputSlice(Strict):
+    """Consecutive layers of the result, merged from as many layers of each source."""
+
+    sources: list[InputSlice]
+    base_model: ModelReference | None = None
+    merge_method: str | None = None
+    """llmevo's extension: the slice's own method, in a recipe whose `merge_method` is `by_slice`."""
+    parameters: dict[str, Setting] | None = None
+
+    @property
+    def depth(self) -> int:
+        start, stop = self.sources[0].layer_range
+        return stop - start
+
+    @model_validator(mode="after")
+    def _same_depth(self) -> Self:
+        if not self.sources:
+            raise ValueError("a slice needs at least one source")
+        for source in self.sources:
+            start, stop = source.layer_range
+            if start >= stop:
+                raise ValueError(
+                    f"layer_range {[start, stop]} of {source.model} has no layer; give the first layer, from 0, and the"
+                    " one after the last"
+                )
+        depths = {stop - start for start, stop in (source.layer_range for source in self.sources)}
+        if len(depths) != 1:
+            raise ValueError(
+                f"all sources of a slice need the same number of layers in their layer_range; got {sorted(depths)}"
+            )
+        return self
+
+
+PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": OutputSlice, "sources": InputSlice}
+"""The values under a recipe's keys."""
 
 
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads everything mergekit 0.1.5 merges by that has the same result here, and refuses the rest by name: `modules` of
-    a model with several, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
+    Reads all keys of mergekit 0.1.5 that have the same result here; the others are rejected with an error that names
+    them: several `modules`, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
     slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
 
     >>> import llmevo
@@ -101,13 +109,11 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _in_short(cls, value: object) -> object:
-        """mergekit's longer ways of saying the same, `modules` and `tokenizer`, in the short ones, and nothing of what
-        says nothing.
-        """
+        """Replace mergekit's longer forms, `modules` and `tokenizer`, by the short ones; drop keys without effect."""
         if not isinstance(value, dict):
             return value
         given = {key: of for key, of in cast(dict[str, Any], value).items() if key not in WITHOUT_EFFECT}
-        return without_tokenizer(without_modules(given))
+        return _without_tokenizer(_without_modules(given))
 
     @field_validator("dtype", "out_dtype")
     @classmethod
@@ -144,10 +150,10 @@ class Recipe(Strict):
                 raise ValueError(f"merge_method {name!r} is unknown{nearest(str(name), METHODS)}")
 
     def _check_parameter_names(self) -> None:
-        """Every parameter is known where it stands; mergekit overlooks those that are not."""
+        """Raise ValueError for an unknown parameter; mergekit ignores those."""
         slices = self.slices or []
-        methods = [METHODS[name] for name in dict.fromkeys(of.merge_method or self.merge_method for of in slices)]
-        methods = methods or [METHODS[self.merge_method]]
+        names = dict.fromkeys(of.merge_method or self.merge_method for of in slices) or [self.merge_method]
+        methods = [METHODS[name] for name in names]
         check_settings(methods, self.parameters, whole=True)
         for model in self.models or []:
             check_settings(methods, model.parameters, whole=False)
@@ -157,14 +163,11 @@ class Recipe(Strict):
                 check_settings([self.method_of(of)], source.parameters, whole=False)
 
     def _check_models(self, of: OutputSlice, where: str) -> None:
-        """The slice has as many models as its method merges, and its base where that is needed."""
+        """Raise ValueError unless the slice has as many models as its method merges, and the base that it needs."""
         method, base = self.method_of(of), of.base_model or self.base_model
         if (method.takes_base or method.pair) and not base:
-            raise ValueError(
-                f"{where}merge_method {method.name!r} needs a base_model: the model the others were tuned from"
-                if method.takes_base
-                else f"{where}merge_method {method.name!r} needs a base_model: the model it starts from"
-            )
+            which = "the model the others were tuned from" if method.takes_base else "the model it starts from"
+            raise ValueError(f"{where}merge_method {method.name!r} needs a base_model: {which}")
         named = [source.model for source in of.sources]
         if repeated := [str(model) for model in named if named.count(model) > 1]:
             raise ValueError(
@@ -183,32 +186,27 @@ class Recipe(Strict):
 
     @classmethod
     def from_yaml(cls, text: str, origin: str = "recipe") -> Self:
-        """Read a recipe somebody wrote, in mergekit's YAML. Raises RecipeError that names the key and the way out."""
+        """Read a recipe in mergekit's YAML. Raises RecipeError that names the key and the way out."""
         try:
-            given = read_yaml(text)
-        except ValueError as error:
-            raise RecipeError(f"{origin}: {error}") from error
-        try:
-            recipe = cls.model_validate(given)
+            recipe = cls.model_validate(read_yaml(text))
             recipe.check_numbers()
         except ValidationError as error:
-            place, message = _explain(error, cls)
-            raise RecipeError(f"{origin}: {place}: {message}" if place else f"{origin}: {message}") from error
-        except RecipeError as error:
+            raise RecipeError(f"{origin}: {_explain(error, cls)}") from error
+        except (RecipeError, ValueError) as error:
             raise RecipeError(f"{origin}: {error}") from error
         return recipe
 
     def to_yaml(self) -> str:
-        """mergekit's YAML, with the references as the user wrote them."""
+        """Return mergekit's YAML, with the references as the user wrote them."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False, width=100)
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe in plain values, as the log and mergekit have it."""
+        """Return the recipe in plain values, as the log and mergekit have it."""
         return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def of_one(cls, reference: ModelReference, dtype: str | None = None) -> Self:
-        """The recipe of a model alone: merged with nothing."""
+        """Return the recipe of a single model."""
         return cls(
             merge_method="linear",
             models=[InputModel(model=reference, parameters={"weight": 1.0})],
@@ -217,11 +215,11 @@ class Recipe(Strict):
         )
 
     def method_of(self, of: OutputSlice) -> Method:
-        """The method that merges one slice: the slice's own, or the recipe's."""
+        """Return the method of one slice: its own, or the recipe's."""
         return METHODS[of.merge_method or self.merge_method]
 
     def origin_of(self, of: OutputSlice) -> ModelReference | None:
-        """The base model of one slice where its method starts from it; None where all models are alike."""
+        """Return the base model of one slice if its method starts from it; None where all models are equal."""
         return (of.base_model or self.base_model) if self.method_of(of).starts_from_base else None
 
     @property
@@ -243,7 +241,7 @@ class Recipe(Strict):
         return self.tokenizer_source if isinstance(self.tokenizer_source, ModelReference) else self.donor
 
     def output_slices(self, layers: int) -> list[OutputSlice]:
-        """The slices of the result; `models` are one slice over all `layers`.
+        """Return the slices of the result; `models` are one slice over all `layers`.
 
         A base model that is not among `models` joins them, as in mergekit: as the origin, or, where the method knows no
         origin, as one more model to mix. Without a `weight` for it in the recipe's own parameters mergekit refuses a
@@ -262,12 +260,12 @@ class Recipe(Strict):
     def values(
         self, of: OutputSlice, tensor: str, depth: float, inputs: Sequence[str] | None = None
     ) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """The parameters of one tensor: those of each source of the slice, and the shared ones.
+        """Return the parameters of one tensor: those of each source of the slice, and the shared ones.
 
-        `depth` is the place in the slice, 0 to 1, at which gradients are read. `inputs` is what the tensor is called
-        in each source, which is what a filter on a source's own parameter sees. Precedence is mergekit's: source,
-        slice, recipe, default. A base that is the origin has no parameters; its values mean nothing. Raises RecipeError
-        for one that is required and missing.
+        `depth` is the place in the slice, 0 to 1, at which gradients are read. `inputs` are the tensor's names in the
+        sources: a filter on a source's own parameter is compared with these. Precedence is mergekit's: source, slice,
+        recipe, default. A base that is the origin has no parameters; its values mean nothing. Raises RecipeError for a
+        required parameter that is missing.
         """
         method, origin = self.method_of(of), self.origin_of(of)
         scopes = (of.parameters, self.parameters)
@@ -284,10 +282,7 @@ class Recipe(Strict):
         return each, shared
 
     def check_numbers(self) -> None:
-        """Raise RecipeError for plain numbers that no tensor could be merged by.
-
-        A search finds out candidate by candidate; call this for a recipe that somebody wrote.
-        """
+        """Raise RecipeError for plain numbers that fail for every tensor; in a search only the candidate fails."""
         for of in self.output_slices(1):
             method, origin = self.method_of(of), self.origin_of(of)
             if not {"density", "epsilon"} <= method.each.keys():
@@ -305,12 +300,57 @@ class Recipe(Strict):
                     )
 
 
-def _explain(error: ValidationError, recipe: type[Recipe]) -> tuple[str, str]:
-    """The first fault of a recipe: the key, and what is wrong with it."""
+def _without_modules(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe without `modules`, where its one module is the whole model."""
+    modules = given.get("modules")
+    if modules is None:
+        return {key: value for key, value in given.items() if key != "modules"}
+    if given.get("models") or given.get("slices"):
+        raise ValueError("modules: give either `models`, `slices` or `modules`")
+    if not isinstance(modules, dict) or [*modules] != ["default"] or not isinstance(modules["default"], dict):
+        raise ValueError(
+            "modules: llmevo merges language models, which have the one module `default`; write its `models` or"
+            " `slices` at the top"
+        )
+    module = cast(dict[str, Any], modules["default"])
+    known = ("models", "slices", "parameters")
+    if unknown := [key for key in module if key not in known]:
+        raise ValueError(f"modules.default: llmevo does not know the key {unknown[0]!r}{nearest(unknown[0], known)}")
+    rest = {key: value for key, value in given.items() if key not in ("modules", "models", "slices", "parameters")}
+    inner, outer = module.get("parameters") or {}, given.get("parameters") or {}
+    if shared := [name for name in inner if name in outer]:
+        raise ValueError(f"modules: {shared[0]!r} has a value for the module and one for the recipe; leave one")
+    return {**rest, **module, "parameters": {**outer, **inner} or None}
+
+
+def _without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe with `tokenizer_source` for a `tokenizer` section that has only a `source`."""
+    section = given.get("tokenizer")
+    rest = {key: value for key, value in given.items() if key != "tokenizer"}
+    if section is None:
+        return rest
+    if given.get("tokenizer_source"):
+        raise ValueError("tokenizer: give either `tokenizer` or `tokenizer_source`")
+    known = ("source", "tokens", "pad_to_multiple_of")
+    if not isinstance(section, dict):
+        raise ValueError("tokenizer: give a `source`: `base`, or a model")
+    for key, value in cast(dict[str, Any], section).items():
+        if key not in known:
+            raise ValueError(f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), known)}")
+        if key != "source" and value:
+            raise ValueError(
+                f"tokenizer: {key} is not supported, as the models need one vocabulary; leave it out, or change the"
+                " models with mergekit first"
+            )
+    return {**rest, "tokenizer_source": section.get("source") or "union"}
+
+
+def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
+    """Return the first error of a recipe: the key and the reason."""
     first = error.errors()[0]
     keys, message = first["loc"], first["msg"].removeprefix("Value error, ")
     if not keys and first["type"] != "value_error":
-        return "", "a recipe has keys, `merge_method` and `models` or `slices` among them"
+        return "a recipe has keys, `merge_method` and `models` or `slices` among them"
     if first["type"] == "extra_forbidden":
         holder = next((PARTS[key] for key in reversed(keys[:-1]) if key in PARTS), recipe)
         unknown = f"llmevo does not know this key{nearest(str(keys[-1]), holder.model_fields)}"
@@ -323,7 +363,7 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> tuple[str, str]:
         message = "give two whole numbers: the first layer, from 0, and the one after the last"
     elif first["type"] == "missing":
         message = "this key is missing"
-    return ".".join(map(str, keys)), shortened(message)
+    return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
 
 
 def _wrong_number(method: Method, origin: bool, count: int) -> str:
@@ -331,6 +371,103 @@ def _wrong_number(method: Method, origin: bool, count: int) -> str:
     if method.pair:
         return f"{method.name} merges two models, the base and one other, not {count} others"
     wanted = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
-    beside = " beside the base_model" if origin else ""
+    besides = " besides the base_model" if origin else ""
     hint = "; to stack layers, give every range a slice of its own" if most == 1 and not origin else ""
-    return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{beside}, not {count}{hint}"
+    return f"{method.name} merges {wanted} {'model' if wanted.endswith(' 1') else 'models'}{besides}, not {count}{hint}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the result: its name, and its name in each source of its slice."""
+
+    name: str
+    of: OutputSlice
+    depth: float
+    """Its place in the slice, 0 to 1, for gradients."""
+    inputs: tuple[str, ...]
+    base: str
+    """Its name in the base model."""
+
+
+def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
+    """Return every tensor of the result, in the order of a checkpoint: before the layers, the layers, after them.
+
+    `names` are the donor's tensors. Raises RecipeError for a slice outside the donor's `layers`.
+    """
+    slices, known = recipe.output_slices(layers), {*names}
+    outside = [name for name in names if not LAYER.match(name)]
+    steps = [_outside(name, slices[0]) for name in outside if any(part in name for part in BEFORE_LAYERS)]
+    by_layer: dict[int, list[tuple[str, str]]] = {}
+    for name in names:
+        if match := LAYER.match(name):
+            by_layer.setdefault(int(match[2]), []).append((match[1], match[3]))
+    layer = 0
+    for of in slices:
+        for source in of.sources:
+            if source.layer_range[0] < 0 or source.layer_range[1] > layers:
+                raise RecipeError(
+                    f"layer_range {[*source.layer_range]} of {source.model} is outside its {plural(layers, 'layer')}"
+                )
+        for offset in range(of.depth):
+            depth = offset / (of.depth - 1) if of.depth > 1 else 1.0
+            starts = [source.layer_range[0] for source in of.sources]
+            origin = of.base_model or recipe.base_model
+            base = next((s.layer_range[0] for s in of.sources if s.model == origin), starts[0])
+            for before, after in by_layer[starts[0] + offset]:
+                inputs = tuple(f"{before}{start + offset}{after}" for start in starts)
+                if lacking := [name for name in inputs if name not in known]:
+                    raise RecipeError(
+                        f"layer_range: {inputs[0]} cannot be merged with {lacking[0]}, which the models do not have;"
+                        " only layers of one kind can be merged"
+                    )
+                steps.append(Step(f"{before}{layer}{after}", of, depth, inputs, f"{before}{base + offset}{after}"))
+            layer += 1
+    steps += [_outside(name, slices[-1]) for name in outside if not any(part in name for part in BEFORE_LAYERS)]
+    return steps
+
+
+def _outside(name: str, of: OutputSlice) -> Step:
+    return Step(name, of, 0.0, (name,) * len(of.sources), name)
+
+
+def dead_filters(recipe: Recipe, names: list[str], layers: int) -> list[str]:
+    """Return the filters of parameters that match no tensor, with the parameter; mergekit ignores such settings.
+
+    `names` are the donor's tensors. Raises what `plan` raises.
+    """
+    steps = plan(recipe, names, layers)
+    scopes: list[tuple[Settings | None, Iterable[str]]] = [(recipe.parameters, [step.name for step in steps])]
+    for of in {id(step.of): step.of for step in steps}.values():
+        mine = [step for step in steps if step.of is of]
+        scopes.append((of.parameters, [step.name for step in mine]))
+        scopes += [(source.parameters, [step.inputs[i] for step in mine]) for i, source in enumerate(of.sources)]
+    is_used: dict[str, bool] = {}  # a filter may match in one slice and not in another
+    for settings, tensors in scopes:
+        for name, setting in (settings or {}).items():
+            for part in setting if isinstance(setting, list) else [setting]:
+                if isinstance(part, Conditional):
+                    key = f"{name}: filter {part.filter!r}"
+                    is_used[key] = is_used.get(key, False) or any(map(part.holds, tensors))
+    return [key for key, used in is_used.items() if not used]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The comments above a recipe that llmevo wrote: they determine its weights together with the recipe."""
+
+    seed: int
+    """The seed of random masks."""
+    masks: str | None = None
+    """A file in the recipe's folder with the seed of every mask, where its models may get other names."""
+
+    def sign(self, recipe: Recipe) -> str:
+        """Return the recipe as YAML, with these lines above it."""
+        masks = f", masks {self.masks}" if self.masks else ""
+        head = "# `llmevo merge` makes of this the model that was scored, bit for bit; mergekit reads it too."
+        return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
+
+    @classmethod
+    def of(cls, text: str) -> Self | None:
+        """Read these lines of a recipe; None for one that llmevo did not write."""
+        found = PROVENANCE.search(text)
+        return cls(int(found[1]), found[2]) if found else None

@@ -1,4 +1,4 @@
-"""Tokenizers of merged models: whether the models have one vocabulary, and which chat template the result gets."""
+"""Tokenizers of merged models: checks of the vocabularies, and the chat template of the result."""
 
 import importlib.util
 from collections import Counter
@@ -10,16 +10,15 @@ from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Source, Sources
+from llmevo.models.checkpoints import LowRank, Source, Sources, Weight
 from llmevo.models.references import ModelReference
 from llmevo.models.tokenizer import VOCABULARY, same_tokenizer_file, template_of, vocabulary
-from llmevo.models.weights import LowRank, Weight
 
 
 class Trimmed(Sources):
-    """Models without the embeddings that stand beyond the tokenizer's last token.
+    """Models without the embeddings beyond the tokenizer's last token.
 
-    Many models have more rows than tokens, for speed; under a `tokenizer_source` mergekit merges without them.
+    Many models have more rows than tokens, for speed; with a `tokenizer_source` mergekit merges without them.
     """
 
     def __init__(self, sources: Sources, donor: ModelReference, rows: int) -> None:
@@ -38,7 +37,7 @@ class Trimmed(Sources):
         return {**config, "vocab_size": self._rows} if self._names else config
 
 
-class _TrimmedSource:
+class _TrimmedSource(Source):
     def __init__(self, whole: Source, names: set[str], rows: int) -> None:
         self._whole, self._names, self._rows = whole, names, rows
         self.derived = whole.derived
@@ -58,20 +57,19 @@ class _TrimmedSource:
 
 
 def shared_vocabulary(recipe: Recipe, sources: Sources) -> int | None:
-    """How many tokens the models of a recipe with a `tokenizer_source` have; None when their numbers have gaps.
+    """Return the number of tokens of the models of a recipe with a `tokenizer_source`; None when there are gaps.
 
     Raises what `check_vocabularies` raises.
     """
     wanted = check_vocabularies(recipe.tokenizer_donor, recipe.references, sources)
-    # With numbers left out between the tokens' there is no row to cut off.
     return len(wanted) if max(wanted.values()) < len(wanted) else None
 
 
 def check_vocabularies(donor: ModelReference, references: Iterable[ModelReference], sources: Sources) -> dict[str, int]:
-    """Every token of the donor's tokenizer and its number, which all models must agree on; those without any do.
+    """Return every token of the donor's tokenizer and its number.
 
-    Use it for a `tokenizer_source`: mergekit moves the rows of the embeddings where the numbers differ, llmevo merges
-    models of one vocabulary. Raises SourceError when they differ, and when the donor has no tokenizer.
+    For a `tokenizer_source`: mergekit moves the rows of the embeddings where the numbers differ, llmevo merges models
+    of one vocabulary. Raises SourceError when a model's vocabulary differs, and when the donor has no tokenizer.
     """
     first = sources.folder(donor)
     wanted = vocabulary(first)
@@ -97,7 +95,7 @@ def check_vocabularies(donor: ModelReference, references: Iterable[ModelReferenc
 
 
 def chat_template(recipe: Recipe, sources: Sources) -> str | None:
-    """The template that a recipe's `chat_template` means: itself, one that mergekit names, or the models' commonest."""
+    """Return the template of a recipe's `chat_template`: its text, mergekit's of that name, or the commonest."""
     wanted = recipe.chat_template
     if not wanted:
         return None
@@ -108,7 +106,7 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
         return wanted
     spec = importlib.util.find_spec("mergekit")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(place).resolve() / "_data" / "chat_templates" / f"{wanted}.jinja"  # it may be behind a link
+        file = Path(place).resolve() / "_data" / "chat_templates" / f"{wanted}.jinja"
         if file.parent == file.resolve().parent and file.is_file():
             return file.read_text()
     raise RecipeError(

@@ -8,21 +8,18 @@ from pathlib import Path
 
 from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
-from llmevo.merging.plan import plan
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
+from llmevo.models.architecture import DEPTH_KEYS, depth_of
 from llmevo.models.checkpoints import Sources
-from llmevo.models.files import partial_folder, sync, sync_tree
-from llmevo.models.layers import DEPTH_KEYS, depth_of
+from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.tokenizer import set_chat_template
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-
 CHAT_FILES = ("chat_template*",)
-
 LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""What a config says of each layer in turn, in models whose layers are not all alike."""
+"""Keys of a config with an entry for each layer, in models whose layers differ."""
 
 
 def write_model(
@@ -35,18 +32,17 @@ def write_model(
 ) -> None:
     """Merge into `out`: weights, config, generation config, tokenizer, the recipe, and `extra` text files.
 
-    One weight at a time goes to the disk; more than a few are never in memory. Everything is written beside `out` and
-    renamed at the end, so a full disk or a stop leaves nothing that looks whole. Raises UserError when `out` holds
-    something already or cannot be written, RecipeError when the recipe has no result, SourceError when it has a
-    `tokenizer_source` and the models' vocabularies differ, CandidateError when a merged weight is not finite.
-
-    With a `tokenizer_source` embeddings beyond the last token are cut off, as in mergekit; without `trim` they stay.
+    Weights are written one at a time, in a hidden folder that is renamed at the end, so a full disk or a stop leaves no
+    incomplete model. With a `tokenizer_source` embeddings beyond the last token are cut off, as in mergekit; without
+    `trim` they stay. Raises UserError when `out` is not empty or cannot be written, RecipeError when the recipe has no
+    result, SourceError when it has a `tokenizer_source` and the models' vocabularies differ, CandidateError when a
+    merged weight is not finite.
     """
     if recipe.tokenizer_source is not None and (rows := shared_vocabulary(recipe, sources)) and trim:
         sources = Trimmed(sources, recipe.donor, rows)
     donor = sources[recipe.donor].shapes
     steps = plan(recipe, [*donor], sources.depth(recipe.donor))
-    for step in steps:  # a parameter that is missing for the last weight is no reason to merge all the others first
+    for step in steps:  # raise for a missing parameter before anything is merged
         recipe.values(step.of, step.name, step.depth, step.inputs)
     template = chat_template(recipe, sources)
     with whole_folder(out) as folder:
@@ -64,7 +60,7 @@ def write_model(
 
 
 def check_new(out: Path) -> None:
-    """Raise UserError when the folder holds something already."""
+    """Raise UserError unless the folder is new or empty."""
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
@@ -75,8 +71,9 @@ def check_new(out: Path) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Generator[Path]:
-    """A folder beside `out` that becomes it if nothing goes wrong, and is gone if something does. Raises UserError when
-    `out` holds something already or cannot be written.
+    """Yield a folder that is renamed to `out` at the end, or removed after an error.
+
+    Raises UserError when `out` is not empty or cannot be written.
     """
     check_new(out)
     try:
@@ -84,7 +81,8 @@ def whole_folder(out: Path) -> Generator[Path]:
         with partial_folder(out) as partial:
             yield partial
             partial.chmod(0o755)
-            sync_tree(partial)  # a name that outlives a power cut stands for files that do
+            for place in (*partial.rglob("*"), partial):  # before the name, so that a power cut loses both or none
+                sync(place)
             partial.replace(out)
             sync(out.parent)
     except OSError as error:
@@ -92,13 +90,13 @@ def whole_folder(out: Path) -> Generator[Path]:
 
 
 def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:
-    """The donor's config with the result's type and layers, and its generation config."""
+    """Write the donor's config with the result's type and layers, and its generation config."""
     config = sources.config(recipe.donor)
     if len(dtypes) == 1:
         config["dtype"] = next(iter(dtypes))
         config.pop("torch_dtype", None)
     layers = depth_of(config)
-    # The layers of the donor that the result's layers are like: those of each slice's first source.
+    # The donor's layers that the result's layers correspond to: those of each slice's first source.
     starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
     origins = [start + offset for start, depth in starts for offset in range(depth)]
     for key in LAYER_LISTS:

@@ -1,1 +1,1 @@
-"""What lies on disk: references to models, checkpoints, layers, weights, tokenizers and checksums."""
+"""Models on disk: references, checkpoints, architectures, tokenizers and checksums."""

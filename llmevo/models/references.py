@@ -1,4 +1,4 @@
-"""Model references: what a user writes for a model, and the folder it means.
+"""Model references, as users write them, and the folders they stand for.
 
 A reference is `MODEL[@REVISION][+ADAPTER[@REVISION]]`, as mergekit writes it, where MODEL is
 
@@ -9,9 +9,7 @@ A reference is `MODEL[@REVISION][+ADAPTER[@REVISION]]`, as mergekit writes it, w
 and ADAPTER is a LoRA adapter's folder or hub id.
 """
 
-import hashlib
 import importlib.util
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,9 +17,11 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from llmevo.errors import SourceError
-from llmevo.models.files import partial_folder
+from llmevo.models.files import cache_folder, partial_folder, read_sha256
 
 PACKAGE = "package:"
+PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+"""The contents that transformers' automatic classes load, other than the model."""
 
 
 class ModelPath(BaseModel):
@@ -47,7 +47,7 @@ class ModelPath(BaseModel):
 
     @property
     def name(self) -> str:
-        """The last part of the path, without a GGUF ending: what people call it."""
+        """The last part of the path, without a GGUF ending."""
         return Path(self.path.rstrip("/")).name.removesuffix(".gguf")
 
 
@@ -96,24 +96,16 @@ class ModelReference(BaseModel):
 
     @property
     def name(self) -> str:
-        """What people call it: the adapter's name, or the model's."""
+        """The adapter's name, or the model's."""
         return (self.lora or self.model).name
 
 
-def cache_folder() -> Path:
-    """Where llmevo keeps converted models: `$LLMEVO_HOME`, or `llmevo` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LLMEVO_HOME") or Path(cache) / "llmevo")
-
-
 def folder_of(path: ModelPath, root: Path = Path()) -> Path:
-    """The folder in Hugging Face format that a path means, fetched or converted if need be.
+    """Return the folder in Hugging Face format that a path stands for, downloaded or converted if need be.
 
-    Relative paths start at `root`. Raises SourceError when there is nothing to be had.
+    Relative paths start at `root`. Raises SourceError where there is none.
     """
-    local = _local(path, root)
-    if local is None:
-        local = _fetch(path)
+    local = _local(path, root) or _download(path)
     if local.suffix == ".gguf":
         return _converted(local)
     if not local.is_dir():
@@ -121,14 +113,10 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
     return local
 
 
-PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
-"""What transformers' automatic classes load, where that is not the model."""
-
-
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` of transformers' automatic classes; for a model's tokenizer see `load_tokenizer`.
+    """Return `kind.from_pretrained(folder)`, for transformers' automatic classes; for tokenizers see `load_tokenizer`.
 
-    Raises SourceError for files that it does not read: a damaged one raises whatever its reader does.
+    Raises SourceError for files that cannot be read, whatever their reader raises.
     """
     try:
         return kind.from_pretrained(folder, **options)
@@ -143,12 +131,12 @@ def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
 
 
 def _local(path: ModelPath, root: Path) -> Path | None:
-    """The file or folder on this machine, or None for a hub id."""
+    """Return the file or folder on this machine, or None for a hub id."""
     if path.path.startswith(PACKAGE):
         package, _, name = path.path.removeprefix(PACKAGE).partition("/")
         try:
             spec = importlib.util.find_spec(package)
-        except (ImportError, ValueError):  # a dotted name in a package that is not there, or no name at all
+        except (ImportError, ValueError):  # a dotted name in a package that is not installed, or no name
             spec = None
         places = (spec.submodule_search_locations if spec else None) or []
         found = [place for place in (Path(place) / name for place in places) if place.exists()]
@@ -163,7 +151,7 @@ def _local(path: ModelPath, root: Path) -> Path | None:
     return None
 
 
-def _fetch(path: ModelPath) -> Path:
+def _download(path: ModelPath) -> Path:
     """Download from the hub, or find in its cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -177,36 +165,32 @@ def _fetch(path: ModelPath) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+            f"{path}: neither a local folder nor available from the Hugging Face hub ({reason})"
         ) from error
 
 
 def _converted(file: Path) -> Path:
-    """The model of a GGUF file as a bf16 Hugging Face folder in the cache; converted the first time."""
+    """Return the bf16 Hugging Face folder of a GGUF file, in the cache; converts it the first time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    out = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
+    out = cache_folder() / "gguf" / f"{file.stem}-{read_sha256(file)[:16]}"
     if out.exists():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with partial_folder(out) as partial:  # a folder that is there is whole
+        with partial_folder(out) as partial:
             tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            dequantized = GgufConfig(dequantize=True)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
+                file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=dequantized
             )
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             partial.rename(out)
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
-    except Exception as error:  # whatever transformers and the reader of GGUF files raise for a broken one
+    except Exception as error:  # transformers and its GGUF reader raise many kinds
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out

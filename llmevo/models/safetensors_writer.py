@@ -1,4 +1,4 @@
-"""Weights into safetensors files, one weight at a time: no more than a few are ever in memory."""
+"""Write weights into safetensors files, one weight at a time: only a few are in memory at once."""
 
 import ctypes
 import json
@@ -10,38 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmevo.models.checkpoints import FLOATS, INTEGERS
+
 SHARD_BYTES = 5 * 10**9
-"""The size of a weight file at most, but for a weight that is larger alone; as in mergekit."""
+"""The largest size of a weight file, except for a single larger weight; as in mergekit."""
 
 KEPT_BYTES = 50 * 10**6
-"""Written weights, after which their memory is given back."""
+"""Bytes that are written between two returns of freed memory."""
 
-SAFETENSORS_TYPES = {
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+SAFETENSORS_TYPES: dict[torch.dtype, str] = {getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS).items()}
 
 
 class _Shard:
-    """One safetensors file, written weight by weight.
-
-    Its header comes first and is known last, so room is left for it, which the format lets be filled with spaces.
-    """
+    """One safetensors file. Its header comes first but is known last: room is reserved, and padded with spaces."""
 
     def __init__(self, file: Path, header: int) -> None:
         self.entries: dict[str, Any] = {}
         self.size = 0
         self._room = header
-        self._file = file.open("wb")
-        self._file.seek(8 + header)
+        self.file = file.open("wb")
+        self.file.seek(8 + header)
 
     def add(self, name: str, weight: Tensor) -> None:
         start, self.size = self.size, self.size + weight.nbytes
@@ -50,43 +38,38 @@ class _Shard:
             "shape": [*weight.shape],
             "data_offsets": [start, self.size],
         }
-        # A view of the weight's memory; a mapped weight goes from file to file.
-        self._file.write(weight.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # A view of the weight's memory: a mapped weight goes from file to file.
+        self.file.write(weight.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> None:
         header = json.dumps({"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")).encode()
         assert len(header) <= self._room
-        with self._file as file:
+        with self.file as file:
             file.seek(0)
             file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
 
-    def abandon(self) -> None:
-        """Let go of the file when something went wrong, full disk or not."""
-        with suppress(OSError):
-            self._file.close()
-
 
 def _return_memory() -> None:
-    """Give freed memory back to the operating system.
+    """Return freed memory to the operating system, where the C library can.
 
-    glibc keeps that of past weights, and small objects that settle in it leave too little room for the next one: in
-    the end a whole model is kept. Nothing is done where the C library has no such call.
+    glibc keeps the memory of past weights, and small objects in it leave too little room for the next one: without this
+    call a whole model stays in memory.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def header_size(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Room for the header of a file with all of these weights, a multiple of 8 as the format asks for."""
+    """Return the room for the header of a file with all of these weights, a multiple of 8 as the format requires."""
     longest = {"dtype": "BOOL", "data_offsets": [10**14] * 2}
     size = sum(len(json.dumps({name: {"shape": shape, **longest}})) for name, shape in shapes)
     return (size + 64 + 7) // 8 * 8
 
 
 def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: int) -> set[str]:
-    """One safetensors file, or several with an index, as transformers saves them. Returns the types of the weights.
+    """Write one safetensors file, or several with an index, as transformers does. Returns the types of the weights.
 
-    `header` is the room that the header of a file with all weights takes.
+    `header` is the room for the header of a file with all weights.
     """
     shards = [_Shard(folder / "shard-0", header)]
     dtypes: set[str] = set()
@@ -104,7 +87,8 @@ def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: i
             dtypes.add(str(weight.dtype).removeprefix("torch."))
         shards[-1].close()
     finally:
-        shards[-1].abandon()
+        with suppress(OSError):  # a full disk fails again on closing
+            shards[-1].file.close()
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return dtypes

@@ -15,11 +15,11 @@ VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|wor
 """Weights with one row a token."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files one of which a tokenizer consists of, whatever else it has."""
+"""The main files of tokenizers: every tokenizer has one of them."""
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """Every token of a model's tokenizer and its number; empty when it has none. Reads the files where it can."""
+    """Return every token of a model's tokenizer and its number; empty without a tokenizer. Raises SourceError."""
     tokens: dict[str, int] = {}
     whole, plain = folder / "tokenizer.json", folder / "vocab.json"
     try:
@@ -44,8 +44,8 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A model's tokenizer, loaded by transformers. Raises SourceError that names the file at fault."""
-    from transformers import AutoConfig, AutoTokenizer  # slow to import, and not needed by those who only read runs
+    """Return a model's tokenizer, loaded by transformers. Raises SourceError that names the damaged file."""
+    from transformers import AutoConfig, AutoTokenizer  # slow to import
 
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         if (folder / name).exists():
@@ -58,12 +58,12 @@ def load_tokenizer(folder: Path) -> Any:
                 f"{folder}: there is no tokenizer ({', '.join(TOKENIZERS)}); copy its files from the model that it was"
                 " tuned from, or name a model that has one (genome.tokenizer_source in a config)"
             ) from error
-        load_pretrained(AutoConfig, folder)  # the tokenizer's class depends on it, so it may be what is at fault
+        load_pretrained(AutoConfig, folder)  # it names the tokenizer's class, so it may be the damaged file
         raise
 
 
 def same_tokenizer_file(first: Path, second: Path) -> bool:
-    """Whether two folders are one, or have the very same tokenizer: the usual case, told in no time."""
+    """Return whether two folders are one, or have the same tokenizer files: a quick check of the usual case."""
     if first == second:
         return True
     names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "tokenizer.model")
@@ -75,7 +75,7 @@ def same_tokenizer_file(first: Path, second: Path) -> bool:
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template of a model's tokenizer, from whichever file has it."""
+    """Return the chat template of a model's tokenizer, from either file that may have it."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
         return file.read_text().strip()
@@ -104,7 +104,7 @@ def check_chat_template(folder: Path, tokenizer: Any, others: Mapping[str, Path]
 
 
 def set_chat_template(folder: Path, template: str) -> None:
-    """Give the copied tokenizer another chat template, in the one file transformers looks at first."""
+    """Give a tokenizer another chat template, in the file that transformers reads first."""
     for file in folder.glob("chat_template*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     (folder / "chat_template.jinja").write_text(template)

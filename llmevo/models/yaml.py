@@ -1,18 +1,18 @@
-"""YAML that users write: as `yaml.safe_load` reads it, but for what is hardly meant."""
+"""YAML that users write, as `yaml.safe_load` reads it, with checks for likely mistakes."""
 
 from typing import Any
 
 import yaml
 
 LARGEST = 100_000
-"""Values of a file, counted as often as its aliases repeat them. A few lines of aliases can stand for billions."""
+"""The most values of a file, with repetitions by aliases: a few lines of them can stand for billions."""
 
 
 def read_yaml(text: str) -> Any:
-    """The values in a YAML text of one document.
+    """Return the value of a YAML text with one document.
 
-    Raises ValueError, with the line, for what is not YAML, for a key that is given twice in one mapping, for nesting
-    that is too deep or endless, and for more than `LARGEST` values.
+    Raises ValueError, with the line, for a text that is not YAML, a key that is given twice in a mapping, nesting that
+    is too deep or endless, and more than `LARGEST` values.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
@@ -22,7 +22,7 @@ def read_yaml(text: str) -> Any:
         return yaml.SafeLoader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         if "expected a single document" in str(error):
-            raise ValueError("it holds several documents, divided by ---; give one") from error
+            raise ValueError("it holds several documents, separated by ---; give one") from error
         raise ValueError(f"it is not YAML: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error
@@ -31,7 +31,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _check(node: yaml.Node, sizes: dict[yaml.Node, int], above: tuple[yaml.Node, ...]) -> int:
-    """How many values a node stands for. Each is looked at once, whatever refers to it. Raises ValueError."""
+    """Return the number of values in a node, with its aliases. Raises ValueError."""
     if node in sizes:
         return sizes[node]
     if node in above:

@@ -6,8 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Sequence
 
 from llmevo.errors import RunError, plural
-from llmevo.merging.provenance import Provenance
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.experiment import Experiment, ask_size
 from llmevo.run.finals import finished, hold_out, select_finalists
 from llmevo.run.llm_calls import answer

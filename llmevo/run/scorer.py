@@ -30,7 +30,7 @@ from llmevo.merging.parameters import Conditional
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.tokenizer import check_vocabularies
 from llmevo.models.checkpoints import Sources
-from llmevo.models.checksums import WHOLE, unread_bytes
+from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.run.log.state import RunState
 from llmevo.search.geometry import measure
@@ -89,7 +89,7 @@ class Scorer:
         """Return a model's checksum by the rule that a recorded one was made by."""
         if recorded.startswith(WHOLE):
             return self.checksums[str(reference)]
-        return self.sources.checksum_as(reference, recorded)
+        return self.sources.checksum(reference, recorded)
 
     @cached_property
     def layers(self) -> int:
@@ -370,7 +370,7 @@ class Scorer:
         if not recorded or recorded.startswith(WHOLE):
             return recorded
         try:
-            is_same = self.sources.checksum_as(ModelReference.parse(reference), recorded) == recorded
+            is_same = self.sources.checksum(ModelReference.parse(reference), recorded) == recorded
             return self.checksums[reference] if is_same and reference in self.checksums else recorded
         except SourceError:  # a finished run needs no models
             return recorded

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
-from llmevo.merging.plan import Step, plan
-from llmevo.merging.recipe import Recipe
-from llmevo.models.layers import LAYER
+from llmevo.merging.recipe import Recipe, Step, plan
+from llmevo.models.architecture import LAYER
 from llmevo.search.space import SHARES, Gene, Genes, SearchSpace
 
 Values = dict[tuple[str | None, str], float]

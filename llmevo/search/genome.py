@@ -6,8 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llmevo.errors import nearest, plural
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import DTYPES
 from llmevo.models.references import ModelReference
 

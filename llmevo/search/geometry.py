@@ -8,9 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from llmevo.models.checkpoints import Sources
-from llmevo.models.layers import LAYER
-from llmevo.models.weights import LowRank, Weight, same, stored
+from llmevo.models.architecture import LAYER
+from llmevo.models.checkpoints import LowRank, Sources, Weight, same, stored
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, plural
-from llmevo.merging.methods.method import Method
+from llmevo.merging.methods.registry import Method
 from llmevo.merging.recipe import BY_SLICE, Recipe
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import OTHER, Genome, declared_by, walks

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import CandidateError
-from llmevo.merging.cache import Cache
-from llmevo.merging.methods.base import TensorGroup
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.models.weights import LowRank
+from llmevo.merging.methods.base import Cache, TensorGroup
+from llmevo.merging.methods.registry import Method, Parameter
+from llmevo.models.checkpoints import LowRank
 
 SHARES = (0.45, 0.2, 0.35)
 """Where in its bounds each model's gene is; that of the whole merge is at the first place."""

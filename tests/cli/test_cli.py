@@ -96,7 +96,7 @@ def test_a_misspelt_task_is_found_before_anything_is_loaded(workspace: Workspace
         (("--sigma0", "0.2"), ("--sigma0", "leave it out", "step size")),
         (("--strategy", "pool"), ("--strategy", "leave it out")),
         (("--vllm",), ("--vllm", "use --backend vllm")),
-        (("--storage-path", "x"), ("--storage-path", "use --out")),
+        (("--storage-path", "x"), ("--storage-path", "use the option --out")),
         (("--merge-cuda",), ("--merge-cuda", "engine.device")),
         (("--llm-model", "gpt-4o"), ("--llm-model", "use --model")),
     ],

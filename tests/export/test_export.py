@@ -1,6 +1,8 @@
 """An exported model is the scored model, and a normal Hugging Face folder."""
 
+import fcntl
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -433,3 +435,23 @@ def test_a_template_that_llmevo_does_not_have_is_refused_with_the_way_out(worksp
         recipe = Recipe.from_yaml(f"{STACKED}\nchat_template: {name}")
         with pytest.raises(RecipeError, match=r"give the template's own text, or `auto`"):
             writing.write_model(recipe, Sources(workspace.root), Path("out"))
+
+
+def test_a_folder_that_was_not_finished_is_removed_before_another_process_can_lock_it(tmp_path: Path) -> None:
+    """Two processes that remove the same folder fail both."""
+    locked: list[bool] = []
+
+    def remove(folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        locked.append(True)
+        folder.rmdir()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmevo.models.files.shutil.rmtree", remove)
+        with partial_folder(tmp_path / "out"):
+            pass
+    assert locked
+    assert not [*tmp_path.iterdir()]

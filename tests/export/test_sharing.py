@@ -17,8 +17,7 @@ from llmevo.export import hub
 from llmevo.export.pack import SharedRun, local_paths, portable
 from llmevo.merging.merger import merge
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.provenance import Provenance
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import Genome

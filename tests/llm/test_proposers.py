@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -182,6 +183,38 @@ def test_a_key_that_the_server_repeats_is_removed_wherever_it_comes_back(status:
             said = str(failure.value)
     assert "***" in said
     assert KEY not in said
+
+
+ESCAPABLE = "sk-a/b+c=very_secret-0123"
+
+
+@pytest.mark.parametrize(
+    "echoed",
+    [
+        ESCAPABLE.replace("/", "\\/"),
+        "".join(f"\\u{ord(each):04x}" for each in ESCAPABLE),
+        ESCAPABLE.replace("-", "\\u002D").replace("=", "\\u003d"),
+        json.dumps({"key": ESCAPABLE.replace("/", "\\u002f")}),
+        json.dumps(json.dumps({"key": ESCAPABLE.replace("/", "\\/")})),
+        quote(ESCAPABLE, safe=""),
+        quote(quote(ESCAPABLE, safe=""), safe=""),
+        "".join(f"%{ord(each):02x}" for each in ESCAPABLE),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_key_that_the_server_repeats_escaped_is_removed_too(echoed: str, status: int) -> None:
+    answer = chat(f'{{"note": "{echoed}!"}}') if status == 200 else refusal(status, f"your key: {echoed}!")
+    with serving(answer) as server:
+        client = proposer(server, api_key=ESCAPABLE)
+        if status == 200:
+            said = str(client.answer(prompt()))
+        else:
+            with pytest.raises(ProposerRefused) as failure:
+                client.answer(prompt())
+            said = str(failure.value)
+    assert "***" in said
+    shown = re.sub(r"\\+u00(..)", lambda found: chr(int(found[1], 16)), unquote(unquote(said))).replace("\\", "")
+    assert ESCAPABLE not in shown
 
 
 def test_a_key_that_is_a_word_leaves_replies_as_they_are() -> None:

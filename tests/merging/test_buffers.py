@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmevo.merging.kernels.buffers import SMALLEST, Buffers
+from llmevo.merging.kernels.blocks import SMALLEST, Buffers
 
 SHAPE = (256, SMALLEST // 256)
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from llmevo.errors import CandidateError, RecipeError, SourceError
 from llmevo.merging.merger import Merger, merge
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.plan import plan
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Recipe, plan
+from llmevo.models.architecture import depth_of
 from llmevo.models.checkpoints import Sources
-from llmevo.models.layers import depth_of
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError
 from llmevo.merging.methods.base import TensorGroup, divisor
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.merging.methods.registry import METHODS
-from llmevo.models.weights import Weight
+from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.models.checkpoints import Weight
 from llmevo.testing import MergeMethodContract
 from support.checkpoints import bits, mergekit
 

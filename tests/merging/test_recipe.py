@@ -293,7 +293,10 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         ("- merge_method: linear", "a recipe has keys"),
         ("models: [{model: a/b}]", "merge_method: this key is missing"),
         ("merge_method: linear\nmodels: [{parameters: {weight: 1}}]", "models.0.model: this key is missing"),
-        ("merge_method: linear\nmodels: [{model: a/b}]\n---\nmerge_method: ties", "several documents, divided by ---"),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\n---\nmerge_method: ties",
+            "several documents, separated by ---",
+        ),
         ("merge_method: linear", "give either `models` or `slices`"),
         (
             "merge_method: linear\nmodels: [{model: a/b}]\nslices: [{sources: [{model: a/b, layer_range: [0, 1]}]}]",
@@ -352,7 +355,7 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         ),
         (
             "merge_method: model_stock\nbase_model: c/d\nmodels: [{model: a/b}, {model: c/d}]",
-            "model_stock merges at least 2 models beside the base_model, not 1",
+            "model_stock merges at least 2 models besides the base_model, not 1",
         ),
         (
             "merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1, normalize: false}}]",

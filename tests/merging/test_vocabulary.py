@@ -105,3 +105,24 @@ def test_a_merge_without_a_tokenizer_says_so(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("merge", recipe(workspace), "without")
     assert status == 0
     assert "It has no tokenizer, as one has none" in printed
+
+
+def test_a_merge_names_the_filters_that_match_no_tensor_of_any_slice(workspace: Workspace) -> None:
+    def source(model: str, layers: tuple[int, int], *filters: str) -> dict[str, object]:
+        weights = [*({"filter": name, "value": 0.9} for name in filters), {"value": 0.5}]
+        return {"model": model, "layer_range": [*layers], "parameters": {"weight": weights}}
+
+    slices = [
+        {"sources": [source("one", (0, 1), "embed", "mpl"), source("two", (0, 1), "embed")]},
+        {"sources": [source("one", (1, 2), "embed", "mlp"), source("two", (1, 2), "mpl")]},
+    ]
+    stacked = {"merge_method": "linear", "slices": slices, "dtype": "bfloat16"}
+    (workspace.root / "stacked.yml").write_text(json.dumps(stacked))
+    status, printed = workspace.llmevo("merge", "stacked.yml", "stacked")
+    assert status == 0, printed
+    assert " ".join(printed.split()).count("weight: filter") == 1
+    assert "These filters match no tensor, so their values are not used: weight: filter 'mpl'." in (
+        " ".join(printed.split())
+    )
+    status, printed = workspace.llmevo("merge", recipe(workspace), "plain")
+    assert (status, "match no tensor" in printed) == (0, False)

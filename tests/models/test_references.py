@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.errors import SourceError
-from llmevo.models.references import ModelPath, ModelReference, cache_folder, folder_of
+from llmevo.models.files import cache_folder
+from llmevo.models.references import ModelPath, ModelReference, folder_of
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_package_that_lacks_the_file_or_is_missing_is_named(path: str) -> None
 
 @pytest.mark.usefixtures("offline")
 def test_a_hub_id_that_cannot_be_fetched_says_both_places_that_were_tried(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="neither a folder here nor to be had from the Hugging Face hub") as caught:
+    with pytest.raises(SourceError, match="neither a local folder nor available from the Hugging Face hub") as caught:
         folder_of(ModelPath(path="owner/no-such-model", revision="v9"), tmp_path)
     assert "owner/no-such-model@v9" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -112,7 +113,7 @@ def test_a_hub_id_that_cannot_be_fetched_says_both_places_that_were_tried(tmp_pa
 
 @pytest.mark.usefixtures("offline")
 def test_a_gguf_file_of_the_hub_that_cannot_be_fetched_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"owner/name/file\.gguf: neither a folder here"):
+    with pytest.raises(SourceError, match=r"owner/name/file\.gguf: neither a local folder"):
         folder_of(ModelPath(path="owner/name/file.gguf"), tmp_path)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from llmevo.errors import SourceError
 from llmevo.merging.methods.base import TensorGroup
-from llmevo.models import checksums
-from llmevo.models.checkpoints import Checkpoint, LoraModel, Source, Sources
+from llmevo.models import files
+from llmevo.models.checkpoints import Checkpoint, LoraModel, LowRank, Source, Sources
+from llmevo.models.files import content_checksums, unread_bytes
 from llmevo.models.references import ModelReference
-from llmevo.models.weights import LowRank
 from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, new_checkpoint, weights_of
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -571,14 +571,14 @@ def test_a_changed_byte_anywhere_in_the_weights_changes_the_checksum_and_so_does
     copy_of(adapter, tmp_path / "adapter")
     one, adapted = references("large", f"{model}+adapter")
     sources = Sources(tmp_path)
-    before, old = sources.checksum(one), sources.checksum_as(one, "ab")
+    before, old = sources.checksum(one), sources.checksum(one, "ab")
     assert before.startswith("sha256:")
-    assert sources.checksum_as(one, before) == before
+    assert sources.checksum(one, before) == before
     with (large / "model.safetensors").open("r+b") as file:
         file.seek(2 << 20)
         file.write(b"1")
     assert sources.checksum(one) != before
-    assert sources.checksum_as(one, old) == old
+    assert sources.checksum(one, old) == old
     before = sources.checksum(adapted)
     shutil.rmtree(tmp_path / "adapter")
     changed_adapter(adapter, tmp_path / "adapter", lora_alpha=99)
@@ -589,16 +589,16 @@ def test_a_file_is_read_once_as_long_as_it_is_unchanged(tmp_path: Path, monkeypa
     monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
     file = tmp_path / "file"
     file.write_bytes(b"a" * 1000)
-    (before,) = checksums.of_contents([file]).values()
-    assert (before, checksums.unread_bytes([file])) == (hashlib.sha256(b"a" * 1000).hexdigest(), 0)
+    (before,) = content_checksums([file]).values()
+    assert (before, unread_bytes([file])) == (hashlib.sha256(b"a" * 1000).hexdigest(), 0)
     with monkeypatch.context() as patch:
-        patch.setattr(checksums, "_content", lambda _: pytest.fail("read again"))
-        assert checksums.of_contents([file]) == {file: before}
+        patch.setattr(files, "read_sha256", lambda _: pytest.fail("read again"))
+        assert content_checksums([file]) == {file: before}
     (tmp_path / "other").write_bytes(b"b" * 1000)
     os.utime(tmp_path / "other", ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     (tmp_path / "other").replace(file)  # of the same size and age
-    assert checksums.unread_bytes([file]) == 1000
-    assert checksums.of_contents([file]) != {file: before}
+    assert unread_bytes([file]) == 1000
+    assert content_checksums([file]) != {file: before}
 
 
 @pytest.mark.parametrize("torn", ["", "[]", "{", '{"x": 1}'])
@@ -609,7 +609,7 @@ def test_without_a_cache_that_can_be_read_or_written_checksums_are_the_same(
     file.write_bytes(b"a")
     wanted = {file: hashlib.sha256(b"a").hexdigest()}
     monkeypatch.setenv("LLMEVO_HOME", str(file))  # no folder
-    assert checksums.of_contents([file]) == wanted
+    assert content_checksums([file]) == wanted
     monkeypatch.setenv("LLMEVO_HOME", str(tmp_path))
     (tmp_path / "checksums.json").write_text(torn)
-    assert checksums.of_contents([file]) == wanted == checksums.of_contents([file])
+    assert content_checksums([file]) == wanted == content_checksums([file])

@@ -451,7 +451,7 @@ def with_old_checksums(workspace: Workspace) -> None:
     first, rest = log.read_text().split("\n", 1)
     started = json.loads(first)
     for source in started["sources"]:
-        source["checksum"] = sources.checksum_as(ModelReference.parse(source["reference"]), "")
+        source["checksum"] = sources.checksum(ModelReference.parse(source["reference"]), "")
     log.write_text(json.dumps(started) + "\n" + rest)
 
 

@@ -17,6 +17,7 @@ from llmevo.models.checkpoints import Sources
 from llmevo.reports.terminal.panel import outcome
 from llmevo.reports.terminal.status import status, table
 from llmevo.reports.verdict import verdict
+from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG
@@ -199,7 +200,9 @@ def test_that_nobody_keeps_them_is_said_wherever_the_best_is_shown(tmp_path: Any
     said = f"violates {SUMS} >= 0.95 (0.9)"
     assert state.unmet == f"no candidate keeps all constraints; the best {said}"
     assert said in outcome(state.best)
-    assert said in Export.of(whole, Sources(), tmp_path).texts["README.md"]
+    experiment = Experiment.of_log(state.started, tmp_path)
+    experiment.scorer.sources = Sources()  # the models of this log are nowhere
+    assert said in Export.of(tmp_path, whole, experiment).texts["README.md"]
     of = status(made_logs.written(tmp_path / "run", whole))
     assert of.violated == said
     console = Console(width=200, file=io.StringIO())

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmevo.merging.merger import merge
-from llmevo.merging.methods.method import Method
-from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.methods.registry import METHODS, Method
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
 from support.checkpoints import mergekit, quietly, weights_of

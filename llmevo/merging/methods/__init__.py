@@ -1,9 +1,1 @@
-"""The merge methods: `METHODS` is the registry.
-
-To add one: a file with its function, and its entry in `registry`. The contract tests pick it up by themselves.
-"""
-
-from llmevo.merging.methods.method import Method, Parameter
-from llmevo.merging.methods.registry import METHODS
-
-__all__ = ["METHODS", "Method", "Parameter"]
+"""The merge methods. To add one: a file with its function, and its entry in `registry.py`."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import Operand, empty, flat, weights
-from llmevo.merging.kernels.rows import count, over_rows
-from llmevo.merging.kernels.steps import Floats, Stored, compiled, narrow, widen
+from llmevo.merging.kernels.blocks import Operand, empty, flat, over_rows, read_all, rows_of, weights
+from llmevo.merging.kernels.loops import Floats, Stored, compiled, narrow
 from llmevo.merging.methods.base import TensorGroup
 
 EPSILON = 1e-8
@@ -16,12 +15,12 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class _Importance:
-    """What decides how important a change is."""
+    """The importance of changes."""
 
     divergences: Floats
-    """Of each row's softmax in the other model from that in the base."""
+    """The Kullback-Leibler divergence of each row's softmax in the other model from that in the base."""
     threshold: float
-    """From this importance on a change is taken over."""
+    """The least importance of a change that is kept."""
 
     @property
     def nbytes(self) -> int:
@@ -29,21 +28,21 @@ class _Importance:
 
 
 def arcee_fusion(inputs: TensorGroup) -> Tensor:
-    """The base, with the other model's entries where their importance is median + 1.5 · interquartile range or more.
+    """Return the base, with the other model's entries of an importance of median + 1.5 · interquartile range or more.
 
     An entry's importance is the size of its change times the divergence of its row. The quantiles are exact; mergekit
     estimates those of tensors with more than a million entries from a random sample.
     """
     origin, (other,) = flat(inputs.origin), weights(inputs)
-    rows, columns = count(inputs.origin.shape)
+    rows, columns = rows_of(inputs.origin.shape)
     merged = empty(inputs.origin.shape, inputs.dtype)
     out = flat(merged)
     if not len(origin):
         return merged
-    important = inputs.keep_all("importance", lambda: _measure(origin, other, rows, columns))
+    important = inputs.keep("importance", lambda: _measure(origin, other, rows, columns))
 
     def work(which: slice, entries: slice) -> None:
-        base, row = _read(origin, other, entries)
+        (row,), base = read_all([other], origin, entries.start, entries.stop)
         _take_over(row, important.divergences[which], important.threshold, base)
         narrow(base, out[entries])
 
@@ -55,7 +54,7 @@ def _measure(origin: Stored, other: Operand, rows: int, columns: int) -> _Import
     divergences, scores = np.empty(rows, np.float32), np.empty(len(origin), np.float32)
 
     def work(which: slice, entries: slice) -> None:
-        base, row = _read(origin, other, entries)
+        (row,), base = read_all([other], origin, entries.start, entries.stop)
         _diverge(row, base, EPSILON, divergences[which], scores[entries])
 
     over_rows(rows, columns, work)
@@ -65,16 +64,9 @@ def _measure(origin: Stored, other: Operand, rows: int, columns: int) -> _Import
     return _Importance(divergences, median + 1.5 * (upper - lower))
 
 
-def _read(origin: Stored, other: Operand, entries: slice) -> tuple[Floats, Floats]:
-    base, row = np.empty((2, entries.stop - entries.start), np.float32)
-    widen(origin[entries], base)
-    other.read(entries.start, entries.stop, None, row)
-    return base, row
-
-
 @compiled
 def _diverge(row: Floats, base: Floats, epsilon: float, divergences: Floats, scores: Floats) -> None:
-    """The divergence of each row, in float64: the terms of two nearly equal distributions cancel."""
+    """Write the divergence of each row, computed in float64: the terms of nearly equal distributions cancel."""
     columns = len(row) // len(divergences)
     mine, theirs = np.empty(columns, np.float64), np.empty(columns, np.float64)
     for r in range(len(divergences)):

@@ -1,21 +1,56 @@
-"""What a merge method computes with: the tensors of one name, stored or low-rank, and its parameters' values."""
+"""The input of a merge method: the tensors of one name, the values of its parameters, and a cache."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from llmevo.merging.cache import Cache
-from llmevo.models.weights import LowRank, Weight, same
+from llmevo.models.checkpoints import LowRank, Weight, same
 
 Value = TypeVar("Value")
 
 
+class Cache:
+    """Arrays and numbers that are the same for all candidates, kept within a limit of memory.
+
+    The first entries stay: candidates go over all tensors in the same order, so a cache that dropped the oldest entry
+    for the newest would never have the one that is needed next.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """`limit` in bytes; 0 keeps numbers only."""
+        self.limit = limit
+        self.used = 0
+        """Bytes of the kept arrays."""
+        self._values: dict[Hashable, Any] = {}
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Return the value under `key`, made now if it is not kept; a value without `nbytes` counts as 0 bytes."""
+        if key in self._values:
+            return self._values[key]
+        value = make()
+        size = int(getattr(value, "nbytes", 0))
+        with self._lock:
+            if self.used + size <= self.limit:
+                self.used += size
+                self._values[key] = value
+        return value
+
+    def latest(self, key: Hashable, tag: Hashable, make: Callable[[], Value]) -> Value:
+        """Like `get` for a value that depends on genes: only that of the last `tag` is kept, outside of the limit."""
+        held = self._values.get(key)
+        if held is None or held[0] != tag:
+            held = self._values[key] = (tag, make())
+        return held[1]
+
+
 @dataclass(frozen=True)
 class TensorGroup:
-    """Everything a method needs to merge the tensors of one name.
+    """The input of a method: the tensors of one name.
 
     Weights come as they are stored; arithmetic on them is float32. Methods on task vectors subtract `base` themselves,
     block by block: two 16-bit reads cost less than keeping the difference in 32 bits.
@@ -24,7 +59,7 @@ class TensorGroup:
     base: Tensor | None
     """The base model's tensor; None when the recipe has no base model."""
     models: Sequence[Weight]
-    """One weight a model, the base not among them where the method takes it as the origin."""
+    """One weight a model, without the base where the method takes it as the origin."""
     each: Mapping[str, Sequence[float]]
     """Per-model parameters: one value for every entry of `models`."""
     shared: Mapping[str, float]
@@ -33,26 +68,21 @@ class TensorGroup:
     """One seed for every entry of `models`, made of the run's seed, the tensor's name and the model's name:
     random masks depend on nothing else, so a scored and an exported merge agree bit for bit."""
     dtype: torch.dtype = torch.float32
-    """The type of the result, which a method may round to, once; or it may return float32."""
+    """The type of the result, to which a method may round, once; or it may return float32."""
     keys: Sequence[Hashable] = ()
-    """What tells each model's task vector from all others, for the cache; empty when nothing is to be kept."""
+    """A key of each model's task vector for the cache; empty when nothing is to be kept."""
     cache: Cache = field(default_factory=lambda: Cache(0))
 
-    def keep(self, what: str, model: int, make: Callable[[], Value]) -> Value:
-        """Something that depends on one model's weight (and the base) and on no gene, from the cache if it is there."""
-        return self.cache.get((what, self.keys[model]), make) if self.keys else make()
+    def keep(self, what: str, make: Callable[[], Value], model: int | None = None) -> Value:
+        """Return a value that depends on one model's weight (and the base), or on all weights, and on no gene."""
+        return self.cache.get((what, self._key(model)), make) if self.keys else make()
 
-    def keep_all(self, what: str, make: Callable[[], Value]) -> Value:
-        """Something that depends on all weights and on no gene, from the cache if it is there."""
-        return self.cache.get((what, tuple(self.keys)), make) if self.keys else make()
+    def keep_latest(self, what: str, tag: Hashable, make: Callable[[], Value], model: int | None = None) -> Value:
+        """Like `keep` for a value that depends on a gene's value, `tag`: the last one is kept."""
+        return self.cache.latest((what, self._key(model)), tag, make) if self.keys else make()
 
-    def keep_latest(self, what: str, model: int, tag: Hashable, make: Callable[[], Value]) -> Value:
-        """Something that depends on a gene's value, `tag`: the last one is kept, for genes that rest."""
-        return self.cache.latest((what, self.keys[model]), tag, make) if self.keys else make()
-
-    def keep_latest_of_all(self, what: str, tag: Hashable, make: Callable[[], Value]) -> Value:
-        """Like `keep_latest` for something that depends on all weights."""
-        return self.cache.latest((what, tuple(self.keys)), tag, make) if self.keys else make()
+    def _key(self, model: int | None) -> Hashable:
+        return tuple(self.keys) if model is None else self.keys[model]
 
     @property
     def origin(self) -> Tensor:
@@ -61,22 +91,22 @@ class TensorGroup:
         return self.base
 
     def weight(self, model: int) -> Tensor:
-        """One model's weight as a whole float32 tensor; do not write into it."""
+        """Return one model's weight as a whole float32 tensor; do not write into it."""
         weight = self.models[model]
         return weight.dense() if isinstance(weight, LowRank) else weight.float()
 
     def delta(self, model: int) -> Tensor:
-        """One model's task vector as a whole float32 tensor: its weight minus the base's; do not write into it."""
+        """Return one model's task vector, its weight minus the base's, in float32; do not write into it."""
         weight = self.models[model]
         if isinstance(weight, LowRank) and same(weight.origin, self.origin):
-            return self.keep("delta", model, lambda: weight.up @ weight.down)
+            return self.keep("delta", lambda: weight.up @ weight.down, model)
         return self.weight(model) - self.origin.float()
 
 
 class Merge(Protocol):
     """The arithmetic of a method: inputs in, the merged tensor out, new or one of the inputs.
 
-    Raises CandidateError for parameters that make no sense together, FloatingPointError where a weight is not finite.
+    Raises CandidateError for incompatible parameters, FloatingPointError for a weight that is not finite.
     """
 
     def __call__(self, inputs: TensorGroup) -> Tensor: ...
@@ -87,6 +117,6 @@ LEAST_DIVISOR = 1e-8
 
 
 def divisor(weights: Sequence[float]) -> float:
-    """Σ wᵢ for normalizing; 1 when the weights cancel out (see `LEAST_DIVISOR`)."""
+    """Return Σ wᵢ for normalizing, or 1 when the weights cancel out (see `LEAST_DIVISOR`)."""
     total = float(sum(weights))
     return total if abs(total) >= LEAST_DIVISOR else 1.0

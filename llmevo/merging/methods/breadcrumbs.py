@@ -6,9 +6,7 @@ Two methods: `breadcrumbs` adds up what is left, `breadcrumbs_ties` elects signs
 from torch import Tensor
 
 from llmevo.merging.kernels.blocks import Operand
-from llmevo.merging.kernels.magnitudes import bound, window
-from llmevo.merging.kernels.records import NOTHING, Mask
-from llmevo.merging.kernels.task_vectors import merge_sparse
+from llmevo.merging.kernels.task_vectors import NOTHING, Mask, bound, merge_sparse, window
 from llmevo.merging.methods.base import TensorGroup
 
 
@@ -30,10 +28,10 @@ def leave_middle(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
 
 
 def breadcrumbs(inputs: TensorGroup) -> Tensor:
-    """base + λ · Σ wᵢ · middle of task vector i."""
+    """Return base + λ · Σ wᵢ · middle of task vector i."""
     return merge_sparse(inputs, leave_middle, elected=False)
 
 
 def breadcrumbs_ties(inputs: TensorGroup) -> Tensor:
-    """base + λ · elected sum of the middles of the weighted task vectors."""
+    """Return base + λ · elected sum of the middles of the weighted task vectors."""
     return merge_sparse(inputs, leave_middle, elected=True)

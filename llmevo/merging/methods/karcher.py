@@ -13,10 +13,10 @@ from llmevo.merging.methods.base import TensorGroup
 
 
 def karcher(inputs: TensorGroup) -> Tensor:
-    """The Karcher mean of the models' directions, as long as they are on average.
+    """Return the Karcher mean of the models' directions, with their mean length.
 
-    Models of (almost) no length have no direction and take no part in it; when none has one it is the plain mean,
-    where mergekit has zeros.
+    Models of (almost) no length have no direction and are left out; without any direction it is the plain mean, where
+    mergekit has zeros.
     """
     many, tolerance = len(inputs.models), max(inputs.shared["tol"], 0.0)
     products = gram(inputs, origin=False)
@@ -31,12 +31,12 @@ def karcher(inputs: TensorGroup) -> Tensor:
 
 
 def _mean(units: NDArray[np.float64], iterations: int, tolerance: float) -> NDArray[np.float64]:
-    """The Karcher mean of unit vectors with these inner products, as a sum of them: its factors.
+    """Return the Karcher mean of unit vectors with these inner products, as the factors of a sum of them.
 
-    The mean follows the average of the directions to all vectors, until there is none.
+    Each step follows the average of the directions to all vectors.
     """
     share = 1.0 / len(units)
-    # Closer than this an angle in float64 is rounding; a vector on the far side of the sphere lies in no direction.
+    # Closer than this an angle in float64 is rounding; a vector on the far side of the sphere has no direction.
     least = max(tolerance, 1e-7)
     mean = np.full(len(units), share)
     if _length(mean, units) < least:

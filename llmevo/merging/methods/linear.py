@@ -4,11 +4,11 @@ from torch import Tensor
 
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup, divisor
-from llmevo.models.weights import same
+from llmevo.models.checkpoints import same
 
 
 def linear(inputs: TensorGroup) -> Tensor:
-    """Σ wᵢxᵢ, divided by Σ wᵢ with `normalize`.
+    """Return Σ wᵢxᵢ, divided by Σ wᵢ with `normalize`.
 
     With a base model that is not among the models (it has weight 0 then) the sum is that of the models alone.
     """

@@ -9,11 +9,11 @@ from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup, divisor
 
 NEARLY_BALANCED = 1e-6
-"""Weighted directions that sum to a vector shorter than this have cancelled out: what is left of them is rounding."""
+"""Weighted directions that sum to a vector shorter than this cancel out: the rest is rounding."""
 
 
 def multislerp(inputs: TensorGroup) -> Tensor:
-    """The weighted mean of the models' directions, as long as the weighted mean of their lengths.
+    """Return the weighted mean of the models' directions, with the weighted mean of their lengths.
 
     With a base model it is the mean of task vectors. One model is itself, whatever its weight. Where the directions
     cancel out it is Σ wᵢxᵢ: mergekit does that for two models, and gives up for more.

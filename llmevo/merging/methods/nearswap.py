@@ -4,27 +4,15 @@
 import numpy as np
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import Scratch, empty, flat, over_blocks, weights
-from llmevo.merging.kernels.steps import Floats, compiled, narrow, widen
+from llmevo.merging.kernels.blocks import merge_blocks, weights
+from llmevo.merging.kernels.loops import Floats, compiled
 from llmevo.merging.methods.base import TensorGroup
 
 
 def nearswap(inputs: TensorGroup) -> Tensor:
-    """Every entry of the base moves by `t` towards the other model's, or all the way where that is nearer."""
-    origin, (other,) = flat(inputs.origin), weights(inputs)
+    """Move every entry of the base by `t` towards the other model's, or all the way where that is nearer."""
     t = np.float32(max(inputs.shared["t"], 0.0))
-    merged = empty(inputs.origin.shape, inputs.dtype)
-    out = flat(merged)
-
-    def work(start: int, stop: int, scratch: Scratch) -> None:
-        total, row = scratch.row(0, stop - start), scratch.row(1, stop - start)
-        widen(origin[start:stop], total)
-        other.read(start, stop, None, row)
-        _swap(row, t, total)
-        narrow(total, out[start:stop])
-
-    over_blocks(merged.numel(), work)
-    return merged
+    return merge_blocks(inputs, weights(inputs), lambda _start, _stop, rows, total: _swap(rows[0], t, total))
 
 
 @compiled

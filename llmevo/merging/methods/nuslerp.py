@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.merging.kernels import blocks
-from llmevo.merging.kernels.gram import gram
-from llmevo.merging.kernels.rows import gram_by_column, gram_by_row, weighted_sum_by_row
+from llmevo.merging.kernels.gram import gram, gram_by_column, gram_by_row, weighted_sum_by_row
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 
@@ -17,11 +16,10 @@ ones there is no single arc, and mergekit's comes to a line at about this angle 
 
 
 def nuslerp(inputs: TensorGroup) -> Tensor:
-    """From the first model to the second, by the second's share of the weights.
+    """Return the point on the arc from the first model to the second, at the second's share of the weights.
 
-    Each tensor is one long vector, or with `nuslerp_flatten` off many: its rows, with `nuslerp_row_wise` (the names are
-    mergekit's) its columns. With a base model its task vectors are what is walked between. Weights that cancel out
-    mean half and half.
+    A tensor is one vector, or without `nuslerp_flatten` many: its rows, or with `nuslerp_row_wise` (mergekit's name)
+    its columns. With a base model the arc is between task vectors. Weights that cancel out give the middle.
     """
     weights = inputs.each["weight"]
     total = sum(weights)
@@ -33,12 +31,12 @@ def nuslerp(inputs: TensorGroup) -> Tensor:
     shape = (first if isinstance(first, Tensor) else first.origin).shape
     what, make = ("gram by column", gram_by_column) if by_column else ("gram by row", gram_by_row)
     operands = blocks.weights(inputs) if inputs.base is None else blocks.task_vectors(inputs)
-    products = inputs.keep_all(what, lambda: make(operands, inputs.base, shape))
+    products = inputs.keep(what, lambda: make(operands, inputs.base, shape))
     return weighted_sum_by_row(operands, _arc(products, t), inputs.base, shape, inputs.dtype, by_column)
 
 
 def _arc(products: NDArray[np.float64], t: float) -> NDArray[np.float64]:
-    """The factors (..., 2) of two vectors with these inner products (..., 2, 2)."""
+    """Return the factors (..., 2) of two vectors with these inner products (..., 2, 2)."""
     lengths = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), 0.0))
     cosine = np.clip(products[..., 0, 1] / np.maximum(lengths, 1e-7).prod(axis=-1), -1.0, 1.0)
     line = 1.0 - cosine**2 <= NEARLY_COLINEAR

@@ -6,7 +6,7 @@ from llmevo.merging.methods.base import TensorGroup
 
 
 def passthrough(inputs: TensorGroup) -> Tensor:
-    """The model's weight, times `scale`; bit for bit at 1, which is mergekit's "no scale"."""
+    """Return the model's weight times `scale`; bit for bit at 1, which is mergekit's "no scale"."""
     (model,), (scale,) = inputs.models, inputs.each["scale"]
     if scale == 1.0 and isinstance(model, Tensor):
         return model

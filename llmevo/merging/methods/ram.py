@@ -1,6 +1,6 @@
 """Reinforced Agent Merging: mean where task vectors overlap, whole where one is alone (https://arxiv.org/abs/2601.13572).
 
-Two methods: `ram`, and `ramplus_tl`, which scales up what one model alone has changed, tensor by tensor.
+Two methods: `ram`, and `ramplus_tl`, which scales up the changes of one model alone, tensor by tensor.
 """
 
 from collections.abc import Sequence
@@ -9,45 +9,35 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import Operand, Scratch, empty, flat, over_blocks, task_vectors
-from llmevo.merging.kernels.rows import read_all
-from llmevo.merging.kernels.steps import Floats, compiled, narrow
+from llmevo.merging.kernels.blocks import Operand, Scratch, flat, merge_blocks, over_blocks, read_all, task_vectors
+from llmevo.merging.kernels.loops import Floats, compiled
 from llmevo.merging.methods.base import TensorGroup
 
 
 def ram(inputs: TensorGroup) -> Tensor:
-    """base + for every entry the mean over the models that changed it."""
+    """Return base + for every entry the mean over the models that changed it."""
     return _merge(inputs, task_vectors(inputs), [1.0] * len(inputs.models))
 
 
 def ramplus_tl(inputs: TensorGroup) -> Tensor:
     """Like `ram`, with the entries that one model alone changed times 1 + r · min(ρ, α).
 
-    ρ is how many of the entries a model changed others changed as well, for each that it alone changed.
+    ρ is the ratio of a model's changed entries that others changed too to those that it alone changed.
     """
     operands, (r, alpha, epsilon) = task_vectors(inputs), (inputs.shared[name] for name in ("r", "alpha", "epsilon"))
-    counts = inputs.keep_all(f"contributors over {epsilon:g}", lambda: _count(inputs, operands))
+    counts = inputs.keep(f"contributors over {epsilon:g}", lambda: _count(inputs, operands))
     ratios = [shared / max(unique, epsilon, 1e-30) for shared, unique in counts]
     return _merge(inputs, operands, [1.0 + r * min(max(ratio, 0.0), alpha) for ratio in ratios])
 
 
 def _merge(inputs: TensorGroup, operands: list[Operand], alone: Sequence[float]) -> Tensor:
-    """The merge, with the scale of what each model alone changed."""
-    origin, epsilon, scales = flat(inputs.origin), np.float32(inputs.shared["epsilon"]), np.array(alone, np.float32)
-    merged = empty(inputs.origin.shape, inputs.dtype)
-    out = flat(merged)
-
-    def work(start: int, stop: int, scratch: Scratch) -> None:
-        rows, total = read_all(operands, origin, start, stop, scratch)
-        _average(rows, epsilon, scales, total)
-        narrow(total, out[start:stop])
-
-    over_blocks(merged.numel(), work)
-    return merged
+    """Merge with scales for the entries that each model alone changed."""
+    epsilon, scales = np.float32(inputs.shared["epsilon"]), np.array(alone, np.float32)
+    return merge_blocks(inputs, operands, lambda _start, _stop, rows, total: _average(rows, epsilon, scales, total))
 
 
 def _count(inputs: TensorGroup, operands: list[Operand]) -> list[tuple[int, int]]:
-    """For each model how many entries it changed that others changed too, and how many it alone changed."""
+    """Return for each model the number of entries that others changed too, and that it alone changed."""
     origin, epsilon, many = flat(inputs.origin), np.float32(inputs.shared["epsilon"]), len(operands)
 
     def work(start: int, stop: int, scratch: Scratch) -> list[tuple[int, int]]:

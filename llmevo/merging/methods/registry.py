@@ -1,210 +1,216 @@
-"""The merge methods by name: what each is called, its parameters with bounds and defaults, and its paper.
+"""The merge methods by name: their parameters with bounds and defaults, and their papers.
 
 Only these are needed to read a config, a recipe or a log; the arithmetic, a file a method, is imported for merging.
 """
 
-from llmevo.merging.methods.method import Method, Parameter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from llmevo.merging.methods.base import Merge
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method in a recipe. One with `low` and `high` is a gene: the search sets it between them."""
+
+    default: float | bool | None
+    """Its value when the recipe has none; None for a required one."""
+    low: float | None = None
+    high: float | None = None
+    start: float | None = None
+    """For a gene: its value in the uniform merge, where the search starts; by default 1/n, the share of a weight."""
+
+    @property
+    def is_gene(self) -> bool:
+        return self.low is not None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method: its parameters, its paper, and its arithmetic."""
+
+    name: str
+    """As in mergekit's `merge_method`; also the name of its function."""
+    paper: str
+    each: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
+    """Parameters that have a value for every model."""
+    shared: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
+    """Parameters of the whole merge."""
+    function: "str | Merge" = ""
+    """Its arithmetic: a function, or the file here of the function `name`, by default the file of that name."""
+    takes_base: bool = False
+    """True if the base model is the origin of task vectors (and required); otherwise it is a model like the others."""
+    may_take_base: bool = False
+    """True if a base model is optional, and the origin of task vectors if it is given."""
+    pair: bool = False
+    """True if it merges exactly two models, the base and another."""
+    models: tuple[int, int | None] = (1, None)
+    """The least and the largest number of models, without a base that is the origin."""
+    normalize: bool | None = None
+    """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
+    without_effect: Sequence[str] = ()
+    """Parameters that mergekit accepts for this method and that change nothing."""
+
+    @cached_property
+    def merge(self) -> "Merge":
+        """Its arithmetic, imported at the first use: a config is read without torch and Numba."""
+        if not isinstance(self.function, str):
+            return self.function
+        return getattr(import_module(f"llmevo.merging.methods.{self.function or self.name}"), self.name)
+
+    @property
+    def starts_from_base(self) -> bool:
+        """True if the merge starts from the base model, which then is not one of the mixed models."""
+        return self.takes_base or self.pair or self.may_take_base
+
+
+SHARE = Parameter(default=None, low=0.0, high=1.0)
+"""A weight in a mean."""
 
 WEIGHT = Parameter(default=None, low=0.0, high=1.5)
+"""The factor of a task vector."""
 
 DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0)
 """The share of the entries that is kept."""
 
 GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
-"""Of Breadcrumbs: the share of the entries that is left out for being the largest."""
+"""Breadcrumbs: the share of the entries, the largest, that is left out."""
 
 EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
-"""Of DELLA: half the distance between the keeping probabilities of the smallest and the largest entry of a row."""
+"""DELLA: half the distance between the keeping probabilities of the smallest and the largest entry of a row."""
 
 CHANGED = Parameter(default=1e-5)
-"""Of RAM, which calls it epsilon: the magnitude an entry of a task vector has to exceed to count as changed."""
+"""RAM's epsilon: an entry of a task vector counts as changed above this magnitude."""
 
 
-def shared(normalize: bool, rescale: bool) -> dict[str, Parameter]:
-    """Parameters of the whole merge of TIES, DARE, Breadcrumbs and DELLA, with a method's own defaults.
+def _sparse(
+    name: str, paper: str, normalize: bool, rescale: bool, evolve_normalize: bool, function: str = "", **more: Parameter
+) -> Method:
+    """Return a method of the family of TIES, DARE, Breadcrumbs and DELLA, with its own defaults.
 
-    `rescale` scales what is kept of a task vector to the L1 norm it had, as mergekit does; `inverse_density` divides
-    each kept entry by the probability with which it was kept, as the papers of DARE and DELLA do, instead.
+    `rescale` scales the kept entries of a task vector to the L1 norm it had, as mergekit does; `inverse_density`
+    divides each kept entry by its keeping probability instead, as the papers of DARE and DELLA do.
     """
-    return {
-        "normalize": Parameter(default=normalize),
-        "rescale": Parameter(default=rescale),
-        "inverse_density": Parameter(default=False),
-        "lambda": Parameter(default=1.0),
-    }
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            name="linear",
-            function="linear.linear",
-            paper="https://arxiv.org/abs/2203.05482",
-            each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-            shared={"normalize": Parameter(default=True)},
-            normalize=True,
-        ),
-        Method(
-            name="slerp",
-            function="slerp.slerp",
-            paper="https://en.wikipedia.org/wiki/Slerp",
-            shared={"t": Parameter(default=None, low=0.0, high=1.0)},
-            pair=True,
-            models=(1, 1),
-        ),
-        Method(
-            name="task_arithmetic",
-            function="task_arithmetic.task_arithmetic",
-            paper="https://arxiv.org/abs/2212.04089",
-            each={"weight": Parameter(default=None, low=0.0, high=1.5)},
-            shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0)},
-            takes_base=True,
-            normalize=False,
-            without_effect=("density", "rescale"),
-        ),
-        Method(
-            name="ties",
-            function="ties.ties",
-            paper="https://arxiv.org/abs/2306.01708",
-            each={"weight": WEIGHT, "density": DENSITY},
-            shared=shared(normalize=True, rescale=False),
-            takes_base=True,
-            normalize=True,
-        ),
-        Method(
-            name="dare_linear",
-            function="dare.dare_linear",
-            paper="https://arxiv.org/abs/2311.03099",
-            each={"weight": WEIGHT, "density": DENSITY},
-            shared=shared(normalize=False, rescale=True),
-            takes_base=True,
-            normalize=False,
-        ),
-        Method(
-            name="dare_ties",
-            function="dare.dare_ties",
-            paper="https://arxiv.org/abs/2311.03099",
-            each={"weight": WEIGHT, "density": DENSITY},
-            shared=shared(normalize=False, rescale=True),
-            takes_base=True,
-            normalize=True,
-        ),
-        Method(
-            name="breadcrumbs",
-            function="breadcrumbs.breadcrumbs",
-            paper="https://arxiv.org/abs/2312.06795",
-            each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
-            shared=shared(normalize=False, rescale=False),
-            takes_base=True,
-            normalize=False,
-        ),
-        Method(
-            name="breadcrumbs_ties",
-            function="breadcrumbs.breadcrumbs_ties",
-            paper="https://arxiv.org/abs/2312.06795",
-            each={"weight": WEIGHT, "density": DENSITY, "gamma": GAMMA},
-            shared=shared(normalize=False, rescale=False),
-            takes_base=True,
-            normalize=False,
-        ),
-        Method(
-            name="della",
-            function="della.della",
-            paper="https://arxiv.org/abs/2406.11617",
-            each={"weight": WEIGHT, "density": DENSITY, "epsilon": EPSILON},
-            shared=shared(normalize=True, rescale=True),
-            takes_base=True,
-            normalize=True,
-        ),
-        Method(
-            name="della_linear",
-            function="della.della_linear",
-            paper="https://arxiv.org/abs/2406.11617",
-            each={"weight": WEIGHT, "density": DENSITY, "epsilon": EPSILON},
-            shared=shared(normalize=False, rescale=True),
-            takes_base=True,
-            normalize=False,
-        ),
-        Method(
-            name="nuslerp",
-            function="nuslerp.nuslerp",
-            paper="https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md",
-            each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-            shared={"nuslerp_row_wise": Parameter(default=False), "nuslerp_flatten": Parameter(default=True)},
-            may_take_base=True,
-            models=(2, 2),
-        ),
-        Method(
-            name="multislerp",
-            function="multislerp.multislerp",
-            paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-            each={"weight": Parameter(default=None, low=0.0, high=1.0)},
-            shared={"normalize_weights": Parameter(default=True), "eps": Parameter(default=1e-8)},
-            may_take_base=True,
-        ),
-        Method(
-            name="karcher",
-            function="karcher.karcher",
-            paper="https://arxiv.org/abs/2603.04972",
-            shared={"max_iter": Parameter(default=10.0), "tol": Parameter(default=1e-5)},
-        ),
-        Method(
-            name="model_stock",
-            function="model_stock.model_stock",
-            paper="https://arxiv.org/abs/2403.19522",
-            shared={"filter_wise": Parameter(default=False)},
-            takes_base=True,
-            models=(2, None),
-        ),
-        Method(
-            name="sce",
-            function="sce.sce",
-            paper="https://arxiv.org/abs/2408.07990",
-            shared={"select_topk": Parameter(default=1.0, low=0.01, high=1.0, start=1.0)},
-            takes_base=True,
-        ),
-        Method(
-            name="ram",
-            function="ram.ram",
-            paper="https://arxiv.org/abs/2601.13572",
-            shared={"epsilon": CHANGED},
-            takes_base=True,
-        ),
-        Method(
-            name="ramplus_tl",
-            function="ram.ramplus_tl",
-            paper="https://arxiv.org/abs/2601.13572",
-            shared={
-                "r": Parameter(default=0.1, low=0.0, high=1.0, start=0.1),
-                "alpha": Parameter(default=0.2, low=0.0, high=1.0, start=0.2),
-                "epsilon": CHANGED,
-            },
-            takes_base=True,
-        ),
-        Method(
-            name="arcee_fusion",
-            function="arcee_fusion.arcee_fusion",
-            paper="https://arcee.ai",
-            pair=True,
-            models=(1, 1),
-        ),
-        Method(
-            name="nearswap",
-            function="nearswap.nearswap",
-            paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
-            # Fine-tunes of one base are rarely further apart than 0.01: beyond it the other model is all there is.
-            shared={"t": Parameter(default=None, low=0.0, high=0.01, start=0.001)},
-            pair=True,
-            models=(1, 1),
-        ),
-        Method(
-            name="passthrough",
-            function="passthrough.passthrough",
-            paper="https://github.com/arcee-ai/mergekit",
-            each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
-            models=(1, 1),
-        ),
+    return Method(
+        name,
+        paper,
+        each={"weight": WEIGHT, "density": DENSITY, **more},
+        shared={
+            "normalize": Parameter(default=normalize),
+            "rescale": Parameter(default=rescale),
+            "inverse_density": Parameter(default=False),
+            "lambda": Parameter(default=1.0),
+        },
+        function=function,
+        takes_base=True,
+        normalize=evolve_normalize,
     )
-}
+
+
+TIES = "https://arxiv.org/abs/2306.01708"
+DARE = "https://arxiv.org/abs/2311.03099"
+BREADCRUMBS = "https://arxiv.org/abs/2312.06795"
+DELLA = "https://arxiv.org/abs/2406.11617"
+RAM = "https://arxiv.org/abs/2601.13572"
+_METHODS = (
+    Method(
+        "linear",
+        "https://arxiv.org/abs/2203.05482",
+        each={"weight": SHARE},
+        shared={"normalize": Parameter(default=True)},
+        normalize=True,
+    ),
+    Method("slerp", "https://en.wikipedia.org/wiki/Slerp", shared={"t": SHARE}, pair=True, models=(1, 1)),
+    Method(
+        "task_arithmetic",
+        "https://arxiv.org/abs/2212.04089",
+        each={"weight": WEIGHT},
+        shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0)},
+        takes_base=True,
+        normalize=False,
+        without_effect=("density", "rescale"),
+    ),
+    _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
+    _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare"),
+    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, function="dare"),
+    _sparse("breadcrumbs", BREADCRUMBS, normalize=False, rescale=False, evolve_normalize=False, gamma=GAMMA),
+    _sparse(
+        "breadcrumbs_ties",
+        BREADCRUMBS,
+        normalize=False,
+        rescale=False,
+        evolve_normalize=False,
+        function="breadcrumbs",
+        gamma=GAMMA,
+    ),
+    _sparse("della", DELLA, normalize=True, rescale=True, evolve_normalize=True, epsilon=EPSILON),
+    _sparse(
+        "della_linear", DELLA, normalize=False, rescale=True, evolve_normalize=False, function="della", epsilon=EPSILON
+    ),
+    Method(
+        "nuslerp",
+        "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md",
+        each={"weight": SHARE},
+        shared={"nuslerp_row_wise": Parameter(default=False), "nuslerp_flatten": Parameter(default=True)},
+        may_take_base=True,
+        models=(2, 2),
+    ),
+    Method(
+        "multislerp",
+        "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        each={"weight": SHARE},
+        shared={"normalize_weights": Parameter(default=True), "eps": Parameter(default=1e-8)},
+        may_take_base=True,
+    ),
+    Method(
+        "karcher",
+        "https://arxiv.org/abs/2603.04972",
+        shared={"max_iter": Parameter(default=10.0), "tol": Parameter(default=1e-5)},
+    ),
+    Method(
+        "model_stock",
+        "https://arxiv.org/abs/2403.19522",
+        shared={"filter_wise": Parameter(default=False)},
+        takes_base=True,
+        models=(2, None),
+    ),
+    Method(
+        "sce",
+        "https://arxiv.org/abs/2408.07990",
+        shared={"select_topk": Parameter(default=1.0, low=0.01, high=1.0, start=1.0)},
+        takes_base=True,
+    ),
+    Method("ram", RAM, shared={"epsilon": CHANGED}, takes_base=True),
+    Method(
+        "ramplus_tl",
+        RAM,
+        shared={
+            "r": Parameter(default=0.1, low=0.0, high=1.0, start=0.1),
+            "alpha": Parameter(default=0.2, low=0.0, high=1.0, start=0.2),
+            "epsilon": CHANGED,
+        },
+        function="ram",
+        takes_base=True,
+    ),
+    Method("arcee_fusion", "https://arcee.ai", pair=True, models=(1, 1)),
+    # Fine-tunes of one base are rarely further apart than 0.01: beyond it the other model is all there is.
+    Method(
+        "nearswap",
+        "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        shared={"t": Parameter(default=None, low=0.0, high=0.01, start=0.001)},
+        pair=True,
+        models=(1, 1),
+    ),
+    Method(
+        "passthrough",
+        "https://github.com/arcee-ai/mergekit",
+        each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
+        models=(1, 1),
+    ),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 """Every merge method by its name in mergekit's YAML."""

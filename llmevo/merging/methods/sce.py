@@ -8,49 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from llmevo.merging.kernels.blocks import Operand, Scratch, empty, flat, over_blocks, task_vectors
-from llmevo.merging.kernels.rows import read_all
-from llmevo.merging.kernels.steps import Floats, Stored, compiled, inner, narrow
+from llmevo.merging.kernels.blocks import Operand, Scratch, flat, merge_blocks, over_blocks, read_all, task_vectors
+from llmevo.merging.kernels.loops import Floats, Stored, compiled, inner
 from llmevo.merging.methods.base import TensorGroup
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """What is taken of the task vectors."""
+    """The selected entries of the task vectors, and the models' shares."""
 
     least: np.float32
     """The variance an entry needs to be selected."""
     last: int
-    """Of the entries with exactly that variance, the last that is: the first in the tensor come first."""
+    """The last of the entries with exactly that variance that is selected: the first in the tensor come first."""
     weights: Floats
-    """Each model's share: its part of the sum of squares."""
+    """Each model's share of the sum of squares."""
 
 
 def sce(inputs: TensorGroup) -> Tensor:
-    """base + the mean, weighted by energy, of the selected entries that agree with the majority's sign.
+    """Return base + the mean, weighted by energy, of the selected entries that agree with the majority's sign.
 
     `select_topk` is the share of the entries with any variance over the models that is selected: those with the most.
     Task vectors with a mean square under 1e-6 in all count alike, as in mergekit.
     """
     operands, origin, topk = task_vectors(inputs), flat(inputs.origin), inputs.shared["select_topk"]
-    variance = inputs.keep_all("variance", lambda: _measure(operands, origin)) if topk < 1.0 else None
-    selection = inputs.keep_latest_of_all("selection", topk, lambda: _select(operands, origin, variance, topk))
-    merged = empty(inputs.origin.shape, inputs.dtype)
-    out = flat(merged)
+    variance = inputs.keep("variance", lambda: _measure(operands, origin)) if topk < 1.0 else None
+    selection = inputs.keep_latest("selection", topk, lambda: _select(operands, origin, variance, topk))
 
-    def work(start: int, stop: int, scratch: Scratch) -> None:
-        rows, total = read_all(operands, origin, start, stop, scratch)
+    def kernel(start: int, stop: int, rows: Floats, total: Floats) -> None:
         if variance is not None:
             _keep(variance[start:stop], selection.least, selection.last - start, rows)
         _elect_mean(rows, selection.weights, total)
-        narrow(total, out[start:stop])
 
-    over_blocks(merged.numel(), work)
-    return merged
+    return merge_blocks(inputs, operands, kernel)
 
 
 def _measure(operands: Sequence[Operand], origin: Stored) -> Floats:
-    """The variance of every entry over the task vectors."""
+    """Return the variance of every entry over the task vectors."""
     variance = np.empty(len(origin), np.float32)
 
     def work(start: int, stop: int, scratch: Scratch) -> None:
@@ -76,7 +70,7 @@ def _select(operands: Sequence[Operand], origin: Stored, variance: Floats | None
 
 
 def _bounds(variance: Floats, topk: float) -> tuple[np.float32, int]:
-    """The least variance of the selected entries, and which of those that have it is the last."""
+    """Return the least variance of the selected entries, and the last selected entry that has it."""
     wanted = int(np.count_nonzero(variance) * max(topk, 0.0))
     if not wanted:
         return np.float32(np.inf), -1

@@ -1,4 +1,4 @@
-"""SLERP: walk from one model to another along the sphere (https://en.wikipedia.org/wiki/Slerp)."""
+"""SLERP: spherical interpolation between two models (https://en.wikipedia.org/wiki/Slerp)."""
 
 import math
 
@@ -13,10 +13,10 @@ NEARLY_PARALLEL = 0.9995
 
 
 def slerp(inputs: TensorGroup) -> Tensor:
-    """From the base (t = 0) to the other model (t = 1), each tensor taken as one long vector."""
+    """Return the point at t on the arc from the base (t = 0) to the other model (t = 1), tensors as vectors."""
     t, products = inputs.shared["t"], gram_with_base(inputs)
     lengths = [math.sqrt(products[i, i]) for i in range(2)]
-    # A vector of (almost) no length has no direction; mergekit leaves it as it is, and so does this.
+    # A vector of (almost) no length has no direction; it stays as it is, as in mergekit.
     cosine = products[0, 1] / math.prod(length if length > 1e-8 else 1.0 for length in lengths)
     if abs(cosine) > NEARLY_PARALLEL:
         scales = [1 - t, t]

@@ -1,11 +1,9 @@
-"""TIES: trim, elect signs, merge the agreeing entries (https://arxiv.org/abs/2306.01708)."""
+"""TIES: trim, elect signs, merge the agreeing entries (https://arxiv.org/abs/2306.01708, Algorithm 1)."""
 
 from torch import Tensor
 
 from llmevo.merging.kernels.blocks import Operand
-from llmevo.merging.kernels.magnitudes import bound, window
-from llmevo.merging.kernels.records import NOTHING, Mask
-from llmevo.merging.kernels.task_vectors import merge_sparse
+from llmevo.merging.kernels.task_vectors import NOTHING, Mask, bound, merge_sparse, window
 from llmevo.merging.methods.base import TensorGroup
 
 
@@ -21,5 +19,5 @@ def trim(inputs: TensorGroup, model: int, operand: Operand) -> Mask | None:
 
 
 def ties(inputs: TensorGroup) -> Tensor:
-    """base + λ · elected sum of the trimmed, weighted task vectors."""
+    """Return base + λ · elected sum of the trimmed, weighted task vectors."""
     return merge_sparse(inputs, trim, elected=True)

@@ -10,7 +10,7 @@ from typing import Any
 from llmevo.config import Config
 from llmevo.errors import RunError
 from llmevo.evaluation.judges.verdicts import Bill
-from llmevo.models.checksums import WHOLE
+from llmevo.models.files import WHOLE
 from llmevo.reports.comparison.statistics import (
     Band,
     Mean,

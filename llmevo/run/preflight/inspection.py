@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmevo.errors import plural
-from llmevo.merging.merger import Merger, Tensors
+from llmevo.merging.merger import Merger, TensorCounts
 from llmevo.run.experiment import Experiment
 from llmevo.run.preflight import preflight
 from llmevo.run.preflight.base import Finding, names
@@ -43,7 +43,7 @@ class Inspection:
     """Of the merge."""
     rounding_loss: float
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
-    tensors: Tensors
+    tensors: TensorCounts
     """Tensors that the uniform merge merges, copies and leaves out."""
     geometry: list[SliceGeometry]
     based: bool

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from llmevo.merging.merger import Merger
-from llmevo.models.checkpoints import LoraModel
+from llmevo.models.checkpoints import LoraModel, stored
 from llmevo.models.references import ModelPath, ModelReference
-from llmevo.models.weights import stored
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
 from llmevo.search.prompts.question import SliceGeometry

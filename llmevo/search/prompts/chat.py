@@ -149,7 +149,7 @@ class _Variables:
         self._names = Names(question.space, question.tasks, question.mask_names, detail.names)
         heaviest = sorted(question.tasks, key=lambda task: -abs(question.tasks[task][0]))[: detail.tasks]
         self._tasks = [task for task in question.tasks if task in heaviest]
-        self._filters = len(question.space.filters) > 1
+        self._shows_filters = len(question.space.filters) > 1
 
     def all(self) -> dict[str, Any]:
         question, table, names, tasks, detail = self._question, self._table, self._names, self._tasks, self._detail
@@ -173,7 +173,7 @@ class _Variables:
             "constraints": [names.text(text, REASON) for text in question.constraints],
             "weights": [question.weights.get(task, 0.0) for task in tasks] if question.weights else [],
             "models": self._models(),
-            "columns": [names.column(gene, self._filters) for gene in table.columns],
+            "columns": [names.column(gene, self._shows_filters) for gene in table.columns],
             "slices": [names.slices[label] for label in table.slices],
             "hidden_slices": len(space.slices) - len(table.slices),
             "geometry": self._geometry(),
@@ -240,11 +240,11 @@ class _Variables:
         slope, error = (round(100 * value * 10 / span) for value in (effect.slope, effect.stderr))
         values = effect.lowest, effect.highest, self._question.incumbent[gene.name]
         low, high, value = (round(v * scale(gene)) for v in values)
-        column = self._names.column(gene, self._filters)
+        column = self._names.column(gene, self._shows_filters)
         return f"{column} {value} ({low} to {high}) {slope:+d}±{error} {round(effect.contrast * span):+d}"
 
     def _where(self, gene: Gene) -> str:
-        column = self._names.column(gene, self._filters)
+        column = self._names.column(gene, self._shows_filters)
         return column if len(self._table.slices) == 1 else f"{column} in {self._names.slices[gene.slice or 'all']}"
 
     def _shown(self) -> list[Trial]:
