@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MARKED := slow or vllm or browser or gpu
 # One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: quickstart test test-rest test-all check vllm parity experts tasks clean

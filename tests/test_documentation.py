@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,6 +19,7 @@ def block(command: str, body: str = "") -> str:
     return f"Before.\n\n<!-- from: {command} -->\n{body}<!-- end -->\n\nAfter.\n"
 
 
+@pytest.mark.slow
 def test_every_table_of_the_documentation_is_what_its_command_prints_from_its_data() -> None:
     done = documents("--check")
     assert done.returncode == 0, f"`python benchmarks/documents.py` writes the tables anew:\n{done.stdout}{done.stderr}"

@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,8 @@ class Renamed(LlamaModel):
 
     def forward(self, input_ids: Any = None, cache: Any = None, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert "past_key_values" not in given, "the old name warns"
-        return super().forward(input_ids=input_ids, past_key_values=cache, **given)
+        known = "cache" if "cache" in signature(super().forward).parameters else "past_key_values"
+        return super().forward(input_ids=input_ids, **{known: cache}, **given)
 
 
 def test_the_cache_is_given_by_the_name_that_the_models_code_has_for_it() -> None:
@@ -340,7 +342,7 @@ class Passes:
         forward = backbone._body.forward
 
         def watched(*args: Any, **options: Any) -> Any:
-            cache = options.get("past_key_values")
+            cache = options.get("cache", options.get("past_key_values"))  # named by the version of transformers
             rows, length = options["input_ids"].shape
             self.seen.append((0 if cache is None else cache.get_seq_length(), rows, length))
             return forward(*args, **options)

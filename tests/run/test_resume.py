@@ -138,6 +138,7 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_loses_nothing(workspace: Workspace, start: Start) -> None:
     root, run, moments = workspace.root, workspace.root / "run", random.Random(5)
     repeated = kills = 0
