@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from rich.console import Console
 from llmevo.config import parse_config, read_config
 from llmevo.errors import RunError
 from llmevo.evaluation.judges.verdicts import Verdict
-from llmevo.evaluation.score import Score
-from llmevo.merging.recipe import Recipe
 from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import compare
 from llmevo.reports.comparison.tables import markdown
@@ -22,8 +19,8 @@ from llmevo.reports.terminal.sweep import Scoreboard
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog
-from llmevo.run.scorer import Scorer
 from llmevo.run.sweep import Sweep, contestants
+from support.stopping import interrupted_at
 from support.workspace import Workspace
 
 PNG = b"\x89PNG\r\n"
@@ -317,27 +314,10 @@ def test_a_config_is_run_seed_by_seed_and_every_recipe_is_scored_once(workspace:
         assert run["heldout"] == state.heldout["best"].score
 
 
-class _Stop:
-    """Raises KeyboardInterrupt at the n-th scoring."""
-
-    def __init__(self, at: int) -> None:
-        self.left, self.real = at, Scorer.score
-
-    def __call__(
-        self, scorer: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
-    ) -> object:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.real(scorer, recipe, questions, rivals)
-
-
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:
     compared(workspace, out="whole")
     for at in (0, 4, 13):
-        with pytest.MonkeyPatch.context() as patch:
-            stop = _Stop(at)
-            patch.setattr(Scorer, "score", lambda self, *asked, s=stop, **rest: s(self, *asked, **rest))
+        with interrupted_at(at):
             status, printed = compared(workspace)
         assert status == 130
         assert "the same command goes on: `llmevo compare" in printed

@@ -14,6 +14,7 @@ from llmevo.run.experiment import Experiment, population
 from llmevo.run.log.storage import LOG
 from llmevo.run.scorer import Scorer
 from support.fake_server import Answer, chat, refusal, serving
+from support.stopping import interrupted_at
 from support.workspace import Workspace
 
 KEY = "sk-secret-0123456789"
@@ -177,28 +178,11 @@ def test_a_source_with_nan_fails_its_candidates_only(workspace: Workspace) -> No
     assert not {"two", "uniform", "coefficient 0.71"} & state.heldout.keys()
 
 
-class _Stop:
-    """Raises KeyboardInterrupt at the n-th scoring."""
-
-    def __init__(self, at: int) -> None:
-        self.left, self.real = at, Scorer.score
-
-    def __call__(
-        self, scorer: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
-    ) -> object:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.real(scorer, recipe, questions, rivals)
-
-
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 9, 11])
 def test_a_run_stopped_anywhere_resumes_to_what_it_would_have_been(workspace: Workspace, at: int) -> None:
     workspace.finished(out="unbroken")
     config = workspace.config()
-    with pytest.MonkeyPatch.context() as patch:
-        stop = _Stop(at)
-        patch.setattr(Scorer, "score", lambda self, *asked, **rest: stop(self, *asked, **rest))
+    with interrupted_at(at):
         status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 130
     assert "llmevo resume run" in printed
