@@ -14,7 +14,7 @@ from llmevo.reports.terminal.replay import play, show_rescored
 from llmevo.run import verify as verification
 from llmevo.run.experiment import config_of
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import read_log
+from llmevo.run.log.storage import consistent_log, read_log
 
 
 def replay(
@@ -41,7 +41,8 @@ def replay(
             f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."
         )
         return
-    state = RunState.fold(iter(recorded))
+    with consistent_log(run):
+        state = RunState.fold(iter(recorded))
     if state.started is None:
         raise RunError(f"{run}: the log has no beginning; start the run anew")
     config = config_of(state.started, str(run))
@@ -51,7 +52,8 @@ def replay(
             raise typer.Exit(1)
     elif picture:
         canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
-        canvas.print(Display(canvas, config, run).picture(state))
+        with consistent_log(run):
+            canvas.print(Display(canvas, config, run).picture(state))
         try:
             canvas.save_svg(str(picture), title="llmevo run")
         except OSError as error:
@@ -59,4 +61,5 @@ def replay(
     else:
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")
-        play(terminal.console, recorded, config, run, speed, generation, prompts)
+        with consistent_log(run):
+            play(terminal.console, recorded, config, run, speed, generation, prompts)

@@ -1,8 +1,7 @@
 """Runs from Python: carry one out, open one, read its trials and scores, export its models."""
 
 import logging
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from llmevo.run.log import events
 from llmevo.run.log.changes import table
 from llmevo.run.log.journal import Observer
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import LOG, RunLog, holds_run, read_log
+from llmevo.run.log.storage import RunLog, consistent_log, holds_run, read_log
 from llmevo.run.start import check_start, new_log
 
 if TYPE_CHECKING:  # a run is read without torch and the hub's client, which take seconds to import
@@ -27,19 +26,6 @@ if TYPE_CHECKING:  # a run is read without torch and the hub's client, which tak
 Warn = Callable[[str], None]
 
 warn_by_logging: Warn = logging.getLogger("llmevo").warning
-
-
-@contextmanager
-def consistent_log(run: Path) -> Generator[None]:
-    """Raise RunError that names the log of `run` if its events do not fit together, as after an edit by hand."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RunError(
-            f"{run / LOG if run.is_dir() else run}: its events do not fit together ({reason}); the log has been changed"
-            " by hand; `llmevo replay RUN --verify` names the first wrong line"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,15 @@ def verify(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -
     experiment = Experiment.of_log(begun, run)
     if begun:
         check_values(begun.config, str(run))
+    journal = Journal(recorded, verdicts=experiment.verdicts)
     try:
-        loop.run(experiment, Journal(recorded, verdicts=experiment.verdicts))
+        loop.run(experiment, journal)
     except EndOfRecordError:
         return False
     except RunError as error:
         raise RunError(f"{run / LOG if run.is_dir() else run}: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:  # a value of another kind, in a log that was edited
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        broken = journal.broken(f"does not fit the lines before it ({reason})", ahead=True)
+        raise RunError(f"{run / LOG if run.is_dir() else run}: {broken}") from error
     return True

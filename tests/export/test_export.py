@@ -165,6 +165,10 @@ def test_an_edited_log_is_one_clear_error_that_names_it(finished: Workspace) -> 
         status, printed = finished.llmevo("export", "run", "out", "--recipe-only")
         assert (status, says in printed, "changed by hand" in printed) == (2, True, True), printed
         assert printed.startswith("Error: run"), printed
+        status, printed = finished.llmevo("replay", "run", "--verify")
+        assert (status, "does not follow from its config: line" in printed) == (2, True), printed
+        status, printed = finished.llmevo("replay", "run")  # shows what it can
+        assert status == 0 or "changed by hand" in printed
         assert not Path("out").exists()
 
 

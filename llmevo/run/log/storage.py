@@ -257,6 +257,19 @@ def read_log(run: Path) -> list[events.Event]:
     return [*_events(file.read_bytes(), file)]
 
 
+@contextmanager
+def consistent_log(run: Path) -> Generator[None]:
+    """Raise RunError that names the log of `run` if its events do not fit together, as after an edit by hand."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunError(
+            f"{run / LOG if run.is_dir() else run}: its events do not fit together ({reason}); the log has been changed"
+            " by hand; `llmevo replay RUN --verify` names the first wrong line"
+        ) from error
+
+
 def _whole(content: bytes) -> int:
     """Return the length of the log's whole lines.
 
