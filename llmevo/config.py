@@ -344,8 +344,11 @@ class Split(Section):
     """The shares of each task's questions; a question's share follows from its text and the seed."""
 
     search: float = Field(gt=0, le=1)
+    """The share for the search."""
     selection: float = Field(default=0.0, ge=0, lt=1)
+    """The share on which finalists are compared."""
     heldout: float = Field(default=0.0, ge=0, lt=1)
+    """The share for the held-out score at the end."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -436,6 +439,7 @@ class Llm(Section):
     transcript: Path | None = None
     """For `recorded`: the folder or events.jsonl of an earlier run."""
     price: Price = Price()
+    """What the server charges, for budgets and reports: `{prompt: 2.5, completion: 10}` per million tokens."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -496,11 +500,15 @@ class Config(Section):
     limit: int | None = Field(default=None, ge=1)
     """Maximum number of questions of a search task."""
     num_fewshot: int | None = Field(default=None, ge=0)
+    """Solved examples before each question; by default the task's own number."""
     shuffle: bool = False
+    """Choose the questions within `limit` at random instead of the first ones."""
     random_init: bool = False
     """Start from a random point instead of the uniform merge."""
     apply_chat_template: bool = True
+    """Ask the questions as chat messages, in the base model's chat template."""
     fewshot_as_multiturn: bool = True
+    """In a chat, give each solved example as a turn of its own."""
     task_search_path: list[Path] = Field(default_factory=list[Path])
     """Folders with your own lm-eval task files."""
     search: Search = Search()
