@@ -26,6 +26,10 @@ class Suggestion:
     """The score that its proposer predicts: the surrogate or the LLM."""
     spread: tuple[str, ...] = ()
     """For each slice `tighter`, `same` or `wider`: the LLM's width for samples around the point."""
+    purpose: str = ""
+    """The LLM's aim: `exploit` for a high score, `learn` for a recipe that decides a question."""
+    predicted: Mapping[str, float] = field(default_factory=dict[str, float])
+    """{task: the score that the LLM predicts}."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,45 @@ class SliceGeometry:
 
 
 @dataclass(frozen=True)
+class Belief:
+    """A statement of the LLM about where good recipes lie, which becomes a prior mean with a learnt weight."""
+
+    genes: tuple[str, ...]
+    """The names of the genes that it is about."""
+    direction: int = 0
+    """1 if higher values than the best recipe's are better, -1 if lower ones are, 0 with a `value`."""
+    value: float | None = None
+    """The best value of these genes; None where the LLM names a direction alone."""
+    confidence: float = 0.5
+    """The LLM's own, from 0 to 1."""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A claim of the LLM that two recipes decide."""
+
+    text: str
+    task: str | None
+    """The task whose score decides; None for the total."""
+    better: Genes
+    """The recipe that scores higher if the claim is true."""
+    worse: Genes
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """An earlier proposal of the LLM and what became of it."""
+
+    suggestion: Suggestion
+    trial: Trial | None
+    """None if it was not scored."""
+    fate: str
+    """`scored`, or the reason for which it was not."""
+    generation: int
+
+
+@dataclass(frozen=True)
 class Question:
     """All that the LLM may know when it is asked for candidates."""
 
@@ -53,6 +92,24 @@ class Question:
     """Such as `arc >= parent - 0.01`; a trial that violates one has it as its reason."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """The current weight of each task where each is an objective of its own; empty where the score is their sum."""
+    slots: int = 0
+    """How many of the proposals are scored next; 0 where it is not known (older logs)."""
+    proposed: Sequence[Proposed] = ()
+    """The LLM's earlier proposals, the latest last."""
+    hypotheses: Sequence[Hypothesis] = ()
+    """Its earlier hypotheses, the latest last."""
+    beliefs: Sequence[Belief] = ()
+    """Its latest beliefs."""
+    belief_weight: float | None = None
+    """The weight, 0 to 1, that the scores give to its beliefs; None before they can tell."""
+    share: float | None = None
+    """The share of the evaluations that it has now."""
+    analysis: str = ""
+    """Its last analysis."""
+    cards: Mapping[str, str] = field(default_factory=dict[str, str])
+    """{short name of a model: an excerpt of its model card}."""
+    texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict[str, Sequence[tuple[str, str]]])
+    """{task: (question, right answer) of each search question, in the order of `Score.item_scores`}, shortened."""
 
     @cached_property
     def scored(self) -> list[Trial]:
@@ -92,6 +149,8 @@ class Reading:
     analysis: str = ""
     problems: list[str] = field(default_factory=list[str])
     """Faults of the answer, and how each was handled."""
+    beliefs: list[Belief] = field(default_factory=list[Belief])
+    hypotheses: list[Hypothesis] = field(default_factory=list[Hypothesis])
     text: str = ""
     """The answer itself, for optimizers that continue the conversation."""
     lost: bool = False
