@@ -110,6 +110,12 @@ class Question:
     """{short name of a model: an excerpt of its model card}."""
     texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict[str, Sequence[tuple[str, str]]])
     """{task: (question, right answer) of each search question, in the order of `Score.item_scores`}, shortened."""
+    descriptions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """{task: its own description}, of those that have one."""
+    chances: Mapping[str, float] = field(default_factory=dict[str, float])
+    """{task: the metric of a model that guesses}, where it is known."""
+    short: bool = False
+    """Ask in a short form, for small models."""
 
     @cached_property
     def scored(self) -> list[Trial]:
@@ -131,10 +137,14 @@ class Question:
         return sorted(self.inside, key=lambda trial: trial.value)[-ROWS:]
 
     @cached_property
+    def best(self) -> Trial | None:
+        """The best point with its score; None before the first score."""
+        return max(self.inside, key=lambda trial: trial.value, default=None)
+
+    @cached_property
     def incumbent(self) -> Genes:
         """The best point; the uniform merge before the first score."""
-        best = max(self.inside, key=lambda trial: trial.value, default=None)
-        return best.candidate.genes if best else self.space.clamp(self.space.uniform())
+        return self.best.candidate.genes if self.best else self.space.clamp(self.space.uniform())
 
     @cached_property
     def parents(self) -> list[Trial]:
