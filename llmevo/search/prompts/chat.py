@@ -14,7 +14,8 @@ from llmevo.llm.templates import Templates
 from llmevo.search.evidence import Effect, Evidence, calibration, contrasts, estimate_effects, target
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Prompt, Question
-from llmevo.search.prompts.reading import answer_model, read
+from llmevo.search.prompts.reading import read
+from llmevo.search.prompts.schema import answer_model
 from llmevo.search.prompts.table import GeneTable, scale
 from llmevo.search.space import Gene, Genes
 from llmevo.search.trial import Trial
