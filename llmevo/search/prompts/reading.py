@@ -99,6 +99,7 @@ class _Reader:
         self._words = Vocabulary(question, self._table, self._names)
         self._problems: list[str] = []
         self._moves = 0
+        self._points = [question.space.to_unit(genes) for genes in _known(question)]
 
     def read(self, text: str) -> Reading:
         problems = self._problems
@@ -143,9 +144,8 @@ class _Reader:
 
     def _settled(self, genes: Genes) -> Genes:
         """The genes inside the bounds, of the candidate that they repeat if there is one."""
-        space, known = self._question.space, _known(self._question)
-        place = _repeated(space, genes, [space.to_unit(of) for of in known])
-        return space.clamp(genes) if place is None else known[place]
+        place = _repeated(self._question.space, genes, self._points)
+        return self._question.space.clamp(genes) if place is None else _known(self._question)[place]
 
     def _belief(self, said: dict[str, Any]) -> Belief:
         genes = self._words.select(said)
@@ -195,6 +195,7 @@ class _Reader:
     def _proposals(self, raw: Any) -> list[Suggestion]:
         """One proposal, or one for each step of a move. Raise ValueError when it is ambiguous or has no meaning."""
         given: dict[str, Any] = raw if isinstance(raw, dict) else {"genome": raw}
+        recipes = self._recipes(given)
         kind, purpose = (str(given.get(key, ""))[:20].strip().lower() for key in ("kind", "purpose"))
         said = given.get("predicted_score", given.get("predicted"))
         scores = said if isinstance(said, dict) else {"score": said}
@@ -209,7 +210,7 @@ class _Reader:
             purpose if purpose in PURPOSES else "",
             predicted,
         )
-        return [replace(suggestion, genes=genes) for genes in self._recipes(given)]
+        return [replace(suggestion, genes=genes) for genes in recipes]
 
     def _recipes(self, given: dict[str, Any]) -> list[Genes]:
         method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
