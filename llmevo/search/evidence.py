@@ -92,7 +92,9 @@ def estimate_effects(question: Question) -> Evidence:
     ]
     paired = sorted(sorted(range(len(genes)), key=lambda i: -abs(effects[i].strength))[:PAIRED])
     residuals = scores - ridge.predict(points)
-    return Evidence(effects, _interactions([genes[i] for i in paired], points[:, paired], residuals))
+    # Of a model alone all weights are high and the score is low, which would look like interactions of its weights.
+    mixed = np.array([trial.candidate.origin != "parent" for trial in trials])
+    return Evidence(effects, _interactions([genes[i] for i in paired], points[mixed][:, paired], residuals[mixed]))
 
 
 def _points(question: Question) -> Array:

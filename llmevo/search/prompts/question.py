@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast, overload
 
 import numpy as np
 
@@ -168,6 +169,35 @@ class Reading:
     """The answer itself, for optimizers that continue the conversation."""
     lost: bool = False
     """True if no answer came."""
+
+
+class Messages(Sequence[dict[str, str]]):
+    """Messages that are written when they are first read: an answer that a log holds needs none."""
+
+    def __init__(self, write: Callable[[], Sequence[dict[str, str]]]) -> None:
+        self._write = write
+
+    @cached_property
+    def _written(self) -> tuple[dict[str, str], ...]:
+        return tuple(self._write())
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[dict[str, str], ...]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | tuple[dict[str, str], ...]:
+        return self._written[index]
+
+    def __len__(self) -> int:
+        return len(self._written)
+
+    def __repr__(self) -> str:
+        return repr(self._written)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._written == tuple(cast(Sequence[object], other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True)
