@@ -274,11 +274,13 @@ def test_a_move_changes_a_recipe(move: dict[str, Any], alpha: list[float], beta:
     assert not beta or columns(genes, "beta") == pytest.approx(beta)
 
 
-def test_a_tie_gives_all_named_rows_of_a_column_their_mean() -> None:
-    first = {"depth": {"alpha": "0.1*row", "beta": "0.2*row"}}
-    found = reading(proposals=[first, {"move": {"from": "P1", "tie": {"model": "all", "rows": [1, 2, 3]}}}])
-    assert columns(found.proposals[1].genes, "alpha") == [0.2, 0.2, 0.2, 0.4]
-    assert columns(found.proposals[1].genes, "beta") == [0.4, 0.4, 0.4, 0.8]
+def test_a_move_may_begin_at_an_earlier_proposal_or_at_a_suggestion_of_the_statistics() -> None:
+    asked = question(suggestions=[(level(space(), 0.3), 0.7, 0.01)])
+    moves = [{"from": start, "scale": {"model": "beta", "by": 2}} for start in ("P1", "s1", "S2", "P4")]
+    found = reading(asked, proposals=[{"depth": {"alpha": "0.1*row"}}, *({"move": move} for move in moves)])
+    assert [columns(p.genes, "alpha") for p in found.proposals[1:]] == [[0.1, 0.2, 0.3, 0.4], [0.3] * 4]
+    assert [columns(p.genes, "beta") for p in found.proposals[1:]] == [[1.2] * 4, [0.6] * 4]
+    assert len(found.problems) == 2
 
 
 def test_every_step_is_a_proposal_and_there_are_four_at_most() -> None:
@@ -518,7 +520,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = ["from", "towards", "steps", "scale", "set", "tie", "rows", "model", "parameter", "filter", "by"]
+KEYS = ["from", "towards", "steps", "scale", "set", "rows", "model", "parameter", "filter", "by"]
 MOVE = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6)
 PROPOSAL = st.fixed_dictionaries(
     {}, optional={"move": MOVE | VALUES, "depth": VALUES, "genome": VALUES, "predicted": VALUES}

@@ -1,7 +1,6 @@
 """Recipes that an LLM gives by expressions of depth, or by their difference from a scored recipe."""
 
 from collections.abc import Iterator, Mapping
-from statistics import fmean
 from typing import Any
 
 from llmevo.llm.json import numeral, scalars, writable
@@ -51,28 +50,27 @@ def _values(words: Vocabulary, genes: list[Gene], said: Any) -> Genes:
 
 
 def recipes_of(words: Vocabulary, said: Any, problems: list[str]) -> list[Genes]:
-    """Return the recipes of a move, one for every step: `from` a recipe `towards` another, and then `set` columns,
-    `scale` them by a factor, or `tie` them (the rows of each column take their mean). Raise ValueError where that
-    changes nothing or names something unknown.
+    """Return the recipes of a move, one for every step: `from` a recipe `towards` another, and then `set` columns and
+    `scale` them by a factor. Raise ValueError where that changes nothing or names something unknown.
     """
     if not isinstance(said, dict):
         raise ValueError("a move is an object")
+    if not any(said.get(key) for key in ("towards", "set", "scale")):
+        raise ValueError("the move has none of towards, set and scale")
     recipes = [words.recipe(said.get("from"))]
-    given = [key for key in ("towards", "set", "scale", "tie") if said.get(key)]
-    if not given:
-        raise ValueError("the move has none of towards, set, scale and tie")
-    if "towards" in given:
+    if said.get("towards"):
         recipes = _steps(words, recipes[0], said, problems)
-    if "set" in given:
+    if said.get("set"):
         recipes = [with_columns(words, genes, said["set"], said.get("rows"), problems) for genes in recipes]
-    for key, change in (("scale", _scaled), ("tie", _tied)):
-        entries = said.get(key) or []
-        for entry in (entries if isinstance(entries, list) else [entries])[:COLUMNS]:
-            if not isinstance(entry, dict):
-                raise ValueError(f"{key} is an object with model and rows")
-            where = {"rows": said.get("rows"), **entry}
-            genes = words.select(where)
-            recipes = [{**recipe, **change(recipe, genes, where)} for recipe in recipes]
+    entries = said.get("scale") or []
+    for entry in (entries if isinstance(entries, list) else [entries])[:COLUMNS]:
+        if not isinstance(entry, dict):
+            raise ValueError("scale is an object with model, rows and by")
+        factor = numeral(entry.get("by"))
+        if abs(factor) > FACTOR:
+            raise ValueError(f"a factor is at most {FACTOR:g}")
+        names = [gene.name for gene in words.select({"rows": said.get("rows"), **entry})]
+        recipes = [{**genes, **{name: factor * genes[name] for name in names}} for genes in recipes]
     return recipes
 
 
@@ -92,17 +90,3 @@ def _steps(words: Vocabulary, start: Genes, said: Mapping[str, Any], problems: l
         {**start, **(methods if step > 0.5 else {}), **{n: start[n] + step * (aim[n] - start[n]) for n in names}}
         for step in steps[:STEPS]
     ]
-
-
-def _scaled(recipe: Genes, genes: list[Gene], said: Mapping[str, Any]) -> Genes:
-    factor = numeral(said.get("by"))
-    if abs(factor) > FACTOR:
-        raise ValueError(f"a factor is at most {FACTOR:g}")
-    return {gene.name: factor * recipe[gene.name] for gene in genes}
-
-
-def _tied(recipe: Genes, genes: list[Gene], _: Mapping[str, Any]) -> Genes:
-    columns: dict[tuple[str | None, ...], list[str]] = {}
-    for gene in genes:
-        columns.setdefault((gene.model, gene.filter, gene.parameter), []).append(gene.name)
-    return {name: fmean(recipe[n] for n in names) for names in columns.values() for name in names}
