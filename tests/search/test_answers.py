@@ -118,6 +118,7 @@ HOSTILE = [
     "0 ** -1",
     "(-1) ** 0.5",
     "9**9**9",
+    "1 ** 9",
     "exp(1000)",
     "1e308 * 10",
     "1e999",
@@ -366,6 +367,14 @@ def test_scores_are_predicted_for_the_total_and_for_tasks() -> None:
     assert any("did you mean 'dates'?" in problem for problem in found.problems)
 
 
+def test_a_predicted_task_score_beyond_1_is_one_where_such_scores_were_seen() -> None:
+    trials = (Trial(Candidate(3, 1, "llm", level(space(), 0.4)), Score(9.0, 1.0, {"sums": {"acc,none": 9.0}}, 20)),)
+    found = reading(
+        replace(question(), trials=trials), proposals=[{"depth": {"all": "0.3"}, "predicted": {"sums": 12}}]
+    )
+    assert found.proposals[0].predicted == {"sums": 12.0}
+
+
 # Beliefs
 
 
@@ -457,7 +466,7 @@ def test_a_hypothesis_compares_two_recipes_of_the_answer_or_the_search() -> None
         {"depth": {"alpha": "0.3"}},
         {"genome": "broken"},
         {"genome": [[10, 20]] * 4},
-        {"genome": [[60, 60]] * 4},
+        {"genome": [[61, 60], *[[60, 60]] * 3]},
     ]
     claims = [
         {"claim": "late", "task": "sums", "better": "P1", "worse": "#7"},

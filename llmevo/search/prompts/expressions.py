@@ -78,7 +78,7 @@ def _value(node: ast.AST, variables: Mapping[str, float], left: int) -> float:
         return _value(part, variables, left - 1)
 
     match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+        case ast.Constant(value=int() | float() as value):  # no bool: the text is in lower case
             found = value
         case ast.Name(id=name) if name in variables:
             found = variables[name]
