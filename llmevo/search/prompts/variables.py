@@ -24,7 +24,7 @@ from llmevo.search.evidence import (
     task_effects,
     verdict,
 )
-from llmevo.search.prompts.names import Names
+from llmevo.search.prompts.names import Names, printable
 from llmevo.search.prompts.question import Belief, Proposed, Question
 from llmevo.search.prompts.table import GeneTable, scale
 from llmevo.search.space import Gene, Genes
@@ -377,14 +377,14 @@ class Variables:
 
     def _line(self, text: str, longest: int | None = None) -> str:
         """A text in a line, without its middle if it is long."""
-        longest, line = longest or self._detail.text, " ".join(_visible(text).split())
+        longest, line = longest or self._detail.text, printable(text)
         half = longest // 2
         return line if len(line) <= longest else f"{line[:half]}…{line[len(line) - (longest - half - 1) :]}"
 
     def _card(self, name: str) -> str:
         if self._question.mask_names or not self._detail.card:
             return ""
-        return self._names.text(_visible(self._question.cards.get(name, "")), self._detail.card)
+        return self._names.text(self._question.cards.get(name, ""), self._detail.card)
 
     def _base(self) -> str:
         """The base model's own scores: of a recipe without any weight, or of a candidate of that origin."""
@@ -655,11 +655,6 @@ class Variables:
                 card = self._card(name)
                 rows.append(ModelRow(names.models[name], total, self._scores(trial), listed, trial.candidate.id, card))
         return rows
-
-
-def _visible(text: str) -> str:
-    """Without control characters, which questions and replies may have."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _depth(label: str, layers: int) -> str:
