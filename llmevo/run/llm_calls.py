@@ -48,7 +48,8 @@ def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Read
     """
     failed = any(event.repair and not event.used for event in state.prompted)
     repairable = prompt.question is not None and not prompt.integers
-    return repairable and not (reading.proposals or failed or capped(llm, state))
+    usable = reading.proposals or reading.beliefs or reading.hypotheses
+    return repairable and not (usable or failed or capped(llm, state))
 
 
 def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:

@@ -66,7 +66,8 @@ def question(*trials: Trial, over: SearchSpace = SPACE, **keys: Any) -> Question
         "budget": 40,
         "slots": 2,
     }
-    return Question(over, trials, **{"tasks": TASKS, **options, **keys})
+    options |= keys
+    return Question(over, trials, options.pop("tasks", TASKS), **options)
 
 
 def messages(asked: Question, seed: int = 0) -> str:
@@ -103,7 +104,7 @@ def full(**keys: Any) -> Question:
             Hypothesis("alpha drives sums", "sums_task", BEST.candidate.genes, WORSE.candidate.genes),
             Hypothesis("less is more of alpha", None, WORSE.candidate.genes, BEST.candidate.genes),
         ],
-        "beliefs": [Belief(("beta/2-3/weight",), 1, None, 0.8, "beta answers in its last layers")],
+        "beliefs": [Belief(("beta/2-3/weight",), 1, confidence=0.8, text="beta answers in its last layers")],
         "belief_weight": 0.37,
         "share": 0.4,
         "analysis": "Late beta drives dates.",
@@ -191,7 +192,7 @@ def test_a_gap_to_a_stopped_candidate_is_of_the_shared_questions_and_one_without
     assert found
     assert found.mean == 0.0
     bare = [replace(t, score=replace(t.score, item_scores={})) for t in (one, stopped) if t.score]
-    found = gap(asked, *bare)
+    found = gap(asked, bare[0], bare[1])
     assert found
     assert found.stderr == pytest.approx(0.05 * 2**0.5)
     assert gap(asked, one, Trial(one.candidate, None, "boom")) is None
@@ -404,7 +405,7 @@ def test_a_prompt_stays_within_its_tokens_whatever_it_has_to_tell(
             Proposed(s, t if i % 2 else None, LONG * 9, 1) for i, (s, t) in enumerate(zip(own, known, strict=True))
         ],
         hypotheses=[Hypothesis(LONG * 9, None, a.genes, b.genes) for a, b in pairwise(own)][:30],
-        beliefs=[Belief(tuple(g.name for g in over.genes), 1, 0.5, 0.5, LONG * 9)] * 12,
+        beliefs=[Belief(tuple(g.name for g in over.genes), 1, 0.5, 0.1, 0.5, LONG * 9)] * 12,
         belief_weight=0.5,
         share=0.5,
         analysis=LONG * 40,

@@ -17,7 +17,8 @@ from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
 from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.question import ROWS, Question
-from llmevo.search.prompts.reading import answer_model, read
+from llmevo.search.prompts.reading import read
+from llmevo.search.prompts.schema import answer_model
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
 
@@ -530,7 +531,7 @@ def test_no_text_at_all_makes_a_reader_raise_or_leave_the_bounds(text: str) -> N
 
 def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
     valid = answer_model(question()).model_validate_json(answer([[0, 150]], [[1, 2]]))
-    assert valid.model_dump()["proposals"][0]["genome"] == [[0, 150]]
+    assert valid.model_dump(by_alias=True)["proposals"][0]["genome"] == [[0, 150]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 
 from llmevo.llm.templates import Templates
 from llmevo.search.prompts.question import Messages, Prompt, Question
-from llmevo.search.prompts.reading import answer_model, read
+from llmevo.search.prompts.reading import read
+from llmevo.search.prompts.schema import answer_model
 from llmevo.search.prompts.table import GeneTable
 from llmevo.search.prompts.variables import DETAILS, Facts, Variables
 

@@ -32,9 +32,12 @@ class Belief:
     genes: tuple[str, ...]
     """The names of the genes that it is about."""
     direction: int = 0
-    """1 if higher values than the best recipe's are better, -1 if lower ones are, 0 with a `value`."""
+    """1 if higher values than the best recipe's are better, -1 if lower ones are, 0 with a `value`, or if its values
+    should stay."""
     value: float | None = None
     """The best value of these genes; None where the LLM names a direction alone."""
+    spread: float | None = None
+    """Half of the range in which the best value lies, in the genes' units; None where the LLM names no range."""
     confidence: float = 0.5
     """The LLM's own, from 0 to 1."""
     text: str = ""
