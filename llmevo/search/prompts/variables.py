@@ -24,7 +24,7 @@ from llmevo.search.evidence import (
     task_effects,
     verdict,
 )
-from llmevo.search.prompts.names import Names
+from llmevo.search.prompts.names import Names, printable
 from llmevo.search.prompts.question import Belief, Proposed, Question
 from llmevo.search.prompts.table import GeneTable, scale
 from llmevo.search.space import Gene, Genes
@@ -88,10 +88,10 @@ def _levels(*changes: dict[str, int]) -> tuple[Detail, ...]:
 
 
 DETAILS = _levels(
-    {"names": 28, "cosines": 24, "trials": 120},
+    {"cosines": 24, "trials": 120},
     {"trials": 70, "text": 120, "card": 220, "examples": 1, "said": 10},
     {"trials": 50, "cosines": 12, "interactions": 3, "reason": 100, "effects": 4, "tasks": 8},
-    {"trials": 36, "samples": 1, "said": 8, "claims": 6, "card": 150, "names": 24, "analysis": 400},
+    {"trials": 36, "samples": 1, "said": 8, "claims": 6, "card": 150, "analysis": 400},
     {
         "trials": 26,
         "failures": 2,
@@ -103,7 +103,7 @@ DETAILS = _levels(
         "all_effects": 24,
     },
     {"trials": 18, "cosines": 0, "text": 80, "card": 80, "effects": 3, "said": 6, "suggestions": 2, "claims": 4},
-    {"trials": 12, "examples": 0, "samples": 0, "analysis": 200, "tasks": 5, "models": 8, "names": 20, "said": 4},
+    {"trials": 12, "examples": 0, "samples": 0, "analysis": 200, "tasks": 5, "models": 8, "names": 28, "said": 4},
     {"trials": 8, "card": 0, "failures": 1, "reason": 60, "rows": 6, "contrasts": 2, "all_effects": 12, "tasks": 4},
     {"trials": 5, "effects": 1, "interactions": 1, "claims": 2, "said": 2, "suggestions": 1, "tasks": 3, "models": 6},
     {"trials": 3, "interactions": 0, "claims": 0, "analysis": 0, "rows": 4, "contrasts": 1, "all_effects": 4},
@@ -377,14 +377,14 @@ class Variables:
 
     def _line(self, text: str, longest: int | None = None) -> str:
         """A text in a line, without its middle if it is long."""
-        longest, line = longest or self._detail.text, " ".join(_visible(text).split())
+        longest, line = longest or self._detail.text, printable(text)
         half = longest // 2
         return line if len(line) <= longest else f"{line[:half]}…{line[len(line) - (longest - half - 1) :]}"
 
     def _card(self, name: str) -> str:
         if self._question.mask_names or not self._detail.card:
             return ""
-        return self._names.text(_visible(self._question.cards.get(name, "")), self._detail.card)
+        return self._names.text(self._question.cards.get(name, ""), self._detail.card)
 
     def _base(self) -> str:
         """The base model's own scores: of a recipe without any weight, or of a candidate of that origin."""
@@ -542,8 +542,9 @@ class Variables:
         genes = [gene for gene in self._table.numbers if gene.name in belief.genes]
         shown = ", ".join(map(self._short_where, genes[:3])) or "rows that are not shown"
         more = f" and {len(genes) - 3} more" if len(genes) > 3 else ""
+        spread = "" if belief.spread is None else f"±{belief.spread:.2g}"
         where = {1: "higher", -1: "lower"}.get(belief.direction, "stay")
-        value = "" if belief.value is None else f", best about {belief.value:.3g}"
+        value = "" if belief.value is None else f", best about {belief.value:.3g}{spread}"
         why = self._names.text(belief.text, 80)
         return f"{shown}{more}: {where}{value}, confidence {belief.confidence:.2g}" + (f" ({why})" if why else "")
 
@@ -655,11 +656,6 @@ class Variables:
                 card = self._card(name)
                 rows.append(ModelRow(names.models[name], total, self._scores(trial), listed, trial.candidate.id, card))
         return rows
-
-
-def _visible(text: str) -> str:
-    """Without control characters, which questions and replies may have."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _depth(label: str, layers: int) -> str:
