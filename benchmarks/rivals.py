@@ -12,7 +12,7 @@ import queue
 import tempfile
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -204,16 +204,17 @@ class Cobyqa(Rival):
 class BoTorch(Rival):
     """The base of BoTorch's methods: one point at a time, in double precision, with the scores' known errors."""
 
-    def _data(self) -> tuple[Any, Any, Any]:
-        """Points, values and the variances of their errors; None for exact values, whose noise the model infers."""
+    def _data(self, first: int = 0) -> tuple[Any, Any, Any]:
+        """Points, values and the variances of their errors, from the trial `first` on; no variances for exact values,
+        whose noise the model infers.
+        """
         import torch
 
-        points, values = torch.tensor(self.told), torch.tensor(self.values)[:, None]
-        exact = not self.errors.any()
-        return points, values, None if exact else torch.tensor(np.maximum(self.errors, 1e-4) ** 2)[:, None]
+        points, values, errors = (torch.tensor(part[first:]) for part in (self.told, self.values, self.errors))
+        return points, values[:, None], errors.clamp(min=1e-4)[:, None] ** 2 if errors.any() else None
 
     @contextlib.contextmanager
-    def _seeded(self) -> Iterator[None]:
+    def _seeded(self) -> Generator[None]:
         import warnings
 
         from botorch import manual_seed
@@ -292,8 +293,7 @@ class Turbo(BoTorch):
 
             self._reset()
             self._begin = len(self.values)
-            seed = int(self.random.integers(2**31))
-            self._design = [*qmc.Sobol(points.shape[1], seed=seed).random(self.RESTARTED)]
+            self._design = [*qmc.Sobol(points.shape[1], rng=self.random).random(self.RESTARTED)]
 
     def points(self, size: int) -> Sequence[Array]:
         if self._design:
@@ -310,7 +310,7 @@ class Turbo(BoTorch):
         from torch.quasirandom import SobolEngine
 
         with self._seeded():
-            points, values, variances = (None if part is None else part[self._begin :] for part in self._data())
+            points, values, variances = self._data(self._begin)
             mean, deviation = values.mean(), values.std().clamp(min=1e-9)
             dim = points.shape[1]
             kernel = ScaleKernel(MaternKernel(nu=2.5, ard_num_dims=dim, lengthscale_constraint=Interval(0.005, 4.0)))

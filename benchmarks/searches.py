@@ -70,8 +70,8 @@ class Landscape(Protocol):
     """What the recipes of a search space answer. Points are in unit coordinates, one row each."""
 
     space: SearchSpace
-    tasks: Sequence[str]
-    difficulties: Mapping[str, Array]
+    tasks: list[str]
+    difficulties: dict[str, Array]
     """{task: the difficulties of its questions}."""
 
     def truth(self, points: Array) -> Array:
@@ -103,7 +103,8 @@ def load(name: str) -> Landscape:
     if name == "simulator":
         import simulator
 
-        return simulator.QuickstartLandscape()
+        found: Any = simulator.QuickstartLandscape()
+        return found
     import landscapes  # type: ignore[import-not-found]
 
     return landscapes.load(name)
@@ -634,13 +635,13 @@ def picture(options: argparse.Namespace) -> None:
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, (group, lines) in zip(axes.flat, found.items(), strict=False):
+        some = next(iter(next(iter(lines.values())).values()))
+        marks: list[int] = some["marks"]
         for name, own in sorted(lines.items()):
-            marks = next(iter(own.values()))["marks"]
             values = np.array([line[options.curve] for line in own.values()])
             mean, error = values.mean(axis=0), values.std(axis=0) / max(len(values) - 1, 1) ** 0.5
             axis.plot(marks, mean, label=name, color=colours[name])
             axis.fill_between(marks, mean - error, mean + error, color=colours[name], alpha=0.15, linewidth=0)
-        some = next(iter(next(iter(lines.values())).values()))
         axis.axhline(some["coefficient"], color="black", linestyle=":", linewidth=1)
         axis.axhline(some["optimum"], color="black", linestyle="--", linewidth=1)
         axis.set_xscale("log")
