@@ -28,14 +28,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
-from scipy.special import log_ndtr, ndtr
+from scipy.special import ndtr
 from scipy.stats import norm, qmc, spearmanr
 
 from llmevo.config import read_config
@@ -117,7 +117,7 @@ class Process:
         """The range of a feature against a gene's: means of many genes vary less."""
         return float(np.sqrt((matrix**2).sum(axis=1).mean())) ** 0.5
 
-    def _split(self, parameters: Array) -> list[tuple[float, Array]]:
+    def split(self, parameters: Array) -> list[tuple[float, Array]]:
         parts = np.split(parameters, np.cumsum([1 + size for size in self._sizes])[:-1])
         return [(float(np.exp(part[0])), np.exp(part[1:])) for part in parts]
 
@@ -143,7 +143,7 @@ class Process:
 
     def _kernel(self, inputs: Sequence[Array], parameters: Array, others: Sequence[Array] | None = None) -> Array:
         total = np.array(CONSTANT)
-        for place, (variance, lengths) in enumerate(self._split(parameters)):
+        for place, (variance, lengths) in enumerate(self.split(parameters)):
             other = inputs[place] if others is None else others[place]
             far = ROOT5 * cdist(inputs[place] / lengths, other / lengths)
             total = total + variance * (1 + far + far**2 / 3) * np.exp(-far)
@@ -153,7 +153,7 @@ class Process:
         """The negative logarithm of the posterior of the kernel's parameters, and its gradient."""
         parts, slopes = list[Array](), list[Array]()
         kernel = CONSTANT + np.diag(noise + 1e-9)
-        for inputs, (variance, lengths) in zip(self._inputs, self._split(parameters), strict=True):
+        for inputs, (variance, lengths) in zip(self._inputs, self.split(parameters), strict=True):
             scaled = inputs / lengths
             far = ROOT5 * cdist(scaled, scaled)
             fall = variance * np.exp(-far)
@@ -164,7 +164,7 @@ class Process:
         weights = cho_solve(factor, values)
         inner = cho_solve(factor, np.eye(len(values))) - np.outer(weights, weights)
         gradient: list[float] = []
-        for inputs, part, slope, (_, lengths) in zip(self._inputs, parts, slopes, self._split(parameters), strict=True):
+        for inputs, part, slope, (_, lengths) in zip(self._inputs, parts, slopes, self.split(parameters), strict=True):
             gradient.append(0.5 * float((inner * part).sum()))
             pull = inner * slope * (5 / 6)
             rows = pull.sum(axis=1)
@@ -373,6 +373,378 @@ def collect(options: argparse.Namespace) -> None:
             scored(number, check)
 
 
+# The landscape
+
+
+class Place(NamedTuple):
+    """A point in unit coordinates and its true score."""
+
+    point: Array
+    truth: float
+
+
+class Coefficient(NamedTuple):
+    """A weight that all models have in common and its true score; all other genes are as in the uniform merge."""
+
+    weight: float
+    truth: float
+
+
+GRID = np.linspace(-8.0, 8.0, 6401)
+"""Abilities at which the mean accuracy is tabulated."""
+FEATURES = 1024
+"""Random Fourier features of the questions' fields (Rahimi and Recht 2007)."""
+SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 3.2, np.inf)
+"""Length scales of the questions' fields to choose from."""
+SMOOTHNESS = (0.5, 1.5, np.inf)
+"""Their Matérn kernels' parameters to choose from."""
+PAIRED = 40_000
+"""Pairs of answers that these are estimated from."""
+KEPT_FIELDS = 64
+"""Fields of (task, seed) that stay in memory."""
+
+
+@dataclass(frozen=True)
+class FieldKernel:
+    """The correlation of a question's field at two points: Matérn in √(|Δ genes|² / genes² + |Δ means|² / means²),
+    where the means are those of each model's weights.
+    """
+
+    genes: float
+    means: float
+    smoothness: float
+
+    def correlations(self, gene_distances: Array, mean_distances: Array) -> Array:
+        """From squared distances."""
+        far = np.sqrt(gene_distances / self.genes**2 + mean_distances / self.means**2)
+        if self.smoothness == 0.5:
+            return np.exp(-far)
+        if self.smoothness == 1.5:
+            return (1 + np.sqrt(3) * far) * np.exp(-np.sqrt(3) * far)
+        return np.exp(-(far**2) / 2)
+
+    def waves(self, rng: np.random.Generator, genes: int, means: Array) -> Array:
+        """Draw frequencies (genes, FEATURES) from the kernel's spectral density."""
+        found = rng.standard_normal((genes, FEATURES)) / self.genes
+        found += means.T @ rng.standard_normal((len(means), FEATURES)) / self.means
+        if np.isfinite(self.smoothness):  # multivariate t with 2ν degrees of freedom
+            found /= np.sqrt(rng.chisquare(2 * self.smoothness, FEATURES) / (2 * self.smoothness))
+        return found
+
+
+class Landscape:
+    """Answers questions as the merges of one search space do. Points are in unit coordinates, one row each."""
+
+    def __init__(self, space: SearchSpace, table: Table, cache: Path | None = None) -> None:
+        """Fit the model to the recipes of `table`, or read the fit from the file `cache`, which is written if it is not
+        there.
+        """
+        self.space, self.tasks, self._points = space, [*table.right], table.points
+        self._groups = feature_groups(space)
+        self._means = self._groups[1]
+        self._fields: OrderedDict[tuple[str, int], tuple[Array, Array, np.random.Generator, Array]] = OrderedDict()
+        self._seen: tuple[bytes, Array] = b"", np.empty(0)
+        fit = dict(np.load(cache)) if cache and cache.exists() else self._fit(table)
+        self.difficulties: dict[str, Array] = dict(zip(self.tasks, fit["difficulties"], strict=True))
+        """{task: difficulties of the questions of the pool}."""
+        self.field = FieldKernel(*fit["field"].tolist())
+        self._prepare(fit["parameters"], fit["weights"])
+        if "optimum" not in fit:
+            best = self._maximize(table)
+            fit |= {"optimum": best.point, "highest": np.array(best.truth)}
+        self.optimum = Place(fit["optimum"], float(fit["highest"]))
+        """The highest true score: of many starts of a local search on `truth`."""
+        if cache and not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(cache, **fit)
+
+    # What it is asked
+
+    def truth(self, points: Array) -> Array:
+        """The mean accuracy on endlessly many questions."""
+        abilities = self._abilities(points)
+        return np.mean([np.interp(a, GRID, c) for a, c in zip(abilities.T, self._curves, strict=True)], axis=0)
+
+    def accuracy(self, task: str, points: Array) -> Array:
+        """The accuracy on endlessly many questions of a task."""
+        return np.interp(self.ability(task, points), GRID, self._curves[self.tasks.index(task)])
+
+    def ability(self, task: str, points: Array) -> Array:
+        """The difficulty of a question that is answered right in half of the cases."""
+        return self._abilities(points)[:, self.tasks.index(task)]
+
+    def answers(self, task: str, points: Array, difficulties: Array, seed: int) -> Array:
+        """Return which point gets which question right (points, questions), as 0 and 1; another `seed` makes other
+        questions of the same difficulties.
+        """
+        field = self._field(task, points, len(difficulties), seed)
+        return (self.ability(task, points)[:, None] + field > difficulties).astype(float)
+
+    def common(self, weights: Array) -> Array:
+        """Return the points with these weights for all models; all other genes are as in the uniform merge."""
+        uniform = self.space.to_unit(self.space.uniform())
+        rows = np.tile(uniform, (len(weights), 1))
+        for place, gene in enumerate(self.space.genes):
+            if gene.parameter == "weight":
+                rows[:, place] = (weights - gene.low) / (gene.high - gene.low)
+        return rows
+
+    @cached_property
+    def coefficient(self) -> Coefficient:
+        """The best weight that all models have in common, of a thousand."""
+        gene = next(gene for gene in self.space.genes if gene.parameter == "weight")
+        weights = np.linspace(gene.low, gene.high, 1201)
+        truths = self.truth(self.common(weights))
+        return Coefficient(float(weights[np.argmax(truths)]), float(truths.max()))
+
+    # How it answers
+
+    def _prepare(self, parameters: Array, weights: Array) -> None:
+        """The kernels of all tasks, task by task in the last axis."""
+        self._weights = weights.T  # (recipes, tasks)
+        inputs = [self._points @ matrix.T for matrix in self._groups]
+        self._kernels: list[tuple[Array, Array, Array, Array]] = []
+        splits = [Process(self._groups).split(own) for own in parameters]
+        for place, (matrix, known) in enumerate(zip(self._groups, inputs, strict=True)):
+            variances = np.array([split[place][0] for split in splits])
+            inverse = np.array([5 / split[place][1] ** 2 for split in splits]).T  # (features or 1, tasks)
+            self._kernels.append((matrix, known, variances, inverse))
+        self._curves = [ndtr(GRID[:, None] - self.difficulties[task]).mean(axis=1) for task in self.tasks]
+
+    def _abilities(self, points: Array) -> Array:
+        """(points, tasks)"""
+        points = np.ascontiguousarray(points, dtype=np.float64)
+        key = points.tobytes()
+        if self._seen[0] != key:
+            parts = [self._some_abilities(points[at : at + 64]) for at in range(0, len(points), 64)]
+            self._seen = key, np.concatenate(parts)
+        return self._seen[1]
+
+    def _some_abilities(self, points: Array) -> Array:
+        total = np.full((len(points), *self._weights.shape), CONSTANT)
+        for matrix, known, variances, inverse in self._kernels:
+            own = points @ matrix.T
+            if len(inverse) == 1:
+                squares = cdist(own, known, "sqeuclidean")[:, :, None] * inverse
+            else:
+                squares = (own[:, None] - known[None]) ** 2 @ inverse
+            far = np.sqrt(squares)
+            total += variances * (1 + far + squares / 3) * np.exp(-far)
+        return (total * self._weights).sum(axis=1)
+
+    def _field(self, task: str, points: Array, count: int, seed: int) -> Array:
+        """The fields of `count` questions (points, questions)."""
+        key = task, seed
+        if key not in self._fields:
+            rng = np.random.default_rng([*task.encode(), seed])
+            waves = self.field.waves(rng, len(self.space.genes), self._means)
+            phases = rng.uniform(0, 2 * np.pi, FEATURES)
+            self._fields[key] = waves, phases, rng, np.empty((0, FEATURES))
+            if len(self._fields) > KEPT_FIELDS:
+                self._fields.popitem(last=False)
+        waves, phases, rng, weights = self._fields[key]
+        if len(weights) < count:  # the first questions stay the same
+            weights = np.vstack([weights, rng.standard_normal((count - len(weights), FEATURES))])
+            self._fields[key] = waves, phases, rng, weights
+        return np.sqrt(2 / FEATURES) * np.cos(points @ waves + phases) @ weights[:count].T
+
+    # The fit
+
+    def _fit(self, table: Table) -> dict[str, Array]:
+        fits = [item_response(self._groups, table.points, right) for right in table.right.values()]
+        abilities = np.array([process.mean(table.points) for process, _ in fits])
+        difficulties = np.array([found for _, found in fits])
+        field = self._fit_field(table, abilities, difficulties)
+        return {
+            "difficulties": difficulties,
+            "parameters": np.array([process.parameters for process, _ in fits]),
+            "weights": np.array([process.weights for process, _ in fits]),
+            "field": np.array([field.genes, field.means, field.smoothness]),
+        }
+
+    def _fit_field(self, table: Table, abilities: Array, difficulties: Array) -> FieldKernel:
+        """The most probable kernel for pairs of answers to a question: half of them of neighbours."""
+        rng, size = np.random.default_rng(0), len(table.points)
+        means = table.points @ self._means.T
+        near = np.argsort(cdist(table.points, table.points), axis=1)[:, 1:11]
+        ones = rng.integers(size, size=20_000)
+        others = np.where(
+            np.arange(20_000) % 2, near[ones, rng.integers(10, size=20_000)], rng.integers(size, size=20_000)
+        )
+        ones, others = ones[ones != others], others[ones != others]
+        gathered: list[Array] = []
+        for task, right in enumerate(table.right.values()):
+            rows, questions = np.nonzero(np.isfinite(right[ones]) & np.isfinite(right[others]))
+            kept = rng.choice(len(rows), min(len(rows), PAIRED // len(self.tasks)), replace=False)
+            one, other, question = ones[rows[kept]], others[rows[kept]], questions[kept]
+            gathered.append(
+                np.array(
+                    [
+                        abilities[task, one] - difficulties[task, question],
+                        abilities[task, other] - difficulties[task, question],
+                        right[one, question] == right[other, question],
+                        ((table.points[one] - table.points[other]) ** 2).sum(axis=1),
+                        ((means[one] - means[other]) ** 2).sum(axis=1),
+                    ]
+                )
+            )
+        first, second, same, gene_distances, mean_distances = np.concatenate(gathered, axis=1)
+
+        def likelihood(kernel: FieldKernel) -> float:
+            both = both_right(first, second, np.minimum(kernel.correlations(gene_distances, mean_distances), 0.9999))
+            agree = np.clip(1 - ndtr(first) - ndtr(second) + 2 * both, 1e-4, 1 - 1e-4)
+            return float(np.log(np.where(same > 0, agree, 1 - agree)).sum())
+
+        kernels = [FieldKernel(g, m, s) for s in SMOOTHNESS for g in SCALES for m in SCALES if np.isfinite(min(g, m))]
+        return max(kernels, key=likelihood)
+
+    def _maximize(self, table: Table, starts: int = 12) -> Place:
+        """Local searches from good recipes, from the best common weights and from the best of many random points."""
+        rng, size = np.random.default_rng(0), len(self.space.genes)
+        gene = next(gene for gene in self.space.genes if gene.parameter == "weight")
+        alike = self.common(np.linspace(gene.low, gene.high, 61))
+        scattered = np.clip(alike[rng.integers(61, size=2000)] + 0.2 * rng.standard_normal((2000, size)), 0, 1)
+        pools = [table.points, alike, np.vstack([scattered, rng.random((2000, size))])]
+        best = [pool[np.argsort(-self.truth(pool))[: starts // 3]] for pool in pools]
+        step = 1e-4
+
+        def objective(point: Array) -> tuple[float, Array]:
+            inward = np.where(point > 0.5, -step, step)
+            values = self.truth(np.vstack([point, point + np.diag(inward)]))
+            return -float(values[0]), -(values[1:] - values[0]) / inward
+
+        bounds = [(0.0, 1.0)] * size
+        found = [
+            minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100})
+            for start in np.vstack(best)
+        ]
+        highest = min(found, key=lambda result: result.fun)
+        return Place(np.asarray(highest.x), -float(highest.fun))
+
+
+def both_right(first: Array, second: Array, correlation: Array) -> Array:
+    """The bivariate normal distribution function (Drezner and Wesolowsky 1990), correlations from 0 to 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    widest = np.arcsin(correlation)
+    total = np.zeros(len(first))
+    for node, weight in zip(nodes, weights, strict=True):
+        angle = widest * (node + 1) / 2
+        sine = np.sin(angle)
+        total += weight * np.exp(-(first**2 - 2 * first * second * sine + second**2) / (2 * (1 - sine**2)))
+    return ndtr(first) * ndtr(second) + total * widest / (4 * np.pi)
+
+
+TURNS = 6
+"""Alternations between abilities and difficulties."""
+
+
+def item_response(groups: Sequence[Array], points: Array, right: Array) -> tuple[Process, Array]:
+    """Fit P(right) = Φ(ability(point) - difficulty) to answers (points, questions) with NaN for what was not asked.
+
+    Returns the process of the ability and the difficulties, whose mean is 0.
+    """
+    asked = np.isfinite(right)
+    answers = np.nan_to_num(right)
+    ability = norm.ppf((answers.sum(axis=1) + 0.5) / (asked.sum(axis=1) + 1))
+    difficulty = -norm.ppf((answers.sum(axis=0) + 0.5) / (asked.sum(axis=0) + 1))
+    difficulty -= difficulty.mean()
+    variance = float(difficulty.var())
+    process = Process(groups)
+
+    def derivatives() -> tuple[Array, Array]:
+        """Of the log-likelihood by the gap of ability and difficulty, and its information, answer by answer."""
+        gap = np.clip(ability[:, None] - difficulty, -5, 5)
+        chance, density = ndtr(gap), norm.pdf(gap)
+        spread = chance * (1 - chance)
+        return asked * density * (answers - chance) / spread, asked * density**2 / spread
+
+    for turn in range(TURNS):
+        for _ in range(4):
+            slope, information = derivatives()
+            slope, information = slope.sum(axis=1), information.sum(axis=1) + 1e-3
+            working = ability + np.clip(slope / information, -2, 2)
+            process.fit(points, working, 1 / information, steps=0)
+            ability = process.mean(points)
+        if turn % 2 == 0:
+            process.fit(points, working, 1 / information)
+            ability = process.mean(points)
+        for _ in range(4):
+            slope, information = derivatives()
+            certainty = information.sum(axis=0) + 1 / variance
+            difficulty = difficulty - np.clip((slope.sum(axis=0) + difficulty / variance) / certainty, -1, 1)
+        shift = difficulty.mean()
+        difficulty, ability = difficulty - shift, ability - shift
+        variance = float((difficulty**2 + 1 / certainty).mean())
+    # Estimates of difficulties vary less than the difficulties.
+    return process, difficulty * np.sqrt(variance) / difficulty.std()
+
+
+def load(name: str) -> Landscape:
+    """The landscape of a name in `RECIPES`, fitted to the recipes that are there; the fit is kept in the folder of
+    temporary files. Raises ValueError without recipes.
+    """
+    lines = [line for line in lines_of(name) if "number" in line]
+    if not lines:
+        raise ValueError(f"{name} has no recipes; run: python benchmarks/landscapes.py collect {name}")
+    space = scorer_of(name).space
+    text = json.dumps(lines) + config_of(name).read_text() + Path(__file__).read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    cache = Path(tempfile.gettempdir()) / "llmevo-landscapes" / f"{name}-{digest}.npz"
+    return Landscape(space, table_of(lines, space), cache)
+
+
+REAL_GAP = 0.731, 0.639
+"""Search and held-out score of the best of 60 candidates of cma-es in the quickstart, on 160 search questions."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Predicted true scores of the recipes of `check` against their scores on the whole pool; simulated searches."""
+    name: str = options.name
+    landscape = load(name)
+    space = landscape.space
+    known, checks = (table_of([line for line in lines_of(name) if kind in line], space) for kind in ("number", "check"))
+    print(f"{name}: {len(known.points)} recipes, {len(space.genes)} genes, {len(checks.points)} recipes of check")
+    lowest, highest, noise = known.totals.min(), known.totals.max(), np.sqrt(known.noise).mean()
+    print(f"scores of these recipes {lowest:.3f} to {highest:.3f}, their error {noise:.3f}")
+    predicted, real = landscape.truth(checks.points), checks.totals
+    print(f"rank correlation {_interval(predicted, real)}")
+    for task in landscape.tasks:
+        share = checks.right[task].mean(axis=1)
+        found = _interval(landscape.accuracy(task, checks.points), share)
+        print(f"  {task}: {found}, scores {share.min():.2f} to {share.max():.2f}")
+    noise = np.sqrt(checks.noise.mean())
+    error = np.sqrt(((predicted - real) ** 2).mean())
+    print(f"whole-pool scores {real.min():.3f} to {real.max():.3f}, their own error {noise:.3f}")
+    print(f"error of the prediction {error:.3f}, mean {np.mean(predicted - real):+.3f}")
+    rng = np.random.default_rng(0)
+    noisy = [spearmanr(real, real + np.sqrt(checks.noise) * rng.standard_normal(len(real)))[0] for _ in range(500)]
+    print(f"rank correlation of these scores with a repetition on other questions, about {np.mean(noisy):.3f}")
+    gene, (point, highest) = landscape.coefficient, landscape.optimum
+    print(f"field {landscape.field}")
+    print(f"optimum {highest:.3f} at {np.round(point, 2).tolist()}")
+    print(f"best common weight {gene.weight:.3f}: {gene.truth:.3f}")
+    if options.seeds:
+        from simulator import Rules, simulated  # its search driver
+
+        found = [simulated(landscape, space, "cma-es", Rules(), 60, seed, 32) for seed in range(options.seeds)]  # type: ignore[arg-type]
+        searched = [max(np.mean([a.mean() for a in one.values()]) for one in each.answers) for each in found]
+        truths = [each.curve[-1] for each in found]
+        gaps = np.subtract(searched, truths)
+        print(
+            f"best of 60 of cma-es on 160 questions: {np.mean(searched):.3f} searched, {np.mean(truths):.3f} true,"
+            f" gap {gaps.mean():.3f} ± {gaps.std(ddof=1):.3f} (standard deviation of {len(gaps)} seeds);"
+            f" in the real quickstart {REAL_GAP[0]:.3f}, {REAL_GAP[1]:.3f} and {REAL_GAP[0] - REAL_GAP[1]:.3f}"
+        )
+
+
+def _interval(one: Array, other: Array) -> str:
+    """The rank correlation with a bootstrap interval of 95 %."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(one), size=len(one)) for _ in range(2000)]
+    low, high = np.nanquantile([spearmanr(one[rows], other[rows])[0] for rows in drawn], (0.025, 0.975))
+    return f"{spearmanr(one, other)[0]:.3f} ({low:.3f} to {high:.3f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -380,6 +752,10 @@ def main() -> None:
     collecting.add_argument("name", choices=[*RECIPES])
     collecting.add_argument("--recipes", type=int, help=f"by default {RECIPES}")
     collecting.set_defaults(command=collect)
+    checking = commands.add_parser("check", help="the model against recipes that it was not fitted to")
+    checking.add_argument("name", choices=[*RECIPES])
+    checking.add_argument("--seeds", type=int, default=10, help="simulated searches; 0 for none")
+    checking.set_defaults(command=check)
     options = parser.parse_args()
     options.command(options)
 
