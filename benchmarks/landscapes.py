@@ -456,7 +456,7 @@ class Landscape:
         """The highest true score: of many starts of a local search on `truth`."""
         if cache and not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(cache, **fit)
+            np.savez(cache, **fit)  # type: ignore[arg-type]
 
     # What it is asked
 
@@ -658,23 +658,21 @@ def item_response(groups: Sequence[Array], points: Array, right: Array) -> tuple
         spread = chance * (1 - chance)
         return asked * density * (answers - chance) / spread, asked * density**2 / spread
 
+    certainty = np.ones_like(difficulty)
     for turn in range(TURNS):
         for _ in range(4):
-            slope, information = derivatives()
-            slope, information = slope.sum(axis=1), information.sum(axis=1) + 1e-3
-            working = ability + np.clip(slope / information, -2, 2)
-            process.fit(points, working, 1 / information, steps=0)
-            ability = process.mean(points)
-        if turn % 2 == 0:
-            process.fit(points, working, 1 / information)
-            ability = process.mean(points)
-        for _ in range(4):
-            slope, information = derivatives()
-            certainty = information.sum(axis=0) + 1 / variance
-            difficulty = difficulty - np.clip((slope.sum(axis=0) + difficulty / variance) / certainty, -1, 1)
+            slopes, informations = derivatives()
+            certainty = informations.sum(axis=0) + 1 / variance
+            difficulty = difficulty - np.clip((slopes.sum(axis=0) + difficulty / variance) / certainty, -1, 1)
+        variance = float((difficulty**2 + 1 / certainty).mean())
         shift = difficulty.mean()
         difficulty, ability = difficulty - shift, ability - shift
-        variance = float((difficulty**2 + 1 / certainty).mean())
+        for step in range(5):
+            slopes, informations = derivatives()
+            slope, information = slopes.sum(axis=1), informations.sum(axis=1) + 1e-3
+            working = ability + np.clip(slope / information, -2, 2)  # the answers as values with normal noise
+            process.fit(points, working, 1 / information, steps=40 if step == 4 and turn % 2 == 0 else 0)
+            ability = process.mean(points)
     # Estimates of difficulties vary less than the difficulties.
     return process, difficulty * np.sqrt(variance) / difficulty.std()
 
