@@ -127,7 +127,7 @@ class Process:
         if steps:
             bounds = [(c - 5.0, c + 5.0) for c in self._centre]
             found = minimize(
-                self._objective,
+                self.objective,
                 self.parameters,
                 (values, noise),
                 jac=True,
@@ -149,7 +149,7 @@ class Process:
             total = total + variance * (1 + far + far**2 / 3) * np.exp(-far)
         return total
 
-    def _objective(self, parameters: Array, values: Array, noise: Array) -> tuple[float, Array]:
+    def objective(self, parameters: Array, values: Array, noise: Array) -> tuple[float, Array]:
         """The negative logarithm of the posterior of the kernel's parameters, and its gradient."""
         parts, slopes = list[Array](), list[Array]()
         kernel = CONSTANT + np.diag(noise + 1e-9)
@@ -400,6 +400,8 @@ SMOOTHNESS = (0.5, 1.5, np.inf)
 """Their Matérn kernels' parameters to choose from."""
 PAIRED = 40_000
 """Pairs of answers that these are estimated from."""
+NEIGHBOURS = 10
+"""Of a recipe, that half of these pairs are with."""
 KEPT_FIELDS = 64
 """Fields of (task, seed) that stay in memory."""
 
@@ -566,10 +568,10 @@ class Landscape:
         """The most probable kernel for pairs of answers to a question: half of them of neighbours."""
         rng, size = np.random.default_rng(0), len(table.points)
         means = table.points @ self._means.T
-        near = np.argsort(cdist(table.points, table.points), axis=1)[:, 1:11]
+        near = np.argsort(cdist(table.points, table.points), axis=1)[:, 1 : NEIGHBOURS + 1]
         ones = rng.integers(size, size=20_000)
         others = np.where(
-            np.arange(20_000) % 2, near[ones, rng.integers(10, size=20_000)], rng.integers(size, size=20_000)
+            np.arange(20_000) % 2, near[ones, rng.integers(near.shape[1], size=20_000)], rng.integers(size, size=20_000)
         )
         ones, others = ones[ones != others], others[ones != others]
         gathered: list[Array] = []
