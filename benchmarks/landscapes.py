@@ -693,6 +693,9 @@ def load(name: str) -> Landscape:
     return Landscape(space, table_of(lines, space), cache)
 
 
+EARLIER = HERE / "results" / "quickstart-recipes.jsonl"
+"""Recipes of the quickstart, all asked the same questions: the quickstart's own."""
+
 REAL_GAP = 0.731, 0.639
 """Search and held-out score of the best of 60 candidates of cma-es in the quickstart, on 160 search questions."""
 
@@ -723,6 +726,8 @@ def check(options: argparse.Namespace) -> None:
     print(f"field {landscape.field}")
     print(f"optimum {highest:.3f} at {np.round(point, 2).tolist()}")
     print(f"best common weight {gene.weight:.3f}: {gene.truth:.3f}")
+    if name == "quickstart":
+        _check_other_questions(landscape)
     if options.seeds:
         from simulator import Rules, simulated  # its search driver
 
@@ -735,6 +740,22 @@ def check(options: argparse.Namespace) -> None:
             f" gap {gaps.mean():.3f} ± {gaps.std(ddof=1):.3f} (standard deviation of {len(gaps)} seeds);"
             f" in the real quickstart {REAL_GAP[0]:.3f}, {REAL_GAP[1]:.3f} and {REAL_GAP[0] - REAL_GAP[1]:.3f}"
         )
+
+
+def _check_other_questions(landscape: Landscape) -> None:
+    """Recipes that were scored on the quickstart's own search questions."""
+    rows = [json.loads(line) for line in EARLIER.read_text().splitlines()]
+    rows = [row for row in rows if "right" in row]
+    names = [gene.name for gene in landscape.space.genes]
+    points = np.array([landscape.space.to_unit(dict(zip(names, row["genes"], strict=True))) for row in rows])
+    answers = [[[int(c) for c in text] for text in row["right"].values()] for row in rows]
+    real, predicted = np.mean(answers, axis=(1, 2)), landscape.truth(points)
+    top = np.argsort(-real)[:10]
+    print(
+        f"{len(rows)} other recipes on the quickstart's 160 search questions:"
+        f" rank correlation {_interval(predicted, real)}, real minus predicted {np.mean(real - predicted):+.3f}, of the ten with the highest scores"
+        f" {np.mean((real - predicted)[top]):+.3f}"
+    )
 
 
 def _interval(one: Array, other: Array) -> str:
