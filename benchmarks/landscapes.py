@@ -750,12 +750,9 @@ def _check_other_questions(landscape: Landscape) -> None:
     points = np.array([landscape.space.to_unit(dict(zip(names, row["genes"], strict=True))) for row in rows])
     answers = [[[int(c) for c in text] for text in row["right"].values()] for row in rows]
     real, predicted = np.mean(answers, axis=(1, 2)), landscape.truth(points)
-    top = np.argsort(-real)[:10]
-    print(
-        f"{len(rows)} other recipes on the quickstart's 160 search questions:"
-        f" rank correlation {_interval(predicted, real)}, real minus predicted {np.mean(real - predicted):+.3f}, of the ten with the highest scores"
-        f" {np.mean((real - predicted)[top]):+.3f}"
-    )
+    more, top = real - predicted, np.argsort(-real)[:10]
+    print(f"{len(rows)} other recipes on the quickstart's 160 search questions: {_interval(predicted, real)};")
+    print(f"  real minus predicted {more.mean():+.3f}, of the ten with the highest scores {more[top].mean():+.3f}")
 
 
 def _interval(one: Array, other: Array) -> str:
