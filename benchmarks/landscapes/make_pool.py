@@ -16,17 +16,12 @@ sys.path.insert(0, str(HERE.parent.parent / "configs" / "quickstart"))
 import make_tasks  # noqa: E402
 import skills  # noqa: E402
 
-SEED = 100_000
-"""reasoning-gym makes question `i` from this plus `i`: far beyond the training's."""
-SIZE = 200
-
 
 def write(name: str, skill: skills.Skill) -> None:
     """The questions and task files of one skill."""
-    seen = {item.question for items in skills.parts(skill, skills.TRAINED_ON).values() for item in items}
     rng = random.Random(f"{name}/pool")
     rows: list[str] = []
-    for item in skill.items(SEED, SIZE, seen):
+    for item in skills.parts(skill, skills.TRAINED_ON)["pool"]:
         choices = skill.choices(item, rng)
         rows.append(
             json.dumps({"question": item.question, "choices": choices, "answer": choices.index(item.answer)}) + "\n"

@@ -71,6 +71,8 @@ def write(name: str, skill: skills.Skill) -> None:
             digests = "".join(f"{skills.digest(item.question)}\n" for item in items)
             (HERE / f"{name}.training.sha256").write_text(digests)
             continue
+        if part == "pool":  # for `benchmarks/landscapes/make_pool.py`
+            continue
         rng = random.Random(f"{name}/{part}")
         rows = []
         for item in items:

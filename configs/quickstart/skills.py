@@ -107,10 +107,17 @@ SKILLS = {
 }
 """The skills by the name of their expert."""
 
-SEEDS = {"search": 1_000, "heldout": 2_000, "training": 3_000}
-"""Where each part's items come from. Search and held-out are drawn first; training takes none of theirs."""
+SEEDS = {"search": 1_000, "heldout": 2_000, "training": 3_000, "pool": 100_000}
+"""Where each part's items come from, in the order in which they are drawn; none takes an item of those before it. The
+pool is what the recipes of `benchmarks/landscapes` are asked.
+"""
 
-SIZES = {"search": 64, "heldout": 128}
+SIZES = {"search": 64, "heldout": 128, "pool": 200}
+
+MORE_SEEDS = {"search": 200_000, "heldout": 300_000}
+"""Of further items of search and held-out, which are drawn after all others: the experts exist already."""
+
+MORE_SIZES = {"search": 64, "heldout": 128}
 
 TRAINED_ON = 2560
 """Items an expert was trained on: 160 steps of 16."""
@@ -122,10 +129,13 @@ def digest(question: str) -> str:
 
 
 def parts(skill: Skill, training: int) -> dict[str, list[Item]]:
-    """Search, held-out and training items of a skill: disjoint by question."""
+    """Search, held-out, training and pool items of a skill: disjoint by question."""
     seen: set[str] = set()
     sizes = {**SIZES, "training": training}
-    return {part: skill.items(SEEDS[part], size, seen) for part, size in sizes.items()}
+    found = {part: skill.items(seed, sizes[part], seen) for part, seed in SEEDS.items()}
+    for part, seed in MORE_SEEDS.items():
+        found[part] += skill.items(seed, MORE_SIZES[part], seen)
+    return found
 
 
 def prompt(item: Item) -> str:
