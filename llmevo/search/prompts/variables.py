@@ -34,6 +34,7 @@ BEST = 8  # recipes in the short form
 PAIRED = 10  # of the best recipes, whose differences to the best one tell their standard error
 ENDING = 2  # prompts before the last one that are told that the end is near
 PREDICTIONS = 6  # earlier predictions that are listed
+RECENT = 8  # predictions that the mean error is of
 REASON = 160  # characters of the violated constraints of a recipe
 NAMED = ("parent", "uniform", "coefficient", "user", "llm")  # origins that are shown; others are numeric optimizers'
 
@@ -246,6 +247,7 @@ class Variables:
     def all(self) -> dict[str, Any]:
         question, table, names, tasks, detail = self._question, self._table, self._names, self._tasks, self._detail
         space, predictions, best, facts = question.space, question.predictions, question.best, self._facts
+        recent = predictions[-RECENT:]  # the first, before any score, would decide the mean
         by_parameter = {gene.parameter: gene for gene in table.numbers}
         return {
             "q": question,
@@ -281,9 +283,9 @@ class Variables:
             "choices": method_lines(question, table, names),
             "predictions": predictions[-PREDICTIONS:],
             "spearman": calibration(predictions),
-            "bias": fmean(expected - actual for expected, actual in predictions) if predictions else 0.0,
-            "bias_error": stdev(e - a for e, a in predictions) / len(predictions) ** 0.5 if predictions[1:] else 0.0,
-            "predicted": len(predictions),
+            "bias": fmean(expected - actual for expected, actual in recent) if recent else 0.0,
+            "bias_error": stdev(e - a for e, a in recent) / len(recent) ** 0.5 if recent[1:] else 0.0,
+            "predicted": len(recent),
             "noise": fmean(t.score.stderr for t in question.scored if t.score) if question.scored else 0.0,
             "questions": best.score.items if best and best.score else 0,
             "best": best.value if best else None,
@@ -538,15 +540,15 @@ class Variables:
         return f"{found.word}: {text} ({about}: {pair} by {lead})"
 
     def _belief(self, belief: Belief) -> str:
-        """`model.weight row 2: higher, confidence 0.7 (reason)`."""
+        """`model.weight row 2: higher, confidence 0.7 (reason)`, or `best at 0.4`."""
         genes = [gene for gene in self._table.numbers if gene.name in belief.genes]
         shown = ", ".join(map(self._short_where, genes[:3])) or "rows that are not shown"
         more = f" and {len(genes) - 3} more" if len(genes) > 3 else ""
         spread = "" if belief.spread is None else f"±{belief.spread:.2g}"
         where = {1: "higher", -1: "lower"}.get(belief.direction, "stay")
-        value = "" if belief.value is None else f", best about {belief.value:.3g}{spread}"
+        said = where if belief.value is None else f"best at {belief.value:.3g}{spread}"
         why = self._names.text(belief.text, 80)
-        return f"{shown}{more}: {where}{value}, confidence {belief.confidence:.2g}" + (f" ({why})" if why else "")
+        return f"{shown}{more}: {said}, confidence {belief.confidence:.2g}" + (f" ({why})" if why else "")
 
     def _geometry(self) -> list[tuple[str, str, str]]:
         """(slice, norms in ten-thousandths of the base's, cosines in hundredths of the most similar pairs)."""
