@@ -106,11 +106,11 @@ class AroundBest(Rival):
 
 
 class TunedCmaEs(CmaEs):
-    """pycma from the best start row with another first step size and population, in which a generation may be
-    smaller than the run's.
+    """pycma from the best start row with another first step size and population.
 
-    `cma-es/SIGMA/POPULATION` is any of them; `cma-es-tuned` is the best on the landscapes of SIGMA 1/12, 1/6, 1/3 and
-    POPULATION 6, 10, 16: see `TUNED`.
+    `cma-es/SIGMA/POPULATION` is any of them. `cma-es-tuned` has `TUNED`, the best on average of SIGMA 1/12, 1/6, 1/3 and
+    POPULATION 6, 10, 16 in 20 searches each of 60 evaluations on two landscapes of 8 genes; mergekit-evolve's
+    (`cma-es`, 1/6 and 10) are equal within the error.
     """
 
     def __init__(self, sigma: float, population: int, setup: Setup) -> None:
@@ -400,7 +400,8 @@ class Smac(Rival):
         self._folder.cleanup()
 
 
-TUNED = 1 / 6, 10
+TUNED = 1 / 6, 6
+"""First step size, as a share of a gene's range, and population of `cma-es-tuned`."""
 
 RIVALS: dict[str, Callable[[Setup], Optimizer]] = {
     **{f"coefficient-{count}": partial(Coefficients, count) for count in (3, 6, 12)},
