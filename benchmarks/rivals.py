@@ -108,8 +108,8 @@ class AroundBest(Rival):
 class TunedCmaEs(CmaEs):
     """pycma from the best start row with another first step size and population.
 
-    `cma-es/SIGMA/POPULATION` is any of them. `cma-es-tuned` has `TUNED`, the best on average of SIGMA 1/12, 1/6, 1/3 and
-    POPULATION 6, 10, 16 in 20 searches each of 60 evaluations on two landscapes of 8 genes; mergekit-evolve's
+    `cma-es/SIGMA/POPULATION` is any of them. `cma-es-tuned` has `TUNED`, the best on average of SIGMA 1/12, 1/6, 1/3
+    and POPULATION 6, 10, 16 in 20 searches of 60 evaluations on each of two landscapes of 8 genes; mergekit-evolve's
     (`cma-es`, 1/6 and 10) are equal within the error.
     """
 

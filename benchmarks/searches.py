@@ -642,8 +642,9 @@ def picture(options: argparse.Namespace) -> None:
             mean, error = values.mean(axis=0), values.std(axis=0) / max(len(values) - 1, 1) ** 0.5
             axis.plot(marks, mean, label=name, color=colours[name])
             axis.fill_between(marks, mean - error, mean + error, color=colours[name], alpha=0.15, linewidth=0)
-        axis.axhline(some["coefficient"], color="black", linestyle=":", linewidth=1)
-        axis.axhline(some["optimum"], color="black", linestyle="--", linewidth=1)
+        for name, style in (("coefficient", ":"), ("optimum", "--")):
+            label = "best coefficient" if name == "coefficient" else name
+            axis.axhline(some[name], color="black", linestyle=style, linewidth=1, label=label)
         axis.set_xscale("log")
         axis.set_xticks(marks, map(str, marks))
         axis.minorticks_off()
