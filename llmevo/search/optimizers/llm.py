@@ -131,6 +131,10 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
             mask_names=setup.mask_names,
             constraints=setup.constraints,
             weights=self._weights,
+            cards=setup.cards,
+            texts=setup.texts,
+            descriptions=setup.descriptions,
+            chances=setup.chances,
         )
 
     def _in_score(self, prospect: Prospect) -> tuple[float, float]:
