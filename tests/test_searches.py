@@ -55,6 +55,8 @@ def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module: Any = importlib.import_module("searches")
     surfaces = {"bowl": Bowl()}
     monkeypatch.setattr(module, "load", surfaces.__getitem__)
+    facts = {"texts": {task: [(f"question {number}", "yes") for number in range(41)] for task in ("a", "b")}}
+    monkeypatch.setattr(module, "briefing", {"bowl": facts}.__getitem__)
     module.surfaces = surfaces
     return module
 
