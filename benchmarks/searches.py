@@ -473,11 +473,16 @@ def _digest(parts: Iterable[tuple[str, str]]) -> str:
 
 
 @cache
-def engine_of(name: str) -> str:
-    """The digest of an optimizer's source: of its class, and of the files of the optimizers' folder that it uses."""
-    made = maker(name)
+def engine_of(search: str) -> str:
+    """The digest of a search's code: of the optimizer's class, of the files of the optimizers' folder that it uses, and
+    of the simulated LLM. The prompts are no part of it.
+    """
+    plan = Plan("", search, 0, 0, 0, "")
+    made = maker(plan.optimizer)
     kind: Any = made.func if isinstance(made, partial) else made
     parts: list[tuple[str, str]] = [("arguments", repr(made.args))] if isinstance(made, partial) else []
+    if plan.policy:
+        parts.append(("simulated LLM", ast.dump(_code(Path(inspect.getfile(SimulatedClient))))))
     for cls in inspect.getmro(kind):
         if cls.__module__ == "rivals":
             tree = next(
@@ -514,7 +519,7 @@ def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
     The trials are kept there so that another rule for what is handed over needs no search again.
     """
     landscape = load(plan.landscape)
-    name = {**asdict(plan), "engine": engine_of(plan.optimizer), "surface": surface_of(landscape)}
+    name = {**asdict(plan), "engine": engine_of(plan.search), "surface": surface_of(landscape)}
     kept = Path(tempfile.gettempdir()) / "llmevo-searches" / f"{_digest([('plan', json.dumps(name))])}.json"
     if kept.exists() and not (server.recorded or server.transcript):
         found = Found(**json.loads(kept.read_text()))
@@ -561,11 +566,9 @@ def run(options: argparse.Namespace) -> None:
         for landscape in options.landscape.split(",")
         for name in names
     ]
-    versions = {
-        plan: (engine_of(plan.optimizer), surface_of(load(plan.landscape)), rule_of()) for plan in dict.fromkeys(wanted)
-    }
+    versions = {plan: (engine_of(plan.search), surface_of(load(plan.landscape)), rule_of()) for plan in wanted}
     lines = lines_of(file)
-    stale = [line for line in lines if versions.get(plan_of(line), found := _version(line)) != found]
+    stale = [line for line in lines if (plan := plan_of(line)) in versions and versions[plan] != _version(line)]
     if stale:
         print(f"{len(stale)} lines of {file.name} are of earlier code or landscapes, and run again", flush=True)
         lines = [line for line in lines if line not in stale]

@@ -133,7 +133,7 @@ def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypa
 def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
     searches: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("llm-off", "llm", "cma-es", "random", "cma-es/0.1/5", "cma-es/0.2/5", "cobyqa")
+    names = ("llm-off", "llm", "cma-es", "random", "cma-es/0.1/5", "cma-es/0.2/5", "cobyqa", "llm:random")
     before = {name: searches.engine_of(name) for name in names}
     assert len(set(before.values())) == len(names)
     original = searches._code
@@ -146,7 +146,7 @@ def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
     searches.engine_of.cache_clear()
     after = {name: searches.engine_of(name) for name in names}
     searches.engine_of.cache_clear()
-    assert {name for name in names if before[name] != after[name]} == {"llm-off", "llm"}
+    assert {name for name in names if before[name] != after[name]} == {"llm-off", "llm", "llm:random"}
 
 
 def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path: Path) -> None:
