@@ -331,7 +331,7 @@ class Server(NamedTuple):
                 raise SystemExit(f"{self.recorded} has no reply for {plan}")
             return RecordedReplies(plan.search, own)
         if plan.policy:
-            return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]))
+            return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]), plan.seed)
         if not self.url:
             raise SystemExit(f"{plan.search}: name a simulated LLM (llm:POLICY), a server (llm@URL) or --recorded FILE")
         key = read_key(None, Path(), "llm", base_url=self.url)

@@ -23,7 +23,7 @@ from llmevo.run.log.storage import LOG
 from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
-from llmevo.search.optimizers import ASKING, OPTIMIZERS
+from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.models.checkpoints import Sources
     from llmevo.run.scorer import Scorer
 
-RULES = 2
+RULES = 3
 """The `rules` of new runs: see `events.RunStarted`."""
 
 
@@ -225,9 +225,11 @@ class Experiment:
             texts=self._shown_texts,
             descriptions=self.descriptions,
             chances=self.chances,
+            short=self.asks_short,
             from_uniform=self.rules < 2,
         )
-        return OPTIMIZERS[search.optimizer](setup)
+        earlier = EARLIER if self.rules < 3 else {}
+        return {**OPTIMIZERS, **earlier}[search.optimizer](setup)
 
     @property
     def evaluations(self) -> int:
@@ -286,6 +288,12 @@ class Experiment:
     def style(self) -> str:
         """The prompting style, from the log where there is one: reading a run needs no client."""
         return self.recorded.style if self.recorded else self.proposer.style
+
+    @property
+    def asks_short(self) -> bool:
+        """Whether the LLM is asked in the short form: see `llm.form`."""
+        form = self.config.llm.form
+        return form == "short" or (form == "auto" and self.proposer_name == "local")
 
     @property
     def prompt_files(self) -> tuple[str, ...]:

@@ -61,7 +61,9 @@ class RunStarted(BaseEvent):
     against it, and the optimizer's recommendation is a finalist even if it was stopped. 2: merges with one weight for
     all models are start rows (origin `coefficient`), and the best of them is a finalist and held out; optimizers start
     from the best start row; one rule recommends for every optimizer (`search.optimizers.recommendation`); only fully
-    evaluated candidates lead, and a stopped finalist is asked the remaining questions first."""
+    evaluated candidates lead, and a stopped finalist is asked the remaining questions first. 3: `llm` and `llm-off` are
+    Bayesian optimization instead of CMA-ES with a surrogate; the LLM is asked before anything is scored, and its
+    recipes are start rows; another process recommends."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
