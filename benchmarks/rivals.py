@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmevo.search.optimizers import EARLIER
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.cma_es import CmaEs
 from llmevo.search.optimizers.population import at_least_two
@@ -411,6 +412,7 @@ RIVALS: dict[str, Callable[[Setup], Optimizer]] = {
     "botorch": LogNei,
     "turbo": Turbo,
     "smac": Smac,
+    "llm-off-earlier": EARLIER["llm-off"],
 }
 """Every rival by its name."""
 

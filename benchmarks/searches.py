@@ -383,8 +383,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     generation, watch, rows = 0, Stopwatch(), start_rows(space)
     with watch:
         optimizer = maker(plan.optimizer)(setup)
-        if ask_start := getattr(optimizer, "ask_start", None):
-            rows += answerer.suggestions(ask_start(rows))
+        rows += answerer.suggestions(optimizer.ask_start(rows))
     proposed = rows[: plan.budget]
     while proposed:
         points = np.array([space.to_unit(suggestion.genes) for suggestion in proposed])
