@@ -201,7 +201,9 @@ class Examiner:
     def _score(self, shares: Mapping[str, float], answers: Mapping[str, list[float]] | None = None) -> Score:
         results = {task: {METRIC: share} for task, share in shares.items()}
         items = sum(map(len, (answers or {}).values()))
-        return replace(aggregate(self._tasks, results, items, answers or {}), item_scores=answers or {})
+        score = aggregate(self._tasks, results, items, answers or {})
+        # Answers to other questions must not be compared one by one.
+        return replace(score, item_scores={} if self._fresh else answers or {})
 
 
 # The LLM
@@ -234,7 +236,8 @@ class Answerer:
 
     def __init__(self, client: Client | None, key: Mapping[str, Any], transcript: Path | None) -> None:
         """`key` names the search in the transcript."""
-        self._client, self._key, self._transcript = client, key, transcript
+        self._client, self._transcript = client, transcript
+        self._key = {**key, "attempt": time.time_ns()}  # one that was interrupted stays in the file
         self._failed = False
         self._templates = Templates()
         self.calls, self.watch = 0, Stopwatch()
@@ -329,7 +332,7 @@ class Server(NamedTuple):
             own = [line for line in lines if all(line[name] == value for name, value in asdict(plan).items())]
             if not own:
                 raise SystemExit(f"{self.recorded} has no reply for {plan}")
-            return RecordedReplies(plan.search, own)
+            return RecordedReplies(plan.search, [line for line in own if line["attempt"] == own[-1]["attempt"]])
         if plan.policy:
             return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]), plan.seed)
         if not self.url:

@@ -106,6 +106,9 @@ def test_questions_are_the_same_for_all_candidates_or_other_ones_for_each_or_non
     run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--mode", "fresh")
     assert len(set(asked)) == 15
     assert len(asked) == 30
+    (score,) = searches.Examiner(searches.surfaces["bowl"], 16, "fresh", 0).scores(np.array([[0.5, 0.5]]))
+    assert score.stderr > 0
+    assert not score.item_scores  # no two candidates' answers are to the same questions
     asked.clear()
     lines = run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--questions", "0")
     assert not asked
@@ -156,6 +159,8 @@ def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path:
     said = [json.loads(line) for line in transcript.read_text().splitlines()]
     assert len(said) == sum(line["calls"] for line in first)
     assert all(line["messages"] and line["reply"] for line in said)
+    interrupted = [{**line, "attempt": 0, "reply": "{}"} for line in said[:1]]
+    transcript.write_text("".join(json.dumps(line) + "\n" for line in [*interrupted, *said]))
     again = run(searches, tmp_path / "two.jsonl", "llm:recombiner", "--recorded", str(transcript))
     assert without_seconds(again) == without_seconds(first)
     # Other replies make another search: it is not the simulated LLM that answers.
