@@ -41,13 +41,15 @@ from numpy.typing import NDArray
 from rivals import RIVALS, rival
 
 from llmevo.config import Search as SearchConfig
+from llmevo.config import read_config
 from llmevo.errors import ProposerError
 from llmevo.evaluation.score import Score, aggregate
 from llmevo.evaluation.tasks.task import Task
 from llmevo.llm.client import Client, Connection, Reply, read_key
 from llmevo.llm.openai import OpenAIClient
 from llmevo.llm.templates import Templates
-from llmevo.run.llm_calls import QUOTED
+from llmevo.run.llm_calls import is_repairable, repaired
+from llmevo.run.scorer import Scorer
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking
 from llmevo.search.prompts.question import Prompt, Reading
@@ -103,11 +105,41 @@ def load(name: str) -> Landscape:
     if name == "simulator":
         import simulator
 
-        found: Any = simulator.QuickstartLandscape()
-        return found
-    import landscapes  # type: ignore[import-not-found]
+        found: Any = simulator.QuickstartLandscape()  # cached properties are no properties for type checkers
+    else:
+        import landscapes
 
-    return landscapes.load(name)
+        found = landscapes.load(name)
+    return found
+
+
+def scorer_of(name: str) -> Scorer:
+    """Return what scores real merges of a landscape's space."""
+    if name == "simulator":
+        import simulator
+
+        return Scorer(read_config(simulator.QUICKSTART), simulator.QUICKSTART.parent)
+    import landscapes
+
+    return landscapes.scorer_of(name)
+
+
+@cache
+def briefing(name: str) -> dict[str, Any]:
+    """Return what a run tells its LLM of a landscape's models and tasks, as arguments of `Setup`; reads the models.
+
+    The answers to questions are simulated: an LLM can learn from the texts what a task is, and not which model answers
+    which of its questions.
+    """
+    scorer = scorer_of(name)
+    cards = {short: scorer.sources.card(reference) for reference, short in scorer.space.names.items()}
+    return {
+        "geometry": scorer.geometry,
+        "cards": {short: card for short, card in cards.items() if card},
+        "texts": scorer.evaluator.texts(),
+        "descriptions": scorer.evaluator.descriptions(),
+        "chances": scorer.evaluator.chances(),
+    }
 
 
 def start_rows(space: SearchSpace) -> list[Suggestion]:
@@ -126,18 +158,25 @@ class Examiner:
     def __init__(self, landscape: Landscape, questions: int, mode: str, seed: int) -> None:
         self._landscape, self._fresh, self._seed = landscape, mode == "fresh", seed
         self._count = questions
-        self._drawn = np.random.default_rng(seed)
+        self._random = np.random.default_rng(seed)
         self._tasks = [Task(name=task, weight=1 / len(landscape.tasks), metric=METRIC) for task in landscape.tasks]
-        self._difficulties = self._draw()
+        self._questions = self._draw()
         self._scored = 0
 
     @property
     def weights(self) -> dict[str, tuple[float, str]]:
         return {task.name: (task.weight, METRIC) for task in self._tasks}
 
-    def _draw(self) -> dict[str, Array]:
+    def texts(self, pool: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+        """Return the texts of the questions, of those of the landscape; none where each candidate gets others."""
+        if self._fresh or not self._count:
+            return {}
+        return {task: [pool[task][number] for number in own] for task, own in self._questions.items()}
+
+    def _draw(self) -> dict[str, NDArray[np.int64]]:
+        """Questions of every task by their numbers."""
         known = self._landscape.difficulties
-        return {task: self._drawn.choice(known[task], self._count) for task in self._landscape.tasks}
+        return {task: self._random.choice(len(known[task]), self._count) for task in self._landscape.tasks}
 
     def scores(self, points: Array) -> list[Score]:
         """Return the scores of candidates."""
@@ -145,15 +184,16 @@ class Examiner:
             shares = {task: self._landscape.accuracy(task, points) for task in self._landscape.tasks}
             return [self._score({task: float(of[row]) for task, of in shares.items()}) for row in range(len(points))]
         if not self._fresh:
-            return [*self._answered(points, self._difficulties, self._seed)]
+            return [*self._answered(points, self._questions, self._seed)]
         found: list[Score] = []
         for point in points:
             self._scored += 1
             found += self._answered(point[None], self._draw(), 1_000_000 + 1000 * self._seed + self._scored)
         return found
 
-    def _answered(self, points: Array, difficulties: Mapping[str, Array], seed: int) -> Iterator[Score]:
-        right = {task: self._landscape.answers(task, points, of, seed) for task, of in difficulties.items()}
+    def _answered(self, points: Array, questions: Mapping[str, NDArray[np.int64]], seed: int) -> Iterator[Score]:
+        known = self._landscape.difficulties
+        right = {task: self._landscape.answers(task, points, known[task][own], seed) for task, own in questions.items()}
         for row in range(len(points)):
             answers = {task: [float(value) for value in of[row]] for task, of in right.items()}
             yield self._score({task: float(np.mean(own)) for task, own in answers.items()}, answers)
@@ -161,7 +201,9 @@ class Examiner:
     def _score(self, shares: Mapping[str, float], answers: Mapping[str, list[float]] | None = None) -> Score:
         results = {task: {METRIC: share} for task, share in shares.items()}
         items = sum(map(len, (answers or {}).values()))
-        return replace(aggregate(self._tasks, results, items, answers or {}), item_scores=answers or {})
+        score = aggregate(self._tasks, results, items, answers or {})
+        # Answers to other questions must not be compared one by one.
+        return replace(score, item_scores={} if self._fresh else answers or {})
 
 
 # The LLM
@@ -194,7 +236,8 @@ class Answerer:
 
     def __init__(self, client: Client | None, key: Mapping[str, Any], transcript: Path | None) -> None:
         """`key` names the search in the transcript."""
-        self._client, self._key, self._transcript = client, key, transcript
+        self._client, self._transcript = client, transcript
+        self._key = {**key, "attempt": time.time_ns()}  # one that was interrupted stays in the file
         self._failed = False
         self._templates = Templates()
         self.calls, self.watch = 0, Stopwatch()
@@ -212,14 +255,9 @@ class Answerer:
 
     def _reading(self, prompt: Prompt) -> Reading:
         reply, reading = self._turn(prompt)
-        if reply is None or reading.proposals or self._failed or prompt.question is None or prompt.integers:
+        if reply is None or self._failed or not is_repairable(prompt, reading):
             return reading
-        problems = "; ".join(reading.problems[:5])
-        messages = (
-            {"role": "assistant", "content": reply[:QUOTED]},
-            {"role": "user", "content": self._templates.render("repair.j2", problems=problems)},
-        )
-        _, again = self._turn(replace(prompt, messages=(*prompt.messages, *messages)))
+        _, again = self._turn(repaired(prompt, reply, reading, self._templates))
         self._failed |= not again.proposals
         return again
 
@@ -294,7 +332,7 @@ class Server(NamedTuple):
             own = [line for line in lines if all(line[name] == value for name, value in asdict(plan).items())]
             if not own:
                 raise SystemExit(f"{self.recorded} has no reply for {plan}")
-            return RecordedReplies(plan.search, own)
+            return RecordedReplies(plan.search, [line for line in own if line["attempt"] == own[-1]["attempt"]])
         if plan.policy:
             return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]), plan.seed)
         if not self.url:
@@ -335,7 +373,12 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     """Run one search."""
     space, examiner = landscape.space, Examiner(landscape, plan.questions, plan.mode, plan.seed)
     client = server.client(plan, landscape)
-    setup = Setup(space, plan.seed, plan.budget, examiner.weights, client.style if client else "", Templates())
+    style = client.style if client else ""
+    facts: dict[str, Any] = {}
+    if "@" in plan.search:  # simulated LLMs need none
+        facts = briefing(plan.landscape)
+        facts = {**facts, "texts": examiner.texts(facts["texts"])}
+    setup = Setup(space, plan.seed, plan.budget, examiner.weights, style, Templates(), **facts)
     answerer = Answerer(client, asdict(plan), server.transcript)
     size = SearchConfig().population_of(len(space.genes))
     trials: list[Trial] = []
@@ -343,8 +386,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     generation, watch, rows = 0, Stopwatch(), start_rows(space)
     with watch:
         optimizer = maker(plan.optimizer)(setup)
-        if ask_start := getattr(optimizer, "ask_start", None):
-            rows += answerer.suggestions(ask_start(rows))
+        rows += answerer.suggestions(optimizer.ask_start(rows))
     proposed = rows[: plan.budget]
     while proposed:
         points = np.array([space.to_unit(suggestion.genes) for suggestion in proposed])
@@ -433,11 +475,16 @@ def _digest(parts: Iterable[tuple[str, str]]) -> str:
 
 
 @cache
-def engine_of(name: str) -> str:
-    """The digest of an optimizer's source: of its class, and of the files of the optimizers' folder that it uses."""
-    made = maker(name)
+def engine_of(search: str) -> str:
+    """The digest of a search's code: of the optimizer's class, of the files of the optimizers' folder that it uses, and
+    of the simulated LLM. The prompts are no part of it.
+    """
+    plan = Plan("", search, 0, 0, 0, "")
+    made = maker(plan.optimizer)
     kind: Any = made.func if isinstance(made, partial) else made
     parts: list[tuple[str, str]] = [("arguments", repr(made.args))] if isinstance(made, partial) else []
+    if plan.policy:
+        parts.append(("simulated LLM", ast.dump(_code(Path(inspect.getfile(SimulatedClient))))))
     for cls in inspect.getmro(kind):
         if cls.__module__ == "rivals":
             tree = next(
@@ -474,7 +521,7 @@ def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
     The trials are kept there so that another rule for what is handed over needs no search again.
     """
     landscape = load(plan.landscape)
-    name = {**asdict(plan), "engine": engine_of(plan.optimizer), "surface": surface_of(landscape)}
+    name = {**asdict(plan), "engine": engine_of(plan.search), "surface": surface_of(landscape)}
     kept = Path(tempfile.gettempdir()) / "llmevo-searches" / f"{_digest([('plan', json.dumps(name))])}.json"
     if kept.exists() and not (server.recorded or server.transcript):
         found = Found(**json.loads(kept.read_text()))
@@ -521,11 +568,9 @@ def run(options: argparse.Namespace) -> None:
         for landscape in options.landscape.split(",")
         for name in names
     ]
-    versions = {
-        plan: (engine_of(plan.optimizer), surface_of(load(plan.landscape)), rule_of()) for plan in dict.fromkeys(wanted)
-    }
+    versions = {plan: (engine_of(plan.search), surface_of(load(plan.landscape)), rule_of()) for plan in wanted}
     lines = lines_of(file)
-    stale = [line for line in lines if versions.get(plan_of(line), found := _version(line)) != found]
+    stale = [line for line in lines if (plan := plan_of(line)) in versions and versions[plan] != _version(line)]
     if stale:
         print(f"{len(stale)} lines of {file.name} are of earlier code or landscapes, and run again", flush=True)
         lines = [line for line in lines if line not in stale]
@@ -642,8 +687,9 @@ def picture(options: argparse.Namespace) -> None:
             mean, error = values.mean(axis=0), values.std(axis=0) / max(len(values) - 1, 1) ** 0.5
             axis.plot(marks, mean, label=name, color=colours[name])
             axis.fill_between(marks, mean - error, mean + error, color=colours[name], alpha=0.15, linewidth=0)
-        axis.axhline(some["coefficient"], color="black", linestyle=":", linewidth=1)
-        axis.axhline(some["optimum"], color="black", linestyle="--", linewidth=1)
+        for name, style in (("coefficient", ":"), ("optimum", "--")):
+            label = "best coefficient" if name == "coefficient" else name
+            axis.axhline(some[name], color="black", linestyle=style, linewidth=1, label=label)
         axis.set_xscale("log")
         axis.set_xticks(marks, map(str, marks))
         axis.minorticks_off()

@@ -55,6 +55,8 @@ def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module: Any = importlib.import_module("searches")
     surfaces = {"bowl": Bowl()}
     monkeypatch.setattr(module, "load", surfaces.__getitem__)
+    facts = {"texts": {task: [(f"question {number}", "yes") for number in range(41)] for task in ("a", "b")}}
+    monkeypatch.setattr(module, "briefing", {"bowl": facts}.__getitem__)
     module.surfaces = surfaces
     return module
 
@@ -104,6 +106,9 @@ def test_questions_are_the_same_for_all_candidates_or_other_ones_for_each_or_non
     run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--mode", "fresh")
     assert len(set(asked)) == 15
     assert len(asked) == 30
+    (score,) = searches.Examiner(searches.surfaces["bowl"], 16, "fresh", 0).scores(np.array([[0.5, 0.5]]))
+    assert score.stderr > 0
+    assert not score.item_scores  # no two candidates' answers are to the same questions
     asked.clear()
     lines = run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--questions", "0")
     assert not asked
@@ -131,7 +136,7 @@ def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypa
 def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
     searches: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("llm-off", "llm", "cma-es", "random", "cma-es/0.1/5", "cma-es/0.2/5", "cobyqa")
+    names = ("llm-off", "llm", "cma-es", "random", "cma-es/0.1/5", "cma-es/0.2/5", "cobyqa", "llm:random")
     before = {name: searches.engine_of(name) for name in names}
     assert len(set(before.values())) == len(names)
     original = searches._code
@@ -144,7 +149,7 @@ def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
     searches.engine_of.cache_clear()
     after = {name: searches.engine_of(name) for name in names}
     searches.engine_of.cache_clear()
-    assert {name for name in names if before[name] != after[name]} == {"llm-off", "llm"}
+    assert {name for name in names if before[name] != after[name]} == {"llm-off", "llm", "llm:random"}
 
 
 def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path: Path) -> None:
@@ -154,6 +159,8 @@ def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path:
     said = [json.loads(line) for line in transcript.read_text().splitlines()]
     assert len(said) == sum(line["calls"] for line in first)
     assert all(line["messages"] and line["reply"] for line in said)
+    interrupted = [{**line, "attempt": 0, "reply": "{}"} for line in said[:1]]
+    transcript.write_text("".join(json.dumps(line) + "\n" for line in [*interrupted, *said]))
     again = run(searches, tmp_path / "two.jsonl", "llm:recombiner", "--recorded", str(transcript))
     assert without_seconds(again) == without_seconds(first)
     # Other replies make another search: it is not the simulated LLM that answers.

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from llmevo.config import Llm
 from llmevo.errors import ProposerError, plural
+from llmevo.llm.templates import Templates
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
@@ -24,13 +25,27 @@ def answer(experiment: Experiment, journal: Journal, prompt: Prompt) -> Reading:
     event, reading = _turn(experiment, journal, prompt)
     if event.reply is None or not _is_worth_repairing(experiment.config.llm, journal.state, prompt, reading):
         return reading
-    problems, said = "; ".join(reading.problems[:5]), event.reply[:QUOTED]
+    return _turn(experiment, journal, repaired(prompt, event.reply, reading, experiment.templates), repair=True)[1]
+
+
+def is_repairable(prompt: Prompt, reading: Reading) -> bool:
+    """Return whether an answer says nothing of use, so that a second one may.
+
+    Integers held to a grammar are always readable, and `llm-evo-merge` asks again by itself.
+    """
+    usable = reading.proposals or reading.beliefs or reading.hypotheses
+    return prompt.question is not None and not prompt.integers and not usable
+
+
+def repaired(prompt: Prompt, reply: str, reading: Reading, templates: Templates) -> Prompt:
+    """Return the prompt that asks once more, with the reply and its problems."""
+    problems, said = "; ".join(reading.problems[:5]), reply[:QUOTED]
 
     def messages() -> list[dict[str, str]]:
-        again = experiment.templates.render("repair.j2", problems=problems)
+        again = templates.render("repair.j2", problems=problems)
         return [*prompt.messages, {"role": "assistant", "content": said}, {"role": "user", "content": again}]
 
-    return _turn(experiment, journal, replace(prompt, messages=Messages(messages)), repair=True)[1]
+    return replace(prompt, messages=Messages(messages))
 
 
 def _turn(
@@ -42,14 +57,9 @@ def _turn(
 
 
 def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Reading) -> bool:
-    """Whether to ask again: within the caps, and until a repair has failed once.
-
-    Integers held to a grammar are always readable, and `llm-evo-merge` asks again by itself.
-    """
+    """Whether to ask again: within the caps, and until a repair has failed once."""
     failed = any(event.repair and not event.used for event in state.prompted)
-    repairable = prompt.question is not None and not prompt.integers
-    usable = reading.proposals or reading.beliefs or reading.hypotheses
-    return repairable and not (usable or failed or capped(llm, state))
+    return is_repairable(prompt, reading) and not (failed or capped(llm, state))
 
 
 def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
