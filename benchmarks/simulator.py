@@ -4,8 +4,7 @@
     python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
     python benchmarks/simulator.py race [--seeds 20] [--out FILE]  # what racing saves, and what it costs
     python benchmarks/simulator.py replay [--seeds 100]        # the same with those recipes' own answers
-    python benchmarks/simulator.py search [--seeds 20]         # optimizers: how soon they reach cma-es's end
-    python benchmarks/simulator.py table                       # the same again, from the file that search has written
+    python benchmarks/simulator.py table                       # earlier searches: how soon they reach cma-es's end
 
 `collect` scores recipes on the quickstart's search questions and keeps which question each got right: half of them
 from a scrambled Sobol sequence over the whole box, half normally distributed (0.25) around the uniform merge, where
@@ -23,7 +22,7 @@ these anew. A recipe's true score is what it would get on endlessly many questio
 
 A search is as in a run: the same start rows for every optimizer (the uniform merge, other weights for all models, each
 parent), and one rule for what is handed over (`llmevo.search.optimizers.recommend`, and finalists where there are any).
-`search` keeps a line for every optimizer and seed in a file, and what is there is not run again.
+`searches.py` runs searches without racing on it, as the landscape `simulator`.
 """
 
 import argparse
@@ -31,12 +30,14 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
+from searches import start_rows
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -141,12 +142,10 @@ class Simulator:
         return (ability[:, None] + self._fields(points, len(difficulties), (task, seed)) > difficulties).astype(float)
 
     def _fields(self, points: Point, count: int, key: tuple[str, int], scale: float | None = None) -> Point:
-        random = np.random.default_rng([*key[0].encode(), key[1]])
         fields = np.empty((len(points), count))
-        for question in range(count):
-            waves = random.standard_normal((points.shape[1], FEATURES)) / (scale or self.scale)
-            phases, weights = random.uniform(0, 2 * np.pi, FEATURES), random.standard_normal(FEATURES)
-            fields[:, question] = np.sqrt(2 / FEATURES) * np.cos(points @ waves + phases) @ weights
+        for question, (waves, phases, weights) in enumerate(_features(*key, count, points.shape[1])):
+            angles = points @ (waves / (scale or self.scale)) + phases
+            fields[:, question] = np.sqrt(2 / FEATURES) * np.cos(angles) @ weights
         return fields
 
     def _disagreement(self, recipes: Point, scale: float) -> float:
@@ -159,11 +158,51 @@ class Simulator:
 
     def truth(self, points: Point) -> Point:
         """The mean accuracy on endlessly many questions."""
-        return np.mean([self._chance(task, points) for task in self.tasks], axis=0)
+        return np.mean([self.accuracy(task, points) for task in self.tasks], axis=0)
 
-    def _chance(self, task: str, points: Point) -> Point:
+    def accuracy(self, task: str, points: Point) -> Point:
+        """The accuracy on endlessly many questions of a task."""
         gaps = self.ability(task, points)[:, None] - self.difficulties[task][None]
         return norm.cdf(gaps).mean(axis=1)
+
+
+@lru_cache(maxsize=64)
+def _features(task: str, seed: int, count: int, genes: int) -> list[tuple[Point, Point, Point]]:
+    """Waves (genes, features) of length scale 1, phases and weights for every question."""
+    random = np.random.default_rng([*task.encode(), seed])
+    found: list[tuple[Point, Point, Point]] = []
+    for _ in range(count):
+        waves = random.standard_normal((genes, FEATURES))
+        found.append((waves, random.uniform(0, 2 * np.pi, FEATURES), random.standard_normal(FEATURES)))
+    return found
+
+
+class QuickstartLandscape(Simulator):
+    """The simulator as one of the landscapes of `searches.py`."""
+
+    def __init__(self) -> None:
+        super().__init__(*load())
+        self.space = Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
+
+    @cached_property
+    def optimum(self) -> tuple[Point, float]:
+        """The best point that local searches from good and from random points find, and its true score."""
+        random, size = np.random.default_rng(0), len(self.space.genes)
+        points = random.random((4000, size))
+        best = points[np.argsort(-self.truth(points))[:20]]
+        for width in np.geomspace(0.2, 0.002, 30):  # the best 20 of their neighbours, ever nearer
+            near = np.repeat(best, 20, axis=0) + width * random.standard_normal((20 * len(best), size))
+            pool = np.vstack([best, np.clip(near, 0.0, 1.0)])
+            best = pool[np.argsort(-self.truth(pool))[:20]]
+        return best[0], float(self.truth(best[:1])[0])
+
+    @cached_property
+    def coefficient(self) -> tuple[float, float]:
+        """The best weight that all models have in common, and its true score."""
+        weights = np.linspace(0.0, 1.0, 1001)
+        truths = self.truth(np.repeat(weights[:, None], len(self.space.genes), axis=1))
+        gene = self.space.genes[0]
+        return gene.low + float(weights[np.argmax(truths)]) * (gene.high - gene.low), float(truths.max())
 
 
 def _probit(right: Point, of: int) -> Point:
@@ -351,13 +390,6 @@ def simulated(
     )
 
 
-def start_rows(space: SearchSpace) -> list[Suggestion]:
-    """As in a run."""
-    coefficients = [Suggestion(g, "coefficient", f"coefficient {v:g}") for v, g in space.coefficients().items()]
-    parents = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
-    return [Suggestion(space.uniform(), "uniform"), *coefficients, *parents]
-
-
 def _pooled(trial: Trial, again: float, further: int) -> float:
     """By all that a finalist was asked."""
     assert trial.score
@@ -464,30 +496,6 @@ def replay(options: argparse.Namespace) -> None:
         print(f"| {name} | {share:.0%} | {np.mean(lost):.1%} | {np.mean(gaps):+.4f} ± {error:.4f} |", flush=True)
 
 
-def search(options: argparse.Namespace) -> None:
-    """Optimizers on the same seeds, everything asked; what the file lacks is run."""
-    names, file = options.optimizers.split(","), Path(options.out)
-    done = {(line["search"], line["seed"]) for line in _searches(file, options)}
-    missing = [(seed, name) for seed in range(options.seeds) for name in names if (name, seed) not in done]
-    if missing:
-        simulator, space = Simulator(*load()), Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
-        with file.open("a") as out:
-            for seed, name in missing:
-                found = simulated(simulator, space, name, Rules(), options.budget, seed, options.questions)
-                line: dict[str, Any] = {
-                    "search": name,
-                    "seed": seed,
-                    "budget": options.budget,
-                    "questions": options.questions,
-                    "handed": round(found.truth, 5),
-                    "alike": round(found.alike, 5),
-                    "curve": [round(value, 5) for value in found.curve],
-                }
-                out.write(json.dumps(line) + "\n")
-                out.flush()
-    table(options)
-
-
 def _searches(file: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The file's lines of this budget and number of questions."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -546,18 +554,11 @@ def main() -> None:
     replaying.add_argument("--seeds", type=int, default=100)
     replaying.add_argument("--budget", type=int, default=60)
     replaying.set_defaults(command=replay)
-    searching = commands.add_parser("search", help="how soon optimizers reach the end of cma-es")
-    searching.add_argument(
-        "--optimizers", default="cma-es,mergekit-evolve,llm-off,llm:recombiner,llm:random,random,tpe"
-    )
-    searching.add_argument("--seeds", type=int, default=20)
-    searching.set_defaults(command=search)
     showing = commands.add_parser("table", help="what the searches in the file came to")
     showing.set_defaults(command=table)
-    for command in (searching, showing):
-        command.add_argument("--budget", type=int, default=60)
-        command.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
-        command.add_argument("--out", default=str(SEARCHES))
+    showing.add_argument("--budget", type=int, default=60)
+    showing.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
+    showing.add_argument("--out", default=str(SEARCHES))
     options = parser.parse_args()
     options.command(options)
 

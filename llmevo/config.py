@@ -428,6 +428,9 @@ class Llm(Section):
     """Further attempts after a temporary failure."""
     prompts: Path | None = None
     """A folder with templates that replace llmevo's of the same name."""
+    form: Literal["auto", "full", "short"] = "auto"
+    """The prompt: `full`, up to 8,000 tokens, with all that is known; `short`, up to 1,500, with a simpler answer, for
+    models of few billion parameters. `auto` is short for `local`, else full."""
     mask_names: bool = False
     """Hide the names of models, tasks and parameters from the LLM, to measure how much the search gains from them."""
     max_calls: int | None = Field(default=None, ge=0)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lm_eval import evaluator
@@ -172,6 +173,19 @@ class Evaluator:
         for name, leaf, document in self._documents():
             found.setdefault(name, []).append((question_text(leaf, document)[-TEXT:], answer_text(leaf, document)))
         return found
+
+    def descriptions(self) -> dict[str, str]:
+        """{task: its own description}, which stands before its questions."""
+        given = {name: leaf.get_config("description") for name, leaf in self._leaves.items()}
+        return {name: " ".join(str(text).split())[:TEXT] for name, text in given.items() if text}
+
+    def chances(self) -> dict[str, float]:
+        """{task: the share of right answers of a model that guesses}, of tasks with choices whose accuracy counts."""
+        shares: dict[str, list[float]] = {}
+        for name, leaf, document in self._documents():
+            if leaf.OUTPUT_TYPE == "multiple_choice" and self._counted[name][0] in ("acc", "acc_norm"):
+                shares.setdefault(name, []).append(1 / max(1, len(leaf.doc_to_choice(document))))
+        return {name: round(fmean(of), 4) for name, of in shares.items()}
 
     def model_inputs(self) -> Iterator[str]:
         """An approximation of the model's input for each question: solved examples, question and choices. For

@@ -19,7 +19,7 @@ from llmevo.run.log.storage import LOG, parse_event
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
     " genes[name low high choices] layers items heldout_items selection_items rules proposer style questions"
-    " start_from[name genes] geometry",
+    " start_from[name genes] geometry cards descriptions chances",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
@@ -176,6 +176,11 @@ def unquoted(reason: str) -> str:
     return reason[: quotation.start(1)] + CUT if quotation else reason
 
 
+def without_quotes(prompt: str) -> str:
+    """A prompt without the questions and replies that it quotes, each in a line that begins with `> `."""
+    return re.sub(r"^> .*$", f"> {CUT}", prompt, flags=re.MULTILINE)
+
+
 def root_of(folder: Path) -> Path:
     """The folder that references in a folder's recipes are relative to: that of its run, if it has a log."""
     if not (folder / LOG).exists():
@@ -231,6 +236,8 @@ class SharedRun:
                 kept["forced"] = [*filter(None, map(self._change, event.forced))]
             case events.Presented():
                 kept["replies"] = []
+            case events.Prompted():
+                kept["messages"] = [{**each, "content": without_quotes(each["content"])} for each in kept["messages"]]
             case events.Failed():
                 kept["reason"] = unquoted(event.reason)
             case _:

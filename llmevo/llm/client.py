@@ -1,6 +1,7 @@
 """The interface of language models: a request in, a reply out; and the lookup of API keys."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class Connection:
 class Request:
     """A request to a language model: messages, and the form of the answer."""
 
-    messages: tuple[dict[str, str], ...]
+    messages: Sequence[dict[str, str]]
     schema: dict[str, Any] | None = None
     """The JSON schema of the answer, for servers that can enforce it."""
     integers: int = 0

@@ -10,7 +10,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmevo.errors import ConfigError
 
-EARLIER = {"chat_user.j2": ("e102a20740498ab709bc8260122e5b75",)}
+EARLIER = {
+    "chat_system.j2": ("2ac7551153e3e6734afcffe605c0200e",),
+    "chat_user.j2": ("e102a20740498ab709bc8260122e5b75", "428bb77a3f5ea8355483380c1f94332b"),
+}
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 
 PLAIN = (str, int, float, bool, list, tuple, dict, set, frozenset)

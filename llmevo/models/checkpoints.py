@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmevo.errors import SourceError
 from llmevo.models.architecture import check_compatible, check_layers
+from llmevo.models.cards import excerpt
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.references import ModelReference, folder_of
 
@@ -354,6 +355,11 @@ class Sources:
             if found:
                 return found[1]
         return None
+
+    def card(self, reference: ModelReference) -> str:
+        """Return an excerpt of the adapter's card, or else of the model's; empty without one."""
+        folders = [folder_of(reference.lora, self.root)] if reference.lora else []
+        return next(filter(None, map(excerpt, [*folders, self.folder(reference)])), "")
 
     def checksum(self, reference: ModelReference, recorded: str = WHOLE) -> str:
         """Return a digest of all files that determine the weights, by the rule of a recorded one (of 0.1, or today's).

@@ -23,7 +23,7 @@ from llmevo.run.log.storage import LOG
 from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
-from llmevo.search.optimizers import ASKING, OPTIMIZERS
+from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.models.checkpoints import Sources
     from llmevo.run.scorer import Scorer
 
-RULES = 2
+RULES = 3
 """The `rules` of new runs: see `events.RunStarted`."""
 
 
@@ -113,7 +113,8 @@ class Experiment:
         except MachineError as error:
             raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
         stopped = bool(rivals) and score.items < self.evaluator.items
-        return events.of_trial(Trial(candidate, score, seconds=seconds), rivals[0].candidate.id if stopped else None)
+        rival = rivals[0].candidate.id if stopped else None
+        return events.of_trial(Trial(candidate, score, seconds=seconds), rival, replies=self.shows_names)
 
     # The search space and its start rows
 
@@ -131,6 +132,34 @@ class Experiment:
         if self.recorded:
             return [SliceGeometry(**facts) for facts in self.recorded.geometry]
         return self.scorer.geometry if self.asks and self.style == "chat" else []
+
+    @property
+    def shows_names(self) -> bool:
+        """Whether the prompt holds names and texts: it is for a chat model, and nothing is masked."""
+        return self.asks and self.style == "chat" and not self.config.llm.mask_names
+
+    @property
+    def cards(self) -> dict[str, str]:
+        """Excerpts of the models' cards for the LLM's prompt, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.cards
+        models = self.space.names.items() if self.shows_names else ()
+        found = {name: self.sources.card(reference) for reference, name in models}
+        return {name: card for name, card in found.items() if card}
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """The search tasks' descriptions for the LLM's prompt, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.descriptions
+        return self.evaluator.descriptions() if self.shows_names else {}
+
+    @property
+    def chances(self) -> dict[str, float]:
+        """The search tasks' metrics of a model that guesses, for the LLM's prompt, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.chances
+        return self.evaluator.chances() if self.shows_names else {}
 
     @cached_property
     def own_rows(self) -> list[Suggestion]:
@@ -192,9 +221,15 @@ class Experiment:
             sigma_rule=search.sigma_rule,
             pareto=search.objective == "pareto",
             constraints=self.config.constraints,
+            cards=self.cards,
+            texts=self._shown_texts,
+            descriptions=self.descriptions,
+            chances=self.chances,
+            short=self.asks_short,
             from_uniform=self.rules < 2,
         )
-        return OPTIMIZERS[search.optimizer](setup)
+        earlier = EARLIER if self.rules < 3 else {}
+        return {**OPTIMIZERS, **earlier}[search.optimizer](setup)
 
     @property
     def evaluations(self) -> int:
@@ -255,6 +290,12 @@ class Experiment:
         return self.recorded.style if self.recorded else self.proposer.style
 
     @property
+    def asks_short(self) -> bool:
+        """Whether the LLM is asked in the short form: see `llm.form`."""
+        form = self.config.llm.form
+        return form == "short" or (form == "auto" and self.proposer_name == "local")
+
+    @property
     def prompt_files(self) -> tuple[str, ...]:
         """The prompt templates of the optimizer, or of the style."""
         own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
@@ -264,6 +305,13 @@ class Experiment:
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
         """The questions of each set with their right answers; see `Evaluator.texts`."""
         return {name: evaluator.texts() for name, evaluator in self.scorer.evaluators.items()}
+
+    @property
+    def _shown_texts(self) -> dict[str, list[tuple[str, str]]]:
+        """The search questions that the LLM may be shown."""
+        if not self.shows_names:
+            return {}
+        return (self.recorded.texts if self.recorded else self.texts).get("search", {})
 
     def check(self) -> None:
         """Raise an error for every mistake in the config that shows before anything is written or computed."""
@@ -291,7 +339,7 @@ class Experiment:
             # A mistake in a template shows when the template is rendered, which may be much later in the search.
             search = self.config.search
             question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
-            STYLES[self.style].ask(question, self.templates, search.seed)
+            len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
             self.proposer.check()
         for evaluator in self.scorer.evaluators.values():
             evaluator.check()
@@ -321,6 +369,9 @@ class Experiment:
             questions={**self.scorer.questions},
             texts=self.texts,
             geometry=[asdict(facts) for facts in self.geometry],
+            cards=self.cards,
+            descriptions=self.descriptions,
+            chances=self.chances,
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
 

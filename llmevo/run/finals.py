@@ -48,7 +48,8 @@ def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) 
     else:
         everything = [*state.trials.values()]
         inside = [trial for trial in everything if experiment.space.contains(trial.candidate.genes)]
-        found = recommend(experiment.space, scalarize(inside, everything, state.aims, {}))
+        values = scalarize(inside, everything, state.aims, {})
+        found = recommend(experiment.space, values, earlier=experiment.rules < 3)
     return state.trials[found.candidate.id] if found else None  # the optimizer may know it with another value
 
 

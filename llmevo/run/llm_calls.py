@@ -9,7 +9,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
-from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.prompts.question import Messages, Prompt, Reading
 
 QUOTED = 4000
 """Characters of an unreadable answer that are shown to the LLM again."""
@@ -24,12 +24,13 @@ def answer(experiment: Experiment, journal: Journal, prompt: Prompt) -> Reading:
     event, reading = _turn(experiment, journal, prompt)
     if event.reply is None or not _is_worth_repairing(experiment.config.llm, journal.state, prompt, reading):
         return reading
-    problems = "; ".join(reading.problems[:5])
-    messages = (
-        {"role": "assistant", "content": event.reply[:QUOTED]},
-        {"role": "user", "content": experiment.templates.render("repair.j2", problems=problems)},
-    )
-    return _turn(experiment, journal, replace(prompt, messages=(*prompt.messages, *messages)), repair=True)[1]
+    problems, said = "; ".join(reading.problems[:5]), event.reply[:QUOTED]
+
+    def messages() -> list[dict[str, str]]:
+        again = experiment.templates.render("repair.j2", problems=problems)
+        return [*prompt.messages, {"role": "assistant", "content": said}, {"role": "user", "content": again}]
+
+    return _turn(experiment, journal, replace(prompt, messages=Messages(messages)), repair=True)[1]
 
 
 def _turn(
@@ -47,7 +48,8 @@ def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Read
     """
     failed = any(event.repair and not event.used for event in state.prompted)
     repairable = prompt.question is not None and not prompt.integers
-    return repairable and not (reading.proposals or failed or capped(llm, state))
+    usable = reading.proposals or reading.beliefs or reading.hypotheses
+    return repairable and not (usable or failed or capped(llm, state))
 
 
 def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:

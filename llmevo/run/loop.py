@@ -15,7 +15,7 @@ from llmevo.run.log.journal import Journal, Observer, check_score
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
-from llmevo.search.optimizers.base import Optimizer
+from llmevo.search.optimizers.base import Asking, Optimizer
 from llmevo.search.trial import Suggestion, Trial
 
 
@@ -24,7 +24,7 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
     journal.follow(experiment.follow)
     journal.once(events.RunStarted, experiment.started)
     optimizer = experiment.optimizer()
-    score_generation(experiment, journal, optimizer, experiment.start_rows)
+    score_generation(experiment, journal, optimizer, start(experiment, journal, optimizer))
     if journal.ahead:
         check_start_rows(journal.state)
     while not journal.state.finished:  # raising the budget of a finished run starts the search again
@@ -61,10 +61,20 @@ def check_start_rows(state: RunState) -> None:
         )
 
 
+def start(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> list[Suggestion]:
+    """Return the start rows: the experiment's and, before anything is scored, the LLM's."""
+    rows = experiment.start_rows
+    return [*rows, *answered(experiment, journal, optimizer.ask_start(rows))] if experiment.rules > 2 else rows
+
+
 def ask(experiment: Experiment, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
-    """Return the optimizer's next candidates; the LLM answers the prompts that it yields."""
+    """Return the optimizer's next candidates."""
     tell(experiment, journal.state, optimizer)
-    asking = optimizer.ask(size)
+    return answered(experiment, journal, optimizer.ask(size))
+
+
+def answered(experiment: Experiment, journal: Journal, asking: Asking) -> list[Suggestion]:
+    """Return the candidates of an optimizer that is asked; the LLM answers the prompts that it yields."""
     try:
         prompt = next(asking)
         while True:

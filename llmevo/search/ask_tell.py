@@ -13,7 +13,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, recommend
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -78,7 +78,8 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        self._queue = self._start_rows()
+        rows = self._start_rows()
+        self._queue = [*rows, *self._answered(self._optimizer.ask_start(rows))]
 
     def ask(self, size: int) -> list[Candidate]:
         """Return the next candidates, at most `size`; none when the budget is spent.
@@ -142,7 +143,9 @@ class Search:
         ]
 
     def _propose(self, size: int) -> list[Suggestion]:
-        asking = self._optimizer.ask(size)
+        return self._answered(self._optimizer.ask(size))
+
+    def _answered(self, asking: Asking) -> list[Suggestion]:
         try:
             prompt = next(asking)
             while True:

@@ -1,9 +1,12 @@
-"""Statistics of the scores for the prompt, which an LLM cannot compute: effects and interactions of genes.
+"""Statistics of the scores for the prompt, which an LLM cannot compute: effects and interactions of genes, verdicts on
+hypotheses, and the questions that a recipe lost and gained.
 
-Scores are replaced by the normal quantiles of their ranks, so that an outlier does not dominate.
+For effects on the total, scores are replaced by the normal quantiles of their ranks, so that an outlier does not
+dominate; effects on single tasks are in units of the metric.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 import numpy as np
 import scipy  # its `stats` is loaded at its first use
 
-from llmevo.search.prompts.question import Question
+from llmevo.evaluation.racing import difference
+from llmevo.evaluation.standard_errors import of_mean
+from llmevo.search.prompts.question import Hypothesis, Question
 from llmevo.search.space import Array, Gene
 from llmevo.search.trial import Trial
 
@@ -87,7 +92,9 @@ def estimate_effects(question: Question) -> Evidence:
     ]
     paired = sorted(sorted(range(len(genes)), key=lambda i: -abs(effects[i].strength))[:PAIRED])
     residuals = scores - ridge.predict(points)
-    return Evidence(effects, _interactions([genes[i] for i in paired], points[:, paired], residuals))
+    # Of a model alone all weights are high and the score is low, which would look like interactions of its weights.
+    mixed = np.array([trial.candidate.origin != "parent" for trial in trials])
+    return Evidence(effects, _interactions([genes[i] for i in paired], points[mixed][:, paired], residuals[mixed]))
 
 
 def _points(question: Question) -> Array:
@@ -172,3 +179,202 @@ def contrasts(question: Question, count: int) -> list[Trial]:
     active = question.space.active(trials[ranked[-1]].candidate.genes)
     far = np.square(question.points - question.points[ranked[-1]])[:, active].sum(1)
     return [trials[place] for place in sorted(worse, key=lambda place: far[place])[:count]]
+
+
+# Effects on single tasks
+
+CLEAR = 1.5
+"""Standard errors from which on an effect is shown and a hypothesis is decided. (One-sided, a false one in fifteen.)"""
+
+
+@dataclass(frozen=True)
+class TaskEffect:
+    """The estimated effect of one gene on one task, or on the total."""
+
+    task: str | None
+    """None for the total."""
+    gene: Gene
+    slope: float
+    """The change of the metric from the gene's lowest value to its highest, all other genes held."""
+    stderr: float
+
+    @property
+    def strength(self) -> float:
+        """The slope in standard errors, with its sign."""
+        return self.slope / self.stderr if self.stderr > 0 else 0.0
+
+
+def metric_of(question: Question, trial: Trial, task: str | None) -> float | None:
+    """Return a trial's counted metric of a task, or its value where the task is None; None where it has none."""
+    if trial.score is None:
+        return None
+    return trial.value if task is None else trial.score.tasks.get(task, {}).get(question.tasks[task][1])
+
+
+def task_effects(question: Question) -> list[TaskEffect]:
+    """Return the effects beyond `CLEAR` standard errors on the total and on each task, the strongest of each first.
+
+    By Bayesian ridge regression, as `estimate_effects`. Empty below `FEWEST` scores.
+    """
+    genes = [gene for gene in question.space.genes if not gene.choices]
+    if len(question.inside) < FEWEST or not genes:
+        return []
+    from sklearn.linear_model import BayesianRidge  # slow to import
+
+    points, found = _points(question), list[TaskEffect]()
+    for task in (None, *question.tasks):
+        values = [metric_of(question, trial, task) for trial in question.inside]
+        known = [place for place, value in enumerate(values) if value is not None and math.isfinite(value)]
+        scores = np.array([values[place] for place in known], dtype=float)
+        if len(known) < FEWEST or np.ptp(scores) == 0:
+            continue
+        spread = float(scores.std())  # the regression's priors are for scores of about this size
+        ridge: Any = BayesianRidge().fit(points[known], scores / spread)
+        errors = np.sqrt(np.maximum(np.diag(ridge.sigma_), 0.0))
+        own = [
+            TaskEffect(task, gene, spread * float(slope), spread * float(error))
+            for gene, slope, error in zip(genes, ridge.coef_, errors, strict=True)
+        ]
+        found += sorted((e for e in own if abs(e.strength) > CLEAR), key=lambda effect: -abs(effect.strength))
+    return found
+
+
+# Paired comparisons
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The difference of two trials' scores."""
+
+    mean: float
+    """Positive where the first is better."""
+    stderr: float
+
+
+def gap(question: Question, first: Trial, second: Trial, task: str | None = None) -> Gap | None:
+    """Return the lead of one trial over another at a task, or of the total where it is None.
+
+    Paired on the questions that both were asked; from the two standard errors where the scores of single questions are
+    missing. None where a score is missing. Where lower is better, a lower metric leads.
+    """
+    if not (first.score and second.score):
+        return None
+    tasks = [*question.tasks] if task is None else [task]
+    weights = {name: question.tasks[name][0] for name in tasks}
+    if task is not None:
+        weights = {task: math.copysign(1.0, weights[task])}
+    one, other = first.score.item_scores, second.score.item_scores
+    whole = task is not None or not question.weights  # with several objectives the value is no sum of tasks
+    shared = {name: min(len(one.get(name, ())), len(other.get(name, ()))) for name in tasks}
+    if whole and min(shared.values()) > 1:  # a stopped candidate was asked the first ones
+        own, rival = ({name: scores[name][:count] for name, count in shared.items()} for scores in (one, other))
+        found = difference(own, rival, weights)
+        return Gap(found.mean, found.error)
+    values = metric_of(question, first, task), metric_of(question, second, task)
+    if values[0] is None or values[1] is None:
+        return None
+    errors = stderr_of(question, first, task), stderr_of(question, second, task)
+    sign = 1.0 if task is None else weights[task]
+    return Gap(sign * (values[0] - values[1]), math.hypot(*errors))
+
+
+def stderr_of(question: Question, trial: Trial, task: str | None = None) -> float:
+    """Return the standard error of a trial's metric of a task, or of its total where the task is None; 0 where it is
+    not known.
+    """
+    if trial.score is None:
+        return 0.0
+    if task is None:
+        return trial.score.stderr
+    name, _, filter_ = question.tasks[task][1].partition(",")
+    error = trial.score.tasks.get(task, {}).get(f"{name}_stderr,{filter_}")
+    if error is None and (items := trial.score.item_scores.get(task)):
+        error = of_mean(items)
+    return error if error is not None and math.isfinite(error) else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision of the scores on a hypothesis."""
+
+    hypothesis: Hypothesis
+    word: str
+    """`supported`, `refuted` or `open`."""
+    better: Trial | None
+    """The trial of its better recipe; None if it was not scored."""
+    worse: Trial | None
+    effect: Gap | None = None
+
+
+def verdict(question: Question, hypothesis: Hypothesis) -> Verdict:
+    """Compare the two recipes of a hypothesis: see `gap` and `CLEAR`."""
+    better, worse = (_trial_of(question, genes) for genes in (hypothesis.better, hypothesis.worse))
+    task = hypothesis.task if hypothesis.task in question.tasks else None
+    effect = gap(question, better, worse, task) if better and worse else None
+    if effect is None or abs(effect.mean) <= CLEAR * effect.stderr:
+        return Verdict(hypothesis, "open", better, worse, effect)
+    return Verdict(hypothesis, "supported" if effect.mean > 0 else "refuted", better, worse, effect)
+
+
+def _trial_of(question: Question, genes: Mapping[str, float]) -> Trial | None:
+    """The scored trial of a recipe, to a thousandth of each gene's range."""
+    if not question.space.contains(genes):
+        return None
+    point = question.space.to_unit(genes)
+    near = [t for t, other in zip(question.inside, question.points, strict=True) if abs(point - other).max() < 1e-3]
+    return max(near, key=lambda trial: trial.score.items if trial.score else 0, default=None)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """The questions of a task that the best trial answers otherwise than the best parent at that task."""
+
+    task: str
+    parent: Trial
+    lost: Sequence[int]
+    """Questions, by their place, that the parent answers and the best trial does not."""
+    gained: Sequence[int]
+    rescued: Mapping[str, Sequence[int]]
+    """{parent: the lost questions that it answers alone}, the parent with the most first."""
+
+
+def flips(question: Question) -> list[Flips]:
+    """Compare the best trial with the best parent at each task, question by question. Tasks whose questions have no
+    scores of 0 and 1, or another number of them, are left out.
+    """
+    best = question.best
+    if best is None or best.candidate.origin == "parent":
+        return []
+    found: list[Flips] = []
+    for task in question.tasks:
+        parent = best_parent(question, task)
+        own = _answers(best, task)
+        if parent is None or not own or len(_answers(parent, task)) != len(own):
+            continue
+        sign = math.copysign(1.0, question.tasks[task][0])
+        changes = [sign * (a - b) for a, b in zip(own, _answers(parent, task), strict=True)]
+        lost = [place for place, change in enumerate(changes) if change < 0]
+        right = 1.0 if sign > 0 else 0.0
+        by_parent = {
+            each.candidate.note: [place for place in lost if answers[place] == right]
+            for each in question.parents
+            if len(answers := _answers(each, task)) == len(own)
+        }
+        rescued = {name: places for name, places in by_parent.items() if places}
+        order = sorted(rescued, key=lambda name: -len(rescued[name]))
+        gained = [place for place, change in enumerate(changes) if change > 0]
+        found.append(Flips(task, parent, lost, gained, {name: rescued[name] for name in order}))
+    return found
+
+
+def _answers(trial: Trial, task: str) -> Sequence[float]:
+    """The scores of a task's questions; empty unless each is 0 or 1."""
+    answers = trial.score.item_scores.get(task, ()) if trial.score else ()
+    return answers if {*answers} <= {0, 1} else ()
+
+
+def best_parent(question: Question, task: str) -> Trial | None:
+    """Return the parent with the best counted metric of a task."""
+    sign = math.copysign(1.0, question.tasks[task][0])
+    known = [(trial, value) for trial in question.parents if (value := metric_of(question, trial, task)) is not None]
+    return max(known, key=lambda pair: sign * pair[1])[0] if known else None

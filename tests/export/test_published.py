@@ -22,6 +22,7 @@ SECRET = "jane"
 WITHHELD = {
     "run_started.texts.1.1",
     "heldout.replies.1",
+    "evaluated.replies.1",
     "judged.problems",
     "judged.verdicts.reason",
     "judged.verdicts.replies",
@@ -213,6 +214,13 @@ def test_a_reply_that_a_failure_quotes_is_left_out_there_and_in_the_prompts_that
     assert shared.state.trials[3].reason == "gate: of 8 short replies 5 are degenerate (5 empty), such as …"
     said = shared.state.prompted[1].messages[0]["content"].splitlines()
     assert said == [f"FAILED #5: {reason[:61]}…", f"FAILED #6: {reason[:61]}…", "BEST #4"]
+
+
+def test_questions_and_replies_that_a_prompt_quotes_are_left_out() -> None:
+    told = "EXAMPLES\n> Question: what is 1 + 1? 2\n5 > 4\n> said 3\nANSWER"
+    log = [*whole_run()[:6], prompted(1).model_copy(update={"messages": [{"role": "user", "content": told}]})]
+    said = SharedRun(log, Path("/elsewhere/root")).state.prompted[-1].messages[0]["content"]
+    assert said == "EXAMPLES\n> …\n5 > 4\n> …\nANSWER"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import yaml
 
 from llmevo.errors import CandidateError
 from llmevo.evaluation.score import Score
+from llmevo.export.pack import SharedRun
 from llmevo.merging.recipe import Recipe
 from llmevo.run.experiment import Experiment, population
+from llmevo.run.log.events import Evaluated
 from llmevo.run.log.storage import LOG
 from llmevo.run.scorer import Scorer
 from support.fake_server import Answer, chat, refusal, serving
@@ -96,6 +98,37 @@ def test_proposals_of_a_server_become_candidates_with_its_reasons(workspace: Wor
     asked = [body for body in server.requests if body["path"].endswith("/chat/completions")]
     assert asked[0]["authorization"] == f"Bearer {KEY}"
     assert "worst to best" in asked[0]["messages"][1]["content"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cards_questions_and_replies_are_logged_for_the_prompt_and_shown_unless_masked(
+    workspace: Workspace, masked: bool
+) -> None:
+    card = "This model was trained on the letters of the alphabet."
+    (workspace.root / "one" / "README.md").write_text(f"# One\n\n{card}\n")
+    workspace.finished(llm={"proposer": "simulated", "model": "random", "mask_names": masked})
+    recorded, state = workspace.events("run"), workspace.state("run")
+    assert state.started
+    asked = state.prompted[-1].messages[-1]["content"]
+    scored = [event for event in recorded if isinstance(event, Evaluated)]
+    questions = [question for question, _ in state.started.texts["search"]["letters"]]
+    if masked:
+        assert (state.started.cards, state.started.chances, scored[0].replies) == ({}, {}, {})
+        assert not any(question in asked for question in questions)
+        assert "alphabet" not in asked
+        return
+    assert state.started.cards == {"one": card}
+    assert 0 < state.started.chances["letters"] < 1
+    assert [len(event.replies["letters"]) for event in scored] == [
+        len(event.item_scores["letters"]) for event in scored
+    ]
+    assert f"card: {card}" in asked
+    assert any(question in asked for question in questions)
+    resumed = Experiment.of_log(state.started, workspace.root / "run")
+    assert (resumed.cards, resumed.chances) == (state.started.cards, state.started.chances)
+    published = SharedRun(recorded, workspace.root).log()
+    assert f"card: {card}" in published
+    assert not any(question in published for question in questions)
 
 
 def test_the_key_is_in_no_file_and_on_no_line_of_output(workspace: Workspace) -> None:

@@ -92,7 +92,7 @@ def test_an_interaction_is_found_among_many_pairs_and_none_where_there_is_none()
 def test_few_scores_are_no_evidence(count: int) -> None:
     over = space()
     assert estimate_effects(question(history(over, count), over)).effects == ()
-    assert "EVIDENCE" not in prompt_text(question(history(over, count), over))
+    assert "EFFECTS" not in prompt_text(question(history(over, count), over))
 
 
 def test_scores_that_are_all_alike_are_no_evidence() -> None:
@@ -172,12 +172,12 @@ def full(over: SearchSpace, count: int = 60, **keys: Any) -> Question:
 
 def test_the_prompt_shows_effects_interactions_suggestions_and_predictions() -> None:
     text = prompt_text(full(space(layer_granularity=2), 150))
-    (line,) = re.findall(r"layers 0-1\n- alpha\.weight \d+ \(0 to 1\d\d\) \+\d+±\d \+\d+\n", text)
-    assert line
+    assert re.search(r"\n- score: alpha\.weight row 1 \+1\.\d±0\.\d, ", text)
+    assert re.search(r"\n- sums_task: alpha\.weight row 1 \+1\.\d±0\.\d, ", text)
     assert re.search(r"- beta\.weight in layers 2-3 and gamma\.weight in layers 2-3: -\d+\.\d\n", text)
     assert "S1 0.617±0.021; [33 33 33] [33 33 33]\n" in text
-    assert "0.550>0.500 0.600>0.520 0.650>0.510; of 3 in all 0.090 too high on average, rank correlation 0.50." in text
-    assert "Standard error of a score: 0.030 (160 questions" in text
+    assert "Your 3 predictions of scores: on average 0.090±0.026 too high.\n" in text
+    assert "STANDARD ERRORS (160 questions, the same for all): a score ±0.030" in text
 
 
 def test_the_prompt_shows_norms_and_cosines() -> None:
@@ -187,20 +187,28 @@ def test_the_prompt_shows_norms_and_cosines() -> None:
 
 def test_what_is_not_known_is_not_spoken_of() -> None:
     text = prompt_text(full(space(), 0, suggestions=(), predictions=(), geometry=()))
-    for word in ("STATISTICS", "PREDICTIONS", "TASK VECTORS", "EVIDENCE", "TOGETHER", "METHODS"):
+    unknown = ("STATISTICS", "BEFORE", "TASK VECTORS", "EFFECTS", "TOGETHER", "METHODS")
+    for word in (*unknown, "card:", "a guess", "\n>", "left out"):
         assert word not in text
 
 
-def test_the_best_rows_and_contrasts_are_shown_worst_to_best_and_no_more_than_twelve() -> None:
+@pytest.mark.parametrize("count", [40, 1000])
+def test_all_recipes_are_shown_worst_to_best_and_of_too_many_the_best_and_the_worst(count: int) -> None:
     over = space()
-    asked = full(over, 100)
-    shown = [int(number) for number in re.findall(r"^#(\d+)[^\n]*; \[", prompt_text(asked), re.MULTILINE)]
-    values = {t.candidate.id: t.value for t in asked.inside}
-    assert len(shown) == 12
-    assert [values[number] for number in shown] == sorted(values[number] for number in shown)
-    assert shown[-1] == max(values, key=lambda number: values[number])
-    median = sorted(values.values())[len(values) // 2]
-    assert 3 <= sum(values[number] < median for number in shown) <= 4
+    asked = full(over, count)
+    text = prompt_text(asked)
+    shown = [int(number) for number in re.findall(r"^#(\d+)[^\n]*; \[", text, re.MULTILINE)]
+    values = {t.candidate.id: t.value for t in asked.inside if t.candidate.origin != "parent"}
+    ranked = sorted(values, key=lambda number: values[number])
+    if count == 40:
+        assert shown == ranked
+        assert "left out" not in text
+    else:
+        assert 30 < len(shown) < count
+        assert f"Of {count} the {count - len(shown)} in the middle are left out" in text
+        worst = len(shown) // 3
+        assert shown == [*ranked[:worst], *ranked[worst - len(shown) :]]
+    assert text.count("(best)") == 1
 
 
 def test_failures_of_one_reason_are_told_once() -> None:
@@ -248,7 +256,7 @@ def test_no_real_name_is_left_in_a_masked_prompt(style: str, keys: dict[str, Any
 def test_masks_are_the_same_everywhere_and_names_are_back_without_them() -> None:
     over = space(merge_method="dare_ties", layer_granularity=2)
     text = prompt_text(full(over, mask_names=True))
-    assert "- model C: 0.340" in text
+    assert "- model C #2: 0.340" in text
     assert "- slice 2: model A 123, model B 223, model C 323; model A/model B 25" in text
     assert "FAILED #90 llm [33 100 33 100 33 100] [33 100 33 100 33 100]: method 1: " in text
     assert "of model C: the merged tensor is not finite" in text
@@ -285,7 +293,7 @@ def test_a_prompt_like_the_quickstarts_is_short() -> None:
     tasks = {f"quickstart_task_number_{place}": (0.2, "acc,none") for place in range(5)}
     asked = full(over, 30, tasks=tasks)
     assert len(over.genes) == 8
-    assert tokens(prompt_text(asked)) < 2800  # an estimate from above
+    assert tokens(prompt_text(asked)) < 4200  # an estimate from above
 
 
 LONG = "a-very-long-name-of-a-model-that-somebody-has-fine-tuned-on-a-lot-of-synthetic-data" * 3

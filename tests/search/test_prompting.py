@@ -15,9 +15,10 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates, foreign
 from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
-from llmevo.search.prompts.chat import tokens
+from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.question import ROWS, Question
-from llmevo.search.prompts.reading import answer_model, read
+from llmevo.search.prompts.reading import read
+from llmevo.search.prompts.schema import answer_model
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
 
@@ -67,7 +68,7 @@ def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> Non
 def test_the_chat_prompt_shows_every_task_with_its_weight_and_metric() -> None:
     text = chat_text(question())
     assert "- sums: 1 × acc,none\n" in text
-    assert "- dates: -0.5 × exact_match,number\n" in text
+    assert "- dates: -0.5 × exact_match,number, less is better\n" in text
 
 
 def test_the_chat_prompt_shows_what_each_parent_scores_on_each_task_and_is_the_best_at() -> None:
@@ -76,8 +77,8 @@ def test_the_chat_prompt_shows_what_each_parent_scores_on_each_task_and_is_the_b
         scored(1, both(0, 1), 0.25, "parent", "beta", (0.3, 0.1)),
     )
     text = chat_text(question(parents))
-    assert "- alpha: 0.711; 82 22; best at sums\n" in text
-    assert "- beta: 0.250; 30 10; best at dates\n" in text  # its weight is negative: lower is better
+    assert "- alpha #0: 0.711; 82 22; best at sums\n" in text
+    assert "- beta #1: 0.250; 30 10; best at dates\n" in text  # its weight is negative: lower is better
 
 
 def test_a_parent_that_is_no_point_of_the_space_is_shown_among_the_models_only() -> None:
@@ -88,15 +89,23 @@ def test_a_parent_that_is_no_point_of_the_space_is_shown_among_the_models_only()
         asked = question((trial,), where)
         for style in STYLES:
             text = STYLES[style].ask(asked, Templates(), 0).messages[-1]["content"]
-            assert ("- alpha: 0." in text) == (style == "chat")
-            assert f"#{trial.candidate.id}" not in text
+            assert (f"- alpha #{trial.candidate.id}: 0." in text) == (style == "chat")
+            assert f"\n#{trial.candidate.id}" not in text
         assert read(answer([[50]] if where is over else [[30, 60]]), asked).proposals
 
 
-def test_the_chat_prompt_shows_the_step_size_and_how_much_of_the_budget_is_used() -> None:
-    text = chat_text(question())
-    assert "0.15 of a parameter's range" in text
-    assert "17 of 80 evaluations" in text
+def test_the_chat_prompt_shows_how_much_of_the_budget_is_used_and_how_many_proposals_will_be_scored() -> None:
+    text = chat_text(question(slots=1, share=0.25))
+    assert "17 of 80 evaluations are used, 63 left; your share of them is 25 %." in text
+    assert "1 of your proposals will be scored, in your order. Propose 2" in text
+    assert "your last prompt" not in text
+    assert "The end is near" not in text
+    assert "Propose up to 2 recipes" in chat_text(question())
+
+
+@pytest.mark.parametrize(("used", "said"), [(78, "your last prompt: exploit only"), (75, "The end is near")])
+def test_the_chat_prompt_says_when_the_end_is_near(used: int, said: str) -> None:
+    assert said in chat_text(question(slots=2, used=used))
 
 
 def test_the_chat_prompt_lists_candidates_worst_to_best_as_hundredths() -> None:
@@ -118,7 +127,10 @@ def test_a_prompt_is_hardly_longer_after_2000_trials_than_after_100(style: str) 
         prompt = STYLES[style].ask(question(history(count)), Templates(), 0)
         return sum(tokens(message["content"]) for message in prompt.messages)
 
-    assert length(2000) <= length(100) + ROWS * 3  # longer candidate numbers, and nothing else
+    if style == "chat":
+        assert length(2000) <= TOKENS
+    else:
+        assert length(2000) <= length(100) + ROWS * 3  # longer candidate numbers, and nothing else
 
 
 def test_a_very_long_failure_reason_does_not_fill_the_prompt() -> None:
@@ -166,7 +178,7 @@ def test_the_templates_texts_are_those_in_use(tmp_path: Path) -> None:
     (tmp_path / "completion.j2").write_text("{{ target }}")
     texts = Templates(tmp_path).texts(["completion.j2", "chat_user.j2"])
     assert texts["completion.j2"] == "{{ target }}"
-    assert "CANDIDATES" in texts["chat_user.j2"]
+    assert "RECIPES" in texts["chat_user.j2"]
 
 
 @pytest.mark.parametrize(
@@ -519,7 +531,7 @@ def test_no_text_at_all_makes_a_reader_raise_or_leave_the_bounds(text: str) -> N
 
 def test_the_schema_accepts_an_answer_of_the_right_shape() -> None:
     valid = answer_model(question()).model_validate_json(answer([[0, 150]], [[1, 2]]))
-    assert valid.model_dump()["proposals"][0]["genome"] == [[0, 150]]
+    assert valid.model_dump(by_alias=True)["proposals"][0]["genome"] == [[0, 150]]
 
 
 @pytest.mark.parametrize(
@@ -605,7 +617,7 @@ def test_the_chat_prompt_names_the_methods_what_they_use_and_which_one_each_cand
     for line in (
         "- ties uses weight, density",
         "- task_arithmetic uses weight",
-        "#4 llm 0.500; 0 0; dare_ties; [31 50 62 90]",
+        "#4 llm 0.500; 0 0; dare_ties; [31 50 62 90] (best)",
     ):
         assert f"{line}\n" in text
     assert "ties or dare_ties or task_arithmetic of 2 models" in text
@@ -693,7 +705,7 @@ def test_a_parameter_that_stays_small_is_shown_finer() -> None:
     over = space(merge_method="nearswap", base_model=None)
     text = chat_text(question((scored(1, {"beta/all/t": 0.0034}, 0.5),), over))
     assert "- t may be 0 to 100, in units of 1/10000\n" in text
-    assert "; [34]\n" in text
+    assert "; [34]" in text
     assert [p.genes for p in read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
 
 

@@ -25,9 +25,9 @@ from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predict
 from llmevo.reports.text import UNSAFE, clock, printable
 from llmevo.reports.verdict import verdict
 from llmevo.run.spending import Spending
-from llmevo.search.prompts.chat import method_lines
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable
+from llmevo.search.prompts.variables import method_lines
 
 
 def rows(subject: Subject, found: list[Prediction]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from llmevo.reports.text import clock, with_error
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending
-from llmevo.search.trial import Trial
+from llmevo.search.trial import START_ROWS, Trial
 
 THOUGHT = 3
 """Lines of the LLM's analysis, at most."""
@@ -306,7 +306,7 @@ def outcome(trial: Trial | None, none: str = "none yet") -> str:
 def _called(trial: Trial) -> str:
     """Return a start row's note, which is its name; of a later candidate the origin."""
     candidate = trial.candidate
-    return candidate.note or candidate.origin if candidate.generation == 0 else candidate.origin
+    return candidate.note or candidate.origin if candidate.origin in START_ROWS else candidate.origin
 
 
 def _line(text: str, style: str = "") -> Text:

@@ -12,6 +12,9 @@ from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
+REPLY = 80
+"""Characters of each reply to a search question that the log holds."""
+
 SCHEMA = 1
 """Raised when a reader of the old schema would misread the new one."""
 
@@ -58,7 +61,9 @@ class RunStarted(BaseEvent):
     against it, and the optimizer's recommendation is a finalist even if it was stopped. 2: merges with one weight for
     all models are start rows (origin `coefficient`), and the best of them is a finalist and held out; optimizers start
     from the best start row; one rule recommends for every optimizer (`search.optimizers.recommendation`); only fully
-    evaluated candidates lead, and a stopped finalist is asked the remaining questions first."""
+    evaluated candidates lead, and a stopped finalist is asked the remaining questions first. 3: `llm` and `llm-off` are
+    Bayesian optimization instead of CMA-ES with a surrogate; the LLM is asked before anything is scored, and its
+    recipes are start rows; another process recommends."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     style: str
@@ -73,6 +78,13 @@ class RunStarted(BaseEvent):
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """Norms of and cosines between task vectors of each slice, for the LLM's prompt; empty without an LLM."""
+    cards: dict[str, str] = Field(default_factory=dict[str, str])
+    """{short name of a model: an excerpt of its model card}, for the LLM's prompt. Like the next two, empty without an
+    LLM and where names are masked."""
+    descriptions: dict[str, str] = Field(default_factory=dict[str, str])
+    """{search task: its own description}, of those that have one."""
+    chances: dict[str, float] = Field(default_factory=dict[str, float])
+    """{search task: the metric of a model that guesses}, of tasks with choices."""
 
     @property
     def masks(self) -> int:
@@ -172,6 +184,12 @@ class Evaluated(Scored):
     plus the difference on the `items` that both were asked; `tasks` are of these alone."""
     proxy: bool = False
     """Whether `racing.proxy` stopped it, in logs of version 0.1."""
+    replies: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
+    """{task: the reply to each question}, shortened to `REPLY` characters, for the LLM's prompt; empty without an LLM
+    and where names are masked."""
+
+    def read(self) -> Score:
+        return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, self.replies)
 
 
 class Selected(Scored):
@@ -337,8 +355,9 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_trial(trial: Trial, rival: int | None = None) -> Evaluated | Failed:
-    """Return the event of a trial; `rival` is the one that racing stopped it against."""
+def of_trial(trial: Trial, rival: int | None = None, replies: bool = False) -> Evaluated | Failed:
+    """Return the event of a trial; `rival` is the one that racing stopped it against. With `replies`, these too."""
     if trial.score is None:
         return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
-    return Evaluated(candidate=trial.candidate.id, rival=rival, **scored(trial.score, trial.seconds))
+    said = {task: [text[:REPLY] for text in texts] for task, texts in trial.score.replies.items()} if replies else {}
+    return Evaluated(candidate=trial.candidate.id, rival=rival, replies=said, **scored(trial.score, trial.seconds))

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.optimizers.bayesian import BayesianOptimization
 from llmevo.search.optimizers.cma_es import CmaEs, MergekitEvolve, SepCmaEs
-from llmevo.search.optimizers.llm import LlmGuidedCmaEs
+from llmevo.search.optimizers.llm import LlmLedSearch
 from llmevo.search.optimizers.llm_evo_merge import LlmEvoMerge
+from llmevo.search.optimizers.llm_guided_cma_es import LlmGuidedCmaEs
 from llmevo.search.optimizers.optuna_samplers import Gp, Nsga2, Tpe
 from llmevo.search.optimizers.random_search import RandomSearch
 from llmevo.search.optimizers.recommendation import recommend
@@ -13,8 +15,8 @@ from llmevo.search.optimizers.spsa import Spsa
 from llmevo.search.optimizers.surrogate_cma_es import SurrogateCmaEs
 
 OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
-    "llm": LlmGuidedCmaEs,
-    "llm-off": SurrogateCmaEs,
+    "llm": LlmLedSearch,
+    "llm-off": BayesianOptimization,
     "llm-evo-merge": LlmEvoMerge,
     "cma-es": CmaEs,
     "mergekit-evolve": MergekitEvolve,
@@ -27,7 +29,10 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
 }
 """Every optimizer by its name in configs and logs."""
 
+EARLIER: dict[str, Callable[[Setup], Optimizer]] = {"llm": LlmGuidedCmaEs, "llm-off": SurrogateCmaEs}
+"""The optimizers that these names had in logs with `rules` below 3."""
+
 ASKING = ("llm", "llm-evo-merge")
 """The optimizers that ask an LLM."""
 
-__all__ = ["ASKING", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]
+__all__ = ["ASKING", "EARLIER", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]

@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,13 @@ class Setup:
     """True if every task is an objective of its own. Trials have one number for all of them even so."""
     constraints: Sequence[str] = ()
     """The constraints, for the prompt. Trials have a `violation`, and values that include it."""
+    cards: Mapping[str, str] = field(default_factory=dict[str, str])
+    """For the prompt; see `Question`, also for the next three."""
+    texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict[str, Sequence[tuple[str, str]]])
+    descriptions: Mapping[str, str] = field(default_factory=dict[str, str])
+    chances: Mapping[str, float] = field(default_factory=dict[str, float])
+    short: bool = False
+    """Ask the LLM in a short form, for small models."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
@@ -68,6 +75,11 @@ class Optimizer(ABC):
     @abstractmethod
     def ask(self, size: int) -> Asking:
         """Propose at least one and at most `size` new candidates."""
+
+    def ask_start(self, rows: Sequence[Suggestion]) -> Asking:
+        """Propose start rows in addition to `rows`, before anything is scored; none by default."""
+        return []
+        yield  # makes this a generator, as Asking is
 
     @abstractmethod
     def tell(self, trials: Sequence[Trial]) -> None:

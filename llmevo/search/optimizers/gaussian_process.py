@@ -20,6 +20,7 @@ LENGTH_SPREAD = 1.0  # the prior's standard deviation of the logarithm of the le
 SIGNAL_CENTRE = -1.0  # the prior's mean of the logarithm of the signal variance, where scores have variance 1
 NOISE_CENTRE, NOISE_SPREAD = np.log(1e-2), 1.5  # the prior of the logarithm of the noise variance
 BOUNDS = ((-4.0, 5.0), (-6.0, 4.0), (-10.0, 1.0), (-12.0, 4.0))  # of the logarithms of the four parameters
+MOST = 400  # trials that a model learns from
 STEPS = 6  # quasi-Newton steps of a fit; each fit starts at the parameters of the one before
 
 
@@ -79,6 +80,16 @@ def noise_of(trials: Sequence[Trial]) -> float:
     error = float(np.median([score.stderr for score in scores])) if scores else 0.0
     spread = float(np.std([score.total for score in scores])) if scores else 0.0
     return min(1.0, (error / spread) ** 2) if spread else float(error > 0)
+
+
+def training_set(trials: Sequence[Trial]) -> Sequence[Trial]:
+    """Return the trials that a model learns from, at most `MOST`: the highest scores and, of the rest, the latest."""
+    if len(trials) <= MOST:
+        return trials
+    best = sorted(trials, key=lambda trial: trial.value, reverse=True)[: MOST // 2]
+    taken = {trial.candidate.id for trial in best}
+    rest = [trial for trial in trials if trial.candidate.id not in taken]
+    return [*best, *rest[-(MOST - len(best)) :]]
 
 
 class Scale:

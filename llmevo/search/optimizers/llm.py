@@ -1,199 +1,245 @@
-"""CMA-ES with a surrogate, and an LLM that proposes candidates: the scores decide how many of these are evaluated."""
+"""Bayesian optimization that an LLM leads: the scores of its recipes decide how many of the evaluations are its own."""
 
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its `stats` is loaded at its first use
 
 from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.bayesian import BayesianOptimization
+from llmevo.search.optimizers.matern_process import Mean
 from llmevo.search.optimizers.population import key
-from llmevo.search.optimizers.surrogate_cma_es import POPULATION, Prospect, SurrogateCmaEs
 from llmevo.search.prompts import STYLES
-from llmevo.search.prompts.question import Question, Reading
+from llmevo.search.prompts.question import Belief, Hypothesis, Proposed, Question, Reading
 from llmevo.search.space import Array
 from llmevo.search.trial import Suggestion, Trial
 
-PROPOSALS = 4  # asked for in each prompt
-AROUND = 8  # samples around each proposal, in the widths that the LLM asks for; they compete for its slots
-WIDTHS = (0.01, 0.3)  # bounds of their standard deviation, as shares of a gene's range
-PEERS = 8  # the latest numeric candidates that an LLM's candidate is ranked among
-FACTORS = {"tighter": 0.5, "same": 1.0, "wider": 2.0}  # of the step size, by the LLM's word for a slice
+GENERATION = 3  # candidates between two prompts
+PROPOSALS = 4  # asked for in each prompt, so that repetitions and the unusable can be left out
+FIRST = 3  # proposals that are start rows
+LEFT = 4  # the share of the evaluations after the start rows that these may be is 1/LEFT
 
-PRIOR = {"chat": 0.25, "completion": 0.15}  # the first trust, by style: base models rarely do more than recombine
-PRIOR_WEIGHT = 2  # candidates that the prior is worth
-CAP = 0.5  # the highest trust: at least half of every generation is the numeric engine's
-WINDOW = 8  # the LLM's latest candidates that count
-FLOOR, SLOPE = 0.2, 1.4  # trust is FLOOR at a mean rank of a half, and SLOPE more for every unit above it (measured)
-PROBE = 32  # an LLM without trust is asked for one candidate in so many evaluations: it may have improved
-PATIENCE = 3  # answers in a row that may be lost before it counts against the LLM: servers restart
+SUCCESS = {"chat": 0.5, "completion": 0.2}  # the LLM's first rate of success, by the prompting style
+RIVAL_SUCCESS = 0.35  # the numeric engine's
+PRIOR_WEIGHT = 2.0  # candidates that these are worth
+WINDOW = 8  # the latest candidates of each that count
+SHARPNESS = 3.0  # of the share over the rates
+LEAST, MOST = 1 / 32, 0.75  # of the share: a bad LLM is asked again from time to time, as it may have learnt
+PATIENCE = 2  # answers in a row without a proposal before the LLM is asked less often
+
+STEP, WIDTH = 0.17, 0.25  # a belief's direction as a value: so far from the best recipe, so wide; shares of the range
 
 
-class Trust:
-    """The share of the evaluations that an LLM is given, by the ranks of its own candidates.
+class Share:
+    """The share of the evaluations that an LLM has, by what its candidates turned out to be worth.
 
-    Each is ranked among the latest numeric candidates: 1 above all, 0 below all or failed. Trust is linear in the mean
-    of the latest ranks, from 0 to a half. A repetition is never evaluated, so a copy of the best earns nothing.
+    A candidate's worth is the probability that it is better than the best one before it, by all scores so far. The
+    share follows the rates of the LLM's candidates and of the numeric ones.
     """
 
-    def __init__(self, prior: float) -> None:
-        self._prior = min(max((prior - FLOOR) / SLOPE + 0.5, 0.0), 1.0)
-        self._ranks: deque[float] = deque(maxlen=WINDOW)
+    def __init__(self, first: float) -> None:
+        self._own: deque[float] = deque(maxlen=WINDOW)
+        self._rival: deque[float] = deque(maxlen=WINDOW)
+        self._first = first
         self._credit = 0.0
-        self._since = 0
-        self._lost = 0
 
     @property
     def value(self) -> float:
-        """From 0 to a half."""
-        mean = (PRIOR_WEIGHT * self._prior + sum(self._ranks)) / (PRIOR_WEIGHT + len(self._ranks))
-        return min(max(FLOOR + SLOPE * (mean - 0.5), 0.0), CAP)
+        """From 1/32 to 3/4."""
+        own = (PRIOR_WEIGHT * self._first + sum(self._own)) / (PRIOR_WEIGHT + len(self._own))
+        rival = (PRIOR_WEIGHT * RIVAL_SUCCESS + sum(self._rival)) / (PRIOR_WEIGHT + len(self._rival))
+        return min(max(own**SHARPNESS / (own**SHARPNESS + rival**SHARPNESS), LEAST), MOST)
 
     def slots(self, size: int) -> int:
         """Return how many of the next `size` candidates are the LLM's; fractions are saved up."""
-        self._since += size
-        self._credit = min(self._credit + self.value * size, CAP * size + 1.0)
-        slots = min(int(self._credit), max(1, int(CAP * size)))
-        if not slots and self._since > PROBE:
-            slots, self._credit = 1, 1.0
-        if slots:
-            self._credit -= slots
-            self._since = 0
-        return slots
+        self._credit = min(self._credit + self.value * size, float(size))
+        return int(self._credit + 1e-9)
 
-    def observe(self, value: float, others: Sequence[float]) -> None:
-        """Rank the score of one of the LLM's candidates, -inf if it failed, among numeric ones."""
-        self._lost = 0
-        if others:
-            below = sum(value > other for other in others) + 0.5 * sum(value == other for other in others)
-            self._ranks.append(below / len(others) if value > float("-inf") else 0.0)
+    def spend(self, slots: int) -> None:
+        self._credit = max(self._credit - slots, 0.0)
 
-    def reject(self, lost: bool = False) -> None:
-        """Count an answer without a proposal worth scoring; a `lost` one only after several in a row."""
-        self._lost = self._lost + 1 if lost else 0
-        if not lost or self._lost > PATIENCE:
-            self._ranks.append(0.0)
+    def observe(self, worth: float, own: bool) -> None:
+        (self._own if own else self._rival).append(worth)
 
 
-class LlmGuidedCmaEs(SurrogateCmaEs):
-    """CMA-ES with a surrogate, and an LLM that adds candidates and earns its share of the evaluations by their scores.
+class LlmLedSearch(BayesianOptimization):
+    """Bayesian optimization that an LLM leads.
 
-    A proposal of the LLM is evaluated only if it is new and the model thinks it possible that it is better than the
-    last numeric candidate of the generation, whose place it takes. It moves the distribution only where it was better
-    than most, and no further than a sample could. It never sets the step size or the covariance. So a bad LLM soon gets
-    few, one in 32 when none is any good. Use it whenever there is an LLM; the more it knows of the models, the better.
+    The LLM is asked for recipes before anything is scored, and then, as long as its recipes are worth more than the
+    numeric ones, for most of each generation. Its recipes are scored in its own order, whatever the model of the scores
+    thinks of them. Its beliefs are a prior mean of that model, with a weight that the scores decide. An answer without
+    a recipe is no bad score; its evaluations are the numeric engine's. Use it whenever there is an LLM; the more it
+    knows of the models, the better.
     """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._trust = Trust(PRIOR.get(setup.style, PRIOR["chat"]))
+        self._share = Share(SUCCESS.get(setup.style, SUCCESS["chat"]))
+        self._other_random = np.random.default_rng([setup.seed, 1])
         self._generation = 0
-        self._asked: dict[tuple[float, ...], Suggestion] = {}
-        self._predictions: list[tuple[float, float]] = []
-        self._widths = np.ones(len(setup.space.slices))
-        self._median = 0.0
+        self._own: dict[tuple[float, ...], Suggestion] = {}
+        self._proposed: list[tuple[Suggestion, str, int]] = []
+        self._hypotheses: list[Hypothesis] = []
+        self._beliefs: Sequence[Belief] = ()
+        self._believed: tuple[Array, Array] | None = None
+        self._analysis = ""
+        self._empty = self._since = 0
 
     @property
     def trust(self) -> float | None:
-        return self._trust.value
+        return self._share.value
+
+    def ask_start(self, rows: Sequence[Suggestion]) -> Asking:
+        left = (self._setup.budget - len(rows)) // LEFT
+        if self._setup.style != "chat" or left < 1:
+            return []
+        self._known |= {self._features.essence(row.genes) for row in rows if self._space.contains(row.genes)}
+        return (yield from self._ask_llm(min(FIRST, left), ()))
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         self._generation += 1
-        size = min(size, POPULATION)
-        pool = self._pool()
-        numeric = self._choose(pool, size)
-        slots = self._trust.slots(size)
-        proposed: list[Suggestion] = []
-        if slots:
-            style = STYLES[self._setup.style]
-            seed = int(self._other_random.integers(2**31))
-            reading = yield style.ask(self._question(pool), self._setup.templates, seed)
-            proposed = self._admitted(reading, numeric, slots)
-            self._history.add("read", [suggestion.genes for suggestion in proposed])
-        self._asked |= {key(suggestion.genes): suggestion for suggestion in proposed}
-        return [*proposed, *numeric[: size - len(proposed)]]
+        size = min(size, GENERATION)
+        slots = self._share.slots(size) if self._may_ask() else 0
+        self._since += 1
+        if not slots:
+            return self._numeric(1)
+        own = yield from self._ask_llm(slots, self._numeric(3))
+        self._share.spend(len(own))
+        return [*own, *self._numeric(size - len(own), own)]
 
-    def _question(self, pool: Sequence[Prospect]) -> Question:
-        setup = self._setup
-        ahead = [p for p in pool if p.deviation > 0][:3]
+    def _may_ask(self) -> bool:
+        """After answers without a proposal, the LLM is asked after twice as many generations each time."""
+        return self._empty <= PATIENCE or self._since >= 2 ** min(self._empty - PATIENCE, 5)
+
+    def _ask_llm(self, slots: int, numeric: Sequence[Suggestion]) -> Asking:
+        """Ask the LLM, and return its first proposals that are new, in its order."""
+        seed = int(self._other_random.integers(2**31))
+        question = self._question(slots, numeric)
+        reading = yield STYLES[self._setup.style].ask(question, self._setup.templates, seed)
+        chosen: list[Suggestion] = []
+        for proposal in reading.proposals:
+            fate = "no evaluation was left for it"
+            if not self._is_new(proposal.genes, chosen):
+                fate = "it repeats a candidate"
+            elif len(chosen) < slots:
+                chosen.append(proposal)
+                fate = "scored"
+            self._proposed.append((proposal, fate, self._generation))
+        self._remember(reading)
+        self._own |= {key(suggestion.genes): suggestion for suggestion in chosen}
+        self._empty, self._since = (0 if chosen else self._empty + 1), 0
+        self._history.add("read", [suggestion.genes for suggestion in chosen], self._believes())
+        return chosen
+
+    def _remember(self, reading: Reading) -> None:
+        self._analysis = reading.analysis or self._analysis
+        self._hypotheses += reading.hypotheses
+        if reading.beliefs:
+            self._beliefs = reading.beliefs
+            self._believed = self._centres_of(reading.beliefs)
+
+    def _believes(self) -> list[list[float]]:
+        return [part.tolist() for part in self._believed] if self._believed else []
+
+    def _question(self, slots: int, numeric: Sequence[Suggestion]) -> Question:
+        setup, trials = self._setup, {key(trial.candidate.genes): trial for trial in self._trials}
+        proposed = [
+            Proposed(one, trials.get(key(one.genes)) if fate == "scored" else None, fate, generation)
+            for one, fate, generation in self._proposed
+        ]
+        predictions = [
+            (of.suggestion.expected, of.trial.score.total)
+            for of in proposed
+            if of.suggestion.expected is not None and of.trial and of.trial.score
+        ]
+        deviations = self._model.predict(self._points([one.genes for one in numeric]))[1] if numeric else ()
         return Question(
             space=setup.space,
             trials=tuple(self._trials),
             tasks=setup.tasks,
             wanted=PROPOSALS,
             generation=self._generation,
-            sigma=self.sigma,
+            sigma=0.0,
             used=len(self._trials),
             budget=setup.budget,
-            suggestions=[(setup.space.from_unit(p.point), *self._in_score(p)) for p in ahead],
-            predictions=self._predictions,
+            suggestions=[
+                (one.genes, one.expected or 0.0, self._scale.deviation * float(deviation))
+                for one, deviation in zip(numeric, deviations, strict=True)
+            ],
+            predictions=predictions,
             geometry=setup.geometry,
             mask_names=setup.mask_names,
             constraints=setup.constraints,
             weights=self._weights,
+            slots=slots,
+            proposed=proposed,
+            hypotheses=self._hypotheses,
+            beliefs=self._beliefs,
+            belief_weight=self._model.belief_probability,
+            share=self._share.value,
+            analysis=self._analysis,
+            cards=setup.cards,
+            texts=setup.texts,
+            descriptions=setup.descriptions,
+            chances=setup.chances,
+            short=setup.short,
         )
 
-    def _in_score(self, prospect: Prospect) -> tuple[float, float]:
-        score, mean, deviation = self._as_score, prospect.mean, prospect.deviation
-        return score(mean), (score(mean + deviation) - score(mean - deviation)) / 2
-
-    def _admitted(self, reading: Reading, numeric: Sequence[Suggestion], slots: int) -> list[Suggestion]:
-        """The LLM's proposals, and then samples around them, each in the place of the last numeric candidate.
-
-        A proposal needs the higher upper confidence bound of the two, with an allowance that shrinks with the
-        generations (Chang et al., https://arxiv.org/abs/2505.14756, "Justify"), and a distance from the candidates that
-        stay: the numeric engine would find a near one by itself.
-        """
-        points = [self._space.to_unit(suggestion.genes) for suggestion in numeric]
-        bars = self._upper_bounds(points) - 1 / self._generation
-        admitted: list[Suggestion] = []
-        around = [other for proposal in reading.proposals for other in self._around(proposal)]
-        for group in filter(None, (reading.proposals, around)):
-            offered = [self._space.to_unit(suggestion.genes) for suggestion in group]
-            bounds = self._upper_bounds(offered)
-            for place in np.argsort(-bounds, kind="stable"):
-                last = len(numeric) - len(admitted) - 1
-                others = [*points[:last], *(self._space.to_unit(other.genes) for other in admitted)]
-                if len(admitted) == slots or bounds[place] < bars[last]:
-                    break
-                chosen = self._features.chosen(offered[place])
-                alike = [other for other in others if self._features.chosen(other) == chosen]
-                if self._is_new(group[place].genes, admitted) and self._apart(offered[place], alike):
-                    admitted.append(group[place])
-        if not admitted:
-            self._trust.reject(reading.lost)
-        return admitted
-
-    def _upper_bounds(self, points: Sequence[Array]) -> Array:
-        """One standard deviation above the expectations of points."""
-        means, deviations = self._predicted(points)
-        return means + deviations
-
-    def _around(self, proposal: Suggestion) -> list[Suggestion]:
-        """Samples around a proposal, as wide in every slice as the LLM says, within bounds."""
-        factors = np.array([FACTORS[word] for word in proposal.spread] or [1.0] * len(self._space.slices))
-        if self._setup.sigma_rule == "llm":  # its words add up
-            self._widths = factors = np.clip(self._widths * factors, 1 / 3, 3.0)
-        by_slice = dict(zip(self._space.slices, factors, strict=False))
-        widths = np.clip([self.sigma * by_slice.get(gene.slice or "", 1.0) for gene in self._space.genes], *WIDTHS)
-        widths[self._features.choices] = 0.0
-        steps = self._other_random.standard_normal((AROUND, len(widths))) * widths
-        points = np.clip(self._space.to_unit(proposal.genes) + steps, 0.0, 1.0)
-        note = f"around the LLM's proposal: {proposal.note}"
-        return [Suggestion(self._space.from_unit(point), "llm", note) for point in points]
-
     def tell(self, trials: Sequence[Trial]) -> None:
-        own = [trial for trial in trials if key(trial.candidate.genes) in self._asked]
-        numeric = [trial.value for trial in (*self._trials, *trials) if trial.candidate.origin == "gaussian"]
-        for trial in own:
-            self._trust.observe(trial.value, numeric[-PEERS:])
-            expected = self._asked[key(trial.candidate.genes)].expected
-            if expected is not None and trial.score:
-                self._predictions.append((expected, trial.score.total))
-        self._median = float(np.median([trial.value for trial in trials])) if trials else 0.0
+        before = [*self._trials]
         super().tell(trials)
-        self._asked.clear()
+        if not before:  # start rows: the first scores say what the LLM's recipes are worth beside them
+            before = [trial for trial in trials if key(trial.candidate.genes) not in self._own]
+            trials = [trial for trial in trials if key(trial.candidate.genes) in self._own]
+        self._observe(before, trials)
 
-    def _may_lead(self, trial: Trial) -> bool:
-        """True if the distribution learns from a trial: an LLM's has to be better than most of its generation."""
-        return key(trial.candidate.genes) not in self._asked or trial.value > self._median
+    def _observe(self, before: Sequence[Trial], trials: Sequence[Trial]) -> None:
+        """Learn what new candidates are worth: the probability that each is better than the best one before."""
+        if not any(trial.score for trial in before) or not trials:
+            return
+        with self._threads.limit(limits=1):
+            self._fit()
+            best = max(self._model.mean(self._points([trial.candidate.genes for trial in before])))
+            means, deviations = self._model.predict(self._points([trial.candidate.genes for trial in trials]))
+        for trial, mean, deviation in zip(trials, means, deviations, strict=True):
+            worth = float(scipy.stats.norm.cdf((mean - best) / max(float(deviation), 1e-6))) if trial.score else 0.0
+            self._share.observe(worth, key(trial.candidate.genes) in self._own)
+
+    # Beliefs
+
+    def _centres_of(self, beliefs: Sequence[Belief]) -> tuple[Array, Array]:
+        """The value that is believed to be the best of each gene, and its precision, 0 where nothing is believed.
+
+        A direction is a value one step from the best recipe.
+        """
+        best = max(self._trials, key=lambda trial: trial.value, default=None)
+        start = self._space.to_unit(best.candidate.genes if best else self._space.clamp(self._space.uniform()))
+        centres, precisions = start.copy(), np.zeros(len(start))
+        places = {gene.name: place for place, gene in enumerate(self._space.genes) if not gene.choices}
+        for belief in sorted(beliefs, key=lambda one: one.confidence):  # the most confident has the last word
+            for name in belief.genes:
+                if (place := places.get(name)) is None:
+                    continue
+                gene, width = self._space.genes[place], WIDTH
+                if belief.value is None:
+                    centres[place] = np.clip(start[place] + STEP * belief.direction, 0.0, 1.0)
+                else:
+                    centres[place] = gene.to_unit(belief.value)
+                    if belief.spread:
+                        width = float(np.clip(belief.spread / (gene.high - gene.low), 0.05, 1.0))
+                precisions[place] = 1 / width**2
+        return centres, precisions
+
+    def _prior_mean(self) -> Mean | None:
+        """-½ Σ ((x - centre) / width)² / √(number of believed genes)."""
+        if self._believed is None or self._features.choices:
+            return None
+        centres, precisions = self._believed
+        count = max(1.0, float((precisions > 0).sum()))
+
+        def mean(points: Array) -> Array:
+            return -0.5 * ((points - centres) ** 2 @ precisions) / np.sqrt(count)
+
+        return mean

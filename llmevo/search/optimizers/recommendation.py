@@ -5,44 +5,39 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess, Scale, noise_of
+from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess, Scale, noise_of, training_set
+from llmevo.search.optimizers.matern_process import MaternProcess
 from llmevo.search.optimizers.surrogate_cma_es import LEAST_NOISE, NOISY
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Trial
 
 FITS = 5  # each starts at the parameters of the one before
-MOST = 400  # trials that the model learns from: the highest scores and, of the rest, the latest
 
 
-def recommend(space: SearchSpace, trials: Sequence[Trial]) -> Trial | None:
+def recommend(space: SearchSpace, trials: Sequence[Trial], earlier: bool = False) -> Trial | None:
     """Return the trial with the highest expected score; None where none has a score. `trials` lie in the space.
 
     Exact scores are their own expectations. The highest of many noisy scores is a lucky one; there the expectation is
     the posterior mean of a Gaussian process of all scores, the start rows' included, which corrects a score by its
     neighbours (Jin and Branke 2005, section II, https://doi.org/10.1109/TEVC.2005.846356; knowledge gradient uses the
     posterior mean too: Frazier et al. 2009, https://doi.org/10.1287/ijoc.1080.0314). The rule depends on the trials
-    alone, so optimizers are compared by where they searched.
+    alone, so optimizers are compared by where they searched. `earlier` is the process of logs with `rules` below 3.
     """
     scored = [trial for trial in trials if trial.score]
     noise = noise_of(trials)
     if len(scored) < 2 or noise <= NOISY:
         return max(scored, key=lambda trial: trial.value, default=None)
-    known = _training_set(trials)
+    known = training_set(trials)
     features = Features(space)
     points, candidates = (features.of([space.to_unit(t.candidate.genes) for t in of]) for of in (known, scored))
     values = Scale([trial.value for trial in known], noisy=True).values
-    model = GaussianProcess(features.size)
     with ThreadpoolController().limit(limits=1):  # the number of threads would change the digits
-        for _ in range(FITS):
-            model.fit(points, values, max(LEAST_NOISE, noise))
+        if earlier:
+            model: GaussianProcess | MaternProcess = GaussianProcess(features.size)
+            for _ in range(FITS):
+                model.fit(points, values, max(LEAST_NOISE, noise))
+        else:
+            model = MaternProcess(features.size)
+            model.fit(points, values)
         expected = model.mean(candidates)
     return scored[int(np.argmax(expected))]
-
-
-def _training_set(trials: Sequence[Trial]) -> Sequence[Trial]:
-    if len(trials) <= MOST:
-        return trials
-    best = sorted(trials, key=lambda trial: trial.value, reverse=True)[: MOST // 2]
-    taken = {trial.candidate.id for trial in best}
-    rest = [trial for trial in trials if trial.candidate.id not in taken]
-    return [*best, *rest[-(MOST - len(best)) :]]

@@ -61,12 +61,17 @@ class Names:
         return ".".join([*parts, self.parameters[gene.parameter]])
 
     def text(self, text: str, longest: int) -> str:
-        """Return free text, such as an error, as one shortened line; without real names when masked."""
-        line = " ".join(text[: 20 * longest].split())
+        """Return free text, such as an error, as one shortened printable line; without real names when masked."""
+        line = printable(text[: 20 * longest])
         if self.masked:
             line = LAYER.sub("a layer", TENSOR.sub("a tensor", line))
             line = self._real.sub(lambda found: self._masks[found[0].lower()], line)
         return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def shortened(names: Sequence[str], longest: int) -> dict[str, str]:

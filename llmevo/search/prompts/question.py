@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast, overload
 
 import numpy as np
 
@@ -31,9 +32,12 @@ class Belief:
     genes: tuple[str, ...]
     """The names of the genes that it is about."""
     direction: int = 0
-    """1 if higher values than the best recipe's are better, -1 if lower ones are, 0 with a `value`."""
+    """1 if higher values than the best recipe's are better, -1 if lower ones are, 0 with a `value`, or if its values
+    should stay."""
     value: float | None = None
     """The best value of these genes; None where the LLM names a direction alone."""
+    spread: float | None = None
+    """Half of the range in which the best value lies, in the genes' units; None where the LLM names no range."""
     confidence: float = 0.5
     """The LLM's own, from 0 to 1."""
     text: str = ""
@@ -110,6 +114,12 @@ class Question:
     """{short name of a model: an excerpt of its model card}."""
     texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict[str, Sequence[tuple[str, str]]])
     """{task: (question, right answer) of each search question, in the order of `Score.item_scores`}, shortened."""
+    descriptions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """{task: its own description}, of those that have one."""
+    chances: Mapping[str, float] = field(default_factory=dict[str, float])
+    """{task: the metric of a model that guesses}, where it is known."""
+    short: bool = False
+    """Ask in a short form, for small models."""
 
     @cached_property
     def scored(self) -> list[Trial]:
@@ -131,10 +141,14 @@ class Question:
         return sorted(self.inside, key=lambda trial: trial.value)[-ROWS:]
 
     @cached_property
+    def best(self) -> Trial | None:
+        """The best point with its score; None before the first score."""
+        return max(self.inside, key=lambda trial: trial.value, default=None)
+
+    @cached_property
     def incumbent(self) -> Genes:
         """The best point; the uniform merge before the first score."""
-        best = max(self.inside, key=lambda trial: trial.value, default=None)
-        return best.candidate.genes if best else self.space.clamp(self.space.uniform())
+        return self.best.candidate.genes if self.best else self.space.clamp(self.space.uniform())
 
     @cached_property
     def parents(self) -> list[Trial]:
@@ -155,6 +169,35 @@ class Reading:
     """The answer itself, for optimizers that continue the conversation."""
     lost: bool = False
     """True if no answer came."""
+
+
+class Messages(Sequence[dict[str, str]]):
+    """Messages that are written when they are first read: an answer that a log holds needs none."""
+
+    def __init__(self, write: Callable[[], Sequence[dict[str, str]]]) -> None:
+        self._write = write
+
+    @cached_property
+    def _written(self) -> tuple[dict[str, str], ...]:
+        return tuple(self._write())
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[dict[str, str], ...]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | tuple[dict[str, str], ...]:
+        return self._written[index]
+
+    def __len__(self) -> int:
+        return len(self._written)
+
+    def __repr__(self) -> str:
+        return repr(self._written)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._written == tuple(cast(Sequence[object], other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,36 @@ row is taken from the best recipe, and the rest is dropped with a message.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from typing import Any, TypeVar
 
 from llmevo.errors import nearest
 from llmevo.llm.json import numeral, objects, scalars, writable
 from llmevo.search.evidence import Evidence, estimate_effects
+from llmevo.search.prompts.moves import recipes_of, with_columns
 from llmevo.search.prompts.names import Names
-from llmevo.search.prompts.question import Question, Reading
+from llmevo.search.prompts.question import Belief, Hypothesis, Question, Reading
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.space import METHOD, Gene, Genes
+from llmevo.search.prompts.vocabulary import Vocabulary, in_units, word
+from llmevo.search.space import METHOD, Array, Gene, Genes, SearchSpace
 from llmevo.search.trial import Suggestion
+
+T = TypeVar("T")
+
+
+KINDS = ("refine", "crossover", "explore", "mean")  # of older logs
+PURPOSES = ("exploit", "learn")
+DIRECTIONS = {"higher": 1, "lower": -1, "stay": 0}
+SPREADS = ("tighter", "same", "wider")
+GENOME = ("genome", "weights", "mean_genome")  # keys of the table; the last two are other tools', which models may know
+RECIPES = (*GENOME, "depth", "move")  # keys of a proposal's recipe
+MOST = 20  # proposals that are read
+BELIEFS, HYPOTHESES, MOVES = 12, 6, 8  # that are read
+TOTAL = ("score", "total")  # keys of the predicted total
+ANALYSIS = 800  # characters that are kept
+REPETITION = 0.01  # the distance from a known point, as a share of a gene's range, below which a point repeats it
+EXTREME = 0.3  # the share of numbers at a bound, without evidence, above which a problem is reported
 
 
 def choice_of(gene: Gene, value: Any) -> float:
@@ -35,7 +51,7 @@ def choice_of(gene: Gene, value: Any) -> float:
 
 
 def admit(
-    question: Question, rows: Sequence[Suggestion], problems: list[str], nearness: float = 0.01
+    question: Question, rows: Sequence[Suggestion], problems: list[str], nearness: float = REPETITION
 ) -> list[Suggestion]:
     """Return the proposals moved into the bounds, without repetitions, and add each change to `problems`.
 
@@ -43,29 +59,32 @@ def admit(
     genes that the chosen methods lack do not count.
     """
     space = question.space
-    names = {gene.name for gene in space.genes}
-    known = [space.to_unit(t.candidate.genes) for t in question.trials if names <= t.candidate.genes.keys()]
+    known = [space.to_unit(genes) for genes in _known(question)]
     admitted: list[Suggestion] = []
     for row in rows:
         inside = space.clamp(row.genes)
         moved = [name for name, value in inside.items() if abs(value - row.genes[name]) > 1e-3]
         if moved:
             problems.append(f"clamped {len(moved)} of {len(inside)} genes into their bounds ({', '.join(moved[:3])})")
-        point = space.to_unit(inside)
-        active = space.active(inside)
-        if any(abs(point - other)[active].max(initial=0.0) < nearness for other in known):
+        if _repeated(space, inside, known, nearness) is not None:
             problems.append("dropped a proposal that repeats a candidate")
             continue
-        known.append(point)
+        known.append(space.to_unit(inside))
         admitted.append(replace(row, genes=inside))
     return admitted[: question.wanted]
 
 
-KINDS = ("refine", "crossover", "explore", "mean")
-SPREADS = ("tighter", "same", "wider")
-GENOME = ("genome", "weights", "mean_genome")  # keys of the table; the last two are other tools', which models may know
-MOST = 20  # proposals that are read
-EXTREME = 0.3  # the share of numbers at a bound, without evidence, above which a problem is reported
+def _known(question: Question) -> list[Genes]:
+    """The genes of all trials that have them all, failures included."""
+    names = {gene.name for gene in question.space.genes}
+    return [trial.candidate.genes for trial in question.trials if names <= trial.candidate.genes.keys()]
+
+
+def _repeated(space: SearchSpace, genes: Genes, known: Sequence[Array], nearness: float = REPETITION) -> int | None:
+    """The place of the known point that a recipe repeats."""
+    point, active = space.to_unit(genes), space.active(genes)
+    near = (place for place, other in enumerate(known) if abs(point - other)[active].max(initial=0.0) < nearness)
+    return next(near, None)
 
 
 def read(text: str, question: Question, table: GeneTable | None = None, evidence: Evidence | None = None) -> Reading:
@@ -77,7 +96,10 @@ class _Reader:
     def __init__(self, question: Question, table: GeneTable, evidence: Evidence | None) -> None:
         self._question, self._table, self._evidence = question, table, evidence
         self._names = Names(question.space, question.tasks, question.mask_names)
+        self._words = Vocabulary(question, self._table, self._names)
         self._problems: list[str] = []
+        self._moves = 0
+        self._points = [question.space.to_unit(genes) for genes in _known(question)]
 
     def read(self, text: str) -> Reading:
         problems = self._problems
@@ -89,31 +111,122 @@ class _Reader:
         rows: list[Suggestion] = []
         for place, proposal in enumerate(raw[:MOST], start=1):
             try:
-                rows.append(self._proposal(proposal))
+                found = self._proposals(proposal)
+                self._words.proposed[place] = self._settled(found[0].genes)
+                rows += found
             except ValueError as error:
                 problems.append(f"dropped proposal {place}: {error}")
-        if not rows and not problems:
+        beliefs = self._each(answer.get("beliefs"), "belief", BELIEFS, self._belief)
+        hypotheses = self._each(answer.get("hypotheses"), "hypothesis", HYPOTHESES, self._hypothesis)
+        if not (rows or beliefs or hypotheses or problems):
             problems.append("the answer holds no proposal")
         admitted = admit(self._question, rows, problems)
         self._remark_on_extremes(admitted)
         if self._names.masked:  # the repair prompt quotes them
             problems[:] = [self._names.text(problem, 400) for problem in problems]
-        return Reading(admitted, writable(str(answer.get("analysis", "")))[:600], problems)
+        analysis = writable(str(answer.get("analysis", "")))[:ANALYSIS]
+        return Reading(admitted, analysis, problems, beliefs, hypotheses)
 
-    def _proposal(self, raw: Any) -> Suggestion:
-        """One proposal. Raise ValueError when it is ambiguous or has no meaning."""
+    def _each(self, said: Any, kind: str, most: int, reader: Callable[[dict[str, Any]], T]) -> list[T]:
+        """The usable entries of a list."""
+        found: list[T] = []
+        entries: list[Any] = said if isinstance(said, list) else [] if said is None else [said]
+        if len(entries) > most:
+            self._problems.append(f"took the first {most} of {len(entries)} entries, each a {kind}")
+        for place, entry in enumerate(entries[:most], start=1):
+            try:
+                if not isinstance(entry, dict):
+                    raise ValueError("it is no object")
+                found.append(reader(entry))
+            except ValueError as error:
+                self._problems.append(f"dropped {kind} {place}: {error}")
+        return found
+
+    def _settled(self, genes: Genes) -> Genes:
+        """The genes inside the bounds, of the candidate that they repeat if there is one."""
+        place = _repeated(self._question.space, genes, self._points)
+        return self._question.space.clamp(genes) if place is None else _known(self._question)[place]
+
+    def _belief(self, said: dict[str, Any]) -> Belief:
+        genes = self._words.select(said)
+        if not genes:
+            raise ValueError("it is about no parameter")
+        direction = word(said.get("direction") or "")[:40]
+        if direction and direction not in DIRECTIONS:
+            raise ValueError(f"the direction {direction!r} is unknown{nearest(direction, DIRECTIONS)}")
+        ends = [numeral(end) for end in scalars(said.get("range") if said.get("range") is not None else [])]
+        if said.get("value") is not None:
+            ends = [numeral(said["value"])]
+        if not ends and not direction:
+            raise ValueError("it has neither a direction nor a value")
+        if len(ends) > 2:
+            raise ValueError("a range has a lowest and a highest value")
+        low, high = min(gene.low for gene in genes), max(gene.high for gene in genes)
+        ends = sorted(min(max(end, low), high) for end in in_units(genes[0], ends))
+        task = said.get("task")
+        self._words.task(task)  # an unknown one: the LLM speaks of another question
+        text = ": ".join(str(part)[:200] for part in (task, said.get("why")) if part)
+        return Belief(
+            tuple(gene.name for gene in genes),
+            0 if ends else DIRECTIONS[direction],
+            sum(ends) / len(ends) if ends else None,
+            (ends[1] - ends[0]) / 2 if len(ends) == 2 else None,
+            self._confidence(said.get("confidence")),
+            writable(text)[:200],
+        )
+
+    def _confidence(self, said: Any) -> float:
+        """From 0 to 1; a half where there is none. Percents are understood."""
+        try:
+            value = 0.5 if said is None else numeral(said)
+        except ValueError as error:
+            self._problems.append(f"dropped a confidence: {error}")
+            return 0.5
+        return min(max(value / 100 if 1 < value <= 100 else value, 0.0), 1.0)
+
+    def _hypothesis(self, said: dict[str, Any]) -> Hypothesis:
+        better, worse = (self._words.recipe("" if said.get(key) is None else said[key]) for key in ("better", "worse"))
+        if better == worse:
+            raise ValueError("it compares a recipe with itself")
+        return Hypothesis(
+            writable(str(said.get("claim") or ""))[:200], self._words.task(said.get("task")), better, worse
+        )
+
+    def _proposals(self, raw: Any) -> list[Suggestion]:
+        """One proposal, or one for each step of a move. Raise ValueError when it is ambiguous or has no meaning."""
         given: dict[str, Any] = raw if isinstance(raw, dict) else {"genome": raw}
-        method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
-        genome = next((given[key] for key in GENOME if key in given), None)
-        kind = str(given.get("kind", ""))[:20].strip().lower()
-        return Suggestion(
-            self._genes(genome, method),
+        recipes = self._recipes(given)
+        kind, purpose = (str(given.get(key, ""))[:20].strip().lower() for key in ("kind", "purpose"))
+        said = given.get("predicted_score", given.get("predicted"))
+        scores = said if isinstance(said, dict) else {"score": said}
+        predicted = self._predicted_tasks({key: of for key, of in scores.items() if word(key) not in TOTAL})
+        suggestion = Suggestion(
+            {},
             "llm",
             writable(str(given.get("reason", "")))[:200],
             kind if kind in KINDS else "",
-            self._predicted(given.get("predicted_score", given.get("predicted"))),
+            self._predicted(next((of for key, of in scores.items() if word(key) in TOTAL), None)),
             self._spread(given.get("spread")),
+            purpose if purpose in PURPOSES else "",
+            predicted,
         )
+        return [replace(suggestion, genes=genes) for genes in recipes]
+
+    def _recipes(self, given: dict[str, Any]) -> list[Genes]:
+        method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
+        used = next((key for key in RECIPES if given.get(key) not in (None, [], {}, "")), None)
+        if used not in ("depth", "move"):
+            return [self._genes(next((given[key] for key in GENOME if key in given), None), method)]
+        named = [*scalars(method)] if method is not None else []
+        chosen = self._chosen(named) if named else {}
+        if used == "depth":
+            found = [with_columns(self._words, self._question.incumbent, given["depth"], None, self._problems)]
+        else:
+            self._moves += 1
+            if self._moves > MOVES:
+                raise ValueError(f"an answer has at most {MOVES} moves")
+            found = recipes_of(self._words, given["move"], self._problems)
+        return [{**genes, **chosen} for genes in found]
 
     def _genes(self, genome: Any, method: Any) -> Genes:
         table = self._table
@@ -191,6 +304,26 @@ class _Reader:
             self._problems.append(f"dropped a predicted score: {error}")
             return None
 
+    def _predicted_tasks(self, said: dict[str, Any]) -> dict[str, float]:
+        """{task: predicted score}; hundredths where no score of it is above 1."""
+        found: dict[str, float] = {}
+        for key, value in [*said.items()][: len(self._question.tasks)]:
+            if value is None:
+                continue
+            try:
+                task, number = self._words.task(key), numeral(value)
+            except ValueError as error:
+                self._problems.append(f"dropped a predicted score: {error}")
+                continue
+            if task is not None:
+                found[task] = number / 100 if 1 < number <= 100 and self._is_share(task) else number
+        return found
+
+    def _is_share(self, task: str) -> bool:
+        metric = self._question.tasks[task][1]
+        values = [trial.score.tasks.get(task, {}).get(metric, 0.0) for trial in self._question.scored if trial.score]
+        return all(0 <= value <= 1 for value in values)
+
     def _spread(self, value: Any) -> tuple[str, ...]:
         """A word for every slice of the space; `same` where the answer has none."""
         if isinstance(value, dict):
@@ -227,37 +360,14 @@ def _answer(text: str) -> tuple[dict[str, Any] | None, list[Any]]:
     whole = [o for o in found if "proposals" in o]
     if whole:
         raw = whole[-1]["proposals"]
+        if raw is None and (whole[-1].get("beliefs") or whole[-1].get("hypotheses")):
+            raw = []
         return whole[-1], raw if isinstance(raw, list) else [raw]
-    loose = [o for o in found if any(key in o for key in GENOME)]
+    loose = [o for o in found if any(key in o for key in RECIPES)]
+    beliefs = [o for o in found if "direction" in o]
     if loose:
-        return loose[-1], loose
+        return {**loose[-1], **({"beliefs": beliefs} if beliefs else {})}, loose
+    said = [o for o in found if "beliefs" in o or "hypotheses" in o]
+    if said or beliefs:
+        return said[-1] if said else {"beliefs": beliefs}, []
     return (found[-1], [found[-1]]) if found else (None, [])
-
-
-def answer_model(question: Question, table: GeneTable | None = None) -> type[BaseModel]:
-    """Return the pydantic model of the answer: every list has a fixed length and every integer bounds.
-
-    Every field is required and texts have no maximum length, as OpenAI's strict mode wants.
-    """
-    table = table or GeneTable.of(question.space, 0)
-    low = min((round(gene.low * scale(gene)) for gene in table.numbers), default=0)
-    high = max((round(gene.high * scale(gene)) for gene in table.numbers), default=0)
-    integer: Any = Annotated[int, Field(ge=low, le=high)]
-    slices = len(table.slices)
-    fields: dict[str, Any] = {"reason": (str, ...), "kind": (Literal[KINDS], ...)}
-    if table.choices:
-        names = Names(question.space, question.tasks, question.mask_names)
-        method: Any = Literal[tuple(names.methods[name] for name in table.choices[0].choices)]
-        per_slice = question.space.genome.method_per_slice
-        fields[METHOD] = (_list(method, slices) if per_slice else method, ...)
-    fields["genome"] = (_list(_list(integer, len(table.columns)), slices), ...)
-    fields["spread"] = (_list(Literal[SPREADS], slices), ...)
-    fields["predicted_score"] = (float, ...)
-    strict = ConfigDict(extra="forbid")
-    proposal = create_model("Proposal", __config__=strict, **fields)
-    proposals: Any = Annotated[list[proposal], Field(min_length=1, max_length=question.wanted)]
-    return create_model("Answer", __config__=strict, analysis=(str, ...), proposals=(proposals, ...))
-
-
-def _list(of: Any, length: int) -> Any:
-    return Annotated[list[of], Field(min_length=length, max_length=length)]

@@ -1,0 +1,691 @@
+"""Searches on simulated landscapes: llmevo's optimizers and other libraries', under the same rules.
+
+    python benchmarks/searches.py run --landscape quickstart,many --optimizers llm-off,cma-es,botorch --seeds 20
+    python benchmarks/searches.py run --landscape quickstart --optimizers llm@http://localhost:8000/v1 --model NAME \\
+        --transcript FILE                                  # a real LLM; its replies are kept in FILE
+    python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME --recorded FILE   # the same again
+    python benchmarks/searches.py table [FILE]             # Markdown
+    python benchmarks/searches.py picture [FILE] --out PICTURE.png
+
+`run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
+changed since. Landscapes are those of `landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name
+of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
+(`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server.
+
+The rules are those of a run: the same start rows for every optimizer, generations of the config's default size, one
+rule for what is handed over (`llmevo.search.optimizers.recommend`). With `--questions N` a candidate is asked N
+questions of every task: the same for all candidates of a search with `--mode fixed`, other ones for each with
+`--mode fresh`. With `--questions 0` its score is the true one, without noise. A line has the true score of the
+candidate that would be handed over after some numbers of evaluations, and of the best-scored one.
+"""
+
+import argparse
+import ast
+import hashlib
+import inspect
+import json
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rivals import RIVALS, rival
+
+from llmevo.config import Search as SearchConfig
+from llmevo.errors import ProposerError
+from llmevo.evaluation.score import Score, aggregate
+from llmevo.evaluation.tasks.task import Task
+from llmevo.llm.client import Client, Connection, Reply, read_key
+from llmevo.llm.openai import OpenAIClient
+from llmevo.llm.templates import Templates
+from llmevo.run.llm_calls import QUOTED
+from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
+from llmevo.search.optimizers.base import Asking
+from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.simulated_llm import SimulatedClient
+from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Candidate, Suggestion, Trial
+
+HERE = Path(__file__).parent
+SEARCHES = HERE / "results" / "searches.jsonl"
+MARKS = (8, 10, 15, 20, 30, 45, 60, 100, 150, 200)
+"""Evaluations after which it is seen what a search has found."""
+METRIC = "acc,none"
+BASES = ("llm-off", "cma-es")
+"""The searches that the others are compared with."""
+
+Array = NDArray[np.float64]
+
+
+class Landscape(Protocol):
+    """What the recipes of a search space answer. Points are in unit coordinates, one row each."""
+
+    space: SearchSpace
+    tasks: list[str]
+    difficulties: dict[str, Array]
+    """{task: the difficulties of its questions}."""
+
+    def truth(self, points: Array) -> Array:
+        """Return the mean accuracy on endlessly many questions."""
+        ...
+
+    def accuracy(self, task: str, points: Array) -> Array:
+        """Return the accuracy on endlessly many questions of a task."""
+        ...
+
+    def answers(self, task: str, points: Array, difficulties: Array, seed: int) -> Array:
+        """Return which point gets which question right (points, questions); another seed is other questions."""
+        ...
+
+    @property
+    def optimum(self) -> tuple[Array, float]:
+        """The best point and its true score."""
+        ...
+
+    @property
+    def coefficient(self) -> tuple[float, float]:
+        """The best weight that all models have in common, and its true score."""
+        ...
+
+
+@cache
+def load(name: str) -> Landscape:
+    """Return a landscape of `landscapes.py`, or `simulator`."""
+    if name == "simulator":
+        import simulator
+
+        found: Any = simulator.QuickstartLandscape()
+        return found
+    import landscapes  # type: ignore[import-not-found]
+
+    return landscapes.load(name)
+
+
+def start_rows(space: SearchSpace) -> list[Suggestion]:
+    """Return the start rows of a run: the uniform merge, other weights for all models, each model."""
+    coefficients = [Suggestion(g, "coefficient", f"coefficient {v:g}") for v, g in space.coefficients().items()]
+    parents = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
+    return [Suggestion(space.uniform(), "uniform"), *coefficients, *parents]
+
+
+# The scores
+
+
+class Examiner:
+    """Scores candidates of one search by questions that its seed draws, as lm-eval does in a run."""
+
+    def __init__(self, landscape: Landscape, questions: int, mode: str, seed: int) -> None:
+        self._landscape, self._fresh, self._seed = landscape, mode == "fresh", seed
+        self._count = questions
+        self._drawn = np.random.default_rng(seed)
+        self._tasks = [Task(name=task, weight=1 / len(landscape.tasks), metric=METRIC) for task in landscape.tasks]
+        self._difficulties = self._draw()
+        self._scored = 0
+
+    @property
+    def weights(self) -> dict[str, tuple[float, str]]:
+        return {task.name: (task.weight, METRIC) for task in self._tasks}
+
+    def _draw(self) -> dict[str, Array]:
+        known = self._landscape.difficulties
+        return {task: self._drawn.choice(known[task], self._count) for task in self._landscape.tasks}
+
+    def scores(self, points: Array) -> list[Score]:
+        """Return the scores of candidates."""
+        if not self._count:
+            shares = {task: self._landscape.accuracy(task, points) for task in self._landscape.tasks}
+            return [self._score({task: float(of[row]) for task, of in shares.items()}) for row in range(len(points))]
+        if not self._fresh:
+            return [*self._answered(points, self._difficulties, self._seed)]
+        found: list[Score] = []
+        for point in points:
+            self._scored += 1
+            found += self._answered(point[None], self._draw(), 1_000_000 + 1000 * self._seed + self._scored)
+        return found
+
+    def _answered(self, points: Array, difficulties: Mapping[str, Array], seed: int) -> Iterator[Score]:
+        right = {task: self._landscape.answers(task, points, of, seed) for task, of in difficulties.items()}
+        for row in range(len(points)):
+            answers = {task: [float(value) for value in of[row]] for task, of in right.items()}
+            yield self._score({task: float(np.mean(own)) for task, own in answers.items()}, answers)
+
+    def _score(self, shares: Mapping[str, float], answers: Mapping[str, list[float]] | None = None) -> Score:
+        results = {task: {METRIC: share} for task, share in shares.items()}
+        items = sum(map(len, (answers or {}).values()))
+        return replace(aggregate(self._tasks, results, items, answers or {}), item_scores=answers or {})
+
+
+# The LLM
+
+
+class RecordedReplies:
+    """The replies of an earlier search in their order. Its prompts must be the same."""
+
+    style = "chat"
+
+    def __init__(self, model: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        self.model, self._lines = model, deque(lines)
+
+    def check(self) -> None:
+        """Do nothing: the file is read already."""
+
+    def answer(self, request: Any) -> Reply:
+        line = self._lines.popleft() if self._lines else None
+        if line is None or line["messages"] != [*request.messages]:
+            raise SystemExit(f"the prompt of generation {request.generation} is not the recorded one")
+        if line["reply"] is None:
+            raise ProposerError("; ".join(line["problems"]))
+        return Reply(line["reply"], self.model, *line["tokens"])
+
+
+class Answerer:
+    """Answers the prompts of one search as a run does: an answer without a usable proposal is asked for once more,
+    until such a repair has failed.
+    """
+
+    def __init__(self, client: Client | None, key: Mapping[str, Any], transcript: Path | None) -> None:
+        """`key` names the search in the transcript."""
+        self._client, self._key, self._transcript = client, key, transcript
+        self._failed = False
+        self._templates = Templates()
+        self.calls, self.watch = 0, Stopwatch()
+
+    def suggestions(self, asking: Asking) -> list[Suggestion]:
+        """Return what an optimizer proposes, answering the prompts that it yields."""
+        try:
+            prompt = next(asking)
+            while True:
+                with self.watch:
+                    reading = self._reading(prompt)
+                prompt = asking.send(reading)
+        except StopIteration as done:
+            return done.value
+
+    def _reading(self, prompt: Prompt) -> Reading:
+        reply, reading = self._turn(prompt)
+        if reply is None or reading.proposals or self._failed or prompt.question is None or prompt.integers:
+            return reading
+        problems = "; ".join(reading.problems[:5])
+        messages = (
+            {"role": "assistant", "content": reply[:QUOTED]},
+            {"role": "user", "content": self._templates.render("repair.j2", problems=problems)},
+        )
+        _, again = self._turn(replace(prompt, messages=(*prompt.messages, *messages)))
+        self._failed |= not again.proposals
+        return again
+
+    def _turn(self, prompt: Prompt) -> tuple[str | None, Reading]:
+        if self._client is None:
+            return None, Reading(problems=["there is no LLM"], lost=True)
+        self.calls += 1
+        started, reply, problems, tokens = time.monotonic(), None, list[str](), (0, 0)
+        try:
+            answer = self._client.answer(prompt)
+        except ProposerError as error:
+            problems = [str(error)]
+            reading = Reading(problems=problems, lost=True)
+        else:
+            reply, tokens = answer.text, (answer.prompt_tokens, answer.completion_tokens)
+            reading = prompt.read(reply)
+            problems = [*answer.problems, *reading.problems]
+        if self._transcript:
+            line = {
+                **self._key,
+                "generation": prompt.generation,
+                "messages": [*prompt.messages],
+                "reply": reply,
+                "problems": problems,
+                "tokens": tokens,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            with self._transcript.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+        return reply, reading
+
+
+# A search
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search before it is run."""
+
+    landscape: str
+    search: str
+    """The optimizer, with the LLM's name after a colon (simulated) or `@` (of a server)."""
+    seed: int
+    budget: int
+    questions: int
+    mode: str
+
+    @property
+    def optimizer(self) -> str:
+        return self.search.partition("@")[0].partition(":")[0]
+
+    @property
+    def policy(self) -> str:
+        """The simulated LLM, or an empty text."""
+        return "" if "@" in self.search else self.search.partition(":")[2]
+
+
+class Server(NamedTuple):
+    """Where replies come from, and where they are kept."""
+
+    url: str | None = None
+    model: str | None = None
+    timeout: float = 120.0
+    transcript: Path | None = None
+    recorded: Path | None = None
+
+    def client(self, plan: Plan, landscape: Landscape) -> Client | None:
+        if plan.optimizer not in ASKING:
+            return None
+        if self.recorded:
+            lines = [json.loads(line) for line in self.recorded.read_text().splitlines()]
+            own = [line for line in lines if all(line[name] == value for name, value in asdict(plan).items())]
+            if not own:
+                raise SystemExit(f"{self.recorded} has no reply for {plan}")
+            return RecordedReplies(plan.search, own)
+        if plan.policy:
+            return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]), plan.seed)
+        if not self.url:
+            raise SystemExit(f"{plan.search}: name a simulated LLM (llm:POLICY), a server (llm@URL) or --recorded FILE")
+        key = read_key(None, Path(), "llm", base_url=self.url)
+        return OpenAIClient(Connection(self.model, key, self.url, timeout=self.timeout))
+
+
+NO_SERVER = Server()
+
+
+class Stopwatch:
+    """Adds up the seconds of `with` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+class Found(NamedTuple):
+    """The trials of a search."""
+
+    genes: list[dict[str, float]]
+    values: list[float]
+    errors: list[float]
+    truths: list[float]
+    seconds: float
+    """Of the optimizer, without the LLM."""
+    calls: int
+    """Prompts to the LLM."""
+
+
+def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Found:
+    """Run one search."""
+    space, examiner = landscape.space, Examiner(landscape, plan.questions, plan.mode, plan.seed)
+    client = server.client(plan, landscape)
+    setup = Setup(space, plan.seed, plan.budget, examiner.weights, client.style if client else "", Templates())
+    answerer = Answerer(client, asdict(plan), server.transcript)
+    size = SearchConfig().population_of(len(space.genes))
+    trials: list[Trial] = []
+    truths: list[float] = []
+    generation, watch, rows = 0, Stopwatch(), start_rows(space)
+    with watch:
+        optimizer = maker(plan.optimizer)(setup)
+        if ask_start := getattr(optimizer, "ask_start", None):
+            rows += answerer.suggestions(ask_start(rows))
+    proposed = rows[: plan.budget]
+    while proposed:
+        points = np.array([space.to_unit(suggestion.genes) for suggestion in proposed])
+        truths += landscape.truth(points).tolist()
+        told = [
+            Trial(Candidate(number, generation, one.origin, one.genes, one.note, one.expected), score)
+            for number, one, score in zip(count(len(trials)), proposed, examiner.scores(points), strict=False)
+        ]
+        trials += told
+        generation += 1
+        left = plan.budget - len(trials)
+        with watch:
+            optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
+            proposed = answerer.suggestions(optimizer.ask(min(size, left))) if left else []
+    if close := getattr(optimizer, "close", None):
+        close()
+    scores = [trial.score for trial in trials if trial.score]
+    return Found(
+        genes=[dict(trial.candidate.genes) for trial in trials],
+        values=[score.total for score in scores],
+        errors=[score.stderr for score in scores],
+        truths=truths,
+        seconds=watch.seconds - answerer.watch.seconds,
+        calls=answerer.calls,
+    )
+
+
+def maker(name: str) -> Callable[[Setup], Optimizer]:
+    """Return what makes an optimizer of this name."""
+    found = OPTIMIZERS.get(name) or rival(name)
+    if found is None:
+        raise SystemExit(f"there is no optimizer {name!r}; there are {', '.join([*OPTIMIZERS, *RIVALS])}")
+    return found
+
+
+def judged(space: SearchSpace, found: Found, budget: int) -> dict[str, Any]:
+    """The true scores of what is handed over, and of the best-scored trial, at each mark."""
+    trials = [
+        Trial(Candidate(place, 0, "", genes), Score(value, error, {}, 0))
+        for place, (genes, value, error) in enumerate(zip(found.genes, found.values, found.errors, strict=True))
+    ]
+    marks = sorted({mark for mark in MARKS if mark <= budget} | {budget})
+    counts = [min(mark, len(trials)) for mark in marks]  # some end before
+    handed, best = dict[int, float](), dict[int, float]()
+    for number in dict.fromkeys(counts):
+        picked = recommend(space, [trial for trial in trials[:number] if space.contains(trial.candidate.genes)])
+        assert picked is not None
+        handed[number] = round(found.truths[picked.candidate.id], 5)
+        best[number] = round(found.truths[int(np.argmax(found.values[:number]))], 5)
+    return {"marks": marks, "handed": [handed[number] for number in counts], "best": [best[n] for n in counts]}
+
+
+# What a line depends on
+
+
+@cache
+def _code(file: Path) -> ast.Module:
+    """The code of a file without docstrings and comments, which decide nothing."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+OPTIMIZERS_ROOM = "llmevo.search.optimizers"
+
+
+def _closure(module: str) -> Iterator[tuple[str, str]]:
+    """The code of a module of the optimizers' folder and of those there that it imports; not of the interface."""
+    pending, seen = [module], {OPTIMIZERS_ROOM, f"{OPTIMIZERS_ROOM}.base"}
+    while pending:
+        name = pending.pop()
+        if name in seen or not name.startswith(OPTIMIZERS_ROOM):
+            continue
+        seen.add(name)
+        tree = _code(Path(str(sys.modules[name].__file__)))
+        yield name, ast.dump(tree)
+        pending += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+
+
+def _digest(parts: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(set(parts))).encode()).hexdigest()[:12]
+
+
+@cache
+def engine_of(name: str) -> str:
+    """The digest of an optimizer's source: of its class, and of the files of the optimizers' folder that it uses."""
+    made = maker(name)
+    kind: Any = made.func if isinstance(made, partial) else made
+    parts: list[tuple[str, str]] = [("arguments", repr(made.args))] if isinstance(made, partial) else []
+    for cls in inspect.getmro(kind):
+        if cls.__module__ == "rivals":
+            tree = next(
+                n
+                for n in _code(Path(inspect.getfile(cls))).body
+                if isinstance(n, ast.ClassDef) and n.name == cls.__name__
+            )
+            parts.append((cls.__name__, ast.dump(tree)))
+        parts += _closure(cls.__module__)
+    return _digest(parts)
+
+
+@cache
+def rule_of() -> str:
+    """The digest of the rule for what is handed over."""
+    return _digest(_closure(recommend.__module__))
+
+
+@cache
+def surface_of(landscape: Landscape) -> str:
+    """The digest of a landscape: of its scores at random points."""
+    points = np.random.default_rng(0).random((16, len(landscape.space.genes)))
+    rows = start_rows(landscape.space)
+    truths = landscape.truth(np.vstack([points, [landscape.space.to_unit(row.genes) for row in rows]]))
+    return _digest([("truths", str(np.round(truths, 5).tolist()))])
+
+
+# The commands
+
+
+def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
+    """Run a search, or take its trials from the folder of temporary files, and judge it.
+
+    The trials are kept there so that another rule for what is handed over needs no search again.
+    """
+    landscape = load(plan.landscape)
+    name = {**asdict(plan), "engine": engine_of(plan.optimizer), "surface": surface_of(landscape)}
+    kept = Path(tempfile.gettempdir()) / "llmevo-searches" / f"{_digest([('plan', json.dumps(name))])}.json"
+    if kept.exists() and not (server.recorded or server.transcript):
+        found = Found(**json.loads(kept.read_text()))
+    else:
+        found = searched(landscape, plan, server)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(found._asdict()))
+    return {
+        **name,
+        "rule": rule_of(),
+        **judged(landscape.space, found, plan.budget),
+        "coefficient": round(float(landscape.coefficient[1]), 5),
+        "optimum": round(float(landscape.optimum[1]), 5),
+        "evaluations": len(found.values),
+        "calls": found.calls,
+        "seconds": round(found.seconds, 2),
+    }
+
+
+def plan_of(line: Mapping[str, Any]) -> Plan:
+    return Plan(**{name: line[name] for name in Plan.__dataclass_fields__})
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the searches that the file lacks."""
+    file: Path = options.out
+    names: list[str] = []
+    url = None
+    for name in options.optimizers.split(","):
+        kind, _, address = name.partition("@")
+        if "://" in address:
+            url, name = address, f"{kind}@{options.model or 'server'}"
+        maker(Plan("", name, 0, 0, 0, "").optimizer)
+        names.append(name)
+    server = Server(url, options.model, options.timeout, options.transcript, options.recorded)
+    mode = options.mode if options.questions else "exact"
+    wanted = [
+        Plan(landscape, name, seed, options.budget, options.questions, mode)
+        for seed in range(options.first, options.first + options.seeds)
+        for landscape in options.landscape.split(",")
+        for name in names
+    ]
+    versions = {
+        plan: (engine_of(plan.optimizer), surface_of(load(plan.landscape)), rule_of()) for plan in dict.fromkeys(wanted)
+    }
+    lines = lines_of(file)
+    stale = [line for line in lines if versions.get(plan_of(line), found := _version(line)) != found]
+    if stale:
+        print(f"{len(stale)} lines of {file.name} are of earlier code or landscapes, and run again", flush=True)
+        lines = [line for line in lines if line not in stale]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = {plan_of(line) for line in lines}
+    missing = [plan for plan in versions if plan not in done]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as out, ProcessPoolExecutor(options.jobs) as pool:
+        call = partial(line_of, server=server)
+        for line in (map if options.jobs == 1 else pool.map)(call, missing):
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            plan, handed = plan_of(line), line["handed"][-1]
+            print(f"{plan.landscape} {plan.search} seed {plan.seed}: {handed:.3f}, {line['seconds']} s", flush=True)
+
+
+def _version(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    return line["engine"], line["surface"], line["rule"]
+
+
+class Group(NamedTuple):
+    """The searches that can be compared."""
+
+    landscape: str
+    questions: int
+    mode: str
+    budget: int
+
+    @property
+    def title(self) -> str:
+        noise = f"{self.questions} questions a task, {self.mode}" if self.questions else "without noise"
+        return f"`{self.landscape}`, {self.budget} evaluations, {noise}"
+
+
+Lines = dict[str, dict[int, dict[str, Any]]]
+
+
+def groups(file: Path) -> dict[Group, Lines]:
+    """{group: {search: {seed: line}}}, sorted."""
+    found: dict[Group, Lines] = {}
+    for line in lines_of(file):
+        group = Group(*(line[name] for name in Group._fields))
+        found.setdefault(group, {}).setdefault(line["search"], {})[line["seed"]] = line
+    if not found:
+        raise SystemExit(f"{file} has no searches")
+    return dict(sorted(found.items()))
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print what the searches in a file found."""
+    parts: list[str] = []
+    for group, lines in groups(options.file).items():
+        if options.landscape is None or group.landscape in options.landscape.split(","):
+            parts.append("\n".join(_rows(group, lines, options.at, options.curve)))
+    print("\n\n".join(parts))
+
+
+def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[str]:
+    """A table of one group. Differences are at the mark `at`, at the end without one."""
+    some = next(iter(next(iter(lines.values())).values()))
+    marks: list[int] = some["marks"]
+    place = marks.index(at) if at in marks else len(marks) - 1
+    low, high = some["coefficient"], some["optimum"]
+    curves = {name: {seed: np.array(line[curve]) for seed, line in own.items()} for name, own in lines.items()}
+    means = {name: float(np.mean([of[place] for of in own.values()])) for name, own in curves.items()}
+    yield f"{group.title}; best coefficient {low:.3f}, optimum {high:.3f}"
+    yield ""
+    bases = [base for base in BASES if base in curves]
+    heads = ["search", *map(str, marks), f"of the way at {marks[place]}", *(f"against {base}" for base in bases)]
+    heads += ["seeds", "seconds"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for name in sorted(curves, key=lambda name: (-means[name], name)):
+        own = curves[name]
+        values = np.array([own[seed] for seed in sorted(own)])
+        way = 100 * (values[:, place] - low) / (high - low)
+        cells = [_mean(column) for column in values.T]
+        cells.append(_mean(way, digits=0) + " %")
+        for base in bases:
+            common = sorted(own.keys() & curves[base].keys())
+            differences = np.array([own[seed][place] - curves[base][seed][place] for seed in common])
+            cells.append("" if base == name or not common else _mean(differences, "+"))
+        seconds = np.mean([line["seconds"] for line in lines[name].values()])
+        yield f"| {' | '.join([name, *cells, str(len(own)), f'{seconds:.1f}'])} |"
+
+
+def _mean(values: Array, sign: str = "", digits: int = 3) -> str:
+    """The mean over seeds and its standard error."""
+    mean = f"{float(values.mean()):{sign}.{digits}f}"
+    return f"{mean} ± {float(values.std(ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
+
+
+def picture(options: argparse.Namespace) -> None:
+    """Draw the mean curves of the searches in a file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "llmevo"
+    from matplotlib import pyplot as plt
+
+    found = groups(options.file)
+    names = sorted({name for lines in found.values() for name in lines})
+    colours = {name: plt.get_cmap("tab20")(place % 20) for place, name in enumerate(names)}
+    columns = min(2, len(found))
+    height = -(-len(found) // columns)
+    figure, axes = plt.subplots(height, columns, figsize=(7 * columns, 4.5 * height), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    for axis, (group, lines) in zip(axes.flat, found.items(), strict=False):
+        some = next(iter(next(iter(lines.values())).values()))
+        marks: list[int] = some["marks"]
+        for name, own in sorted(lines.items()):
+            values = np.array([line[options.curve] for line in own.values()])
+            mean, error = values.mean(axis=0), values.std(axis=0) / max(len(values) - 1, 1) ** 0.5
+            axis.plot(marks, mean, label=name, color=colours[name])
+            axis.fill_between(marks, mean - error, mean + error, color=colours[name], alpha=0.15, linewidth=0)
+        axis.axhline(some["coefficient"], color="black", linestyle=":", linewidth=1)
+        axis.axhline(some["optimum"], color="black", linestyle="--", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_xticks(marks, map(str, marks))
+        axis.minorticks_off()
+        axis.set(title=group.title.replace("`", ""), xlabel="evaluations", ylabel="true score")
+        axis.legend(fontsize="x-small", ncols=2)
+    figure.tight_layout()
+    metadata: Any = {"Date": None} if options.out.suffix == ".svg" else None
+    figure.savefig(options.out, dpi=120, metadata=metadata)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="run the searches that the file lacks")
+    running.add_argument("--landscape", default="quickstart", help="several with commas between them")
+    running.add_argument("--optimizers", default="llm-off,cma-es,mergekit-evolve,tpe,random")
+    running.add_argument("--seeds", type=int, default=20)
+    running.add_argument("--first", type=int, default=0, help="the first seed")
+    running.add_argument("--budget", type=int, default=60, help="evaluations, start rows included")
+    running.add_argument("--questions", type=int, default=32, help="of each task; 0 for scores without noise")
+    running.add_argument("--mode", choices=("fixed", "fresh"), default="fixed", help="which questions candidates get")
+    running.add_argument("--jobs", type=int, default=1, help="searches at a time")
+    running.add_argument("--model", help="the server's name of the LLM; lines have it in place of the URL")
+    running.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for an answer of the server")
+    running.add_argument("--transcript", type=Path, help="a file for the prompts and replies")
+    running.add_argument("--recorded", type=Path, help="an earlier transcript, to answer from")
+    running.add_argument("--out", type=Path, default=SEARCHES)
+    running.set_defaults(command=run)
+    showing = commands.add_parser("table", help="what the searches in the file found")
+    showing.add_argument("--landscape", help="these only, with commas between them")
+    showing.add_argument("--at", type=int, help="the mark at which searches are compared; by default the end")
+    drawing = commands.add_parser("picture", help="the mean curves")
+    drawing.add_argument("--out", type=Path, default=SEARCHES.with_suffix(".png"))
+    for command, function in ((showing, table), (drawing, picture)):
+        command.add_argument("file", nargs="?", type=Path, default=SEARCHES)
+        command.add_argument(
+            "--curve", choices=("handed", "best"), default="handed", help="handed over, or best-scored"
+        )
+        command.set_defaults(command=function)
+    options = parser.parse_args(words)
+    options.command(options)
+
+
+if __name__ == "__main__":
+    main()

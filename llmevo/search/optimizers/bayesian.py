@@ -1,0 +1,166 @@
+"""Bayesian optimization: a Gaussian process of all scores, and candidates of the highest upper confidence bound."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.gaussian_process import Features, training_set
+from llmevo.search.optimizers.matern_process import MaternProcess, Mean
+from llmevo.search.optimizers.population import History, redraw_choices
+from llmevo.search.space import Array, Genes
+from llmevo.search.trial import Suggestion, Trial
+
+CONFIDENCE = 0.7  # standard deviations above the expectation
+CENTRES = 3  # the points of the highest expectation, around which samples are drawn
+AROUND = 500  # samples around each
+ANYWHERE = 500
+RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's range
+MOVED = 8.0  # genes that a sample moves on average, where there are more of them
+REDRAWN = 0.1  # the share of choices drawn anew
+REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
+ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Scores with mean 0 and variance 1; failures (-inf) share the lowest place."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> tuple["Standard", Array]:
+        """Return the scale and the scaled scores."""
+        finite = [score for score in scores if np.isfinite(score)]
+        filled = np.maximum(scores, min(finite, default=0.0))
+        scale = cls(float(filled.mean()), max(float(filled.std()), 1e-12))
+        return scale, (filled - scale.mean) / scale.deviation
+
+    def score(self, value: float) -> float:
+        return self.mean + self.deviation * value
+
+
+class BayesianOptimization(Optimizer):
+    """A Gaussian process of all scores, and one candidate at a time with the highest upper confidence bound (GP-UCB,
+    Srinivas et al. 2010, https://arxiv.org/abs/0912.3995) among samples around the points of the highest expectation
+    and samples anywhere.
+
+    Use it where there is no LLM, and as the baseline that shows what the LLM adds to `llm`: for 10 to 400 evaluations
+    of a model's score. The noise of the scores is learnt, not given: the errors of candidates that answer the same
+    questions are mostly the same.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self._space = setup, setup.space
+        self._random = np.random.default_rng(setup.seed)
+        self._history = History(setup.seed, setup.budget, [gene.described() for gene in setup.space.genes])
+        self._features = Features(setup.space)
+        self._model = MaternProcess(self._features.size)
+        self._threads = ThreadpoolController()
+        self._trials: list[Trial] = []
+        self._known: set[tuple[float, ...]] = set()
+        self._weights: Mapping[str, float] = {}
+        self._scale = Standard(0.0, 1.0)
+        self._adapted = 0
+
+    def ask(self, size: int) -> Asking:
+        self._history.add("ask", size)
+        return self._numeric(1)
+        yield  # makes this a generator, as Asking is
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._history.told(trials)
+        self._trials += trials
+        self._known |= {self._features.essence(trial.candidate.genes) for trial in trials}
+
+    def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
+        self._history.told(trials)
+        self._trials, self._weights = [*trials], weights
+
+    def extend(self, evaluations: int) -> None:
+        """Plan with another budget: the LLM is told how many evaluations are left."""
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations)
+            self._history.add("budget", evaluations)
+
+    def state(self) -> str:
+        return str(self._history)
+
+    def _prior_mean(self) -> Mean | None:
+        """What is believed of the scores before they are known."""
+        return None
+
+    def _numeric(self, count: int, pending: Sequence[Suggestion] = ()) -> list[Suggestion]:
+        """The next candidates. Each is chosen as if those before it, and the `pending` ones, had scored what is$
+        expected of them (the "kriging believer", Ginsbourger et al. 2010).
+        """
+        chosen: list[Suggestion] = []
+        with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
+            for _ in range(count):
+                others = [*pending, *chosen]
+                self._fit(others)
+                chosen.append(self._next(others))
+        return chosen
+
+    def _fit(self, pending: Sequence[Suggestion] = ()) -> None:
+        trials = training_set(self._trials)
+        if not trials:
+            return
+        points = self._points([trial.candidate.genes for trial in trials])
+        self._scale, values = Standard.of([trial.value for trial in trials])
+        mean = self._prior_mean()
+        adapt = len(self._trials) >= max(ADAPTED * self._adapted, self._adapted + 1)
+        self._model.fit(points, values, mean, adapt)
+        self._adapted = len(self._trials) if adapt else self._adapted
+        if pending:
+            more = self._points([one.genes for one in pending])
+            expected = self._model.mean(more)
+            self._model.fit(np.vstack([points, more]), np.concatenate([values, expected]), mean, adapt=False)
+
+    def _points(self, genes: Sequence[Genes]) -> Array:
+        """The features of points."""
+        return self._features.of([self._space.to_unit(one) for one in genes])
+
+    def _next(self, pending: Sequence[Suggestion]) -> Suggestion:
+        """The new point with the highest upper confidence bound."""
+        count = len(self._space.genes)
+        anywhere = self._random.random((ANYWHERE, count))
+        if not self._trials:
+            return Suggestion(self._space.from_unit(anywhere[0]), "gaussian")
+        known = np.array([self._space.to_unit(trial.candidate.genes) for trial in training_set(self._trials)])
+        expected = self._model.mean(self._features.of(known))
+        centres = known[np.argsort(-expected, kind="stable")[:CENTRES]]
+        samples = np.vstack([*(self._around(centre, AROUND, RADIUS) for centre in centres), anywhere])
+        bounds = self._bounds(samples)
+        for round_ in range(1, REFINEMENTS + 1):
+            best = samples[int(np.argmax(bounds))]
+            nearer = self._around(best, REFINED, RADIUS / 2**round_)
+            samples, bounds = np.vstack([samples, nearer]), np.concatenate([bounds, self._bounds(nearer)])
+        for place in np.argsort(-bounds, kind="stable"):
+            genes = self._space.from_unit(samples[place])
+            if self._is_new(genes, pending):
+                expected = float(f"{self._scale.score(float(self._model.mean(self._points([genes]))[0])):.4g}")
+                return Suggestion(genes, "gaussian", f"expected {expected:.4g}", expected=expected)
+        return Suggestion(self._space.from_unit(anywhere[0]), "gaussian")  # nothing new is left
+
+    def _bounds(self, samples: Array) -> Array:
+        means, deviations = self._model.predict(self._features.of(samples))
+        return means + CONFIDENCE * deviations
+
+    def _around(self, centre: Array, count: int, radius: float) -> Array:
+        """Normal samples around a point. In spaces of many genes each moves some of them, as in TuRBO (Eriksson et al.
+        2019, https://arxiv.org/abs/1910.01739, section 3.2): moves of all of them would lead far away.
+        """
+        steps = radius * self._random.standard_normal((count, len(centre)))
+        moved = self._random.random((count, len(centre))) < min(1.0, MOVED / len(centre))
+        points = np.clip(centre + steps * moved, 0.0, 1.0)
+        points[:, self._features.choices] = centre[self._features.choices]
+        return redraw_choices(points, self._features.choices, REDRAWN, self._random)
+
+    def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
+        """True if neither a trial nor one of the others makes the same model."""
+        essence = self._features.essence(genes)
+        return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)

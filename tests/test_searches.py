@@ -1,0 +1,216 @@
+"""The benchmark of searches: every optimizer gets the same rows and rules, and a recorded search is repeated."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from llmevo.search.genome import Genome
+from llmevo.search.space import Array, SearchSpace
+from support.fake_server import chat, serving
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+class Bowl:
+    """A landscape whose accuracy falls with the distance from a point, each task's from its own."""
+
+    def __init__(self, height: float = 1.0) -> None:
+        genome = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
+        self.space = SearchSpace(Genome.model_validate(genome), 2)
+        self.tasks = ["a", "b"]
+        self.difficulties: dict[str, Array] = {task: np.linspace(-1, 1, 41) for task in self.tasks}
+        self._centres = {"a": np.array([0.3, 0.8]), "b": np.array([0.5, 0.6])}
+        self._height = height
+        self.asked: list[tuple[int, int]] = []
+        self.optimum = (np.array([0.4, 0.7]), float(self.truth(np.array([[0.4, 0.7]]))[0]))
+        self.coefficient = (0.55, float(self.truth(np.array([[0.55, 0.55]]))[0]))
+
+    def _ability(self, task: str, points: Array) -> Array:
+        return self._height - 4 * ((points - self._centres[task]) ** 2).sum(axis=1)
+
+    def accuracy(self, task: str, points: Array) -> Array:
+        return ndtr(self._ability(task, points)[:, None] - self.difficulties[task]).mean(axis=1)
+
+    def truth(self, points: Array) -> Array:
+        return np.mean([self.accuracy(task, points) for task in self.tasks], axis=0)
+
+    def answers(self, task: str, points: Array, difficulties: Array, seed: int) -> Array:
+        self.asked += [(seed, len(difficulties))] * len(points)
+        luck = np.random.default_rng([seed, *task.encode()]).standard_normal(len(difficulties))
+        return (self._ability(task, points)[:, None] + luck > difficulties).astype(float)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The module of the benchmark, with one landscape, `bowl`."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)  # reads TMPDIR again
+    module: Any = importlib.import_module("searches")
+    surfaces = {"bowl": Bowl()}
+    monkeypatch.setattr(module, "load", surfaces.__getitem__)
+    module.surfaces = surfaces
+    return module
+
+
+def run(module: Any, file: Path, optimizers: str, *words: str) -> list[dict[str, Any]]:
+    """The lines of a file after `run`."""
+    given = ["run", "--landscape", "bowl", "--optimizers", optimizers, "--out", str(file), "--questions", "16"]
+    module.main([*given, "--budget", "15", "--seeds", "2", *words])
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def without_seconds(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**line, "seconds": 0} for line in lines]
+
+
+def test_every_search_starts_from_the_same_rows_and_has_the_same_budget(searches: Any, tmp_path: Path) -> None:
+    names = "llm-off,cma-es,around-best,cobyqa,cma-es/0.1/5,llm:recombiner"
+    lines = run(searches, tmp_path / "s.jsonl", names)
+    assert [(line["seed"], line["search"]) for line in lines] == [(s, n) for s in (0, 1) for n in names.split(",")]
+    assert {line["evaluations"] for line in lines} == {15}
+    assert {tuple(line["marks"]) for line in lines} == {(8, 10, 15)}
+    rows = [searches.start_rows(searches.surfaces["bowl"].space) for _ in range(2)]
+    kept = [json.loads(file.read_text()) for file in (tmp_path / "llmevo-searches").iterdir()]
+    assert len(kept) == len(lines)
+    for found in kept:
+        assert found["genes"][: len(rows[0])] == [row.genes for row in rows[0]]
+        assert len({json.dumps(genes) for genes in found["genes"]}) == 15
+    for line in lines:
+        assert line["coefficient"] < line["optimum"]
+        assert all(0.3 < score <= line["optimum"] for score in (*line["handed"], *line["best"]))
+
+
+def test_a_grid_of_coefficients_ends_and_keeps_what_it_found(searches: Any, tmp_path: Path) -> None:
+    for line in run(searches, tmp_path / "s.jsonl", "coefficient-3"):
+        rows = len(searches.start_rows(searches.surfaces["bowl"].space))
+        assert line["evaluations"] == rows + 3
+        assert line["handed"][-1] == line["handed"][1]
+
+
+def test_questions_are_the_same_for_all_candidates_or_other_ones_for_each_or_none(
+    searches: Any, tmp_path: Path
+) -> None:
+    asked = searches.surfaces["bowl"].asked
+    run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1")
+    assert set(asked) == {(0, 16)}
+    asked.clear()
+    run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--mode", "fresh")
+    assert len(set(asked)) == 15
+    assert len(asked) == 30
+    asked.clear()
+    lines = run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--questions", "0")
+    assert not asked
+    assert lines[-1]["mode"] == "exact"
+    assert lines[-1]["handed"] == lines[-1]["best"]  # exact scores: the best-scored is handed over
+
+
+def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "s.jsonl"
+    first = run(searches, file, "cma-es,random")
+    assert run(searches, file, "cma-es,random") == first
+    monkeypatch.setattr(searches, "engine_of", {"cma-es": "other", "random": first[1]["engine"]}.__getitem__)
+    second = run(searches, file, "cma-es,random")
+    assert [line["engine"] for line in second if line["search"] == "cma-es"] == ["other"] * 2
+    assert [line for line in second if line["search"] == "random"] == [
+        one for one in first if one["search"] == "random"
+    ]
+    assert len(second) == len(first)
+    monkeypatch.setitem(searches.surfaces, "bowl", Bowl(0.5))
+    third = run(searches, file, "random")
+    assert len(third) == len(first)
+    assert {line["optimum"] for line in third if line["search"] == "random"} != {line["optimum"] for line in first}
+
+
+def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
+    searches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("llm-off", "llm", "cma-es", "random", "cma-es/0.1/5", "cma-es/0.2/5", "cobyqa")
+    before = {name: searches.engine_of(name) for name in names}
+    assert len(set(before.values())) == len(names)
+    original = searches._code
+
+    def changed(file: Path) -> Any:
+        tree = original(file)
+        return type(tree)(body=tree.body[:-1], type_ignores=[]) if file.stem == "gaussian_process" else tree
+
+    monkeypatch.setattr(searches, "_code", changed)
+    searches.engine_of.cache_clear()
+    after = {name: searches.engine_of(name) for name in names}
+    searches.engine_of.cache_clear()
+    assert {name for name in names if before[name] != after[name]} == {"llm-off", "llm"}
+
+
+def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path: Path) -> None:
+    transcript = tmp_path / "replies.jsonl"
+    first = run(searches, tmp_path / "one.jsonl", "llm:recombiner", "--transcript", str(transcript))
+    assert all(line["calls"] for line in first)
+    said = [json.loads(line) for line in transcript.read_text().splitlines()]
+    assert len(said) == sum(line["calls"] for line in first)
+    assert all(line["messages"] and line["reply"] for line in said)
+    again = run(searches, tmp_path / "two.jsonl", "llm:recombiner", "--recorded", str(transcript))
+    assert without_seconds(again) == without_seconds(first)
+    # Other replies make another search: it is not the simulated LLM that answers.
+    for line in said:
+        line["reply"] = "{}"
+    transcript.write_text("".join(json.dumps(line) + "\n" for line in said))
+    with pytest.raises(SystemExit, match="is not the recorded one"):
+        run(searches, tmp_path / "three.jsonl", "llm:recombiner", "--recorded", str(transcript))
+
+
+def test_a_server_is_asked_and_its_model_stands_for_it_in_the_results(searches: Any, tmp_path: Path) -> None:
+    transcript = tmp_path / "replies.jsonl"
+    with serving(chat("no recipe")) as server:
+        words = ("--model", "strong", "--transcript", str(transcript), "--seeds", "1")
+        (line,) = run(searches, tmp_path / "one.jsonl", f"llm@{server.url}", *words)
+    assert line["search"] == "llm@strong"
+    assert line["calls"] == len(server.questions) >= 2
+    assert server.questions[1]["messages"][-2]["content"] == "no recipe"  # an unreadable answer is asked for once more
+    assert server.url not in transcript.read_text()
+    again = run(searches, tmp_path / "two.jsonl", "llm@strong", "--recorded", str(transcript), "--seeds", "1")
+    assert without_seconds(again) == without_seconds([line])
+
+
+def test_candidates_that_an_optimizer_wants_among_the_start_rows_are_scored_with_them(
+    searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers = importlib.import_module("llmevo.search.optimizers")
+    kind: Any = optimizers.OPTIMIZERS["random"]
+    told: list[int] = []
+
+    class Eager(kind):
+        def ask_start(self, rows: Sequence[Any]) -> Any:
+            genes = dict.fromkeys(rows[0].genes, 0.25)
+            return [type(rows[0])(genes, "eager")]
+            yield
+
+        def tell(self, trials: Sequence[Any]) -> None:
+            told.append(len(trials))
+
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "eager", Eager)
+    run(searches, tmp_path / "s.jsonl", "eager", "--seeds", "1")
+    assert told[0] == len(searches.start_rows(searches.surfaces["bowl"].space)) + 1
+    assert sum(told) == 15
+
+
+def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.jsonl"
+    lines = run(searches, file, "llm-off,cma-es,random")
+    capsys.readouterr()
+    searches.main(["table", str(file), "--at", "10"])
+    text = capsys.readouterr().out
+    assert text.startswith("`bowl`, 15 evaluations, 16 questions a task, fixed; best coefficient ")
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")] for row in text.splitlines()[2:]}
+    handed = {name: [line["handed"][1] for line in lines if line["search"] == name] for name in ("random", "cma-es")}
+    difference = np.subtract(handed["random"], handed["cma-es"])
+    assert cells["random"][7] == f"{difference.mean():+.3f} ± {difference.std(ddof=1) / 2**0.5:.3f}"
+    assert cells["random"][3] == f"{np.mean(handed['random']):.3f} ± {np.std(handed['random'], ddof=1) / 2**0.5:.3f}"
+    assert cells["cma-es"][7] == ""
+    searches.main(["picture", str(file), "--out", str(tmp_path / "s.svg")])
+    assert "cma-es" in (tmp_path / "s.svg").read_text()
