@@ -94,7 +94,7 @@ class BayesianOptimization(Optimizer):
         return None
 
     def _numeric(self, count: int, pending: Sequence[Suggestion] = ()) -> list[Suggestion]:
-        """The next candidates. Each is chosen as if those before it, and the `pending` ones, had scored what is$
+        """The next candidates. Each is chosen as if those before it, and the `pending` ones, had scored what is
         expected of them (the "kriging believer", Ginsbourger et al. 2010).
         """
         chosen: list[Suggestion] = []

@@ -175,7 +175,7 @@ class LlmLedSearch(BayesianOptimization):
             weights=self._weights,
             slots=slots,
             proposed=proposed,
-            hypotheses=self._hypotheses,
+            hypotheses=tuple(self._hypotheses),
             beliefs=self._beliefs,
             belief_weight=self._model.belief_probability,
             share=self._share.value,
