@@ -16,7 +16,7 @@ from llmevo.search.space import Array
 from llmevo.search.trial import Suggestion, Trial
 
 GENERATION = 3  # candidates between two prompts
-PROPOSALS = 4  # asked for in each prompt, so that repetitions and the unusable can be left out
+PROPOSALS = 4  # asked for in each prompt, at most
 FIRST = 3  # proposals that are start rows
 LEFT = 4  # the share of the evaluations after the start rows that these may be is 1/LEFT
 
@@ -159,7 +159,7 @@ class LlmLedSearch(BayesianOptimization):
             space=setup.space,
             trials=tuple(self._trials),
             tasks=setup.tasks,
-            wanted=PROPOSALS,
+            wanted=min(slots + 1, PROPOSALS),  # one more, in the place of a repetition
             generation=self._generation,
             sigma=0.0,
             used=len(self._trials),
