@@ -307,7 +307,7 @@ def test_every_proposal_is_told_with_its_fate_and_every_hypothesis_with_its_verd
     )
     assert "Analysis: Late beta drives dates.\n" in text
     assert (
-        "Your 1 prediction of scores: on average 0.200 too high; of tasks (predicted - actual): sums_task +10.\n"
+        "Your last 1 prediction of scores: on average 0.200 too high; of tasks (predicted - actual): sums_task +10.\n"
         in text
     )
 
