@@ -408,7 +408,7 @@ class Llm(Section):
 
     proposer: str = "auto"
     """`openai` (any OpenAI-compatible server), `local` (a model on this machine), `recorded` (the replies of an earlier
-    run), or `auto`: openai if a key, a base_url or a model is given, else local with the base model."""
+    run), or `auto`: openai if a key, a base_url or a model is given, else none: the search is that of `llm-off`."""
     model: str | None = None
     """The server's name of the model (default gpt-4o), or a model reference for `local` (default: the base model)."""
     base_url: str | None = None

@@ -229,7 +229,8 @@ class Experiment:
             from_uniform=self.rules < 2,
         )
         earlier = EARLIER if self.rules < 3 else {}
-        return {**OPTIMIZERS, **earlier}[search.optimizer](setup)
+        name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"
+        return {**OPTIMIZERS, **earlier}[name](setup)
 
     @property
     def evaluations(self) -> int:
@@ -241,8 +242,13 @@ class Experiment:
 
     @property
     def asks(self) -> bool:
-        """Whether the optimizer asks an LLM."""
-        return self.config.search.optimizer in ASKING
+        """Whether the optimizer asks an LLM: `llm` does not where `llm.proposer` is auto and nothing says which LLM."""
+        if self.config.search.optimizer not in ASKING:
+            return False
+        if self.recorded:
+            return bool(self.recorded.proposer)
+        llm = self.config.llm
+        return self.config.search.optimizer != "llm" or llm.proposer != "auto" or self.proposer_name == "openai"
 
     @cached_property
     def templates(self) -> Templates:

@@ -18,6 +18,8 @@ from llmevo.run.preflight.base import Finding, Findings, folders, names, tokeniz
 from llmevo.run.progress import heldout_rows, votes_at_most
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
+from llmevo.search.optimizers import ASKING
+from llmevo.search.optimizers.llm import GENERATION
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -111,6 +113,8 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         each, last = (count * 2 * parameters / (_speed() * EFFICIENCY) for count in (searched, held_out))
     origins = [row.origin for row in experiment.start_rows]
     evaluations, size = experiment.evaluations, population(experiment)
+    if config.search.optimizer == "llm":
+        size = min(size, GENERATION if experiment.asks else 1)
     if budget.minutes is not None:
         evaluations = max(len(origins), min(evaluations, int(budget.minutes * 60 / each)))
     rows = heldout_rows(origins) if experiment.heldout else 0
@@ -153,6 +157,13 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
+    starting = optimizer.ask_start(experiment.start_rows)
+    try:
+        return FirstPrompt(next(starting), 0)
+    except StopIteration:
+        pass  # it asks after the first scores
+    finally:
+        starting.close()
     count, known = len(candidates), list[Trial]()
     generation = 0
     while count < experiment.evaluations:
@@ -175,7 +186,15 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
 
 
 def unasked(experiment: Experiment, first: FirstPrompt | None) -> list[Finding]:
-    """Return a warning where the optimizer has an LLM and the budget leaves no prompt for it."""
+    """Return a warning where the optimizer asks an LLM and there is none, or the budget leaves no prompt for it."""
+    if not experiment.asks and experiment.config.search.optimizer in ASKING:
+        return [
+            Finding(
+                "llm.proposer",
+                "the search runs without an LLM, as llm-off does, for no key, base_url or model is given",
+                "Give --api-key, or --base-url and --model; `llm: {proposer: local}` is a model on this machine",
+            )
+        ]
     if first or not experiment.asks:
         return []
     begun = len(experiment.start_rows)
