@@ -84,7 +84,7 @@ def measure(experiment: Experiment) -> Measured:
 
 @dataclass(frozen=True)
 class FirstPrompt:
-    """The first prompt of a run, and its generation; the start rows are generation 0."""
+    """The first prompt of a run, and its generation: 0 if it is made before the start rows are scored."""
 
     prompt: Prompt
     generation: int
@@ -111,6 +111,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         each, last = (count * 2 * parameters / (_speed() * EFFICIENCY) for count in (searched, held_out))
     origins = [row.origin for row in experiment.start_rows]
     evaluations, size = experiment.evaluations, population(experiment)
+    size = min(size, experiment.optimizer().largest or size)
     if budget.minutes is not None:
         evaluations = max(len(origins), min(evaluations, int(budget.minutes * 60 / each)))
     rows = heldout_rows(origins) if experiment.heldout else 0
@@ -150,6 +151,13 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
     optimizer = experiment.optimizer()
+    asking = optimizer.ask_start(experiment.start_rows)
+    try:
+        return FirstPrompt(next(asking), 0)
+    except StopIteration:
+        pass
+    finally:
+        asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
