@@ -344,7 +344,9 @@ class Experiment:
             self.templates.texts(self.prompt_files)
             # A mistake in a template shows when the template is rendered, which may be much later in the search.
             search = self.config.search
-            question = Question(self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations)
+            question = Question(
+                self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations, short=self.asks_short
+            )
             len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
             self.proposer.check()
         for evaluator in self.scorer.evaluators.values():

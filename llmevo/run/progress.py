@@ -245,8 +245,10 @@ def llm_wait(state: RunState, config: Config) -> tuple[str, float | None] | None
     LLM's answer; else None.
     """
     started = state.started
-    if started is None or not started.proposer or state.finished or waiting(state) or not state.told:
+    if started is None or not started.proposer or state.finished or waiting(state):
         return None
+    if not state.told and not (started.rules > 2 and started.style == "chat" and config.search.optimizer == "llm"):
+        return None  # others have start rows that wait for no answer
     if not candidates_left(state, config):
         return None
     last = state.prompted[-1] if state.prompted else None

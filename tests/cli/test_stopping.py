@@ -27,7 +27,7 @@ from llmevo.config import Llm
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG, RunLog
 from support import resumable
-from support.fake_server import Answer, serving
+from support.fake_server import Answer, chat, serving
 from support.workspace import Workspace
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -115,6 +115,9 @@ def wait_for_llm(screen: Screen) -> None:
         time.sleep(0.05)
 
 
+PROPOSAL = chat(json.dumps({"proposals": [{"reason": "both", "genome": [[40, 60]]}]}))
+
+
 def events_in(run: Path) -> list[str]:
     """Every line of the log is whole."""
     lines = (run / LOG).read_text().splitlines(keepends=True)
@@ -126,7 +129,7 @@ def events_in(run: Path) -> list[str]:
 def test_every_signal_leaves_the_table_the_cursor_and_the_line_that_says_how_to_go_on(
     workspace: Workspace, number: signal.Signals
 ) -> None:
-    with serving(Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
+    with serving(PROPOSAL, Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
         wait_for_llm(screen)
         assert screen.process.pid
         os.kill(screen.process.pid, number)
@@ -143,8 +146,18 @@ def test_every_signal_leaves_the_table_the_cursor_and_the_line_that_says_how_to_
     assert events_in(workspace.root / "run")[-1] == "told"
 
 
-def test_a_terminal_that_is_closed_ends_a_run_in_order(workspace: Workspace) -> None:
+def test_a_run_that_waits_for_the_llms_start_rows_can_be_stopped(workspace: Workspace) -> None:
     with serving(Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
+        wait_for_llm(screen)
+        assert screen.process.pid
+        os.kill(screen.process.pid, signal.SIGINT)
+        assert screen.end() == 128 + signal.SIGINT
+    assert "Stopped. Nothing is lost: `llmevo resume run` goes on." in screen.text
+    assert events_in(workspace.root / "run") == ["run_started"]
+
+
+def test_a_terminal_that_is_closed_ends_a_run_in_order(workspace: Workspace) -> None:
+    with serving(PROPOSAL, Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
         wait_for_llm(screen)
         screen.closed.set()
         status = screen.end()

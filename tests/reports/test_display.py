@@ -109,7 +109,7 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     console = Terminal(width=140, file=io.StringIO(), record=True)
     console.print(Display(console, config, Path("run")).picture(state))
     text = console.export_text()
-    for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "step size"):
+    for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "LLM trust"):
         assert words in text
 
 

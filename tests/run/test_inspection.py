@@ -37,11 +37,12 @@ def test_sections_come_most_important_first_and_fit_80_columns(
 
 
 def test_json_holds_what_is_shown(workspace: Workspace) -> None:
-    status, printed = workspace.llmevo("inspect", workspace.config(), "--json")
+    few = {"optimizer": "llm", "budget": 6, "population": 3}
+    status, printed = workspace.llmevo("inspect", workspace.config(search=few), "--json")
     assert status == 0, printed
     found = json.loads(printed)
-    assert found["forecast"]["evaluations"] == 9
-    assert found["forecast"]["all_items"] == 9 * 12 + 6 * 12  # base, parents, uniform, coefficient and best held out
+    assert found["forecast"]["evaluations"] == 6
+    assert found["forecast"]["all_items"] == 6 * 12 + 6 * 12  # base, parents, uniform, coefficient and best held out
     assert found["forecast"]["measured"] is None
     assert [model["name"] for model in found["models"]] == ["base", "one", "two"]
     assert {gene["name"] for gene in found["genes"]} >= {"one/0-0/weight", "two/1-1/weight"}
@@ -65,8 +66,8 @@ def test_the_code_files_and_servers_of_a_config_are_shown(workspace: Workspace) 
 
 
 def test_an_llm_is_promised_only_where_the_budget_leaves_room_for_it(workspace: Workspace) -> None:
-    """A base model is asked for 15 % at first: of two generations of three for none."""
-    for optimizer, budget in (("llm", 4), ("llm", 10), ("llm-evo-merge", 4)):
+    """A base model has 16 % of the evaluations at first: none of the first two, and one of the next three."""
+    for optimizer, budget in (("llm", 4), ("llm", 6), ("llm-evo-merge", 4)):
         given = workspace.config(search={"optimizer": optimizer, "budget": budget, "population": 3})
         status, printed = workspace.llmevo("inspect", given)
         assert status == 0, printed
@@ -83,6 +84,12 @@ def test_an_llm_is_promised_only_where_the_budget_leaves_room_for_it(workspace: 
     printed = " ".join(workspace.llmevo("inspect", given)[1].split())
     assert "the LLM will not be asked" not in printed
     assert "The LLM is asked up to 4 times" in printed  # of six generations not in the first two
+    server = {"proposer": "openai", "model": "some", "base_url": "http://127.0.0.1:9"}
+    given = workspace.config(llm=server, search={"optimizer": "llm", "budget": 20, "population": 6})
+    printed = " ".join(workspace.llmevo("inspect", given)[1].split())
+    assert "then 6 generations of 3" in printed
+    assert "The LLM is asked up to 7 times" in printed  # a chat model also before anything is scored
+    assert "No recipe is scored yet" in printed
 
 
 @pytest.mark.parametrize(

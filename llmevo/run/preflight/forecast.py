@@ -19,7 +19,6 @@ from llmevo.run.progress import heldout_rows, votes_at_most
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
 from llmevo.search.optimizers import ASKING
-from llmevo.search.optimizers.llm import GENERATION
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -86,7 +85,7 @@ def measure(experiment: Experiment) -> Measured:
 
 @dataclass(frozen=True)
 class FirstPrompt:
-    """The first prompt of a run, and its generation; the start rows are generation 0."""
+    """The first prompt of a run, and its generation: 0 if it is made before the start rows are scored."""
 
     prompt: Prompt
     generation: int
@@ -113,8 +112,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         each, last = (count * 2 * parameters / (_speed() * EFFICIENCY) for count in (searched, held_out))
     origins = [row.origin for row in experiment.start_rows]
     evaluations, size = experiment.evaluations, population(experiment)
-    if config.search.optimizer == "llm":
-        size = min(size, GENERATION if experiment.asks else 1)
+    size = min(size, experiment.optimizer().largest or size)
     if budget.minutes is not None:
         evaluations = max(len(origins), min(evaluations, int(budget.minutes * 60 / each)))
     rows = heldout_rows(origins) if experiment.heldout else 0
@@ -154,6 +152,13 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
     optimizer = experiment.optimizer()
+    asking = optimizer.ask_start(experiment.start_rows)
+    try:
+        return FirstPrompt(next(asking), 0)
+    except StopIteration:
+        pass
+    finally:
+        asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]

@@ -62,6 +62,9 @@ class Optimizer(ABC):
     A subclass implements `ask`, `tell` and `state`; the other methods do nothing by default.
     """
 
+    largest: int | None = None
+    """The most candidates that `ask` returns; None for as many as it is asked for."""
+
     @property
     def sigma(self) -> float | None:
         """The step size as a share of a gene's range; None for an optimizer without one."""

@@ -53,6 +53,8 @@ class BayesianOptimization(Optimizer):
     questions are mostly the same.
     """
 
+    largest = 1
+
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
         self._random = np.random.default_rng(setup.seed)

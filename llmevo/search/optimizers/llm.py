@@ -73,6 +73,8 @@ class LlmLedSearch(BayesianOptimization):
     knows of the models, the better.
     """
 
+    largest = GENERATION
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._share = Share(SUCCESS.get(setup.style, SUCCESS["chat"]))
@@ -154,6 +156,8 @@ class LlmLedSearch(BayesianOptimization):
             for of in proposed
             if of.suggestion.expected is not None and of.trial and of.trial.score
         ]
+        if not self._trials:
+            numeric = ()  # the model expects nothing yet
         deviations = self._model.predict(self._points([one.genes for one in numeric]))[1] if numeric else ()
         return Question(
             space=setup.space,
