@@ -156,19 +156,12 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
     try:
         return FirstPrompt(next(asking), 0)
     except StopIteration:
-        pass
+        pass  # it asks after the first scores
     finally:
         asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
-    starting = optimizer.ask_start(experiment.start_rows)
-    try:
-        return FirstPrompt(next(starting), 0)
-    except StopIteration:
-        pass  # it asks after the first scores
-    finally:
-        starting.close()
     count, known = len(candidates), list[Trial]()
     generation = 0
     while count < experiment.evaluations:
