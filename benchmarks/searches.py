@@ -210,7 +210,9 @@ class Examiner:
 
 
 class RecordedReplies:
-    """The replies of an earlier search in their order. Its prompts must be the same."""
+    """The replies of an earlier search in their order. A later version may word the prompts differently, but it asks in
+    the same generations.
+    """
 
     style = "chat"
 
@@ -222,8 +224,8 @@ class RecordedReplies:
 
     def answer(self, request: Any) -> Reply:
         line = self._lines.popleft() if self._lines else None
-        if line is None or line["messages"] != [*request.messages]:
-            raise SystemExit(f"the prompt of generation {request.generation} is not the recorded one")
+        if line is None or line["generation"] != request.generation:
+            raise SystemExit(f"there is no recorded reply to the prompt of generation {request.generation}")
         if line["reply"] is None:
             raise ProposerError("; ".join(line["problems"]))
         return Reply(line["reply"], self.model, *line["tokens"])

@@ -167,7 +167,7 @@ def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path:
     for line in said:
         line["reply"] = "{}"
     transcript.write_text("".join(json.dumps(line) + "\n" for line in said))
-    with pytest.raises(SystemExit, match="is not the recorded one"):
+    with pytest.raises(SystemExit, match="there is no recorded reply"):
         run(searches, tmp_path / "three.jsonl", "llm:recombiner", "--recorded", str(transcript))
 
 
