@@ -52,7 +52,8 @@ CONFIG_KEYS = (
     " split[search selection heldout] limit num_fewshot shuffle random_init apply_chat_template fewshot_as_multiturn"
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"
     " sigma_rule start_from!] llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
-    " max_cost strict price[prompt completion] prompts! transcript!] engine[backend adapters device self_check cache_gb]"
+    " max_cost strict price[prompt completion] prompts! transcript!]"
+    " engine[backend adapters device self_check cache_gb]"
 )
 """The published keys of a config; a key with `!` is a file or folder, published without its place on this machine.
 
