@@ -106,10 +106,10 @@ def in_terminal(root: Path, url: str) -> Generator[Screen]:
         os.close(other)
 
 
-def wait_for_llm(screen: Screen) -> None:
+def wait_for_llm(screen: Screen, model: str = "served-model") -> None:
     """Until it is said that the LLM is waited for, which never answers."""
     end = time.monotonic() + PATIENCE
-    while "waiting for some-llm" not in screen.text:
+    while f"waiting for {model}" not in screen.text:
         assert screen.process.is_alive(), screen.text
         assert time.monotonic() < end, screen.text
         time.sleep(0.05)
@@ -148,7 +148,7 @@ def test_every_signal_leaves_the_table_the_cursor_and_the_line_that_says_how_to_
 
 def test_a_run_that_waits_for_the_llms_start_rows_can_be_stopped(workspace: Workspace) -> None:
     with serving(Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
-        wait_for_llm(screen)
+        wait_for_llm(screen, "some-llm")
         assert screen.process.pid
         os.kill(screen.process.pid, signal.SIGINT)
         assert screen.end() == 128 + signal.SIGINT

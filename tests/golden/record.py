@@ -6,6 +6,7 @@ stays behind a setting that old logs do not have. To keep a log of a later versi
 """
 # ruff: noqa: E402 (the tests' own modules are found once their folder is named)
 
+import json
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -22,13 +24,38 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmevo.config import Budget, parse_config
+from llmevo.llm.client import Reply, Request
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG, RunLog
 from llmevo.run.resume import prepare
+from llmevo.search.simulated_llm import SimulatedClient
 from support.workspace import new_workspace
 
 SIMULATED = {"proposer": "simulated", "model": "random"}
+
+
+class Speaking(SimulatedClient):
+    """A simulated LLM that says all that an answer may hold, and nothing at all to every third prompt."""
+
+    asked = 0
+
+    def answer(self, request: Request) -> Reply:
+        self.asked += 1
+        if self.asked % 3 == 2:
+            return Reply("I would rather not say.", self.model)
+        reply = super().answer(request)
+        said = json.loads(reply.text)
+        first, second, third, fourth = said["proposals"]
+        second |= {"genome": None, "depth": {"one": "0.3 + 0.4*depth", "two": "0.6 - 0.3*depth"}}
+        third |= {"genome": None, "move": {"from": "best", "scale": {"model": "two", "by": 0.8}}}
+        said["proposals"] = [first, second, third, fourth][self.asked % 2 :]
+        said["beliefs"] = [
+            {"model": "one", "rows": [2], "task": None, "direction": "higher", "confidence": 0.7, "why": "it is late"},
+            {"model": "two", "direction": "stay", "value": 0.4, "confidence": 0.6, "why": "less is enough"},
+        ]
+        said["hypotheses"] = [{"claim": "one of them helps", "task": None, "better": "P1", "worse": "P2"}]
+        return Reply(json.dumps(said), self.model)
 
 
 def record(
@@ -63,6 +90,12 @@ def record(
     shutil.copyfile(run / LOG, target)
 
 
+def record_speaking(target: Path) -> None:
+    """A run with an LLM of more words than the simulated ones of a config have."""
+    with mock.patch("llmevo.run.experiment.SimulatedClient", Speaking):
+        record(target, "llm", 30, SIMULATED, limit=6)
+
+
 def spoil(model: str) -> None:
     """Make a weight of it NaN, so that every merge with it fails."""
     file = Path("..") / model / "model.safetensors"
@@ -82,6 +115,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "0.1-finalists": lambda target: record(target, "llm-off", 10, SIMULATED, more=14, limit=6),
     "0.2-cma-es": lambda target: record(target, "cma-es", 20, SIMULATED, limit=6),
     "0.2-llm": lambda target: record(target, "llm", 20, SIMULATED, limit=6),
+    "0.3-llm": record_speaking,
+    "0.3-llm-off": lambda target: record(target, "llm-off", 20, SIMULATED, limit=6),
     "0.1-failures": lambda target: (spoil("two"), record(target, "llm", 12, SIMULATED))[1],
 }
 """By the name of the log. The last one spoils a model."""

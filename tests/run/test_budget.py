@@ -189,7 +189,7 @@ def test_a_run_that_ends_by_its_minutes_is_verified_where_it_ended(workspace: Wo
 
 
 def test_a_run_that_ends_by_its_cost_makes_no_call_that_would_exceed_it(workspace: Workspace) -> None:
-    tables = [[[[50 + i, 47], [33, 61]], [[81 - i, 22], [56, 14]]] for i in range(9)]
+    tables = [[[[50 + 5 * i, 47], [33, 61]], [[81 - 5 * i, 22], [56, 14]]] for i in range(9)]
     texts = [json.dumps({"proposals": [{"reason": "so", "genome": table} for table in two]}) for two in tables]
     answers = [chat(text, prompt=1000, completion=1000) for text in texts]  # two each
     search = {"optimizer": "llm", "budget": "60, $5", "population": 3, "seed": 3}

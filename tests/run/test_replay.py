@@ -41,6 +41,17 @@ def test_there_is_a_golden_log_of_every_kind() -> None:
     assert all(state.finished for state in states.values())
 
 
+def test_the_golden_log_of_an_llm_that_leads_holds_beliefs_hypotheses_moves_and_an_answer_of_no_use() -> None:
+    state = RunState.fold(iter(read_log(golden("0.3-llm"))))
+    replies = [event.reply or "" for event in state.prompted]
+    assert state.started
+    assert state.started.rules == 3
+    for part in ('"beliefs": [{', '"hypotheses": [{', '"move": {', '"depth": {'):
+        assert any(part in reply for reply in replies)
+    assert any(event.reply and not event.used for event in state.prompted)
+    assert any(candidate.origin == "llm" and not candidate.generation for candidate in state.candidates.values())
+
+
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
 def test_a_golden_log_verifies_for_ever(file: Path) -> None:
     assert verify(read_log(file), file)
