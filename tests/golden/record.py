@@ -46,10 +46,11 @@ class Speaking(SimulatedClient):
             return Reply("I would rather not say.", self.model)
         reply = super().answer(request)
         said = json.loads(reply.text)
-        first, second, third, fourth = said["proposals"]
-        second |= {"genome": None, "depth": {"one": "0.3 + 0.4*depth", "two": "0.6 - 0.3*depth"}}
-        third |= {"genome": None, "move": {"from": "best", "scale": {"model": "two", "by": 0.8}}}
-        said["proposals"] = [first, second, third, fourth][self.asked % 2 :]
+        forms: list[dict[str, Any]] = [
+            {"depth": {"one": "0.3 + 0.4*depth", "two": "0.6 - 0.3*depth"}},
+            {"move": {"from": "best", "scale": {"model": "two", "by": 0.8}}},
+        ]
+        said["proposals"][-1] |= {"genome": None, **forms[self.asked % 2]}
         said["beliefs"] = [
             {"model": "one", "rows": [2], "task": None, "direction": "higher", "confidence": 0.7, "why": "it is late"},
             {"model": "two", "direction": "stay", "value": 0.4, "confidence": 0.6, "why": "less is enough"},
