@@ -13,12 +13,12 @@ from llmevo.search.optimizers.population import History, redraw_choices
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
-CONFIDENCE = 0.7  # standard deviations above the expectation
+FEW = 8  # genes up to which the next constants hold
+CONFIDENCE = 0.7  # standard deviations above the expectation; less where every move of many genes is uncertain
 CENTRES = 3  # the points of the highest expectation, around which samples are drawn
 AROUND = 500  # samples around each
 ANYWHERE = 500
 RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's range
-MOVED = 8.0  # genes that a sample moves on average, where there are more of them
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
@@ -150,14 +150,18 @@ class BayesianOptimization(Optimizer):
 
     def _bounds(self, samples: Array) -> Array:
         means, deviations = self._model.predict(self._features.of(samples))
-        return means + CONFIDENCE * deviations
+        return means + CONFIDENCE * np.sqrt(min(1.0, FEW / samples.shape[1])) * deviations
 
     def _around(self, centre: Array, count: int, radius: float) -> Array:
-        """Normal samples around a point. In spaces of many genes each moves some of them, as in TuRBO (Eriksson et al.
-        2019, https://arxiv.org/abs/1910.01739, section 3.2): moves of all of them would lead far away.
+        """Normal samples around a point. In spaces of many genes, where moves of all of them would lead far away, half
+        of the samples move some of them, as in TuRBO (Eriksson et al. 2019, https://arxiv.org/abs/1910.01739, section
+        3.2), and the others all of them a little.
         """
+        share = min(1.0, FEW / len(centre))
         steps = radius * self._random.standard_normal((count, len(centre)))
-        moved = self._random.random((count, len(centre))) < min(1.0, MOVED / len(centre))
+        moved = self._random.random((count, len(centre))) < share
+        moved[count // 2 :] = True
+        steps[count // 2 :] *= np.sqrt(share)
         points = np.clip(centre + steps * moved, 0.0, 1.0)
         points[:, self._features.choices] = centre[self._features.choices]
         return redraw_choices(points, self._features.choices, REDRAWN, self._random)

@@ -52,12 +52,12 @@ class Share:
         return min(max(own**SHARPNESS / (own**SHARPNESS + rival**SHARPNESS), LEAST), MOST)
 
     def slots(self, size: int) -> int:
-        """Return how many of the next `size` candidates are the LLM's; fractions are saved up."""
-        self._credit = min(self._credit + self.value * size, float(size))
-        return int(self._credit + 1e-9)
+        """Return how many of the next `size` candidates are the LLM's."""
+        return int(min(self._credit + self.value * size, size) + 1e-9)
 
-    def spend(self, slots: int) -> None:
-        self._credit = max(self._credit - slots, 0.0)
+    def spend(self, size: int, slots: int) -> None:
+        """Count a generation of `size` candidates, `slots` of them the LLM's; the rest of its share is saved up."""
+        self._credit = max(min(self._credit + self.value * size, size) - slots, 0.0)
 
     def observe(self, worth: float, own: bool) -> None:
         (self._own if own else self._rival).append(worth)
@@ -106,9 +106,10 @@ class LlmLedSearch(BayesianOptimization):
         slots = self._share.slots(size) if self._may_ask() else 0
         self._since += 1
         if not slots:
+            self._share.spend(size, 0)  # as if it was a whole generation: a prompt is worth more than one recipe
             return self._numeric(1)
         own = yield from self._ask_llm(slots, self._numeric(3))
-        self._share.spend(len(own))
+        self._share.spend(size, len(own))
         return [*own, *self._numeric(size - len(own), own)]
 
     def _may_ask(self) -> bool:

@@ -11,6 +11,7 @@ from llmevo.search.space import Array
 ROOT5 = np.sqrt(5.0)
 JITTER = 1e-8
 CENTRES = np.log([0.5, 1.0, 0.05])  # of length scale, signal variance and noise variance, where scores have variance 1
+FEATURES = 8  # the number of features for which this length scale is meant
 SPREADS = np.array([1.0, 1.0, 1.5])  # the priors' standard deviations of these logarithms
 RELEVANCE = 0.5  # the prior's standard deviation of the logarithm of a feature's own factor of the length scale
 BOUNDS = ((-3.0, 3.0), (-4.0, 4.0), (-9.0, 1.0))
@@ -27,7 +28,9 @@ Mean = Callable[[Array], Array]
 class MaternProcess:
     """A Gaussian process with a Matérn-5/2 kernel (Rasmussen and Williams 2006, equation 4.17) and automatic relevance
     determination: the features share a length scale, and each has a factor of its own whose logarithm is normal with
-    standard deviation `RELEVANCE`, so that few scores cannot tell features apart by chance.
+    standard deviation `RELEVANCE`, so that few scores cannot tell features apart by chance. The prior of the length
+    scale grows with the root of the number of features, as distances do (Hvarfner et al. 2024,
+    https://arxiv.org/abs/2402.02229).
 
     The parameters maximise the posterior density; each fit starts at those of the one before, and at the prior's
     centres. A prior mean φ enters as κ·(φ − its mean over the learnt points), κ ≥ 0 with prior mass at 0. As the mean
@@ -44,7 +47,9 @@ class MaternProcess:
 
     @property
     def _centres(self) -> Array:
-        return np.concatenate([CENTRES, np.zeros(self._size)])
+        centres = np.concatenate([CENTRES, np.zeros(self._size)])
+        centres[0] += 0.5 * np.log(max(self._size, 1) / FEATURES)
+        return centres
 
     def fit(self, points: Array, values: Array, mean: Mean | None = None, adapt: bool = True) -> None:
         """Learn from features (points, size) and scores with mean 0 and variance 1. Without `adapt` the parameters stay
