@@ -4,7 +4,6 @@
     python benchmarks/simulator.py check                       # how well the simulator tells recipes it has not seen
     python benchmarks/simulator.py race [--seeds 20] [--out FILE]  # what racing saves, and what it costs
     python benchmarks/simulator.py replay [--seeds 100]        # the same with those recipes' own answers
-    python benchmarks/simulator.py table                       # earlier searches: how soon they reach cma-es's end
 
 `collect` scores recipes on the quickstart's search questions and keeps which question each got right: half of them
 from a scrambled Sobol sequence over the whole box, half normally distributed (0.25) around the uniform merge, where
@@ -58,12 +57,9 @@ from llmevo.search.trial import Candidate, Suggestion, Trial
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
-SEARCHES = Path(__file__).parent / "results" / "simulator-search.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""
 
-BASELINE = "cma-es"
-ALIKE = "all weights alike, the best coefficient"
 FINALISTS = 4
 
 Point = NDArray[np.float64]
@@ -496,45 +492,6 @@ def replay(options: argparse.Namespace) -> None:
         print(f"| {name} | {share:.0%} | {np.mean(lost):.1%} | {np.mean(gaps):+.4f} ± {error:.4f} |", flush=True)
 
 
-def _searches(file: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The file's lines of this budget and number of questions."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [line for line in lines if (line["budget"], line["questions"]) == (options.budget, options.questions)]
-
-
-def table(options: argparse.Namespace) -> None:
-    """What the searches in a file came to, the true scores: of the best-scored so far, and of what is handed over."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in _searches(Path(options.out), options):
-        found.setdefault(line["search"], {})[line["seed"]] = line
-    seeds = sorted(set.intersection(*(set(of) for of in found.values()))) if found else []
-    if not seeds:
-        raise SystemExit(f"{options.out} has no seed that all searches of this budget and these questions have")
-    marks = [count for count in (15, 30, 45, 60, 90, 120) if count <= options.budget]
-    heads = [*(f"after {mark}" for mark in marks), "handed over", f"against {BASELINE}", f"{BASELINE}'s end after"]
-    print(f"{len(seeds)} seeds, {options.budget} evaluations of {options.questions} questions a task\n")
-    print("| search | " + " | ".join(heads) + " |")
-    print("|---" * (len(heads) + 1) + "|")
-    curves = {name: np.array([of[seed]["curve"] for seed in seeds]) for name, of in found.items()}
-    handed = {name: np.array([of[seed]["handed"] for seed in seeds]) for name, of in found.items()}
-    goal = float(curves[BASELINE].mean(axis=0)[-1]) if BASELINE in curves else None
-    any_search = next(iter(found.values()))  # all have the same start rows
-    handed[ALIKE] = np.array([any_search[seed]["alike"] for seed in seeds])
-    for name in [ALIKE, *sorted(found, key=lambda name: (name != BASELINE, -float(handed[name].mean())))]:
-        cells = [_mean(curves[name][:, mark - 1]) if name in curves else "" for mark in marks]
-        against = _mean(handed[name] - handed[BASELINE], "+") if BASELINE in handed and name != BASELINE else ""
-        mean = curves[name].mean(axis=0) if name in curves else np.array([])
-        reached = next((place + 1 for place, value in enumerate(mean) if goal is not None and value >= goal), None)
-        after = "" if name == ALIKE or goal is None else str(reached or "not reached")
-        print(f"| {name} | {' | '.join([*cells, _mean(handed[name]), against, after])} |")
-
-
-def _mean(values: Point, sign: str = "") -> str:
-    """The mean over seeds and its standard error."""
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return f"{float(values.mean()):{sign}.3f} ± {error:.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -554,11 +511,6 @@ def main() -> None:
     replaying.add_argument("--seeds", type=int, default=100)
     replaying.add_argument("--budget", type=int, default=60)
     replaying.set_defaults(command=replay)
-    showing = commands.add_parser("table", help="what the searches in the file came to")
-    showing.set_defaults(command=table)
-    showing.add_argument("--budget", type=int, default=60)
-    showing.add_argument("--questions", type=int, default=32, help="of each of the five tasks")
-    showing.add_argument("--out", default=str(SEARCHES))
     options = parser.parse_args()
     options.command(options)
 

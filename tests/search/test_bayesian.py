@@ -14,7 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from llmevo.search.optimizers import OPTIMIZERS, recommend
-from llmevo.search.optimizers.bayesian import MOVED, BayesianOptimization, Standard
+from llmevo.search.optimizers.bayesian import FEW, BayesianOptimization, Standard
 from llmevo.search.optimizers.matern_process import WEIGHT_PRIOR, WEIGHTS, MaternProcess
 from llmevo.search.space import Array, Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
@@ -308,12 +308,13 @@ def test_in_many_dimensions_samples_move_a_few_genes_and_the_search_still_climbs
     optimizer: Any = OPTIMIZERS["llm-off"](setup(over))
     centre = np.full(len(over.genes), 0.5)
     moved = (optimizer._around(centre, 500, 0.1) != centre).sum(axis=1)
-    assert moved.mean() == pytest.approx(MOVED, rel=0.1)
+    assert moved[:250].mean() == pytest.approx(FEW, rel=0.1)
+    assert moved[250:].min() == len(over.genes)
     objective = quadratic(over)
     start = max(objective(row.candidate.genes) for row in start_rows(over))
     regrets = {kind: 1 - best(searched(objective, 60, over, kind=kind)) for kind in ("llm-off", "random")}
-    assert regrets["llm-off"] < 0.35 * (1 - start)
-    assert regrets["llm-off"] < regrets["random"]
+    assert regrets["llm-off"] < 0.2 * (1 - start)
+    assert regrets["llm-off"] < 0.5 * regrets["random"]
 
 
 # Its state

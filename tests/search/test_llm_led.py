@@ -121,7 +121,7 @@ def test_the_share_has_bounds_and_so_have_the_candidates_it_gives(worths: list[t
         assert LEAST <= share.value <= MOST
         slots = share.slots(3)
         assert 0 <= slots <= 3
-        share.spend(slots)
+        share.spend(3, slots)
         given_to += slots
     assert given_to <= MOST * 3 * len(worths) + 1e-6
 
@@ -158,11 +158,11 @@ def test_fractions_of_candidates_are_saved_up_and_what_is_not_spent_is_no_debt()
     given_to: list[int] = []
     for _ in range(4):
         given_to.append(share.slots(1))
-        share.spend(given_to[-1])
+        share.spend(1, given_to[-1])
     assert given_to == [0, 1, 0, 1]
     for _ in range(20):
         assert share.slots(3) <= 3
-    share.spend(5)
+    share.spend(3, 5)
     assert share.slots(1) == 0
 
 
