@@ -673,7 +673,12 @@ def picture(options: argparse.Namespace) -> None:
     mpl.rcParams["svg.hashsalt"] = "llmevo"
     from matplotlib import pyplot as plt
 
-    found = groups(options.file)
+    shown = options.optimizers.split(",") if options.optimizers else None
+    found = {
+        group: {name: own for name, own in lines.items() if shown is None or name in shown}
+        for group, lines in groups(options.file).items()
+        if options.landscape in (None, group.landscape) and group.questions == (options.questions or group.questions)
+    }
     names = sorted({name for lines in found.values() for name in lines})
     colours = {name: plt.get_cmap("tab20")(place % 20) for place, name in enumerate(names)}
     columns = min(2, len(found))
@@ -725,6 +730,9 @@ def main(words: Sequence[str] | None = None) -> None:
     showing.add_argument("--at", type=int, help="the mark at which searches are compared; by default the end")
     drawing = commands.add_parser("picture", help="the mean curves")
     drawing.add_argument("--out", type=Path, default=SEARCHES.with_suffix(".png"))
+    drawing.add_argument("--landscape", help="only this one")
+    drawing.add_argument("--optimizers", help="only these, with commas between them")
+    drawing.add_argument("--questions", type=int, help="only searches of so many questions a task")
     for command, function in ((showing, table), (drawing, picture)):
         command.add_argument("file", nargs="?", type=Path, default=SEARCHES)
         command.add_argument(

@@ -31,9 +31,9 @@ def test_its_three_sets_of_questions_are_found_disjoint_and_every_candidate_can_
     config = read_config(CONFIGS / "quickstart.yml")
     scorer = Scorer(config, CONFIGS)
     assert {name: evaluator.items for name, evaluator in scorer.evaluators.items()} == {
-        "search": 160,
-        "selection": 160,
-        "heldout": 640,
+        "search": 320,
+        "selection": 320,
+        "heldout": 1280,
     }
     assert config.racing
     assert len(scorer.evaluator.blocks) == config.racing.looks
@@ -42,8 +42,8 @@ def test_its_three_sets_of_questions_are_found_disjoint_and_every_candidate_can_
 @pytest.mark.parametrize("skill", SKILLS)
 def test_search_and_heldout_share_no_question(skill: str) -> None:
     search, heldout = ({row["question"] for row in rows(skill, part)} for part in ("search", "heldout"))
-    assert len(search) == len(rows(skill, "search")) == 64
-    assert len(heldout) == len(rows(skill, "heldout")) == 128
+    assert len(search) == len(rows(skill, "search")) == 128
+    assert len(heldout) == len(rows(skill, "heldout")) == 256
     assert not search & heldout
 
 
