@@ -267,7 +267,7 @@ def test_a_run_verifies_and_resumes_as_what_auto_meant_whatever_keys_have_come_s
     workspace.llmevo("run", workspace.config(llm={"proposer": "auto"}), "--out", "run")
     started = workspace.state("run").started
     assert started is not None
-    assert (started.proposer, started.style) == ("local", "completion")
+    assert (started.proposer, started.style) == ("", "")  # no LLM: nothing says which
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
     file = workspace.root / "run" / LOG

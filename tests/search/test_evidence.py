@@ -176,7 +176,7 @@ def test_the_prompt_shows_effects_interactions_suggestions_and_predictions() -> 
     assert re.search(r"\n- sums_task: alpha\.weight row 1 \+1\.\d±0\.\d, ", text)
     assert re.search(r"- beta\.weight in layers 2-3 and gamma\.weight in layers 2-3: -\d+\.\d\n", text)
     assert "S1 0.617±0.021; [33 33 33] [33 33 33]\n" in text
-    assert "Your 3 predictions of scores: on average 0.090±0.026 too high.\n" in text
+    assert "Your last 3 predictions of scores: on average 0.090±0.026 too high.\n" in text
     assert "STANDARD ERRORS (160 questions, the same for all): a score ±0.030" in text
 
 
