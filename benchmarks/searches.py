@@ -50,6 +50,7 @@ from llmevo.llm.openai import OpenAIClient
 from llmevo.llm.templates import Templates
 from llmevo.run.llm_calls import is_repairable, repaired
 from llmevo.run.scorer import Scorer
+from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking
 from llmevo.search.prompts.question import Prompt, Reading
@@ -140,13 +141,6 @@ def briefing(name: str) -> dict[str, Any]:
         "descriptions": scorer.evaluator.descriptions(),
         "chances": scorer.evaluator.chances(),
     }
-
-
-def start_rows(space: SearchSpace) -> list[Suggestion]:
-    """Return the start rows of a run: the uniform merge, other weights for all models, each model."""
-    coefficients = [Suggestion(g, "coefficient", f"coefficient {v:g}") for v, g in space.coefficients().items()]
-    parents = [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
-    return [Suggestion(space.uniform(), "uniform"), *coefficients, *parents]
 
 
 # The scores

@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
-from searches import start_rows
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -47,6 +46,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.run.scorer import Scorer
+from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup
 from llmevo.search.optimizers.recommendation import recommend

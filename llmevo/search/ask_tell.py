@@ -21,6 +21,16 @@ from llmevo.search.trial import Candidate, Suggestion, Trial
 METRIC = "score,none"
 
 
+def start_rows(space: SearchSpace) -> list[Suggestion]:
+    """Return the first candidates: the uniform merge, the same with other weights for all models, every model alone."""
+    coefficients = space.coefficients().items()
+    return [
+        Suggestion(space.uniform(), "uniform"),
+        *(Suggestion(genes, "coefficient", f"coefficient {value:g}") for value, genes in coefficients),
+        *(Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged),
+    ]
+
+
 class Search:
     """Search for a merge recipe with an evaluator of your own; no engine, no tasks and no log take part.
 
@@ -78,7 +88,7 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        rows = self._start_rows()
+        rows = start_rows(self.space)
         self._queue = [*rows, *self._answered(self._optimizer.ask_start(rows))]
 
     def ask(self, size: int) -> list[Candidate]:
@@ -132,15 +142,6 @@ class Search:
     def _inside(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials in the space; a model alone may lie outside the bounds."""
         return [trial for trial in trials if self.space.contains(trial.candidate.genes)]
-
-    def _start_rows(self) -> list[Suggestion]:
-        space = self.space
-        coefficients = space.coefficients().items()
-        return [
-            Suggestion(space.uniform(), "uniform"),
-            *(Suggestion(genes, "coefficient", f"coefficient {value:g}") for value, genes in coefficients),
-            *(Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged),
-        ]
 
     def _propose(self, size: int) -> list[Suggestion]:
         return self._answered(self._optimizer.ask(size))

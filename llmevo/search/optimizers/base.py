@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmevo.llm.templates import Templates
-from llmevo.search.prompts.question import Prompt, Reading, SliceGeometry
+from llmevo.search.prompts.question import Prompt, Question, Reading, SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
@@ -54,6 +54,28 @@ class Setup:
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
+
+    @property
+    def question(self) -> Question:
+        """A question to the LLM before anything is scored; its other parts are the optimizer's."""
+        return Question(
+            space=self.space,
+            trials=(),
+            tasks=self.tasks,
+            wanted=0,
+            generation=0,
+            sigma=0.0,
+            used=0,
+            budget=self.budget,
+            geometry=self.geometry,
+            mask_names=self.mask_names,
+            constraints=self.constraints,
+            cards=self.cards,
+            texts=self.texts,
+            descriptions=self.descriptions,
+            chances=self.chances,
+            short=self.short,
+        )
 
 
 class Optimizer(ABC):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import scipy  # its `stats` is loaded at its first use
@@ -147,7 +148,7 @@ class LlmLedSearch(BayesianOptimization):
         return [part.tolist() for part in self._believed] if self._believed else []
 
     def _question(self, slots: int, numeric: Sequence[Suggestion]) -> Question:
-        setup, trials = self._setup, {key(trial.candidate.genes): trial for trial in self._trials}
+        trials = {key(trial.candidate.genes): trial for trial in self._trials}
         proposed = [
             Proposed(one, trials.get(key(one.genes)) if fate == "scored" else None, fate, generation)
             for one, fate, generation in self._proposed
@@ -160,23 +161,17 @@ class LlmLedSearch(BayesianOptimization):
         if not self._trials:
             numeric = ()  # the model expects nothing yet
         deviations = self._model.predict(self._points([one.genes for one in numeric]))[1] if numeric else ()
-        return Question(
-            space=setup.space,
+        return replace(
+            self._setup.question,
             trials=tuple(self._trials),
-            tasks=setup.tasks,
             wanted=min(slots + 1, PROPOSALS),  # one more, in the place of a repetition
             generation=self._generation,
-            sigma=0.0,
             used=len(self._trials),
-            budget=setup.budget,
             suggestions=[
                 (one.genes, one.expected or 0.0, self._scale.deviation * float(deviation))
                 for one, deviation in zip(numeric, deviations, strict=True)
             ],
             predictions=predictions,
-            geometry=setup.geometry,
-            mask_names=setup.mask_names,
-            constraints=setup.constraints,
             weights=self._weights,
             slots=slots,
             proposed=proposed,
@@ -185,11 +180,6 @@ class LlmLedSearch(BayesianOptimization):
             belief_weight=self._model.belief_probability,
             share=self._share.value,
             analysis=self._analysis,
-            cards=setup.cards,
-            texts=setup.texts,
-            descriptions=setup.descriptions,
-            chances=setup.chances,
-            short=setup.short,
         )
 
     def tell(self, trials: Sequence[Trial]) -> None:

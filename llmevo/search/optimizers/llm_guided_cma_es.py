@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -116,25 +117,16 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
     def _question(self, pool: Sequence[Prospect]) -> Question:
         setup = self._setup
         ahead = [p for p in pool if p.deviation > 0][:3]
-        return Question(
-            space=setup.space,
+        return replace(
+            setup.question,
             trials=tuple(self._trials),
-            tasks=setup.tasks,
             wanted=PROPOSALS,
             generation=self._generation,
             sigma=self.sigma,
             used=len(self._trials),
-            budget=setup.budget,
             suggestions=[(setup.space.from_unit(p.point), *self._in_score(p)) for p in ahead],
             predictions=self._predictions,
-            geometry=setup.geometry,
-            mask_names=setup.mask_names,
-            constraints=setup.constraints,
             weights=self._weights,
-            cards=setup.cards,
-            texts=setup.texts,
-            descriptions=setup.descriptions,
-            chances=setup.chances,
         )
 
     def _in_score(self, prospect: Prospect) -> tuple[float, float]:

@@ -241,7 +241,7 @@ class Variables:
         heaviest = sorted(question.tasks, key=lambda task: -abs(question.tasks[task][0]))[: detail.tasks]
         self._tasks = [task for task in question.tasks if task in heaviest]
         self._shows_filters = len(question.space.filters) > 1
-        seen = [self._metric(trial, task) for trial in question.scored for task in self._tasks]
+        seen = [metric_of(question, trial, task) for trial in question.scored for task in self._tasks]
         self._hundredths = all(0 <= value <= 1 for value in seen if value is not None)
 
     def all(self) -> dict[str, Any]:
@@ -629,12 +629,8 @@ class Variables:
         return Row(name, table, methods, score, stderr)
 
     def _scores(self, trial: Trial) -> str:
-        values = [self._metric(trial, task) for task in self._tasks]
+        values = [metric_of(self._question, trial, task) for task in self._tasks]
         return " ".join("?" if value is None else self._unit(value) for value in values)
-
-    def _metric(self, trial: Trial, task: str) -> float | None:
-        """The counted metric of a task; None where a score lacks it."""
-        return trial.score.tasks.get(task, {}).get(self._question.tasks[task][1]) if trial.score else None
 
     def _models(self) -> list[ModelRow]:
         """Each parent's own score, and the tasks at which it is the best."""
@@ -642,7 +638,7 @@ class Variables:
         parents = [trial for trial in self._question.parents if trial.candidate.note in names.models]
         best: dict[str, list[str]] = {}
         for task in tasks:
-            found = [(self._metric(trial, task), trial.candidate.note) for trial in parents]
+            found = [(metric_of(self._question, trial, task), trial.candidate.note) for trial in parents]
             known = [(value, name) for value, name in found if value is not None]
             if len({value for value, _ in known}) > 1:
                 weight = self._question.tasks[task][0]  # negative where lower is better
