@@ -373,6 +373,10 @@ class Search(Section):
     evaluation_seed: int | None = Field(default=None, ge=0)
     """Seed of random masks, shuffled questions and few-shot examples; default `seed`. `llmevo compare` gives all its
     runs the same one, so they are scored alike."""
+    order: Literal["strict", "steady"] = "strict"
+    """With several workers. `strict`: the candidates of a generation are scored at the same time, and the next one is
+    asked for when all are scored; the candidates do not depend on the number of workers that are alive. `steady`: a
+    candidate is asked for whenever a worker is free."""
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
     """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, or genes by name."""
     racing: Annotated[Racing | None, Switch] = Racing()
@@ -456,6 +460,14 @@ class Llm(Section):
         return self
 
 
+class Elastic(Section):
+    """A number of workers that changes as machines come and go."""
+
+    min: int = Field(default=1, ge=1)
+    """With fewer, the run does not begin."""
+    max: int = Field(ge=1)
+
+
 class Engine(Section):
     """The engine that loads and scores candidates."""
 
@@ -471,6 +483,17 @@ class Engine(Section):
     temporary folder."""
     cache_gb: float = Field(default=0.5, ge=0)
     """Memory, in 10⁹ bytes, for values that no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] | Elastic = "auto"
+    """How many engines score candidates at the same time: `8`, or with `on: ray` also `{min: 2, max: 32}`. `auto`: one
+    for each GPU of this machine, or one."""
+    on: Literal["processes", "ray"] | None = None
+    """Where workers run. `processes`: each in a process of this machine. `ray`: on a Ray cluster. By default one worker
+    runs in this process, and several in processes."""
+    address: str | None = None
+    """For `ray`: the cluster's address. `auto`: the one that this machine belongs to; `ray://HOST:10001`: another one;
+    `none`, the default: a new one on this machine."""
+    gpus_per_worker: float = Field(default=1.0, gt=0)
+    """GPUs of a worker, where there are any: several for vLLM with tensor_parallel_size, or a share such as 0.5."""
 
 
 class Config(Section):

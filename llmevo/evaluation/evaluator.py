@@ -231,7 +231,11 @@ class Evaluator:
         """
         first = self.parts_of(begun) if begun else 0
         rest = [self.score_block(lm, place) for place in range(first, len(self.blocks))]
-        return concatenate(self.tasks, [begun, *rest] if begun else rest, self.same)
+        return self.joined([begun, *rest] if begun else rest)
+
+    def joined(self, parts: Sequence[Score]) -> Score:
+        """The score on several blocks together, the first ones first."""
+        return concatenate(self.tasks, parts, self.same)
 
     def race(self, lm: LM, rivals: Sequence[Score], error_rate: float, begun: Score | None = None) -> Score:
         """The score block by block, until the model cannot overtake the best rival on all questions: see `stopped`. A
@@ -243,7 +247,7 @@ class Evaluator:
             if found := self.stopped(score, rivals, error_rate):
                 return found
             parts.append(self.score_block(lm, place))
-            score = concatenate(self.tasks, parts, self.same)
+            score = self.joined(parts)
         return score
 
     def stopped(self, score: Score, rivals: Sequence[Score], error_rate: float) -> Score | None:

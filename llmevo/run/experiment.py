@@ -1,21 +1,19 @@
 """Everything a run needs, made from its config: models, tasks and engine to score with, optimizer and LLM client."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from llmevo.config import Config, parse_logged
-from llmevo.errors import CandidateError, ConfigError, MachineError, RunError
+from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
-from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference, folder_of
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -29,7 +27,8 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.trial import Candidate, Suggestion, Trial
+from llmevo.search.trial import Suggestion, Trial
+from llmevo.workers.protocol import Result
 
 if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run needs neither
     from llmevo.evaluation.evaluator import Evaluator
@@ -97,24 +96,26 @@ class Experiment:
         """The held-out tasks; None when the config names none."""
         return self.scorer.heldout
 
-    def evaluate(
-        self, candidate: Candidate, recipe: Recipe, rivals: Sequence[Trial] = ()
-    ) -> events.Evaluated | events.Failed:
-        """Score a candidate on the search questions, raced against the rivals, the best first.
-
-        A fault of the candidate becomes its `failed` event. A fault of the machine (MachineError) ends the session,
-        and the run can be resumed.
-        """
-        started = time.monotonic()
-        try:
-            score, seconds = self.scorer.score(recipe, rivals=[rival.score for rival in rivals if rival.score])
-        except CandidateError as error:
-            return events.of_trial(Trial(candidate, None, str(error), {"evaluate": time.monotonic() - started}))
-        except MachineError as error:
-            raise MachineError(f"candidate {candidate.id}: {error}", error.kind) from error
-        stopped = bool(rivals) and score.items < self.evaluator.items
+    def event_of(self, result: Result, rivals: Sequence[Trial] = ()) -> events.Evaluated | events.Failed:
+        """Return the event of a candidate's result, raced against the rivals, the best first."""
+        assert isinstance(result.id, int)
+        stopped = bool(rivals) and result.score is not None and result.score.items < self.evaluator.items
         rival = rivals[0].candidate.id if stopped else None
-        return events.of_trial(Trial(candidate, score, seconds=seconds), rival, replies=self.shows_names)
+        return events.of_result(result, result.id, rival, replies=self.shows_names)
+
+    @cached_property
+    def workers(self) -> int:
+        """How many candidates are scored at the same time, from the log where there is one."""
+        return self.recorded.workers if self.recorded else self.scorer.count_workers()
+
+    @property
+    def order(self) -> Literal["", "strict", "steady"]:
+        """See `events.RunStarted`, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.order
+        if self.workers == 1 and self.config.engine.on is None:
+            return ""
+        return self.config.search.order
 
     # The search space and its start rows
 
@@ -227,6 +228,7 @@ class Experiment:
             chances=self.chances,
             short=self.asks_short,
             from_uniform=self.rules < 2,
+            parallel=self.workers,
         )
         earlier = EARLIER if self.rules < 3 else {}
         name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"
@@ -372,6 +374,8 @@ class Experiment:
             heldout_items=self.heldout.items if self.heldout else 0,
             selection_items=self.scorer.selection.items if self.scorer.selection else 0,
             rules=RULES,
+            order=self.order,
+            workers=self.workers,
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.scorer.questions},
@@ -407,5 +411,7 @@ def population(experiment: Experiment) -> int:
 
 
 def ask_size(experiment: Experiment, state: RunState) -> int:
-    """Return the size of the next generation; 0 when the budget has no room for another candidate."""
-    return Spending(experiment.config.search.budget, state).next_size(population(experiment))
+    """Return the size of the next generation: at least one candidate for each worker; 0 when the budget has no room for
+    another candidate.
+    """
+    return Spending(experiment.config.search.budget, state).next_size(max(population(experiment), experiment.workers))

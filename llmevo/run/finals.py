@@ -1,6 +1,8 @@
 """After the search: finalists answer further questions, and the best of them is scored on held-out questions."""
 
+from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
+from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal, check_sum
@@ -9,12 +11,13 @@ from llmevo.search.objectives.scalarize import scalarize
 from llmevo.search.optimizers.base import Optimizer
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.trial import Candidate, Trial
+from llmevo.workers.protocol import Request, Result
 
 HELDOUT_FIELDS = {"row", "kind", "candidate", "score", "stderr", "tasks"}
 """Fields of a held-out row that `run_finished` repeats."""
 
 
-def select_finalists(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> bool:
+def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> bool:
     """Score the finalists on questions that no candidate of the search was asked, to choose among them by both.
 
     Return False when the user raised the budget meanwhile.
@@ -24,14 +27,21 @@ def select_finalists(experiment: Experiment, journal: Journal, optimizer: Optimi
         return True
     finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
     if experiment.rules > 1:
-        finalists = [whole for trial in finalists if (whole := _complete(experiment, journal, trial)).score]
+        finalists = [whole for trial in finalists if (whole := _complete(experiment, journal, dispatcher, trial)).score]
+    recipes = {trial.candidate.id: experiment.space.decode(trial.candidate.genes) for trial in finalists}
+    requests = [Request(f"finalist {n}", recipes[n], "selection") for n in recipes if n not in state.selected]
     for trial in finalists:
-        number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes)
+        number = trial.candidate.id
         known = state.selected.get(number)
         if known and known.generation == len(state.told):
             continue
         place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
-        made = journal.once(events.Selected, lambda r=recipe, k=known, p=place: _selected(experiment, r, k, p))
+        own = Request(f"finalist {number}", recipes[number], "selection")
+        ahead = requests[requests.index(own) + 1 :] if own in requests else []
+        made = journal.once(
+            events.Selected,
+            lambda k=known, p=place, o=own, a=ahead: _taken_over(k, p) if k else _selected(dispatcher.of(o, a), p),
+        )
         journal.expect(made, **place)
         check_sum(journal, made, experiment.config.counted)
         if ask_size(experiment, state):
@@ -53,15 +63,15 @@ def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) 
     return state.trials[found.candidate.id] if found else None  # the optimizer may know it with another value
 
 
-def _complete(experiment: Experiment, journal: Journal, trial: Trial) -> Trial:
+def _complete(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, trial: Trial) -> Trial:
     """Ask a finalist that racing had stopped the remaining search questions: an estimate on some questions is not
     compared with scores on all. Its second `evaluated` event replaces the first.
     """
     state, candidate = journal.state, trial.candidate
     if state.started is None or trial.score is None or trial.score.items >= state.started.items:
         return trial
-    recipe = experiment.space.decode(candidate.genes)
-    made = journal.once((events.Evaluated, events.Failed), lambda: experiment.evaluate(candidate, recipe))
+    request = Request(candidate.id, experiment.space.decode(candidate.genes))
+    made = journal.once((events.Evaluated, events.Failed), lambda: experiment.event_of(dispatcher.of(request)))
     journal.expect(made, candidate=candidate.id)
     if isinstance(made, events.Evaluated):
         journal.expect(made, rival=None)
@@ -88,18 +98,24 @@ def finalists_of(state: RunState, count: int, recommended: Trial | None = None) 
     return [*best, *others.values()]
 
 
-def _selected(
-    experiment: Experiment, recipe: Recipe, known: events.Selected | None, place: dict[str, int]
-) -> events.Selected:
-    """Score a finalist; the scores of an earlier selection are taken over."""
-    if known:
-        earlier = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
-        return events.Selected(**place, **earlier, seconds={}, cached=True)
-    score, seconds = experiment.scorer.score(recipe, "selection")
-    return events.Selected(**place, **events.scored(score, seconds))
+def _taken_over(known: events.Selected, place: dict[str, int]) -> events.Selected:
+    """Take over the score of an earlier selection."""
+    earlier = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
+    return events.Selected(**place, **earlier, seconds={}, cached=True)
 
 
-def hold_out(experiment: Experiment, journal: Journal) -> bool:
+def _selected(result: Result, place: dict[str, int]) -> events.Selected:
+    return events.Selected(**place, **events.scored(_scored(result)))
+
+
+def _scored(result: Result) -> Result:
+    """Raise CandidateError for a result without a score: the model was scored on the search questions before."""
+    if result.score is None:
+        raise CandidateError(f"{result.id}: {result.reason}")
+    return result
+
+
+def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -> bool:
     """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions.
 
     Rows that were held out before the budget was raised are not scored again. Return False when it was raised
@@ -117,13 +133,15 @@ def hold_out(experiment: Experiment, journal: Journal) -> bool:
         rows = []
     for name, kind, candidate in _heldout_candidates(state, best):
         rows.append((name, kind, candidate.id, space.decode(candidate.genes)))
-    for name, kind, number, recipe in rows:
-        known = state.heldout.get(name)
-        if known is None or known.candidate != number:
-            place = {"row": name, "kind": kind, "candidate": number}
-            row = journal.once(events.HeldOut, lambda p=place, r=recipe: _held_out(experiment, p, r))
-            journal.expect(row, **place)
-            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
+    held = {name: row.candidate for name, row in state.heldout.items()}
+    rows = [row for row in rows if row[0] not in held or held[row[0]] != row[2]]
+    requests = [Request(f"held-out row {name}", recipe, "heldout") for name, _, _, recipe in rows]
+    for request, (name, kind, number, _) in zip(requests, rows, strict=True):
+        place = {"row": name, "kind": kind, "candidate": number}
+        ahead = requests[requests.index(request) + 1 :]
+        row = journal.once(events.HeldOut, lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p))
+        journal.expect(row, **place)
+        check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
         if ask_size(experiment, state):
             return False
     return True
@@ -152,10 +170,10 @@ def best_coefficient(state: RunState) -> Trial | None:
     return best or state.best_of("coefficient")
 
 
-def _held_out(experiment: Experiment, place: dict[str, str | int | None], recipe: Recipe) -> events.HeldOut:
-    score, seconds = experiment.scorer.score(recipe, "heldout")
-    replies = {task: [*texts] for task, texts in score.replies.items()}
-    return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(score, seconds)})
+def _held_out(result: Result, place: dict[str, str | int | None]) -> events.HeldOut:
+    score = _scored(result).score
+    replies = {task: [*texts] for task, texts in score.replies.items()} if score else {}
+    return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(result)})
 
 
 def finished(state: RunState) -> events.RunFinished:

@@ -3,10 +3,11 @@
 With a log, the same loop resumes a run; with a log and no way to append to it, it replays and verifies the run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
 from llmevo.merging.recipe import Provenance, Recipe
+from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
 from llmevo.run.finals import finished, hold_out, select_finalists
 from llmevo.run.llm_calls import answer
@@ -17,21 +18,22 @@ from llmevo.run.log.storage import RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers.base import Asking, Optimizer
 from llmevo.search.trial import Suggestion, Trial
+from llmevo.workers.protocol import Request
 
 
 def run(experiment: Experiment, journal: Journal) -> RunState:
     """Carry a run to its end."""
     journal.follow(experiment.follow)
     journal.once(events.RunStarted, experiment.started)
-    optimizer = experiment.optimizer()
-    score_generation(experiment, journal, optimizer, start(experiment, journal, optimizer))
+    optimizer, dispatcher = experiment.optimizer(), Dispatcher(experiment, journal)
+    score_generation(experiment, journal, dispatcher, optimizer, start(experiment, journal, optimizer))
     if journal.ahead:
         check_start_rows(journal.state)
     while not journal.state.finished:  # raising the budget of a finished run starts the search again
         while size := ask_size(experiment, journal.state):
             optimizer.extend(experiment.evaluations)
-            score_generation(experiment, journal, optimizer, ask(experiment, journal, optimizer, size))
-        if select_finalists(experiment, journal, optimizer) and hold_out(experiment, journal):
+            score_generation(experiment, journal, dispatcher, optimizer, ask(experiment, journal, optimizer, size))
+        if select_finalists(experiment, journal, dispatcher, optimizer) and hold_out(experiment, journal, dispatcher):
             journal.recomputed(finished(journal.state))
     return journal.state
 
@@ -48,7 +50,11 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)))
-    return run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+    try:
+        return run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+    finally:
+        if not experiment.shared:
+            experiment.scorer.close()
 
 
 def check_start_rows(state: RunState) -> None:
@@ -84,21 +90,30 @@ def answered(experiment: Experiment, journal: Journal, asking: Asking) -> list[S
 
 
 def score_generation(
-    experiment: Experiment, journal: Journal, optimizer: Optimizer, suggestions: Sequence[Suggestion]
+    experiment: Experiment,
+    journal: Journal,
+    dispatcher: Dispatcher,
+    optimizer: Optimizer,
+    suggestions: Sequence[Suggestion],
 ) -> None:
-    """Log the candidates of one generation, score each, and tell the optimizer."""
-    state, generation, first = journal.state, len(journal.state.told), len(journal.state.candidates)
+    """Log the candidates of one generation, score them, and tell the optimizer of all in the order of their numbers."""
+    state, generation, first = journal.state, journal.state.generations, len(journal.state.candidates)
     recipes = [experiment.space.decode(suggestion.genes) for suggestion in suggestions]
-    asked = journal.recomputed(events.asked(generation, first, suggestions, recipes))
-    for candidate, recipe in zip(asked.read(), recipes, strict=True):
+    journal.recomputed(events.asked(generation, first, suggestions, recipes))
+    for wave in waves(experiment, generation, [*enumerate(recipes, start=first)]):
         rivals = rivals_of(experiment, state, generation)
-        made = journal.once(
-            (events.Evaluated, events.Failed),
-            lambda c=candidate, r=recipe, v=rivals: experiment.evaluate(c, r, v),
-        )
-        journal.expect(made, candidate=candidate.id)
-        if isinstance(made, events.Evaluated):
-            check_score(journal, made, next(iter(rivals), None), experiment.config.counted)
+        scores = [rival.score for rival in rivals if rival.score]
+        waiting = {number: Request(number, recipe, rivals=scores) for number, recipe in wave}
+        while waiting:
+            made = journal.once(
+                (events.Evaluated, events.Failed),
+                lambda w=waiting, r=rivals: experiment.event_of(dispatcher.first_of([*w.values()]), r),
+            )
+            if made.candidate not in waiting:
+                journal.expect(made, candidate=next(iter(waiting)))
+            del waiting[made.candidate]
+            if isinstance(made, events.Evaluated):
+                check_score(journal, made, next(iter(rivals), None), experiment.config.counted)
     trials = [state.trials[first + place] for place in range(len(suggestions))]
     tell(experiment, state, optimizer, trials)
     journal.recomputed(
@@ -111,6 +126,19 @@ def score_generation(
             violations={trial.candidate.id: trial.violation for trial in trials if trial.violation},
         )
     )
+
+
+def waves(
+    experiment: Experiment, generation: int, recipes: Sequence[tuple[int, Recipe]]
+) -> Iterator[Sequence[tuple[int, Recipe]]]:
+    """Yield the candidates that are scored at the same time. All of them race against the trials before: the first
+    start row, the uniform merge, is scored alone, so that there is a rival.
+    """
+    if not experiment.order:
+        yield from ([each] for each in recipes)
+        return
+    alone = 0 if generation else 1
+    yield from filter(None, (recipes[:alone], recipes[alone:]))
 
 
 def rivals_of(experiment: Experiment, state: RunState, generation: int) -> list[Trial]:

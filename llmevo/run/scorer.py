@@ -1,6 +1,8 @@
 """The scorer: recipe in, score out. It owns the models, the tasks and the engine, each loaded when first needed.
 
-Several runs may share one scorer: everything is loaded once, and the scores of each run are known to the others.
+Several runs may share one scorer: everything is loaded once, and the scores of each run are known to the others. With
+workers, each of them holds a scorer, and the run's own loads no engine: it says which questions are asked, and joins
+their answers.
 """
 
 import gc
@@ -10,7 +12,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,9 +35,12 @@ from llmevo.models.checkpoints import Sources
 from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.run.log.state import RunState
+from llmevo.run.versions import VERSIONED
 from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
+from llmevo.workers.local import Local
+from llmevo.workers.protocol import Job, Request, Workers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -55,7 +61,7 @@ class Scorer:
     config: Config
     root: Path
     """The folder that relative references start from: the config's."""
-    known: dict[str, Score] = field(default_factory=dict[str, Score])
+    scores: dict[str, Score] = field(default_factory=dict[str, Score])
     """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in the run that is scored now."""
@@ -284,14 +290,13 @@ class Scorer:
         from there. Raises CandidateError, and MachineError when memory, the engine or a file is lost and a second try
         does not help.
         """
-        evaluator = self.evaluators[questions]
-        key = cache_key(recipe, self.checksums, self.questions[questions], self.config.evaluation_seed)
-        known, racing = self.known.get(key), self.config.racing
+        evaluator, racing = self.evaluators[questions], self.config.racing
+        request = Request("", recipe, questions, rivals)
+        known = self.known(request)
         if known and known.items == evaluator.items:
             return known, {}
-        known = known if known and evaluator.parts_of(known) else None
-        raced = racing if rivals and len(evaluator.blocks) > 1 else None
-        if known and raced and (stopped := evaluator.stopped(known, rivals, raced.error_rate)):
+        raced = racing if self.is_raced(request) else None
+        if known and raced and (stopped := self.stopped(request, known)):
             return stopped, {}
 
         def scored() -> tuple[Score, dict[str, float]]:
@@ -310,8 +315,99 @@ class Scorer:
             return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
         score, seconds = self._with_recovery(scored)
-        self.known[key] = score
+        self.keep(request, score)
         return score, seconds
+
+    # With workers: see `llmevo.workers.protocol`
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The workers of the config, started when they are first used."""
+        settings = self.config.engine
+        if self.count_workers() == 1 and settings.on is None:
+            return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
+        from llmevo.workers.open import open_workers
+
+        return open_workers(
+            partial(open_scorer, self.config, self.root),
+            self,
+            self.facts(),
+            self.count_workers(),
+            on=settings.on or "processes",
+            address=settings.address,
+            gpus=settings.gpus_per_worker if torch.cuda.is_available() else 0.0,
+        )
+
+    def count_workers(self) -> int:
+        """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
+        count = self.config.engine.workers
+        if not isinstance(count, str):
+            return count if isinstance(count, int) else count.max
+        return max(1, int(torch.cuda.device_count() / self.config.engine.gpus_per_worker))
+
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        if workers := vars(self).pop("workers", None):
+            workers.close()
+
+    def facts(self) -> Mapping[str, Any]:
+        """See `PartScorer.facts`."""
+        packages = [*VERSIONED, "vllm"] if self.backend == "vllm" else VERSIONED
+        return {
+            "engine": self.backend,
+            "dtype": self.config.genome.dtype,
+            "seed": self.config.evaluation_seed,
+            "version of": {name: version(name) for name in packages},
+            "model": {**self.checksums},
+            "questions of": {**self.questions},
+        }
+
+    def start(self) -> None:
+        """Load the engine and check it."""
+        _ = self.engine
+
+    def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
+        """See `PartScorer.score_part`."""
+        evaluator = self.evaluators[job.questions]
+
+        def scored() -> tuple[Score, Mapping[str, float]]:
+            engine = self.engine
+            gate = self.gate if job.questions == "search" and job.part == 0 else None
+            started = time.monotonic()
+            engine.swap(job.recipe)
+            if gate:
+                gate.check(engine.lm)
+            merged = time.monotonic()
+            score = evaluator.score_block(engine.lm, job.part)
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+
+        return self._with_recovery(scored)
+
+    def known(self, request: Request) -> Score | None:
+        """See `Scoring.known`, also for the next ones."""
+        evaluator, known = self.evaluators[request.questions], self.scores.get(self._key(request))
+        return known if known and (known.items == evaluator.items or evaluator.parts_of(known)) else None
+
+    def parts(self, questions: str) -> list[int]:
+        return [sum(map(len, block.values())) for block in self.evaluators[questions].blocks]
+
+    def is_raced(self, request: Request) -> bool:
+        return bool(self.config.racing and request.rivals and len(self.parts(request.questions)) > 1)
+
+    def join(self, questions: str, parts: Sequence[Score]) -> Score:
+        return self.evaluators[questions].joined(parts)
+
+    def stopped(self, request: Request, score: Score) -> Score | None:
+        racing = self.config.racing
+        assert racing
+        return self.evaluators[request.questions].stopped(score, request.rivals, racing.error_rate)
+
+    def keep(self, request: Request, score: Score) -> None:
+        self.scores[self._key(request)] = score
+
+    def _key(self, request: Request) -> str:
+        questions = self.questions[request.questions]
+        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed)
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
@@ -351,8 +447,8 @@ class Scorer:
         def know(candidate: int, score: Score, questions: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
             key = cache_key(recipe, checksums, started.questions[questions], started.masks)
-            if key not in self.known or self.known[key].items < score.items:
-                self.known[key] = score
+            if key not in self.scores or self.scores[key].items < score.items:
+                self.scores[key] = score
 
         for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):
@@ -373,6 +469,11 @@ class Scorer:
             return self.checksums[reference] if is_same and reference in self.checksums else recorded
         except SourceError:  # a finished run needs no models
             return recorded
+
+
+def open_scorer(config: Config, root: Path) -> Scorer:
+    """Return the scorer of a config, in the process of a worker."""
+    return Scorer(config, root)
 
 
 @contextmanager

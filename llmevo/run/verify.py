@@ -15,6 +15,7 @@ from llmevo.run.log.journal import EndOfRecordError, Journal
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG
 from llmevo.search.trial import Trial
+from llmevo.workers.protocol import Result
 
 if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
@@ -65,7 +66,8 @@ def _rescored(scorer: "Scorer", trial: Trial, recipe: dict[str, object], logged:
         score, seconds = scorer.score(Recipe.model_validate(recipe))
     except CandidateError as error:
         return Rescored(trial, logged, None, str(error))
-    return Rescored(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(score, seconds)))
+    result = Result(trial.candidate.id, score, seconds=seconds)
+    return Rescored(trial, logged, events.Evaluated(candidate=trial.candidate.id, **events.scored(result)))
 
 
 def scorer_of(recorded: Sequence[events.Event], run: Path, trusted: bool = False) -> "Scorer":

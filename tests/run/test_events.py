@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.run.log import events
-from llmevo.search.trial import Candidate, Trial
+from llmevo.workers.protocol import Result
 
 TASKS = {"sums": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
 CANDIDATE = {"id": 4, "origin": "llm", "genes": {"a/all/weight": 0.3}, "recipe": {"merge_method": "ties"}, "note": "ü"}
@@ -68,6 +68,7 @@ EXAMPLES: tuple[events.Event, ...] = (
         cost=0.1,
     ),
     events.Presented(task="taste", poll="cd34", player="ef56", replies=["line\u2028line"]),
+    events.Worker(worker="2", change="lost", place="host, process 7", reason="its process died", request=3),
     events.Voted(task="taste", poll="cd34", player="ef56", other="ab78", prompt=2, choice="tie"),
 )
 
@@ -118,6 +119,7 @@ PROMISED = {
     "run_finished": "best search_score heldout",
     "judged": "generation task model verdicts calls tokens cost",
     "presented": "task poll player replies",
+    "worker": "worker change",
     "voted": "task poll player other prompt choice",
 }
 """What other tools may count on in every log; later fields have defaults, so that older logs still read."""
@@ -190,9 +192,8 @@ def test_a_score_is_read_back_exactly(place: int) -> None:
 
 
 def test_a_scored_trial_becomes_an_evaluated_event_and_a_failed_one_a_failed_event() -> None:
-    candidate = Candidate(4, 1, "llm", {})
-    good = events.of_trial(Trial(candidate, Score(0.5, 0.1, TASKS, 20), seconds={"merge": 0.12345}))
-    bad = events.of_trial(Trial(candidate, None, "NaN"))
+    good = events.of_result(Result(4, Score(0.5, 0.1, TASKS, 20), seconds={"merge": 0.12345}), 4)
+    bad = events.of_result(Result(4, None, "NaN"), 4)
     assert isinstance(good, events.Evaluated)
     assert (good.candidate, good.score, good.tasks, good.seconds) == (4, 0.5, TASKS, {"merge": 0.123})
     assert isinstance(bad, events.Failed)

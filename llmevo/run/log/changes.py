@@ -28,6 +28,9 @@ FIXED = (
 )
 """Keys of the config that the candidates so far depend on; other values need a new run."""
 
+PLACES = ("workers", "on", "address", "gpus_per_worker")
+"""Keys of `engine` that say where workers run: no score and no candidate depends on them once a run has begun."""
+
 BUDGET = "config.search.budget"
 
 Facts = Mapping[str, Any]
@@ -39,6 +42,8 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         if key == "loggers":  # nothing depends on it
             continue
+        if key == "engine":
+            value = {name: part for name, part in value.items() if name not in PLACES}
         inner: dict[str, Any] = {f"{key}.{name}": part for name, part in value.items()} if key in SECTIONS else {}
         facts |= {f"config.{name}": part for name, part in (inner or {key: value}).items()}
     return facts

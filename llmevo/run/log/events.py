@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from llmevo.evaluation.judges.verdicts import Judgement, Presentation, Statement, Vote
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
-from llmevo.search.trial import Candidate, Suggestion, Trial
+from llmevo.search.trial import Candidate, Suggestion
+from llmevo.workers.protocol import Notice, Result
 
 REPLY = 80
 """Characters of each reply to a search question that the log holds."""
@@ -66,6 +67,13 @@ class RunStarted(BaseEvent):
     recipes are start rows; another process recommends."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
+    order: Literal["", "strict", "steady"] = ""
+    """The order of asking and scoring. Empty: one candidate after the other, each raced against all before it.
+    `strict`: the candidates of a generation are scored at the same time, raced against those that were complete when it
+    began, and told when all are scored. `steady`: after the start rows, a candidate is asked for whenever a worker is
+    free, and each is told when it is scored. `evaluated` events stand in the order in which the scores arrived."""
+    workers: int = 1
+    """How many candidates are scored at the same time; the optimizer asks for as many."""
     style: str
     """The client's prompting style: prompts can be recomputed from it without the client."""
     questions: dict[str, str] = Field(default_factory=dict[str, str])
@@ -133,6 +141,12 @@ class Voted(BaseEvent, Vote):
     event: Literal["voted"] = "voted"
 
 
+class Worker(BaseEvent, Notice):
+    """A change among the workers. It stands before the event that was awaited, and decides nothing."""
+
+    event: Literal["worker"] = "worker"
+
+
 class Asked(BaseEvent):
     event: Literal["asked"] = "asked"
     generation: int
@@ -171,6 +185,10 @@ class Scored(BaseEvent):
     seconds: dict[str, float]
     cached: bool = False
     """Whether the score was taken over from an equal candidate of this run or of the same comparison."""
+    workers: dict[str, int] = Field(default_factory=dict[str, int])
+    """{worker: questions that it answered}; empty where the run scores in its own process."""
+    losses: int = 0
+    """How many workers were lost while they scored this."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
@@ -208,6 +226,9 @@ class Failed(BaseEvent):
     candidate: int
     reason: str
     seconds: dict[str, float]
+    workers: dict[str, int] = Field(default_factory=dict[str, int])
+    """See `Scored`."""
+    losses: int = 0
 
 
 class Told(BaseEvent):
@@ -286,6 +307,7 @@ Event = Annotated[
     | Judged
     | Presented
     | Voted
+    | Worker
     | Asked
     | Evaluated
     | Failed
@@ -332,8 +354,15 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
     )
 
 
-def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Return the fields of `Scored`."""
+def of_notice(notice: Notice) -> Worker:
+    """Return the event of a change among the workers."""
+    return Worker(**notice.model_dump())
+
+
+def scored(result: Result) -> dict[str, Any]:
+    """Return the fields of `Scored` of a result with a score."""
+    score, seconds = result.score, result.seconds
+    assert score
     return {
         "score": score.total,
         "stderr": score.stderr,
@@ -342,6 +371,8 @@ def scored(score: Score, seconds: Mapping[str, float]) -> dict[str, Any]:
         "item_scores": {task: [*map(_short, values)] for task, values in score.item_scores.items()},
         "seconds": rounded(seconds),
         "cached": not seconds,
+        "workers": {**result.workers},
+        "losses": result.losses,
     }
 
 
@@ -355,9 +386,12 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_trial(trial: Trial, rival: int | None = None, replies: bool = False) -> Evaluated | Failed:
-    """Return the event of a trial; `rival` is the one that racing stopped it against. With `replies`, these too."""
-    if trial.score is None:
-        return Failed(candidate=trial.candidate.id, reason=trial.reason, seconds=rounded(trial.seconds))
-    said = {task: [text[:REPLY] for text in texts] for task, texts in trial.score.replies.items()} if replies else {}
-    return Evaluated(candidate=trial.candidate.id, rival=rival, replies=said, **scored(trial.score, trial.seconds))
+def of_result(result: Result, candidate: int, rival: int | None = None, replies: bool = False) -> Evaluated | Failed:
+    """Return the event of a candidate's result, with the `replies` if that is true; `rival` is the one that racing
+    stopped it against.
+    """
+    if result.score is None:
+        rest: dict[str, Any] = {"workers": {**result.workers}, "losses": result.losses}
+        return Failed(candidate=candidate, reason=result.reason, seconds=rounded(result.seconds), **rest)
+    said = {task: [text[:REPLY] for text in texts] for task, texts in result.score.replies.items()} if replies else {}
+    return Evaluated(candidate=candidate, rival=rival, replies=said, **scored(result))

@@ -19,7 +19,7 @@ Kind = TypeVar("Kind", bound=events.BaseEvent)
 Observer = Callable[[events.Event, RunState], None]
 """Called with every event, old or new, and the state after it."""
 
-ASIDE = (events.Judged, events.Presented, events.Voted, events.Resumed)
+ASIDE = (events.Judged, events.Presented, events.Voted, events.Worker, events.Resumed)
 """Events that are written while another one, which takes long, is being made."""
 
 ROUGH = 1e-6
@@ -79,6 +79,11 @@ class Journal:
         while self._recorded and isinstance(self._recorded[0], events.Resumed):
             self._take(self._recorded.popleft())
         return event
+
+    @property
+    def recorded_next(self) -> type[events.BaseEvent] | None:
+        """The kind of the next recorded event, those of ASIDE left out; None where the next one is new."""
+        return next((type(event) for event in self._recorded if not isinstance(event, ASIDE)), None)
 
     @property
     def ahead(self) -> bool:

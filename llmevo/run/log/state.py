@@ -38,6 +38,10 @@ class RunState:
     told: list[events.Told] = field(default_factory=list[events.Told])
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
     finished: events.RunFinished | None = None
+    workers: list[events.Worker] = field(default_factory=list[events.Worker])
+    """The changes among the workers."""
+    generations: int = 0
+    """How often candidates were asked for, the start rows included."""
     latest: datetime | None = None
     """The time of the last event."""
     aims: Objective = field(default_factory=Objective)
@@ -72,12 +76,15 @@ class RunState:
                 self.verdicts.take(event)
             case events.Presented() | events.Voted():
                 self.verdicts.take(event)
+            case events.Worker():
+                self.workers.append(event)
             case events.Asked():
+                self.generations += 1
                 self.candidates |= {candidate.id: candidate for candidate in event.read()}
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
-                self.trials[candidate.id] = Trial(candidate, event.read(), seconds=event.seconds)
+                self._add(Trial(candidate, event.read(), seconds=event.seconds))
                 self._judge(candidate)
             case events.Selected():
                 self._candidate(event.candidate)
@@ -85,7 +92,7 @@ class RunState:
                 self._judge()
             case events.Failed():
                 candidate = self._candidate(event.candidate)
-                self.trials[candidate.id] = Trial(candidate, None, event.reason, event.seconds)
+                self._add(Trial(candidate, None, event.reason, event.seconds))
                 self._judge(candidate)
             case events.Told():
                 self.told.append(event)
@@ -93,6 +100,13 @@ class RunState:
                 self.heldout[event.row] = event
             case events.RunFinished():
                 self.finished = event
+
+    def _add(self, trial: Trial) -> None:
+        """Keep the trials in the order of their candidates, whatever the order in which they arrive."""
+        late = bool(self.trials) and trial.candidate.id not in self.trials and trial.candidate.id < max(self.trials)
+        self.trials[trial.candidate.id] = trial
+        if late:
+            self.trials = dict(sorted(self.trials.items()))
 
     def _candidate(self, number: int) -> Candidate:
         if number not in self.candidates:

@@ -51,6 +51,8 @@ class Setup:
     chances: Mapping[str, float] = field(default_factory=dict[str, float])
     short: bool = False
     """Ask the LLM in a short form, for small models."""
+    parallel: int = 1
+    """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""

@@ -1,0 +1,1 @@
+"""Workers: scorers in this process, in other processes, and on other machines, behind one protocol."""

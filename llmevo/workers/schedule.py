@@ -1,0 +1,151 @@
+"""The order of work: which part of which request a free worker takes next. Pure: it knows no process and no clock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmevo.evaluation.score import Score
+from llmevo.workers.protocol import Job, Request, Result, Scoring
+
+MOST_LOSSES = 2
+"""Workers that a request may lose before it counts as failed: a recipe that kills engines must not end them all."""
+
+
+@dataclass
+class Open:
+    """A request that is being scored."""
+
+    request: Request
+    raced: bool
+    parts: Sequence[int]
+    begun: Score | None
+    """The score of its first parts, known from before."""
+    first: int
+    """The first part that is to be asked."""
+    answers: dict[int, Score] = field(default_factory=dict[int, Score])
+    asked: dict[int, str] = field(default_factory=dict[int, str])
+    """{part: the worker that answers it now}."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    workers: dict[str, int] = field(default_factory=dict[str, int])
+    lost: list[str] = field(default_factory=list[str])
+    """Why workers were lost."""
+
+    @property
+    def next_part(self) -> int | None:
+        """The next part that a worker may take; of a raced request, only once the one before is answered."""
+        if self.raced and self.asked:
+            return None
+        left = (part for part in range(self.first, len(self.parts)) if part not in self.answers)
+        return next((part for part in left if part not in self.asked), None)
+
+    @property
+    def is_begun(self) -> bool:
+        return bool(self.asked or self.answers)
+
+    def took(self, worker: str, questions: int, seconds: Mapping[str, float]) -> None:
+        """Count what a worker did for it."""
+        self.workers[worker] = self.workers.get(worker, 0) + questions
+        for kind, spent in seconds.items():
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + spent
+
+    def result(self, score: Score | None, reason: str = "") -> Result:
+        return Result(self.request.id, score, reason, self.seconds, self.workers, len(self.lost))
+
+
+class Schedule:
+    """The open requests, and what workers do for them.
+
+    The unit of work is a part of the questions. A raced request is asked one part after the other and stopped as soon
+    as it is beaten, so no worker waits for the longest candidate; a request without rivals may be spread over several
+    workers. What a request scores does not depend on the workers or on the order of their answers.
+    """
+
+    def __init__(self, scoring: Scoring) -> None:
+        self._scoring = scoring
+        self._open: dict[int | str, Open] = {}
+        self._holds: dict[str, int | str] = {}
+        """{worker: the request whose weights it holds}."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no worker has begun."""
+        return sum(not each.is_begun for each in self._open.values())
+
+    def add(self, request: Request) -> Result | None:
+        """Open a request, or return its result if the score is known already."""
+        known, parts = self._scoring.known(request), self._scoring.parts(request.questions)
+        first = _parts_of(known, parts)
+        if known and first == len(parts):
+            return Result(request.id, known)
+        raced = self._scoring.is_raced(request)
+        if known and raced and (score := self._scoring.stopped(request, known)):
+            return Result(request.id, score)
+        self._open[request.id] = Open(request, raced, parts, known, first)
+        return None
+
+    def job_for(self, worker: str) -> Job | None:
+        """Return the next job of a free worker: rather one of the recipe that it holds, else of a new recipe, else any,
+        for which it has to merge a recipe that another worker holds too.
+        """
+        held = self._open.get(self._holds.get(worker, ""))
+        ready = [each for each in self._open.values() if each.next_part is not None]
+        new = [each for each in ready if not each.is_begun]
+        chosen = held if held in ready else next(iter(new or ready), None)
+        if chosen is None or (part := chosen.next_part) is None:
+            return None
+        chosen.asked[part] = worker
+        self._holds[worker] = chosen.request.id
+        return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
+
+    def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
+        """Take the answers to a job. Return the result of its request if that is complete or stopped."""
+        if (of := self._taken(job)) is None:
+            return None
+        of.took(worker, of.parts[job.part], seconds)
+        of.answers[job.part] = score
+        done = [of.answers[part] for part in sorted(of.answers)]
+        complete = of.first + len(done) == len(of.parts)
+        if not (of.raced or complete):
+            return None
+        joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
+        stopped = None if complete else self._scoring.stopped(of.request, joined)
+        if complete or stopped:
+            self._scoring.keep(of.request, stopped or joined)
+            return self._close(of, of.result(stopped or joined))
+        return None
+
+    def unscorable(self, worker: str, job: Job, reason: str, seconds: Mapping[str, float]) -> Result | None:
+        """Take a failure of the candidate itself."""
+        if (of := self._taken(job)) is None:
+            return None
+        of.took(worker, 0, seconds)
+        return self._close(of, of.result(None, reason))
+
+    def lost(self, worker: str, job: Job, reason: str) -> Result | None:
+        """Take a loss of a worker: the job is done elsewhere, unless its request has cost several workers already."""
+        self._holds.pop(worker, None)
+        if (of := self._taken(job)) is None:
+            return None
+        of.lost.append(reason)
+        if len(of.lost) < MOST_LOSSES:
+            return None
+        times = {2: "twice"}.get(len(of.lost), f"{len(of.lost)} times")
+        return self._close(
+            of, of.result(None, f"lost {times} on different workers: {'; '.join(dict.fromkeys(of.lost))}")
+        )
+
+    def _taken(self, job: Job) -> Open | None:
+        """The request of a job that a worker has given back; None where another part has closed it."""
+        of = self._open.get(job.id)
+        return of if of and of.asked.pop(job.part, None) is not None else None
+
+    def _close(self, of: Open, result: Result) -> Result:
+        del self._open[of.request.id]
+        return result
+
+
+def _parts_of(score: Score | None, parts: Sequence[int]) -> int:
+    """The number of parts that a score is of."""
+    answered, count = 0, 0
+    while score and count < len(parts) and answered < score.items:
+        answered, count = answered + parts[count], count + 1
+    return count

@@ -1,0 +1,75 @@
+"""The part of a worker that is the same on every host: greet, load the engine, answer one job after the other."""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmevo.errors import CandidateError, LlmevoError, MachineError, UserError, machine_error
+from llmevo.workers.protocol import (
+    Answered,
+    Hello,
+    Job,
+    Lost,
+    Message,
+    Opening,
+    PartScorer,
+    Ready,
+    Refused,
+    Unscorable,
+)
+
+
+@dataclass
+class Service:
+    """A scorer that answers in messages. It raises nothing."""
+
+    opening: Opening
+    scorer: PartScorer | None = None
+
+    def hello(self) -> Message:
+        """Make the scorer and say what decides its scores."""
+
+        def greet() -> Message:
+            self.scorer = self.opening()
+            devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+            place = f"{platform.node()}, process {os.getpid()}" + (f", GPU {devices}" if devices else "")
+            return Hello(self.scorer.facts(), place)
+
+        return _spoken(greet)
+
+    def begin(self) -> Message:
+        """Load the engine."""
+
+        def start() -> Message:
+            assert self.scorer
+            self.scorer.start()
+            return Ready()
+
+        return _spoken(start)
+
+    def answer(self, job: Job) -> Message:
+        """Answer a job."""
+
+        def score() -> Message:
+            assert self.scorer
+            return Answered(*self.scorer.score_part(job))
+
+        return _spoken(score)
+
+
+def _spoken(act: Callable[[], Message]) -> Message:
+    """Return what `act` returns, or its error as a message."""
+    try:
+        return act()
+    except CandidateError as error:
+        return Unscorable(str(error))
+    except MachineError as error:
+        return Lost(str(error))
+    except UserError as error:
+        return Refused(str(error))
+    except LlmevoError as error:  # the engine does not hold the weights that were merged into it
+        return Refused(str(error))
+    except Exception as error:  # one worker's trouble must not end the run
+        found = machine_error(error)
+        return Lost(str(found) if found else f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
