@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.evaluation.score import Score
 from llmevo.run.log import events
+from llmevo.search.trial import Candidate
 from llmevo.workers.protocol import Result
 
 TASKS = {"sums": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
