@@ -11,6 +11,8 @@ from llmevo.search.trial import Suggestion, Trial
 class RandomSearch(Optimizer):
     """Points drawn uniformly from the whole search space: the baseline of all other optimizers."""
 
+    is_steady = True
+
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
         self._random = np.random.default_rng(setup.seed)
