@@ -14,6 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from llmevo.workers.devices import cores
 from llmevo.workers.protocol import Job, Lost, Message, Opening
 from llmevo.workers.service import Service
 
@@ -100,8 +101,7 @@ class Processes:
         self.least, self.most = 1, count
         self.one_at_a_time = bool(devices) and each < 1
         self._opening, self._devices, self._each = opening, [*devices], each
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads or max(1, cores // count)
+        self._threads = threads or max(1, cores() // count)
         self._waking, self._woken = Pipe()
 
     def launch(self, name: str) -> Process:
