@@ -359,13 +359,14 @@ def _probe(address: str | None, target: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), PROBE).close()
     except (OSError, ValueError) as error:
         named = f"{address} ({target})" if target != address else target
-        raise ConfigError(f"engine.address: there is no Ray cluster at {named}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"engine.address: there is no Ray cluster at {named} ({reason})") from None
 
 
 def _refusal(error: BaseException, target: str | None) -> str:
     """Say why Ray does not start or connect."""
-    text = f"{excerpt(error)} {excerpt(error.__cause__) if error.__cause__ else ''}"
-    if "ersion" in text and "ython" in text:
+    text = f"{excerpt(error)} {excerpt(error.__cause__) if error.__cause__ else ''}".replace("Version mismatch: ", "")
+    if "The cluster was started with" in text:
         return f"engine.address: the cluster at {target} has another version of Ray or Python: {text.strip()}"
     if target is None:
         return f"engine.on: Ray does not start on this machine: {text.strip()}"
@@ -389,11 +390,15 @@ def _share(machines: Sequence[Resources], elastic: bool, most: int, gpus: float)
     room = _room(machines, gpus, 0 if gpus else 1)
     if room < most and not elastic:
         kind = "GPU" if gpus else "CPU"
+        place = "machine has" if len(machines) == 1 else f"{len(machines)} machines have"
+        have = f"{place} {_counted(_total(machines, kind), kind)}"
+        if not room:
+            need = _counted(gpus or 1, kind)
+            raise ConfigError(f"engine.workers: a worker needs {need} of one machine, but the cluster's {have}")
         each = f" with {_counted(gpus, 'GPU')} each" if gpus else ""
-        have = f"{_total(machines, kind):g} {kind}s on {plural(len(machines), 'machine')}"
         raise ConfigError(
-            f"engine.workers: {plural(most, 'worker')}{each} do not fit on the cluster, which has {have}; give at most"
-            f" {room}, or {{min: 1, max: {most}}} if machines will be added"
+            f"engine.workers: {plural(most, 'worker')}{each} do not fit on the cluster, whose {have}; give at most"
+            f" {room}, or {{min: {room}, max: {most}}} where machines will be added"
         )
     if gpus:
         having = [machine for machine in machines if _room([machine], gpus, 0)]
