@@ -33,10 +33,10 @@ def _host(opening: Opening, count: int, least: int, on: str, address: str | None
         from llmevo.workers.ray import RayCluster  # an extra
 
         return RayCluster(opening, least, count, address, gpus)
-    from llmevo.workers.processes import Processes
+    from llmevo.workers.processes import Processes, fitting
 
     devices = visible_gpus() if gpus else []
-    if devices and (fits := int(len(devices) / gpus)) < count:
+    if devices and (fits := fitting(len(devices), gpus)) < count:
         raise ConfigError(
             f"engine.workers: {count} workers with {gpus:g} GPUs each do not fit on {plural(len(devices), 'GPU')}; give"
             f" at most {fits}, or a smaller engine.gpus_per_worker"
