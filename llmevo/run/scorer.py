@@ -418,6 +418,9 @@ class Scorer:
     def keep(self, request: Request, score: Score) -> None:
         self.scores[self._key(request)] = score
 
+    def control(self) -> Job:
+        return Job("control", self.space.decode(self.space.uniform()), "search", 0)
+
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]
         return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed)

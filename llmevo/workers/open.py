@@ -21,10 +21,8 @@ def open_workers(
 ) -> Pool:
     """Start `count` workers, or on Ray between `least` and `count`, each with so many GPUs, and return their pool.
 
-    Without `gpus`, workers on Ray have one GPU each where the cluster has any, and processes have none.
-
-    `opening` makes the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its scores.
-    Raises ConfigError where this machine or the cluster cannot hold them.
+    Without `gpus`, workers on Ray have one GPU each where the cluster has any, and processes have none. `opening` makes
+    the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its scores. Raises ConfigError where this machine or the cluster cannot hold them.
     """
     return Pool(_host(opening, count, least, on, address, gpus), scoring, facts)
 
@@ -36,10 +34,10 @@ def _host(
         from llmevo.workers.ray import RayCluster  # an extra
 
         return RayCluster(opening, least, count, address, gpus)
-    from llmevo.workers.processes import Processes
+    from llmevo.workers.processes import Processes, fitting
 
     devices = visible_gpus() if gpus else []
-    if gpus and devices and (fits := int(len(devices) / gpus)) < count:
+    if gpus and devices and (fits := fitting(len(devices), gpus)) < count:
         raise ConfigError(
             f"engine.workers: {count} workers with {gpus:g} GPUs each do not fit on {plural(len(devices), 'GPU')}; give"
             f" at most {fits}, or a smaller engine.gpus_per_worker"

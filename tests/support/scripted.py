@@ -33,8 +33,9 @@ class Script:
     """What workers do, by the place where they do it: `import`, `greet`, `load`, a request's id, or (id, part).
 
     An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `hang`, `refuse`, `fail` (the candidate's fault), `lose` (the
-    machine's), `break` (an error that nothing expects), `differ` (other facts), or `child` (start a process and go on).
-    With `once`, as in `die once`, only the worker that comes there first does it.
+    machine's), `break` (an error that nothing expects), `differ` (other facts), or `child` (start the process of an
+    engine, without which nothing can be scored). With `once`, as in `die once`, only the worker that comes there first
+    does it; with `ill`, all do it once there is a file `ill` in the folder.
     """
 
     folder: Path
@@ -57,6 +58,10 @@ class Script:
         """Return (id, part) of each part that a worker was asked, with repetitions."""
         return [(words[1], int(words[2])) for _, words in self.lines() if words[0] == "asked"]
 
+    def children(self) -> list[int]:
+        """Return the processes of engines, the oldest first."""
+        return [int(words[1]) for _, words in self.lines() if words[0] == "child"]
+
     def processes(self, did: str = "") -> list[int]:
         """Return the processes that wrote lines that begin with these words, the oldest first, each once."""
         return [*dict.fromkeys(process for process, words in self.lines() if " ".join(words).startswith(did))]
@@ -67,6 +72,7 @@ class Scripted:
     """A `PartScorer` by a script."""
 
     script: Script
+    child: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         self._act("import")
@@ -80,11 +86,14 @@ class Scripted:
         self._act("load")
 
     def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
-        self._write(f"asked {job.id} {job.part}")
+        name = str(job.id).replace(" ", "_")
+        self._write(f"asked {name} {job.part}")
         self._act(job.id)
         self._act((job.id, job.part))
         time.sleep(self.script.seconds)
-        self._write(f"answers {job.id} {job.part}")
+        if self.child and self.child.poll() is not None:
+            raise MachineError("the engine died", "engine")
+        self._write(f"answers {name} {job.part}")
         return part_score(job), {"merge": 0.25, "evaluate": 0.5}
 
     def _write(self, words: str) -> None:
@@ -95,6 +104,8 @@ class Scripted:
     def _act(self, place: Any) -> str:
         words = self.script.acts.get(place, "").split()
         if not words or (words[-1] == "once" and not self._is_first(place)):
+            return ""
+        if words[-1] == "ill" and not (self.script.folder / "ill").exists():
             return ""
         match words[0]:
             case "wait":
@@ -107,8 +118,8 @@ class Scripted:
             case "hang":
                 time.sleep(FOREVER)
             case "child":
-                child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOREVER})"])
-                self._write(f"child {child.pid}")
+                self.child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOREVER})"])
+                self._write(f"child {self.child.pid}")
             case "refuse":
                 raise SourceError("the model org/none cannot be found")
             case "fail":
@@ -155,6 +166,9 @@ class ScriptedScoring:
 
     def keep(self, request: Request, score: Score) -> None:
         self.scores[_key(request)] = score
+
+    def control(self) -> Job:
+        return Job("control", recipe_of(0), "search", 0)
 
 
 def recipe_of(number: int) -> Recipe:
