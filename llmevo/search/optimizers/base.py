@@ -111,6 +111,7 @@ class Optimizer(ABC):
         """Know the candidates that are being scored, before `ask`, in an order of asking and telling without
         generations (`search.order: steady`). Only for optimizers that are `is_steady`.
         """
+        raise NotImplementedError(f"{type(self).__name__} learns from whole generations")
 
     def ask_start(self, rows: Sequence[Suggestion]) -> Asking:
         """Propose start rows in addition to `rows`, before anything is scored; none by default."""

@@ -22,6 +22,9 @@ class RandomSearch(Optimizer):
         return [Suggestion(self._space.from_unit(point), "random") for point in points]
         yield  # makes this a generator, as Asking is
 
+    def expect(self, pending: Sequence[Suggestion]) -> None:
+        """Change nothing: no two points are equal."""
+
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""
 
