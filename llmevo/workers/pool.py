@@ -124,6 +124,8 @@ class Pool:
         self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
         self._ready, self._refusal = threading.Event(), ""
         self._open = 0
+        self._waiting = threading.Event()
+        """Whether the run waits for a result, so that no request is to come before the next one."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -149,6 +151,9 @@ class Pool:
         self._host.wake()
 
     def result(self) -> Result:
+        if self._outbox.empty():
+            self._waiting.set()
+            self._host.wake()
         while True:
             try:
                 found = self._outbox.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
@@ -160,6 +165,7 @@ class Pool:
                 self._outbox.put(found)  # for the next caller
                 raise found
             else:
+                self._waiting.clear()
                 self._open -= 1
                 return found
 
@@ -194,11 +200,12 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
+            self._waiting.clear()
             self._outbox.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
-            self._outbox.put(result)
+            self._give(result)
 
     def _start_workers(self) -> None:
         for slot in self._slots:
@@ -210,8 +217,9 @@ class Pool:
                 self._set(slot, Stage.GREETING)
 
     def _hand_out(self) -> None:
+        ahead = self._waiting.is_set()
         for slot in self._slots:
-            if slot.worker and slot.stage is Stage.IDLE and (job := self._schedule.job_for(slot.worker.name)):
+            if slot.worker and slot.stage is Stage.IDLE and (job := self._schedule.job_for(slot.worker.name, ahead)):
                 slot.job = job
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
