@@ -37,7 +37,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ from llmevo.search.optimizers import OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking
 from llmevo.search.trial import Candidate, Suggestion, Trial
 from llmevo.workers.protocol import Job, Notice, Request, Result
-from llmevo.workers.schedule import Open, Schedule
+from llmevo.workers.schedule import Schedule
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "workers.jsonl"
@@ -115,69 +114,17 @@ class Scene:
 class Whole(Schedule):
     """A candidate is scored by one worker."""
 
-    def job_for(self, worker: str) -> Job | None:
+    def job_for(self, worker: str, ahead: bool = False) -> Job | None:
         held = self._open.get(self._holds.get(worker, ""))
         chosen = held or next((each for each in self._open.values() if not each.is_begun), None)
         if chosen is None or (part := chosen.next_part) is None:
             return None
-        chosen.asked[part] = worker
+        chosen.asked[part] = 0
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
 
 
-class Ahead(Schedule):
-    """Workers that would be idle ask raced candidates the parts after those that others ask them now."""
-
-    def job_for(self, worker: str) -> Job | None:
-        if job := super().job_for(worker):
-            return job
-        held = self._holds.get(worker, "")
-        left = {each.request.id: parts for each in self._open.values() if (parts := _unasked(each))}
-        if not left:
-            return None
-        number = held if held in left else max(left, key=lambda one: len(left[one]))
-        chosen, part = self._open[number], left[number][0]
-        chosen.asked[part] = worker
-        self._holds[worker] = number
-        return Job(number, chosen.request.recipe, chosen.request.questions, part)
-
-    def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
-        of = self._open.get(job.id)
-        if of is None or not of.raced:
-            return super().answered(worker, job, score, seconds)
-        of.asked.pop(job.part)
-        of.took(worker, of.parts[job.part], seconds)
-        before = len(_done(of))
-        of.answers[job.part] = score
-        done = _done(of)
-        for count in range(before + 1, len(done) + 1):  # as if they had been asked one after the other
-            begun = [of.begun] if of.begun else []
-            joined = self._scoring.join(of.request.questions, [*begun, *done[:count]])
-            complete = of.first + count == len(of.parts)
-            stopped = None if complete else self._scoring.stopped(of.request, joined)
-            if complete or stopped:
-                self._scoring.keep(of.request, stopped or joined)
-                return self._close(of, of.result(stopped or joined))
-        return None
-
-
-def _unasked(of: Open) -> list[int]:
-    return [part for part in range(of.first, len(of.parts)) if part not in of.answers and part not in of.asked]
-
-
-def _done(of: Open) -> list[Score]:
-    """The answers that have no gap before them."""
-    return [of.answers[part] for part in takewhile(of.answers.__contains__, range(of.first, len(of.parts)))]
-
-
-SCHEDULES: dict[str, Callable[[Any], Schedule]] = {
-    "whole": Whole,
-    "strict": Schedule,
-    "ahead": Ahead,
-    "steady": Schedule,
-    "both": Ahead,
-    "early": Ahead,
-}
+AHEAD = ("ahead", "both", "early")
 STEADY = ("steady", "both", "early")
 
 
@@ -187,7 +134,9 @@ STEADY = ("steady", "both", "early")
 class Questions:
     """The answers of candidates on a landscape, part by part: see `llmevo.workers.protocol.Scoring`."""
 
-    def __init__(self, seed: int, racing: Racing | None) -> None:
+    def __init__(self, seed: int, racing: Racing | None, timeless: bool) -> None:
+        """`timeless`: candidates and rivals do not depend on time, and are remembered."""
+        self._timeless = timeless
         self._landscape = searches.load(LANDSCAPE)
         self._examiner = searches.Examiner(self._landscape, QUESTIONS, "fixed", seed)
         self.weights = self._examiner.weights
@@ -198,14 +147,26 @@ class Questions:
         self._blocks = blocks({name: range(QUESTIONS) for name in self.weights}, self._looks)
         self.items = QUESTIONS * len(self.weights)
         self._answers: dict[int | str, Mapping[str, Sequence[float]]] = {}
+        self._truths: dict[int, float] = {}
+        self._scores: dict[tuple[int | str, int], Score] = {}
+        self._stopped: dict[tuple[int | str, int], Score | None] = {}
+        self.asked: list[list[Suggestion]] = []
+        """The candidates of the generations, where they do not depend on time."""
 
     def know(self, number: int, point: Array) -> float:
         """Draw the answers of a candidate, and return its true score."""
-        self._answers[number] = self._examiner.scores(point[None])[0].item_scores
-        return float(self._landscape.truth(point[None])[0])
+        if number not in self._truths:
+            self._answers[number] = self._examiner.scores(point[None])[0].item_scores
+            self._truths[number] = float(self._landscape.truth(point[None])[0])
+        return self._truths[number]
 
     def part(self, number: int | str, part: int) -> Score:
         """The score on one part of the questions."""
+        if (number, part) not in self._scores:
+            self._scores[number, part] = self._part(number, part)
+        return self._scores[number, part]
+
+    def _part(self, number: int | str, part: int) -> Score:
         answers = {
             name: [self._answers[number][name][place] for place in places]
             for name, places in self._blocks[part].items()
@@ -229,6 +190,14 @@ class Questions:
         return concatenate(self._tasks, parts)
 
     def stopped(self, request: Request, score: Score) -> Score | None:
+        if not self._timeless:
+            return self._judged(request, score)
+        key = request.id, score.items
+        if key not in self._stopped:
+            self._stopped[key] = self._judged(request, score)
+        return self._stopped[key]
+
+    def _judged(self, request: Request, score: Score) -> Score | None:
         assert self._racing
         field = [rival.item_scores for rival in request.rivals]
         look = int(np.searchsorted(np.cumsum(self.parts("")), score.items)) + 1
@@ -238,6 +207,14 @@ class Questions:
 
     def keep(self, request: Request, score: Score) -> None:
         """Do nothing: no candidate is asked twice."""
+
+
+@cache
+def questions_of(optimizer: str, at_once: int, racing: bool, seed: int) -> Questions:
+    """The questions of a search, which scenes share where its candidates do not depend on time. `at_once` is the size
+    of its generations, 0 where there are none.
+    """
+    return Questions(seed, Racing() if racing else None, timeless=bool(at_once))
 
 
 # The workers
@@ -276,7 +253,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.observe: Callable[[Notice], None] = lambda _: None
-        self._schedule = SCHEDULES[self.scene.kind](self.questions)
+        self._schedule = (Whole if self.scene.kind == "whole" else Schedule)(self.questions)
         self._speeds = self.scene.speeds
         self._holds: dict[int, int | str] = {}
         self._busy: list[tuple[float, int, Job]] = []
@@ -296,8 +273,11 @@ class Fleet:
         self._hand_out()
 
     def result(self) -> Result:
+        ahead = self.scene.kind in AHEAD
+        if not self._results:
+            self._hand_out(ahead)
         while not self._results:
-            self._step()
+            self._step(ahead)
         result = self._results.popleft()
         self.now = max(self.now, self.ended[result.id])
         return result
@@ -308,22 +288,24 @@ class Fleet:
             self._step()
         self.now = until
 
-    def _step(self) -> None:
-        """The next end of a job."""
+    def _step(self, ahead: bool = False) -> None:
+        """The next end of a job. Parts are asked ahead only while the run waits for a result."""
         self._clock, worker, job = heapq.heappop(self._busy)
         self._idle.append(worker)
         score = self.questions.part(job.id, job.part)
         self._take(self._schedule.answered(str(worker), job, score, {}))
-        self._hand_out()
+        for result in self._schedule.further():
+            self._take(result)
+        self._hand_out(ahead and not self._results)
 
     def _take(self, result: Result | None) -> None:
         if result:
             self.ended[result.id] = self._clock
             self._results.append(result)
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, ahead: bool = False) -> None:
         for worker in sorted(self._idle):
-            if job := self._schedule.job_for(str(worker)):
+            if job := self._schedule.job_for(str(worker), ahead):
                 self._idle.remove(worker)
                 count = self.questions.parts("")[job.part]
                 work = count / self.questions.items * pace(self.scene.durations, self.seed, int(job.id))
@@ -351,13 +333,17 @@ class Run:
         """It ends after `budget` candidates, or at the time `horizon`."""
         self.scene, self._seed, self._budget, self._horizon = scene, seed, budget, horizon
         self._space = searches.load(LANDSCAPE).space
-        self.questions = Questions(seed, Racing() if scene.racing else None)
+        at_once = 0 if scene.kind in STEADY else scene.at_once
+        learns = not at_once and scene.optimizer not in ("near", "random")
+        questions = questions_of.__wrapped__ if learns else questions_of
+        self.questions = questions(scene.optimizer, at_once, scene.racing, seed)
         self.fleet = Fleet(scene, self.questions, seed)
         self.rows = start_rows(self._space)
-        setup = Setup(
-            self._space, seed, budget, self.questions.weights, "", Templates(), parallel=scene.at_once
-        )
-        self._optimizer = {**OPTIMIZERS, "near": Near}[scene.optimizer](setup)
+        self._setup = Setup(self._space, seed, budget, self.questions.weights, "", Templates(), parallel=scene.at_once)
+        self._optimizer = self._made()
+        self._heard: list[list[Trial]] = []
+        """What a search by generations has not told its optimizer yet."""
+        self._generation = 0
         self._size = max(SearchConfig().population_of(len(self._space.genes)), scene.at_once)
         self._candidates: list[Candidate] = []
         self._truths: list[float] = []
@@ -368,6 +354,9 @@ class Run:
         self.started = self.last_asked = 0.0
         self.seconds = 0.0
         """Of the processor, for the optimizer."""
+
+    def _made(self) -> Optimizer:
+        return {**OPTIMIZERS, "near": Near}[self.scene.optimizer](self._setup)
 
     @property
     def ended(self) -> float:
@@ -385,7 +374,7 @@ class Run:
             self._search_steadily(waiting)
         else:
             while (size := min(self._size, self._left)) > 0:
-                numbers = self._ask(size)
+                numbers = self._new(self._next_generation(size))
                 self._submit(numbers)
                 for _ in numbers:
                     self._take()
@@ -433,6 +422,24 @@ class Run:
         self.last_asked = self.fleet.now
         return self._new(suggestions)
 
+    def _next_generation(self, size: int) -> list[Suggestion]:
+        """The next generation, from the memory or from the optimizer."""
+        known = self.questions.asked
+        if self._generation == len(known):
+            started = time.process_time()
+            for place, trials in enumerate(self._heard):
+                self._optimizer.tell(trials)
+                if place < len(self._heard) - 1:
+                    _answered(self._optimizer.ask(size))
+            known.append(_answered(self._optimizer.ask(size)))
+            self._heard = []
+            self.seconds += time.process_time() - started
+        suggestions = known[self._generation][:size]
+        self._generation += 1
+        self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
+        self.last_asked = self.fleet.now
+        return suggestions
+
     def _new(self, suggestions: Sequence[Suggestion]) -> list[int]:
         first = len(self._candidates)
         for number, one in enumerate(suggestions, start=first):
@@ -457,7 +464,11 @@ class Run:
 
     def _told(self, numbers: Iterable[int]) -> None:
         trials = [self.trials[number] for number in numbers]
-        self._optimizer.tell([trial for trial in trials if self._space.contains(trial.candidate.genes)])
+        inside = [trial for trial in trials if self._space.contains(trial.candidate.genes)]
+        if self.scene.kind in STEADY:
+            self._optimizer.tell(inside)
+        else:
+            self._heard.append(inside)
 
     # Afterwards
 
@@ -519,6 +530,9 @@ class Near(Optimizer):
         return [Suggestion(self._space.from_unit(point), "near") for point in np.clip(points, 0.0, 1.0)]
         yield  # makes this a generator, as Asking is
 
+    def expect(self, pending: Sequence[Suggestion]) -> None:
+        """Do nothing: no point depends on another."""
+
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""
 
@@ -537,7 +551,7 @@ def _answered(asking: Asking) -> list[Suggestion]:
 # The commands
 
 ORDERS = ("whole", "strict", "strict 2", "ahead", "ahead 2", "steady", "both", "early")
-MAIN = ("strict", "ahead", "steady", "both")
+MAIN = ("ahead", "strict", "steady", "both")
 
 
 def speeds() -> Iterator[Scene]:
@@ -570,17 +584,17 @@ HORIZONS = {1: 20.0, 2: 20.0, 8: 10.0, 32: 5.0, 128: 2.5}
 def found() -> Iterator[Scene]:
     """The scenes of `search`."""
     yield Scene("strict", 1, "llm-off")
-    yield from (Scene(order, 8, "llm-off") for order in ("strict", "steady", "both", "ahead"))
-    yield from (Scene(order, 32, "llm-off") for order in ("strict", "both", "ahead", "steady"))
-    yield from (Scene(order, 8, "llm-off") for order in ("strict 2", "ahead 2", "early"))
+    yield from (Scene(order, 8, "llm-off") for order in MAIN)
+    yield from (Scene(order, 32, "llm-off") for order in MAIN)
+    yield from (Scene(order, 8, "llm-off") for order in ("ahead 2", "strict 2", "early"))
     yield from (Scene("strict", 1, optimizer) for optimizer in ("cma-es", "random"))
-    yield from (Scene(order, 8, "cma-es") for order in ("strict", "ahead", "ahead 2"))
+    yield from (Scene(order, 8, "cma-es") for order in ("ahead", "strict", "ahead 2"))
     yield from (Scene(order, 8, "random") for order in ("strict", "both"))
-    yield from (Scene(order, 2, "llm-off") for order in ("strict", "both", "ahead", "steady"))
+    yield from (Scene(order, 2, "llm-off") for order in MAIN)
     hard = {"durations": "1", "machines": "unequal", "swap": 0.3}
     yield from (Scene(order, 8, "llm-off", **hard) for order in MAIN)
     yield from (Scene(order, 32, "llm-off") for order in ("early", "ahead 2"))
-    yield from (Scene(order, 32, "cma-es") for order in ("strict", "ahead", "ahead 2"))
+    yield from (Scene(order, 32, "cma-es") for order in ("ahead", "strict", "ahead 2"))
     yield from (Scene(order, 32, "random") for order in ("strict", "both"))
 
 
