@@ -204,9 +204,8 @@ class Pool:
         if result:
             self._outbox.put(result)
 
-    def _give_up(self) -> None:
-        """After an answer: requests that cost several workers before are at fault themselves."""
-        for result in self._schedule.give_up():
+    def _give_further(self) -> None:
+        for result in self._schedule.further():
             self._outbox.put(result)
 
     def _start_workers(self) -> None:
@@ -246,7 +245,7 @@ class Pool:
                 self._set(slot, Stage.TESTED)
                 slot.worker.send(self._scoring.control())
             case Answered() | Unscorable() if slot.stage is Stage.TESTED:
-                self._give_up()
+                self._give_further()
                 self._welcome(slot)
             case Ready():
                 self._welcome(slot)
@@ -255,12 +254,12 @@ class Pool:
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.answered(name, job, score, seconds))
-                self._give_up()
+                self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
                 slot.job, self._losses = None, 0
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.unscorable(name, job, reason, seconds))
-                self._give_up()
+                self._give_further()
             case Refused(reason=reason) | Unscorable(reason=reason):
                 self._refuse(slot, reason)
             case Lost(reason=reason, left=left):

@@ -34,6 +34,8 @@ class Open:
     """The places of these workers: see `_place`."""
     counted: int = 0
     """The losses, those at the same time as one."""
+    twins: list[Request] = field(default_factory=list[Request])
+    """Requests of the same recipe, which wait for this one's score."""
 
     @property
     def next_part(self) -> int | None:
@@ -76,6 +78,7 @@ class Schedule:
         self._open: dict[int | str, Open] = {}
         self._holds: dict[str, int | str] = {}
         """{worker: the request whose weights it holds}."""
+        self._further: list[Result] = []
 
     @property
     def waiting(self) -> int:
@@ -88,6 +91,9 @@ class Schedule:
         first = _parts_of(known, parts)
         if known and first == len(parts):
             return Result(request.id, known)
+        if twin := next((of for of in self._open.values() if _is_twin(of.request, request)), None):
+            twin.twins.append(request)
+            return None
         raced = self._scoring.is_raced(request)
         if known and raced and (score := self._scoring.stopped(request, known)):
             return Result(request.id, score)
@@ -134,13 +140,16 @@ class Schedule:
         of.lost_at.add(_place(worker))
         of.counted += before == of.counted
 
-    def give_up(self) -> list[Result]:
-        """Return the results of the requests that have cost several workers. To be called when a worker has answered
-        something since: as long as none can, the machine may be at fault.
+    def further(self) -> list[Result]:
+        """Return the results that follow from an answer to another request: of equal recipes, and of requests that have
+        cost several workers. The latter are given up once a worker has answered something since: as long as none can,
+        the machine may be at fault.
         """
-        costly = [of for of in self._open.values() if of.counted >= MOST_LOSSES]
-        why = "lost twice on different workers"
-        return [self._close(of, of.result(None, f"{why}: {'; '.join(dict.fromkeys(of.lost))}")) for of in costly]
+        for of in [of for of in self._open.values() if of.counted >= MOST_LOSSES]:
+            reasons = "; ".join(dict.fromkeys(of.lost))
+            self._further.append(self._close(of, of.result(None, f"lost twice on different workers: {reasons}")))
+        found, self._further = self._further, []
+        return found
 
     def _judged(self, of: Open) -> Result | None:
         """Return the result of a request that is complete, stopped or failed."""
@@ -165,7 +174,12 @@ class Schedule:
 
     def _close(self, of: Open, result: Result) -> Result:
         del self._open[of.request.id]
+        self._further += filter(None, [*map(self.add, of.twins)])
         return result
+
+
+def _is_twin(one: Request, other: Request) -> bool:
+    return one.questions == other.questions and one.recipe == other.recipe
 
 
 def _place(worker: str) -> str:

@@ -94,7 +94,10 @@ class Scripted:
         if self.child and self.child.poll() is not None:
             raise MachineError("the engine died", "engine")
         self._write(f"answers {name} {job.part}")
-        return part_score(job), {"merge": 0.25, "evaluate": 0.5}
+        return self.answers(job), {"merge": 0.25, "evaluate": 0.5}
+
+    def answers(self, job: Job) -> Score:
+        return part_score(job)
 
     def _write(self, words: str) -> None:
         descriptor = os.open(self.script.folder / "diary", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

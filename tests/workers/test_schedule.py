@@ -64,7 +64,7 @@ def test_results_do_not_depend_on_the_order_of_arrivals_nor_on_losses(
         else:
             free.append(worker)
             take(schedule.answered(worker, job, part_score(job), {"evaluate": 1.0}))
-            assert not schedule.give_up()
+            assert not schedule.further()
     for request in requests:
         result, expected = results[request.id], expected_score(request)
         assert result.score == expected
@@ -132,13 +132,13 @@ def test_a_raced_recipe_is_asked_one_part_at_a_time() -> None:
 def test_a_recipe_that_costs_two_workers_is_given_up_when_one_has_answered_since() -> None:
     schedule = begun(1)
     schedule.lost("a", job_of(schedule, "a"), "the first reason")
-    assert not schedule.give_up()
+    assert not schedule.further()
     schedule.lost("b", job_of(schedule, "b"), "the second reason")
     assert schedule.job_for("c") is None
-    (result,) = schedule.give_up()
+    (result,) = schedule.further()
     assert (result.score, result.losses) == (None, 2)
     assert result.reason == "lost twice on different workers: the first reason; the second reason"
-    assert not schedule.give_up()
+    assert not schedule.further()
 
 
 def test_workers_that_are_lost_at_the_same_time_count_once() -> None:
@@ -147,7 +147,7 @@ def test_workers_that_are_lost_at_the_same_time_count_once() -> None:
     jobs = {name: job_of(schedule, name) for name in "abc"}
     for name, job in jobs.items():
         schedule.lost(name, job, "a power cut")
-    assert not schedule.give_up()
+    assert not schedule.further()
     assert {job_of(schedule, name).part for name in "def"} == {0, 1, 2}
 
 
@@ -159,6 +159,37 @@ def test_a_recipe_is_rather_not_tried_again_where_it_was_lost() -> None:
     schedule = begun(1)
     schedule.lost("1", job_of(schedule, "1"), "it died")
     assert job_of(schedule, "1.2").id == 1
+
+
+@pytest.mark.parametrize("raced", [True, False])
+def test_an_equal_recipe_waits_for_the_score_of_the_first(raced: bool) -> None:
+    schedule, rivals = Schedule(ScriptedScoring()), [RIVAL] if raced else []
+    first = Request(1, recipe_of(7), rivals=rivals)
+    for number in (1, 2, 3):
+        schedule.add(replace(first, id=number))
+    schedule.add(replace(first, id=4, questions="heldout"))
+    result = None
+    while not result:
+        job = job_of(schedule, "a")
+        assert job.id == 1
+        assert not schedule.further()
+        result = schedule.answered("a", job, part_score(job), {"evaluate": 1.0})
+    assert result.seconds
+    assert schedule.further() == [Result(2, expected_score(first)), Result(3, expected_score(first))]
+    assert job_of(schedule, "a").id == 4
+
+
+def test_an_equal_recipe_is_scored_itself_if_the_first_fails() -> None:
+    schedule = Schedule(ScriptedScoring())
+    for number in (1, 2, 3):
+        schedule.add(Request(number, recipe_of(7)))
+    for number in (1, 2, 3):
+        job = job_of(schedule, "a")
+        assert job.id == number
+        assert schedule.unscorable("a", job, "it is no model", {}) == Result(
+            number, None, "it is no model", {}, {"a": 0}
+        )
+        assert not schedule.further()
 
 
 def test_a_known_score_needs_no_worker() -> None:
