@@ -340,9 +340,8 @@ class Scorer:
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
-        count = self.config.engine.workers
-        if not isinstance(count, str):
-            return count if isinstance(count, int) else count.max
+        if (count := self.config.engine.most_workers) is not None:
+            return count
         return max(1, int(torch.cuda.device_count() / self.config.engine.gpus_per_worker))
 
     def close(self) -> None:
