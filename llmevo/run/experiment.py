@@ -336,6 +336,12 @@ class Experiment:
             )
         self.scorer.check_filters()
         self.scorer.check_device()
+        steady = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
+        if self.order == "steady" and self.config.search.optimizer not in steady:
+            raise ConfigError(
+                f"search.order: steady asks for single candidates, and {self.config.search.optimizer!r} learns from"
+                f" whole generations; give strict, or one of the optimizers {', '.join(steady)}"
+            )
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(
                 f"search.budget: the cost ({budget.cost:g}) bounds nothing, for the optimizer"
@@ -410,8 +416,10 @@ def population(experiment: Experiment) -> int:
     return experiment.config.search.population_of(len(experiment.space.genes))
 
 
-def ask_size(experiment: Experiment, state: RunState) -> int:
-    """Return the size of the next generation: at least one candidate for each worker; 0 when the budget has no room for
-    another candidate.
+def ask_size(experiment: Experiment, state: RunState, wanted: int | None = None) -> int:
+    """Return the size of the next generation: `wanted`, by default the population, or one candidate for each worker if
+    that is more; 0 when the budget has no room for another candidate.
     """
-    return Spending(experiment.config.search.budget, state).next_size(max(population(experiment), experiment.workers))
+    return Spending(experiment.config.search.budget, state).next_size(
+        wanted or max(population(experiment), experiment.workers)
+    )

@@ -20,6 +20,9 @@ from llmevo.search.optimizers.base import Asking, Optimizer
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Request
 
+Waiting = dict[int, tuple[Recipe, Sequence[Trial]]]
+"""{candidate: its recipe, and the trials that it races against}, of candidates that have no score yet."""
+
 
 def run(experiment: Experiment, journal: Journal) -> RunState:
     """Carry a run to its end."""
@@ -30,9 +33,8 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
     if journal.ahead:
         check_start_rows(journal.state)
     while not journal.state.finished:  # raising the budget of a finished run starts the search again
-        while size := ask_size(experiment, journal.state):
-            optimizer.extend(experiment.evaluations)
-            score_generation(experiment, journal, dispatcher, optimizer, ask(experiment, journal, optimizer, size))
+        search = search_steadily if experiment.order == "steady" else search_by_generations
+        search(experiment, journal, dispatcher, optimizer)
         if select_finalists(experiment, journal, dispatcher, optimizer) and hold_out(experiment, journal, dispatcher):
             journal.recomputed(finished(journal.state))
     return journal.state
@@ -97,32 +99,92 @@ def score_generation(
     suggestions: Sequence[Suggestion],
 ) -> None:
     """Log the candidates of one generation, score them, and tell the optimizer of all in the order of their numbers."""
-    state, generation, first = journal.state, journal.state.generations, len(journal.state.candidates)
-    recipes = [experiment.space.decode(suggestion.genes) for suggestion in suggestions]
-    journal.recomputed(events.asked(generation, first, suggestions, recipes))
-    for wave in waves(experiment, generation, [*enumerate(recipes, start=first)]):
-        rivals = rivals_of(experiment, state, generation)
-        scores = [rival.score for rival in rivals if rival.score]
-        waiting = {number: Request(number, recipe, rivals=scores) for number, recipe in wave}
+    generation, asked = journal.state.generations, ask_for(experiment, journal, suggestions)
+    for wave in waves(experiment, generation, asked):
+        rivals = rivals_of(experiment, journal.state, generation)
+        waiting: Waiting = {number: (recipe, rivals) for number, recipe in wave}
         while waiting:
-            made = journal.once(
-                (events.Evaluated, events.Failed),
-                lambda w=waiting, r=rivals: experiment.event_of(dispatcher.first_of([*w.values()]), r),
-            )
-            if made.candidate not in waiting:
-                journal.expect(made, candidate=next(iter(waiting)))
-            del waiting[made.candidate]
-            if isinstance(made, events.Evaluated):
-                check_score(journal, made, next(iter(rivals), None), experiment.config.counted)
-    trials = [state.trials[first + place] for place in range(len(suggestions))]
+            score_one(experiment, journal, dispatcher, waiting)
+    told(experiment, journal, optimizer, [number for number, _ in asked])
+
+
+def search_by_generations(
+    experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer
+) -> None:
+    """Ask for candidates, score all of them, and tell the optimizer, until the budget is spent."""
+    while size := ask_size(experiment, journal.state):
+        optimizer.extend(experiment.evaluations)
+        score_generation(experiment, journal, dispatcher, optimizer, ask(experiment, journal, optimizer, size))
+
+
+def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> None:
+    """Ask for a candidate whenever a worker is free, and tell the optimizer of each when it is scored.
+
+    What comes next depends on the time that scoring takes, and in a log on the next event.
+    """
+    state = journal.state
+    waiting: Waiting = {}
+    while True:
+        free, recorded = experiment.workers - len(waiting), journal.recorded_next
+        size = ask_size(experiment, state, max(free, optimizer.batch)) if free > 0 else 0
+        if size and (recorded is None or recorded in (events.Prompted, events.Asked)):
+            optimizer.extend(experiment.evaluations)
+            optimizer.expect([state.candidates[number].suggestion for number in waiting])
+            suggestions = ask(experiment, journal, optimizer, size)
+            rivals = rivals_of(experiment, state, state.generations)
+            waiting |= {number: (recipe, rivals) for number, recipe in ask_for(experiment, journal, suggestions)}
+        elif waiting:
+            told(experiment, journal, optimizer, [score_one(experiment, journal, dispatcher, waiting)])
+        else:
+            return
+
+
+def ask_for(experiment: Experiment, journal: Journal, suggestions: Sequence[Suggestion]) -> list[tuple[int, Recipe]]:
+    """Log new candidates, and return their numbers and recipes."""
+    first = len(journal.state.candidates)
+    recipes = [experiment.space.decode(suggestion.genes) for suggestion in suggestions]
+    journal.recomputed(events.asked(journal.state.generations, first, suggestions, recipes))
+    return [*enumerate(recipes, start=first)]
+
+
+def score_one(
+    experiment: Experiment,
+    journal: Journal,
+    dispatcher: Dispatcher,
+    waiting: Waiting,
+) -> int:
+    """Take the next score of the waiting candidates, each with its rivals, and return its number."""
+
+    def make() -> events.Evaluated | events.Failed:
+        requests = [
+            Request(number, recipe, rivals=[rival.score for rival in rivals if rival.score])
+            for number, (recipe, rivals) in waiting.items()
+        ]
+        result = dispatcher.first_of(requests)
+        return experiment.event_of(result, waiting[int(result.id)][1])
+
+    made = journal.once((events.Evaluated, events.Failed), make)
+    if made.candidate not in waiting:
+        journal.expect(made, candidate=next(iter(waiting)))
+    _, rivals = waiting.pop(made.candidate)
+    if isinstance(made, events.Evaluated):
+        check_score(journal, made, next(iter(rivals), None), experiment.config.counted)
+    return made.candidate
+
+
+def told(experiment: Experiment, journal: Journal, optimizer: Optimizer, numbers: Sequence[int]) -> None:
+    """Tell the optimizer of scored candidates."""
+    state = journal.state
+    trials = [state.trials[number] for number in numbers]
     tell(experiment, state, optimizer, trials)
     journal.recomputed(
         events.Told(
-            generation=generation,
+            generation=len(state.told),
             state=optimizer.state(),
             sigma=optimizer.sigma,
             best=state.best.candidate.id if state.best else None,
             trust=optimizer.trust,
+            candidates=[*numbers],
             violations={trial.candidate.id: trial.violation for trial in trials if trial.violation},
         )
     )

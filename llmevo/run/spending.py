@@ -22,8 +22,10 @@ class Spending:
     @property
     def spent(self) -> dict[str, float]:
         """The amount of every kind."""
-        trials = self.state.trials.values()
+        trials, started = self.state.trials.values(), self.state.started
         seconds = sum(map(_seconds, trials)) + sum(event.seconds for event in self.state.prompted)
+        if started and started.order:
+            seconds = self.state.busy
         return {
             "evaluations": len(trials),
             "items": sum(trial.score.items for trial in trials if trial.score),
@@ -41,16 +43,19 @@ class Spending:
     def next_size(self, wanted: int) -> int:
         """Return the size of the next generation, 0 at the end of the search: at most `wanted`, and as many as fit if
         each takes as long as the slowest of the last `wanted`, and the LLM as much as in its most expensive generation.
+        Candidates that are being scored count as scored in full.
         """
         state, left = self.state, self.left
-        sizes: list[float] = [wanted, left["evaluations"]]
+        pending = max(0, len(state.candidates) - len(state.trials))
+        sizes: list[float] = [wanted, left["evaluations"] - pending]
         if "items" in left and state.started:
-            sizes.append(left["items"] // state.started.items)
+            sizes.append(left["items"] // state.started.items - pending)
         if self.budget.minutes is not None:
             slowest = max((_seconds(trial) for trial in [*state.trials.values()][-wanted:]), default=0.0)
             asking = _largest_generation((event.generation, event.seconds) for event in state.prompted)
             seconds = self.budget.minutes * 60 - self.spent["seconds"] - asking
-            sizes.append(seconds // slowest if slowest else wanted * (seconds > 0))
+            at_once = state.started.workers if state.started else 1
+            sizes.append(at_once * (seconds // slowest) - pending if slowest else wanted * (seconds > 0))
         if "cost" in left:
             largest = _largest_generation((event.generation, event.cost) for event in _paid(state))
             sizes.append(wanted * (left["cost"] > 0 and left["cost"] >= largest))

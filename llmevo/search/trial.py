@@ -46,6 +46,11 @@ class Candidate:
     expected: float | None = None
     """The score that its proposer predicted: the surrogate or the LLM."""
 
+    @property
+    def suggestion(self) -> Suggestion:
+        """The point as it was proposed."""
+        return Suggestion(self.genes, self.origin, self.note, expected=self.expected)
+
 
 @dataclass(frozen=True)
 class Trial:

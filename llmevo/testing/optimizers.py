@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from llmevo.search.genome import Genome
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import Genes, SearchSpace
-from llmevo.search.trial import Candidate, Trial
+from llmevo.search.trial import Candidate, Suggestion, Trial
 
 SIZE = 6
 """Candidates of a generation."""
@@ -122,6 +123,35 @@ class OptimizerContract:
         optimizer = make(setup())
         optimizer.tell(start_rows(space()))
         assert 1 <= len(ask(optimizer, answer, size)[0]) <= size
+
+    def test_with_more_workers_it_asks_for_more_candidates_at_once_and_no_two_are_equal(
+        self, make: Make, answer: Answer
+    ) -> None:
+        one, many = make(setup()), make(replace(setup(), parallel=12))
+        for optimizer in (one, many):
+            optimizer.tell(start_rows(space()))
+        few, more = (ask(optimizer, answer, 12)[0] for optimizer in (one, many))
+        assert len(few) <= len(more) <= 12
+        assert len({tuple(genes.values()) for genes in more}) == len(more)
+
+    def test_a_steady_one_is_told_of_single_trials_and_repeats_none_that_is_being_scored(
+        self, make: Make, answer: Answer
+    ) -> None:
+        optimizer = make(replace(setup(), parallel=3))
+        if not optimizer.is_steady:
+            with pytest.raises(NotImplementedError, match="whole generations"):
+                optimizer.expect(())
+            return
+        optimizer.tell(start_rows(space()))
+        pending, seen = list[Suggestion](), list[tuple[float, ...]]()
+        for number in range(12):
+            optimizer.expect(pending)
+            genes, origins = ask(optimizer, answer, max(1, 3 - len(pending)))
+            pending += [Suggestion(*each) for each in zip(genes, origins, strict=True)]
+            seen += [tuple(each.values()) for each in genes]
+            done = pending.pop(number % len(pending))
+            optimizer.tell([trial(10 + number, done.genes, height(done.genes), done.origin)])
+        assert len({*seen}) == len(seen) >= 12
 
     def test_all_candidates_have_every_gene_and_lie_inside_the_bounds(self, make: Make, answer: Answer) -> None:
         over = space(bounds={"weight": [-0.35, 0.7]}, layer_granularity=4)

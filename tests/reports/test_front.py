@@ -26,6 +26,7 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
+from llmevo.workers.protocol import Result
 from support import made_logs
 from support.workspace import Workspace, write_task
 
@@ -236,7 +237,7 @@ def log(*scores: tuple[float, ...]) -> list[Any]:
     for place, values in enumerate(scores):
         metrics = {t: {"acc,none": v, "acc_stderr,none": 0.05} for t, v in zip(tasks, values, strict=True)}
         found = Score(sum(values), 0.05, metrics, 10)
-        rows.append(events.Evaluated(candidate=place, **events.scored(found, {"merge": 1.0})))
+        rows.append(events.Evaluated(candidate=place, **events.scored(Result(place, found, seconds={"merge": 1.0}))))
     return [*rows, made_logs.told(0), made_logs.told(1)]
 
 

@@ -25,6 +25,7 @@ from llmevo.search.objectives.constraints import ConstraintChecker
 from llmevo.search.objectives.objective import Constraint, Objective
 from llmevo.search.objectives.scalarize import scalarize
 from llmevo.search.trial import Candidate, Trial
+from llmevo.workers.protocol import Result
 from support import made_logs
 from support.workspace import Workspace
 
@@ -158,7 +159,7 @@ def test_without_constraints_trials_are_told_as_they_are() -> None:
 
 def evaluated(place: int, sums: float, words: float) -> events.Evaluated:
     found = score(sums, words)
-    return events.Evaluated(candidate=place, **events.scored(found, {"merge": 1.0}))
+    return events.Evaluated(candidate=place, **events.scored(Result(place, found, seconds={"merge": 1.0})))
 
 
 def log(*scores: tuple[float, float], constraints: tuple[str, ...] = (f"{SUMS} >= parent - 0.1",)) -> list[Any]:
@@ -174,7 +175,9 @@ def log(*scores: tuple[float, float], constraints: tuple[str, ...] = (f"{SUMS} >
 def held_out(row: str, kind: str, number: int, sums: float, words: float) -> events.HeldOut:
     tasks = {name.replace("search", "heldout"): values for name, values in score(sums, words).tasks.items()}
     found = Score((sums + words) / 2, 0.01, tasks, 20)
-    return events.HeldOut(row=row, kind=kind, candidate=number, **events.scored(found, {"evaluate": 1.0}))
+    return events.HeldOut(
+        row=row, kind=kind, candidate=number, **events.scored(Result(row, found, seconds={"evaluate": 1.0}))
+    )
 
 
 def test_the_best_is_the_best_of_those_that_keep_the_constraints() -> None:

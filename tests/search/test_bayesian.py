@@ -258,6 +258,27 @@ def test_several_candidates_of_one_generation_are_chosen_apart() -> None:
     assert after.genes not in [one.genes for one in chosen]
 
 
+def test_candidates_that_are_being_scored_change_where_it_is_uncertain_and_not_what_it_expects() -> None:
+    objective = quadratic(SIX)
+    made: list[Any] = [BayesianOptimization(replace(setup(SIX), parallel=2)) for _ in range(2)]
+    alone, waiting = made
+    for optimizer in (alone, waiting):
+        optimizer.tell(random_rows(objective, 10))
+    pending = alone._numeric(1)
+    waiting.expect(pending)
+    asking = waiting.ask(5)
+    with pytest.raises(StopIteration) as stop:
+        next(asking)
+    (chosen,) = stop.value.value  # the other worker is busy
+    there = alone._points([pending[0].genes])
+    for optimizer, other in ((alone, ()), (waiting, pending)):
+        optimizer._fit(other)
+    (before, wide), (after, narrow) = (optimizer._model.predict(there) for optimizer in (alone, waiting))
+    assert after == pytest.approx(before, abs=0.05)
+    assert narrow < 0.8 * wide
+    assert chosen.genes != pending[0].genes
+
+
 def test_the_best_of_several_merge_methods_is_found_where_each_has_a_score() -> None:
     over = space(method=["ties", "task_arithmetic", "linear"], layer_granularity=2)
     method = next(gene.name for gene in over.genes if gene.choices)

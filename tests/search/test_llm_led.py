@@ -253,6 +253,20 @@ def test_the_llms_recipes_come_first_and_numeric_candidates_fill_the_generation(
     assert genes[:slots] == [OVER.from_unit(np.full(6, level)) for level in (0.9, 0.1, 0.6)][:slots]
 
 
+def test_it_asks_for_a_candidate_for_each_worker_and_the_llm_hears_what_is_being_scored() -> None:
+    prompts: list[Prompt] = []
+    optimizer = started(parallel=8)
+    found = outcome(optimizer.ask(8), watched(prompts, proposing(0.9, 0.1, 0.6)))
+    assert len(found) == 8
+    assert [of.origin for of in found[:3]] == ["llm"] * 3
+    optimizer.expect(found[:2])
+    optimizer.tell(scored(found[2:], quadratic, 10))
+    while len(prompts) < 2:
+        outcome(optimizer.ask(8), watched(prompts, silent))
+    fates = [of.fate for of in asked(prompts[1]).proposed]
+    assert fates[:3] == ["it is being scored", "it is being scored", "scored"]
+
+
 def test_the_model_of_the_scores_does_not_reject_the_llms_recipes_nor_order_them() -> None:
     corner = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
     optimizer = started(count=30)

@@ -234,12 +234,15 @@ class Failed(BaseEvent):
 class Told(BaseEvent):
     event: Literal["told"] = "told"
     generation: int
+    """With `search.order: steady` the number of this event: each trial is told alone."""
     state: str
     sigma: float | None
     best: int | None
     """The best candidate so far."""
     trust: float | None = None
     """The optimizer's trust in the LLM, 0 to 1; None without one."""
+    candidates: list[int] = Field(default_factory=list[int])
+    """The candidates whose trials the optimizer was told of; empty in older logs."""
     violations: dict[int, float] = Field(default_factory=dict[int, float])
     """{candidate: by how much it violates the constraints}, of those that do."""
 

@@ -42,6 +42,9 @@ class RunState:
     """The changes among the workers."""
     generations: int = 0
     """How often candidates were asked for, the start rows included."""
+    busy: float = 0.0
+    """Seconds in which candidates were scored or the LLM was asked, with workers: steps at the same time count once,
+    pauses between sessions do not count."""
     latest: datetime | None = None
     """The time of the last event."""
     aims: Objective = field(default_factory=Objective)
@@ -62,7 +65,10 @@ class RunState:
         return (self.latest - datetime.fromisoformat(self.started.time)).total_seconds()
 
     def apply(self, event: events.Event) -> None:
-        self.latest = datetime.fromisoformat(event.time)
+        before, self.latest = self.latest, datetime.fromisoformat(event.time)
+        if before and isinstance(event, events.Evaluated | events.Failed | events.Prompted):
+            took = event.seconds if isinstance(event, events.Prompted) else sum(event.seconds.values())
+            self.busy += min((self.latest - before).total_seconds(), took)
         match event:
             case events.RunStarted():
                 self.started = event

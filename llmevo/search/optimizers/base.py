@@ -88,6 +88,10 @@ class Optimizer(ABC):
 
     largest: int | None = None
     """The most candidates that `ask` returns; None for as many as it is asked for."""
+    batch = 1
+    """How many candidates are worth asking for at once, even where fewer can be scored at the same time."""
+    is_steady = False
+    """Whether it can be asked while candidates are being scored, and told of each when it is scored."""
 
     @property
     def sigma(self) -> float | None:
@@ -102,6 +106,12 @@ class Optimizer(ABC):
     @abstractmethod
     def ask(self, size: int) -> Asking:
         """Propose at least one and at most `size` new candidates."""
+
+    def expect(self, pending: Sequence[Suggestion]) -> None:
+        """Know the candidates that are being scored, before `ask`, in an order of asking and telling without
+        generations (`search.order: steady`). Only for optimizers that are `is_steady`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns from whole generations")
 
     def ask_start(self, rows: Sequence[Suggestion]) -> Asking:
         """Propose start rows in addition to `rows`, before anything is scored; none by default."""

@@ -53,7 +53,7 @@ class BayesianOptimization(Optimizer):
     questions are mostly the same.
     """
 
-    largest = 1
+    is_steady = True
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
@@ -62,7 +62,9 @@ class BayesianOptimization(Optimizer):
         self._features = Features(setup.space)
         self._model = MaternProcess(self._features.size)
         self._threads = ThreadpoolController()
+        self.largest = setup.parallel
         self._trials: list[Trial] = []
+        self._pending: Sequence[Suggestion] = ()
         self._known: set[tuple[float, ...]] = set()
         self._weights: Mapping[str, float] = {}
         self._scale = Standard(0.0, 1.0)
@@ -70,8 +72,16 @@ class BayesianOptimization(Optimizer):
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
-        return self._numeric(1)
+        return self._numeric(self._free(size), self._pending)
         yield  # makes this a generator, as Asking is
+
+    def _free(self, size: int) -> int:
+        """One candidate for each worker that has none."""
+        return max(1, min(size, self._setup.parallel - len(self._pending)))
+
+    def expect(self, pending: Sequence[Suggestion]) -> None:
+        self._history.add("expect", [one.genes for one in pending])
+        self._pending = pending
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)

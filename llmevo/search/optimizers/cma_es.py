@@ -15,7 +15,8 @@ class CmaEs(PopulationSearch):
     """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
 
     It starts from the best start row with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
-    https://arxiv.org/abs/1604.00772, equation 48). Use it as the baseline, or for more than a thousand evaluations.
+    https://arxiv.org/abs/1604.00772, equation 48), or of one candidate for each worker if that is more. Use it as
+    the baseline, or for more than a thousand evaluations.
     """
 
     origin = "cma-es"
@@ -35,7 +36,9 @@ class CmaEs(PopulationSearch):
             "verbose": -9,
             "verb_log": 0,
         }
-        self._strategy = cma.CMAEvolutionStrategy(at_least_two(start), SIGMA, options)
+        start = at_least_two(start)
+        options |= {"popsize": self._parallel} if self._parallel > 4 + int(3 * np.log(len(start))) else {}
+        self._strategy = cma.CMAEvolutionStrategy(start, SIGMA, options)
 
     def draw(self) -> list[Array]:
         return self._strategy.ask()
@@ -71,7 +74,8 @@ class SepCmaEs(PopulationSearch):
         padded = at_least_two(start)
         bounds = np.tile([0.0, 1.0], (len(padded), 1))
         seed = int(self._random.integers(2**31))
-        self._strategy = SepCMA(mean=padded, sigma=SIGMA, bounds=bounds, seed=seed)
+        size = max(self._parallel, 4 + int(3 * np.log(len(padded))))
+        self._strategy = SepCMA(mean=padded, sigma=SIGMA, bounds=bounds, seed=seed, population_size=size)
 
     def draw(self) -> list[Array]:
         return [self._strategy.ask() for _ in range(self._strategy.population_size)]

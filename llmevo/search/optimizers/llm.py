@@ -74,10 +74,11 @@ class LlmLedSearch(BayesianOptimization):
     knows of the models, the better.
     """
 
-    largest = GENERATION
+    batch = GENERATION
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self.largest = max(GENERATION, setup.parallel)
         self._share = Share(SUCCESS.get(setup.style, SUCCESS["chat"]))
         self._other_random = np.random.default_rng([setup.seed, 1])
         self._generation = 0
@@ -103,15 +104,15 @@ class LlmLedSearch(BayesianOptimization):
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         self._generation += 1
-        size = min(size, GENERATION)
+        size = min(size, max(GENERATION, self._setup.parallel))
         slots = self._share.slots(size) if self._may_ask() else 0
         self._since += 1
         if not slots:
             self._share.spend(size, 0)  # as if it was a whole generation: a prompt is worth more than one recipe
-            return self._numeric(1)
-        own = yield from self._ask_llm(slots, self._numeric(3))
+            return self._numeric(self._free(size), self._pending)
+        own = yield from self._ask_llm(slots, self._numeric(3, self._pending))
         self._share.spend(size, len(own))
-        return [*own, *self._numeric(size - len(own), own)]
+        return [*own, *self._numeric(size - len(own), [*self._pending, *own])]
 
     def _may_ask(self) -> bool:
         """After answers without a proposal, the LLM is asked after twice as many generations each time."""
@@ -125,7 +126,7 @@ class LlmLedSearch(BayesianOptimization):
         chosen: list[Suggestion] = []
         for proposal in reading.proposals:
             fate = "no evaluation was left for it"
-            if not self._is_new(proposal.genes, chosen):
+            if not self._is_new(proposal.genes, [*self._pending, *chosen]):
                 fate = "it repeats a candidate"
             elif len(chosen) < slots:
                 chosen.append(proposal)
@@ -150,7 +151,7 @@ class LlmLedSearch(BayesianOptimization):
     def _question(self, slots: int, numeric: Sequence[Suggestion]) -> Question:
         trials = {key(trial.candidate.genes): trial for trial in self._trials}
         proposed = [
-            Proposed(one, trials.get(key(one.genes)) if fate == "scored" else None, fate, generation)
+            self._proposal_of(one, trials.get(key(one.genes)), fate, generation)
             for one, fate, generation in self._proposed
         ]
         predictions = [
@@ -181,6 +182,12 @@ class LlmLedSearch(BayesianOptimization):
             share=self._share.value,
             analysis=self._analysis,
         )
+
+    def _proposal_of(self, one: Suggestion, trial: Trial | None, fate: str, generation: int) -> Proposed:
+        """What became of a proposal; a repetition has no trial of its own."""
+        if fate != "scored":
+            return Proposed(one, None, fate, generation)
+        return Proposed(one, trial, fate if trial else "it is being scored", generation)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         before = [*self._trials]

@@ -11,6 +11,8 @@ from llmevo.search.trial import Suggestion, Trial
 class RandomSearch(Optimizer):
     """Points drawn uniformly from the whole search space: the baseline of all other optimizers."""
 
+    is_steady = True
+
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
         self._random = np.random.default_rng(setup.seed)
@@ -19,6 +21,9 @@ class RandomSearch(Optimizer):
         points = self._random.random((size, len(self._space.genes)))
         return [Suggestion(self._space.from_unit(point), "random") for point in points]
         yield  # makes this a generator, as Asking is
+
+    def expect(self, pending: Sequence[Suggestion]) -> None:
+        """Change nothing: no two points are equal."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""
