@@ -40,7 +40,8 @@ from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
-from llmevo.workers.protocol import Job, Request, Workers
+from llmevo.workers.pool import Pool
+from llmevo.workers.protocol import Doing, Job, Request, Workers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -337,6 +338,12 @@ class Scorer:
             address=settings.address,
             gpus=settings.gpus_per_worker if torch.cuda.is_available() else 0.0,
         )
+
+    @property
+    def doing(self) -> Sequence[Doing]:
+        """What each worker of a pool does now; none before they are started. Starts none."""
+        workers = vars(self).get("workers")
+        return workers.doing if isinstance(workers, Pool) else ()
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""

@@ -67,6 +67,11 @@ class Fleet:
     """How many workers were ready at the end of the session before, until one of this session has scored."""
 
     @property
+    def present(self) -> list[Member]:
+        """The workers of the last session."""
+        return [member for member in self.members.values() if member.state != "ended"]
+
+    @property
     def ready(self) -> int:
         """How many workers score now."""
         return sum(member.state == "ready" for member in self.members.values())
