@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from llmevo.config import Config
+from llmevo.config import Config, Elastic
 from llmevo.engines.base import Engine
 from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, TaskError, machine_error, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
@@ -131,12 +131,13 @@ class Scorer:
 
     def check_device(self) -> None:
         """Raise ConfigError for an `engine.device` that torch does not have here."""
-        if self.backend == "hf" and self.config.engine.device is not None:
+        engine = self.config.engine
+        if self.backend == "hf" and engine.device is not None and engine.on != "ray":
             try:
-                torch.empty(0, device=self.config.engine.device)
+                torch.empty(0, device=engine.device)
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
-                raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
+                raise ConfigError(f"engine.device: {engine.device!r} cannot be used ({reason})") from error
 
     def check_model(self) -> None:
         """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
@@ -329,14 +330,26 @@ class Scorer:
             return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
         from llmevo.workers.open import open_workers
 
+        here = torch.cuda.is_available()  # on Ray the cluster's GPUs count
         return open_workers(
-            partial(open_scorer, self.config, self.root),
+            partial(open_scorer, self._resolved(), self.root.absolute()),
             self,
             self.facts(),
             self.count_workers(),
+            least=settings.workers.min if isinstance(settings.workers, Elastic) else None,
             on=settings.on or "processes",
             address=settings.address,
-            gpus=settings.gpus_per_worker if torch.cuda.is_available() else 0.0,
+            gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
+        )
+
+    def _resolved(self) -> Config:
+        """The config for workers: what `auto` means is decided here, for a machine of a cluster may have other GPUs."""
+        engine, options = self.config.engine, {**self.config.engine.options}
+        if engine.on == "ray" and engine.gpus and engine.gpus > 1:
+            # All GPUs of a worker are on one machine; vLLM's own actors would wait for others.
+            options = {"distributed_executor_backend": "mp", **options}
+        return self.config.model_copy(
+            update={"engine": engine.model_copy(update={"backend": self.backend, "options": options})}
         )
 
     @property
@@ -349,7 +362,7 @@ class Scorer:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
         if (count := self.config.engine.most_workers) is not None:
             return count
-        return max(1, int(torch.cuda.device_count() / self.config.engine.gpus_per_worker))
+        return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
 
     def close(self) -> None:
         """End the workers, where there are any."""
@@ -410,6 +423,9 @@ class Scorer:
 
     def keep(self, request: Request, score: Score) -> None:
         self.scores[self._key(request)] = score
+
+    def control(self) -> Job:
+        return Job("control", self.space.decode(self.space.uniform()), "search", 0)
 
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]

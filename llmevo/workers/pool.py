@@ -46,14 +46,16 @@ class Limits:
     """For its engine to load and be checked."""
     unmeasured: float = 3600.0
     """For the first part that any worker answers."""
-    least: float = 60.0
-    slack: float = 5.0
-    """So many times as long as the slowest so far, a question."""
+    least: float = 600.0
+    slack: float = 20.0
+    """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
+    """
 
 
 class Stage(Enum):
     GREETING = "starting"
     LOADING = "loading"
+    TESTED = "being tested"
     IDLE = "idle"
     BUSY = "scoring"
 
@@ -95,7 +97,11 @@ class _Pace:
 
 
 class Pool:
-    """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked."""
+    """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked.
+
+    A worker that takes the place of a lost one is tested first, with `Scoring.control`: so a machine that loses every
+    worker is told from a recipe that kills engines.
+    """
 
     def __init__(
         self,
@@ -104,17 +110,17 @@ class Pool:
         facts: Mapping[str, Any],
         limits: Limits | None = None,
         observe: Callable[[Notice], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`facts` decide scores: a worker with others than these is refused."""
-        self.observe = observe
+        self.observe, self._clock = observe, clock
         self._host, self._scoring, self._limits = host, scoring, limits or Limits()
         self._facts = facts
         self._schedule = Schedule(scoring)
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
         self._losses = 0
-        """Workers lost since the last answer."""
-        self._begun = time.monotonic()
+        """Workers lost since the last answer of a candidate."""
         self._inbox = queue.SimpleQueue[Request]()
         self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
         self._ready, self._refusal = threading.Event(), ""
@@ -200,6 +206,10 @@ class Pool:
         if result:
             self._outbox.put(result)
 
+    def _give_further(self) -> None:
+        for result in self._schedule.further():
+            self._outbox.put(result)
+
     def _start_workers(self) -> None:
         for slot in self._slots:
             starting = any(each.worker and not each.is_ready for each in self._slots)
@@ -217,7 +227,7 @@ class Pool:
                 slot.worker.send(job)
 
     def _set(self, slot: Slot, stage: Stage) -> None:
-        slot.stage, slot.since = stage, time.monotonic()
+        slot.stage, slot.since = stage, self._clock()
 
     def _take(self, slot: Slot, message: Message) -> None:
         assert slot.worker
@@ -230,19 +240,25 @@ class Pool:
                 else:
                     self._set(slot, Stage.LOADING)
                     slot.worker.begin()
+            case Ready() if slot.starts > 1:
+                self._set(slot, Stage.TESTED)
+                slot.worker.send(self._scoring.control())
+            case Answered() | Unscorable() if slot.stage is Stage.TESTED:
+                self._give_further()
+                self._welcome(slot)
             case Ready():
-                slot.failures = 0
-                self._set(slot, Stage.IDLE)
-                self._note(Notice(worker=name, change="ready", place=slot.place))
+                self._welcome(slot)
             case Answered(score=score, seconds=seconds) if job:
-                took, slot.job, self._losses = time.monotonic() - slot.since, None, 0
+                took, slot.job, self._losses = self._clock() - slot.since, None, 0
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.answered(name, job, score, seconds))
+                self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
                 slot.job, self._losses = None, 0
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.unscorable(name, job, reason, seconds))
+                self._give_further()
             case Refused(reason=reason) | Unscorable(reason=reason):
                 self._refuse(slot, reason)
             case Lost(reason=reason):
@@ -250,25 +266,30 @@ class Pool:
             case _:
                 self._lose(slot, f"it sent {message!r}, which nothing had asked for")
 
+    def _welcome(self, slot: Slot) -> None:
+        assert slot.worker
+        slot.failures = 0
+        self._set(slot, Stage.IDLE)
+        self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
+
     def _lose(self, slot: Slot, reason: str) -> None:
         """Give a lost worker's job to others, and start another worker, unless two starts in a row failed."""
         assert slot.worker
-        worker, job, was_ready = slot.worker, slot.job, slot.is_ready
+        worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
         self._losses += 1
-        slot.failures += not was_ready
+        slot.failures += not started
         request = job.id if job else None
-        self._note(Notice(worker=worker.name, change="lost", place=slot.place, reason=reason, request=request))
+        change = "refused" if slot.failures > 1 else "lost"
+        self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
         if job:
-            self._give(self._schedule.lost(worker.name, job, reason))
+            self._schedule.lost(worker.name, job, reason)
         if slot.failures > 1:
-            self._shut(slot, f"worker {worker.name} did not start twice: {reason}", MachineError)
-        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 2:
+            self._shut(slot, f"worker {slot.number} did not start twice: {reason}", MachineError)
+        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 4:
             raise MachineError(
-                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}. The run has lost"
-                " nothing; resume it when the machines are well",
-                "engine",
+                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}", "engine"
             )
 
     def _refuse(self, slot: Slot, reason: str) -> None:
@@ -278,7 +299,7 @@ class Pool:
         job, slot.worker, slot.job = slot.job, None, None
         self._note(Notice(worker=worker.name, change="refused", place=slot.place, reason=reason))
         if job:
-            self._give(self._schedule.lost(worker.name, job, reason))
+            self._schedule.lost(worker.name, job, reason)
         place = f" ({slot.place})" if slot.place else ""
         self._shut(slot, f"worker {worker.name}{place} cannot be used: {reason}", UserError)
 
@@ -293,7 +314,7 @@ class Pool:
         self._outbox.put(notice)
 
     def _check_time(self) -> None:
-        now, limits = time.monotonic(), self._limits
+        now, limits = self._clock(), self._limits
         ready = sum(slot.is_ready for slot in self._slots)
         for slot in self._slots:
             spent = now - slot.since
@@ -301,10 +322,11 @@ class Pool:
                 continue
             if slot.stage is Stage.GREETING:
                 # A worker for which there is no room yet waits; it is one too many only if the run cannot begin.
-                late, shortage = spent > limits.greeting, self._host.shortage()
-                if late and shortage and ready < self._host.least:
-                    raise UserError(shortage)
-                late = late and not shortage
+                late = spent > limits.greeting
+                if late and (shortage := self._host.shortage()):
+                    if ready < self._host.least:
+                        raise UserError(shortage)
+                    late = False
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
@@ -314,10 +336,10 @@ class Pool:
                 self._lose(slot, f"it hung ({doing})")
 
     def _limit(self, job: Job | None) -> float:
-        """The seconds after which a job's worker counts as hung, from the speed so far."""
-        if job is None or not self._pace.measured:
+        """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""
+        if not self._pace.measured:
             return self._limits.unmeasured
-        questions = self._scoring.parts(job.questions)[job.part]
+        questions = self._scoring.parts(job.questions)[job.part] if job else self._scoring.parts("search")[0]
         return max(self._limits.least, self._limits.slack * (self._pace.merge + questions * self._pace.question))
 
 

@@ -139,6 +139,10 @@ class Scoring(Protocol):
         """Remember a score, so that no question is asked twice."""
         ...
 
+    def control(self) -> "Job":
+        """Return a job that every machine can answer if it can score candidates at all."""
+        ...
+
 
 # Between the pool and a worker
 
