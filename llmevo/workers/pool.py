@@ -15,6 +15,7 @@ from typing import Any
 from llmevo.errors import LlmevoError, MachineError, UserError, plural
 from llmevo.workers.protocol import (
     Answered,
+    Doing,
     Hello,
     Host,
     Job,
@@ -152,6 +153,15 @@ class Pool:
     def slots(self) -> list[Slot]:
         """The workers, for a display."""
         return self._slots
+
+    @property
+    def doing(self) -> list[Doing]:
+        """What each worker does now; it may change while it is read."""
+        found: list[Doing] = []
+        for slot in self._slots:
+            job, stage = slot.job, "left out" if slot.closed else slot.stage.value
+            found.append(Doing(f"{slot.number}", stage, slot.since, job.id if job else None))
+        return found
 
     def submit(self, request: Request) -> None:
         self._open += 1
