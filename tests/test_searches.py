@@ -116,6 +116,23 @@ def test_questions_are_the_same_for_all_candidates_or_other_ones_for_each_or_non
     assert lines[-1]["handed"] == lines[-1]["best"]  # exact scores: the best-scored is handed over
 
 
+def test_further_questions_choose_among_finalists_which_count_as_evaluations(searches: Any, tmp_path: Path) -> None:
+    asked = searches.surfaces["bowl"].asked
+    (line,) = run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--mode", "finals", "--budget", "20")
+    assert (line["evaluations"], line["marks"]) == (20 - searches.MOST_FINALISTS, [15, 20])
+    assert set(asked) == {(0, 16), (500_000, 16)}
+    rows = [searches.Candidate(number, 0, origin, {}) for number, origin in enumerate(("uniform", "coefficient"))]
+    rows += [searches.Candidate(number, 0, "parent" if number == 2 else "", {}) for number in range(2, 10)]
+    trials = [searches.Trial(row, searches.Score(row.id / 100, 0.0, {}, 0)) for row in rows]
+
+    def picked(*lucky: int) -> int:
+        further = [float(number in lucky) for number in range(10)]
+        return searches.chosen(trials, trials[4], further).candidate.id
+
+    assert [picked(number) for number in range(10)] == [0, 1, 2, 9, 4, 9, 9, 7, 8, 9]  # 3, 5 and 6 are no finalists
+    assert picked(8, 9) == 9  # the search questions count as well
+
+
 def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "s.jsonl"
     first = run(searches, file, "cma-es,random")
