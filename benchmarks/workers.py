@@ -14,12 +14,13 @@ ask one candidate all questions; a swap of the weights comes on top.
 The orders of asking:
 
     whole   A generation at a time, and a candidate is scored by one worker from its first to its last question.
-    strict  A generation at a time, and the unit of work is a part of the questions: `search.order: strict`.
-    ahead   The same, and a worker that has nothing to do asks a raced candidate the part after the one that another
-            worker asks it now. The answers count if the candidate is not stopped before.
-    steady  A candidate is asked for when a worker is free: `search.order: steady`.
-    both    Steady, and parts ahead where nothing can be asked for: among the start rows and in the end.
-    early   Both, and the first candidates are asked for before the start rows are scored.
+    parts   A generation at a time, and the unit of work is a part of the questions.
+    strict  The same, and a worker that has nothing to do asks a raced candidate the part after the one that another
+            worker asks it now: `search.order: strict`. The answers count if the candidate is not stopped before.
+    single  A candidate is asked for when a worker is free.
+    steady  The same, and parts ahead where nothing is asked for, among the start rows and in the end:
+            `search.order: steady`.
+    early   The same, and the first candidates are asked for before the start rows are scored.
 
 A generation has as many candidates as the optimizer wants, and at least one, or with a number behind the order (as
 `strict 2`) so many, for each worker.
@@ -123,8 +124,8 @@ class Whole(Schedule):
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
 
 
-AHEAD = ("ahead", "both", "early")
-STEADY = ("steady", "both", "early")
+AHEAD = ("strict", "steady", "early")
+STEADY = ("single", "steady", "early")
 
 
 # The questions
@@ -543,8 +544,8 @@ def _answered(asking: Asking) -> list[Suggestion]:
 
 # The commands
 
-ORDERS = ("whole", "strict", "strict 2", "ahead", "ahead 2", "steady", "both", "early")
-MAIN = ("ahead", "strict", "steady", "both")
+ORDERS = ("whole", "parts", "parts 2", "strict", "strict 2", "single", "steady", "early")
+MAIN = ("strict", "parts", "single", "steady")
 
 
 def speeds() -> Iterator[Scene]:
@@ -578,17 +579,17 @@ def found() -> Iterator[Scene]:
     """The scenes of `search`."""
     yield Scene("strict", 1, "llm-off")
     yield from (Scene(order, 8, "llm-off") for order in MAIN)
-    yield from (Scene(order, 32, "llm-off") for order in ("both", "ahead", "strict", "steady"))
-    yield from (Scene(order, 8, "llm-off") for order in ("ahead 2", "strict 2", "early"))
+    yield from (Scene(order, 32, "llm-off") for order in ("steady", "strict", "parts", "single"))
+    yield from (Scene(order, 8, "llm-off") for order in ("strict 2", "parts 2", "early"))
     yield from (Scene("strict", 1, optimizer) for optimizer in ("cma-es", "random"))
-    yield from (Scene(order, 8, "cma-es") for order in ("ahead", "strict", "ahead 2"))
-    yield from (Scene(order, 8, "random") for order in ("strict", "both"))
+    yield from (Scene(order, 8, "cma-es") for order in ("strict", "parts", "strict 2"))
+    yield from (Scene(order, 8, "random") for order in ("parts", "steady"))
     yield from (Scene(order, 2, "llm-off") for order in MAIN)
     hard = {"durations": "1", "machines": "unequal", "swap": 0.3}
     yield from (Scene(order, 8, "llm-off", **hard) for order in MAIN)
-    yield from (Scene(order, 32, "llm-off") for order in ("early", "ahead 2"))
-    yield from (Scene(order, 32, "cma-es") for order in ("ahead", "strict", "ahead 2"))
-    yield from (Scene(order, 32, "random") for order in ("strict", "both"))
+    yield from (Scene(order, 32, "llm-off") for order in ("early", "strict 2"))
+    yield from (Scene(order, 32, "cma-es") for order in ("strict", "parts", "strict 2"))
+    yield from (Scene(order, 32, "random") for order in ("parts", "steady"))
 
 
 def speed(scene: Scene, seed: int) -> dict[str, Any]:
@@ -655,9 +656,9 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def table(options: argparse.Namespace) -> None:
     """Print the lines of the file."""
     lines = [{**line, "scene": Scene(**line["scene"])} for line in _read(options.file)]
-    seeds = sorted({line["seeds"] for line in lines})
+    seeds = sorted({line["seeds"] for line in lines if line["of"] == "speed"})
     parts = [
-        f"{' or '.join(map(str, seeds))} seeds, from 0; means and their standard errors.",
+        f"{' or '.join(map(str, seeds))} seeds where no other number stands; means and their standard errors.",
         "\n".join(_speeds([line for line in lines if line["of"] == "speed"])),
         "\n".join(_losses([line for line in lines if line["of"] == "speed"])),
         "\n".join(_found([line for line in lines if line["of"] == "search"])),
@@ -711,7 +712,12 @@ def _found(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     heads = [*(f"at {moment:g}" for moment in TIMES), *(f"of {count}" for count in COUNTS[:-1])]
     cells: list[list[str]] = []
-    for line in sorted(lines, key=lambda one: (_described(one["scene"]), one["scene"].optimizer, one["scene"].workers)):
+
+    def place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+        scene = line["scene"]
+        return _described(scene), scene.optimizer, scene.workers, ORDERS.index(scene.order)
+
+    for line in sorted(lines, key=place):
         scene, runs = line["scene"], line["runs"]
         times = [
             f"{_mean(own, 3)} ({np.mean(runs['scored'][f'{moment:g}']):.0f})"
@@ -720,9 +726,10 @@ def _found(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             for moment in TIMES
         ]
         counts = [_mean(own, 3) if (own := runs["counts"].get(str(count))) else "" for count in COUNTS[:-1]]
-        what = [_described(scene), scene.optimizer, str(scene.workers), scene.order]
-        cells.append([*what, *times, *counts])
-    yield from tables.rows(["durations", "optimizer", "workers", "order", *heads], cells)
+        what = [_described(scene), scene.optimizer, str(scene.workers), scene.order, str(line["seeds"])]
+        throughput = f"{_mean(runs['multiple'])} ({np.mean(runs['middle']):.1f})"
+        cells.append([*what, throughput, *times, *counts])
+    yield from tables.rows(["durations", "optimizer", "workers", "order", "seeds", "throughput", *heads], cells)
 
 
 def _described(scene: Scene) -> str:

@@ -246,6 +246,7 @@ def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys:
 @pytest.fixture
 def workers(searches: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     module: Any = importlib.import_module("workers")
+    monkeypatch.setattr(module, "searches", searches)
     monkeypatch.setattr(module, "LANDSCAPE", "bowl")
     monkeypatch.setattr(module, "QUESTIONS", 20)
     module.questions_of.cache_clear()
@@ -257,7 +258,7 @@ def scored(workers: Any, order: str, count: int, **options: Any) -> Any:
     return workers.Run(workers.Scene(order, count, "llm-off", **options), 0, 40).search()
 
 
-@pytest.mark.parametrize("order", ["whole", "strict", "ahead", "steady", "both", "early"])
+@pytest.mark.parametrize("order", ["whole", "parts", "strict", "single", "steady", "early"])
 def test_one_worker_is_as_fast_as_one_worker(workers: Any, order: str) -> None:
     found = scored(workers, order, 1).speed()
     assert found["multiple"] == pytest.approx(1.0)
@@ -266,17 +267,17 @@ def test_one_worker_is_as_fast_as_one_worker(workers: Any, order: str) -> None:
 
 @pytest.mark.parametrize("durations", ["quickstart", "1"])
 def test_in_orders_by_generations_time_decides_no_score(workers: Any, durations: str) -> None:
-    runs = [scored(workers, order, 4, durations=durations) for order in ("whole", "strict", "ahead")]
+    runs = [scored(workers, order, 4, durations=durations) for order in ("whole", "parts", "strict")]
     scores = [{number: trial.score.total for number, trial in run.trials.items()} for run in runs]
     workers.questions_of.cache_clear()  # so that nothing is remembered from the others
-    again = scored(workers, "ahead", 4, durations=durations, machines="unequal", swap=0.3)
+    again = scored(workers, "strict", 4, durations=durations, machines="unequal", swap=0.3)
     assert len(scores[0]) == 40
     assert all(own == scores[0] for own in scores)
     assert {number: trial.score.total for number, trial in again.trials.items()} == scores[0]
     assert runs[2].ended < runs[1].ended <= runs[0].ended
 
 
-@pytest.mark.parametrize("order", ["strict", "ahead", "steady", "both", "early"])
+@pytest.mark.parametrize("order", ["parts", "strict", "single", "steady", "early"])
 def test_the_time_of_workers_is_worked_or_idle(workers: Any, order: str) -> None:
     """Counted work, further swaps, idle time and answers in vain are all of the time; no worker does two things."""
     run = scored(workers, order, 4, machines="unequal")
@@ -286,16 +287,16 @@ def test_the_time_of_workers_is_worked_or_idle(workers: Any, order: str) -> None
     idle = sum(found[name] for name in ("idle first", "idle between", "idle last"))
     assert worked + idle == pytest.approx(1.0)
     assert found["multiple"] * run.ended <= run.fleet.work(0, np.inf) + 1e-9
-    if order in ("steady", "both"):
+    if order in ("single", "steady"):
         assert found["idle between"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_search_goes_on_where_its_file_ends(workers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "workers.jsonl"
-    scenes = [workers.Scene(order, 2, "llm-off") for order in ("ahead", "steady")]
+    scenes = [workers.Scene(order, 2, "llm-off") for order in ("strict", "single")]
     for count in (1, 2):
         workers.COMMANDS["speed"] = (lambda c=count: iter(scenes[:c]), workers.speed)
         workers.main(["speed", "--seeds", "2", "--out", str(file)])
-    assert [json.loads(text)["scene"]["order"] for text in file.read_text().splitlines()] == ["ahead", "steady"]
+    assert [json.loads(text)["scene"]["order"] for text in file.read_text().splitlines()] == ["strict", "single"]
     workers.main(["table", str(file)])
     assert "| 2 | 2 | quickstart, llm-off |" in capsys.readouterr().out
