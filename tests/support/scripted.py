@@ -33,8 +33,8 @@ FOREVER = 600.0
 class Script:
     """What workers do, by the place where they do it: `import`, `greet`, `load`, a request's id, or (id, part).
 
-    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `chatter` (print much, then exit), `hang`, `refuse`, `fail` (the
-    candidate's fault), `lose` (the machine's), `break` (an error that nothing expects), `differ` (other facts), or
+    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `chatter` (print much, then exit), `hang`, `refuse`, `fail`
+    (the candidate's fault), `lose` (the machine's), `break` (an error that nothing expects), `differ` (other facts), or
     `child` (start the process of an engine, without which nothing can be scored). With `once`, as in `die once`, only
     the worker that comes there first does it; with `ill`, all do it once there is a file `ill` in the folder.
     """
