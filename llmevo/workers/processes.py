@@ -28,6 +28,8 @@ PATIENCE = 10.0
 class Process:
     """One worker process, with a pipe of its own."""
 
+    is_waiting = False
+
     def __init__(self, name: str, opening: Opening, environment: Mapping[str, str]) -> None:
         self.name = name
         self.pipe, other = Pipe()

@@ -55,14 +55,29 @@ class Notice(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     worker: str
-    change: Literal["ready", "lost", "refused"]
+    change: Literal["ready", "lost", "refused", "waiting"]
     """`ready`: it scores from now on. `lost`: its process, machine or engine died, or it hung, and it is started again.
-    `refused`: it differs from this machine or cannot start, and it is left out."""
+    `refused`: it differs from this machine or cannot start, and it is left out. `waiting`: the cluster has no room for
+    it, and there are too few others to go on."""
     place: str = ""
     """The machine, the process and the device."""
     reason: str = ""
     request: int | str | None = None
     """The request that it had in hand when it was lost; that one is scored elsewhere."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a worker does now, for a display."""
+
+    worker: str
+    """Its number; of one that takes the place of a lost one the same."""
+    stage: str
+    """`starting`, `loading`, `idle`, `scoring`, or `left out`."""
+    since: float
+    """When that began, by `time.monotonic`."""
+    request: int | str | None = None
+    """What it scores: see `Request.id`."""
 
 
 class Workers(Protocol):
@@ -185,6 +200,8 @@ class Lost:
     """The worker, its engine or its machine is lost. No candidate is at fault."""
 
     reason: str
+    left: bool = False
+    """The machine left, with all on it: that says nothing about the next start."""
 
 
 Message = Hello | Ready | Answered | Unscorable | Refused | Lost
@@ -218,6 +235,8 @@ class Worker(Protocol):
     """A running worker, as the pool sees it. It has one message to give after each `begin`, `send`, and its launch."""
 
     name: str
+    is_waiting: bool
+    """There is no room for it yet, so that it has no process."""
 
     def begin(self) -> None:
         """Have it load the engine, after its `Hello`."""
@@ -265,7 +284,7 @@ class Host(Protocol[Kind]):
         ...
 
     def shortage(self) -> str:
-        """Say why workers do not start, such as how many GPUs the cluster has; empty if that is not known."""
+        """Say why workers wait, such as how many GPUs the cluster has; empty if none does."""
         ...
 
     def close(self) -> None:
