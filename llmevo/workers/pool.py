@@ -50,9 +50,14 @@ class Limits:
     slack: float = 20.0
     """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
     """
+    room: float = 1800.0
+    """For the cluster to have room for it, while there are too few others to go on."""
+    notice: float = 15.0
+    """The same, until that is said."""
 
 
 class Stage(Enum):
+    WAITING = "waiting for room"
     GREETING = "starting"
     LOADING = "loading"
     TESTED = "being tested"
@@ -121,10 +126,15 @@ class Pool:
         self._pace = _Pace()
         self._losses = 0
         """Workers lost since the last answer of a candidate."""
+        self._gathered = False
+        """There were as many workers at once as it takes to begin."""
+        self._short_since, self._short_said = self._clock(), False
         self._inbox = queue.SimpleQueue[Request]()
         self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
         self._ready, self._refusal = threading.Event(), ""
         self._open = 0
+        self._waiting = threading.Event()
+        """Whether the run waits for a result, so that no request is to come before the next one."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -159,6 +169,9 @@ class Pool:
         self._host.wake()
 
     def result(self) -> Result:
+        if self._outbox.empty():
+            self._waiting.set()
+            self._host.wake()
         while True:
             try:
                 found = self._outbox.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
@@ -170,6 +183,7 @@ class Pool:
                 self._outbox.put(found)  # for the next caller
                 raise found
             else:
+                self._waiting.clear()
                 self._open -= 1
                 return found
 
@@ -204,11 +218,12 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
+            self._waiting.clear()
             self._outbox.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
-            self._outbox.put(result)
+            self._give(result)
 
     def _start_workers(self) -> None:
         for slot in self._slots:
@@ -220,8 +235,12 @@ class Pool:
                 self._set(slot, Stage.GREETING)
 
     def _hand_out(self) -> None:
+        self._gathered = self._gathered or self._count_ready >= self._host.least
+        ahead = self._waiting.is_set()
         for slot in self._slots:
-            if slot.worker and slot.stage is Stage.IDLE and (job := self._schedule.job_for(slot.worker.name)):
+            if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
+                continue
+            if job := self._schedule.job_for(slot.worker.name, ahead):
                 slot.job = job
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
@@ -261,8 +280,8 @@ class Pool:
                 self._give_further()
             case Refused(reason=reason) | Unscorable(reason=reason):
                 self._refuse(slot, reason)
-            case Lost(reason=reason):
-                self._lose(slot, reason)
+            case Lost(reason=reason, left=left):
+                self._lose(slot, reason, left)
             case _:
                 self._lose(slot, f"it sent {message!r}, which nothing had asked for")
 
@@ -272,14 +291,14 @@ class Pool:
         self._set(slot, Stage.IDLE)
         self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
 
-    def _lose(self, slot: Slot, reason: str) -> None:
+    def _lose(self, slot: Slot, reason: str, left: bool = False) -> None:
         """Give a lost worker's job to others, and start another worker, unless two starts in a row failed."""
         assert slot.worker
         worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
         self._losses += 1
-        slot.failures += not started
+        slot.failures += not (started or left)
         request = job.id if job else None
         change = "refused" if slot.failures > 1 else "lost"
         self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
@@ -313,20 +332,19 @@ class Pool:
     def _note(self, notice: Notice) -> None:
         self._outbox.put(notice)
 
+    @property
+    def _count_ready(self) -> int:
+        return sum(slot.is_ready for slot in self._slots)
+
     def _check_time(self) -> None:
+        self._check_room()
         now, limits = self._clock(), self._limits
-        ready = sum(slot.is_ready for slot in self._slots)
         for slot in self._slots:
             spent = now - slot.since
-            if slot.worker is None or slot.stage is Stage.IDLE:
+            if slot.worker is None or slot.stage in (Stage.IDLE, Stage.WAITING):
                 continue
             if slot.stage is Stage.GREETING:
-                # A worker for which there is no room yet waits; it is one too many only if the run cannot begin.
                 late = spent > limits.greeting
-                if late and (shortage := self._host.shortage()):
-                    if ready < self._host.least:
-                        raise UserError(shortage)
-                    late = False
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
@@ -334,6 +352,22 @@ class Pool:
             if late:
                 doing = f"{slot.stage.value} for {spent:.0f} s without an answer"
                 self._lose(slot, f"it hung ({doing})")
+
+    def _check_room(self) -> None:
+        """Let workers wait for room: for any time while there are others to go on with, else up to a limit."""
+        slots = [(slot, slot.worker) for slot in self._slots if slot.worker]
+        for slot, worker in slots:
+            if worker.is_waiting != (slot.stage is Stage.WAITING):
+                self._set(slot, Stage.WAITING if worker.is_waiting else Stage.GREETING)
+        waiting = [worker.name for _, worker in slots if worker.is_waiting]
+        now, needed = self._clock(), 1 if self._gathered else self._host.least
+        if not waiting or len(slots) - len(waiting) >= needed:
+            self._short_since, self._short_said = now, False
+        elif now - self._short_since > self._limits.room:
+            raise UserError(self._host.shortage())
+        elif now - self._short_since > self._limits.notice and not self._short_said:
+            self._short_said = True
+            self._note(Notice(worker=waiting[0], change="waiting", reason=self._host.shortage()))
 
     def _limit(self, job: Job | None) -> float:
         """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""

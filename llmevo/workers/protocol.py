@@ -55,9 +55,10 @@ class Notice(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     worker: str
-    change: Literal["ready", "lost", "refused"]
+    change: Literal["ready", "lost", "refused", "waiting"]
     """`ready`: it scores from now on. `lost`: its process, machine or engine died, or it hung, and it is started again.
-    `refused`: it differs from this machine or cannot start, and it is left out."""
+    `refused`: it differs from this machine or cannot start, and it is left out. `waiting`: the cluster has no room for
+    it, and there are too few others to go on."""
     place: str = ""
     """The machine, the process and the device."""
     reason: str = ""
@@ -199,6 +200,8 @@ class Lost:
     """The worker, its engine or its machine is lost. No candidate is at fault."""
 
     reason: str
+    left: bool = False
+    """The machine left, with all on it: that says nothing about the next start."""
 
 
 Message = Hello | Ready | Answered | Unscorable | Refused | Lost
@@ -232,6 +235,8 @@ class Worker(Protocol):
     """A running worker, as the pool sees it. It has one message to give after each `begin`, `send`, and its launch."""
 
     name: str
+    is_waiting: bool
+    """There is no room for it yet, so that it has no process."""
 
     def begin(self) -> None:
         """Have it load the engine, after its `Hello`."""
@@ -279,7 +284,7 @@ class Host(Protocol[Kind]):
         ...
 
     def shortage(self) -> str:
-        """Say why workers do not start, such as how many GPUs the cluster has; empty if that is not known."""
+        """Say why workers wait, such as how many GPUs the cluster has; empty if none does."""
         ...
 
     def close(self) -> None:
