@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llmevo.config import (
     REMOVED,
@@ -465,3 +466,10 @@ def test_a_worker_has_as_many_gpus_as_its_engine() -> None:
         ({"gpus_per_worker": 0.25}, 0.25),
     ):
         assert parse_config(plain(engine=engine), "my.yml").engine.gpus == gpus
+
+
+def test_the_key_on_is_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(f"{yaml.safe_dump(plain())}engine: {{on: ray, workers: 2, self_check: off}}\n")
+    engine = read_config(file).engine
+    assert (engine.on, engine.workers, engine.self_check) == ("ray", 2, False)

@@ -330,7 +330,7 @@ class Scorer:
             return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
         from llmevo.workers.open import open_workers
 
-        here = torch.cuda.is_available()  # on Ray the cluster's GPUs count
+        here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return open_workers(
             partial(open_scorer, self._resolved(), self.root.absolute()),
             self,
