@@ -113,7 +113,7 @@ class Experiment:
         """See `events.RunStarted`, from the log where there is one."""
         if self.recorded:
             return self.recorded.order
-        if self.workers == 1 and self.config.engine.on is None:
+        if self.scorer.is_local:
             return ""
         return self.config.search.order
 

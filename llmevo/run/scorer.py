@@ -26,6 +26,7 @@ from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, T
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
@@ -65,6 +66,8 @@ class Scorer:
     """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in the run that is scored now."""
+    judges: bool = True
+    """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
@@ -198,7 +201,7 @@ class Scorer:
         from llmevo.evaluation.evaluator import Evaluator
 
         search_path = [self.root / path for path in self.config.task_search_path]
-        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, **options)
+        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, judges=self.judges, **options)
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
@@ -324,7 +327,12 @@ class Scorer:
     def workers(self) -> Workers:
         """The workers of the config, started when they are first used."""
         settings = self.config.engine
-        if self.count_workers() == 1 and settings.on is None:
+        if self.is_local:
+            if (voted := self._voted) and (settings.on or settings.workers not in ("auto", 1)):
+                self.warn(
+                    f"engine.workers: {voted} is voted on by a person, one candidate after the other; all are scored in"
+                    " this process"
+                )
             return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
         from llmevo.workers.open import open_workers
 
@@ -341,9 +349,21 @@ class Scorer:
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
         count = self.config.engine.workers
+        if self._voted:
+            return 1
         if not isinstance(count, str):
             return count if isinstance(count, int) else count.max
         return max(1, int(torch.cuda.device_count() / self.config.engine.gpus_per_worker))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether candidates are scored in this process."""
+        return bool(self._voted) or (self.count_workers() == 1 and self.config.engine.on is None)
+
+    @property
+    def _voted(self) -> str:
+        """A task that a person votes on: who compares with earlier candidates, so these come one after the other."""
+        return next((task.name for task in (*self.config.tasks, *self.config.heldout) if task.votes), "")
 
     def close(self) -> None:
         """End the workers, where there are any."""
@@ -366,11 +386,12 @@ class Scorer:
         """Load the engine and check it."""
         _ = self.engine
 
-    def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
+    def score_part(self, job: Job) -> tuple[Score | Responses, Mapping[str, float]]:
         """See `PartScorer.score_part`."""
         evaluator = self.evaluators[job.questions]
+        ask = evaluator.responses if evaluator.is_judged(job.part) else evaluator.score_block
 
-        def scored() -> tuple[Score, Mapping[str, float]]:
+        def scored() -> tuple[Score | Responses, Mapping[str, float]]:
             engine = self.engine
             gate = self.gate if job.questions == "search" and job.part == 0 else None
             started = time.monotonic()
@@ -378,10 +399,16 @@ class Scorer:
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()
-            score = evaluator.score_block(engine.lm, job.part)
+            score = ask(engine.lm, job.part)
             return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
         return self._with_recovery(scored)
+
+    def judged(self, job: Job, responses: Responses) -> Score:
+        from llmevo.evaluation.recording import Replay
+
+        self.verdicts.questions = job.questions
+        return self.evaluators[job.questions].score_block(Replay(responses), job.part)
 
     def known(self, request: Request) -> Score | None:
         """See `Scoring.known`, also for the next ones."""
@@ -473,7 +500,7 @@ class Scorer:
 
 def open_scorer(config: Config, root: Path) -> Scorer:
     """Return the scorer of a config, in the process of a worker."""
-    return Scorer(config, root)
+    return Scorer(config, root, judges=False)
 
 
 @contextmanager

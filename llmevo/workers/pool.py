@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from llmevo.errors import LlmevoError, MachineError, UserError, plural
+from llmevo.errors import CandidateError, LlmevoError, MachineError, UserError, plural
+from llmevo.evaluation.responses import Responses
 from llmevo.workers.protocol import (
     Answered,
     Hello,
@@ -93,6 +94,16 @@ class _Pace:
         self.merge, self.measured = max(self.merge, merge), True
 
 
+@dataclass(frozen=True)
+class Unjudged:
+    """A worker's answers whose score needs a judge."""
+
+    worker: str
+    job: Job
+    responses: Responses
+    seconds: Mapping[str, float]
+
+
 class Pool:
     """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked."""
 
@@ -109,13 +120,15 @@ class Pool:
         self._host, self._scoring, self._limits = host, scoring, limits or Limits()
         self._facts = facts
         self._schedule = Schedule(scoring)
+        self._using = threading.RLock()
+        """Held while the schedule is used: by the pool's thread, and by the one that takes results where it judges."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
         self._losses = 0
         """Workers lost since the last answer."""
         self._begun = time.monotonic()
         self._inbox = queue.SimpleQueue[Request]()
-        self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
+        self._outbox = queue.SimpleQueue[Result | Notice | Unjudged | BaseException]()
         self._ready, self._refusal = threading.Event(), ""
         self._open = 0
         self._stop = threading.Event()
@@ -154,8 +167,26 @@ class Pool:
                 self._outbox.put(found)  # for the next caller
                 raise found
             else:
-                self._open -= 1
-                return found
+                result = self._judged(found) if isinstance(found, Unjudged) else found
+                if result:
+                    self._open -= 1
+                    return result
+
+    def _judged(self, answers: Unjudged) -> Result | None:
+        """Have the answers to a part judged, and return the result of its request if that is complete or stopped."""
+        worker, job, seconds = answers.worker, answers.job, answers.seconds
+        with self._using:
+            if not self._schedule.is_open(job):  # another part has failed
+                return None
+        try:
+            score = self._scoring.judged(job, answers.responses)
+        except CandidateError as error:
+            with self._using:
+                return self._schedule.unscorable(worker, job, str(error), seconds)
+        with self._using:
+            result = self._schedule.answered(worker, job, score, seconds)
+        self._host.wake()  # its next part may be asked now
+        return result
 
     def close(self) -> None:
         self._stop.set()
@@ -167,13 +198,17 @@ class Pool:
     def _serve(self) -> None:
         try:
             while not self._stop.is_set():
-                self._take_requests()
-                self._start_workers()
-                self._hand_out()
+                with self._using:
+                    self._take_requests()
+                    self._start_workers()
+                    self._hand_out()
                 slots = {id(slot.worker): slot for slot in self._slots}
                 for worker in self._host.wait([slot.worker for slot in self._slots if slot.worker], TICK):
-                    self._take(slots[id(worker)], worker.receive())
-                self._check_time()
+                    message = worker.receive()
+                    with self._using:
+                        self._take(slots[id(worker)], message)
+                with self._using:
+                    self._check_time()
         except BaseException as error:  # it is raised by `result`
             self._outbox.put(error)
         finally:
@@ -228,7 +263,10 @@ class Pool:
                 took, slot.job, self._losses = time.monotonic() - slot.since, None, 0
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
-                self._give(self._schedule.answered(name, job, score, seconds))
+                if isinstance(score, Responses):
+                    self._outbox.put(Unjudged(name, job, score, seconds))
+                else:
+                    self._give(self._schedule.answered(name, job, score, seconds))
             case Unscorable(reason=reason, seconds=seconds) if job:
                 slot.job, self._losses = None, 0
                 self._set(slot, Stage.IDLE)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 
@@ -117,6 +118,12 @@ class Scoring(Protocol):
         """Return the score on several parts together, the first ones first."""
         ...
 
+    def judged(self, job: "Job", responses: Responses) -> Score:
+        """Return the score on a part with judged replies. Called in the thread that takes results, for it asks judges
+        and logs their verdicts. Raises CandidateError and JudgeError.
+        """
+        ...
+
     def stopped(self, request: Request, score: Score) -> Score | None:
         """Return the final score of a raced recipe that is to be stopped at this one; None where it goes on."""
         ...
@@ -157,7 +164,8 @@ class Ready:
 class Answered:
     """The answers to a job."""
 
-    score: Score
+    score: Score | Responses
+    """Responses where replies are judged, which a worker does not: see `Scoring.judged`."""
     seconds: Mapping[str, float]
 
 
@@ -199,9 +207,9 @@ class PartScorer(Protocol):
         """Load the engine and check it."""
         ...
 
-    def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
-        """Return the score on one part of the questions, and the seconds of merging and of scoring. Raises
-        CandidateError and MachineError.
+    def score_part(self, job: Job) -> tuple[Score | Responses, Mapping[str, float]]:
+        """Return the score on one part of the questions, or the model's responses if replies are judged, and the
+        seconds of merging and of scoring. Raises CandidateError and MachineError.
         """
         ...
 

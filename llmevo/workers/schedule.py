@@ -96,6 +96,10 @@ class Schedule:
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
 
+    def is_open(self, job: Job) -> bool:
+        """Return whether the answers to a job are still wanted."""
+        return job.id in self._open
+
     def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
         """Take the answers to a job. Return the result of its request if that is complete or stopped."""
         if (of := self._taken(job)) is None:
