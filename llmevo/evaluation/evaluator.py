@@ -273,6 +273,18 @@ class Evaluator:
             return None
         return replace(score, total=rivals[0].total + gap)
 
+    def outlasts(self, score: Score, rivals: Sequence[Score], error_rate: float) -> bool:
+        """Whether a model with this score would not have been stopped after any of its blocks but the last one: see
+        `stopped`.
+        """
+        field = [rival.item_scores for rival in rivals]
+        for look in range(1, self.parts_of(score)):
+            asked = {name: sum(len(block.get(name, ())) for block in self.blocks[:look]) for name in self.weights}
+            own = {name: score.item_scores[name][:count] for name, count in asked.items()}
+            if is_beaten(own, field, self.weights, look, len(self.blocks), error_rate, self.same):
+                return False
+        return True
+
     def parts_of(self, score: Score) -> int:
         """The number of blocks that a score is of; 0 when its questions were divided in another way."""
         sizes = [*accumulate(sum(map(len, block.values())) for block in self.blocks)]

@@ -8,6 +8,7 @@ their answers.
 import gc
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from llmevo.config import Config
+from llmevo.config import Config, Elastic
 from llmevo.engines.base import Engine
 from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, TaskError, machine_error, nearest
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
@@ -41,7 +42,9 @@ from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
+from llmevo.workers.pool import Pool
 from llmevo.workers.protocol import Job, Request, Workers
+from llmevo.workers.share import Share
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -62,10 +65,16 @@ class Scorer:
     config: Config
     root: Path
     """The folder that relative references start from: the config's."""
-    scores: dict[str, Score] = field(default_factory=dict[str, Score])
-    """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
+    scores: dict[tuple[str, str], Score] = field(default_factory=dict[tuple[str, str], Score])
+    """Every score so far, by the run and `cache_key`; of a stopped candidate on the questions that it was asked."""
+    answers: dict[str, dict[int, Score]] = field(default_factory=dict[str, dict[int, Score]])
+    """The scores of all runs, by `cache_key` and the number of questions."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
-    """The verdicts of judges and voters in the run that is scored now."""
+    """The verdicts of judges and voters."""
+    verdicts_of: dict[str, VerdictMemory] = field(default_factory=dict[str, VerdictMemory])
+    """The same of each run, where several runs share the scorer."""
+    run: str = ""
+    """The run that is scored now, where that happens in this process."""
     judges: bool = True
     """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
@@ -133,12 +142,13 @@ class Scorer:
 
     def check_device(self) -> None:
         """Raise ConfigError for an `engine.device` that torch does not have here."""
-        if self.backend == "hf" and self.config.engine.device is not None:
+        engine = self.config.engine
+        if self.backend == "hf" and engine.device is not None and engine.on != "ray":
             try:
-                torch.empty(0, device=self.config.engine.device)
+                torch.empty(0, device=engine.device)
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
-                raise ConfigError(f"engine.device: {self.config.engine.device!r} cannot be used ({reason})") from error
+                raise ConfigError(f"engine.device: {engine.device!r} cannot be used ({reason})") from error
 
     def check_model(self) -> None:
         """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
@@ -294,7 +304,7 @@ class Scorer:
         does not help.
         """
         evaluator, racing = self.evaluators[questions], self.config.racing
-        request = Request("", recipe, questions, rivals)
+        request = Request("", recipe, questions, rivals, self.run)
         known = self.known(request)
         if known and known.items == evaluator.items:
             return known, {}
@@ -309,7 +319,7 @@ class Scorer:
             engine.swap(recipe)
             if gate:
                 gate.check(engine.lm)
-            self.verdicts.questions = questions
+            self._note_verdicts(self.run, questions)
             merged = time.monotonic()
             if raced:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
@@ -333,18 +343,34 @@ class Scorer:
                     f"engine.workers: {voted} is voted on by a person, one candidate after the other; all are scored in"
                     " this process"
                 )
-            return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
+            return Local(self._score_here)
         from llmevo.workers.open import open_workers
 
+        here = torch.cuda.is_available()  # on Ray the cluster's GPUs count
         return open_workers(
-            partial(open_scorer, self.config, self.root),
+            partial(open_scorer, self._resolved(), self.root.absolute()),
             self,
             self.facts(),
             self.count_workers(),
+            least=settings.workers.min if isinstance(settings.workers, Elastic) else None,
             on=settings.on or "processes",
             address=settings.address,
-            gpus=settings.gpus_per_worker if torch.cuda.is_available() else 0.0,
+            gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
         )
+
+    def _resolved(self) -> Config:
+        """The config for workers: what `auto` means is decided here, for a machine of a cluster may have other GPUs."""
+        engine, options = self.config.engine, {**self.config.engine.options}
+        if engine.on == "ray" and engine.gpus and engine.gpus > 1:
+            # All GPUs of a worker are on one machine; vLLM's own actors would wait for others.
+            options = {"distributed_executor_backend": "mp", **options}
+        return self.config.model_copy(
+            update={"engine": engine.model_copy(update={"backend": self.backend, "options": options})}
+        )
+
+    def _score_here(self, request: Request) -> tuple[Score, Mapping[str, float]]:
+        self.run = request.run
+        return self.score(request.recipe, request.questions, request.rivals)
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
@@ -353,7 +379,7 @@ class Scorer:
             return 1
         if not isinstance(count, str):
             return count if isinstance(count, int) else count.max
-        return max(1, int(torch.cuda.device_count() / self.config.engine.gpus_per_worker))
+        return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
 
     @property
     def is_local(self) -> bool:
@@ -364,6 +390,13 @@ class Scorer:
     def _voted(self) -> str:
         """A task that a person votes on: who compares with earlier candidates, so these come one after the other."""
         return next((task.name for task in (*self.config.tasks, *self.config.heldout) if task.votes), "")
+
+    def share(self, run: str) -> Workers:
+        """Return the workers as one of several runs sees them."""
+        workers = self.workers
+        if isinstance(workers, Pool):
+            return Share(workers.desk(run, self.verdicts_of[run].waiting), run)
+        return Share(workers, run)
 
     def close(self) -> None:
         """End the workers, where there are any."""
@@ -404,16 +437,54 @@ class Scorer:
 
         return self._with_recovery(scored)
 
-    def judged(self, job: Job, responses: Responses) -> Score:
+    def judged(self, job: Job, responses: Responses, run: str) -> Score:
         from llmevo.evaluation.recording import Replay
 
-        self.verdicts.questions = job.questions
-        return self.evaluators[job.questions].score_block(Replay(responses), job.part)
+        with self._judging(self.verdicts_of.get(run, self.verdicts)):
+            self._note_verdicts(run, job.questions)
+            return self.evaluators[job.questions].score_block(Replay(responses), job.part)
+
+    @contextmanager
+    def _judging(self, memory: VerdictMemory) -> Generator[None]:
+        """Let one run at a time use the tasks: they hold the replies that are judged."""
+        locked = False
+        try:
+            with memory.waiting():
+                locked = self._tasks_used.acquire()
+            yield
+        finally:
+            if locked:
+                self._tasks_used.release()
+
+    @cached_property
+    def _tasks_used(self) -> threading.Lock:
+        return threading.Lock()
+
+    def _note_verdicts(self, run: str, questions: str) -> None:
+        """Let the judges and voters of these questions use the memory of a run."""
+        memory = self.verdicts_of.get(run, self.verdicts)
+        memory.questions = questions
+        self.evaluators[questions].note_in(memory)
 
     def known(self, request: Request) -> Score | None:
-        """See `Scoring.known`, also for the next ones."""
-        evaluator, known = self.evaluators[request.questions], self.scores.get(self._key(request))
-        return known if known and (known.items == evaluator.items or evaluator.parts_of(known)) else None
+        """See `Scoring.known`, also for the next ones.
+
+        What other runs know saves time and changes nothing: a raced recipe is not known by more questions than it would
+        be asked. So a run of a comparison is what it would be alone.
+        """
+        evaluator, key, racing = self.evaluators[request.questions], self._key(request), self.config.racing
+        own, raced = self.scores.get((request.run, key)), self.is_raced(request)
+
+        def usable(score: Score) -> bool:
+            if score.items != evaluator.items and not evaluator.parts_of(score):
+                return False
+            if score is own or not (raced and racing):
+                return True
+            return bool(score.item_scores) and evaluator.outlasts(score, request.rivals, racing.error_rate)
+
+        others = sorted(self.answers.get(key, {}).values(), key=lambda score: score.items, reverse=True)
+        every = [own, *others] if own and raced else [*others, own] if own else others
+        return next(filter(usable, every), None)
 
     def parts(self, questions: str) -> list[int]:
         return [sum(map(len, block.values())) for block in self.evaluators[questions].blocks]
@@ -430,7 +501,12 @@ class Scorer:
         return self.evaluators[request.questions].stopped(score, request.rivals, racing.error_rate)
 
     def keep(self, request: Request, score: Score) -> None:
-        self.scores[self._key(request)] = score
+        key = self._key(request)
+        self.scores[request.run, key] = score
+        self.answers[key] = {**self.answers.get(key, {}), score.items: score}
+
+    def control(self) -> Job:
+        return Job("control", self.space.decode(self.space.uniform()), "search", 0)
 
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]
@@ -464,8 +540,8 @@ class Scorer:
 
     # Known scores
 
-    def remember(self, state: RunState) -> None:
-        """Take over the scores of a log. Scores of other models or questions have other keys."""
+    def remember(self, state: RunState, run: str = "") -> None:
+        """Take over the scores of a run's log. Scores of other models or questions have other keys."""
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # it is not known which models and questions those scores are of
@@ -474,8 +550,9 @@ class Scorer:
         def know(candidate: int, score: Score, questions: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
             key = cache_key(recipe, checksums, started.questions[questions], started.masks)
-            if key not in self.scores or self.scores[key].items < score.items:
-                self.scores[key] = score
+            self.answers[key] = {score.items: score, **self.answers.get(key, {})}
+            if (run, key) not in self.scores or self.scores[run, key].items < score.items:
+                self.scores[run, key] = score
 
         for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):

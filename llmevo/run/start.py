@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmevo.config import Config
+from llmevo.config import Config, Elastic, Engine
 from llmevo.errors import ConfigError
 from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.experiment import Experiment
@@ -29,6 +29,19 @@ def check_start(config: Config, root: Path) -> None:
     lists = {"heldout": config.heldout, "tasks": config.tasks}
     names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
     check_names(names, [root / folder for folder in config.task_search_path])
+    if config.engine.on == "ray":
+        _check_cluster(config.engine)
+
+
+def _check_cluster(engine: Engine) -> None:
+    """Raise ConfigError unless the workers can be started on Ray."""
+    from llmevo.workers.ray import check_cluster
+
+    workers = engine.workers
+    if isinstance(workers, Elastic):
+        check_cluster(workers.min, workers.max, engine.address, engine.gpus)
+    else:
+        check_cluster(None, workers if isinstance(workers, int) else 1, engine.address, engine.gpus)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -46,14 +47,16 @@ class Limits:
     """For its engine to load and be checked."""
     unmeasured: float = 3600.0
     """For the first part that any worker answers."""
-    least: float = 60.0
-    slack: float = 5.0
-    """So many times as long as the slowest so far, a question."""
+    least: float = 600.0
+    slack: float = 20.0
+    """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
+    """
 
 
 class Stage(Enum):
     GREETING = "starting"
     LOADING = "loading"
+    TESTED = "being tested"
     IDLE = "idle"
     BUSY = "scoring"
 
@@ -104,8 +107,57 @@ class Unjudged:
     seconds: Mapping[str, float]
 
 
+Item = Result | Notice | Unjudged | BaseException
+
+
+class Desk:
+    """Where a run submits its requests to a pool and takes their results; several runs may share a pool."""
+
+    def __init__(self, pool: "Pool", run: str, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """`waiting` is entered while there is no result."""
+        self.observe: Callable[[Notice], None] = lambda _: None
+        self.box = queue.SimpleQueue[Item]()
+        self._pool, self._run, self._waiting = pool, run, waiting
+
+    @property
+    def count(self) -> int:
+        return self._pool.count
+
+    @property
+    def free(self) -> int:
+        return self._pool.free
+
+    def submit(self, request: Request) -> None:
+        self._pool.take(request, self)
+
+    def result(self) -> Result:
+        while True:
+            try:
+                with self._waiting():
+                    found = self.box.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
+            except queue.Empty:
+                continue
+            if isinstance(found, Notice):
+                self.observe(found)
+            elif isinstance(found, BaseException):
+                self.box.put(found)  # for the next caller
+                raise found
+            elif isinstance(found, Result):
+                return found
+            else:
+                self._pool.judge(found, self._run)
+
+    def close(self) -> None:
+        """Take no more results."""
+        self._pool.leave(self)
+
+
 class Pool:
-    """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked."""
+    """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked.
+
+    A worker that takes the place of a lost one is tested first, with `Scoring.control`: so a machine that loses every
+    worker is told from a recipe that kills engines.
+    """
 
     def __init__(
         self,
@@ -114,23 +166,28 @@ class Pool:
         facts: Mapping[str, Any],
         limits: Limits | None = None,
         observe: Callable[[Notice], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`facts` decide scores: a worker with others than these is refused."""
-        self.observe = observe
+        self.observe, self._clock = observe, clock
         self._host, self._scoring, self._limits = host, scoring, limits or Limits()
         self._facts = facts
         self._schedule = Schedule(scoring)
         self._using = threading.RLock()
-        """Held while the schedule is used: by the pool's thread, and by the one that takes results where it judges."""
+        """Held while the schedule and the desks are used: by the pool's thread, and by those of runs."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
         self._losses = 0
-        """Workers lost since the last answer."""
-        self._begun = time.monotonic()
+        """Workers lost since the last answer of a candidate."""
         self._inbox = queue.SimpleQueue[Request]()
-        self._outbox = queue.SimpleQueue[Result | Notice | Unjudged | BaseException]()
+        self._desks: list[Desk] = []
+        self._owners: dict[int | str, Desk] = {}
+        """{id of an open request: where its result is taken}."""
+        self._error: BaseException | None = None
+        """Why the pool has ended."""
+        self._own = self.desk()
+        self._own.observe = lambda notice: self.observe(notice)
         self._ready, self._refusal = threading.Event(), ""
-        self._open = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -143,7 +200,7 @@ class Pool:
 
     @property
     def free(self) -> int:
-        return max(0, sum(not slot.closed for slot in self._slots) - self._open)
+        return max(0, sum(not slot.closed for slot in self._slots) - len(self._owners))
 
     @property
     def slots(self) -> list[Slot]:
@@ -151,42 +208,50 @@ class Pool:
         return self._slots
 
     def submit(self, request: Request) -> None:
-        self._open += 1
+        self._own.submit(request)
+
+    def result(self) -> Result:
+        return self._own.result()
+
+    # For several runs
+
+    def desk(self, run: str = "", waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Desk:
+        """Return a place for the requests of a run; their ids are unique among those of all runs."""
+        made = Desk(self, run, waiting)
+        with self._using:
+            self._desks.append(made)
+            if self._error:
+                made.box.put(self._error)
+        return made
+
+    def leave(self, desk: Desk) -> None:
+        with self._using:
+            self._desks.remove(desk)
+
+    def take(self, request: Request, desk: Desk) -> None:
+        """Queue a request."""
+        with self._using:
+            self._owners[request.id] = desk
         self._inbox.put(request)
         self._host.wake()
 
-    def result(self) -> Result:
-        while True:
-            try:
-                found = self._outbox.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
-            except queue.Empty:
-                continue
-            if isinstance(found, Notice):
-                self.observe(found)
-            elif isinstance(found, BaseException):
-                self._outbox.put(found)  # for the next caller
-                raise found
-            else:
-                result = self._judged(found) if isinstance(found, Unjudged) else found
-                if result:
-                    self._open -= 1
-                    return result
-
-    def _judged(self, answers: Unjudged) -> Result | None:
-        """Have the answers to a part judged, and return the result of its request if that is complete or stopped."""
+    def judge(self, answers: Unjudged, run: str) -> None:
+        """Have the answers to a part judged, in the thread of the run."""
         worker, job, seconds = answers.worker, answers.job, answers.seconds
         with self._using:
             if not self._schedule.is_open(job):  # another part has failed
-                return None
+                return
         try:
-            score = self._scoring.judged(job, answers.responses)
+            score = self._scoring.judged(job, answers.responses, run)
         except CandidateError as error:
             with self._using:
-                return self._schedule.unscorable(worker, job, str(error), seconds)
-        with self._using:
-            result = self._schedule.answered(worker, job, score, seconds)
+                self._give(self._schedule.unscorable(worker, job, str(error), seconds))
+                self._give_further()
+        else:
+            with self._using:
+                self._give(self._schedule.answered(worker, job, score, seconds))
+                self._give_further()
         self._host.wake()  # its next part may be asked now
-        return result
 
     def close(self) -> None:
         self._stop.set()
@@ -210,7 +275,10 @@ class Pool:
                 with self._using:
                     self._check_time()
         except BaseException as error:  # it is raised by `result`
-            self._outbox.put(error)
+            with self._using:
+                self._error = error
+                for desk in self._desks:
+                    desk.box.put(error)
         finally:
             for slot in self._slots:
                 if slot.worker:
@@ -223,7 +291,11 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
-            self._outbox.put(result)
+            self._owners.pop(result.id).box.put(result)
+
+    def _give_further(self) -> None:
+        for result in self._schedule.further():
+            self._give(result)
 
     def _start_workers(self) -> None:
         for slot in self._slots:
@@ -242,7 +314,7 @@ class Pool:
                 slot.worker.send(job)
 
     def _set(self, slot: Slot, stage: Stage) -> None:
-        slot.stage, slot.since = stage, time.monotonic()
+        slot.stage, slot.since = stage, self._clock()
 
     def _take(self, slot: Slot, message: Message) -> None:
         assert slot.worker
@@ -255,22 +327,28 @@ class Pool:
                 else:
                     self._set(slot, Stage.LOADING)
                     slot.worker.begin()
+            case Ready() if slot.starts > 1:
+                self._set(slot, Stage.TESTED)
+                slot.worker.send(self._scoring.control())
+            case Answered() | Unscorable() if slot.stage is Stage.TESTED:
+                self._give_further()
+                self._welcome(slot)
             case Ready():
-                slot.failures = 0
-                self._set(slot, Stage.IDLE)
-                self._note(Notice(worker=name, change="ready", place=slot.place))
+                self._welcome(slot)
             case Answered(score=score, seconds=seconds) if job:
-                took, slot.job, self._losses = time.monotonic() - slot.since, None, 0
+                took, slot.job, self._losses = self._clock() - slot.since, None, 0
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
-                    self._outbox.put(Unjudged(name, job, score, seconds))
+                    self._owners[job.id].box.put(Unjudged(name, job, score, seconds))
                 else:
                     self._give(self._schedule.answered(name, job, score, seconds))
+                self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
                 slot.job, self._losses = None, 0
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.unscorable(name, job, reason, seconds))
+                self._give_further()
             case Refused(reason=reason) | Unscorable(reason=reason):
                 self._refuse(slot, reason)
             case Lost(reason=reason):
@@ -278,25 +356,30 @@ class Pool:
             case _:
                 self._lose(slot, f"it sent {message!r}, which nothing had asked for")
 
+    def _welcome(self, slot: Slot) -> None:
+        assert slot.worker
+        slot.failures = 0
+        self._set(slot, Stage.IDLE)
+        self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
+
     def _lose(self, slot: Slot, reason: str) -> None:
         """Give a lost worker's job to others, and start another worker, unless two starts in a row failed."""
         assert slot.worker
-        worker, job, was_ready = slot.worker, slot.job, slot.is_ready
+        worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
         self._losses += 1
-        slot.failures += not was_ready
+        slot.failures += not started
         request = job.id if job else None
-        self._note(Notice(worker=worker.name, change="lost", place=slot.place, reason=reason, request=request))
+        change = "refused" if slot.failures > 1 else "lost"
+        self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
         if job:
-            self._give(self._schedule.lost(worker.name, job, reason))
+            self._schedule.lost(worker.name, job, reason)
         if slot.failures > 1:
-            self._shut(slot, f"worker {worker.name} did not start twice: {reason}", MachineError)
-        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 2:
+            self._shut(slot, f"worker {slot.number} did not start twice: {reason}", MachineError)
+        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 4:
             raise MachineError(
-                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}. The run has lost"
-                " nothing; resume it when the machines are well",
-                "engine",
+                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}", "engine"
             )
 
     def _refuse(self, slot: Slot, reason: str) -> None:
@@ -306,7 +389,7 @@ class Pool:
         job, slot.worker, slot.job = slot.job, None, None
         self._note(Notice(worker=worker.name, change="refused", place=slot.place, reason=reason))
         if job:
-            self._give(self._schedule.lost(worker.name, job, reason))
+            self._schedule.lost(worker.name, job, reason)
         place = f" ({slot.place})" if slot.place else ""
         self._shut(slot, f"worker {worker.name}{place} cannot be used: {reason}", UserError)
 
@@ -318,10 +401,11 @@ class Pool:
             raise error(reason)
 
     def _note(self, notice: Notice) -> None:
-        self._outbox.put(notice)
+        for desk in self._desks:
+            desk.box.put(notice)
 
     def _check_time(self) -> None:
-        now, limits = time.monotonic(), self._limits
+        now, limits = self._clock(), self._limits
         ready = sum(slot.is_ready for slot in self._slots)
         for slot in self._slots:
             spent = now - slot.since
@@ -329,10 +413,11 @@ class Pool:
                 continue
             if slot.stage is Stage.GREETING:
                 # A worker for which there is no room yet waits; it is one too many only if the run cannot begin.
-                late, shortage = spent > limits.greeting, self._host.shortage()
-                if late and shortage and ready < self._host.least:
-                    raise UserError(shortage)
-                late = late and not shortage
+                late = spent > limits.greeting
+                if late and (shortage := self._host.shortage()):
+                    if ready < self._host.least:
+                        raise UserError(shortage)
+                    late = False
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
@@ -342,10 +427,10 @@ class Pool:
                 self._lose(slot, f"it hung ({doing})")
 
     def _limit(self, job: Job | None) -> float:
-        """The seconds after which a job's worker counts as hung, from the speed so far."""
-        if job is None or not self._pace.measured:
+        """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""
+        if not self._pace.measured:
             return self._limits.unmeasured
-        questions = self._scoring.parts(job.questions)[job.part]
+        questions = self._scoring.parts(job.questions)[job.part] if job else self._scoring.parts("search")[0]
         return max(self._limits.least, self._limits.slack * (self._pace.merge + questions * self._pace.question))
 
 

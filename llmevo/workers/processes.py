@@ -14,11 +14,15 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from llmevo.workers.devices import cores
 from llmevo.workers.protocol import Job, Lost, Message, Opening
 from llmevo.workers.service import Service
 
 EXCERPT = 400
 """Characters of a worker's last messages that are shown when it dies."""
+
+PATIENCE = 10.0
+"""Seconds that a killed process may take to end."""
 
 
 class Process:
@@ -28,8 +32,10 @@ class Process:
         self.name = name
         self.pipe, other = Pipe()
         # A program of its own, not a fork (a GPU cannot be shared with the parent's threads) and not `multiprocessing`,
-        # which would run the user's script again. In a session of its own, so that Ctrl-C reaches the run alone.
-        command = [sys.executable, "-c", f"from {__name__} import main; main({other.fileno()})"]
+        # which would run the user's script again. In a session of its own, so that Ctrl-C reaches the run alone. It
+        # finds modules where this process does; `-P` keeps a file of the working folder from taking a library's name.
+        paths = f"import sys; sys.path[:] = {[*map(str, sys.path)]!r}"
+        command = [sys.executable, "-P", "-c", f"{paths}; from {__name__} import main; main({other.fileno()})"]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
@@ -48,8 +54,9 @@ class Process:
     def _listen(self) -> None:
         """Keep the end of what it writes to standard error, which says why it died."""
         assert self._process.stderr
-        while chunk := os.read(self._process.stderr.fileno(), 4096):
-            self._said = (self._said + chunk)[-4 * EXCERPT :]
+        with self._process.stderr as stream:
+            while chunk := os.read(stream.fileno(), 4096):
+                self._said = (self._said + chunk)[-4 * EXCERPT :]
 
     def _write(self, thing: Any) -> None:
         with suppress(OSError):  # it died; `receive` says so
@@ -81,11 +88,10 @@ class Process:
     def kill(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # its engine may have processes of its own
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # a process that waits for a lost disk ends when that comes back
+            self._process.wait(PATIENCE)
         self.pipe.close()
         self._listener.join(1)
-        if self._process.stderr:
-            self._process.stderr.close()
 
 
 class Processes:
@@ -94,26 +100,24 @@ class Processes:
     def __init__(
         self, opening: Opening, count: int, devices: Sequence[str] = (), each: float = 1.0, threads: int | None = None
     ) -> None:
-        """Each of `count` workers has `each` of the GPUs `devices` (a whole number, or a share below 1), or without any
-        so many processor threads, by default an equal share of the cores.
+        """Each of `count` workers has `each` of the GPUs `devices` (a whole number, or a share below 1; see `fitting`),
+        or without any so many processor threads, by default an equal share of the cores.
         """
         self.least, self.most = 1, count
         self.one_at_a_time = bool(devices) and each < 1
         self._opening, self._devices, self._each = opening, [*devices], each
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads or max(1, cores // count)
+        self._threads = threads or max(1, cores() // count)
         self._waking, self._woken = Pipe()
 
     def launch(self, name: str) -> Process:
         return Process(name, self._opening, self._environment(int(name.partition(".")[0]) - 1))
 
     def _environment(self, place: int) -> dict[str, str]:
-        threads = str(self._threads)
-        found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if not self._devices else {}
-        if self._devices:
-            first = int(place * self._each)
-            found["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + max(1, int(self._each))])
-        return found
+        if not self._devices:
+            return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
+        count = max(1, int(self._each))
+        first = place * count if self._each >= 1 else place // fitting(1, self._each)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self._devices[first : first + count])}
 
     def wait(self, workers: Sequence[Process], seconds: float) -> Sequence[Process]:
         by_pipe: dict[Connection, Process] = {worker.pipe: worker for worker in workers}
@@ -132,6 +136,11 @@ class Processes:
     def close(self) -> None:
         self._waking.close()
         self._woken.close()
+
+
+def fitting(devices: int, each: float) -> int:
+    """Return the number of workers that fit on the GPUs of a machine. A worker's share of a GPU is on one GPU."""
+    return devices // int(each) if each >= 1 else devices * int(1 / each + 1e-9)
 
 
 def main(descriptor: int) -> None:

@@ -31,6 +31,8 @@ class Request:
     """`search`, `selection` or `heldout`."""
     rivals: Sequence[Score] = ()
     """The scores that it races against, the best first; none where it answers all questions."""
+    run: str = ""
+    """The run that asks, where several runs share the workers."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ class Scoring(Protocol):
         """Return the score on several parts together, the first ones first."""
         ...
 
-    def judged(self, job: "Job", responses: Responses) -> Score:
-        """Return the score on a part with judged replies. Called in the thread that takes results, for it asks judges
-        and logs their verdicts. Raises CandidateError and JudgeError.
+    def judged(self, job: "Job", responses: Responses, run: str) -> Score:
+        """Return the score on a part with judged replies of a run. Called in the thread that takes results, for it asks
+        judges and logs their verdicts. Raises CandidateError and JudgeError.
         """
         ...
 
@@ -130,6 +132,10 @@ class Scoring(Protocol):
 
     def keep(self, request: Request, score: Score) -> None:
         """Remember a score, so that no question is asked twice."""
+        ...
+
+    def control(self) -> "Job":
+        """Return a job that every machine can answer if it can score candidates at all."""
         ...
 
 

@@ -7,7 +7,7 @@ from llmevo.evaluation.score import Score
 from llmevo.workers.protocol import Job, Request, Result, Scoring
 
 MOST_LOSSES = 2
-"""Workers that a request may lose before it counts as failed: a recipe that kills engines must not end them all."""
+"""Workers that a request may cost before it is given up: a recipe that kills engines must not end them all."""
 
 
 @dataclass
@@ -22,20 +22,34 @@ class Open:
     first: int
     """The first part that is to be asked."""
     answers: dict[int, Score] = field(default_factory=dict[int, Score])
-    asked: dict[int, str] = field(default_factory=dict[int, str])
-    """{part: the worker that answers it now}."""
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+    """{part: why the candidate cannot be merged or scored}."""
+    asked: dict[int, int] = field(default_factory=dict[int, int])
+    """{part that a worker answers now: `counted` when it was handed out}."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     workers: dict[str, int] = field(default_factory=dict[str, int])
     lost: list[str] = field(default_factory=list[str])
     """Why workers were lost."""
+    lost_at: set[str] = field(default_factory=set[str])
+    """The places of these workers: see `_place`."""
+    counted: int = 0
+    """The losses, those at the same time as one."""
+    twins: list[Request] = field(default_factory=list[Request])
+    """Requests of the same recipe, which wait for this one's score."""
 
     @property
     def next_part(self) -> int | None:
         """The next part that a worker may take; of a raced request, only once the one before is answered."""
-        if self.raced and self.asked:
+        if self.counted >= MOST_LOSSES or (self.raced and self.asked):
             return None
-        left = (part for part in range(self.first, len(self.parts)) if part not in self.answers)
+        end = min(self.failed, default=len(self.parts))  # no answer behind a failure counts
+        left = (part for part in range(self.first, end) if part not in self.answers)
         return next((part for part in left if part not in self.asked), None)
+
+    @property
+    def answered(self) -> int:
+        """The number of parts that are answered without a gap, those known from before included."""
+        return next(part for part in range(self.first, len(self.parts) + 1) if part not in self.answers)
 
     @property
     def is_begun(self) -> bool:
@@ -64,6 +78,7 @@ class Schedule:
         self._open: dict[int | str, Open] = {}
         self._holds: dict[str, int | str] = {}
         """{worker: the request whose weights it holds}."""
+        self._further: list[Result] = []
 
     @property
     def waiting(self) -> int:
@@ -76,6 +91,9 @@ class Schedule:
         first = _parts_of(known, parts)
         if known and first == len(parts):
             return Result(request.id, known)
+        if twin := next((of for of in self._open.values() if _is_twin(of.request, request)), None):
+            twin.twins.append(request)
+            return None
         raced = self._scoring.is_raced(request)
         if known and raced and (score := self._scoring.stopped(request, known)):
             return Result(request.id, score)
@@ -84,15 +102,15 @@ class Schedule:
 
     def job_for(self, worker: str) -> Job | None:
         """Return the next job of a free worker: rather one of the recipe that it holds, else of a new recipe, else any,
-        for which it has to merge a recipe that another worker holds too.
+        for which it has to merge a recipe that another worker holds too. Recipes that were lost at its place come last.
         """
         held = self._open.get(self._holds.get(worker, ""))
         ready = [each for each in self._open.values() if each.next_part is not None]
-        new = [each for each in ready if not each.is_begun]
-        chosen = held if held in ready else next(iter(new or ready), None)
-        if chosen is None or (part := chosen.next_part) is None:
+        ready.sort(key=lambda each: (each is not held, _place(worker) in each.lost_at, each.is_begun))
+        if not ready or (part := ready[0].next_part) is None:
             return None
-        chosen.asked[part] = worker
+        chosen = ready[0]
+        chosen.asked[part] = chosen.counted
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
 
@@ -106,36 +124,52 @@ class Schedule:
             return None
         of.took(worker, of.parts[job.part], seconds)
         of.answers[job.part] = score
-        done = [of.answers[part] for part in sorted(of.answers)]
-        complete = of.first + len(done) == len(of.parts)
-        if not (of.raced or complete):
-            return None
-        joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
-        stopped = None if complete else self._scoring.stopped(of.request, joined)
-        if complete or stopped:
-            self._scoring.keep(of.request, stopped or joined)
-            return self._close(of, of.result(stopped or joined))
-        return None
+        return self._judged(of)
 
     def unscorable(self, worker: str, job: Job, reason: str, seconds: Mapping[str, float]) -> Result | None:
-        """Take a failure of the candidate itself."""
+        """Take a failure of the candidate itself. The first part that fails gives the reason."""
         if (of := self._taken(job)) is None:
             return None
         of.took(worker, 0, seconds)
-        return self._close(of, of.result(None, reason))
+        of.failed[job.part] = reason
+        return self._judged(of)
 
-    def lost(self, worker: str, job: Job, reason: str) -> Result | None:
+    def lost(self, worker: str, job: Job, reason: str) -> None:
         """Take a loss of a worker: the job is done elsewhere, unless its request has cost several workers already."""
         self._holds.pop(worker, None)
-        if (of := self._taken(job)) is None:
-            return None
+        of = self._open.get(job.id)
+        if of is None or (before := of.asked.pop(job.part, None)) is None:
+            return
         of.lost.append(reason)
-        if len(of.lost) < MOST_LOSSES:
+        of.lost_at.add(_place(worker))
+        of.counted += before == of.counted
+
+    def further(self) -> list[Result]:
+        """Return the results that follow from an answer to another request: of equal recipes, and of requests that have
+        cost several workers. The latter are given up once a worker has answered something since: as long as none can,
+        the machine may be at fault.
+        """
+        for of in [of for of in self._open.values() if of.counted >= MOST_LOSSES]:
+            reasons = "; ".join(dict.fromkeys(of.lost))
+            self._further.append(self._close(of, of.result(None, f"lost twice on different workers: {reasons}")))
+        found, self._further = self._further, []
+        return found
+
+    def _judged(self, of: Open) -> Result | None:
+        """Return the result of a request that is complete, stopped or failed."""
+        place = of.answered
+        if place in of.failed:
+            return self._close(of, of.result(None, of.failed[place]))
+        complete = place == len(of.parts)
+        if not (complete or (of.raced and not of.asked)):
             return None
-        times = {2: "twice"}.get(len(of.lost), f"{len(of.lost)} times")
-        return self._close(
-            of, of.result(None, f"lost {times} on different workers: {'; '.join(dict.fromkeys(of.lost))}")
-        )
+        done = [of.answers[part] for part in range(of.first, place)]
+        joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
+        stopped = None if complete else self._scoring.stopped(of.request, joined)
+        if not (complete or stopped):
+            return None
+        self._scoring.keep(of.request, stopped or joined)
+        return self._close(of, of.result(stopped or joined))
 
     def _taken(self, job: Job) -> Open | None:
         """The request of a job that a worker has given back; None where another part has closed it."""
@@ -144,7 +178,17 @@ class Schedule:
 
     def _close(self, of: Open, result: Result) -> Result:
         del self._open[of.request.id]
+        self._further += filter(None, [*map(self.add, of.twins)])
         return result
+
+
+def _is_twin(one: Request, other: Request) -> bool:
+    return one.questions == other.questions and one.recipe == other.recipe
+
+
+def _place(worker: str) -> str:
+    """Where a worker runs: `2` of `2.3`, the third one that was started there."""
+    return worker.partition(".")[0]
 
 
 def _parts_of(score: Score | None, parts: Sequence[int]) -> int:

@@ -468,7 +468,7 @@ def judged_run(workspace: Workspace, url: str, out: str, **engine: Any) -> tuple
     config = workspace.config(
         tasks=["letters", {"name": "chat", "weight": 0.5, "prompts": "prompts.jsonl", "judge": judge}],
         heldout=["letters_heldout", {"name": "last", "prompts": "last.jsonl", "judge": judge}],
-        search={"optimizer": "cma-es", "budget": {"evaluations": 8, "cost": 40.0}, "population": 3, "seed": 3},
+        search={"optimizer": "cma-es", "budget": {"evaluations": 8, "cost": 4000.0}, "population": 3, "seed": 3},
         engine={"self_check": False, "backend": "hf", "device": "cpu", **engine},
     )
     return workspace.llmevo("run", config, "--out", out)
@@ -481,7 +481,7 @@ def facts(log: list[events.Event]) -> dict[str, list[str]]:
         if isinstance(event, events.Judged):
             kept: Any = [verdict.model_dump() for verdict in event.verdicts]
         else:
-            kept = event.model_dump(mode="json", exclude={"time", "seconds", "workers", "config"})
+            kept = event.model_dump(mode="json", exclude={"time", "seconds", "workers", "config", "cached"})
         if not isinstance(event, events.Worker):
             found.setdefault(event.event, []).append(json.dumps(kept, sort_keys=True))
     return {kind: sorted(texts) for kind, texts in found.items()}
@@ -490,7 +490,7 @@ def facts(log: list[events.Event]) -> dict[str, list[str]]:
 @pytest.mark.slow
 def test_judges_are_asked_by_the_run_and_never_by_its_workers(workspace: Workspace) -> None:
     workspace.monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    write_prompts(workspace.root, 10)
+    write_prompts(workspace.root, 20)
     (workspace.root / "last.jsonl").write_text('{"prompt": "What of this?"}\n')
     asked: list[str] = []
 

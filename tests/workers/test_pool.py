@@ -1,0 +1,59 @@
+"""A pool in virtual time: whatever becomes of its workers, each request has one result, and that is the right one."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from llmevo.errors import MachineError
+from llmevo.workers.pool import Limits, Pool
+from llmevo.workers.protocol import Notice, Request
+from support.scripted import FACTS, PARTS, ScriptedScoring, expected_score, recipe_of, whole_score
+from support.virtual import Fate, VirtualHost
+
+RIVAL = replace(whole_score(Request(0, recipe_of(900))), item_scores={"scripted": [1.0] * sum(PARTS)}, total=1.0)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 400, 50)], ids=str)
+def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -> None:
+    ended = 0
+    for seed in seeds:
+        chance = random.Random(seed)
+        count = chance.randint(1, 12)
+        killers = frozenset(n for n in range(count) if chance.random() < 0.1)
+        failing = frozenset(n for n in range(count) if n not in killers and chance.random() < 0.1)
+        fate = Fate(chance.choice([0, 0.05, 0.3]), chance.choice([0, 0.02]), killers, failing)
+        host = VirtualHost(chance.randint(1, 5), chance, fate, one_at_a_time=chance.random() < 0.3)
+        pool = Pool(host, ScriptedScoring(), FACTS, Limits(20, 20, 20, 20, 2), clock=host.clock)
+        notices: list[Notice] = []
+        pool.observe = notices.append
+        requests = [Request(n, recipe_of(n), rivals=[RIVAL] if chance.random() < 0.6 else []) for n in range(count)]
+        for request in requests:
+            pool.submit(request)
+        results = {}
+        try:
+            for _ in requests:
+                result = pool.result()
+                assert result.id not in results, seed
+                results[result.id] = result
+        except MachineError:
+            ended += 1
+        finally:
+            pool.close()
+        lost = Counter(notice.request for notice in notices if notice.change != "ready")
+        asked = Counter((job.id, job.part) for _, job in host.asked if job.id != "control")
+        for number, result in results.items():
+            request, reason = requests[int(number)], result.reason
+            if result.score is None and reason.startswith("lost twice"):
+                assert result.losses >= 2, seed
+            elif number in failing:
+                assert reason == f"{number} is no model", seed
+            else:
+                assert number not in killers, seed
+                assert result.score == expected_score(request), seed
+            assert result.losses <= lost[number], seed
+            of = {part: n for (name, part), n in asked.items() if name == number}
+            assert sum(of.values()) - len(of) <= lost[number], seed
+        assert fate.death or fate.hang or len(results) == count or len(killers) > 2, seed
+    assert ended < len(seeds) / 2

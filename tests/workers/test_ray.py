@@ -1,0 +1,406 @@
+"""Workers on a Ray cluster of this machine, some of whose machines come and go."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmevo.errors import ConfigError, UserError
+from llmevo.run.log import events
+from llmevo.workers.pool import Pool
+from llmevo.workers.protocol import Notice, Request, Result
+from llmevo.workers.ray import RayCluster, check_cluster, excerpt
+from support.scripted import FACTS, Script, ScriptedScoring, recipe_of, whole_score
+from support.workspace import Workspace
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves files and sockets open.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PATIENCE = 60.0
+MEMORY = 78643200
+"""Bytes of a test machine's object store, the least that Ray accepts."""
+CLIENTS = 23987
+"""The port for ray:// of the cluster."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Generator[Any]:
+    """A cluster of one machine with two cores and two GPUs that Ray believes in; tests add others."""
+    made = importlib.import_module("ray.cluster_utils").Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "num_gpus": 2,
+            "object_store_memory": MEMORY,
+            "include_dashboard": False,
+            "ray_client_server_port": CLIENTS,
+        },
+    )
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+@contextmanager
+def machine(cluster: Any, cpus: int = 1, gpus: int = 1) -> Generator[Any]:
+    """One more machine in the cluster, for a while."""
+    added = cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=MEMORY)
+    try:
+        yield added
+    finally:
+        if added in cluster.worker_nodes:
+            cluster.remove_node(added)
+
+
+class Watched:
+    """A pool of scripted workers on Ray, and what it said."""
+
+    def __init__(
+        self, script: Script, least: int | None, most: int, address: str | None, gpus: float | None = None
+    ) -> None:
+        self.script, self.notices = script, list[Notice]()
+        self.host = RayCluster(script.opening(), least, most, address, gpus)
+        self.pool = Pool(self.host, ScriptedScoring(), FACTS)
+        self.pool.observe = self.notices.append
+
+    def submit(self, *numbers: int) -> None:
+        for number in numbers:
+            self.pool.submit(Request(number, recipe_of(number)))
+
+    def results(self, count: int) -> dict[int | str, Result]:
+        """The next results; each has the score that its recipe has anywhere."""
+        found = [self.pool.result() for _ in range(count)]
+        for result in found:
+            assert result.score == whole_score(Request(result.id, recipe_of(int(result.id)))), result
+        assert len({result.id for result in found}) == count
+        return {result.id: result for result in found}
+
+    def score(self, *numbers: int) -> dict[int | str, Result]:
+        self.submit(*numbers)
+        return self.results(len(numbers))
+
+    def of(self, change: str) -> list[Notice]:
+        return [notice for notice in self.notices if notice.change == change]
+
+    @property
+    def ready(self) -> int:
+        return sum(slot.is_ready for slot in self.pool.slots)
+
+
+@contextmanager
+def watched(
+    script: Script, most: int, address: str | None, least: int | None = None, gpus: float | None = None
+) -> Generator[Watched]:
+    made = Watched(script, least, most, address, gpus)
+    try:
+        yield made
+    finally:
+        made.pool.close()
+    until(lambda: not any(map(is_alive, script.processes())), "a worker is left")
+
+
+def until(happens: Callable[[], Any], what: str = "it does not happen") -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := happens()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+def is_alive(process: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def environment_of(process: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+# Scoring
+
+
+def test_each_worker_has_a_gpu_and_a_share_of_the_cores(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path, seconds=0.05)
+    with watched(script, 2, cluster.address) as on:
+        on.score(*range(1, 7))
+        assert sorted(notice.place.rpartition(", ")[2] for notice in on.of("ready")) == ["GPU 0", "GPU 1"]
+        workers = [environment_of(process) for process in script.processes()]
+        assert [each["OMP_NUM_THREADS"] for each in workers] == ["1", "1"]
+    assert len(script.asked()) == 6 * 3  # nothing is repeated
+
+
+def test_an_engine_may_have_several_gpus(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    with watched(script, 1, cluster.address, gpus=2.0) as on:
+        on.score(1)
+        assert on.of("ready")[0].place.endswith("GPU 0,1")
+        assert environment_of(script.processes()[0])["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_through_the_port_for_clients(tmp_path: Path) -> None:
+    script = Script(tmp_path, {2: "die once"})
+    with watched(script, 2, f"ray://127.0.0.1:{CLIENTS}") as on:
+        assert on.score(1, 2, 3)[2].losses == 1
+
+
+# Losses
+
+
+def test_a_worker_that_is_killed_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path, {(3, 1): "die once"}, seconds=0.05)
+    with watched(script, 2, cluster.address) as on:
+        results = on.score(1, 2, 3, 4)
+        assert results[3].losses == 1
+        (lost,) = on.of("lost")
+        assert lost.request == 3
+        assert lost.reason.startswith("its process died")
+        until(lambda: on.ready == 2)
+
+
+def test_the_death_of_an_idle_worker_is_noticed(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path, {"load": "child"})
+    with watched(script, 2, cluster.address) as on:
+        on.score(1, 2)
+        until(lambda: on.ready == 2)
+        os.kill(script.processes()[0], signal.SIGKILL)
+        until(lambda: len(script.processes()) == 3, "no worker takes its place")
+        until(lambda: not is_alive(script.children()[0]), "the process of its engine is left")
+        until(lambda: on.ready == 2)
+    until(lambda: not any(map(is_alive, script.children())), "the process of an engine is left")
+
+
+def test_a_machine_that_leaves_takes_its_workers_and_a_new_one_gets_others(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path, seconds=0.2)
+    with machine(cluster, cpus=2, gpus=2) as first, watched(script, 4, cluster.address) as on:
+        until(lambda: on.ready == 4)
+        on.submit(*range(1, 13))
+        until(lambda: len(script.asked()) > 6)
+        cluster.remove_node(first)
+        results = on.results(12)
+        lost = on.of("lost")
+        assert len(lost) == 2
+        assert {notice.reason.split(" (")[0] for notice in lost} == {"its machine left the cluster"}
+        assert sum(result.losses for result in results.values()) == 2
+        assert on.ready == 2
+        assert "no room for 2 of 4 workers: each needs 1 GPU and 1 CPU on one machine" in on.host.shortage()
+        with machine(cluster, cpus=2, gpus=2):
+            until(lambda: on.ready == 4)
+            on.score(*range(20, 28))
+            assert not on.host.shortage()
+
+
+def test_a_run_begins_with_few_workers_and_grows_with_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    with watched(script, 4, cluster.address, least=2) as on:
+        on.score(1, 2, 3)
+        assert on.ready == 2
+        assert on.host.shortage() == (
+            "engine.workers: the cluster has no room for 2 of 4 workers: each needs 1 GPU and 1 CPU on one machine; its"
+            " 1 machine has 2 GPUs (0 free) and 2 CPUs (0 free)"
+        )
+        with machine(cluster):
+            until(lambda: on.ready == 3)
+            on.score(*range(10, 20))
+
+
+# Errors
+
+
+def test_workers_that_differ_or_cannot_see_the_models_are_refused(cluster: Any, tmp_path: Path) -> None:
+    for act, reason in (("differ", "dtype is other there"), ("refuse", "org/none cannot be found")):
+        folder = tmp_path / act
+        folder.mkdir()
+        with watched(Script(folder, {"greet": act}), 2, cluster.address) as on:
+            on.submit(1)
+            with pytest.raises(UserError, match=reason):
+                on.pool.result()
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ((None, 3, 1.0), "3 workers with 1 GPU each do not fit on the cluster, whose machine has 2 GPUs; give at most"),
+        (
+            (None, 3, None),
+            "3 workers with 1 GPU each do not fit on the cluster, whose machine has 2 GPUs; give at most",
+        ),
+        ((None, 1, 3.0), "a worker needs 3 GPUs of one machine, but the cluster's machine has 2 GPUs"),
+    ],
+)
+def test_more_workers_than_the_cluster_can_hold(cluster: Any, workers: Any, message: str) -> None:
+    least, most, gpus = workers
+    with pytest.raises(ConfigError, match=message):
+        check_cluster(least, most, cluster.address, gpus)
+    check_cluster(1, most, cluster.address, gpus)  # other machines may come
+
+
+def test_more_workers_than_cores(tmp_path: Path) -> None:
+    made = importlib.import_module("ray.cluster_utils").Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False},
+    )
+    try:
+        with pytest.raises(ConfigError, match="2 workers do not fit on the cluster, whose machine has 1 CPU; give at"):
+            check_cluster(None, 2, made.address, None)
+        with watched(Script(tmp_path), 2, made.address, least=1) as on:
+            on.score(1)
+            assert "for 1 of 2 workers: each needs 1 CPU on one machine" in until(on.host.shortage)
+    finally:
+        made.shutdown()
+
+
+def test_another_version(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("ray"), "__version__", "2.0.0")
+    for address in (cluster.address, f"ray://127.0.0.1:{CLIENTS}"):
+        with pytest.raises(ConfigError, match=r"has another version of Ray or Python: .*Ray: 2\.0\.0"):
+            check_cluster(None, 1, address, None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, started = free_port(), time.monotonic()
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "ray://no-such-host:10001"):
+        with pytest.raises(ConfigError, match=f"there is no Ray cluster at {address}"):
+            check_cluster(None, 1, address, None)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ConfigError, match=rf"there is no Ray cluster at auto \(127.0.0.1:{port}\)"):
+        check_cluster(None, 1, "auto", None)
+    monkeypatch.delenv("RAY_ADDRESS")
+
+    def find(_: str) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    services = importlib.import_module("ray._private.services")
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address_or_die", find)
+    with pytest.raises(ConfigError, match="auto finds no Ray cluster that this machine belongs to; start one with"):
+        check_cluster(None, 1, "auto", None)
+    assert time.monotonic() < started + 10
+
+
+def test_ray_is_not_installed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    workspace.config(engine={"on": "ray", "workers": 2})
+    status, printed = workspace.llmevo("run", "config.yml", "--out", "run")
+    assert status == 2
+    assert "install it with `pip install 'llmevo[ray]'`" in printed
+    assert not Path("run").exists()
+
+
+def test_a_program_that_uses_ray_itself(cluster: Any, tmp_path: Path) -> None:
+    ray = importlib.import_module("ray")
+    ray.init(cluster.address, log_to_driver=False)
+    try:
+        with pytest.raises(ConfigError, match="this program is connected to a Ray cluster already"):
+            check_cluster(None, 1, cluster.address, None)
+        with watched(Script(tmp_path), 1, "auto") as on:
+            on.score(1)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+def test_reasons_are_one_line_without_control_characters() -> None:
+    text = (
+        "\x1b[36mray::A()\x1b[39m failed\n\tpid: 1\nThe actor died because its\x07 worker\nstopped. Some common causes"
+    )
+    assert excerpt(RuntimeError(text)) == "its worker stopped."
+    assert len(excerpt(RuntimeError("long " * 1000))) < 400
+
+
+# A new cluster
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from llmevo.workers.pool import Pool
+from llmevo.workers.ray import RayCluster
+from support.scripted import *
+
+script = Script(Path(sys.argv[1]), {2: "hang"})
+pool = Pool(RayCluster(script.opening(), None, 2), ScriptedScoring(), FACTS)
+for number in (1, 2):
+    pool.submit(Request(number, recipe_of(number)))
+print(pool.result().id, flush=True)
+pool.result()
+"""
+
+
+def test_a_new_cluster_ends_with_its_driver(tmp_path: Path) -> None:
+    mark = f"LLMEVO_TEST={tmp_path}"
+    address = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}  # it is for other programs
+    variables = {**os.environ, **address, "LLMEVO_TEST": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", DRIVER, str(tmp_path)]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout
+        assert driver.stderr
+        assert driver.stdout.readline() == "1\n"
+        marked = [*marked_with(mark)]
+        assert any("raylet" in command for command in marked)
+        assert not any("dashboard.py" in command and "--include-dash" in command for command in marked)
+        driver.kill()
+        driver.communicate()
+    until(lambda: not [*marked_with(mark)], "a process of the cluster is left")
+
+
+def marked_with(mark: str) -> Iterable[str]:
+    """The commands of the processes with an environment variable."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+# Runs
+
+
+def facts_of(run: list[events.Event]) -> dict[str, Any]:
+    """What two runs that differ only in where they were scored have in common."""
+    lines = [event.model_dump() for event in run if not isinstance(event, events.Worker)]
+    lines.sort(key=lambda line: line.get("candidate") or 0 if line["event"] in ("evaluated", "failed") else -1)
+    return {"lines": [without_places(line) for line in lines]}
+
+
+def without_places(line: Mapping[str, Any]) -> dict[str, Any]:
+    left = {key: value for key, value in line.items() if key not in ("time", "at", "seconds", "workers", "losses")}
+    if left["event"] == "run_started":
+        left["config"] = {key: value for key, value in left["config"].items() if key != "engine"}
+    return left
+
+
+def test_a_run_on_ray_is_that_on_processes(cluster: Any, workspace: Workspace) -> None:
+    search = {"optimizer": "cma-es", "budget": 9, "population": 4, "seed": 3}
+    for out, engine in (
+        ("one", {"on": "processes", "workers": 2}),
+        ("two", {"on": "ray", "workers": 2, "address": cluster.address}),
+    ):
+        workspace.config(engine=engine, search=search)
+        status, printed = workspace.llmevo("run", "config.yml", "--out", out)
+        assert status == 0, printed
+        assert "raylet" not in printed
+    assert facts_of(workspace.events("one")) == facts_of(workspace.events("two"))
+    workers = [event.workers for event in workspace.events("two") if isinstance(event, events.Evaluated)]
+    assert {name for each in workers for name in each} <= {"1", "2"}
+    assert any(workers)
+    status, printed = workspace.llmevo("replay", "two", "--verify")
+    assert status == 0, printed
