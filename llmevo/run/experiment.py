@@ -123,6 +123,11 @@ class Experiment:
         """The workers, as this run sees them."""
         return self.scorer.share(self.name) if self.name else self.scorer.workers
 
+    def leave(self) -> None:
+        """Leave the workers, where several runs share them."""
+        if self.name and (team := vars(self).pop("team", None)):
+            team.close()
+
     @property
     def order(self) -> Literal["", "strict", "steady"]:
         """See `events.RunStarted`, from the log where there is one."""

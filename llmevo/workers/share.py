@@ -12,6 +12,7 @@ class Share:
     count = 1
 
     def __init__(self, workers: Workers, run: str) -> None:
+        """`workers` are this process, or a desk of a pool."""
         self.observe: Callable[[Notice], None] = lambda _: None
         self._workers, self._run = workers, run
         workers.observe = self._notice
@@ -38,5 +39,4 @@ class Share:
 
     def close(self) -> None:
         """Leave the workers to the other runs."""
-        self._ids.clear()
-        self._workers.observe = lambda _: None
+        self._workers.close()
