@@ -43,7 +43,7 @@ from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
-from llmevo.workers.protocol import Job, Request, Workers
+from llmevo.workers.protocol import Doing, Job, Request, Workers
 from llmevo.workers.share import Share
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
@@ -372,13 +372,18 @@ class Scorer:
         self.run = request.run
         return self.score(request.recipe, request.questions, request.rivals)
 
+    @property
+    def doing(self) -> Sequence[Doing]:
+        """What each worker of a pool does now; none before they are started. Starts none."""
+        workers = vars(self).get("workers")
+        return workers.doing if isinstance(workers, Pool) else ()
+
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
-        count = self.config.engine.workers
         if self._voted:
             return 1
-        if not isinstance(count, str):
-            return count if isinstance(count, int) else count.max
+        if (count := self.config.engine.most_workers) is not None:
+            return count
         return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
 
     @property
@@ -436,6 +441,9 @@ class Scorer:
             return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
         return self._with_recovery(scored)
+
+    def asks_judges(self, questions: str) -> bool:
+        return self.evaluators[questions].is_judged(0)
 
     def judged(self, job: Job, responses: Responses, run: str) -> Score:
         from llmevo.evaluation.recording import Replay

@@ -22,7 +22,8 @@ def open_workers(
     """Start `count` workers, or on Ray between `least` and `count`, each with so many GPUs, and return their pool.
 
     Without `gpus`, workers on Ray have one GPU each where the cluster has any, and processes have none. `opening` makes
-    the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its scores. Raises ConfigError where this machine or the cluster cannot hold them.
+    the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its scores. Raises
+    ConfigError where this machine or the cluster cannot hold them.
     """
     return Pool(_host(opening, count, least, on, address, gpus), scoring, facts)
 

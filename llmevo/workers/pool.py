@@ -17,6 +17,7 @@ from llmevo.errors import CandidateError, LlmevoError, MachineError, UserError, 
 from llmevo.evaluation.responses import Responses
 from llmevo.workers.protocol import (
     Answered,
+    Doing,
     Hello,
     Host,
     Job,
@@ -51,9 +52,14 @@ class Limits:
     slack: float = 20.0
     """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
     """
+    room: float = 1800.0
+    """For the cluster to have room for it, while there are too few others to go on."""
+    notice: float = 15.0
+    """The same, until that is said."""
 
 
 class Stage(Enum):
+    WAITING = "waiting for room"
     GREETING = "starting"
     LOADING = "loading"
     TESTED = "being tested"
@@ -117,6 +123,8 @@ class Desk:
         """`waiting` is entered while there is no result."""
         self.observe: Callable[[Notice], None] = lambda _: None
         self.box = queue.SimpleQueue[Item]()
+        self.waits = False
+        """Whether the run waits for a result, so that no request is to come before it."""
         self._pool, self._run, self._waiting = pool, run, waiting
 
     @property
@@ -131,6 +139,9 @@ class Desk:
         self._pool.take(request, self)
 
     def result(self) -> Result:
+        if self.box.empty():
+            self.waits = True
+            self._pool.wake()
         while True:
             try:
                 with self._waiting():
@@ -143,6 +154,7 @@ class Desk:
                 self.box.put(found)  # for the next caller
                 raise found
             elif isinstance(found, Result):
+                self.waits = False
                 return found
             else:
                 self._pool.judge(found, self._run)
@@ -179,6 +191,9 @@ class Pool:
         self._pace = _Pace()
         self._losses = 0
         """Workers lost since the last answer of a candidate."""
+        self._gathered = False
+        """There were as many workers at once as it takes to begin."""
+        self._short_since, self._short_said = self._clock(), False
         self._inbox = queue.SimpleQueue[Request]()
         self._desks: list[Desk] = []
         self._owners: dict[int | str, Desk] = {}
@@ -207,6 +222,15 @@ class Pool:
         """The workers, for a display."""
         return self._slots
 
+    @property
+    def doing(self) -> list[Doing]:
+        """What each worker does now; it may change while it is read."""
+        found: list[Doing] = []
+        for slot in self._slots:
+            job, stage = slot.job, "left out" if slot.closed else slot.stage.value
+            found.append(Doing(f"{slot.number}", stage, slot.since, job.id if job else None))
+        return found
+
     def submit(self, request: Request) -> None:
         self._own.submit(request)
 
@@ -223,6 +247,10 @@ class Pool:
             if self._error:
                 made.box.put(self._error)
         return made
+
+    def wake(self) -> None:
+        """Have free workers look for work again."""
+        self._host.wake()
 
     def leave(self, desk: Desk) -> None:
         with self._using:
@@ -291,7 +319,9 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
-            self._owners.pop(result.id).box.put(result)
+            desk = self._owners.pop(result.id)
+            desk.waits = False
+            desk.box.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
@@ -307,8 +337,13 @@ class Pool:
                 self._set(slot, Stage.GREETING)
 
     def _hand_out(self) -> None:
+        self._gathered = self._gathered or self._count_ready >= self._host.least
+        desks = [desk for desk in self._desks if desk is not self._own] or [self._own]
+        ahead = all(desk.waits for desk in desks)  # no request is to come before the next result
         for slot in self._slots:
-            if slot.worker and slot.stage is Stage.IDLE and (job := self._schedule.job_for(slot.worker.name)):
+            if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
+                continue
+            if job := self._schedule.job_for(slot.worker.name, ahead):
                 slot.job = job
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
@@ -351,8 +386,8 @@ class Pool:
                 self._give_further()
             case Refused(reason=reason) | Unscorable(reason=reason):
                 self._refuse(slot, reason)
-            case Lost(reason=reason):
-                self._lose(slot, reason)
+            case Lost(reason=reason, left=left):
+                self._lose(slot, reason, left)
             case _:
                 self._lose(slot, f"it sent {message!r}, which nothing had asked for")
 
@@ -362,14 +397,14 @@ class Pool:
         self._set(slot, Stage.IDLE)
         self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
 
-    def _lose(self, slot: Slot, reason: str) -> None:
+    def _lose(self, slot: Slot, reason: str, left: bool = False) -> None:
         """Give a lost worker's job to others, and start another worker, unless two starts in a row failed."""
         assert slot.worker
         worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
         self._losses += 1
-        slot.failures += not started
+        slot.failures += not (started or left)
         request = job.id if job else None
         change = "refused" if slot.failures > 1 else "lost"
         self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
@@ -404,20 +439,19 @@ class Pool:
         for desk in self._desks:
             desk.box.put(notice)
 
+    @property
+    def _count_ready(self) -> int:
+        return sum(slot.is_ready for slot in self._slots)
+
     def _check_time(self) -> None:
+        self._check_room()
         now, limits = self._clock(), self._limits
-        ready = sum(slot.is_ready for slot in self._slots)
         for slot in self._slots:
             spent = now - slot.since
-            if slot.worker is None or slot.stage is Stage.IDLE:
+            if slot.worker is None or slot.stage in (Stage.IDLE, Stage.WAITING):
                 continue
             if slot.stage is Stage.GREETING:
-                # A worker for which there is no room yet waits; it is one too many only if the run cannot begin.
                 late = spent > limits.greeting
-                if late and (shortage := self._host.shortage()):
-                    if ready < self._host.least:
-                        raise UserError(shortage)
-                    late = False
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
@@ -425,6 +459,22 @@ class Pool:
             if late:
                 doing = f"{slot.stage.value} for {spent:.0f} s without an answer"
                 self._lose(slot, f"it hung ({doing})")
+
+    def _check_room(self) -> None:
+        """Let workers wait for room: for any time while there are others to go on with, else up to a limit."""
+        slots = [(slot, slot.worker) for slot in self._slots if slot.worker]
+        for slot, worker in slots:
+            if worker.is_waiting != (slot.stage is Stage.WAITING):
+                self._set(slot, Stage.WAITING if worker.is_waiting else Stage.GREETING)
+        waiting = [worker.name for _, worker in slots if worker.is_waiting]
+        now, needed = self._clock(), 1 if self._gathered else self._host.least
+        if not waiting or len(slots) - len(waiting) >= needed:
+            self._short_since, self._short_said = now, False
+        elif now - self._short_since > self._limits.room:
+            raise UserError(self._host.shortage())
+        elif now - self._short_since > self._limits.notice and not self._short_said:
+            self._short_said = True
+            self._note(Notice(worker=waiting[0], change="waiting", reason=self._host.shortage()))
 
     def _limit(self, job: Job | None) -> float:
         """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""

@@ -58,14 +58,29 @@ class Notice(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     worker: str
-    change: Literal["ready", "lost", "refused"]
+    change: Literal["ready", "lost", "refused", "waiting"]
     """`ready`: it scores from now on. `lost`: its process, machine or engine died, or it hung, and it is started again.
-    `refused`: it differs from this machine or cannot start, and it is left out."""
+    `refused`: it differs from this machine or cannot start, and it is left out. `waiting`: the cluster has no room for
+    it, and there are too few others to go on."""
     place: str = ""
     """The machine, the process and the device."""
     reason: str = ""
     request: int | str | None = None
     """The request that it had in hand when it was lost; that one is scored elsewhere."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a worker does now, for a display."""
+
+    worker: str
+    """Its number; of one that takes the place of a lost one the same."""
+    stage: str
+    """`starting`, `loading`, `idle`, `scoring`, or `left out`."""
+    since: float
+    """When that began, by `time.monotonic`."""
+    request: int | str | None = None
+    """What it scores: see `Request.id`."""
 
 
 class Workers(Protocol):
@@ -118,6 +133,10 @@ class Scoring(Protocol):
 
     def join(self, questions: str, parts: Sequence[Score]) -> Score:
         """Return the score on several parts together, the first ones first."""
+        ...
+
+    def asks_judges(self, questions: str) -> bool:
+        """Return whether judges are asked for a score on these questions."""
         ...
 
     def judged(self, job: "Job", responses: Responses, run: str) -> Score:
@@ -195,6 +214,8 @@ class Lost:
     """The worker, its engine or its machine is lost. No candidate is at fault."""
 
     reason: str
+    left: bool = False
+    """The machine left, with all on it: that says nothing about the next start."""
 
 
 Message = Hello | Ready | Answered | Unscorable | Refused | Lost
@@ -228,6 +249,8 @@ class Worker(Protocol):
     """A running worker, as the pool sees it. It has one message to give after each `begin`, `send`, and its launch."""
 
     name: str
+    is_waiting: bool
+    """There is no room for it yet, so that it has no process."""
 
     def begin(self) -> None:
         """Have it load the engine, after its `Hello`."""
@@ -275,7 +298,7 @@ class Host(Protocol[Kind]):
         ...
 
     def shortage(self) -> str:
-        """Say why workers do not start, such as how many GPUs the cluster has; empty if that is not known."""
+        """Say why workers wait, such as how many GPUs the cluster has; empty if none does."""
         ...
 
     def close(self) -> None:

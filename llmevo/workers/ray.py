@@ -108,7 +108,7 @@ class RayWorker:
         """Take what a method returned or raised."""
         self._open, self._looked = self._open - 1, time.monotonic()
         if error := outcome.exception():
-            self.messages.append(Lost(reason_of(error)))
+            self.messages.append(loss_of(error))
         elif method == "live":
             if self.is_waiting:
                 self.is_waiting = False
@@ -217,13 +217,13 @@ def check_cluster(least: int | None, most: int, address: str | None, gpus: float
         connection.close()
 
 
-def reason_of(error: BaseException) -> str:
-    """Return why a worker is lost, in one line."""
+def loss_of(error: BaseException) -> Lost:
+    """Return what became of a worker by an error of Ray's."""
     text = excerpt(error)
     kinds = [LOSSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in LOSSES]
     if not kinds and re.search(r"\bnode (has died|was terminated|is dead)|owner.*node", text):
         kinds = [LOSSES["NodeDiedError"]]
-    return f"{kinds[0] if kinds else 'its process died'} ({text})"
+    return Lost(f"{kinds[0] if kinds else 'its process died'} ({text})", left=kinds == [LOSSES["NodeDiedError"]])
 
 
 def excerpt(error: BaseException) -> str:

@@ -25,6 +25,7 @@ class VirtualWorker:
     name: str
     host: "VirtualHost"
     alive: bool = True
+    is_waiting: bool = False
 
     def begin(self) -> None:
         self.host.will(self, Ready())

@@ -13,7 +13,7 @@ from llmevo.workers.processes import Processes
 from llmevo.workers.protocol import Host, Notice, Request, Result, Workers
 from support.scripted import FACTS, Script, ScriptedScoring, recipe_of
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds in which something has to happen."""
 
 

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from llmevo.errors import ConfigError, UserError
 from llmevo.run.log import events
 from llmevo.workers.pool import Pool
-from llmevo.workers.protocol import Notice, Request, Result
+from llmevo.workers.protocol import Request, Result
 from llmevo.workers.ray import RayCluster, check_cluster, excerpt
 from support.scripted import FACTS, Script, ScriptedScoring, recipe_of, whole_score
+from support.workers import Watched, assert_gone, is_alive, until
 from support.workspace import Workspace
 
 pytestmark = [
@@ -28,7 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-PATIENCE = 60.0
 MEMORY = 78643200
 """Bytes of a test machine's object store, the least that Ray accepts."""
 CLIENTS = 23987
@@ -65,16 +66,11 @@ def machine(cluster: Any, cpus: int = 1, gpus: int = 1) -> Generator[Any]:
             cluster.remove_node(added)
 
 
-class Watched:
-    """A pool of scripted workers on Ray, and what it said."""
+@dataclass
+class OnRay(Watched):
+    """A pool of scripted workers on Ray."""
 
-    def __init__(
-        self, script: Script, least: int | None, most: int, address: str | None, gpus: float | None = None
-    ) -> None:
-        self.script, self.notices = script, list[Notice]()
-        self.host = RayCluster(script.opening(), least, most, address, gpus)
-        self.pool = Pool(self.host, ScriptedScoring(), FACTS)
-        self.pool.observe = self.notices.append
+    host: RayCluster = field(kw_only=True)
 
     def submit(self, *numbers: int) -> None:
         for number in numbers:
@@ -88,12 +84,9 @@ class Watched:
         assert len({result.id for result in found}) == count
         return {result.id: result for result in found}
 
-    def score(self, *numbers: int) -> dict[int | str, Result]:
+    def scores(self, *numbers: int) -> dict[int | str, Result]:
         self.submit(*numbers)
         return self.results(len(numbers))
-
-    def of(self, change: str) -> list[Notice]:
-        return [notice for notice in self.notices if notice.change == change]
 
     @property
     def ready(self) -> int:
@@ -101,29 +94,18 @@ class Watched:
 
 
 @contextmanager
-def watched(
+def on_ray(
     script: Script, most: int, address: str | None, least: int | None = None, gpus: float | None = None
-) -> Generator[Watched]:
-    made = Watched(script, least, most, address, gpus)
+) -> Generator[OnRay]:
+    """So many workers; none of their processes may be left in the end."""
+    host = RayCluster(script.opening(), least, most, address, gpus)
+    on = OnRay(Pool(host, ScriptedScoring(), FACTS), script, host=host)
+    on.pool.observe = on.notices.append
     try:
-        yield made
+        yield on
     finally:
-        made.pool.close()
-    until(lambda: not any(map(is_alive, script.processes())), "a worker is left")
-
-
-def until(happens: Callable[[], Any], what: str = "it does not happen") -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := happens()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return found
-
-
-def is_alive(process: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        on.pool.close()
+        assert_gone(script.processes())
 
 
 def environment_of(process: int) -> dict[str, str]:
@@ -136,9 +118,9 @@ def environment_of(process: int) -> dict[str, str]:
 
 def test_each_worker_has_a_gpu_and_a_share_of_the_cores(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path, seconds=0.05)
-    with watched(script, 2, cluster.address) as on:
-        on.score(*range(1, 7))
-        assert sorted(notice.place.rpartition(", ")[2] for notice in on.of("ready")) == ["GPU 0", "GPU 1"]
+    with on_ray(script, 2, cluster.address) as on:
+        on.scores(*range(1, 7))
+        assert sorted(notice.place.rpartition(", ")[2] for notice in on.changes("ready")) == ["GPU 0", "GPU 1"]
         workers = [environment_of(process) for process in script.processes()]
         assert [each["OMP_NUM_THREADS"] for each in workers] == ["1", "1"]
     assert len(script.asked()) == 6 * 3  # nothing is repeated
@@ -146,17 +128,17 @@ def test_each_worker_has_a_gpu_and_a_share_of_the_cores(cluster: Any, tmp_path: 
 
 def test_an_engine_may_have_several_gpus(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path)
-    with watched(script, 1, cluster.address, gpus=2.0) as on:
-        on.score(1)
-        assert on.of("ready")[0].place.endswith("GPU 0,1")
+    with on_ray(script, 1, cluster.address, gpus=2.0) as on:
+        on.scores(1)
+        assert on.changes("ready")[0].place.endswith("GPU 0,1")
         assert environment_of(script.processes()[0])["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.mark.usefixtures("cluster")
 def test_through_the_port_for_clients(tmp_path: Path) -> None:
     script = Script(tmp_path, {2: "die once"})
-    with watched(script, 2, f"ray://127.0.0.1:{CLIENTS}") as on:
-        assert on.score(1, 2, 3)[2].losses == 1
+    with on_ray(script, 2, f"ray://127.0.0.1:{CLIENTS}") as on:
+        assert on.scores(1, 2, 3)[2].losses == 1
 
 
 # Losses
@@ -164,10 +146,10 @@ def test_through_the_port_for_clients(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_killed_loses_nothing(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path, {(3, 1): "die once"}, seconds=0.05)
-    with watched(script, 2, cluster.address) as on:
-        results = on.score(1, 2, 3, 4)
+    with on_ray(script, 2, cluster.address) as on:
+        results = on.scores(1, 2, 3, 4)
         assert results[3].losses == 1
-        (lost,) = on.of("lost")
+        (lost,) = on.changes("lost")
         assert lost.request == 3
         assert lost.reason.startswith("its process died")
         until(lambda: on.ready == 2)
@@ -175,8 +157,8 @@ def test_a_worker_that_is_killed_loses_nothing(cluster: Any, tmp_path: Path) -> 
 
 def test_the_death_of_an_idle_worker_is_noticed(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path, {"load": "child"})
-    with watched(script, 2, cluster.address) as on:
-        on.score(1, 2)
+    with on_ray(script, 2, cluster.address) as on:
+        on.scores(1, 2)
         until(lambda: on.ready == 2)
         os.kill(script.processes()[0], signal.SIGKILL)
         until(lambda: len(script.processes()) == 3, "no worker takes its place")
@@ -187,13 +169,13 @@ def test_the_death_of_an_idle_worker_is_noticed(cluster: Any, tmp_path: Path) ->
 
 def test_a_machine_that_leaves_takes_its_workers_and_a_new_one_gets_others(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path, seconds=0.2)
-    with machine(cluster, cpus=2, gpus=2) as first, watched(script, 4, cluster.address) as on:
+    with machine(cluster, cpus=2, gpus=2) as first, on_ray(script, 4, cluster.address) as on:
         until(lambda: on.ready == 4)
         on.submit(*range(1, 13))
         until(lambda: len(script.asked()) > 6)
         cluster.remove_node(first)
         results = on.results(12)
-        lost = on.of("lost")
+        lost = on.changes("lost")
         assert len(lost) == 2
         assert {notice.reason.split(" (")[0] for notice in lost} == {"its machine left the cluster"}
         assert sum(result.losses for result in results.values()) == 2
@@ -201,14 +183,14 @@ def test_a_machine_that_leaves_takes_its_workers_and_a_new_one_gets_others(clust
         assert "no room for 2 of 4 workers: each needs 1 GPU and 1 CPU on one machine" in on.host.shortage()
         with machine(cluster, cpus=2, gpus=2):
             until(lambda: on.ready == 4)
-            on.score(*range(20, 28))
+            on.scores(*range(20, 28))
             assert not on.host.shortage()
 
 
 def test_a_run_begins_with_few_workers_and_grows_with_the_cluster(cluster: Any, tmp_path: Path) -> None:
     script = Script(tmp_path)
-    with watched(script, 4, cluster.address, least=2) as on:
-        on.score(1, 2, 3)
+    with on_ray(script, 4, cluster.address, least=2) as on:
+        on.scores(1, 2, 3)
         assert on.ready == 2
         assert on.host.shortage() == (
             "engine.workers: the cluster has no room for 2 of 4 workers: each needs 1 GPU and 1 CPU on one machine; its"
@@ -216,7 +198,7 @@ def test_a_run_begins_with_few_workers_and_grows_with_the_cluster(cluster: Any, 
         )
         with machine(cluster):
             until(lambda: on.ready == 3)
-            on.score(*range(10, 20))
+            on.scores(*range(10, 20))
 
 
 # Errors
@@ -226,7 +208,7 @@ def test_workers_that_differ_or_cannot_see_the_models_are_refused(cluster: Any, 
     for act, reason in (("differ", "dtype is other there"), ("refuse", "org/none cannot be found")):
         folder = tmp_path / act
         folder.mkdir()
-        with watched(Script(folder, {"greet": act}), 2, cluster.address) as on:
+        with on_ray(Script(folder, {"greet": act}), 2, cluster.address) as on:
             on.submit(1)
             with pytest.raises(UserError, match=reason):
                 on.pool.result()
@@ -258,8 +240,8 @@ def test_more_workers_than_cores(tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match="2 workers do not fit on the cluster, whose machine has 1 CPU; give at"):
             check_cluster(None, 2, made.address, None)
-        with watched(Script(tmp_path), 2, made.address, least=1) as on:
-            on.score(1)
+        with on_ray(Script(tmp_path), 2, made.address, least=1) as on:
+            on.scores(1)
             assert "for 1 of 2 workers: each needs 1 CPU on one machine" in until(on.host.shortage)
     finally:
         made.shutdown()
@@ -312,8 +294,8 @@ def test_a_program_that_uses_ray_itself(cluster: Any, tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match="this program is connected to a Ray cluster already"):
             check_cluster(None, 1, cluster.address, None)
-        with watched(Script(tmp_path), 1, "auto") as on:
-            on.score(1)
+        with on_ray(Script(tmp_path), 1, "auto") as on:
+            on.scores(1)
         assert ray.is_initialized()
     finally:
         ray.shutdown()
@@ -337,30 +319,47 @@ from llmevo.workers.pool import Pool
 from llmevo.workers.ray import RayCluster
 from support.scripted import *
 
-script = Script(Path(sys.argv[1]), {2: "hang"})
+script = Script(Path(sys.argv[1]), {2: "die once", 3: "hang"})
 pool = Pool(RayCluster(script.opening(), None, 2), ScriptedScoring(), FACTS)
 for number in (1, 2):
     pool.submit(Request(number, recipe_of(number)))
-print(pool.result().id, flush=True)
+for _ in range(2):
+    print(pool.result().id, flush=True)
+if sys.argv[2] == "close":
+    pool.close()
+    print("closed", flush=True)
+    sys.stdin.read()
+pool.submit(Request(3, recipe_of(3)))
 pool.result()
 """
 
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Processes of Ray that need a minute to end when it is killed."""
 
-def test_a_new_cluster_ends_with_its_driver(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("end", ["close", "kill", "stop"])
+def test_a_new_cluster_ends_with_its_driver(tmp_path: Path, end: str) -> None:
     mark = f"LLMEVO_TEST={tmp_path}"
-    address = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}  # it is for other programs
-    variables = {**os.environ, **address, "LLMEVO_TEST": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-W", "error", "-c", DRIVER, str(tmp_path)]
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+    other = {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}  # it is for other programs
+    variables = {**os.environ, **other, "LLMEVO_TEST": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", DRIVER, str(tmp_path), end]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=variables, **pipes) as driver:
         assert driver.stdout
-        assert driver.stderr
-        assert driver.stdout.readline() == "1\n"
-        marked = [*marked_with(mark)]
-        assert any("raylet" in command for command in marked)
-        assert not any("dashboard.py" in command and "--include-dash" in command for command in marked)
-        driver.kill()
-        driver.communicate()
-    until(lambda: not [*marked_with(mark)], "a process of the cluster is left")
+        assert {driver.stdout.readline(), driver.stdout.readline()} == {"1\n", "2\n"}
+        if end == "close":
+            assert driver.stdout.readline() == "closed\n"
+            until(lambda: len([*marked_with(mark)]) == 1, "a process of the cluster is left")
+            driver.kill()
+        else:
+            assert any("raylet" in command for command in marked_with(mark))
+            assert not any(
+                "dashboard.py" in command and "--include-dash=true" in command for command in marked_with(mark)
+            )
+            driver.kill() if end == "kill" else driver.terminate()
+        assert driver.communicate() == ("", "")
+        assert driver.returncode == (-signal.SIGTERM if end == "stop" else -signal.SIGKILL)
+    until(lambda: not {*marked_with(mark)} - {*AGENTS}, "a process of the cluster is left")
 
 
 def marked_with(mark: str) -> Iterable[str]:
@@ -368,7 +367,7 @@ def marked_with(mark: str) -> Iterable[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
 # Runs
