@@ -240,10 +240,12 @@ class Turns:
     @contextmanager
     def waiting(self) -> Generator[None]:
         """Let others compute meanwhile; raises Stopped when the comparison ends."""
-        with self.others():
-            yield
-        if self._stopped.is_set():
-            raise Stopped
+        try:
+            with self.others():
+                yield
+        finally:
+            if self._stopped.is_set():
+                raise Stopped
 
     def stop(self) -> None:
         """End all runs at their next wait."""
