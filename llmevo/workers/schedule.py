@@ -118,7 +118,8 @@ class Schedule:
         ready = [each for each in self._open.values() if each.next_part is not None]
         ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.is_begun))
         if not ready and ahead:
-            ready = [each for each in self._open.values() if each.later_part is not None]
+            every = [each for each in self._open.values() if each.later_part is not None]
+            ready = [each for each in every if not self._scoring.asks_judges(each.request.questions)]  # these are paid
             ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.later_part))
         if not ready or (part := ready[0].later_part) is None:
             return None
@@ -126,6 +127,10 @@ class Schedule:
         chosen.asked[part] = chosen.counted
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
+
+    def is_open(self, job: Job) -> bool:
+        """Return whether the answers to a job are still wanted."""
+        return job.id in self._open
 
     def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
         """Take the answers to a job. Return the result of its request if that is complete or stopped."""
