@@ -41,6 +41,7 @@ from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
+from llmevo.workers.processes import fitting
 from llmevo.workers.protocol import Doing, Job, Request, Workers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
@@ -362,7 +363,7 @@ class Scorer:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
         if (count := self.config.engine.most_workers) is not None:
             return count
-        return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
+        return max(1, fitting(torch.cuda.device_count(), self.config.engine.gpus or 1.0))
 
     def close(self) -> None:
         """End the workers, where there are any."""

@@ -26,7 +26,7 @@ def test_the_scripted_recipes_are_stopped_after_every_number_of_parts() -> None:
     assert min(counts.values()) > 2, counts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     raced=st.lists(st.booleans(), min_size=1, max_size=6),
     workers=st.integers(1, 5),
