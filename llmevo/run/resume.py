@@ -94,8 +94,8 @@ def prepare(
             "The run began without workers, so its candidates go on one after the other; only finalists and held-out"
             f" rows are scored {count} at a time"
         )
-    experiment = Experiment.of_log(begun, log.folder, api_key, scorer)
-    experiment.root = scorer.root
+    experiment = Experiment.of_log(begun, log.folder, api_key)
+    experiment.root, experiment.verdicts, experiment.scorer = scorer.root, scorer.verdicts, scorer
     return experiment
 
 

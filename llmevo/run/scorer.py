@@ -43,6 +43,7 @@ from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
+from llmevo.workers.processes import fitting
 from llmevo.workers.protocol import Doing, Job, Request, Workers
 from llmevo.workers.share import Share
 
@@ -384,7 +385,7 @@ class Scorer:
             return 1
         if (count := self.config.engine.most_workers) is not None:
             return count
-        return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
+        return max(1, fitting(torch.cuda.device_count(), self.config.engine.gpus or 1.0))
 
     @property
     def is_local(self) -> bool:

@@ -375,7 +375,8 @@ class Pool:
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
-                    self._owners[job.id].box.put(Unjudged(name, job, score, seconds))
+                    if desk := self._owners.get(job.id):  # else another part has failed
+                        desk.box.put(Unjudged(name, job, score, seconds))
                 else:
                     self._give(self._schedule.answered(name, job, score, seconds))
                 self._give_further()

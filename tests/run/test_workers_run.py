@@ -23,6 +23,7 @@ from llmevo.run.log.storage import RunLog, read_log, trust
 from llmevo.run.loop import carry_on
 from llmevo.run.resume import prepare
 from llmevo.run.verify import verify
+from llmevo.workers.local import Local
 from support import scripted_run
 from support.scripted import Script
 from support.scripted_run import config_in, essence
@@ -274,13 +275,33 @@ def test_engines_in_workers_score_alike(workspace: Workspace, search: dict[str, 
         with RunLog(folder, resume=True) as log:
             experiment = prepare(log)
             changed = experiment.config.engine.model_copy(update={"workers": workers, "on": on})
-            experiment.config = experiment.config.model_copy(update={"engine": changed})
+            experiment.scorer.config = experiment.config.model_copy(update={"engine": changed})
+            assert experiment.scorer.workers.count == workers
             carry_on(experiment, log)
         assert essence(read_log(folder)) == essence(whole)
     for run in ("run", "again-2-processes"):
         status, printed = workspace.llmevo("replay", run, "--verify")
         assert status == 0, printed
     assert any(event.rival is not None for event in whole if isinstance(event, events.Evaluated)) or more
+
+
+class Closing(Local):
+    """Workers of which it is known whether they were ended."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_resumed_run_ends_its_workers(workspace: Workspace) -> None:
+    workspace.finished(search={"optimizer": "random", "budget": 5, "seed": 3}, heldout=None)
+    workers = Closing(lambda _: pytest.fail("nothing is left to score"))
+    with RunLog(Path("run"), resume=True) as log:
+        experiment = prepare(log)
+        experiment.scorer.workers = workers
+        carry_on(experiment, log)
+    assert workers.closed
 
 
 @pytest.mark.slow
