@@ -15,8 +15,10 @@ of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:
 The rules are those of a run: the same start rows for every optimizer, generations of the config's default size, one
 rule for what is handed over (`llmevo.search.optimizers.recommend`). With `--questions N` a candidate is asked N
 questions of every task: the same for all candidates of a search with `--mode fixed`, other ones for each with
-`--mode fresh`. With `--questions 0` its score is the true one, without noise. A line has the true score of the
-candidate that would be handed over after some numbers of evaluations, and of the best-scored one.
+`--mode fresh`. With `--mode finals` they are the same, and at the end as many further questions choose among the
+finalists, as in a run: each finalist counts as an evaluation. With `--questions 0` its score is the true one, without
+noise. A line has the true score of the candidate that would be handed over after some numbers of evaluations, and of
+the best-scored one.
 """
 
 import argparse
@@ -65,6 +67,11 @@ MARKS = (8, 10, 15, 20, 30, 45, 60, 100, 150, 200)
 METRIC = "acc,none"
 BASES = ("llm-off", "cma-es")
 """The searches that the others are compared with."""
+
+FINALS = "finals"
+"""The mode of searches that end as a run does."""
+MOST_FINALISTS = SearchConfig().finalists + 3
+"""With the best parent, the uniform merge and the best coefficient."""
 
 Array = NDArray[np.float64]
 
@@ -184,6 +191,10 @@ class Examiner:
             self._scored += 1
             found += self._answered(point[None], self._draw(), 1_000_000 + 1000 * self._seed + self._scored)
         return found
+
+    def further(self, points: Array) -> list[Score]:
+        """Return the scores of candidates on as many questions that the search does not ask."""
+        return [*self._answered(points, self._draw(), 500_000 + self._seed)]
 
     def _answered(self, points: Array, questions: Mapping[str, NDArray[np.int64]], seed: int) -> Iterator[Score]:
         known = self._landscape.difficulties
@@ -363,6 +374,8 @@ class Found(NamedTuple):
     """Of the optimizer, without the LLM."""
     calls: int
     """Prompts to the LLM."""
+    further: list[float]
+    """The trials' scores on further questions; empty where none are asked."""
 
 
 def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Found:
@@ -374,7 +387,8 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     if "@" in plan.search:  # simulated LLMs need none
         facts = briefing(plan.landscape)
         facts = {**facts, "texts": examiner.texts(facts["texts"])}
-    setup = Setup(space, plan.seed, plan.budget, examiner.weights, style, Templates(), **facts)
+    budget = plan.budget - (MOST_FINALISTS if plan.mode == FINALS else 0)
+    setup = Setup(space, plan.seed, budget, examiner.weights, style, Templates(), **facts)
     answerer = Answerer(client, asdict(plan), server.transcript)
     size = SearchConfig().population_of(len(space.genes))
     trials: list[Trial] = []
@@ -383,7 +397,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     with watch:
         optimizer = maker(plan.optimizer)(setup)
         rows += answerer.suggestions(optimizer.ask_start(rows))
-    proposed = rows[: plan.budget]
+    proposed = rows[:budget]
     while proposed:
         points = np.array([space.to_unit(suggestion.genes) for suggestion in proposed])
         truths += landscape.truth(points).tolist()
@@ -393,7 +407,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         ]
         trials += told
         generation += 1
-        left = plan.budget - len(trials)
+        left = budget - len(trials)
         with watch:
             optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
             proposed = answerer.suggestions(optimizer.ask(min(size, left))) if left else []
@@ -407,7 +421,13 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         truths=truths,
         seconds=watch.seconds - answerer.watch.seconds,
         calls=answerer.calls,
+        further=_further(examiner, space, trials) if plan.mode == FINALS else [],
     )
+
+
+def _further(examiner: Examiner, space: SearchSpace, trials: Sequence[Trial]) -> list[float]:
+    points = np.array([space.to_unit(trial.candidate.genes) for trial in trials])
+    return [score.total for score in examiner.further(points)]
 
 
 def maker(name: str) -> Callable[[Setup], Optimizer]:
@@ -419,20 +439,39 @@ def maker(name: str) -> Callable[[Setup], Optimizer]:
 
 
 def judged(space: SearchSpace, found: Found, budget: int) -> dict[str, Any]:
-    """The true scores of what is handed over, and of the best-scored trial, at each mark."""
+    """The true scores of what is handed over, and of the best-scored trial, at each mark: a number of evaluations,
+    finalists included.
+    """
+    rows = [row.origin for row in start_rows(space)]
     trials = [
-        Trial(Candidate(place, 0, "", genes), Score(value, error, {}, 0))
+        Trial(Candidate(place, 0, "".join(rows[place : place + 1]), genes), Score(value, error, {}, 0))
         for place, (genes, value, error) in enumerate(zip(found.genes, found.values, found.errors, strict=True))
     ]
     marks = sorted({mark for mark in MARKS if mark <= budget} | {budget})
-    counts = [min(mark, len(trials)) for mark in marks]  # some end before
+    if found.further:
+        marks = [mark for mark in marks if mark >= len(rows) + MOST_FINALISTS]
+    counts = [min(mark - (MOST_FINALISTS if found.further else 0), len(trials)) for mark in marks]  # some end before
     handed, best = dict[int, float](), dict[int, float]()
     for number in dict.fromkeys(counts):
         picked = recommend(space, [trial for trial in trials[:number] if space.contains(trial.candidate.genes)])
         assert picked is not None
+        if found.further:
+            picked = chosen(trials[:number], picked, found.further)
         handed[number] = round(found.truths[picked.candidate.id], 5)
         best[number] = round(found.truths[int(np.argmax(found.values[:number]))], 5)
     return {"marks": marks, "handed": [handed[number] for number in counts], "best": [best[n] for n in counts]}
+
+
+def chosen(trials: Sequence[Trial], recommended: Trial, further: Sequence[float]) -> Trial:
+    """Return the best finalist by all its questions; the finalists are those of `run.finals`."""
+    best = sorted(trials, key=lambda trial: -trial.value)
+    finalists = best[: SearchConfig().finalists]
+    if recommended not in finalists:
+        finalists[-1] = recommended
+    for origin in ("parent", "uniform", "coefficient"):
+        row = next(trial for trial in best if trial.candidate.origin == origin)
+        finalists += [row] if row not in finalists else []
+    return max(finalists, key=lambda trial: trial.value + further[trial.candidate.id])
 
 
 # What a line depends on
@@ -711,7 +750,9 @@ def main(words: Sequence[str] | None = None) -> None:
     running.add_argument("--first", type=int, default=0, help="the first seed")
     running.add_argument("--budget", type=int, default=60, help="evaluations, start rows included")
     running.add_argument("--questions", type=int, default=32, help="of each task; 0 for scores without noise")
-    running.add_argument("--mode", choices=("fixed", "fresh"), default="fixed", help="which questions candidates get")
+    running.add_argument(
+        "--mode", choices=("fixed", FINALS, "fresh"), default="fixed", help="which questions are asked"
+    )
     running.add_argument("--jobs", type=int, default=1, help="searches at a time")
     running.add_argument("--model", help="the server's name of the LLM; lines have it in place of the URL")
     running.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for an answer of the server")

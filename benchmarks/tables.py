@@ -195,6 +195,21 @@ def racing_simulator(lines: Lines) -> Iterator[str]:
     yield from rows([*heads, "the one handed over would be stopped", "the highest was stopped"], cells)
 
 
+def worker_speed(lines: Lines) -> Iterator[str]:
+    """Two workers against one, each on one thread."""
+    yield f"A generation of {lines[0]['candidates']} candidates, median of {rounds(lines, 'racing', 'workers')}."
+    yield ""
+    cells: list[list[str]] = []
+    for (racing,), own in groups(lines, "racing").items():
+        one = median(line["seconds"] for line in own if line["workers"] == 1)
+        for (workers,), fleet in groups(own, "workers").items():
+            seconds = [line["seconds"] for line in fleet]
+            hourly = [3600 * line["candidates"] / line["seconds"] for line in fleet]
+            asked = f"{fleet[0]['questions'] / fleet[0]['of']:.0%}" if racing else "all"
+            cells.append([asked, str(workers), spread(seconds, 1), spread(hourly, 0), f"{one / median(seconds):.2f}"])
+    yield from rows(["questions", "workers", "seconds", "candidates an hour", "against one"], cells)
+
+
 LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "merge": merge,
     "swap": swap,
@@ -202,6 +217,7 @@ LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "agreement": agreement,
     "parity": parity,
     "overhead": overhead,
+    "worker-speed": worker_speed,
     "racing-rates": racing_rates,
     "racing-simulator": racing_simulator,
 }

@@ -69,8 +69,8 @@ FOREIGN_OPTIONS: Mapping[str, str | tuple[str, str]] = {
     "storage-path": "the option --out of `llmevo run`",
     "vllm": ("--backend vllm", "`engine: {backend: vllm}`"),
     "no-vllm": ("--backend hf", "`engine: {backend: hf}`"),
-    "strategy": "leave it out: one engine merges and scores all candidates, and nothing is scheduled",
-    "num-gpus": "`engine.options` of the config, such as `engine: {backend: vllm, options: {tensor_parallel_size: 2}}`",
+    "strategy": "leave it out: every worker merges and scores in memory; `engine.workers` says how many there are",
+    "num-gpus": ("--workers", "engine.workers"),
     **dict.fromkeys(("in-memory", "no-in-memory", "reshard", "no-reshard"), MEMORY),
     "merge-cuda": "`engine.device` of the config",
     "no-merge-cuda": "`engine: {device: cpu}` in the config",
@@ -274,6 +274,15 @@ def parse_budget(*texts: str) -> Budget:
             named = "" if repr(text) in reason else f" (it is {text!r})"
             raise ConfigError(f"--budget: {reason}{named}") from None
     return Budget.model_validate(bounds)
+
+
+def parse_workers(text: str | None) -> int | Literal["auto"] | None:
+    """The number of `--workers`, or `auto`; None without the option. Raises ConfigError."""
+    if text is None or text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(f"--workers: give a number of 1 or more, or auto (it is {text!r})")
+    return int(text)
 
 
 def _amounts(text: str) -> dict[str, float]:
@@ -546,6 +555,24 @@ class Engine(Section):
         """GPUs of a worker, if the config says so; None for one, where there are any."""
         return self.gpus_per_worker or (self._parallel if self._parallel > 1 else None)
 
+    @property
+    def most_workers(self) -> int | None:
+        """The largest number of workers; None for `auto`, one where the device is a given one."""
+        if isinstance(self.workers, Elastic):
+            return self.workers.max
+        if self.workers == "auto":
+            return 1 if self.device not in (None, "cuda") else None
+        return self.workers
+
+    @model_validator(mode="after")
+    def _own_devices(self) -> Self:
+        if self.device and ":" in self.device and (self.most_workers or 1) > 1:
+            raise ValueError(
+                f"device {self.device!r} is one GPU, and each of {self.most_workers} workers has GPUs of its own; leave"
+                " the device out, and choose the GPUs with the environment variable CUDA_VISIBLE_DEVICES"
+            )
+        return self
+
 
 class Config(Section):
     """A config file. The files of mergekit-evolve and LLM-Evo-Merge are valid configs.
@@ -732,6 +759,12 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
         if isinstance(given, dict):  # the validation below rejects any other value
             values[section] = {**given, key: value}
     return _validated(values, origin)
+
+
+def with_places(config: Config, **places: Any) -> Config:
+    """Return a config with other values of `engine` that say where its workers run. Raises ConfigError."""
+    values = config.model_dump(mode="json", exclude_unset=True)
+    return _validated({**values, "engine": {**values.get("engine", {}), **places}}, "the config", LOGGED)
 
 
 def parse_logged(raw: Mapping[str, Any], origin: str) -> Config:

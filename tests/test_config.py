@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from llmevo.config import REMOVED, REMOVED_VALUES, Config, parse_config, parse_logged, read_config, without_removed
+from llmevo.config import (
+    REMOVED,
+    REMOVED_VALUES,
+    Config,
+    parse_config,
+    parse_logged,
+    parse_workers,
+    read_config,
+    without_removed,
+)
 from llmevo.errors import ConfigError, UserError
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
@@ -161,6 +170,7 @@ PEERS = {
     "search.sigma0": (plain(search={"sigma0": 0.2}), "step size"),
     "search.popsize": (plain(search={"popsize": 8}), "search.population"),
     "vllm": (plain(vllm=True), "`engine: {backend: vllm}`"),
+    "num_gpus": (plain(num_gpus=8), "engine.workers"),
     "llm.max_retries": (plain(llm={"max_retries": 3}), "llm.retries"),
 }
 
@@ -198,6 +208,7 @@ WRONG = {
     "search.population": plain(search={"population": 1}),
     "llm.timeout": plain(llm={"timeout": 0}),
     "engine.backend": plain(engine={"backend": "jax"}),
+    "engine.gpus_per_worker": plain(engine={"gpus_per_worker": 0}),
     "tasks.0.weight": plain(tasks=[{"name": "sums", "weight": "heavy"}]),
     "tasks.0.weight ": plain(tasks=[{"name": "sums", "weight": float("nan")}]),
     "llm.temperature": plain(llm={"temperature": float("inf")}),
@@ -420,3 +431,38 @@ def test_a_worker_has_as_many_gpus_as_its_engine() -> None:
         ({"gpus_per_worker": 0.25}, 0.25),
     ):
         assert parse_config(plain(engine=engine), "my.yml").engine.gpus == gpus
+
+
+@pytest.mark.parametrize("workers", [2, {"min": 1, "max": 4}])
+def test_one_gpu_for_several_workers_is_refused_with_the_way_out(workers: Any) -> None:
+    on = {"on": "ray"} if isinstance(workers, dict) else {}
+    message = message_of(plain(engine={"device": "cuda:1", "workers": workers, **on}))
+    assert "engine: device 'cuda:1' is one GPU" in message
+    assert "CUDA_VISIBLE_DEVICES" in message
+
+
+@pytest.mark.parametrize(
+    ("engine", "most"),
+    [
+        ({"device": "cuda:1"}, 1),
+        ({"device": "cuda:1", "workers": 1}, 1),
+        ({"device": "cpu"}, 1),
+        ({"device": "cpu", "workers": 4}, 4),
+        ({"device": "cuda", "workers": 4}, 4),
+        ({"device": "cuda"}, None),
+        ({"workers": {"max": 8}, "on": "ray"}, 8),
+        ({}, None),
+    ],
+)
+def test_a_chosen_device_has_one_worker_unless_a_number_is_given(engine: dict[str, Any], most: int | None) -> None:
+    assert parse_config(plain(engine=engine), "my.yml").engine.most_workers == most
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "2.5", "1e3", ""])
+def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--workers: give a number of 1 or more, or auto"):
+        parse_workers(text)
+
+
+def test_a_number_of_workers_or_auto_is_read() -> None:
+    assert [parse_workers(text) for text in ("8", "auto", None)] == [8, "auto", None]

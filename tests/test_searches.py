@@ -116,6 +116,23 @@ def test_questions_are_the_same_for_all_candidates_or_other_ones_for_each_or_non
     assert lines[-1]["handed"] == lines[-1]["best"]  # exact scores: the best-scored is handed over
 
 
+def test_further_questions_choose_among_finalists_which_count_as_evaluations(searches: Any, tmp_path: Path) -> None:
+    asked = searches.surfaces["bowl"].asked
+    (line,) = run(searches, tmp_path / "s.jsonl", "random", "--seeds", "1", "--mode", "finals", "--budget", "20")
+    assert (line["evaluations"], line["marks"]) == (20 - searches.MOST_FINALISTS, [15, 20])
+    assert set(asked) == {(0, 16), (500_000, 16)}
+    rows = [searches.Candidate(number, 0, origin, {}) for number, origin in enumerate(("uniform", "coefficient"))]
+    rows += [searches.Candidate(number, 0, "parent" if number == 2 else "", {}) for number in range(2, 10)]
+    trials = [searches.Trial(row, searches.Score(row.id / 100, 0.0, {}, 0)) for row in rows]
+
+    def picked(*lucky: int) -> int:
+        further = [float(number in lucky) for number in range(10)]
+        return searches.chosen(trials, trials[4], further).candidate.id
+
+    assert [picked(number) for number in range(10)] == [0, 1, 2, 9, 4, 9, 9, 7, 8, 9]  # 3, 5 and 6 are no finalists
+    assert picked(8, 9) == 9  # the search questions count as well
+
+
 def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "s.jsonl"
     first = run(searches, file, "cma-es,random")
@@ -221,3 +238,64 @@ def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys:
     assert cells["cma-es"][7] == ""
     searches.main(["picture", str(file), "--out", str(tmp_path / "s.svg")])
     assert "cma-es" in (tmp_path / "s.svg").read_text()
+
+
+# Many workers: `benchmarks/workers.py`
+
+
+@pytest.fixture
+def workers(searches: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = importlib.import_module("workers")
+    monkeypatch.setattr(module, "LANDSCAPE", "bowl")
+    monkeypatch.setattr(module, "QUESTIONS", 20)
+    module.questions_of.cache_clear()
+    yield module
+    module.questions_of.cache_clear()
+
+
+def scored(workers: Any, order: str, count: int, **options: Any) -> Any:
+    return workers.Run(workers.Scene(order, count, "llm-off", **options), 0, 40).search()
+
+
+@pytest.mark.parametrize("order", ["whole", "strict", "ahead", "steady", "both", "early"])
+def test_one_worker_is_as_fast_as_one_worker(workers: Any, order: str) -> None:
+    found = scored(workers, order, 1).speed()
+    assert found["multiple"] == pytest.approx(1.0)
+    assert found["unused"] == 0.0
+
+
+@pytest.mark.parametrize("durations", ["quickstart", "1"])
+def test_in_orders_by_generations_time_decides_no_score(workers: Any, durations: str) -> None:
+    runs = [scored(workers, order, 4, durations=durations) for order in ("whole", "strict", "ahead")]
+    scores = [{number: trial.score.total for number, trial in run.trials.items()} for run in runs]
+    workers.questions_of.cache_clear()  # so that nothing is remembered from the others
+    again = scored(workers, "ahead", 4, durations=durations, machines="unequal", swap=0.3)
+    assert len(scores[0]) == 40
+    assert all(own == scores[0] for own in scores)
+    assert {number: trial.score.total for number, trial in again.trials.items()} == scores[0]
+    assert runs[2].ended < runs[1].ended <= runs[0].ended
+
+
+@pytest.mark.parametrize("order", ["strict", "ahead", "steady", "both", "early"])
+def test_the_time_of_workers_is_worked_or_idle(workers: Any, order: str) -> None:
+    """Counted work, further swaps, idle time and answers in vain are all of the time; no worker does two things."""
+    run = scored(workers, order, 4, machines="unequal")
+    found, capacity = run.speed(), sum(run.scene.speeds) * run.ended
+    assert 0 < found["multiple"] <= sum(run.scene.speeds)
+    worked = run.fleet.work(0, run.ended) / capacity
+    idle = sum(found[name] for name in ("idle first", "idle between", "idle last"))
+    assert worked + idle == pytest.approx(1.0)
+    assert found["multiple"] * run.ended <= run.fleet.work(0, np.inf) + 1e-9
+    if order in ("steady", "both"):
+        assert found["idle between"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_search_goes_on_where_its_file_ends(workers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "workers.jsonl"
+    scenes = [workers.Scene(order, 2, "llm-off") for order in ("ahead", "steady")]
+    for count in (1, 2):
+        workers.COMMANDS["speed"] = (lambda c=count: iter(scenes[:c]), workers.speed)
+        workers.main(["speed", "--seeds", "2", "--out", str(file)])
+    assert [json.loads(text)["scene"]["order"] for text in file.read_text().splitlines()] == ["ahead", "steady"]
+    workers.main(["table", str(file)])
+    assert "| 2 | 2 | quickstart, llm-off |" in capsys.readouterr().out

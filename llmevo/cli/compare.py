@@ -30,6 +30,7 @@ def compare(
     base_url: options.BaseUrl = None,
     model: options.Model = None,
     backend: options.Backend = None,
+    workers: options.Workers = None,
     task_search_path: options.TaskFolders = None,
     mask_names: options.MaskNames = False,
     max_llm_calls: options.MaxCalls = None,
@@ -58,6 +59,7 @@ def compare(
         llm__max_cost=max_cost,
         llm__strict=strict_llm,
         engine__backend=backend,
+        engine__workers=workers,
     )
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()

@@ -23,6 +23,7 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
     view = Display(terminal.console, experiment.scorer.config, log.folder)
     experiment.verdicts.ask_voter = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     experiment.scorer.warn = view.warn
+    view.doing = lambda: experiment.scorer.doing
     try:
         # The display ends first: loggers may be slow to send the rest.
         with forwarded(config.loggers, log.place, view.warn) as loggers, view:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmevo.config import Config, parse_budget, read_config, read_loggers
+from llmevo.config import Config, parse_budget, parse_workers, read_config, read_loggers
 from llmevo.errors import ConfigError
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.optimizers import OPTIMIZERS
@@ -27,6 +27,10 @@ Budget = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Backend = Annotated[str | None, typer.Option(help="auto, hf or vllm.")]
+Workers = Annotated[
+    str | None,
+    typer.Option(help="Score so many candidates at the same time, each in a process of its own; auto: one a GPU."),
+]
 TaskFolders = Annotated[
     list[Path] | None, typer.Option("--task-search-path", help="Folder with lm-eval tasks; may be repeated.")
 ]
@@ -50,6 +54,8 @@ def read_settings(config: Path, folders: list[Path] | None = None, **options: An
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget)
+    if workers := given.get("engine.workers"):
+        given["engine.workers"] = parse_workers(workers)
     settings = read_config(config, given)
     if not folders:
         return settings

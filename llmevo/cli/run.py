@@ -22,6 +22,7 @@ def run(
     budget: options.Budget = None,
     seed: options.Seed = None,
     backend: options.Backend = None,
+    workers: options.Workers = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
     task_search_path: options.TaskFolders = None,
     mask_names: options.MaskNames = False,
@@ -52,6 +53,7 @@ def run(
         llm__max_cost=max_cost,
         llm__strict=strict_llm,
         engine__backend=backend,
+        engine__workers=workers,
     )
     settings = options.with_loggers(settings, logger)
     check_start(settings, config.parent.absolute())

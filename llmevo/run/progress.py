@@ -46,7 +46,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Pace:
-    """The seconds of each kind of step so far."""
+    """The seconds of each kind of step so far, of all workers together."""
 
     candidate: float
     """A candidate of the search, raced or taken over as often as so far."""
@@ -75,6 +75,44 @@ class Pace:
             finalist=_mean(_total(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
             heldout=_mean(map(_total, heldout)) or _expected(started.heldout_items, calls),
         )
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of a run, for the time that steps take when several are taken at the same time."""
+
+    ready: int
+    """How many score now; 1 without workers."""
+    efficiency: float
+    """The share of their time in which they scored candidates: at the end of a generation some wait for the last."""
+
+    @classmethod
+    def of(cls, state: RunState, config: Config, each: float) -> Self:
+        """Return the workers of a run whose candidates take `each` seconds of one worker.
+
+        The efficiency is that of the search so far and, with the weight of one candidate a worker, the share of workers
+        that a generation of equally slow candidates needs.
+        """
+        started, fleet = state.started, state.fleet
+        if started is None or not (started.workers > 1 or fleet.members):
+            return cls(1, 1.0)
+        ready = fleet.expected if fleet.questions else max(fleet.ready, started.workers)
+        ready = max(1, ready)
+        size = max(1, _generation(state, config))
+        at_once = 1 if not started.order else ready if started.order == "steady" else size / math.ceil(size / ready)
+        # Of candidates that are being scored, about half is done.
+        done = fleet.search.busy + (min(waiting(state), ready) * each / 2 if fleet.search.busy else 0.0)
+        capacity = fleet.search.capacity + ready * each
+        expected = at_once / ready
+        return cls(ready, min(1.0, (done + at_once * each) / capacity) if each else expected)
+
+    def one_by_one(self, count: int, each: float) -> float:
+        """Return the time of `count` candidates of `each` seconds, one after the other as workers are free."""
+        return count * each / (self.ready * self.efficiency)
+
+    def together(self, count: int, each: float) -> float:
+        """Return the time of `count` steps of `each` seconds that are all begun at once."""
+        return math.ceil(count / self.ready) * each
 
 
 def _answering(state: RunState) -> tuple[float, int]:
@@ -114,14 +152,34 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     finalists = max(0, _finalists_left(state, config) - known.finalists)
     rows = _rows_left(state, config, known)
     candidates = max(0, ahead - known.start_rows)
-    steps = (generations * pace.asking, candidates * pace.candidate, finalists * pace.finalist, rows * pace.heldout)
-    if unscored or (ahead and answered):
-        now = pace.candidate if candidates else 0.0
+    crew = Crew.of(state, config, pace.candidate)
+    begun = min(unscored, candidates) if started.order == "strict" and state.fleet.members else 0
+    # While the LLM is asked in the order `steady`, workers go on: its time is in that of the candidates.
+    asking = 0.0 if started.order == "steady" and state.fleet.members else pace.asking
+    generation = _generation_left(state, crew, pace.candidate) if begun else 0.0
+    steps = (
+        generations * asking,
+        generation + crew.one_by_one(candidates - begun, pace.candidate),
+        crew.together(finalists, pace.finalist),
+        crew.together(rows, pace.heldout),
+    )
+    if begun:
+        now = generation
+    elif unscored or (ahead and answered):
+        now = crew.one_by_one(1, pace.candidate) if candidates else 0.0
     elif ahead:
-        now = pace.asking
+        now = asking
     else:
         now = pace.finalist if finalists else pace.heldout if rows else 0.0
     return Left(now, max(0.0, sum(steps) - now))
+
+
+def _generation_left(state: RunState, crew: Crew, each: float) -> float:
+    """The time until all candidates of the last generation are scored, from their scores and the time so far."""
+    size = sum(candidate.generation == _last_generation(state) for candidate in state.candidates.values())
+    alone = 0 if _last_generation(state) else 1  # the first start row
+    whole = alone * each + (crew.together(size - 1, each) if alone else crew.one_by_one(size, each))
+    return max(whole - state.fleet.generation, 0.0)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from llmevo.config import Budget, Config, check_values, parse_logged, read_config
+from llmevo.config import Budget, Config, check_values, parse_logged, read_config, with_places
 from llmevo.errors import ConfigError, RunError
 from llmevo.run import trust
 from llmevo.run.experiment import Experiment, config_of
@@ -49,10 +49,12 @@ def prepare(
     api_key: str | None = None,
     trusted: bool = False,
     warn: Callable[[str], None] = lambda _: None,
+    workers: int | Literal["auto"] | None = None,
 ) -> Experiment:
     """Return the experiment of an opened log, with the changes since its start appended to the log.
 
-    `given`, with the `root` of its paths, is the user's config; without it the log's counts.
+    `given`, with the `root` of its paths, is the user's config; without it the log's counts. Where the workers run is
+    not logged: `given` says it for this session, and `workers` their number.
 
     Raises RunError where the config, the questions or the models are not those of the log, unless `force` allows it,
     and for a log from elsewhere without the user's consent (see `llmevo.run.trust`); ConfigError for a budget that is
@@ -71,7 +73,8 @@ def prepare(
     edited = [] if given else _edited(log, [begun, state.started], warn)
     raised = _new_budget(before, given or before, budget, state)
     now = changes.applied(state.started, events.Resumed(reason="", forced=found, budget=raised))
-    scorer = Scorer(config_of(now, LOG), root or log.place / begun.root, warn=warn)
+    placed = _placed(config_of(now, LOG), begun, given, workers)
+    scorer = Scorer(placed, root or log.place / begun.root, warn=warn)
     goes_on = not state.finished or raised is not None
     if goes_on:
         if edited and not force:
@@ -86,9 +89,26 @@ def prepare(
     if goes_on and (event := _resumed(state.started, found, raised)):
         log.append(event)
         log.recorded.append(event)
+    if goes_on and not begun.order and (count := scorer.count_workers()) > 1:
+        warn(
+            "The run began without workers, so its candidates go on one after the other; only finalists and held-out"
+            f" rows are scored {count} at a time"
+        )
     experiment = Experiment.of_log(begun, log.folder, api_key, scorer)
     experiment.root = scorer.root
     return experiment
+
+
+def _placed(
+    config: Config, begun: events.RunStarted, given: Config | None, workers: int | Literal["auto"] | None
+) -> Config:
+    """Return the config with the workers of this session; a run that began without any gets them only when asked."""
+    places = (given or config).engine.model_dump(mode="json", include={*changes.PLACES}, exclude_unset=True)
+    if workers is not None:
+        places["workers"] = workers
+    elif not begun.order and places.get("workers", "auto") == "auto":
+        places["workers"] = 1
+    return with_places(config, **places)
 
 
 def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Change]:

@@ -40,7 +40,8 @@ from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
-from llmevo.workers.protocol import Job, Request, Workers
+from llmevo.workers.pool import Pool
+from llmevo.workers.protocol import Doing, Job, Request, Workers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -351,11 +352,16 @@ class Scorer:
             update={"engine": engine.model_copy(update={"backend": self.backend, "options": options})}
         )
 
+    @property
+    def doing(self) -> Sequence[Doing]:
+        """What each worker of a pool does now; none before they are started. Starts none."""
+        workers = vars(self).get("workers")
+        return workers.doing if isinstance(workers, Pool) else ()
+
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
-        count = self.config.engine.workers
-        if not isinstance(count, str):
-            return count if isinstance(count, int) else count.max
+        if (count := self.config.engine.most_workers) is not None:
+            return count
         return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from llmevo.errors import LlmevoError, MachineError, UserError, plural
 from llmevo.workers.protocol import (
     Answered,
+    Doing,
     Hello,
     Host,
     Job,
@@ -132,6 +133,8 @@ class Pool:
         self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
         self._ready, self._refusal = threading.Event(), ""
         self._open = 0
+        self._waiting = threading.Event()
+        """Whether the run waits for a result, so that no request is to come before the next one."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -151,12 +154,24 @@ class Pool:
         """The workers, for a display."""
         return self._slots
 
+    @property
+    def doing(self) -> list[Doing]:
+        """What each worker does now; it may change while it is read."""
+        found: list[Doing] = []
+        for slot in self._slots:
+            job, stage = slot.job, "left out" if slot.closed else slot.stage.value
+            found.append(Doing(f"{slot.number}", stage, slot.since, job.id if job else None))
+        return found
+
     def submit(self, request: Request) -> None:
         self._open += 1
         self._inbox.put(request)
         self._host.wake()
 
     def result(self) -> Result:
+        if self._outbox.empty():
+            self._waiting.set()
+            self._host.wake()
         while True:
             try:
                 found = self._outbox.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
@@ -168,6 +183,7 @@ class Pool:
                 self._outbox.put(found)  # for the next caller
                 raise found
             else:
+                self._waiting.clear()
                 self._open -= 1
                 return found
 
@@ -202,11 +218,12 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
+            self._waiting.clear()
             self._outbox.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
-            self._outbox.put(result)
+            self._give(result)
 
     def _start_workers(self) -> None:
         for slot in self._slots:
@@ -219,10 +236,11 @@ class Pool:
 
     def _hand_out(self) -> None:
         self._gathered = self._gathered or self._count_ready >= self._host.least
+        ahead = self._waiting.is_set()
         for slot in self._slots:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue
-            if job := self._schedule.job_for(slot.worker.name):
+            if job := self._schedule.job_for(slot.worker.name, ahead):
                 slot.job = job
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)

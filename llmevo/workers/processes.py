@@ -112,9 +112,10 @@ class Processes:
         self._waking, self._woken = Pipe()
 
     def launch(self, name: str) -> Process:
-        return Process(name, self._opening, self._environment(int(name.partition(".")[0]) - 1))
+        return Process(name, self._opening, self.environment(int(name.partition(".")[0]) - 1))
 
-    def _environment(self, place: int) -> dict[str, str]:
+    def environment(self, place: int) -> dict[str, str]:
+        """Return the environment variables of the worker at a place, from 0."""
         if not self._devices:
             return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
         count = max(1, int(self._each))

@@ -66,6 +66,20 @@ class Notice(BaseModel):
     """The request that it had in hand when it was lost; that one is scored elsewhere."""
 
 
+@dataclass(frozen=True)
+class Doing:
+    """What a worker does now, for a display."""
+
+    worker: str
+    """Its number; of one that takes the place of a lost one the same."""
+    stage: str
+    """`starting`, `loading`, `idle`, `scoring`, or `left out`."""
+    since: float
+    """When that began, by `time.monotonic`."""
+    request: int | str | None = None
+    """What it scores: see `Request.id`."""
+
+
 class Workers(Protocol):
     """Score requests, several at once where there are several workers."""
 

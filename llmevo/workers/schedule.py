@@ -34,13 +34,20 @@ class Open:
     """The places of these workers: see `_place`."""
     counted: int = 0
     """The losses, those at the same time as one."""
+    judged: int = 0
+    """The number of parts after which it was decided whether it goes on, those known from before included."""
     twins: list[Request] = field(default_factory=list[Request])
     """Requests of the same recipe, which wait for this one's score."""
 
     @property
     def next_part(self) -> int | None:
         """The next part that a worker may take; of a raced request, only once the one before is answered."""
-        if self.counted >= MOST_LOSSES or (self.raced and self.asked):
+        return None if self.raced and self.asked else self.later_part
+
+    @property
+    def later_part(self) -> int | None:
+        """The next part that no worker has, also where the one before is not answered."""
+        if self.counted >= MOST_LOSSES:
             return None
         end = min(self.failed, default=len(self.parts))  # no answer behind a failure counts
         left = (part for part in range(self.first, end) if part not in self.answers)
@@ -97,17 +104,23 @@ class Schedule:
         raced = self._scoring.is_raced(request)
         if known and raced and (score := self._scoring.stopped(request, known)):
             return Result(request.id, score)
-        self._open[request.id] = Open(request, raced, parts, known, first)
+        self._open[request.id] = Open(request, raced, parts, known, first, judged=first)
         return None
 
-    def job_for(self, worker: str) -> Job | None:
+    def job_for(self, worker: str, ahead: bool = False) -> Job | None:
         """Return the next job of a free worker: rather one of the recipe that it holds, else of a new recipe, else any,
         for which it has to merge a recipe that another worker holds too. Recipes that were lost at its place come last.
+
+        With `ahead`, a worker that would be idle takes a part of a raced request of which others answer the parts
+        before. Its answers are in vain if these stop the request, so this is for when no new request is to come.
         """
-        held = self._open.get(self._holds.get(worker, ""))
+        held, place = self._open.get(self._holds.get(worker, "")), _place(worker)
         ready = [each for each in self._open.values() if each.next_part is not None]
-        ready.sort(key=lambda each: (each is not held, _place(worker) in each.lost_at, each.is_begun))
-        if not ready or (part := ready[0].next_part) is None:
+        ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.is_begun))
+        if not ready and ahead:
+            ready = [each for each in self._open.values() if each.later_part is not None]
+            ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.later_part))
+        if not ready or (part := ready[0].later_part) is None:
             return None
         chosen = ready[0]
         chosen.asked[part] = chosen.counted
@@ -152,20 +165,23 @@ class Schedule:
         return found
 
     def _judged(self, of: Open) -> Result | None:
-        """Return the result of a request that is complete, stopped or failed."""
-        place = of.answered
-        if place in of.failed:
-            return self._close(of, of.result(None, of.failed[place]))
-        complete = place == len(of.parts)
-        if not (complete or (of.raced and not of.asked)):
-            return None
-        done = [of.answers[part] for part in range(of.first, place)]
-        joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
-        stopped = None if complete else self._scoring.stopped(of.request, joined)
-        if not (complete or stopped):
-            return None
-        self._scoring.keep(of.request, stopped or joined)
-        return self._close(of, of.result(stopped or joined))
+        """Return the result of a request that is complete, stopped or failed. Parts that were answered ahead are judged
+        one after the other, as if they had been asked so.
+        """
+        while of.judged < of.answered:
+            of.judged += 1
+            complete = of.judged == len(of.parts)
+            if not (complete or of.raced):
+                continue
+            done = [of.answers[part] for part in range(of.first, of.judged)]
+            joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
+            stopped = None if complete else self._scoring.stopped(of.request, joined)
+            if complete or stopped:
+                self._scoring.keep(of.request, stopped or joined)
+                return self._close(of, of.result(stopped or joined))
+        if of.judged in of.failed:
+            return self._close(of, of.result(None, of.failed[of.judged]))
+        return None
 
     def _taken(self, job: Job) -> Open | None:
         """The request of a job that a worker has given back; None where another part has closed it."""

@@ -8,9 +8,13 @@ stays behind a setting that old logs do not have. To keep a log of a later versi
 
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG, RunLog
 from llmevo.run.resume import prepare
 from llmevo.search.simulated_llm import SimulatedClient
-from support.workspace import new_workspace
+from support.workspace import new_workspace, write_task
 
 SIMULATED = {"proposer": "simulated", "model": "random"}
 
@@ -97,6 +101,37 @@ def record_speaking(target: Path) -> None:
         record(target, "llm", 30, SIMULATED, limit=6)
 
 
+def record_workers(target: Path, optimizer: str, order: str) -> None:
+    """A raced run with two workers, one of which is killed. The name of this machine is left out of the log."""
+    write_task(Path("..").resolve(), "letters", 0, size=24)
+    search = {"optimizer": optimizer, "budget": 20, "population": 4, "seed": 7, "order": order, "racing": {"looks": 3}}
+    engine = {"backend": "hf", "self_check": False, "workers": 2}
+    with mock.patch("llmevo.run.loop.score_one", losing(loop.score_one)):
+        record(target, optimizer, 20, {"proposer": "simulated", "model": "random"}, search=search, engine=engine)
+    text = re.sub(r'("place":")[^"]*?(, process) \d+', r"\1machine\2", target.read_text())
+    target.write_text(text)
+
+
+def losing(score_one: Any) -> Any:
+    """Kill a worker that scores, while the eighth score is waited for."""
+    calls = iter(range(1000))
+
+    def score(experiment: Experiment, *given: Any) -> Any:
+        if next(calls) == 7:
+            pool: Any = experiment.scorer.workers
+            threading.Thread(target=kill_busy, args=(pool,), daemon=True).start()
+        return score_one(experiment, *given)
+
+    return score
+
+
+def kill_busy(pool: Any) -> None:
+    """Kill the next worker that has a job."""
+    while not (found := [slot.worker for slot in pool.slots if slot.job and slot.worker]):
+        time.sleep(0.001)
+    os.kill(found[0]._process.pid, signal.SIGKILL)
+
+
 def spoil(model: str) -> None:
     """Make a weight of it NaN, so that every merge with it fails."""
     file = Path("..") / model / "model.safetensors"
@@ -118,6 +153,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "0.2-llm": lambda target: record(target, "llm", 20, SIMULATED, limit=6),
     "0.3-llm": record_speaking,
     "0.3-llm-off": lambda target: record(target, "llm-off", 20, SIMULATED, limit=6),
+    "0.3-workers-strict": lambda target: record_workers(target, "cma-es", "strict"),
+    "0.3-workers-steady": lambda target: record_workers(target, "llm-off", "steady"),
     "0.1-failures": lambda target: (spoil("two"), record(target, "llm", 12, SIMULATED))[1],
 }
 """By the name of the log. The last one spoils a model."""

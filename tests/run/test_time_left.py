@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -137,3 +138,127 @@ def test_what_another_run_of_a_comparison_knows_already_takes_no_time(speed: Spe
     for share, true, said in times(taken_over(log), [folded(log)]):
         if share >= 1 / 3:
             assert abs(said - true) <= 0.25 * true, f"{share:.0%}: {said:.0f} s said, {true:.0f} s true"
+
+
+WORKERS = 4
+
+
+def with_workers(speed: Speed, order: str, loading: float = 0.0, pause: float = 0.0) -> list[events.Event]:
+    """The log of the same run with workers, which take the next candidate whenever they are free."""
+    alone = quickstart(speed)
+    now, log = datetime(2026, 1, 1, tzinfo=UTC), list[events.Event]()
+
+    def add(event: events.Event) -> None:
+        log.append(event.model_copy(update={"time": now.isoformat()}))
+
+    def score(waiting: Sequence[events.Event]) -> None:
+        """Add these scores in the order in which workers finish them."""
+        nonlocal now
+        free, ends = [now] * WORKERS, list[tuple[datetime, int, events.Event]]()
+        for event in waiting:
+            assert isinstance(event, events.Scored)
+            worker = free.index(min(free))
+            free[worker] += timedelta(seconds=sum(event.seconds.values()))
+            did = event.model_copy(update={"workers": {f"{worker + 1}": event.items}})
+            ends.append((free[worker], worker, did))
+        for end, _, event in sorted(ends, key=lambda each: each[:2]):
+            now = end
+            add(event)
+
+    def search_steadily(waiting: Sequence[events.Evaluated]) -> None:
+        """Ask for one candidate whenever a worker is free, the LLM for every third one; tell each when it is scored."""
+        nonlocal now
+        working, ahead = dict[str, tuple[datetime, events.Evaluated]](), [*waiting]
+        while ahead or working:
+            free = [worker for worker in workers if worker not in working]
+            if ahead and free:
+                if len(ahead) % 3 == 0 and speed.llm:
+                    now += timedelta(seconds=speed.llm)
+                    add(prompted(len(log)).model_copy(update={"seconds": speed.llm}))
+                one = ahead.pop(0)
+                add(asked(len(log), [one.candidate]))
+                working[free[0]] = now + timedelta(seconds=sum(one.seconds.values())), one
+            else:
+                worker = min(working, key=lambda each: working[each][0])
+                end, one = working.pop(worker)
+                now = max(now, end)
+                add(one.model_copy(update={"workers": {worker: one.items}}))
+                add(told(len(log)))
+
+    groups = list[list[events.Event]]()
+    for event in alone:
+        kinds = (events.Evaluated, events.Selected, events.HeldOut)
+        if groups and isinstance(event, kinds) and isinstance(groups[-1][0], type(event)):
+            groups[-1].append(event)
+        else:
+            groups.append([event])
+    workers, later = [f"{number + 1}" for number in range(WORKERS)], len(GENERATIONS[0])
+    for place, group in enumerate(groups):
+        first = group[0]
+        match first:
+            case events.RunStarted():
+                add(first.model_copy(update={"order": order, "workers": WORKERS}))
+            case events.Evaluated(candidate=0):
+                now += timedelta(seconds=loading)
+                for worker in workers:
+                    add(events.Worker(worker=worker, change="ready"))
+                score(group[:1])
+                score(group[1:])
+            case events.Evaluated() if order == "steady":
+                if first.candidate == later:
+                    search_steadily([e for e in alone if isinstance(e, events.Evaluated) and e.candidate >= later])
+            case events.Prompted() | events.Asked() | events.Told() if order == "steady" and place > 4:
+                pass
+            case events.Prompted():
+                now += timedelta(seconds=first.seconds)
+                add(first)
+            case events.Evaluated() if pause and place > len(groups) / 3:
+                now, pause = now + timedelta(seconds=pause), 0.0
+                for worker in workers:
+                    add(events.Worker(worker=worker, change="ready"))
+                score(group)
+            case events.Selected():
+                number = sum(isinstance(event, events.Told) for event in log)
+                score([event.model_copy(update={"generation": number}) for event in group])
+            case events.Scored():
+                score(group)
+            case _:
+                add(first)
+    return log
+
+
+def settled(log: Sequence[events.Event]) -> list[tuple[float, float, float]]:
+    """`times` after the last of the events at each moment."""
+    found = times(log)
+    return [one for one, after in pairwise([*found, (2.0, -1.0, 0.0)]) if one[1] != after[1]]
+
+
+@SPEEDS
+@pytest.mark.parametrize("order", ["strict", "steady"])
+def test_with_workers_the_time_left_is_right_within_a_third_or_an_answer_of_the_llm(speed: Speed, order: str) -> None:
+    for share, true, said in settled(with_workers(speed, order)):
+        if share >= 1 / 2:
+            assert abs(said - true) <= max(true / 3, speed.llm), f"{share:.0%}: {said:.0f} s said, {true:.0f} s true"
+
+
+def test_neither_a_pause_nor_loading_counts_as_time_of_scoring() -> None:
+    log = with_workers(Speed(0.45, 0.28, 0.0294, 2.9), "strict", loading=40.0, pause=3600.0)
+    after = [(true, said) for _, true, said in settled(log) if true < 3000]
+    assert len(after) > 20
+    for true, said in after:
+        assert abs(said - true) <= true / 3, f"{said:.0f} s said, {true:.0f} s true"
+
+
+def test_the_sum_of_the_seconds_of_all_workers_is_not_the_time_that_is_left() -> None:
+    speed = Speed(0.1, 0.0, 0.02, 0.0)
+    alone, four = (settled(log) for log in (quickstart(speed), with_workers(speed, "strict")))
+    said = [next(said for share, _, said in log if share > 0.4) for log in (alone, four)]
+    assert said[1] < said[0] / 2
+
+
+def test_fewer_workers_take_longer() -> None:
+    log = with_workers(Speed(0.1, 0.0, 0.02, 0.0), "strict")
+    end = next(place for place, event in enumerate(log) if isinstance(event, events.Told) and event.generation == 2) + 1
+    lost = [events.Worker(worker=name, change="lost", time=log[end - 1].time) for name in ("1", "2")]
+    four, two = (times([*log[:end], *more])[-1][2] for more in ([], lost))
+    assert two == pytest.approx(2 * four, rel=0.2)

@@ -4,6 +4,7 @@ This module loads no torch, so that a worker starts in a third of a second.
 """
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -32,10 +33,10 @@ FOREVER = 600.0
 class Script:
     """What workers do, by the place where they do it: `import`, `greet`, `load`, a request's id, or (id, part).
 
-    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `hang`, `refuse`, `fail` (the candidate's fault), `lose` (the
-    machine's), `break` (an error that nothing expects), `differ` (other facts), or `child` (start the process of an
-    engine, without which nothing can be scored). With `once`, as in `die once`, only the worker that comes there first
-    does it; with `ill`, all do it once there is a file `ill` in the folder.
+    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `chatter` (print much, then exit), `hang`, `refuse`, `fail`
+    (the candidate's fault), `lose` (the machine's), `break` (an error that nothing expects), `differ` (other facts), or
+    `child` (start the process of an engine, without which nothing can be scored). With `once`, as in `die once`, only
+    the worker that comes there first does it; with `ill`, all do it once there is a file `ill` in the folder.
     """
 
     folder: Path
@@ -115,7 +116,8 @@ class Scripted:
                 time.sleep(float(words[1]))
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            case "exit":
+            case "exit" | "chatter":
+                print("a progress bar 100%\r" * 20_000 * (words[0] == "chatter"), file=sys.stderr)
                 print("the scripted worker leaves", file=sys.stderr, flush=True)
                 os._exit(3)
             case "hang":
@@ -142,6 +144,35 @@ class Scripted:
         except FileExistsError:
             return False
         return True
+
+
+Blocks = Mapping[str, list[dict[str, list[int]]]]
+"""{set of questions: {task: places} of each part}."""
+
+
+@dataclass
+class Answering(Scripted):
+    """A worker that answers a run's questions; which ones rightly follows from the recipe."""
+
+    blocks: Blocks = field(default_factory=dict[str, list[dict[str, list[int]]]])
+
+    def answers(self, job: Job) -> Score:
+        recipe = json.dumps(job.recipe.as_dict(), sort_keys=True)
+        skill = share(recipe)
+        block = self.blocks[job.questions][job.part]
+        items = {
+            task: [float(skill > (share(job.questions, task, place) + share(recipe, task, place)) / 2) for place in own]
+            for task, own in block.items()
+        }
+        means = {task: sum(own) / len(own) for task, own in items.items()}
+        metrics = {task: {"acc,none": mean, "acc_stderr,none": 0.1} for task, mean in means.items()}
+        replies = {task: ["yes" if value else "no" for value in own] for task, own in items.items()}
+        return Score(sum(means.values()), 0.1, metrics, sum(map(len, items.values())), items, replies)
+
+
+def share(*words: object) -> float:
+    """A number from 0 to 1 that follows from the words."""
+    return int(hashlib.sha256(repr(words).encode()).hexdigest()[:8], 16) / 16**8
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """Whole runs whose workers are scripted: real models and questions at the driver, no engine anywhere."""
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from llmevo.cli import live, terminal
 from llmevo.config import Config, parse_config
@@ -18,38 +18,11 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.loop import carry_on
 from llmevo.run.scorer import Scorer
-from llmevo.workers.pool import Limits, Pool
+from llmevo.workers.local import Local
+from llmevo.workers.pool import Pool
 from llmevo.workers.processes import Processes
-from llmevo.workers.protocol import Job
-from support.scripted import FACTS, Script, Scripted
-
-Blocks = Mapping[str, list[dict[str, list[int]]]]
-"""{set of questions: {task: places} of each part}."""
-
-
-@dataclass
-class Answering(Scripted):
-    """A worker that answers a run's questions; which ones rightly follows from the recipe."""
-
-    blocks: Blocks = field(default_factory=dict[str, list[dict[str, list[int]]]])
-
-    def answers(self, job: Job) -> Score:
-        recipe = json.dumps(job.recipe.as_dict(), sort_keys=True)
-        skill = share(recipe)
-        block = self.blocks[job.questions][job.part]
-        items = {
-            task: [float(skill > (share(job.questions, task, place) + share(recipe, task, place)) / 2) for place in own]
-            for task, own in block.items()
-        }
-        means = {task: sum(own) / len(own) for task, own in items.items()}
-        metrics = {task: {"acc,none": mean, "acc_stderr,none": 0.1} for task, mean in means.items()}
-        replies = {task: ["yes" if value else "no" for value in own] for task, own in items.items()}
-        return Score(sum(means.values()), 0.1, metrics, sum(map(len, items.values())), items, replies)
-
-
-def share(*words: object) -> float:
-    """A number from 0 to 1 that follows from the words."""
-    return int(hashlib.sha256(repr(words).encode()).hexdigest()[:8], 16) / 16**8
+from llmevo.workers.protocol import Job, Request
+from support.scripted import FACTS, Answering, Script
 
 
 @dataclass
@@ -57,18 +30,45 @@ class ScriptedRig(Scorer):
     """The scorer of a run: all of it is real but for the workers."""
 
     script: Script = field(default_factory=lambda: Script(Path()))
-    limits: Limits = field(default_factory=Limits)
+    alive: int | None = None
+    """Workers that there are; by default as many as the config has. 0: the script is played in this process."""
 
     @cached_property
     def workers(self) -> Any:
         blocks = {name: [dict(block) for block in each.blocks] for name, each in self.evaluators.items()}
         opening = partial(Answering, self.script, blocks=blocks)
-        return Pool(Processes(opening, self.count_workers(), threads=1), self, FACTS, self.limits)
+        if self.alive == 0:
+            return Local(partial(self.score_here, opening()))
+        return Pool(Processes(opening, self.alive or self.count_workers(), threads=1), self, FACTS)
+
+    def score_here(self, worker: Answering, request: Request) -> tuple[Score, Mapping[str, float]]:
+        """Score as `Scorer.score` does, with the answers of the script."""
+        score, count = self.known(request), len(self.parts(request.questions))
+        evaluator, place = self.evaluators[request.questions], 0
+        if score and (place := evaluator.parts_of(score)) == count:
+            return score, {}
+        parts, raced, seconds = [score] if score else [], self.is_raced(request), dict[str, float]()
+        while True:
+            if score and raced and place < count and (stopped := self.stopped(request, score)):
+                score, place = stopped, count
+            if score and place == count:
+                self.keep(request, score)
+                return score, seconds
+            part, seconds = worker.score_part(Job(request.id, request.recipe, request.questions, place))
+            parts, place = [*parts, part], place + 1
+            score = self.join(request.questions, parts)
 
 
-def config_in(root: Path, workers: int = 2, optimizer: str = "llm-off", budget: int = 16, **changes: Any) -> Config:
+def config_in(root: Path, workers: int = 4, optimizer: str = "llm-off", budget: int = 16, **changes: Any) -> Config:
     """Of the workspace's models and tasks; `changes` are keys of the config, of `search` those of a dictionary."""
-    search = {"optimizer": optimizer, "budget": budget, "population": 4, "seed": 3, **changes.pop("search", {})}
+    search = {
+        "optimizer": optimizer,
+        "budget": budget,
+        "population": 4,
+        "seed": 3,
+        "order": "strict",
+        **changes.pop("search", {}),
+    }
     raw = {
         "genome": {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"},
         "tasks": ["letters"],
@@ -84,19 +84,21 @@ def config_in(root: Path, workers: int = 2, optimizer: str = "llm-off", budget: 
     return parse_config(raw, str(root))
 
 
-def experiment_of(config: Config, root: Path, script: Script, recorded: list[Event]) -> Experiment:
+def experiment_of(
+    config: Config, root: Path, script: Script, recorded: list[Event], alive: int | None = None
+) -> Experiment:
     """As it is made anew after every stop; the number of workers may be another than before."""
     begun = RunState.fold(iter(recorded)).started if recorded else None
     assert begun is None or isinstance(begun, RunStarted)
     experiment = Experiment(config, root, recorded=begun)
-    experiment.scorer = ScriptedRig(config, root, verdicts=experiment.verdicts, script=script)
+    experiment.scorer = ScriptedRig(config, root, verdicts=experiment.verdicts, script=script, alive=alive)
     return experiment
 
 
-def carried_on(config: Config, root: Path, script: Script, folder: Path) -> None:
+def carried_on(config: Config, root: Path, script: Script, folder: Path, alive: int | None = None) -> None:
     """Begin or go on, to the end."""
     with RunLog(folder, resume=holds_run(folder)) as log:
-        carry_on(experiment_of(config, root, script, log.recorded), log)
+        carry_on(experiment_of(config, root, script, log.recorded, alive), log)
 
 
 def in_child(config: Config, root: Path, script: Script, folder: Path, output: Path) -> None:
@@ -106,7 +108,10 @@ def in_child(config: Config, root: Path, script: Script, folder: Path, output: P
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     with terminal.errors_shown(), terminal.stoppable(), RunLog(folder, resume=holds_run(folder)) as log:
-        live.carry_on(experiment_of(config, root, script, log.recorded), log, config)
+        try:
+            live.carry_on(experiment_of(config, root, script, log.recorded), log, config)
+        except typer.Exit as end:
+            raise SystemExit(end.exit_code) from None
 
 
 def essence(log: list[Event]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from support.scripted import FACTS, Script, ScriptedScoring, recipe_of, whole_sc
 from support.workers import PATIENCE, Watched, assert_gone, is_alive, until
 from support.workspace import Workspace
 
-pytestmark = MARKS
+pytestmark = [*MARKS]
 
 CLIENTS = 23987
 """The port for ray:// of the cluster."""

@@ -260,6 +260,8 @@ class Costs:
     money: float
     judges: str
     """The calls of LLM judges in words; empty without any."""
+    together: bool
+    """Whether the phases are the time of several workers together."""
 
 
 def costs(subject: Subject) -> Costs:
@@ -273,11 +275,13 @@ def costs(subject: Subject) -> Costs:
         "held-out scores": sum(sum(row.seconds.values()) for row in rows),
         "the LLM": sum(event.seconds for event in state.prompted),
     }
-    whole = max(state.seconds, sum(parts.values()))
-    parts["loading, optimizer, pauses"] = whole - sum(parts.values())
+    together, spent = bool(state.fleet.members), sum(parts.values())
+    whole = spent if together else max(state.seconds, spent)
+    if not together:
+        parts["loading, optimizer, pauses"] = whole - spent
     return Costs(
         phases=[Phase(name, seconds, seconds / whole if whole else 0.0) for name, seconds in parts.items()],
-        seconds=whole,
+        seconds=state.seconds if together else whole,
         questions=sum(trial.score.items for trial in trials if trial.score) + sum(row.items for row in rows),
         cached=sum(bool(trial.score) and not trial.seconds for trial in trials),
         calls=sum(event.calls for event in state.prompted),
@@ -285,6 +289,7 @@ def costs(subject: Subject) -> Costs:
         completion_tokens=sum(event.tokens.get("completion", 0) for event in state.prompted),
         money=sum(event.cost for event in state.prompted),
         judges=str(Bill.of(state.judged)) if state.judged else "",
+        together=together,
     )
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from llmevo.config import Config, parse_logged
 from llmevo.errors import RunError, plural
 from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, total
+from llmevo.reports.terminal.workers import noticed
 from llmevo.reports.text import clock, say
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
@@ -22,6 +23,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import seconds_left
 from llmevo.run.spending import Spending
+from llmevo.workers.protocol import Doing
 
 POLL = 0.5
 """Seconds between two reads of a log."""
@@ -61,6 +63,8 @@ class Display(LiveView):
     def __init__(self, console: Console, config: Config, folder: Path, **options: str) -> None:
         super().__init__(console, **options)
         self.config, self.folder = config, folder
+        self.doing: Callable[[], Sequence[Doing]] = lambda: ()
+        """What the workers of a run in this process do now."""
         self._seen: datetime | None = None
         """When the last event was shown: a resumed run waits since then, not since it was stopped."""
 
@@ -75,6 +79,8 @@ class Display(LiveView):
             self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
         if self.live:
+            if isinstance(event, events.Worker) and event.change != "ready":
+                self.warn(noticed(event))
             self.draw(state)
         elif line := self.line(event, state):
             say(self.console, line)
@@ -121,6 +127,10 @@ class Display(LiveView):
                 result = outcome(trial, f"failed: {trial.reason}")
                 left = f"{clock(seconds_left(state, self.config))} left"
                 return f"  [{done}] #{trial.candidate.id} ({trial.candidate.origin}{note}) {result}{early}, {left}"
+            case events.Worker():
+                return f"  {noticed(event)}"
+            case events.Told() if state.started and state.started.order == "steady" and len(event.candidates) == 1:
+                return None  # the line of the candidate says it all
             case events.Told():
                 sigma = "" if event.sigma is None else f", step size {event.sigma:.3f}"
                 return f"generation {event.generation}: best {outcome(state.best)}{sigma}"
@@ -134,7 +144,7 @@ class Display(LiveView):
 
     def picture(self, state: RunState, height: int | None = None, live: bool = False) -> RenderableType:
         """Return the whole display, `height` lines at most; see `llmevo.reports.terminal.panel`."""
-        return picture(state, self.config, self.folder, self.console.width, height, live, self._seen)
+        return picture(state, self.config, self.folder, self.console.width, height, live, self._seen, self.doing)
 
 
 def summary(console: Console, state: RunState, folder: Path, config: Config) -> None:

@@ -18,11 +18,13 @@ from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score
 from llmevo.evaluation.tasks.task import short
+from llmevo.reports.terminal import workers
 from llmevo.reports.text import clock, with_error
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending
 from llmevo.search.trial import START_ROWS, Trial
+from llmevo.workers.protocol import Doing
 
 THOUGHT = 3
 """Lines of the LLM's analysis, at most."""
@@ -40,11 +42,11 @@ Row = TypeVar("Row")
 
 @dataclass
 class Ticking:
-    """Text that is made again for every frame."""
+    """Text, or a table, that is made again for every frame."""
 
-    text: Callable[[], str | Text]
+    text: Callable[[], str | RenderableType]
 
-    def __rich__(self) -> Text:
+    def __rich__(self) -> RenderableType:
         text = self.text()
         return Text(text) if isinstance(text, str) else text
 
@@ -57,13 +59,17 @@ def picture(
     height: int | None = None,
     live: bool = False,
     begun: datetime | None = None,
+    doing: Callable[[], Sequence[Doing]] = lambda: (),
 ) -> RenderableType:
     """Return the picture, of `height` lines at most. `live`: time goes on since the last event.
 
-    `begun`: when the current step began, where that is later than the last event, as after a pause.
+    `begun`: when the current step began, where that is later than the last event, as after a pause. `doing` says what
+    the workers do now.
     """
     wide = width - 4
-    rows = None if height is None else max(2, height - FRAME)
+    crew = 0 if state.finished else len({of.name for of in state.fleet.present} | {of.worker for of in doing()})
+    most = crew if height is None else min(crew, max(2, (height - FRAME) // 3))
+    rows = None if height is None else max(2, height - FRAME - (most + 2 if crew else 0))
     begun = max(filter(None, (begun, state.latest)), default=None)
     since = partial(_since, begun if live and not state.finished else None)
     parts: list[RenderableType] = [_head(state, config, live, since), _facts(state, config, since)]
@@ -73,6 +79,8 @@ def picture(
         parts += ["", scores(state, config, wide, rows)]
     if state.heldout:
         parts += ["", heldout(state, wide, None if rows is None else rows - 1)]
+    if crew:
+        parts += ["", Ticking(lambda: workers.table(state.fleet, doing(), most, wide) or "")]
     if state.prompted:
         parts += ["", *_last_prompt(state, wide)]
     return Panel(Group(*parts), title=Text(f"llmevo  {folder}"), title_align="left", width=width)
@@ -106,7 +114,8 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
     """Return the state of the search in one line, which begins with a long wait for the LLM."""
     told = state.told[-1] if state.told else None
     failed = failures(state)
-    facts = [f"generation {len(state.told)}"]
+    order = state.started.order if state.started else ""
+    facts = [f"generation {len(state.told)}"] if order != "steady" else []
     if told and told.sigma is not None:
         facts.append(f"step size {told.sigma:.3f}")
     if told and told.trust is not None:
@@ -117,11 +126,12 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
         facts.append(f"{given} of at most {plural(most, 'vote')}")
     if state.aims.pareto:
         facts.append(f"front of {len(state.front)}")
-    waiting = next((of for number, of in state.candidates.items() if number not in state.trials), None)
+    waiting = [of for number, of in state.candidates.items() if number not in state.trials]
     if state.finished or state.heldout:
         facts.append("finished" if state.finished else "holding out")
     elif waiting:
-        facts.append(f"now #{waiting.id} {waiting.origin}")
+        more = f" and {len(waiting) - 1} more" if order and len(waiting) > 1 else ""
+        facts.append(f"now #{waiting[0].id} {waiting[0].origin}{more}")
     asked = llm_wait(state, config)
 
     def line() -> Text:

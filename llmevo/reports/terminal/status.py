@@ -13,13 +13,17 @@ from rich.text import Text
 
 from llmevo.config import parse_logged
 from llmevo.errors import RunError, UserError
+from llmevo.reports.terminal.workers import lines
 from llmevo.reports.text import clock, with_error
+from llmevo.run.log.fleet import Member
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
 from llmevo.run.progress import left
 from llmevo.run.spending import Spending
 from llmevo.run.sweep import siblings
 
+MOST = 8
+"""Lines of workers below the table, for each run."""
 STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
 
 
@@ -54,6 +58,10 @@ class Status:
     """Seconds since the last event."""
     left: float | None = None
     """Seconds that a running one is expected to take."""
+    rate: float | None = None
+    """Questions a second of all workers of a running one together."""
+    workers: list[Member] = field(default_factory=list[Member])
+    """The workers of a running one."""
 
 
 def status(run: Path) -> Status:
@@ -96,6 +104,8 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
         "age": round(age, 3),
+        "rate": round(state.fleet.rate, 3) if written and state.fleet.present else None,
+        "workers": state.fleet.present if written else [],
         "left": round(ahead, 3) if ahead and not state.finished else None,
     }
 
@@ -118,6 +128,7 @@ def table(statuses: Sequence[Status]) -> RenderableType:
         for of, row in group:
             grid.add_row(*(Text(cell, STYLES[of.state] if cell == of.state else "") for cell in row))
         parts += [Text(f"{folder}/", style="dim"), grid]
+    parts += [Text(f"{of.run}: {line}") for of in statuses for line in lines(of.workers, of.rate or 0.0, MOST)]
     parts += [Text(f"{of.run}: {of.reason}", style="red") for of in statuses if of.reason]
     parts += [Text(f"{of.run}: the best {of.violated}", style="yellow") for of in statuses if of.violated]
     parts += [Text(f"{of.run}: Pareto front {', '.join(f'#{n}' for n in of.front)}") for of in statuses if of.front]

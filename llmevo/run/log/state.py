@@ -12,6 +12,7 @@ from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
+from llmevo.run.log.fleet import Fleet
 from llmevo.search.objectives.constraints import ConstraintChecker, Held, held, paired
 from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.trial import Candidate, Trial
@@ -40,6 +41,8 @@ class RunState:
     finished: events.RunFinished | None = None
     workers: list[events.Worker] = field(default_factory=list[events.Worker])
     """The changes among the workers."""
+    fleet: Fleet = field(default_factory=Fleet)
+    """The workers, and what they did."""
     generations: int = 0
     """How often candidates were asked for, the start rows included."""
     busy: float = 0.0
@@ -106,6 +109,11 @@ class RunState:
                 self.heldout[event.row] = event
             case events.RunFinished():
                 self.finished = event
+        candidate = (
+            self.candidates.get(event.candidate) if isinstance(event, events.Evaluated | events.Failed) else None
+        )
+        steady = self.started is not None and self.started.order == "steady"
+        self.fleet.take(event, candidate.generation if candidate else 0, steady)
 
     def _add(self, trial: Trial) -> None:
         """Keep the trials in the order of their candidates, whatever the order in which they arrive."""
