@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llmevo.config import (
     REMOVED,
@@ -389,6 +390,40 @@ def test_a_removed_value_is_refused_with_what_to_use_instead_and_read_from_old_l
         parse_logged(plain(**{section: {key: "no such value"}}), "the log")
 
 
+@pytest.mark.parametrize("engine", [{"workers": 2}, {"workers": {"min": 1, "max": 4}, "on": "ray"}])
+def test_one_gpu_for_several_workers_is_refused_with_the_way_out(engine: dict[str, Any]) -> None:
+    message = message_of(plain(engine={"device": "cuda:1", **engine}))
+    assert "engine: device 'cuda:1' is one GPU" in message
+    assert "CUDA_VISIBLE_DEVICES" in message
+
+
+@pytest.mark.parametrize(
+    ("engine", "most"),
+    [
+        ({"device": "cuda:1"}, 1),
+        ({"device": "cuda:1", "workers": 1}, 1),
+        ({"device": "cpu"}, 1),
+        ({"device": "cpu", "workers": 4}, 4),
+        ({"device": "cuda", "workers": 4}, 4),
+        ({"device": "cuda"}, None),
+        ({"workers": {"max": 8}, "on": "ray"}, 8),
+        ({}, None),
+    ],
+)
+def test_a_chosen_device_has_one_worker_unless_a_number_is_given(engine: dict[str, Any], most: int | None) -> None:
+    assert parse_config(plain(engine=engine), "my.yml").engine.most_workers == most
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "2.5", "1e3", ""])
+def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--workers: give a number of 1 or more, or auto"):
+        parse_workers(text)
+
+
+def test_a_number_of_workers_or_auto_is_read() -> None:
+    assert [parse_workers(text) for text in ("8", "auto", None)] == [8, "auto", None]
+
+
 WORKERS = {
     "workers with {min, max} need `on: ray`": {"workers": {"min": 1, "max": 4}},
     "address is for `on: ray` only": {"workers": 2, "address": "auto"},
@@ -433,36 +468,8 @@ def test_a_worker_has_as_many_gpus_as_its_engine() -> None:
         assert parse_config(plain(engine=engine), "my.yml").engine.gpus == gpus
 
 
-@pytest.mark.parametrize("workers", [2, {"min": 1, "max": 4}])
-def test_one_gpu_for_several_workers_is_refused_with_the_way_out(workers: Any) -> None:
-    on = {"on": "ray"} if isinstance(workers, dict) else {}
-    message = message_of(plain(engine={"device": "cuda:1", "workers": workers, **on}))
-    assert "engine: device 'cuda:1' is one GPU" in message
-    assert "CUDA_VISIBLE_DEVICES" in message
-
-
-@pytest.mark.parametrize(
-    ("engine", "most"),
-    [
-        ({"device": "cuda:1"}, 1),
-        ({"device": "cuda:1", "workers": 1}, 1),
-        ({"device": "cpu"}, 1),
-        ({"device": "cpu", "workers": 4}, 4),
-        ({"device": "cuda", "workers": 4}, 4),
-        ({"device": "cuda"}, None),
-        ({"workers": {"max": 8}, "on": "ray"}, 8),
-        ({}, None),
-    ],
-)
-def test_a_chosen_device_has_one_worker_unless_a_number_is_given(engine: dict[str, Any], most: int | None) -> None:
-    assert parse_config(plain(engine=engine), "my.yml").engine.most_workers == most
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "many", "2.5", "1e3", ""])
-def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--workers: give a number of 1 or more, or auto"):
-        parse_workers(text)
-
-
-def test_a_number_of_workers_or_auto_is_read() -> None:
-    assert [parse_workers(text) for text in ("8", "auto", None)] == [8, "auto", None]
+def test_the_key_on_is_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(f"{yaml.safe_dump(plain())}engine: {{on: ray, workers: 2, self_check: off}}\n")
+    engine = read_config(file).engine
+    assert (engine.on, engine.workers, engine.self_check) == ("ray", 2, False)

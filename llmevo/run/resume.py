@@ -103,7 +103,7 @@ def _placed(
     config: Config, begun: events.RunStarted, given: Config | None, workers: int | Literal["auto"] | None
 ) -> Config:
     """Return the config with the workers of this session; a run that began without any gets them only when asked."""
-    places = (given or config).engine.model_dump(mode="json", include={*changes.PLACES}, exclude_unset=True)
+    places = (given or config).engine.model_dump(mode="json", include={*changes.PLACES})
     if workers is not None:
         places["workers"] = workers
     elif not begun.order and places.get("workers", "auto") == "auto":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import CandidateError, MachineError, SourceError
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.workers.protocol import Job, Request
@@ -189,6 +190,12 @@ class ScriptedScoring:
 
     def is_raced(self, request: Request) -> bool:
         return bool(request.rivals)
+
+    def asks_judges(self, questions: str) -> bool:
+        return False
+
+    def judged(self, job: Job, responses: Responses, run: str) -> Score:
+        raise NotImplementedError
 
     def join(self, questions: str, parts: Sequence[Score]) -> Score:
         return _score([value for part in parts for value in part.item_scores["scripted"]])
