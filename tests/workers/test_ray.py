@@ -232,9 +232,8 @@ def test_more_workers_than_cores(tmp_path: Path) -> None:
 
 def test_another_version(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("ray"), "__version__", "2.0.0")
-    for address in (cluster.address, f"ray://127.0.0.1:{CLIENTS}"):
-        with pytest.raises(ConfigError, match=r"has another version of Ray or Python: .*Ray: 2\.0\.0"):
-            check_cluster(None, 1, address, None)
+    with pytest.raises(ConfigError, match=r"has another version of Ray or Python: .*Ray: 2\.0\.0"):
+        check_cluster(None, 1, cluster.address, None)
 
 
 def free_port() -> int:
