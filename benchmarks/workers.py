@@ -32,7 +32,6 @@ a real run (`quickstart`), or log-normal with a standard deviation of 0.5 or 1, 
 import argparse
 import heapq
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -210,7 +209,7 @@ class Questions:
 
 
 @cache
-def questions_of(optimizer: str, at_once: int, racing: bool, seed: int) -> Questions:
+def questions_of(optimizer: str, at_once: int, racing: bool, seed: int) -> Questions:  # noqa: ARG001
     """The questions of a search, which scenes share where its candidates do not depend on time. `at_once` is the size
     of its generations, 0 where there are none.
     """
@@ -352,8 +351,6 @@ class Run:
         self._complete: dict[int, Score] = {}
         """Of candidates that were asked all questions."""
         self.started = self.last_asked = 0.0
-        self.seconds = 0.0
-        """Of the processor, for the optimizer."""
 
     def _made(self) -> Optimizer:
         return {**OPTIMIZERS, "near": Near}[self.scene.optimizer](self._setup)
@@ -415,9 +412,7 @@ class Run:
         return self._budget - len(self._candidates) if self.fleet.now < self._horizon else 0
 
     def _ask(self, size: int) -> list[int]:
-        started = time.process_time()
         suggestions = _answered(self._optimizer.ask(size))
-        self.seconds += time.process_time() - started
         self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
         self.last_asked = self.fleet.now
         return self._new(suggestions)
@@ -426,14 +421,12 @@ class Run:
         """The next generation, from the memory or from the optimizer."""
         known = self.questions.asked
         if self._generation == len(known):
-            started = time.process_time()
             for place, trials in enumerate(self._heard):
                 self._optimizer.tell(trials)
                 if place < len(self._heard) - 1:
                     _answered(self._optimizer.ask(size))
             known.append(_answered(self._optimizer.ask(size)))
             self._heard = []
-            self.seconds += time.process_time() - started
         suggestions = known[self._generation][:size]
         self._generation += 1
         self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
@@ -565,15 +558,15 @@ def speeds() -> Iterator[Scene]:
         {"swap": 0.3},
         {"racing": False},
         {"racing": False, "durations": "1"},
+        {"asking": 0.1},
     ]
-    for workers in (8, 32):
-        yield from (replace(base, order=order, workers=workers) for order in MAIN)
-    for changes in (hard, *other):
-        yield from (replace(base, order=order, workers=8, **changes) for order in MAIN)
+    yield from (replace(base, order=order, workers=workers) for workers in (8, 32) for order in MAIN)
+    yield from (replace(base, order=order, workers=8, **hard) for order in MAIN)
     yield from (replace(base, order=order, workers=32, **hard) for order in MAIN)
+    for changes in other:
+        yield from (replace(base, order=order, workers=8, **changes) for order in MAIN)
     for workers in (8, 2, 32):
         yield from (replace(base, order=order, workers=workers) for order in ORDERS)
-    yield from (replace(base, order=order, workers=32, **other[0]) for order in MAIN)
     yield from (replace(base, order=order, workers=128) for order in MAIN)
 
 
@@ -585,7 +578,7 @@ def found() -> Iterator[Scene]:
     """The scenes of `search`."""
     yield Scene("strict", 1, "llm-off")
     yield from (Scene(order, 8, "llm-off") for order in MAIN)
-    yield from (Scene(order, 32, "llm-off") for order in MAIN)
+    yield from (Scene(order, 32, "llm-off") for order in ("both", "ahead", "strict", "steady"))
     yield from (Scene(order, 8, "llm-off") for order in ("ahead 2", "strict 2", "early"))
     yield from (Scene("strict", 1, optimizer) for optimizer in ("cma-es", "random"))
     yield from (Scene(order, 8, "cma-es") for order in ("ahead", "strict", "ahead 2"))
@@ -614,7 +607,6 @@ def search(scene: Scene, seed: int) -> dict[str, Any]:
         "times": {f"{moment:g}": run.handed(run.at_time(moment)) for moment in times},
         "scored": {f"{moment:g}": len(run.at_time(moment)) for moment in times},
         "counts": {str(number): run.handed(trials[:number]) for number in counts},
-        "seconds": run.seconds / len(trials),
         **run.speed(),
     }
 
@@ -630,6 +622,8 @@ def simulate(options: argparse.Namespace) -> None:
     scenes, measure = COMMANDS[options.of]
     done = [(line["of"], line["scene"], line["seeds"]) for line in _read(options.out)]
     for scene in dict.fromkeys(scenes()):
+        if options.workers not in (None, scene.workers):
+            continue
         key = (options.of, asdict(scene), options.seeds)
         if key in done:
             continue
@@ -672,7 +666,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 def _speeds(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "Throughput as a multiple of one worker's; in brackets, between the start rows and the last candidate asked for:"
+    yield "Throughput as a multiple of one worker's; in brackets, from the start rows to the last candidate asked for:"
     yield ""
     orders = [order for order in ORDERS if any(line["scene"].order == order for line in lines)]
     by_scene: dict[Scene, dict[str, Any]] = {}
@@ -736,6 +730,7 @@ def _described(scene: Scene) -> str:
     parts += ["unequal machines"] if scene.machines == "unequal" else []
     parts += [f"swap {scene.swap:.0%}"] if scene.swap != Scene("", 0, "").swap else []
     parts += [] if scene.racing else ["not raced"]
+    parts += [f"asking takes {scene.asking:g}"] if scene.asking else []
     parts += [scene.optimizer] if scene.optimizer == "llm-off" and not scene.order else []
     return ", ".join(parts)
 
@@ -751,6 +746,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in COMMANDS:
         simulating = commands.add_parser(name, help="simulate the scenes that the file lacks")
         simulating.add_argument("--seeds", type=int, default=20)
+        simulating.add_argument("--workers", type=int, help="only the scenes with so many")
         simulating.add_argument("--out", type=Path, default=RESULTS)
         simulating.set_defaults(command=simulate, of=name)
     showing = commands.add_parser("table", help="print the results")

@@ -424,6 +424,50 @@ def test_a_number_of_workers_or_auto_is_read() -> None:
     assert [parse_workers(text) for text in ("8", "auto", None)] == [8, "auto", None]
 
 
+WORKERS = {
+    "workers with {min, max} need `on: ray`": {"workers": {"min": 1, "max": 4}},
+    "address is for `on: ray` only": {"workers": 2, "address": "auto"},
+    "give the number of `workers` on the cluster": {"on": "ray", "address": "auto"},
+    "engine.address: give `auto`, `none` or an address such as": {"on": "ray", "workers": 2, "address": "head"},
+    "min (4) is more than max (2)": {"on": "ray", "workers": {"min": 4, "max": 2}},
+    "engine.gpus_per_worker: give a whole number, or a share below 1": {"gpus_per_worker": 1.5},
+    "gpus_per_worker 1 is less than the 4 GPUs that `options` spread vLLM over": {
+        "gpus_per_worker": 1,
+        "options": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("says", WORKERS)
+def test_workers_that_cannot_be(says: str) -> None:
+    message = message_of(plain(engine=WORKERS[says]))
+    assert message.startswith("my.yml: engine")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"on": "ray"},
+        {"on": "ray", "workers": {"max": 4}, "address": "auto"},
+        {"on": "ray", "workers": 2, "address": "ray://head.example.org:10001", "gpus_per_worker": 0.5},
+        {"on": "ray", "workers": 2, "address": "192.0.2.7:6379", "gpus_per_worker": 2},
+    ],
+)
+def test_workers_on_ray(engine: Any) -> None:
+    assert parse_config(plain(engine=engine), "my.yml").engine.on == "ray"
+
+
+def test_a_worker_has_as_many_gpus_as_its_engine() -> None:
+    for engine, gpus in (
+        ({}, None),
+        ({"options": {"tensor_parallel_size": 2}}, 2),
+        ({"options": {"tensor_parallel_size": 2}, "gpus_per_worker": 4}, 4),
+        ({"gpus_per_worker": 0.25}, 0.25),
+    ):
+        assert parse_config(plain(engine=engine), "my.yml").engine.gpus == gpus
+
+
 def test_the_key_on_is_a_key(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
     file.write_text(f"{yaml.safe_dump(plain())}engine: {{on: ray, workers: 2, self_check: off}}\n")

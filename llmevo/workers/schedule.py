@@ -34,7 +34,7 @@ class Open:
     """The places of these workers: see `_place`."""
     counted: int = 0
     """The losses, those at the same time as one."""
-    judged: int = 0
+    looked: int = 0
     """The number of parts after which it was decided whether it goes on, those known from before included."""
     twins: list[Request] = field(default_factory=list[Request])
     """Requests of the same recipe, which wait for this one's score."""
@@ -104,7 +104,7 @@ class Schedule:
         raced = self._scoring.is_raced(request)
         if known and raced and (score := self._scoring.stopped(request, known)):
             return Result(request.id, score)
-        self._open[request.id] = Open(request, raced, parts, known, first, judged=first)
+        self._open[request.id] = Open(request, raced, parts, known, first, looked=first)
         return None
 
     def job_for(self, worker: str, ahead: bool = False) -> Job | None:
@@ -118,7 +118,8 @@ class Schedule:
         ready = [each for each in self._open.values() if each.next_part is not None]
         ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.is_begun))
         if not ready and ahead:
-            ready = [each for each in self._open.values() if each.later_part is not None]
+            every = [each for each in self._open.values() if each.later_part is not None]
+            ready = [each for each in every if not self._scoring.asks_judges(each.request.questions)]  # these are paid
             ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.later_part))
         if not ready or (part := ready[0].later_part) is None:
             return None
@@ -126,6 +127,10 @@ class Schedule:
         chosen.asked[part] = chosen.counted
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
+
+    def is_open(self, job: Job) -> bool:
+        """Return whether the answers to a job are still wanted."""
+        return job.id in self._open
 
     def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
         """Take the answers to a job. Return the result of its request if that is complete or stopped."""
@@ -168,19 +173,19 @@ class Schedule:
         """Return the result of a request that is complete, stopped or failed. Parts that were answered ahead are judged
         one after the other, as if they had been asked so.
         """
-        while of.judged < of.answered:
-            of.judged += 1
-            complete = of.judged == len(of.parts)
+        while of.looked < of.answered:
+            of.looked += 1
+            complete = of.looked == len(of.parts)
             if not (complete or of.raced):
                 continue
-            done = [of.answers[part] for part in range(of.first, of.judged)]
+            done = [of.answers[part] for part in range(of.first, of.looked)]
             joined = self._scoring.join(of.request.questions, [of.begun, *done] if of.begun else done)
             stopped = None if complete else self._scoring.stopped(of.request, joined)
             if complete or stopped:
                 self._scoring.keep(of.request, stopped or joined)
                 return self._close(of, of.result(stopped or joined))
-        if of.judged in of.failed:
-            return self._close(of, of.result(None, of.failed[of.judged]))
+        if of.looked in of.failed:
+            return self._close(of, of.result(None, of.failed[of.looked]))
         return None
 
     def _taken(self, job: Job) -> Open | None:

@@ -20,18 +20,13 @@ from llmevo.run.log import events
 from llmevo.workers.pool import Pool
 from llmevo.workers.protocol import Request, Result
 from llmevo.workers.ray import RayCluster, check_cluster, excerpt
+from support.ray_cluster import MARKS, MEMORY, new_cluster
 from support.scripted import FACTS, Script, ScriptedScoring, recipe_of, whole_score
 from support.workers import Watched, assert_gone, is_alive, until
 from support.workspace import Workspace
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves files and sockets open.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
-MEMORY = 78643200
-"""Bytes of a test machine's object store, the least that Ray accepts."""
 CLIENTS = 23987
 """The port for ray:// of the cluster."""
 
@@ -39,16 +34,7 @@ CLIENTS = 23987
 @pytest.fixture(scope="module")
 def cluster() -> Generator[Any]:
     """A cluster of one machine with two cores and two GPUs that Ray believes in; tests add others."""
-    made = importlib.import_module("ray.cluster_utils").Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "num_gpus": 2,
-            "object_store_memory": MEMORY,
-            "include_dashboard": False,
-            "ray_client_server_port": CLIENTS,
-        },
-    )
+    made = new_cluster(num_cpus=2, num_gpus=2, ray_client_server_port=CLIENTS)
     try:
         yield made
     finally:
@@ -233,10 +219,7 @@ def test_more_workers_than_the_cluster_can_hold(cluster: Any, workers: Any, mess
 
 
 def test_more_workers_than_cores(tmp_path: Path) -> None:
-    made = importlib.import_module("ray.cluster_utils").Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False},
-    )
+    made = new_cluster(num_cpus=1)
     try:
         with pytest.raises(ConfigError, match="2 workers do not fit on the cluster, whose machine has 1 CPU; give at"):
             check_cluster(None, 2, made.address, None)

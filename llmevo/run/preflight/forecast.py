@@ -306,7 +306,9 @@ def memory_of(scorer: Scorer) -> Memory:
 
 
 def memory(scorer: Scorer) -> Findings:
-    """What does not fit into memory or on the disk."""
+    """What does not fit into memory or on the disk; nothing where workers run on the machines of a cluster."""
+    if scorer.config.engine.address not in (None, "none"):
+        return
     of = memory_of(scorer)
     if of.free is not None and of.needed > of.free:
         yield Finding(
