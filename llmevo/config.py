@@ -507,10 +507,17 @@ class Engine(Section):
     runs in this process, and several in processes."""
     address: str | None = None
     """For `ray`: the cluster's address. `auto`: the one that this machine belongs to, or RAY_ADDRESS;
-    `ray://HOST:10001`: another one; `none`, the default: a new one on this machine."""
+    `ray://HOST:10001`: another one; `none`, the default: a new one on this machine. `backend: auto` is decided here."""
     gpus_per_worker: float | None = Field(default=None, gt=0)
     """GPUs of a worker: a whole number, or a share such as 0.5. Default: where there are GPUs, as many as vLLM uses by
     `options` (tensor_parallel_size), or one. For a Ray cluster whose GPUs come later, say `1`."""
+
+    @field_validator("address")
+    @classmethod
+    def _somewhere(cls, value: str | None) -> str | None:
+        if value not in (None, "auto", "none") and not re.fullmatch(r"(ray://)?[^/\s]+:\d+", value):
+            raise ValueError("give `auto`, `none` or an address such as ray://HOST:10001")
+        return value
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -522,16 +529,17 @@ class Engine(Section):
     @model_validator(mode="after")
     def _places_fit(self) -> Self:
         if isinstance(self.workers, Elastic) and self.on != "ray":
-            raise ValueError("workers: a number that changes, {min, max}, needs `on: ray`; give one number, such as 4")
+            raise ValueError("workers with {min, max} need `on: ray`; give one number, such as `workers: 4`")
         if self.address is not None and self.on != "ray":
-            raise ValueError("address: only `on: ray` has one; add `on: ray`, or leave the address out")
+            raise ValueError("address is for `on: ray` only; add `on: ray`, or leave it out")
         if self.workers == "auto" and self.address not in (None, "none"):
             raise ValueError(
-                "workers: `auto` counts the GPUs of this machine, not of a cluster; give a number, or {min: 1, max: 8}"
+                "give the number of `workers` on the cluster, such as 8, or {min: 2, max: 8}; `auto` counts the GPUs of"
+                " this machine"
             )
-        if self.gpus_per_worker and self.gpus_per_worker < self._parallel and self.backend != "hf":
+        if self.gpus_per_worker and self.gpus_per_worker < self._parallel > 1 and self.backend != "hf":
             raise ValueError(
-                f"gpus_per_worker: {self.gpus_per_worker:g} are fewer than the {self._parallel} that `options` spread"
+                f"gpus_per_worker {self.gpus_per_worker:g} is less than the {self._parallel} GPUs that `options` spread"
                 " vLLM over; leave it out, or give as many"
             )
         return self

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llmevo.config import (
     REMOVED,
@@ -389,9 +390,9 @@ def test_a_removed_value_is_refused_with_what_to_use_instead_and_read_from_old_l
         parse_logged(plain(**{section: {key: "no such value"}}), "the log")
 
 
-@pytest.mark.parametrize("workers", [2, {"min": 1, "max": 4}])
-def test_one_gpu_for_several_workers_is_refused_with_the_way_out(workers: Any) -> None:
-    message = message_of(plain(engine={"device": "cuda:1", "workers": workers}))
+@pytest.mark.parametrize("engine", [{"workers": 2}, {"workers": {"min": 1, "max": 4}, "on": "ray"}])
+def test_one_gpu_for_several_workers_is_refused_with_the_way_out(engine: dict[str, Any]) -> None:
+    message = message_of(plain(engine={"device": "cuda:1", **engine}))
     assert "engine: device 'cuda:1' is one GPU" in message
     assert "CUDA_VISIBLE_DEVICES" in message
 
@@ -405,7 +406,7 @@ def test_one_gpu_for_several_workers_is_refused_with_the_way_out(workers: Any) -
         ({"device": "cpu", "workers": 4}, 4),
         ({"device": "cuda", "workers": 4}, 4),
         ({"device": "cuda"}, None),
-        ({"workers": {"max": 8}}, 8),
+        ({"workers": {"max": 8}, "on": "ray"}, 8),
         ({}, None),
     ],
 )
@@ -421,3 +422,54 @@ def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
 
 def test_a_number_of_workers_or_auto_is_read() -> None:
     assert [parse_workers(text) for text in ("8", "auto", None)] == [8, "auto", None]
+
+
+WORKERS = {
+    "workers with {min, max} need `on: ray`": {"workers": {"min": 1, "max": 4}},
+    "address is for `on: ray` only": {"workers": 2, "address": "auto"},
+    "give the number of `workers` on the cluster": {"on": "ray", "address": "auto"},
+    "engine.address: give `auto`, `none` or an address such as": {"on": "ray", "workers": 2, "address": "head"},
+    "min (4) is more than max (2)": {"on": "ray", "workers": {"min": 4, "max": 2}},
+    "engine.gpus_per_worker: give a whole number, or a share below 1": {"gpus_per_worker": 1.5},
+    "gpus_per_worker 1 is less than the 4 GPUs that `options` spread vLLM over": {
+        "gpus_per_worker": 1,
+        "options": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("says", WORKERS)
+def test_workers_that_cannot_be(says: str) -> None:
+    message = message_of(plain(engine=WORKERS[says]))
+    assert message.startswith("my.yml: engine")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"on": "ray"},
+        {"on": "ray", "workers": {"max": 4}, "address": "auto"},
+        {"on": "ray", "workers": 2, "address": "ray://head.example.org:10001", "gpus_per_worker": 0.5},
+        {"on": "ray", "workers": 2, "address": "192.0.2.7:6379", "gpus_per_worker": 2},
+    ],
+)
+def test_workers_on_ray(engine: Any) -> None:
+    assert parse_config(plain(engine=engine), "my.yml").engine.on == "ray"
+
+
+def test_a_worker_has_as_many_gpus_as_its_engine() -> None:
+    for engine, gpus in (
+        ({}, None),
+        ({"options": {"tensor_parallel_size": 2}}, 2),
+        ({"options": {"tensor_parallel_size": 2}, "gpus_per_worker": 4}, 4),
+        ({"gpus_per_worker": 0.25}, 0.25),
+    ):
+        assert parse_config(plain(engine=engine), "my.yml").engine.gpus == gpus
+
+
+def test_the_key_on_is_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(f"{yaml.safe_dump(plain())}engine: {{on: ray, workers: 2, self_check: off}}\n")
+    engine = read_config(file).engine
+    assert (engine.on, engine.workers, engine.self_check) == ("ray", 2, False)

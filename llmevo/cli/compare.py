@@ -40,6 +40,7 @@ def compare(
 ) -> None:
     """Run several optimizers with several seeds, or read finished runs, and compare them.
 
+    With several workers (engine.workers) as many runs go on at the same time, each with the results that it has alone.
     The same command continues after any stop; with more seeds or optimizers it adds runs to those that are there.
     """
     if not what[0].is_file():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import accumulate, islice
@@ -17,6 +18,8 @@ from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import blocks, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
+from llmevo.evaluation.recording import Recorder
+from llmevo.evaluation.responses import Responses, Unjudged
 from llmevo.evaluation.score import Score, aggregate, concatenate
 from llmevo.evaluation.standard_errors import Clusters, clusters
 from llmevo.evaluation.tasks.lm_eval import (
@@ -52,13 +55,15 @@ class Evaluator:
         benchmarks: bool = True,
         without: Iterable[str] = (),
         verdicts: VerdictMemory | None = None,
+        judges: bool = True,
     ) -> None:
         """Load the tasks. Raises TaskError for an unknown task or metric, and for a task without questions.
 
         `search_path` are folders with the user's own task files; lm-eval's built-in tasks are read only when a name is
         not found there. Relative paths in a line of `tasks:` start at `root`. Without `benchmarks`, public ones are
         refused. Questions with the same words as one of `without` are left out. Judges and voters write into
-        `verdicts`, by default a memory of this evaluator's own.
+        `verdicts`, by default a memory of this evaluator's own. Without `judges`, replies are judged in another
+        process: see `responses`. Raises ProposerRefused where a judge's key is missing.
         """
         self.tasks, self.protocol = tasks, protocol
         self.weights = {task.name: task.weight for task in tasks}
@@ -69,9 +74,11 @@ class Evaluator:
             self._loaded: Any = load(tasks, search_path, root, benchmarks)
         self._leaves: dict[str, Any] = self._loaded["tasks"]
         self._judged = [leaf for leaf in self._leaves.values() if isinstance(leaf, JudgedTask)]
-        memory = VerdictMemory() if verdicts is None else verdicts
         for leaf in self._judged:
-            leaf.verdicts, leaf.seed = memory, protocol.seed
+            leaf.seed = protocol.seed
+            if judges:
+                leaf.open()
+        self.note_in((verdicts or VerdictMemory()) if judges else None)
         for task in tasks:
             check_metric(task, self._loaded)
         self._counted = {leaf: task.metric.split(",", 1) for task in tasks for leaf in members(task, self._loaded)}
@@ -92,6 +99,11 @@ class Evaluator:
             leaf.set_fewshot_seed(seed=protocol.seed)
             cache_requests(leaf)
             name_failing_questions(leaf)
+
+    def note_in(self, verdicts: VerdictMemory | None) -> None:
+        """Let judges and voters read and write this memory; None: replies are judged in another process."""
+        for leaf in self._judged:
+            leaf.verdicts = verdicts
 
     def _select(self, name: str, leaf: Any, without: set[tuple[str, ...]]) -> list[int]:
         documents = leaf.eval_docs
@@ -261,10 +273,35 @@ class Evaluator:
             return None
         return replace(score, total=rivals[0].total + gap)
 
+    def outlasts(self, score: Score, rivals: Sequence[Score], error_rate: float) -> bool:
+        """Whether a model with this score would not have been stopped after any of its blocks but the last one: see
+        `stopped`.
+        """
+        field = [rival.item_scores for rival in rivals]
+        for look in range(1, self.parts_of(score)):
+            asked = {name: sum(len(block.get(name, ())) for block in self.blocks[:look]) for name in self.weights}
+            own = {name: score.item_scores[name][:count] for name, count in asked.items()}
+            if is_beaten(own, field, self.weights, look, len(self.blocks), error_rate, self.same):
+                return False
+        return True
+
     def parts_of(self, score: Score) -> int:
         """The number of blocks that a score is of; 0 when its questions were divided in another way."""
         sizes = [*accumulate(sum(map(len, block.values())) for block in self.blocks)]
         return sizes.index(score.items) + 1 if score.items in sizes else 0
+
+    def is_judged(self, place: int) -> bool:
+        """Whether a judge or a voter is asked for the score on this block."""
+        return any(leaf.task_name in self.blocks[place] for leaf in self._judged)
+
+    def responses(self, lm: LM, place: int) -> Responses:
+        """The model's responses to a block with judged replies; only where there are no judges. On a `Replay` of them,
+        `score_block` gives the score in another process. Raises as `score_block` does.
+        """
+        recorder = Recorder(lm)
+        with suppress(Unjudged):
+            self.score_block(recorder, place)
+        return Responses(sum(map(len, self.blocks[place].values())), recorder.answers)
 
     def score_block(self, lm: LM, place: int) -> Score:
         """The score on one block of the questions; see `score`. Raises MachineError when the machine fails and not the

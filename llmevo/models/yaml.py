@@ -1,4 +1,4 @@
-"""YAML that users write, as `yaml.safe_load` reads it, with checks for likely mistakes."""
+"""YAML that users write, as `yaml.safe_load` reads it, with checks for likely mistakes; the key `on` is a text."""
 
 from typing import Any
 
@@ -38,6 +38,9 @@ def _check(node: yaml.Node, sizes: dict[yaml.Node, int], above: tuple[yaml.Node,
         raise ValueError(f"line {_line(node)}: a value contains itself")
     size, above = 1, (*above, node)
     if isinstance(node, yaml.MappingNode):
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool" and isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"  # YAML 1.1 takes `on`, `off`, `yes` and `no` for truth values
         _check_keys(node)
         size += sum(_check(part, sizes, above) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):

@@ -28,7 +28,7 @@ from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Suggestion, Trial
-from llmevo.workers.protocol import Result
+from llmevo.workers.protocol import Result, Workers
 
 if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run needs neither
     from llmevo.evaluation.evaluator import Evaluator
@@ -52,22 +52,30 @@ class Experiment:
     """The beginning of a run that is resumed or replayed; it decides what could have changed since."""
     shared: "Scorer | None" = None
     """A scorer that several runs share; by default the run has one of its own."""
+    name: str = ""
+    """The name of a run of a comparison. These are all asked for one candidate at a time, and go on at the same time,
+    so that their results do not depend on the number of workers."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in this run, shared by its journal and its judged tasks."""
 
     def __post_init__(self) -> None:
         if self.shared:
-            self.verdicts = self.shared.verdicts.cleared()
+            self.shared.verdicts_of[self.name] = self.verdicts
 
     @classmethod
     def of_log(
-        cls, started: events.RunStarted | None, run: Path, api_key: str | None = None, shared: "Scorer | None" = None
+        cls,
+        started: events.RunStarted | None,
+        run: Path,
+        api_key: str | None = None,
+        shared: "Scorer | None" = None,
+        name: str = "",
     ) -> Self:
         """Return the experiment of a logged run. Raises RunError when its log has no beginning."""
         if started is None:
             raise RunError(f"{run}: the log has no beginning; start the run anew")
         root = (run if run.is_dir() else run.parent).absolute() / started.root
-        return cls(config_of(started, f"{run}/{LOG}"), root, api_key, started, shared)
+        return cls(config_of(started, f"{run}/{LOG}"), root, api_key, started, shared, name)
 
     def follow(self, event: events.Event, state: RunState) -> None:
         """Observe a journal: a `resumed` event changes the config."""
@@ -106,14 +114,26 @@ class Experiment:
     @cached_property
     def workers(self) -> int:
         """How many candidates are scored at the same time, from the log where there is one."""
+        if self.name:
+            return 1
         return self.recorded.workers if self.recorded else self.scorer.count_workers()
+
+    @cached_property
+    def team(self) -> Workers:
+        """The workers, as this run sees them."""
+        return self.scorer.share(self.name) if self.name else self.scorer.workers
+
+    def leave(self) -> None:
+        """Leave the workers, where several runs share them."""
+        if self.name and (team := vars(self).pop("team", None)):
+            team.close()
 
     @property
     def order(self) -> Literal["", "strict", "steady"]:
         """See `events.RunStarted`, from the log where there is one."""
         if self.recorded:
             return self.recorded.order
-        if self.workers == 1 and self.config.engine.on is None:
+        if self.name or self.scorer.is_local:
             return ""
         return self.config.search.order
 

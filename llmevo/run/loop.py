@@ -51,7 +51,7 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
-    experiment.scorer.remember(RunState.fold(iter(log.recorded)))
+    experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
         return run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
     finally:

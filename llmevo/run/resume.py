@@ -94,8 +94,8 @@ def prepare(
             "The run began without workers, so its candidates go on one after the other; only finalists and held-out"
             f" rows are scored {count} at a time"
         )
-    experiment = Experiment.of_log(begun, log.folder, api_key, scorer)
-    experiment.root = scorer.root
+    experiment = Experiment.of_log(begun, log.folder, api_key)
+    experiment.root, experiment.verdicts, experiment.scorer = scorer.root, scorer.verdicts, scorer
     return experiment
 
 
@@ -103,7 +103,7 @@ def _placed(
     config: Config, begun: events.RunStarted, given: Config | None, workers: int | Literal["auto"] | None
 ) -> Config:
     """Return the config with the workers of this session; a run that began without any gets them only when asked."""
-    places = (given or config).engine.model_dump(mode="json", include={*changes.PLACES}, exclude_unset=True)
+    places = (given or config).engine.model_dump(mode="json", include={*changes.PLACES})
     if workers is not None:
         places["workers"] = workers
     elif not begun.order and places.get("workers", "auto") == "auto":

@@ -8,6 +8,7 @@ their answers.
 import gc
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, T
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
@@ -41,7 +43,9 @@ from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
+from llmevo.workers.processes import fitting
 from llmevo.workers.protocol import Doing, Job, Request, Workers
+from llmevo.workers.share import Share
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -62,10 +66,18 @@ class Scorer:
     config: Config
     root: Path
     """The folder that relative references start from: the config's."""
-    scores: dict[str, Score] = field(default_factory=dict[str, Score])
-    """Every score so far, by `cache_key`; of a stopped candidate on the questions that it was asked."""
+    scores: dict[tuple[str, str], Score] = field(default_factory=dict[tuple[str, str], Score])
+    """Every score so far, by the run and `cache_key`; of a stopped candidate on the questions that it was asked."""
+    answers: dict[str, dict[int, Score]] = field(default_factory=dict[str, dict[int, Score]])
+    """The scores of all runs, by `cache_key` and the number of questions."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
-    """The verdicts of judges and voters in the run that is scored now."""
+    """The verdicts of judges and voters."""
+    verdicts_of: dict[str, VerdictMemory] = field(default_factory=dict[str, VerdictMemory])
+    """The same of each run, where several runs share the scorer."""
+    run: str = ""
+    """The run that is scored now, where that happens in this process."""
+    judges: bool = True
+    """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
@@ -200,7 +212,7 @@ class Scorer:
         from llmevo.evaluation.evaluator import Evaluator
 
         search_path = [self.root / path for path in self.config.task_search_path]
-        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, **options)
+        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, judges=self.judges, **options)
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
@@ -293,7 +305,7 @@ class Scorer:
         does not help.
         """
         evaluator, racing = self.evaluators[questions], self.config.racing
-        request = Request("", recipe, questions, rivals)
+        request = Request("", recipe, questions, rivals, self.run)
         known = self.known(request)
         if known and known.items == evaluator.items:
             return known, {}
@@ -308,7 +320,7 @@ class Scorer:
             engine.swap(recipe)
             if gate:
                 gate.check(engine.lm)
-            self.verdicts.questions = questions
+            self._note_verdicts(self.run, questions)
             merged = time.monotonic()
             if raced:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
@@ -326,11 +338,16 @@ class Scorer:
     def workers(self) -> Workers:
         """The workers of the config, started when they are first used."""
         settings = self.config.engine
-        if self.count_workers() == 1 and settings.on is None:
-            return Local(lambda request: self.score(request.recipe, request.questions, request.rivals))
+        if self.is_local:
+            if (voted := self._voted) and (settings.on or settings.workers not in ("auto", 1)):
+                self.warn(
+                    f"engine.workers: {voted} is voted on by a person, one candidate after the other; all are scored in"
+                    " this process"
+                )
+            return Local(self._score_here)
         from llmevo.workers.open import open_workers
 
-        here = torch.cuda.is_available()  # on Ray the cluster's GPUs count
+        here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return open_workers(
             partial(open_scorer, self._resolved(), self.root.absolute()),
             self,
@@ -352,6 +369,10 @@ class Scorer:
             update={"engine": engine.model_copy(update={"backend": self.backend, "options": options})}
         )
 
+    def _score_here(self, request: Request) -> tuple[Score, Mapping[str, float]]:
+        self.run = request.run
+        return self.score(request.recipe, request.questions, request.rivals)
+
     @property
     def doing(self) -> Sequence[Doing]:
         """What each worker of a pool does now; none before they are started. Starts none."""
@@ -360,9 +381,28 @@ class Scorer:
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
+        if self._voted:
+            return 1
         if (count := self.config.engine.most_workers) is not None:
             return count
-        return max(1, int(torch.cuda.device_count() / (self.config.engine.gpus or 1.0)))
+        return max(1, fitting(torch.cuda.device_count(), self.config.engine.gpus or 1.0))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether candidates are scored in this process."""
+        return bool(self._voted) or (self.count_workers() == 1 and self.config.engine.on is None)
+
+    @property
+    def _voted(self) -> str:
+        """A task that a person votes on: who compares with earlier candidates, so these come one after the other."""
+        return next((task.name for task in (*self.config.tasks, *self.config.heldout) if task.votes), "")
+
+    def share(self, run: str) -> Workers:
+        """Return the workers as one of several runs sees them."""
+        workers = self.workers
+        if isinstance(workers, Pool):
+            return Share(workers.desk(run, self.verdicts_of[run].waiting), run)
+        return Share(workers, run)
 
     def close(self) -> None:
         """End the workers, where there are any."""
@@ -385,11 +425,12 @@ class Scorer:
         """Load the engine and check it."""
         _ = self.engine
 
-    def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
+    def score_part(self, job: Job) -> tuple[Score | Responses, Mapping[str, float]]:
         """See `PartScorer.score_part`."""
         evaluator = self.evaluators[job.questions]
+        ask = evaluator.responses if evaluator.is_judged(job.part) else evaluator.score_block
 
-        def scored() -> tuple[Score, Mapping[str, float]]:
+        def scored() -> tuple[Score | Responses, Mapping[str, float]]:
             engine = self.engine
             gate = self.gate if job.questions == "search" and job.part == 0 else None
             started = time.monotonic()
@@ -397,15 +438,62 @@ class Scorer:
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()
-            score = evaluator.score_block(engine.lm, job.part)
+            score = ask(engine.lm, job.part)
             return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
 
         return self._with_recovery(scored)
 
+    def asks_judges(self, questions: str) -> bool:
+        return self.evaluators[questions].is_judged(0)
+
+    def judged(self, job: Job, responses: Responses, run: str) -> Score:
+        from llmevo.evaluation.recording import Replay
+
+        with self._judging(self.verdicts_of.get(run, self.verdicts)):
+            self._note_verdicts(run, job.questions)
+            return self.evaluators[job.questions].score_block(Replay(responses), job.part)
+
+    @contextmanager
+    def _judging(self, memory: VerdictMemory) -> Generator[None]:
+        """Let one run at a time use the tasks: they hold the replies that are judged."""
+        locked = False
+        try:
+            with memory.waiting():
+                locked = self._tasks_used.acquire()
+            yield
+        finally:
+            if locked:
+                self._tasks_used.release()
+
+    @cached_property
+    def _tasks_used(self) -> threading.Lock:
+        return threading.Lock()
+
+    def _note_verdicts(self, run: str, questions: str) -> None:
+        """Let the judges and voters of these questions use the memory of a run."""
+        memory = self.verdicts_of.get(run, self.verdicts)
+        memory.questions = questions
+        self.evaluators[questions].note_in(memory)
+
     def known(self, request: Request) -> Score | None:
-        """See `Scoring.known`, also for the next ones."""
-        evaluator, known = self.evaluators[request.questions], self.scores.get(self._key(request))
-        return known if known and (known.items == evaluator.items or evaluator.parts_of(known)) else None
+        """See `Scoring.known`, also for the next ones.
+
+        What other runs know saves time and changes nothing: a raced recipe is not known by more questions than it would
+        be asked. So a run of a comparison is what it would be alone.
+        """
+        evaluator, key, racing = self.evaluators[request.questions], self._key(request), self.config.racing
+        own, raced = self.scores.get((request.run, key)), self.is_raced(request)
+
+        def usable(score: Score) -> bool:
+            if score.items != evaluator.items and not evaluator.parts_of(score):
+                return False
+            if score is own or not (raced and racing):
+                return True
+            return bool(score.item_scores) and evaluator.outlasts(score, request.rivals, racing.error_rate)
+
+        others = sorted(self.answers.get(key, {}).values(), key=lambda score: score.items, reverse=True)
+        every = [own, *others] if own and raced else [*others, own] if own else others
+        return next(filter(usable, every), None)
 
     def parts(self, questions: str) -> list[int]:
         return [sum(map(len, block.values())) for block in self.evaluators[questions].blocks]
@@ -422,7 +510,9 @@ class Scorer:
         return self.evaluators[request.questions].stopped(score, request.rivals, racing.error_rate)
 
     def keep(self, request: Request, score: Score) -> None:
-        self.scores[self._key(request)] = score
+        key = self._key(request)
+        self.scores[request.run, key] = score
+        self.answers[key] = {**self.answers.get(key, {}), score.items: score}
 
     def control(self) -> Job:
         return Job("control", self.space.decode(self.space.uniform()), "search", 0)
@@ -459,8 +549,8 @@ class Scorer:
 
     # Known scores
 
-    def remember(self, state: RunState) -> None:
-        """Take over the scores of a log. Scores of other models or questions have other keys."""
+    def remember(self, state: RunState, run: str = "") -> None:
+        """Take over the scores of a run's log. Scores of other models or questions have other keys."""
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # it is not known which models and questions those scores are of
@@ -469,8 +559,9 @@ class Scorer:
         def know(candidate: int, score: Score, questions: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
             key = cache_key(recipe, checksums, started.questions[questions], started.masks)
-            if key not in self.scores or self.scores[key].items < score.items:
-                self.scores[key] = score
+            self.answers[key] = {score.items: score, **self.answers.get(key, {})}
+            if (run, key) not in self.scores or self.scores[run, key].items < score.items:
+                self.scores[run, key] = score
 
         for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):
@@ -495,7 +586,7 @@ class Scorer:
 
 def open_scorer(config: Config, root: Path) -> Scorer:
     """Return the scorer of a config, in the process of a worker."""
-    return Scorer(config, root)
+    return Scorer(config, root, judges=False)
 
 
 @contextmanager

@@ -1,7 +1,14 @@
-"""A comparison: one run for every optimizer and seed, on one scorer, so that a score is computed once for all."""
+"""A comparison: one run for every optimizer and seed, on one scorer, so that a score is computed once for all.
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+With several workers as many runs go on at the same time. Each is asked for one candidate after the other, as with one
+worker, so their results do not depend on the number of workers.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llmevo.config import Config, parse_logged
 from llmevo.errors import ConfigError, LlmevoError, RunError, nearest
+from llmevo.llm.client import Client, Reply, Request
 from llmevo.run import loop, trust
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import changes, events
@@ -45,6 +53,10 @@ UNFAIR = {
 }
 """Why a kind of budget is none for a comparison, and the way out."""
 
+PATIENCE = 5.0
+"""Seconds in which the other runs of a comparison may end when it is stopped; one that waits for an LLM takes longer,
+and is left behind."""
+
 Watch = Callable[[Entry, events.Event, RunState], None]
 """Called with every event of every run."""
 
@@ -73,6 +85,11 @@ class Sweep:
             for seed in range(first, first + self.seeds)
             for optimizer in self.optimizers
         ]
+
+    def whole(self, finished: Collection[Entry]) -> list[Entry]:
+        """Return the finished runs of the seeds on which all runs are finished, in their order."""
+        open_seeds = {entry.seed for entry in self.entries if entry not in finished}
+        return [entry for entry in self.entries if entry.seed not in open_seeds]
 
     @cached_property
     def scorer(self) -> "Scorer":
@@ -105,32 +122,166 @@ class Sweep:
                     recorded = read_log(entry.folder)
                     trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)
         for entry in ahead.values():
-            Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer).check()
+            self._experiment(entry).check()
 
     def states(self) -> dict[Entry, RunState]:
         """Return the state of every run, empty where it has not begun."""
         logs = {entry: entry.folder / LOG for entry in self.entries}
         return {entry: RunState.fold(iter(read_log(log) if log.exists() else ())) for entry, log in logs.items()}
 
-    def play(self, watch: Watch) -> Iterator[Entry]:
-        """Begin or resume every run and carry it to its end. Yields each after its end."""
-        states = self.states()
-        for state in states.values():
-            self.scorer.remember(state)
-        for entry, state in states.items():
-            if not state.finished:
-                self._carry_on(entry, watch)
-            yield entry
+    def play(self, watch: Watch) -> Generator[Entry]:
+        """Begin or resume every run and carry it to its end. Yields each after its end.
 
-    def _carry_on(self, entry: Entry, watch: Watch) -> None:
+        The runs call `watch` one at a time. The first error of a run ends all of them.
+        """
+        states = self.states()
+        for entry, state in states.items():
+            self.scorer.remember(state, entry.name)
+        yield from [entry for entry, state in states.items() if state.finished]
+        ahead = deque(entry for entry, state in states.items() if not state.finished)
+        try:
+            if ahead and min(len(ahead), self.scorer.workers.count) > 1:
+                yield from self._play_together(ahead, watch)
+            else:
+                for entry in ahead:
+                    self._carry_on(entry, watch)
+                    yield entry
+        finally:
+            self.scorer.close()
+
+    @property
+    def at_once(self) -> int:
+        """How many runs go on at the same time, at most."""
+        return min(len(self.entries), self.scorer.count_workers())
+
+    def _play_together(self, ahead: "deque[Entry]", watch: Watch) -> Generator[Entry]:
+        """Carry several runs on at the same time, each in a thread of its own."""
+        turns, ended = Turns(), Ended()
+        running: dict[Entry, threading.Thread] = {}
+
+        def carry_on(entry: Entry) -> None:
+            error: BaseException | None = None
+            try:
+                with turns:
+                    self._carry_on(entry, watch, turns)
+            except BaseException as raised:
+                error = raised
+            ended.put((entry, error))
+
+        try:
+            while ahead or running:
+                while ahead and len(running) < self.scorer.workers.count:
+                    entry = ahead.popleft()
+                    running[entry] = threading.Thread(target=carry_on, args=(entry,), name=entry.name, daemon=True)
+                    running[entry].start()
+                entry, error = _awaited(ended)
+                running.pop(entry).join()
+                if error:
+                    raise error
+                yield entry
+        finally:
+            turns.stop()
+            for thread in running.values():
+                thread.join(PATIENCE)
+
+    def _experiment(self, entry: Entry) -> Experiment:
+        return Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer, name=entry.name)
+
+    def _carry_on(self, entry: Entry, watch: Watch, turns: "Turns | None" = None) -> None:
         with RunLog(entry.folder, resume=(entry.folder / LOG).exists()) as log:
             started = RunState.fold(iter(log.recorded)).started
             if started is None:
-                experiment = Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer)
+                experiment = self._experiment(entry)
                 log.write("config.yml", self.text)
             else:
-                experiment = Experiment.of_log(started, entry.folder, self.api_key, self.scorer)
-            loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
+                experiment = Experiment.of_log(started, entry.folder, self.api_key, self.scorer, entry.name)
+            if turns:
+                experiment.verdicts.waiting = turns.waiting
+                if experiment.asks:
+                    experiment.proposer = Awaited(experiment.proposer, turns)
+            try:
+                loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
+            finally:
+                experiment.leave()
+
+
+Ended = queue.SimpleQueue[tuple[Entry, BaseException | None]]
+
+
+def _awaited(ended: Ended) -> tuple[Entry, BaseException | None]:
+    """Return the next run that ends, and its error.
+
+    A function of its own: Python 3.11 skips a `finally` when a signal interrupts a `continue` of an `except` below it.
+    """
+    while True:
+        with suppress(queue.Empty):
+            return ended.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
+
+
+class Stopped(BaseException):
+    """Raised in a run that waits when the comparison is stopped."""
+
+
+class Turns:
+    """Runs in threads that take turns: one computes, while the others wait for scores or answers.
+
+    Nothing is gained if several compute, for Python runs one thread at a time; and what they share is made for one:
+    tasks, the number of threads of numerical libraries (which decides digits), the display.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @contextmanager
+    def others(self) -> Generator[None]:
+        """Let others compute meanwhile."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Let others compute meanwhile; raises Stopped when the comparison ends."""
+        try:
+            with self.others():
+                yield
+        finally:
+            if self._stopped.is_set():
+                raise Stopped
+
+    def stop(self) -> None:
+        """End all runs at their next wait."""
+        self._stopped.set()
+
+
+class Awaited:
+    """An LLM client whose answers are awaited while other runs go on."""
+
+    def __init__(self, client: Client, turns: Turns) -> None:
+        self._client, self._turns = client, turns
+
+    @property
+    def model(self) -> str:
+        return self._client.model
+
+    @property
+    def style(self) -> str:
+        return self._client.style
+
+    def check(self) -> None:
+        self._client.check()
+
+    def answer(self, request: Request) -> Reply:
+        with self._turns.others():
+            return self._client.answer(request)
 
 
 def siblings(run: Path, started: events.RunStarted) -> list[RunState]:

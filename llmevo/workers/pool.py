@@ -8,11 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from llmevo.errors import LlmevoError, MachineError, UserError, plural
+from llmevo.errors import CandidateError, LlmevoError, MachineError, UserError, plural
+from llmevo.evaluation.responses import Responses
 from llmevo.workers.protocol import (
     Answered,
     Doing,
@@ -52,7 +54,7 @@ class Limits:
     """
     room: float = 1800.0
     """For the cluster to have room for it, while there are too few others to go on."""
-    notice: float = 15.0
+    notice: float = 60.0
     """The same, until that is said."""
 
 
@@ -101,6 +103,67 @@ class _Pace:
         self.merge, self.measured = max(self.merge, merge), True
 
 
+@dataclass(frozen=True)
+class Unjudged:
+    """A worker's answers whose score needs a judge."""
+
+    worker: str
+    job: Job
+    responses: Responses
+    seconds: Mapping[str, float]
+
+
+Item = Result | Notice | Unjudged | BaseException
+
+
+class Desk:
+    """Where a run submits its requests to a pool and takes their results; several runs may share a pool."""
+
+    def __init__(self, pool: "Pool", run: str, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """`waiting` is entered while there is no result."""
+        self.observe: Callable[[Notice], None] = lambda _: None
+        self.box = queue.SimpleQueue[Item]()
+        self.waits = False
+        """Whether the run waits for a result, so that no request is to come before it."""
+        self._pool, self._run, self._waiting = pool, run, waiting
+
+    @property
+    def count(self) -> int:
+        return self._pool.count
+
+    @property
+    def free(self) -> int:
+        return self._pool.free
+
+    def submit(self, request: Request) -> None:
+        self._pool.take(request, self)
+
+    def result(self) -> Result:
+        if self.box.empty():
+            self.waits = True
+            self._pool.wake()
+        while True:
+            try:
+                with self._waiting():
+                    found = self.box.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
+            except queue.Empty:
+                continue
+            if isinstance(found, Notice):
+                self.observe(found)
+            elif isinstance(found, BaseException):
+                self.box.put(found)  # for the next caller
+                raise found
+            elif isinstance(found, Result):
+                self.waits = False
+                return found
+            else:
+                self._pool.judge(found, self._run)
+
+    def close(self) -> None:
+        """Take no more results."""
+        self._pool.leave(self)
+
+
 class Pool:
     """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked.
 
@@ -122,6 +185,8 @@ class Pool:
         self._host, self._scoring, self._limits = host, scoring, limits or Limits()
         self._facts = facts
         self._schedule = Schedule(scoring)
+        self._using = threading.RLock()
+        """Held while the schedule and the desks are used: by the pool's thread, and by those of runs."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
         self._losses = 0
@@ -130,11 +195,14 @@ class Pool:
         """There were as many workers at once as it takes to begin."""
         self._short_since, self._short_said = self._clock(), False
         self._inbox = queue.SimpleQueue[Request]()
-        self._outbox = queue.SimpleQueue[Result | Notice | BaseException]()
+        self._desks: list[Desk] = []
+        self._owners: dict[int | str, Desk] = {}
+        """{id of an open request: where its result is taken}."""
+        self._error: BaseException | None = None
+        """Why the pool has ended."""
+        self._own = self.desk()
+        self._own.observe = lambda notice: self.observe(notice)
         self._ready, self._refusal = threading.Event(), ""
-        self._open = 0
-        self._waiting = threading.Event()
-        """Whether the run waits for a result, so that no request is to come before the next one."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -147,7 +215,7 @@ class Pool:
 
     @property
     def free(self) -> int:
-        return max(0, sum(not slot.closed for slot in self._slots) - self._open)
+        return max(0, sum(not slot.closed for slot in self._slots) - len(self._owners))
 
     @property
     def slots(self) -> list[Slot]:
@@ -164,28 +232,54 @@ class Pool:
         return found
 
     def submit(self, request: Request) -> None:
-        self._open += 1
+        self._own.submit(request)
+
+    def result(self) -> Result:
+        return self._own.result()
+
+    # For several runs
+
+    def desk(self, run: str = "", waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Desk:
+        """Return a place for the requests of a run; their ids are unique among those of all runs."""
+        made = Desk(self, run, waiting)
+        with self._using:
+            self._desks.append(made)
+            if self._error:
+                made.box.put(self._error)
+        return made
+
+    def wake(self) -> None:
+        """Have free workers look for work again."""
+        self._host.wake()
+
+    def leave(self, desk: Desk) -> None:
+        with self._using:
+            self._desks.remove(desk)
+
+    def take(self, request: Request, desk: Desk) -> None:
+        """Queue a request."""
+        with self._using:
+            self._owners[request.id] = desk
         self._inbox.put(request)
         self._host.wake()
 
-    def result(self) -> Result:
-        if self._outbox.empty():
-            self._waiting.set()
-            self._host.wake()
-        while True:
-            try:
-                found = self._outbox.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
-            except queue.Empty:
-                continue
-            if isinstance(found, Notice):
-                self.observe(found)
-            elif isinstance(found, BaseException):
-                self._outbox.put(found)  # for the next caller
-                raise found
-            else:
-                self._waiting.clear()
-                self._open -= 1
-                return found
+    def judge(self, answers: Unjudged, run: str) -> None:
+        """Have the answers to a part judged, in the thread of the run."""
+        worker, job, seconds = answers.worker, answers.job, answers.seconds
+        with self._using:
+            if not self._schedule.is_open(job):  # another part has failed
+                return
+        try:
+            score = self._scoring.judged(job, answers.responses, run)
+        except CandidateError as error:
+            with self._using:
+                self._give(self._schedule.unscorable(worker, job, str(error), seconds))
+                self._give_further()
+        else:
+            with self._using:
+                self._give(self._schedule.answered(worker, job, score, seconds))
+                self._give_further()
+        self._host.wake()  # its next part may be asked now
 
     def close(self) -> None:
         self._stop.set()
@@ -197,15 +291,22 @@ class Pool:
     def _serve(self) -> None:
         try:
             while not self._stop.is_set():
-                self._take_requests()
-                self._start_workers()
-                self._hand_out()
+                with self._using:
+                    self._take_requests()
+                    self._start_workers()
+                    self._hand_out()
                 slots = {id(slot.worker): slot for slot in self._slots}
                 for worker in self._host.wait([slot.worker for slot in self._slots if slot.worker], TICK):
-                    self._take(slots[id(worker)], worker.receive())
-                self._check_time()
+                    message = worker.receive()
+                    with self._using:
+                        self._take(slots[id(worker)], message)
+                with self._using:
+                    self._check_time()
         except BaseException as error:  # it is raised by `result`
-            self._outbox.put(error)
+            with self._using:
+                self._error = error
+                for desk in self._desks:
+                    desk.box.put(error)
         finally:
             for slot in self._slots:
                 if slot.worker:
@@ -218,8 +319,9 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
-            self._waiting.clear()
-            self._outbox.put(result)
+            desk = self._owners.pop(result.id)
+            desk.waits = False
+            desk.box.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
@@ -236,7 +338,8 @@ class Pool:
 
     def _hand_out(self) -> None:
         self._gathered = self._gathered or self._count_ready >= self._host.least
-        ahead = self._waiting.is_set()
+        desks = [desk for desk in self._desks if desk is not self._own] or [self._own]
+        ahead = all(desk.waits for desk in desks)  # no request is to come before the next result
         for slot in self._slots:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue
@@ -271,7 +374,11 @@ class Pool:
                 took, slot.job, self._losses = self._clock() - slot.since, None, 0
                 self._pace.add(seconds, took, score.items)
                 self._set(slot, Stage.IDLE)
-                self._give(self._schedule.answered(name, job, score, seconds))
+                if isinstance(score, Responses):
+                    if desk := self._owners.get(job.id):  # else another part has failed
+                        desk.box.put(Unjudged(name, job, score, seconds))
+                else:
+                    self._give(self._schedule.answered(name, job, score, seconds))
                 self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
                 slot.job, self._losses = None, 0
@@ -330,7 +437,8 @@ class Pool:
             raise error(reason)
 
     def _note(self, notice: Notice) -> None:
-        self._outbox.put(notice)
+        for desk in self._desks:
+            desk.box.put(notice)
 
     @property
     def _count_ready(self) -> int:

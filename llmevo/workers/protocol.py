@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 
@@ -30,6 +31,8 @@ class Request:
     """`search`, `selection` or `heldout`."""
     rivals: Sequence[Score] = ()
     """The scores that it races against, the best first; none where it answers all questions."""
+    run: str = ""
+    """The run that asks, where several runs share the workers."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,16 @@ class Scoring(Protocol):
         """Return the score on several parts together, the first ones first."""
         ...
 
+    def asks_judges(self, questions: str) -> bool:
+        """Return whether judges are asked for a score on these questions."""
+        ...
+
+    def judged(self, job: "Job", responses: Responses, run: str) -> Score:
+        """Return the score on a part with judged replies of a run. Called in the thread that takes results, for it asks
+        judges and logs their verdicts. Raises CandidateError and JudgeError.
+        """
+        ...
+
     def stopped(self, request: Request, score: Score) -> Score | None:
         """Return the final score of a raced recipe that is to be stopped at this one; None where it goes on."""
         ...
@@ -176,7 +189,8 @@ class Ready:
 class Answered:
     """The answers to a job."""
 
-    score: Score
+    score: Score | Responses
+    """Responses where replies are judged, which a worker does not: see `Scoring.judged`."""
     seconds: Mapping[str, float]
 
 
@@ -220,9 +234,9 @@ class PartScorer(Protocol):
         """Load the engine and check it."""
         ...
 
-    def score_part(self, job: Job) -> tuple[Score, Mapping[str, float]]:
-        """Return the score on one part of the questions, and the seconds of merging and of scoring. Raises
-        CandidateError and MachineError.
+    def score_part(self, job: Job) -> tuple[Score | Responses, Mapping[str, float]]:
+        """Return the score on one part of the questions, or the model's responses if replies are judged, and the
+        seconds of merging and of scoring. Raises CandidateError and MachineError.
         """
         ...
 

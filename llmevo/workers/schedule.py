@@ -112,13 +112,15 @@ class Schedule:
         for which it has to merge a recipe that another worker holds too. Recipes that were lost at its place come last.
 
         With `ahead`, a worker that would be idle takes a part of a raced request of which others answer the parts
-        before. Its answers are in vain if these stop the request, so this is for when no new request is to come.
+        before. Its answers are in vain if these stop the request, so this is for when no new request is to come. A part
+        that was not needed must not be what a request is given up for: after a loss nothing is asked ahead.
         """
         held, place = self._open.get(self._holds.get(worker, "")), _place(worker)
         ready = [each for each in self._open.values() if each.next_part is not None]
         ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.is_begun))
         if not ready and ahead:
-            ready = [each for each in self._open.values() if each.later_part is not None]
+            every = [each for each in self._open.values() if each.later_part is not None and not each.counted]
+            ready = [each for each in every if not self._scoring.asks_judges(each.request.questions)]  # these are paid
             ready.sort(key=lambda each: (each is not held, place in each.lost_at, each.later_part))
         if not ready or (part := ready[0].later_part) is None:
             return None
@@ -126,6 +128,10 @@ class Schedule:
         chosen.asked[part] = chosen.counted
         self._holds[worker] = chosen.request.id
         return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
+
+    def is_open(self, job: Job) -> bool:
+        """Return whether the answers to a job are still wanted."""
+        return job.id in self._open
 
     def answered(self, worker: str, job: Job, score: Score, seconds: Mapping[str, float]) -> Result | None:
         """Take the answers to a job. Return the result of its request if that is complete or stopped."""

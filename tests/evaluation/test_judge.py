@@ -1,8 +1,10 @@
 """Replies that an LLM judges: what it is asked, what becomes of its faults, and that nothing is paid for twice."""
 
 import json
+import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from pydantic import ValidationError
 
 from llmevo.config import parse_config
 from llmevo.engines.scoring.hf import HfScorer
-from llmevo.errors import JudgeError, ProposerRefused, TaskError
+from llmevo.errors import EngineError, JudgeError, ProposerRefused, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.judge import ROW, LlmJudge, Rubric, Written
 from llmevo.evaluation.judges.verdicts import Judgement, VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
+from llmevo.evaluation.recording import Replay
 from llmevo.evaluation.tasks.task import AskingOptions, Judge, Task
+from llmevo.run.log import events
 from support.fake_server import Answer, Answering, FakeServer, chat, refusal, serving
 from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
@@ -414,7 +418,99 @@ def test_a_budget_of_cost_needs_one_price_of_an_llm_or_a_judge() -> None:
     assert parse_config({**raw, "tasks": [{"name": "c", "prompts": "p", "judge": judge}]}, "x").search.budget.cost == 1
 
 
+# In a worker
+
+
+def test_replies_of_a_worker_without_a_key_are_judged_elsewhere_to_the_same_score(
+    tmp_path: Path, lm: HfScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support.tasks import GENERATION, add_task
+
+    write_prompts(tmp_path)
+    others = [
+        add_task(tmp_path, "sums"),
+        add_task(tmp_path, "words", **GENERATION).model_copy(update={"metric": "exact_match,none"}),
+    ]
+    tasks = [others[0], line(), others[1]]
+    options = AskingOptions(apply_chat_template=False, blocks=2)
+
+    def made(server: FakeServer | None, memory: VerdictMemory, **more: Any) -> Evaluator:
+        judge = {"base_url": server.url} if server else {"base_url": None}
+        mine = [tasks[0], line(**judge), tasks[2]]
+        return Evaluator(mine, options, [tmp_path], tmp_path, verdicts=memory, **more)
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(lambda body: graded(1 + len(shown(body)) % 10)) as server:
+        own, other = VerdictMemory(), VerdictMemory()
+        here = made(server, own)
+        expected = [here.score_block(lm, place) for place in (0, 1)]
+        asked = sorted(map(shown, server.requests))
+        worker = made(None, VerdictMemory(), judges=False)  # OpenAI's server, and no key
+        assert all(worker.is_judged(place) for place in (0, 1))
+        sent = [pickle.loads(pickle.dumps(worker.responses(lm, place))) for place in (0, 1)]
+        assert len(server.requests) == len(asked)  # none by the worker
+        assert [responses.items for responses in sent] == [score.items for score in expected]
+        there = made(server, other)
+        assert [there.score_block(Replay(responses), place) for place, responses in enumerate(sent)] == expected
+        assert sorted(map(shown, server.requests[len(asked) :])) == asked
+        assert own.verdicts == other.verdicts
+        with pytest.raises(EngineError, match="where this machine makes"):
+            there.score_block(Replay(replace(sent[0], answers={})), 0)
+    with pytest.raises(ProposerRefused, match="there is no API key"):
+        made(None, VerdictMemory())
+
+
 # A run
+
+
+def judged_run(workspace: Workspace, url: str, out: str, **engine: Any) -> tuple[int, str]:
+    judge = {"model": "m", "base_url": url, "retries": 0, "reply_tokens": 4, "parallel": 1, "price": {"prompt": 1000}}
+    config = workspace.config(
+        tasks=["letters", {"name": "chat", "weight": 0.5, "prompts": "prompts.jsonl", "judge": judge}],
+        heldout=["letters_heldout", {"name": "last", "prompts": "last.jsonl", "judge": judge}],
+        search={"optimizer": "cma-es", "budget": {"evaluations": 8, "cost": 4000.0}, "population": 3, "seed": 3},
+        engine={"self_check": False, "backend": "hf", "device": "cpu", **engine},
+    )
+    return workspace.llmevo("run", config, "--out", out)
+
+
+def facts(log: list[events.Event]) -> dict[str, list[str]]:
+    """The events by their kind, without times, workers and the order of arrival."""
+    found: dict[str, list[str]] = {}
+    for event in log:
+        if isinstance(event, events.Judged):
+            kept: Any = [verdict.model_dump() for verdict in event.verdicts]
+        else:
+            kept = event.model_dump(mode="json", exclude={"time", "seconds", "workers", "config", "cached"})
+        if not isinstance(event, events.Worker):
+            found.setdefault(event.event, []).append(json.dumps(kept, sort_keys=True))
+    return {kind: sorted(texts) for kind, texts in found.items()}
+
+
+@pytest.mark.slow
+def test_judges_are_asked_by_the_run_and_never_by_its_workers(workspace: Workspace) -> None:
+    workspace.monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write_prompts(workspace.root, 20)
+    (workspace.root / "last.jsonl").write_text('{"prompt": "What of this?"}\n')
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any]) -> Answer:
+        if body:
+            asked.append(shown(body))
+        return graded(1 + len(shown(body)) * 7 % 10, prompt=1000, completion=100) if body else Answer({"data": []})
+
+    with serving(answer) as server:
+        for count in (1, 2):
+            status, printed = judged_run(workspace, server.url, f"with{count}", workers=count, on="processes")
+            assert status == 0, printed
+    assert len(asked) == 2 * len({*asked})  # each run asks once
+    one, two = workspace.events("with1"), workspace.events("with2")
+    assert facts(one) == facts(two)
+    assert any(isinstance(event, events.Evaluated) and event.rival is not None for event in one)  # raced
+    for out in ("with1", "with2"):
+        assert workspace.llmevo("replay", out, "--verify")[0] == 0
+    status, printed = workspace.llmevo("replay", "with2", "--rescore", 2)
+    assert status == 0, printed
 
 
 def test_a_run_whose_judge_is_lost_goes_on_where_it_was_and_pays_for_nothing_twice(workspace: Workspace) -> None:

@@ -1,6 +1,7 @@
 """What `llmevo inspect` prints: readable at 80 columns, and whole as JSON."""
 
 import json
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from llmevo.cli import terminal
 from llmevo.config import read_config
 from llmevo.reports.terminal.inspection import cell, heatmap
 from llmevo.run.experiment import Experiment
-from llmevo.run.preflight.forecast import Measured, forecast
+from llmevo.run.preflight.forecast import Forecast, Measured, forecast
 from support.workspace import Workspace
 
 
@@ -171,6 +172,54 @@ def test_a_forecast_keeps_to_minutes(workspace: Workspace) -> None:
     experiment = Experiment(read_config(workspace.config(heldout=None), {"search.budget": "50, 2 min"}), workspace.root)
     ahead = forecast(experiment, None, Measured(merge=1.0, evaluate=9.0, items=12))
     assert (ahead.evaluations, ahead.generations, ahead.seconds) == (12, 3, 120.0)
+
+
+def ahead_of(workspace: Workspace, **changes: Any) -> Forecast:
+    """The forecast of 20 s a candidate, and 20 s a held-out row."""
+    config = read_config(workspace.config(**changes))
+    return forecast(Experiment(config, workspace.root), None, Measured(merge=2.0, evaluate=18.0, items=12))
+
+
+SIX = {"optimizer": "cma-es", "budget": 4 + 2 * 6, "population": 6, "finalists": 0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "order", "waves"),
+    [
+        (1, "strict", 4 + 12 + 6),
+        (2, "strict", 1 + 2 + 2 * 3 + 3),  # the first start row, three more, two generations, six held-out rows
+        (4, "strict", 1 + 1 + 2 * 2 + 2),
+        (6, "strict", 1 + 1 + 2 * 1 + 1),
+        (8, "strict", 1 + 1 + 2 + 1),  # the last generation has what is left: four
+        (4, "steady", 1 + 1 + 3 + 2),
+    ],
+)
+def test_with_workers_a_generation_takes_as_long_as_its_waves(
+    workspace: Workspace, workers: int, order: str, waves: int
+) -> None:
+    ahead = ahead_of(workspace, search={**SIX, "order": order}, engine={"workers": workers})
+    assert (ahead.start_rows, ahead.evaluations, ahead.workers) == (4, 16, workers)
+    assert ahead.seconds == pytest.approx(20.0 * waves)
+
+
+def test_with_workers_more_candidates_fit_into_minutes(workspace: Workspace) -> None:
+    search = {**SIX, "budget": "4 min"}
+    alone, three = (ahead_of(workspace, search=search, engine={"workers": count}) for count in (1, 3))
+    assert alone.evaluations == 12
+    assert three.evaluations == 4 + (12 - 2) * 3
+
+
+def test_the_forecast_names_the_workers_and_counts_the_memory_of_all(workspace: Workspace) -> None:
+    config = workspace.config(search=SIX)
+    texts = [
+        workspace.llmevo("inspect", config, "--workers", count, *form) for count in (1, 3) for form in ((), ("--json",))
+    ]
+    assert [status for status, _ in texts] == [0] * 4
+    assert "with 3 workers: an estimate" in texts[2][1]
+    assert "workers" not in texts[0][1].partition("Warnings")[0]
+    one, three = (json.loads(text)["memory"] for _, text in (texts[1], texts[3]))
+    for kind in ("engine", "caches", "disk"):
+        assert three[kind] == 3 * one[kind]
 
 
 def test_a_heat_map_is_warm_where_values_are_high() -> None:

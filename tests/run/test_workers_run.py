@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -17,13 +19,16 @@ import pytest
 from llmevo.errors import MachineError
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import read_log
+from llmevo.run.log.storage import RunLog, read_log, trust
+from llmevo.run.loop import carry_on
+from llmevo.run.resume import prepare
 from llmevo.run.verify import verify
+from llmevo.workers.local import Local
 from support import scripted_run
 from support.scripted import Script
 from support.scripted_run import config_in, essence
 from support.workers import assert_gone, until
-from support.workspace import write_task
+from support.workspace import Workspace, write_task
 
 
 @dataclass
@@ -72,6 +77,40 @@ def check_whole(log: list[events.Event], folder: Path, budget: int = 16) -> None
     again = len(ends) - len({*ends})
     assert again <= sum(isinstance(event, events.Selected) for event in log)  # finalists that racing had stopped
     assert verify(log, folder)
+
+
+@pytest.mark.parametrize("order", ["strict", "steady"])
+def test_a_golden_log_has_scores_in_the_order_of_arrival_and_a_lost_worker(order: str) -> None:
+    log = read_log(Path(__file__).parents[1] / "golden" / f"0.3-workers-{order}.jsonl")
+    scored = [event for event in log if isinstance(event, events.Evaluated)]
+    numbers = [event.candidate for event in scored]
+    assert numbers != sorted(numbers)
+    assert {len(event.workers) for event in scored} == {1, 2}
+    assert {"1", "2"} <= {worker for event in scored for worker in event.workers}
+    (lost,) = [event for event in log if isinstance(event, events.Worker) and event.change == "lost"]
+    assert [event.losses for event in scored if event.candidate == lost.request] == [1]
+    assert any(event.rival is not None for event in scored)
+
+
+class Killer(threading.Thread):
+    """Kills a worker of this process now and then, at random moments of its life."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(daemon=True)
+        self.most, self.killed, self.ends, self.random = most, list[int](), threading.Event(), random.Random(1)
+
+    def run(self) -> None:
+        while len(self.killed) < self.most and not self.ends.wait(self.random.uniform(1, 12)):
+            children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+            found = [int(number) for file in children for number in file.read_text().split()]
+            workers = [n for n in found if b"llmevo.workers" in Path(f"/proc/{n}/cmdline").read_bytes()]
+            if workers:
+                self.killed.append(self.random.choice(workers))
+                os.kill(self.killed[-1], signal.SIGKILL)
+
+    def stop(self) -> None:
+        self.ends.set()
+        self.join()
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -212,3 +251,73 @@ def test_a_driver_that_ends_takes_its_workers_with_it_and_the_run_goes_on(
     check_whole(log, place.root / "run")
     if order == "strict":
         assert essence(log) == essence(place.run("whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", [{"optimizer": "cma-es"}, {"optimizer": "llm-off"}, {"optimizer": "llm"}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"gate": True}, {"constraints": ["letters >= parent - 0.5"]}], ids=str)
+def test_engines_in_workers_score_alike(workspace: Workspace, search: dict[str, str], more: dict[str, Any]) -> None:
+    """Four workers, then the same run from its beginning with one, two, and in this process."""
+    if more and search["optimizer"] != "llm-off":
+        pytest.skip("once is enough")
+    write_task(workspace.root, "letters", 0, size=24)
+    engine = {"backend": "hf", "device": "cpu", "workers": 4, "on": "processes"}
+    options = {"budget": 14, "population": 4, "seed": 3, "racing": {"looks": 3}, "order": "strict", **search}
+    config = {"engine": engine, "search": options, "llm": {"proposer": "simulated", "model": "random"}}
+    status, printed = workspace.llmevo("run", workspace.config(**config, **more), "--out", "run")
+    assert status == 0, printed
+    whole, lines = workspace.events("run"), (workspace.root / "run" / "events.jsonl").read_bytes().splitlines(True)
+    for workers, on in ((1, "processes"), (2, "processes"), (1, None)):
+        folder = workspace.root / f"again-{workers}-{on}"
+        folder.mkdir()
+        (folder / "events.jsonl").write_bytes(lines[0])
+        trust(folder)
+        with RunLog(folder, resume=True) as log:
+            experiment = prepare(log)
+            changed = experiment.config.engine.model_copy(update={"workers": workers, "on": on})
+            experiment.scorer.config = experiment.config.model_copy(update={"engine": changed})
+            assert experiment.scorer.workers.count == workers
+            carry_on(experiment, log)
+        assert essence(read_log(folder)) == essence(whole)
+    for run in ("run", "again-2-processes"):
+        status, printed = workspace.llmevo("replay", run, "--verify")
+        assert status == 0, printed
+    assert any(event.rival is not None for event in whole if isinstance(event, events.Evaluated)) or more
+
+
+class Closing(Local):
+    """Workers of which it is known whether they were ended."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_resumed_run_ends_its_workers(workspace: Workspace) -> None:
+    workspace.finished(search={"optimizer": "random", "budget": 5, "seed": 3}, heldout=None)
+    workers = Closing(lambda _: pytest.fail("nothing is left to score"))
+    with RunLog(Path("run"), resume=True) as log:
+        experiment = prepare(log)
+        experiment.scorer.workers = workers
+        carry_on(experiment, log)
+    assert workers.closed
+
+
+@pytest.mark.slow
+def test_engines_that_are_killed_at_any_moment_change_nothing(workspace: Workspace) -> None:
+    write_task(workspace.root, "letters", 0, size=24)
+    engine = {"backend": "hf", "device": "cpu", "workers": 2, "self_check": False}
+    options = {"optimizer": "cma-es", "budget": 24, "population": 6, "seed": 3, "racing": {"looks": 3}}
+    workspace.config(engine=engine, search=options)
+    assert workspace.llmevo("run", "config.yml", "--out", "whole")[0] == 0
+    killer = Killer(5)
+    killer.start()
+    status, printed = workspace.llmevo("run", "config.yml", "--out", "losing")
+    killer.stop()
+    assert status == 0, printed
+    log = workspace.events("losing")
+    assert essence(log) == essence(workspace.events("whole"))
+    assert sum(isinstance(event, events.Worker) and event.change == "lost" for event in log) == len(killer.killed)
+    assert killer.killed
+    assert verify(log, workspace.root / "losing")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import CandidateError, MachineError, SourceError
+from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.workers.protocol import Job, Request
@@ -33,8 +34,8 @@ FOREVER = 600.0
 class Script:
     """What workers do, by the place where they do it: `import`, `greet`, `load`, a request's id, or (id, part).
 
-    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `chatter` (print much, then exit), `hang`, `refuse`, `fail` (the
-    candidate's fault), `lose` (the machine's), `break` (an error that nothing expects), `differ` (other facts), or
+    An act is a word: `wait 0.2`, `die` (kill -9), `exit`, `chatter` (print much, then exit), `hang`, `refuse`, `fail`
+    (the candidate's fault), `lose` (the machine's), `break` (an error that nothing expects), `differ` (other facts), or
     `child` (start the process of an engine, without which nothing can be scored). With `once`, as in `die once`, only
     the worker that comes there first does it; with `ill`, all do it once there is a file `ill` in the folder.
     """
@@ -189,6 +190,12 @@ class ScriptedScoring:
 
     def is_raced(self, request: Request) -> bool:
         return bool(request.rivals)
+
+    def asks_judges(self, questions: str) -> bool:
+        return False
+
+    def judged(self, job: Job, responses: Responses, run: str) -> Score:
+        raise NotImplementedError
 
     def join(self, questions: str, parts: Sequence[Score]) -> Score:
         return _score([value for part in parts for value in part.item_scores["scripted"]])

@@ -2,11 +2,13 @@
 
 import heapq
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llmevo.evaluation.responses import Responses
 from llmevo.workers.protocol import Answered, Hello, Job, Lost, Message, Ready, Unscorable
-from support.scripted import FACTS, part_score
+from support.scripted import FACTS, PARTS, part_score
 
 
 @dataclass
@@ -18,6 +20,9 @@ class Fate:
     hang: float = 0.0
     killers: frozenset[int | str] = frozenset()
     failing: frozenset[int | str] = frozenset()
+    """In their first part."""
+    judged: bool = False
+    """Whether the answers are left to a judge."""
 
 
 @dataclass
@@ -35,10 +40,11 @@ class VirtualWorker:
         self.host.asked.append((self.name, job))
         if job.id in self.host.fate.killers:
             self.host.will(self, Lost("the recipe killed it"))
-        elif job.id in self.host.fate.failing:
+        elif job.id in self.host.fate.failing and not job.part:
             self.host.will(self, Unscorable(f"{job.id} is no model", {"evaluate": 1.0}))
         else:
-            self.host.will(self, Answered(part_score(job), {"merge": 0.1, "evaluate": 1.0}))
+            answers = Responses(PARTS[job.part]) if self.host.fate.judged else part_score(job)
+            self.host.will(self, Answered(answers, {"merge": 0.1, "evaluate": 1.0}))
 
     def receive(self) -> Message:
         return self.host.inbox.pop(self.name)
@@ -94,6 +100,8 @@ class VirtualHost:
                 self.inbox[worker.name] = message
         if not self.inbox:
             self.now = end
+            if not self.events:
+                time.sleep(0.0002)  # the run's thread has something to do
         return [worker for worker in workers if worker.name in self.inbox]
 
     def wake(self) -> None:

@@ -22,9 +22,10 @@ def processes(script: Script, count: int) -> Host[Any]:
 
 
 def ray(script: Script, count: int) -> Host[Any]:
-    from llmevo.workers.ray import RayCluster  # pyright: ignore
+    from llmevo.workers.ray import RayCluster
+    from support.ray_cluster import shared_address
 
-    return RayCluster(script.opening(), 1, count, None, 0.0)
+    return RayCluster(script.opening(), 1, count, shared_address())
 
 
 HOSTS: dict[str, Callable[[Script, int], Host[Any]]] = {"processes": processes, "ray": ray}

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import shutil
 import sys
 from contextlib import chdir
 from dataclasses import dataclass
@@ -136,6 +137,15 @@ def write_task(root: Path, name: str, shift: int, size: int = 12) -> None:
     file = folder / f"{name}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / f"{name}.yaml").write_text(CHOICE.format(task=name, file=file))
+
+
+def write_questions(root: Path, models: Path) -> None:
+    """The same models, and enough questions for racing."""
+    shutil.copytree(models, root, dirs_exist_ok=True)
+    for name, size in (("letters", 60), ("letters_heldout", 20)):
+        write_task(root, name, 0)
+        rows = [{"question": f"{name} {n}", "choices": ["a", "b"], "answer": n % 2} for n in range(size)]
+        (root / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def new_workspace(root: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_workers_without_gpus_share_the_cores(monkeypatch: pytest.MonkeyPatch) -
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
-    host = opening._host(lambda: None, 2, 1, "processes", None, 1.0)  # pyright: ignore
+    host: Any = opening._host(lambda: None, 2, 1, "processes", None, 1.0)  # pyright: ignore
     assert host.environment(1) == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
     host.close()
     for count, each, fits in ((3, 1.0, 2), (7, 0.3, 6), (2, 2.0, 1)):

@@ -26,7 +26,7 @@ def test_the_scripted_recipes_are_stopped_after_every_number_of_parts() -> None:
     assert min(counts.values()) > 2, counts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     raced=st.lists(st.booleans(), min_size=1, max_size=6),
     workers=st.integers(1, 5),
@@ -153,6 +153,19 @@ def test_a_worker_without_work_asks_a_raced_recipe_the_next_part_ahead() -> None
         result = schedule.answered("1", first, part_score(first), {})
         assert result
         assert result.score == expected_score(request)
+
+
+def test_a_part_that_kills_workers_is_no_failure_of_a_recipe_that_is_stopped_before() -> None:
+    request = next(one for one in requests_of([True] * 40) if expected_score(one).items == PARTS[0])
+    schedule = Schedule(ScriptedScoring())
+    schedule.add(request)
+    first, later = job_of(schedule, "1"), schedule.job_for("2", ahead=True)
+    assert later
+    schedule.lost("2", later, "it died")
+    assert schedule.job_for("3", ahead=True) is None
+    result = schedule.answered("1", first, part_score(first), {})
+    assert result
+    assert (result.score, result.losses) == (expected_score(request), 1)
 
 
 def test_a_recipe_that_costs_two_workers_is_given_up_when_one_has_answered_since() -> None:

@@ -14,6 +14,7 @@ from llmevo.evaluation.score import Score
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Limits
 from llmevo.workers.protocol import Job, Request, Workers
+from support.ray_cluster import MARKS
 from support.scripted import (
     PARTS,
     Script,
@@ -25,7 +26,7 @@ from support.scripted import (
 )
 from support.workers import assert_gone, is_alive, pool_on, requests_for, score, until
 
-KINDS = ["processes"]
+KINDS = ["processes", pytest.param("ray", marks=MARKS)]
 """The hosts of pools."""
 
 FOREVER = 300.0

@@ -190,7 +190,8 @@ class LlmJudge:
             waiting = {pool.submit(self._ask, inquiry) for inquiry in islice(left, self.judge.parallel)}
             try:
                 while waiting:
-                    future = next(as_completed(waiting))
+                    with memory.waiting():
+                        future = next(as_completed(waiting))
                     waiting.remove(future)
                     judgement, lost = future.result()
                     self._note(judgement, memory)

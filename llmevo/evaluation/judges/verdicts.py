@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field
 from typing import Literal, Self
 
@@ -214,11 +215,8 @@ class VerdictMemory:
     """Shows a pair of replies to a person and returns the vote; None without a terminal."""
     write: Callable[[Statement], None] | None = None
     """Receives new statements instead of `take`: a log, which has them taken when they are written."""
-
-    def cleared(self) -> Self:
-        """The same memory, empty: for the next of several runs that share their tasks."""
-        self.verdicts, self.polls, self.latest, self.write = {}, {}, {}, None
-        return self
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered while a judge's answer is awaited: other runs of a comparison may go on meanwhile."""
 
     def note(self, statement: Statement) -> None:
         """Add a new statement."""

@@ -3,12 +3,23 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from llmevo.errors import TaskError
 from llmevo.evaluation.judges.judge import LlmJudge, Rubric, Written
-from llmevo.evaluation.judges.verdicts import Choice, Pair, Poll, Presentation, Showing, Vote, digest
+from llmevo.evaluation.judges.verdicts import (
+    AskVoter,
+    Choice,
+    Pair,
+    Poll,
+    Presentation,
+    Showing,
+    VerdictMemory,
+    Vote,
+    digest,
+)
 from llmevo.evaluation.tasks.lm_eval import JudgedTask, config_of_rows
 from llmevo.evaluation.tasks.task import Task
 
@@ -21,12 +32,12 @@ class GradedTask(JudgedTask):
     """
 
     def __init__(self, task: Task, root: Path, _: Any) -> None:
-        """Raises TaskError for prompts or a rubric that cannot be used, and ProposerRefused where a key is missing."""
+        """Raises TaskError for prompts or a rubric that cannot be used."""
         assert task.judge
         rows = _read_prompts(task.name, root / str(task.prompts))
         super().__init__(_config(task, rows, {"judge": ("mean", True), "unreadable": ("mean", False)}))
         rubric = Rubric(task.name, task.judge, root)
-        self.judge = LlmJudge(task.name, task.judge, root, rubric)
+        self._make_judge = partial(LlmJudge, task.name, task.judge, root, rubric)
         self.fingerprint = hashlib.sha256(json.dumps([rubric.texts, rows]).encode()).hexdigest()
         self.texts = {f"{task.name}/{name}": text for name, text in rubric.texts.items()}
         self._scores: dict[Written, float | None] = {}
@@ -34,14 +45,22 @@ class GradedTask(JudgedTask):
     def inquiries(self, document: Mapping[str, str]) -> int:
         return 2 if document["reference"] else 1
 
+    @cached_property
+    def judge(self) -> LlmJudge:
+        return self._make_judge()
+
+    def open(self) -> None:
+        """Raises ProposerRefused where a key is missing."""
+        _ = self.judge
+
     def check(self) -> None:
         """Raises ProposerRefused where the judge's server does not answer, or refuses the key."""
         self.judge.check()
 
-    def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
+    def consider(self, written: list[tuple[Mapping[str, str], str]], verdicts: VerdictMemory) -> None:
         """Raises JudgeError when the judge is lost."""
         replies = [Written(document["prompt"], reply, document["reference"]) for document, reply in written]
-        self._scores = dict(zip(replies, self.judge.scores(replies, self.verdicts), strict=True))
+        self._scores = dict(zip(replies, self.judge.scores(replies, verdicts), strict=True))
 
     def result(self, document: Mapping[str, str], replies: Sequence[str]) -> dict[str, float]:
         score = self._scores[Written(document["prompt"], str(replies[0]), document["reference"])]
@@ -68,32 +87,30 @@ class VotedTask(JudgedTask):
         self.pairs = task.votes.pairs
         self._score = 0.0, 0.0
 
-    def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
+    def consider(self, written: list[tuple[Mapping[str, str], str]], verdicts: VerdictMemory) -> None:
         """Raises TaskError without a terminal to ask a person in, and KeyboardInterrupt when the person stops."""
         prompts = [document["prompt"] for document, _ in written]
         replies = [reply for _, reply in written]
         name, player = digest(self.task_name, prompts), digest(replies)
-        poll = self.verdicts.poll(name)
+        poll = verdicts.poll(name)
         known = player in poll.replies
-        self.verdicts.note(
-            Presentation(task=self.task_name, poll=name, player=player, replies=[] if known else replies)
-        )
+        verdicts.note(Presentation(task=self.task_name, poll=name, player=player, replies=[] if known else replies))
         left = poll.left(player, self.pairs, self.seed)
         for place, pair in enumerate(left):
-            choice = self._ask(poll, player, pair, prompts[pair.prompt], len(left) - place)
-            self.verdicts.note(
+            choice = self._ask(verdicts.ask_voter, poll, player, pair, prompts[pair.prompt], len(left) - place)
+            verdicts.note(
                 Vote(task=self.task_name, poll=name, player=player, other=pair.other, prompt=pair.prompt, choice=choice)
             )
         self._score = poll.score(player)
 
-    def _ask(self, poll: Poll, player: str, pair: Pair, prompt: str, left: int) -> Choice:
-        if self.verdicts.ask_voter is None:
+    def _ask(self, ask_voter: AskVoter | None, poll: Poll, player: str, pair: Pair, prompt: str, left: int) -> Choice:
+        if ask_voter is None:
             raise TaskError(
                 f"tasks: {self.task_name} is voted on by a person, and there is no terminal to ask in; run it in one"
             )
         names = [player, pair.other] if pair.own_first else [pair.other, player]
         first, second = (poll.replies[name][pair.prompt] for name in names)
-        chosen = self.verdicts.ask_voter(Showing(self.task_name, prompt, first, second, left))
+        chosen = ask_voter(Showing(self.task_name, prompt, first, second, left))
         if chosen in ("tie", "skip"):
             return chosen
         return "own" if (chosen == "first") == pair.own_first else "other"

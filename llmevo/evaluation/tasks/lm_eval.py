@@ -24,6 +24,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error, nearest
 from llmevo.evaluation.judges.verdicts import VerdictMemory
+from llmevo.evaluation.responses import Unjudged
 from llmevo.evaluation.tasks.files import SUFFIX, Config, files_of, leaves, locate_data, near, training_changes
 from llmevo.evaluation.tasks.task import Task
 
@@ -177,7 +178,8 @@ class JudgedTask(ConfigurableTask):
     judge can then be sent in parallel, and a person can be shown any reply.
     """
 
-    verdicts: VerdictMemory
+    verdicts: VerdictMemory | None
+    """None where replies are judged in another process."""
     seed: int
     """Seeds random choices. The evaluator that loads the task sets both."""
     texts: Mapping[str, str] = {}
@@ -187,6 +189,9 @@ class JudgedTask(ConfigurableTask):
         # lm-eval looks metrics up by their names unless the config has `process_results`: a function and no method, for
         # lm-eval copies configs with all that is in them.
         super().__init__(config=config | {"process_results": lambda doc, results: self.result(doc, results)})
+
+    def open(self) -> None:
+        """Prepare to judge. Raises UserError without a judge's key."""
 
     def check(self) -> None:
         """Raise UserError before a run starts where replies cannot be judged."""
@@ -198,11 +203,13 @@ class JudgedTask(ConfigurableTask):
     def apply_filters(self) -> Any:
         done = super().apply_filters()
         instances: Any = self.instances
-        self.consider([(instance.doc, str(instance.filtered_resps["none"])) for instance in instances])
+        if self.verdicts is None:
+            raise Unjudged
+        self.consider([(instance.doc, str(instance.filtered_resps["none"])) for instance in instances], self.verdicts)
         return done
 
     @abstractmethod
-    def consider(self, written: list[tuple[Mapping[str, str], str]]) -> None:
+    def consider(self, written: list[tuple[Mapping[str, str], str]], verdicts: VerdictMemory) -> None:
         """Judge every document's reply."""
 
     @abstractmethod

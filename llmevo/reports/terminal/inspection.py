@@ -64,13 +64,16 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         f" {ahead.start_rows} of them start rows, then {plural(ahead.generations, 'generation')} of {ahead.population};"
         f" {plural(ahead.all_items, 'question')} in all, the held-out ones included. Budget: {found.budget}."
     ]
+    several = f" with {ahead.workers} workers" if ahead.workers > 1 else ""
     if measured:
         lines.append(
-            f"About {clock(ahead.seconds)}, by one candidate that was merged in {measured.merge:.2f} s and scored in"
-            f" {measured.evaluate:.2f} s ({measured.items_per_second:.1f} questions a second)."
+            f"About {clock(ahead.seconds)}{several}, by one candidate that was merged in {measured.merge:.2f} s and"
+            f" scored in {measured.evaluate:.2f} s ({measured.items_per_second:.1f} questions a second)."
         )
     else:
-        lines.append(f"About {clock(ahead.seconds)} on this machine: an estimate; --measure scores one candidate.")
+        lines.append(
+            f"About {clock(ahead.seconds)}{several or ' on this machine'}: an estimate; --measure scores one candidate."
+        )
     if ahead.prompts:
         cost = "unknown without llm.price" if ahead.cost is None else f"{ahead.cost:.2f} at the config's prices"
         cost = cost if ahead.by_server or ahead.cost else "none: it runs on this machine"

@@ -1,5 +1,6 @@
-"""A comparison while it runs: a cell for each run, the current run, and the time left."""
+"""A comparison while it runs: a cell for each run, a line for each that goes on now, and the time left."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,8 @@ class Scoreboard(LiveView):
         super().__init__(console)
         self.tournament = tournament
         self._states, self._entries = tournament.states(), tournament.entries
+        self._now: dict[Entry, None] = {}
+        """The runs that go on, in the order in which they began."""
 
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
@@ -36,13 +39,16 @@ class Scoreboard(LiveView):
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
         """Show one event of a run."""
         self._states[entry] = state
+        self._now[entry] = None
+        if state.finished and len(self._now) > 1:
+            del self._now[entry]
         if self.live:
-            self.live.update(self.picture(entry))
+            self.live.update(self.picture())
         elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
             say(self.console, self.line(entry))
 
     def line(self, entry: Entry) -> str:
-        """Return the progress of the current run, and of all."""
+        """Return the progress of a run, and the time left of all."""
         state, place = self._states[entry], self._entries.index(entry) + 1
         done = f"{len(state.trials)}/{self.tournament.config.search.budget.evaluations}"
         if state.finished:
@@ -53,7 +59,9 @@ class Scoreboard(LiveView):
         return f"  [run {place} of {len(self._entries)}] {entry.name}: {done}, {best}, {left}"
 
     def seconds_left(self) -> float:
-        """Return the time left of all runs, at the pace of those that have begun."""
+        """Return the time left of all runs, at the pace of those that have begun; as many as there are workers go on at
+        the same time.
+        """
         begun = [state for state in self._states.values() if state.started]
         if not begun:
             return 0.0
@@ -61,25 +69,29 @@ class Scoreboard(LiveView):
         ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
         # A run that has not begun is expected to take the mean of those that have.
         whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
-        return sum(ahead) + whole * (len(self._states) - len(begun))
+        alone = sum(ahead) + whole * (len(self._states) - len(begun))
+        unfinished = sum(state.finished is None for state in self._states.values())
+        return alone / max(1, min(self.tournament.at_once, unfinished))
 
-    def picture(self, entry: Entry) -> RenderableType:
-        """Return a cell for every run: its best score and progress."""
+    def picture(self) -> RenderableType:
+        """Return a cell for every run, its best score and progress, and a line for each that goes on."""
         seeds = sorted({each.seed for each in self._entries})
         table = Table(box=None, pad_edge=False)
         for name in ("", *(f"seed {seed}" for seed in seeds)):
             table.add_column(name, justify="left" if not name else "right", min_width=12)
         for optimizer in self.tournament.optimizers:
             of = {each.seed: each for each in self._entries if each.optimizer == optimizer}
-            table.add_row(optimizer, *(self._cell(of[seed], entry) for seed in seeds))
-        return Panel(Group(table, self.line(entry)), title=Text(f"llmevo  {self.tournament.out}"), title_align="left")
+            table.add_row(optimizer, *(self._cell(of[seed]) for seed in seeds))
+        return Panel(
+            Group(table, *map(self.line, self._now)), title=Text(f"llmevo  {self.tournament.out}"), title_align="left"
+        )
 
-    def _cell(self, entry: Entry, now: Entry) -> Text:
+    def _cell(self, entry: Entry) -> Text:
         state = self._states[entry]
         best = f"{state.best.value:.3f}{'!' if state.unmet else ''}" if state.best else "…"
         if state.finished:
             return Text(best, "green")
-        if entry == now:
+        if entry in self._now:
             return Text(f"{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}", "bold")
         return Text(best) if state.started else Text("–", "dim")
 
@@ -88,12 +100,16 @@ def play(console: Console, tournament: Sweep) -> None:
     """Carry a comparison to its end and report it; the files are written after every seed."""
     with Scoreboard(console, tournament) as board:
         tournament.scorer.warn = lambda line: say(console, line, "yellow")
-        finished: list[Path] = []
-        for entry in tournament.play(board.watch):
-            finished.append(entry.folder)
-            if len(finished) % len(tournament.optimizers) == 0 and len(finished) < len(tournament.entries):
-                publish(compare(finished), tournament.out)
-    report(console, compare(finished), tournament.out)
+        finished: set[Entry] = set()
+        published = 0
+        with closing(tournament.play(board.watch)) as runs:
+            for entry in runs:
+                finished.add(entry)
+                whole = tournament.whole(finished)
+                if published < len(whole) < len(tournament.entries):
+                    published = len(whole)
+                    publish(compare([each.folder for each in whole]), tournament.out)
+    report(console, compare([entry.folder for entry in tournament.entries]), tournament.out)
 
 
 def report(console: Console, comparison: Comparison, out: Path) -> None:

@@ -74,12 +74,21 @@ class Forecast:
     """Questions to a person, at most."""
     measured: Measured | None
     """The basis of the seconds; None where they are an estimate."""
+    workers: int = 1
+    """Candidates that are scored at the same time."""
 
 
 def measure(experiment: Experiment) -> Measured:
-    """Merge and score the uniform candidate. Raises CandidateError where that fails."""
+    """Merge and score the uniform candidate, with the share of the processor that a worker has. Raises CandidateError
+    where that fails.
+    """
     recipe = experiment.space.decode(experiment.space.uniform())
-    score, seconds = experiment.scorer.score(recipe)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(threads * _share(experiment))))
+    try:
+        score, seconds = experiment.scorer.score(recipe)
+    finally:
+        torch.set_num_threads(threads)
     return Measured(seconds["merge"], seconds["evaluate"], score.items)
 
 
@@ -109,12 +118,21 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
     else:
         shapes = experiment.sources[config.genome.references[0]].shapes
         parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
-        each, last = (count * 2 * parameters / (_speed() * EFFICIENCY) for count in (searched, held_out))
+        speed = _speed() * EFFICIENCY * _share(experiment)
+        each, last = (count * 2 * parameters / speed for count in (searched, held_out))
     origins = [row.origin for row in experiment.start_rows]
-    evaluations, size = experiment.evaluations, population(experiment)
+    workers = experiment.workers if experiment.order else 1
+    evaluations, size = experiment.evaluations, max(population(experiment), workers)
     size = min(size, experiment.optimizer().largest or size)
+    start = min(1, len(origins)) + _waves(len(origins) - 1, workers)  # the first start row is scored alone
+    at_once = size / _waves(size, workers) if experiment.order == "strict" else workers
     if budget.minutes is not None:
-        evaluations = max(len(origins), min(evaluations, int(budget.minutes * 60 / each)))
+        later = int((budget.minutes * 60 / each - start) * at_once)
+        evaluations = max(len(origins), min(evaluations, len(origins) + later))
+    whole, rest = divmod(evaluations - len(origins), size)
+    waves = whole * _waves(size, workers) + _waves(rest, workers)
+    if experiment.order == "steady":
+        waves = _waves(evaluations - len(origins), workers)
     rows = heldout_rows(origins) if experiment.heldout else 0
     generations = max(0, math.ceil((evaluations - len(origins)) / size))
     prompt, price = first.prompt if first else None, config.llm.price
@@ -131,7 +149,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         items=items,
         all_items=evaluations * items + rows * heldout_items,
         tokens=searched,
-        seconds=evaluations * each + rows * last,
+        seconds=(start + waves) * each + _waves(rows, workers) * last,
         prompts=prompts,
         prompt_tokens=read,
         completion_tokens=written,
@@ -143,7 +161,23 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         + rows * (experiment.heldout.inquiries if experiment.heldout else 0),
         votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
         measured=measured,
+        workers=workers,
     )
+
+
+def _waves(count: int, workers: int) -> int:
+    """How many candidates a worker scores one after the other, where so many are scored at once."""
+    return math.ceil(max(0, count) / workers)
+
+
+def _share(experiment: Experiment) -> float:
+    """The share of this machine's processor, or of a GPU, that a worker has here. On a cluster, a worker's machine is
+    taken to be like this one.
+    """
+    engine = experiment.config.engine
+    if torch.cuda.is_available() and engine.device != "cpu":
+        return min(1.0, engine.gpus or 1.0)
+    return 1.0 if engine.on == "ray" else 1.0 / experiment.workers
 
 
 def first_prompt(experiment: Experiment) -> FirstPrompt | None:
@@ -228,9 +262,9 @@ class Memory:
     weights: int
     """The models' files, which are mapped: the system takes that memory back when it is short of it."""
     engine: int
-    """The weights in the engine."""
+    """The weights in the engine; of all workers that share this machine's main memory, or one GPU."""
     caches: int
-    """The limit of `engine.cache_gb`."""
+    """The limit of `engine.cache_gb`, for every worker of this machine."""
     device: str
     """The device of the engine: `cpu` or `cuda`."""
     free: int | None
@@ -257,20 +291,24 @@ def memory_of(scorer: Scorer) -> Memory:
     bytes_each = torch.finfo(getattr(torch, config.genome.dtype)).bits // 8
     size = sum(math.prod(shape) for shape in shapes.values()) * bytes_each
     gpu = torch.cuda.is_available() and config.engine.device != "cpu"
+    here = 1 if config.engine.on == "ray" else scorer.count_workers()
+    together = int(1 / min(1.0, config.engine.gpus or 1.0)) if gpu else here  # on one GPU, or in main memory
     return Memory(
         weights=sum(file.stat().st_size for file in files),
-        engine=size,
-        caches=int(config.engine.cache_gb * GB),
+        engine=size * together,
+        caches=int(config.engine.cache_gb * GB) * here,
         device="cuda" if gpu else "cpu",
         free=_free_memory(),
         device_free=torch.cuda.mem_get_info()[0] if gpu else None,
-        disk=size if config.engine.self_check else 0,
+        disk=size * here if config.engine.self_check else 0,
         disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
     )
 
 
 def memory(scorer: Scorer) -> Findings:
-    """What does not fit into memory or on the disk."""
+    """What does not fit into memory or on the disk; nothing where workers run on the machines of a cluster."""
+    if scorer.config.engine.address not in (None, "none"):
+        return
     of = memory_of(scorer)
     if of.free is not None and of.needed > of.free:
         yield Finding(

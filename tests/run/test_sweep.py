@@ -1,0 +1,154 @@
+"""Comparisons whose runs go on at the same time: each as it would be alone, whatever becomes of the others."""
+
+import _thread
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmevo.errors import ProposerRefused
+from llmevo.llm.client import Reply, Request
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, read_log
+from llmevo.run.sweep import Entry, Sweep
+from llmevo.run.verify import verify
+from llmevo.search.simulated_llm import SimulatedClient
+from support.scripted import Script
+from support.scripted_run import ScriptedRig, config_in, essence
+from support.workspace import write_questions
+
+OPTIMIZERS = ("llm-off", "random")
+
+
+def nothing(*_: object) -> None:
+    """Watch nothing."""
+
+
+def comparison(
+    place: Path, out: str, workers: int, optimizers: Sequence[str] = OPTIMIZERS, seeds: int = 2, **config: Any
+) -> Sweep:
+    """With workers by a script."""
+    made = Sweep(config_in(place, workers, budget=10, **config), "", place, place / out, optimizers, seeds)
+    folder = place / f"{out}-workers"
+    folder.mkdir(exist_ok=True)
+    script = Script(folder, seconds=0.01)
+    vars(made)["scorer"] = ScriptedRig(made.config_of(made.entries[0]), place, script=script)
+    return made
+
+
+def played(sweep: Sweep, watch: Callable[[Entry, events.Event, RunState], None] = nothing) -> list[Entry]:
+    sweep.check()
+    with closing(sweep.play(watch)) as runs:
+        return [*runs]
+
+
+def logs(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+    """What each run's log says, but for times, workers and what was known; every log verifies."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in sweep.entries:
+        log = read_log(entry.folder)
+        assert verify(log, entry.folder)
+        found[entry.name] = [{k: v for k, v in said.items() if k != "cached"} for said in essence(log)]
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, models: Path) -> Path:
+    write_questions(tmp_path, models)
+    return tmp_path
+
+
+def test_runs_at_the_same_time_are_what_they_are_one_after_the_other(place: Path) -> None:
+    alone, together = comparison(place, "alone", 1), comparison(place, "together", 3)
+    assert played(alone) == alone.entries
+    order: list[tuple[str, str]] = []
+    assert {*played(together, lambda entry, event, _: order.append((entry.name, event.event)))} == {*together.entries}
+    assert logs(alone) == logs(together)
+    begun = [name for name, event in order[: order.index(next(e for e in order if e[1] == "run_finished"))]]
+    assert len({*begun}) >= 3
+    every = [event for entry in together.entries for event in read_log(entry.folder)]
+    assert any(isinstance(event, events.Evaluated) and event.rival is not None for event in every)  # raced
+    assert {event.workers for event in every if isinstance(event, events.RunStarted)} == {1}
+    assert not [thread for thread in threading.enumerate() if "seed" in thread.name]
+    # The first start row is the same in all runs, and was asked once.
+    uniform = [event for event in every if isinstance(event, events.Evaluated) and event.candidate == 0]
+    assert sum(not event.cached for event in uniform) == 1
+
+
+def test_what_another_run_knows_changes_no_result(place: Path) -> None:
+    """The finals of a run ask what its search had not: a later run with the same start rows must not profit."""
+    whole = comparison(place, "whole", 1)
+    played(whole)
+    last = whole.entries[-1]
+    search = {"seed": last.seed, "evaluation_seed": 3}
+    single = comparison(place, "single", 1, [last.optimizer], 1, search=search)
+    played(single)
+    assert logs(whole)[last.name] == logs(single)[last.name]
+
+
+@pytest.mark.parametrize("at", [0, 7, 30])
+def test_ctrl_c_stops_all_runs_and_the_comparison_goes_on(place: Path, at: int) -> None:
+    whole, stopped = comparison(place, "whole", 1), comparison(place, "stopped", 2)
+    played(whole)
+    seen: list[events.Event] = []
+
+    def interrupt(_: Entry, event: events.Event, __: RunState) -> None:
+        if len(seen) == at:
+            _thread.interrupt_main()
+        seen.append(event)
+
+    with pytest.raises(KeyboardInterrupt):
+        played(stopped, interrupt)
+    assert not [thread for thread in threading.enumerate() if "seed" in thread.name]
+    before = {file: file.read_bytes() for file in (place / "stopped").glob(f"*/{LOG}")}
+    assert before
+    played(comparison(place, "stopped", 2))
+    assert all(file.read_bytes().startswith(text) for file, text in before.items())
+    assert logs(whole) == logs(stopped)
+
+
+def test_an_llm_that_refuses_one_run_ends_all_and_their_logs_are_whole(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = SimulatedClient.answer, list[int]()
+
+    def refuse(client: SimulatedClient, request: Request) -> Reply:
+        asked.append(1)
+        if len(asked) == 2:
+            raise ProposerRefused("no more credit")
+        return real(client, request)
+
+    options: Any = {"optimizers": ("llm", "random"), "llm": {"proposer": "simulated", "model": "random"}}
+    whole, broken = comparison(place, "whole", 1, **options), comparison(place, "broken", 2, **options)
+    played(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedClient, "answer", refuse)
+        with pytest.raises(ProposerRefused, match="no more credit"):
+            played(broken)
+    for file in (place / "broken").glob(f"*/{LOG}"):
+        verify(read_log(file.parent), file.parent)
+    played(comparison(place, "broken", 2, **options))
+    kept = [logs(sweep) for sweep in (whole, broken)]
+    for said in (said for found in kept for log in found.values() for said in log):
+        said.pop("seconds", None)
+    assert kept[0] == kept[1]
+
+
+def test_other_runs_go_on_while_an_llm_is_awaited(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, other = SimulatedClient.answer, threading.Event()
+
+    def slow(client: SimulatedClient, request: Request) -> Reply:
+        assert other.wait(60)
+        return real(client, request)
+
+    monkeypatch.setattr(SimulatedClient, "answer", slow)
+
+    def watch(entry: Entry, event: events.Event, _: RunState) -> None:
+        if entry.optimizer == "random" and isinstance(event, events.RunFinished):
+            other.set()
+
+    assert len(played(comparison(place, "c", 2, ("llm", "random")), watch)) == 4
