@@ -186,6 +186,9 @@ class Questions:
     def is_raced(self, request: Request) -> bool:
         return bool(self._racing and request.rivals)
 
+    def asks_judges(self, questions: str) -> bool:
+        return False
+
     def join(self, questions: str, parts: Sequence[Score]) -> Score:
         return concatenate(self._tasks, parts)
 
