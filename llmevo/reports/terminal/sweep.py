@@ -28,7 +28,7 @@ class Scoreboard(LiveView):
         self.tournament = tournament
         self._states, self._entries = tournament.states(), tournament.entries
         self._now: dict[Entry, None] = {}
-        """The runs that go on, in the order in which they began."""
+        """The runs that go on, in the order in which they began, and the one that changed last."""
 
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
@@ -39,9 +39,7 @@ class Scoreboard(LiveView):
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
         """Show one event of a run."""
         self._states[entry] = state
-        self._now[entry] = None
-        if state.finished and len(self._now) > 1:
-            del self._now[entry]
+        self._now = {each: None for each in self._now if not self._states[each].finished} | {entry: None}
         if self.live:
             self.live.update(self.picture())
         elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
