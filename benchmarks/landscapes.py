@@ -220,7 +220,7 @@ class Table:
 
 
 def config_of(name: str) -> Path:
-    return CONFIGS / f"{name}.yml"
+    return CONFIGS / f"{name.partition('@')[0]}.yml"
 
 
 def scorer_of(name: str) -> Scorer:
@@ -680,10 +680,12 @@ def item_response(groups: Sequence[Array], points: Array, right: Array) -> tuple
 
 
 def load(name: str) -> Landscape:
-    """The landscape of a name in `RECIPES`, fitted to the recipes that are there; the fit is kept in the folder of
-    temporary files. Raises ValueError without recipes.
+    """The landscape of a name in `RECIPES`, fitted to the recipes that are there, or with `NAME@N` to the first N of
+    them, as it was before the others came; the fit is kept in the folder of temporary files. Raises ValueError without
+    recipes.
     """
-    lines = [line for line in lines_of(name) if "number" in line]
+    name, _, first = name.partition("@")
+    lines = [line for line in lines_of(name) if "number" in line][: int(first) if first else None]
     if not lines:
         raise ValueError(f"{name} has no recipes; run: python benchmarks/landscapes.py collect {name}")
     space = scorer_of(name).space

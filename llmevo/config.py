@@ -537,7 +537,7 @@ class Engine(Section):
                 "give the number of `workers` on the cluster, such as 8, or {min: 2, max: 8}; `auto` counts the GPUs of"
                 " this machine"
             )
-        if self.gpus_per_worker and self.gpus_per_worker < self._parallel and self.backend != "hf":
+        if self.gpus_per_worker and self.gpus_per_worker < self._parallel > 1 and self.backend != "hf":
             raise ValueError(
                 f"gpus_per_worker {self.gpus_per_worker:g} is less than the {self._parallel} GPUs that `options` spread"
                 " vLLM over; leave it out, or give as many"

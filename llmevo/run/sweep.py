@@ -156,7 +156,7 @@ class Sweep:
 
     def _play_together(self, ahead: "deque[Entry]", watch: Watch) -> Generator[Entry]:
         """Carry several runs on at the same time, each in a thread of its own."""
-        turns, ended = Turns(), queue.SimpleQueue[tuple[Entry, BaseException | None]]()
+        turns, ended = Turns(), Ended()
         running: dict[Entry, threading.Thread] = {}
 
         def carry_on(entry: Entry) -> None:
@@ -174,10 +174,7 @@ class Sweep:
                     entry = ahead.popleft()
                     running[entry] = threading.Thread(target=carry_on, args=(entry,), name=entry.name, daemon=True)
                     running[entry].start()
-                try:
-                    entry, error = ended.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
-                except queue.Empty:
-                    continue
+                entry, error = _awaited(ended)
                 running.pop(entry).join()
                 if error:
                     raise error
@@ -206,6 +203,19 @@ class Sweep:
                 loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
             finally:
                 experiment.leave()
+
+
+Ended = queue.SimpleQueue[tuple[Entry, BaseException | None]]
+
+
+def _awaited(ended: Ended) -> tuple[Entry, BaseException | None]:
+    """Return the next run that ends, and its error.
+
+    A function of its own: Python 3.11 skips a `finally` when a signal interrupts a `continue` of an `except` below it.
+    """
+    while True:
+        with suppress(queue.Empty):
+            return ended.get(timeout=1.0)  # with a time limit, so that Ctrl-C is heard
 
 
 class Stopped(BaseException):

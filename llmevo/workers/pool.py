@@ -54,7 +54,7 @@ class Limits:
     """
     room: float = 1800.0
     """For the cluster to have room for it, while there are too few others to go on."""
-    notice: float = 15.0
+    notice: float = 60.0
     """The same, until that is said."""
 
 

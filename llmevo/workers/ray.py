@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from llmevo.errors import ConfigError, plural
+from llmevo.errors import ConfigError, MachineError, plural
 from llmevo.workers.devices import cores, visible_gpus
 from llmevo.workers.protocol import Job, Lost, Message, Opening
 from llmevo.workers.service import Service
@@ -175,7 +175,10 @@ class RayCluster:
                     worker, method, outcome = found
                     worker.take(method, outcome)
                 found = self._arrived.get_nowait()
-        return [worker for worker in workers if worker.messages]
+        found = [worker for worker in workers if worker.messages]
+        if any(isinstance(worker.messages[0], Lost) for worker in found):
+            self._connection.check()
+        return found
 
     def wake(self) -> None:
         self._arrived.put(None)
@@ -228,7 +231,9 @@ def loss_of(error: BaseException) -> Lost:
 
 def excerpt(error: BaseException) -> str:
     """Return what an error of Ray's says, in one line without control characters and general advice."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1]  # the error; the rest is where it was raised
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     if found := re.search(r"The actor (?:is dead|died) because (.*)", text):
         text = found[1]
@@ -269,6 +274,7 @@ class _Connection:
     def __init__(self, address: str | None, most: int) -> None:
         self.ray = _ray()
         self._end, self._thread = threading.Event(), None
+        self._target: str | None = None
         if self.ray.is_initialized():
             if address != "auto":
                 raise ConfigError(
@@ -276,7 +282,7 @@ class _Connection:
                     " `auto` for that one, or call ray.shutdown() before"
                 )
             return
-        target = _target(address)
+        self._target = target = _target(address)
         if target is None:
             here = _here(most)
             options = {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"]), "object_store_memory": STORE}
@@ -313,9 +319,21 @@ class _Connection:
         """The resources of each machine of the cluster."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
+    def check(self) -> None:
+        """Raise MachineError when the cluster itself is lost, with the machine that it began on."""
+        if self._target is None:
+            return
+        try:
+            _probe(self._target, self._target)
+        except ConfigError:
+            self._thread = None  # Ray would try for a minute to say goodbye, and then end this process
+            raise MachineError(
+                f"the Ray cluster at {self._target} is lost; resume the run when it is there again", "network"
+            ) from None
+
     def close(self) -> None:
-        self._end.set()
         if self._thread:
+            self._end.set()
             self._thread.join(CONNECTING)
 
 

@@ -22,10 +22,10 @@ from llmevo.workers.protocol import Request, Result
 from llmevo.workers.ray import RayCluster, check_cluster, excerpt
 from support.ray_cluster import MARKS, MEMORY, new_cluster
 from support.scripted import FACTS, Script, ScriptedScoring, recipe_of, whole_score
-from support.workers import Watched, assert_gone, is_alive, until
+from support.workers import PATIENCE, Watched, assert_gone, is_alive, until
 from support.workspace import Workspace
 
-pytestmark = MARKS
+pytestmark = [*MARKS]
 
 CLIENTS = 23987
 """The port for ray:// of the cluster."""
@@ -232,9 +232,8 @@ def test_more_workers_than_cores(tmp_path: Path) -> None:
 
 def test_another_version(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("ray"), "__version__", "2.0.0")
-    for address in (cluster.address, f"ray://127.0.0.1:{CLIENTS}"):
-        with pytest.raises(ConfigError, match=r"has another version of Ray or Python: .*Ray: 2\.0\.0"):
-            check_cluster(None, 1, address, None)
+    with pytest.raises(ConfigError, match=r"has another version of Ray or Python: .*Ray: 2\.0\.0"):
+        check_cluster(None, 1, cluster.address, None)
 
 
 def free_port() -> int:
@@ -303,7 +302,7 @@ from llmevo.workers.ray import RayCluster
 from support.scripted import *
 
 script = Script(Path(sys.argv[1]), {2: "die once", 3: "hang"})
-pool = Pool(RayCluster(script.opening(), None, 2), ScriptedScoring(), FACTS)
+pool = Pool(RayCluster(script.opening(), None, 2, *sys.argv[3:]), ScriptedScoring(), FACTS)
 for number in (1, 2):
     pool.submit(Request(number, recipe_of(number)))
 for _ in range(2):
@@ -313,7 +312,11 @@ if sys.argv[2] == "close":
     print("closed", flush=True)
     sys.stdin.read()
 pool.submit(Request(3, recipe_of(3)))
-pool.result()
+try:
+    pool.result()
+except MachineError as error:
+    print(error, flush=True)
+pool.close()
 """
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -343,6 +346,22 @@ def test_a_new_cluster_ends_with_its_driver(tmp_path: Path, end: str) -> None:
         assert driver.communicate() == ("", "")
         assert driver.returncode == (-signal.SIGTERM if end == "stop" else -signal.SIGKILL)
     until(lambda: not {*marked_with(mark)} - {*AGENTS}, "a process of the cluster is left")
+
+
+def test_a_cluster_that_is_lost_ends_the_session(tmp_path: Path) -> None:
+    cluster = new_cluster(num_cpus=2)
+    address, script = cluster.address, Script(tmp_path)
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), "lose", address]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as driver:
+            until(lambda: ("3", 0) in script.asked())
+            cluster.remove_node(cluster.head_node, allow_graceful=False)
+            printed, _ = driver.communicate(timeout=PATIENCE)
+    finally:
+        cluster.shutdown()
+    assert printed.splitlines()[-1] == (f"the Ray cluster at {address} is lost; resume the run when it is there again")
+    assert_gone(script.processes())
 
 
 def marked_with(mark: str) -> Iterable[str]:
