@@ -66,3 +66,16 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
             assert sum(of.values()) - len(of) <= lost[number], seed
         assert fate.death or fate.hang or len(results) == count or len(killers) > 2, seed
     assert ended < len(seeds) / 2
+
+
+def test_answers_for_a_judge_may_come_after_their_request_has_failed() -> None:
+    for seed in range(20):
+        host = VirtualHost(3, random.Random(seed), Fate(failing=frozenset({0}), judged=True))
+        pool = Pool(host, Judging(), FACTS, clock=host.clock)
+        results = []
+        for number in (0, 1):  # the first one's other parts are answered while the second one is scored
+            pool.submit(Request(number, recipe_of(number)))
+            results.append(pool.result())
+        pool.close()
+        assert [result.reason for result in results] == ["0 is no model", ""]
+        assert results[1].score == whole_score(Request(1, recipe_of(1)))
