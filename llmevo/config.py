@@ -382,10 +382,11 @@ class Search(Section):
     evaluation_seed: int | None = Field(default=None, ge=0)
     """Seed of random masks, shuffled questions and few-shot examples; default `seed`. `llmevo compare` gives all its
     runs the same one, so they are scored alike."""
-    order: Literal["strict", "steady"] = "strict"
+    order: Literal["auto", "strict", "steady"] = "auto"
     """With several workers. `strict`: the candidates of a generation are scored at the same time, and the next one is
     asked for when all are scored; the candidates do not depend on the number of workers that are alive. `steady`: a
-    candidate is asked for whenever a worker is free."""
+    candidate is asked for whenever a worker is free. `auto`: `steady` for three workers and more where the optimizer
+    allows it and asks no LLM, else `strict`."""
     start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
     """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, or genes by name."""
     racing: Annotated[Racing | None, Switch] = Racing()

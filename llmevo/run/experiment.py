@@ -38,6 +38,12 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
 RULES = 3
 """The `rules` of new runs: see `events.RunStarted`."""
 
+STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
+"""The optimizers that need no generations."""
+
+SEVERAL = 3
+"""Workers from which on waiting for the last of a generation costs more than it gives: see benchmarks/workers.py."""
+
 
 @dataclass
 class Experiment:
@@ -135,7 +141,11 @@ class Experiment:
             return self.recorded.order
         if self.name or self.scorer.is_local:
             return ""
-        return self.config.search.order
+        if self.config.search.order != "auto":
+            return self.config.search.order
+        # An LLM that is awaited holds up each candidate, but a generation only once.
+        is_steady = self.config.search.optimizer in STEADY and not self.asks
+        return "steady" if is_steady and self.workers >= SEVERAL else "strict"
 
     # The search space and its start rows
 
@@ -356,11 +366,10 @@ class Experiment:
             )
         self.scorer.check_filters()
         self.scorer.check_device()
-        steady = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
-        if self.order == "steady" and self.config.search.optimizer not in steady:
+        if self.order == "steady" and self.config.search.optimizer not in STEADY:
             raise ConfigError(
                 f"search.order: steady asks for single candidates, and {self.config.search.optimizer!r} learns from"
-                f" whole generations; give strict, or one of the optimizers {', '.join(steady)}"
+                f" whole generations; give strict, or one of the optimizers {', '.join(STEADY)}"
             )
         if "cost" in budget.bounds and not (self.asks or any(task.judge for task in self.config.tasks)):
             raise ConfigError(

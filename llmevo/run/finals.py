@@ -1,5 +1,7 @@
 """After the search: finalists answer further questions, and the best of them is scored on held-out questions."""
 
+from collections.abc import Sequence
+
 from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
 from llmevo.run.dispatch import Dispatcher
@@ -27,7 +29,7 @@ def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispa
         return True
     finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
     if experiment.rules > 1:
-        finalists = [whole for trial in finalists if (whole := _complete(experiment, journal, dispatcher, trial)).score]
+        finalists = [trial for trial in _completed(experiment, journal, dispatcher, finalists) if trial.score]
     recipes = {trial.candidate.id: experiment.space.decode(trial.candidate.genes) for trial in finalists}
     requests = [Request(f"finalist {n}", recipes[n], "selection") for n in recipes if n not in state.selected]
     for trial in finalists:
@@ -63,20 +65,27 @@ def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) 
     return state.trials[found.candidate.id] if found else None  # the optimizer may know it with another value
 
 
-def _complete(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, trial: Trial) -> Trial:
-    """Ask a finalist that racing had stopped the remaining search questions: an estimate on some questions is not
-    compared with scores on all. Its second `evaluated` event replaces the first.
+def _completed(
+    experiment: Experiment, journal: Journal, dispatcher: Dispatcher, finalists: Sequence[Trial]
+) -> list[Trial]:
+    """Ask finalists that racing had stopped the remaining search questions: an estimate on some questions is not
+    compared with scores on all. The second `evaluated` event of each replaces the first.
     """
-    state, candidate = journal.state, trial.candidate
-    if state.started is None or trial.score is None or trial.score.items >= state.started.items:
-        return trial
-    request = Request(candidate.id, experiment.space.decode(candidate.genes))
-    made = journal.once((events.Evaluated, events.Failed), lambda: experiment.event_of(dispatcher.of(request)))
-    journal.expect(made, candidate=candidate.id)
-    if isinstance(made, events.Evaluated):
-        journal.expect(made, rival=None)
-        check_sum(journal, made, experiment.config.counted)
-    return state.trials[candidate.id]
+    state = journal.state
+    items = state.started.items if state.started else 0
+    stopped = [trial.candidate for trial in finalists if trial.score and trial.score.items < items]
+    requests = [Request(candidate.id, experiment.space.decode(candidate.genes)) for candidate in stopped]
+    for place, request in enumerate(requests):
+        ahead = requests[place + 1 :]
+        made = journal.once(
+            (events.Evaluated, events.Failed),
+            lambda r=request, a=ahead: experiment.event_of(dispatcher.of(r, a)),
+        )
+        journal.expect(made, candidate=request.id)
+        if isinstance(made, events.Evaluated):
+            journal.expect(made, rival=None)
+            check_sum(journal, made, experiment.config.counted)
+    return [state.trials[trial.candidate.id] for trial in finalists]
 
 
 def finalists_of(state: RunState, count: int, recommended: Trial | None = None) -> list[Trial]:

@@ -74,11 +74,9 @@ class LlmLedSearch(BayesianOptimization):
     knows of the models, the better.
     """
 
-    batch = GENERATION
-
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.largest = max(GENERATION, setup.parallel)
+        self.largest = self.batch = max(GENERATION, setup.parallel)
         self._share = Share(SUCCESS.get(setup.style, SUCCESS["chat"]))
         self._other_random = np.random.default_rng([setup.seed, 1])
         self._generation = 0
