@@ -18,26 +18,31 @@ from llmevo.run.log.storage import LOG, parse_event
 
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
-    " genes[name low high choices] layers items heldout_items selection_items rules proposer style questions"
-    " start_from[name genes] geometry cards descriptions chances",
+    " genes[name low high choices] layers items heldout_items selection_items rules order workers proposer style"
+    " questions start_from[name genes] geometry cards descriptions chances",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
     "judged": "generation task questions model verdicts[key value] calls tokens cost",
     "presented": "task questions poll player",
     "voted": "task questions poll player other prompt choice",
+    "worker": "worker change request",
     "asked": "generation candidates[id origin genes recipe note expected]",
-    "evaluated": "candidate score stderr tasks items item_scores item_probabilities seconds cached rival proxy",
-    "selected": "candidate generation finalists score stderr tasks items item_scores item_probabilities seconds cached",
-    "failed": "candidate reason seconds",
-    "told": "generation state sigma best trust violations",
-    "heldout": "row kind candidate score stderr tasks items item_scores item_probabilities seconds cached",
+    "evaluated": "candidate score stderr tasks items item_scores item_probabilities seconds cached rival proxy"
+    " workers losses",
+    "selected": "candidate generation finalists score stderr tasks items item_scores item_probabilities seconds cached"
+    " workers losses",
+    "failed": "candidate reason seconds workers losses",
+    "told": "generation state sigma best trust candidates violations",
+    "heldout": "row kind candidate score stderr tasks items item_scores item_probabilities seconds cached workers"
+    " losses",
     "run_finished": "best search_score heldout violated front proposals",
 }
 """The published fields of each event, besides its kind, time and schema; brackets hold the fields of a list's entries.
 
 Withheld are the questions, the models' replies and quotations of them: they are not ours to publish, nor should models
-be trained on them. `config` and `forced` follow `CONFIG_KEYS`; `reason` of a failure is cut where it quotes a reply.
+be trained on them; and the names of machines, with the messages of their processes. `config` and `forced` follow
+`CONFIG_KEYS`; `reason` of a failure is cut where it quotes a reply.
 """
 
 _TASK = (
@@ -51,9 +56,9 @@ CONFIG_KEYS = (
     f" tasks[{_TASK}] heldout[{_TASK}] constraints allow_benchmark_tasks gate[tokens share prompts!] task_search_path!"
     " split[search selection heldout] limit num_fewshot shuffle random_init apply_chat_template fewshot_as_multiturn"
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"
-    " sigma_rule start_from!] llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
+    " sigma_rule order start_from!] llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
     " max_cost strict price[prompt completion] prompts! transcript!]"
-    " engine[backend adapters device self_check cache_gb]"
+    " engine[backend adapters device self_check cache_gb workers[min max] on gpus_per_worker]"
 )
 """The published keys of a config; a key with `!` is a file or folder, published without its place on this machine.
 

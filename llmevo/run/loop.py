@@ -29,6 +29,8 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
     journal.follow(experiment.follow)
     journal.once(events.RunStarted, experiment.started)
     optimizer, dispatcher = experiment.optimizer(), Dispatcher(experiment, journal)
+    if journal.ahead and experiment.order:
+        _ = experiment.team  # the workers start while an LLM is asked
     score_generation(experiment, journal, dispatcher, optimizer, start(experiment, journal, optimizer))
     if journal.ahead:
         check_start_rows(journal.state)

@@ -48,6 +48,8 @@ class RunState:
     busy: float = 0.0
     """Seconds in which candidates were scored or the LLM was asked, with workers: steps at the same time count once,
     pauses between sessions do not count."""
+    _counted: datetime | None = None
+    """Until when `busy` counts."""
     latest: datetime | None = None
     """The time of the last event."""
     aims: Objective = field(default_factory=Objective)
@@ -68,10 +70,13 @@ class RunState:
         return (self.latest - datetime.fromisoformat(self.started.time)).total_seconds()
 
     def apply(self, event: events.Event) -> None:
-        before, self.latest = self.latest, datetime.fromisoformat(event.time)
-        if before and isinstance(event, events.Evaluated | events.Failed | events.Prompted):
+        self.latest = datetime.fromisoformat(event.time)
+        if isinstance(event, events.Evaluated | events.Failed | events.Prompted):
             took = event.seconds if isinstance(event, events.Prompted) else sum(event.seconds.values())
-            self.busy += min((self.latest - before).total_seconds(), took)
+            since = (self.latest - self._counted).total_seconds() if self._counted else took
+            self.busy += max(0.0, min(since, took))
+        if isinstance(event, events.Evaluated | events.Failed | events.Prompted | events.Asked):
+            self._counted = self.latest
         match event:
             case events.RunStarted():
                 self.started = event
