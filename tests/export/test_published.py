@@ -37,6 +37,9 @@ WITHHELD = {
     "run_started.config.llm.api_key_file",
     "run_started.config.llm.api_key_env",
     "run_started.config.engine.options.1",
+    "run_started.config.engine.address",
+    "worker.place",
+    "worker.reason",
     "run_started.config.loggers.1",
     *(
         f"run_started.config.{section}.judge.{key}"
@@ -67,6 +70,9 @@ OWN: Mapping[str, Any] = {
     "resumed.budget": 9,
     "run_started.config.constraints": [],
     "run_started.config.search.budget": 9,
+    "run_started.config.engine.workers": {"min": 1, "max": 2},
+    "run_started.config.engine.on": "ray",
+    "run_started.config.engine.address": "10.0.0.7:6379",
     "run_started.config.search.objective": "sum",
 }
 """Values where the type says too little."""

@@ -458,7 +458,7 @@ def with_old_checksums(workspace: Workspace) -> None:
 def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_scores_are_known(
     workspace: Workspace,
 ) -> None:
-    def known() -> set[str]:
+    def known() -> set[tuple[str, str]]:
         state = workspace.state("run")
         assert state.started
         scorer = Scorer(config_of(state.started, "run"), workspace.root)

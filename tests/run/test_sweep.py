@@ -1,8 +1,9 @@
 """Comparisons whose runs go on at the same time: each as it would be alone, whatever becomes of the others."""
 
 import _thread
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_runs_at_the_same_time_are_what_they_are_one_after_the_other(place: Path
     order: list[tuple[str, str]] = []
     assert {*played(together, lambda entry, event, _: order.append((entry.name, event.event)))} == {*together.entries}
     assert logs(alone) == logs(together)
-    begun = [name for name, event in order[: order.index(next(e for e in order if e[1] == "run_finished"))]]
+    begun = [name for name, _ in order[: order.index(next(e for e in order if e[1] == "run_finished"))]]
     assert len({*begun}) >= 3
     every = [event for entry in together.entries for event in read_log(entry.folder)]
     assert any(isinstance(event, events.Evaluated) and event.rival is not None for event in every)  # raced
@@ -90,7 +91,16 @@ def test_what_another_run_knows_changes_no_result(place: Path) -> None:
     assert logs(whole)[last.name] == logs(single)[last.name]
 
 
+@pytest.fixture
+def interruptible() -> Generator[None]:
+    """Ctrl-C interrupts, whatever the tests' own parent ignores, as nohup does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("at", [0, 7, 30])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_all_runs_and_the_comparison_goes_on(place: Path, at: int) -> None:
     whole, stopped = comparison(place, "whole", 1), comparison(place, "stopped", 2)
     played(whole)

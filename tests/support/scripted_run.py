@@ -1,6 +1,7 @@
 """Whole runs whose workers are scripted: real models and questions at the driver, no engine anywhere."""
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -104,6 +105,7 @@ def carried_on(config: Config, root: Path, script: Script, folder: Path, alive: 
 def in_child(config: Config, root: Path, script: Script, folder: Path, output: Path) -> None:
     """The same in a session of its own, as the command line does it."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own parent ignores, as nohup does
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

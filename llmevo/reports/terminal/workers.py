@@ -17,7 +17,7 @@ from llmevo.workers.protocol import Doing
 WIDE = 90
 REASON = 200
 """Characters of the reason for a loss, at most."""
-TROUBLE = {"lost": "yellow", "refused": "red"}
+TROUBLE = {"lost": "yellow", "waiting": "yellow", "refused": "red"}
 """The colours of workers that do not score."""
 
 
@@ -35,6 +35,8 @@ def noticed(event: Worker) -> str:
             )
         case "refused":
             line = f"{name}{place} is left out: {reason}"
+        case "waiting":
+            line = f"{name} waits: {reason}"
     return flat(line)
 
 
@@ -53,6 +55,8 @@ def last(member: Member) -> str:
     """Return what the log says of a worker: what it did last, or why it does nothing."""
     if member.state == "lost":
         return "lost; another is started"
+    if member.state == "waiting":
+        return f"waits: {flat(member.reason)}"
     if member.state == "refused":
         return f"left out: {flat(member.reason)}"
     return f"scored {flat(member.last)}" if member.last else "ready"

@@ -14,8 +14,8 @@ class Member:
 
     name: str
     """Its number."""
-    state: Literal["ready", "lost", "refused", "ended"] = "ended"
-    """`lost`: another is being started. `ended`: of an earlier session."""
+    state: Literal["ready", "lost", "refused", "waiting", "ended"] = "ended"
+    """`lost`: another is being started. `waiting`: there is no room for it. `ended`: of an earlier session."""
     place: str = ""
     """The machine, the process and the device."""
     last: str = ""
