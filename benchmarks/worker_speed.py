@@ -46,6 +46,7 @@ class Fleet:
     def scored(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> tuple[float, list[Score]]:
         """Return the seconds and the scores of some recipes."""
         self.scorer.scores.clear()
+        self.scorer.answers.clear()
         begun = time.perf_counter()
         for number, recipe in enumerate(recipes):
             self._pool.submit(Request(number, recipe, rivals=rivals))
