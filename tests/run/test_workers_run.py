@@ -318,6 +318,7 @@ def test_engines_that_are_killed_at_any_moment_change_nothing(workspace: Workspa
     assert status == 0, printed
     log = workspace.events("losing")
     assert essence(log) == essence(workspace.events("whole"))
-    assert sum(isinstance(event, events.Worker) and event.change == "lost" for event in log) == len(killer.killed)
+    lost = sum(isinstance(event, events.Worker) and event.change == "lost" for event in log)
+    assert 1 <= lost <= len(killer.killed)  # the log does not have those that were killed after the last score
     assert killer.killed
     assert verify(log, workspace.root / "losing")
