@@ -8,7 +8,7 @@ from llmevo.errors import CandidateError, MachineError
 from llmevo.evaluation.score import Score
 from llmevo.workers.protocol import Notice, Request, Result
 
-Score1 = Callable[[Request], tuple[Score, Mapping[str, float]]]
+ScoreRequest = Callable[[Request], tuple[Score, Mapping[str, float]]]
 """Scores a request; returns its seconds too, which are empty for a known score."""
 
 
@@ -17,7 +17,7 @@ class Local:
 
     count = 1
 
-    def __init__(self, score: Score1) -> None:
+    def __init__(self, score: ScoreRequest) -> None:
         self.observe: Callable[[Notice], None] = lambda _: None
         self._score = score
         self._requests = deque[Request]()

@@ -202,7 +202,6 @@ class Pool:
         """Why the pool has ended."""
         self._own = self.desk()
         self._own.observe = lambda notice: self.observe(notice)
-        self._ready, self._refusal = threading.Event(), ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
         self._thread.start()
@@ -432,7 +431,6 @@ class Pool:
     def _shut(self, slot: Slot, reason: str, error: type[LlmevoError]) -> None:
         """Leave a slot without a worker. Raises an error when too few are left."""
         slot.closed = True
-        self._refusal = reason
         if sum(not each.closed for each in self._slots) < self._host.least:
             raise error(reason)
 
