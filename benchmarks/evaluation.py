@@ -45,7 +45,7 @@ from llmevo.engines.vllm import VllmEngine
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"

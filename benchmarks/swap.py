@@ -25,7 +25,7 @@ from llmevo.engines.vllm import VllmEngine
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"

@@ -12,7 +12,7 @@ import pytest
 
 from llmevo.config import read_config
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.run.scorer import Scorer
 from llmevo.search.space import SearchSpace
 

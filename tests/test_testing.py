@@ -20,7 +20,7 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import Merge, TensorGroup
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.run.trackers import LOGGERS
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup

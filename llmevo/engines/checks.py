@@ -16,8 +16,8 @@ from llmevo.merging.merger import not_finite
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.architecture import LAYER, depth_of
-from llmevo.models.checkpoints import Sources
 from llmevo.models.files import partial_folder
+from llmevo.models.sources import Sources
 
 SHAPE_KEYS = (
     (r"embed|wte|lm_head|word_embeddings", ("vocab_size", "hidden_size")),

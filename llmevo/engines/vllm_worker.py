@@ -24,7 +24,8 @@ from llmevo.errors import CandidateError, LlmevoError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import LAYER
-from llmevo.models.checkpoints import Checkpoint, Sources
+from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.sources import Sources
 
 
 class MergeWorker:

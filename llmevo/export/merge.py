@@ -33,7 +33,7 @@ def merge(
     from llmevo.export.pack import root_of
     from llmevo.merging.merger import Seed, read_masks  # torch takes seconds to import
     from llmevo.merging.writer import write_model
-    from llmevo.models.checkpoints import Sources
+    from llmevo.models.sources import Sources
 
     masks: Seed = seed or 0
     found = None

@@ -13,7 +13,7 @@ from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS, masks_of
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState

@@ -22,8 +22,9 @@ from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import Method
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import LAYER
-from llmevo.models.checkpoints import LowRank, Sources, Weight, same, stored
+from llmevo.models.checkpoints import LowRank, Weight, same, stored
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 
 Seed = int | Callable[[str, ModelReference], int]
 """The source of random masks: a run's seed, or the seed of each mask by tensor and model."""

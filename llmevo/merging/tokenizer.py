@@ -10,8 +10,9 @@ from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import LowRank, Source, Sources, Weight
+from llmevo.models.checkpoints import LowRank, Source, Weight
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import VOCABULARY, same_tokenizer_file, template_of, vocabulary
 
 

@@ -11,9 +11,9 @@ from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
 from llmevo.models.architecture import DEPTH_KEYS, depth_of
-from llmevo.models.checkpoints import Sources
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
+from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import set_chat_template
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")

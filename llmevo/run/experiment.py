@@ -32,7 +32,7 @@ from llmevo.workers.protocol import Result, Workers
 
 if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run needs neither
     from llmevo.evaluation.evaluator import Evaluator
-    from llmevo.models.checkpoints import Sources
+    from llmevo.models.sources import Sources
     from llmevo.run.scorer import Scorer
 
 RULES = 3

@@ -33,9 +33,9 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.tokenizer import check_vocabularies
-from llmevo.models.checkpoints import Sources
 from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
 from llmevo.run.versions import VERSIONED
 from llmevo.search.geometry import measure

@@ -10,7 +10,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.client import Client
 from llmevo.llm.templates import Templates
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, recommend
 from llmevo.search.optimizers.base import Asking, Setup

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llmevo.models.architecture import LAYER
-from llmevo.models.checkpoints import LowRank, Sources, Weight, same, stored
+from llmevo.models.checkpoints import LowRank, Weight, same, stored
+from llmevo.models.sources import Sources
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
 

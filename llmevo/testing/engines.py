@@ -9,7 +9,7 @@ from llmevo.engines.base import Engine
 from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 
 CONTEXTS = ("abc", "the quick brown fox", "0 1 2 0 1 2 ", "x")
 CONTINUATIONS = ("a", " b", "12", " a longer one")

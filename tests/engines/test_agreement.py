@@ -19,7 +19,7 @@ from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions
 from llmevo.merging.merger import Merger
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
 pytestmark = [

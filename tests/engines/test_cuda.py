@@ -8,7 +8,7 @@ from llmevo.engines.hf import HfEngine
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from support.workspace import Workspace
 
 pytestmark = pytest.mark.gpu

@@ -39,7 +39,7 @@ from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
 from llmevo.errors import CandidateError, SourceError
 from llmevo.merging.merger import Merger
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer

@@ -23,8 +23,9 @@ from transformers import (
 from llmevo.engines.checks import check_engine, check_loadable
 from llmevo.errors import EngineError, SourceError
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Checkpoint, Sources
+from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from support.checkpoints import quietly
 from support.tiny_model import tiny_tokenizer
 from support.workspace import Workspace

@@ -17,8 +17,8 @@ from llmevo.engines.vllm_worker import Merging
 from llmevo.errors import CandidateError, MachineError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.run.log import events
 from support.workspace import Workspace
 

@@ -31,8 +31,8 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, merge
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
 from support.tiny_model import POSITIONS, tiny_llama, tiny_tokenizer

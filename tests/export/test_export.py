@@ -22,8 +22,8 @@ from llmevo.evaluation.evaluator import Evaluator
 from llmevo.merging import writer as writing
 from llmevo.merging.recipe import Recipe
 from llmevo.models import safetensors_writer as shards
-from llmevo.models.checkpoints import Sources
 from llmevo.models.files import partial_folder
+from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import vocabulary
 from llmevo.run.experiment import Experiment
 from support.workspace import Workspace
@@ -252,7 +252,7 @@ import torch
 torch.set_num_threads(1)
 from llmevo.merging import writer as writing
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 
 merge = writing.merge
 def dies(*arguments):
@@ -296,7 +296,7 @@ torch.set_num_threads(1)
 from llmevo.merging.writer import write_model
 from llmevo.models import safetensors_writer
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 
 def anonymous():
     # Memory of the process's own: neither mapped weights nor the disk's cache.

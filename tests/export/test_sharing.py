@@ -18,8 +18,8 @@ from llmevo.export.pack import SharedRun, local_paths, portable
 from llmevo.merging.merger import merge
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Provenance, Recipe
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace
 from support.checkpoints import mergekit, quietly, weights_of

@@ -17,8 +17,8 @@ from llmevo.merging.merger import Merger, merge
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.models.architecture import depth_of
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace
 from support.checkpoints import (

@@ -19,8 +19,8 @@ from llmevo.errors import SourceError
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from support.checkpoints import weights_of
 from support.parity import ARCHITECTURES, LIMIT, MODELS, RANDOM, distance, new_models, ours, recipe_of, theirs
 

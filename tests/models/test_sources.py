@@ -16,9 +16,11 @@ from torch import Tensor
 from llmevo.errors import SourceError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.models import files
-from llmevo.models.checkpoints import Checkpoint, LoraModel, LowRank, Source, Sources
+from llmevo.models.adapters import LoraModel
+from llmevo.models.checkpoints import Checkpoint, LowRank, Source
 from llmevo.models.files import content_checksums, unread_bytes
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, new_checkpoint, weights_of
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"

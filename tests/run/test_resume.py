@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmevo.errors import LogError, RunError
-from llmevo.models.checkpoints import Sources
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment, config_of
 from llmevo.run.log import events

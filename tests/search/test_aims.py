@@ -13,7 +13,7 @@ from llmevo.config import parse_config
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.export.model import Export
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.reports.terminal.panel import outcome
 from llmevo.reports.terminal.status import status, table
 from llmevo.reports.verdict import verdict

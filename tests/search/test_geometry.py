@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmevo.config import read_config
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import RunStarted
 from llmevo.search.genome import Genome

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmevo.merging.merger import merge
 from llmevo.merging.methods.registry import METHODS, Method
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import Sources
+from llmevo.models.sources import Sources
 from support.checkpoints import mergekit, quietly, weights_of
 
 LIMIT = 1e-5

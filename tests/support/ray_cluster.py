@@ -1,7 +1,9 @@
 """Clusters of Ray on this machine, for tests."""
 
 import importlib
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ MARKS = (
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 )
 """The marks of a test that starts a cluster."""
+
+# A worker of Ray has the environment of its node, not the driver's `sys.path`: it has to find `support` as well.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 
 def new_cluster(**machine: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llmevo.merging.merger import Merger
-from llmevo.models.checkpoints import LoraModel, stored
+from llmevo.models.adapters import LoraModel
+from llmevo.models.checkpoints import stored
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
