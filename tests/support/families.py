@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many decoder families, saved by transformers under the names that models are published with.
+"""Tiny random checkpoints of many decoder families, saved under the names that models are published with.
 
 `new_family(folder, name)` writes a base and two fine-tunes of it, each with a tokenizer, in well under a second.
 `FAMILIES` says which there are; `make families` checks each of them in every engine.
@@ -304,8 +304,9 @@ FAMILIES: Mapping[str, Family] = {
 
 PLACES: Mapping[str, int] = {
     **dict.fromkeys(("image_token_id", "image_token_index"), 90),
-    **{"video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93},
-    **{"boi_token_index": 92, "eoi_token_index": 93},
+    "video_token_id": 91,
+    **dict.fromkeys(("vision_start_token_id", "boi_token_index"), 92),
+    **dict.fromkeys(("vision_end_token_id", "eoi_token_index"), 93),
 }
 """Tokens for images, within the tiny vocabulary."""
 
