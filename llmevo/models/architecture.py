@@ -12,8 +12,8 @@ LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The keys of a config for the number of layers."""
 
-LAYER_LISTS = ("layers_block_type", "layer_types")
-"""The keys of a config that list the kind of each layer; some hybrids have no other."""
+LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+"""The keys of a config with an entry for each layer, in models whose layers differ. Some name no number of layers."""
 
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
