@@ -10,7 +10,7 @@ from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
-from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, depth_of
+from llmevo.models.architecture import DEPTH_KEYS, depth_of
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -18,6 +18,8 @@ from llmevo.models.tokenizer import set_chat_template
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
+LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""Keys of a config with an entry for each layer, in models whose layers differ."""
 
 
 def write_model(

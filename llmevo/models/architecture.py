@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from llmevo.errors import SourceError
 
 LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
 """A tensor of a layer: the part of its name before the layer's number, the number, and the part after it."""
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 """The keys of a config for the number of layers."""
-
-LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
-"""The keys of a config with an entry for each layer, in models whose layers differ. Some name no number of layers."""
 
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
@@ -42,7 +39,7 @@ def depth_of(config: Mapping[str, Any]) -> int:
             f"config.json: {config.get('model_type')} is an encoder-decoder model (is_encoder_decoder: true); llmevo"
             " merges decoder-only language models, such as Llama, Qwen or Gemma"
         )
-    key = next((key for key in (*DEPTH_KEYS, *LAYER_LISTS) if key in config), None)
+    key = next((key for key in DEPTH_KEYS if key in config), None)
     if key is None and isinstance(config.get("text_config"), Mapping):
         raise SourceError(
             "config.json is that of a multimodal model (it has a text_config); llmevo merges text models: save its"
@@ -50,10 +47,9 @@ def depth_of(config: Mapping[str, Any]) -> int:
         )
     if key is None:
         raise SourceError(f"config.json names no number of layers ({DEPTH_KEYS[0]})")
-    depth = len(cast(list[Any], config[key])) if isinstance(config[key], list) else config[key]
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+    if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
         raise SourceError(f"config.json: {key} is {config[key]!r}; it must be the number of layers, 1 or more")
-    return depth
+    return config[key]
 
 
 def _layers_in(names: Iterable[str]) -> set[int]:
@@ -73,7 +69,7 @@ def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
             "none of its weights belongs to a layer by its name (….layers.0.…, ….h.0.… or ….blocks.0.…); llmevo merges"
             " decoder-only language models"
         )
-    said = f"config.json says {next(key for key in (*DEPTH_KEYS, *LAYER_LISTS) if key in config)}: {depth}"
+    said = f"config.json says {next(key for key in DEPTH_KEYS if key in config)}: {depth}"
     if missing := {*range(depth)} - found:
         raise SourceError(
             f"{said}, but no weight belongs to layer {min(missing)}: the checkpoint is incomplete, or its config.json"
