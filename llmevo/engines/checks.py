@@ -15,7 +15,7 @@ from llmevo.errors import CandidateError, EngineError, SourceError, UserError
 from llmevo.merging.merger import not_finite
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.architecture import LAYER, depth_of
+from llmevo.models.architecture import stack_of
 from llmevo.models.files import partial_folder
 from llmevo.models.sources import Sources
 
@@ -34,7 +34,7 @@ def check_loadable(folder: Path, shapes: Mapping[str, tuple[int, ...]], in_place
 
     Reads no weights: the model is made on the meta device. `in_place` is for an engine that writes each weight into
     the running model under its own name, as `hf` does and vLLM does not: then the names have to be equal as well.
-    Layers beyond those of the config are for multi-token prediction (see `models.layers`); merges do not have them.
+    Tensors for multi-token prediction, which transformers does not use, may be missing in the model.
     """
     try:
         config: Any = AutoConfig.from_pretrained(folder)
@@ -59,9 +59,8 @@ def check_loadable(folder: Path, shapes: Mapping[str, tuple[int, ...]], in_place
     # Of a weight with two names, such as a tied output head, one is enough.
     own = {id(weight) for name, weight in held.items() if name in shapes}
     missing = [name for name, weight in held.items() if weight.requires_grad and id(weight) not in own]
-    depth = depth_of(vars(config))
-    merged = [name for name in shapes if not ((match := LAYER.match(name)) and int(match[2]) >= depth)]
-    strange = [name for name in merged if name not in held]
+    stack = stack_of(vars(config), shapes)
+    strange = [name for name in shapes if name not in held and not stack.predicts(name)]
     if missing and not strange:
         raise SourceError(
             f"{folder}: its checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, the first is"

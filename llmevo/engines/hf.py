@@ -12,6 +12,7 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.models.architecture import stack_of
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.references import load_pretrained
 from llmevo.models.tokenizer import load_tokenizer
@@ -34,6 +35,8 @@ class HfEngine:
         self.model: Any = model.to(self.device).eval()
         self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
         self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
+        held = stack_of(vars(self.model.config.get_text_config()), self._weights)
+        self._unused = held.predicts  # transformers does not load these tensors either
         self.lm = HfScorer(self.model, vocabulary)
         self.merger = merger
         self._loaded: dict[str, str] = {}
@@ -58,6 +61,8 @@ class HfEngine:
         seen = {*held}
         for name, weight in weights:
             own = self._weights.get(name)
+            if own is None and self._unused(name):
+                continue
             if own is None:
                 raise CandidateError(f"the running model has no weight {name}; this architecture has no in-place load")
             if own.shape != weight.shape:
