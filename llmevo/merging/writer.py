@@ -11,7 +11,7 @@ from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
-from llmevo.models.architecture import DEPTH_KEYS, text_config
+from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -20,8 +20,6 @@ from llmevo.models.tokenizer import set_chat_template
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""Keys of a config with an entry for each layer, in models whose layers differ."""
 
 
 def write_model(
@@ -114,6 +112,8 @@ def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[st
         for key in DEPTH_KEYS:
             if key in holder:
                 holder[key] = len(origins)
-    if len(origins) != layers and not any(key in holder for key in DEPTH_KEYS for holder in (text, config)):
+    if len(origins) != layers and not any(
+        key in holder for key in (*DEPTH_KEYS, *LAYER_LISTS) for holder in (text, config)
+    ):
         cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from llmevo.errors import SourceError
 
@@ -14,6 +14,9 @@ rest."""
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The keys of a config for the number of layers."""
+
+LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+"""The keys of a config with an entry for each layer, in models whose layers differ. Some name no number of layers."""
 
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 """The keys under which a multimodal model's config holds that of its language model."""
@@ -65,7 +68,7 @@ def _depth_key(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
     """
     nested = text_config(config)
     for holder, place in ((nested, "" if nested is config else "text_config."), (config, "")):
-        if key := next((key for key in DEPTH_KEYS if key in holder), None):
+        if key := next((key for key in (*DEPTH_KEYS, *LAYER_LISTS) if key in holder), None):
             return key, holder, place + key
     raise SourceError(f"config.json names no number of layers ({DEPTH_KEYS[0]})")
 
@@ -81,9 +84,9 @@ def depth_of(config: Mapping[str, Any]) -> int:
             " merges decoder-only language models, such as Llama, Qwen or Gemma"
         )
     key, holder, called = _depth_key(config)
-    depth = holder[key]
+    depth = len(cast(list[Any], holder[key])) if isinstance(holder[key], list) else holder[key]
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise SourceError(f"config.json: {called} is {depth!r}; it must be the number of layers, 1 or more")
+        raise SourceError(f"config.json: {called} is {holder[key]!r}; it must be the number of layers, 1 or more")
     return depth
 
 
@@ -165,7 +168,7 @@ def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
     of the config; those for multi-token prediction (`num_nextn_predict_layers`) may follow.
     """
     names, text = [*names], text_config(config)
-    if text is config or any(key in each for key in DEPTH_KEYS for each in (text, config)):
+    if text is config or any(key in each for key in (*DEPTH_KEYS, *LAYER_LISTS) for each in (text, config)):
         depth_of(config)  # raises what is wrong with it
         called = _depth_key(config)[2]
     else:
