@@ -16,7 +16,6 @@ from llmevo.errors import CandidateError, EngineError, SourceError, UserError
 from llmevo.merging.merger import not_finite
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.architecture import LAYER, depth_of
 from llmevo.models.files import partial_folder
 from llmevo.models.sources import Sources
 
@@ -35,8 +34,7 @@ def check_loadable(folder: Path, shapes: Mapping[str, tuple[int, ...]], in_place
 
     Reads no weights: the model is made on the meta device. `in_place` is for an engine that writes each weight into
     transformers' model, as `hf` does and vLLM does not: then the model has to use every tensor of the checkpoint. Left
-    out are tensors that transformers ignores on purpose, and layers beyond those of the config, for multi-token
-    prediction.
+    out are tensors that transformers ignores on purpose, such as those for multi-token prediction.
     """
     try:
         config: Any = AutoConfig.from_pretrained(folder)
@@ -62,8 +60,7 @@ def check_loadable(folder: Path, shapes: Mapping[str, tuple[int, ...]], in_place
                 )
     except ValueError as error:
         raise SourceError(f"{folder}: in its checkpoint {error}; download the model again") from error
-    depth = depth_of(vars(config))
-    strange = [name for name in places.strange if not ((match := LAYER.match(name)) and int(match[2]) >= depth)]
+    strange = [name for name in shapes if name not in places.parts and not places.ignored(name)]
     if (missing := places.missing) and not strange:
         raise SourceError(
             f"{folder}: its checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, the first is"

@@ -24,6 +24,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from llmevo.models.architecture import stack_of
+
 DERIVED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"\.masked_bias$")
 """Tensors of old checkpoints that transformers computes from the config, besides those that a model's class names."""
 
@@ -99,7 +101,7 @@ class Places:
         """The model's weights and saved buffers, by its own names; a tied weight has several."""
         self.parts: dict[str, Part] = {}
         """By the name in the checkpoint."""
-        self._unused: list[str] = []
+        self._stack = stack_of(vars(model.config.get_text_config()), names := [*names])
         self._views: dict[str, dict[str, Tensor]] = {}
         transforms = get_model_conversion_mapping(model)
         renamings = [of for of in transforms if isinstance(of, WeightRenaming)]
@@ -111,8 +113,7 @@ class Places:
             if target not in self.held and name in self.held:
                 target, pattern = self._renamed(name, [], [])
             if target not in self.held or (pattern is None and target in by_target):
-                self._unused.append(name)
-                continue
+                continue  # transformers has no such weight, or another name of it comes first
             converter = by_pattern[pattern] if pattern else None
             part = by_target.setdefault(target, Part(target, converter))
             part.sources.setdefault(pattern or name, []).append(name)
@@ -128,12 +129,7 @@ class Places:
         further tokens, and others that its model does not use.
         """
         patterns = [*(self.model._keys_to_ignore_on_load_unexpected or ()), *DERIVED]
-        return any(re.search(pattern, name) for pattern in patterns)
-
-    @property
-    def strange(self) -> list[str]:
-        """Tensors of the checkpoint that transformers does not expect."""
-        return [name for name in self._unused if not self.ignored(name)]
+        return self._stack.predicts(name) or any(re.search(pattern, name) for pattern in patterns)
 
     @property
     def missing(self) -> list[str]:

@@ -43,9 +43,12 @@ class MergeWorker:
     model_runner: Any
     _merging: "Merging"
 
-    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float) -> None:
-        """Prepare for merges. `donor` is the folder of the running model; references start at `root`."""
-        self._merging = Merging(self.model_runner, Path(donor), Merger(Sources(Path(root)), seed, cache_gb))
+    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float, base: str) -> None:
+        """Prepare for merges. `donor` is the folder of the running model, `base` that of the model whose tensors
+        results have; references start at `root`.
+        """
+        sources = Sources(Path(root), Path(base))
+        self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
     def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""
