@@ -128,9 +128,10 @@ class Merging:
 
 def part_of(name: str) -> str:
     """The largest unit that an engine may fuse a tensor into: the attention of a layer, its MLP with all experts."""
-    if match := LAYER.match(name):
+    module = name.rpartition(".")[0]
+    if (match := LAYER.match(name)) and module != f"{match[1]}{match[2]}":
         return f"{match[1]}{match[2]}.{match[3].split('.')[1]}"
-    return name.rpartition(".")[0]
+    return module
 
 
 @contextmanager
