@@ -51,7 +51,10 @@ class Family:
     """Why vLLM does not run it, where it does not."""
 
 
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+NUMBER = 4
+"""The number of experts in a layer of every mixture of experts; no other weight has as many rows."""
+
+EXPERTS: dict[str, Any] = {"num_experts": NUMBER, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 SHARED: dict[str, Any] = {"shared_expert_intermediate_size": 32}
 DELTA: dict[str, Any] = {  # gated delta-rule layers
     "linear_num_key_heads": 2,
@@ -78,7 +81,7 @@ LATENT: dict[str, Any] = {  # multi-head latent attention, and experts after the
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
-    "n_routed_experts": 4,
+    "n_routed_experts": NUMBER,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
@@ -144,7 +147,7 @@ FAMILIES: Mapping[str, Family] = {
             "hidden_size": 128,
             "head_dim": None,
             "layer_types": ["mamba", "attention"],
-            "num_local_experts": 4,
+            "num_local_experts": NUMBER,
             "num_experts_per_tok": 2,
             "shared_intermediate_size": 32,
         },
@@ -161,7 +164,7 @@ FAMILIES: Mapping[str, Family] = {
             "attn_layer_offset": 1,
             "expert_layer_period": 2,
             "expert_layer_offset": 1,
-            "num_experts": 4,
+            "num_experts": NUMBER,
             "use_mamba_kernels": False,
             "mamba_d_state": 8,
             "mamba_dt_rank": 4,
@@ -208,14 +211,16 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     # Mixtures of experts
-    "Mixtral": Family(MOE, "mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "Mixtral": Family(MOE, "mixtral", {"num_local_experts": NUMBER, "sliding_window": None}),
     "Qwen2-MoE": Family(MOE, "qwen2_moe", {**EXPERTS, **SHARED, "head_dim": None, "hidden_size": 128}),
     "Qwen3-MoE": Family(MOE, "qwen3_moe", EXPERTS),
-    "OLMoE": Family(MOE, "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}),
+    "OLMoE": Family(
+        MOE, "olmoe", {"num_experts": NUMBER, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}
+    ),
     "gpt-oss": Family(
         MOE,
         "gpt_oss",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32, "rope_parameters": None},
+        {"num_local_experts": NUMBER, "num_experts_per_tok": 2, "sliding_window": 32, "rope_parameters": None},
     ),
     "DeepSeek-V2": Family(MOE, "deepseek_v2", LATENT),
     "DeepSeek-V3": Family(MOE, "deepseek_v3", {**LATENT, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}),
@@ -223,7 +228,7 @@ FAMILIES: Mapping[str, Family] = {
         MOE,
         "glm4_moe",
         {
-            "n_routed_experts": 4,
+            "n_routed_experts": NUMBER,
             "n_shared_experts": 1,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 32,
@@ -233,20 +238,20 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "Granite MoE": Family(
-        MOE, "granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}
+        MOE, "granitemoe", {"num_local_experts": NUMBER, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}
     ),
-    "PhiMoE": Family(MOE, "phimoe", {"num_local_experts": 4, "head_dim": None, "hidden_size": 128}),
+    "PhiMoE": Family(MOE, "phimoe", {"num_local_experts": NUMBER, "head_dim": None, "hidden_size": 128}),
     "Ernie 4.5 MoE": Family(
         MOE,
         "ernie4_5_moe",
-        {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 32},
+        {"moe_num_experts": NUMBER, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 32},
     ),
-    "MiniMax-M2": Family(MOE, "minimax_m2", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "MiniMax-M2": Family(MOE, "minimax_m2", {"num_local_experts": NUMBER, "num_experts_per_tok": 2}),
     "Llama 4 (text)": Family(
         MOE,
         "llama4_text",
         {
-            "num_local_experts": 4,
+            "num_local_experts": NUMBER,
             "intermediate_size_mlp": 96,
             "interleave_moe_layer_step": 2,
             "attention_chunk_size": 32,
