@@ -32,8 +32,8 @@ def merge(
     """
     from llmevo.export.pack import root_of
     from llmevo.merging.merger import Seed, read_masks  # torch takes seconds to import
+    from llmevo.merging.vocabulary import open_models
     from llmevo.merging.writer import write_model
-    from llmevo.models.sources import Sources
 
     masks: Seed = seed or 0
     found = None
@@ -47,7 +47,7 @@ def merge(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    sources = Sources.open(recipe.references, Path(root))
+    sources = open_models(recipe, Path(root))
     if dead := dead_filters(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor)):
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
     write_model(recipe, sources, Path(out), masks, trim=found is None)

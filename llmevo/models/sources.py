@@ -30,14 +30,18 @@ class Sources:
     def open(cls, references: Iterable[ModelReference], root: Path = Path()) -> Self:
         """Open all of them. Raises SourceError unless they have the same tensors in the same shapes."""
         sources = cls(root)
+        sources.check(references)
+        return sources
+
+    def check(self, references: Iterable[ModelReference]) -> None:
+        """Raise SourceError unless the models have the same tensors in the same shapes."""
         known = [*references]
         for place, other in enumerate(known):
-            one, shapes = known[0], sources[other].shapes
-            if place == 0 or sources._known_config(other):  # only the donor's config is needed for merging
-                sources.depth(other)
-            configs = sources._known_config(one), sources._known_config(other)
-            check_compatible(str(one), sources[one].shapes, str(other), shapes, configs)
-        return sources
+            one, shapes = known[0], self[other].shapes
+            if place == 0 or self._known_config(other):  # only the donor's config is needed for merging
+                self.depth(other)
+            configs = self._known_config(one), self._known_config(other)
+            check_compatible(str(one), self[one].shapes, str(other), shapes, configs)
 
     def _known_config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the model's config, or an empty one where it cannot be read."""
