@@ -77,11 +77,13 @@ class VllmEngine:
         seed: int = 0,
         cache_gb: float = 2.0,
         options: Mapping[str, Any] | None = None,
+        by_token: Recipe | None = None,
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
         References in recipes start at `root`; `seed` and `cache_gb` are the merger's. `options` are keywords of
-        `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager.
+        `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager. `by_token` is
+        a recipe of all models whose tokens differ: every recipe is merged with the tokens of this one.
         Raises ConfigError when vLLM is missing or does not start.
         """
         vllm = _import_vllm()
@@ -92,7 +94,8 @@ class VllmEngine:
                 self._llm: Any = vllm.LLM(
                     model=str(folder), tokenizer=str(tokenizer), dtype=dtype, seed=seed, **keywords
                 )
-            self._llm.collective_rpc("open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb))
+            models = by_token.as_dict() if by_token else None
+            self._llm.collective_rpc("open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb, models))
         except Exception as error:  # any error of vLLM's configuration, its workers and their libraries
             raise ConfigError(f"{folder}: vLLM does not start ({error}); change engine.options") from error
         self._dtype = dtype

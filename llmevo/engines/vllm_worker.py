@@ -23,6 +23,7 @@ from torch import Tensor
 from llmevo.errors import CandidateError, LlmevoError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.vocabulary import open_models
 from llmevo.models.architecture import LAYER
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
@@ -37,9 +38,14 @@ class MergeWorker:
     model_runner: Any
     _merging: "Merging"
 
-    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float) -> None:
-        """Prepare for merges. `donor` is the folder of the running model; references start at `root`."""
-        self._merging = Merging(self.model_runner, Path(donor), Merger(Sources(Path(root)), seed, cache_gb))
+    def open_sources(
+        self, donor: str, root: str, seed: int, cache_gb: float, by_token: Mapping[str, Any] | None = None
+    ) -> None:
+        """Prepare for merges. `donor` is the folder of the running model; references start at `root`. `by_token` is a
+        recipe of all models whose tokens differ.
+        """
+        sources = open_models(Recipe.model_validate(by_token), Path(root)) if by_token else Sources(Path(root))
+        self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
     def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""

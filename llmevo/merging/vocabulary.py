@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,7 @@ class Vocabulary:
         every = _read_tokens(donor, references, sources)
         wanted = every[donor]
         for reference in references:
-            _check_trained(donor, reference, every, sources)
+            _check_trained(donor, reference, every)
         numbers = dict(wanted.numbers)
         end = max(numbers.values()) + 1
         added: dict[str, Any] = {}
@@ -146,6 +147,10 @@ def open_models(recipe: Recipe, root: Path = Path()) -> Sources:
     Raises SourceError unless they have the same tensors in the same shapes then.
     """
     sources: Sources = Sources(root)
+    if recipe.vocabulary_source is None:
+        sources.check(recipe.references)
+        return sources
+    sources.check(recipe.references, rows=False)  # models of another architecture are refused as such
     sources = by_token(recipe, sources) or sources
     sources.check(recipe.references)
     return sources
@@ -172,6 +177,7 @@ class Aligned(Sources):
         self.vocabulary = vocabulary
         self._aligned: dict[ModelReference, _AlignedSource] = {}
         self._tables: dict[tuple[ModelReference, str], Tensor] = {}
+        self._making = threading.Lock()
         self._names: dict[ModelReference, set[str]] = {}
         for reference in vocabulary.rows:
             self._names[reference] = _checked_names(reference, sources, vocabulary)
@@ -213,18 +219,22 @@ class Aligned(Sources):
         size, count = self.vocabulary.size, len(rows)
         if size == count and torch.equal(rows, torch.arange(count)):
             return own[:size]
-        if (reference, name) not in self._tables:
-            dtype = own.dtype
-            for other in self.vocabulary.rows:
-                dtype = torch.promote_types(dtype, stored(self.whole[other].weight(name)).dtype)
-            table = _in_file((size, *own.shape[1:]), dtype)
-            _gather(own, rows, table)
-            for number in torch.nonzero(rows == NONE).flatten().tolist():
-                table[number] = self._mean(self.vocabulary.filled[number], name, table[number])
-            if size > count:
-                table[count:] = _mean_row(table[:count])
-            self._tables[reference, name] = table
-        return self._tables[reference, name]
+        with self._making:  # tensors are merged side by side
+            if (reference, name) not in self._tables:
+                self._tables[reference, name] = self._new_table(name, own, rows)
+            return self._tables[reference, name]
+
+    def _new_table(self, name: str, own: Tensor, rows: Tensor) -> Tensor:
+        size, count, dtype = self.vocabulary.size, len(rows), own.dtype
+        for other in self.vocabulary.rows:
+            dtype = torch.promote_types(dtype, stored(self.whole[other].weight(name)).dtype)
+        table = _in_file((size, *own.shape[1:]), dtype)
+        _gather(own, rows, table)
+        for number in torch.nonzero(rows == NONE).flatten().tolist():
+            table[number] = self._mean(self.vocabulary.filled[number], name, table[number])
+        if size > count:
+            table[count:] = _mean_row(table[:count])
+        return table
 
     def _rows(self, reference: ModelReference) -> Tensor:
         return self.vocabulary.rows[reference]
@@ -240,13 +250,17 @@ class Aligned(Sources):
         return (total / max(1, len(found))).to(like.dtype)
 
 
+def plain(sources: Sources) -> Sources:
+    """Return the models as they are stored."""
+    return sources.whole if isinstance(sources, Aligned) else sources
+
+
 class _AlignedSource(Source):
     def __init__(self, models: Aligned, reference: ModelReference, names: set[str]) -> None:
         self._models, self._reference, self._names = models, reference, names
-        self._whole = models.whole[reference]
-        size = models.vocabulary.size
-        self.derived = self._whole.derived
-        self.shapes = {name: (size, *s[1:]) if name in names else s for name, s in self._whole.shapes.items()}
+        whole, size = models.whole[reference], models.vocabulary.size
+        self._whole, self.derived = whole, whole.derived
+        self.shapes = {name: (size, *s[1:]) if name in names else s for name, s in whole.shapes.items()}
 
     def tensor(self, name: str) -> Tensor:
         if name not in self._names:
@@ -336,9 +350,7 @@ def _tokens_in(reference: ModelReference, folder: Path) -> _Tokens:
     return _Tokens(numbers, {decoder[number].content: decoder[number] for number in sorted(decoder)})
 
 
-def _check_trained(
-    donor: ModelReference, reference: ModelReference, every: Mapping[ModelReference, _Tokens], sources: Sources
-) -> None:
+def _check_trained(donor: ModelReference, reference: ModelReference, every: Mapping[ModelReference, _Tokens]) -> None:
     """Raise SourceError for a model with tokens that the donor lacks and that nobody has added after training.
 
     A tokenizer needs merges or scores for these; as added tokens they would be found in other places of a text.
@@ -421,7 +433,7 @@ def _given_rows(
         raise SourceError(f"{key}: its source {model} is no model of the merge; name one of {known}")
     if isinstance(source, TokenSource) and source.token_id is not None:
         if (most := min(_rows(model, sources).values(), default=0)) <= source.token_id:
-            raise SourceError(f"{key}: token_id {source.token_id} is beyond the {most} rows of {model}; give a lower one")
+            raise SourceError(f"{key}: {model} has {most} rows, none of them token_id {source.token_id}; name another")
         return [(model, source.token_id)]
     if named not in every[model].numbers:
         raise SourceError(f"{key}: its source {model} does not have the token {named!r}; name another model or token")

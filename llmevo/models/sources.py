@@ -13,6 +13,7 @@ from llmevo.models.cards import excerpt
 from llmevo.models.checkpoints import Checkpoint, Source, read_object
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.references import ModelReference, folder_of
+from llmevo.models.tokenizer import VOCABULARY
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 
@@ -33,15 +34,22 @@ class Sources:
         sources.check(references)
         return sources
 
-    def check(self, references: Iterable[ModelReference]) -> None:
-        """Raise SourceError unless the models have the same tensors in the same shapes."""
+    def check(self, references: Iterable[ModelReference], rows: bool = True) -> None:
+        """Raise SourceError unless the models have the same tensors in the same shapes.
+
+        Without `rows`, weights with one row a token may have other numbers of rows.
+        """
         known = [*references]
         for place, other in enumerate(known):
-            one, shapes = known[0], self[other].shapes
+            one, first, second = known[0], self[known[0]].shapes, self[other].shapes
+            if not rows:
+                first, second = (
+                    {n: s for n, s in each.items() if not VOCABULARY.search(n)} for each in (first, second)
+                )
             if place == 0 or self._known_config(other):  # only the donor's config is needed for merging
                 self.depth(other)
             configs = self._known_config(one), self._known_config(other)
-            check_compatible(str(one), self[one].shapes, str(other), shapes, configs)
+            check_compatible(str(one), first, str(other), second, configs)
 
     def _known_config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the model's config, or an empty one where it cannot be read."""
