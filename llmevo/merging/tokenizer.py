@@ -111,6 +111,8 @@ def _add_tokens(of: Vocabulary, folder: Path) -> None:
     for token in [*(AddedToken(text, special=True, normalized=False) for _, text in missing), *of.added]:
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     tokenizer.save(str(file))
+    if len(of.numbers) <= max(of.numbers.values()):
+        _set_numbers(of, file)
     flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     if config.exists():
         content = read_object(config)
@@ -121,6 +123,19 @@ def _add_tokens(of: Vocabulary, folder: Path) -> None:
     if listed.exists():
         numbers = {**read_object(listed), **{token.content: of.numbers[token.content] for token in of.added}}
         listed.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+
+
+def _set_numbers(of: Vocabulary, file: Path) -> None:
+    """Give every added token its number in a tokenizer.json some of whose numbers belong to no token.
+
+    The library counts tokens when it reads the file, unless the tokenizer's model has the added token as well.
+    """
+    content = read_object(file)
+    for token in content["added_tokens"]:
+        token["id"] = of.numbers[token["content"]]
+        if isinstance(content["model"].get("vocab"), dict):
+            content["model"]["vocab"][token["content"]] = token["id"]
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def chat_template(recipe: Recipe, sources: Sources) -> str | None:
