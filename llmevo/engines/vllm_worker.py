@@ -26,6 +26,7 @@ from torch import Tensor
 from llmevo.errors import CandidateError, LlmevoError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.vocabulary import open_models
 from llmevo.models.architecture import LAYER
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
@@ -43,11 +44,14 @@ class MergeWorker:
     model_runner: Any
     _merging: "Merging"
 
-    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float, base: str) -> None:
+    def open_sources(
+        self, donor: str, root: str, seed: int, cache_gb: float, base: str, by_token: Mapping[str, Any] | None = None
+    ) -> None:
         """Prepare for merges. `donor` is the folder of the running model, `base` that of the model whose tensors
-        results have; references start at `root`.
+        results have; references start at `root`. `by_token` is a recipe of all models whose tokens differ.
         """
-        sources = Sources(Path(root), Path(base))
+        models = Recipe.model_validate(by_token) if by_token else None
+        sources = open_models(models, Path(root)) if models else Sources(Path(root), Path(base))
         self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
     def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def merge(
     """
     from llmevo.export.pack import root_of
     from llmevo.merging.merger import Merger, Seed, read_masks  # torch takes seconds to import
+    from llmevo.merging.vocabulary import open_models
     from llmevo.merging.writer import write_model
-    from llmevo.models.sources import Sources
 
     masks: Seed = seed or 0
     found = None
@@ -49,7 +49,7 @@ def merge(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    sources = Sources.open(recipe.references, Path(root), recipe.excludes)
+    sources = open_models(recipe, Path(root))
     excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
     if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):

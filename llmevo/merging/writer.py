@@ -10,7 +10,8 @@ from typing import Any, cast
 from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
-from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
+from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
+from llmevo.merging.vocabulary import Aligned, by_token, tokenizer_folder
 from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
@@ -20,6 +21,7 @@ from llmevo.models.tokenizer import set_chat_template
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_model(
@@ -33,12 +35,15 @@ def write_model(
     """Merge into `out`: weights, config, generation config, tokenizer, the recipe, and `extra` text files.
 
     Weights are written one at a time, in a hidden folder that is renamed at the end, so a full disk or a stop leaves no
-    incomplete model. With a `tokenizer_source` embeddings beyond the last token are cut off, as in mergekit; without
-    `trim` they stay. Raises UserError when `out` is not empty or cannot be written, RecipeError when the recipe has no
-    result, SourceError when it has a `tokenizer_source` and the models' vocabularies differ, CandidateError when a
-    merged weight is not finite.
+    incomplete model. With a `tokenizer_source` the embeddings are merged by token where the models' tokens differ, and
+    cut off beyond the last token, as in mergekit; where they do not differ, all rows stay without `trim`. Raises
+    UserError when `out` is not empty or cannot be written, RecipeError when the recipe has no result, SourceError when
+    it has a `tokenizer_source` and the models' tokens cannot be united, CandidateError when a merged weight is not
+    finite.
     """
-    if recipe.tokenizer_source is not None and (rows := shared_vocabulary(recipe, sources)) and trim:
+    if aligned := by_token(recipe, sources):
+        sources = aligned
+    elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
         sources = Trimmed(sources, recipe.donor, rows)
     donor = sources[recipe.donor].shapes
     steps = plan(recipe, [*donor], sources.depth(recipe.donor))
@@ -48,18 +53,28 @@ def write_model(
     with whole_folder(out) as folder:
         shapes = [(step.name, donor[step.inputs[0]]) for step in steps]
         dtypes = write_weights(merge(recipe, sources, seed), folder, header_size(shapes))
-        _write_config(recipe, sources, folder, dtypes)
-        for name in ("generation_config.json", *PROCESSOR_FILES):
-            if (file := sources.layout(recipe.donor) / name).exists():
-                shutil.copyfile(file, folder / name)
-        tokenizer = sources.folder(recipe.tokenizer_donor)
-        for pattern in (*TOKENIZER_FILES, *CHAT_FILES):
-            for file in tokenizer.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
-        if template:
-            set_chat_template(folder, template)
+        write_settings(recipe, sources, folder, dtypes, template)
         for name, text in {"mergekit_config.yml": recipe.to_yaml(), **(extra or {})}.items():
             (folder / name).write_text(text)
+
+
+def write_settings(
+    recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str], template: str | None = None
+) -> None:
+    """Write all but the weights: config, generation config and tokenizer, with a chat template of its own if any.
+
+    Raises SourceError when `sources` are by token and the donor's tokenizer cannot be given their tokens.
+    """
+    _write_config(recipe, sources, folder, dtypes)
+    donor = recipe.tokenizer_donor
+    tokenizer = tokenizer_folder(donor, sources.whole) if isinstance(sources, Aligned) else sources.folder(donor)
+    for pattern in (*TOKENIZER_FILES, *CHAT_FILES):
+        for file in tokenizer.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    if isinstance(sources, Aligned):
+        write_tokenizer(sources.vocabulary, folder)
+    if template:
+        set_chat_template(folder, template)
 
 
 def check_new(out: Path) -> None:
@@ -93,8 +108,15 @@ def whole_folder(out: Path) -> Generator[Path]:
 
 
 def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:
-    """Write the donor's config with the result's type and layers."""
-    config = sources.config(recipe.donor)
+    """Write the donor's config with the result's type and layers, its generation config, and a processor's files.
+
+    By token, the numbers of special tokens are those of the model whose tokenizer the result gets.
+    """
+    config, speaker = sources.config(recipe.donor), recipe.donor
+    if isinstance(sources, Aligned) and recipe.tokenizer_donor != recipe.donor:
+        speaker = recipe.tokenizer_donor
+        numbers = sources.whole.config(speaker)
+        config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
     if len(dtypes) == 1:
         nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
         for holder in (config, *nested):
@@ -117,3 +139,8 @@ def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[st
     ):
         cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    layout = sources.layout(recipe.donor)
+    spoken = layout if speaker == recipe.donor else sources.folder(speaker)
+    for file in (spoken / "generation_config.json", *(layout / name for name in PROCESSOR_FILES)):
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)

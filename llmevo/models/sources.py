@@ -14,6 +14,7 @@ from llmevo.models.cards import excerpt
 from llmevo.models.checkpoints import Checkpoint, Source, read_object
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.references import ModelReference, folder_of
+from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import Tower, fit
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
@@ -47,21 +48,36 @@ class Sources:
         may be left out: see `models.towers.fit`.
         """
         known = [*references]
-        sources = cls(root, excludes=excludes)
-        sources.base = sources.folder(known[0]) if known else None
+        sources = cls.unchecked(known, root, excludes)
         sources.check(known)
         return sources
 
-    def check(self, references: Iterable[ModelReference]) -> None:
-        """Raise SourceError unless the models have the same tensors in the same shapes, those of the first one."""
+    @classmethod
+    def unchecked(
+        cls, references: Iterable[ModelReference], root: Path = Path(), excludes: Excludes | None = None
+    ) -> Self:
+        """Like `open`, without the comparison of names and shapes: see `check`."""
+        sources = cls(root, excludes=excludes)
+        sources.base = next((sources.folder(reference) for reference in references), None)
+        return sources
+
+    def check(self, references: Iterable[ModelReference], rows: bool = True) -> None:
+        """Raise SourceError unless the models have the same tensors in the same shapes, those of the first one.
+
+        Without `rows`, weights with one row a token may have other numbers of rows.
+        """
         known = [*references]
         for place, other in enumerate(known):
             if place == 0 or self._known_config(other):  # only the donor's config is needed for merging
                 self.depth(other)
             one, source = known[0], self[other]
             configs = self._described(one), self._described(other)
+            first, second = (
+                each if rows else {name: shape for name, shape in each.items() if not VOCABULARY.search(name)}
+                for each in (self[one].shapes, source.shapes)
+            )
             try:
-                check_compatible(str(one), self[one].shapes, str(other), source.shapes, configs)
+                check_compatible(str(one), first, str(other), second, configs)
             except SourceError as error:
                 if isinstance(source, Tower) and source.fit.predicts:
                     raise SourceError(

@@ -159,7 +159,8 @@ class Experiment:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers, self.routers)
+        vocabulary = self.recorded.vocabulary if self.recorded else self.scorer.vocabulary
+        return SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -424,6 +425,7 @@ class Experiment:
             cards=self.cards,
             descriptions=self.descriptions,
             chances=self.chances,
+            vocabulary=self.scorer.vocabulary,
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
 

@@ -136,7 +136,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
         return True
     genome = experiment.config.genome
     if genome.base_model and genome.base_model not in space.merged:
-        recipe = Recipe.of_one(genome.base_model, genome.dtype)
+        recipe = space.alone(genome.base_model)
         rows: list[tuple[str, str, int | None, Recipe]] = [("base", "base", None, recipe)]
     else:
         rows = []

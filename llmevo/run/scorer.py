@@ -8,8 +8,11 @@ their answers.
 import gc
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +26,16 @@ import torch
 
 from llmevo.config import Config, Elastic
 from llmevo.engines.base import Engine
-from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, TaskError, machine_error, nearest
+from llmevo.errors import (
+    ConfigError,
+    LlmevoError,
+    MachineError,
+    SourceError,
+    TaskError,
+    UserError,
+    machine_error,
+    nearest,
+)
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
@@ -32,9 +44,10 @@ from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
-from llmevo.merging.tokenizer import check_vocabularies
+from llmevo.merging.vocabulary import Aligned, open_models
+from llmevo.merging.writer import write_model, write_settings
 from llmevo.models.architecture import routers_of
-from llmevo.models.files import WHOLE, unread_bytes
+from llmevo.models.files import WHOLE, partial_folder, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -87,13 +100,27 @@ class Scorer:
 
     @cached_property
     def sources(self) -> Sources:
-        """The models. Raises SourceError unless they fit each other, and have one vocabulary where the config asks."""
+        """The models, by token where the config asks for it and their tokens differ. Raises SourceError unless they fit
+        each other.
+        """
         genome = self.config.genome
-        sources = Sources.open(genome.references, self.root)
-        if (source := genome.tokenizer_source) not in (None, "base"):
-            donor = genome.references[0] if source == "union" else ModelReference.model_validate(source)
-            check_vocabularies(donor, genome.references, sources)
+        if genome.tokenizer_source in (None, "base"):
+            return Sources.open(genome.references, self.root)
+        depth = Sources(self.root).depth(genome.references[0])
+        sources = open_models(SearchSpace(genome, depth, by_token=True).alone(genome.references[0]), self.root)
+        pairs = [method.name for method in genome.methods if method.pair and len(genome.merged(method)) > 2]
+        if pairs and isinstance(sources, Aligned):
+            raise ConfigError(
+                f"genome.tokenizer_source: the models' tokens differ, and {pairs[0]} merges only two of the"
+                f" {len(genome.merged(genome.methods[0]))} models at a time, so its candidates would lack tokens of the"
+                " others; choose another merge_method, or two models"
+            )
         return sources
+
+    @property
+    def vocabulary(self) -> str:
+        """A digest of the candidates' tokens where embeddings are merged by token; else empty."""
+        return self.sources.vocabulary.digest if isinstance(self.sources, Aligned) else ""
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
@@ -122,7 +149,7 @@ class Scorer:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers, self.routers)
+        return SearchSpace(self.config.genome, self.layers, self.routers, bool(self.vocabulary))
 
     @cached_property
     def geometry(self) -> list[SliceGeometry]:
@@ -132,7 +159,22 @@ class Scorer:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer of every candidate."""
+        if self.vocabulary:
+            return self._settings
         return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+
+    @property
+    def config_folder(self) -> Path:
+        """The folder with the config of every candidate."""
+        return self._settings if self.vocabulary else self.sources.folder(self.config.genome.references[0])
+
+    @cached_property
+    def _settings(self) -> Path:
+        """A temporary folder with the config and tokenizer of all candidates: no model has them where tokens differ."""
+        folder = Path(tempfile.mkdtemp(prefix="llmevo-vocabulary-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        write_settings(self.space.alone(self.config.genome.references[0]), self.sources, folder, set())
+        return folder
 
     # Checks of the config against models and machine
 
@@ -166,7 +208,7 @@ class Scorer:
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
-        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        check_loadable(self.config_folder, self.sources[donor].shapes, in_place=self.backend == "hf")
         Merger(self.sources).count(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
@@ -224,10 +266,11 @@ class Scorer:
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
-        """A digest of the questions of each evaluator, of how they are asked, and of the engine: equal ones give equal
-        scores.
+        """A digest of the questions of each evaluator, of how they are asked, of the engine and of tokens that differ
+        among the models: equal ones give equal scores.
         """
-        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
+        tokens = (self.vocabulary,) if self.vocabulary else ()
+        return {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
 
     @cached_property
     def gate_prompts(self) -> list[str]:
@@ -275,18 +318,43 @@ class Scorer:
             uniform = self.space.decode(self.space.uniform())
             if not check_engine(engine, uniform, self.sources, seed):
                 self._check_finite(uniform)
-                check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
+                check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
         return engine
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        donor = self.sources.folder(self.config.genome.references[0])
+        with self._model() as folder:
+            return self._engine_of(folder)
+
+    @contextmanager
+    def _model(self) -> Generator[Path]:
+        """Yield the folder of a model to start with: the first one, or where tokens differ that one with all tokens,
+        merged into the temporary folder (TMPDIR) and removed when the engine has read it.
+        """
+        donor = self.config.genome.references[0]
+        if not self.vocabulary:
+            yield self.sources.folder(donor)
+            return
+        with partial_folder(Path(tempfile.gettempdir()) / "llmevo-engine") as folder:
+            try:
+                write_model(self.space.alone(donor), self.sources, folder / "model", self.config.evaluation_seed)
+            except UserError as error:
+                if type(error) is not UserError:
+                    raise
+                raise UserError(
+                    f"the engine starts from one model with the tokens of all, which needs room in {folder} ({error});"
+                    " set TMPDIR to a larger disk"
+                ) from error
+            yield folder / "model"
+
+    def _engine_of(self, folder: Path) -> Engine:
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
 
+            named = self.space.alone(self.config.genome.references[0])
             return VllmEngine(
-                donor,
+                folder,
                 self.tokenizer_folder,
                 dtype,
                 self.root,
@@ -294,10 +362,12 @@ class Scorer:
                 engine.cache_gb,
                 engine.options,
                 base=self.sources.base,
+                by_token=named if self.vocabulary else None,
             )
         from llmevo.engines.hf import HfEngine
 
-        return HfEngine(donor, self.tokenizer_folder, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+        merger = Merger(self.sources, seed, engine.cache_gb)
+        return HfEngine(folder, self.tokenizer_folder, dtype, engine.device, merger)
 
     def _check_finite(self, recipe: Recipe) -> None:
         """Name the models with weights that are NaN or infinite: raise SourceError for the base, which every merge

@@ -85,6 +85,9 @@ class RunStarted(BaseEvent):
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )
     """{task: (question, right answer) of each}, shortened, of each set of questions; empty in older logs."""
+    vocabulary: str = ""
+    """A digest of the tokens of all candidates, where the models' tokens differ and embeddings are merged by token;
+    else empty."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmevo.merging.merger import Merger
+from llmevo.merging.vocabulary import plain
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import routers_of, text_config
 from llmevo.models.checkpoints import stored
@@ -108,7 +109,7 @@ def _compared(scorer: Scorer, facts_of: Callable[[Mapping[str, Any]], dict[str, 
 def adapters(scorer: Scorer) -> Findings:
     """Adapters whose config names another model than the one they are applied to."""
     for reference, name in names(scorer).items():
-        source = scorer.sources.own(reference)
+        source = plain(scorer.sources).own(reference)
         if not isinstance(source, LoraModel):
             continue
         trained_on = source.config.get("base_model_name_or_path")
@@ -157,7 +158,7 @@ def dtypes(scorer: Scorer) -> Findings:
 
 def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
     """The type of a model's largest tensor; for an adapter that of its model."""
-    source = scorer.sources[reference]
+    source = plain(scorer.sources)[reference]
     largest = max(source.shapes, key=lambda name: math.prod(source.shapes[name]))
     return str(stored(source.weight(largest)).dtype).removeprefix("torch.")
 

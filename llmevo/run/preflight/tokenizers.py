@@ -18,6 +18,8 @@ DESCRIPTION = "A description of a task."
 
 def vocabularies(scorer: Scorer) -> Findings:
     """Tokens with another id in another model: their embeddings would be mixed up."""
+    if scorer.vocabulary:
+        return
     donor, folder = tokenizer_donor(scorer)
     wanted = vocabulary(folder)
     for name, _, other in folders(scorer):
@@ -36,8 +38,8 @@ def vocabularies(scorer: Scorer) -> Findings:
             yield Finding(
                 name,
                 f"{plural(len(tokens), 'token differs', 'tokens differ')} from those of {donor}: {listed}{more}",
-                "Rows of the embeddings are merged by number: align the vocabularies first, or leave the model out"
-                " unless the tokens are never used",
+                "Rows of the embeddings are merged by number: set genome.tokenizer_source: union to merge them by"
+                " token, or leave the model out unless the tokens are never used",
             )
 
 
