@@ -10,8 +10,10 @@ from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import check_compatible, check_layers
 from llmevo.models.cards import excerpt
-from llmevo.models.checkpoints import Checkpoint, Source, read_object
+from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
+from llmevo.models.placeholder import placeholder
+from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
 from llmevo.models.references import ModelReference, folder_of
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
@@ -22,7 +24,7 @@ class Sources:
 
     def __init__(self, root: Path = Path()) -> None:
         self.root = root
-        self._checkpoints: dict[Path, Checkpoint] = {}
+        self._checkpoints: dict[Path, Source] = {}
         self._sources: dict[ModelReference, Source] = {}
         self._depths: dict[ModelReference, int] = {}
 
@@ -59,16 +61,37 @@ class Sources:
                     f"{reference} is a LoRA adapter, not a model (it has {config.name} and no config.json); write the"
                     f" model it was trained on before it: {base}+{reference}"
                 )
-            checkpoint = self._checkpoints.get(folder) or Checkpoint(folder)
-            self._checkpoints[folder] = checkpoint
+            checkpoint = self._checkpoint(folder)
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
             self._sources[reference] = LoraModel(checkpoint, adapter) if adapter else checkpoint
         return self._sources[reference]
 
+    def _checkpoint(self, folder: Path) -> Source:
+        if folder not in self._checkpoints:
+            given = quantization_of(folder)
+            self._checkpoints[folder] = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
+        return self._checkpoints[folder]
+
     def config(self, reference: ModelReference) -> dict[str, Any]:
-        """Return the model's config.json. Raises SourceError when it cannot be read."""
+        """Return the model's config.json, without a quantization: merges are not quantized.
+
+        Raises SourceError when it cannot be read.
+        """
         file = self.folder(reference) / "config.json"
-        return read_object(file, f"{reference} must be a folder that transformers has saved")
+        config = read_object(file, f"{reference} must be a folder that transformers has saved")
+        return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+
+    def engine_folder(self, reference: ModelReference) -> Path:
+        """Return a folder that engines can start from: the model's own, or one without its quantization.
+
+        An engine replaces all weights before it answers, so the latter has zeros.
+        """
+        folder = self.folder(reference)
+        source = self._checkpoint(folder)
+        if isinstance(source, Checkpoint) and not source.is_pickled:
+            return folder
+        dtypes = {name: source.dtype(name) for name in source.shapes}
+        return placeholder(self.config(reference), source.shapes, dtypes)
 
     def depth(self, reference: ModelReference) -> int:
         """Return the number of layers. Raises SourceError where config.json has none, or the weights differ."""
@@ -113,8 +136,15 @@ class Sources:
 
     def files(self, reference: ModelReference) -> list[Path]:
         """Return the files that determine the model's weights."""
-        files = sorted(self.folder(reference).glob("*.safetensors"))
+        folder = self.folder(reference)
+        files = _weights_in(folder)
+        if quantization_of(folder):  # it says how the weights are read
+            files += [*folder.glob("config.json"), *folder.glob("hf_quant_config.json")]
         if reference.lora:
             adapter = folder_of(reference.lora, self.root)
-            files += [*sorted(adapter.glob("*.safetensors")), *adapter.glob("adapter_config.json")]
+            files += [*_weights_in(adapter, "adapter_model*.safetensors"), *adapter.glob("adapter_config.json")]
         return files
+
+
+def _weights_in(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
+    return sorted(folder.glob("*.safetensors")) or weight_files(folder, pattern)

@@ -159,7 +159,7 @@ class Scorer:
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
-        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        check_loadable(self.sources.engine_folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
         if tokenizer.eos_token_id is None:
@@ -272,7 +272,7 @@ class Scorer:
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        donor = self.sources.folder(self.config.genome.references[0])
+        donor = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
