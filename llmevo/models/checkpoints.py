@@ -3,7 +3,8 @@
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,25 @@ def same(first: Tensor, second: Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
+class Kept:
+    """Computed tensors that are in use, and the latest one: a merge reads a weight several times in a row.
+
+    All readers of a time get the same tensor, so that `same` recognizes a base that two models share.
+    """
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
+        self._latest: Tensor | None = None
+
+    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the tensor under a name, made now if nobody holds it."""
+        tensor = self._held.get(name)
+        if tensor is None:
+            tensor = self._held[name] = make()
+        self._latest = tensor
+        return tensor
+
+
 class Source:
     """A model's weights, by their names in the checkpoint."""
 
@@ -77,6 +97,8 @@ class Source:
     """Every tensor's shape, in the order of the checkpoint."""
     derived: Sequence[str]
     """Tensors of the checkpoint that are left out: its config determines them."""
+    quantized: Collection[str] = ()
+    """Weights whose stored numbers are rounded to a narrow type; see `noise`."""
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight: a mapped view in its stored type; float32 where it is computed."""
@@ -89,6 +111,10 @@ class Source:
     def dtype(self, name: str) -> torch.dtype:
         """Return the type that a merge without a `dtype` writes the weight in: that of the weight as it is stored."""
         return stored(self.weight(name)).dtype
+
+    def noise(self, name: str) -> float:
+        """Return the expected squared rounding error of a quantized weight, summed over its entries; 0 for others."""
+        return 0.0
 
 
 class Checkpoint(Source):

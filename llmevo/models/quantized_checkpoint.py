@@ -14,7 +14,6 @@
 
 import json
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.checkpoints import MASKS, Checkpoint, Source, check_type, read_object
+from llmevo.models.checkpoints import MASKS, Checkpoint, Kept, Source, check_type, read_object
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json for a quantization."""
@@ -210,14 +209,13 @@ class QuantizedCheckpoint(Source):
         self.folder, self.quantization = folder, quantization
         self._raw = Checkpoint(folder, quantized=True)
         self._readers = _Readers(self._raw, quantization)
-        self.quantized: dict[str, Quantized] = {}
-        """Every quantized weight, by its name."""
+        self._weights: dict[str, Quantized] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         used: set[str] = set()
         for name, weight in self._readers.weights():
             shapes[name] = self._raw.shapes[name] if weight is None else weight.shape
             if weight:
-                self.quantized[name] = weight
+                self._weights[name] = weight
                 used |= {*weight.parts}
         self.activations = [name for name in self._raw.shapes if _is_of_activations(name)]
         """Scales of activations and of the key-value cache, which are left out."""
@@ -228,25 +226,22 @@ class QuantizedCheckpoint(Source):
                 f" {_method(quantization)}); download the model again, or {NAMED_BY}"
             )
         self.shapes, self.derived = shapes, [*self._raw.derived, *self.activations]
-        self._kept: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
-        self._latest: Tensor | None = None
+        self.quantized = self._weights.keys()
+        self._kept = Kept()
         config = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
         named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
         self._dtype: torch.dtype = getattr(torch, named) if named in ("float16", "float32") else torch.bfloat16
 
     def tensor(self, name: str) -> Tensor:
-        weight = self.quantized.get(name)
-        if weight is None:
-            return self._raw.tensor(name)
-        tensor = self._kept.get(name)
-        if tensor is None:
-            tensor = self._kept[name] = weight.dequantized()
-        self._latest = tensor  # a merge reads a weight several times in a row
-        return tensor
+        weight = self._weights.get(name)
+        return self._kept.get(name, weight.dequantized) if weight else self._raw.tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type that config.json names, for a quantized weight."""
-        return self._dtype if name in self.quantized else self._raw.dtype(name)
+        return self._dtype if name in self._weights else self._raw.dtype(name)
+
+    def noise(self, name: str) -> float:
+        return self._weights[name].noise() if name in self._weights else 0.0
 
 
 def _is_of_activations(name: str) -> bool:
@@ -571,7 +566,7 @@ class _Readers:
 def _as_scale(stored: Tensor) -> Tensor:
     """Return scales as float32; bytes are exponents of 2 (E8M0)."""
     if stored.dtype == torch.uint8:
-        return torch.ldexp(torch.ones(()), stored.int() - 127)
+        return torch.ldexp(torch.ones(stored.shape), stored.int() - 127)
     return stored.float()
 
 

@@ -1,23 +1,13 @@
 """Quantized checkpoints as sources: each format equals what the library that writes it reads, and errors are named."""
 
-import importlib
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from llmevo.errors import SourceError
 from llmevo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_of
-from llmevo.models.references import ModelReference
-from llmevo.models.sources import Sources
-from support.checkpoints import assert_near, new_checkpoint, weights_of
-from support.quantized import KINDS, change_config, quantized_checkpoint
+from support.checkpoints import new_checkpoint, weights_of
+from support.quantized import KINDS, quantized_checkpoint
 
 UP = "model.layers.1.mlp.up_proj"
 

@@ -35,8 +35,16 @@ def compressed(format: str, weights: Mapping[str, Any], **more: Any) -> tuple[di
 
     def quantize(weight: Tensor) -> tuple[Parts, Tensor]:
         state = {"weight": weight, **_scales(weight, scheme.weights)}
-        packed = quietly(lambda: compressor.compress(state, scheme))
-        return packed, quietly(lambda: compressor.decompress(packed, scheme))["weight"]
+        with torch.compiler.set_stance("force_eager"):
+            packed = quietly(lambda: compressor.compress(state, scheme))
+        if "fp4" not in format:
+            return packed, compressor.decompress(packed, scheme)["weight"]
+        # Its own `decompress` rounds the scales to bfloat16.
+        unpack = library("compressors.nvfp4.helpers").unpack_fp4_from_uint8
+        numbers, scale = unpack(packed["weight_packed"], *weight.shape, torch.float32), packed["weight_scale"]
+        scale = library("compressors.mx_utils").decompress_mx_scale(scale) if scale.dtype == torch.uint8 else scale
+        dequantize = library("quantization.lifecycle.forward").dequantize
+        return packed, dequantize(numbers, scale.float(), global_scale=packed.get("weight_global_scale"))
 
     return config, quantize
 
@@ -67,7 +75,9 @@ def _scales(weight: Tensor, args: Any) -> Parts:
         low, high = groups.amin(-1), groups.amax(-1)
         found["weight_scale"] = (high - low) / (2**args.num_bits - 1)
         zero = torch.round(-(2 ** (args.num_bits - 1)) - low / found["weight_scale"])
-        found["weight_zero_point"] = zero.clamp(-(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1) - 1).to(torch.int8)
+        found["weight_zero_point"] = zero.clamp(-(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1) - 1).to(
+            torch.int8
+        )
     if args.actorder == "group":
         order = torch.randperm(columns, generator=torch.Generator().manual_seed(3))
         found["weight_g_idx"] = (torch.arange(columns) // args.group_size)[order].to(torch.int32)
@@ -115,7 +125,7 @@ def _packed_rows(numbers: Tensor, bits: int) -> Tensor:
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
 
 
-def _rounded(weight: Tensor, bits: int, size: int, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rounded(weight: Tensor, bits: int, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers, zero points and scales of (input, output) weights, for the group of each input channel."""
     count = int(groups.max()) + 1
     low = torch.stack([weight[groups == g].amin(0) for g in range(count)]).clamp(max=0)
@@ -134,7 +144,7 @@ def gptq(bits: int, version: int = 1, by_activation: bool = False, size: int = 1
         groups = torch.arange(len(turned)) // size
         if by_activation:
             groups = groups[torch.randperm(len(turned), generator=torch.Generator().manual_seed(1))]
-        numbers, zero, scale = _rounded(turned, bits, size, groups)
+        numbers, zero, scale = _rounded(turned, bits, groups)
         stored = (zero - 1).remainder(2**bits) if version == 1 else zero
         parts = {
             "qweight": _packed_rows(numbers, bits),
@@ -150,7 +160,7 @@ def gptq(bits: int, version: int = 1, by_activation: bool = False, size: int = 1
 def awq(weight: Tensor, size: int = 16) -> tuple[Parts, Tensor]:
     """AWQ as AutoAWQ saves it (gemm), converted and read by compressed-tensors."""
     turned = weight.T.contiguous()
-    numbers, zero, scale = _rounded(turned, 4, size, torch.arange(len(turned)) // size)
+    numbers, zero, scale = _rounded(turned, 4, torch.arange(len(turned)) // size)
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
 
     def pack(of: Tensor) -> Tensor:
@@ -183,9 +193,7 @@ INPUTS = {"input_activations": {"num_bits": 8, "strategy": "token", "dynamic": T
 KINDS: dict[str, Kind] = {
     "fp8 by block": lambda: ({"quant_method": "fp8", "weight_block_size": [32, 16]}, fp8_blocks),
     "fp8 by tensor, ModelOpt": lambda: ({"quant_method": "modelopt", "quant_algo": "FP8"}, fp8_tensor),
-    "fp8 by channel": lambda: compressed(
-        "float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}
-    ),
+    "fp8 by channel": lambda: compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     "fp8 by tensor": lambda: compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
     "fp8 by block, compressed-tensors": lambda: compressed(
         "float-quantized", {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 16]}
