@@ -49,7 +49,7 @@ def merge(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    sources = open_models(recipe, Path(root))
+    sources = open_models(recipe, Path(root), recipe.excludes)
     excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
     if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):

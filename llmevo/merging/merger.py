@@ -166,7 +166,7 @@ class Merger:
         for tensor in self._plan(recipe):
             if loaded.get(tensor.step.name) == tensor.digest:
                 continue
-            entries = donor.tensor(tensor.step.inputs[0]).numel()
+            entries = math.prod(donor.shapes[tensor.step.inputs[0]])
             if piece and size + entries > together:
                 yield piece, size
                 piece, size = [], 0
@@ -195,7 +195,7 @@ class Merger:
                 models=[named[place] for place in places],
                 each={name: [values[place] for place in places] for name, values in each.items()},
                 shared=shared,
-                dtype=dtype or reduce(torch.promote_types, (stored(self._weight(*of)).dtype for of in named)),
+                dtype=dtype or reduce(torch.promote_types, (self.sources[of].dtype(name) for of, name in named)),
                 experts=is_stack_of_experts(step.inputs[0], shapes[step.inputs[0]], experts),
             )
 

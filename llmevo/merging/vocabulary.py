@@ -20,7 +20,7 @@ from llmevo.merging.recipe import Recipe, TokenRow, TokenSource
 from llmevo.models.architecture import stack_of
 from llmevo.models.checkpoints import LowRank, Source, Weight, same, stored
 from llmevo.models.references import ModelReference, folder_of
-from llmevo.models.sources import Sources
+from llmevo.models.sources import Excludes, Sources
 from llmevo.models.tokenizer import (
     VOCABULARY,
     load_tokenizer,
@@ -141,12 +141,13 @@ def by_token(recipe: Recipe, sources: Sources) -> "Aligned | None":
     return None
 
 
-def open_models(recipe: Recipe, root: Path = Path()) -> Sources:
+def open_models(recipe: Recipe, root: Path = Path(), excludes: Excludes | None = None) -> Sources:
     """Open the models of a recipe, by token where it has a `tokenizer_source` and their tokens differ.
 
-    Raises SourceError unless they have the same tensors in the same shapes then.
+    `excludes` says whether the user leaves a tensor of a model out on purpose. Raises SourceError unless they have the
+    same tensors in the same shapes then.
     """
-    sources: Sources = Sources.unchecked(recipe.references, root, recipe.excludes)
+    sources: Sources = Sources.unchecked(recipe.references, root, excludes)
     if recipe.vocabulary_source is None:
         sources.check(recipe.references)
         return sources
@@ -197,6 +198,9 @@ class Aligned(Sources):
 
     def left_out(self, reference: ModelReference) -> Mapping[str, str]:
         return self.whole.left_out(reference)
+
+    def engine_folder(self, reference: ModelReference) -> Path:
+        return self._placeholder(reference)
 
     def layout(self, reference: ModelReference) -> Path:
         return self.whole.layout(reference)

@@ -32,7 +32,6 @@ from llmevo.errors import (
     MachineError,
     SourceError,
     TaskError,
-    UserError,
     machine_error,
     nearest,
 )
@@ -45,9 +44,9 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
-from llmevo.merging.writer import write_model, write_settings
+from llmevo.merging.writer import write_settings
 from llmevo.models.architecture import routers_of
-from llmevo.models.files import WHOLE, partial_folder, unread_bytes
+from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -163,11 +162,6 @@ class Scorer:
             return self._settings
         return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
 
-    @property
-    def config_folder(self) -> Path:
-        """The folder with the config of every candidate."""
-        return self._settings if self.vocabulary else self.sources.folder(self.config.genome.references[0])
-
     @cached_property
     def _settings(self) -> Path:
         """A temporary folder with the config and tokenizer of all candidates: no model has them where tokens differ."""
@@ -208,7 +202,8 @@ class Scorer:
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
-        check_loadable(self.config_folder, self.sources[donor].shapes, in_place=self.backend == "hf")
+        folder = self.sources.engine_folder(donor)
+        check_loadable(folder, self.sources[donor].shapes, in_place=self.backend == "hf")
         Merger(self.sources).count(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
@@ -323,31 +318,7 @@ class Scorer:
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        with self._model() as folder:
-            return self._engine_of(folder)
-
-    @contextmanager
-    def _model(self) -> Generator[Path]:
-        """Yield the folder of a model to start with: the first one, or where tokens differ that one with all tokens,
-        merged into the temporary folder (TMPDIR) and removed when the engine has read it.
-        """
-        donor = self.config.genome.references[0]
-        if not self.vocabulary:
-            yield self.sources.folder(donor)
-            return
-        with partial_folder(Path(tempfile.gettempdir()) / "llmevo-engine") as folder:
-            try:
-                write_model(self.space.alone(donor), self.sources, folder / "model", self.config.evaluation_seed)
-            except UserError as error:
-                if type(error) is not UserError:
-                    raise
-                raise UserError(
-                    f"the engine starts from one model with the tokens of all, which needs room in {folder} ({error});"
-                    " set TMPDIR to a larger disk"
-                ) from error
-            yield folder / "model"
-
-    def _engine_of(self, folder: Path) -> Engine:
+        folder = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
