@@ -149,7 +149,12 @@ def adapter_facts(report: LoraReport) -> str:
 
 def usage(base: str) -> list[str]:
     """Return how an adapter is loaded, as a section in Markdown."""
-    return ["```python", f'model = PeftModel.from_pretrained(base_model, "this folder")  # base_model: {base}', "```", ""]
+    return [
+        "```python",
+        f'model = PeftModel.from_pretrained(base_model, "this folder")  # base_model: {base}',
+        "```",
+        "",
+    ]
 
 
 def results_of(tasks: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str], split: str) -> list[EvalResult]:

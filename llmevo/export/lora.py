@@ -172,9 +172,15 @@ Texts = Callable[[LoraReport], Mapping[str, str]]
 
 
 def write_merge(
-    recipe: Recipe, sources: Sources, out: Path, rank: Rank | None, seed: Seed = 0, texts: Texts | None = None
+    recipe: Recipe,
+    sources: Sources,
+    out: Path,
+    rank: Rank | None,
+    seed: Seed = 0,
+    texts: Texts | None = None,
+    base_model: str | None = None,
 ) -> LoraReport:
-    """Write a merge as one adapter on its base.
+    """Write a merge as one adapter on its base. `base_model` is what the files call the base.
 
     A weighted sum of adapters is exact, [B₁ … Bₙ]·diag(w)·[A₁; …; Aₙ], and by default (`rank` None) all of it is
     kept. For other merges the difference to the base, in float32, is truncated by an SVD, by default to the energy of
@@ -188,7 +194,8 @@ def write_merge(
         changes = lambda: Merger(sources, seed).merge(whole)  # noqa: E731
         _check_layers(recipe, sources, base)
     choice = (Rank() if is_exact else Rank.of("auto")) if rank is None else rank
-    return write_adapter(changes, sources[base], Modules(sources.folder(base)), str(base), out, choice, is_exact, texts)
+    modules = Modules(sources.folder(base))
+    return write_adapter(changes, sources[base], modules, base_model or str(base), out, choice, is_exact, texts)
 
 
 def _check_layers(recipe: Recipe, sources: Sources, base: ModelReference) -> None:
