@@ -4,24 +4,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from llmevo.config import Config, read_config
-from llmevo.errors import ConfigError, SourceError
+from llmevo.config import Config
+from llmevo.errors import SourceError
 from llmevo.export.cards import adapter_card
 from llmevo.export.lora import PREFIX, REPORT, LoraReport, write_adapter
 from llmevo.export.low_rank import Rank
 from llmevo.export.modules import CONV1D, Modules
 from llmevo.merging.writer import check_new
 from llmevo.models.architecture import check_compatible
-from llmevo.models.checkpoints import Checkpoint, Source, Weight, stored
+from llmevo.models.checkpoints import Checkpoint, Source, Weight
+from llmevo.models.files import write_whole
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-
-if TYPE_CHECKING:  # lm-eval takes seconds to import
-    from llmevo.evaluation.evaluator import Evaluator
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,11 @@ def extract(
         return ((name, source.weight(name)) for name in below.shapes)
 
     modules = Modules(sources.folder(origin))
-    evaluator = _evaluator(tasks, Path(root)) if tasks is not None else None
+    asked = None
+    if tasks is not None:
+        from llmevo.run.ready_weights import ReadyScores  # lm-eval takes seconds to import
+
+        asked = ReadyScores(tasks, Path(root))
     report = write_adapter(
         changes,
         below,
@@ -95,11 +96,19 @@ def extract(
         choice,
         texts=lambda report: {"README.md": adapter_card(sources, [tuned, origin], origin, report, f"`{tuned}`")},
     )
-    scores = [*_scores(evaluator, sources, tuned, origin, out, modules)] if evaluator else []
-    if scores:
+    scores: list[Scored] = []
+    if asked:
+        models = {
+            "base": ((name, below.tensor(name)) for name in below.shapes),
+            "fine-tune": ((name, source.tensor(name)) for name in below.shapes),
+            "adapter": adapted(below, out, modules),
+        }
+        dtype = str(next(below.tensor(name).dtype for name in below.shapes)).removeprefix("torch.")
+        for name, score in asked.of(models, sources.folder(origin), dtype):
+            scores.append(Scored(name, score.total, score.stderr, {task: {**of} for task, of in score.tasks.items()}))
         facts = json.loads((out / REPORT).read_text())
         facts["scores"] = {of.model: {"score": of.score, "stderr": of.stderr, "tasks": of.tasks} for of in scores}
-        (out / REPORT).write_text(json.dumps(facts, indent=2) + "\n")
+        write_whole(out / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
     return Extraction(report, scores)
 
 
@@ -108,43 +117,6 @@ def _reference(text: str) -> ModelReference:
         return ModelReference.parse(text)
     except ValueError:
         raise SourceError(f"{text!r} is not a model reference; write MODEL or MODEL+ADAPTER") from None
-
-
-def _evaluator(tasks: Config | Path | str, root: Path) -> "Evaluator":
-    """Load the search tasks of a config. Raises ConfigError, and TaskError for a task that cannot be used."""
-    from llmevo.run.scorer import Scorer
-
-    if not isinstance(tasks, Config):
-        tasks, root = read_config(Path(tasks)), Path(tasks).parent
-    if not tasks.tasks:
-        raise ConfigError("--tasks: the config names no tasks")
-    return Scorer(tasks, root.absolute()).evaluator
-
-
-def _scores(
-    evaluator: "Evaluator",
-    sources: Sources,
-    tuned: ModelReference,
-    base: ModelReference,
-    adapter: Path,
-    modules: Modules,
-) -> Iterator[Scored]:
-    """Ask the base, the fine-tune and the base with the adapter the tasks, in one engine."""
-    from llmevo.engines.hf import HfEngine
-
-    below, source = sources[base], sources[tuned]
-    dtype = str(next(stored(below.weight(name)).dtype for name in below.shapes)).removeprefix("torch.")
-    engine = HfEngine(sources.folder(base), sources.folder(base), dtype)
-    models = {
-        "base": ((name, below.tensor(name)) for name in below.shapes),
-        "fine-tune": ((name, source.tensor(name)) for name in below.shapes),
-        "adapter": adapted(below, adapter, modules),
-    }
-    for name, weights in models.items():
-        engine.load(weights)
-        score = evaluator.score(engine.lm)
-        yield Scored(name, score.total, score.stderr, {task: dict(of) for task, of in score.tasks.items()})
-    engine.close()
 
 
 def adapted(base: Source, adapter: Path, modules: Modules) -> Iterator[tuple[str, Tensor]]:

@@ -164,9 +164,9 @@ class GgufModel:
         model_type = str(config.get("model_type"))
         if model_type not in ARCHITECTURES:
             raise UserError(
-                f"--as gguf: the layout of model_type {model_type!r} in GGUF is not known here"
-                f"{nearest(model_type, ARCHITECTURES)}; export the whole model (without --as) and convert it with"
-                " llama.cpp's convert_hf_to_gguf.py"
+                f"--as gguf: the layout of model_type {model_type!r} in GGUF is not known here (known:"
+                f" {', '.join(ARCHITECTURES)}); export the whole model (without --as) and convert it with llama.cpp's"
+                " convert_hf_to_gguf.py"
             )
         self.architecture = ARCHITECTURES[model_type]
         self.donor = Donor(donor)
