@@ -66,8 +66,7 @@ class Fp8Model:
         linear = [name for name, kind in modules.kinds.items() if kind == LINEAR]
         whole = {held[name] for name in self.rounded}
         self.ignored = [name for name in linear if name in kept - whole]
-        if modules.is_tied and "lm_head" not in self.ignored:
-            self.ignored.append("lm_head")
+        self.ignored += [name for name in modules.tied.values() if name not in self.ignored]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -231,6 +231,7 @@ def write_adapter(
         made.share(changes())
     with whole_folder(out) as folder:
         room: dict[str, tuple[int, ...]] = {f"{PREFIX}{name}.base_layer": shape for name, shape in base.shapes.items()}
+        room |= {f"{PREFIX}{name}.weight": (10**9, 10**9) for name in modules.tied.values()}
         room |= {f"{PREFIX}{name}.lora_{side}": shape for name, shape in matrices.items() for side in "AB"}
         write_file(made.tensors(changes()), folder / "adapter_model.safetensors", header_size(room.items()))
         if not made.report.matrices and not made.report.saved_whole:
@@ -319,10 +320,12 @@ class _Adapter:
             elif self._modules.kinds[module] != OTHER:  # a bias: its name depends on whether the matrix is adapted
                 biases[name] = _dense(weight, self._base.tensor(name))
             else:
-                self.whole.setdefault(module)
                 self.report.saved_whole.append(name)
                 written.add(name)
-                yield PREFIX + module + name[name.rindex(".") :], _dense(weight, self._base.tensor(name))
+                # A tied head is no tensor of the checkpoint, and PEFT does not change it with the embeddings.
+                for place in filter(None, (module, self._modules.tied.get(module))):
+                    self.whole.setdefault(place)
+                    yield PREFIX + place + name[name.rindex(".") :], _dense(weight, self._base.tensor(name))
         for name, bias in biases.items():
             module = self._module(name)
             is_adapted = self.ranks.get(module, 0) > 0
@@ -365,9 +368,9 @@ class _Adapter:
             "lora_alpha": largest,
             "rank_pattern": pattern,
             "alpha_pattern": pattern,
-            "target_modules": _short(list(ranks), linear),
+            "target_modules": _short(list(ranks), linear) or "dummy-target-modules",  # PEFT's word for none
             "modules_to_save": _short(list(self.whole), [*self._modules.kinds]) or None,
-            "ensure_weight_tying": self._modules.is_tied and any("embed" in m or "wte" in m for m in self.whole),
+            "ensure_weight_tying": any(module in self.whole for module in self._modules.tied),
             "bias": "all" if self.has_biases else "none",
             "fan_in_fan_out": CONV1D in {self._modules.kinds[module] for module in ranks},
             "lora_dropout": 0.0,

@@ -40,12 +40,18 @@ class Modules:
             if next(module.parameters(recurse=False), None) is not None
         }
         """The kind of each module, by its name."""
-        self.is_tied = bool(getattr(config, "tie_word_embeddings", False)) and bool(model._tied_weights_keys)
-        """Whether the output head is the embeddings."""
+        keys: Any = model._tied_weights_keys
+        is_tied = bool(getattr(config, "tie_word_embeddings", False)) and isinstance(keys, dict)
+        self.tied = {_module(source): _module(target) for target, source in keys.items()} if is_tied else {}
+        """{module: another that has the same weight}, such as embeddings and output head."""
         self._prefix = f"{model.base_model_prefix}."
 
     def module_of(self, tensor: str) -> str | None:
         """Return the name of the module that holds a tensor of a checkpoint; None where no module has it."""
-        module = tensor.rpartition(".")[0]
+        module = _module(tensor)
         # Checkpoints of the model without its head lack the prefix, as those of GPT-2 on the hub do.
         return next((name for name in (module, self._prefix + module) if name in self.kinds), None)
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
