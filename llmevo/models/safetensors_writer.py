@@ -18,7 +18,9 @@ SHARD_BYTES = 5 * 10**9
 KEPT_BYTES = 50 * 10**6
 """Bytes that are written between two returns of freed memory."""
 
-SAFETENSORS_TYPES: dict[torch.dtype, str] = {getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS).items()}
+SAFETENSORS_TYPES: dict[torch.dtype, str] = {
+    getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS | {"F8_E4M3": "float8_e4m3fn"}).items()
+}
 
 
 class _Shard:
@@ -61,9 +63,25 @@ def _return_memory() -> None:
 
 def header_size(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Return the room for the header of a file with all of these weights, a multiple of 8 as the format requires."""
-    longest = {"dtype": "BOOL", "data_offsets": [10**14] * 2}
+    longest = {"dtype": "F8_E4M3", "data_offsets": [10**14] * 2}
     size = sum(len(json.dumps({name: {"shape": shape, **longest}})) for name, shape in shapes)
     return (size + 64 + 7) // 8 * 8
+
+
+def write_file(weights: Iterable[tuple[str, Tensor]], file: Path, header: int) -> None:
+    """Write one safetensors file of any size. `header` is the room for its header."""
+    shard, kept = _Shard(file, header), 0
+    try:
+        for name, weight in weights:
+            kept += weight.nbytes
+            if kept > KEPT_BYTES:
+                kept = 0
+                _return_memory()
+            shard.add(name, weight)
+        shard.close()
+    finally:
+        with suppress(OSError):  # a full disk fails again on closing
+            shard.file.close()
 
 
 def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: int) -> set[str]:

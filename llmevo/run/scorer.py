@@ -44,7 +44,7 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
-from llmevo.merging.writer import write_settings
+from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of
 from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
@@ -167,7 +167,7 @@ class Scorer:
         """A temporary folder with the config and tokenizer of all candidates: no model has them where tokens differ."""
         folder = Path(tempfile.mkdtemp(prefix="llmevo-vocabulary-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        write_settings(self.space.alone(self.config.genome.references[0]), self.sources, folder, set())
+        MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(folder, set())
         return folder
 
     # Checks of the config against models and machine
