@@ -38,10 +38,10 @@ class HfEngine:
         self.merger = merger
         self._loaded: dict[str, str] = {}
 
-    def swap(self, recipe: Recipe) -> None:
+    def swap(self, recipe: Recipe, quantize: str = "") -> None:
         assert self.merger is not None
         held = {*self._loaded}
-        self._copy(self.merger.merge(recipe, self._loaded), held)
+        self._copy(self.merger.merge(recipe, self._loaded, quantize), held)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace all weights by (name, tensor) pairs of a checkpoint. Raises CandidateError when they do not fit."""
