@@ -702,6 +702,17 @@ class Config(Section):
                 f"search.objective: with pareto the sign of a weight says which way is better, and {idle[0]} has the"
                 " weight 0; give it 1, or -1 where lower is better"
             )
+        form = self.engine.finals_format
+        if form and not self.search.finalists:
+            raise ValueError(
+                f"engine.quantize: {form} is for finalists, and search.finalists is 0; give finalists, such as 4, or"
+                " score every candidate so with engine.quantize_at: all"
+            )
+        if form and (voted := next((task.name for task in self.tasks if task.votes), None)):
+            raise ValueError(
+                f"engine.quantize: a person would vote on {voted} for every finalist once more; score every candidate"
+                f" in {form} with engine.quantize_at: all, or leave quantize out"
+            )
         prices = [self.llm.price, *(task.judge.price for task in self.tasks if task.judge)]
         if self.search.budget.cost is not None and not any(price.prompt or price.completion for price in prices):
             raise ValueError(

@@ -280,6 +280,10 @@ class HeldOut(Scored):
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, self.replies)
 
 
+OF_BEST = ("best", "served", "plain")
+"""The kinds of held-out rows that are of the best."""
+
+
 class RunFinished(BaseEvent):
     event: Literal["run_finished"] = "run_finished"
     best: int | None
