@@ -197,10 +197,10 @@ def test_a_prediction_is_read_from_its_field_and_of_an_older_log_from_the_note()
     assert [candidate.expected for candidate in asked.read()] == [-1.5e-05, 0.25, None, None]
 
 
-@pytest.mark.parametrize("place", [4, 8])
+@pytest.mark.parametrize("place", [4, 7, 9])
 def test_a_score_is_read_back_exactly(place: int) -> None:
     event = EXAMPLES[place]
-    assert isinstance(event, events.Evaluated | events.HeldOut)
+    assert isinstance(event, events.Evaluated | events.Served | events.HeldOut)
     again: Any = events.EVENTS.validate_json(line_of(event))
     assert again.read() == Score(event.score, 0.1, TASKS, event.items)
 
