@@ -73,7 +73,8 @@ def differences(file: Path) -> Iterator[str]:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("documents", nargs="*", type=Path, help="README.md and all in docs and benchmarks/results by default")
+    every = "README.md and all in docs and benchmarks/results by default"
+    parser.add_argument("documents", nargs="*", type=Path, help=every)
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(words)
     files = given.documents or documents()
