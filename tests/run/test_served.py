@@ -1,14 +1,17 @@
 """Scores in the format in which a model is served: `engine.quantize`."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmevo.config import read_config
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG
+from llmevo.run.progress import seconds_left
 from support.workspace import Workspace
 
 SEARCH = {"optimizer": "cma-es", "budget": 9, "population": 3, "seed": 3, "finalists": 2}
@@ -146,6 +149,20 @@ def test_workers_round_as_one_process_does(workspace: Workspace) -> None:
     assert len(shared) > 6
     assert all(scores(one)[name] == scores(two)[name] for name in shared)
     assert workspace.llmevo("replay", "two", "--verify")[0] == 0
+
+
+def test_the_time_left_counts_finalists_once_more_and_the_best_in_both_forms(workspace: Workspace) -> None:
+    workspace.finished(**settings())
+    config, finals = read_config(workspace.root / "config.yml"), (events.Served, events.HeldOut)
+    log = [
+        e.model_copy(update={"seconds": {"evaluate": 1.0}}) if isinstance(e, finals) else e
+        for e in workspace.events("run")
+    ]
+    for kind in finals:
+        places = [place + 1 for place, event in enumerate(log) if isinstance(event, kind)]
+        ahead = [seconds_left(RunState.fold(iter(log[:place])), config) for place in places]
+        assert [one - other for one, other in pairwise(ahead)] == pytest.approx([1.0] * (len(places) - 1))
+    assert ahead[-1] == 0
 
 
 def test_reports_show_both_scores(workspace: Workspace) -> None:
