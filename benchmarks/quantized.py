@@ -107,6 +107,11 @@ def error(samples: Numbers, digits: int = 3) -> str:
     return f"{samples[0]:+.{digits}f} ± {samples[1:].std(ddof=1):.{digits}f}"
 
 
+def correlations(of: Any, one: Numbers, other: Numbers) -> Numbers:
+    """The rank correlation in every sample."""
+    return np.array([of(a, b).statistic for a, b in zip(one, other, strict=True)])
+
+
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The scores, the cost of each format, and how far its ranking agrees with that of the plain merges."""
     found = Scores(lines)
@@ -127,15 +132,14 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for form in served:
         other = found.of(form)
         gap = other - plain
-        taus = np.array([kendalltau(a, b).statistic for a, b in zip(plain, other, strict=True)])
-        rhos = np.array([spearmanr(a, b).statistic for a, b in zip(plain, other, strict=True)])
+        taus, rhos = correlations(kendalltau, plain, other), correlations(spearmanr, plain, other)
         # The best by plain scores, served, against the best by served scores: the choice is that of the sample.
         chosen, best = plain.argmax(1), other.argmax(1)
         samples = np.arange(len(plain))
         regret = other[samples, best] - other[samples, chosen]
         # The differences of single recipes around their mean, beyond what the questions' luck makes.
         spread = gap[0].std(ddof=1)
-        luck = np.sqrt(np.mean((gap[1:] - gap[1:].mean(2 - 1, keepdims=True)).var(0, ddof=1)))
+        luck = np.sqrt(np.mean((gap[1:] - gap[1:].mean(1, keepdims=True)).var(0, ddof=1)))
         cells.append(
             [
                 form,
