@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many decoder families, saved by transformers under the names that models are published with.
+"""Tiny random checkpoints of many decoder families, saved under the names that models are published with.
 
 `new_family(folder, name)` writes a base and two fine-tunes of it, each with a tokenizer, in well under a second.
 `FAMILIES` says which there are; `make families` checks each of them in every engine.
@@ -56,8 +56,8 @@ SHARED: dict[str, Any] = {"shared_expert_intermediate_size": 32}
 DELTA: dict[str, Any] = {  # gated delta-rule layers
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
     "linear_conv_kernel_dim": 4,
     "num_hidden_layers": 4,
 }
@@ -140,6 +140,8 @@ FAMILIES: Mapping[str, Family] = {
         "granitemoehybrid",
         {
             **MAMBA,
+            "mamba_n_heads": 8,
+            "hidden_size": 128,
             "head_dim": None,
             "layer_types": ["mamba", "attention"],
             "num_local_experts": 4,
@@ -152,6 +154,7 @@ FAMILIES: Mapping[str, Family] = {
         HYBRID,
         "jamba",
         {
+            "hidden_size": 128,
             "head_dim": None,
             "num_hidden_layers": 4,
             "attn_layer_period": 2,
@@ -164,12 +167,15 @@ FAMILIES: Mapping[str, Family] = {
             "mamba_dt_rank": 4,
         },
     ),
-    "Bamba": Family(HYBRID, "bamba", {**MAMBA, "head_dim": None, "attn_layer_indices": [1]}),
+    "Bamba": Family(
+        HYBRID, "bamba", {**MAMBA, "mamba_n_heads": 8, "hidden_size": 128, "head_dim": None, "attn_layer_indices": [1]}
+    ),
     "Zamba2": Family(
         HYBRID,
         "zamba2",
         {
             "head_dim": None,
+            "hidden_size": 64,
             "num_hidden_layers": 4,
             "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
             "mamba_d_state": 16,
@@ -187,7 +193,7 @@ FAMILIES: Mapping[str, Family] = {
         "mamba2",
         {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 8, "tie_word_embeddings": True},
     ),
-    "LFM2": Family(HYBRID, "lfm2", {"head_dim": None, "layer_types": ["conv", "full_attention"]}),
+    "LFM2": Family(HYBRID, "lfm2", {"head_dim": None, "hidden_size": 128, "layer_types": ["conv", "full_attention"]}),
     "Nemotron-H": Family(
         HYBRID,
         "nemotron_h",
@@ -203,9 +209,9 @@ FAMILIES: Mapping[str, Family] = {
     ),
     # Mixtures of experts
     "Mixtral": Family(MOE, "mixtral", {"num_local_experts": 4, "sliding_window": None}),
-    "Qwen2-MoE": Family(MOE, "qwen2_moe", {**EXPERTS, **SHARED, "head_dim": None}),
+    "Qwen2-MoE": Family(MOE, "qwen2_moe", {**EXPERTS, **SHARED, "head_dim": None, "hidden_size": 128}),
     "Qwen3-MoE": Family(MOE, "qwen3_moe", EXPERTS),
-    "OLMoE": Family(MOE, "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": None}),
+    "OLMoE": Family(MOE, "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}),
     "gpt-oss": Family(
         MOE,
         "gpt_oss",
@@ -304,8 +310,9 @@ FAMILIES: Mapping[str, Family] = {
 
 PLACES: Mapping[str, int] = {
     **dict.fromkeys(("image_token_id", "image_token_index"), 90),
-    **{"video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93},
-    **{"boi_token_index": 92, "eoi_token_index": 93},
+    "video_token_id": 91,
+    **dict.fromkeys(("vision_start_token_id", "boi_token_index"), 92),
+    **dict.fromkeys(("vision_end_token_id", "eoi_token_index"), 93),
 }
 """Tokens for images, within the tiny vocabulary."""
 
