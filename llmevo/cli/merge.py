@@ -20,9 +20,11 @@ def merge(
     from llmevo.models.tokenizer import TOKENIZERS  # torch takes seconds to import
 
     warnings: list[str] = []
+    said: list[str] = []
     with terminal.console.status("Merging and writing…"):
-        merged = merge_recipe(recipe, out, seed=seed, warn=warnings.append)
-    terminal.console.print(f"{out} is a Hugging Face model.")
+        merged = merge_recipe(recipe, out, seed=seed, warn=warnings.append, say=said.append)
+    for line in (f"{out} is a Hugging Face model.", *said):
+        terminal.console.print(line, highlight=False)
     for warning in warnings:
         terminal.console.print(warning, style="yellow")
     if not any((out / name).exists() for name in TOKENIZERS):

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from llmevo.engines.base import Engine
+from llmevo.engines.loading import Places, class_of
 from llmevo.errors import CandidateError, EngineError, SourceError, UserError
 from llmevo.merging.merger import not_finite
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.architecture import LAYER, depth_of
 from llmevo.models.files import partial_folder
 from llmevo.models.sources import Sources
 
@@ -33,47 +33,46 @@ def check_loadable(folder: Path, shapes: Mapping[str, tuple[int, ...]], in_place
     """Raise SourceError unless transformers' model of a folder's config has the weights of its checkpoint.
 
     Reads no weights: the model is made on the meta device. `in_place` is for an engine that writes each weight into
-    the running model under its own name, as `hf` does and vLLM does not: then the names have to be equal as well.
-    Layers beyond those of the config are for multi-token prediction (see `models.layers`); merges do not have them.
+    transformers' model, as `hf` does and vLLM does not: then the model has to use every tensor of the checkpoint. Left
+    out are tensors that transformers ignores on purpose, such as those for multi-token prediction.
     """
     try:
         config: Any = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = class_of(config).from_config(config)
     except Exception as error:  # a model's code raises any error for a config that makes no sense
         reason = " ".join(str(error).split())[:300]
         raise SourceError(
             f"{folder}: transformers makes no language model of its config.json ({type(error).__name__}: {reason})"
         ) from error
     config = model.config.get_text_config()
-    held: dict[str, Any] = model.state_dict(keep_vars=True)
-    for name, shape in shapes.items():
-        if name in held and tuple(held[name].shape) != shape:
-            keys = next(keys for pattern, keys in SHAPE_KEYS if re.search(pattern, name))
-            values = {key: value for key in keys if (value := getattr(config, key, None)) is not None}
-            listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-            raise SourceError(
-                f"{folder}: with {listed} in config.json {name} is {tuple(held[name].shape)}, in the checkpoint it is"
-                f" {shape}; download both files of one model"
-            )
-    # Of a weight with two names, such as a tied output head, one is enough.
-    own = {id(weight) for name, weight in held.items() if name in shapes}
-    missing = [name for name, weight in held.items() if weight.requires_grad and id(weight) not in own]
-    depth = depth_of(vars(config))
-    merged = [name for name in shapes if not ((match := LAYER.match(name)) and int(match[2]) >= depth)]
-    strange = [name for name in merged if name not in held]
-    if missing and not strange:
+    places = Places(model, shapes)
+    stored = ((name, torch.empty(shape, device="meta")) for name, shape in shapes.items())
+    try:
+        for name, tensor, weight in places.pairs(stored):
+            if weight.shape != tensor.shape:
+                keys = next(keys for pattern, keys in SHAPE_KEYS if re.search(pattern, name))
+                values = {key: value for key in keys if (value := getattr(config, key, None)) is not None}
+                listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+                raise SourceError(
+                    f"{folder}: with {listed} in config.json {name} is {tuple(weight.shape)}, in the checkpoint it is"
+                    f" {tuple(tensor.shape)}; download both files of one model"
+                )
+    except ValueError as error:
+        raise SourceError(f"{folder}: in its checkpoint {error}; download the model again") from error
+    strange = [name for name in shapes if name not in places.parts and not places.ignored(name)]
+    if (missing := places.missing) and not strange:
         raise SourceError(
             f"{folder}: its checkpoint lacks {len(missing)} of the weights of {type(model).__name__}, the first is"
             f" {missing[0]}; every candidate would lack them: download the model again"
         )
     if strange and in_place:
         parts = [f"the checkpoint has {strange[0]}"]
-        parts += [f"the running model has {missing[0]}"] if missing else []
+        parts += [f"the model has {missing[0]}"] if missing else []
         raise SourceError(
-            f"{folder}: transformers holds the weights of {config.model_type} under other names than the checkpoint"
-            f" ({', '.join(parts)}; {len({*missing, *strange})} such names), so the engine hf cannot replace them one"
-            " by one; set engine.backend: vllm, or use models of another architecture"
+            f"{folder}: transformers' {type(model).__name__} does not use all weights of the checkpoint"
+            f" ({', '.join(parts)}; {len({*missing, *strange})} such names), so the engine hf would score another model"
+            " than the one that is exported; set engine.backend: vllm, or use models of another architecture"
         )
 
 

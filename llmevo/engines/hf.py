@@ -1,13 +1,14 @@
 """The transformers engine: one model in this process whose weights are overwritten in place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
+from llmevo.engines.loading import Part, Places, class_of
 from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError
 from llmevo.merging.merger import Merger
@@ -30,52 +31,79 @@ class HfEngine:
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vocabulary = load_tokenizer(tokenizer)
-        model = load_pretrained(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
+        kind = class_of(load_pretrained(AutoConfig, folder))
+        model = load_pretrained(kind, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
-        self._weights: dict[str, Tensor] = dict(self.model.state_dict(keep_vars=True))
-        self._first_names = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
         self.lm = HfScorer(self.model, vocabulary)
         self.merger = merger
+        self._places: Places | None = None
         self._loaded: dict[str, str] = {}
 
     def swap(self, recipe: Recipe, quantize: str = "") -> None:
         assert self.merger is not None
-        held = {*self._loaded}
-        self._copy(self.merger.merge(recipe, self._loaded, quantize), held)
+        if self._places is None:
+            self._places = Places(self.model, self.merger.digests(recipe, quantize))
+            self._places.untie()
+        together = self._places.together()
+        made = self.merger.digests(recipe, quantize) if together else {}
+        for part in together:
+            if any(self._loaded.get(name) != made[name] for name in part.names if name in made):
+                self._forget(part)
+        try:
+            self._copy(self._places, self.merger.merge(recipe, self._loaded, quantize), {*self._loaded})
+        except BaseException:
+            for part in together:  # tensors of these may have been merged and not written
+                self._forget(part)
+            raise
+
+    def _forget(self, part: Part) -> None:
+        for name in part.names:
+            self._loaded.pop(name, None)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace all weights by (name, tensor) pairs of a checkpoint. Raises CandidateError when they do not fit."""
         self._loaded.clear()
-        self._copy(weights, set())
+        given = dict(weights)
+        places = Places(self.model, given)
+        places.untie()
+        self._copy(places, given.items(), set())
 
     @torch.no_grad()
-    def _copy(self, weights: Iterable[tuple[str, Tensor]], held: set[str]) -> None:
+    def _copy(self, places: Places, weights: Iterable[tuple[str, Tensor]], held: set[str]) -> None:
         """Copy weights into the model; those named in `held` may stay as they are."""
-        # By storage: a tied output head is the embeddings under another name, and one of the two names is enough.
-        missing = {weight.data_ptr(): name for name, weight in self._weights.items() if weight.requires_grad}
-        for name in held & self._weights.keys():
-            missing.pop(self._weights[name].data_ptr(), None)
-        seen = {*held}
-        for name, weight in weights:
-            own = self._weights.get(name)
-            if own is None:
-                raise CandidateError(f"the running model has no weight {name}; this architecture has no in-place load")
-            if own.shape != weight.shape:
-                raise CandidateError(f"{name} is {tuple(weight.shape)} merged, {tuple(own.shape)} in the running model")
-            seen.add(name)
-            # Of two names of one weight the model's first one counts, in whatever order they come.
-            if (first := self._first_names[own.data_ptr()]) == name or first not in seen:
+        unseen = places.parts.keys() - held
+
+        def placed() -> Iterator[tuple[str, Tensor]]:
+            for name, weight in weights:
+                if name not in places.parts and not places.ignored(name):
+                    raise CandidateError(f"the merge made {name}, and the running model has no such weight")
+                unseen.discard(name)
+                yield name, weight
+
+        try:
+            for name, weight, own in places.pairs(placed()):
+                if own.shape != weight.shape:
+                    raise CandidateError(
+                        f"{name} is {tuple(weight.shape)} merged, {tuple(own.shape)} in the running model"
+                    )
                 own.copy_(weight)
-            missing.pop(own.data_ptr(), None)
-        if missing:
-            raise CandidateError(f"the merge made no weight for {', '.join(sorted(missing.values())[:3])}")
+        except ValueError as error:
+            raise CandidateError(str(error)) from error
+        if missing := sorted({*places.missing, *unseen}):
+            raise CandidateError(f"the merge made no weight for {', '.join(missing[:3])}")
 
     def differences(self, folder: Path) -> Sequence[str]:
-        """The weights that are not bitwise equal to those of an exported model."""
+        """The weights that are not bitwise equal to those that transformers would load from an exported model."""
         exported = Checkpoint(folder)
-        own = {name: self._weights[name] for name in exported.shapes if name in self._weights}
-        return [name for name, weight in own.items() if not torch.equal(weight.cpu(), exported.tensor(name))]
+        places = Places(self.model, exported.shapes)
+        pairs = places.pairs((name, exported.tensor(name)) for name in exported.shapes)
+        wrong = [
+            name
+            for name, weight, own in pairs
+            if own.shape != weight.shape or not torch.equal(own.cpu(), weight.to(own.dtype))
+        ]
+        return [*wrong, *places.missing]
 
     def close(self) -> None:
         self.model = None
-        self._weights.clear()
+        self._places = None

@@ -77,11 +77,13 @@ class VllmEngine:
         seed: int = 0,
         cache_gb: float = 2.0,
         options: Mapping[str, Any] | None = None,
+        base: Path | None = None,
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
         References in recipes start at `root`; `seed` and `cache_gb` are the merger's. `options` are keywords of
-        `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager.
+        `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager. `base` is the
+        folder of the model whose tensors results have, where that is not `folder`.
         Raises ConfigError when vLLM is missing or does not start.
         """
         vllm = _import_vllm()
@@ -92,7 +94,9 @@ class VllmEngine:
                 self._llm: Any = vllm.LLM(
                     model=str(folder), tokenizer=str(tokenizer), dtype=dtype, seed=seed, **keywords
                 )
-            self._llm.collective_rpc("open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb))
+            self._llm.collective_rpc(
+                "open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb, str(base or folder))
+            )
         except Exception as error:  # any error of vLLM's configuration, its workers and their libraries
             raise ConfigError(f"{folder}: vLLM does not start ({error}); change engine.options") from error
         self._dtype = dtype

@@ -8,12 +8,15 @@ vLLM's layer-wise reload has rules of its own, which this module follows:
   records the failure and ends, vLLM closes the layers, and the next load replaces everything.
 - With tied embeddings the output head shares the embeddings' weight but, on CPU, multiplies with a packed copy of
   its own, which reloading does not update. So tied heads are packed again after every load.
+- On CPU the weights of experts are packed when the model starts, and reloading copies later ones over them as they
+  are, unpacked. So experts that are loaded again are set up as at the start.
 """
 
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ from llmevo.models.architecture import LAYER
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
 
+KERNEL = "moe_kernel"
+"""What vLLM's methods for experts compute with, made when the weights are loaded first."""
+
 
 class MergeWorker:
     """The `worker_extension_cls` of a vLLM worker: methods for `LLM.collective_rpc`.
@@ -37,9 +43,12 @@ class MergeWorker:
     model_runner: Any
     _merging: "Merging"
 
-    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float) -> None:
-        """Prepare for merges. `donor` is the folder of the running model; references start at `root`."""
-        self._merging = Merging(self.model_runner, Path(donor), Merger(Sources(Path(root)), seed, cache_gb))
+    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float, base: str) -> None:
+        """Prepare for merges. `donor` is the folder of the running model, `base` that of the model whose tensors
+        results have; references start at `root`.
+        """
+        sources = Sources(Path(root), Path(base))
+        self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
     def swap_recipe(self, recipe: Mapping[str, Any], quantize: str, with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""
@@ -73,7 +82,8 @@ class Merging:
         # vLLM warns of every layer that a load leaves as it is, which most loads do on purpose.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
-            self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest))
+            with _experts_set_up_again(self.runner.get_model()):
+                self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest))
         except Exception as error:
             self._failure = self._failure or error
             self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
@@ -121,6 +131,25 @@ def part_of(name: str) -> str:
     if match := LAYER.match(name):
         return f"{match[1]}{match[2]}.{match[3].split('.')[1]}"
     return name.rpartition(".")[0]
+
+
+@contextmanager
+def _experts_set_up_again(model: Any) -> Generator[None]:
+    """Let vLLM take each load of experts for the first one, which packs them; experts not loaded stay as they are.
+
+    On a GPU their weights keep the form in which they are loaded, and CUDA graphs hold on to the kernels.
+    """
+    methods = [method for layer in model.modules() if hasattr(method := getattr(layer, "quant_method", None), KERNEL)]
+    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    kernels = [(method, getattr(method, KERNEL)) for method in methods if on_cpu]
+    for method, _ in kernels:
+        setattr(method, KERNEL, None)
+    try:
+        yield
+    finally:
+        for method, kernel in kernels:
+            if getattr(method, KERNEL) is None:
+                setattr(method, KERNEL, kernel)
 
 
 def _pack_tied_heads(model: Any) -> None:

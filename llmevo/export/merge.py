@@ -15,13 +15,15 @@ def merge(
     seed: int | None = None,
     root: Path | str = ".",
     warn: Callable[[str], None] = warnings.warn,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Recipe:
     """Merge a recipe, as `llmevo merge` does, and write it to `out`, a new folder, as a Hugging Face model.
 
     `recipe` is a file, or a `Recipe` whose relative references start at `root`. `seed` is that of random masks, by
-    default as the file says, or 0. `warn` is called for filters that match no tensor. Return the recipe. Raises
-    RecipeError for a recipe that cannot be carried out, SourceError for a model that cannot be read, UserError for a
-    file or folder that cannot be used.
+    default as the file says, or 0. `warn` is called for filters that match no tensor, `say` with the numbers of tensors
+    and the reasons where not all of them are merged. Return the recipe. Raises RecipeError for a recipe that cannot be
+    carried out, SourceError for a model that cannot be read or would lose a tensor, UserError for a file or folder that
+    cannot be used.
 
     >>> import llmevo
     >>> half = {"weight": 0.5}
@@ -31,7 +33,7 @@ def merge(
     'linear'
     """
     from llmevo.export.pack import root_of
-    from llmevo.merging.merger import Seed, read_masks  # torch takes seconds to import
+    from llmevo.merging.merger import Merger, Seed, read_masks  # torch takes seconds to import
     from llmevo.merging.writer import write_model
     from llmevo.models.sources import Sources
 
@@ -47,8 +49,13 @@ def merge(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    sources = Sources.open(recipe.references, Path(root))
-    if dead := dead_filters(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor)):
+    sources = Sources.open(recipe.references, Path(root), recipe.excludes)
+    excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
+    names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
+    if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
+    counted = Merger(sources).count(recipe)
     write_model(recipe, sources, Path(out), masks, trim=found is None)
+    if any(counted.unmerged.values()):
+        say(f"Tensors: {counted}.")
     return recipe

@@ -18,8 +18,8 @@ from llmevo.run.log.storage import LOG, parse_event
 
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
-    " genes[name low high choices] layers items heldout_items selection_items rules order workers proposer style"
-    " questions start_from[name genes] geometry cards descriptions chances",
+    " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
+    " style questions start_from[name genes] geometry cards descriptions chances",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",

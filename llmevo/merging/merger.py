@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmevo.errors import CandidateError, UserError
+from llmevo.errors import CandidateError, SourceError, UserError
 from llmevo.merging.kernels.blocks import in_background
 from llmevo.merging.kernels.task_vectors import is_finite
 from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import Method
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.models.architecture import LAYER
+from llmevo.models.architecture import experts_of, is_stack_of_experts
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
 from llmevo.models.quantize import Quantizer, quantizer
 from llmevo.models.references import ModelReference
@@ -56,6 +56,9 @@ class _PlannedTensor:
     dtype: torch.dtype
     rounding: Quantizer | None = None
     """The rounding of the merged weight; None where it keeps its type."""
+    experts: bool = False
+    """Whether it holds a matrix of every expert, which are merged one by one: what methods measure of a tensor (norms,
+    ranks, angles) is then that of one expert, as in checkpoints with a tensor for each."""
 
     @cached_property
     def digest(self) -> str:
@@ -81,17 +84,38 @@ class _PlannedTensor:
         return self.models[used[0]] if is_copy else None
 
 
+Reasons = Mapping[str, Sequence[str]]
+"""{reason: the names of the tensors}."""
+
+
 @dataclass(frozen=True)
 class TensorCounts:
-    """The numbers of a merge's tensors; a tensor that only some models have is an error, and not counted here."""
+    """The tensors of a merge: every one of the result is merged or copied, every other one of a model is left out."""
 
     merged: int
     """Made by the merge method."""
-    copied: int
-    """Taken from the base, or the first model: they hold integers, or no adapter changes them."""
-    left_out: Sequence[str]
-    """In the models and not in the result: the config determines them, transformers does not use them (layers for
-    multi-token prediction), or the recipe's slices leave their layers out."""
+    copied: Reasons
+    """Taken as they are from the base, or the first model."""
+    left_out: Reasons
+    """In a model and not in the result."""
+
+    def __str__(self) -> str:
+        parts = [f"{_number(of)} {how}{_shown(of)}" for how, of in self.unmerged.items()]
+        return f"{self.merged} merged, {', '.join(parts)}"
+
+    @property
+    def unmerged(self) -> Mapping[str, Reasons]:
+        return {"copied": self.copied, "left out": self.left_out}
+
+
+def _number(reasons: Reasons) -> int:
+    return sum(map(len, reasons.values()))
+
+
+def _shown(reasons: Reasons) -> str:
+    """Return the reasons, with the number of tensors where there are several, in brackets; empty without any."""
+    said = [f"{len(names)} {reason}" if len(reasons) > 1 else reason for reason, names in reasons.items()]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 class Merger:
@@ -105,6 +129,7 @@ class Merger:
         """`seed` determines the random masks of the methods that have them; `cache_gb` is in 10⁹ bytes."""
         self.sources, self.seed = sources, seed
         self.cache = Cache(cache_gb * 1e9)
+        self._experts: dict[ModelReference, int] = {}
 
     def merge(
         self, recipe: Recipe, loaded: dict[str, str] | None = None, quantize: str = ""
@@ -165,7 +190,7 @@ class Merger:
     def _plan(self, recipe: Recipe, quantize: str = "") -> Iterator[_PlannedTensor]:
         wanted = recipe.out_dtype or recipe.dtype
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
-        shapes = self.sources[recipe.donor].shapes
+        shapes, experts = self.sources[recipe.donor].shapes, self._count_experts(recipe.donor)
         served = quantizer(quantize, shapes, self.sources.config(recipe.donor)) if quantize else None
         for step in plan(recipe, [*shapes], self.sources.depth(recipe.donor)):
             each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
@@ -181,29 +206,79 @@ class Merger:
                 shared=shared,
                 dtype=dtype or reduce(torch.promote_types, (stored(self._weight(*of)).dtype for of in named)),
                 rounding=served if served and served.stored(step.name, shapes[step.inputs[0]]) else None,
+                experts=is_stack_of_experts(step.inputs[0], shapes[step.inputs[0]], experts),
             )
+
+    def _count_experts(self, donor: ModelReference) -> int:
+        if donor not in self._experts:
+            self._experts[donor] = experts_of(self.sources.config(donor))
+        return self._experts[donor]
 
     def _weight(self, model: ModelReference, name: str) -> Weight:
         return self.sources[model].weight(name)
 
     def count(self, recipe: Recipe) -> TensorCounts:
-        """Count the tensors of the models and the result; reads no weights but maps them."""
+        """Count the tensors of the models and the result; reads no floating-point weights but maps them.
+
+        Raises SourceError for integers that a model has otherwise than the base, as they would be lost, unless the
+        recipe gives it the weight 0 for them.
+        """
         planned = [*self._plan(recipe)]
-        copied = sum(self._unchanged(tensor) is not None for tensor in planned)
+        copied: dict[str, list[str]] = {}
+        for tensor in planned:
+            if reason := self._reason_to_copy(tensor, recipe.references):
+                copied.setdefault(reason, []).append(tensor.step.name)
+        left_out: dict[str, list[str]] = {}
         used = {name for tensor in planned for name in tensor.step.inputs}
-        unused = {name for name in self.sources[recipe.donor].shapes if name not in used}
-        unused |= {name for reference in recipe.references for name in self.sources[reference].derived}
-        return TensorCounts(len(planned) - copied, copied, sorted(unused))
+        for name in self.sources[recipe.donor].shapes:
+            if name not in used:
+                left_out.setdefault("the recipe's slices leave their layers out", []).append(name)
+        seen: set[str] = set()
+        for reference in recipe.references:
+            for name, reason in self.sources.left_out(reference).items():
+                if name not in seen:  # several models may have it
+                    left_out.setdefault(reason, []).append(name)
+                seen.add(name)
+        return TensorCounts(len(planned) - _number(copied), copied, left_out)
+
+    def _reason_to_copy(self, tensor: _PlannedTensor, models: Sequence[ModelReference]) -> str:
+        """Return why a tensor is copied; empty if it is merged."""
+        weights = tensor.each.get("weight", [1.0] * len(tensor.models))
+        is_copied = self._unchanged(tensor) is not None
+        if is_copied and not (first := self._first(tensor)).is_floating_point():
+            for (model, name), weight in zip(tensor.models, weights, strict=True):
+                if weight != 0.0 and not torch.equal(stored(self._weight(model, name)), first):
+                    raise SourceError(
+                        f"{model}: {name} holds integers, which cannot be merged, and other ones than in {models[0]};"
+                        " give the model the weight 0 for it by a filter of the recipe, or leave the model out"
+                    )
+            return "integers"
+        if is_copied:
+            lent = self._lent(tensor)
+            return f"only in {models[0]}: {' and '.join(sorted(lent))}" if lent else "no model changes them"
+        return "the weight of every model is 0" if tensor.method.keeps_base and not any(weights) else ""
 
     def _base(self, tensor: _PlannedTensor) -> Tensor | None:
         return self.sources[tensor.base[0]].tensor(tensor.base[1]) if tensor.base else None
 
+    def _first(self, tensor: _PlannedTensor) -> Tensor:
+        """Return the base's tensor, or the first model's."""
+        base = self._base(tensor)
+        return base if base is not None else stored(self._weight(*tensor.models[0]))
+
     def _unchanged(self, tensor: _PlannedTensor) -> Tensor | None:
-        """Return the tensor to copy, if it holds no floating-point numbers or no model changes the base's."""
-        models, base = [self._weight(*of) for of in tensor.models], self._base(tensor)
-        first = base if base is not None else stored(models[0])
-        unchanged = base is not None and all(isinstance(m, Tensor) and same(m, base) for m in models)
+        """Return the tensor to copy, if it holds no floating-point numbers, or no model changes the base's, or has it.
+
+        Without an origin, weights need not add up to 1, but what only the base has is not scaled.
+        """
+        models, first = [self._weight(*of) for of in tensor.models], self._first(tensor)
+        same_memory = all(isinstance(model, Tensor) and same(model, first) for model in models)
+        unchanged = same_memory and (tensor.base is not None or self._lent(tensor))
         return first if unchanged or not first.is_floating_point() else None
+
+    def _lent(self, tensor: _PlannedTensor) -> set[str]:
+        """Return the part of the base that some models have a tensor from; empty if all have one of their own."""
+        return {part for model, name in tensor.models if (part := self.sources.lent(model).get(name))}
 
     def rounding_loss(self, recipe: Recipe, tensors: int = 12) -> float:
         """Return the share of a merge's change that rounding to the result's type loses: ‖rounded - x‖ / ‖x - base‖.
@@ -212,7 +287,7 @@ class Merger:
         merge changes nothing. A model without a base is compared with its donor.
         """
         donor = self.sources[recipe.donor]
-        planned = [tensor for tensor in self._plan(recipe) if LAYER.match(tensor.step.name)]
+        planned = [tensor for tensor in self._plan(recipe) if tensor.step.layer is not None]
         lost = changed = 0.0
         for tensor in planned[:: max(1, len(planned) // tensors)]:
             origin = donor.tensor(tensor.step.base)
@@ -251,18 +326,13 @@ class Merger:
             self._check_finite(model, name)
         if (unchanged := self._unchanged(tensor)) is not None:
             return unchanged
-        return tensor.method.merge(
-            TensorGroup(
-                self._base(tensor),
-                [self._weight(*of) for of in tensor.models],
-                tensor.each,
-                tensor.shared,
-                seeds=[seed_of(self.seed, tensor.step.name, model) for model, _ in tensor.models],
-                dtype=tensor.dtype,
-                keys=[(tensor.base, *of) for of in tensor.models],
-                cache=self.cache,
-            )
-        )
+        base, models = self._base(tensor), [self._weight(*of) for of in tensor.models]
+        seeds = [seed_of(self.seed, tensor.step.name, model) for model, _ in tensor.models]
+        keys = [(tensor.base, *of) for of in tensor.models]
+        group = TensorGroup(base, models, tensor.each, tensor.shared, seeds, tensor.dtype, keys, self.cache)
+        if tensor.experts and not tensor.method.by_entry:
+            return _expert_by_expert(tensor.method, group, stored(models[0]).shape)
+        return tensor.method.merge(group)
 
     def _check_finite(self, model: ModelReference, name: str) -> None:
         """Raise CandidateError for a source's weight that is not finite; trimming might drop such entries unseen."""
@@ -270,6 +340,27 @@ class Merger:
             raise CandidateError(
                 f"in {model} it is not finite (NaN or infinite); download the model again, or leave it out"
             )
+
+
+def _expert_by_expert(method: Method, group: TensorGroup, shape: Sequence[int]) -> Tensor:
+    """Merge a tensor of several experts as if each expert's matrix were a tensor of its own."""
+    merged = torch.empty(shape, dtype=group.dtype)
+    for place, target in enumerate(merged):
+        one = replace(
+            group,
+            base=None if group.base is None else group.base[place],
+            models=[_expert(model, place) for model in group.models],
+            seeds=[_digest(f"{seed}/{place}") for seed in group.seeds],
+            keys=[(key, place) for key in group.keys],
+        )
+        target.copy_(method.merge(one))
+    return merged
+
+
+def _expert(weight: Weight, place: int) -> Weight:
+    if isinstance(weight, LowRank):
+        return LowRank(weight.origin[place], weight.up[place], weight.down[place])
+    return weight[place]
 
 
 def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[str, Tensor]]:
@@ -298,8 +389,11 @@ def seed_of(seed: Seed, tensor: str, model: ModelReference) -> int:
     """Return the seed of one model's random mask of one tensor: from the run's seed and the names, nothing else."""
     if not isinstance(seed, int):
         return seed(tensor, model)
-    digest = hashlib.blake2b(f"{seed}/{tensor}/{model}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest)
+    return _digest(f"{seed}/{tensor}/{model}")
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def masks_of(recipe: Recipe, sources: Sources, seed: Seed) -> str | None:

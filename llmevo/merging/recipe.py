@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, field_v
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
-from llmevo.models.architecture import LAYER
+from llmevo.models.architecture import text_stack
 from llmevo.models.references import ModelReference
 from llmevo.models.yaml import read_yaml
 
@@ -388,6 +388,16 @@ class Recipe(Strict):
         shared = {name: value_of(name, parameter, scopes, tensor, depth) for name, parameter in method.shared.items()}
         return each, shared
 
+    def excludes(self, model: ModelReference, tensor: str) -> bool:
+        """Return whether the recipe gives a model the weight 0 for a tensor, wherever the model takes part."""
+        found: list[float] = []
+        for of in self.output_slices(1):
+            if (weight := self.method_of(of).each.get("weight")) and model != self.origin_of(of):
+                scopes = [[source.parameters, of.parameters, self.parameters] for source in of.sources]
+                held = zip(of.sources, scopes, strict=True)
+                found += [value_of("weight", weight, own, tensor, 1.0) for source, own in held if source.model == model]
+        return bool(found) and not any(found)
+
     def check_numbers(self) -> None:
         """Raise RecipeError for plain numbers that fail for every tensor; in a search only the candidate fails."""
         for of in self.output_slices(1):
@@ -494,20 +504,33 @@ class Step:
     inputs: tuple[str, ...]
     base: str
     """Its name in the base model."""
+    layer: int | None = None
+    """The layer of the result that it belongs to; None outside the language model's layers."""
 
 
 def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
     """Return every tensor of the result, in the order of a checkpoint: before the layers, the layers, after them.
 
+    Layers are those of the language model; tensors of towers and of multi-token prediction are outside of them.
     `names` are the donor's tensors. Raises RecipeError for a slice outside the donor's `layers`.
     """
     slices, known = recipe.output_slices(layers), {*names}
-    outside = [name for name in names if not LAYER.match(name)]
-    steps = [_outside(name, slices[0]) for name in outside if any(part in name for part in BEFORE_LAYERS)]
-    by_layer: dict[int, list[tuple[str, str]]] = {}
+    stack = text_stack(names, layers)
+    before: list[Step] = []
+    after: list[Step] = []
+    by_layer: dict[int, list[str]] = {}
     for name in names:
-        if match := LAYER.match(name):
-            by_layer.setdefault(int(match[2]), []).append((match[1], match[3]))
+        number = stack.numbered(name)
+        if number and number[0] < layers:
+            by_layer.setdefault(number[0], []).append(number[1])
+        elif number:  # multi-token prediction: its layers follow the last one of the result
+            place = number[0] - layers + sum(of.depth for of in slices)
+            after.append(_outside(name, slices[-1], f"{stack.start}{place}.{number[1]}"))
+        elif any(part in name for part in BEFORE_LAYERS):
+            before.append(_outside(name, slices[0], name))
+        else:
+            after.append(_outside(name, slices[-1], name))
+    steps = before
     layer = 0
     for of in slices:
         for source in of.sources:
@@ -520,21 +543,23 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
             starts = [source.layer_range[0] for source in of.sources]
             origin = of.base_model or recipe.base_model
             base = next((s.layer_range[0] for s in of.sources if s.model == origin), starts[0])
-            for before, after in by_layer[starts[0] + offset]:
-                inputs = tuple(f"{before}{start + offset}{after}" for start in starts)
+            kinds = {start: by_layer.get(start + offset, []) for start in starts}
+            for rest in dict.fromkeys(rest for kind in kinds.values() for rest in kind):
+                inputs = tuple(f"{stack.start}{start + offset}.{rest}" for start in starts)
                 if lacking := [name for name in inputs if name not in known]:
+                    one = next(name for name in inputs if name in known)
                     raise RecipeError(
-                        f"layer_range: {inputs[0]} cannot be merged with {lacking[0]}, which the models do not have;"
-                        " only layers of one kind can be merged"
+                        f"layer_range: {one} cannot be merged with {lacking[0]}, which the models do not have; only"
+                        " layers of one kind can be merged"
                     )
-                steps.append(Step(f"{before}{layer}{after}", of, depth, inputs, f"{before}{base + offset}{after}"))
+                called, origin = (f"{stack.start}{number}.{rest}" for number in (layer, base + offset))
+                steps.append(Step(called, of, depth, inputs, origin, layer))
             layer += 1
-    steps += [_outside(name, slices[-1]) for name in outside if not any(part in name for part in BEFORE_LAYERS)]
-    return steps
+    return steps + after
 
 
-def _outside(name: str, of: OutputSlice) -> Step:
-    return Step(name, of, 0.0, (name,) * len(of.sources), name)
+def _outside(name: str, of: OutputSlice, called: str) -> Step:
+    return Step(called, of, 0.0, (name,) * len(of.sources), name)
 
 
 def dead_filters(recipe: Recipe, names: list[str], layers: int) -> list[str]:

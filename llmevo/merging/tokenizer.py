@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Trimmed(Sources):
     """
 
     def __init__(self, sources: Sources, donor: ModelReference, rows: int) -> None:
-        super().__init__(sources.root)
+        super().__init__(sources.root, sources.base)
         self._whole = sources
         self._rows = rows
         full = int(sources.config(donor).get("vocab_size", 0))
@@ -32,6 +32,12 @@ class Trimmed(Sources):
 
     def __getitem__(self, reference: ModelReference) -> Source:
         return _TrimmedSource(self._whole[reference], self._names, self._rows)
+
+    def lent(self, reference: ModelReference) -> Mapping[str, str]:
+        return self._whole.lent(reference)
+
+    def layout(self, reference: ModelReference) -> Path:
+        return self._whole.layout(reference)
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
         config = self._whole.config(reference)

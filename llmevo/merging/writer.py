@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
-from llmevo.models.architecture import DEPTH_KEYS, depth_of
+from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -18,8 +19,7 @@ from llmevo.models.tokenizer import set_chat_template
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
-LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""Keys of a config with an entry for each layer, in models whose layers differ."""
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 def write_model(
@@ -49,6 +49,9 @@ def write_model(
         shapes = [(step.name, donor[step.inputs[0]]) for step in steps]
         dtypes = write_weights(merge(recipe, sources, seed), folder, header_size(shapes))
         _write_config(recipe, sources, folder, dtypes)
+        for name in ("generation_config.json", *PROCESSOR_FILES):
+            if (file := sources.layout(recipe.donor) / name).exists():
+                shutil.copyfile(file, folder / name)
         tokenizer = sources.folder(recipe.tokenizer_donor)
         for pattern in (*TOKENIZER_FILES, *CHAT_FILES):
             for file in tokenizer.glob(pattern):
@@ -90,22 +93,27 @@ def whole_folder(out: Path) -> Generator[Path]:
 
 
 def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:
-    """Write the donor's config with the result's type and layers, and its generation config."""
+    """Write the donor's config with the result's type and layers."""
     config = sources.config(recipe.donor)
     if len(dtypes) == 1:
-        config["dtype"] = next(iter(dtypes))
-        config.pop("torch_dtype", None)
-    layers = depth_of(config)
+        nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
+        for holder in (config, *nested):
+            holder["dtype"] = next(iter(dtypes))
+            holder.pop("torch_dtype", None)
+    layers, text = sources.depth(recipe.donor), text_config(config)
     # The donor's layers that the result's layers correspond to: those of each slice's first source.
     starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
     origins = [start + offset for start, depth in starts for offset in range(depth)]
-    for key in LAYER_LISTS:
-        if isinstance(config.get(key), list) and len(config[key]) == layers:
-            config[key] = [config[key][origin] for origin in origins]
-    for key in DEPTH_KEYS:
-        if key in config:
-            config[key] = len(origins)
+    # A multimodal model's config is nested, and older ones have the language model's keys at the top as well.
+    for holder in (config,) if text is config else (config, cast(dict[str, Any], text)):
+        for key in LAYER_LISTS:
+            if isinstance(holder.get(key), list) and len(holder[key]) == layers:
+                holder[key] = [holder[key][origin] for origin in origins]
+        for key in DEPTH_KEYS:
+            if key in holder:
+                holder[key] = len(origins)
+    if len(origins) != layers and not any(
+        key in holder for key in (*DEPTH_KEYS, *LAYER_LISTS) for holder in (text, config)
+    ):
+        cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = sources.folder(recipe.donor) / "generation_config.json"
-    if generation.exists():
-        shutil.copyfile(generation, folder / generation.name)

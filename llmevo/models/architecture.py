@@ -1,16 +1,37 @@
 """The architecture of models: their layers, by the names of their tensors, and whether two models can be merged."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from llmevo.errors import SourceError
 
-LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks)\.)(\d+)(\..+)$")
-"""A tensor of a layer: the part of its name before the layer's number, the number, and the part after it."""
+LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)(\..+)$")
+"""A tensor of a numbered block, of the language model or another part: its name up to the number, the number, the
+rest."""
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The keys of a config for the number of layers."""
+
+LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+"""The keys of a config with an entry for each layer, in models whose layers differ. Some name no number of layers."""
+
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""The keys under which a multimodal model's config holds that of its language model."""
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""The keys of a config for the number of a layer's experts."""
+
+FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
+"""Beginnings of names that are not those of a language model's layers."""
+
+EMBEDDINGS = re.compile(r"(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
+"""The embeddings of tokens, which stand next to the language model's layers."""
+
+PREDICTION = re.compile(r"(?:^|\.)mtp[^.]*\.")
+"""Modules for multi-token prediction that are not among the layers."""
 
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
@@ -29,58 +50,189 @@ Shapes = Mapping[str, tuple[int, ...]]
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
-def depth_of(config: Mapping[str, Any]) -> int:
-    """Return the number of layers that a model's config names.
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the language model: the model's own, or the nested one of a multimodal model."""
+    nested = next((config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), Mapping)), None)
+    return config if nested is None else text_config(nested)
 
-    Raises SourceError for a config without it, and for a model that has an encoder and a decoder or is multimodal.
+
+def is_multimodal(config: Mapping[str, Any]) -> bool:
+    """Return whether a model reads images, sound or video besides text."""
+    return text_config(config) is not config or any(FOREIGN.match(key) and key.endswith("_config") for key in config)
+
+
+def _depth_key(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
+    """Return the key that names the number of layers, the config that has it, and how to call it.
+
+    Raises SourceError where none has. Older multimodal models have the language model's keys at the top.
+    """
+    nested = text_config(config)
+    for holder, place in ((nested, "" if nested is config else "text_config."), (config, "")):
+        if key := next((key for key in (*DEPTH_KEYS, *LAYER_LISTS) if key in holder), None):
+            return key, holder, place + key
+    raise SourceError(f"config.json names no number of layers ({DEPTH_KEYS[0]})")
+
+
+def depth_of(config: Mapping[str, Any]) -> int:
+    """Return the number of layers that a model's config names; of a multimodal model that of its language model.
+
+    Raises SourceError for a config without it, and for a model that has an encoder and a decoder.
     """
     if config.get("is_encoder_decoder"):
         raise SourceError(
             f"config.json: {config.get('model_type')} is an encoder-decoder model (is_encoder_decoder: true); llmevo"
             " merges decoder-only language models, such as Llama, Qwen or Gemma"
         )
-    key = next((key for key in DEPTH_KEYS if key in config), None)
-    if key is None and isinstance(config.get("text_config"), Mapping):
-        raise SourceError(
-            "config.json is that of a multimodal model (it has a text_config); llmevo merges text models: save its"
-            " language model as a model of its own"
-        )
-    if key is None:
-        raise SourceError(f"config.json names no number of layers ({DEPTH_KEYS[0]})")
-    if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
-        raise SourceError(f"config.json: {key} is {config[key]!r}; it must be the number of layers, 1 or more")
-    return config[key]
+    key, holder, called = _depth_key(config)
+    depth = len(cast(list[Any], holder[key])) if isinstance(holder[key], list) else holder[key]
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise SourceError(f"config.json: {called} is {holder[key]!r}; it must be the number of layers, 1 or more")
+    return depth
 
 
-def _layers_in(names: Iterable[str]) -> set[int]:
-    """Return the numbers of the layers that tensors of these names belong to."""
-    return {int(match[2]) for name in names if (match := LAYER.match(name))}
+@dataclass(frozen=True)
+class TextStack:
+    """The layers of a language model. Vision and audio towers have layers with a numbering of their own."""
+
+    start: str
+    """Their names up to the number, such as `model.layers.` or `model.language_model.layers.`."""
+    depth: int
+    """How many there are. Layers for multi-token prediction may follow these; they count as outside."""
+
+    @property
+    def parent(self) -> str:
+        """The module of the layers, with the embeddings and the last norm: `model.`, or empty."""
+        return self.start[: self.start.rstrip(".").rfind(".") + 1]
+
+    def numbered(self, name: str) -> tuple[int, str] | None:
+        """Return the number after `start` in a tensor's name and the rest; None for other tensors."""
+        number, dot, rest = name.removeprefix(self.start).partition(".")
+        return (int(number), rest) if name.startswith(self.start) and dot and number.isdigit() else None
+
+    def layer(self, name: str) -> int | None:
+        """Return the layer that a tensor belongs to; None outside the layers."""
+        found = self.numbered(name)
+        return found[0] if found and found[0] < self.depth else None
+
+    def predicts(self, name: str) -> bool:
+        """Return whether a tensor is of multi-token prediction: of a layer after the last, or of a module `mtp`."""
+        return bool(PREDICTION.search(name)) or (self.numbered(name) is not None and self.layer(name) is None)
 
 
-def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
-    """Return the number of layers. Raises SourceError unless the tensors belong to exactly the layers of the config.
+def text_stack(names: Iterable[str], depth: int) -> TextStack:
+    """Return the layers of the language model among all tensors of a model.
 
-    Layers for multi-token prediction (`num_nextn_predict_layers`) follow these; transformers does not use them, and no
-    merge has them.
+    Of all numbered blocks they are those next to the embeddings of tokens, not of a vision or audio tower by their
+    names, and as many as `depth`; in this order. Raises SourceError where nothing is numbered.
     """
-    depth, found = depth_of(config), _layers_in(names)
-    if not found:
+    numbers: dict[str, set[int]] = {}
+    sizes: Counter[str] = Counter()
+    beside: set[str] = set()
+    for name in names:
+        if match := LAYER.match(name):
+            numbers.setdefault(match[1], set()).add(int(match[2]))
+            sizes[match[1]] += 1
+        elif match := EMBEDDINGS.search(name):
+            beside.add(name[: match.start()])
+    if not numbers:
         raise SourceError(
             "none of its weights belongs to a layer by its name (….layers.0.…, ….h.0.… or ….blocks.0.…); llmevo merges"
             " decoder-only language models"
         )
-    said = f"config.json says {next(key for key in DEPTH_KEYS if key in config)}: {depth}"
+
+    def fitness(start: str) -> tuple[bool | int, ...]:
+        found = numbers[start]
+        is_own = not FOREIGN.search(start) and not PREDICTION.search(start)
+        is_beside = TextStack(start, depth).parent in beside
+        return is_beside, is_own, found == {*range(depth)}, found >= {*range(depth)}, sizes[start]
+
+    return TextStack(max(numbers, key=fitness), depth)
+
+
+def stack_of(config: Mapping[str, Any], names: Iterable[str]) -> TextStack:
+    """Return the layers of a model by its config and the names of its tensors.
+
+    The nested config of a multimodal model may leave their number to its default; then the names give it. Raises
+    SourceError where nothing is numbered.
+    """
+    names = [*names]
+    try:
+        return text_stack(names, depth_of(config))
+    except SourceError:
+        start = text_stack(names, 1).start
+    return TextStack(start, len({of[0] for name in names if (of := TextStack(start, 1).numbered(name))}))
+
+
+def check_layers(config: Mapping[str, Any], names: Iterable[str]) -> int:
+    """Return the number of layers. Raises SourceError unless the language model's tensors belong to exactly the layers
+    of the config; those for multi-token prediction (`num_nextn_predict_layers`) may follow.
+    """
+    names, text = [*names], text_config(config)
+    if text is config or any(key in each for key in (*DEPTH_KEYS, *LAYER_LISTS) for each in (text, config)):
+        depth_of(config)  # raises what is wrong with it
+        called = _depth_key(config)[2]
+    else:
+        called = "text_config"
+    stack = stack_of(config, names)
+    depth, found = stack.depth, {of[0] for name in names if (of := stack.numbered(name))}
+    said = f"config.json says {called}: {depth}"
     if missing := {*range(depth)} - found:
         raise SourceError(
             f"{said}, but no weight belongs to layer {min(missing)}: the checkpoint is incomplete, or its config.json"
             " is that of another model; download both again"
         )
-    if max(found) >= depth + int(config.get("num_nextn_predict_layers") or 0):
+    if max(found) >= depth + int(text.get("num_nextn_predict_layers") or 0):
         raise SourceError(
             f"{said}, but there are weights of layer {max(found)}, which would be lost in a merge; correct config.json,"
             " or save the model again with transformers"
         )
     return depth
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """Return how many experts a layer of a mixture of experts has, by its config; 0 for a dense model."""
+    text = text_config(config)
+    counts = [text[key] for key in EXPERT_KEYS if isinstance(text.get(key), int) and text[key] > 1]
+    return int(counts[0]) if counts else 0
+
+
+def is_stack_of_experts(name: str, shape: Sequence[int], experts: int) -> bool:
+    """Return whether one tensor holds a matrix, or a vector, of every expert: its first dimension is the expert."""
+    if not experts or not shape or shape[0] != experts:
+        return False
+    # A short convolution is (channels, 1, width).
+    return (len(shape) == 3 and shape[1] > 1) or (len(shape) == 2 and ".experts." in name)
+
+
+def routers_of(shapes: Shapes, config: Mapping[str, Any]) -> list[str]:
+    """Return filters that hold for the routers of a mixture of experts and for nothing else, such as `mlp.gate.`.
+
+    A router stands next to the experts of its layer and has one row for each. Empty for a dense model.
+    """
+    experts = experts_of(config)
+    if not experts:
+        return []
+    stack = stack_of(config, shapes)
+    within: list[tuple[str, str, tuple[int, ...]]] = []  # layer, name in the layer, shape
+    places: set[tuple[str, str]] = set()  # layer, module in the layer that holds the experts
+    for name, shape in shapes.items():
+        found = stack.numbered(name)
+        if found is None or stack.layer(name) is None:
+            continue
+        layer, rest = str(found[0]), f".{found[1]}"
+        within.append((layer, rest, shape))
+        if ".experts." in rest:
+            places.add((layer, rest[: rest.index(".experts.") + 1]))
+        elif is_stack_of_experts(rest, shape, experts):
+            places.add((layer, rest.removesuffix(".weight").rpartition(".")[0] + "."))
+    filters: dict[str, None] = {}
+    for layer, rest, shape in within:
+        if len(shape) != 2 or shape[0] != experts or ".experts." in rest:
+            continue
+        for place in (place for other, place in places if other == layer and rest.startswith(place)):
+            module = rest.removeprefix(place).partition(".")[0]
+            filters[f"{place}{module}.".lstrip(".")] = None
+    return [*filters]
 
 
 def check_compatible(one: str, first: Shapes, other: str, second: Shapes, configs: Configs = ({}, {})) -> None:
@@ -117,13 +269,22 @@ def _other_architecture(one: str, first: Shapes, other: str, second: Shapes, con
 
 
 def _other_depth(one: str, first: Shapes, other: str, second: Shapes) -> str:
-    here, there = (max(_layers_in(names), default=-1) + 1 for names in (first, second))
+    here, there = _layers_in(first), _layers_in(second)
     if here == there:
         return ""
     return (
         f"{one} has {here} layers, {other} {there} (num_hidden_layers): only models of one depth can be merged; leave"
         " out the model that was not tuned from the same base"
     )
+
+
+def _layers_in(names: Shapes) -> int:
+    """Return the number of layers by the names of the tensors alone; 0 where none is numbered."""
+    try:
+        stack = text_stack(names, 1)
+    except SourceError:
+        return 0
+    return max(of[0] for name in names if (of := stack.numbered(name))) + 1
 
 
 def _other_shapes(one: str, first: Shapes, other: str, second: Shapes, configs: Configs) -> str:
@@ -142,14 +303,19 @@ def _other_shapes(one: str, first: Shapes, other: str, second: Shapes, configs: 
 
 
 def _other_head(one: str, first: Shapes, other: str, second: Shapes) -> str:
-    if {*first} ^ {*second} != {HEAD}:
+    different = {*first} ^ {*second}
+    if not all(name.endswith(HEAD) for name in different):
         return ""
-    have, lack = (one, other) if HEAD in first else (other, one)
+    if different & first.keys():
+        return (
+            f"{one} has an output head of its own ({HEAD}) and {other} has neither one nor tie_word_embeddings: true:"
+            f" its checkpoint is incomplete, download it again"
+        )
     return (
-        f"{have} has an output head of its own ({HEAD}), {lack} uses its embeddings as the head (tie_word_embeddings):"
-        f" {lack} has no {HEAD} to merge. Give {lack} a head: load it with transformers, copy its embeddings to its"
-        f" lm_head, set tie_word_embeddings: false and save it; or, if {HEAD} of {have} is a copy of its embeddings,"
-        f" set tie_word_embeddings: true for {have} and save it again"
+        f"{other} has an output head of its own ({HEAD}) that is no copy of its embeddings; {one}, whose tensors the"
+        f" result has, uses its embeddings as the head (tie_word_embeddings), so that head would be lost. Give {one} a"
+        " head: load it with transformers, copy its embeddings to its lm_head, set tie_word_embeddings: false and save"
+        f" it; or make {other} the base_model"
     )
 
 

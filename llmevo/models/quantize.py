@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llmevo.models.architecture import text_config
+
 FORMATS = ("q8_0", "q4_0", "fp8")
 """The formats of a whole model."""
 
@@ -117,7 +119,7 @@ def quantizer(format: str, shapes: Mapping[str, Sequence[int]], config: Mapping[
     Stacks of experts have the hidden state as inputs of `gate_up_proj` and outputs of `down_proj`; on which side it is
     in this architecture, its width shows.
     """
-    text: Mapping[str, Any] = config.get("text_config") or config
+    text = text_config(config)
     hidden = text.get("hidden_size")
     stacks = [
         (found[3], shape) for name, shape in shapes.items() if len(shape) == 3 and (found := EXPERTS.search(name))

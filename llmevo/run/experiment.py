@@ -153,9 +153,13 @@ class Experiment:
     def layers(self) -> int:
         return self.recorded.layers if self.recorded else self.scorer.layers
 
+    @property
+    def routers(self) -> Sequence[str]:
+        return self.recorded.routers if self.recorded else self.scorer.routers
+
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers)
+        return SearchSpace(self.config.genome, self.layers, self.routers)
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -405,6 +409,7 @@ class Experiment:
             evaluation_seed=search.evaluation_seed,
             genes=[gene.described() for gene in self.space.genes],
             layers=self.layers,
+            routers=[*self.space.routers],
             items=self.evaluator.items,
             heldout_items=self.heldout.items if self.heldout else 0,
             selection_items=self.scorer.selection.items if self.scorer.selection else 0,

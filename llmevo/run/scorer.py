@@ -33,6 +33,7 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.tokenizer import check_vocabularies
+from llmevo.models.architecture import routers_of
 from llmevo.models.files import WHOLE, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -114,8 +115,14 @@ class Scorer:
         return self.sources.depth(self.config.genome.references[0])
 
     @cached_property
+    def routers(self) -> list[str]:
+        """Filters for the routers of a mixture of experts; empty for dense models."""
+        donor = self.config.genome.references[0]
+        return routers_of(self.sources[donor].shapes, self.sources.config(donor))
+
+    @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers)
+        return SearchSpace(self.config.genome, self.layers, self.routers)
 
     @cached_property
     def geometry(self) -> list[SliceGeometry]:
@@ -152,14 +159,15 @@ class Scorer:
                 raise ConfigError(f"engine.device: {engine.device!r} cannot be used ({reason})") from error
 
     def check_model(self) -> None:
-        """Raise SourceError unless the engine can run the first model, and its tokenizer has an end token and, where it
-        is applied, a chat template that can be rendered. Reads no weights.
+        """Raise SourceError unless the engine can run the first model, no merge loses a tensor, and the first model's
+        tokenizer has an end token and, where it is applied, a chat template that can be rendered. Reads no weights.
         """
         from llmevo.engines.checks import check_loadable
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
         check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        Merger(self.sources).count(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
         if tokenizer.eos_token_id is None:
@@ -277,7 +285,16 @@ class Scorer:
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
 
-            return VllmEngine(donor, self.tokenizer_folder, dtype, self.root, seed, engine.cache_gb, engine.options)
+            return VllmEngine(
+                donor,
+                self.tokenizer_folder,
+                dtype,
+                self.root,
+                seed,
+                engine.cache_gb,
+                engine.options,
+                base=self.sources.base,
+            )
         from llmevo.engines.hf import HfEngine
 
         return HfEngine(donor, self.tokenizer_folder, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))

@@ -10,6 +10,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.client import Client
 from llmevo.llm.templates import Templates
 from llmevo.merging.recipe import Recipe
+from llmevo.models.architecture import routers_of
 from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, recommend
@@ -75,9 +76,12 @@ class Search:
         if optimizer in ASKING and client is None:
             raise ConfigError(f"optimizer {optimizer!r} asks an LLM; give the search a `client`, or take 'llm-off'")
         genome = Genome.model_validate(genome)
+        routers: list[str] = []
         if layers is None:
-            layers = Sources.open(genome.references[:1], Path(root)).depth(genome.references[0])
-        self.space = SearchSpace(genome, layers)
+            first = genome.references[0]
+            sources = Sources.open([first], Path(root))
+            layers, routers = sources.depth(first), routers_of(sources[first].shapes, sources.config(first))
+        self.space = SearchSpace(genome, layers, routers)
         self.budget = budget
         self.trials: list[Trial] = []
         """All trials told so far, failures included."""

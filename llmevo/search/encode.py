@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.models.architecture import LAYER
 from llmevo.search.space import SHARES, Gene, Genes, SearchSpace
 
 Values = dict[tuple[str | None, str], float]
@@ -94,12 +93,11 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
 
 def _holds(space: SearchSpace, gene: Gene, step: Step) -> bool:
     """True if a tensor takes a parameter from this gene."""
-    match = LAYER.match(step.name)
-    if match is None:
+    if step.layer is None or any(filter_ in step.name for filter_ in space.routers):
         return False
     if gene.slice is not None and not space.genome.smooth:
         first, last = space.spans[space.slices.index(gene.slice)]
-        if not first <= int(match[2]) < last:
+        if not first <= step.layer < last:
             return False
     filters = [filter_ for filter_ in space.filters if filter_ and filter_ in step.name]
     return bool(gene.choices) or gene.filter == (filters[0] if filters else None)

@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from llmevo.models.architecture import LAYER
+from llmevo.models.architecture import text_stack
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
 from llmevo.models.sources import Sources
 from llmevo.search.prompts.question import SliceGeometry
@@ -50,10 +50,12 @@ def measure(space: SearchSpace, sources: Sources, entries: int = ENTRIES) -> lis
 def _sample(space: SearchSpace, sources: Sources, entries: int) -> list[list[str]]:
     """The names of the tensors to read of every slice."""
     shapes = sources[space.genome.references[0]].shapes
+    stack = text_stack(shapes, space.layers)
     by_slice: list[list[str]] = [[] for _ in space.slices]
     for name in sorted(shapes, key=lambda name: hashlib.blake2b(name.encode()).digest()):
-        if match := LAYER.match(name):
-            place = next(i for i, (start, stop) in enumerate(space.spans) if start <= int(match[2]) < stop)
+        layer = stack.layer(name)
+        if layer is not None:
+            place = next(i for i, (start, stop) in enumerate(space.spans) if start <= layer < stop)
             if sum(math.prod(shapes[taken]) for taken in by_slice[place]) < entries:
                 by_slice[place].append(name)
     return by_slice

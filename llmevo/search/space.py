@@ -103,8 +103,12 @@ class SearchSpace:
     Points are `Genes` (by name) outside, and arrays in the unit cube for the optimizers, in the order of `genes`.
     """
 
-    def __init__(self, genome: Genome, layers: int) -> None:
-        """Raise ConfigError when `layer_granularity` does not divide `layers`."""
+    def __init__(self, genome: Genome, layers: int, routers: Sequence[str] = ()) -> None:
+        """`routers` are filters for the routers of a mixture of experts, whose task vectors are given the weight 0, as
+        routers that were trained apart send tokens to different experts; unless `genome.filters` has one for them.
+
+        Raise ConfigError when `layer_granularity` does not divide `layers`.
+        """
         step = genome.layer_granularity or layers
         if layers % step:
             divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
@@ -116,6 +120,8 @@ class SearchSpace:
         self.names = short_names(genome.references)
         self.spans = [(start, start + step) for start in range(0, layers, step)]
         self.slices = ["all"] if len(self.spans) == 1 else [f"{start}-{stop - 1}" for start, stop in self.spans]
+        own = tuple(filter_.rstrip(".") for filter_ in genome.filters or ())
+        self.routers = [filter_ for filter_ in routers if not own or not filter_.rstrip(".").endswith(own)]
         self.filters: list[str | None] = [*genome.filters, None] if genome.filters else [None]
 
     # The genes
@@ -185,6 +191,10 @@ class SearchSpace:
         model, parameter = column
         whose = () if model is None else (self.names[model],)
         return "/".join((*whose, label, *((filter_ or OTHER,) if len(self.filters) > 1 else ()), parameter))
+
+    def keeps_routers(self, method: Method) -> bool:
+        """Return whether a method leaves the routers of a mixture of experts as they are in the base."""
+        return bool(self.routers) and method.keeps_base
 
     def methods(self, genes: Mapping[str, float]) -> list[Method]:
         """Return the method of each slice."""
@@ -269,10 +279,12 @@ class SearchSpace:
 
     def parent(self, model: ModelReference) -> Genes:
         """Return the genes at which the merge is that model alone; `{"model/alone": 1.0}`, no point of the space, where
-        the methods have none.
+        the methods have none, and where every point has the base's routers.
         """
         name = self.names[model]
         for place, method in enumerate(self.genome.methods):
+            if self.keeps_routers(method):
+                continue
             weighted = walks(method) or "weight" in method.each or "scale" in method.each
             unscaled = self.genome.parameters.get("lambda", 1.0) == 1.0
             if weighted and unscaled and model in self.genome.merged(method):
@@ -345,9 +357,13 @@ class SearchSpace:
         for own in each.values():
             if {"density", "epsilon"} <= own.keys():
                 _project(own["density"], own["epsilon"])
+
+        def routed(parameter: str) -> bool:
+            return parameter == "weight" and self.keeps_routers(method)
+
         return {
             "sources": [
-                {"model": model, "parameters": {name: self._setting(v) for name, v in own.items()} or None}
+                {"model": model, "parameters": {n: self._setting(v, routed(n)) for n, v in own.items()} or None}
                 for model, own in each.items()
             ],
             "parameters": {name: self._setting(values) for name, values in shared.items()},
@@ -375,12 +391,13 @@ class SearchSpace:
         """The values of one column (filters, slices)."""
         return [[genes[self._name(column, self.slices[i], filter_)] for i in places] for filter_ in self.filters]
 
-    def _setting(self, values: Sequence[Sequence[float]]) -> Any:
-        """A number, or a gradient over several slices; by filter where there are filters."""
+    def _setting(self, values: Sequence[Sequence[float]], routed: bool = False) -> Any:
+        """A number, or a gradient over several slices; by filter where there are filters, also 0 for the routers."""
         settings = [by_slice[0] if len(by_slice) == 1 else [*by_slice] for by_slice in values]
-        if len(self.filters) == 1:
+        fixed = [{"filter": filter_, "value": 0.0} for filter_ in self.routers] if routed else []
+        if len(self.filters) == 1 and not fixed:
             return settings[0]
-        return [{"filter": filter_, "value": value} for filter_, value in zip(self.filters, settings, strict=True)]
+        return fixed + [{"filter": f, "value": value} for f, value in zip(self.filters, settings, strict=True)]
 
 
 def _project(densities: list[list[float]], epsilons: list[list[float]]) -> None:

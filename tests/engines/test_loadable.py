@@ -6,19 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import T5Config, T5ForConditionalGeneration
 
 from llmevo.engines.checks import check_engine, check_loadable
 from llmevo.errors import EngineError, SourceError
@@ -27,30 +17,9 @@ from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from support.checkpoints import quietly
+from support.families import new_family
 from support.tiny_model import tiny_tokenizer
 from support.workspace import Workspace
-
-SIZE: dict[str, Any] = {
-    "vocab_size": 98,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
-HEADS: dict[str, Any] = {"num_key_value_heads": 2}
-EXPERTS: dict[str, Any] = {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
-
-RENAMED: dict[str, Callable[[], Any]] = {
-    "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZE, **HEADS, num_local_experts=4)),
-    "Qwen3-MoE": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZE, **HEADS, **EXPERTS)),
-    "OLMoE": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZE, **HEADS, num_experts=4)),
-    "GPT-NeoX": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
-}
-"""Models whose weights have other names, or another form, in transformers than on disk."""
 
 RECIPE = """\
 merge_method: linear
@@ -88,14 +57,32 @@ def refused(workspace: Workspace, *said: str) -> None:
     assert not (workspace.root / "run").exists()
 
 
-@pytest.mark.parametrize("architecture", RENAMED)
-def test_an_architecture_whose_weights_transformers_renames_is_refused_at_the_start(
-    workspace: Workspace, architecture: str
+def test_a_weight_that_transformers_does_not_use_is_refused_by_the_engine_that_would_not_score_it(
+    workspace: Workspace,
 ) -> None:
-    replaced(workspace, RENAMED[architecture])
-    refused(workspace, "under other names than the checkpoint", "engine.backend: vllm")
+    for name in ("base", "one", "two"):
+        file = workspace.root / name / "model.safetensors"
+        save_file({**load_file(file), "model.layers.0.extra.weight": torch.ones(4)}, file, {"format": "pt"})
+    refused(workspace, "does not use all weights", "model.layers.0.extra.weight", "engine.backend: vllm")
     folder = workspace.root / "base"
     check_loadable(folder, Checkpoint(folder).shapes, in_place=False)  # vLLM takes the checkpoint's names
+
+
+def test_an_expert_that_the_checkpoint_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    folder = new_family(tmp_path, "Qwen3-MoE") / "base"
+    shapes = dict(Checkpoint(folder).shapes)
+    check_loadable(folder, shapes)
+    del shapes["model.layers.1.mlp.experts.3.up_proj.weight"]
+    with pytest.raises(
+        SourceError, match=r"layers\.1\.mlp\.experts\..* make no model\.layers\.1\.mlp\.experts\.gate_up"
+    ):
+        check_loadable(folder, shapes)
+
+
+def test_masks_of_old_checkpoints_and_names_without_their_prefix_are_no_obstacle(tmp_path: Path) -> None:
+    folder = new_family(tmp_path, "GPT-2") / "base"
+    shapes = {name.removeprefix("transformer."): shape for name, shape in Checkpoint(folder).shapes.items()}
+    check_loadable(folder, {**shapes, "h.0.attn.bias": (1, 1, 64, 64), "h.0.attn.masked_bias": ()})
 
 
 def test_weights_that_all_models_lack_are_refused(workspace: Workspace) -> None:

@@ -396,13 +396,15 @@ def test_every_tensor_is_counted_as_merged_copied_or_left_out(root: Path, tmp_pa
     both = {"merge_method": "linear", "models": [model("one", weight=0.5), model("two", weight=0.5)]}
     counted = merger.count(Recipe.model_validate(both))
     total = len(weights_of(root / "one"))
-    assert (counted.merged, counted.copied) == (total, 1)
-    assert counted.left_out == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert (counted.merged, counted.copied) == (total, {"integers": ["model.position_ids"]})
+    assert counted.left_out == {"the config determines them": ["model.layers.0.self_attn.rotary_emb.inv_freq"]}
+    assert str(counted) == f"{total} merged, 1 copied (integers), 1 left out (the config determines them)"
     adapted = {"merge_method": "task_arithmetic", "base_model": "one", "models": [model(f"one+{adapter}", weight=1)]}
     counted = merger.count(Recipe.model_validate(adapted))
-    assert (counted.merged, counted.copied) == (8, total + 1 - 8)  # q_proj and down_proj of four layers
+    copied = {reason: len(names) for reason, names in counted.copied.items()}
+    assert (counted.merged, copied) == (8, {"no model changes them": total - 8, "integers": 1})  # q_proj and down_proj
     first = {"merge_method": "passthrough", "slices": [{"sources": [layers("one", 0, 3)]}]}
-    left = merger.count(Recipe.model_validate(first)).left_out
+    left = merger.count(Recipe.model_validate(first)).left_out["the recipe's slices leave their layers out"]
     assert {name for name in left if ".layers.3." in name} == {name for name in weights if ".layers.3." in name}
 
 

@@ -134,7 +134,7 @@ def test_what_becomes_of_every_tensor_is_counted(workspace: Workspace) -> None:
         ("config.json", "", "config.json is empty"),
         ("config.json", "[]", "config.json holds a JSON list, not an object"),
         ("config.json", "{}", "base: config.json names no number of layers"),
-        ("config.json", '{"text_config": {}}', "base: config.json is that of a multimodal model"),
+        ("config.json", '{"text_config": {}}', "transformers makes no language model of its config.json"),
         (
             "config.json",
             '{"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": "long"}',

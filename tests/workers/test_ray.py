@@ -146,9 +146,10 @@ def test_the_death_of_an_idle_worker_is_noticed(cluster: Any, tmp_path: Path) ->
     with on_ray(script, 2, cluster.address) as on:
         on.scores(1, 2)
         until(lambda: on.ready == 2)
-        os.kill(script.processes()[0], signal.SIGKILL)
+        first, engine = next((process, int(words[1])) for process, words in script.lines() if words[0] == "child")
+        os.kill(first, signal.SIGKILL)
         until(lambda: len(script.processes()) == 3, "no worker takes its place")
-        until(lambda: not is_alive(script.children()[0]), "the process of its engine is left")
+        until(lambda: not is_alive(engine), "the process of its engine is left")
         until(lambda: on.ready == 2)
     until(lambda: not any(map(is_alive, script.children())), "the process of an engine is left")
 

@@ -84,9 +84,27 @@ class Backbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._body, self.head = model.base_model, _head(model)
+        # A class whose prefix is that of a larger model has none of its own by that name (Llama 4's text model).
+        self._use(model.base_model if model.base_model is not model else getattr(model, "model", model), _head(model))
+        if not self._is_the_models():  # an architecture that changes logits in a way of its own
+            self._use(model, lambda logits: logits)
+
+    def _use(self, body: Any, head: Callable[[Tensor], Tensor]) -> None:
+        self._body, self.head = body, head
         # Newer transformers call the argument `cache`.
-        self._cache = "cache" if "cache" in signature(self._body.forward).parameters else "past_key_values"
+        self._cache = "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
+
+    @torch.inference_mode()
+    def _is_the_models(self) -> bool:
+        """Return whether the logits are those that the model itself computes."""
+        tokens = torch.arange(4, 12, device=self.model.device).unsqueeze(0)
+        own = self.model(input_ids=tokens, use_cache=False).logits.float()
+        try:
+            found = self.head(self.hidden(tokens, torch.ones_like(tokens), tokens - 4)).float()
+        except (RuntimeError, TypeError):  # what was taken for its body is something else
+            return False
+        # Weights that are not finite are told elsewhere.
+        return found.shape == own.shape and not bool(((found - own).abs() > 0.02 * (own.abs() + own.std())).any())
 
     def stem(self, stems: Sequence[list[int]], padding: int) -> Stem:
         """The keys and values of shared prefixes."""

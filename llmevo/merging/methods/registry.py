@@ -54,6 +54,14 @@ class Method:
     """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
     without_effect: Sequence[str] = ()
     """Parameters that mergekit accepts for this method and that change nothing."""
+    by_entry: bool = False
+    """True if an entry of the result depends on the same entry of the models only, and on no norm, rank or angle of the
+    tensor; the experts in one tensor need not be merged one by one then."""
+
+    @property
+    def keeps_base(self) -> bool:
+        """True if the result is the base where every model's `weight` is 0."""
+        return self.takes_base and "weight" in self.each
 
     @cached_property
     def merge(self) -> "Merge":
@@ -123,6 +131,7 @@ _METHODS = (
         each={"weight": SHARE},
         shared={"normalize": Parameter(default=True)},
         normalize=True,
+        by_entry=True,
     ),
     Method("slerp", "https://en.wikipedia.org/wiki/Slerp", shared={"t": SHARE}, pair=True, models=(1, 1)),
     Method(
@@ -133,6 +142,7 @@ _METHODS = (
         takes_base=True,
         normalize=False,
         without_effect=("density", "rescale"),
+        by_entry=True,
     ),
     _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
     _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare"),
@@ -204,12 +214,14 @@ _METHODS = (
         shared={"t": Parameter(default=None, low=0.0, high=0.01, start=0.001)},
         pair=True,
         models=(1, 1),
+        by_entry=True,
     ),
     Method(
         "passthrough",
         "https://github.com/arcee-ai/mergekit",
         each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
         models=(1, 1),
+        by_entry=True,
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

@@ -42,7 +42,13 @@ class Subject:
         state = RunState.fold(iter(read_log(folder)))
         config = Experiment.of_log(state.started, folder).config
         assert state.started is not None  # of_log has seen to that
-        return cls(folder, state, state.started, config, SearchSpace(config.genome, state.started.layers))
+        return cls(
+            folder,
+            state,
+            state.started,
+            config,
+            SearchSpace(config.genome, state.started.layers, state.started.routers),
+        )
 
     @cached_property
     def scored(self) -> list[Trial]:

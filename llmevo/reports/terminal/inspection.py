@@ -21,7 +21,7 @@ COLUMNS = 9
 FEW = 24
 """Genes that are listed one by one."""
 FEWEST = 2
-"""Left-out tensors that are named."""
+"""Tensors that are named of those that are not merged for one reason."""
 
 
 def heatmap(rows: Sequence[str], columns: Mapping[str, Sequence[float]], percent: bool = False) -> Table:
@@ -117,14 +117,22 @@ def _models(found: Inspection) -> Sequence[RenderableType]:
         table,
         f"The merge is written in {found.dtype}. Rounding to it loses {found.rounding_loss:.0%} of what the uniform"
         " merge changes.",
-        _tensors(found),
+        *_tensors(found),
     ]
 
 
-def _tensors(found: Inspection) -> str:
-    of = found.tensors
-    more = f": {', '.join(of.left_out[:FEWEST])}{', …' if len(of.left_out) > FEWEST else ''}" if of.left_out else ""
-    return f"Tensors of a candidate: {of.merged} merged, {of.copied} copied, {len(of.left_out)} left out{more}."
+def _tensors(found: Inspection) -> Sequence[str]:
+    """The numbers of tensors, and some of those that are not merged for each reason."""
+    unmerged = found.tensors.unmerged
+    numbers = ", ".join(f"{sum(map(len, of.values()))} {how}" for how, of in unmerged.items())
+    lines = [f"Tensors of a candidate: {found.tensors.merged} merged, {numbers}."]
+    for how, reasons in unmerged.items():
+        for reason, names in reasons.items():
+            more = ", …" if len(names) > FEWEST else ""
+            lines.append(f"{len(names)} {how}, {reason}: {', '.join(names[:FEWEST])}{more}.")
+    if found.routers:
+        lines.append(found.routers)
+    return lines
 
 
 def _vectors(found: Inspection) -> Sequence[RenderableType]:

@@ -50,6 +50,9 @@ class RunStarted(BaseEvent):
     genes: list[dict[str, Any]]
     """Name, low and high of each gene; of a categorical gene also its choices, whose places are the values."""
     layers: int
+    routers: list[str] = Field(default_factory=list[str])
+    """Filters for the routers of a mixture of experts, which candidates have from the base; empty in older logs, where
+    they were merged like other tensors."""
     items: int
     """Search questions of a candidate."""
     heldout_items: int

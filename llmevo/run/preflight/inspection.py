@@ -12,7 +12,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.preflight import preflight
 from llmevo.run.preflight.base import Finding, names
 from llmevo.run.preflight.forecast import Forecast, Memory, first_prompt, forecast, measure, memory_of, unasked
-from llmevo.run.preflight.models import rounded, rounding_loss, stored_dtype, vectors
+from llmevo.run.preflight.models import rounded, rounding_loss, routed, stored_dtype, vectors
 from llmevo.run.trust import Use, uses
 from llmevo.search.prompts.question import SliceGeometry
 
@@ -45,6 +45,8 @@ class Inspection:
     """The share of what the uniform merge changes that rounding to `dtype` loses."""
     tensors: TensorCounts
     """Tensors that the uniform merge merges, copies and leaves out."""
+    routers: str
+    """How the routers of a mixture of experts are merged; empty for a dense model."""
     geometry: list[SliceGeometry]
     based: bool
     """Whether task vectors are relative to a base model; to the models' mean otherwise."""
@@ -94,7 +96,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
             Model(
                 name,
                 str(reference),
-                sum(math.prod(shape) for shape in scorer.sources[reference].shapes.values()),
+                sum(math.prod(shape) for shape in scorer.sources.own(reference).shapes.values()),
                 stored_dtype(scorer, reference),
                 scorer.sources.licence(reference),
             )
@@ -103,6 +105,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
         dtype=scorer.config.genome.dtype,
         rounding_loss=lost,
         tensors=Merger(scorer.sources).count(experiment.space.decode(uniform)),
+        routers=routed(scorer),
         geometry=scorer.geometry,
         based=scorer.config.genome.base_model is not None,
         layers=experiment.layers,

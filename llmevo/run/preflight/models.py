@@ -9,6 +9,7 @@ import torch
 
 from llmevo.merging.merger import Merger
 from llmevo.models.adapters import LoraModel
+from llmevo.models.architecture import routers_of, text_config
 from llmevo.models.checkpoints import stored
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
@@ -92,9 +93,9 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compared(scorer: Scorer, facts_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Findings:
     (donor, first, _), *others = folders(scorer)
-    wanted = facts_of(scorer.sources.config(first))
+    wanted = facts_of(text_config(scorer.sources.own_config(first)))
     for name, reference, _ in others:
-        found = facts_of(scorer.sources.config(reference))
+        found = facts_of(text_config(scorer.sources.own_config(reference)))
         differing = [key for key in wanted if key in found and found[key] != wanted[key]]
         if differing:
             yield Finding(
@@ -107,7 +108,7 @@ def _compared(scorer: Scorer, facts_of: Callable[[Mapping[str, Any]], dict[str, 
 def adapters(scorer: Scorer) -> Findings:
     """Adapters whose config names another model than the one they are applied to."""
     for reference, name in names(scorer).items():
-        source = scorer.sources[reference]
+        source = scorer.sources.own(reference)
         if not isinstance(source, LoraModel):
             continue
         trained_on = source.config.get("base_model_name_or_path")
@@ -164,14 +165,14 @@ def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
 def tied_heads(scorer: Scorer) -> Findings:
     """Heads that one config ties to the embeddings and another does not."""
     (donor, first, _), *others = folders(scorer)
-    tied = scorer.sources.config(first).get("tie_word_embeddings")
+    tied = scorer.sources.own_config(first).get("tie_word_embeddings")
     for name, reference, _ in others:
-        other = scorer.sources.config(reference).get("tie_word_embeddings")
+        other = scorer.sources.own_config(reference).get("tie_word_embeddings")
         if None not in (tied, other) and tied != other:
             yield Finding(
                 name,
                 f"tie_word_embeddings is {str(other).lower()}, that of {donor} {str(tied).lower()}",
-                f"Candidates have {donor}'s; what the other kind of head has learnt is lost or doubled",
+                f"Candidates have {donor}'s kind of head; check that both kinds are meant",
             )
         elif tied and _has_own_head(scorer, reference):
             yield Finding(
@@ -182,7 +183,7 @@ def tied_heads(scorer: Scorer) -> Findings:
 
 
 def _has_own_head(scorer: Scorer, reference: ModelReference) -> bool:
-    source = scorer.sources[reference]
+    source = scorer.sources.own(reference)
     if HEAD not in source.shapes or EMBEDDINGS not in source.shapes:
         return False
     head, embeddings = (stored(source.weight(name))[:COMPARED_ROWS] for name in (HEAD, EMBEDDINGS))
@@ -215,6 +216,22 @@ def vectors(scorer: Scorer) -> Findings:
 def most_alike(facts: Sequence[SliceGeometry]) -> list[str]:
     """The pairs of models, the most alike first."""
     return sorted(facts[0].cosines, key=lambda pair: -max(of.cosines[pair] for of in facts))
+
+
+def routed(scorer: Scorer) -> str:
+    """How the routers of a mixture of experts are merged, in a sentence; empty for a dense model."""
+    space = scorer.space
+    if not (routers := routers_of(scorer.sources[scorer.config.genome.references[0]].shapes, _config(scorer))):
+        return ""
+    named, kept = ", ".join(routers), [method.name for method in space.genome.methods if space.keeps_routers(method)]
+    others = [method.name for method in space.genome.methods if method.name not in kept]
+    said = [f"those of the base with {', '.join(kept)} (a filter in genome.filters gives them genes)"] if kept else []
+    said += [f"merged like other tensors with {', '.join(others)}"] if others else []
+    return f"The routers ({named}) are {' and '.join(said)}."
+
+
+def _config(scorer: Scorer) -> Mapping[str, Any]:
+    return scorer.sources.config(scorer.config.genome.references[0])
 
 
 def rounding_loss(scorer: Scorer) -> float:
