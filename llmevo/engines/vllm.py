@@ -105,13 +105,13 @@ class VllmEngine:
         self._dtype = dtype
         self.lm = VllmScorer(self._llm, vllm.SamplingParams, vocabulary, longest, seed)
 
-    def swap(self, recipe: Recipe, with_digest: bool = False) -> Mapping[str, Any]:
-        """Merge the recipe into the running model. Raises CandidateError if that fails, and MachineError when memory
-        or a file is lost; the next swap then replaces all weights.
+    def swap(self, recipe: Recipe, quantize: str = "", with_digest: bool = False) -> Mapping[str, Any]:
+        """Merge the recipe into the running model; `quantize`: see `Engine.swap`. Raises CandidateError if that fails,
+        and MachineError when memory or a file is lost; the next swap then replaces all weights.
 
         Returns the `seconds` in the worker, the number of `tensors` merged and, if requested, their `digest`.
         """
-        outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), with_digest))
+        outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), quantize, with_digest))
         if not self._llm.reset_prefix_cache():  # its entries were computed with the old weights
             raise RuntimeError("vLLM did not reset its prefix cache, so its answers would mix two models")
         for outcome in outcomes:

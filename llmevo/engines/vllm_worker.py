@@ -54,9 +54,9 @@ class MergeWorker:
         sources = open_models(models, Path(root)) if models else Sources(Path(root), Path(base))
         self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
-    def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:
+    def swap_recipe(self, recipe: Mapping[str, Any], quantize: str, with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""
-        return self._merging.swap(Recipe.model_validate(recipe), with_digest)
+        return self._merging.swap(Recipe.model_validate(recipe), quantize, with_digest)
 
 
 class Merging:
@@ -74,8 +74,8 @@ class Merging:
         self._copies = {name for name, owner in owners.items() if owner != name and owner in self.shapes}
         self._failure: Exception | None = None
 
-    def swap(self, recipe: Recipe, with_digest: bool = False) -> dict[str, Any]:
-        """Merge the recipe into the model, part by part.
+    def swap(self, recipe: Recipe, quantize: str = "", with_digest: bool = False) -> dict[str, Any]:
+        """Merge the recipe into the model, part by part; `quantize`: see `Engine.swap`.
 
         Returns `seconds`, the number of `tensors` merged, their `digest` (BLAKE2b of names and bytes, if requested)
         and, after a failure, the `error` and its `kind`, the name of its class.
@@ -87,7 +87,7 @@ class Merging:
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
             with _experts_set_up_again(self.runner.get_model()):
-                self.runner.reload_weights(weights_iterator=self._weights(recipe, seen, digest))
+                self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest))
         except Exception as error:
             self._failure = self._failure or error
             self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
@@ -105,11 +105,11 @@ class Merging:
             "error": reason,
         }
 
-    def _weights(self, recipe: Recipe, seen: list[str], digest: Any) -> Iterator[tuple[str, Tensor]]:
+    def _weights(self, recipe: Recipe, quantize: str, seen: list[str], digest: Any) -> Iterator[tuple[str, Tensor]]:
         """The weights to load. Ends early, and does not raise, when the merge fails."""
         try:
-            self._forget_touched_parts(recipe)
-            for name, weight in self.merger.merge(recipe, self.loaded):
+            self._forget_touched_parts(recipe, quantize)
+            for name, weight in self.merger.merge(recipe, self.loaded, quantize):
                 if self.shapes.get(name) != tuple(weight.shape):
                     have = self.shapes.get(name, "no such weight")
                     raise CandidateError(f"{name} is {tuple(weight.shape)} merged, {have} in the running model")
@@ -123,9 +123,9 @@ class Merging:
         except Exception as error:
             self._failure = error
 
-    def _forget_touched_parts(self, recipe: Recipe) -> None:
+    def _forget_touched_parts(self, recipe: Recipe, quantize: str) -> None:
         """Load a part of a layer as a whole if anything in it changes: vLLM may have fused it."""
-        made = self.merger.digests(recipe)
+        made = self.merger.digests(recipe, quantize)
         touched = {part_of(name) for name, digest in made.items() if self.loaded.get(name) != digest}
         self.loaded = {name: digest for name, digest in self.loaded.items() if part_of(name) not in touched}
 

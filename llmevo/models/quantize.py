@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llmevo.models.architecture import text_config
+
 FORMATS = ("q8_0", "q4_0", "fp8")
 """The formats of a whole model."""
 
@@ -35,11 +37,14 @@ ROUTERS = re.compile(r"(^|\.)(gate|router|router\.layer|router\.classifier|share
 """Routers of mixtures of experts (the gate of an MLP is `gate_proj`): a few numbers that choose between experts."""
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight$")
 TOWERS = re.compile(
-    r"(^|\.)(visual|vision|vision_tower|vision_model|vision_encoder|audio_tower|audio_model|audio_encoder"
-    r"|embed_vision|embed_audio|multi_modal_projector|mm_projector|connector|aligner)\."
+    r"(^|\.)((vis(ion|ual)|image|video|audio|speech|talker)\w*|embed_(vision|audio)|multi_modal_projector|mm_projector"
+    r"|connector|aligner)\."
 )
 """Encoders of images and sound: GGUF has a file of its own for them, and FP8 checkpoints leave them as they are."""
-EXPERTS = re.compile(r"(^|\.)experts\.(gate_up_proj|gate_proj|up_proj|down_proj|w1|w2|w3)(\.weight)?$")
+EXPERTS = re.compile(
+    r"(^|\.)(experts|block_sparse_moe)\.(gate_up_proj|gate_proj|up_proj|down_proj|w1|w2|w3|input_linear|output_linear)"
+    r"(\.weight)?$"
+)
 """All experts of a layer in one tensor: (experts, rows, columns)."""
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
@@ -114,15 +119,18 @@ def quantizer(format: str, shapes: Mapping[str, Sequence[int]], config: Mapping[
     Stacks of experts have the hidden state as inputs of `gate_up_proj` and outputs of `down_proj`; on which side it is
     in this architecture, its width shows.
     """
-    text: Mapping[str, Any] = config.get("text_config") or config
+    text = text_config(config)
     hidden = text.get("hidden_size")
     stacks = [
-        (found[2], shape) for name, shape in shapes.items() if len(shape) == 3 and (found := EXPERTS.search(name))
+        (found[3], shape) for name, shape in shapes.items() if len(shape) == 3 and (found := EXPERTS.search(name))
     ]
-    sides = [shape[1:] if kind in ("down_proj", "w2") else (shape[2], shape[1]) for kind, shape in stacks]
+    sides = [
+        shape[1:] if kind in ("down_proj", "w2", "output_linear") else (shape[2], shape[1]) for kind, shape in stacks
+    ]
     return Quantizer(
         format,
-        tied=bool(config.get("tie_word_embeddings")) or not any(map(HEAD.search, shapes)),
+        tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        or not any(map(HEAD.search, shapes)),
         transposed=text.get("model_type") in ("gpt2", "openai-gpt"),
         transposed_experts=any(last == hidden != first for first, last in sides),
     )

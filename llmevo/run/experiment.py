@@ -115,7 +115,7 @@ class Experiment:
         assert isinstance(result.id, int)
         stopped = bool(rivals) and result.score is not None and result.score.items < self.evaluator.items
         rival = rivals[0].candidate.id if stopped else None
-        return events.of_result(result, result.id, rival, replies=self.shows_names)
+        return events.of_result(result, result.id, rival, self.shows_names, self.config.engine.search_format)
 
     @cached_property
     def workers(self) -> int:

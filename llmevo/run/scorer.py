@@ -291,7 +291,7 @@ class Scorer:
     def _parents(self) -> Iterator[tuple[str, Any]]:
         """Yield each parent's name, and the running model as that parent."""
         for model in self.space.merged:
-            self.engine.swap(self.space.decode(self.space.parent(model)))
+            self.engine.swap(self.space.decode(self.space.parent(model)), self.config.engine.search_format)
             yield self.space.names[model], self.engine.lm
 
     # Engine
@@ -353,17 +353,17 @@ class Scorer:
     # Scoring
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = (), quantize: str = ""
     ) -> tuple[Score, Mapping[str, float]]:
         """Return the score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and
-        scoring, which are empty for a known score.
+        scoring, which are empty for a known score. `quantize`: see `Request`.
 
         With rivals, the best first, racing stops the recipe once it cannot get ahead of that one; met again, it goes on
         from there. Raises CandidateError, and MachineError when memory, the engine or a file is lost and a second try
         does not help.
         """
         evaluator, racing = self.evaluators[questions], self.config.racing
-        request = Request("", recipe, questions, rivals, self.run)
+        request = Request("", recipe, questions, rivals, self.run, quantize)
         known = self.known(request)
         if known and known.items == evaluator.items:
             return known, {}
@@ -373,9 +373,9 @@ class Scorer:
 
         def scored() -> tuple[Score, dict[str, float]]:
             engine = self.engine  # started before the clock
-            gate = self.gate if questions == "search" and not known else None
+            gate = self.gate if self._is_gated(questions, quantize) and not known else None
             started = time.monotonic()
-            engine.swap(recipe)
+            engine.swap(recipe, quantize)
             if gate:
                 gate.check(engine.lm)
             self._note_verdicts(self.run, questions)
@@ -389,6 +389,10 @@ class Scorer:
         score, seconds = self._with_recovery(scored)
         self.keep(request, score)
         return score, seconds
+
+    def _is_gated(self, questions: str, quantize: str) -> bool:
+        """Return whether this is a scoring of the search: the gate is calibrated for its format."""
+        return questions == "search" and quantize == self.config.engine.search_format
 
     # With workers: see `llmevo.workers.protocol`
 
@@ -429,7 +433,7 @@ class Scorer:
 
     def _score_here(self, request: Request) -> tuple[Score, Mapping[str, float]]:
         self.run = request.run
-        return self.score(request.recipe, request.questions, request.rivals)
+        return self.score(request.recipe, request.questions, request.rivals, request.quantize)
 
     @property
     def doing(self) -> Sequence[Doing]:
@@ -490,9 +494,9 @@ class Scorer:
 
         def scored() -> tuple[Score | Responses, Mapping[str, float]]:
             engine = self.engine
-            gate = self.gate if job.questions == "search" and job.part == 0 else None
+            gate = self.gate if self._is_gated(job.questions, job.quantize) and job.part == 0 else None
             started = time.monotonic()
-            engine.swap(job.recipe)
+            engine.swap(job.recipe, job.quantize)
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()
@@ -577,7 +581,7 @@ class Scorer:
 
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]
-        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed)
+        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed, request.quantize)
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
@@ -614,21 +618,23 @@ class Scorer:
             return  # it is not known which models and questions those scores are of
         checksums = {source["reference"]: self._as_now(source) for source in started.sources}
 
-        def know(candidate: int, score: Score, questions: str) -> None:
+        def know(candidate: int, score: Score, questions: str, quantize: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
-            key = cache_key(recipe, checksums, started.questions[questions], started.masks)
+            key = cache_key(recipe, checksums, started.questions[questions], started.masks, quantize)
             self.answers[key] = {score.items: score, **self.answers.get(key, {})}
             if (run, key) not in self.scores or self.scores[run, key].items < score.items:
                 self.scores[run, key] = score
 
         for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):
-                know(candidate, trial.score, "search")
+                know(candidate, trial.score, "search", state.search_format)
         for candidate, event in state.selected.items():
-            know(candidate, event.read(), "selection")
+            know(candidate, event.read(), "selection", event.quantized)
+        for (candidate, questions), event in state.served.items():
+            know(candidate, event.read(), questions, event.quantized)
         for row in state.heldout.values():
             if row.candidate is not None:
-                know(row.candidate, row.read(), "heldout")
+                know(row.candidate, row.read(), "heldout", row.quantized)
 
     def _as_now(self, source: Mapping[str, Any]) -> str:
         """Return a recorded checksum by today's rule, where the model is still the recorded one."""
@@ -660,12 +666,12 @@ def _machine_errors() -> Generator[None]:
         raise
 
 
-def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
-    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, and
-    the questions.
+def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int, quantize: str = "") -> str:
+    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, the
+    questions, and the format that its weights are rounded to.
     """
     weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
-    return _digest(recipe.as_dict(), weights, questions, seed)
+    return _digest(recipe.as_dict(), weights, questions, seed, *filter(None, [quantize]))
 
 
 def _digest(*parts: Any) -> str:

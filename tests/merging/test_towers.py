@@ -20,8 +20,8 @@ from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from support.checkpoints import assert_near, assert_same_bits, bits, quietly, weights_of
-from support.families import new_family
+from support.checkpoints import assert_near, assert_same_bits, bits, mergekit, quietly, weights_of
+from support.families import FAMILIES, VISION, new_family
 
 TEXT = {"Qwen2.5-VL": "Qwen2", "Qwen3-VL": "Qwen3", "Gemma 3": "Gemma 3 (text)", "LLaVA": "Llama"}
 """Vision-language families and those of their language models: three ways to name both."""
@@ -273,3 +273,56 @@ def test_counts_name_the_routers_that_stay_those_of_the_base(families: Any) -> N
     assert [*copied] == ["the weight of every model is 0"]
     assert copied["the weight of every model is 0"] == [f"model.layers.{n}.mlp.gate.weight" for n in (0, 1)]
     assert ModelReference.parse("one") in kept.references
+
+
+# --- mergekit 0.1.5 on the same checkpoints -----------------------------------------------------------------------
+
+LOSES: Mapping[str, str] = {
+    "DeepSeek-V3": "experts",
+    "Jamba": "experts",
+    "Ernie 4.5 MoE": "experts",
+    "Nemotron-H": "mixer",
+    "LLaVA": "language_model",
+}
+"""Families whose merge by mergekit lacks tensors, and a part of the names of some; transformers makes them anew."""
+
+RAISES: Mapping[str, str] = {"Qwen3-VL": "visual", "Gemma 3": "vision_tower"}
+"""Families that mergekit does not merge, and a part of the tensor that it misses in the checkpoint."""
+
+MERGES = ("Qwen3-Next", "Qwen3.5 (text)", "Granite 4 (hybrid)", "Qwen2.5-VL")
+
+
+def by_mergekit(of: Recipe, root: Path, out: Path) -> None:
+    run = quietly(lambda: mergekit("merge"))
+    given = of.as_dict()
+    for model in given["models"]:
+        model["model"] = str(root / model["model"])
+    config = mergekit("config").MergeConfiguration.model_validate(given | {"base_model": str(root / "base")})
+    options = run.MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    quietly(lambda: run.run_merge(config, str(out), options=options))
+
+
+def loaded(folder: Path, name: str) -> tuple[dict[str, Tensor], set[str]]:
+    """The weights as transformers loads them, and the names of those that the checkpoint lacks."""
+    kind = AutoModelForImageTextToText if FAMILIES[name].kind == VISION else AutoModelForCausalLM
+    model: Any
+    model, info = quietly(lambda: kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32))
+    return dict(model.state_dict()), {*info["missing_keys"]}
+
+
+@pytest.mark.parametrize("name", [*LOSES, *RAISES, *MERGES])
+def test_mergekit_loses_tensors_or_fails_where_all_are_merged_here(name: str, families: Any, tmp_path: Path) -> None:
+    root, both = families(name), recipe("base", "one")
+    llmevo.merge(both, tmp_path / "ours", root=root)
+    merged, missing = loaded(tmp_path / "ours", name)
+    assert not missing
+    if name in RAISES:
+        with pytest.raises(RuntimeError, match=f"{RAISES[name]}.* required but not present"):
+            by_mergekit(both, root, tmp_path / "theirs")
+        return
+    by_mergekit(both, root, tmp_path / "theirs")
+    others, lost = loaded(tmp_path / "theirs", name)
+    assert bool(lost) == (name in LOSES)
+    assert not lost or any(LOSES[name] in each for each in lost)
+    rest = [each for each in merged if each not in lost]
+    assert_near({each: others[each] for each in rest}, {each: merged[each] for each in rest}, rtol=1e-4, atol=1e-6)
