@@ -141,9 +141,9 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         recipe.to_yaml().rstrip(),
         "```",
         "",
-        "mergekit reads the recipe as well."
+        f"{recipe.elsewhere[0].upper()}{recipe.elsewhere[1:]}."
         if changed
-        else "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
+        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.elsewhere}.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",

@@ -347,6 +347,13 @@ class Recipe(Strict):
         """The model whose tokenizer the result gets."""
         return self.tokenizer_source if isinstance(self.tokenizer_source, ModelReference) else self.donor
 
+    @property
+    def elsewhere(self) -> str:
+        """Whether mergekit carries the recipe out as well, as a clause: it lacks some of the methods."""
+        named = dict.fromkeys([self.merge_method, *(of.merge_method for of in self.slices or [] if of.merge_method)])
+        lacking = [name for name in named if not METHODS[name].in_mergekit]
+        return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
+
     def output_slices(self, layers: int) -> list[OutputSlice]:
         """Return the slices of the result; `models` are one slice over all `layers`.
 
@@ -570,7 +577,7 @@ class Provenance:
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
-        head = "# `llmevo merge` makes of this the model that was scored, bit for bit; mergekit reads it too."
+        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.elsewhere}."
         return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
 
     @classmethod
