@@ -141,9 +141,9 @@ def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Seque
         recipe.to_yaml().rstrip(),
         "```",
         "",
-        f"{recipe.elsewhere[0].upper()}{recipe.elsewhere[1:]}."
+        f"{recipe.mergekit_clause}."
         if changed
-        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.elsewhere}.",
+        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.mergekit_clause}.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",

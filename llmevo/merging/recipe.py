@@ -348,8 +348,8 @@ class Recipe(Strict):
         return self.tokenizer_source if isinstance(self.tokenizer_source, ModelReference) else self.donor
 
     @property
-    def elsewhere(self) -> str:
-        """Whether mergekit carries the recipe out as well, as a clause: it lacks some of the methods."""
+    def mergekit_clause(self) -> str:
+        """A clause for readers that says if mergekit carries the recipe out as well: it lacks some of the methods."""
         named = dict.fromkeys([self.merge_method, *(of.merge_method for of in self.slices or [] if of.merge_method)])
         lacking = [name for name in named if not METHODS[name].in_mergekit]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
@@ -577,7 +577,7 @@ class Provenance:
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
-        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.elsewhere}."
+        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.mergekit_clause}."
         return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
 
     @classmethod
