@@ -151,9 +151,9 @@ def model_card(
         *local,
         *_heldout_table(state, candidate),
         *recipe_lines(recipe),
-        "mergekit reads the recipe as well."
+        f"{recipe.mergekit_clause}."
         if changed
-        else "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
+        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.mergekit_clause}.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",

@@ -402,6 +402,13 @@ class Recipe(Strict):
         """The model whose tokenizer the result gets, in a union with the tokens that the others have besides."""
         return self.vocabulary_source if isinstance(self.vocabulary_source, ModelReference) else self.donor
 
+    @property
+    def mergekit_clause(self) -> str:
+        """A clause for readers that says if mergekit carries the recipe out as well: it lacks some of the methods."""
+        named = dict.fromkeys([self.merge_method, *(of.merge_method for of in self.slices or [] if of.merge_method)])
+        lacking = [name for name in named if not METHODS[name].in_mergekit]
+        return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
+
     def output_slices(self, layers: int) -> list[OutputSlice]:
         """Return the slices of the result; `models` are one slice over all `layers`.
 
@@ -655,7 +662,7 @@ class Provenance:
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
-        head = "# `llmevo merge` makes of this the model that was scored, bit for bit; mergekit reads it too."
+        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.mergekit_clause}."
         return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
 
     @classmethod
