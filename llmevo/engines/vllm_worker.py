@@ -8,6 +8,8 @@ vLLM's layer-wise reload has rules of its own, which this module follows:
   records the failure and ends, vLLM closes the layers, and the next load replaces everything.
 - With tied embeddings the output head shares the embeddings' weight but, on CPU, multiplies with a packed copy of
   its own, which reloading does not update. So tied heads are packed again after every load.
+- It counts what a layer's own loader copies. Where a model copies into a weight itself, as that of gpt-oss does with
+  its experts, the copy is lost and the old weights stay. So such a write is an error.
 - On CPU the weights of experts are packed when the model starts, and reloading copies later ones over them as they
   are, unpacked. So experts that are loaded again are set up as at the start.
 """
@@ -22,8 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from llmevo.errors import CandidateError, LlmevoError, machine_error
+from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.vocabulary import open_models
@@ -86,8 +90,8 @@ class Merging:
         # vLLM warns of every layer that a load leaves as it is, which most loads do on purpose.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
-            with _experts_set_up_again(self.runner.get_model()):
-                self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest))
+            with _experts_set_up_again(self.runner.get_model()), _LostWrites() as lost:
+                self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest, lost))
         except Exception as error:
             self._failure = self._failure or error
             self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
@@ -105,7 +109,9 @@ class Merging:
             "error": reason,
         }
 
-    def _weights(self, recipe: Recipe, quantize: str, seen: list[str], digest: Any) -> Iterator[tuple[str, Tensor]]:
+    def _weights(
+        self, recipe: Recipe, quantize: str, seen: list[str], digest: Any, lost: "_LostWrites"
+    ) -> Iterator[tuple[str, Tensor]]:
         """The weights to load. Ends early, and does not raise, when the merge fails."""
         try:
             self._forget_touched_parts(recipe, quantize)
@@ -118,6 +124,12 @@ class Merging:
                     digest.update(name.encode() + weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
                 if name not in self._copies:
                     yield name, weight
+                if lost.count:
+                    kind = type(self.runner.get_model()).__name__
+                    raise SourceError(
+                        f"vLLM's {kind} cannot replace {name} while it runs: it writes that weight past vLLM's own"
+                        " reload; set engine.backend: hf"
+                    )
             if missing := self.shapes.keys() - self.loaded.keys():
                 raise CandidateError(f"the merge made no weight for {', '.join(sorted(missing)[:3])}")
         except Exception as error:
@@ -132,9 +144,25 @@ class Merging:
 
 def part_of(name: str) -> str:
     """The largest unit that an engine may fuse a tensor into: the attention of a layer, its MLP with all experts."""
-    if match := LAYER.match(name):
+    module = name.rpartition(".")[0]
+    if (match := LAYER.match(name)) and module != f"{match[1]}{match[2]}":
         return f"{match[1]}{match[2]}.{match[3].split('.')[1]}"
-    return name.rpartition(".")[0]
+    return module
+
+
+class _LostWrites(TorchFunctionMode):
+    """Counts copies into weights that do not exist yet, outside of the loaders that vLLM's reload counts and repeats.
+
+    While it runs, the layers that are not loaded completely are on the meta device.
+    """
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.copy_ and args[0].is_meta:
+            counted = any(type(mode).__name__ == "CopyCounter" for mode in _get_current_dispatch_mode_stack())
+            self.count += not counted
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

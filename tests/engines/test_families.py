@@ -6,27 +6,42 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Part, Places
 from llmevo.errors import CandidateError
 from llmevo.merging.merger import Merger, merge
+from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
-from support.families import DENSE, FAMILIES, VISION, new_family, new_model
-from support.family_checks import LIMIT, METHODS, check_swaps, far_from_float64, logits_of, recipe_of
+from support.families import DENSE, FAMILIES, new_family, new_model
+from support.family_checks import (
+    LIMIT,
+    METHODS,
+    check_swaps,
+    check_vllm,
+    far_from_float64,
+    loaded,
+    logits_of,
+    recipe_of,
+)
 
-TEXT = [name for name, family in FAMILIES.items() if family.kind != VISION]
 
-
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_merges_as_in_float64_and_swaps_as_exported(name: str, tmp_path: Path) -> None:
     root = new_family(tmp_path, name)
     for method in METHODS:
         assert far_from_float64(root, method) <= LIMIT
     # In bfloat16 transformers keeps some weights of hybrids and of mixtures of experts in float32.
     check_swaps(root, root, torch.float32 if FAMILIES[name].kind == DENSE else torch.bfloat16)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", ["Qwen3-MoE", "Falcon-H1", "Qwen3-VL"])
+def test_a_kind_of_families_swaps_in_vllm_as_exported(name: str, tmp_path: Path) -> None:
+    check_vllm(new_family(tmp_path, name), tmp_path)
 
 
 @pytest.fixture
@@ -112,17 +127,12 @@ def test_a_tied_head_that_a_merge_makes_differ_is_scored_as_it_will_be_loaded(tm
     recipe = recipe_of("linear", merge_method="dare_linear", base_model="base", models=models, dtype="float32")
     engine = engine_of(root)
     engine.swap(recipe)
-    from llmevo.merging.writer import write_model
-    from support.family_checks import loaded
-
     write_model(recipe, Sources(root), root / "out", trim=False)
     assert torch.equal(logits_of(engine.model), logits_of(loaded(root / "out", torch.float32)))
     assert not engine.differences(root / "out")
 
 
 def _with_head(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -389,6 +389,7 @@ def test_parts_hold_everything_that_may_be_fused() -> None:
     assert part_of("model.layers.3.mlp.experts.0.w1.weight") == part_of("model.layers.3.mlp.experts.7.w2.weight")
     assert part_of("model.layers.3.mlp.up_proj.weight") != part_of("model.layers.13.mlp.up_proj.weight")
     assert part_of("lm_head.weight") == part_of("lm_head.bias") != part_of("model.norm.weight")
+    assert part_of("visual.merger.mlp.0.weight") == part_of("visual.merger.mlp.0.bias")
 
 
 # Answers

@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,16 @@ def recipe_of(method: str, weights: Sequence[Any] = WEIGHTS, **changes: Any) -> 
     ]
     base = {"base_model": "base", "parameters": {"density": DENSITY}} if method == "ties" else {}
     return Recipe.model_validate({"merge_method": method, "models": models, **base, **changes})
+
+
+def recipes(dtype: str) -> Mapping[str, Recipe]:
+    """Merges of all weights, and one that differs from the first in one layer and one expert."""
+    one = [{"filter": ".1.", "value": 2.0}, {"value": WEIGHTS[0]}]
+    return {
+        "linear": recipe_of("linear", dtype=dtype),
+        "ties": recipe_of("ties", dtype=dtype),
+        "experts": recipe_of("linear", (one, WEIGHTS[1]), dtype=dtype),
+    }
 
 
 def expected(method: str, base: Tensor, models: Sequence[Tensor]) -> Tensor:
@@ -101,17 +111,13 @@ def check_swaps(root: Path, out: Path, dtype: torch.dtype = torch.float32) -> No
     check_loadable(root / "base", sources[recipe_of("linear").donor].shapes)
     engine = quietly(lambda: HfEngine(root / "base", root / "base", name, "cpu", Merger(sources, 0)))
     found: dict[str, Tensor] = {}
-    recipes = {
-        "linear": recipe_of("linear", dtype=name),
-        "ties": recipe_of("ties", dtype=name),
-        "experts": recipe_of("linear", ([{"filter": ".1.", "value": 2.0}, {"value": 0.3}], 0.9), dtype=name),
-    }
     for at in ("linear", "ties", "experts", "linear"):
-        engine.swap(recipes[at])
+        recipe = recipes(name)[at]
+        engine.swap(recipe)
         made = logits_of(engine.model)
         assert torch.equal(made, found.setdefault(at, made)), f"{at}: other logits after a swap to and fro"
         if not (folder := out / at).exists():
-            write_model(recipes[at], sources, folder, trim=False)
+            write_model(recipe, sources, folder, trim=False)
             model = loaded(folder, dtype)
             assert torch.equal(logits_of(model), made), f"{at}: other logits than the exported model's"
             assert not (wrong := engine.differences(folder)), f"{at}: differences in {wrong[:3]}"
@@ -135,7 +141,35 @@ def _likelihoods(model: Any, lm: Any) -> Iterator[float]:
         yield sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
 
 
-def rows(families: Sequence[str]) -> Iterator[dict[str, Any]]:
+def check_vllm(root: Path, out: Path, dtype: str = "float32") -> None:
+    """Fail unless swaps in vLLM give the likelihoods that transformers gives the exported models, back and forth."""
+    from llmevo.engines.vllm import NOISE, PROBES, VllmEngine
+
+    asked = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
+    sources = Sources(root)
+    engine = VllmEngine(root / "base", root / "base", dtype, root)
+    allowed = NOISE if dtype == "bfloat16" else 0.001
+    try:
+        found: dict[str, list[float]] = {}
+        for at in ("linear", "ties", "experts", "linear"):
+            recipe = recipes(dtype)[at]
+            engine.swap(recipe)
+            own = [score for score, _ in engine.lm.loglikelihood(asked)]
+            assert own == found.setdefault(at, own), f"{at}: other likelihoods after a swap to and fro"
+            if (folder := out / f"vllm-{at}").exists():
+                continue
+            write_model(recipe, sources, folder, trim=False)
+            reference = quietly(lambda folder=folder: HfEngine(folder, folder, dtype, "cpu"))
+            for (_, rest), one, (other, _) in zip(PROBES, own, reference.lm.loglikelihood(asked), strict=True):
+                assert abs(one - other) <= allowed * len(rest), f"{at}: {one} in vLLM, {other} in transformers"
+            reference.close()
+        apart = [abs(one - other) for one, other in zip(found["linear"], found["experts"], strict=True)]
+        assert max(apart) > 4 * allowed, "the merges do not differ enough to tell them apart"
+    finally:
+        engine.close()
+
+
+def rows(families: Sequence[str], with_vllm: bool) -> Iterator[dict[str, Any]]:
     """What holds for each family: "yes", or the reason why not."""
     for name in families:
         row: dict[str, Any] = {"family": name, "kind": FAMILIES[name].kind, "model_type": FAMILIES[name].model_type}
@@ -146,18 +180,31 @@ def rows(families: Sequence[str]) -> Iterator[dict[str, Any]]:
             except LlmevoError as error:
                 row["merge"] = str(error)
             for column, dtype in (("hf", torch.float32), ("hf, bfloat16", torch.bfloat16)):
-                try:
-                    check_swaps(root, root / column, dtype)
-                    row[column] = "yes"
-                except (AssertionError, LlmevoError) as error:
-                    row[column] = str(error) or repr(error)
+                row[column] = _outcome(
+                    lambda root=root, column=column, dtype=dtype: check_swaps(root, root / column, dtype)
+                )
+            if with_vllm:
+                row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "one-type"))
+                # Some of vLLM's kernels for CPUs take bfloat16 only.
+                if row["vllm"] != "yes":
+                    row["vllm, float32"] = row["vllm"]
+                    row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "other-type", "bfloat16"))
         yield row
+
+
+def _outcome(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Exception as error:  # vLLM's kernels raise any
+        return (str(error) or repr(error)).splitlines()[0][:300]
+    return "yes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file to write, as lines of JSON")
     parser.add_argument("--family", action="append", help="only this one; may be given several times")
+    parser.add_argument("--vllm", action="store_true", help="also in vLLM, which takes an hour")
     given = parser.parse_args()
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     measurements = importlib.import_module("measurements")
@@ -165,7 +212,7 @@ def main() -> None:
     if given.out:
         given.out.write_text("")
     here = measurements.environment()
-    for row in rows(given.family or [*FAMILIES]):
+    for row in rows(given.family or [*FAMILIES], given.vllm):
         print(row, flush=True)
         measurements.append(given.out, {"benchmark": "families", **row, **here})
 
