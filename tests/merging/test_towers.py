@@ -304,8 +304,7 @@ def by_mergekit(of: Recipe, root: Path, out: Path) -> None:
 
 def loaded(folder: Path, name: str) -> tuple[dict[str, Tensor], set[str]]:
     """The weights as transformers loads them, and the names of those that the checkpoint lacks."""
-    kind = AutoModelForImageTextToText if FAMILIES[name].kind == VISION else AutoModelForCausalLM
-    model: Any
+    kind: Any = AutoModelForImageTextToText if FAMILIES[name].kind == VISION else AutoModelForCausalLM
     model, info = quietly(lambda: kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32))
     return dict(model.state_dict()), {*info["missing_keys"]}
 

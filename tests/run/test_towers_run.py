@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from support.workspace import Workspace
 SEARCH = {"optimizer": "cma-es", "budget": 8, "population": 3, "seed": 3}
 
 
-def replace(workspace: Workspace, family: str, **changes: object) -> None:
+def replace(workspace: Workspace, family: str, **changes: Any) -> None:
     """Put the models of a family in the place of the workspace's."""
     for model in MODELS:
         shutil.rmtree(workspace.root / model, ignore_errors=True)
