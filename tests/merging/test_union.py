@@ -69,7 +69,7 @@ def recipe_of(method: str = "task_arithmetic", names: Sequence[str] = ("one", "t
     weights = {"one": 0.3, "two": 0.9, "base": 0.5}
     models = [{"model": name, "parameters": {"weight": weights[name]}} for name in names]
     if method == "ties":
-        models = [{**model, "parameters": {"weight": weights[model["model"]], "density": 0.5}} for model in models]
+        models = [{**model, "parameters": {"weight": weights[str(model["model"])], "density": 0.5}} for model in models]
     return {"merge_method": method, **base, "models": models, "dtype": "float32", "tokenizer_source": "union", **keys}
 
 
