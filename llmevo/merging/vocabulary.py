@@ -85,12 +85,13 @@ class Vocabulary:
             _check_trained(donor, reference, every)
         numbers = dict(wanted.numbers)
         end = max(numbers.values()) + 1
-        added: dict[str, Any] = {}
-        if recipe.vocabulary_source == "union":
-            for reference in references:
-                added |= {t: token for t, token in every[reference].added.items() if t not in numbers | added}
         listed = recipe.tokenizer.tokens or {} if recipe.tokenizer else {}
-        added |= {token: _plain(token) for token in listed if token not in numbers | added}
+        united = references if recipe.vocabulary_source == "union" else []
+        added: dict[str, Any] = {}
+        for tokens in (*(every[reference].added for reference in united), {token: _plain(token) for token in listed}):
+            for text, token in tokens.items():
+                if text not in numbers:
+                    added.setdefault(text, token)
         numbers |= {token: end + place for place, token in enumerate(added)}
         end += len(added)
         rows = {
