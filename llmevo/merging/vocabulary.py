@@ -85,12 +85,13 @@ class Vocabulary:
             _check_trained(donor, reference, every)
         numbers = dict(wanted.numbers)
         end = max(numbers.values()) + 1
-        added: dict[str, Any] = {}
-        if recipe.vocabulary_source == "union":
-            for reference in references:
-                added |= {t: token for t, token in every[reference].added.items() if t not in numbers | added}
         listed = recipe.tokenizer.tokens or {} if recipe.tokenizer else {}
-        added |= {token: _plain(token) for token in listed if token not in numbers | added}
+        united = references if recipe.vocabulary_source == "union" else []
+        added: dict[str, Any] = {}
+        for tokens in (*(every[reference].added for reference in united), {token: _plain(token) for token in listed}):
+            for text, token in tokens.items():
+                if text not in numbers:
+                    added.setdefault(text, token)
         numbers |= {token: end + place for place, token in enumerate(added)}
         end += len(added)
         rows = {
@@ -179,9 +180,9 @@ class Aligned(Sources):
         self._aligned: dict[ModelReference, _AlignedSource] = {}
         self._tables: dict[tuple[ModelReference, str], Tensor] = {}
         self._making = threading.Lock()
-        self._names: dict[ModelReference, set[str]] = {}
-        for reference in vocabulary.rows:
-            self._names[reference] = _checked_names(reference, sources, vocabulary)
+        self._names = {reference: _checked_names(reference, sources, vocabulary) for reference in vocabulary.rows}
+        adapted = [reference for reference in vocabulary.rows if reference.lora]
+        self._on_model = [of for of in adapted if tokenizer_folder(of, sources) == sources.folder(of)]
 
     def __getitem__(self, reference: ModelReference) -> Source:
         if reference not in self._names:
@@ -228,10 +229,10 @@ class Aligned(Sources):
     def _table(self, reference: ModelReference, name: str, own: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return one model's stored rows in the order of the merged vocabulary."""
         plain = ModelReference(model=reference.model)
-        if rows is None and reference.lora and tokenizer_folder(reference, self.whole) == self.folder(reference):
-            # Adapters that leave the embeddings alone share those of their model.
-            reference, rows = (plain if same(own, self.whole[plain].tensor(name)) else reference), self._rows(reference)
-        rows = self._rows(reference) if rows is None else rows
+        if rows is None:
+            rows = self.vocabulary.rows[reference]
+            if reference in self._on_model and same(own, self.whole[plain].tensor(name)):
+                reference = plain  # adapters that leave the embeddings alone share those of their model
         size, count = self.vocabulary.size, len(rows)
         if size == count and torch.equal(rows, torch.arange(count)):
             return own[:size]
@@ -251,9 +252,6 @@ class Aligned(Sources):
         if size > count:
             table[count:] = _mean_row(table[:count])
         return table
-
-    def _rows(self, reference: ModelReference) -> Tensor:
-        return self.vocabulary.rows[reference]
 
     def _mean(self, origins: Sequence[Row], name: str, like: Tensor) -> Tensor:
         """Return the mean of some models' rows, in float32 and rounded to the table's type; zeros without any."""

@@ -400,7 +400,8 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
             "tokenizer.tokens.x: kind is 'mean'; give zero or model_token, or a model instead",
         ),
         (
-            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {tokens: {x: {source: {kind: model_token, model: a/b}}}}",
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer:"
+            " {tokens: {x: {source: {kind: model_token, model: a/b}}}}",
             "tokenizer.tokens.x: kind: model_token needs a `model`, and either a `token` or a `token_id`",
         ),
         (

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmevo.config import read_config
+from llmevo.engines.hf import HfEngine
 from llmevo.errors import SourceError
 from llmevo.export.merge import merge
 from llmevo.merging.merger import merge as merge_weights
@@ -67,7 +69,7 @@ def recipe_of(method: str = "task_arithmetic", names: Sequence[str] = ("one", "t
     weights = {"one": 0.3, "two": 0.9, "base": 0.5}
     models = [{"model": name, "parameters": {"weight": weights[name]}} for name in names]
     if method == "ties":
-        models = [{**model, "parameters": {"weight": weights[model["model"]], "density": 0.5}} for model in models]
+        models = [{**model, "parameters": {"weight": weights[str(model["model"])], "density": 0.5}} for model in models]
     return {"merge_method": method, **base, "models": models, "dtype": "float32", "tokenizer_source": "union", **keys}
 
 
@@ -175,7 +177,7 @@ def search_of(workspace: Workspace, source: str = "union", method: str = "task_a
     """A config over a base and two models whose tokens differ."""
     for name in TOKENS:
         shutil.rmtree(workspace.root / name)
-    new_models(workspace.root)
+    new_models(workspace.root, **keys.pop("shape", {}))
     genome = {
         "base_model": "base",
         "models": ["one", "two"],
@@ -288,6 +290,25 @@ def test_adapters_that_leave_the_embeddings_alone_share_their_models_table(root:
     two, adapted = (sources[ModelReference.parse(name)].tensor(EMBEDDINGS) for name in names[2:])
     assert two.data_ptr() == adapted.data_ptr()
     assert isinstance(sources, Aligned)
+
+
+@pytest.mark.vllm
+def test_vllm_runs_the_union_without_the_folder_that_it_began_with(workspace: Workspace) -> None:
+    shape = {"hidden_size": 128, "intermediate_size": 160, "initializer_range": 0.15, "max_position_embeddings": 256}
+    config = search_of(workspace, engine={"backend": "vllm"}, genome={"dtype": "bfloat16"}, shape=shape)
+    scorer = Scorer(read_config(config), workspace.root)
+    engine: Any = scorer.engine  # compared with an exported merge
+    recipe, out = scorer.space.alone(ModelReference.parse("two")), workspace.root / "out"
+    engine.swap(recipe)
+    write_model(recipe, scorer.sources, out, 0)
+    assert engine.differences(out) == []
+    asked = [Instance("loglikelihood", {}, ("a<th>b", "<|im_start|>hello"), 0)]
+    reference = HfEngine(out, out, "bfloat16", "cpu")
+    (mine, _), (wanted, _) = engine.lm.loglikelihood(asked)[0], reference.lm.loglikelihood(asked)[0]
+    assert mine == pytest.approx(wanted, abs=0.3)
+    written = Instance("generate_until", {}, ("a<th>b", {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}), 0)
+    assert isinstance(engine.lm.generate_until([written])[0], str)
+    engine.close()
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------
