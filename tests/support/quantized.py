@@ -235,8 +235,12 @@ KINDS: dict[str, Kind] = {
 
 def quantized_checkpoint(folder: Path, kind: str, seed: int = 1, **model: Any) -> dict[str, Tensor]:
     """Save a tiny model with quantized projections; return all of its weights as a library reads them."""
+    return quantize_folder(new_checkpoint(folder, seed, hidden=64, layers=2, **model), kind)
+
+
+def quantize_folder(folder: Path, kind: str) -> dict[str, Tensor]:
+    """Quantize the projections of a model in place; return all of its weights as a library reads them."""
     config, quantize = KINDS[kind]()
-    new_checkpoint(folder, seed, hidden=64, layers=2, **model)
     stored: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
     for name, weight in weights_of(folder).items():
