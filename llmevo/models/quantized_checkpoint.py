@@ -309,7 +309,7 @@ class _Readers:
             raise self._error(name, f"is stored as {kind}, but {name}_scale or {name}_scale_inv is missing")
         if kind == "U8":
             whole = self._need(f"{name}_scale_2", name)
-            return self._fp4(name, f"{name}_scale", (whole,), lambda: raw.tensor(whole).float())
+            return self._fp4(name, f"{name}_scale", whole)
         parts, zero = [name, scale], f"{name}_zero_point"
         block = self._grid(name, shapes[name], scale)
 
@@ -331,26 +331,34 @@ class _Readers:
         scale = self._need(f"{stem}_scale", name)
         if raw.types[name] == "U8":
             if raw.types[scale] == "U8":  # MXFP4
-                return self._fp4(name, scale, (), None)
+                return self._fp4(name, scale)
             whole = self._need(f"{stem}_global_scale", name)
-            return self._fp4(name, scale, (whole,), lambda: 1 / raw.tensor(whole).float())
+            return self._fp4(name, scale, whole, divides=True)
         return self._int32(name, stem, scale)
 
-    def _fp4(self, name: str, scale: str, more: tuple[str, ...], whole: Callable[[], Tensor] | None) -> Quantized:
+    def _fp4(self, name: str, scale: str, whole: str = "", divides: bool = False) -> Quantized:
+        """Two FP4 numbers in a byte, scales of groups, and a number that multiplies or divides all of the scales."""
         raw = self.raw
         *before, rows, half = raw.shapes[name]
         shape = (*before, rows, 2 * half)
-        for each in more:
-            if math.prod(raw.shapes[each]) != 1:
-                raise self._error(each, f"has the shape {raw.shapes[each]}; it must be one number")
+        if whole and math.prod(raw.shapes[whole]) != 1:
+            raise self._error(whole, f"has the shape {raw.shapes[whole]}; it must be one number")
 
         def scales() -> Tensor:
             of = _as_scale(raw.tensor(scale))
-            return of * whole() if whole else of
+            if not whole:
+                return of
+            number = raw.tensor(whole).float().reshape(())
+            return of / number if divides else of * number
 
-        block, dtype = self._grid(name, shape, scale), torch.float32 if whole else torch.bfloat16
         return Quantized(
-            shape, (name, scale, *more), lambda: _unpack_fp4(raw.tensor(name)), scales, block, _LEVELS, dtype=dtype
+            shape,
+            (name, scale, *([whole] if whole else [])),
+            lambda: _unpack_fp4(raw.tensor(name)),
+            scales,
+            self._grid(name, shape, scale),
+            _LEVELS,
+            dtype=torch.float32 if whole else torch.bfloat16,
         )
 
     def _mxfp4(self, name: str) -> Quantized:

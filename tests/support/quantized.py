@@ -69,8 +69,8 @@ def _scales(weight: Tensor, args: Any) -> Parts:
     if args.strategy == "tensor_group":  # NVFP4
         found["weight_global_scale"] = torch.tensor([448.0 * 6.0]) / weight.abs().max()
         found["weight_scale"] = (scale * found["weight_global_scale"]).to(torch.float8_e4m3fn).float()
-    elif args.num_bits == 4 and args.type == "float":  # MXFP4: powers of 2
-        found["weight_scale"] = torch.exp2(torch.floor(torch.log2(scale)))
+    elif args.type == "float" and args.group_size == 32:  # MXFP4 and MXFP8: powers of 2
+        found["weight_scale"] = torch.exp2(torch.ceil(torch.log2(scale)))
     if not args.symmetric:
         low, high = groups.amin(-1), groups.amax(-1)
         found["weight_scale"] = (high - low) / (2**args.num_bits - 1)
@@ -235,8 +235,12 @@ KINDS: dict[str, Kind] = {
 
 def quantized_checkpoint(folder: Path, kind: str, seed: int = 1, **model: Any) -> dict[str, Tensor]:
     """Save a tiny model with quantized projections; return all of its weights as a library reads them."""
+    return quantize_folder(new_checkpoint(folder, seed, hidden=64, layers=2, **model), kind)
+
+
+def quantize_folder(folder: Path, kind: str) -> dict[str, Tensor]:
+    """Quantize the projections of a model in place; return all of its weights as a library reads them."""
     config, quantize = KINDS[kind]()
-    new_checkpoint(folder, seed, hidden=64, layers=2, **model)
     stored: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
     for name, weight in weights_of(folder).items():
