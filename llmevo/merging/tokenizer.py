@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
@@ -53,6 +54,9 @@ class _TrimmedSource(Source):
     def tensor(self, name: str) -> Tensor:
         tensor = self._whole.tensor(name)
         return tensor[: self._rows] if name in self._names else tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._whole.dtype(name)
 
     def weight(self, name: str) -> Weight:
         weight = self._whole.weight(name)

@@ -166,8 +166,8 @@ class Scorer:
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
-        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        Merger(self.sources).count(self.space.decode(self.space.uniform()))
+        check_loadable(self.sources.engine_folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
+        Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
         if tokenizer.eos_token_id is None:
@@ -280,7 +280,7 @@ class Scorer:
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        donor = self.sources.folder(self.config.genome.references[0])
+        donor = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine

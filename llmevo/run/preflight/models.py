@@ -159,7 +159,7 @@ def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
     """The type of a model's largest tensor; for an adapter that of its model."""
     source = scorer.sources[reference]
     largest = max(source.shapes, key=lambda name: math.prod(source.shapes[name]))
-    return str(stored(source.weight(largest)).dtype).removeprefix("torch.")
+    return str(source.dtype(largest)).removeprefix("torch.")
 
 
 def tied_heads(scorer: Scorer) -> Findings:
