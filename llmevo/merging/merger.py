@@ -243,20 +243,33 @@ class Merger:
 
     def _reason_to_copy(self, tensor: _PlannedTensor, models: Sequence[ModelReference]) -> str:
         """Return why a tensor is copied; empty if it is merged."""
-        weights = tensor.each.get("weight", [1.0] * len(tensor.models))
-        is_copied = self._unchanged(tensor) is not None
-        if is_copied and not (first := self._first(tensor)).is_floating_point():
-            for (model, name), weight in zip(tensor.models, weights, strict=True):
-                if weight != 0.0 and not torch.equal(stored(self._weight(model, name)), first):
-                    raise SourceError(
-                        f"{model}: {name} holds integers, which cannot be merged, and other ones than in {models[0]};"
-                        " give the model the weight 0 for it by a filter of the recipe, or leave the model out"
-                    )
+        if self._holds_integers(tensor, models[0]):
             return "integers"
-        if is_copied:
+        if self._unchanged(tensor) is not None:
             lent = self._lent(tensor)
             return f"only in {models[0]}: {' and '.join(sorted(lent))}" if lent else "no model changes them"
-        return "the weight of every model is 0" if tensor.method.keeps_base and not any(weights) else ""
+        is_base = tensor.method.keeps_base and not any(tensor.each["weight"])
+        return "the weight of every model is 0" if is_base else ""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise SourceError for integers that would be lost, as `count` does; reads nothing else."""
+        for tensor in self._plan(recipe):
+            self._holds_integers(tensor, recipe.donor)
+
+    def _holds_integers(self, tensor: _PlannedTensor, donor: ModelReference) -> bool:
+        """Return whether a tensor holds integers, the same in all models that have a weight for it."""
+        of, name = tensor.base or tensor.models[0]
+        if self.sources[of].dtype(name).is_floating_point:
+            return False
+        first = self._first(tensor)
+        weights = tensor.each.get("weight", [1.0] * len(tensor.models))
+        for (model, own), weight in zip(tensor.models, weights, strict=True):
+            if weight != 0.0 and not torch.equal(stored(self._weight(model, own)), first):
+                raise SourceError(
+                    f"{model}: {own} holds integers, which cannot be merged, and other ones than in {donor}; give the"
+                    " model the weight 0 for it by a filter of the recipe, or leave the model out"
+                )
+        return True
 
     def _base(self, tensor: _PlannedTensor) -> Tensor | None:
         return self.sources[tensor.base[0]].tensor(tensor.base[1]) if tensor.base else None

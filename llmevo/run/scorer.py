@@ -204,7 +204,7 @@ class Scorer:
         donor = self.config.genome.references[0]
         folder = self.sources.engine_folder(donor)
         check_loadable(folder, self.sources[donor].shapes, in_place=self.backend == "hf")
-        Merger(self.sources).count(self.space.decode(self.space.uniform()))
+        Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
         if tokenizer.eos_token_id is None:
