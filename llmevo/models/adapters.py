@@ -442,11 +442,13 @@ class LoraModel(Source):
         weight, scale = self._weight_of(module), self._scale(module)
         shapes: list[tuple[int, ...]] = []
         for side in ("lokr_w1", "lokr_w2"):
-            if side not in parts:
-                self._need(parts, f"{side}_a", f"{side}_b")
-                first, second = (self._adapter.shapes[parts[f"{side}_{each}"]] for each in "ab")
-                self._check_size(parts[f"{side}_b"], (first[1], *second[1:]))
-            shapes.append(self._adapter.shapes[parts[side]] if side in parts else (first[0], second[1]))
+            if side in parts:
+                shapes.append(self._adapter.shapes[parts[side]])
+                continue
+            self._need(parts, f"{side}_a", f"{side}_b")
+            first, second = (self._adapter.shapes[parts[f"{side}_{each}"]] for each in "ab")
+            self._check_size(parts[f"{side}_b"], (first[1], *second[1:]))
+            shapes.append((first[0], second[1]))
         product = tuple(one * two for one, two in zip(*shapes, strict=True))
         if product != self._matrix(weight):
             raise SourceError(

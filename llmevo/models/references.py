@@ -169,7 +169,11 @@ def _download(path: ModelPath) -> Path:
             repo, _, name = path.path.rpartition("/")
             return Path(hf_hub_download(repo, name, revision=path.revision))
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
-        return Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            pickled = [*wanted, "pytorch_model*.bin", "adapter_model.bin"]
+            folder = Path(snapshot_download(path.path, revision=path.revision, allow_patterns=pickled))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(

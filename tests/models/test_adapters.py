@@ -38,7 +38,8 @@ TARGETS = ["q_proj", "down_proj"]
 
 
 def lora(**config: Any) -> Any:
-    return peft.LoraConfig(**{"r": 2, "lora_alpha": 6, "target_modules": TARGETS, "init_lora_weights": False, **config})
+    plain: dict[str, Any] = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS, "init_lora_weights": False}
+    return peft.LoraConfig(**plain | config)
 
 
 KINDS: dict[str, Callable[[], Any]] = {

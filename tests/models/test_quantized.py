@@ -25,6 +25,7 @@ from llmevo.models.sources import Sources
 from support.checkpoints import assert_same_bits, new_adapter, new_checkpoint, quietly, weights_of
 from support.quantized import KINDS, change_config, quantized_checkpoint
 
+Weights = dict[str, Tensor]
 UP = "model.layers.1.mlp.up_proj"
 FP8 = "fp8 by block"
 
@@ -74,8 +75,11 @@ def gpt_oss(folder: Path) -> dict[str, Tensor]:
         vocab_size=32, hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, num_local_experts=3, num_experts_per_tok=2,
     )  # fmt: skip
-    quietly(lambda: GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(folder))
-    stored, expected, random = {}, {}, torch.Generator().manual_seed(2)
+    made: Any = GptOssForCausalLM(config)
+    quietly(lambda: made.to(torch.bfloat16).save_pretrained(folder))
+    stored: Weights = {}
+    expected: Weights = {}
+    random = torch.Generator().manual_seed(2)
     for name, weight in weights_of(folder).items():
         expected[name] = stored[name] = weight
         if name.endswith(("gate_up_proj", "down_proj")):
@@ -263,9 +267,6 @@ def test_a_quantization_that_is_not_read_is_refused_by_key_and_value(config: Any
     with pytest.raises(SourceError, match=said) as raised:
         Sources.open(references("model"), tmp_path)
     assert "\n" not in str(raised.value)
-
-
-Weights = dict[str, Tensor]
 
 
 def without(end: str) -> Callable[[Weights], Any]:
