@@ -51,7 +51,7 @@ class Fp8Model:
         self.model = model
         modules = Modules(model.sources.folder(model.recipe.donor))
         rounding = quantizer("fp8", model.shapes, model.config())
-        self.rounded = {name for name, shape in model.shapes.items() if rounding.stored(name, shape) == "fp8"}
+        self.rounded = [name for name, shape in model.shapes.items() if rounding.stored(name, shape) == "fp8"]
         """The tensors that become FP8."""
         held = {name: modules.module_of(name) for name in model.shapes}
         for name in self.rounded:

@@ -8,11 +8,8 @@ their answers.
 import gc
 import hashlib
 import json
-import shutil
-import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,7 +43,7 @@ from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of
-from llmevo.models.files import WHOLE, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -164,11 +161,16 @@ class Scorer:
 
     @cached_property
     def _settings(self) -> Path:
-        """A temporary folder with the config and tokenizer of all candidates: no model has them where tokens differ."""
-        folder = Path(tempfile.mkdtemp(prefix="llmevo-vocabulary-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(folder, set())
-        return folder
+        """A folder in the cache with the config and tokenizer of all candidates: no model has them where tokens differ."""
+        folders = cache_folder() / "vocabularies"
+        folders.mkdir(parents=True, exist_ok=True)
+        with partial_folder(folders / "new") as written:
+            MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(written, set())
+            contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
+            out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
+            if not out.exists():
+                written.rename(out)
+        return out
 
     # Checks of the config against models and machine
 
