@@ -161,7 +161,7 @@ class Scorer:
 
     @cached_property
     def _settings(self) -> Path:
-        """A folder in the cache with the config and tokenizer of all candidates: no model has them where tokens differ."""
+        """A folder in the cache with the config and tokenizer of all candidates, which no model has."""
         folders = cache_folder() / "vocabularies"
         folders.mkdir(parents=True, exist_ok=True)
         with partial_folder(folders / "new") as written:
