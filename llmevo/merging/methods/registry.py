@@ -125,7 +125,7 @@ BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0)
 """The way from task arithmetic, 0, to the method, 1."""
 
 
-def _separating(name: str, paper: str, function: str = "", **more: Parameter) -> Method:
+def _separating(name: str, paper: str, function: str = "", by_entry: bool = False, **more: Parameter) -> Method:
     """Return a method that separates task vectors before it adds them; at one value of its own gene it does nothing."""
     return Method(
         name,
@@ -136,6 +136,7 @@ def _separating(name: str, paper: str, function: str = "", **more: Parameter) ->
         takes_base=True,
         normalize=False,
         in_mergekit=False,
+        by_entry=by_entry,
     )
 
 
@@ -272,6 +273,7 @@ _METHODS = (
     _separating(
         "consensus",
         "https://arxiv.org/abs/2405.07813",
+        by_entry=True,
         threshold=Parameter(default=0.4, low=0.0, high=1.0, start=0.4),
         agree=Parameter(default=2.0),
     ),
