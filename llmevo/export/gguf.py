@@ -19,6 +19,7 @@ from torch import Tensor
 from llmevo.errors import UserError
 from llmevo.merging.writer import MergedModel
 from llmevo.models.quantize import ggml_bytes, quantize, quantizer
+from llmevo.models.safetensors_writer import returning_memory
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import vocabulary
 
@@ -309,7 +310,7 @@ class GgufModel:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, weight in self.model.weights():
+            for name, weight in returning_memory(self.model.weights()):
                 if name in self.names:
                     writer.write_tensor_data(self.encoded(name, weight))
             for name in copied:
