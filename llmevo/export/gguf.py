@@ -202,7 +202,9 @@ class GgufModel:
         }
         for key, value in wanted.items():
             other = found.value(f"{arch}.{key}")
-            if None not in (value, other) and abs(float(value) - float(other)) > 1e-6 * abs(float(value)):
+            if value is None or other is None:
+                continue
+            if abs(float(value) - float(other)) > 1e-6 * abs(float(value)):
                 raise UserError(
                     f"{self._label}: {arch}.{key} is {other:g}, and {float(value):g} in the merge's config.json; name a"
                     " GGUF file of the merge's own base"
