@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -64,15 +64,18 @@ class Metadata:
         licence, note = strictest((parent.reference, parent.licence) for parent in self.parents)
         if note:
             self.notes.append(note)
-        bases = self.base_models
+        bases, more = self.base_models, dict[str, Any]()
+        if bases:
+            more["base_model_relation"] = self.relation
+        if self.results:
+            more |= {"eval_results": [*self.results], "model_name": self.name}
         data = ModelCardData(
             library_name=self.library or LIBRARIES.get(self.relation, "transformers"),
             tags=[*dict.fromkeys([*self.tags, "merge", "llmevo", "mergekit"])],
             license=licence,
             base_model=bases or None,
             pipeline_tag="text-generation",
-            **({"base_model_relation": self.relation} if bases else {}),
-            **({"eval_results": [*self.results], "model_name": self.name} if self.results else {}),
+            **more,
         )
         return f"---\n{data.to_yaml()}\n---\n"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from llmevo.errors import UserError
 from llmevo.merging.writer import MergedModel
 from llmevo.models.quantize import ggml_bytes, quantize, quantizer
+from llmevo.models.safetensors_writer import returning_memory
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import vocabulary
 
@@ -201,7 +202,9 @@ class GgufModel:
         }
         for key, value in wanted.items():
             other = found.value(f"{arch}.{key}")
-            if None not in (value, other) and abs(float(value) - float(other)) > 1e-6 * abs(float(value)):
+            if value is None or other is None:
+                continue
+            if abs(float(value) - float(other)) > 1e-6 * abs(float(value)):
                 raise UserError(
                     f"{self._label}: {arch}.{key} is {other:g}, and {float(value):g} in the merge's config.json; name a"
                     " GGUF file of the merge's own base"
@@ -309,7 +312,7 @@ class GgufModel:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, weight in self.model.weights():
+            for name, weight in returning_memory(self.model.weights()):
                 if name in self.names:
                     writer.write_tensor_data(self.encoded(name, weight))
             for name in copied:

@@ -23,7 +23,7 @@ from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.writer import whole_folder, write_texts
 from llmevo.models.checkpoints import LowRank, Source, Weight, same
 from llmevo.models.references import ModelReference
-from llmevo.models.safetensors_writer import header_size, write_file
+from llmevo.models.safetensors_writer import header_size, returning_memory, write_file
 from llmevo.models.sources import Sources
 
 REPORT = "lora_report.json"
@@ -285,7 +285,7 @@ class _Adapter:
 
     def _changed(self, weights: Iterator[tuple[str, Weight]]) -> Iterator[tuple[str, Weight, Weight]]:
         """Yield (name, weight, change) of the tensors that changed."""
-        for name, weight in weights:
+        for name, weight in returning_memory(weights):
             shape = tuple((weight.origin if isinstance(weight, LowRank) else weight).shape)
             if self._base.shapes.get(name) != shape:
                 raise UserError(

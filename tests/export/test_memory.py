@@ -13,7 +13,7 @@ from support.gguf_donor import LLAMA, new_donor, shapes_of
 from support.tiny_model import tiny_tokenizer
 
 MEASURE = """
-import sys, threading, time
+import ctypes, sys, threading, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -44,6 +44,7 @@ def write(name, size, out):
 for name in sys.argv[1:]:
     write(name, "small", f"small {name}")  # what is loaded and compiled the first time is no part of it
 for name in sys.argv[1:]:
+    ctypes.CDLL(None).malloc_trim(0)  # so that no format uses what another one has left
     peak, done, before = 0.0, False, anonymous()
     watcher = threading.Thread(target=watch)
     watcher.start()
