@@ -285,6 +285,9 @@ class _AlignedSource(Source):
     def weight(self, name: str) -> Weight:
         return self._models.weight(self._reference, name) if name in self._names else self._whole.weight(name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        return super().dtype(name) if name in self._names else self._whole.dtype(name)
+
 
 def _differs(donor: ModelReference, wanted: Mapping[str, int], reference: ModelReference, sources: Sources) -> bool:
     """Return whether a model has other tokens or another number of rows than the donor."""
