@@ -1,6 +1,7 @@
 """The run as a user sees it, on tiny models."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
