@@ -32,7 +32,7 @@ CODE = re.compile(r"`[^`\n]*`")
 
 def documents() -> list[Path]:
     """Those that may hold tables from data."""
-    return [ROOT / "README.md", *sorted((ROOT / RESULTS).glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
 
 
 def commands(text: str) -> list[str]:
@@ -73,7 +73,8 @@ def differences(file: Path) -> Iterator[str]:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("documents", nargs="*", type=Path, help="README.md and all in benchmarks/results by default")
+    every = "README.md and all in docs and benchmarks/results by default"
+    parser.add_argument("documents", nargs="*", type=Path, help=every)
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(words)
     files = given.documents or documents()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmevo.config import Config
     from llmevo.errors import LlmevoError
+    from llmevo.export.extract import extract
     from llmevo.export.merge import merge
     from llmevo.export.runs import Run, evolve, open_run
     from llmevo.merging.recipe import Recipe
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "LlmevoError", "Recipe", "Run", "Search", "__version__", "evolve", "merge", "open_run"]
+__all__ = ["Config", "LlmevoError", "Recipe", "Run", "Search", "__version__", "evolve", "extract", "merge", "open_run"]
 
 _MODULES = {
     "Config": "config",
@@ -25,6 +26,7 @@ _MODULES = {
     "Run": "export.runs",
     "Search": "search.ask_tell",
     "evolve": "export.runs",
+    "extract": "export.extract",
     "merge": "export.merge",
     "open_run": "export.runs",
 }

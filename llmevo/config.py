@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -485,6 +485,11 @@ class Elastic(Section):
         return self
 
 
+Format = Literal["q8_0", "q4_0", "fp8"]
+FORMATS: tuple[str, ...] = get_args(Format)
+"""The formats of `models.quantize`, which takes seconds to import."""
+
+
 class Engine(Section):
     """The engine that loads and scores candidates."""
 
@@ -500,6 +505,12 @@ class Engine(Section):
     temporary folder."""
     cache_gb: float = Field(default=0.5, ge=0)
     """Memory, in 10⁹ bytes, for values that no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
+    quantize: Format | None = None
+    """The format in which the model will be served: GGUF's `q8_0` or `q4_0`, or `fp8` (e4m3, a scale for each output
+    channel). Merged weights are rounded to it and back before they are scored; the engine computes in its own type."""
+    quantize_at: Literal["finalists", "all"] = "finalists"
+    """Which candidates are scored in that format. `finalists`: the search scores merges as they are, and finalists
+    answer all their questions once more in the format, which chooses the best. `all`: every candidate."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] | Elastic = "auto"
     """How many engines score candidates at the same time: `8`, or with `on: ray` also `{min: 2, max: 32}`. `auto`: one
     for each GPU of this machine (or for so many as `gpus_per_worker` says), or one."""
@@ -512,6 +523,17 @@ class Engine(Section):
     gpus_per_worker: float | None = Field(default=None, gt=0)
     """GPUs of a worker: a whole number, or a share such as 0.5. Default: where there are GPUs, as many as vLLM uses by
     `options` (tensor_parallel_size), or one. For a Ray cluster whose GPUs come later, say `1`."""
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _known_format(cls, value: object) -> object:
+        if value is None or value in FORMATS:
+            return value
+        known = f"give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or leave it out to score merges as they are"
+        if isinstance(value, str) and re.fullmatch(r"q\d_k(_\w+)?|iq\d\w*|q[3-6]_\d", value, re.IGNORECASE):
+            nearest = "q8_0" if value[1] in "678" else "q4_0"
+            raise ValueError(f"{value!r} cannot be rounded to here, {nearest} comes nearest; {known}")
+        raise ValueError(f"{value!r} is no known format; {known}")
 
     @field_validator("address")
     @classmethod
@@ -526,6 +548,25 @@ class Engine(Section):
         if value is not None and value > 1 and value != int(value):
             raise ValueError("give a whole number, or a share below 1")
         return value
+
+    @model_validator(mode="after")
+    def _has_format(self) -> Self:
+        if self.quantize is None and "quantize_at" in self.model_fields_set:
+            raise ValueError(
+                f"quantize_at: {self.quantize_at} says when to round weights, and `quantize` to what: add `quantize:"
+                f" q4_0` (or {', '.join(each for each in FORMATS if each != 'q4_0')}), or leave quantize_at out"
+            )
+        return self
+
+    @property
+    def search_format(self) -> str:
+        """The format in which every candidate is scored; empty where the search scores merges as they are."""
+        return self.quantize or "" if self.quantize_at == "all" else ""
+
+    @property
+    def finals_format(self) -> str:
+        """The format in which finalists are scored once more; empty where they are not."""
+        return self.quantize or "" if self.quantize_at == "finalists" else ""
 
     @model_validator(mode="after")
     def _places_fit(self) -> Self:
@@ -660,6 +701,17 @@ class Config(Section):
             raise ValueError(
                 f"search.objective: with pareto the sign of a weight says which way is better, and {idle[0]} has the"
                 " weight 0; give it 1, or -1 where lower is better"
+            )
+        form = self.engine.finals_format
+        if form and not self.search.finalists:
+            raise ValueError(
+                f"engine.quantize: {form} is for finalists, and search.finalists is 0; give finalists, such as 4, or"
+                " score every candidate so with engine.quantize_at: all"
+            )
+        if form and (voted := next((task.name for task in self.tasks if task.votes), None)):
+            raise ValueError(
+                f"engine.quantize: a person would vote on {voted} for every finalist once more; score every candidate"
+                f" in {form} with engine.quantize_at: all, or leave quantize out"
             )
         prices = [self.llm.price, *(task.judge.price for task in self.tasks if task.judge)]
         if self.search.budget.cost is not None and not any(price.prompt or price.completion for price in prices):

@@ -20,7 +20,7 @@ from llmevo.search.simulated_llm import SimulatedClient
 from support.checkpoints import assert_same_bits, weights_of
 from support.workspace import Workspace
 
-NAMES = ["Config", "LlmevoError", "Recipe", "Run", "Search", "__version__", "evolve", "merge", "open_run"]
+NAMES = ["Config", "LlmevoError", "Recipe", "Run", "Search", "__version__", "evolve", "extract", "merge", "open_run"]
 GENOME = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
 
 

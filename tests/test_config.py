@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from llmevo.config import (
+    FORMATS,
     REMOVED,
     REMOVED_VALUES,
     Config,
@@ -20,6 +21,7 @@ from llmevo.config import (
 )
 from llmevo.errors import ConfigError, UserError
 from llmevo.merging.recipe import Recipe
+from llmevo.models import quantize
 from llmevo.models.references import ModelReference
 
 MERGEKIT_EVOLVE = """
@@ -242,6 +244,48 @@ def test_an_unknown_method_optimizer_proposer_or_type_suggests_the_nearest(word:
     message = message_of(raw)
     assert f"{word!r} is unknown" in message
     assert f"did you mean {hint}" in message
+
+
+QUANTIZE: dict[str, tuple[dict[str, Any], str]] = {
+    "a misspelt format": (plain(engine={"quantize": "q8"}), "'q8' is no known format; give q8_0, q4_0 or fp8"),
+    "capitals": (plain(engine={"quantize": "FP8"}), "'FP8' is no known format; give q8_0, q4_0 or fp8"),
+    "a K-quant": (plain(engine={"quantize": "q4_k_m"}), "'q4_k_m' cannot be rounded to here, q4_0 comes nearest"),
+    "a fine K-quant": (plain(engine={"quantize": "Q6_K"}), "'Q6_K' cannot be rounded to here, q8_0 comes nearest"),
+    "a number": (plain(engine={"quantize": 4}), "4 is no known format; give q8_0, q4_0 or fp8, or leave it out"),
+    "a switch": (plain(engine={"quantize": True}), "True is no known format"),
+    "a list": (plain(engine={"quantize": ["q8_0", "q4_0"]}), "is no known format; give q8_0, q4_0 or fp8"),
+    "a misspelt stage": (
+        plain(engine={"quantize": "q8_0", "quantize_at": "finalist"}),
+        "engine.quantize_at: Input should be 'finalists' or 'all' (it is 'finalist')",
+    ),
+    "a stage without a format": (plain(engine={"quantize_at": "all"}), "add `quantize: q4_0` (or q8_0, fp8)"),
+    "no finalists": (
+        plain(engine={"quantize": "fp8"}, search={"finalists": 0}),
+        "engine.quantize: fp8 is for finalists, and search.finalists is 0",
+    ),
+    "votes": (
+        plain(engine={"quantize": "fp8"}, tasks=[{"name": "taste", "votes": {"pairs": 2}, "prompts": "prompts.txt"}]),
+        "engine.quantize: a person would vote on taste for every finalist once more",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", QUANTIZE)
+def test_a_wrong_format_is_told_in_one_line_with_the_known_ones(what: str) -> None:
+    raw, says = QUANTIZE[what]
+    message = message_of(raw)
+    assert says in message
+    assert len(message.splitlines()) == 1
+
+
+def test_the_formats_are_those_that_weights_are_rounded_to() -> None:
+    assert FORMATS == quantize.FORMATS
+    engine = parse_config(plain(engine={"quantize": "q8_0"}), "my.yml").engine
+    assert (engine.search_format, engine.finals_format) == ("", "q8_0")
+    engine = parse_config(plain(engine={"quantize": "q8_0", "quantize_at": "all"}), "my.yml").engine
+    assert (engine.search_format, engine.finals_format) == ("q8_0", "")
+    engine = parse_config(plain(), "my.yml").engine
+    assert (engine.search_format, engine.finals_format) == ("", "")
 
 
 @pytest.mark.parametrize("key", ["genome", "tasks"])

@@ -216,9 +216,9 @@ class Forgetful:
         self._engine, self._swapped = engine, False
         self.lm, self.differences, self.close = engine.lm, engine.differences, engine.close
 
-    def swap(self, recipe: Recipe) -> None:
+    def swap(self, recipe: Recipe, quantize: str = "") -> None:
         if not self._swapped:
-            self._engine.swap(recipe)
+            self._engine.swap(recipe, quantize)
         self._swapped = True
 
 

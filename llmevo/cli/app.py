@@ -12,6 +12,7 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.compare import compare
 from llmevo.cli.export import export
+from llmevo.cli.extract import extract
 from llmevo.cli.inspect import inspect
 from llmevo.cli.merge import merge
 from llmevo.cli.replay import replay
@@ -40,6 +41,7 @@ COMMANDS = {
     report: "llmevo report runs/quickstart",
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
+    extract: "llmevo extract my-fine-tune its-base my-adapter --rank auto --parameters 10M",
     inspect: "llmevo inspect config.yml",
     tasks: "llmevo tasks --match 'arc*' --trainable",
 }

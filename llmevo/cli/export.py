@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
+from llmevo.cli.adapters import print_written
 from llmevo.cli.live import warned
-from llmevo.cli.options import RunFolder
-from llmevo.errors import LlmevoError
+from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks, RunFolder
+from llmevo.errors import LlmevoError, UserError
 from llmevo.export.runs import open_run
 
 
@@ -25,11 +26,22 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Export although a model has changed; the card says so.")
     ] = False,
+    as_: As = None,
+    rank: Ranks = None,
+    energy: Energy = None,
+    parameters: Parameters = None,
+    donor: DonorFile = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new REPO private.")] = False,
 ) -> None:
-    """Write the merged model as a Hugging Face folder, or the recipe that makes it."""
-    from llmevo.export import hub  # the hub's client takes seconds to import
+    """Write the merged model as a Hugging Face folder, an adapter or a GGUF file, or the recipe that makes it."""
+    from llmevo.export import hub  # the hub's client and torch take seconds to import
+    from llmevo.export.formats import Format
 
+    format_ = Format.of(as_, rank, energy, parameters, donor)
+    if recipe_only and format_.kind != "model":
+        raise UserError(f"--as {as_} and --recipe-only: a recipe has no weights in a format; leave one out")
+    if push and out.suffix == ".gguf":
+        raise UserError(f"--push {push}: {out} is a file; give a folder, which gets the GGUF file and its card")
     opened = open_run(run)
     exported = opened.prepare_export(out, candidate, recipe_only, force, warned)
     if violated := opened.state.trials[exported.candidate].reason:
@@ -38,11 +50,11 @@ def export(
     if recipe_only:
         exported.write_recipe(out)
         done = f"{out} has the recipe and its origin; `llmevo merge {out}/best.yml MODEL` makes the model"
+        terminal.console.print(done, soft_wrap=True)
     else:
         with terminal.console.status("Merging and writing…"):
-            exported.write(opened.experiment.sources, out)
-        done = f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})"
-    terminal.console.print(done, soft_wrap=True)
+            written = exported.write(opened.experiment.sources, out, format_)
+        print_written(written)
     if exported.shared.local and (recipe_only or push):
         terminal.console.print(
             f"Only this machine has {', '.join(exported.shared.local)}: publish them and replace these references in"

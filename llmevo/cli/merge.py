@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
+from llmevo.cli.adapters import print_written
+from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks
 
 
 def merge(
@@ -14,20 +16,28 @@ def merge(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of random masks; by default that of the recipe, or 0.")
     ] = None,
+    as_: As = None,
+    rank: Ranks = None,
+    energy: Energy = None,
+    parameters: Parameters = None,
+    donor: DonorFile = None,
 ) -> None:
     """Merge a mergekit recipe into a new model. Methods: those that llmevo searches over."""
-    from llmevo.export.merge import merge as merge_recipe
-    from llmevo.models.tokenizer import TOKENIZERS  # torch takes seconds to import
+    from llmevo.export.formats import Format  # torch takes seconds to import
+    from llmevo.export.merge import merge_as
+    from llmevo.models.tokenizer import TOKENIZERS
 
     warnings: list[str] = []
+    format_ = Format.of(as_, rank, energy, parameters, donor)
     said: list[str] = []
     with terminal.console.status("Merging and writing…"):
-        merged = merge_recipe(recipe, out, seed=seed, warn=warnings.append, say=said.append)
-    for line in (f"{out} is a Hugging Face model.", *said):
+        merged, written = merge_as(recipe, out, format_, seed=seed, warn=warnings.append, say=said.append)
+    print_written(written)
+    for line in said:
         terminal.console.print(line, highlight=False)
     for warning in warnings:
         terminal.console.print(warning, style="yellow")
-    if not any((out / name).exists() for name in TOKENIZERS):
+    if format_.kind in ("model", "fp8") and not any((out / name).exists() for name in TOKENIZERS):
         terminal.console.print(
             f"It has no tokenizer, as {merged.tokenizer_donor} has none: copy the tokenizer's files into {out}.",
             style="yellow",

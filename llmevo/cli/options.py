@@ -48,6 +48,22 @@ Trust = Annotated[
 Strict = Annotated[bool, typer.Option("--strict-llm", help="Stop when the LLM gives no answer; resume continues.")]
 Force = Annotated[bool, typer.Option("--force", help="Continue although config, questions or models have changed.")]
 
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16 or gguf:bf16."),
+]
+Ranks = Annotated[
+    str | None, typer.Option("--rank", help="Of an adapter: a number, auto (by --energy or --parameters) or exact.")
+]
+Energy = Annotated[
+    float | None, typer.Option(help="Share of the squared singular values that auto keeps; 0.95 by default.")
+]
+Parameters = Annotated[str | None, typer.Option(help="Numbers in an adapter, such as 10M: the best ranks within them.")]
+DonorFile = Annotated[
+    Path | None,
+    typer.Option("--donor", metavar="FILE.gguf", help="A GGUF file of the base; gives metadata and tokenizer."),
+]
+
 
 def read_settings(config: Path, folders: list[Path] | None = None, **options: Any) -> Config:
     """Read a config, changed by options of the command line, named `section__key`; None and False change nothing."""

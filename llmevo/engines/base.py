@@ -18,9 +18,10 @@ class Engine(Protocol):
         """The live model as lm-eval sees it."""
         ...
 
-    def swap(self, recipe: Recipe) -> object:
+    def swap(self, recipe: Recipe, quantize: str = "") -> object:
         """Merge a recipe into the running model; weights that would not change are not loaded again.
 
+        With `quantize`, a format of `models.quantize`, the weights are rounded as a server of that format has them.
         Raises CandidateError if the recipe cannot be merged or does not fit. A swap that fails halfway leaves weights
         of two candidates in the model; the next swap replaces all of them.
         """

@@ -39,17 +39,18 @@ class HfEngine:
         self._places: Places | None = None
         self._loaded: dict[str, str] = {}
 
-    def swap(self, recipe: Recipe) -> None:
+    def swap(self, recipe: Recipe, quantize: str = "") -> None:
         assert self.merger is not None
         if self._places is None:
-            self._places = Places(self.model, self.merger.digests(recipe))
+            self._places = Places(self.model, self.merger.digests(recipe, quantize))
             self._places.untie()
-        for part in (together := self._places.together()):
-            made = self.merger.digests(recipe)
+        together = self._places.together()
+        made = self.merger.digests(recipe, quantize) if together else {}
+        for part in together:
             if any(self._loaded.get(name) != made[name] for name in part.names if name in made):
                 self._forget(part)
         try:
-            self._copy(self._places, self.merger.merge(recipe, self._loaded), {*self._loaded})
+            self._copy(self._places, self.merger.merge(recipe, self._loaded, quantize), {*self._loaded})
         except BaseException:
             for part in together:  # tensors of these may have been merged and not written
                 self._forget(part)

@@ -101,7 +101,8 @@ class Places:
         """The model's weights and saved buffers, by its own names; a tied weight has several."""
         self.parts: dict[str, Part] = {}
         """By the name in the checkpoint."""
-        self._stack = stack_of(vars(model.config.get_text_config()), names := [*names])
+        names = [*names]
+        self._stack = stack_of(vars(model.config.get_text_config()), names or self.held)
         self._views: dict[str, dict[str, Tensor]] = {}
         transforms = get_model_conversion_mapping(model)
         renamings = [of for of in transforms if isinstance(of, WeightRenaming)]

@@ -78,12 +78,14 @@ class VllmEngine:
         cache_gb: float = 2.0,
         options: Mapping[str, Any] | None = None,
         base: Path | None = None,
+        by_token: Recipe | None = None,
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
         References in recipes start at `root`; `seed` and `cache_gb` are the merger's. `options` are keywords of
         `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager. `base` is the
-        folder of the model whose tensors results have, where that is not `folder`.
+        folder of the model whose tensors results have, where that is not `folder`; `by_token` is a recipe of all models
+        whose tokens differ: every recipe is merged with the tokens of this one.
         Raises ConfigError when vLLM is missing or does not start.
         """
         vllm = _import_vllm()
@@ -94,21 +96,22 @@ class VllmEngine:
                 self._llm: Any = vllm.LLM(
                     model=str(folder), tokenizer=str(tokenizer), dtype=dtype, seed=seed, **keywords
                 )
+            models = by_token.as_dict() if by_token else None
             self._llm.collective_rpc(
-                "open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb, str(base or folder))
+                "open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb, str(base or folder), models)
             )
         except Exception as error:  # any error of vLLM's configuration, its workers and their libraries
             raise ConfigError(f"{folder}: vLLM does not start ({error}); change engine.options") from error
         self._dtype = dtype
         self.lm = VllmScorer(self._llm, vllm.SamplingParams, vocabulary, longest, seed)
 
-    def swap(self, recipe: Recipe, with_digest: bool = False) -> Mapping[str, Any]:
-        """Merge the recipe into the running model. Raises CandidateError if that fails, and MachineError when memory
-        or a file is lost; the next swap then replaces all weights.
+    def swap(self, recipe: Recipe, quantize: str = "", with_digest: bool = False) -> Mapping[str, Any]:
+        """Merge the recipe into the running model; `quantize`: see `Engine.swap`. Raises CandidateError if that fails,
+        and MachineError when memory or a file is lost; the next swap then replaces all weights.
 
         Returns the `seconds` in the worker, the number of `tensors` merged and, if requested, their `digest`.
         """
-        outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), with_digest))
+        outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), quantize, with_digest))
         if not self._llm.reset_prefix_cache():  # its entries were computed with the old weights
             raise RuntimeError("vLLM did not reset its prefix cache, so its answers would mix two models")
         for outcome in outcomes:

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.vocabulary import open_models
 from llmevo.models.architecture import LAYER
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
@@ -47,16 +48,19 @@ class MergeWorker:
     model_runner: Any
     _merging: "Merging"
 
-    def open_sources(self, donor: str, root: str, seed: int, cache_gb: float, base: str) -> None:
+    def open_sources(
+        self, donor: str, root: str, seed: int, cache_gb: float, base: str, by_token: Mapping[str, Any] | None = None
+    ) -> None:
         """Prepare for merges. `donor` is the folder of the running model, `base` that of the model whose tensors
-        results have; references start at `root`.
+        results have; references start at `root`. `by_token` is a recipe of all models whose tokens differ.
         """
-        sources = Sources(Path(root), Path(base))
+        models = Recipe.model_validate(by_token) if by_token else None
+        sources = open_models(models, Path(root)) if models else Sources(Path(root), Path(base))
         self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
 
-    def swap_recipe(self, recipe: Mapping[str, Any], with_digest: bool) -> dict[str, Any]:
+    def swap_recipe(self, recipe: Mapping[str, Any], quantize: str, with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""
-        return self._merging.swap(Recipe.model_validate(recipe), with_digest)
+        return self._merging.swap(Recipe.model_validate(recipe), quantize, with_digest)
 
 
 class Merging:
@@ -74,8 +78,8 @@ class Merging:
         self._copies = {name for name, owner in owners.items() if owner != name and owner in self.shapes}
         self._failure: Exception | None = None
 
-    def swap(self, recipe: Recipe, with_digest: bool = False) -> dict[str, Any]:
-        """Merge the recipe into the model, part by part.
+    def swap(self, recipe: Recipe, quantize: str = "", with_digest: bool = False) -> dict[str, Any]:
+        """Merge the recipe into the model, part by part; `quantize`: see `Engine.swap`.
 
         Returns `seconds`, the number of `tensors` merged, their `digest` (BLAKE2b of names and bytes, if requested)
         and, after a failure, the `error` and its `kind`, the name of its class.
@@ -87,7 +91,7 @@ class Merging:
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
             with _experts_set_up_again(self.runner.get_model()), _LostWrites() as lost:
-                self.runner.reload_weights(weights_iterator=self._weights(recipe, seen, digest, lost))
+                self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest, lost))
         except Exception as error:
             self._failure = self._failure or error
             self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
@@ -106,12 +110,12 @@ class Merging:
         }
 
     def _weights(
-        self, recipe: Recipe, seen: list[str], digest: Any, lost: "_LostWrites"
+        self, recipe: Recipe, quantize: str, seen: list[str], digest: Any, lost: "_LostWrites"
     ) -> Iterator[tuple[str, Tensor]]:
         """The weights to load. Ends early, and does not raise, when the merge fails."""
         try:
-            self._forget_touched_parts(recipe)
-            for name, weight in self.merger.merge(recipe, self.loaded):
+            self._forget_touched_parts(recipe, quantize)
+            for name, weight in self.merger.merge(recipe, self.loaded, quantize):
                 if self.shapes.get(name) != tuple(weight.shape):
                     have = self.shapes.get(name, "no such weight")
                     raise CandidateError(f"{name} is {tuple(weight.shape)} merged, {have} in the running model")
@@ -131,9 +135,9 @@ class Merging:
         except Exception as error:
             self._failure = error
 
-    def _forget_touched_parts(self, recipe: Recipe) -> None:
+    def _forget_touched_parts(self, recipe: Recipe, quantize: str) -> None:
         """Load a part of a layer as a whole if anything in it changes: vLLM may have fused it."""
-        made = self.merger.digests(recipe)
+        made = self.merger.digests(recipe, quantize)
         touched = {part_of(name) for name, digest in made.items() if self.loaded.get(name) != digest}
         self.loaded = {name: digest for name, digest in self.loaded.items() if part_of(name) not in touched}
 

@@ -1,17 +1,26 @@
-"""Carry out a mergekit recipe: read it, merge it, write the model."""
+"""Carry out a mergekit recipe: read it, merge it, write the model in a format of choice."""
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmevo.errors import UserError
 from llmevo.merging.recipe import Provenance, Recipe, dead_filters
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from llmevo.export.formats import Format, Written
 
 
 def merge(
     recipe: Recipe | Path | str,
     out: Path | str,
     *,
+    as_: str | None = None,
+    rank: str | int | None = None,
+    energy: float | None = None,
+    parameters: int | str | None = None,
+    donor: Path | str | None = None,
     seed: int | None = None,
     root: Path | str = ".",
     warn: Callable[[str], None] = warnings.warn,
@@ -19,11 +28,13 @@ def merge(
 ) -> Recipe:
     """Merge a recipe, as `llmevo merge` does, and write it to `out`, a new folder, as a Hugging Face model.
 
-    `recipe` is a file, or a `Recipe` whose relative references start at `root`. `seed` is that of random masks, by
-    default as the file says, or 0. `warn` is called for filters that match no tensor, `say` with the numbers of tensors
-    and the reasons where not all of them are merged. Return the recipe. Raises RecipeError for a recipe that cannot be
-    carried out, SourceError for a model that cannot be read or would lose a tensor, UserError for a file or folder that
-    cannot be used.
+    `recipe` is a file, or a `Recipe` whose relative references start at `root`. `as_` is another format: `lora`, an
+    adapter of `rank`, `energy` or `parameters` (see `extract`; by default exact where the merge is a sum of adapters);
+    `gguf:q8_0`, `gguf:q4_0`, `gguf:f16` or `gguf:bf16`, with the metadata of `donor`, by default of the base's own GGUF
+    file; `fp8`. `seed` is that of random masks, by default as the file says, or 0. `warn` is called for filters that
+    match no tensor, `say` with the numbers of tensors and the reasons where not all of them are merged. Return the
+    recipe. Raises RecipeError for a recipe that cannot be carried out, SourceError for a model that cannot be read or
+    would lose a tensor, UserError for a file, a folder or an option that cannot be used.
 
     >>> import llmevo
     >>> half = {"weight": 0.5}
@@ -31,11 +42,31 @@ def merge(
     >>> recipe = llmevo.Recipe.model_validate({"merge_method": "linear", "models": models, "dtype": "float32"})
     >>> llmevo.merge(recipe, "mean").merge_method
     'linear'
+    >>> llmevo.merge(recipe, "served", as_="fp8").merge_method
+    'linear'
     """
+    from llmevo.export.formats import Format  # torch takes seconds to import
+
+    return merge_as(
+        recipe, out, Format.of(as_, rank, energy, parameters, donor), seed=seed, root=root, warn=warn, say=say
+    )[0]
+
+
+def merge_as(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    format_: "Format",
+    *,
+    seed: int | None = None,
+    root: Path | str = ".",
+    warn: Callable[[str], None] = warnings.warn,
+    say: Callable[[str], None] = lambda _: None,
+) -> "tuple[Recipe, Written]":
+    """Do what `merge` does; return the recipe and what was written."""
+    from llmevo.export.cards import merge_card
     from llmevo.export.pack import root_of
-    from llmevo.merging.merger import Merger, Seed, read_masks  # torch takes seconds to import
-    from llmevo.merging.writer import write_model
-    from llmevo.models.sources import Sources
+    from llmevo.merging.merger import Merger, Seed, read_masks
+    from llmevo.merging.vocabulary import open_models
 
     masks: Seed = seed or 0
     found = None
@@ -49,13 +80,21 @@ def merge(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
-    sources = Sources.open(recipe.references, Path(root), recipe.excludes)
+    sources = open_models(recipe, Path(root), recipe.excludes)
     excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
     if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
     counted = Merger(sources).count(recipe)
-    write_model(recipe, sources, Path(out), masks, trim=found is None)
+    merged = recipe
+    written = format_.write(
+        recipe,
+        sources,
+        Path(out),
+        masks,
+        lambda relation, facts: {"README.md": merge_card(merged, sources, Path(root), relation, facts)},
+        trim=found is None,
+    )
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")
-    return recipe
+    return recipe, written

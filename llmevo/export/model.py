@@ -1,25 +1,24 @@
 """A run's best as a model of its own, or as a recipe to share, with a model card."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult
 
 from llmevo.errors import RunError, plural
+from llmevo.export.cards import Metadata, Parent, Relation, models_table, recipe_lines, results_of
+from llmevo.export.formats import Format, Written
+from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS, masks_of
 from llmevo.merging.recipe import Provenance, Recipe
-from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import Trial
-
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class Export:
     texts: Mapping[str, str]
     """{name: text} of the published recipe, card and masks."""
     shared: SharedRun
+    published: Recipe
+    """With the references that are published."""
+    changed: Sequence[events.Change] = ()
+    """The models that differ from those of the run."""
 
     @classmethod
     def of(
@@ -73,15 +76,20 @@ class Export:
             "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
             "README.md": model_card(shared, published, chosen, changed),
         }
-        return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared)
+        return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared, published, changed)
 
-    def write(self, sources: Sources, out: Path) -> None:
-        """Write the merged model as a Hugging Face folder. Raises the errors of `write_model`."""
+    def write(self, sources: Sources, out: Path, format_: Format | None = None) -> Written:
+        """Write the merged model, by default as a Hugging Face folder. Raises the errors of `Format.write`."""
         started = self.shared.state.started
         assert started is not None
+
+        def texts(relation: Relation, facts: str) -> Mapping[str, str]:
+            card = model_card(self.shared, self.published, self.candidate, self.changed, relation, facts)
+            return {**self.texts, "README.md": card, "mergekit_config.yml": self.texts["best.yml"]}
+
         # The scored model has all rows of the embeddings, so none are trimmed.
-        recipe = {"mergekit_config.yml": self.texts["best.yml"]}
-        write_model(self.recipe, sources, out, started.masks, {**self.texts, **recipe}, trim=False)
+        format_ = format_ or Format()
+        return format_.write(self.recipe, sources, out, started.masks, texts, trim=False, published=self.published)
 
     def write_recipe(self, out: Path) -> None:
         """Write the recipe and the run's log: enough to make the same model, for those with its sources.
@@ -91,64 +99,74 @@ class Export:
         write_pack(self.shared, self.texts, out)
 
 
-def model_card(shared: SharedRun, recipe: Recipe, candidate: int, changed: Sequence[events.Change] = ()) -> str:
-    """The README.md of a model: its sources, scores and recipe. `changed`: see `Export.of`."""
+def model_card(
+    shared: SharedRun,
+    recipe: Recipe,
+    candidate: int,
+    changed: Sequence[events.Change] = (),
+    relation: Relation = "merge",
+    facts: str = "",
+) -> str:
+    """The README.md of a model: its sources, scores and recipe.
+
+    `changed`: see `Export.of`. `relation` is the hub's, of the model to its parents; `facts` a sentence on its format.
+    """
     state = shared.state
     started = state.started
     assert started is not None
     trial = state.trials[candidate]
-    licences = {source["licence"] for source in started.sources}
-    parents = [str(of) for of in recipe.references if HUB_ID.match(str(of)) and str(of) not in shared.local]
-    data = ModelCardData(
-        library_name="transformers",
-        tags=["merge", "llmevo", "mergekit"],
-        license=licences.pop() if len(licences) == 1 else None,  # an unknown one differs from every known one
-        base_model=parents or None,
+    listed = [Parent(s["reference"], s["revision"], s["licence"]) for s in started.sources]
+    used, base = {*map(str, recipe.references)}, [Parent(str(base_of(recipe)))]
+    data = Metadata(
+        [parent for parent in listed if parent.reference in used],
+        relation,
+        shared.local,
+        name=f"candidate-{candidate}",
+        results=_results(shared, candidate),
+        base=Metadata(base, local=shared.local).base_models if relation == "adapter" else None,
     )
+    head = data.to_yaml()
     changes: list[str] = []
     if models := dict.fromkeys(change.key.removeprefix("sources.").rpartition(".")[0] for change in changed):
         named = ", ".join(f"`{shared.names.get(model, model)}`" for model in models)
         changes = ["", f"**These are not the weights that were scored:** {named} had changed since the run."]
     local: list[str] = []
-    if listed := ", ".join(f"`{reference}`" for reference in shared.local):
+    if mine := ", ".join(f"`{reference}`" for reference in shared.local):
         local = [
-            f"Only the author of this model has {listed}. To merge the recipe, put these models there, or replace the"
+            f"Only the author of this model has {mine}. To merge the recipe, put these models there, or replace the"
             " references in `best.yml` by your own folders or hub ids of the same models.",
             "",
         ]
     lines = [
-        "---",
-        data.to_yaml(),
-        "---",
         "# A merge found by llmevo",
         "",
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
         *changes,
+        *(["", facts] if facts else []),
+        *(["", *data.notes] if data.notes else []),
         "",
-        "## Models",
-        "",
-        "| model | revision | licence |",
-        "|---|---|---|",
-        *(f"| `{s['reference']}` | {s['revision'] or ''} | {s['licence'] or 'unknown'} |" for s in started.sources),
-        "",
+        *models_table(listed),
         *local,
         *_heldout_table(state, candidate),
-        "## Recipe",
-        "",
-        "```yaml",
-        recipe.to_yaml().rstrip(),
-        "```",
-        "",
-        "mergekit reads the recipe as well."
+        *recipe_lines(recipe),
+        f"{recipe.mergekit_clause}."
         if changed
-        else "`llmevo merge best.yml MODEL` makes this model again, bit for bit; mergekit reads the recipe as well.",
+        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.mergekit_clause}.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",
     ]
-    return "\n".join(lines)
+    return head + "\n".join(lines)
+
+
+def _results(shared: SharedRun, candidate: int) -> list[EvalResult]:
+    """The held-out scores of a candidate, where it was asked those questions."""
+    state = shared.state
+    metrics = {task.name: task.metric for task in state.heldout_tasks}
+    rows = [row for row in state.heldout.values() if row.candidate == candidate]
+    return results_of(rows[0].tasks, metrics, "held-out questions") if rows else []
 
 
 def _found(state: RunState, trial: Trial) -> str:

@@ -19,7 +19,7 @@ from llmevo.run.log.storage import LOG, parse_event
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
-    " style questions start_from[name genes] geometry cards descriptions chances",
+    " style questions vocabulary start_from[name genes] geometry cards descriptions chances",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
@@ -29,13 +29,15 @@ EVENT_FIELDS: Mapping[str, str] = {
     "worker": "worker change request",
     "asked": "generation candidates[id origin genes recipe note expected]",
     "evaluated": "candidate score stderr tasks items item_scores item_probabilities seconds cached rival proxy"
-    " workers losses",
+    " workers losses quantized",
     "selected": "candidate generation finalists score stderr tasks items item_scores item_probabilities seconds cached"
-    " workers losses",
+    " workers losses quantized",
+    "served": "candidate questions generation finalists score stderr tasks items item_scores item_probabilities seconds"
+    " cached workers losses quantized",
     "failed": "candidate reason seconds workers losses",
     "told": "generation state sigma best trust candidates violations",
     "heldout": "row kind candidate score stderr tasks items item_scores item_probabilities seconds cached workers"
-    " losses",
+    " losses quantized",
     "run_finished": "best search_score heldout violated front proposals",
 }
 """The published fields of each event, besides its kind, time and schema; brackets hold the fields of a list's entries.
@@ -58,7 +60,7 @@ CONFIG_KEYS = (
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"
     " sigma_rule order start_from!] llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
     " max_cost strict price[prompt completion] prompts! transcript!]"
-    " engine[backend adapters device self_check cache_gb workers[min max] on gpus_per_worker]"
+    " engine[backend adapters device self_check cache_gb quantize quantize_at workers[min max] on gpus_per_worker]"
 )
 """The published keys of a config; a key with `!` is a file or folder, published without its place on this machine.
 

@@ -122,18 +122,32 @@ class Run:
         return self.state.heldout
 
     def export(
-        self, out: Path | str, candidate: int | None = None, *, recipe_only: bool = False, force: bool = False
+        self,
+        out: Path | str,
+        candidate: int | None = None,
+        *,
+        as_: str | None = None,
+        rank: str | int | None = None,
+        energy: float | None = None,
+        parameters: int | str | None = None,
+        donor: Path | str | None = None,
+        recipe_only: bool = False,
+        force: bool = False,
     ) -> Path:
         """Write a candidate, by default the best, as a Hugging Face model into a new folder, and return the folder.
 
-        `recipe_only` writes recipe, card, config and log instead, to share. Raises RunError when a model has changed
-        since the run, unless `force` is set, and UserError when `out` holds something.
+        `as_` and the options after it choose another format: see `llmevo.merge`. `recipe_only` writes recipe, card,
+        config and log instead, to share. Raises RunError when a model has changed since the run, unless `force` is set,
+        and UserError when `out` holds something or an option cannot be used.
         """
+        from llmevo.export.formats import Format
+
+        format_ = Format.of(as_, rank, energy, parameters, donor)
         exported = self.prepare_export(Path(out), candidate, recipe_only, force)
         if recipe_only:
             exported.write_recipe(Path(out))
         else:
-            exported.write(self.experiment.sources, Path(out))
+            exported.write(self.experiment.sources, Path(out), format_)
         return Path(out)
 
     def prepare_export(

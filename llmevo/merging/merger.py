@@ -23,6 +23,7 @@ from llmevo.merging.methods.registry import Method
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import experts_of, is_stack_of_experts
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
+from llmevo.models.quantize import Quantizer, quantizer
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 
@@ -53,6 +54,8 @@ class _PlannedTensor:
     each: Mapping[str, Sequence[float]]
     shared: Mapping[str, float]
     dtype: torch.dtype
+    rounding: Quantizer | None = None
+    """The rounding of the merged weight; None where it keeps its type."""
     experts: bool = False
     """Whether it holds a matrix of every expert, which are merged one by one: what methods measure of a tensor (norms,
     ranks, angles) is then that of one expert, as in checkpoints with a tensor for each."""
@@ -61,7 +64,8 @@ class _PlannedTensor:
     def digest(self) -> str:
         models = [(str(model), name) for model, name in self.models]
         base = self.base and (str(self.base[0]), self.base[1])
-        return repr((self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype)))
+        made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
+        return repr((*made, self.rounding) if self.rounding else made)
 
     @property
     def copied(self) -> tuple[ModelReference, str] | None:
@@ -127,13 +131,17 @@ class Merger:
         self.cache = Cache(cache_gb * 1e9)
         self._experts: dict[ModelReference, int] = {}
 
-    def merge(self, recipe: Recipe, loaded: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def merge(
+        self, recipe: Recipe, loaded: dict[str, str] | None = None, quantize: str = ""
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, merged weight) for every tensor of the result.
 
         Arithmetic is float32, rounded once to `out_dtype`, or `dtype`, or the widest of the sources' types. A tensor
         that no model changes comes as a mapped view of its source: do not write into it. `loaded` has the digest of
         each weight that the consumer holds already: weights with the same digest are not yielded, and `loaded` is
-        updated when the consumer asks for the next one. Raises CandidateError when a merged weight is not finite.
+        updated when the consumer asks for the next one. With `quantize`, a format of `models.quantize`, the weights
+        are those that a server reads from a file of that format, in the same type. Raises CandidateError when a merged
+        weight is not finite.
         """
         ahead: deque[tuple[list[_PlannedTensor], Callable[[], list[Tensor]]]] = deque()
 
@@ -148,7 +156,7 @@ class Merger:
 
         # torch multiplies the factors of adapters, with threads of its own.
         side_by_side = not any(reference.lora for reference in recipe.references)
-        for planned, size in self._pieces(recipe, loaded or {}, TOGETHER if side_by_side else 0):
+        for planned, size in self._pieces(recipe, loaded or {}, TOGETHER if side_by_side else 0, quantize):
             work = partial(list, map(self._merged, planned))
             ahead.append((planned, in_background(work) if side_by_side and size <= TOGETHER else work))
             if len(ahead) > AHEAD:
@@ -157,16 +165,16 @@ class Merger:
             yield from next_ones()
 
     def _pieces(
-        self, recipe: Recipe, loaded: Mapping[str, str], together: int
+        self, recipe: Recipe, loaded: Mapping[str, str], together: int, quantize: str
     ) -> Iterator[tuple[list[_PlannedTensor], int]]:
         """Yield consecutive tensors to be merged, of `together` entries at most or a single one, and their entries."""
         donor = self.sources[recipe.donor]
         piece: list[_PlannedTensor] = []
         size = 0
-        for tensor in self._plan(recipe):
+        for tensor in self._plan(recipe, quantize):
             if loaded.get(tensor.step.name) == tensor.digest:
                 continue
-            entries = donor.tensor(tensor.step.inputs[0]).numel()
+            entries = math.prod(donor.shapes[tensor.step.inputs[0]])
             if piece and size + entries > together:
                 yield piece, size
                 piece, size = [], 0
@@ -175,14 +183,15 @@ class Merger:
         if piece:
             yield piece, size
 
-    def digests(self, recipe: Recipe) -> dict[str, str]:
+    def digests(self, recipe: Recipe, quantize: str = "") -> dict[str, str]:
         """Return the digest of each tensor of the result, the values of `loaded` after `merge`."""
-        return {tensor.step.name: tensor.digest for tensor in self._plan(recipe)}
+        return {tensor.step.name: tensor.digest for tensor in self._plan(recipe, quantize)}
 
-    def _plan(self, recipe: Recipe) -> Iterator[_PlannedTensor]:
+    def _plan(self, recipe: Recipe, quantize: str = "") -> Iterator[_PlannedTensor]:
         wanted = recipe.out_dtype or recipe.dtype
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
         shapes, experts = self.sources[recipe.donor].shapes, self._count_experts(recipe.donor)
+        served = quantizer(quantize, shapes, self.sources.config(recipe.donor)) if quantize else None
         for step in plan(recipe, [*shapes], self.sources.depth(recipe.donor)):
             each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
             base = recipe.origin_of(step.of)
@@ -195,7 +204,8 @@ class Merger:
                 models=[named[place] for place in places],
                 each={name: [values[place] for place in places] for name, values in each.items()},
                 shared=shared,
-                dtype=dtype or reduce(torch.promote_types, (stored(self._weight(*of)).dtype for of in named)),
+                dtype=dtype or reduce(torch.promote_types, (self.sources[of].dtype(name) for of, name in named)),
+                rounding=served if served and served.stored(step.name, shapes[step.inputs[0]]) else None,
                 experts=is_stack_of_experts(step.inputs[0], shapes[step.inputs[0]], experts),
             )
 
@@ -233,20 +243,33 @@ class Merger:
 
     def _reason_to_copy(self, tensor: _PlannedTensor, models: Sequence[ModelReference]) -> str:
         """Return why a tensor is copied; empty if it is merged."""
-        weights = tensor.each.get("weight", [1.0] * len(tensor.models))
-        is_copied = self._unchanged(tensor) is not None
-        if is_copied and not (first := self._first(tensor)).is_floating_point():
-            for (model, name), weight in zip(tensor.models, weights, strict=True):
-                if weight != 0.0 and not torch.equal(stored(self._weight(model, name)), first):
-                    raise SourceError(
-                        f"{model}: {name} holds integers, which cannot be merged, and other ones than in {models[0]};"
-                        " give the model the weight 0 for it by a filter of the recipe, or leave the model out"
-                    )
+        if self._holds_integers(tensor, models[0]):
             return "integers"
-        if is_copied:
+        if self._unchanged(tensor) is not None:
             lent = self._lent(tensor)
             return f"only in {models[0]}: {' and '.join(sorted(lent))}" if lent else "no model changes them"
-        return "the weight of every model is 0" if tensor.method.keeps_base and not any(weights) else ""
+        is_base = tensor.method.keeps_base and not any(tensor.each["weight"])
+        return "the weight of every model is 0" if is_base else ""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise SourceError for integers that would be lost, as `count` does; reads nothing else."""
+        for tensor in self._plan(recipe):
+            self._holds_integers(tensor, recipe.donor)
+
+    def _holds_integers(self, tensor: _PlannedTensor, donor: ModelReference) -> bool:
+        """Return whether a tensor holds integers, the same in all models that have a weight for it."""
+        of, name = tensor.base or tensor.models[0]
+        if self.sources[of].dtype(name).is_floating_point:
+            return False
+        first = self._first(tensor)
+        weights = tensor.each.get("weight", [1.0] * len(tensor.models))
+        for (model, own), weight in zip(tensor.models, weights, strict=True):
+            if weight != 0.0 and not torch.equal(stored(self._weight(model, own)), first):
+                raise SourceError(
+                    f"{model}: {own} holds integers, which cannot be merged, and other ones than in {donor}; give the"
+                    " model the weight 0 for it by a filter of the recipe, or leave the model out"
+                )
+        return True
 
     def _base(self, tensor: _PlannedTensor) -> Tensor | None:
         return self.sources[tensor.base[0]].tensor(tensor.base[1]) if tensor.base else None
@@ -289,7 +312,7 @@ class Merger:
         return math.sqrt(lost / changed) if changed else 0.0
 
     def _merged(self, tensor: _PlannedTensor) -> Tensor:
-        """Return one tensor, rounded to its type. Raises CandidateError when it is not finite."""
+        """Return one tensor, rounded to its type and format. Raises CandidateError when it is not finite."""
         method, name = tensor.method.name, tensor.step.name
         try:
             merged = self._combined(tensor)
@@ -303,7 +326,7 @@ class Merger:
             merged = merged.to(tensor.dtype)
         if merged is None or not is_finite(merged):
             raise CandidateError(f"{method}: the merged {name} is not finite (NaN or infinite)")
-        return merged
+        return tensor.rounding.rounded(name, merged) if tensor.rounding else merged
 
     def _combined(self, tensor: _PlannedTensor) -> Tensor:
         """Return one tensor as its method makes it, or as it is stored when the models do not differ in it."""

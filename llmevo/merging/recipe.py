@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
@@ -185,6 +185,55 @@ class OutputSlice(Strict):
         return self
 
 
+class TokenSource(Strict):
+    """The row of the embeddings that a token gets: zeros, or that of a token of a model."""
+
+    kind: Literal["zero", "model_token"]
+    model: ModelReference | None = None
+    token: str | None = None
+    token_id: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        named = (self.token is not None) + (self.token_id is not None)
+        if self.kind == "zero" and (named or self.model):
+            raise ValueError("kind: zero goes with no `model`, `token` or `token_id`")
+        if self.kind == "model_token" and (self.model is None or named != 1):
+            raise ValueError("kind: model_token needs a `model`, and either a `token` or a `token_id`")
+        return self
+
+
+class TokenRow(Strict):
+    """A token's row in the models that lack the token, or with `force` in all of them."""
+
+    source: ModelReference | TokenSource | None = None
+    force: bool = False
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _by_kind(cls, given: object) -> object:
+        if not isinstance(given, dict) or "kind" not in given:
+            return given
+        kind = cast(dict[str, Any], given)["kind"]
+        if kind not in ("zero", "model_token"):
+            raise ValueError(f"kind is {kind!r}; give zero or model_token, or a model instead")
+        return TokenSource.model_validate(given)
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.force and self.source is None:
+            raise ValueError("force needs a `source`")
+        return self
+
+
+class TokenizerSection(Strict):
+    """mergekit's `tokenizer` section, where it has more than a `source`."""
+
+    source: Literal["base", "union"] | ModelReference = "union"
+    tokens: dict[str, TokenRow] | None = None
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+
+
 PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": OutputSlice, "sources": InputSlice}
 """The values under a recipe's keys."""
 
@@ -192,9 +241,8 @@ PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": Ou
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads all keys of mergekit 0.1.5 that have the same result here; the others are rejected with an error that names
-    them: several `modules`, and a `tokenizer` section with `tokens` or `pad_to_multiple_of`. One key is llmevo's own: a
-    slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
+    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. One
+    key is llmevo's own: a slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
 
     >>> import llmevo
     >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
@@ -209,6 +257,8 @@ class Recipe(Strict):
     slices: list[OutputSlice] | None = None
     parameters: dict[str, Setting] | None = None
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
+    tokenizer: TokenizerSection | None = None
+    """Only where it says more than `tokenizer_source` can."""
     chat_template: str | None = None
     dtype: str | None = None
     out_dtype: str | None = None
@@ -343,9 +393,21 @@ class Recipe(Strict):
         return self.references[0]
 
     @property
+    def vocabulary_source(self) -> Literal["base", "union"] | ModelReference | None:
+        """The `tokenizer_source`, or the `source` of the `tokenizer` section; None where tokens are not looked at."""
+        return self.tokenizer.source if self.tokenizer else self.tokenizer_source
+
+    @property
     def tokenizer_donor(self) -> ModelReference:
-        """The model whose tokenizer the result gets."""
-        return self.tokenizer_source if isinstance(self.tokenizer_source, ModelReference) else self.donor
+        """The model whose tokenizer the result gets, in a union with the tokens that the others have besides."""
+        return self.vocabulary_source if isinstance(self.vocabulary_source, ModelReference) else self.donor
+
+    @property
+    def mergekit_clause(self) -> str:
+        """A clause for readers that says if mergekit carries the recipe out as well: it lacks some of the methods."""
+        named = dict.fromkeys([self.merge_method, *(of.merge_method for of in self.slices or [] if of.merge_method)])
+        lacking = [name for name in named if not METHODS[name].in_mergekit]
+        return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
 
     def output_slices(self, layers: int) -> list[OutputSlice]:
         """Return the slices of the result; `models` are one slice over all `layers`.
@@ -448,18 +510,20 @@ def _without_tokenizer(given: dict[str, Any]) -> dict[str, Any]:
         return rest
     if given.get("tokenizer_source"):
         raise ValueError("tokenizer: give either `tokenizer` or `tokenizer_source`")
-    known = ("source", "tokens", "pad_to_multiple_of")
+    if isinstance(section, TokenizerSection):
+        return given
     if not isinstance(section, dict):
-        raise ValueError("tokenizer: give a `source`: `base`, or a model")
-    for key, value in cast(dict[str, Any], section).items():
-        if key not in known:
-            raise ValueError(f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), known)}")
-        if key != "source" and value:
+        raise ValueError("tokenizer: give a `source`: `base`, `union` or a model")
+    given_keys = cast(dict[str, Any], section)
+    said = {key: value for key, value in given_keys.items() if value}
+    for key in given_keys:
+        if key not in TokenizerSection.model_fields:
             raise ValueError(
-                f"tokenizer: {key} is not supported, as the models need one vocabulary; leave it out, or change the"
-                " models with mergekit first"
+                f"tokenizer: llmevo does not know the key {key!r}{nearest(str(key), TokenizerSection.model_fields)}"
             )
-    return {**rest, "tokenizer_source": section.get("source") or "union"}
+    if said.keys() - {"source"}:
+        return {**rest, "tokenizer": said}
+    return {**rest, "tokenizer_source": said.get("source") or "union"}
 
 
 def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
@@ -472,6 +536,9 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
         holder = next((PARTS[key] for key in reversed(keys[:-1]) if key in PARTS), recipe)
         unknown = f"llmevo does not know this key{nearest(str(keys[-1]), holder.model_fields)}"
         message = WITHOUT_MEANING.get(str(keys[-1]), unknown)
+    elif keys[:2] == ("tokenizer", "tokens") and len(keys) > 2:
+        keys, reason = keys[:3], first["type"] == "value_error"
+        message = message if reason else "give a `source`: a model, `kind: zero` or `kind: model_token`; and `force`"
     elif "parameters" in keys[:-1]:
         keys = keys[: keys.index("parameters") + 2]
         message = "give a number, a list of numbers (a gradient), or a list of `filter` and `value`"
@@ -595,7 +662,7 @@ class Provenance:
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
-        head = "# `llmevo merge` makes of this the model that was scored, bit for bit; mergekit reads it too."
+        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.mergekit_clause}."
         return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
 
     @classmethod

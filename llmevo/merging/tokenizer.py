@@ -1,19 +1,22 @@
-"""Tokenizers of merged models: checks of the vocabularies, and the chat template of the result."""
+"""The tokenizer of a merged model: its files, its number of tokens, and its chat template."""
 
 import importlib.util
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.recipe import Recipe
-from llmevo.models.checkpoints import LowRank, Source, Weight
+from llmevo.merging.vocabulary import Vocabulary
+from llmevo.models.checkpoints import LowRank, Source, Weight, read_object
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.models.tokenizer import VOCABULARY, same_tokenizer_file, template_of, vocabulary
+from llmevo.models.tokenizer import VOCABULARY, load_tokenizer, template_of, vocabulary
 
 
 class Trimmed(Sources):
@@ -54,6 +57,9 @@ class _TrimmedSource(Source):
         tensor = self._whole.tensor(name)
         return tensor[: self._rows] if name in self._names else tensor
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self._whole.dtype(name)
+
     def weight(self, name: str) -> Weight:
         weight = self._whole.weight(name)
         if name not in self._names:
@@ -63,42 +69,84 @@ class _TrimmedSource(Source):
         return weight[: self._rows]
 
 
-def shared_vocabulary(recipe: Recipe, sources: Sources) -> int | None:
-    """Return the number of tokens of the models of a recipe with a `tokenizer_source`; None when there are gaps.
+def token_count(donor: ModelReference, sources: Sources) -> int | None:
+    """Return the number of tokens of a model's tokenizer; None when numbers below it belong to no token."""
+    tokens = vocabulary(sources.folder(donor))
+    return len(tokens) if tokens and max(tokens.values()) < len(tokens) else None
 
-    Raises what `check_vocabularies` raises.
+
+def write_tokenizer(of: Vocabulary, folder: Path) -> None:
+    """Add the tokens of a merged model to the files of its donor's tokenizer, copied into `folder`.
+
+    Raises SourceError when transformers does not load from them exactly these tokens, or when a special token is not
+    read back as itself.
     """
-    wanted = check_vocabularies(recipe.tokenizer_donor, recipe.references, sources)
-    return len(wanted) if max(wanted.values()) < len(wanted) else None
-
-
-def check_vocabularies(donor: ModelReference, references: Iterable[ModelReference], sources: Sources) -> dict[str, int]:
-    """Return every token of the donor's tokenizer and its number.
-
-    For a `tokenizer_source`: mergekit moves the rows of the embeddings where the numbers differ, llmevo merges models
-    of one vocabulary. Raises SourceError when a model's vocabulary differs, and when the donor has no tokenizer.
-    """
-    first = sources.folder(donor)
-    wanted = vocabulary(first)
-    if not wanted:
+    if of.added:
+        _add_tokens(of, folder)
+    loaded = load_tokenizer(folder)
+    found: dict[str, int] = dict(loaded.get_vocab())
+    if wrong := min(of.numbers.items() ^ found.items(), key=lambda item: (item[1], item[0]), default=None):
+        token = wrong[0]
         raise SourceError(
-            f"tokenizer_source: {donor} has no tokenizer (no tokenizer.json in {first}); put its files there, name"
-            " another model, or leave tokenizer_source out"
+            f"tokenizer_source: the tokenizer of {of.donor} cannot be extended: {token!r} should be token"
+            f" {of.numbers.get(token, 'none')} of the merged model, and transformers loads it as"
+            f" {found.get(token, 'none')}; name another model as tokenizer_source, or save its tokenizer again with"
+            " transformers' save_pretrained"
         )
-    for reference in references:
-        other = sources.folder(reference)
-        if same_tokenizer_file(first, other):
-            continue
-        found = vocabulary(other)
-        if found and found != wanted:
-            token = min(wanted.items() ^ found.items(), key=lambda item: (item[1], item[0]))[0]
+    special = [*loaded.all_special_tokens, *(token.content for token in of.added if token.special)]
+    for token in dict.fromkeys(special):
+        number = found[token]
+        text: str = loaded.decode([number], skip_special_tokens=False)
+        again: list[int] = loaded.encode(text, add_special_tokens=False)
+        if again != [number]:
             raise SourceError(
-                f"tokenizer_source: {donor} and {reference} have different vocabularies: {token!r} is token "
-                f"{wanted.get(token, 'none')} of the one, {found.get(token, 'none')} of the other; llmevo merges models"
-                " of one vocabulary. Leave tokenizer_source out if that does not matter, or align the models"
-                " with mergekit first"
+                f"tokenizer_source: the special token {token!r} of the merged model is token {number}, and its text"
+                f" {text!r} is read as {again}; correct it in the tokenizer of the model that has it"
             )
-    return wanted
+
+
+def _add_tokens(of: Vocabulary, folder: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    file, config, listed = (folder / f"{n}.json" for n in ("tokenizer", "tokenizer_config", "added_tokens"))
+    if not file.exists():  # vocab.json or tokenizer.model
+        whole = load_tokenizer(folder)
+        whole.add_tokens([*of.added])
+        whole.save_pretrained(folder)
+        return
+    tokenizer = Tokenizer.from_file(str(file))
+    held = tokenizer.get_vocab(with_added_tokens=True)
+    own = len(of.numbers) - len(of.added)
+    # Of the donor's tokens transformers may find some in tokenizer_config.json only; they come first.
+    missing = sorted((n, t) for t, n in [*of.numbers.items()][:own] if t not in held)
+    for token in [*(AddedToken(text, special=True, normalized=False) for _, text in missing), *of.added]:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    tokenizer.save(str(file))
+    if len(of.numbers) <= max(of.numbers.values()):
+        _set_numbers(of, file)
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    if config.exists():
+        content = read_object(config)
+        if isinstance(content.get("added_tokens_decoder"), dict):
+            for token in of.added:
+                content["added_tokens_decoder"][str(of.numbers[token.content])] = {f: getattr(token, f) for f in flags}
+            config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if listed.exists():
+        numbers = {**read_object(listed), **{token.content: of.numbers[token.content] for token in of.added}}
+        listed.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+
+
+def _set_numbers(of: Vocabulary, file: Path) -> None:
+    """Give every added token its number in a tokenizer.json some of whose numbers belong to no token.
+
+    The library counts tokens when it reads the file, unless the tokenizer's model has the added token as well.
+    """
+    content = read_object(file)
+    for token in content["added_tokens"]:
+        token["id"] = of.numbers[token["content"]]
+        if isinstance(content["model"].get("vocab"), dict):
+            content["model"]["vocab"][token["content"]] = token["id"]
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def chat_template(recipe: Recipe, sources: Sources) -> str | None:

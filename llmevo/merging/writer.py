@@ -2,17 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from llmevo.errors import UserError
 from llmevo.merging.merger import Seed, merge
 from llmevo.merging.recipe import Recipe, plan
-from llmevo.merging.tokenizer import Trimmed, chat_template, shared_vocabulary
+from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
+from llmevo.merging.vocabulary import by_token, tokenizer_folder
 from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 from llmevo.models.files import partial_folder, sync
+from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import set_chat_template
@@ -20,6 +24,93 @@ from llmevo.models.tokenizer import set_chat_template
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 CHAT_FILES = ("chat_template*",)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class MergedModel:
+    """A recipe's result before it is written: shapes, weights one at a time, config, and the files beside them.
+
+    With a `tokenizer_source` the embeddings are merged by token where the models' tokens differ, and cut off beyond the
+    last token, as in mergekit; where they do not differ, all rows stay without `trim`. Raises RecipeError when the
+    recipe has no result, SourceError when it has a `tokenizer_source` and the models' tokens cannot be united.
+    """
+
+    def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:
+        if aligned := by_token(recipe, sources):
+            sources = aligned
+        elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
+            sources = Trimmed(sources, recipe.donor, rows)
+        self.recipe, self.sources, self._seed = recipe, sources, seed
+        donor = sources[recipe.donor].shapes
+        steps = plan(recipe, [*donor], sources.depth(recipe.donor))
+        for step in steps:  # raise for a missing parameter before anything is merged
+            recipe.values(step.of, step.name, step.depth, step.inputs)
+        self.shapes = {step.name: donor[step.inputs[0]] for step in steps}
+        """Every tensor's shape, in the order of the weights."""
+        self._template = chat_template(recipe, sources)
+        self._aligned = aligned
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, merged weight). Raises CandidateError when one is not finite."""
+        return merge(self.recipe, self.sources, self._seed)
+
+    @property
+    def _speaker(self) -> ModelReference:
+        """The model whose special tokens and generation config the result has."""
+        return self.recipe.tokenizer_donor if self._aligned else self.recipe.donor
+
+    def config(self) -> dict[str, Any]:
+        """Return the donor's config with the result's layers.
+
+        By token, the numbers of special tokens are those of the model whose tokenizer the result gets.
+        """
+        recipe, config = self.recipe, self.sources.config(self.recipe.donor)
+        if self._aligned and self._speaker != recipe.donor:
+            numbers = self._aligned.whole.config(self._speaker)
+            config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
+        layers, text = self.sources.depth(recipe.donor), text_config(config)
+        # The donor's layers that the result's layers correspond to: those of each slice's first source.
+        starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
+        origins = [start + offset for start, depth in starts for offset in range(depth)]
+        # A multimodal model's config is nested, and older ones have the language model's keys at the top as well.
+        holders = (config,) if text is config else (config, cast(dict[str, Any], text))
+        for holder in holders:
+            for key in LAYER_LISTS:
+                if isinstance(holder.get(key), list) and len(holder[key]) == layers:
+                    holder[key] = [holder[key][origin] for origin in origins]
+            for key in DEPTH_KEYS:
+                if key in holder:
+                    holder[key] = len(origins)
+        if len(origins) != layers and not any(key in of for key in (*DEPTH_KEYS, *LAYER_LISTS) for of in holders):
+            cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
+        return config
+
+    def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
+        """Write config, generation config, tokenizer, a processor's files and the recipe.
+
+        `dtypes` are the types of the weights, `changes` further keys of the config. Raises SourceError when the models
+        are by token and the donor's tokenizer cannot be given their tokens.
+        """
+        config = {**self.config(), **(changes or {})}
+        if len(dtypes) == 1:
+            nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
+            for holder in (config, *nested):
+                holder["dtype"] = next(iter(dtypes))
+                holder.pop("torch_dtype", None)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        layout, donor = self.sources.layout(self.recipe.donor), self.recipe.tokenizer_donor
+        tokenizer = tokenizer_folder(donor, self._aligned.whole) if self._aligned else self.sources.folder(donor)
+        speaker = layout if self._speaker == self.recipe.donor else self.sources.folder(self._speaker)
+        files = [speaker / "generation_config.json", *(layout / name for name in PROCESSOR_FILES)]
+        files += [file for pattern in (*TOKENIZER_FILES, *CHAT_FILES) for file in tokenizer.glob(pattern)]
+        for file in files:
+            if file.exists():
+                shutil.copyfile(file, folder / file.name)
+        if self._aligned:
+            write_tokenizer(self._aligned.vocabulary, folder)
+        if self._template:
+            set_chat_template(folder, self._template)
+        (folder / "mergekit_config.yml").write_text(self.recipe.to_yaml())
 
 
 def write_model(
@@ -33,33 +124,20 @@ def write_model(
     """Merge into `out`: weights, config, generation config, tokenizer, the recipe, and `extra` text files.
 
     Weights are written one at a time, in a hidden folder that is renamed at the end, so a full disk or a stop leaves no
-    incomplete model. With a `tokenizer_source` embeddings beyond the last token are cut off, as in mergekit; without
-    `trim` they stay. Raises UserError when `out` is not empty or cannot be written, RecipeError when the recipe has no
-    result, SourceError when it has a `tokenizer_source` and the models' vocabularies differ, CandidateError when a
-    merged weight is not finite.
+    incomplete model. Raises what `MergedModel` raises, and UserError when `out` is not empty or cannot be written,
+    CandidateError when a merged weight is not finite.
     """
-    if recipe.tokenizer_source is not None and (rows := shared_vocabulary(recipe, sources)) and trim:
-        sources = Trimmed(sources, recipe.donor, rows)
-    donor = sources[recipe.donor].shapes
-    steps = plan(recipe, [*donor], sources.depth(recipe.donor))
-    for step in steps:  # raise for a missing parameter before anything is merged
-        recipe.values(step.of, step.name, step.depth, step.inputs)
-    template = chat_template(recipe, sources)
+    model = MergedModel(recipe, sources, seed, trim)
     with whole_folder(out) as folder:
-        shapes = [(step.name, donor[step.inputs[0]]) for step in steps]
-        dtypes = write_weights(merge(recipe, sources, seed), folder, header_size(shapes))
-        _write_config(recipe, sources, folder, dtypes)
-        for name in ("generation_config.json", *PROCESSOR_FILES):
-            if (file := sources.layout(recipe.donor) / name).exists():
-                shutil.copyfile(file, folder / name)
-        tokenizer = sources.folder(recipe.tokenizer_donor)
-        for pattern in (*TOKENIZER_FILES, *CHAT_FILES):
-            for file in tokenizer.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
-        if template:
-            set_chat_template(folder, template)
-        for name, text in {"mergekit_config.yml": recipe.to_yaml(), **(extra or {})}.items():
-            (folder / name).write_text(text)
+        dtypes = write_weights(model.weights(), folder, header_size(model.shapes.items()))
+        model.write_files(folder, dtypes)
+        write_texts(folder, extra)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
+    """Write text files into a folder, over those of the same names."""
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text)
 
 
 def check_new(out: Path) -> None:
@@ -90,30 +168,3 @@ def whole_folder(out: Path) -> Generator[Path]:
             sync(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error})") from error
-
-
-def _write_config(recipe: Recipe, sources: Sources, folder: Path, dtypes: set[str]) -> None:
-    """Write the donor's config with the result's type and layers."""
-    config = sources.config(recipe.donor)
-    if len(dtypes) == 1:
-        nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
-        for holder in (config, *nested):
-            holder["dtype"] = next(iter(dtypes))
-            holder.pop("torch_dtype", None)
-    layers, text = sources.depth(recipe.donor), text_config(config)
-    # The donor's layers that the result's layers correspond to: those of each slice's first source.
-    starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
-    origins = [start + offset for start, depth in starts for offset in range(depth)]
-    # A multimodal model's config is nested, and older ones have the language model's keys at the top as well.
-    for holder in (config,) if text is config else (config, cast(dict[str, Any], text)):
-        for key in LAYER_LISTS:
-            if isinstance(holder.get(key), list) and len(holder[key]) == layers:
-                holder[key] = [holder[key][origin] for origin in origins]
-        for key in DEPTH_KEYS:
-            if key in holder:
-                holder[key] = len(origins)
-    if len(origins) != layers and not any(
-        key in holder for key in (*DEPTH_KEYS, *LAYER_LISTS) for holder in (text, config)
-    ):
-        cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -295,9 +295,8 @@ def _other_shapes(one: str, first: Shapes, other: str, second: Shapes, configs: 
     values = _other_values(SIZES, one, other, configs)
     if ("embed" in name or "lm_head" in name) and first[name][1:] == second[name][1:]:
         return (
-            f"{one} and {other} have different vocabularies: {shapes}{values}; resize the embeddings of the one to the"
-            " other's (transformers' resize_token_embeddings) where the tokens are the same, or align the models with"
-            " mergekit's tokenizer_source: union first"
+            f"{one} and {other} have different vocabularies: {shapes}{values}; give `tokenizer_source: union`"
+            " (in a config genome.tokenizer_source), which merges embeddings by token"
         )
     return f"{one} and {other} have different shapes: {shapes}{values}; only models of one size can be merged"
 

@@ -1,8 +1,10 @@
 """The weights of the models that are merged: memory-mapped, one tensor at a time."""
 
 import json
+import pickle
 import re
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +34,10 @@ BUFFERS = ("I64", "BOOL")
 MASKS = (".attn.bias", ".attention.bias")
 """Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
 
-SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+PICKLE = ".bin"
+"""The end of the names of files that torch.save writes."""
+
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.(?:safetensors|bin)$")
 """The end of a shard's name: its number, and the number of shards."""
 
 
@@ -66,13 +71,34 @@ def same(first: Tensor, second: Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
+class Kept:
+    """Computed tensors that are in use, and the latest one: a merge reads a weight several times in a row.
+
+    All readers of a time get the same tensor, so that `same` recognizes a base that two models share.
+    """
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
+        self._latest: Tensor | None = None
+
+    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the tensor under a name, made now if nobody holds it."""
+        tensor = self._held.get(name)
+        if tensor is None:
+            tensor = self._held[name] = make()
+        self._latest = tensor
+        return tensor
+
+
 class Source:
     """A model's weights, by their names in the checkpoint."""
 
     shapes: Mapping[str, tuple[int, ...]]
     """Every tensor's shape, in the order of the checkpoint."""
-    derived: Sequence[str]
-    """Tensors of the checkpoint that are left out: its config determines them."""
+    derived: Mapping[str, str]
+    """{a tensor of the checkpoint that no merge needs: the reason}."""
+    quantized: Collection[str] = ()
+    """Weights whose stored numbers are rounded to a narrow type; see `noise`."""
 
     def tensor(self, name: str) -> Tensor:
         """Return one weight: a mapped view in its stored type; float32 where it is computed."""
@@ -82,37 +108,56 @@ class Source:
         """Return one weight, low-rank over another where it is."""
         return self.tensor(name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type that a merge without a `dtype` writes the weight in: that of the weight as it is stored."""
+        return stored(self.weight(name)).dtype
+
+    def noise(self, name: str) -> float:
+        """Return the expected squared rounding error of a quantized weight, summed over its entries; 0 for others."""
+        return 0.0
+
 
 class Checkpoint(Source):
     """A folder of safetensors files, one or sharded. Opening reads headers only; tensors are mapped views.
 
-    Raises SourceError for files that are missing or incomplete, and for quantized weights.
+    Without safetensors files, PyTorch's own files (`.bin`) are read, if they hold nothing but tensors: no code in them
+    is run. Raises SourceError for files that are missing or incomplete, and for quantized weights.
     """
 
-    def __init__(self, folder: Path, pattern: str = "model*.safetensors") -> None:
+    def __init__(self, folder: Path, pattern: str = "model*.safetensors", quantized: bool = False) -> None:
+        """`pattern` are the files with the weights. With `quantized`, tensors of any type are read as they are."""
         self.folder = folder
-        pattern = pattern if any(folder.glob(pattern)) else "*.safetensors"
-        files = sorted(folder.glob(pattern))
-        self._indices = sorted(folder.glob(f"{pattern}.index.json"))
+        files = weight_files(folder, pattern)
+        self.is_pickled = bool(files) and files[0].suffix == PICKLE
+        """Whether the files are PyTorch's own and not safetensors files."""
+        self._indices = sorted(folder.glob(f"{_index_of(files, pattern)}.index.json"))
         if not files:
             raise SourceError(_no_weights(folder, [*self._indices]))
         self._handles: dict[str, Any] = {}
         self._views: dict[str, Tensor] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        derived: list[str] = []
+        derived: dict[str, str] = {}
+        self.types: dict[str, str] = {}
+        """Every tensor's type as it is stored, as safetensors names it."""
         for file in files:
+            handle = _Pickle(file) if file.suffix == PICKLE else _open(file)
             try:
-                handle = safe_open(file, framework="pt")  # pyright: ignore[reportNoOverloadImplementation]
                 held = [*handle.keys()]
-                derived += [name for name in held if name.endswith(DERIVED)]
+                derived |= dict.fromkeys(
+                    (name for name in held if name.endswith(DERIVED)), "the config determines them"
+                )
+                derived |= dict.fromkeys(
+                    handle.copies if isinstance(handle, _Pickle) else (), "another name of a weight"
+                )
                 names = [name for name in held if not name.endswith(DERIVED)]
                 headers = {name: handle.get_slice(name) for name in names}
                 shapes |= {name: tuple(header.get_shape()) for name, header in headers.items()}
             except (SafetensorError, OSError) as error:
-                what = _what_else(file) or f"is incomplete or not a safetensors file ({error})"
-                raise SourceError(f"{file} {what}; download it again") from error
+                raise _damaged(file, error) from error
             for name, header in headers.items():
-                _check_type(folder, name, shapes[name], str(header.get_dtype()))
+                self.types[name] = str(header.get_dtype())
+                if not quantized:
+                    check_type(folder, name, shapes[name], self.types[name])
             self._handles |= dict.fromkeys(names, handle)
         self.shapes, self.derived = shapes, derived
         self._check_complete(files)
@@ -121,7 +166,7 @@ class Checkpoint(Source):
         """Raise SourceError for a missing shard, by the index or without one by the shards' numbers."""
         for index in self._indices:
             for name, shard in _weight_map(index).items():
-                if name not in self.shapes and not name.endswith(DERIVED):
+                if name not in self.shapes and name not in self.derived and not name.endswith(DERIVED):
                     lacks = "which lacks it" if (self.folder / shard).exists() else "which is missing"
                     raise SourceError(
                         f"{self.folder}: {index.name} lists {name} in {shard}, {lacks}; download it again"
@@ -138,6 +183,79 @@ class Checkpoint(Source):
         if name not in self._views:
             self._views[name] = self._handles[name].get_tensor(name)
         return self._views[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return getattr(torch, (FLOATS | INTEGERS)[self.types[name]])
+
+
+def weight_files(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
+    """Return the files with a folder's weights: those of the pattern, other safetensors files, or `.bin` files."""
+    pickled = "adapter_model*.bin" if pattern.startswith("adapter") else "pytorch_model*.bin"
+    return next((sorted(found) for p in (pattern, "*.safetensors", pickled) if (found := [*folder.glob(p)])), [])
+
+
+def _index_of(files: Sequence[Path], pattern: str) -> str:
+    """Return the pattern of the files whose index says which shards there are."""
+    if files and files[0].suffix == PICKLE:
+        return "pytorch_model*.bin"
+    return pattern if any(file.match(pattern) for file in files) else "*.safetensors"
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")  # pyright: ignore[reportNoOverloadImplementation]
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> SourceError:
+    what = _what_else(file) or f"is incomplete or not a safetensors file ({error})"
+    return SourceError(f"{file} {what}; download it again")
+
+
+class _Pickle:
+    """A `.bin` file, read like a safetensors file: mapped, and by PyTorch's reader that makes tensors only."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            held: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            what = _what_else(file) or (
+                f"holds more than tensors, which could be harmful code, or is damaged ({reason})"
+                if isinstance(error, pickle.UnpicklingError)
+                else f"is incomplete or not written by a current torch.save ({reason})"
+            )
+            raise SourceError(f"{file} {what}; download it again, or get the model as safetensors files") from error
+        if not isinstance(held, dict) or not all(isinstance(each, Tensor) for each in held.values()):
+            raise SourceError(f"{file} holds no weights by name; get the model as safetensors files")
+        weights = cast(dict[str, Tensor], held)
+        # A tied head is saved with the embeddings, as one memory under two names: safetensors files have the first.
+        first: dict[tuple[int, tuple[int, ...]], str] = {}
+        owners = {name: first.setdefault((w.data_ptr(), tuple(w.shape)), name) for name, w in weights.items()}
+        self._weights = {name: w for name, w in weights.items() if owners[name] == name or not w.numel()}
+        self.copies = [name for name in weights if name not in self._weights]
+
+    def keys(self) -> Iterable[str]:
+        return self._weights.keys()
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._weights[name]
+
+    def get_slice(self, name: str) -> "_Header":
+        return _Header(self._weights[name])
+
+
+@dataclass(frozen=True)
+class _Header:
+    weight: Tensor
+
+    def get_shape(self) -> Sequence[int]:
+        return self.weight.shape
+
+    def get_dtype(self) -> str:
+        stored_as = str(self.weight.dtype).removeprefix("torch.")
+        return next((kind for kind, name in (FLOATS | INTEGERS).items() if name == stored_as), stored_as)
 
 
 def read_object(file: Path, hint: str = "download it again") -> dict[str, Any]:
@@ -193,7 +311,7 @@ def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
     )
 
 
-def _check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
+def check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
     """Raise SourceError for quantized and complex weights. Buffers of integers are copied."""
     if stored in FLOATS or name.endswith(MASKS):
         return

@@ -105,12 +105,20 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
 
     Relative paths start at `root`. Raises SourceError where there is none.
     """
-    local = _local(path, root) or _download(path)
+    local = place_of(path, root)
     if local.suffix == ".gguf":
         return _converted(local)
     if not local.is_dir():
         raise SourceError(f"{path}: {local} is a file; give the folder of a model, or a .gguf file")
     return local
+
+
+def place_of(path: ModelPath, root: Path = Path()) -> Path:
+    """Return the file or folder that a path stands for, as it is: a GGUF file is not converted.
+
+    Downloads it if need be. Raises SourceError where there is none.
+    """
+    return _local(path, root) or _download(path)
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
@@ -161,7 +169,11 @@ def _download(path: ModelPath) -> Path:
             repo, _, name = path.path.rpartition("/")
             return Path(hf_hub_download(repo, name, revision=path.revision))
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
-        return Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(path.path, revision=path.revision, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            pickled = [*wanted, "pytorch_model*.bin", "adapter_model.bin"]
+            folder = Path(snapshot_download(path.path, revision=path.revision, allow_patterns=pickled))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(

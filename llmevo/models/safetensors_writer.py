@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from llmevo.models.checkpoints import FLOATS, INTEGERS
+from llmevo.models.checkpoints import FLOATS, INTEGERS, LowRank, Weight
+
+Named = TypeVar("Named", bound=Weight)
 
 SHARD_BYTES = 5 * 10**9
 """The largest size of a weight file, except for a single larger weight; as in mergekit."""
@@ -18,7 +20,9 @@ SHARD_BYTES = 5 * 10**9
 KEPT_BYTES = 50 * 10**6
 """Bytes that are written between two returns of freed memory."""
 
-SAFETENSORS_TYPES: dict[torch.dtype, str] = {getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS).items()}
+SAFETENSORS_TYPES: dict[torch.dtype, str] = {
+    getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS | {"F8_E4M3": "float8_e4m3fn"}).items()
+}
 
 
 class _Shard:
@@ -59,11 +63,34 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def returning_memory(weights: Iterable[tuple[str, Named]]) -> Iterator[tuple[str, Named]]:
+    """Yield the same weights, and return freed memory now and then."""
+    kept = 0
+    for name, weight in weights:
+        yield name, weight
+        kept += (weight.origin if isinstance(weight, LowRank) else weight).nbytes
+        if kept > KEPT_BYTES:
+            kept = 0
+            _return_memory()
+
+
 def header_size(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Return the room for the header of a file with all of these weights, a multiple of 8 as the format requires."""
-    longest = {"dtype": "BOOL", "data_offsets": [10**14] * 2}
+    longest = {"dtype": "F8_E4M3", "data_offsets": [10**14] * 2}
     size = sum(len(json.dumps({name: {"shape": shape, **longest}})) for name, shape in shapes)
     return (size + 64 + 7) // 8 * 8
+
+
+def write_file(weights: Iterable[tuple[str, Tensor]], file: Path, header: int) -> None:
+    """Write one safetensors file of any size. `header` is the room for its header."""
+    shard = _Shard(file, header)
+    try:
+        for name, weight in returning_memory(weights):
+            shard.add(name, weight)
+        shard.close()
+    finally:
+        with suppress(OSError):  # a full disk fails again on closing
+            shard.file.close()
 
 
 def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: int) -> set[str]:
@@ -73,13 +100,8 @@ def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: i
     """
     shards = [_Shard(folder / "shard-0", header)]
     dtypes: set[str] = set()
-    kept = 0
     try:
-        for name, weight in weights:
-            kept += weight.nbytes
-            if kept > KEPT_BYTES:
-                kept = 0
-                _return_memory()
+        for name, weight in returning_memory(weights):
             if shards[-1].size and shards[-1].size + weight.nbytes > SHARD_BYTES:
                 shards[-1].close()
                 shards.append(_Shard(folder / f"shard-{len(shards)}", header))

@@ -11,12 +11,17 @@ from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import check_compatible, check_layers, text_config
 from llmevo.models.cards import excerpt
-from llmevo.models.checkpoints import Checkpoint, Source, read_object
+from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
-from llmevo.models.references import ModelReference, folder_of
+from llmevo.models.placeholder import placeholder
+from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
+from llmevo.models.references import ModelPath, ModelReference, folder_of
+from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import Tower, fit
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
+
+ADAPTER = "adapter_config.json"
 
 
 Excludes = Callable[[ModelReference, str], bool]
@@ -36,9 +41,10 @@ class Sources:
         """
         self.root, self.base = root, base
         self._excludes = excludes
-        self._checkpoints: dict[Path, Checkpoint] = {}
+        self._checkpoints: dict[Path, Source] = {}
         self._own: dict[ModelReference, Source] = {}
         self._sources: dict[ModelReference, Source] = {}
+        self._folders: dict[ModelReference, tuple[Path, Path | None]] = {}
         self._depths: dict[ModelReference, int] = {}
 
     @classmethod
@@ -47,21 +53,36 @@ class Sources:
         may be left out: see `models.towers.fit`.
         """
         known = [*references]
-        sources = cls(root, excludes=excludes)
-        sources.base = sources.folder(known[0]) if known else None
+        sources = cls.unchecked(known, root, excludes)
         sources.check(known)
         return sources
 
-    def check(self, references: Iterable[ModelReference]) -> None:
-        """Raise SourceError unless the models have the same tensors in the same shapes, those of the first one."""
+    @classmethod
+    def unchecked(
+        cls, references: Iterable[ModelReference], root: Path = Path(), excludes: Excludes | None = None
+    ) -> Self:
+        """Like `open`, without the comparison of names and shapes: see `check`."""
+        sources = cls(root, excludes=excludes)
+        sources.base = next((sources.folder(reference) for reference in references), None)
+        return sources
+
+    def check(self, references: Iterable[ModelReference], rows: bool = True) -> None:
+        """Raise SourceError unless the models have the same tensors in the same shapes, those of the first one.
+
+        Without `rows`, weights with one row a token may have other numbers of rows.
+        """
         known = [*references]
         for place, other in enumerate(known):
             if place == 0 or self._known_config(other):  # only the donor's config is needed for merging
                 self.depth(other)
             one, source = known[0], self[other]
             configs = self._described(one), self._described(other)
+            first, second = (
+                each if rows else {name: shape for name, shape in each.items() if not VOCABULARY.search(name)}
+                for each in (self[one].shapes, source.shapes)
+            )
             try:
-                check_compatible(str(one), self[one].shapes, str(other), source.shapes, configs)
+                check_compatible(str(one), first, str(other), second, configs)
             except SourceError as error:
                 if isinstance(source, Tower) and source.fit.predicts:
                     raise SourceError(
@@ -85,7 +106,37 @@ class Sources:
 
     def folder(self, reference: ModelReference) -> Path:
         """Return the folder with the model's config and tokenizer."""
-        return folder_of(reference.model, self.root)
+        return self._places(reference)[0]
+
+    def _places(self, reference: ModelReference) -> tuple[Path, Path | None]:
+        """Return the folders of the model and of the adapter on it; an adapter alone names its model itself."""
+        if reference not in self._folders:
+            folder = folder_of(reference.model, self.root)
+            adapter = folder_of(reference.lora, self.root) if reference.lora else None
+            if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+                folder, adapter = self._base_of(reference, folder), folder
+            self._folders[reference] = folder, adapter
+        return self._folders[reference]
+
+    def _base_of(self, reference: ModelReference, adapter: Path) -> Path:
+        """Return the folder of the model that an adapter was trained on. Raises SourceError where it is not found."""
+        config = read_object(adapter / ADAPTER)
+        named = config.get("base_model_name_or_path")
+        said = f"{reference} is an adapter (it has {ADAPTER} and no config.json)"
+        write = f"write the model it was trained on before it: MODEL+{reference}"
+        if not isinstance(named, str) or not named:
+            raise SourceError(f"{said} and names no model (base_model_name_or_path is {named!r}); {write}")
+        revision = config.get("revision")
+        base = ModelPath(path=named, revision=revision if isinstance(revision, str) and revision else None)
+        try:
+            folder = folder_of(base, self.root)
+        except SourceError as error:
+            raise SourceError(
+                f"{said}, and its model {named} (base_model_name_or_path) cannot be found ({error}); {write}"
+            ) from error
+        if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+            raise SourceError(f"{said} on another adapter ({named}); merge that into its model first")
+        return folder
 
     def __getitem__(self, reference: ModelReference) -> Source:
         """Return a model's weights, those of a `Tower` if its tensors are not those of the base."""
@@ -100,24 +151,12 @@ class Sources:
             self._sources[reference] = own
         return self._sources[reference]
 
-    def _checkpoint(self, folder: Path) -> Checkpoint:
-        if folder not in self._checkpoints:
-            self._checkpoints[folder] = Checkpoint(folder)
-        return self._checkpoints[folder]
-
     def own(self, reference: ModelReference) -> Source:
-        """Return a model's weights as they are on disk."""
+        """Return a model's weights under their own names."""
         if reference not in self._own:
-            folder = self.folder(reference)
-            if (config := folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-                base = read_object(config).get("base_model_name_or_path") or "MODEL"
-                raise SourceError(
-                    f"{reference} is a LoRA adapter, not a model (it has {config.name} and no config.json); write the"
-                    f" model it was trained on before it: {base}+{reference}"
-                )
-            checkpoint = self._checkpoint(folder)
-            adapter = folder_of(reference.lora, self.root) if reference.lora else None
-            self._own[reference] = LoraModel(checkpoint, adapter) if adapter else checkpoint
+            folder, adapter = self._places(reference)
+            model = self._checkpoint(folder)
+            self._own[reference] = LoraModel(model, adapter, str(folder)) if adapter else model
         return self._own[reference]
 
     def layout(self, reference: ModelReference) -> Path:
@@ -129,24 +168,50 @@ class Sources:
     def left_out(self, reference: ModelReference) -> Mapping[str, str]:
         """Return the tensors of a model that no result has, with the reason for each."""
         source = self[reference]
-        derived = dict.fromkeys(source.derived, "the config determines them")
-        return {**derived, **(source.fit.left_out if isinstance(source, Tower) else {})}
+        return {**source.derived, **(source.fit.left_out if isinstance(source, Tower) else {})}
 
     def lent(self, reference: ModelReference) -> Mapping[str, str]:
         """Return the tensors that a model has from the base, with the part of the base that each belongs to."""
         source = self[reference]
         return source.fit.lent if isinstance(source, Tower) else {}
 
+    def model(self, reference: ModelReference) -> Source:
+        """Return the model's weights, without those of an adapter on it."""
+        return self._checkpoint(self.folder(reference))
+
+    def _checkpoint(self, folder: Path) -> Source:
+        if folder not in self._checkpoints:
+            given = quantization_of(folder)
+            self._checkpoints[folder] = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
+        return self._checkpoints[folder]
+
     def config(self, reference: ModelReference) -> dict[str, Any]:
-        """Return the config.json that describes `self[reference]`. Raises SourceError when it cannot be read."""
+        """Return the config.json that describes `self[reference]`, without a quantization: merges are not quantized.
+
+        Raises SourceError when it cannot be read.
+        """
         return self._read_config(reference, self.layout(reference))
 
     def own_config(self, reference: ModelReference) -> dict[str, Any]:
-        """Return the model's own config.json. Raises SourceError when it cannot be read."""
+        """Return the model's own config.json, without a quantization. Raises SourceError when it cannot be read."""
         return self._read_config(reference, self.folder(reference))
 
     def _read_config(self, reference: ModelReference, folder: Path) -> dict[str, Any]:
-        return read_object(folder / "config.json", f"{reference} must be a folder that transformers has saved")
+        config = read_object(folder / "config.json", f"{reference} must be a folder that transformers has saved")
+        return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+
+    def engine_folder(self, reference: ModelReference) -> Path:
+        """Return a folder that engines can start from: the model's own, or one without its quantization.
+
+        An engine replaces all weights before it answers, so the latter has zeros.
+        """
+        folder = self.folder(reference)
+        source = self._checkpoint(folder)
+        return folder if isinstance(source, Checkpoint) and not source.is_pickled else self._placeholder(reference)
+
+    def _placeholder(self, reference: ModelReference) -> Path:
+        source = self[reference]
+        return placeholder(self.config(reference), source.shapes, {name: source.dtype(name) for name in source.shapes})
 
     def depth(self, reference: ModelReference) -> int:
         """Return the number of layers. Raises SourceError where config.json has none, or the weights differ."""
@@ -160,8 +225,7 @@ class Sources:
 
     def licence(self, reference: ModelReference) -> str | None:
         """Return the licence that the adapter's card, or the model's, declares."""
-        folders = [folder_of(reference.lora, self.root)] if reference.lora else []
-        for folder in [*folders, self.folder(reference)]:
+        for folder in self._with_cards(reference):
             card = folder / "README.md"
             found = LICENCE.search(card.read_text(errors="replace")) if card.is_file() else None
             if found:
@@ -170,8 +234,11 @@ class Sources:
 
     def card(self, reference: ModelReference) -> str:
         """Return an excerpt of the adapter's card, or else of the model's; empty without one."""
-        folders = [folder_of(reference.lora, self.root)] if reference.lora else []
-        return next(filter(None, map(excerpt, [*folders, self.folder(reference)])), "")
+        return next(filter(None, map(excerpt, self._with_cards(reference))), "")
+
+    def _with_cards(self, reference: ModelReference) -> list[Path]:
+        folder, adapter = self._places(reference)
+        return [adapter, folder] if adapter else [folder]
 
     def checksum(self, reference: ModelReference, recorded: str = WHOLE) -> str:
         """Return a digest of all files that determine the weights, by the rule of a recorded one (of 0.1, or today's).
@@ -191,8 +258,14 @@ class Sources:
 
     def files(self, reference: ModelReference) -> list[Path]:
         """Return the files that determine the model's weights."""
-        files = sorted(self.folder(reference).glob("*.safetensors"))
-        if reference.lora:
-            adapter = folder_of(reference.lora, self.root)
-            files += [*sorted(adapter.glob("*.safetensors")), *adapter.glob("adapter_config.json")]
+        folder, adapter = self._places(reference)
+        files = _weights_in(folder)
+        if quantization_of(folder):  # it says how the weights are read
+            files += [*folder.glob("config.json"), *folder.glob("hf_quant_config.json")]
+        if adapter:
+            files += [*_weights_in(adapter, "adapter_model*.safetensors"), *adapter.glob(ADAPTER)]
         return files
+
+
+def _weights_in(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
+    return sorted(folder.glob("*.safetensors")) or weight_files(folder, pattern)

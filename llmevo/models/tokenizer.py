@@ -43,6 +43,19 @@ def vocabulary(folder: Path) -> dict[str, int]:
     return tokens
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int:
+    """Return the number of rows of the embeddings that a model's config names; 0 where it names none."""
+    inner = config.get("text_config")
+    return int(config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, Mapping) else 0) or 0)
+
+
+def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config with another number of rows of the embeddings."""
+    inner = config.get("text_config")
+    changed = {"text_config": {**inner, "vocab_size": rows}} if isinstance(inner, Mapping) else {}
+    return {**config, **changed, **({"vocab_size": rows} if "vocab_size" in config or not changed else {})}
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return a model's tokenizer, loaded by transformers. Raises SourceError that names the damaged file."""
     from transformers import AutoConfig, AutoTokenizer  # slow to import

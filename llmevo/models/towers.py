@@ -43,6 +43,9 @@ class Tower(Source):
     def tensor(self, name: str) -> Tensor:
         return self._base.tensor(name) if name in self.fit.lent else self.own.tensor(self.fit.names.get(name, name))
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self._base.dtype(name) if name in self.fit.lent else self.own.dtype(self.fit.names.get(name, name))
+
     def weight(self, name: str) -> Weight:
         return self._base.weight(name) if name in self.fit.lent else self.own.weight(self.fit.names.get(name, name))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
+from llmevo.reports.serving import served_best
 from llmevo.reports.text import with_error
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -22,6 +23,11 @@ def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float
 
 def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
     """Return the conclusion in sentences, by held-out scores alone. `run` is the folder in suggested commands."""
+    served = served_best(state)
+    return [*_gain(state, run), *([str(served)] if served else [])]
+
+
+def _gain(state: RunState, run: object) -> Sequence[str]:
     rows = {row.row: row for row in state.heldout.values()}
     best = rows["best"]
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]

@@ -115,7 +115,7 @@ class Experiment:
         assert isinstance(result.id, int)
         stopped = bool(rivals) and result.score is not None and result.score.items < self.evaluator.items
         rival = rivals[0].candidate.id if stopped else None
-        return events.of_result(result, result.id, rival, replies=self.shows_names)
+        return events.of_result(result, result.id, rival, self.shows_names, self.config.engine.search_format)
 
     @cached_property
     def workers(self) -> int:
@@ -159,7 +159,8 @@ class Experiment:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers, self.routers)
+        vocabulary = self.recorded.vocabulary if self.recorded else self.scorer.vocabulary
+        return SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -424,6 +425,7 @@ class Experiment:
             cards=self.cards,
             descriptions=self.descriptions,
             chances=self.chances,
+            vocabulary=self.scorer.vocabulary,
             start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
         )
 

@@ -1,6 +1,7 @@
 """After the search: finalists answer further questions, and the best of them is scored on held-out questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
@@ -20,32 +21,70 @@ HELDOUT_FIELDS = {"row", "kind", "candidate", "score", "stderr", "tasks"}
 
 
 def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> bool:
-    """Score the finalists on questions that no candidate of the search was asked, to choose among them by both.
+    """Score the finalists on questions that no candidate of the search was asked, to choose among them by both; with
+    `engine.quantize` then on all these questions in the format in which the best will be served.
 
     Return False when the user raised the budget meanwhile.
     """
-    state = journal.state
-    if not state.started or not state.started.selection_items:
+    state, served = journal.state, experiment.config.engine.finals_format
+    if not state.started or not (state.started.selection_items or served):
         return True
     finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
     if experiment.rules > 1:
         finalists = [trial for trial in _completed(experiment, journal, dispatcher, finalists) if trial.score]
-    recipes = {trial.candidate.id: experiment.space.decode(trial.candidate.genes) for trial in finalists}
-    requests = [Request(f"finalist {n}", recipes[n], "selection") for n in recipes if n not in state.selected]
-    for trial in finalists:
-        number = trial.candidate.id
-        known = state.selected.get(number)
-        if known and known.generation == len(state.told):
+    further = [(trial, "selection") for trial in finalists if state.started.selection_items]
+    again = [(trial, questions) for trial in finalists for questions in state.finals_sets if served]
+    return _ask_finalists(experiment, journal, dispatcher, further, len(finalists)) and _ask_finalists(
+        experiment, journal, dispatcher, again, len(finalists), served
+    )
+
+
+def _ask_finalists(
+    experiment: Experiment,
+    journal: Journal,
+    dispatcher: Dispatcher,
+    asked: Sequence[tuple[Trial, str]],
+    count: int,
+    served: str = "",
+) -> bool:
+    """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights.
+
+    Return False when the user raised the budget meanwhile.
+    """
+    state, counted = journal.state, experiment.config.counted
+    quantize = served or experiment.config.engine.search_format
+    known = {(number, "selection"): event for number, event in state.selected.items()}
+    scored: Mapping[tuple[int, str], events.Selected | events.Served] = {**state.served} if served else known
+    requests: dict[tuple[int, str], Request] = {}
+    for trial, questions in asked:
+        number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes)
+        name = f"finalist {number}" + (f" in {served}, {questions} questions" if served else "")
+        requests[number, questions] = Request(name, recipe, questions, quantize=quantize)
+    for key, request in requests.items():
+        number, questions = key
+        earlier = scored.get(key)
+        if earlier and earlier.generation == len(state.told):
             continue
-        place = {"candidate": number, "generation": len(state.told), "finalists": len(finalists)}
-        own = Request(f"finalist {number}", recipes[number], "selection")
-        ahead = requests[requests.index(own) + 1 :] if own in requests else []
-        made = journal.once(
-            events.Selected,
-            lambda k=known, p=place, o=own, a=ahead: _taken_over(k, p) if k else _selected(dispatcher.of(o, a), p),
-        )
-        journal.expect(made, **place)
-        check_sum(journal, made, experiment.config.counted)
+        place: dict[str, Any] = {"candidate": number, "generation": len(state.told), "finalists": count}
+        place |= {"questions": questions} if served else {}
+        kind = events.Served if served else events.Selected
+        later = [*requests][[*requests].index(key) + 1 :]
+        ahead = [requests[other] for other in later if other not in scored]
+
+        def make(
+            kind: type[events.Selected | events.Served] = kind,
+            place: Mapping[str, Any] = place,
+            earlier: events.Selected | events.Served | None = earlier,
+            request: Request = request,
+            ahead: Sequence[Request] = ahead,
+        ) -> events.Selected | events.Served:
+            if earlier:
+                return _taken_over(earlier, place)
+            return kind(**place, **events.scored(_scored(dispatcher.of(request, ahead)), quantize))
+
+        made = journal.once(kind, make)
+        journal.expect(made, **place, quantized=quantize)
+        check_sum(journal, made, counted)
         if ask_size(experiment, state):
             return False
     return True
@@ -74,7 +113,10 @@ def _completed(
     state = journal.state
     items = state.started.items if state.started else 0
     stopped = [trial.candidate for trial in finalists if trial.score and trial.score.items < items]
-    requests = [Request(candidate.id, experiment.space.decode(candidate.genes)) for candidate in stopped]
+    quantize = experiment.config.engine.search_format
+    requests = [
+        Request(candidate.id, experiment.space.decode(candidate.genes), quantize=quantize) for candidate in stopped
+    ]
     for place, request in enumerate(requests):
         ahead = requests[place + 1 :]
         made = journal.once(
@@ -107,14 +149,10 @@ def finalists_of(state: RunState, count: int, recommended: Trial | None = None) 
     return [*best, *others.values()]
 
 
-def _taken_over(known: events.Selected, place: dict[str, int]) -> events.Selected:
+def _taken_over(known: events.Selected | events.Served, place: Mapping[str, Any]) -> events.Selected | events.Served:
     """Take over the score of an earlier selection."""
     earlier = known.model_dump(exclude={"time", "schema_", "event", "seconds", "cached", *place})
-    return events.Selected(**place, **earlier, seconds={}, cached=True)
-
-
-def _selected(result: Result, place: dict[str, int]) -> events.Selected:
-    return events.Selected(**place, **events.scored(_scored(result)))
+    return type(known)(**place, **earlier, seconds={}, cached=True)
 
 
 def _scored(result: Result) -> Result:
@@ -125,7 +163,8 @@ def _scored(result: Result) -> Result:
 
 
 def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -> bool:
-    """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions.
+    """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions; with
+    `engine.quantize` the best also in its other form: rounded, or as it is where all others are rounded.
 
     Rows that were held out before the budget was raised are not scored again. Return False when it was raised
     meanwhile.
@@ -136,20 +175,32 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
         return True
     genome = experiment.config.genome
     if genome.base_model and genome.base_model not in space.merged:
-        recipe = Recipe.of_one(genome.base_model, genome.dtype)
+        recipe = space.alone(genome.base_model)
         rows: list[tuple[str, str, int | None, Recipe]] = [("base", "base", None, recipe)]
     else:
         rows = []
     for name, kind, candidate in _heldout_candidates(state, best):
         rows.append((name, kind, candidate.id, space.decode(candidate.genes)))
+    engine = experiment.config.engine
+    formats = {name: engine.search_format for name, *_ in rows}
+    if engine.quantize:
+        name, kind = (
+            (f"best ({engine.quantize})", "served") if engine.finals_format else (f"best ({genome.dtype})", "plain")
+        )
+        formats[name] = engine.finals_format
+        rows.append((name, kind, best.candidate.id, space.decode(best.candidate.genes)))
     held = {name: row.candidate for name, row in state.heldout.items()}
     rows = [row for row in rows if row[0] not in held or held[row[0]] != row[2]]
-    requests = [Request(f"held-out row {name}", recipe, "heldout") for name, _, _, recipe in rows]
+    requests = [
+        Request(f"held-out row {name}", recipe, "heldout", quantize=formats[name]) for name, _, _, recipe in rows
+    ]
     for request, (name, kind, number, _) in zip(requests, rows, strict=True):
         place = {"row": name, "kind": kind, "candidate": number}
         ahead = requests[requests.index(request) + 1 :]
-        row = journal.once(events.HeldOut, lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p))
-        journal.expect(row, **place)
+        row = journal.once(
+            events.HeldOut, lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p, r.quantize)
+        )
+        journal.expect(row, **place, quantized=request.quantize)
         check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
         if ask_size(experiment, state):
             return False
@@ -170,19 +221,21 @@ def _heldout_candidates(state: RunState, best: Trial) -> list[tuple[str, str, Ca
 
 
 def best_coefficient(state: RunState) -> Trial | None:
-    """Return the best start row with one weight for all models: of those that were finalists, the best by search and
-    selection questions together.
+    """Return the best start row with one weight for all models: of those that were finalists, the best by all their
+    questions, as `RunState.best` is chosen.
     """
-    asked = [state.trials[number] for number in state.selected]
+    served = state.served_finalists
+    asked = served or [state.trials[number] for number in state.selected]
+    score = state.as_served if served else state.as_merged
     finalists = [trial for trial in asked if trial.candidate.origin == "coefficient"]
-    best = max(finalists, key=lambda trial: (-trial.violation, state.pooled(trial)), default=None)
+    best = max(finalists, key=lambda trial: (-trial.violation, score(trial).total), default=None)
     return best or state.best_of("coefficient")
 
 
-def _held_out(result: Result, place: dict[str, str | int | None]) -> events.HeldOut:
+def _held_out(result: Result, place: Mapping[str, str | int | None], quantized: str) -> events.HeldOut:
     score = _scored(result).score
     replies = {task: [*texts] for task, texts in score.replies.items()} if score else {}
-    return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(result)})
+    return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(result, quantized)})
 
 
 def finished(state: RunState) -> events.RunFinished:

@@ -159,7 +159,12 @@ def score_one(
 
     def make() -> events.Evaluated | events.Failed:
         requests = [
-            Request(number, recipe, rivals=[rival.score for rival in rivals if rival.score])
+            Request(
+                number,
+                recipe,
+                rivals=[rival.score for rival in rivals if rival.score],
+                quantize=experiment.config.engine.search_format,
+            )
             for number, (recipe, rivals) in waiting.items()
         ]
         result = dispatcher.first_of(requests)

@@ -9,6 +9,7 @@ from typing import Self
 
 from llmevo.config import Config
 from llmevo.llm.client import patience
+from llmevo.run.log.events import OF_BEST
 from llmevo.run.log.state import RunState
 from llmevo.run.spending import Spending
 
@@ -53,6 +54,8 @@ class Pace:
     asking: float
     """The LLM's answers for a generation."""
     finalist: float
+    served: float
+    """A finalist, on one set of questions, in the format in which it will be served."""
     heldout: float
 
     @classmethod
@@ -73,6 +76,8 @@ class Pace:
             candidate=_mean(_total(trial.seconds) for trial in searched),
             asking=sum(seconds for seconds, _ in asked) / max(1, sum(generations for _, generations in asked)),
             finalist=_mean(_total(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
+            served=_mean(_total(event.seconds) for of in states for event in of.served.values() if event.seconds)
+            or (_expected(started.items, calls) + _expected(started.selection_items, calls)) / len(state.finals_sets),
             heldout=_mean(map(_total, heldout)) or _expected(started.heldout_items, calls),
         )
 
@@ -150,6 +155,7 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     answered = bool(state.prompted) and state.prompted[-1].generation > _last_generation(state)
     generations = math.ceil((ahead - unscored) / _generation(state, config)) - (ahead > 0 and answered)
     finalists = max(0, _finalists_left(state, config) - known.finalists)
+    again = _served_left(state, config)
     rows = _rows_left(state, config, known)
     candidates = max(0, ahead - known.start_rows)
     crew = Crew.of(state, config, pace.candidate)
@@ -161,6 +167,7 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
         generations * asking,
         generation + crew.one_by_one(candidates - begun, pace.candidate),
         crew.together(finalists, pace.finalist),
+        crew.together(again, pace.served),
         crew.together(rows, pace.heldout),
     )
     if begun:
@@ -170,7 +177,7 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     elif ahead:
         now = asking
     else:
-        now = pace.finalist if finalists else pace.heldout if rows else 0.0
+        now = pace.finalist if finalists else pace.served if again else pace.heldout if rows else 0.0
     return Left(now, max(0.0, sum(steps) - now))
 
 
@@ -214,7 +221,7 @@ def seconds_left(state: RunState, config: Config) -> float:
 
 def seconds_spent(state: RunState) -> float:
     """Return the time of scoring and of the LLM so far, without pauses between sessions."""
-    scored = [*state.trials.values(), *state.selected.values(), *state.heldout.values()]
+    scored = [*state.trials.values(), *state.selected.values(), *state.served.values(), *state.heldout.values()]
     return sum(_total(each.seconds) for each in scored) + sum(event.seconds for event in state.prompted)
 
 
@@ -254,6 +261,16 @@ def _finalists_left(state: RunState, config: Config) -> int:
     return max(0, (chosen[0].finalists if chosen else most) - len(chosen))
 
 
+def _served_left(state: RunState, config: Config) -> int:
+    """Scorings of finalists in the format in which they will be served; on each set of questions one."""
+    if state.started is None or not config.engine.finals_format:
+        return 0
+    now = [event for event in state.served.values() if event.generation == len(state.told)]
+    chosen = [event for event in (*now, *state.selected.values()) if event.generation == len(state.told)]
+    most = finalists_at_most(config.search.finalists, len(config.constraints), _origins(state))
+    return max(0, (chosen[0].finalists if chosen else most) * len(state.finals_sets) - len(now))
+
+
 def _rows_left(state: RunState, config: Config, known: _Known) -> int:
     """Rows still to be held out: the base, the start rows but the user's recipes, and the best, unless it is one of
     them.
@@ -270,12 +287,15 @@ def _rows_left(state: RunState, config: Config, known: _Known) -> int:
     done = best is not None and (best.candidate in start or (held is not None and held.candidate == best.candidate.id))
     if "coefficient" in _origins(state):
         rows.add("coefficient")
-    return len(rows - _held_out(state) - known.rows) + (candidates_left(state, config) > 0 or not done)
+    # The best is held out in both forms: see `finals.hold_out`.
+    both = [row for row in state.heldout.values() if row.kind in ("served", "plain")]
+    other = bool(config.engine.quantize) and not (best and both and both[0].candidate == best.candidate.id)
+    return len(rows - _held_out(state) - known.rows) + (candidates_left(state, config) > 0 or not done) + other
 
 
 def _held_out(state: RunState) -> set[str]:
     """The names of the rows but the best; that of the merge with one weight for all models is `coefficient`."""
-    rows = [row for row in state.heldout.values() if row.kind != "best"]
+    rows = [row for row in state.heldout.values() if row.kind not in OF_BEST]
     return {row.kind if row.kind == "coefficient" else row.row for row in rows}
 
 
@@ -286,11 +306,11 @@ def finalists_at_most(count: int, constraints: int, origins: Sequence[str]) -> i
     return count + 2 + ("coefficient" in origins) + constraints
 
 
-def heldout_rows(origins: Sequence[str]) -> int:
+def heldout_rows(origins: Sequence[str], both: bool = False) -> int:
     """Return the largest number of held-out rows: base, parents, uniform merge, the best merge with one weight for all
-    models, and the best. `origins` are those of the start rows.
+    models, and the best, or `both` its forms with `engine.quantize`. `origins` are those of the start rows.
     """
-    return 2 + sum(origin in ("parent", "uniform") for origin in origins) + ("coefficient" in origins)
+    return 2 + both + sum(origin in ("parent", "uniform") for origin in origins) + ("coefficient" in origins)
 
 
 def _origins(state: RunState) -> list[str]:

@@ -174,8 +174,12 @@ def current_facts(scorer: "Scorer", started: events.RunStarted) -> changes.Facts
 
 
 def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
-    """Return the models whose revision or checksum is not that of the run; reads the models."""
-    return changes.differences(changes.source_facts(started.sources), _current_sources(scorer, started))
+    """Return the models whose revision, checksum or tokens are not those of the run; reads the models."""
+    found = changes.differences(changes.source_facts(started.sources), _current_sources(scorer, started))
+    if started.vocabulary and started.vocabulary != scorer.vocabulary:
+        key = f"sources.{scorer.config.genome.references[0]}.vocabulary"
+        found.append(events.Change(key=key, before=started.vocabulary, now=scorer.vocabulary))
+    return found
 
 
 def _current_sources(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:

@@ -23,7 +23,15 @@ import torch
 
 from llmevo.config import Config, Elastic
 from llmevo.engines.base import Engine
-from llmevo.errors import ConfigError, LlmevoError, MachineError, SourceError, TaskError, machine_error, nearest
+from llmevo.errors import (
+    ConfigError,
+    LlmevoError,
+    MachineError,
+    SourceError,
+    TaskError,
+    machine_error,
+    nearest,
+)
 from llmevo.evaluation.gate import PROMPTS, Gate, read_prompts
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
@@ -32,9 +40,10 @@ from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
-from llmevo.merging.tokenizer import check_vocabularies
+from llmevo.merging.vocabulary import Aligned, open_models
+from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of
-from llmevo.models.files import WHOLE, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -87,13 +96,27 @@ class Scorer:
 
     @cached_property
     def sources(self) -> Sources:
-        """The models. Raises SourceError unless they fit each other, and have one vocabulary where the config asks."""
+        """The models, by token where the config asks for it and their tokens differ. Raises SourceError unless they fit
+        each other.
+        """
         genome = self.config.genome
-        sources = Sources.open(genome.references, self.root)
-        if (source := genome.tokenizer_source) not in (None, "base"):
-            donor = genome.references[0] if source == "union" else ModelReference.model_validate(source)
-            check_vocabularies(donor, genome.references, sources)
+        if genome.tokenizer_source in (None, "base"):
+            return Sources.open(genome.references, self.root)
+        depth = Sources(self.root).depth(genome.references[0])
+        sources = open_models(SearchSpace(genome, depth, by_token=True).alone(genome.references[0]), self.root)
+        pairs = [method.name for method in genome.methods if method.pair and len(genome.merged(method)) > 2]
+        if pairs and isinstance(sources, Aligned):
+            raise ConfigError(
+                f"genome.tokenizer_source: the models' tokens differ, and {pairs[0]} merges only two of the"
+                f" {len(genome.merged(genome.methods[0]))} models at a time, so its candidates would lack tokens of the"
+                " others; choose another merge_method, or two models"
+            )
         return sources
+
+    @property
+    def vocabulary(self) -> str:
+        """A digest of the candidates' tokens where embeddings are merged by token; else empty."""
+        return self.sources.vocabulary.digest if isinstance(self.sources, Aligned) else ""
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
@@ -122,7 +145,7 @@ class Scorer:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(self.config.genome, self.layers, self.routers)
+        return SearchSpace(self.config.genome, self.layers, self.routers, bool(self.vocabulary))
 
     @cached_property
     def geometry(self) -> list[SliceGeometry]:
@@ -132,7 +155,22 @@ class Scorer:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer of every candidate."""
+        if self.vocabulary:
+            return self._settings
         return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
+
+    @cached_property
+    def _settings(self) -> Path:
+        """A folder in the cache with the config and tokenizer of all candidates, which no model has."""
+        folders = cache_folder() / "vocabularies"
+        folders.mkdir(parents=True, exist_ok=True)
+        with partial_folder(folders / "new") as written:
+            MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(written, set())
+            contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
+            out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
+            if not out.exists():
+                written.rename(out)
+        return out
 
     # Checks of the config against models and machine
 
@@ -166,8 +204,9 @@ class Scorer:
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
         donor = self.config.genome.references[0]
-        check_loadable(self.sources.folder(donor), self.sources[donor].shapes, in_place=self.backend == "hf")
-        Merger(self.sources).count(self.space.decode(self.space.uniform()))
+        folder = self.sources.engine_folder(donor)
+        check_loadable(folder, self.sources[donor].shapes, in_place=self.backend == "hf")
+        Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
         if tokenizer.eos_token_id is None:
@@ -224,10 +263,11 @@ class Scorer:
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
-        """A digest of the questions of each evaluator, of how they are asked, and of the engine: equal ones give equal
-        scores.
+        """A digest of the questions of each evaluator, of how they are asked, of the engine and of tokens that differ
+        among the models: equal ones give equal scores.
         """
-        return {name: _digest(self.backend, evaluator.digest) for name, evaluator in self.evaluators.items()}
+        tokens = (self.vocabulary,) if self.vocabulary else ()
+        return {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
 
     @cached_property
     def gate_prompts(self) -> list[str]:
@@ -253,7 +293,7 @@ class Scorer:
     def _parents(self) -> Iterator[tuple[str, Any]]:
         """Yield each parent's name, and the running model as that parent."""
         for model in self.space.merged:
-            self.engine.swap(self.space.decode(self.space.parent(model)))
+            self.engine.swap(self.space.decode(self.space.parent(model)), self.config.engine.search_format)
             yield self.space.names[model], self.engine.lm
 
     # Engine
@@ -275,18 +315,19 @@ class Scorer:
             uniform = self.space.decode(self.space.uniform())
             if not check_engine(engine, uniform, self.sources, seed):
                 self._check_finite(uniform)
-                check_engine(engine, Recipe.of_one(self.config.genome.references[0]), self.sources, seed)
+                check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
         return engine
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        donor = self.sources.folder(self.config.genome.references[0])
+        folder = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine
 
+            named = self.space.alone(self.config.genome.references[0])
             return VllmEngine(
-                donor,
+                folder,
                 self.tokenizer_folder,
                 dtype,
                 self.root,
@@ -294,10 +335,12 @@ class Scorer:
                 engine.cache_gb,
                 engine.options,
                 base=self.sources.base,
+                by_token=named if self.vocabulary else None,
             )
         from llmevo.engines.hf import HfEngine
 
-        return HfEngine(donor, self.tokenizer_folder, dtype, engine.device, Merger(self.sources, seed, engine.cache_gb))
+        merger = Merger(self.sources, seed, engine.cache_gb)
+        return HfEngine(folder, self.tokenizer_folder, dtype, engine.device, merger)
 
     def _check_finite(self, recipe: Recipe) -> None:
         """Name the models with weights that are NaN or infinite: raise SourceError for the base, which every merge
@@ -312,17 +355,17 @@ class Scorer:
     # Scoring
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = (), quantize: str = ""
     ) -> tuple[Score, Mapping[str, float]]:
         """Return the score on the questions of `search`, `selection` or `heldout`, and the seconds of merging and
-        scoring, which are empty for a known score.
+        scoring, which are empty for a known score. `quantize`: see `Request`.
 
         With rivals, the best first, racing stops the recipe once it cannot get ahead of that one; met again, it goes on
         from there. Raises CandidateError, and MachineError when memory, the engine or a file is lost and a second try
         does not help.
         """
         evaluator, racing = self.evaluators[questions], self.config.racing
-        request = Request("", recipe, questions, rivals, self.run)
+        request = Request("", recipe, questions, rivals, self.run, quantize)
         known = self.known(request)
         if known and known.items == evaluator.items:
             return known, {}
@@ -332,9 +375,9 @@ class Scorer:
 
         def scored() -> tuple[Score, dict[str, float]]:
             engine = self.engine  # started before the clock
-            gate = self.gate if questions == "search" and not known else None
+            gate = self.gate if self._is_gated(questions, quantize) and not known else None
             started = time.monotonic()
-            engine.swap(recipe)
+            engine.swap(recipe, quantize)
             if gate:
                 gate.check(engine.lm)
             self._note_verdicts(self.run, questions)
@@ -348,6 +391,10 @@ class Scorer:
         score, seconds = self._with_recovery(scored)
         self.keep(request, score)
         return score, seconds
+
+    def _is_gated(self, questions: str, quantize: str) -> bool:
+        """Return whether this is a scoring of the search: the gate is calibrated for its format."""
+        return questions == "search" and quantize == self.config.engine.search_format
 
     # With workers: see `llmevo.workers.protocol`
 
@@ -388,7 +435,7 @@ class Scorer:
 
     def _score_here(self, request: Request) -> tuple[Score, Mapping[str, float]]:
         self.run = request.run
-        return self.score(request.recipe, request.questions, request.rivals)
+        return self.score(request.recipe, request.questions, request.rivals, request.quantize)
 
     @property
     def doing(self) -> Sequence[Doing]:
@@ -449,9 +496,9 @@ class Scorer:
 
         def scored() -> tuple[Score | Responses, Mapping[str, float]]:
             engine = self.engine
-            gate = self.gate if job.questions == "search" and job.part == 0 else None
+            gate = self.gate if self._is_gated(job.questions, job.quantize) and job.part == 0 else None
             started = time.monotonic()
-            engine.swap(job.recipe)
+            engine.swap(job.recipe, job.quantize)
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()
@@ -536,7 +583,7 @@ class Scorer:
 
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]
-        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed)
+        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed, request.quantize)
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
@@ -573,21 +620,23 @@ class Scorer:
             return  # it is not known which models and questions those scores are of
         checksums = {source["reference"]: self._as_now(source) for source in started.sources}
 
-        def know(candidate: int, score: Score, questions: str) -> None:
+        def know(candidate: int, score: Score, questions: str, quantize: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
-            key = cache_key(recipe, checksums, started.questions[questions], started.masks)
+            key = cache_key(recipe, checksums, started.questions[questions], started.masks, quantize)
             self.answers[key] = {score.items: score, **self.answers.get(key, {})}
             if (run, key) not in self.scores or self.scores[run, key].items < score.items:
                 self.scores[run, key] = score
 
         for candidate, trial in state.trials.items():
             if trial.score and (trial.score.items == started.items or trial.score.item_scores):
-                know(candidate, trial.score, "search")
+                know(candidate, trial.score, "search", state.search_format)
         for candidate, event in state.selected.items():
-            know(candidate, event.read(), "selection")
+            know(candidate, event.read(), "selection", event.quantized)
+        for (candidate, questions), event in state.served.items():
+            know(candidate, event.read(), questions, event.quantized)
         for row in state.heldout.values():
             if row.candidate is not None:
-                know(row.candidate, row.read(), "heldout")
+                know(row.candidate, row.read(), "heldout", row.quantized)
 
     def _as_now(self, source: Mapping[str, Any]) -> str:
         """Return a recorded checksum by today's rule, where the model is still the recorded one."""
@@ -619,12 +668,12 @@ def _machine_errors() -> Generator[None]:
         raise
 
 
-def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int) -> str:
-    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, and
-    the questions.
+def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int, quantize: str = "") -> str:
+    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, the
+    questions, and the format that its weights are rounded to.
     """
     weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
-    return _digest(recipe.as_dict(), weights, questions, seed)
+    return _digest(recipe.as_dict(), weights, questions, seed, *filter(None, [quantize]))
 
 
 def _digest(*parts: Any) -> str:

@@ -63,7 +63,7 @@ def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> l
 
 def _rescored(scorer: "Scorer", trial: Trial, recipe: dict[str, object], logged: events.Evaluated) -> Rescored:
     try:
-        score, seconds = scorer.score(Recipe.model_validate(recipe))
+        score, seconds = scorer.score(Recipe.model_validate(recipe), quantize=scorer.config.engine.search_format)
     except CandidateError as error:
         return Rescored(trial, logged, None, str(error))
     result = Result(trial.candidate.id, score, seconds=seconds)

@@ -27,8 +27,8 @@ class Genome(BaseModel):
     base_model: ModelReference | None = None
     """The model that they were fine-tuned from; required by methods on task vectors."""
     tokenizer_source: ModelReference | str | None = None
-    """The tokenizer of the result: `base` (the default), a model, or `union`, which is the base's as well. The last two
-    require that all models have one vocabulary."""
+    """The tokenizer of the result: `base` (the default), a model, or `union`, which is the base's with the tokens that
+    were added to other models. With the last two, embeddings are merged by token where the models' tokens differ."""
     layer_granularity: int = Field(default=0, ge=0)
     """Layers a slice; each slice has its own genes. 0: one slice for all layers. Must divide the layer count."""
     normalize: bool | None = None

@@ -103,11 +103,12 @@ class SearchSpace:
     Points are `Genes` (by name) outside, and arrays in the unit cube for the optimizers, in the order of `genes`.
     """
 
-    def __init__(self, genome: Genome, layers: int, routers: Sequence[str] = ()) -> None:
+    def __init__(self, genome: Genome, layers: int, routers: Sequence[str] = (), by_token: bool = False) -> None:
         """`routers` are filters for the routers of a mixture of experts, whose task vectors are given the weight 0, as
         routers that were trained apart send tokens to different experts; unless `genome.filters` has one for them.
 
-        Raise ConfigError when `layer_granularity` does not divide `layers`.
+        `by_token`: the models' tokens differ, so that every recipe names all models and the `tokenizer_source`. Raise
+        ConfigError when `layer_granularity` does not divide `layers`.
         """
         step = genome.layer_granularity or layers
         if layers % step:
@@ -116,7 +117,7 @@ class SearchSpace:
                 f"genome.layer_granularity: {step} does not divide the {plural(layers, 'layer')} of the models;"
                 f" use one of {divisors}"
             )
-        self.genome, self.layers = genome, layers
+        self.genome, self.layers, self.by_token = genome, layers, by_token
         self.names = short_names(genome.references)
         self.spans = [(start, start + step) for start in range(0, layers, step)]
         self.slices = ["all"] if len(self.spans) == 1 else [f"{start}-{stop - 1}" for start, stop in self.spans]
@@ -305,7 +306,7 @@ class SearchSpace:
         genome = self.genome
         for model, name in self.names.items():
             if f"{name}/{ALONE}" in genes:
-                return Recipe.of_one(model, genome.dtype)
+                return self.alone(model)
         methods = self.methods(genes)
         same = all(method.name == methods[0].name for method in methods)
         if genome.smooth:  # one slice over all layers, its values gradients
@@ -320,9 +321,31 @@ class SearchSpace:
                 "base_model": base,
                 "slices": slices,
                 "parameters": (self._fixed(methods[0]) if same else {}) or None,
-                # `base` is the donor's anyway, and so is `union` where all models have one vocabulary, which the scorer
-                # checks; a recipe with either would lose the embeddings beyond the last token.
-                "tokenizer_source": None if genome.tokenizer_source in ("base", "union") else genome.tokenizer_source,
+                "tokenizer_source": self._tokenizer_source,
+                "dtype": genome.dtype,
+            }
+        )
+
+    @property
+    def _tokenizer_source(self) -> ModelReference | str | None:
+        # `base` is the donor's anyway, and so is `union` where all models have the same tokens; a recipe with either
+        # would lose the embeddings beyond the last token.
+        source = self.genome.tokenizer_source
+        return None if source == "base" or (source == "union" and not self.by_token) else source
+
+    def alone(self, model: ModelReference) -> Recipe:
+        """Return the recipe of one model alone; by token with all tokens, and the other models at weight 0."""
+        genome = self.genome
+        if not self.by_token:
+            return Recipe.of_one(model, genome.dtype)
+        uniform = self.decode(self.uniform())
+        every = dict.fromkeys([*uniform.references, *genome.references])
+        return Recipe.model_validate(
+            {
+                "merge_method": "linear",
+                "base_model": uniform.base_model,
+                "models": [{"model": each, "parameters": {"weight": float(each == model)}} for each in every],
+                "tokenizer_source": self._tokenizer_source,
                 "dtype": genome.dtype,
             }
         )

@@ -1,14 +1,18 @@
 """The contract of an engine."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from llmevo.engines.base import Engine
 from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Checkpoint, read_object
+from llmevo.models.quantize import FORMATS, quantizer
 from llmevo.models.sources import Sources
 
 CONTEXTS = ("abc", "the quick brown fox", "0 1 2 0 1 2 ", "x")
@@ -28,6 +32,16 @@ def answers(engine: Engine) -> tuple[list[tuple[float, bool]], list[str]]:
     options = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
     texts = engine.lm.generate_until(requests("generate_until", [(context, options) for context in CONTEXTS]))
     return engine.lm.loglikelihood(requests("loglikelihood", pairs)), texts
+
+
+def _rounded(model: Path, quantize: str, out: Path) -> Path:
+    """Write an exported model with its weights rounded to a format."""
+    checkpoint, config = Checkpoint(model), read_object(model / "config.json")
+    served = quantizer(quantize, checkpoint.shapes, config)
+    shutil.copytree(model, out)
+    weights = {name: served.rounded(name, checkpoint.tensor(name)).clone() for name in checkpoint.shapes}
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out
 
 
 class EngineContract:
@@ -60,6 +74,21 @@ class EngineContract:
         for recipe, is_first in ((first, True), (second, False), (first, True)):
             engine.swap(recipe)
             assert (not engine.differences(tmp_path / "first")) is is_first
+
+    def test_a_quantized_model_is_the_exported_one_rounded(
+        self, engine: Engine, model_folders: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        recipe = self.mix(model_folders, 0.7, 0.3)
+        write_model(recipe, Sources.open(recipe.references), tmp_path / "plain", 0, trim=False)
+        engine.swap(recipe)
+        plain = answers(engine)
+        for quantize in FORMATS:
+            rounded = _rounded(tmp_path / "plain", quantize, tmp_path / quantize)
+            engine.swap(recipe, quantize)
+            assert not engine.differences(rounded), quantize
+            assert answers(engine)[0] != plain[0], quantize
+        engine.swap(recipe)
+        assert answers(engine) == plain
 
     def test_answers_follow_from_the_recipe_alone(self, engine: Engine, model_folders: tuple[Path, Path]) -> None:
         first, second = self.mix(model_folders, 0.7, 0.3), self.mix(model_folders, 0.1, 0.9)

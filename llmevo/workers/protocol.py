@@ -33,6 +33,8 @@ class Request:
     """The scores that it races against, the best first; none where it answers all questions."""
     run: str = ""
     """The run that asks, where several runs share the workers."""
+    quantize: str = ""
+    """The format that the weights are rounded to, one of `models.quantize`; empty for the merge's own type."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class Job:
     recipe: Recipe
     questions: str
     part: int
+    quantize: str = ""
+    """See `Request`."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Schedule:
         chosen = ready[0]
         chosen.asked[part] = chosen.counted
         self._holds[worker] = chosen.request.id
-        return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part)
+        return Job(chosen.request.id, chosen.request.recipe, chosen.request.questions, part, chosen.request.quantize)
 
     def is_open(self, job: Job) -> bool:
         """Return whether the answers to a job are still wanted."""
@@ -201,7 +201,7 @@ class Schedule:
 
 
 def _is_twin(one: Request, other: Request) -> bool:
-    return one.questions == other.questions and one.recipe == other.recipe
+    return (one.questions, one.quantize, one.recipe) == (other.questions, other.quantize, other.recipe)
 
 
 def _place(worker: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
@@ -23,6 +24,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     LlamaModel,
     MambaConfig,
     MambaForCausalLM,
@@ -39,6 +41,10 @@ from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
 from llmevo.errors import CandidateError, SourceError
 from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import Checkpoint, read_object
+from llmevo.models.quantize import FORMATS, quantizer
 from llmevo.models.sources import Sources
 from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
@@ -269,7 +275,7 @@ class Renamed(LlamaModel):
     """The body of a newer transformers, which calls the keys and values that it is given `cache`."""
 
     def forward(self, input_ids: Any = None, cache: Any = None, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert "past_key_values" not in given, "the old name warns"
+        assert given.pop("past_key_values", None) is None, "the old name warns"
         known = "cache" if "cache" in signature(super().forward).parameters else "past_key_values"
         return super().forward(input_ids=input_ids, **{known: cache}, **given)
 
@@ -595,6 +601,28 @@ def test_loading_a_then_b_then_a_gives_the_model_a_again(engine: HfEngine, tied:
     assert_same(engine.lm.loglikelihood(asked), expected)
 
 
+@pytest.mark.parametrize("quantize", FORMATS)
+def test_a_quantized_merge_answers_as_the_exported_model_does_after_rounding(
+    tmp_path: Path, tied: bool, quantize: str
+) -> None:
+    folders = [save_tiny(tmp_path / name, seed, tied=tied) for seed, name in enumerate(("one", "two"))]
+    engine = HfEngine(folders[0], folders[0], "bfloat16", "cpu", Merger(Sources()))
+    recipe = Recipe.model_validate(
+        {"merge_method": "linear", "dtype": "bfloat16"}
+        | {"models": [{"model": str(f), "parameters": {"weight": w}} for f, w in zip(folders, (0.7, 0.3), strict=True)]}
+    )
+    write_model(recipe, Sources.open(recipe.references), tmp_path / "out", 0)
+    exported = Checkpoint(tmp_path / "out")
+    served = quantizer(quantize, exported.shapes, read_object(tmp_path / "out" / "config.json"))
+    rounded = {name: served.rounded(name, exported.tensor(name)).clone() for name in exported.shapes}
+    save_file(rounded, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="bfloat16")
+    assert not torch.equal(logits(engine.model), logits(model))
+    engine.swap(recipe)  # what the engine holds already is no reason to leave a weight as it is
+    engine.swap(recipe, quantize)
+    assert torch.equal(logits(engine.model), logits(model))
+
+
 def test_a_tied_head_that_is_written_twice_is_loaded_once(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, tied=True)
     engine = HfEngine(folder, folder, "float32", "cpu")
@@ -635,7 +663,7 @@ def missing(given: Weights) -> Weights:
 
 
 def unknown(given: Weights) -> Weights:
-    return {**given, "model.layers.2.input_layernorm.weight": torch.ones(32)}
+    return {**given, "model.layers.0.other_layernorm.weight": torch.ones(32)}
 
 
 def nothing(_: Weights) -> Weights:

@@ -384,12 +384,29 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
             "modules.default: llmevo does not know the key 'merge_method'",
         ),
         (
-            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base, pad_to_multiple_of: 64}",
-            "tokenizer: pad_to_multiple_of is not supported",
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {pad_to_multiple_of: -1}",
+            "tokenizer.pad_to_multiple_of: ",
         ),
         (
-            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base, tokens: {x: {source: a/b}}}",
-            "tokenizer: tokens is not supported",
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {sorce: base}",
+            "tokenizer: llmevo does not know the key 'sorce', did you mean",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {tokens: {x: {force: true}}}",
+            "tokenizer.tokens.x: force needs a `source`",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {tokens: {x: {source: {kind: mean}}}}",
+            "tokenizer.tokens.x: kind is 'mean'; give zero or model_token, or a model instead",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer:"
+            " {tokens: {x: {source: {kind: model_token, model: a/b}}}}",
+            "tokenizer.tokens.x: kind: model_token needs a `model`, and either a `token` or a `token_id`",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {tokens: {x: 3}}",
+            "tokenizer.tokens.x: give a `source`",
         ),
         (
             "merge_method: linear\nmodels: [{model: a/b}]\ntokenizer: {source: base}\ntokenizer_source: base",

@@ -32,21 +32,48 @@ def numbered(template: str, count: int) -> list[str]:
         (["backbone.embeddings.weight", *numbered("backbone.layers.{}.mixer.weight", 2)], "backbone.layers."),
         (["model.embed_tokens.weight", *numbered("model.layers.{}.a.weight", 2)], "model.layers."),
         # A tower as deep as the language model, and deeper ones.
-        (["model.embed_tokens.weight", *numbered("model.layers.{}.a.weight", 2), *numbered("visual.blocks.{}.b", 2)]
-         + numbered("visual.blocks.{}.c.weight", 2), "model.layers."),
-        (["model.language_model.embed_tokens.weight", *numbered("model.language_model.layers.{}.a.weight", 2)]
-         + numbered("model.visual.blocks.{}.a.weight", 5), "model.language_model.layers."),
-        (["language_model.model.embed_tokens.weight", *numbered("language_model.model.layers.{}.a.weight", 2)]
-         + numbered("vision_tower.vision_model.encoder.layers.{}.a.weight", 4), "language_model.model.layers."),
+        (
+            [
+                "model.embed_tokens.weight",
+                *numbered("model.layers.{}.a.weight", 2),
+                *numbered("visual.blocks.{}.b", 2),
+                *numbered("visual.blocks.{}.c.weight", 2),
+            ],
+            "model.layers.",
+        ),
+        (
+            [
+                "model.language_model.embed_tokens.weight",
+                *numbered("model.language_model.layers.{}.a.weight", 2),
+                *numbered("model.visual.blocks.{}.a.weight", 5),
+            ],
+            "model.language_model.layers.",
+        ),
+        (
+            [
+                "language_model.model.embed_tokens.weight",
+                *numbered("language_model.model.layers.{}.a.weight", 2),
+                *numbered("vision_tower.vision_model.encoder.layers.{}.a.weight", 4),
+            ],
+            "language_model.model.layers.",
+        ),
         # Numbers within a layer, prediction, and another language model in the same checkpoint.
         (["model.embed_tokens.weight", *numbered("model.layers.{}.mlp.experts.7.w1.weight", 2)], "model.layers."),
-        (["model.embed_tokens.weight", "model.layers.0.a.weight", "mtp.layers.0.a.weight", "mtp.layers.0.b.weight"],
-         "model.layers."),
-        (["thinker.model.embed_tokens.weight", *numbered("thinker.model.layers.{}.a.weight", 2)]
-         + ["talker.model.embed_tokens.weight", *numbered("talker.model.layers.{}.a.weight", 3)],
-         "thinker.model.layers."),
+        (
+            ["model.embed_tokens.weight", "model.layers.0.a.weight", "mtp.layers.0.a.weight", "mtp.layers.0.b.weight"],
+            "model.layers.",
+        ),
+        (
+            [
+                "thinker.model.embed_tokens.weight",
+                *numbered("thinker.model.layers.{}.a.weight", 2),
+                "talker.model.embed_tokens.weight",
+                *numbered("talker.model.layers.{}.a.weight", 3),
+            ],
+            "thinker.model.layers.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_layers_of_the_language_model_are_found_by_name_place_and_depth(names: list[str], start: str) -> None:
     stack = text_stack(names, 1 if "mtp.layers.0.a.weight" in names else 2)
     assert stack.start == start
@@ -74,14 +101,16 @@ def test_the_depth_of_a_multimodal_model_is_that_of_its_language_model() -> None
 @pytest.mark.parametrize(
     ("shapes", "filters"),
     [
-        ({"mlp.gate.weight": (4, 8), "mlp.experts.0.up_proj.weight": (6, 8), "mlp.gate_proj.weight": (6, 8)},
-         ["mlp.gate."]),
+        (
+            {"mlp.gate.weight": (4, 8), "mlp.experts.0.up_proj.weight": (6, 8), "mlp.gate_proj.weight": (6, 8)},
+            ["mlp.gate."],
+        ),
         ({"mlp.router.weight": (4, 8), "mlp.router.bias": (4,), "mlp.experts.down_proj": (4, 6, 8)}, ["mlp.router."]),
         ({"moe.router.layer.weight": (4, 8), "moe.input_linear.weight": (4, 6, 8)}, ["moe.router."]),
         # A key projection with one row for each expert, and a short convolution with a channel for each.
         ({"self_attn.k_proj.weight": (4, 8), "mixer.conv1d.weight": (4, 1, 3)}, []),
     ],
-)  # fmt: skip
+)
 def test_routers_are_found_next_to_the_experts(shapes: dict[str, tuple[int, ...]], filters: list[str]) -> None:
     config = {"num_hidden_layers": 2, "num_local_experts": 4}
     named = {f"model.layers.{layer}.{name}": shape for layer in range(2) for name, shape in shapes.items()}
@@ -150,7 +179,7 @@ def test_a_tied_head_is_the_embeddings(tmp_path: Path) -> None:
     _, tower = opened(tmp_path, "untied", "tied")
     assert torch.equal(tower.tensor("lm_head.weight"), weights_of(tmp_path / "tied")["model.embed_tokens.weight"])
     change(tmp_path / "tied", weights_of(tmp_path / "tied"), tie_word_embeddings=False)
-    with pytest.raises(SourceError, match="untied has an output head of its own .* is incomplete"):
+    with pytest.raises(SourceError, match=r"untied has an output head of its own .* is incomplete"):
         Sources.open(references("untied", "tied"), tmp_path)
 
 

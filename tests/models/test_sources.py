@@ -272,30 +272,6 @@ def test_reading_an_adapted_weight_changes_nothing_on_disk_or_in_the_next_read(m
     assert float(adapted.tensor(DOWN).abs().sum()) > 0
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("use_dora", True),
-        ("modules_to_save", ["lm_head"]),
-        ("bias", "all"),
-        ("peft_type", "LOHA"),
-        ("use_qalora", True),
-        ("layer_replication", [[0, 2], [1, 3]]),
-        ("alora_invocation_tokens", [1, 2]),
-        ("kasa_config", {"beta": 1e-4}),
-        ("lora_bias", True),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
-        ("trainable_token_indices", [1, 2]),
-    ],
-)
-def test_an_adapter_that_is_more_than_a_plain_lora_is_refused_with_the_reason(
-    key: str, value: Any, model: Path, adapter: Path, tmp_path: Path
-) -> None:
-    folder = changed_adapter(adapter, tmp_path / "adapter", **{key: value})
-    with pytest.raises(SourceError, match=rf"adapter_config\.json: {key} is .*; llmevo merges plain LoRA"):
-        LoraModel(Checkpoint(model), folder)
-
-
 def test_empty_lists_in_an_adapters_config_are_none(model: Path, adapter: Path, tmp_path: Path) -> None:
     folder = changed_adapter(adapter, tmp_path / "adapter", modules_to_save=[], layer_replication=[])
     assert LoraModel(Checkpoint(model), folder).shapes
@@ -375,17 +351,6 @@ def test_a_model_where_an_adapter_should_be_is_named_as_that(model: Path, tmp_pa
         LoraModel(Checkpoint(model), other)
 
 
-def test_an_adapter_saved_with_dora_by_peft_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="use_dora is True"):
-        LoraModel(Checkpoint(model), new_adapter(tmp_path / "dora", model, use_dora=True))
-
-
-def test_an_adapter_of_an_embedding_is_refused_by_its_tensor(model: Path, tmp_path: Path) -> None:
-    folder = new_adapter(tmp_path / "embedding", model, target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(SourceError, match=r"embed_tokens\S* is no part of a plain LoRA of linear layers"):
-        LoraModel(Checkpoint(model), folder)
-
-
 def test_an_adapter_for_modules_that_the_model_lacks_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     deeper = new_checkpoint(tmp_path / "deeper", layers=6)
     folder = new_adapter(tmp_path / "adapter", deeper)
@@ -437,15 +402,6 @@ def test_a_model_with_a_head_of_its_own_does_not_fit_one_with_a_tied_head(tmp_pa
     new_checkpoint(tmp_path / "untied")
     with pytest.raises(SourceError, match=r"untied has an output head .* that is no copy"):
         Sources.open(references("tied", "untied"), tmp_path)
-
-
-def test_an_adapter_listed_as_a_model_is_refused_with_the_reference_to_write(
-    model: Path, adapter: Path, tmp_path: Path
-) -> None:
-    copy_of(model, tmp_path / "base")
-    changed_adapter(adapter, tmp_path / "adapter", base_model_name_or_path="org/base")
-    with pytest.raises(SourceError, match=r"adapter is a LoRA adapter, not a model .*: org/base\+adapter"):
-        Sources.open(references("base", "adapter"), tmp_path)
 
 
 def test_models_of_another_architecture_are_refused_by_their_types(tmp_path: Path) -> None:

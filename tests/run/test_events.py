@@ -54,6 +54,18 @@ EXAMPLES: tuple[events.Event, ...] = (
     events.Evaluated(candidate=4, score=0.1 + 0.2, stderr=0.1, tasks=TASKS, items=20, seconds={"merge": 0.1}),
     events.Failed(candidate=4, reason="NaN", seconds={}),
     events.Selected(candidate=4, generation=1, finalists=5, score=0.3, stderr=0.1, tasks=TASKS, items=20, seconds={}),
+    events.Served(
+        candidate=4,
+        questions="search",
+        generation=1,
+        finalists=5,
+        score=0.3,
+        stderr=0.1,
+        tasks=TASKS,
+        items=20,
+        seconds={},
+        quantized="q4_0",
+    ),
     events.Told(generation=1, state="ab12", sigma=None, best=4),
     events.HeldOut(
         row="base", kind="base", candidate=None, score=0.5, stderr=0.1, tasks=TASKS, items=9, seconds={"evaluate": 2.0}
@@ -115,6 +127,7 @@ PROMISED = {
     "evaluated": "candidate score tasks items seconds",
     "failed": "candidate reason",
     "selected": "candidate generation finalists score tasks items",
+    "served": "candidate questions generation finalists score tasks items",
     "told": "generation state sigma",
     "heldout": "row score stderr tasks",
     "run_finished": "best search_score heldout",
@@ -184,10 +197,10 @@ def test_a_prediction_is_read_from_its_field_and_of_an_older_log_from_the_note()
     assert [candidate.expected for candidate in asked.read()] == [-1.5e-05, 0.25, None, None]
 
 
-@pytest.mark.parametrize("place", [4, 8])
+@pytest.mark.parametrize("place", [4, 7, 9])
 def test_a_score_is_read_back_exactly(place: int) -> None:
     event = EXAMPLES[place]
-    assert isinstance(event, events.Evaluated | events.HeldOut)
+    assert isinstance(event, events.Evaluated | events.Served | events.HeldOut)
     again: Any = events.EVENTS.validate_json(line_of(event))
     assert again.read() == Score(event.score, 0.1, TASKS, event.items)
 

@@ -202,6 +202,16 @@ def test_with_workers_a_generation_takes_as_long_as_its_waves(
     assert ahead.seconds == pytest.approx(20.0 * waves)
 
 
+def test_finalists_and_the_best_are_scored_once_more_as_they_are_served(workspace: Workspace) -> None:
+    plain = ahead_of(workspace, limit=8)
+    served = ahead_of(workspace, limit=8, engine={"quantize": "q4_0"})
+    finalists = 4 + 3  # the best, with the best parent, the uniform merge and the best coefficient
+    assert served.all_items == plain.all_items + finalists * 12 + 12
+    assert served.seconds > plain.seconds
+    everything = ahead_of(workspace, limit=8, engine={"quantize": "q4_0", "quantize_at": "all"})
+    assert everything.all_items == plain.all_items + 12
+
+
 def test_with_workers_more_candidates_fit_into_minutes(workspace: Workspace) -> None:
     search = {**SIX, "budget": "4 min"}
     alone, three = (ahead_of(workspace, search=search, engine={"workers": count}) for count in (1, 3))

@@ -1,14 +1,13 @@
 """The run as a user sees it, on tiny models."""
 
 import json
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from llmevo.errors import CandidateError
-from llmevo.evaluation.score import Score
 from llmevo.export.pack import SharedRun
 from llmevo.merging.recipe import Recipe
 from llmevo.run.experiment import Experiment, population
@@ -167,11 +166,11 @@ def test_a_candidate_that_fails_is_an_event_and_the_run_goes_on(
 ) -> None:
     real, calls = Scorer.score, list[Recipe]()
 
-    def sometimes(self: Scorer, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()) -> object:
+    def sometimes(self: Scorer, recipe: Recipe, *given: Any, **named: Any) -> object:
         calls.append(recipe)
         if len(calls) == 4:
             raise CandidateError("the tensor blew up")
-        return real(self, recipe, questions, rivals)
+        return real(self, recipe, *given, **named)
 
     monkeypatch.setattr(Scorer, "score", sometimes)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run")

@@ -140,7 +140,7 @@ def rows() -> Iterator[dict[str, Any]]:
     """Methods × architectures: how far llmevo's result is from mergekit's."""
     with tempfile.TemporaryDirectory() as temporary:
         roots = {name: new_models(Path(temporary) / str(i), name) for i, name in enumerate(ARCHITECTURES)}
-        for method in METHODS.values():
+        for method in (each for each in METHODS.values() if each.in_mergekit):
             recipe = {**recipe_of(method), "dtype": "float32"}
             for architecture, root in roots.items():
                 far = distance(ours(recipe, root), theirs(recipe, root, root / f"out-{method.name}"))

@@ -33,9 +33,9 @@ class CountedRig(Scorer):
     diary: Path | None = None
 
     def score(
-        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = ()
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = (), quantize: str = ""
     ) -> tuple[Score, Mapping[str, float]]:
-        name = f"{questions} {json.dumps(recipe.as_dict(), sort_keys=True)}"
+        name = f"{questions}{quantize} {json.dumps(recipe.as_dict(), sort_keys=True)}"
         value = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16**6
         time.sleep(self.seconds)
         self.scored.append(name)

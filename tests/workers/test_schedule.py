@@ -207,6 +207,7 @@ def test_an_equal_recipe_waits_for_the_score_of_the_first(raced: bool) -> None:
     for number in (1, 2, 3):
         schedule.add(replace(first, id=number))
     schedule.add(replace(first, id=4, questions="heldout"))
+    schedule.add(replace(first, id=5, quantize="q8_0"))
     result = None
     while not result:
         job = job_of(schedule, "a")
@@ -216,6 +217,8 @@ def test_an_equal_recipe_waits_for_the_score_of_the_first(raced: bool) -> None:
     assert result.seconds
     assert schedule.further() == [Result(2, expected_score(first)), Result(3, expected_score(first))]
     assert job_of(schedule, "a").id == 4
+    rounded = job_of(schedule, "b")
+    assert (rounded.id, rounded.quantize) == (5, "q8_0")
 
 
 def test_an_equal_recipe_is_scored_itself_if_the_first_fails() -> None:

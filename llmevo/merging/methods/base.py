@@ -120,3 +120,10 @@ def divisor(weights: Sequence[float]) -> float:
     """Return Σ wᵢ for normalizing, or 1 when the weights cancel out (see `LEAST_DIVISOR`)."""
     total = float(sum(weights))
     return total if abs(total) >= LEAST_DIVISOR else 1.0
+
+
+def coefficients(each: Mapping[str, Sequence[float]], shared: Mapping[str, float]) -> list[float]:
+    """Return the factor of each model in a weighted sum, from `weight`, `normalize` and `lambda`."""
+    weights = each["weight"]
+    scale = shared.get("lambda", 1.0) / (divisor(weights) if shared["normalize"] else 1.0)
+    return [weight * scale for weight in weights]

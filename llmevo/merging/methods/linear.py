@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from llmevo.merging.kernels.task_vectors import weighted_sum
-from llmevo.merging.methods.base import TensorGroup, divisor
+from llmevo.merging.methods.base import TensorGroup, coefficients
 from llmevo.models.checkpoints import same
 
 
@@ -12,10 +12,9 @@ def linear(inputs: TensorGroup) -> Tensor:
 
     With a base model that is not among the models (it has weight 0 then) the sum is that of the models alone.
     """
-    weights = inputs.each["weight"]
-    scale = 1.0 / divisor(weights) if inputs.shared["normalize"] else 1.0
+    weights = coefficients(inputs.each, inputs.shared)
     first = inputs.models[0]
     alike = isinstance(first, Tensor) and all(isinstance(m, Tensor) and same(m, first) for m in inputs.models)
-    if isinstance(first, Tensor) and alike and abs(sum(weights) * scale - 1.0) < 1e-9:
+    if isinstance(first, Tensor) and alike and abs(sum(weights) - 1.0) < 1e-9:
         return first  # nothing to mix, such as the embeddings that adapters of one base leave as they are
-    return weighted_sum(inputs.models, [weight * scale for weight in weights], None, inputs.dtype)
+    return weighted_sum(inputs.models, weights, None, inputs.dtype)

@@ -54,6 +54,8 @@ class Method:
     """mergekit-evolve's default of `normalize` for this method; None when it has no such parameter."""
     without_effect: Sequence[str] = ()
     """Parameters that mergekit accepts for this method and that change nothing."""
+    in_mergekit: bool = True
+    """False if mergekit has no such method, so that it refuses a recipe that names it."""
     by_entry: bool = False
     """True if an entry of the result depends on the same entry of the models only, and on no norm, rank or angle of the
     tensor; the experts in one tensor need not be merged one by one then."""
@@ -116,6 +118,25 @@ def _sparse(
         function=function,
         takes_base=True,
         normalize=evolve_normalize,
+    )
+
+
+BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0)
+"""The way from task arithmetic, 0, to the method, 1."""
+
+
+def _separating(name: str, paper: str, function: str = "", by_entry: bool = False, **more: Parameter) -> Method:
+    """Return a method that separates task vectors before it adds them; at one value of its own gene it does nothing."""
+    return Method(
+        name,
+        paper,
+        each={"weight": WEIGHT},
+        shared={"normalize": Parameter(default=False), "lambda": Parameter(default=1.0), **more},
+        function=function,
+        takes_base=True,
+        normalize=False,
+        in_mergekit=False,
+        by_entry=by_entry,
     )
 
 
@@ -222,6 +243,39 @@ _METHODS = (
         each={"scale": Parameter(default=1.0, low=0.0, high=2.0, start=1.0)},
         models=(1, 1),
         by_entry=True,
+    ),
+    _separating(
+        "tsv",
+        "https://arxiv.org/abs/2412.00081",
+        blend=BLEND,
+        rank=Parameter(default=1.0, low=0.05, high=1.0, start=0.5),
+    ),
+    _separating("wudi", "https://arxiv.org/abs/2503.08099", blend=Parameter(0.5, low=0.0, high=1.0, start=0.5)),
+    _separating("star", "https://arxiv.org/abs/2502.10339", eta=Parameter(default=0.4, low=0.05, high=1.0, start=0.4)),
+    _separating(
+        "knots",
+        "https://arxiv.org/abs/2410.19735",
+        blend=BLEND,
+        density=Parameter(default=1.0, low=0.01, high=1.0, start=0.5),
+    ),
+    _separating(
+        "isotropic",
+        "https://arxiv.org/abs/2502.04959",
+        function="spectrum",
+        gamma=Parameter(default=0.0, low=0.0, high=1.0, start=0.5),
+    ),
+    _separating(
+        "subspace_boosting",
+        "https://arxiv.org/abs/2506.16506",
+        function="spectrum",
+        beta=Parameter(default=0.5, low=0.0, high=1.0, start=0.5),
+    ),
+    _separating(
+        "consensus",
+        "https://arxiv.org/abs/2405.07813",
+        by_entry=True,
+        threshold=Parameter(default=0.4, low=0.0, high=1.0, start=0.4),
+        agree=Parameter(default=2.0),
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

@@ -23,6 +23,7 @@ from llmevo.reports.comparison.statistics import (
 )
 from llmevo.run.experiment import Experiment
 from llmevo.run.finals import proposals
+from llmevo.run.log.events import OF_BEST
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
 from llmevo.search.trial import START_ROWS
@@ -286,7 +287,7 @@ def _result(folder: str, optimizer: str, state: RunState) -> Result:
         search=state.best.value if state.best else None,
         heldout=best.score if best else None,
         heldout_stderr=best.stderr if best else None,
-        rows={row.row: row.score for row in state.heldout.values() if row.kind != "best"},
+        rows={row.row: row.score for row in state.heldout.values() if row.kind not in OF_BEST},
         llm=_llm(state),
         judged=Bill.of(state.judged),
         seconds=sum(sum(trial.seconds.values()) for trial in trials),

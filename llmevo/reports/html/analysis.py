@@ -42,13 +42,9 @@ class Subject:
         state = RunState.fold(iter(read_log(folder)))
         config = Experiment.of_log(state.started, folder).config
         assert state.started is not None  # of_log has seen to that
-        return cls(
-            folder,
-            state,
-            state.started,
-            config,
-            SearchSpace(config.genome, state.started.layers, state.started.routers),
-        )
+        started = state.started
+        space = SearchSpace(config.genome, started.layers, started.routers, bool(started.vocabulary))
+        return cls(folder, state, started, config, space)
 
     @cached_property
     def scored(self) -> list[Trial]:

@@ -22,6 +22,7 @@ from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of, metric_of
 from llmevo.reports.html.pareto import covered, front, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
+from llmevo.reports.serving import finalists
 from llmevo.reports.text import UNSAFE, clock, printable
 from llmevo.reports.verdict import verdict
 from llmevo.run.spending import Spending
@@ -128,6 +129,7 @@ def run_page(folder: Path) -> str:
             }
             for event in subject.state.heldout.values()
         ],
+        served=finalists(subject.state),
         kept=subject.state.heldout_kept,
         front=places(subject),
         covered=covered(subject),

@@ -14,7 +14,7 @@ from rich.live import Live
 from llmevo.config import Config, parse_logged
 from llmevo.errors import RunError, plural
 from llmevo.evaluation.judges.verdicts import Bill
-from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, total
+from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, served, total
 from llmevo.reports.terminal.workers import noticed
 from llmevo.reports.text import clock, say
 from llmevo.reports.verdict import verdict
@@ -137,6 +137,9 @@ class Display(LiveView):
             case events.Selected():
                 further = plural(event.items, "further question")
                 return f"  finalist #{event.candidate}: {total(event.read())} on {further}"
+            case events.Served():
+                asked = plural(event.items, "question")
+                return f"  finalist #{event.candidate} in {event.quantized}: {total(event.read())} on {asked}"
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
             case _:
@@ -154,6 +157,8 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     if best is None:
         console.print("Every candidate failed; `llmevo replay` shows the reasons.", style="red", highlight=False)
         return
+    if state.served_finalists:
+        console.print(served(state))
     if state.heldout:
         console.print(heldout(state, console.width))
         for line in verdict(state, folder):

@@ -18,8 +18,10 @@ from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score
 from llmevo.evaluation.tasks.task import short
+from llmevo.reports.serving import finalists
 from llmevo.reports.terminal import workers
 from llmevo.reports.text import clock, with_error
+from llmevo.run.log.events import OF_BEST
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
 from llmevo.run.spending import Spending
@@ -200,7 +202,8 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     held = [*state.heldout.values()]
     room = None if rows is None else rows - 3
-    kept = _strongest(held, room, lambda row: (row.kind in ("best", "uniform", "coefficient"), row.score))
+    first = (*OF_BEST, "uniform", "coefficient")
+    kept = _strongest(held, room, lambda row: (row.kind in first, row.score))
     table, tasks = _table([row.row for row in kept], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
@@ -212,6 +215,23 @@ def heldout(state: RunState, width: int | None = None, rows: int | None = None) 
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]
     return Group(*parts)
+
+
+def served(state: RunState) -> RenderableType:
+    """Return the finalists' scores as merged and as they will be served."""
+    found, best = finalists(state), state.best
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    form = next(event.quantized for event in state.served.values())
+    for head in ("#", "as merged", f"in {form}", "change"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for of in found:
+        number = of.trial.candidate.id
+        cells = [total(of.merged), total(of.served), with_error(of.change, of.error, "+")]
+        style = BEST if best and number == best.candidate.id else ""
+        table.add_row(Text(_called(of.trial)), str(number), *cells, style=style)
+    title = f"Finalists on all their {found[0].served.items} questions (± one standard error; changes are paired)"
+    return Group(Text(title, style="italic"), table)
 
 
 def front(state: RunState, width: int | None = None) -> RenderableType:

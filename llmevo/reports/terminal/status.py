@@ -13,6 +13,7 @@ from rich.text import Text
 
 from llmevo.config import parse_logged
 from llmevo.errors import RunError, UserError
+from llmevo.reports.serving import served_best
 from llmevo.reports.terminal.workers import lines
 from llmevo.reports.text import clock, with_error
 from llmevo.run.log.fleet import Member
@@ -54,6 +55,11 @@ class Status:
     """The candidates of the Pareto front."""
     heldout: float | None = None
     heldout_stderr: float | None = None
+    served: float | None = None
+    """The held-out score of the best in the format of `engine.quantize`."""
+    served_stderr: float | None = None
+    format: str = ""
+    """That format."""
     age: float | None = None
     """Seconds since the last event."""
     left: float | None = None
@@ -86,7 +92,7 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         return {}
     config = parse_logged(state.started.config, f"{run}/{LOG}")
     search = config.search
-    best, held = state.best, state.heldout.get("best")
+    best, held, both = state.best, state.heldout.get("best"), served_best(state)
     age = (datetime.now(UTC) - state.latest).total_seconds()
     ahead = left(state, config, siblings(run, state.started)).after(age) if written else 0.0
     return {
@@ -103,6 +109,9 @@ def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
         "front": [trial.candidate.id for trial in state.front],
         "heldout": held.score if held else None,
         "heldout_stderr": held.stderr if held else None,
+        "served": both.served.total if both else None,
+        "served_stderr": both.served.stderr if both else None,
+        "format": both.format if both else "",
         "age": round(age, 3),
         "rate": round(state.fleet.rate, 3) if written and state.fleet.present else None,
         "workers": state.fleet.present if written else [],
@@ -129,6 +138,11 @@ def table(statuses: Sequence[Status]) -> RenderableType:
             grid.add_row(*(Text(cell, STYLES[of.state] if cell == of.state else "") for cell in row))
         parts += [Text(f"{folder}/", style="dim"), grid]
     parts += [Text(f"{of.run}: {line}") for of in statuses for line in lines(of.workers, of.rate or 0.0, MOST)]
+    parts += [
+        Text(f"{of.run}: in {of.format} the best holds out {with_error(of.served, of.served_stderr)}")
+        for of in statuses
+        if of.format
+    ]
     parts += [Text(f"{of.run}: {of.reason}", style="red") for of in statuses if of.reason]
     parts += [Text(f"{of.run}: the best {of.violated}", style="yellow") for of in statuses if of.violated]
     parts += [Text(f"{of.run}: Pareto front {', '.join(f'#{n}' for n in of.front)}") for of in statuses if of.front]

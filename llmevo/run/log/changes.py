@@ -22,6 +22,8 @@ FIXED = (
     "constraints",
     "split",
     "random_init",
+    "engine.quantize",
+    "engine.quantize_at",
     "llm.mask_names",
     "llm.prompts",
     "llm.proposer",

@@ -85,6 +85,9 @@ class RunStarted(BaseEvent):
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )
     """{task: (question, right answer) of each}, shortened, of each set of questions; empty in older logs."""
+    vocabulary: str = ""
+    """A digest of the tokens of all candidates, where the models' tokens differ and embeddings are merged by token;
+    else empty."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """The user's own start rows: name and genes of each."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
@@ -192,6 +195,8 @@ class Scored(BaseEvent):
     """{worker: questions that it answered}; empty where the run scores in its own process."""
     losses: int = 0
     """How many workers were lost while they scored this."""
+    quantized: str = ""
+    """The format that the weights were rounded to (`engine.quantize`); empty where they had the merge's type."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores)
@@ -218,6 +223,19 @@ class Selected(Scored):
 
     event: Literal["selected"] = "selected"
     candidate: int
+    generation: int
+    """The number of generations before."""
+    finalists: int
+    """The number of finalists at that time."""
+
+
+class Served(Scored):
+    """A finalist's score in the format in which it will be served, on questions that it answered before in the merge's
+    type. Once there are those of all finalists, they choose the best."""
+
+    event: Literal["served"] = "served"
+    candidate: int
+    questions: Literal["search", "selection"]
     generation: int
     """The number of generations before."""
     finalists: int
@@ -255,15 +273,21 @@ class HeldOut(Scored):
 
     event: Literal["heldout"] = "heldout"
     row: str
-    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name."""
+    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name; with `engine.quantize` also
+    the best in the other form, such as `best (q4_0)`."""
     kind: str
-    """`base`, `parent`, `uniform`, `coefficient` or `best`."""
+    """`base`, `parent`, `uniform`, `coefficient` or `best`; `served` for the best rounded to the format of
+    `engine.quantize`, or `plain` for the best as it is, where all other rows are rounded."""
     candidate: int | None
     replies: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
     """{task: the answer to each question}; empty in older logs."""
 
     def read(self) -> Score:
         return Score(self.score, self.stderr, self.tasks, self.items, self.item_scores, self.replies)
+
+
+OF_BEST = ("best", "served", "plain")
+"""The kinds of held-out rows that are of the best."""
 
 
 class RunFinished(BaseEvent):
@@ -318,6 +342,7 @@ Event = Annotated[
     | Evaluated
     | Failed
     | Selected
+    | Served
     | Told
     | HeldOut
     | RunFinished,
@@ -365,8 +390,8 @@ def of_notice(notice: Notice) -> Worker:
     return Worker(**notice.model_dump())
 
 
-def scored(result: Result) -> dict[str, Any]:
-    """Return the fields of `Scored` of a result with a score."""
+def scored(result: Result, quantized: str = "") -> dict[str, Any]:
+    """Return the fields of `Scored` of a result with a score; `quantized`: see there."""
     score, seconds = result.score, result.seconds
     assert score
     return {
@@ -379,6 +404,7 @@ def scored(result: Result) -> dict[str, Any]:
         "cached": not seconds,
         "workers": {**result.workers},
         "losses": result.losses,
+        "quantized": quantized,
     }
 
 
@@ -392,12 +418,14 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def of_result(result: Result, candidate: int, rival: int | None = None, replies: bool = False) -> Evaluated | Failed:
+def of_result(
+    result: Result, candidate: int, rival: int | None = None, replies: bool = False, quantized: str = ""
+) -> Evaluated | Failed:
     """Return the event of a candidate's result, with the `replies` if that is true; `rival` is the one that racing
-    stopped it against.
+    stopped it against, `quantized` the format that its weights were rounded to.
     """
     if result.score is None:
         rest: dict[str, Any] = {"workers": {**result.workers}, "losses": result.losses}
         return Failed(candidate=candidate, reason=result.reason, seconds=rounded(result.seconds), **rest)
     said = {task: [text[:REPLY] for text in texts] for task, texts in result.score.replies.items()} if replies else {}
-    return Evaluated(candidate=candidate, rival=rival, replies=said, **scored(result))
+    return Evaluated(candidate=candidate, rival=rival, replies=said, **scored(result, quantized))

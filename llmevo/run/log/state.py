@@ -1,6 +1,7 @@
 """The state of a run: the fold of its log, shared by the loop and every reader."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
+from llmevo.evaluation.score import Score
 from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
@@ -36,6 +38,8 @@ class RunState:
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
     selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
+    served: dict[tuple[int, str], events.Served] = field(default_factory=dict[tuple[int, str], events.Served])
+    """Scores of finalists in the format in which they will be served, by candidate and set of questions."""
     told: list[events.Told] = field(default_factory=list[events.Told])
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
     finished: events.RunFinished | None = None
@@ -104,6 +108,9 @@ class RunState:
                 self._candidate(event.candidate)
                 self.selected[event.candidate] = event
                 self._judge()
+            case events.Served():
+                self._candidate(event.candidate)
+                self.served[event.candidate, event.questions] = event
             case events.Failed():
                 candidate = self._candidate(event.candidate)
                 self._add(Trial(candidate, None, event.reason, event.seconds))
@@ -194,12 +201,44 @@ class RunState:
     @property
     def best(self) -> Trial | None:
         """The trial to export: the leader, or once all finalists were scored on the selection questions, the best
-        finalist by all its questions. Trials that satisfy the constraints come first; the earlier of equals.
+        finalist by all its questions; with `engine.quantize`, once all were scored in that format, by these scores.
+        Trials that satisfy the constraints come first; the earlier of equals.
         """
+        if served := self.served_finalists:
+            return max(served, key=lambda trial: (-trial.violation, self.as_served(trial).total))
         finalists = [self.trials[n] for n, event in self.selected.items() if event.generation == len(self.told)]
         if finalists and len(finalists) == self.selected[finalists[0].candidate.id].finalists:
-            return max(finalists, key=lambda trial: (-trial.violation, self.pooled(trial)))
+            return max(finalists, key=lambda trial: (-trial.violation, self.as_merged(trial).total))
         return self.leader
+
+    @property
+    def search_format(self) -> str:
+        """The format that every candidate's weights were rounded to; empty where they kept the merge's type."""
+        engine = (self.started.config.get("engine") or {}) if self.started else {}
+        return (engine.get("quantize") or "") if engine.get("quantize_at") == "all" else ""
+
+    @property
+    def finals_sets(self) -> list[str]:
+        """The sets of questions that a finalist answers."""
+        return ["search", *(["selection"] if self.started and self.started.selection_items else [])]
+
+    @property
+    def served_finalists(self) -> list[Trial]:
+        """The finalists, once all of them were scored in the format in which they will be served."""
+        now = [event for event in self.served.values() if event.generation == len(self.told)]
+        if not now or len(now) < now[0].finalists * len(self.finals_sets):
+            return []
+        return [self.trials[number] for number in dict.fromkeys(event.candidate for event in now)]
+
+    def as_merged(self, trial: Trial) -> Score:
+        """Return a finalist's score on all its questions, the weights in the type of the search."""
+        number = trial.candidate.id
+        assert trial.score
+        return together([trial.score, *([self.selected[number].read()] if number in self.selected else [])])
+
+    def as_served(self, trial: Trial) -> Score:
+        """Return a finalist's score on the same questions, the weights rounded as they will be served."""
+        return together([self.served[trial.candidate.id, questions].read() for questions in self.finals_sets])
 
     @property
     def leader(self) -> Trial | None:
@@ -209,12 +248,6 @@ class RunState:
             return next(iter(self.asked_all), None)
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
-
-    def pooled(self, trial: Trial) -> float:
-        """Return a finalist's score on search and selection questions together."""
-        score, further = trial.score, self.selected[trial.candidate.id]
-        assert score
-        return (score.total * score.items + further.score * further.items) / (score.items + further.items)
 
     @property
     def asked_all(self) -> list[Trial]:
@@ -231,6 +264,17 @@ class RunState:
         """Return the trial of an origin with the highest search score; None where none has a score."""
         trials = [trial for trial in self.trials.values() if trial.score and trial.candidate.origin == origin]
         return max(trials, key=lambda trial: trial.rank, default=None)
+
+
+def together(scores: Sequence[Score]) -> Score:
+    """Return the score on several sets of questions, without the tasks' metrics."""
+    items = sum(score.items for score in scores)
+    total = sum(score.total * score.items for score in scores) / items
+    stderr = math.sqrt(sum((score.stderr * score.items) ** 2 for score in scores)) / items
+    answered = {
+        task: [value for s in scores for value in s.item_scores.get(task, [])] for task in scores[0].item_scores
+    }
+    return Score(total, stderr, {}, items, answered)
 
 
 def _aims_of(started: events.RunStarted) -> Objective:

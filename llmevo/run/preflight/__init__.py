@@ -9,6 +9,7 @@ from llmevo.errors import LlmevoError
 from llmevo.run.preflight.base import Finding, Findings
 from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
+from llmevo.run.preflight.quantization import quantized
 from llmevo.run.preflight.questions import directions, finalists, lengths, questions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
@@ -30,10 +31,11 @@ CHECKS: Sequence[Check] = (
     functions,
     tied_heads,
     dtypes,
+    quantized,
     licences,
 )
-"""They read configs, tokenizers and cards, at the start of every run. `llmevo inspect` adds `vectors` and `rounded`,
-which read the weights."""
+"""They read configs, tokenizers and cards, at the start of every run. `llmevo inspect` adds `vectors`, `rounded` and
+`noise`, which read the weights."""
 
 
 def preflight(scorer: Scorer) -> list[Finding]:

@@ -42,7 +42,8 @@ def folders(scorer: Scorer) -> list[tuple[str, ModelReference, Path]]:
 
 
 def tokenizer_donor(scorer: Scorer) -> tuple[str, Path]:
-    """The name and folder of the model whose tokenizer all candidates have."""
+    """The name of the model whose tokenizer all candidates have, and the folder of that tokenizer with their tokens."""
     donor = scorer.space.decode(scorer.space.uniform()).tokenizer_donor
     folder = scorer.sources.folder(donor)
-    return next((name for name, _, other in folders(scorer) if other == folder), donor.name), folder
+    name = next((name for name, _, other in folders(scorer) if other == folder), donor.name)
+    return name, scorer.tokenizer_folder

@@ -15,7 +15,7 @@ from llmevo.models.references import folder_of
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.experiment import Experiment, population
 from llmevo.run.preflight.base import Finding, Findings, folders, names, tokenizer_donor
-from llmevo.run.progress import heldout_rows, votes_at_most
+from llmevo.run.progress import finalists_at_most, heldout_rows, votes_at_most
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
 from llmevo.search.optimizers import ASKING
@@ -133,7 +133,10 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
     waves = whole * _waves(size, workers) + _waves(rest, workers)
     if experiment.order == "steady":
         waves = _waves(evaluations - len(origins), workers)
-    rows = heldout_rows(origins) if experiment.heldout else 0
+    rows = heldout_rows(origins, bool(config.engine.quantize)) if experiment.heldout else 0
+    finalists = finalists_at_most(config.search.finalists, len(config.constraints), origins)
+    again = finalists if config.engine.finals_format else 0  # each on all its questions
+    all_its = items + (experiment.scorer.selection.items if experiment.scorer.selection else 0)
     generations = max(0, math.ceil((evaluations - len(origins)) / size))
     prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
@@ -147,9 +150,9 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         generations=generations,
         population=size,
         items=items,
-        all_items=evaluations * items + rows * heldout_items,
+        all_items=evaluations * items + again * all_its + rows * heldout_items,
         tokens=searched,
-        seconds=(start + waves) * each + _waves(rows, workers) * last,
+        seconds=(start + waves + _waves(again, workers) * all_its / items) * each + _waves(rows, workers) * last,
         prompts=prompts,
         prompt_tokens=read,
         completion_tokens=written,
@@ -157,7 +160,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         if by_server and not price.model_fields_set
         else (read * price.prompt + written * price.completion) / 1e6,
         by_server=by_server,
-        inquiries=evaluations * experiment.evaluator.inquiries
+        inquiries=(evaluations + again) * experiment.evaluator.inquiries
         + rows * (experiment.heldout.inquiries if experiment.heldout else 0),
         votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
         measured=measured,

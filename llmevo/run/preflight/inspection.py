@@ -13,6 +13,7 @@ from llmevo.run.preflight import preflight
 from llmevo.run.preflight.base import Finding, names
 from llmevo.run.preflight.forecast import Forecast, Memory, first_prompt, forecast, measure, memory_of, unasked
 from llmevo.run.preflight.models import rounded, rounding_loss, routed, stored_dtype, vectors
+from llmevo.run.preflight.quantization import noise
 from llmevo.run.trust import Use, uses
 from llmevo.search.prompts.question import SliceGeometry
 
@@ -89,6 +90,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
             *preflight(scorer),
             *rounded(lost, scorer.config.genome.dtype),
             *vectors(scorer),
+            *noise(scorer),
         ],
         memory=memory_of(scorer),
         uses=uses(experiment.config, experiment.root),

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from llmevo.merging.merger import Merger
+from llmevo.merging.vocabulary import plain
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import routers_of, text_config
 from llmevo.models.checkpoints import stored
+from llmevo.models.licences import DUTIES, FREE, UNKNOWN, normal
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
@@ -50,23 +52,6 @@ FAR = 0.7
 
 LOST = 0.5
 """The share of a merge's change that rounding may lose without a warning."""
-
-META = "Meta's community licence: 'Built with Llama' is shown, the name begins with 'Llama'"
-RAIL = "a RAIL licence: its use restrictions are passed on with the result"
-
-DUTIES = {
-    "llama2": "Meta's community licence: its text and notice go along, its use policy holds",
-    "llama3": "Meta's community licence: 'Built with Meta Llama 3' is shown, the name begins with 'Llama 3'",
-    **dict.fromkeys(("llama3.1", "llama3.2", "llama3.3", "llama4"), META),
-    "gemma": "Google's terms: they and their use restrictions are passed on with the result",
-    **dict.fromkeys(("bigscience-bloom-rail-1.0", "openrail", "creativeml-openrail-m", "bigcode-openrail-m"), RAIL),
-}
-"""Licences of model makers with duties for derived models."""
-
-FREE = ("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "cc-by-4.0")
-"""Licences that require a notice at most."""
-
-UNKNOWN = ("other", "unknown")
 
 
 def functions(scorer: Scorer) -> Findings:
@@ -108,7 +93,7 @@ def _compared(scorer: Scorer, facts_of: Callable[[Mapping[str, Any]], dict[str, 
 def adapters(scorer: Scorer) -> Findings:
     """Adapters whose config names another model than the one they are applied to."""
     for reference, name in names(scorer).items():
-        source = scorer.sources.own(reference)
+        source = plain(scorer.sources).own(reference)
         if not isinstance(source, LoraModel):
             continue
         trained_on = source.config.get("base_model_name_or_path")
@@ -157,9 +142,9 @@ def dtypes(scorer: Scorer) -> Findings:
 
 def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
     """The type of a model's largest tensor; for an adapter that of its model."""
-    source = scorer.sources[reference]
+    source = plain(scorer.sources)[reference]
     largest = max(source.shapes, key=lambda name: math.prod(source.shapes[name]))
-    return str(stored(source.weight(largest)).dtype).removeprefix("torch.")
+    return str(source.dtype(largest)).removeprefix("torch.")
 
 
 def tied_heads(scorer: Scorer) -> Findings:
@@ -254,7 +239,7 @@ def licences(scorer: Scorer) -> Findings:
     """Licences of the model cards that may not go together, and cards that name none. It is no legal advice."""
     declared: dict[str, list[str]] = {}
     for reference, name in names(scorer).items():
-        licence = (scorer.sources.licence(reference) or "none").strip("\"'").lower()
+        licence = normal(scorer.sources.licence(reference)) or "none"
         declared.setdefault(licence, []).append(name)
     for licence, models in declared.items():
         if found := _of_licence(licence, [other for other in declared if other != licence]):

@@ -1,0 +1,135 @@
+"""The LoRA adapter of any fine-tune: the difference to its base, truncated, and scored."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from llmevo.config import Config
+from llmevo.errors import SourceError
+from llmevo.export.cards import adapter_card
+from llmevo.export.lora import PREFIX, REPORT, LoraReport, write_adapter
+from llmevo.export.low_rank import Rank
+from llmevo.export.modules import CONV1D, Modules
+from llmevo.merging.writer import check_new
+from llmevo.models.architecture import check_compatible
+from llmevo.models.checkpoints import Checkpoint, Source, Weight
+from llmevo.models.files import write_whole
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score of one model on the tasks of a config."""
+
+    model: str
+    """`base`, `fine-tune` or `adapter` (base and adapter)."""
+    score: float
+    stderr: float
+    tasks: dict[str, dict[str, float]]
+    """{task: {metric: value}}"""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An extracted adapter: its errors, and the scores where tasks were given."""
+
+    report: LoraReport
+    scores: list[Scored]
+
+
+def extract(
+    fine_tune: str,
+    base: str,
+    out: Path | str,
+    *,
+    rank: str | int = "auto",
+    energy: float | None = None,
+    parameters: int | str | None = None,
+    tasks: Config | Path | str | None = None,
+    root: Path | str = ".",
+) -> Extraction:
+    """Write the LoRA adapter of a fine-tune, as `llmevo extract` does, into `out`, a new folder in PEFT's format.
+
+    `rank` is a number for every matrix, `exact`, or `auto`: the smallest ranks that keep `energy` (by default 0.95) of
+    the squared singular values of each matrix, or with `parameters` (a number, or `10M`) the ranks with the least
+    squared error of so many parameters. Biases, norms and embeddings that changed are saved whole. With `tasks`, a
+    config or its file, base, fine-tune and base with adapter are asked its tasks. References start at `root`.
+
+    Raises UserError for options and folders that cannot be used, SourceError when the models do not fit.
+
+    >>> import llmevo
+    >>> made = llmevo.extract("one", "base", "adapter", energy=0.9)
+    >>> made.report.energy >= 0.9
+    True
+    """
+    out, choice = Path(out), Rank.of(rank, energy, parameters)
+    check_new(out)
+    sources = Sources(Path(root))
+    tuned, origin = (_reference(name) for name in (fine_tune, base))
+    if origin.lora:
+        raise SourceError(f"BASE {base}: it has an adapter; name the plain model, {origin.model}")
+    if (sources.folder(tuned), tuned.lora) == (sources.folder(origin), None):
+        raise SourceError(f"{fine_tune} and {base} are the same model; there is nothing to extract")
+    source, below = sources[tuned], sources[origin]
+    configs = sources.config(tuned), sources.config(origin)
+    check_compatible(str(tuned), source.shapes, str(origin), below.shapes, configs)
+
+    def changes() -> Iterator[tuple[str, Weight]]:
+        return ((name, source.weight(name)) for name in below.shapes)
+
+    modules = Modules(sources.folder(origin))
+    asked = None
+    if tasks is not None:
+        from llmevo.run.ready_weights import ReadyScores  # lm-eval takes seconds to import
+
+        asked = ReadyScores(tasks, Path(root))
+    report = write_adapter(
+        changes,
+        below,
+        modules,
+        str(origin),
+        out,
+        choice,
+        texts=lambda report: {"README.md": adapter_card(sources, [tuned, origin], origin, report, f"`{tuned}`")},
+    )
+    scores: list[Scored] = []
+    if asked:
+        models = {
+            "base": ((name, below.tensor(name)) for name in below.shapes),
+            "fine-tune": ((name, source.tensor(name)) for name in below.shapes),
+            "adapter": adapted(below, out, modules),
+        }
+        dtype = str(next(below.tensor(name).dtype for name in below.shapes)).removeprefix("torch.")
+        for name, score in asked.of(models, sources.folder(origin), dtype):
+            scores.append(Scored(name, score.total, score.stderr, {task: {**of} for task, of in score.tasks.items()}))
+        facts = json.loads((out / REPORT).read_text())
+        facts["scores"] = {of.model: {"score": of.score, "stderr": of.stderr, "tasks": of.tasks} for of in scores}
+        write_whole(out / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
+    return Extraction(report, scores)
+
+
+def _reference(text: str) -> ModelReference:
+    try:
+        return ModelReference.parse(text)
+    except ValueError:
+        raise SourceError(f"{text!r} is not a model reference; write MODEL or MODEL+ADAPTER") from None
+
+
+def adapted(base: Source, adapter: Path, modules: Modules) -> Iterator[tuple[str, Tensor]]:
+    """Yield the base's weights with a written adapter in them, in the base's types."""
+    held = Checkpoint(adapter, "adapter_model*.safetensors")
+    for name in base.shapes:
+        weight, end = base.tensor(name), name[name.rindex(".") :]
+        module = f"{PREFIX}{modules.module_of(name)}"
+        saved = next((each for each in (f"{module}{end}", f"{module}.base_layer{end}") if each in held.shapes), None)
+        if saved:
+            weight = held.tensor(saved)
+        elif end == ".weight" and f"{module}.lora_A.weight" in held.shapes:
+            delta = held.tensor(f"{module}.lora_B.weight") @ held.tensor(f"{module}.lora_A.weight")
+            is_turned = modules.kinds[module.removeprefix(PREFIX)] == CONV1D
+            weight = (weight.float() + (delta.T if is_turned else delta)).to(weight.dtype)
+        yield name, weight

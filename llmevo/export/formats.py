@@ -1,0 +1,153 @@
+"""The formats of a merge, by `--as`: a Hugging Face model, a LoRA adapter, a GGUF file, FP8."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmevo.errors import UserError, nearest
+from llmevo.export.cards import Relation, adapter_facts
+from llmevo.export.fp8 import Fp8Model
+from llmevo.export.gguf import TYPES, GgufModel
+from llmevo.export.lora import LoraReport, base_of, write_merge
+from llmevo.export.low_rank import Rank
+from llmevo.merging.merger import Seed
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import MergedModel, check_new, whole_folder, write_model, write_texts
+from llmevo.models.files import partial_folder, sync
+from llmevo.models.references import place_of
+from llmevo.models.safetensors_writer import header_size, write_weights
+from llmevo.models.sources import Sources
+
+NAMES = ("lora", "fp8", *(f"gguf:{kind}" for kind in TYPES))
+"""The values of `--as`."""
+
+Texts = Callable[[Relation, str], Mapping[str, str]]
+"""The text files beside the weights, made of the result's relation to its parents and a sentence on its format."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written."""
+
+    done: str
+    """A sentence for the terminal."""
+    report: LoraReport | None = None
+    """Of an adapter."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format with its options."""
+
+    kind: Literal["model", "lora", "gguf", "fp8"] = "model"
+    type: str = ""
+    """GGUF's type of the matrices."""
+    rank: Rank | None = None
+    """The ranks of an adapter; None keeps all of an exact one, and 0.95 of the energy of others."""
+    donor: Path | None = None
+    """A GGUF file of the base; None for the one that the base was read from."""
+
+    @classmethod
+    def of(
+        cls,
+        as_: str | None,
+        rank: str | int | None = None,
+        energy: float | None = None,
+        parameters: str | int | None = None,
+        donor: Path | str | None = None,
+    ) -> "Format":
+        """Read the options `--as`, `--rank`, `--energy`, `--parameters` and `--donor`.
+
+        Raises UserError for an unknown format, and for an option of another one.
+        """
+        if as_ is not None and as_ not in NAMES:
+            hint = f"; write one of {', '.join(f'gguf:{kind}' for kind in TYPES)}" if as_.startswith("gguf") else ""
+            raise UserError(f"--as {as_}: there is no such format{hint or nearest(as_, NAMES)}")
+        ranks = {"--rank": rank, "--energy": energy, "--parameters": parameters}
+        kind, _, type_ = (as_ or "model").partition(":")
+        for option, value in ranks.items():
+            if value is not None and kind != "lora":
+                raise UserError(f"{option} {value}: only adapters have ranks; add --as lora, or leave {option} out")
+        if donor is not None and kind != "gguf":
+            raise UserError(f"--donor {donor}: only GGUF files need a donor; add --as gguf:q8_0, or leave --donor out")
+        if kind == "gguf":
+            return cls("gguf", type_, donor=Path(donor) if donor is not None else None)
+        if kind == "lora":
+            given = any(value is not None for value in ranks.values())
+            return cls("lora", rank=Rank.of(rank or "auto", energy, parameters) if given else None)
+        return cls("fp8" if kind == "fp8" else "model")
+
+    def write(
+        self,
+        recipe: Recipe,
+        sources: Sources,
+        out: Path,
+        seed: Seed,
+        texts: Texts,
+        trim: bool = True,
+        published: Recipe | None = None,
+    ) -> Written:
+        """Merge a recipe into `out`, a new folder; with GGUF also a new file, if its name ends so.
+
+        `published` is the recipe with references that others can use, for what the files say of the base.
+        Raises what `write_model` raises, and UserError for what the format cannot hold.
+        """
+        check_new(out)
+        if self.kind == "lora":
+            return self._write_lora(recipe, sources, out, seed, texts, str(base_of(published or recipe)))
+        if self.kind == "gguf":
+            return self._write_gguf(recipe, sources, out, seed, texts)
+        if self.kind == "fp8":
+            return self._write_fp8(MergedModel(recipe, sources, seed, trim), out, texts)
+        write_model(recipe, sources, out, seed, texts("merge", ""), trim)
+        return Written(f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+
+    def _write_lora(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts, base: str) -> Written:
+        def beside(report: LoraReport) -> Mapping[str, str]:
+            return {"mergekit_config.yml": recipe.to_yaml(), **texts("adapter", adapter_facts(report))}
+
+        report = write_merge(recipe, sources, out, self.rank, seed, beside, base)
+        return Written(f"{out} is a LoRA adapter for PEFT and vLLM, on {base}", report)
+
+    def _write_gguf(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts) -> Written:
+        donor = self.donor or self._own_donor(recipe, sources)
+        # Without trimming: the donor has a token for every row.
+        made = GgufModel(MergedModel(recipe, sources, seed, trim=False), donor, self.type)
+        kind = self.type.upper()
+        if out.suffix == ".gguf":
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with partial_folder(out) as folder:
+                    made.write(folder / out.name)
+                    sync(folder / out.name)
+                    (folder / out.name).replace(out)
+                    sync(out.parent)
+            except OSError as error:
+                raise UserError(f"{out} cannot be written ({error})") from error
+            return Written(f"{out} is a GGUF file ({kind}): llama-server -m {out}")
+        name = f"{out.name}-{kind}.gguf"
+        with whole_folder(out) as folder:
+            made.write(folder / name)
+            relation: Relation = "merge" if self.type in ("f16", "bf16") else "quantized"
+            said = f"`{name}` is a GGUF file for llama.cpp ({kind})."
+            write_texts(folder, {"mergekit_config.yml": recipe.to_yaml(), **texts(relation, said)})
+        return Written(f"{out} has a GGUF file ({kind}): llama-server -m {out / name}")
+
+    def _own_donor(self, recipe: Recipe, sources: Sources) -> Path:
+        """Return the GGUF file that the base was read from. Raises UserError where it is none."""
+        found = place_of(recipe.donor.model, sources.root)
+        if found.suffix == ".gguf":
+            return found
+        raise UserError(
+            f"--as gguf:{self.type} needs --donor FILE.gguf: a GGUF file of {recipe.donor.model}, whose metadata and"
+            " tokenizer the result gets"
+        )
+
+    def _write_fp8(self, model: MergedModel, out: Path, texts: Texts) -> Written:
+        made = Fp8Model(model)
+        with whole_folder(out) as folder:
+            dtypes = write_weights(made.weights(), folder, header_size(made.shapes.items())) - {"float8_e4m3fn"}
+            model.write_files(folder, dtypes, {"quantization_config": made.config})
+            write_texts(folder, texts("quantized", "The linear layers are in FP8 (e4m3), with a scale a channel."))
+        return Written(f"{out} is a Hugging Face model in FP8 for vLLM: vllm serve {out}")

@@ -1,0 +1,57 @@
+"""The modules of a model, from its config: which weights are matrices of linear layers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmevo.errors import SourceError
+from llmevo.models.references import load_pretrained
+
+LINEAR, CONV1D, OTHER = "linear", "conv1d", "other"
+"""Kinds of modules: `nn.Linear`; GPT-2's `Conv1D`, whose weight is (inputs, outputs); any other with weights."""
+
+
+class Modules:
+    """The modules of a model that hold weights, by the names that they have in transformers.
+
+    Made from the config alone: the weights are on torch's `meta` device and need no memory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises SourceError when transformers cannot build the model."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
+
+        config = load_pretrained(AutoConfig, folder)
+        try:
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config)
+        except (ValueError, ImportError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise SourceError(
+                f"{folder}: transformers has no language model for its config.json ({reason}), so its linear layers"
+                " are not known; export the whole model (without --as)"
+            ) from error
+        kinds = {torch.nn.Linear: LINEAR, Conv1D: CONV1D}
+        self.kinds: dict[str, str] = {
+            name: next((kind for of, kind in kinds.items() if isinstance(module, of)), OTHER)
+            for name, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        }
+        """The kind of each module, by its name."""
+        keys: Any = model._tied_weights_keys
+        is_tied = bool(getattr(config, "tie_word_embeddings", False)) and isinstance(keys, dict)
+        self.tied = {_module(source): _module(target) for target, source in keys.items()} if is_tied else {}
+        """{module: another that has the same weight}, such as embeddings and output head."""
+        self._prefix = f"{model.base_model_prefix}."
+
+    def module_of(self, tensor: str) -> str | None:
+        """Return the name of the module that holds a tensor of a checkpoint; None where no module has it."""
+        module = _module(tensor)
+        # Checkpoints of the model without its head lack the prefix, as those of GPT-2 on the hub do.
+        return next((name for name in (module, self._prefix + module) if name in self.kinds), None)
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]

@@ -1,0 +1,40 @@
+"""Scores of ready weights, such as a fine-tune's or an adapted model's, on the tasks of a config."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from llmevo.config import Config, read_config
+from llmevo.engines.hf import HfEngine
+from llmevo.errors import ConfigError
+from llmevo.evaluation.score import Score
+from llmevo.run.scorer import Scorer
+
+Weights = Iterable[tuple[str, Tensor]]
+
+
+class ReadyScores:
+    """The search tasks of a config, loaded, to be asked of several models' weights in one engine.
+
+    Raises ConfigError for a config without tasks, TaskError for a task that cannot be used.
+    """
+
+    def __init__(self, tasks: Config | Path | str, root: Path) -> None:
+        """Relative paths start at the config file's folder, or at `root` where `tasks` is a `Config`."""
+        if not isinstance(tasks, Config):
+            tasks, root = read_config(Path(tasks)), Path(tasks).parent
+        if not tasks.tasks:
+            raise ConfigError("--tasks: the config names no tasks")
+        self._device = tasks.engine.device
+        self._evaluator = Scorer(tasks, root.absolute()).evaluator
+
+    def of(self, models: Mapping[str, Weights], folder: Path, dtype: str) -> Iterator[tuple[str, Score]]:
+        """Yield each model's name and score. `folder` has the config and tokenizer of all of them."""
+        engine = HfEngine(folder, folder, dtype, self._device)
+        try:
+            for name, weights in models.items():
+                engine.load(weights)
+                yield name, self._evaluator.score(engine.lm)
+        finally:
+            engine.close()

@@ -1,0 +1,104 @@
+"""Model cards as the hub reads them: metadata that huggingface_hub parses, licences, results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from llmevo.export.cards import Metadata, Parent
+from llmevo.export.merge import merge
+from llmevo.merging.recipe import Recipe
+from llmevo.models.licences import strictest
+from support.workspace import Workspace
+
+
+def card(parents: list[Parent], **more: object) -> ModelCard:
+    return ModelCard(Metadata(parents, **more).to_yaml() + "# A model\n")  # pyright: ignore[reportArgumentType]
+
+
+def test_parents_are_named_once_without_revisions_and_local_ones_not_at_all() -> None:
+    parents = [
+        Parent("org/base", None, "apache-2.0"),
+        Parent("org/base@main+org/adapter@v1", "v1", "apache-2.0"),
+        Parent("org/base+./mine", None, "apache-2.0"),
+        Parent("package:llm_x/model.gguf", None, "apache-2.0"),
+        Parent("models/two", None, "apache-2.0"),
+    ]
+    data = card(parents, local=["./mine", "models/two"]).data.to_dict()
+    assert data["base_model"] == ["org/base", "org/adapter"]
+    assert data["base_model_relation"] == "merge"
+    assert data["license"] == "apache-2.0"
+    assert {"merge", "llmevo", "mergekit"} <= {*data["tags"]}
+    alone = card([Parent("package:llm_x/model.gguf", None, "mit")]).data.to_dict()
+    assert not {"base_model", "base_model_relation"} & {key for key, value in alone.items() if value}
+
+
+@pytest.mark.parametrize(
+    ("licences", "licence", "says"),
+    [
+        (["mit", "mit"], "mit", ""),
+        (["mit", "apache-2.0"], "apache-2.0", ""),
+        (["apache-2.0", '"Llama3.1"'], "llama3.1", ""),
+        (["apache-2.0", "cc-by-nc-4.0", "mit"], "cc-by-nc-4.0", ""),
+        (["apache-2.0", None], None, "that of model 1 is not known"),
+        (["other", "mit"], None, "that of model 0 is not known"),
+        (["gemma", "llama3.1"], None, "ask for different things (model 0 is under gemma, model 1 is under llama3.1)"),
+        (["cc-by-nd-4.0", "mit"], None, "allows no derived works"),
+    ],
+)
+def test_the_licence_is_that_of_the_strictest_parent_or_none_with_the_reason(
+    licences: list[str | None], licence: str | None, says: str
+) -> None:
+    found, note = strictest((f"model {place}", name) for place, name in enumerate(licences))
+    assert found == licence
+    assert says in note
+    assert bool(note) == (licence is None)
+
+
+def test_the_held_out_scores_are_the_results_that_the_hub_shows(workspace: Workspace) -> None:
+    workspace.finished()
+    assert workspace.llmevo("export", "run", "out")[0] == 0
+    state = workspace.state("run")
+    read = ModelCard(Path("out/README.md").read_text())
+    results = read.data.eval_results or []
+    assert [(of.dataset_type, of.metric_type) for of in results] == [("letters_heldout", "acc")]
+    held = state.heldout["best"].tasks["letters_heldout"]["acc,none"]
+    assert results[0].metric_value == pytest.approx(held, abs=1e-6)
+    assert "model-index" in Path("out/README.md").read_text()
+    assert "No licence is given, as that of" in read.text
+    asked = {row.candidate for row in state.heldout.values()}
+    other = next(number for number in state.trials if number not in asked)
+    assert workspace.llmevo("export", "run", "other", "--candidate", other)[0] == 0
+    assert not ModelCard(Path("other/README.md").read_text()).data.eval_results
+
+
+def test_a_merged_recipe_has_a_card_and_the_recipe_beside_its_weights(workspace: Workspace) -> None:
+    for name in ("one", "two"):
+        Path(name, "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    Path("recipe.yml").write_text(
+        "merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}, {model: two, parameters: {weight: 1}}]"
+    )
+    for options in ((), ("--as", "fp8")):
+        out = f"out{len(options)}"
+        status, printed = workspace.llmevo("merge", "recipe.yml", out, *options)
+        assert status == 0, printed
+        read = ModelCard(Path(out, "README.md").read_text())
+        assert read.data.to_dict()["license"] == "mit"
+        assert "| `one` |  | mit |" in read.text
+        (text,) = re.findall(r"```yaml\n(.*?)```", read.text, re.DOTALL)
+        assert Recipe.from_yaml(text) == Recipe.from_yaml(Path(out, "mergekit_config.yml").read_text())
+        assert str(workspace.root) not in read.content
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_adapters_card_names_its_base_and_its_limits() -> None:
+    recipe = Recipe.from_yaml(
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: one, parameters: {weight: 0.5}}]"
+    )
+    merge(recipe, "out", as_="lora", rank=4)
+    read = ModelCard(Path("out/README.md").read_text())
+    assert read.data.to_dict()["library_name"] == "peft"
+    assert "vLLM does not" in read.text  # the norms and embeddings of `one` are saved whole
+    assert json.loads(Path("out/adapter_config.json").read_text())["modules_to_save"]
