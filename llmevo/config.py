@@ -551,7 +551,7 @@ class Engine(Section):
 
     @model_validator(mode="after")
     def _has_format(self) -> Self:
-        if self.quantize is None and "quantize_at" in self.model_fields_set:
+        if self.quantize is None and self.quantize_at == "all":
             raise ValueError(
                 f"quantize_at: {self.quantize_at} says when to round weights, and `quantize` to what: add `quantize:"
                 f" q4_0` (or {', '.join(each for each in FORMATS if each != 'q4_0')}), or leave quantize_at out"

@@ -86,7 +86,7 @@ def filled(kind: Any, place: str) -> Any:
     match get_origin(kind):
         case None:
             return model(kind, place) if is_model(kind) else text(place) if kind in TEXTS else kind(1)
-        case types.UnionType:
+        case types.UnionType | typing.Union:
             return filled(min(inner, key=lambda of: (not is_model(of), of not in TEXTS, of is types.NoneType)), place)
         case typing.Literal:
             return inner[0]

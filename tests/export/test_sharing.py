@@ -27,7 +27,11 @@ from support.made_logs import started, whole_run
 from support.parity import LIMIT, RANDOM, distance, new_models, recipe_of
 from support.workspace import Workspace
 
-SEARCHABLE = [name for name, of in METHODS.items() if any(p.is_gene for p in (*of.each.values(), *of.shared.values()))]
+SEARCHABLE = [
+    name
+    for name, of in METHODS.items()
+    if of.in_mergekit and any(p.is_gene for p in (*of.each.values(), *of.shared.values()))
+]
 
 
 @pytest.fixture(scope="module")
