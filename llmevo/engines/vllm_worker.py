@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils import _python_dispatch as dispatch  # no public function tells which modes are active
 
 from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
@@ -160,7 +160,7 @@ class _LostWrites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.copy_ and args[0].is_meta:
-            counted = any(type(mode).__name__ == "CopyCounter" for mode in _get_current_dispatch_mode_stack())
+            counted = any(type(mode).__name__ == "CopyCounter" for mode in dispatch._get_current_dispatch_mode_stack())  # pyright: ignore[reportPrivateUsage]
             self.count += not counted
         return func(*args, **(kwargs or {}))
 

@@ -62,16 +62,16 @@ def test_the_held_out_scores_are_the_results_that_the_hub_shows(workspace: Works
     assert workspace.llmevo("export", "run", "out")[0] == 0
     state = workspace.state("run")
     read = ModelCard(Path("out/README.md").read_text())
-    results = read.data.eval_results or []
-    assert [(of.dataset_type, of.metric_type) for of in results] == [("letters_heldout", "acc")]
+    results = read.data.to_dict()["model-index"][0]["results"]
+    assert [(of["dataset"]["type"], of["metrics"][0]["type"]) for of in results] == [("letters_heldout", "acc")]
     held = state.heldout["best"].tasks["letters_heldout"]["acc,none"]
-    assert results[0].metric_value == pytest.approx(held, abs=1e-6)
+    assert results[0]["metrics"][0]["value"] == pytest.approx(held, abs=1e-6)
     assert "model-index" in Path("out/README.md").read_text()
     assert "No licence is given, as that of" in read.text
     asked = {row.candidate for row in state.heldout.values()}
     other = next(number for number in state.trials if number not in asked)
     assert workspace.llmevo("export", "run", "other", "--candidate", other)[0] == 0
-    assert not ModelCard(Path("other/README.md").read_text()).data.eval_results
+    assert "model-index" not in ModelCard(Path("other/README.md").read_text()).data.to_dict()
 
 
 def test_a_merged_recipe_has_a_card_and_the_recipe_beside_its_weights(workspace: Workspace) -> None:
