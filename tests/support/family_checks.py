@@ -152,7 +152,7 @@ def check_vllm(root: Path, out: Path, dtype: str = "float32") -> None:
     asked = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
     sources = Sources(root)
     engine = VllmEngine(root / "base", root / "base", dtype, root)
-    allowed = NOISE if dtype == "bfloat16" else 0.001
+    allowed = NOISE if dtype == "bfloat16" else 0.02
     try:
         found: dict[str, list[float]] = {}
         for at in ("linear", "ties", "experts", "linear"):
