@@ -12,6 +12,8 @@ vLLM's layer-wise reload has rules of its own, which this module follows:
   its experts, the copy is lost and the old weights stay. So such a write is an error.
 - On CPU the weights of experts are packed when the model starts, and reloading copies later ones over them as they
   are, unpacked. So experts that are loaded again are set up as at the start.
+- On CPU in bfloat16 the short convolutions of state-space layers are packed apart from the view of them that the layer
+  computes with, which keeps the first weights. So they are copied into that view after every load.
 """
 
 import hashlib
@@ -96,6 +98,7 @@ class Merging:
             self._failure = self._failure or error
             self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
         _pack_tied_heads(self.runner.get_model())
+        _show_convolutions(self.runner.get_model())
         failure, reason = self._failure, None
         if failure:
             self.loaded.clear()
@@ -194,3 +197,13 @@ def _pack_tied_heads(model: Any) -> None:
         if id(weight) in owners and hasattr(layer, "quant_method"):
             layer.quant_method.process_weights_after_loading(layer)
         owners.add(id(weight))
+
+
+@torch.no_grad()
+def _show_convolutions(model: Any) -> None:
+    """Copy the weights of convolutions that were packed into the views that their layers hold of the first ones."""
+    for layer in model.modules():
+        held = getattr(layer, "conv_weights", None)
+        loaded = getattr(getattr(layer, "conv1d", None), "_cpu_unpacked_conv_weight", None)
+        if held is not None and loaded is not None:
+            held.copy_(loaded.view(held.shape))

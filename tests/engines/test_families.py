@@ -41,7 +41,7 @@ def test_a_family_merges_as_in_float64_and_swaps_as_exported(name: str, tmp_path
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", ["GPT-2", "Granite 4 (hybrid)", "Qwen3-MoE"])
 def test_a_kind_of_families_swaps_in_vllm_as_exported(name: str, tmp_path: Path) -> None:
-    check_vllm(new_family(tmp_path, name), tmp_path)
+    check_vllm(new_family(tmp_path, name), tmp_path, "bfloat16")
 
 
 @pytest.fixture

