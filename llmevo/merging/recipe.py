@@ -237,7 +237,12 @@ class TokenizerSection(Strict):
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
 
 
-PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": OutputSlice, "sources": InputSlice, "gains": Gains}
+PARTS: Mapping[str | int, type[BaseModel]] = {
+    "models": InputModel,
+    "slices": OutputSlice,
+    "sources": InputSlice,
+    "gains": Gains,
+}
 """The values under a recipe's keys."""
 
 
@@ -302,8 +307,8 @@ class Recipe(Strict):
                 raise ValueError(f"merge_method {BY_SLICE!r}: give `slices`, and each of them a `merge_method`")
         elif any(of.gains for of in slices):
             raise ValueError(
-                f"a slice has gains: write `merge_method: {BY_SLICE}` for the whole recipe (so that mergekit, which would"
-                " overlook them, refuses it) and give every slice a merge_method"
+                f"a slice has gains: write `merge_method: {BY_SLICE}` for the whole recipe (so that mergekit, which"
+                " would overlook them, refuses it) and give every slice a merge_method"
             )
         elif any(named):
             raise ValueError(

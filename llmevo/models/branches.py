@@ -1,9 +1,9 @@
 """Gains of a layer's branches, folded into its weights.
 
 A layer adds two branches to the residual stream: attention (or what stands in its place: a linear attention, a state
-space, a convolution) and the MLP (or the experts). A gain multiplies what one of them adds; a temperature multiplies the
-attention's scores q·k, before a soft cap, a bias or a mask. Each is exact in an ordinary checkpoint: a few weights of
-the layer are multiplied, and no code of the model changes.
+space, a convolution) and the MLP (or the experts). A gain multiplies what one of them adds; a temperature multiplies
+the attention's scores q·k, before a soft cap, a bias or a mask. Each is exact in an ordinary checkpoint: a few weights
+of the layer are multiplied, and no code of the model changes.
 """
 
 import re
@@ -141,6 +141,16 @@ class Branches:
         self._layers = {layer: [*names.values()] for layer, names in layers.items()}
         self._branches = {of[rest]: kind for of in layers.values() for rest, kind in _branches(of).items()}
 
+    @property
+    def all_names(self) -> list[str]:
+        """Every tensor of the model."""
+        return [*self._shapes]
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return self._stack.depth
+
     def names(self, layers: Iterable[int]) -> list[str]:
         """Return the tensors of some layers."""
         return [name for layer in layers for name in self._layers.get(layer, [])]
@@ -163,15 +173,20 @@ class Branches:
     def check(self, gains: Gains, layers: Iterable[int]) -> None:
         """Raise SourceError where a gain has no weight to fold into in these layers."""
         layers = [*layers]
+        if self._config.get("apply_residual_connection_post_layernorm") and 0.0 in (gains.attention, gains.mlp):
+            raise SourceError(
+                "gains: config.json says apply_residual_connection_post_layernorm: true: the residual stream is"
+                " normalized in every layer, so one with gains of 0 is not the identity; leave the layer out instead"
+            )
         if gains.temperature != 1.0:
             self._check_temperature(layers)
         found = {self.branch(name) for name in self.names(layers)}
         span = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
         for key in ("attention", "mlp", "temperature"):
             # The identity needs no branch to be there.
-            if getattr(gains, key) not in (0.0, 1.0) and key not in found:
-                said = "no attention whose scores it could scale" if key == "temperature" else "no such branch"
-                raise SourceError(f"gains: {key} is {getattr(gains, key):g}, and {span} have {said}; leave it out")
+            if (gain := getattr(gains, key)) not in (0.0, 1.0) and key not in found:
+                part = "softmax attention" if key == "temperature" else f"{key} branch"
+                raise SourceError(f"gains: {key} is {gain:g}, and there is no {part} in {span}; leave it out")
 
     def _check_temperature(self, layers: Iterable[int]) -> None:
         clipped = self._config.get("clip_qkv") or (self._config.get("attn_config") or {}).get("clip_qkv")
