@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from llmevo.errors import RecipeError, SourceError, nearest, plural, shortened
-from llmevo.merging.recipe import BY_SLICE, Conditional, InputSlice, OutputSlice, Recipe, Settings, plan
+from llmevo.merging.recipe import BY_SLICE, Conditional, InputSlice, OutputSlice, Recipe, Setting, Settings, plan
 from llmevo.models.branches import SKIPPED, Branches, Gains
 from llmevo.models.references import ModelReference
 
@@ -155,14 +155,9 @@ class Path:
             if segment.model not in named:
                 raise RecipeError(f"path: {segment.model!r} is unknown{nearest(segment.model, named)}")
         scales = [_scales(segment, branches) for segment in self.segments]
-        if all(
-            of is not None and isinstance(named[each.model], ModelReference) for of, each in zip(scales, self.segments)
-        ):
-            slices = [
-                _passthrough(named[segment.model], segment, [Conditional(filter=f, value=v) for f, v in of or []])
-                for of, segment in zip(scales, self.segments, strict=True)
-            ]
-            return Recipe(merge_method="passthrough", slices=slices, dtype=dtype)
+        plain = [*map(_plain, (named[segment.model] for segment in self.segments), self.segments, scales)]
+        if None not in plain:
+            return Recipe(merge_method="passthrough", slices=[of for of in plain if of], dtype=dtype)
         slices = [_slice(segment.model, named[segment.model], segment) for segment in self.segments]
         return Recipe(merge_method=BY_SLICE, slices=slices, dtype=dtype)
 
@@ -307,10 +302,15 @@ def _scales(segment: Segment, branches: Branches | None) -> list[tuple[str, floa
     return branches.scales(segment.gains, span)
 
 
-def _passthrough(of: Any, segment: Segment, scales: list[Conditional]) -> OutputSlice:
+def _plain(of: ModelReference | Recipe, segment: Segment, scales: list[tuple[str, float]] | None) -> OutputSlice | None:
+    """Return a segment as mergekit has it; None where it does not."""
+    if scales is None or isinstance(of, Recipe):
+        return None
+    scale: Setting = [Conditional(filter=filter_, value=value) for filter_, value in scales]
     span = (segment.start, segment.stop)
-    source = InputSlice(model=of, layer_range=span, parameters={"scale": scales} if scales else None)
-    return OutputSlice(sources=[source])
+    return OutputSlice(
+        sources=[InputSlice(model=of, layer_range=span, parameters={"scale": scale} if scales else None)]
+    )
 
 
 def _slice(name: str, of: ModelReference | Recipe, segment: Segment) -> OutputSlice:
@@ -350,10 +350,10 @@ def _is_gradient(setting: object) -> bool:
 def _name_of(recipe: Recipe, of: OutputSlice, named: Named) -> str:
     """Return the name of a slice's model or merge. Raises RecipeError where none stands for it."""
     first = of.sources[0]
-    if recipe.method_of(of).name == "passthrough" and (
-        name := next((n for n, m in named.items() if m == first.model), "")
-    ):
-        return name
+    if recipe.method_of(of).name == "passthrough":
+        found = [name for name, model in named.items() if model == first.model]
+        if found:
+            return found[0]
     segment = Segment("", *first.layer_range, of.gains or PLAIN)
     own = of.model_copy(update={"merge_method": of.merge_method or recipe.merge_method})
     own = own.model_copy(update={"gains": None if segment.gains == PLAIN else segment.gains})
