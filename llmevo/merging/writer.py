@@ -32,7 +32,8 @@ class MergedModel:
 
     With a `tokenizer_source` the embeddings are merged by token where the models' tokens differ, and cut off beyond the
     last token, as in mergekit; where they do not differ, all rows stay without `trim`. Raises RecipeError when the
-    recipe has no result or its config cannot describe it, SourceError when it has a `tokenizer_source` and the models' tokens cannot be united.
+    recipe has no result or a config cannot describe it, SourceError when it has a `tokenizer_source` and the models'
+    tokens cannot be united.
     """
 
     def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:

@@ -62,6 +62,8 @@ BROKEN = [0, 1, 2, 2, 3, 4, 5, 6, 7]
         ({"attn_layer_period": 4, "attn_layer_offset": 2}, "attn_layer_period is 4: layer 2 of the model"),
         ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
         ({"model_type": "gemma2"}, "sliding_window_pattern is 2"),
+        ({"moe_layer_freq": 4}, "moe_layer_freq is 4: layer 3 of the model would be layer 4"),
+        ({"moe_layer_end_index": 5}, "keep the layers after 5 last"),
         ({"first_k_dense_replace": 3}, "keep the first 3 layers first"),
         ({"max_window_layers": 3, "use_sliding_window": True}, "max_window_layers is 3"),
     ],
@@ -69,7 +71,7 @@ BROKEN = [0, 1, 2, 2, 3, 4, 5, 6, 7]
 def test_a_pattern_that_a_number_cannot_say_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(SourceError, match=said):
         rearranged(config(**keys), 8, BROKEN)
-    if "first" not in said and "window_layers" not in said:
+    if not {"first_k_dense_replace", "max_window_layers", "moe_layer_end_index"} & keys.keys():
         assert rearranged(config(**keys), 8, PERIOD)["num_hidden_layers"] == 12
 
 
@@ -87,6 +89,7 @@ def test_layers_that_depend_on_their_number_keep_their_order(key: str) -> None:
         {"model_type": "gemma2", "layer_types": list("abababab")},
         {"max_window_layers": 3, "use_sliding_window": False},
         {"decoder_sparse_step": 1},
+        {"moe_layer_end_index": 7},
         {"interleave_moe_layer_step": 2, "moe_layers": [1, 3, 5, 7]},
     ],
 )
