@@ -42,8 +42,8 @@ class Rule:
     offset: str | int = -1
     """The place in a period of its layer of another kind, or the key that says it."""
     kind: str = "period"
-    """`period`; `first`, the number of first layers; `last`, the number of the last one of a kind; `order`, where layers
-    depend on their number or on others."""
+    """`period`; `first`, the number of first layers; `last`, the number of the last one of a kind; `order`, where
+    layers depend on their number or on others."""
     only_with: str = ""
     """A key without which it has none."""
 

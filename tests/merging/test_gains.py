@@ -16,7 +16,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.branches import SKIPPED, Gains
 from llmevo.models.sources import Sources
-from support.checkpoints import quietly
+from support.checkpoints import new_checkpoint, quietly
 from support.families import FAMILIES, VISION, new_model, randomise
 
 ATTENTION = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv")
@@ -228,10 +228,8 @@ def test_a_gain_that_cannot_be_folded_is_refused(
 
 def test_a_folded_weight_is_rounded_once(tmp_path: Path) -> None:
     """A merge that its method would round to bfloat16 is folded before that."""
-    for place, model in enumerate(("one", "two")):
-        made = new_model("Llama")
-        randomise(made, 0, place)
-        quietly(lambda made=made, model=model: made.to(torch.bfloat16).save_pretrained(tmp_path / model))
+    for seed, model in enumerate(("one", "two")):
+        new_checkpoint(tmp_path / model, seed, layers=2, dtype=torch.bfloat16)
     sources = [
         {"model": model, "layer_range": [0, 2], "parameters": {"weight": weight}}
         for model, weight in (("one", 0.3), ("two", 0.6))
