@@ -9,14 +9,15 @@ of the layer are multiplied, and no code of the model changes.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from llmevo.errors import SourceError
 from llmevo.models.architecture import Shapes, stack_of, text_config
+
+if TYPE_CHECKING:  # recipes are read without torch, which takes seconds to import
+    from torch import Tensor
 
 KNOWN = (
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo"),
@@ -86,9 +87,10 @@ class Fold:
     """Whether the layer multiplies by 1 + w: w' = c(1 + w) - 1."""
     part: Part | None = None
 
-    def apply(self, weight: Tensor) -> Tensor:
+    def apply(self, weight: "Tensor") -> "Tensor":
         """Return the folded weight, float32, a new tensor."""
-        folded = weight.to(torch.float32, copy=True)
+        folded = weight.float()
+        folded = folded.clone() if folded is weight else folded  # it may be a view of a file
         if self.one_more:
             return folded.add_(1.0).mul_(self.factor).sub_(1.0)
         if self.part is None:
