@@ -26,7 +26,7 @@ KNOWN = (
     *("mpt", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "falcon_h1", "jamba", "bamba", "mamba", "mamba2"),
     *("lfm2", "nemotron_h", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3"),
     *("glm4_moe", "granitemoe", "phimoe", "ernie4_5_moe", "minimax_m2", "llama4_text"),
-    *("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"),
 )
 """The values of `model_type` whose layers are known: names do not show a norm without weights, nor a norm of 1 + w."""
 

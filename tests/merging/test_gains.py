@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from llmevo.errors import RecipeError
+from llmevo.export.lora import base_of, sum_of_adapters
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.branches import SKIPPED, Gains
 from llmevo.models.sources import Sources
-from support.checkpoints import new_checkpoint, quietly
+from support.checkpoints import new_adapter, new_checkpoint, quietly
 from support.families import FAMILIES, VISION, new_model, randomise
 
 ATTENTION = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv")
@@ -246,3 +247,32 @@ def test_a_folded_weight_is_rounded_once(tmp_path: Path) -> None:
     assert not torch.equal(folded[name], plain[name] * 0.7)
     others = [key for key in plain if "down_proj" not in key]
     assert all(torch.equal(folded[key], plain[key]) for key in others)
+
+
+def test_an_engine_loads_only_the_tensors_that_a_gain_changes(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "Llama")
+    plain, scaled_ = recipe_of("model", 2, {}), recipe_of("model", 2, {1: Gains(attention=0.5)})
+    merger = Merger(Sources.open(plain.references, tmp_path))
+    held = merger.digests(plain)
+    assert [name for name, _ in merger.merge(scaled_, held)] == ["model.layers.1.self_attn.o_proj.weight"]
+    assert held == merger.digests(scaled_)
+    assert [name for name, _ in merger.merge(plain, held)] == ["model.layers.1.self_attn.o_proj.weight"]
+    assert merger.count(scaled_).merged == merger.count(plain).merged
+
+
+def test_a_merge_with_gains_is_no_sum_of_adapters(tmp_path: Path) -> None:
+    new_adapter(tmp_path / "adapter", new_checkpoint(tmp_path / "base", layers=2))
+    slice_: dict[str, Any] = {
+        "sources": [
+            {"model": model, "layer_range": [0, 2], "parameters": {"weight": 0.5}} for model in ("base", "base+adapter")
+        ],
+        "merge_method": "linear",
+    }
+
+    def exact(**more: Any) -> bool:
+        recipe = Recipe.model_validate({"merge_method": "by_slice", "slices": [{**slice_, **more}]})
+        sources = Sources.open(recipe.references, tmp_path)
+        return sum_of_adapters(recipe, sources, base_of(recipe)) is not None
+
+    assert exact()
+    assert not exact(gains={"mlp": 0.5})
