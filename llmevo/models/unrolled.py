@@ -26,9 +26,8 @@ class Unrolled(Source):
     def __init__(self, stored: Source, config: Mapping[str, Any], folder: str) -> None:
         """Raises SourceError where the lists do not fit the layers."""
         self._stored, self._kept = stored, Kept()
-        found = {end: next((n for n in stored.shapes if n.endswith(end)), None) for end in (LAYERS, SCALES)}
-        if not found[LAYERS] or not found[SCALES]:
-            lacking = next(end for end, name in found.items() if not name)
+        found = {end: name for end in (LAYERS, SCALES) for name in stored.shapes if name.endswith(end)}
+        if lacking := next((end for end in (LAYERS, SCALES) if end not in found), None):
             raise SourceError(f"{folder}: config.json has {HOPS}, and no weight is called {lacking}; download it again")
         layers = [int(layer) for layer in stored.tensor(found[LAYERS]).tolist()]
         scales = [float(scale) for scale in stored.tensor(found[SCALES]).tolist()]
@@ -63,7 +62,7 @@ class Unrolled(Source):
         used = {origin for origin, _ in self._origins.values()}
         self.derived = {
             **stored.derived,
-            **{name: "its numbers are in the weights" for name in found.values() if name},
+            **{name: "its numbers are in the weights" for name in found.values()},
             **{name: unused for name in stored.shapes if name not in used and name not in found.values()},
         }
 
