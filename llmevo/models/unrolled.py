@@ -62,7 +62,7 @@ class Unrolled(Source):
         used = {origin for origin, _ in self._origins.values()}
         self.derived = {
             **stored.derived,
-            **{name: "its numbers are in the weights" for name in found.values()},
+            **dict.fromkeys(found.values(), "its numbers are in the weights"),
             **{name: unused for name in stored.shapes if name not in used and name not in found.values()},
         }
 
