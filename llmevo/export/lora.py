@@ -137,6 +137,8 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
     """
     if {recipe.merge_method, *(of.merge_method for of in recipe.slices or [])} - {None, "by_slice", *LINEAR_METHODS}:
         return None
+    if any(of.gains for of in recipe.slices or []):  # their factors are of the whole weight, the base's part as well
+        return None
     origin = sources[base]
     steps = plan(recipe, [*origin.shapes], sources.depth(recipe.donor))
     if [step.name for step in steps] != [*dict.fromkeys(step.name for step in steps)]:

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmevo.errors import CandidateError, SourceError, UserError
+from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.merging.kernels.blocks import in_background
 from llmevo.merging.kernels.task_vectors import is_finite
 from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import Method
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import experts_of, is_stack_of_experts
+from llmevo.models.branches import Branches, Fold
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
 from llmevo.models.quantize import Quantizer, quantizer
 from llmevo.models.references import ModelReference
@@ -56,6 +57,8 @@ class _PlannedTensor:
     dtype: torch.dtype
     rounding: Quantizer | None = None
     """The rounding of the merged weight; None where it keeps its type."""
+    fold: Fold | None = None
+    """The gain of the layer's branch, folded into the merged weight before it is rounded."""
     experts: bool = False
     """Whether it holds a matrix of every expert, which are merged one by one: what methods measure of a tensor (norms,
     ranks, angles) is then that of one expert, as in checkpoints with a tensor for each."""
@@ -65,7 +68,7 @@ class _PlannedTensor:
         models = [(str(model), name) for model, name in self.models]
         base = self.base and (str(self.base[0]), self.base[1])
         made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
-        return repr((*made, self.rounding) if self.rounding else made)
+        return repr((*made, *filter(None, (self.rounding, self.fold))))
 
     @property
     def copied(self) -> tuple[ModelReference, str] | None:
@@ -192,6 +195,7 @@ class Merger:
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
         shapes, experts = self.sources[recipe.donor].shapes, self._count_experts(recipe.donor)
         served = quantizer(quantize, shapes, self.sources.config(recipe.donor)) if quantize else None
+        branches = branches_of(recipe, self.sources)
         for step in plan(recipe, [*shapes], self.sources.depth(recipe.donor)):
             each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
             base = recipe.origin_of(step.of)
@@ -206,6 +210,9 @@ class Merger:
                 shared=shared,
                 dtype=dtype or reduce(torch.promote_types, (self.sources[of].dtype(name) for of, name in named)),
                 rounding=served if served and served.stored(step.name, shapes[step.inputs[0]]) else None,
+                fold=branches.fold(step.inputs[0], step.of.gains)
+                if branches and step.of.gains and step.layer is not None
+                else None,
                 experts=is_stack_of_experts(step.inputs[0], shapes[step.inputs[0]], experts),
             )
 
@@ -245,6 +252,8 @@ class Merger:
         """Return why a tensor is copied; empty if it is merged."""
         if self._holds_integers(tensor, models[0]):
             return "integers"
+        if tensor.fold:
+            return ""
         if self._unchanged(tensor) is not None:
             lent = self._lent(tensor)
             return f"only in {models[0]}: {' and '.join(sorted(lent))}" if lent else "no model changes them"
@@ -315,7 +324,8 @@ class Merger:
         """Return one tensor, rounded to its type and format. Raises CandidateError when it is not finite."""
         method, name = tensor.method.name, tensor.step.name
         try:
-            merged = self._combined(tensor)
+            merged = self._combined(replace(tensor, dtype=torch.float32) if tensor.fold else tensor)
+            merged = tensor.fold.apply(merged) if tensor.fold else merged
         except CandidateError as error:
             raise CandidateError(f"{method}: {name}: {error}") from error
         except FloatingPointError:
@@ -374,6 +384,23 @@ def _expert(weight: Weight, place: int) -> Weight:
     if isinstance(weight, LowRank):
         return LowRank(weight.origin[place], weight.up[place], weight.down[place])
     return weight[place]
+
+
+def branches_of(recipe: Recipe, sources: Sources) -> Branches | None:
+    """Return where the gains of a recipe's slices are folded; None without gains.
+
+    Raises RecipeError for a gain that cannot be folded exactly, with the reason.
+    """
+    if not any(of.gains for of in recipe.slices or []):
+        return None
+    try:
+        branches = Branches(sources[recipe.donor].shapes, sources.config(recipe.donor))
+        for of in recipe.slices or []:
+            if of.gains:
+                branches.check(of.gains, range(*of.sources[0].layer_range))
+    except SourceError as error:
+        raise RecipeError(f"{recipe.donor}: {error}") from error
+    return branches
 
 
 def merge(recipe: Recipe, sources: Sources, seed: Seed = 0) -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.models.architecture import text_stack
+from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
 from llmevo.models.yaml import read_yaml
 
@@ -159,6 +160,8 @@ class OutputSlice(Strict):
     base_model: ModelReference | None = None
     merge_method: str | None = None
     """llmevo's extension: the slice's own method, in a recipe whose `merge_method` is `by_slice`."""
+    gains: Gains | None = None
+    """llmevo's extension: factors of the branches of the slice's layers, folded into the merged weights."""
     parameters: dict[str, Setting] | None = None
 
     @property
@@ -234,15 +237,20 @@ class TokenizerSection(Strict):
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
 
 
-PARTS: Mapping[str | int, type[BaseModel]] = {"models": InputModel, "slices": OutputSlice, "sources": InputSlice}
+PARTS: Mapping[str | int, type[BaseModel]] = {
+    "models": InputModel,
+    "slices": OutputSlice,
+    "sources": InputSlice,
+    "gains": Gains,
+}
 """The values under a recipe's keys."""
 
 
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. One
-    key is llmevo's own: a slice's `merge_method`, in a recipe whose `merge_method` is `by_slice`.
+    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Two
+    keys are llmevo's own: a slice's `merge_method` and its `gains`, in a recipe whose `merge_method` is `by_slice`.
 
     >>> import llmevo
     >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
@@ -297,6 +305,11 @@ class Recipe(Strict):
         if self.merge_method == BY_SLICE:
             if not slices or None in named:
                 raise ValueError(f"merge_method {BY_SLICE!r}: give `slices`, and each of them a `merge_method`")
+        elif any(of.gains for of in slices):
+            raise ValueError(
+                f"a slice has gains: write `merge_method: {BY_SLICE}` for the whole recipe (so that mergekit, which"
+                " would overlook them, refuses it) and give every slice a merge_method"
+            )
         elif any(named):
             raise ValueError(
                 f"a slice has a merge_method of its own: write `merge_method: {BY_SLICE}` for the whole recipe (so that"
@@ -405,8 +418,11 @@ class Recipe(Strict):
     @property
     def mergekit_clause(self) -> str:
         """A clause for readers that says if mergekit carries the recipe out as well: it lacks some of the methods."""
-        named = dict.fromkeys([self.merge_method, *(of.merge_method for of in self.slices or [] if of.merge_method)])
-        lacking = [name for name in named if not METHODS[name].in_mergekit]
+        slices = self.slices or []
+        named = dict.fromkeys([self.merge_method, *(of.merge_method for of in slices if of.merge_method)])
+        lacking = [name for name in named if name in METHODS and not METHODS[name].in_mergekit]
+        if self.merge_method == BY_SLICE:
+            lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
 
     def output_slices(self, layers: int) -> list[OutputSlice]:

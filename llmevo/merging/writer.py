@@ -5,17 +5,17 @@ import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from llmevo.errors import UserError
-from llmevo.merging.merger import Seed, merge
+from llmevo.errors import RecipeError, SourceError, UserError
+from llmevo.merging.merger import Seed, branches_of, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
-from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 from llmevo.models.files import partial_folder, sync
+from llmevo.models.layer_kinds import rearranged
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -32,7 +32,8 @@ class MergedModel:
 
     With a `tokenizer_source` the embeddings are merged by token where the models' tokens differ, and cut off beyond the
     last token, as in mergekit; where they do not differ, all rows stay without `trim`. Raises RecipeError when the
-    recipe has no result, SourceError when it has a `tokenizer_source` and the models' tokens cannot be united.
+    recipe has no result or a config cannot describe it, SourceError when it has a `tokenizer_source` and the models'
+    tokens cannot be united.
     """
 
     def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:
@@ -49,6 +50,8 @@ class MergedModel:
         """Every tensor's shape, in the order of the weights."""
         self._template = chat_template(recipe, sources)
         self._aligned = aligned
+        branches_of(recipe, sources)  # raises for gains that cannot be folded
+        self.config()  # raises for layers that it cannot describe
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, merged weight). Raises CandidateError when one is not finite."""
@@ -68,22 +71,16 @@ class MergedModel:
         if self._aligned and self._speaker != recipe.donor:
             numbers = self._aligned.whole.config(self._speaker)
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
-        layers, text = self.sources.depth(recipe.donor), text_config(config)
-        # The donor's layers that the result's layers correspond to: those of each slice's first source.
-        starts = [(of.sources[0].layer_range[0], of.depth) for of in recipe.output_slices(layers)]
-        origins = [start + offset for start, depth in starts for offset in range(depth)]
-        # A multimodal model's config is nested, and older ones have the language model's keys at the top as well.
-        holders = (config,) if text is config else (config, cast(dict[str, Any], text))
-        for holder in holders:
-            for key in LAYER_LISTS:
-                if isinstance(holder.get(key), list) and len(holder[key]) == layers:
-                    holder[key] = [holder[key][origin] for origin in origins]
-            for key in DEPTH_KEYS:
-                if key in holder:
-                    holder[key] = len(origins)
-        if len(origins) != layers and not any(key in of for key in (*DEPTH_KEYS, *LAYER_LISTS) for of in holders):
-            cast(dict[str, Any], text)[DEPTH_KEYS[0]] = len(origins)
-        return config
+        try:
+            return rearranged(config, self.sources.depth(recipe.donor), self._origins)
+        except SourceError as error:
+            raise RecipeError(f"{recipe.donor}: {error}") from error
+
+    @property
+    def _origins(self) -> list[int]:
+        """The donor's layers that the result's layers correspond to: those of each slice's first source."""
+        slices = self.recipe.output_slices(self.sources.depth(self.recipe.donor))
+        return [layer for of in slices for layer in range(*of.sources[0].layer_range)]
 
     def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
         """Write config, generation config, tokenizer, a processor's files and the recipe.

@@ -18,6 +18,7 @@ from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint,
 from llmevo.models.references import ModelPath, ModelReference, folder_of
 from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import Tower, fit
+from llmevo.models.unrolled import Unrolled, is_rolled, unrolled_config
 
 LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 
@@ -182,7 +183,12 @@ class Sources:
     def _checkpoint(self, folder: Path) -> Source:
         if folder not in self._checkpoints:
             given = quantization_of(folder)
-            self._checkpoints[folder] = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
+            source = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
+            try:
+                config = read_object(folder / "config.json")
+            except SourceError:  # said where the config is needed
+                config = {}
+            self._checkpoints[folder] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
         return self._checkpoints[folder]
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
@@ -198,7 +204,8 @@ class Sources:
 
     def _read_config(self, reference: ModelReference, folder: Path) -> dict[str, Any]:
         config = read_object(folder / "config.json", f"{reference} must be a folder that transformers has saved")
-        return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+        plain = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+        return unrolled_config(plain) if is_rolled(plain) else plain
 
     def engine_folder(self, reference: ModelReference) -> Path:
         """Return a folder that engines can start from: the model's own, or one without its quantization.

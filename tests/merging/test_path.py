@@ -1,0 +1,237 @@
+"""Layer paths: their text form, their recipes, and the checkpoints that come out."""
+
+import re
+from pathlib import Path as Folder
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from llmevo.errors import RecipeError
+from llmevo.merging.merger import branches_of
+from llmevo.merging.path import Hop, Limits, Path, Segment, padded
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.branches import Branches, Gains
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+from support.checkpoints import new_checkpoint, quietly, weights_of
+from support.families import new_model, randomise
+from support.parity import LIMIT, distance, ours, theirs
+
+LIMITS = Limits(layers={"A": 8, "B": 8}, ends="A", deepest=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("A 0-8", "A 0-8"),
+        (" A 0-2|A 2-4 |\n A 4 – 8 ", "A 0-8"),
+        ("A 0-4 | A 2-8", "A 0-4 | A 2-8"),
+        ("A 0-2 | B 2-4 | A 4-8", "A 0-2 | B 2-4 | A 4-8"),
+        ("A 0-4 attention=0.5 mlp=0.50 | A 4-8 gain 1", "A 0-4 gain 0.5 | A 4-8"),
+        ("A 0-4 temperature 0.8 mlp 0.7 | A 4-8", "A 0-4 mlp 0.7 temperature 0.8 | A 4-8"),
+        ("A 0-4 gain 0.70710678 | A 4-6 gain 0.70709 | A 6-8", "A 0-6 gain 0.7071 | A 6-8"),
+    ],
+)
+def test_a_path_has_one_text(text: str, canonical: str) -> None:
+    path = Path.parse(text, LIMITS)
+    assert str(path) == canonical
+    assert Path.parse(canonical) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  ", "path: it is empty"),
+        ("A 0-4 || A 4-8", "segment 2 (''): it is empty; leave out one `|`"),
+        ("A 0-4 | A", "segment 2 ('A'): it has no layers; write A FIRST-END"),
+        ("C 0-4", "there is no model 'C'; known: A, B"),
+        ("A 0-x", "layers are '0-x'; write the first one and the one after the last"),
+        ("A -1-4", "layers are '-1-4'"),
+        ("A 4-4", "4-4 has no layer; the second number is the layer after the last, so write 4-5"),
+        ("A 5-2", "5-2 goes backwards"),
+        ("A 0-9", "A has 8 layers, so a range ends at 8, not at 9"),
+        ("A 0-8 gian 0.5", "'gian' is no gain, did you mean 'gain'?"),
+        ("A 0-8 gain", "gain has no number; write gain 0.5"),
+        ("A 0-8 gain half", "gain is 'half'; give a number over 0"),
+        ("A 0-8 mlp 0", "mlp is 0; give a number over 0, or leave the layers out to skip them"),
+        ("A 0-8 gain -0.5", "gain is -0.5; give a number over 0"),
+        ("A 0-8 temperature inf", "temperature is inf; give a finite number over 0"),
+        ("A 0-8 gain 0.5 mlp 0.7", "mlp is given twice (gain is attention and mlp)"),
+        ("B 0-4 | A 4-8", "it begins with B 0; begin with layer 0 of A"),
+        ("A 0-4 | A 4-7", "it ends with A 6; end with the last layer of A, 7"),
+        ("A 0-8 | A 2-8", "it has 14 layers, more than 12"),
+    ],
+)
+def test_a_bad_path_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as refused:
+        Path.parse(text, LIMITS)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 250
+
+
+SEGMENTS = st.builds(
+    lambda model, start, length, values: Segment(model, start, start + length, Gains(**values)),
+    st.sampled_from("AB"),
+    st.integers(0, 5),
+    st.integers(1, 3),
+    st.fixed_dictionaries({key: st.sampled_from([1.0, 0.5, 0.123456, 2.0]) for key in Gains.model_fields}),
+)
+NAMED = {"A": ModelReference.model_validate("a"), "B": ModelReference.model_validate("b")}
+
+
+@given(st.lists(SEGMENTS, min_size=1, max_size=6))
+def test_equal_paths_are_equal_in_every_form(segments: list[Segment]) -> None:
+    path = Path(tuple(segments))
+    assert Path.parse(str(path)) == path == Path.of_hops(path.hops)
+    assert str(Path.of_hops(path.hops)) == str(path)
+    assert len(path.hops) == len(path) == sum(each.stop - each.start for each in segments)
+    recipe = path.recipe(NAMED)
+    assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), NAMED) == path
+
+
+def test_hops_are_single_layers() -> None:
+    assert Path.parse("A 0-2 | B 3-4 mlp 0.5").hops == (Hop("A", 0), Hop("A", 1), Hop("B", 3, Gains(mlp=0.5)))
+
+
+# --- recipes and checkpoints ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Folder) -> Folder:
+    for seed, name in enumerate("ab"):
+        new_checkpoint(tmp_path / name, seed, layers=4)
+    return tmp_path
+
+
+def branches(root: Folder, name: str = "a") -> Branches:
+    sources = Sources(root)
+    reference = ModelReference.model_validate(name)
+    return Branches(sources[reference].shapes, sources.config(reference))
+
+
+PLAIN = "A 0-3 | B 1-3 attention 0.5 temperature 0.8 | A 2-4 gain 0.7071"
+
+
+def test_mergekit_reads_a_path_and_makes_the_same_weights(root: Folder) -> None:
+    path = Path.parse(PLAIN)
+    recipe = path.recipe(NAMED, branches(root), dtype="float32")
+    assert recipe.merge_method == "passthrough"
+    assert recipe.mergekit_clause == "mergekit reads it too"
+    mine = ours(recipe.as_dict(), root)
+    assert distance(mine, theirs(recipe.as_dict(), root, root / "out")) <= LIMIT
+    assert Path.of_recipe(recipe, NAMED, branches(root)) == path
+    other = path.recipe(NAMED, dtype="float32")  # in gains: the same weights bit for bit
+    assert other.merge_method == "by_slice"
+    assert "mergekit cannot" in other.mergekit_clause
+    assert "gains" in other.mergekit_clause
+    assert all(torch.equal(tensor, mine[name]) for name, tensor in ours(other.as_dict(), root).items())
+
+
+def test_a_segment_may_be_a_weight_merge(root: Folder) -> None:
+    merge = Recipe.from_yaml(
+        "{merge_method: slerp, base_model: a, models: [{model: b}],"
+        " parameters: {t: [{filter: mlp, value: 0.3}, {value: 0.6}]}}"
+    )
+    named = {**NAMED, "M": merge}
+    path = Path.parse("A 0-2 | M 1-3 gain 0.5 | A 2-4")
+    recipe = path.recipe(named, branches(root))
+    assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), named) == path
+    made, whole = ours(recipe.as_dict(), root), ours(merge.as_dict(), root)
+    assert torch.equal(made["model.layers.3.mlp.up_proj.weight"], whole["model.layers.2.mlp.up_proj.weight"])
+    assert torch.equal(made["model.layers.3.mlp.down_proj.weight"], 0.5 * whole["model.layers.2.mlp.down_proj.weight"])
+    with pytest.raises(RecipeError, match="no name stands for"):
+        Path.of_recipe(recipe, NAMED)
+
+
+@pytest.mark.parametrize(
+    ("merge", "reason"),
+    [
+        ("{merge_method: slerp, base_model: a, models: [{model: b}], parameters: {t: [0, 1]}}", "t is a gradient"),
+        ("{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 4]}]}]}", "with slices"),
+        ("{merge_method: linear, models: [{model: a, parameters: {weight: 1}}], dtype: float32}", "has a dtype"),
+    ],
+)
+def test_a_merge_without_a_meaning_on_some_layers_is_refused(merge: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        Path.parse("M 0-4").recipe({"M": Recipe.from_yaml(merge)})
+
+
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        ("[{filter: k_proj, value: 0.5}]", "k_proj.weight is scaled by 0.5, which is no gain"),
+        ("0.5", "is scaled by 0.5, which is no gain"),
+        ("[{filter: lm_head, value: 0.5}]", "lm_head.weight is scaled by 0.5, which is no gain"),
+        ("[{filter: down_proj, value: -1}]", "down_proj.weight is scaled by -1, which is no gain"),
+    ],
+)
+def test_a_scale_that_is_no_gain_is_no_path(scale: str, reason: str, root: Folder) -> None:
+    slices = "[{sources: [{model: a, layer_range: [0, 4]}]}]"
+    text = f"{{merge_method: passthrough, slices: {slices}, parameters: {{scale: {scale}}}}}"
+    with pytest.raises(RecipeError, match=reason):
+        Path.of_recipe(Recipe.from_yaml(text), NAMED, branches(root))
+
+
+def test_gains_need_a_recipe_that_mergekit_refuses() -> None:
+    text = "{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 4]}], gains: {mlp: 0.5}}]}"
+    with pytest.raises(RecipeError, match="a slice has gains: write `merge_method: by_slice`"):
+        Recipe.from_yaml(text)
+    with pytest.raises(RecipeError, match=r"slices.0.gains.attenton: llmevo does not know this key, did you mean"):
+        Recipe.from_yaml(text.replace("mlp", "attenton"))
+
+
+def loaded(folder: Folder) -> Any:
+    return quietly(
+        lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
+    ).eval()
+
+
+TOKENS = torch.arange(5, 15).unsqueeze(0)
+
+
+@torch.no_grad()
+def logits(folder: Folder) -> torch.Tensor:
+    return loaded(folder)(input_ids=TOKENS).logits
+
+
+def written(path: str, root: Folder, out: str, depth: int = 0) -> Folder:
+    recipe = Path.parse(path).recipe(NAMED)
+    recipe = padded(recipe, depth) if depth else recipe
+    write_model(recipe, Sources.open(recipe.references, root), root / out)
+    return root / out
+
+
+def test_a_hop_that_is_skipped_at_constant_depth_changes_nothing(root: Folder) -> None:
+    short, long = written(PLAIN, root, "short"), written(PLAIN, root, "long", 9)
+    assert loaded(long).config.num_hidden_layers == 9
+    assert torch.equal(logits(short), logits(long))
+    assert not weights_of(long)["model.layers.8.mlp.down_proj.weight"].any()
+    with pytest.raises(RecipeError, match="has 7 layers in slices; it cannot be filled up to 6"):
+        padded(Path.parse(PLAIN).recipe(NAMED), 6)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3 (text)", "Qwen3-Next"])
+@torch.no_grad()
+def test_generation_with_a_cache_is_that_without(name: str, tmp_path: Folder) -> None:
+    for place, model in enumerate("ab"):
+        made = new_model(name, num_hidden_layers=4)
+        randomise(made, 0, place)
+        quietly(lambda made=made, model=model: made.save_pretrained(tmp_path / model))
+    text = "A 0-4 | B 0-4 gain 0.5" if name == "Qwen3-Next" else "A 0-3 | A 1-3 gain 0.5 | B 1-4"
+    model = loaded(written(text, tmp_path, "out"))
+    whole = model(input_ids=TOKENS, use_cache=False).logits
+    cache, pieces = None, []
+    for token in TOKENS.unbind(1):
+        done = model(input_ids=token.unsqueeze(1), past_key_values=cache, use_cache=True)
+        cache = done.past_key_values
+        pieces.append(done.logits)
+    assert torch.allclose(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_recipes_without_gains_need_no_known_architecture(root: Folder) -> None:
+    assert branches_of(Path.parse("A 0-4").recipe(NAMED), Sources(root)) is None
