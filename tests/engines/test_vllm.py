@@ -301,8 +301,8 @@ def failing(how: str) -> Any:
     """A `Merger.merge` in whose middle something goes wrong."""
     whole: Any = Merger.merge
 
-    def merge(self: Any, recipe: Recipe, loaded: Any = None) -> Iterator[tuple[str, Tensor]]:
-        for place, (name, weight) in enumerate(whole(self, recipe, loaded)):
+    def merge(self: Any, recipe: Recipe, loaded: Any = None, quantize: str = "") -> Iterator[tuple[str, Tensor]]:
+        for place, (name, weight) in enumerate(whole(self, recipe, loaded, quantize)):
             if place == 10 and how == "raise":
                 raise RuntimeError("out of luck")
             if place == 10 and how == "name":
