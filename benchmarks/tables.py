@@ -130,6 +130,25 @@ def parity(lines: Lines) -> Iterator[str]:
     yield from rows(["method", *architectures], cells)
 
 
+def families(lines: Lines) -> Iterator[str]:
+    yield "`merge` is the largest difference from the same in float64, as a share of the tensor's largest entry."
+    yield ""
+
+    def engine(line: dict[str, Any], narrow: str, wide: str) -> str:
+        found = [line.get(name, "not tried") for name in (narrow, wide)]
+        if "yes" in found:
+            return "yes" if found == ["yes"] * 2 else "in float32" if found[1] == "yes" else "in bfloat16"
+        said = found[0].removeprefix("base: vLLM does not start (")
+        return f"no: {said if len(said) <= 90 else said[:90] + '…'}".replace("|", "/")
+
+    cells: list[list[str]] = []
+    for line in lines:
+        far = f"{line['merge']:.0e}" if isinstance(line["merge"], float) else f"no: {line['merge']}"
+        both = engine(line, "hf, bfloat16", "hf"), engine(line, "vllm", "vllm, float32")
+        cells.append([line["family"], f"`{line['model_type']}`", line["kind"], far, *both])
+    yield from rows(["family", "`model_type`", "kind", "merge", "hf", "vLLM on a CPU"], cells)
+
+
 def overhead(lines: Lines) -> Iterator[str]:
     yield "Median (least to greatest) of the rounds."
     yield ""
@@ -216,6 +235,7 @@ LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "evaluation": evaluation,
     "agreement": agreement,
     "parity": parity,
+    "families": families,
     "overhead": overhead,
     "worker-speed": worker_speed,
     "racing-rates": racing_rates,

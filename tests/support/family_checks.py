@@ -189,16 +189,16 @@ def rows(families: Sequence[str], with_vllm: bool) -> Iterator[dict[str, Any]]:
                     lambda root=root, column=column, dtype=dtype: check_swaps(root, root / column, dtype)
                 )
             if with_vllm:
-                row["vllm"] = _outcome(lambda root=root: check_vllm(root, root / "one-type", "bfloat16"))
-                row["vllm, float32"] = _outcome(lambda root=root: check_vllm(root, root / "other-type", "float32"))
+                row["vllm"] = _outcome(root, lambda root=root: check_vllm(root, root / "narrow", "bfloat16"))
+                row["vllm, float32"] = _outcome(root, lambda root=root: check_vllm(root, root / "wide", "float32"))
         yield row
 
 
-def _outcome(check: Callable[[], None]) -> str:
+def _outcome(root: Path, check: Callable[[], None]) -> str:
     try:
         check()
     except Exception as error:  # vLLM's kernels raise any
-        return " ".join((str(error) or repr(error)).split())[:300]
+        return " ".join((str(error) or repr(error)).replace(f"{root}/", "").split())[:300]
     return "yes"
 
 
