@@ -22,12 +22,12 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils import _python_dispatch as dispatch
 
 from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
@@ -163,7 +163,9 @@ class _LostWrites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.copy_ and args[0].is_meta:
-            counted = any(type(mode).__name__ == "CopyCounter" for mode in _get_current_dispatch_mode_stack())
+            counted = any(
+                type(mode).__name__ == "CopyCounter" for mode in cast(Any, dispatch)._get_current_dispatch_mode_stack()
+            )
             self.count += not counted
         return func(*args, **(kwargs or {}))
 

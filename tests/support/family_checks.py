@@ -163,7 +163,7 @@ def check_vllm(root: Path, out: Path, dtype: str) -> None:
             if (folder := out / f"vllm-{at}").exists():
                 continue
             write_model(recipe, sources, folder, trim=False)
-            reference = quietly(lambda folder=folder: HfEngine(folder, folder, dtype, "cpu"))
+            reference = quietly(lambda folder=folder: engine.reference(folder))
             for (_, rest), one, (other, _) in zip(PROBES, own, reference.lm.loglikelihood(asked), strict=True):
                 near = allowed * len(rest) + (0.02 * abs(other) if dtype == "bfloat16" else 0.0)
                 assert abs(one - other) <= near, f"{at}: {one} in vLLM, {other} in transformers"
@@ -184,10 +184,8 @@ def rows(families: Sequence[str], with_vllm: bool) -> Iterator[dict[str, Any]]:
                 row["merge"] = max(far_from_float64(root, method) for method in METHODS)
             except LlmevoError as error:
                 row["merge"] = str(error)
-            for column, dtype in (("hf", torch.float32), ("hf, bfloat16", torch.bfloat16)):
-                row[column] = _outcome(
-                    lambda root=root, column=column, dtype=dtype: check_swaps(root, root / column, dtype)
-                )
+            row["hf, bfloat16"] = _outcome(root, lambda root=root: check_swaps(root, root / "half", torch.bfloat16))
+            row["hf"] = _outcome(root, lambda root=root: check_swaps(root, root / "full", torch.float32))
             if with_vllm:
                 row["vllm"] = _outcome(root, lambda root=root: check_vllm(root, root / "narrow", "bfloat16"))
                 row["vllm, float32"] = _outcome(root, lambda root=root: check_vllm(root, root / "wide", "float32"))
