@@ -131,21 +131,25 @@ def parity(lines: Lines) -> Iterator[str]:
 
 
 def families(lines: Lines) -> Iterator[str]:
-    yield "`merge` is the largest difference from the same in float64, as a share of the tensor's largest entry."
+    yield "`merge`: the largest difference from the same in float64, as a share of the tensor's largest entry. `vLLM`: how"
+    yield "far its likelihoods are from transformers', in nats a token, where swaps give exactly those of the export."
     yield ""
 
-    def engine(line: dict[str, Any], narrow: str, wide: str) -> str:
-        found = [line.get(name, "not tried") for name in (narrow, wide)]
-        if "yes" in found:
-            return "yes" if found == ["yes"] * 2 else "in float32" if found[1] == "yes" else "in bfloat16"
-        said = found[0].removeprefix("base: vLLM does not start (")
-        return f"no: {said if len(said) <= 90 else said[:90] + '…'}".replace("|", "/")
+    def vllm(line: dict[str, Any]) -> str:
+        found = [line[name] for name in ("vllm", "vllm, float32") if name in line]
+        if not found:
+            return "not tried"
+        if isinstance(found[-1], float):
+            return f"{found[-1]:.2f}{' in float32' if len(found) > 1 else ''}"
+        said = found[0].removeprefix("base: vLLM does not start (").replace("|", "/")
+        return f"no: {said if len(said) <= 150 else said[:150] + '…'}"
 
     cells: list[list[str]] = []
     for line in lines:
         far = f"{line['merge']:.0e}" if isinstance(line["merge"], float) else f"no: {line['merge']}"
-        both = engine(line, "hf, bfloat16", "hf"), engine(line, "vllm", "vllm, float32")
-        cells.append([line["family"], f"`{line['model_type']}`", line["kind"], far, *both])
+        wrong = [line[name] for name in ("hf", "hf, bfloat16") if line[name] != "yes"]
+        hf = f"no: {wrong[0]}" if wrong else "yes"
+        cells.append([line["family"], f"`{line['model_type']}`", line["kind"], far, hf, vllm(line)])
     yield from rows(["family", "`model_type`", "kind", "merge", "hf", "vLLM on a CPU"], cells)
 
 

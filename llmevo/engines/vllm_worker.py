@@ -96,7 +96,15 @@ class Merging:
                 self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest, lost))
         except Exception as error:
             self._failure = self._failure or error
-            self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
+            try:
+                self.runner.reload_weights(
+                    weights_iterator=iter(())
+                )  # closes the layers that the failed load left open
+            except Exception as again:  # not the weights' fault
+                kind = type(self.runner.get_model()).__name__
+                self._failure = SourceError(
+                    f"vLLM's {kind} cannot replace its weights while it runs here ({again}); set engine.backend: hf"
+                )
         _pack_tied_heads(self.runner.get_model())
         _show_convolutions(self.runner.get_model())
         failure, reason = self._failure, None
