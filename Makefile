@@ -8,7 +8,7 @@ MARKED := slow or vllm or ray or browser or gpu
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-rest test-all check vllm parity experts tasks clean
+.PHONY: quickstart test test-rest test-all check vllm parity families experts tasks clean
 
 quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in configs/quickstart
 	$(BIN)/llmevo run configs/quickstart.yml
@@ -33,6 +33,9 @@ vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, o
 
 parity: $(VENV)/.dev  ## which merges equal mergekit's, method by architecture
 	PYTHONPATH=tests $(BIN)/python -m support.parity --out benchmarks/results/parity.jsonl
+
+families: $(VENV)/.vllm  ## which families of models every engine runs (about half an hour)
+	PYTHONPATH=tests $(BIN)/python -m support.family_checks --vllm --out benchmarks/results/families.jsonl
 
 experts: $(VENV)/.experts tasks  ## train the experts anew (about ten minutes each)
 	$(BIN)/python configs/quickstart/train_experts.py

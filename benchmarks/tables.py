@@ -130,6 +130,29 @@ def parity(lines: Lines) -> Iterator[str]:
     yield from rows(["method", *architectures], cells)
 
 
+def families(lines: Lines) -> Iterator[str]:
+    yield "`merge`: the largest difference from the same in float64, as a share of the tensor's largest entry. `vLLM`: how"
+    yield "far its likelihoods are from transformers', in nats a token, where swaps give exactly those of the export."
+    yield ""
+
+    def vllm(line: dict[str, Any]) -> str:
+        found = [line[name] for name in ("vllm", "vllm, float32") if name in line]
+        if not found:
+            return "not tried"
+        if isinstance(found[-1], float):
+            return f"{found[-1]:.2f}{' in float32' if len(found) > 1 else ''}"
+        said = found[0].removeprefix("base: vLLM does not start (").replace("|", "/")
+        return f"no: {said if len(said) <= 150 else said[:150] + '…'}"
+
+    cells: list[list[str]] = []
+    for line in lines:
+        far = f"{line['merge']:.0e}" if isinstance(line["merge"], float) else f"no: {line['merge']}"
+        wrong = [line[name] for name in ("hf", "hf, bfloat16") if line[name] != "yes"]
+        hf = f"no: {wrong[0]}" if wrong else "yes"
+        cells.append([line["family"], f"`{line['model_type']}`", line["kind"], far, hf, vllm(line)])
+    yield from rows(["family", "`model_type`", "kind", "merge", "hf", "vLLM on a CPU"], cells)
+
+
 def overhead(lines: Lines) -> Iterator[str]:
     yield "Median (least to greatest) of the rounds."
     yield ""
@@ -216,6 +239,7 @@ LAYOUTS: dict[str, Callable[[Lines], Iterator[str]]] = {
     "evaluation": evaluation,
     "agreement": agreement,
     "parity": parity,
+    "families": families,
     "overhead": overhead,
     "worker-speed": worker_speed,
     "racing-rates": racing_rates,

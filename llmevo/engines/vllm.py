@@ -119,13 +119,22 @@ class VllmEngine:
                 raise ERRORS.get(outcome["kind"], CandidateError)(outcome["error"])
         return outcomes[0]
 
+    def reference(self, folder: Path) -> HfEngine:
+        """Transformers' model of a folder in this engine's type, on the CPU."""
+        if not _in_process():
+            return HfEngine(folder, folder, self._dtype, "cpu")
+        # Where vLLM has no model of its own, it runs transformers', whose class asks for vLLM's config from then on.
+        config: Any = importlib.import_module("vllm.config")
+        with config.set_current_vllm_config(self._llm.llm_engine.vllm_config):
+            return HfEngine(folder, folder, self._dtype, "cpu")
+
     def differences(self, folder: Path) -> Sequence[str]:
         """The probe texts whose likelihood differs from that of the exported model by more than bfloat16's noise.
 
         Transformers runs the exported model on the CPU. Both engines round to the same type, but not in the same
         places.
         """
-        reference = HfEngine(folder, folder, self._dtype, "cpu")
+        reference = self.reference(folder)
         requests = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
         own, other = self.lm.loglikelihood(requests), reference.lm.loglikelihood(requests)
         reference.close()

@@ -22,12 +22,12 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _python_dispatch as dispatch  # no public function tells which modes are active
+from torch.utils import _python_dispatch as dispatch
 
 from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
@@ -96,7 +96,15 @@ class Merging:
                 self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest, lost))
         except Exception as error:
             self._failure = self._failure or error
-            self.runner.reload_weights(weights_iterator=iter(()))  # closes the layers that the failed load left open
+            try:
+                self.runner.reload_weights(
+                    weights_iterator=iter(())
+                )  # closes the layers that the failed load left open
+            except Exception as again:  # not the weights' fault
+                kind = type(self.runner.get_model()).__name__
+                self._failure = SourceError(
+                    f"vLLM's {kind} cannot replace its weights while it runs here ({again}); set engine.backend: hf"
+                )
         _pack_tied_heads(self.runner.get_model())
         _show_convolutions(self.runner.get_model())
         failure, reason = self._failure, None
@@ -163,7 +171,9 @@ class _LostWrites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.copy_ and args[0].is_meta:
-            counted = any(type(mode).__name__ == "CopyCounter" for mode in dispatch._get_current_dispatch_mode_stack())  # pyright: ignore[reportPrivateUsage]
+            counted = any(
+                type(mode).__name__ == "CopyCounter" for mode in cast(Any, dispatch)._get_current_dispatch_mode_stack()
+            )
             self.count += not counted
         return func(*args, **(kwargs or {}))
 

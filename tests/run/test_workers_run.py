@@ -100,7 +100,10 @@ class Killer(threading.Thread):
         self.most, self.killed, self.ends, self.random = most, list[int](), threading.Event(), random.Random(1)
 
     def run(self) -> None:
-        while len(self.killed) < self.most and not self.ends.wait(self.random.uniform(1, 12)):
+        # A worker that does not start twice is left out: after a kill its successor has time to start.
+        while len(self.killed) < self.most and not self.ends.wait(
+            self.random.uniform(1, 12) + 15 * len(self.killed[:1])
+        ):
             children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
             found = [int(number) for file in children for number in file.read_text().split()]
             workers = [n for n in found if b"llmevo.workers" in Path(f"/proc/{n}/cmdline").read_bytes()]

@@ -83,7 +83,9 @@ class TestContract:
                     continue
                 assert (result.score, result.reason, result.losses) == (expected_score(request), "", 0)
                 assert result.seconds
-                assert sum(result.workers.values()) == (0 if kind == "local" else expected_score(request).items)
+                # A part that was asked ahead of a race's end counts for its worker, and not for the score.
+                asked = sum(result.workers.values())
+                assert asked == 0 if kind == "local" else asked >= expected_score(request).items
             known = score(workers, [replace(requests[1], id=77)])[77]
             assert (known.score, known.seconds, known.workers) == (expected_score(requests[1]), {}, {})
 
