@@ -131,7 +131,7 @@ def parity(lines: Lines) -> Iterator[str]:
 
 
 def families(lines: Lines) -> Iterator[str]:
-    yield "`merge`: the largest difference from the same in float64, as a share of the tensor's largest entry. `vLLM`: how far"
+    yield "`merge`: the largest difference from the same in float64, as a share of the largest entry. `vLLM`: how far"
     yield "its likelihoods are from transformers', in nats a token; swaps give exactly those of the export."
     yield ""
 
