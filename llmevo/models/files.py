@@ -85,6 +85,15 @@ def partial_folder(out: Path) -> Generator[Path]:
         os.close(descriptor)  # not earlier: another process would take the folder for abandoned and remove it as well
 
 
+def rename_once(partial: Path, out: Path) -> None:
+    """Rename a folder to a name that tells its content, unless another process has just made an equal one."""
+    try:
+        partial.rename(out)
+    except OSError:
+        if not out.exists():
+            raise
+
+
 def remove_abandoned(out: Path) -> None:
     """Remove the partial folders next to `out`, of any name, whose processes no longer live."""
     begun = re.compile(r"\..+-\w{8}" + re.escape(PARTIAL))

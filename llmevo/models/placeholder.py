@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmevo.models.files import cache_folder, partial_folder
+from llmevo.models.files import cache_folder, partial_folder, rename_once
 from llmevo.models.safetensors_writer import SAFETENSORS_TYPES
 
 
@@ -39,13 +39,5 @@ def placeholder(
             with (partial / "model.safetensors").open("wb") as file:
                 file.write(len(content).to_bytes(8, "little") + content)
                 file.truncate(8 + len(content) + end)
-            _rename(partial, out)
+            rename_once(partial, out)
     return out
-
-
-def _rename(partial: Path, out: Path) -> None:
-    try:
-        partial.rename(out)
-    except OSError:
-        if not out.exists():  # another process was faster: both are equal
-            raise

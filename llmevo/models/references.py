@@ -17,7 +17,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from llmevo.errors import SourceError
-from llmevo.models.files import cache_folder, partial_folder, read_sha256
+from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once
 
 PACKAGE = "package:"
 PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
@@ -199,7 +199,7 @@ def _converted(file: Path) -> Path:
             )
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            partial.rename(out)
+            rename_once(partial, out)
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
     except Exception as error:  # transformers and its GGUF reader raise many kinds

@@ -43,7 +43,7 @@ from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of
-from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -168,8 +168,7 @@ class Scorer:
             MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(written, set())
             contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
             out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
-            if not out.exists():
-                written.rename(out)
+            rename_once(written, out)
         return out
 
     # Checks of the config against models and machine

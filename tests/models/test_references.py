@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.errors import SourceError
-from llmevo.models.files import cache_folder
+from llmevo.models.files import cache_folder, partial_folder, rename_once
 from llmevo.models.references import ModelPath, ModelReference, folder_of
 
 
@@ -138,3 +138,16 @@ def test_converted_models_are_kept_in_the_folder_of_llmevo_home(
     assert cache_folder() == tmp_path / "cache" / "llmevo"
     monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
+
+
+def test_of_two_processes_that_make_one_folder_the_slower_one_takes_the_fasters(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with partial_folder(out) as slower:
+        (slower / "file").write_text("slower")
+        out.mkdir()
+        (out / "file").write_text("faster")
+        rename_once(slower, out)
+    assert (out / "file").read_text() == "faster"
+    assert [place.name for place in tmp_path.iterdir()] == ["out"]
+    with partial_folder(out) as partial, pytest.raises(FileNotFoundError):
+        rename_once(partial, tmp_path / "missing" / "out")
