@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,28 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.vocabulary import Vocabulary
 from llmevo.models.checkpoints import LowRank, Source, Weight, read_object
 from llmevo.models.references import ModelReference
-from llmevo.models.sources import Sources
+from llmevo.models.sources import Sources, View
 from llmevo.models.tokenizer import VOCABULARY, load_tokenizer, template_of, vocabulary
 
 
-class Trimmed(Sources):
+class Trimmed(View):
     """Models without the embeddings beyond the tokenizer's last token.
 
     Many models have more rows than tokens, for speed; with a `tokenizer_source` mergekit merges without them.
     """
 
     def __init__(self, sources: Sources, donor: ModelReference, rows: int) -> None:
-        super().__init__(sources.root, sources.base)
-        self._whole = sources
+        super().__init__(sources)
         self._rows = rows
         full = int(sources.config(donor).get("vocab_size", 0))
         shapes = sources[donor].shapes.items()
         self._names = {name for name, shape in shapes if VOCABULARY.search(name) and shape[0] == full and full > rows}
 
     def __getitem__(self, reference: ModelReference) -> Source:
-        return _TrimmedSource(self._whole[reference], self._names, self._rows)
-
-    def lent(self, reference: ModelReference) -> Mapping[str, str]:
-        return self._whole.lent(reference)
-
-    def layout(self, reference: ModelReference) -> Path:
-        return self._whole.layout(reference)
+        return _TrimmedSource(self.whole[reference], self._names, self._rows)
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
-        config = self._whole.config(reference)
+        config = self.whole.config(reference)
         return {**config, "vocab_size": self._rows} if self._names else config
 
 

@@ -20,7 +20,7 @@ from llmevo.merging.recipe import Recipe, TokenRow, TokenSource
 from llmevo.models.architecture import stack_of
 from llmevo.models.checkpoints import LowRank, Source, Weight, same, stored
 from llmevo.models.references import ModelReference, folder_of
-from llmevo.models.sources import Excludes, Sources
+from llmevo.models.sources import Excludes, Sources, View
 from llmevo.models.tokenizer import (
     VOCABULARY,
     load_tokenizer,
@@ -166,7 +166,7 @@ def tokenizer_folder(reference: ModelReference, sources: Sources) -> Path:
     return folder
 
 
-class Aligned(Sources):
+class Aligned(View):
     """The models with their embeddings by token: row n of each is that of token n of the merged model.
 
     Shapes, config and weights are those of the merged model's vocabulary. A table of rows is made once, when it is
@@ -174,8 +174,7 @@ class Aligned(Sources):
     """
 
     def __init__(self, sources: Sources, vocabulary: Vocabulary) -> None:
-        super().__init__(sources.root, sources.base)
-        self.whole = sources
+        super().__init__(sources)
         self.vocabulary = vocabulary
         self._aligned: dict[ModelReference, _AlignedSource] = {}
         self._tables: dict[tuple[ModelReference, str], Tensor] = {}
@@ -190,21 +189,6 @@ class Aligned(Sources):
         if reference not in self._aligned:
             self._aligned[reference] = _AlignedSource(self, reference, self._names[reference])
         return self._aligned[reference]
-
-    def own(self, reference: ModelReference) -> Source:
-        return self.whole.own(reference)
-
-    def lent(self, reference: ModelReference) -> Mapping[str, str]:
-        return self.whole.lent(reference)
-
-    def left_out(self, reference: ModelReference) -> Mapping[str, str]:
-        return self.whole.left_out(reference)
-
-    def engine_folder(self, reference: ModelReference) -> Path:
-        return self._placeholder(reference)
-
-    def layout(self, reference: ModelReference) -> Path:
-        return self.whole.layout(reference)
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
         return with_vocabulary_size(self.whole.config(reference), self.vocabulary.size)
@@ -368,7 +352,7 @@ def _tokens_in(reference: ModelReference, folder: Path) -> _Tokens:
 
 
 def _check_trained(donor: ModelReference, reference: ModelReference, every: Mapping[ModelReference, _Tokens]) -> None:
-    """Raise SourceError for a model with tokens that the donor lacks and that nobody has added after training.
+    """Raise SourceError for a model with tokens that the donor lacks and that were not added after training.
 
     A tokenizer needs merges or scores for these; as added tokens they would be found in other places of a text.
     """

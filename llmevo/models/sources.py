@@ -274,5 +274,34 @@ class Sources:
         return files
 
 
+class View(Sources):
+    """Other models as they are in `whole`, but for what a subclass changes of their weights and configs."""
+
+    def __init__(self, whole: Sources) -> None:
+        super().__init__(whole.root, whole.base)
+        self.whole = whole
+
+    def folder(self, reference: ModelReference) -> Path:
+        return self.whole.folder(reference)
+
+    def own(self, reference: ModelReference) -> Source:
+        return self.whole.own(reference)
+
+    def model(self, reference: ModelReference) -> Source:
+        return self.whole.model(reference)
+
+    def layout(self, reference: ModelReference) -> Path:
+        return self.whole.layout(reference)
+
+    def left_out(self, reference: ModelReference) -> Mapping[str, str]:
+        return self.whole.left_out(reference)
+
+    def lent(self, reference: ModelReference) -> Mapping[str, str]:
+        return self.whole.lent(reference)
+
+    def engine_folder(self, reference: ModelReference) -> Path:
+        return self._placeholder(reference)
+
+
 def _weights_in(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or weight_files(folder, pattern)
