@@ -53,8 +53,12 @@ class Singular:
 class Product:
     """A low-rank matrix: left · right."""
 
-    left: Matrix
-    right: Matrix
+    left: NDArray[np.floating]
+    right: NDArray[np.floating]
+
+    def rounded(self) -> "Product":
+        """Return it in float32, as it is added to weights."""
+        return Product(*(np.ascontiguousarray(each, np.float32) for each in (self.left, self.right)))
 
     @property
     def nbytes(self) -> int:
@@ -111,8 +115,8 @@ def blended(inputs: TensorGroup, prepared: Sequence[Product], blend: float = 1.0
 
 def low_rank(base: Tensor, product: Product) -> LowRank:
     """Return base + product as a model's weight."""
-    up, down = (np.ascontiguousarray(each, np.float32) for each in (product.left, product.right))
-    return LowRank(base, torch.from_numpy(up), torch.from_numpy(down))
+    rounded = product.rounded()
+    return LowRank(base, torch.from_numpy(rounded.left), torch.from_numpy(rounded.right))
 
 
 def vectors(inputs: TensorGroup, share: float = 1.0) -> list[Singular]:
@@ -169,6 +173,7 @@ def of_matrix(matrix: Tensor, rank: int) -> Singular:
     if min(given.shape) <= EXACT or rank + OVERSAMPLING >= min(given.shape):
         u, values, v = svd(given.astype(np.float64))
         return Singular(u[:, :rank].astype(np.float32), values[:rank], v[:rank].astype(np.float32))
+    # Not torch.svd_lowrank: it draws from the global random state, and tensors are merged side by side.
     sample = np.random.default_rng(0).standard_normal((given.shape[1], rank + OVERSAMPLING), np.float32)
     basis = np.linalg.qr(given @ sample)[0]
     for _ in range(2):
@@ -204,6 +209,6 @@ def keep_products(
 
     def made() -> Kept:
         with one_thread():
-            return Kept(make())
+            return Kept(each.rounded() for each in make())
 
     return inputs.keep_latest(what, (used(inputs), tag), made)
