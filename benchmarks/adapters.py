@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace) -> None:
             if row in done:
                 continue
             if not options.unscored:
-                ((_, score),) = asked.of({row: weights()}, folder, "bfloat16")
+                ((_, score),) = asked.of({row: weights()}, folder, "bfloat16", origin.shapes)
                 tasks = {task: next(iter(values.values())) for task, values in score.tasks.items()}
                 line |= {"score": score.total, "stderr": score.stderr, "items": score.items, "tasks": tasks}
             measurements.append(options.out, {**line, **measurements.environment()})

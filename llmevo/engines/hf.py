@@ -60,13 +60,19 @@ class HfEngine:
         for name in part.names:
             self._loaded.pop(name, None)
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace all weights by (name, tensor) pairs of a checkpoint. Raises CandidateError when they do not fit."""
+    def load(self, weights: Iterable[tuple[str, Tensor]], names: Iterable[str] | None = None) -> None:
+        """Replace all weights by (name, tensor) pairs of a checkpoint. Raises CandidateError when they do not fit.
+
+        `names` are all of their names; without them the tensors are collected first, which takes a model's memory where
+        they are made one at a time.
+        """
         self._loaded.clear()
-        given = dict(weights)
-        places = Places(self.model, given)
+        if names is None:
+            weights = [*weights]
+            names = [name for name, _ in weights]
+        places = Places(self.model, names)
         places.untie()
-        self._copy(places, given.items(), set())
+        self._copy(places, weights, set())
 
     @torch.no_grad()
     def _copy(self, places: Places, weights: Iterable[tuple[str, Tensor]], held: set[str]) -> None:

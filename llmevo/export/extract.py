@@ -104,7 +104,7 @@ def extract(
             "adapter": adapted(below, out, modules),
         }
         dtype = str(next(below.tensor(name).dtype for name in below.shapes)).removeprefix("torch.")
-        for name, score in asked.of(models, sources.folder(origin), dtype):
+        for name, score in asked.of(models, sources.folder(origin), dtype, below.shapes):
             scores.append(Scored(name, score.total, score.stderr, {task: {**of} for task, of in score.tasks.items()}))
         facts = json.loads((out / REPORT).read_text())
         facts["scores"] = {of.model: {"score": of.score, "stderr": of.stderr, "tasks": of.tasks} for of in scores}

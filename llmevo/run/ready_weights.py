@@ -1,6 +1,6 @@
 """Scores of ready weights, such as a fine-tune's or an adapted model's, on the tasks of a config."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -29,12 +29,16 @@ class ReadyScores:
         self._device = tasks.engine.device
         self._evaluator = Scorer(tasks, root.absolute()).evaluator
 
-    def of(self, models: Mapping[str, Weights], folder: Path, dtype: str) -> Iterator[tuple[str, Score]]:
-        """Yield each model's name and score. `folder` has the config and tokenizer of all of them."""
+    def of(
+        self, models: Mapping[str, Weights], folder: Path, dtype: str, names: Collection[str]
+    ) -> Iterator[tuple[str, Score]]:
+        """Yield each model's name and score. `folder` has the config and tokenizer of all of them; `names` are the
+        tensors that each of them has.
+        """
         engine = HfEngine(folder, folder, dtype, self._device)
         try:
-            for name, weights in models.items():
-                engine.load(weights)
-                yield name, self._evaluator.score(engine.lm)
+            for model, weights in models.items():
+                engine.load(weights, names)
+                yield model, self._evaluator.score(engine.lm)
         finally:
             engine.close()
