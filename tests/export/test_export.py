@@ -26,6 +26,7 @@ from llmevo.models.files import partial_folder
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import vocabulary
 from llmevo.run.experiment import Experiment
+from support.memory import printed_by
 from support.workspace import Workspace
 
 STACKED = """
@@ -289,7 +290,6 @@ def test_a_killed_worker_leaves_no_model(workspace: Workspace) -> None:
 
 
 MEASURE = """
-import sys, threading, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -297,31 +297,18 @@ from llmevo.merging.writer import write_model
 from llmevo.models import safetensors_writer
 from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
-
-def anonymous():
-    # Memory of the process's own: neither mapped weights nor the disk's cache.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1e3
-
-peak, done = 0.0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
+from support.memory import peak_of
 
 small = Recipe.from_yaml(Path("small.yml").read_text())
 write_model(small, Sources(), Path("warm"))  # what is loaded and compiled the first time is no part of it
-before = anonymous()
-watcher = threading.Thread(target=watch)
-watcher.start()
 large = Recipe.from_yaml(Path("large.yml").read_text())
-write_model(large, Sources(), Path("out"))
-safetensors_writer.SHARD_BYTES = 10**8
-write_model(large, Sources(), Path("sharded"))
-done = True
-watcher.join()
-print(peak - before)
+
+def write():
+    write_model(large, Sources(), Path("out"))
+    safetensors_writer.SHARD_BYTES = 10**8
+    write_model(large, Sources(), Path("sharded"))
+
+print(peak_of(write))
 """
 
 
@@ -346,8 +333,7 @@ def test_a_merge_to_the_disk_needs_the_memory_of_a_few_weights(tmp_path: Path) -
     for kind, prefix in (("large", ""), ("small", "small-")):
         models = [{"model": f"{prefix}{name}", "parameters": {"weight": 0.5}} for name in ("one", "two")]
         (tmp_path / f"{kind}.yml").write_text(json.dumps({"merge_method": "linear", "models": models}))
-    done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert float(done.stdout) < 100
+    assert float(printed_by(MEASURE, tmp_path)) < 100
     expected = safe_names(tmp_path / "one" / "model.safetensors")
     for folder, many in (("out", 1), ("sharded", 4)):
         files = sorted((tmp_path / folder).glob("*.safetensors"))

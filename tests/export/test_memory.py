@@ -1,8 +1,6 @@
 """Exports need the memory of a few weights, whatever the format and the size of the model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,31 +8,20 @@ import torch
 from safetensors.torch import save_file
 
 from support.gguf_donor import LLAMA, new_donor, shapes_of
+from support.memory import printed_by
 from support.tiny_model import tiny_tokenizer
 
 MEASURE = """
-import ctypes, sys, threading, time
-from pathlib import Path
+import ctypes, sys
 import torch
 torch.set_num_threads(1)
 from llmevo.export import low_rank
 from llmevo.export.extract import extract
 from llmevo.export.formats import Format
 from llmevo.export.merge import merge_as
-
-def anonymous():
-    # Memory of the process's own: neither mapped weights nor the disk's cache.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1e3
+from support.memory import peak_of
 
 low_rank.SMALL, low_rank.LARGEST = 256, 16  # a decomposition in full takes its time
-peak, done = 0.0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-
 def write(name, size, out):
     if name == "extract":
         return extract(f"{size}-two", f"{size}-one", out, rank=4)
@@ -45,13 +32,7 @@ for name in sys.argv[1:]:
     write(name, "small", f"small {name}")  # what is loaded and compiled the first time is no part of it
 for name in sys.argv[1:]:
     ctypes.CDLL(None).malloc_trim(0)  # so that no format uses what another one has left
-    peak, done, before = 0.0, False, anonymous()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    write(name, "large", f"large {name}")
-    done = True
-    watcher.join()
-    print(name, peak - before)
+    print(name, peak_of(lambda: write(name, "large", f"large {name}")))
 """
 
 
@@ -102,9 +83,6 @@ def test_every_format_needs_the_memory_of_a_few_weights(tmp_path: Path) -> None:
     whole = (tmp_path / "large-one/model.safetensors").stat().st_size / 1e6
     assert whole > 150
     formats = ["lora", "extract", "fp8", "gguf:q8_0", "gguf:q4_0", "gguf:bf16"]
-    command = [sys.executable, "-c", MEASURE, *formats]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    used = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    used = dict(line.rsplit(" ", 1) for line in printed_by(MEASURE, tmp_path, *formats).splitlines())
     assert [*used] == formats
     assert max(map(float, used.values())) < 100, used

@@ -64,6 +64,15 @@ DELTA: dict[str, Any] = {  # gated delta-rule layers
     "linear_conv_kernel_dim": 4,
     "num_hidden_layers": 4,
 }
+ROUTED: dict[str, Any] = {
+    "n_routed_experts": NUMBER,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 MAMBA: dict[str, Any] = {
     "mamba_n_heads": 4,
     "mamba_d_head": 32,
@@ -81,13 +90,7 @@ LATENT: dict[str, Any] = {  # multi-head latent attention, and experts after the
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
-    "n_routed_experts": NUMBER,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
+    **ROUTED,
 }
 QWEN_EYES: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "in_channels": 3}
 ROPE_3D: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
@@ -240,15 +243,7 @@ FAMILIES: Mapping[str, Family] = {
     "GLM-4.5 (MoE)": Family(
         MOE,
         "glm4_moe",
-        {
-            "n_routed_experts": NUMBER,
-            "n_shared_experts": 1,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "first_k_dense_replace": 1,
-            "n_group": 1,
-            "topk_group": 1,
-        },
+        ROUTED,
     ),
     "Granite MoE": Family(
         MOE, "granitemoe", {"num_local_experts": NUMBER, "num_experts_per_tok": 2, "head_dim": None, "hidden_size": 128}
