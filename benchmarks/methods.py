@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import measurements
-import numpy as np
 
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
+from llmevo.evaluation.racing import difference
+from llmevo.evaluation.standard_errors import clusters
 from llmevo.merging.recipe import InputModel, Recipe
 from llmevo.run.scorer import Scorer
 
@@ -60,7 +61,7 @@ def collect(options: argparse.Namespace) -> None:
     file = CONFIGS[options.name]
     scorer = Scorer(read_config(file), file.parent)
     genome = scorer.config.genome
-    done = {(line["method"], json.dumps(line["parameters"])) for line in lines_of(options.out)}
+    done = {(line["method"], json.dumps(line["parameters"])) for line in measurements.read(options.out)}
     for method, parameters in settings():
         if (method, json.dumps(parameters)) in done:
             continue
@@ -78,40 +79,24 @@ def collect(options: argparse.Namespace) -> None:
             line["failed"] = str(error)
         else:
             found = {"search": scorer.evaluator, "heldout": scorer.heldout}
-            scores = {kind: evaluator.score(scorer.engine.lm) for kind, evaluator in found.items() if evaluator}
-            line |= {
-                kind: {task: "".join(str(int(one)) for one in own) for task, own in score.item_scores.items()}
-                for kind, score in scores.items()
-            }
-            print(method, parameters, {kind: round(score.total, 4) for kind, score in scores.items()}, flush=True)
-        with options.out.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-
-
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    """The settings that were scored."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def mean(right: Mapping[str, str]) -> tuple[float, float]:
-    """The mean accuracy over the tasks, and its standard error."""
-    tasks = [np.array([*own], dtype=float) for own in right.values()]
-    variance = sum(float(task.var(ddof=1)) / len(task) for task in tasks) / len(tasks) ** 2
-    return float(np.mean([task.mean() for task in tasks])), variance**0.5
-
-
-def gain(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[float, float]:
-    """The paired difference of two settings."""
-    tasks = [np.array([*own], dtype=float) - np.array([*theirs[task]], dtype=float) for task, own in ours.items()]
-    variance = sum(float(task.var(ddof=1)) / len(task) for task in tasks) / len(tasks) ** 2
-    return float(np.mean([task.mean() for task in tasks])), variance**0.5
+            for kind, evaluator in found.items():
+                if evaluator:
+                    score = evaluator.score(scorer.engine.lm)
+                    line[kind] = {
+                        "score": [score.total, score.stderr],
+                        "items": score.item_scores,
+                        "weights": {task.name: task.weight for task in evaluator.tasks},
+                        "same": clusters(evaluator.texts()),
+                    }
+        measurements.append(options.out, line)
+        print(method, parameters, {kind: line[kind]["score"] for kind in ("search", "heldout") if kind in line})
 
 
 def table(options: argparse.Namespace) -> None:
     """Print each method at the setting with the best score on the search questions."""
-    lines = [line for line in lines_of(options.file) if "failed" not in line]
+    lines = [line for line in measurements.read(options.file) if "failed" not in line]
     best = {
-        method: max((line for line in lines if line["method"] == method), key=lambda line: mean(line["search"])[0])
+        method: max((line for line in lines if line["method"] == method), key=lambda line: line["search"]["score"])
         for method in dict.fromkeys(line["method"] for line in lines)
     }
     plain = best["task_arithmetic"]
@@ -119,8 +104,10 @@ def table(options: argparse.Namespace) -> None:
     print("| method | setting | search | held out | more than task arithmetic |\n|---|---|---|---|---|")
     for method, line in best.items():
         setting = ", ".join(f"{name} {value:g}" for name, value in line["parameters"].items())
-        cells = ["{:.3f} ± {:.3f}".format(*mean(line[part])) for part in ("search", kind)]
-        more = "" if line is plain else "{:+.3f} ± {:.3f}".format(*gain(line[kind], plain[kind]))
+        cells = ["{:.3f} ± {:.3f}".format(*line[part]["score"]) for part in ("search", kind)]
+        ours, theirs = line[kind], plain[kind]
+        gain = difference(ours["items"], theirs["items"], ours["weights"], ours["same"])
+        more = "" if line is plain else f"{gain.mean:+.3f} ± {gain.error:.3f}"
         print(f"| {method} | {setting} | {' | '.join(cells)} | {more} |")
 
 
