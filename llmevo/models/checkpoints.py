@@ -82,7 +82,7 @@ class Kept:
         self._latest: Tensor | None = None
 
     def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor under a name, made now if nobody holds it."""
+        """Return the tensor under a name, made now if it is not in memory."""
         tensor = self._held.get(name)
         if tensor is None:
             tensor = self._held[name] = make()
