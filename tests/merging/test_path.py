@@ -1,6 +1,7 @@
 """Layer paths: their text form, their recipes, and the checkpoints that come out."""
 
 import re
+from inspect import signature
 from pathlib import Path as Folder
 from typing import Any
 
@@ -225,9 +226,11 @@ def test_generation_with_a_cache_is_that_without(name: str, tmp_path: Folder) ->
     text = "A 0-4 | B 0-4 gain 0.5" if name == "Qwen3-Next" else "A 0-3 | A 1-3 gain 0.5 | B 1-4"
     model = loaded(written(text, tmp_path, "out"))
     whole = model(input_ids=TOKENS, use_cache=False).logits
+    # Named by the version of transformers.
+    argument = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     cache, pieces = None, []
     for token in TOKENS.unbind(1):
-        done = model(input_ids=token.unsqueeze(1), past_key_values=cache, use_cache=True)
+        done = model(input_ids=token.unsqueeze(1), **{argument: cache}, use_cache=True)
         cache = done.past_key_values
         pieces.append(done.logits)
     assert torch.allclose(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-4)

@@ -218,7 +218,9 @@ def test_a_recipe_that_kills_every_engine_is_given_up_and_the_others_are_scored(
     with pool_on(host, script) as watched:
         results = watched.score(requests_for(2)) | watched.score([*requests_for(6)[2:]])
         alone = watched.score(requests_for(7)[6:])
-    assert (results[3].score, results[3].losses) == (None, 2)
+    killed = sum(name == "3" for name, _ in script.asked())
+    assert (results[3].score, results[3].losses) == (None, killed)
+    assert killed >= 2  # two at the same time count as one
     assert results[3].reason.startswith("lost twice on different workers: ")
     assert all(results[request.id].score == whole_score(request) for request in requests_for(6) if request.id != 3)
     assert alone[7].score
