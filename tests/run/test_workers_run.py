@@ -171,7 +171,8 @@ def test_a_recipe_that_kills_engines_fails_and_the_run_goes_on(place: Place, ord
     failed = {event.candidate: event for event in log if isinstance(event, events.Failed)}
     assert {*failed} == {2, 6}
     assert failed[6].reason.startswith("lost twice on different workers: its process died (killed by signal 9")
-    assert failed[6].losses == 2
+    lost = [event for event in log if isinstance(event, events.Worker) and (event.change, event.request) == ("lost", 6)]
+    assert failed[6].losses == len(lost) >= 2  # two at the same time count as one
     assert failed[2].reason == "2 is no model"
 
 
