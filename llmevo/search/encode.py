@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.search.space import SHARES, Gene, Genes, SearchSpace
+from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace
 
 Values = dict[tuple[str | None, str], float]
 """The parameters of one tensor: {(model, or None where all share it; name): value}."""
@@ -45,11 +45,30 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
     if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
         raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
     steps = plan(recipe, [*tensors], space.layers)
-    genes = _bounded(space, {gene.name: _read(space, gene, recipe, steps) for gene in space.genes})
-    decoded = space.decode(genes)
-    for step, again in zip(steps, plan(decoded, [*tensors], space.layers), strict=True):
-        _compare(space, (recipe, step), (decoded, again))
-    return genes
+    read = {gene.name: _read(space, gene, recipe, steps) for gene in space.genes}
+    # A split is looked for where the recipe has another slice.
+    starts = {of.sources[0].layer_range[0] for of in recipe.slices or []} if space.genome.split else set[int]()
+    inside = {*starts} - {start for start, _ in space.spans}  # where two equal models change roles, the recipe shows it
+    splits = [*sorted(inside), space.layers, *sorted({*starts} - inside - {0}, reverse=True)]
+    failure: ValueError | None = None
+    for at in splits:
+        genes = read
+        if SPLIT in read:
+            other = space.exchanged(read)  # slices that begin after the split were read with exchanged roles
+            first = dict(zip(space.slices, (start for start, _ in space.spans), strict=True))
+            later = [gene.name for gene in space.genes if gene.slice and first[gene.slice] >= at]
+            genes = {**read, **{name: other[name] for name in later}, SPLIT: float(at)}
+        try:
+            genes = _bounded(space, genes)
+            decoded = space.decode(genes)
+            for step, again in zip(steps, plan(decoded, [*tensors], space.layers), strict=True):
+                _compare(space, (recipe, step), (decoded, again))
+        except ValueError as error:
+            failure = failure or error
+        else:
+            return genes
+    assert failure
+    raise failure
 
 
 def _complete(space: SearchSpace, genes: Mapping[str, float]) -> Mapping[str, float]:
@@ -78,6 +97,8 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
     """The value in the recipe for the first tensor of a gene; the others are compared afterwards."""
     step = next((step for step in steps if _holds(space, gene, step)), None)
     start = space.uniform()[gene.name]
+    if gene.name == SPLIT:
+        return start
     if step is None:  # a filter that no tensor matches
         return start
     if gene.choices:
