@@ -27,7 +27,7 @@ from llmevo.llm.client import Price
 from llmevo.models.yaml import read_yaml
 from llmevo.search.genome import Genome
 from llmevo.search.objectives.objective import Constraint, Objective
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.paths.registry import PATHS, every
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "wandb": ("project", "entity", "group", "tags", "mode"),
@@ -399,6 +399,12 @@ class Search(Section):
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an objective, by the sign of its weight;
     the run ends with the Pareto front, and the weighted sum selects its result."""
+    spaces: Literal["auto", "both"] = "auto"
+    """`auto`: that of the optimizer, weights or layer paths. `both`: weights by the optimizer first, then paths over
+    the best merge and the models, then the gains and weights of the best path together."""
+    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """With `spaces: both`: the shares of the evaluations for weights with the start rows, for paths, and for both
+    together."""
     sigma_rule: str = "csa"
     """The step size of the `llm` optimizers: `csa`, by the length of the path (CMA-ES), or `llm`, the same and the
     widths of the samples around proposals by the LLM's answers for each slice."""
@@ -410,11 +416,27 @@ class Search(Section):
     @field_validator("optimizer", "sigma_rule")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
-        known = OPTIMIZERS if info.field_name == "optimizer" else SIGMA_RULES
+        known = every() if info.field_name == "optimizer" else SIGMA_RULES
         removed = REMOVED_VALUES[f"search.{info.field_name}"] if info.context == LOGGED else ()
         if value not in known and value not in removed:
             raise ValueError(f"{info.field_name} {value!r} is unknown{nearest(value, known)}")
         return value
+
+    @model_validator(mode="after")
+    def _spaces_fit(self) -> Self:
+        if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-9:
+            shares = ", ".join(f"{share:g}" for share in self.shares)
+            raise ValueError(
+                f"shares: give three numbers over 0 with the sum 1, such as [0.5, 0.3, 0.2], not [{shares}]"
+            )
+        if self.spaces == "both" and self.optimizer in PATHS:
+            raise ValueError(
+                f"spaces: both searches weights first, and {self.optimizer!r} searches layer paths alone; give an"
+                " optimizer of weights, such as llm-off"
+            )
+        if self.order == "steady" and (self.spaces == "both" or self.optimizer in PATHS):
+            raise ValueError("order: layer paths are asked for in generations; give strict")
+        return self
 
 
 class Llm(Section):

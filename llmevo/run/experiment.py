@@ -23,6 +23,9 @@ from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
 from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.paths.both import BothSpaces
+from llmevo.search.paths.prompt import FILES as PATH_FILES
+from llmevo.search.paths.registry import PATHS, every
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
@@ -40,6 +43,9 @@ RULES = 3
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""
+
+OPTIONAL = ("llm", "paths")
+"""The optimizers that ask an LLM where there is one."""
 
 SEVERAL = 3
 """Workers from which on waiting for the last of a generation costs more than it gives: see benchmarks/workers.py."""
@@ -144,7 +150,8 @@ class Experiment:
         if self.config.search.order != "auto":
             return self.config.search.order
         # An LLM that is awaited holds up each candidate, but a generation only once.
-        is_steady = self.config.search.optimizer in STEADY and not self.asks
+        search = self.config.search
+        is_steady = search.optimizer in STEADY and search.spaces != "both" and not self.asks
         return "steady" if is_steady and self.workers >= SEVERAL else "strict"
 
     # The search space and its start rows
@@ -210,7 +217,7 @@ class Experiment:
     @property
     def coefficients(self) -> list[Suggestion]:
         """Merges with one weight for all models; see `SearchSpace.coefficients`."""
-        if self.rules < 2:
+        if self.rules < 2 or self.config.search.optimizer in PATHS:
             return []
         return [
             Suggestion(genes, "coefficient", f"coefficient {value:g}")
@@ -267,7 +274,8 @@ class Experiment:
         )
         earlier = EARLIER if self.rules < 3 else {}
         name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"
-        return {**OPTIMIZERS, **earlier}[name](setup)
+        made = {**every(), **earlier}[name]
+        return BothSpaces(setup, made, search.shares) if search.spaces == "both" else made(setup)
 
     @property
     def evaluations(self) -> int:
@@ -279,13 +287,15 @@ class Experiment:
 
     @property
     def asks(self) -> bool:
-        """Whether the optimizer asks an LLM: `llm` does not where `llm.proposer` is auto and nothing says which LLM."""
+        """Whether the optimizer asks an LLM: `llm` and `paths` do not where `llm.proposer` is auto and nothing says
+        which LLM.
+        """
         if self.config.search.optimizer not in ASKING:
             return False
         if self.recorded:
             return bool(self.recorded.proposer)
         llm = self.config.llm
-        return self.config.search.optimizer != "llm" or llm.proposer != "auto" or self.proposer_name == "openai"
+        return self.config.search.optimizer not in OPTIONAL or llm.proposer != "auto" or self.proposer_name == "openai"
 
     @cached_property
     def templates(self) -> Templates:
@@ -341,8 +351,13 @@ class Experiment:
     @property
     def prompt_files(self) -> tuple[str, ...]:
         """The prompt templates of the optimizer, or of the style."""
-        own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
-        return own or (STYLES[self.style].files if self.asks else ())
+        search = self.config.search
+        own: tuple[str, ...] = getattr(every()[search.optimizer], "files", ())
+        if search.optimizer in PATHS:
+            return own if self.asks else ()
+        files = own or (STYLES[self.style].files if self.asks else ())
+        both = PATH_FILES if self.asks and search.spaces == "both" else ()
+        return tuple(dict.fromkeys([*files, *both]))
 
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:

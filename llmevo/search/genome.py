@@ -9,6 +9,7 @@ from llmevo.errors import nearest, plural
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import DTYPES
 from llmevo.models.references import ModelReference
+from llmevo.search.paths.settings import Paths
 
 OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
 
@@ -46,6 +47,8 @@ class Genome(BaseModel):
     https://arxiv.org/abs/2508.16204): from there on every model takes the values of its partner in the other group, and
     slerp's t becomes 1 - t. `true`: the first half of the models and the second; or two lists of models, partners in
     the same order. The uniform merge, the parents and the first candidates have no such layer."""
+    path: Paths | None = None
+    """The layer paths that the optimizers `paths…` and `search.spaces: both` may try: `{deepest: 36, edits: 2}`."""
     bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
     """{parameter: [lowest, highest value of its genes]}; by default the methods' own, the widest of several."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, plural
 from llmevo.merging.methods.registry import Method
+from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import BY_SLICE, Recipe
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
+from llmevo.search.paths.settings import Paths
+from llmevo.search.paths.space import MERGE, PathSpace
 
 Array = NDArray[np.float64]
 
@@ -310,9 +313,23 @@ class SearchSpace:
 
     # Recipes
 
-    def decode(self, genes: Mapping[str, float]) -> Recipe:
-        """Return the recipe that these values mean."""
+    @cached_property
+    def paths(self) -> PathSpace:
+        """The layer paths over the models. Raises ConfigError where they can have none."""
+        if self.by_token:
+            raise ConfigError("genome.path: the models' tokens differ, and a path has the tokens of one of them")
+        if self.genome.smooth:
+            raise ConfigError("genome.path: smooth has no meaning on some of the layers; leave it out")
+        return PathSpace(self.genome.path or Paths(), self.layers, self.names)
+
+    def decode(self, genes: Mapping[str, float], path: str = "") -> Recipe:
+        """Return the recipe that these values mean; with a `path` that of the path, where they mean its merge."""
         genome = self.genome
+        if path:
+            named: dict[str, ModelReference | Recipe] = {**self.paths.models}
+            if genes:
+                named[MERGE] = self.decode(genes).model_copy(update={"dtype": None})
+            return LayerPath.parse(path).recipe(named, dtype=genome.dtype)
         for model, name in self.names.items():
             if f"{name}/{ALONE}" in genes:
                 return self.alone(model)

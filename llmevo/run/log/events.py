@@ -157,11 +157,12 @@ class Asked(BaseEvent):
     event: Literal["asked"] = "asked"
     generation: int
     candidates: list[dict[str, Any]]
-    """id, origin, genes, recipe, note and expected (the score that its proposer predicts, or null) of each."""
+    """id, origin, genes, recipe, note and expected (the score that its proposer predicts, or null) of each; and path,
+    the text form of a layer path, of candidates that are one."""
 
     def read(self) -> list[Candidate]:
         return [
-            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"], _expected(c))
+            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"], _expected(c), c.get("path", ""))
             for c in self.candidates
         ]
 
@@ -379,6 +380,7 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
                 "recipe": recipe.as_dict(),
                 "note": s.note,
                 "expected": s.expected,
+                **({"path": s.path} if s.path else {}),
             }
             for i, (s, recipe) in enumerate(pairs)
         ],

@@ -619,7 +619,7 @@ class Variables:
 
     def _trial(self, trial: Trial, longest: int) -> Row:
         """A trial, with a reason of at most so many characters."""
-        inside = self._question.space.contains(trial.candidate.genes)
+        inside = trial.candidate.lies_in(self._question.space)
         row = self._row("", trial.candidate.genes) if inside else Row("", "", "")
         origin = trial.candidate.origin
         return Row(

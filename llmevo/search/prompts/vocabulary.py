@@ -147,9 +147,5 @@ class Vocabulary:
             return space.clamp(self._question.suggestions[number - 1][0])
         for trial in self._question.scored if kind in ("", "#") else ():
             if trial.candidate.id == number and {gene.name for gene in space.genes} <= trial.candidate.genes.keys():
-                return (
-                    trial.candidate.genes
-                    if space.contains(trial.candidate.genes)
-                    else space.clamp(trial.candidate.genes)
-                )
+                return trial.candidate.genes if trial.candidate.lies_in(space) else space.clamp(trial.candidate.genes)
         raise ValueError(f"{name[:40]!r} is no scored recipe with these parameters, and no usable proposal before it")
