@@ -40,9 +40,8 @@ def height(path: Path) -> float:
     seen: dict[int, int] = {}
     for hop in path.hops:
         seen[hop.layer] = seen.get(hop.layer, 0) + 1
-        again = seen[hop.layer] > 1
-        if again:
-            good = 8 <= hop.layer < 12
+        if seen[hop.layer] > 1:
+            good = 8 <= hop.layer < 12 and seen[hop.layer] == 2
             total += (0.03 if good else -0.02) - 0.02 * abs(hop.gains.attention - 0.5)
         elif 12 <= hop.layer < 16:
             total += 0.02 * (hop.model == "beta")
@@ -51,7 +50,7 @@ def height(path: Path) -> float:
     return total - sum(0.03 * (layer < 15) for layer in range(LAYERS) if layer not in seen)
 
 
-def scored(candidate: Candidate, over: SearchSpace, objective: Callable[[Path], float] = height) -> Trial:
+def scored(candidate: Candidate, objective: Callable[[Path], float] = height) -> Trial:
     """The trial of a candidate: a path, a model alone or a merge."""
     if candidate.path:
         value = objective(Path.parse(candidate.path))
@@ -65,7 +64,7 @@ def scored(candidate: Candidate, over: SearchSpace, objective: Callable[[Path], 
 def start_rows(over: SearchSpace) -> list[Trial]:
     rows = [Suggestion(over.uniform(), "uniform")]
     rows += [Suggestion(over.parent(model), "parent", over.names[model]) for model in over.merged]
-    return [scored(Candidate(i, 0, row.origin, row.genes, row.note), over) for i, row in enumerate(rows)]
+    return [scored(Candidate(i, 0, row.origin, row.genes, row.note)) for i, row in enumerate(rows)]
 
 
 def asked(optimizer: Optimizer, size: int, answer: Callable[[Prompt], Reading] | None = None) -> Sequence[Suggestion]:
@@ -95,7 +94,7 @@ def searched(
             break
         suggestions = asked(optimizer, min(size, evaluations - len(trials)), answer)
         told = [
-            scored(Candidate(len(trials) + i, generation, s.origin, s.genes, s.note, path=s.path), over, objective)
+            scored(Candidate(len(trials) + i, generation, s.origin, s.genes, s.note, path=s.path), objective)
             for i, s in enumerate(suggestions)
         ]
         trials = [*trials, *told]

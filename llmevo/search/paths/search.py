@@ -74,7 +74,7 @@ class PathOptimizer(Optimizer):
             return
         whole = [trial for trial in self._trials if trial.score and self._name_of(trial)]
         best = max(whole, key=lambda trial: trial.rank, default=None)
-        merges = [trial for trial in whole if trial.candidate.lies_in(self._space)]
+        merges = [trial for trial in whole if self._name_of(trial) == MERGE]
         merge = max(merges, key=lambda trial: trial.rank, default=None)
         self._merge = merge.candidate.genes if merge else self._space.clamp(self._space.uniform())
         self._root = self._name_of(best) if best else MERGE

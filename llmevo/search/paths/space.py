@@ -115,7 +115,9 @@ class PathSpace:
         return min((tuple(edits_of(name, path)) for name in named), key=len)
 
     def edited(self, root: str, edits: Iterable[Edit]) -> Path | None:
-        """Return a model's own path with edits; None where it is outside the bounds."""
+        """Return a model's own path with edits; None where it is outside the bounds, or has too many edits as they are
+        counted: layers that are swapped in part and then repeated are two.
+        """
         return self._edited(root, tuple(sorted(edits)))
 
     def _edit(self, root: str, edits: tuple[Edit, ...]) -> Path | None:
@@ -124,7 +126,7 @@ class PathSpace:
             self.check(path)
         except (RecipeError, ValueError):
             return None
-        return path
+        return path if len(self.edits(path, root)) <= self.settings.edits else None
 
     def singles(self, root: str, others: Iterable[str]) -> Iterator[Edit]:
         """Yield every single edit of a model's own path; `others` are what layers may be swapped from."""
