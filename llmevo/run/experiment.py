@@ -167,7 +167,26 @@ class Experiment:
     @cached_property
     def space(self) -> SearchSpace:
         vocabulary = self.recorded.vocabulary if self.recorded else self.scorer.vocabulary
-        return SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
+        space = SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
+        if (bound := self._deepest(space)) is not None:
+            space.paths.narrow(bound)
+        return space
+
+    def _deepest(self, space: SearchSpace) -> int | None:
+        """The most layers that the constraints on sizes allow a path; None without such, and where the models
+        themselves have more, as then candidates that violate them lead to those that satisfy them.
+        """
+        found: list[float] = []
+        layers, others = self._layer_parameters
+        for constraint in self.config.aims.constraints:
+            if constraint.at_least or constraint.row or not self.config.aims.is_size(constraint.task):
+                continue
+            if constraint.task == "layers":
+                found.append(constraint.offset)
+            elif len({*layers}) == 1:
+                found.append((constraint.offset - others) / layers[0])
+        deepest = int(min(found)) if found else None
+        return deepest if deepest is not None and deepest >= space.layers else None
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -208,11 +227,13 @@ class Experiment:
     def own_rows(self) -> list[Suggestion]:
         """The user's own recipes (`search.start_from`)."""
         if self.recorded:
-            return [Suggestion(row["genes"], "user", row["name"]) for row in self.recorded.start_from]
+            return [
+                Suggestion(row["genes"], "user", row["name"], path=row.get("path", ""))
+                for row in self.recorded.start_from
+            ]
         entries = self.config.search.start_from
         tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
-        rows = [read_start(self.space, entry, self.root, tensors) for entry in entries]
-        return [Suggestion(genes, "user", name) for name, genes in rows]
+        return [read_start(self.space, entry, self.root, tensors) for entry in entries]
 
     @property
     def coefficients(self) -> list[Suggestion]:
@@ -440,9 +461,23 @@ class Experiment:
             cards=self.cards,
             descriptions=self.descriptions,
             chances=self.chances,
+            layer_parameters=self._layer_parameters[0],
+            other_parameters=self._layer_parameters[1],
             vocabulary=self.scorer.vocabulary,
-            start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
+            start_from=[
+                {"name": row.note, "genes": row.genes, **({"path": row.path} if row.path else {})}
+                for row in self.own_rows
+            ],
         )
+
+    @cached_property
+    def _layer_parameters(self) -> tuple[list[int], int]:
+        """The parameters of each layer of the first model, and of its other tensors; none where no aim is of sizes."""
+        if not self.config.aims.counts_sizes:
+            return [], 0
+        if self.recorded:
+            return self.recorded.layer_parameters, self.recorded.other_parameters
+        return self.scorer.parameters
 
     def _described(self, reference: Any) -> dict[str, Any]:
         return {

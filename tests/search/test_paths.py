@@ -138,11 +138,10 @@ def test_the_edits_of_a_path_make_it_again(data: st.DataObject) -> None:
     if path is None:
         return
     found = edits_of("alpha", path)
-    if all(edit.kind != "repeat" or not edit.model for edit in found):  # repeated layers of another model have no edit
-        again = edited(paths.whole("alpha"), found)
-        assert sorted((hop.layer, hop.model, str(hop.gains)) for hop in again.hops) == sorted(
-            (hop.layer, hop.model, str(hop.gains)) for hop in path.hops
-        )
+    again = edited(paths.whole("alpha"), found)
+    assert sorted((hop.layer, hop.model, str(hop.gains)) for hop in again.hops) == sorted(
+        (hop.layer, hop.model, str(hop.gains)) for hop in path.hops
+    )
 
 
 def test_the_order_of_edits_makes_no_difference() -> None:

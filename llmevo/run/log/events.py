@@ -89,7 +89,7 @@ class RunStarted(BaseEvent):
     """A digest of the tokens of all candidates, where the models' tokens differ and embeddings are merged by token;
     else empty."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
-    """The user's own start rows: name and genes of each."""
+    """The user's own start rows: name and genes of each, and the path of layer paths."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """Norms of and cosines between task vectors of each slice, for the LLM's prompt; empty without an LLM."""
     cards: dict[str, str] = Field(default_factory=dict[str, str])
@@ -99,6 +99,11 @@ class RunStarted(BaseEvent):
     """{search task: its own description}, of those that have one."""
     chances: dict[str, float] = Field(default_factory=dict[str, float])
     """{search task: the metric of a model that guesses}, of tasks with choices."""
+    layer_parameters: list[int] = Field(default_factory=list[int])
+    """The number of parameters of each layer of the first model; like the next one, only where a constraint or an
+    objective is of sizes."""
+    other_parameters: int = 0
+    """Those of its other tensors."""
 
     @property
     def masks(self) -> int:

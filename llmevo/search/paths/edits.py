@@ -17,7 +17,7 @@ class Edit:
     stop: int
     """The place after the last hop."""
     model: str = ""
-    """The model of swapped layers."""
+    """The model of swapped layers, and of repeated ones that are not those that ran before."""
     factor: float = 1.0
     """The gain of repeated layers, or the temperature."""
 
@@ -45,9 +45,11 @@ def edited(root: Path, edits: Sequence[Edit]) -> Path:
     """Return the path with all edits; their order makes no difference.
 
     Swaps and temperatures come first, then skips; a repeat runs what is left of its layers. Raises ValueError where
-    nothing is left.
+    nothing is left, and for places that the path does not have.
     """
     hops: list[Hop | None] = [*root.hops]
+    if any(edit.start < 0 or edit.stop > len(hops) for edit in edits):
+        raise ValueError("the path has no such place")
     for edit in sorted(edits):
         for place in range(edit.start, edit.stop):
             hop = hops[place]
@@ -68,7 +70,7 @@ def edited(root: Path, edits: Sequence[Edit]) -> Path:
         for edit in repeats:
             if edit.stop == place + 1:
                 again = [each for each in hops[edit.start : edit.stop] if each]
-                found += [Hop(each.model, each.layer, scaled(each.gains, edit.factor)) for each in again]
+                found += [Hop(edit.model or each.model, each.layer, scaled(each.gains, edit.factor)) for each in again]
     if not found:
         raise ValueError("no layer is left")
     return Path.of_hops(found)

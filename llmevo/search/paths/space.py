@@ -56,6 +56,11 @@ class PathSpace:
         self._edited = lru_cache(MANY)(self._edit)
         self._edits = lru_cache(MANY)(self._edits_of)
 
+    def narrow(self, deepest: int) -> None:
+        """Allow no path with more layers than this."""
+        self.deepest = min(self.deepest, deepest)
+        self.limits = Limits(self.limits.layers, deepest=self.deepest)
+
     def name_of(self, reference: ModelReference) -> str:
         """Return a model's name in paths."""
         return next(name for name, model in self.models.items() if model == reference)
