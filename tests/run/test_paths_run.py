@@ -230,3 +230,29 @@ def test_with_sizes_as_objectives_the_front_has_small_models_and_good_ones(deep:
 def test_models_that_are_too_shallow_for_paths_are_refused(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match="so nothing is left to edit"):
         carry_on(rig(workspace), workspace.root / "run")
+
+
+def test_the_command_line_searches_paths_with_real_models_and_exports_the_best(deep: Workspace) -> None:
+    genome = {
+        "base_model": "base",
+        "models": ["one", "two"],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "path": {"deepest": 10},
+    }
+    search = {"optimizer": "random", "spaces": "both", "budget": 12, "shares": [0.4, 0.4, 0.2], "population": 4}
+    config = deep.config(genome=genome, search=search, llm=None)
+    status, printed = deep.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    state = deep.state("run")
+    paths = [trial for trial in state.trials.values() if trial.candidate.path]
+    assert len(paths) >= 4
+    assert all(trial.score for trial in paths), [trial.reason for trial in paths]
+    assert deep.llmevo("replay", "run", "--verify")[0] == 0
+    chosen = max(paths, key=lambda trial: trial.value).candidate
+    status, printed = deep.llmevo("export", "run", "out", "--candidate", chosen.id)
+    assert status == 0, printed
+    written = json.loads((deep.root / "out" / "config.json").read_text())
+    assert written["num_hidden_layers"] == len(LayerPath.parse(chosen.path))
+    status, printed = deep.llmevo("report", "run")
+    assert status == 0, printed
