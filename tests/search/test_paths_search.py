@@ -264,6 +264,7 @@ def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
     again = scored(Candidate(9, 1, "paths", {}, path=GOOD))
     numbers = FixedPathSearch(setup(over), again)
     numbers.tell([again])
+    one = Suggestion({}, "", path=GOOD)
     for number in range(12):
         (one,) = asked(numbers, 1)
         numbers.tell([scored(Candidate(10 + number, 2, one.origin, one.genes, path=one.path))])
