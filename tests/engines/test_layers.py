@@ -40,7 +40,7 @@ HYBRID: Mapping[str, Mapping[str, Any]] = {
     "LFM2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "Nemotron-H": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "mlp", "mamba"]},
 }
-WITHOUT_GAINS = dict.fromkeys(("Mamba", "Mamba 2", "Nemotron-H"), ("gain", "attention"))
+WITHOUT_GAINS: Mapping[str, tuple[str, str]] = dict.fromkeys(("Mamba", "Mamba 2", "Nemotron-H"), ("gain", "attention"))
 """Families with layers of one branch: what to write in their paths instead."""
 CORE = (
     *("Llama", "Llama, tied", "GPT-2", "Qwen3", "Gemma 2", "OLMo 2", "GPT-NeoX", "Qwen3-Next"),
