@@ -198,7 +198,7 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
-    told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
+    told = [each for each in candidates if optimizer.learns_paths or each.lies_in(experiment.space)]
     count, known = len(candidates), list[Trial]()
     generation = 0
     while count < experiment.evaluations:
@@ -215,7 +215,9 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
             suggested: list[Suggestion] = done.value
         finally:
             asking.close()
-        told = [Candidate(count + i, generation, s.origin, s.genes, s.note) for i, s in enumerate(suggested)]
+        told = [
+            Candidate(count + i, generation, s.origin, s.genes, s.note, path=s.path) for i, s in enumerate(suggested)
+        ]
         count += len(told)
     return None
 

@@ -90,6 +90,8 @@ class Optimizer(ABC):
     """The most candidates that `ask` returns; None for as many as it is asked for."""
     batch = 1
     """How many candidates are worth asking for at once, even where fewer can be scored at the same time."""
+    learns_paths = False
+    """Whether it is told of layer paths, and of models alone that are no points of the space."""
     is_steady = False
     """Whether it can be asked while candidates are being scored, and told of each when it is scored."""
 
