@@ -764,6 +764,11 @@ class Config(Section):
         return None if self.search.objective == "pareto" else self.search.racing
 
     @property
+    def has_paths(self) -> bool:
+        """Whether candidates may be layer paths."""
+        return self.search.optimizer in PATHS or self.search.spaces == "both" or self.genome.path is not None
+
+    @property
     def aims(self) -> Objective:
         """The objective and the constraints."""
         constraints = tuple(map(Constraint.parse, self.constraints))

@@ -193,13 +193,13 @@ class Path:
         return cls.of_hops(hops)
 
 
-def padded(recipe: Recipe, depth: int) -> Recipe:
+def padded(recipe: Recipe, depth: int, layers: int = 0) -> Recipe:
     """Return a recipe of the same function with `depth` layers: layers that change nothing follow the last one.
 
     For engines whose number of layers is fixed: such a layer's branches add 0, so its output is its input bit for bit.
-    Raises RecipeError where the recipe has more layers.
+    `layers` is the models' number, for a recipe without slices. Raises RecipeError where the recipe has more layers.
     """
-    slices = recipe.slices or []
+    slices = recipe.output_slices(layers) if layers else recipe.slices or []
     more = depth - sum(of.depth for of in slices)
     if not slices or more < 0:
         raise RecipeError(
@@ -210,8 +210,12 @@ def padded(recipe: Recipe, depth: int) -> Recipe:
     own = [of.model_copy(update={"merge_method": of.merge_method or recipe.merge_method}) for of in slices]
     last = own[-1]
     sources = [of.model_copy(update={"layer_range": (of.layer_range[1] - 1, of.layer_range[1])}) for of in last.sources]
+    # The last slice is of the same method, as what follows the layers is merged by it; the others cost nothing.
     idle = last.model_copy(update={"sources": sources, "gains": SKIPPED})
-    return Recipe.model_validate({**dict(recipe), "merge_method": BY_SLICE, "slices": [*own, *([idle] * more)]})
+    copied = InputSlice(model=recipe.donor, layer_range=sources[0].layer_range)
+    still = OutputSlice(sources=[copied], merge_method="passthrough", gains=SKIPPED)
+    filled = [*own, *([still] * (more - 1)), idle]
+    return Recipe.model_validate({**dict(recipe), "merge_method": BY_SLICE, "models": None, "slices": filled})
 
 
 def _expanded(segments: Iterable[Segment]) -> Iterator[Hop]:

@@ -48,6 +48,8 @@ class MergedModel:
             recipe.values(step.of, step.name, step.depth, step.inputs)
         self.shapes = {step.name: donor[step.inputs[0]] for step in steps}
         """Every tensor's shape, in the order of the weights."""
+        self.origins = {step.name: step.inputs[0] for step in steps}
+        """Every tensor's name in the first source of its slice."""
         self._template = chat_template(recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded

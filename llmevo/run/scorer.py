@@ -332,14 +332,21 @@ class Scorer:
                 check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
         return engine
 
+    @property
+    def deepest(self) -> int | None:
+        """The most layers of a candidate where the search tries layer paths, else None."""
+        return self.space.paths.deepest if self.config.has_paths else None
+
     def _start_engine(self) -> Engine:
         self.check_model()
         folder = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
-            from llmevo.engines.vllm import VllmEngine
+            from llmevo.engines.vllm import VllmEngine, deepened
 
             named = self.space.alone(self.config.genome.references[0])
+            if self.deepest:
+                folder = deepened(named, self.sources, self.deepest)
             return VllmEngine(
                 folder,
                 self.tokenizer_folder,
@@ -350,6 +357,7 @@ class Scorer:
                 engine.options,
                 base=self.sources.base,
                 by_token=named if self.vocabulary else None,
+                deepest=self.deepest,
             )
         from llmevo.engines.hf import HfEngine
 

@@ -17,7 +17,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.testing.engines import answers
+from llmevo.testing.engines import answers, requests
 from support.checkpoints import quietly
 from support.families import DENSE, FAMILIES, new_family
 from support.family_checks import loaded, logits_of, recipe_of
@@ -40,7 +40,7 @@ HYBRID: Mapping[str, Mapping[str, Any]] = {
     "LFM2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "Nemotron-H": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "mlp", "mamba"]},
 }
-WITHOUT_GAINS = dict.fromkeys(("Mamba", "Mamba 2", "Nemotron-H"), ("gain", "attention"))
+WITHOUT_GAINS: Mapping[str, tuple[str, str]] = dict.fromkeys(("Mamba", "Mamba 2", "Nemotron-H"), ("gain", "attention"))
 """Families with layers of one branch: what to write in their paths instead."""
 CORE = (
     *("Llama", "Llama, tied", "GPT-2", "Qwen3", "Gemma 2", "OLMo 2", "GPT-NeoX", "Qwen3-Next"),
@@ -212,3 +212,30 @@ def test_a_path_that_cannot_be_exported_is_refused_and_changes_nothing(
         engine.swap(path(text))
     assert "\n" not in str(refused.value)
     assert torch.equal(logits_of(engine.model), before)
+
+
+@pytest.mark.vllm
+def test_vllm_runs_paths_as_their_exports_with_layers_that_change_nothing(tmp_path: Folder) -> None:
+    from llmevo.engines.vllm import PROBES, VllmEngine, deepened
+
+    root = family(tmp_path, "Llama")
+    sources, asked = Sources(root), requests("loglikelihood", [*PROBES])
+    alone = recipe_of("linear", models=[{"model": "base"}], merge_method="passthrough")
+    engine = VllmEngine(deepened(alone, sources, 8), root / "base", "float32", root, base=root / "base", deepest=8)
+    try:
+        plain = recipe_of("ties", dtype="float32")
+        found: dict[str, Any] = {}
+        for text in (PATHS[0], "", PATHS[1], PATHS[2], PATHS[0]):
+            recipe = path(text) if text else plain
+            engine.swap(recipe)
+            own = engine.lm.loglikelihood(asked)
+            assert own == found.setdefault(text, own), f"{text}: other likelihoods after a swap to and fro"
+            if not (out := root / f"out{len(found)}").exists():
+                write_model(recipe, sources, out, trim=False)
+                exported = [score for score, _ in engine.reference(out).lm.loglikelihood(asked)]
+                assert [score for score, _ in own] == pytest.approx(exported, abs=1e-3), text
+        with pytest.raises(CandidateError, match="has 9 layers in slices; it cannot be filled up to 8"):
+            engine.swap(path("A 0-3 | A 1-3 | A 0-4"))
+    finally:
+        engine.close()
+    assert len({str(of) for of in found.values()}) == len(found)
