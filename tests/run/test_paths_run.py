@@ -186,6 +186,41 @@ def test_a_config_that_fits_no_search_of_paths_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_scan_is_read_once_and_stands_in_the_log(deep: Workspace) -> None:
+    row = {"kind": "skip", "path": "one 0-3 | one 4-8", "effect": 0.2, "stderr": 0.1, "score": -1.0}
+    model = {"kind": "model", "path": "one 0-8", "score": -1.2, "effect": 0.0, "stderr": 0.1}
+    (deep.root / "scan").mkdir()
+    (deep.root / "scan" / "scan.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in ({"scan": "x"}, model, row))
+    )
+    folder = deep.root / "run"
+    carry_on(rig(deep, path={"scan": "scan"}), folder)
+    started = state_of(folder).started
+    assert started
+    assert started.scan == {"one 0-3 | one 4-8": (0.2, 0.1)}
+    (deep.root / "scan" / "scan.jsonl").unlink()
+    assert verify(read_log(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no scan"),
+        ("[]\n", "is no scan"),
+        ('{"scan": "x"}\n', "has no measured edit"),
+    ],
+)
+def test_a_file_that_is_no_scan_is_refused_in_one_line(deep: Workspace, text: str | None, told: str) -> None:
+    if text is not None:
+        (deep.root / "scan.jsonl").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        carry_on(rig(deep, path={"scan": "scan.jsonl"}), deep.root / "run")
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("genome.path.scan: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_bound_on_the_size_is_kept_by_every_path_and_sizes_are_judged(deep: Workspace) -> None:
     folder = deep.root / "run"
     carry_on(rig(deep, constraints=["layers <= 9"]), folder)
