@@ -96,9 +96,9 @@ class PathOptimizer(Optimizer):
         return [name for name in (*(n for n in self._paths.models if n in merged), MERGE) if name != self._root]
 
     def _suggest(self, path: Path, origin: str, note: str = "", expected: float | None = None) -> Suggestion:
-        """A candidate; its note is what the path changes, unless there is another."""
+        """A candidate; its note is the root and its edits, unless there is another."""
         uses = any(segment.model == MERGE for segment in path.segments)
-        said = note or ", ".join(map(str, self._paths.edits(path, self._root)))
+        said = note or f"{self._root}: {', '.join(map(str, self._paths.edits(path, self._root)))}"
         self._known.add(str(path))
         return Suggestion(self._merge if uses else {}, origin, said, expected=expected, path=str(path))
 
