@@ -159,6 +159,21 @@ class Evaluator:
                 for place in block.get(name, ()):
                     yield name, leaf, documents[place]
 
+    def requests(self, lm: LM) -> Iterator[tuple[str, Any, list[Any]]]:
+        """(task, leaf, lm-eval's requests) of all questions, as `score` makes them; `lm` gives the chat template."""
+        chat = self.protocol.apply_chat_template
+        for name, leaf in self._leaves.items():
+            leaf.set_fewshot_seed(seed=self.protocol.seed)
+            with quiet():
+                leaf.build_all_requests(
+                    samples=[place for block in self.blocks for place in block.get(name, ())],
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=self.protocol.fewshot_as_multiturn and chat,
+                    chat_template=lm.apply_chat_template if chat else None,
+                    tokenizer_name=lm.tokenizer_name if chat else "",
+                )
+            yield name, leaf, [*leaf.instances]
+
     @property
     def digest(self) -> str:
         """Of all questions, how they are asked, and which metrics count.
