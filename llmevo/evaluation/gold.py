@@ -1,6 +1,6 @@
-"""The log-probability of right answers, which tells close candidates apart with few questions.
+"""The probability of right answers, which tells close candidates apart with few questions.
 
-Accuracy on 32 questions moves in steps of 3 points; the log-probability of each right answer moves with every weight.
+Accuracy on 32 questions moves in steps of 3 points; the probability of each right answer moves with every weight.
 """
 
 import math
@@ -25,6 +25,15 @@ class Gold:
     """{task: of each question}, in nats: among the question's choices where it has some, else per token."""
     right: ItemScores
     """{task: 1 where the right choice is the likeliest, else 0}, of tasks with choices."""
+
+    @property
+    def probabilities(self) -> ItemScores:
+        """{task: of each question}, from 0 to 1.
+
+        A choice that a model is sure of and wrong about weighs no more than a wrong answer does; its logarithm can
+        outweigh all other questions.
+        """
+        return {task: [math.exp(value) for value in of] for task, of in self.logprobs.items()}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A scan: what leaving out, repeating and swapping each block of layers does to the user's tasks.
 
-Every edit of one model's own path is measured by the log-probability of right answers (`evaluation.gold`), on the same
+Every edit of one model's own path is measured by the probability of right answers (`evaluation.gold`), on the same
 questions as the model itself, so that differences are paired. Lines of JSON in the scan's folder make it resumable.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from llmevo.config import Config
 from llmevo.errors import CandidateError, ConfigError, RecipeError, RunError, nearest, plural
-from llmevo.evaluation.gold import Gold, GoldAnswers
+from llmevo.evaluation.gold import Gold, GoldAnswers, ItemScores
 from llmevo.merging import path as paths
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
@@ -55,15 +55,17 @@ class Row:
     gain: float = 1.0
     """Of a repeated block."""
     score: float | None = None
-    """The mean log-probability of right answers over the tasks by their weights, in nats."""
+    """The mean probability of right answers over the tasks by their weights, from 0 to 1."""
     effect: float = 0.0
     """The difference from the scanned model's score; of a model it is 0."""
     stderr: float = 0.0
     """Its standard error over the questions; of a model that of the score."""
+    nats: float = 0.0
+    """The same difference of mean log-probabilities; of a model the mean log-probability."""
     right: float | None = None
     """The share of right choices, over the tasks with choices."""
     tasks: Mapping[str, float] = field(default_factory=dict[str, float])
-    """{task: the effect}; of a model the mean log-probability."""
+    """{task: the effect}; of a model its mean probability."""
     seconds: float = 0.0
     failed: str = ""
     """Why it cannot be measured."""
@@ -222,11 +224,19 @@ class Scan:
     def _measure(self, name: str) -> tuple[Row, Gold]:
         path, started = str(self.space.whole(name)), time.monotonic()
         gold = self._gold(path)
-        means = {task: float(np.mean(of)) for task, of in gold.logprobs.items()}
-        score, stderr = self._weighted(gold.logprobs)
-        seconds = time.monotonic() - started
-        row = Row("model", path, self.scorer.layers, score=score, stderr=stderr, right=_share(gold), tasks=means)
-        return Row(**{**asdict(row), "seconds": seconds}), gold
+        score, stderr = self._weighted(gold.probabilities)
+        row = Row(
+            "model",
+            path,
+            self.scorer.layers,
+            score=score,
+            stderr=stderr,
+            nats=self._weighted(gold.logprobs)[0],
+            right=_share(gold),
+            tasks=_means(gold.probabilities),
+            seconds=time.monotonic() - started,
+        )
+        return row, gold
 
     def _edit(self, edit: Edit, path: paths.Path, base: Gold) -> Row:
         started = time.monotonic()
@@ -236,19 +246,20 @@ class Scan:
             gold = self._gold(str(path))
         except (CandidateError, RecipeError) as error:
             return Row(**given, failed=str(error), seconds=time.monotonic() - started)
-        differences = {task: np.subtract(of, base.logprobs[task]).tolist() for task, of in gold.logprobs.items()}
+        differences = _differences(gold.probabilities, base.probabilities)
         effect, stderr = self._weighted(differences)
         return Row(
             **given,
-            score=self._weighted(gold.logprobs)[0],
+            score=self._weighted(gold.probabilities)[0],
             effect=effect,
             stderr=stderr,
+            nats=self._weighted(_differences(gold.logprobs, base.logprobs))[0],
             right=_share(gold),
-            tasks={task: float(np.mean(of)) for task, of in differences.items()},
+            tasks=_means(differences),
             seconds=time.monotonic() - started,
         )
 
-    def _weighted(self, values: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    def _weighted(self, values: ItemScores) -> tuple[float, float]:
         """Return the mean over the tasks by the size of their weights, and its standard error over the questions."""
         weights = {task: abs(self.scorer.evaluator.weights.get(task, 1.0)) for task in values}
         total = sum(weights.values()) or 1.0
@@ -309,6 +320,14 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         file.write_text(text)
     for line in text.splitlines():
         yield json.loads(line)
+
+
+def _means(values: ItemScores) -> dict[str, float]:
+    return {task: float(np.mean(of)) for task, of in values.items()}
+
+
+def _differences(values: ItemScores, base: ItemScores) -> ItemScores:
+    return {task: np.subtract(of, base[task]).tolist() for task, of in values.items()}
 
 
 def _share(gold: Gold) -> float | None:
