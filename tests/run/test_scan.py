@@ -23,8 +23,6 @@ ROWS = [{"q": "one", "a": "1"}, {"q": "two", "a": "2 2"}]
 class Stub(LM):
     """Answers with the logarithm of a probability that is in the text."""
 
-    tokenizer_name = "stub"
-
     def __init__(self, found: dict[tuple[str, str], float]) -> None:
         super().__init__()
         self.found = found
