@@ -26,6 +26,7 @@ from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.paths.both import BothSpaces
 from llmevo.search.paths.prompt import FILES as PATH_FILES
 from llmevo.search.paths.registry import PATHS, every
+from llmevo.search.paths.scanned import Scanned, read_scan
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
@@ -292,6 +293,7 @@ class Experiment:
             short=self.asks_short,
             from_uniform=self.rules < 2,
             parallel=self.workers,
+            scan=self.scan,
         )
         earlier = EARLIER if self.rules < 3 else {}
         name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"
@@ -405,6 +407,7 @@ class Experiment:
                 f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
                 f" evaluations{items}"
             )
+        _ = self.scan
         self.scorer.check_filters()
         self.scorer.check_device()
         if self.order == "steady" and self.config.search.optimizer not in STEADY:
@@ -461,6 +464,7 @@ class Experiment:
             cards=self.cards,
             descriptions=self.descriptions,
             chances=self.chances,
+            scan={**self.scan},
             layer_parameters=self._layer_parameters[0],
             other_parameters=self._layer_parameters[1],
             vocabulary=self.scorer.vocabulary,
@@ -469,6 +473,14 @@ class Experiment:
                 for row in self.own_rows
             ],
         )
+
+    @cached_property
+    def scan(self) -> Scanned:
+        """The effects of `genome.path.scan`, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.scan
+        given = self.config.genome.path and self.config.genome.path.scan
+        return read_scan(given, self.root) if given else {}
 
     @cached_property
     def _layer_parameters(self) -> tuple[list[int], int]:

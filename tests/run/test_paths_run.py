@@ -186,6 +186,41 @@ def test_a_config_that_fits_no_search_of_paths_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_scan_is_read_once_and_stands_in_the_log(deep: Workspace) -> None:
+    row = {"kind": "skip", "path": "one 0-3 | one 4-8", "effect": 0.2, "stderr": 0.1, "score": -1.0}
+    model = {"kind": "model", "path": "one 0-8", "score": -1.2, "effect": 0.0, "stderr": 0.1}
+    (deep.root / "scan").mkdir()
+    (deep.root / "scan" / "scan.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in ({"scan": "x"}, model, row))
+    )
+    folder = deep.root / "run"
+    carry_on(rig(deep, path={"scan": "scan"}), folder)
+    started = state_of(folder).started
+    assert started
+    assert started.scan == {"one 0-3 | one 4-8": (0.2, 0.1)}
+    (deep.root / "scan" / "scan.jsonl").unlink()
+    assert verify(read_log(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no scan"),
+        ("[]\n", "is no scan"),
+        ('{"scan": "x"}\n', "has no measured edit"),
+    ],
+)
+def test_a_file_that_is_no_scan_is_refused_in_one_line(deep: Workspace, text: str | None, told: str) -> None:
+    if text is not None:
+        (deep.root / "scan.jsonl").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        carry_on(rig(deep, path={"scan": "scan.jsonl"}), deep.root / "run")
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("genome.path.scan: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_bound_on_the_size_is_kept_by_every_path_and_sizes_are_judged(deep: Workspace) -> None:
     folder = deep.root / "run"
     carry_on(rig(deep, constraints=["layers <= 9"]), folder)
@@ -230,3 +265,29 @@ def test_with_sizes_as_objectives_the_front_has_small_models_and_good_ones(deep:
 def test_models_that_are_too_shallow_for_paths_are_refused(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match="so nothing is left to edit"):
         carry_on(rig(workspace), workspace.root / "run")
+
+
+def test_the_command_line_searches_paths_with_real_models_and_exports_the_best(deep: Workspace) -> None:
+    genome = {
+        "base_model": "base",
+        "models": ["one", "two"],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "path": {"deepest": 10},
+    }
+    search = {"optimizer": "random", "spaces": "both", "budget": 12, "shares": [0.4, 0.4, 0.2], "population": 4}
+    config = deep.config(genome=genome, search=search, llm=None)
+    status, printed = deep.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    state = deep.state("run")
+    paths = [trial for trial in state.trials.values() if trial.candidate.path]
+    assert len(paths) >= 4
+    assert all(trial.score for trial in paths), [trial.reason for trial in paths]
+    assert deep.llmevo("replay", "run", "--verify")[0] == 0
+    chosen = max(paths, key=lambda trial: trial.value).candidate
+    status, printed = deep.llmevo("export", "run", "out", "--candidate", chosen.id)
+    assert status == 0, printed
+    written = json.loads((deep.root / "out" / "config.json").read_text())
+    assert written["num_hidden_layers"] == len(LayerPath.parse(chosen.path))
+    status, printed = deep.llmevo("report", "run")
+    assert status == 0, printed

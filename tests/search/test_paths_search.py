@@ -125,6 +125,26 @@ def test_the_first_candidates_are_single_edits_of_every_kind_at_several_depths()
     assert max(of[0].start for of in edits) - min(of[0].start for of in edits) > 6
 
 
+def test_a_scan_decides_the_first_edits_and_is_believed_as_far_as_the_scores_agree() -> None:
+    over = space(kinds=["repeat", "skip"])
+    scan = {
+        "alpha 0-12 | alpha 8-12 gain 0.5 | alpha 12-20": (0.3, 0.05),
+        "alpha 0-10 | alpha 9-10 gain 0.5 | alpha 10-20": (0.1, 0.05),
+        "alpha 0-16 | alpha 17-20": (0.01, 0.05),
+        "alpha 0-5 | alpha 6-20": (-0.4, 0.05),
+        "alpha 0-19": (0.9, 0.01),  # outside the bounds
+        "beta 0-16 | beta 17-20": (0.9, 0.01),  # of another model
+        "omega 0-20": (0.9, 0.01),
+    }
+    optimizer = PATHS["paths"](setup(over, scan=scan))
+    optimizer.tell(start_rows(over))
+    found = asked(optimizer, 3)
+    assert [one.note for one in found] == ["repeat 8-12 gain 0.5", "skip 16-17", "repeat 9-10 gain 0.5"]
+    optimizer.tell([scored(Candidate(9 + i, 1, s.origin, s.genes, path=s.path)) for i, s in enumerate(found)])
+    assert "skip 5-6" in [one.note for one in asked(optimizer, 1)]
+    assert "skip 5-6" not in [one.note for one in asked(optimizer, 3)]
+
+
 # The LLM
 
 
@@ -264,6 +284,7 @@ def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
     again = scored(Candidate(9, 1, "paths", {}, path=GOOD))
     numbers = FixedPathSearch(setup(over), again)
     numbers.tell([again])
+    one = Suggestion({}, "", path=GOOD)
     for number in range(12):
         (one,) = asked(numbers, 1)
         numbers.tell([scored(Candidate(10 + number, 2, one.origin, one.genes, path=one.path))])

@@ -99,6 +99,8 @@ class RunStarted(BaseEvent):
     """{search task: its own description}, of those that have one."""
     chances: dict[str, float] = Field(default_factory=dict[str, float])
     """{search task: the metric of a model that guesses}, of tasks with choices."""
+    scan: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
+    """{path of a single edit: its effect and standard error} from `genome.path.scan`."""
     layer_parameters: list[int] = Field(default_factory=list[int])
     """The number of parameters of each layer of the first model; like the next one, only where a constraint or an
     objective is of sizes."""

@@ -51,6 +51,8 @@ class Setup:
     chances: Mapping[str, float] = field(default_factory=dict[str, float])
     short: bool = False
     """Ask the LLM in a short form, for small models."""
+    scan: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """For layer paths: {path of a single edit: its effect and standard error} from a scan."""
     parallel: int = 1
     """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
     from_uniform: bool = False

@@ -121,11 +121,10 @@ class CmaEsIndicators(PathOptimizer):
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
         self._begin()
-        if self._strategy is None:
-            self._start()
+        strategy = self._strategy = self._strategy or self._start()
         if not self._waiting:
             self._learn()
-            self._waiting = self._strategy.ask()
+            self._waiting = strategy.ask()
         handed, self._waiting = self._waiting[:size], self._waiting[size:]
         found: list[Suggestion] = []
         for point in handed:
@@ -142,7 +141,7 @@ class CmaEsIndicators(PathOptimizer):
             for point in self._handed.pop(trial.candidate.path, []):
                 self._scored.append((point, -trial.value))
 
-    def _start(self) -> None:
+    def _start(self) -> Any:
         import cma
 
         layers = self._paths.layers
@@ -161,7 +160,7 @@ class CmaEsIndicators(PathOptimizer):
             "verbose": -9,
             "verb_log": 0,
         }
-        self._strategy = cma.CMAEvolutionStrategy(np.concatenate([indicators, scales]), SIGMA, options)
+        return cma.CMAEvolutionStrategy(np.concatenate([indicators, scales]), SIGMA, options)
 
     def _path(self, point: Array) -> Path:
         """The path of the indicators above a half, with the first and last layer of the root at its ends."""

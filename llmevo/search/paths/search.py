@@ -7,6 +7,7 @@ import numpy as np
 import scipy  # its parts are loaded at their first use
 from threadpoolctl import ThreadpoolController
 
+from llmevo.errors import RecipeError
 from llmevo.merging.path import Path
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.llm import SUCCESS, Share
@@ -25,6 +26,7 @@ OVERHEAD = 0.5  # standard deviations of the scores that as many layers again as
 SINGLES = 4  # 1/SINGLES of the evaluations, at least FEWEST, are single edits that are spread over the depth
 FEWEST = 6
 NEAR = 2  # of the best paths the neighbours are tried too
+MANY = 100  # edits of a kind that are taken from a scan
 DAMPED = (0.35, 0.5, 0.7, 1.0)  # gains that a neighbour's repeat may have
 PROPOSALS = 4  # asked for in each prompt, at most
 GENERATION = 3  # candidates between two prompts
@@ -189,7 +191,10 @@ class PathSearch(PathOptimizer):
 
     def _features(self, path: Path) -> Features:
         if path not in self._rows:
-            self._rows[path] = features_of(self._paths.edits(path, self._root), self._paths.layers, len(path))
+            row = features_of(self._paths.edits(path, self._root), self._paths.layers, len(path))
+            if self._setup.scan:
+                row["scan",] = self._prior(path)
+            self._rows[path] = row
         return self._rows[path]
 
     def _fit(self, pending: Sequence[Suggestion] = ()) -> bool:
@@ -240,7 +245,11 @@ class PathSearch(PathOptimizer):
         return None
 
     def _spread_out(self, count: int) -> list[Path]:
-        """Single edits of every kind in turn, at depths of a low discrepancy (van der Corput), of every size."""
+        """Single edits of every kind in turn: those of the highest effects in a scan, or at depths of a low discrepancy
+        (van der Corput), of every size.
+        """
+        if scanned := self._scanned():
+            return scanned[:count]
         groups: dict[tuple[str, str], list[Edit]] = {}
         for edit in self._singles():
             groups.setdefault((edit.kind, edit.model), []).append(edit)
@@ -258,6 +267,29 @@ class PathSearch(PathOptimizer):
             if len(found) >= count:
                 break
         return found[:count]
+
+    def _scanned(self) -> list[Path]:
+        """The scan's single edits of the root that gain, every kind in turn, the clearest first."""
+        by_kind: dict[str, list[tuple[float, str, Path]]] = {}
+        for text, (effect, stderr) in self._setup.scan.items():
+            try:
+                path = self._paths.parse(text)
+                self._paths.check_edits(path)
+            except RecipeError:  # of other models, or outside the bounds of this search
+                continue
+            edits = self._paths.edits(path, self._root)
+            if len(edits) == 1 and text not in self._known:
+                by_kind.setdefault(edits[0].kind, []).append((-effect / max(stderr, 1e-9), text, path))
+        ranked = [sorted(group)[:MANY] for group in by_kind.values()]
+        turns = [[group[place][2] for group in ranked if place < len(group)] for place in range(MANY)]
+        return [path for turn in turns for path in turn]
+
+    def _prior(self, path: Path) -> float:
+        """The sum of the scan's effects of a path's edits, in their standard deviations."""
+        effects = [effect for effect, _ in self._setup.scan.values()]
+        alone = (self._paths.edited(self._root, [edit]) for edit in self._paths.edits(path, self._root))
+        known = [self._setup.scan[str(one)][0] for one in alone if one and str(one) in self._setup.scan]
+        return sum(known) / max(float(np.std(effects)), 1e-9) if known else 0.0
 
     def _best_of_beam(self) -> Suggestion | None:
         """The new path of the highest bound; None where all are known."""

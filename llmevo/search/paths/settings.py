@@ -1,5 +1,6 @@
 """The `genome.path` of a config: the paths that a search may try."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +28,10 @@ class Paths(BaseModel):
     """The most layers that are repeated together."""
     gains: tuple[float, float] = (0.25, 1.5)
     """The lowest and highest gain of repeated layers, and of a temperature."""
+
+    scan: Path | None = None
+    """The folder of an `llmevo scan` of the same models, or its scan.jsonl: single edits are tried in its order, and
+    its effects are a feature of the surrogate."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

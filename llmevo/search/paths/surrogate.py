@@ -13,7 +13,13 @@ Features = Mapping[tuple[str, ...], float]
 
 BINS = 5  # of depth, between whose centres effects are interpolated
 UNIT = 4  # layers whose edit has the amount 1
-PRIOR = {"edit": 0.3, "kind": 0.3, "depth": 0.5, "layers": 0.2}  # variances of effects, as shares of the signal's
+PRIOR = {
+    "edit": 0.3,
+    "kind": 0.3,
+    "depth": 0.5,
+    "layers": 0.2,
+    "scan": 0.3,
+}  # variances of effects, as shares of the signal's
 SIGNALS = (0.3, 1.0, 3.0)  # variances of the signal, where scores have variance 1
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # variances of the noise
 OFFSET = 0.3  # the variance of the score of the path without edits
