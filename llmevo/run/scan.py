@@ -30,6 +30,8 @@ from llmevo.search.paths.space import MERGE, PathSpace
 FILE = "scan.jsonl"
 LIMIT = 32
 """Questions of each task by default."""
+RECENT = 30
+"""Rows whose pace the time left is at."""
 SKIPS = (1, 2)
 REPEATS = (1, 2, 4)
 GAINS = (1.0, 0.5)
@@ -182,11 +184,11 @@ class Scan:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time left at the mean pace of the rows that were measured now; None before there are two."""
+        """The time left at the mean pace of the last rows that were measured now; None before there are two."""
         own = [row.seconds for row in self.rows[len(self.rows) - self.measured :]][
             1:
         ]  # the first one starts the engine
-        return sum(own) / len(own) * self.left if own else None
+        return sum(own[-RECENT:]) / len(own[-RECENT:]) * self.left if own else None
 
     def recipe(self, path: str) -> Recipe:
         """Return a row's recipe, for `llmevo merge`."""
