@@ -1,13 +1,13 @@
 """What every edit of the layers of the quickstart's experts does, and what a path costs the transformers engine.
 
     python benchmarks/scan.py scan FOLDER --out benchmarks/results/scan.jsonl [--limit 32] [--of NAME]
-    python benchmarks/scan.py swap --out benchmarks/results/path_swap.jsonl [--rounds 5] [--vllm]
+    python benchmarks/scan.py swap --out benchmarks/results/path-swap.jsonl [--rounds 5] [--vllm]
     python benchmarks/scan.py table benchmarks/results/scan.jsonl
-    python benchmarks/scan.py table benchmarks/results/path_swap.jsonl
+    python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
 
-`scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line. `swap`
-lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that is not
-kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
+`scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+`swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
+is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
 """
 
 import argparse
@@ -123,7 +123,8 @@ def _scan(line: Mapping[str, Any]) -> Iterator[str]:
     head = ["edit", "blocks", "mean effect", "best", "worst", "better by 2 errors", "worse by 2 errors"]
     yield from rows(head, [_group(name, own) for name, own in groups.items()])
     yield ""
-    yield f"The {BEST} best, where the best of as many without effect stands out by up to {luck(len(edits)):.1f} errors:"
+    by_chance = f"{luck(len(edits)):.1f} errors"
+    yield f"The {BEST} best; of as many edits without an effect the best one stands out by up to {by_chance}:"
     yield ""
     cells = [(f"`{row.path.replace('|', chr(92) + '|')}`", f"{row.effect:+.3f} ± {row.stderr:.3f}") for row in edits]
     yield from rows(["path", "effect"], cells[:BEST])
