@@ -138,7 +138,7 @@ def _group(name: str, own: Sequence[Any]) -> list[str]:
 
 
 def _swaps(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield f"Seconds a swap, median (least to greatest), {measurements._machine([dict(line) for line in lines])}."
+    yield f"Seconds a swap, median (least to greatest), {' and '.join(measurements.machines(lines))}."
     yield ""
     cells: list[list[str]] = []
     for backend in dict.fromkeys(line["backend"] for line in lines):

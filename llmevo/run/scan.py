@@ -13,19 +13,21 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmevo.config import Config
 from llmevo.errors import CandidateError, ConfigError, RecipeError, RunError, nearest, plural
-from llmevo.evaluation.gold import Gold, GoldAnswers, ItemScores
 from llmevo.merging import path as paths
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
 from llmevo.search.paths.edits import Edit, edited
 from llmevo.search.paths.settings import Paths
 from llmevo.search.paths.space import MERGE, PathSpace
+
+if TYPE_CHECKING:  # lm-eval takes seconds to import
+    from llmevo.evaluation.gold import Gold, GoldAnswers, ItemScores
 
 FILE = "scan.jsonl"
 LIMIT = 32
@@ -112,8 +114,10 @@ class Scan:
         return self.scorer.space.paths
 
     @cached_property
-    def answers(self) -> GoldAnswers:
+    def answers(self) -> "GoldAnswers":
         """The questions. Starts the engine."""
+        from llmevo.evaluation.gold import GoldAnswers
+
         return GoldAnswers.of(self.scorer.evaluator, self.scorer.engine.lm, self.limit)
 
     @property
@@ -154,7 +158,7 @@ class Scan:
         known = self._open()
         golds: dict[str, Gold] = {}
 
-        def model(name: str) -> Gold:
+        def model(name: str) -> "Gold":
             if name not in golds:
                 row, gold = self._measure(name)
                 golds[name] = gold
@@ -217,13 +221,13 @@ class Scan:
 
     # One row
 
-    def _gold(self, path: str) -> Gold:
+    def _gold(self, path: str) -> "Gold":
         engine = self.scorer.engine
         answers = self.answers
         engine.swap(self.recipe(path), self.config.engine.search_format)
         return answers.measure(engine.lm)
 
-    def _measure(self, name: str) -> tuple[Row, Gold]:
+    def _measure(self, name: str) -> "tuple[Row, Gold]":
         path, started = str(self.space.whole(name)), time.monotonic()
         gold = self._gold(path)
         score, stderr = self._weighted(gold.probabilities)
@@ -240,7 +244,7 @@ class Scan:
         )
         return row, gold
 
-    def _edit(self, edit: Edit, path: paths.Path, base: Gold) -> Row:
+    def _edit(self, edit: Edit, path: paths.Path, base: "Gold") -> Row:
         started = time.monotonic()
         given: dict[str, Any] = {"kind": edit.kind, "path": str(path), "layers": len(path)}
         given |= {"start": edit.start, "stop": edit.stop, "model": edit.model, "gain": edit.factor}
@@ -261,7 +265,7 @@ class Scan:
             seconds=time.monotonic() - started,
         )
 
-    def _weighted(self, values: ItemScores) -> tuple[float, float]:
+    def _weighted(self, values: "ItemScores") -> tuple[float, float]:
         """Return the mean over the tasks by the size of their weights, and its standard error over the questions."""
         weights = {task: abs(self.scorer.evaluator.weights.get(task, 1.0)) for task in values}
         total = sum(weights.values()) or 1.0
@@ -324,15 +328,15 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _means(values: ItemScores) -> dict[str, float]:
+def _means(values: "ItemScores") -> dict[str, float]:
     return {task: float(np.mean(of)) for task, of in values.items()}
 
 
-def _differences(values: ItemScores, base: ItemScores) -> ItemScores:
+def _differences(values: "ItemScores", base: "ItemScores") -> "ItemScores":
     return {task: np.subtract(of, base[task]).tolist() for task, of in values.items()}
 
 
-def _share(gold: Gold) -> float | None:
+def _share(gold: "Gold") -> float | None:
     return float(np.mean([np.mean(of) for of in gold.right.values()])) if gold.right else None
 
 
