@@ -59,7 +59,8 @@ class Row:
     gain: float = 1.0
     """Of a repeated block."""
     score: float | None = None
-    """The mean probability of right answers over the tasks by their weights, from 0 to 1."""
+    """The mean over the tasks by their weights of the probability of right answers, from 0 to 1; of a task without
+    known answers it is its own metric."""
     effect: float = 0.0
     """The difference from the scanned model's score; of a model it is 0."""
     stderr: float = 0.0
@@ -230,16 +231,16 @@ class Scan:
     def _measure(self, name: str) -> "tuple[Row, Gold]":
         path, started = str(self.space.whole(name)), time.monotonic()
         gold = self._gold(path)
-        score, stderr = self._weighted(gold.probabilities)
+        score, stderr = self._weighted(gold.values)
         row = Row(
             "model",
             path,
             self.scorer.layers,
             score=score,
             stderr=stderr,
-            nats=self._weighted(gold.logprobs)[0],
+            nats=self._weighted(gold.logprobs)[0] if gold.logprobs else 0.0,
             right=_share(gold),
-            tasks=_means(gold.probabilities),
+            tasks=_means(gold.values),
             seconds=time.monotonic() - started,
         )
         return row, gold
@@ -252,11 +253,11 @@ class Scan:
             gold = self._gold(str(path))
         except (CandidateError, RecipeError) as error:
             return Row(**given, failed=str(error), seconds=time.monotonic() - started)
-        differences = _differences(gold.probabilities, base.probabilities)
+        differences = _differences(gold.values, base.values)
         effect, stderr = self._weighted(differences)
         return Row(
             **given,
-            score=self._weighted(gold.probabilities)[0],
+            score=self._weighted(gold.values)[0],
             effect=effect,
             stderr=stderr,
             nats=self._weighted(_differences(gold.logprobs, base.logprobs))[0],

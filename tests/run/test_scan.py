@@ -10,6 +10,7 @@ from lm_eval.api.model import LM
 
 from llmevo.config import read_config
 from llmevo.errors import CandidateError
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.gold import GoldAnswers
 from llmevo.evaluation.tasks.lm_eval import task_of_rows
 from llmevo.merging.recipe import Recipe
@@ -40,6 +41,16 @@ class Stub(LM):
         raise NotImplementedError
 
 
+class Replies(Stub):
+    """Finds the first of equal texts likeliest."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return [(-float(place % 5), False) for place, _ in enumerate(requests)]
+
+
 def gold_of(lm: LM, **keys: Any) -> Any:
     leaf = task_of_rows("t", ROWS, doc_to_text="{{q}}", **keys)
     leaf.build_all_requests()
@@ -52,14 +63,14 @@ def gold_of(lm: LM, **keys: Any) -> Any:
 def test_a_right_choice_counts_among_the_choices() -> None:
     lm = Stub({("one", " x"): 0.1, ("one", " y"): 0.3, ("two", " x"): 0.02, ("two", " y"): 0.01})
     gold = gold_of(lm, output_type="multiple_choice", doc_to_choice=["x", "y"], doc_to_target=1)
-    assert gold.probabilities["t"] == pytest.approx([0.75, 1 / 3])
+    assert gold.values["t"] == pytest.approx([0.75, 1 / 3])
     assert gold.right == {"t": [1.0, 0.0]}
 
 
 def test_a_written_answer_counts_by_token() -> None:
     lm = Stub({("one", " 1"): 0.3, ("two", " 2 2"): 0.25})
     gold = gold_of(lm, output_type="generate_until", doc_to_target="{{a}}")
-    assert gold.probabilities["t"] == pytest.approx([0.3, 0.5])
+    assert gold.values["t"] == pytest.approx([0.3, 0.5])
     assert gold.right == {}
 
 
@@ -67,6 +78,17 @@ def test_a_task_without_answers_is_left_out_by_name() -> None:
     leaf = task_of_rows("t", ROWS, doc_to_text="{{q}}", output_type="generate_until", doc_to_target="")
     leaf.build_all_requests()
     assert not GoldAnswers()._add("t", leaf, leaf.instances[:1], False, Stub({}))  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_task_without_answers_counts_by_its_metric(workspace: Workspace) -> None:
+    config = read_config(workspace.config())
+    evaluator = Evaluator(config.tasks, config.protocol, [workspace.root / "tasks"], workspace.root)
+    lm = Replies()
+    answers = GoldAnswers(evaluator=evaluator, counted={"letters": [0, 1, 2]})
+    gold = answers.measure(lm)
+    score = evaluator.score_questions(lm, {"letters": [0, 1, 2]})
+    assert gold.values == score.item_scores
+    assert len(gold.values["letters"]) == answers.counts["letters"] == 3
 
 
 @pytest.fixture
@@ -121,7 +143,7 @@ def test_a_row_is_what_the_models_scores_say(deep: Workspace) -> None:
     values = {}
     for path in ("one 0-4", row["path"]):
         engine.swap(scan.recipe(path))
-        values[path] = answers.measure(engine.lm).probabilities["letters"]
+        values[path] = answers.measure(engine.lm).values["letters"]
     effects = [one - other for one, other in zip(values[row["path"]], values["one 0-4"], strict=True)]
     assert row["effect"] == pytest.approx(sum(effects) / len(effects))
     assert row["path"] == f"one 0-{row['start']} | two {row['start']}-{row['stop']} | one {row['stop']}-4"

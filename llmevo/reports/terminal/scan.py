@@ -65,8 +65,10 @@ def remarks(scan: Scan) -> list[str]:
         f"Of {plural(count, 'edit')} the best one is expected to stand out by up to {luck(count):.1f} standard errors"
         " even where none has an effect; score good ones on other questions.",
     ]
+    if scan.answers.counted:
+        lines.append(f"By their own metric, as right answers are not known: {', '.join(scan.answers.counted)}.")
     if scan.answers.without:
-        lines.append(f"Left out, as their right answers are not known: {', '.join(scan.answers.without)}.")
+        lines.append(f"Left out, as a judge or a person scores them: {', '.join(scan.answers.without)}.")
     if failed:
         lines.append(f"{plural(len(failed), 'edit')} cannot be exported or measured, such as {failed[0].path}:")
         lines.append(f"  {failed[0].failed}")
