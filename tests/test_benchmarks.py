@@ -190,3 +190,9 @@ def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
         handed, highest = rows(replayed)[rule][1:]
         assert handed.startswith(("0 of ", "1 of ", "2 of "))
         assert highest.startswith(("0 of ", "1 of "))
+
+
+def test_a_path_costs_at_most_half_more_than_a_weight_merge() -> None:
+    table = rows(run("scan.py", "table", str(BENCHMARKS / "results" / "path-swap.jsonl")).replace("| hf |", "| "))
+    assert float(table["path of a new weight merge"][1]) <= 1.5
+    assert float(table["another path of the same one"][1]) <= 1.0
