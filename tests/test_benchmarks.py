@@ -214,3 +214,9 @@ def test_searches_of_paths_are_compared_with_weights_on_the_same_questions_and_s
     assert "| paths (`paths`) | 2 | 50.0 | 75.0 ±" in printed
     assert "| +37.5 ± 12.5 | 33, 30 |" in printed
     assert "4 held-out questions" in printed
+
+
+def test_a_path_costs_at_most_half_more_than_a_weight_merge() -> None:
+    table = rows(run("scan.py", "table", str(BENCHMARKS / "results" / "path-swap.jsonl")).replace("| hf |", "| "))
+    assert float(table["path of a new weight merge"][1]) <= 1.5
+    assert float(table["another path of the same one"][1]) <= 1.0

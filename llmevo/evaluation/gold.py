@@ -1,9 +1,10 @@
-"""The log-probability of right answers, which tells close candidates apart with few questions.
+"""The probability of right answers, which tells close candidates apart with few questions.
 
-Accuracy on 32 questions moves in steps of 3 points; the log-probability of each right answer moves with every weight.
+Accuracy on 32 questions moves in steps of 3 points; the probability of each right answer moves with every weight.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from lm_eval.api.model import LM
 
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.tasks.lm_eval import JudgedTask
 
 ItemScores = Mapping[str, Sequence[float]]
 
@@ -25,6 +27,18 @@ class Gold:
     """{task: of each question}, in nats: among the question's choices where it has some, else per token."""
     right: ItemScores
     """{task: 1 where the right choice is the likeliest, else 0}, of tasks with choices."""
+
+    metrics: ItemScores = field(default_factory=dict[str, Sequence[float]])
+    """{task: the counted metric of each question}, of tasks without known answers; higher is better."""
+
+    @property
+    def values(self) -> ItemScores:
+        """{task: of each question}: the probability of the right answer, from 0 to 1, or the task's metric.
+
+        A choice that a model is sure of and wrong about weighs no more than a wrong answer does; its logarithm can
+        outweigh all other questions.
+        """
+        return {task: [math.exp(value) for value in of] for task, of in self.logprobs.items()} | {**self.metrics}
 
 
 @dataclass(frozen=True)
@@ -45,17 +59,23 @@ class GoldAnswers:
     questions: list[_Question] = field(default_factory=list[_Question])
     pairs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(context, answer) of each request; texts that are predicted as a whole have an empty context."""
+    counted: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """The places of the questions of tasks that name no right answer: their own metric is counted."""
     without: list[str] = field(default_factory=list[str])
-    """The tasks that name no right answer."""
+    """Tasks that are left out: judges and people are not asked for every edit."""
+    evaluator: Evaluator | None = None
 
     @classmethod
     def of(cls, evaluator: Evaluator, lm: LM, limit: int | None = None) -> "GoldAnswers":
         """Return the right answers to at most `limit` questions of each task, taken from all over it.
 
-        `lm` gives the chat template and counts tokens. Raises TaskError where no task names a right answer.
+        `lm` gives the chat template and counts tokens. Raises TaskError where no task can be measured.
         """
-        found = cls()
+        found = cls(evaluator=evaluator)
         for name, leaf, instances in evaluator.requests(lm):
+            if isinstance(leaf, JudgedTask):
+                found.without.append(name)
+                continue
             by_document: dict[Any, list[Any]] = {}
             for instance in instances:
                 by_document.setdefault(instance.doc_id, []).append(instance)
@@ -64,12 +84,13 @@ class GoldAnswers:
             for place in range(count):
                 requests = asked[place * len(asked) // count]
                 if not found._add(name, leaf, requests, evaluator.protocol.apply_chat_template, lm):
-                    found.without.append(name)
+                    places = [place for block in evaluator.blocks for place in block.get(name, ())]
+                    found.counted[name] = places[:count]
                     break
-        if not found.questions:
+        if not found.questions and not found.counted:
             raise TaskError(
-                f"tasks: {', '.join(found.without)}: no right answers are known (doc_to_target), so a scan has nothing"
-                " to measure; add a task that names them"
+                f"tasks: {', '.join(found.without)}: a judge or a person scores the replies and is not asked for every"
+                " edit, so a scan has nothing to measure; add a task with right answers"
             )
         return found
 
@@ -104,7 +125,7 @@ class GoldAnswers:
     @property
     def counts(self) -> Mapping[str, int]:
         """{task: its questions}."""
-        return {task: sum(of.task == task for of in self.questions) for task in {of.task: 0 for of in self.questions}}
+        return Counter(of.task for of in self.questions) | {task: len(places) for task, places in self.counted.items()}
 
     def measure(self, lm: LM) -> Gold:
         """Return what the running model gives the right answers."""
@@ -122,7 +143,14 @@ class GoldAnswers:
             else:
                 value = scores[0] / question.tokens
             logprobs.setdefault(question.task, []).append(value)
-        return Gold(logprobs, right)
+        return Gold(logprobs, right, self._metrics(lm))
+
+    def _metrics(self, lm: LM) -> ItemScores:
+        if not self.counted or not self.evaluator:
+            return {}
+        found = self.evaluator.score_questions(lm, self.counted).item_scores
+        signs = {task: math.copysign(1.0, self.evaluator.weights.get(task, 1.0)) for task in found}
+        return {task: [signs[task] * value for value in of] for task, of in found.items()}
 
 
 def _log_sum(values: Sequence[float]) -> float:

@@ -1,6 +1,6 @@
 """A scan: what leaving out, repeating and swapping each block of layers does to the user's tasks.
 
-Every edit of one model's own path is measured by the log-probability of right answers (`evaluation.gold`), on the same
+Every edit of one model's own path is measured by the probability of right answers (`evaluation.gold`), on the same
 questions as the model itself, so that differences are paired. Lines of JSON in the scan's folder make it resumable.
 """
 
@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmevo.config import Config
 from llmevo.errors import CandidateError, ConfigError, RecipeError, RunError, nearest, plural
-from llmevo.evaluation.gold import Gold, GoldAnswers
 from llmevo.merging import path as paths
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
@@ -27,9 +26,14 @@ from llmevo.search.paths.edits import Edit, edited
 from llmevo.search.paths.settings import Paths
 from llmevo.search.paths.space import MERGE, PathSpace
 
+if TYPE_CHECKING:  # lm-eval takes seconds to import
+    from llmevo.evaluation.gold import Gold, GoldAnswers, ItemScores
+
 FILE = "scan.jsonl"
 LIMIT = 32
 """Questions of each task by default."""
+RECENT = 30
+"""Rows whose pace the time left is at."""
 SKIPS = (1, 2)
 REPEATS = (1, 2, 4)
 GAINS = (1.0, 0.5)
@@ -55,15 +59,18 @@ class Row:
     gain: float = 1.0
     """Of a repeated block."""
     score: float | None = None
-    """The mean log-probability of right answers over the tasks by their weights, in nats."""
+    """The mean over the tasks by their weights of the probability of right answers, from 0 to 1; of a task without
+    known answers it is its own metric."""
     effect: float = 0.0
     """The difference from the scanned model's score; of a model it is 0."""
     stderr: float = 0.0
     """Its standard error over the questions; of a model that of the score."""
+    nats: float = 0.0
+    """The same difference of mean log-probabilities; of a model the mean log-probability."""
     right: float | None = None
     """The share of right choices, over the tasks with choices."""
     tasks: Mapping[str, float] = field(default_factory=dict[str, float])
-    """{task: the effect}; of a model the mean log-probability."""
+    """{task: the effect}; of a model its mean probability."""
     seconds: float = 0.0
     failed: str = ""
     """Why it cannot be measured."""
@@ -108,8 +115,10 @@ class Scan:
         return self.scorer.space.paths
 
     @cached_property
-    def answers(self) -> GoldAnswers:
+    def answers(self) -> "GoldAnswers":
         """The questions. Starts the engine."""
+        from llmevo.evaluation.gold import GoldAnswers
+
         return GoldAnswers.of(self.scorer.evaluator, self.scorer.engine.lm, self.limit)
 
     @property
@@ -150,7 +159,7 @@ class Scan:
         known = self._open()
         golds: dict[str, Gold] = {}
 
-        def model(name: str) -> Gold:
+        def model(name: str) -> "Gold":
             if name not in golds:
                 row, gold = self._measure(name)
                 golds[name] = gold
@@ -180,11 +189,11 @@ class Scan:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time left at the mean pace of the rows that were measured now; None before there are two."""
+        """The time left at the mean pace of the last rows that were measured now; None before there are two."""
         own = [row.seconds for row in self.rows[len(self.rows) - self.measured :]][
             1:
         ]  # the first one starts the engine
-        return sum(own) / len(own) * self.left if own else None
+        return sum(own[-RECENT:]) / len(own[-RECENT:]) * self.left if own else None
 
     def recipe(self, path: str) -> Recipe:
         """Return a row's recipe, for `llmevo merge`."""
@@ -213,22 +222,30 @@ class Scan:
 
     # One row
 
-    def _gold(self, path: str) -> Gold:
+    def _gold(self, path: str) -> "Gold":
         engine = self.scorer.engine
         answers = self.answers
         engine.swap(self.recipe(path), self.config.engine.search_format)
         return answers.measure(engine.lm)
 
-    def _measure(self, name: str) -> tuple[Row, Gold]:
+    def _measure(self, name: str) -> "tuple[Row, Gold]":
         path, started = str(self.space.whole(name)), time.monotonic()
         gold = self._gold(path)
-        means = {task: float(np.mean(of)) for task, of in gold.logprobs.items()}
-        score, stderr = self._weighted(gold.logprobs)
-        seconds = time.monotonic() - started
-        row = Row("model", path, self.scorer.layers, score=score, stderr=stderr, right=_share(gold), tasks=means)
-        return Row(**{**asdict(row), "seconds": seconds}), gold
+        score, stderr = self._weighted(gold.values)
+        row = Row(
+            "model",
+            path,
+            self.scorer.layers,
+            score=score,
+            stderr=stderr,
+            nats=self._weighted(gold.logprobs)[0] if gold.logprobs else 0.0,
+            right=_share(gold),
+            tasks=_means(gold.values),
+            seconds=time.monotonic() - started,
+        )
+        return row, gold
 
-    def _edit(self, edit: Edit, path: paths.Path, base: Gold) -> Row:
+    def _edit(self, edit: Edit, path: paths.Path, base: "Gold") -> Row:
         started = time.monotonic()
         given: dict[str, Any] = {"kind": edit.kind, "path": str(path), "layers": len(path)}
         given |= {"start": edit.start, "stop": edit.stop, "model": edit.model, "gain": edit.factor}
@@ -236,19 +253,20 @@ class Scan:
             gold = self._gold(str(path))
         except (CandidateError, RecipeError) as error:
             return Row(**given, failed=str(error), seconds=time.monotonic() - started)
-        differences = {task: np.subtract(of, base.logprobs[task]).tolist() for task, of in gold.logprobs.items()}
+        differences = _differences(gold.values, base.values)
         effect, stderr = self._weighted(differences)
         return Row(
             **given,
-            score=self._weighted(gold.logprobs)[0],
+            score=self._weighted(gold.values)[0],
             effect=effect,
             stderr=stderr,
+            nats=self._weighted(_differences(gold.logprobs, base.logprobs))[0],
             right=_share(gold),
-            tasks={task: float(np.mean(of)) for task, of in differences.items()},
+            tasks=_means(differences),
             seconds=time.monotonic() - started,
         )
 
-    def _weighted(self, values: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    def _weighted(self, values: "ItemScores") -> tuple[float, float]:
         """Return the mean over the tasks by the size of their weights, and its standard error over the questions."""
         weights = {task: abs(self.scorer.evaluator.weights.get(task, 1.0)) for task in values}
         total = sum(weights.values()) or 1.0
@@ -311,7 +329,15 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _share(gold: Gold) -> float | None:
+def _means(values: "ItemScores") -> dict[str, float]:
+    return {task: float(np.mean(of)) for task, of in values.items()}
+
+
+def _differences(values: "ItemScores", base: "ItemScores") -> "ItemScores":
+    return {task: np.subtract(of, base[task]).tolist() for task, of in values.items()}
+
+
+def _share(gold: "Gold") -> float | None:
     return float(np.mean([np.mean(of) for of in gold.right.values()])) if gold.right else None
 
 

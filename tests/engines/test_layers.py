@@ -38,7 +38,7 @@ HYBRID: Mapping[str, Mapping[str, Any]] = {
     "Granite 4 (hybrid)": {"num_hidden_layers": 4, "layer_types": ["mamba", "attention", "mamba", "attention"]},
     "Bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
     "LFM2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
-    "Nemotron-H": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "mlp", "mamba"]},
+    "Nemotron-H": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "mlp", "attention", "mamba"]},
 }
 WITHOUT_GAINS: Mapping[str, tuple[str, str]] = dict.fromkeys(("Mamba", "Mamba 2", "Nemotron-H"), ("gain", "attention"))
 """Families with layers of one branch: what to write in their paths instead."""

@@ -52,7 +52,7 @@ def effects(scan: Scan) -> Plot:
         zmax=most,
         zmid=0,
         meta="diverging",
-        colorbar={"title": {"text": "effect, nats", "side": "top"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": "effect", "side": "top"}, "thickness": 12, "outlinewidth": 0},
     )
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_xaxes(type="category", title="first layer of the block", showgrid=False)
