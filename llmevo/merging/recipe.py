@@ -274,19 +274,19 @@ class Preparation(Strict):
     def _known(self) -> Self:
         for step in self.steps:
             if len(step) != 1:
-                raise ValueError("prepare: a step is a name, or {name: {parameter: value}}")
+                raise ValueError("a step is a name, or {name: {parameter: value}}")
             (name, values), *_ = step.items()
             if name not in STEPS:
-                raise ValueError(f"prepare: there is no step {name!r}{nearest(name, STEPS)}")
+                raise ValueError(f"there is no step {name!r}{nearest(name, STEPS)}")
             for key, number in values.items():
                 known = STEPS[name].parameters
                 if key not in known:
-                    raise ValueError(f"prepare: {name} has no parameter {key!r}{nearest(key, known)}")
+                    raise ValueError(f"{name} has no parameter {key!r}{nearest(key, known)}")
                 low, high = known[key].low or 0.0, known[key].high or 1.0
                 if not low <= number <= high:
-                    raise ValueError(f"prepare: {key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
+                    raise ValueError(f"{key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
         if repeated := [name for name in self.names if self.names.count(name) > 1]:
-            raise ValueError(f"prepare: {repeated[0]} is listed twice")
+            raise ValueError(f"{repeated[0]} is listed twice")
         return self
 
     @property
