@@ -5,14 +5,15 @@
 
 NAME is the config of `configs/quickstart.yml`, four experts of separate skills, or of
 `benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
-the file has the right answers of one setting. The table shows each method at the setting that its search questions
-prefer, so that the held-out score is not of a setting that was chosen by it.
+the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
+search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
+prepared by the steps before it.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llmevo.config import read_config
 from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
-from llmevo.merging.recipe import InputModel, Recipe
+from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.run.scorer import Scorer
 
 HERE = Path(__file__).parent
@@ -44,12 +45,26 @@ SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "knots": {"density": (0.3,)},
     "consensus": {"threshold": (0.4,)},
     "ties": {"density": (0.3,)},
+    "aim + task_arithmetic": {"prepare": (0.6,)},
+    "regmean + task_arithmetic": {"prepare": (1.0,)},
+    "aim + tsv": {"prepare": (0.6,), "rank": (1.0,)},
 }
 """The values of each method's own parameters."""
 
+TASKS: Mapping[str, Sequence[str]] = {
+    "arithmetic": ["quickstart_arithmetic", "quickstart_arithmetic_generate"],
+    "words": ["quickstart_words"],
+    "family": ["quickstart_family"],
+    "calendar": ["quickstart_calendar"],
+}
+"""The tasks of each expert's skills, by the parts of its name, for RegMean."""
 
-def settings() -> Iterator[tuple[str, dict[str, float]]]:
-    """Every setting: the method, and the values of its parameters."""
+Setting = tuple[str, dict[str, float]]
+"""A method, and the values of its parameters."""
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting."""
     for method, own in SETTINGS.items():
         for values in itertools.product(*own.values()):
             for weight in WEIGHTS.get(method, OTHERS):
@@ -57,58 +72,106 @@ def settings() -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Score the settings that the file lacks."""
+    """Ask the search questions of the settings that the file lacks, then the held-out ones of the best of each method."""
     file = CONFIGS[options.name]
     scorer = Scorer(read_config(file), file.parent)
-    genome = scorer.config.genome
-    done = {(line["method"], json.dumps(line["parameters"])) for line in measurements.read(options.out)}
-    for method, parameters in settings():
-        if (method, json.dumps(parameters)) in done:
-            continue
-        recipe = Recipe(
-            merge_method=method,
-            base_model=genome.base_model,
-            models=[InputModel(model=model) for model in genome.models],
-            parameters={**parameters, "normalize": False},
-            dtype=genome.dtype,
-        )
-        line: dict[str, Any] = {**measurements.environment(), "method": method, "parameters": parameters}
-        try:
-            scorer.engine.swap(recipe)
-        except CandidateError as error:
-            line["failed"] = str(error)
-        else:
-            found = {"search": scorer.evaluator, "heldout": scorer.heldout}
-            for kind, evaluator in found.items():
-                if evaluator:
-                    score = evaluator.score(scorer.engine.lm)
-                    line[kind] = {
-                        "score": [score.total, score.stderr],
-                        "items": score.item_scores,
-                        "weights": {task.name: task.weight for task in evaluator.tasks},
-                        "same": clusters(evaluator.texts()),
-                    }
-        measurements.append(options.out, line)
-        print(method, parameters, {kind: line[kind]["score"] for kind in ("search", "heldout") if kind in line})
+    for setting in settings():
+        _ask(scorer, setting, "search", options.out)
+    for method in SETTINGS if scorer.heldout else ():
+        lines = [line for line in measurements.read(options.out) if line["method"] == method and "search" in line]
+        if lines:
+            best = max(lines, key=lambda line: line["search"]["score"])
+            _ask(scorer, (method, best["parameters"]), "heldout", options.out)
+
+
+def _ask(scorer: Scorer, setting: Setting, kind: str, out: Path) -> None:
+    """Score a setting, unless the file has it."""
+    method, parameters = setting
+    made = {"method": method, "parameters": parameters}
+    known = [line for line in measurements.read(out) if {**line, **made} == line]
+    if any(kind in line or "failed" in line for line in known):
+        return
+    line: dict[str, Any] = {**measurements.environment(), **made}
+    try:
+        scorer.engine.swap(scorer.carried(_recipe(scorer, setting)))
+    except CandidateError as error:
+        line["failed"] = str(error)
+    else:
+        evaluator = scorer.evaluators[kind]
+        score = evaluator.score(scorer.engine.lm)
+        line[kind] = {
+            "score": [score.total, score.stderr],
+            "items": score.item_scores,
+            "weights": {task.name: task.weight for task in evaluator.tasks},
+            "same": clusters(evaluator.texts()),
+        }
+    measurements.append(out, line)
+    print(method, parameters, kind, line[kind]["score"] if kind in line else line["failed"], flush=True)
+
+
+def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
+    """The recipe of a setting."""
+    genome, (name, parameters) = scorer.config.genome, setting
+    *steps, method = name.split(" + ")
+    prepare: dict[str, Any] | None = None
+    if steps:
+        prepare = {"steps": steps, "text": QUESTIONS}
+        if steps == ["regmean"]:
+            known = {task.name for task in scorer.config.tasks}
+            prepare["tasks"] = {
+                str(model): [task for skill, of in TASKS.items() if skill in model.name for task in of if task in known]
+                for model in genome.models
+                if model != genome.base_model
+            }
+    models = [{"model": str(model)} for model in genome.models if model != genome.base_model]
+    return Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": str(genome.base_model),
+            "models": models,
+            "parameters": {**parameters, "normalize": False},
+            "prepare": prepare,
+            "dtype": genome.dtype,
+        }
+    )
 
 
 def table(options: argparse.Namespace) -> None:
     """Print each method at the setting with the best score on the search questions."""
-    lines = [line for line in measurements.read(options.file) if "failed" not in line]
+    print("\n".join(rows(measurements.read(options.file))))
+
+
+def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table's lines."""
+    searched = [line for line in lines if "search" in line]
     best = {
-        method: max((line for line in lines if line["method"] == method), key=lambda line: line["search"]["score"])
-        for method in dict.fromkeys(line["method"] for line in lines)
+        method: max((line for line in searched if line["method"] == method), key=lambda line: line["search"]["score"])
+        for method in dict.fromkeys(line["method"] for line in searched)
     }
-    plain = best["task_arithmetic"]
-    kind = "heldout" if "heldout" in plain else "search"
-    print("| method | setting | search | held out | more than task arithmetic |\n|---|---|---|---|---|")
+    asked = {line["method"]: line for line in lines if "heldout" in line}
+    kind = "heldout" if asked else "search"
+    plain = (asked or best)["task_arithmetic"][kind]
+    found = [
+        f"| method | setting | search |{' held out |' if asked else ''} more than task arithmetic |",
+        f"|---|---|---|{'---|' if asked else ''}---|",
+    ]
     for method, line in best.items():
         setting = ", ".join(f"{name} {value:g}" for name, value in line["parameters"].items())
-        cells = ["{:.3f} ± {:.3f}".format(*line[part]["score"]) for part in ("search", kind)]
-        ours, theirs = line[kind], plain[kind]
-        gain = difference(ours["items"], theirs["items"], ours["weights"], ours["same"])
-        more = "" if line is plain else f"{gain.mean:+.3f} ± {gain.error:.3f}"
-        print(f"| {method} | {setting} | {' | '.join(cells)} | {more} |")
+        cells = [
+            _shown(line["search"]),
+            *([_shown(asked[method]["heldout"]) if method in asked else ""] if asked else []),
+        ]
+        ours = asked.get(method) if asked else line
+        gain = ""
+        if ours and method != "task_arithmetic":
+            mean = difference(ours[kind]["items"], plain["items"], plain["weights"], plain["same"])
+            gain = f"{mean.mean:+.3f} ± {mean.error:.3f}"
+        found.append(f"| {method} | {setting} | {' | '.join(cells)} | {gain} |")
+    return found
+
+
+def _shown(asked: Mapping[str, Any]) -> str:
+    return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
 def main() -> None:

@@ -137,9 +137,7 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
     """
     if {recipe.merge_method, *(of.merge_method for of in recipe.slices or [])} - {None, "by_slice", *LINEAR_METHODS}:
         return None
-    if recipe.prepare or any(
-        of.gains for of in recipe.slices or []
-    ):  # their factors are of the whole weight, the base's part as well
+    if any(of.gains for of in recipe.slices or []):  # their factors are of the whole weight, the base's part as well
         return None
     origin, prepared = sources[base], Merger(sources).prepared(recipe)
     steps = plan(recipe, [*origin.shapes], sources.depth(recipe.donor))

@@ -91,7 +91,7 @@ def merge_as(
     merger = Merger(sources)
     counted = merger.count(recipe)
     if prepared := merger.prepared(recipe):
-        from llmevo.engines.activations import measure
+        from llmevo.run.activations import measure
 
         wanted = [of for every in prepared.measurements.values() for of in every]
         if (cost := measure(wanted, sources, sources.folder(recipe.donor))).models:

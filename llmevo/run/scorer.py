@@ -214,7 +214,7 @@ class Scorer:
 
     def _prepare(self, recipe: Recipe) -> None:
         """Make the prepared models of a recipe, and say what it cost."""
-        from llmevo.engines.activations import measure
+        from llmevo.run.activations import measure
 
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmevo.engines.activations import measure
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import RecipeError
+from llmevo.export.experts import write_experts
 from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import METHODS
@@ -22,8 +23,9 @@ from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import LowRank, Weight
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
+from llmevo.run.activations import measure
 from merging.test_separating import adapters, deltas, dense, random, with_values
-from support.checkpoints import assert_same_bits, new_adapter, weights_of
+from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.tiny_model import save_tiny, tiny_llama
 
 Matrix = NDArray[np.float64]
@@ -240,6 +242,16 @@ def _inputs(folder: Path, weights: Mapping[str, Tensor], name: str, texts: list[
         for text in texts:
             model(**tokenizer(text, return_tensors="pt"))
     return torch.cat(rows)
+
+
+def test_prepared_adapters_are_exported_as_adapters_that_mergekit_merges(folder: Path) -> None:
+    given = recipe(["wudi"], parameters={"prepare": 0.7})
+    assert write_experts(given, Sources(folder), folder / "out", 0, {}) == 2
+    assert [*(folder / "out").rglob("adapter_config.json")]
+    assert not [*(folder / "out").rglob("model*.safetensors")]
+    text = (folder / "out" / "recipe.yml").read_text()
+    mergekit("config").MergeConfiguration.model_validate(yaml.safe_load(text))
+    assert difference(merged(Recipe.from_yaml(text), folder), merged(given, folder)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Measurement:
         """Open it. Raises RecipeError where it has not been made."""
         if not self.folder.exists():
             raise RecipeError(
-                f"prepare: the inputs of {self.model} on the texts are not measured; see `llmevo.engines.activations`"
+                f"prepare: the inputs of {self.model} on the texts are not measured; `llmevo.merge` and runs do so"
             )
         return Checkpoint(self.folder)
 
