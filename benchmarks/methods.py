@@ -12,7 +12,6 @@ prepared by the steps before it.
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,13 +50,8 @@ SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 }
 """The values of each method's own parameters."""
 
-TASKS: Mapping[str, Sequence[str]] = {
-    "arithmetic": ["quickstart_arithmetic", "quickstart_arithmetic_generate"],
-    "words": ["quickstart_words"],
-    "family": ["quickstart_family"],
-    "calendar": ["quickstart_calendar"],
-}
-"""The tasks of each expert's skills, by the parts of its name, for RegMean."""
+SKILLS = ("arithmetic", "words", "family", "calendar")
+"""Parts of the names of tasks and experts: RegMean measures an expert on the tasks of its own skills."""
 
 Setting = tuple[str, dict[str, float]]
 """A method, and the values of its parameters."""
@@ -72,9 +66,10 @@ def settings() -> Iterator[Setting]:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Ask the search questions of the settings that the file lacks, then the held-out ones of the best of each method."""
+    """Ask the search questions of the settings that the file lacks, then the held-out ones of each method's best."""
     file = CONFIGS[options.name]
-    scorer = Scorer(read_config(file), file.parent)
+    config = read_config(file)
+    scorer = Scorer(config.model_copy(update={"limit": options.limit or config.limit}), file.parent)
     for setting in settings():
         _ask(scorer, setting, "search", options.out)
     for method in SETTINGS if scorer.heldout else ():
@@ -117,9 +112,12 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
     if steps:
         prepare = {"steps": steps, "text": QUESTIONS}
         if steps == ["regmean"]:
-            known = {task.name for task in scorer.config.tasks}
             prepare["tasks"] = {
-                str(model): [task for skill, of in TASKS.items() if skill in model.name for task in of if task in known]
+                str(model): [
+                    task.name
+                    for task in scorer.config.tasks
+                    if any(skill in task.name and skill in model.name for skill in SKILLS)
+                ]
                 for model in genome.models
                 if model != genome.base_model
             }
@@ -180,6 +178,7 @@ def main() -> None:
     command = commands.add_parser("collect")
     command.add_argument("name", choices=CONFIGS)
     command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--limit", type=int, help="questions a task; by default those of the config")
     command.set_defaults(run=collect)
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
