@@ -248,7 +248,7 @@ class TokenizerSection(Strict):
 
 
 class Preparation(Strict):
-    """Changes of the experts before the merge, which do not depend on its weights: see `docs/methods.md`.
+    """Changes of the experts before the merge, which do not depend on its weights: see `docs/preparation.md`.
 
     In short a list of steps, each a name or {name: {parameter: value}}.
     """

@@ -20,13 +20,10 @@ Matrix = NDArray[np.float64]
 Reference = Callable[[Sequence[Matrix], Sequence[float], Mapping[str, float]], Matrix]
 SEPARATING = {name: method for name, method in METHODS.items() if not method.in_mergekit}
 NEUTRAL = {
-    **{name: {"blend": 0.0} for name in ("tsv", "wudi", "knots")},
-    "star": {"eta": 1.0},
-    "isotropic": {"gamma": 1.0},
-    "subspace_boosting": {"beta": 1.0},
-    "consensus": {"threshold": 0.0},
+    name: {key: parameter.neutral for key, parameter in method.shared.items() if parameter.neutral is not None}
+    for name, method in SEPARATING.items()
 }
-"""The parameters with which each is task arithmetic."""
+"""The parameter with which each is task arithmetic."""
 
 WEIGHTS = (0.7, 0.4, 1.1)
 RANK = 3
@@ -161,6 +158,7 @@ def test_a_method_is_its_formula(case: tuple[Reference, dict[str, float]]) -> No
 @pytest.mark.parametrize("method", SEPARATING.values(), ids=SEPARATING)
 @pytest.mark.parametrize("of", [adapters, lambda: dense(adapters())], ids=["adapters", "dense"])
 def test_the_neutral_value_is_task_arithmetic_bit_for_bit(method: Method, of: Callable[[], TensorGroup]) -> None:
+    assert len(NEUTRAL[method.name]) == 1
     inputs = with_values(of(), method, NEUTRAL[method.name])
     assert torch.equal(bits(method.merge(inputs)), bits(METHODS["task_arithmetic"].merge(inputs)))
     other = with_values(of(), method)

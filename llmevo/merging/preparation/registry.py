@@ -43,7 +43,7 @@ class PreparationStep:
         return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
 
 
-PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=0.5)
+PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=0.5, neutral=0.0)
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
 
 _STEPS = (
@@ -51,7 +51,7 @@ _STEPS = (
         "aim",
         "https://arxiv.org/abs/2502.02421",
         "aim",
-        {"omega": Parameter(default=0.0, low=0.0, high=1.0)},
+        {"omega": Parameter(default=0.0, low=0.0, high=1.0, neutral=1.0)},
         measures="magnitudes",
     ),
     PreparationStep(
@@ -59,7 +59,7 @@ _STEPS = (
         "https://arxiv.org/abs/2212.09849",
         "regmean",
         {
-            "blend": Parameter(default=0.99, low=0.0, high=1.0),
+            "blend": Parameter(default=0.99, low=0.0, high=1.0, neutral=0.0),
             "alpha": Parameter(default=0.9, low=0.0, high=1.0),
         },
         measures="grams",
@@ -71,10 +71,16 @@ _STEPS = (
         {"rank": Parameter(default=1.0, low=0.05, high=1.0)},
     ),
     PreparationStep(
-        "wudi", "https://arxiv.org/abs/2503.08099", "separated", {"blend": Parameter(default=0.5, low=0.0, high=1.0)}
+        "wudi",
+        "https://arxiv.org/abs/2503.08099",
+        "separated",
+        {"blend": Parameter(default=0.5, low=0.0, high=1.0, neutral=0.0)},
     ),
     PreparationStep(
-        "star", "https://arxiv.org/abs/2502.10339", "separated", {"eta": Parameter(default=0.4, low=0.05, high=1.0)}
+        "star",
+        "https://arxiv.org/abs/2502.10339",
+        "separated",
+        {"eta": Parameter(default=0.4, low=0.05, high=1.0, neutral=1.0)},
     ),
 )
 STEPS: dict[str, PreparationStep] = {step.name: step for step in _STEPS}
