@@ -47,9 +47,9 @@ class Genome(BaseModel):
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
     """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""
     prepare: Preparation | None = None
-    """Changes of the models before they are merged, such as `[aim, wudi]`, made once: see `docs/preparation.md`. The gene
-    `prepare` says how far each slice goes from the models as they are, 0, to the prepared ones, 1. Steps that measure
-    the inputs of layers do so on the search questions, or on `text`."""
+    """Changes of the models before they are merged, such as `[aim, wudi]`, made once: see `docs/preparation.md`. The
+    gene `prepare` says how far each slice goes from the models as they are, 0, to the prepared ones, 1. Steps that
+    measure the inputs of layers do so on the search questions, or on `text`."""
     dtype: str = "bfloat16"
     """The type of the merged weights."""
 

@@ -138,7 +138,7 @@ def _decomposed(inputs: TensorGroup, place: int, many: int) -> Singular:
     weight = inputs.models[place]
     with one_thread():
         if isinstance(weight, LowRank) and same(weight.origin, inputs.origin):
-            return of_product(weight.up.double().numpy(), weight.down.double().numpy())
+            return _of_factors(weight.up.double().numpy(), weight.down.double().numpy())
         found = of_matrix(inputs.delta(place), max(1, min(inputs.origin.shape) // many))
         return _above(found, _rounding(stored(weight)))
 
@@ -159,7 +159,7 @@ def _above(found: Singular, least: float) -> Singular:
     return Singular(found.left[:, :rank], found.values[:rank], found.right[:rank])
 
 
-def of_product(up: Matrix, down: Matrix) -> Singular:
+def _of_factors(up: Matrix, down: Matrix) -> Singular:
     """Return the exact decomposition of a product up (rows, r) · down (r, columns)."""
     left, upper = np.linalg.qr(up)
     right, lower = np.linalg.qr(down.T)

@@ -31,7 +31,7 @@ RULES = 1
 """Raised by every change of the arithmetic."""
 
 UP, DOWN = "/up", "/down"
-"""The ends of the names of the two factors of a low-rank change."""
+"""The ends of the names of the two factors of a low-rank change; without the first one it is that of the expert."""
 
 
 class Prepared:
@@ -97,10 +97,13 @@ class Prepared:
         key, file = f"{self.experts.index(model)}/{name}", self._file
         if key in file.shapes:
             return between(plain, file.tensor(key), share)
-        if key + UP not in file.shapes:
+        if key + DOWN not in file.shapes:
             return plain
-        origin = self.sources[self.base].tensor(name)
-        return between(plain, LowRank(origin, file.tensor(key + UP), file.tensor(key + DOWN)), share)
+        down = file.tensor(key + DOWN)
+        if key + UP in file.shapes:
+            return between(plain, LowRank(self.sources[self.base].tensor(name), file.tensor(key + UP), down), share)
+        assert isinstance(plain, LowRank)
+        return LowRank(plain.origin, plain.up, torch.lerp(plain.down, down, share) if share < 1.0 else down)
 
     def make(self) -> None:
         """Write the prepared experts where the cache lacks them.
@@ -136,7 +139,8 @@ class Prepared:
                 if weight is before:
                     continue
                 if isinstance(weight, LowRank):
-                    yield f"{place}/{name}{UP}", weight.up
+                    if not (isinstance(before, LowRank) and weight.up is before.up):
+                        yield f"{place}/{name}{UP}", weight.up
                     yield f"{place}/{name}{DOWN}", weight.down
                 else:
                     yield f"{place}/{name}", weight.to(stored(before).dtype)

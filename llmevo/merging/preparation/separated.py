@@ -27,7 +27,7 @@ def wudi(inputs: TensorGroup, parameters: Mapping[str, float], _: Any) -> Sequen
         return inputs.models
     with spectral.one_thread():
         changes = _wudi.changes(inputs, parameters["blend"])
-    return [changed(inputs, place, product) for place, product in enumerate(changes)]
+        return [changed(inputs, place, product) for place, product in enumerate(changes)]
 
 
 def star(inputs: TensorGroup, parameters: Mapping[str, float], _: Any) -> Sequence[Weight]:
@@ -36,4 +36,4 @@ def star(inputs: TensorGroup, parameters: Mapping[str, float], _: Any) -> Sequen
         return inputs.models
     with spectral.one_thread():
         changes = _star.changes(inputs, parameters["eta"])
-    return [changed(inputs, place, product) for place, product in enumerate(changes)]
+        return [changed(inputs, place, product) for place, product in enumerate(changes)]

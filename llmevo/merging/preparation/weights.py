@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmevo.merging.kernels.spectral import Product, of_product
+from llmevo.merging.kernels.spectral import Product
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.models.checkpoints import LowRank, Weight, same
 
@@ -26,19 +26,18 @@ def replaced(inputs: TensorGroup, product: Product) -> Weight:
 
 
 def changed(inputs: TensorGroup, place: int, product: Product) -> Weight:
-    """Return a model's weight + product; low-rank, of the least rank, where the model is."""
-    weight, (up, down) = inputs.models[place], _tensors(product)
+    """Return a model's weight + product, whose columns are combinations of the task vector's.
+
+    An adapter keeps its first factor, so what is between it and the prepared one has its rank too.
+    """
+    weight = inputs.models[place]
     if not (isinstance(weight, LowRank) and is_adapted(inputs, place)):
-        return torch.addmm(inputs.weight(place), up, down)
-    wide = torch.cat([weight.up, up], dim=1), torch.cat([weight.down, down])
-    found = of_product(*(each.double().numpy() for each in wide))
-    return LowRank(inputs.origin, torch.from_numpy(found.left * found.values.astype(np.float32)), _own(found.right))
+        return torch.addmm(inputs.weight(place), *_tensors(product))
+    inner = np.linalg.lstsq(weight.up.double().numpy(), product.left.astype(np.float64))[0]
+    more = torch.from_numpy(inner @ product.right.astype(np.float64))
+    return LowRank(inputs.origin, weight.up, (weight.down.double() + more).float())
 
 
 def _tensors(product: Product) -> tuple[Tensor, Tensor]:
     rounded = product.rounded()
     return torch.from_numpy(rounded.left), torch.from_numpy(rounded.right)
-
-
-def _own(matrix: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(matrix))
