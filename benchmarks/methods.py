@@ -2,18 +2,23 @@
 
     python benchmarks/methods.py collect NAME --out FILE    # continues where it stopped; NAME: quickstart or overlap
     python benchmarks/methods.py table FILE
+    python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budget 35 --seeds 5    # continues as well
+    python benchmarks/methods.py picks FILE
 
 NAME is the config of `configs/quickstart.yml`, four experts of separate skills, or of
 `benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
 the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
 search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
-prepared by the steps before it.
+prepared by the steps before it. `search` lets a search choose the method (`genome.merge_method` a list), with the
+optimizer that the config has without an LLM; `picks` shows which one it chose, and its held-out score.
 """
 
 import argparse
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import measurements
@@ -22,6 +27,7 @@ from llmevo.config import read_config
 from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
+from llmevo.export.runs import evolve
 from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.run.scorer import Scorer
 
@@ -172,6 +178,62 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
+CHOICES = ["task_arithmetic", "tsv", "wudi", "isotropic", "star", "ties"]
+"""The methods of a search that may choose."""
+
+
+def search(options: argparse.Namespace) -> None:
+    """Run the searches that the file lacks: with the choice, and with task arithmetic only."""
+    file = CONFIGS[options.name]
+    config = read_config(file)
+    done = {(line["seed"], line["budget"], line["of"]) for line in measurements.read(options.out)}
+    for seed, of in itertools.product(range(options.seeds), ("choice", "task_arithmetic")):
+        if (seed, options.budget, of) in done:
+            continue
+        methods = CHOICES if of == "choice" else of
+        made = config.model_copy(
+            update={
+                "genome": config.genome.model_copy(update={"merge_method": methods}),
+                "search": config.search.model_copy(update={"seed": seed, "budget": options.budget}),
+            }
+        )
+        given = made.model_dump(mode="json", exclude_unset=True)
+        folder = options.runs / f"{options.name}-{of}-{options.budget}-{seed}"
+        run = evolve(given, folder, root=file.parent, resume=True)
+        best = run.best
+        assert best
+        line = {**measurements.environment(), "of": of, "seed": seed, "budget": options.budget}
+        line |= {"method": best.recipe.merge_method, "search": [best.score, best.stderr]}
+        line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
+        measurements.append(options.out, line)
+        print(of, seed, line["method"], line["search"], line["heldout"].get("best"), flush=True)
+
+
+def picks(options: argparse.Namespace) -> None:
+    """Print what the searches chose."""
+    print("\n".join(picked(measurements.read(options.file))))
+
+
+def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table's lines."""
+    yield "| search over | budget | seeds | chosen | search | held out |\n|---|---|---|---|---|---|"
+    for budget, of in dict.fromkeys((line["budget"], line["of"]) for line in lines):
+        mine = [line for line in lines if (line["budget"], line["of"]) == (budget, of)]
+        chosen = Counter(line["method"] for line in mine)
+        named = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
+        scores = [_mean([line["search"][0] for line in mine])]
+        scores += [_mean([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
+        yield f"| {of} | {budget} | {len(mine)} | {named} | {' | '.join(scores)} |"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """The mean over seeds, with its standard error."""
+    if not values:
+        return ""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{error}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -183,6 +245,16 @@ def main() -> None:
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
     command.set_defaults(run=table)
+    command = commands.add_parser("search")
+    command.add_argument("name", choices=CONFIGS)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
+    command.add_argument("--budget", type=int, default=35)
+    command.add_argument("--seeds", type=int, default=5)
+    command.set_defaults(run=search)
+    command = commands.add_parser("picks")
+    command.add_argument("file", type=Path)
+    command.set_defaults(run=picks)
     options = parser.parse_args()
     options.run(options)
 

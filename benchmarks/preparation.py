@@ -2,6 +2,7 @@
 
     python benchmarks/preparation.py collect --out FILE    # on the quickstart's experts, adapters and whole models
     python benchmarks/preparation.py table FILE
+    python benchmarks/preparation.py steps                 # the steps, from the package
 
 Each preparation is measured in a process of its own, with an empty cache, in seconds of the processor, which other
 processes disturb little. Those of candidates are medians of rounds in which task arithmetic, the same on prepared
@@ -27,6 +28,7 @@ import measurements
 
 from llmevo.config import read_config
 from llmevo.merging.merger import Merger
+from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
@@ -34,7 +36,6 @@ from llmevo.run.activations import measure
 from llmevo.run.scorer import Scorer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
-STEPS = ("aim", "regmean", "tsv", "wudi", "star")
 ROUNDS = 7
 SHARES = {"plain": 0.0, "prepared": 1.0, "half-way": 0.5}
 
@@ -72,7 +73,7 @@ def one(options: argparse.Namespace) -> None:
         "merge_method": "task_arithmetic",
         "base_model": base,
         "models": [{"model": expert, "parameters": {"weight": 0.5}} for expert in experts],
-        "prepare": {"steps": [options.step], "text": scorer.texts.keep() if options.step in STEPS[:2] else None},
+        "prepare": {"steps": [options.step], "text": scorer.texts.keep() if STEPS[options.step].measures else None},
         "dtype": "bfloat16",
     }
     recipe = Recipe.model_validate(given)
@@ -165,6 +166,23 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
+READS = {"": "nothing", "magnitudes": "texts, in the base", "grams": "texts, in every expert"}
+
+
+def steps(_: argparse.Namespace) -> None:
+    """Print the steps with their parameters."""
+    print("| step | gives each expert | reads | parameters | paper |\n|---|---|---|---|---|")
+    for name, step in STEPS.items():
+        said = (step.prepare.__doc__ or "").split(".\n", 1)[0].split(". ", 1)[0].split(";")[0]
+        gives = " ".join(said.removeprefix("Return each expert ").split()).rstrip(".")
+        own = [
+            f"`{key}` {of.default:g}, from {of.low:g} to {of.high:g}"
+            + (f"; {of.neutral:g} changes nothing" if of.neutral is not None else "")
+            for key, of in step.parameters.items()
+        ]
+        print(f"| `{name}` | {gives} | {READS[step.measures]} | {'<br>'.join(own)} | <{step.paper}> |")
+
+
 Size = tuple[int, int, int, int, int]
 
 
@@ -220,6 +238,8 @@ def main() -> None:
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
     command.set_defaults(run=table)
+    command = commands.add_parser("steps")
+    command.set_defaults(run=steps)
     options = parser.parse_args()
     options.run(options)
 
