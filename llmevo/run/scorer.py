@@ -90,6 +90,7 @@ class Scorer:
     judges: bool = True
     """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
+    _spent_preparing: float = field(default=0.0, init=False)
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
 
@@ -212,6 +213,11 @@ class Scorer:
     def _carried(self) -> set[str]:
         return set()
 
+    def _preparing(self) -> dict[str, float]:
+        """The seconds that preparing took since the last call, for the log's `seconds`; empty if none."""
+        spent, self._spent_preparing = self._spent_preparing, 0.0
+        return {"prepare": spent} if spent else {}
+
     def _prepare(self, recipe: Recipe) -> None:
         """Make the prepared models of a recipe, and say what it cost."""
         from llmevo.run.activations import measure
@@ -222,10 +228,13 @@ class Scorer:
         cost = measure(wanted, self.sources, self.tokenizer_folder, self.config.engine.device, self.warn)
         if cost.models:
             self.warn(f"Measured: {cost}.")
+        self._spent_preparing += cost.seconds
         if not prepared.folder.exists():
             started = time.monotonic()
             prepared.make()
-            self.warn(f"Prepared {len(prepared.experts)} models in {time.monotonic() - started:.0f} s.")
+            took = time.monotonic() - started
+            self._spent_preparing += took
+            self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
 
     # Checks of the config against models and machine
 
@@ -443,7 +452,7 @@ class Scorer:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
             else:
                 score = evaluator.score(engine.lm, known)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
 
         score, seconds = self._with_recovery(scored)
         self.keep(request, score)
@@ -560,7 +569,7 @@ class Scorer:
                 gate.check(engine.lm)
             merged = time.monotonic()
             score = ask(engine.lm, job.part)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
 
         return self._with_recovery(scored)
 

@@ -37,6 +37,7 @@ def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     ]
     parents = [trial for trial in state.trials.values() if trial.candidate.origin == "parent"]
     assert all(value == 0.0 for trial in parents for name, value in trial.candidate.genes.items() if "prepare" in name)
+    assert ["prepare" in trial.seconds for trial in state.trials.values() if trial.seconds].count(True) == 1
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
 
     best = max(number for number in state.trials)
