@@ -202,7 +202,7 @@ def search(options: argparse.Namespace) -> None:
         run = evolve(given, folder, root=file.parent, resume=True)
         best = run.best
         assert best
-        line = {**measurements.environment(), "of": of, "seed": seed, "budget": options.budget}
+        line: dict[str, Any] = {**measurements.environment(), "of": of, "seed": seed, "budget": options.budget}
         line |= {"method": best.recipe.merge_method, "search": [best.score, best.stderr]}
         line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
         measurements.append(options.out, line)

@@ -1,6 +1,7 @@
 """Preparation: the steps against their papers' formulas in float64, and recipes that have one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from llmevo.models.checkpoints import LowRank, Weight
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.activations import measure
-from merging.test_separating import adapters, deltas, dense, random, with_values
+from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.tiny_model import save_tiny, tiny_llama
 
@@ -112,6 +113,20 @@ def test_neutral_values_leave_the_experts_as_they_are(name: str) -> None:
         np.testing.assert_allclose(found, delta, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_an_expert_that_changes_nothing_stays_the_base(name: str) -> None:
+    inputs = adapters()
+    one = inputs.models[0]
+    assert isinstance(one, LowRank)
+    nothing = LowRank(inputs.origin, 0 * one.up, one.down)
+    given = replace(inputs, models=[one, inputs.origin.clone(), nothing])
+    found = stepped(given, name)
+    assert np.isfinite(found[0]).all()
+    assert np.abs(found[0]).max() > 0.1
+    np.testing.assert_array_equal(found[1], 0.0)
+    np.testing.assert_array_equal(found[2], 0.0)
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
@@ -192,12 +207,19 @@ def test_one_prepared_expert_alone_is_that_expert_and_every_method_merges_them(f
     assert_same_bits(merged(recipe(["star"], weights=(1.0, 0.0), parameters={"prepare": 0.0}), folder), plain)
 
 
-def test_the_running_model_has_the_prepared_weights_that_are_exported(folder: Path) -> None:
-    given = recipe(["wudi", "star"], parameters={"prepare": 0.7}, merge_method="ties")
-    sources = Sources(folder)
-    engine = HfEngine(folder / "base", folder / "base", "float32", "cpu", Merger(sources, cache_gb=1.0))
-    for share in (0.2, 1.0, 0.0, 0.7):
-        engine.swap(given.model_copy(update={"parameters": {"prepare": share}}))
+@pytest.mark.parametrize(
+    ("method", "prepare"), [*((name, None) for name in SEPARATING), ("ties", ["wudi", "star"])], ids=str
+)
+@pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")], ids=["adapters", "whole"])
+def test_the_running_model_has_the_weights_that_are_exported(
+    folder: Path, method: str, prepare: Any, models: tuple[str, ...]
+) -> None:
+    """Also after other candidates, whose values the merger keeps."""
+    parameter = "prepare" if prepare else next(iter(NEUTRAL[method]))
+    engine = HfEngine(folder / "base", folder / "base", "float32", "cpu", Merger(Sources(folder), cache_gb=1.0))
+    for share, weights in ((0.2, (0.6, 0.7)), (1.0, (0.1, 1.2)), (0.7, (0.6, 0.7))):
+        given = recipe(prepare, models, weights, parameters={parameter: share}, merge_method=method)
+        engine.swap(given)
     write_model(given, Sources(folder), folder / "out")
     assert engine.differences(folder / "out") == []
 
