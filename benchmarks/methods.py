@@ -178,7 +178,7 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
-CHOICES = ["task_arithmetic", "tsv", "wudi", "isotropic", "star", "ties"]
+CHOICES = ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"]
 """The methods of a search that may choose."""
 
 

@@ -28,6 +28,9 @@ from llmevo.models.tokenizer import VOCABULARY
 LONGEST = 1024
 """Tokens of a text that are read."""
 
+TOGETHER = 16
+"""Texts that are read at a time."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -79,7 +82,7 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
         raise TaskError("prepare: the texts have no tokens")
     sums = _Sums(of.kind)
     with torch.no_grad(), _watched(engine.model, sources[of.model].shapes, sums):
-        for each in tokens:
+        for each in _batches(tokens):
             engine.model(input_ids=each.to(engine.device), use_cache=False)
     try:
         of.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,16 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     except OSError as error:
         raise SourceError(f"{of.folder}: measurements cannot be written ({error})") from error
     return sum(each.numel() for each in tokens)
+
+
+def _batches(tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield texts of the same number of tokens together, so that none is padded."""
+    by_length: dict[int, list[Tensor]] = {}
+    for each in tokens:
+        by_length.setdefault(each.shape[1], []).append(each)
+    for each in by_length.values():
+        for start in range(0, len(each), TOGETHER):
+            yield torch.cat(each[start : start + TOGETHER])
 
 
 class _Sums:

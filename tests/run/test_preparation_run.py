@@ -72,8 +72,10 @@ def test_llmevo_merge_reads_the_texts_beside_a_runs_best_recipe(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
-    search = {"optimizer": "random", "budget": 8, "seed": 3}
-    config = workspace.config(genome=genome(["aim"], bounds={"prepare": [0.5, 1.0]}), search=search)
+    config = workspace.config(genome=genome(["aim"], bounds={"prepare": [0.5, 1.0]}))  # an LLM leads this search
+    status, printed = workspace.llmevo("inspect", config)
+    assert status == 0, printed
+    assert not (workspace.root / "cache" / "prepared").exists()
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     assert (workspace.root / "run" / "questions.json").exists()
