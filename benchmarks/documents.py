@@ -32,7 +32,7 @@ CODE = re.compile(r"`[^`\n]*`")
 
 def documents() -> list[Path]:
     """Those that may hold tables from data."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
 
 
 def commands(text: str) -> list[str]:
