@@ -209,7 +209,10 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "| | held out |"
     yield "|---|---|"
     fixed = rivals(own["llm"][0])
-    for words, label in (("the best expert", "best expert"), ("the best coefficient", "best coefficient (one weight for all)")):
+    for words, label in (
+        ("the best expert", "best expert"),
+        ("the best coefficient", "best coefficient (one weight for all)"),
+    ):
         mean, error = score(own["llm"][0], fixed[words]["right"])
         yield f"| {label} | {mean:.3f} ± {error:.3f} |"
     for name, label in SEARCHES.items():
@@ -234,7 +237,10 @@ def main() -> None:
     collecting.add_argument("runs", type=Path, nargs="+")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.set_defaults(command=collect)
-    for name, command, about in (("table", table, "print what was collected"), ("short", short, "print four rows of it")):
+    for name, command, about in (
+        ("table", table, "print what was collected"),
+        ("short", short, "print four rows of it"),
+    ):
         printing = commands.add_parser(name, help=about)
         printing.add_argument("file", type=Path)
         printing.set_defaults(command=command)

@@ -1,6 +1,6 @@
 """The reference pages, from the code: config keys, recipes, commands, events, optimizers, methods, the Python API.
 
-`pages()` has them all as Markdown by their place in `docs`; `hooks.py` puts them into the site when it is built, so they
+`pages()` has them all as Markdown by their place in `docs`; `site_hooks.py` puts them into the site when it is built, so they
 are never out of date.
 """
 
@@ -24,7 +24,7 @@ from typer.models import ArgumentInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from schemas import event_models, field_docs, models_in
+from site_schemas import event_models, field_docs, models_in
 
 import llmevo
 from llmevo import testing
@@ -66,7 +66,8 @@ def form(kind: Any) -> str:
     if origin is tuple:
         return f"[{', '.join(form(part) for part in parts)}]"
     if origin is list:
-        return f"list of {form(parts[0])}"
+        inner = form(parts[0])
+        return f"list of {'sections' if inner == 'section' else inner}"
     if origin is dict:
         return f"mapping of {form(parts[0])} to {form(parts[1])}"
     if kind is ModelReference:
@@ -112,9 +113,14 @@ def sections(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
         left = inner + left
 
 
+def linked(text: str) -> str:
+    """The text with its addresses as links."""
+    return re.sub(r"(?<!\]\()(?<!<)(https?://[^\s),]+)", r"<\1>", text)
+
+
 def text_of(thing: Any) -> str:
     """The thing's own docstring, its example left out."""
-    return inspect.cleandoc(thing.__doc__ or "").partition("\n>>>")[0].strip()
+    return linked(inspect.cleandoc(thing.__doc__ or "").partition("\n>>>")[0].strip())
 
 
 def keys(model: type[BaseModel], path: str, places: Mapping[type[BaseModel], str]) -> Iterator[str]:
@@ -133,7 +139,7 @@ def keys(model: type[BaseModel], path: str, places: Mapping[type[BaseModel], str
             yield said
             yield ""
         if inner:
-            yield f"Its keys: {', '.join(f'[`{places[one]}`](#{places[one]})' for one in inner)}."
+            yield f"Keys: {', '.join(f'[`{places[one]}`](#{places[one]})' for one in inner)}."
             yield ""
 
 
@@ -172,7 +178,9 @@ def config_page() -> str:
         of_model(Config),
         "## Trackers",
         "The options of an entry of `loggers`.",
-        table(["name", "options"], [(f"`{name}`", ", ".join(f"`{one}`" for one in own)) for name, own in TRACKERS.items()]),
+        table(
+            ["name", "options"], [(f"`{name}`", ", ".join(f"`{one}`" for one in own)) for name, own in TRACKERS.items()]
+        ),
         "## Keys of other tools",
         "The keys of mergekit-evolve and LLM-Evo-Merge mean the same here. Their command-line options have other names:",
         table(["there", "here"], [(f"`{name}`", way) for name, way in ways]),
@@ -259,7 +267,9 @@ def events_page() -> str:
             if name not in ("event", "time", "schema_")
         ]
         parts += [f"## `{event_name(model)}`", text_of(model) or _first(model), table(["field", "value", ""], rows)]
-    inner = {one for model in event_models() for field in model.model_fields.values() for one in models_in(field.annotation)}
+    inner = {
+        one for model in event_models() for field in model.model_fields.values() for one in models_in(field.annotation)
+    }
     for model in sorted(inner, key=lambda one: one.__name__):
         docs = field_docs(model)
         rows = [(f"`{name}`", form(field.annotation), docs.get(name, "")) for name, field in model.model_fields.items()]
@@ -302,8 +312,13 @@ def python_page() -> str:
         "The names of `llmevo.__all__`. `import llmevo` loads no library; each name is imported when it is first used."
         " The package is typed.",
     ]
-    for name in sorted(names, key=lambda one: (one not in ("evolve", "open_run", "Run", "merge", "extract", "Search"), one)):
-        parts += [f"## `llmevo.{name}`", f"::: {getattr(llmevo, name).__module__}.{name}\n    options:\n      heading_level: 3"]
+    for name in sorted(
+        names, key=lambda one: (one not in ("evolve", "open_run", "Run", "merge", "extract", "Search"), one)
+    ):
+        parts += [
+            f"## `llmevo.{name}`",
+            f"::: {getattr(llmevo, name).__module__}.{name}\n    options:\n      heading_level: 3",
+        ]
     parts += [
         "## `llmevo.testing`",
         text_of(testing),
@@ -372,7 +387,11 @@ def _parity(method: Method) -> Iterator[str]:
         yield "mergekit has no such method, and refuses a recipe that names it."
     elif rows := _measured("parity.jsonl", method.name):
         worst = max(row["difference"] for row in rows)
-        said = "equal to mergekit's result" if not worst else f"at most {worst:.0e} of a tensor's largest entry from mergekit's"
+        said = (
+            "equal to mergekit's result"
+            if not worst
+            else f"at most {worst:.0e} of a tensor's largest entry from mergekit's"
+        )
         yield f"In float32 {said}, on {len(rows)} architectures: see [the table](../benchmarks/merging.md#parity)."
     else:
         yield "Not compared with mergekit."
@@ -382,9 +401,9 @@ def _parity(method: Method) -> Iterator[str]:
 def _models(method: Method) -> str:
     least, most = method.models
     count = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-    base = "beside a base model" if method.takes_base or method.pair else ""
-    optional = "with or without a base model" if method.may_take_base else ""
-    return f"Merges {count} {'model' if (least, most) == (1, 1) else 'models'} {base or optional}".strip() + "."
+    base = " and a base model" if method.takes_base or method.pair else ""
+    optional = ", with or without a base model" if method.may_take_base else ""
+    return f"It merges {count} {'model' if (least, most) == (1, 1) else 'models'}{base or optional}."
 
 
 def method_page(method: Method) -> str:
@@ -400,11 +419,11 @@ def method_page(method: Method) -> str:
     heads = ["parameter", "of", "default in a recipe", "gene", "start"]
     return lines(
         f"# {method.name}",
-        idea,
+        linked(idea),
         "## When to use it",
-        uses()[method.name],
+        f"Use it when {uses()[method.name]}.",
         "## Formula",
-        formula.removeprefix("Return ").removeprefix("the ").strip(),
+        linked(formula.removeprefix("Return ")),
         "x are a model's tensors, δ = x − base is its task vector, w its `weight` and λ `lambda`.",
         "## Parameters and genes",
         _models(method),

@@ -1,6 +1,6 @@
 """The JSON schemas of configs, recipes and logs, from the models that read them, with the documentation of each key.
 
-    python docs/tools/schemas.py            # write docs/schemas/*.json anew
+    python docs/tools/site_schemas.py            # write docs/schemas/*.json anew
 
 pydantic's own schemas lack what validators accept besides the fields' types, such as a budget as one number or a task as
 its name; `_SHORT` and `_also` add it.

@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import reference
+import site_reference
 from site_map import MOVED, ROOT, published
 
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
@@ -22,13 +22,13 @@ TABLE = re.compile(r"^<!-- from: (.+?) -->$", re.M)
 
 def on_config(config: Any) -> Any:
     """The methods, a page each, in the order of the registry."""
-    methods = ["methods/index.md", *(f"methods/{name}.md" for name in reference.METHODS)]
+    methods = ["methods/index.md", *(f"methods/{name}.md" for name in site_reference.METHODS)]
     next(entry for entry in config["nav"] if "Methods" in entry)["Methods"] = methods
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for place, text in reference.pages().items():
+    for place, text in site_reference.pages().items():
         files.append(File.generated(config, place, content=text))
     for place, source in published().items():
         files.append(File.generated(config, place, abs_src_path=str(source)))
@@ -47,7 +47,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         there = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = MOVED.get(there, there.removeprefix("docs/"))
-        return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{link[3] or ''}{link[4]}"
+        return (
+            f"{link[1]}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{link[3] or ''}{link[4]}"
+        )
 
     markdown = LINK.sub(moved, markdown)
     markdown = TABLE.sub(lambda table: f"<small>`python benchmarks/{table[1]}`</small>\n", markdown)
