@@ -202,8 +202,9 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     counts = {len(runs) for runs in own.values()}
     candidates = {run["candidates"] for runs in own.values() for run in runs}
     yield (
-        f"{' or '.join(map(str, sorted(candidates)))} candidates each, {' or '.join(map(str, sorted(counts)))} seeds; held out are"
-        f" {sum(map(len, runs[0]['questions'].values()))} answers. ± is the standard error between questions."
+        f"{' or '.join(map(str, sorted(candidates)))} candidates each, {' or '.join(map(str, sorted(counts)))} seeds;"
+        f" held out are {sum(map(len, runs[0]['questions'].values()))} answers."
+        " ± is the standard error between questions."
     )
     yield ""
     yield "| | held out |"

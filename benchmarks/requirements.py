@@ -2,9 +2,10 @@
 
     python benchmarks/requirements.py
 
-The row of the quickstart is measured: the seconds of a run's log. The others are computed, not measured: weights are two bytes
-a number; merging takes the measured time of task arithmetic for each number; scoring takes two operations a number and token, at
-the share of a GPU's speed that `llmevo inspect` assumes. Generated text takes longer, racing makes a run shorter.
+The row of the quickstart is measured: the seconds of a run's log. The others are computed, not measured: weights are
+two bytes a number; merging takes the measured time of task arithmetic for each number; scoring takes two operations a
+number and token, at the share of a GPU's speed that `llmevo inspect` assumes. Generated text takes longer, racing makes
+a run shorter.
 """
 
 import json
@@ -43,7 +44,7 @@ def merging() -> float:
 
 
 def measured() -> tuple[int, float]:
-    """Candidates and minutes of the quickstart's run, finalists and held-out rows included, without the LLM's answers."""
+    """Candidates and minutes of the quickstart's run, with finalists and held-out rows, without the LLM's answers."""
     lines = [json.loads(line) for line in LOG.read_text().splitlines()]
     seconds = sum(sum(line["seconds"].values()) for line in lines if "item_scores" in line)
     return sum(line["event"] == "evaluated" for line in lines), seconds / 60
@@ -52,8 +53,8 @@ def measured() -> tuple[int, float]:
 def table() -> Iterator[str]:
     """Markdown: what is assumed, and a row for each size."""
     yield (
-        f"A base and {FINE_TUNES} fine-tunes in bfloat16; {CANDIDATES} candidates of {QUESTIONS} questions of {TOKENS} tokens without"
-        " generated text, merged by two CPU threads and scored at the speed of one H100."
+        f"A base and {FINE_TUNES} fine-tunes in bfloat16; {CANDIDATES} candidates of {QUESTIONS} questions of {TOKENS}"
+        " tokens without generated text, merged by two CPU threads and scored at the speed of one H100."
     )
     yield ""
     yield "| models | weights and cache | GPU | disk | time | time is |"

@@ -1,7 +1,7 @@
 """The reference pages, from the code: config keys, recipes, commands, events, optimizers, methods, the Python API.
 
-`pages()` has them all as Markdown by their place in `docs`; `site_hooks.py` puts them into the site when it is built, so they
-are never out of date.
+`pages()` has them all as Markdown by their place in `docs`; `site_hooks.py` puts them into the site when it is built,
+so they are never out of date.
 """
 
 import ast
@@ -97,8 +97,12 @@ def default(field: FieldInfo) -> str:
     return f"default: `{list(value) if isinstance(value, tuple) else value}`"
 
 
+SMALL = 2
+"""Keys of a section that is listed wherever it may stand, such as `price`."""
+
+
 def sections(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The path of every section, and its model; each model once, where it comes first."""
+    """The path of every section, and its model; each model once, where it comes first, but small ones everywhere."""
     seen: set[type[BaseModel]] = {ModelReference, root}
     left: list[tuple[str, type[BaseModel]]] = [("", root)]
     while left:
@@ -107,7 +111,7 @@ def sections(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
         inner: list[tuple[str, type[BaseModel]]] = []
         for key, field in model.model_fields.items():
             for one in models_in(field.annotation):
-                if one not in seen:
+                if one not in seen or (one is not ModelReference and len(one.model_fields) <= SMALL):
                     seen.add(one)
                     inner.append((f"{path}.{key}" if path else key, one))
         left = inner + left
@@ -146,8 +150,9 @@ def keys(model: type[BaseModel], path: str, places: Mapping[type[BaseModel], str
 def of_model(root: type[BaseModel]) -> Iterator[str]:
     """A heading for each section, with its keys."""
     found = [*sections(root)]
-    places = {model: path for path, model in found if path}
     for path, model in found:
+        places = {inner: own for own, inner in reversed(found) if own}
+        places |= {inner: own for own, inner in found if own.rpartition(".")[0] == path and path}
         yield f"## `{path}` {{ #{path} }}" if path else "## The file"
         yield ""
         yield text_of(model)
@@ -182,7 +187,7 @@ def config_page() -> str:
             ["name", "options"], [(f"`{name}`", ", ".join(f"`{one}`" for one in own)) for name, own in TRACKERS.items()]
         ),
         "## Keys of other tools",
-        "The keys of mergekit-evolve and LLM-Evo-Merge mean the same here. Their command-line options have other names:",
+        "The keys of mergekit-evolve and LLM-Evo-Merge mean the same here. Their options have other names:",
         table(["there", "here"], [(f"`{name}`", way) for name, way in ways]),
         "## Removed",
         "Logs that have these can still be shown and exported.",
@@ -248,8 +253,8 @@ def event_name(model: type[BaseModel]) -> str:
 def events_page() -> str:
     parts: list[Any] = [
         "# Events",
-        "A run's `events.jsonl` has one JSON object a line. Fields are added in later versions, and none is removed. The"
-        " schema of a line is [events.json](../schemas/events.json); [the log](../concepts/log.md) explains what is"
+        "A run's `events.jsonl` has one JSON object a line. Fields are added in later versions, and none is removed."
+        " The schema of a line is [events.json](../schemas/events.json); [the log](../concepts/log.md) explains what is"
         " derived from it. Every event has `time` (UTC) and `schema` (1).",
         table(
             ["event", ""],
@@ -296,8 +301,8 @@ def _first(model: type[BaseModel]) -> str:
 def optimizers_page() -> str:
     parts: list[Any] = [
         "# Optimizers",
-        "The values of `search.optimizer` and of `--optimizer`. [The search](../concepts/search.md) explains what they have"
-        " in common; [their benchmark](../benchmarks/optimizers.md) compares them.",
+        "The values of `search.optimizer` and of `--optimizer`. [The search](../concepts/search.md) explains what they"
+        " have in common; [their benchmark](../benchmarks/optimizers.md) compares them.",
     ]
     for name, maker in OPTIMIZERS.items():
         asks = "It asks an LLM; see [LLMs and keys](../guides/llms.md)." if name in ASKING else ""
@@ -323,7 +328,7 @@ def python_page() -> str:
         "## `llmevo.testing`",
         text_of(testing),
         *(
-            f"::: {getattr(testing, name).__module__}.{name}\n    options:\n      heading_level: 3\n      members: false"
+            f"::: {getattr(testing, name).__module__}.{name}\n    options: {{heading_level: 3, members: false}}"
             for name in testing.__all__
         ),
     ]

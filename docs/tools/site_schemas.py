@@ -2,8 +2,8 @@
 
     python docs/tools/site_schemas.py            # write docs/schemas/*.json anew
 
-pydantic's own schemas lack what validators accept besides the fields' types, such as a budget as one number or a task as
-its name; `_SHORT` and `_also` add it.
+pydantic's own schemas lack what validators accept besides the fields' types, such as a budget as one number or a task
+as its name; `_SHORT` and `_also` add it.
 """
 
 import ast
