@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import options, terminal
+from llmevo.config import config_text
 from llmevo.errors import ProposerError, UserError
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.terminal.sweep import play, report
@@ -32,6 +33,7 @@ def compare(
     backend: options.Backend = None,
     workers: options.Workers = None,
     task_search_path: options.TaskFolders = None,
+    changes: options.Changes = None,
     mask_names: options.MaskNames = False,
     max_llm_calls: options.MaxCalls = None,
     max_cost: options.MaxCost = None,
@@ -52,6 +54,7 @@ def compare(
     settings = options.read_settings(
         what[0],
         task_search_path,
+        changes,
         search__budget=budget,
         llm__base_url=base_url,
         llm__model=model,
@@ -64,7 +67,8 @@ def compare(
     )
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
-    tournament = Sweep(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key, trust)
+    text = config_text(what[0], changes or [])
+    tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
     try:
         play(terminal.console, tournament)

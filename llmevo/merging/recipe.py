@@ -358,7 +358,10 @@ class Recipe(Strict):
     def from_yaml(cls, text: str, origin: str = "recipe") -> Self:
         """Read a recipe in mergekit's YAML. Raises RecipeError that names the key and the way out."""
         try:
-            recipe = cls.model_validate(read_yaml(text))
+            given = read_yaml(text)
+            if isinstance(given, dict) and "genome" in given:
+                raise RecipeError("genome: this is the config of a search, not a recipe; start it with `llmevo run`")
+            recipe = cls.model_validate(given)
             recipe.check_numbers()
         except ValidationError as error:
             raise RecipeError(f"{origin}: {_explain(error, cls)}") from error
