@@ -258,6 +258,10 @@ def test_the_first_merge_runs_as_its_page_says(workspace: Workspace) -> None:
     assert workspace.llmevo("export", "runs/config", "uniform", "--candidate", "0")[0] == 0
     assert workspace.state("runs/config").trials[0].candidate.origin == "uniform"
     assert (workspace.root / "uniform" / "model.safetensors").exists()
+    # A pack, as the guide on sharing says
+    assert workspace.llmevo("export", "runs/config", "pack", "--recipe-only")[0] == 0
+    assert workspace.llmevo("replay", "pack", "--verify")[0] == 0
+    assert workspace.llmevo("report", "pack")[0] == 0
 
 
 def test_the_pages_load_nothing_from_elsewhere() -> None:

@@ -179,7 +179,8 @@ def config_page() -> str:
         "Every key of a `config.yml`, with its default. An unknown key is an error that names the nearest known one."
         " Relative paths start at the config's folder. Editors complete and check keys by the schema"
         " [config.json](../schemas/config.json): see [schemas](schemas.md).",
-        "A command's options, such as `--budget`, take precedence over the file, and the file over the defaults.",
+        "A command's options, such as `--budget 50` or, for any key, `--set search.budget=50`, take precedence over the"
+        " file, and the file over the defaults.",
         of_model(Config),
         "## Trackers",
         "The options of an entry of `loggers`.",
@@ -310,21 +311,17 @@ def optimizers_page() -> str:
     return lines(*parts)
 
 
+MOST_USED = ("evolve", "open_run", "Run", "merge", "extract", "Search")
+"""Names of the Python API that come first in the reference."""
+
+
 def python_page() -> str:
-    names = [name for name in llmevo.__all__ if name != "__version__"]
+    names = [*MOST_USED, *(name for name in llmevo.__all__ if name not in (*MOST_USED, "__version__"))]
     parts: list[Any] = [
         "# Python API",
         "The names of `llmevo.__all__`. `import llmevo` loads no library; each name is imported when it is first used."
         " The package is typed.",
-    ]
-    for name in sorted(
-        names, key=lambda one: (one not in ("evolve", "open_run", "Run", "merge", "extract", "Search"), one)
-    ):
-        parts += [
-            f"## `llmevo.{name}`",
-            f"::: {getattr(llmevo, name).__module__}.{name}\n    options:\n      heading_level: 3",
-        ]
-    parts += [
+        *(f"::: {getattr(llmevo, name).__module__}.{name}\n    options: {{heading_level: 2}}" for name in names),
         "## `llmevo.testing`",
         text_of(testing),
         *(
