@@ -8,9 +8,9 @@ A table stands between two comments; the first one names the script in `benchmar
     <!-- from: tables.py benchmarks/results/merge.jsonl -->
     <!-- end -->
 
-Where a results file that the command names is missing, nothing stands between them. In `README.md` and `docs`, a row of
-a table with a measured number (a decimal fraction, a percentage, a power of ten, but not in code) that stands in no such
-place is an error too: it would have no data.
+Where a results file that the command names is missing, nothing stands between them. In `README.md` and `docs`, a row
+of a table with a measured number (a decimal fraction, a percentage, a power of ten, but not in code) that stands in no
+such place is an error too: it would have no data.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/requirements.py measure PID --out benchmarks/results/memory.jsonl   # of a run of the quickstart
     python benchmarks/requirements.py table benchmarks/results/memory.jsonl
 
-The row of the quickstart is measured: the seconds of a run's log, and the most memory of a run's process. The others are
-computed, not measured: weights are two bytes a number, and the process takes as much beyond them as it did in the
+The row of the quickstart is measured: the seconds of a run's log, and the most memory of a run's process. The others
+are computed, not measured: weights are two bytes a number, and the process takes as much beyond them as it did in the
 quickstart; merging takes the measured time of task arithmetic for each number; scoring takes two operations a number
 and token, at the share of a GPU's speed that `llmevo inspect` assumes. Generated text takes longer, racing makes a run
 shorter.

@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,22 @@ def test_an_example_config_is_read_and_names_its_schema(file: Path) -> None:
         assert [*(file.parent / folder).glob("*.yaml")]
     for task in config.tasks:
         assert all((file.parent / path.partition(":")[0]).exists() for path in (task.text, task.function) if path)
+
+
+@pytest.mark.parametrize("name", ["lora-adapters", "keep-the-general-model"])
+def test_the_tasks_of_an_example_config_are_asked_as_it_says(name: str, workspace: Workspace) -> None:
+    examples = ROOT / "configs" / "examples"
+    shutil.copytree(examples / "own_tasks", workspace.root / "own_tasks")
+    values: Any = read_yaml((examples / f"{name}.yml").read_text())
+    public = [task for task in values["tasks"] if task.get("name", "").startswith("arc_")]  # need the hub
+    values["tasks"] = [task for task in values["tasks"] if task not in public]
+    values |= {"constraints": [], "limit": 12} if public else {}
+    values["genome"] |= {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
+    values |= {"heldout": [], "apply_chat_template": False}
+    (workspace.root / "config.yml").write_text(yaml.safe_dump(values))
+    status, printed = workspace.llmevo("inspect", "config.yml")
+    assert status == 0, printed
+    assert "no finalists" not in printed
 
 
 MISTAKES: list[dict[str, Any]] = [
