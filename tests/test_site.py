@@ -91,7 +91,7 @@ def test_the_tasks_of_an_example_config_are_asked_as_it_says(name: str, workspac
     values: Any = read_yaml((examples / f"{name}.yml").read_text())
     public = [task for task in values["tasks"] if task.get("name", "").startswith("arc_")]  # need the hub
     values["tasks"] = [task for task in values["tasks"] if task not in public]
-    values |= {"constraints": [], "limit": 12} if public else {}
+    values |= {"constraints": []} if public else {}
     values["genome"] |= {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
     values |= {"heldout": [], "apply_chat_template": False}
     (workspace.root / "config.yml").write_text(yaml.safe_dump(values))
