@@ -22,10 +22,12 @@ from llmevo.merging.methods.registry import METHODS
 from llmevo.models.yaml import read_yaml
 from llmevo.search.genome import declared_by
 from llmevo.search.optimizers import OPTIMIZERS
+from support.browser import browser
 from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+SITE = ROOT / "build" / "site"
 EXAMPLES = [ROOT / "configs" / "quickstart.yml", *sorted((ROOT / "configs" / "examples").glob("*.yml"))]
 GENERATED = site_reference.pages()
 NAV: Any = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
@@ -281,7 +283,29 @@ def test_the_first_merge_runs_as_its_page_says(workspace: Workspace) -> None:
     assert workspace.llmevo("report", "pack")[0] == 0
 
 
-def test_the_pages_load_nothing_from_elsewhere() -> None:
-    assert "font: false" in (ROOT / "mkdocs.yml").read_text()
+def test_no_picture_loads_a_font_from_elsewhere() -> None:
     for picture in DOCS.glob("*.svg"):
         assert 'url("http' not in picture.read_text(), f"{picture.name}: remove its @font-face"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not SITE.exists(), reason="`make docs` builds the site")
+def test_the_site_loads_nothing_from_elsewhere_and_fits_a_phone() -> None:
+    with browser() as page:
+        for width in (390, 1280):
+            page.resize(width, dark=width == 390)
+            for place in (
+                "index",
+                "models",
+                "compare",
+                "reference/config",
+                "reference/python",
+                "benchmarks/optimizers",
+            ):
+                page.driver.get((SITE / f"{place}.html").as_uri())
+                page.wait("document.readyState === 'complete'")
+                whole, seen = (page.run(f"document.documentElement.{name}") for name in ("scrollWidth", "clientWidth"))
+                assert whole <= seen, (place, width)
+        asked = page.requests()
+    assert len(asked) > 12
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:", "chrome"))] == []
