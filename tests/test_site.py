@@ -17,11 +17,11 @@ import typer
 import yaml
 
 from llmevo.cli.app import COMMANDS, app
+from llmevo.cli.run import run
 from llmevo.config import Config, parse_config, read_config
 from llmevo.merging.methods.registry import METHODS
 from llmevo.models.yaml import read_yaml
 from llmevo.search.genome import declared_by
-from llmevo.search.optimizers import OPTIMIZERS
 from support.browser import browser
 from support.workspace import Workspace
 
@@ -182,10 +182,13 @@ def test_every_merge_method_has_its_row_with_its_genes_and_its_page() -> None:
 
 
 def test_every_optimizer_has_its_entry_and_is_explained_among_the_others() -> None:
-    page = GENERATED["reference/optimizers.md"]
-    for name in OPTIMIZERS:
+    page, search = GENERATED["reference/optimizers.md"], TEXTS["docs/concepts/search.md"]
+    known = re.findall(r"[\w-]+", site_reference.parameters(run)["--optimizer TEXT"].removeprefix("One of"))
+    parts = json.loads((DOCS / "schemas" / "config.json").read_text())["$defs"]
+    assert known == parts["Search"]["properties"]["optimizer"]["enum"] == re.findall(r"^## `([\w-]+)`$", page, re.M)
+    for name in known:
         assert len(page.partition(f"## `{name}`\n")[2].partition("\n## ")[0].strip()) > 40
-        assert f"`{name}`" in TEXTS["docs/concepts/search.md"]
+        assert f"`{name}`" in search
 
 
 # ---- pages
