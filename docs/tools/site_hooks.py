@@ -52,7 +52,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         )
 
     markdown = LINK.sub(moved, markdown)
-    markdown = TABLE.sub(lambda table: f"<small>`python benchmarks/{table[1]}`</small>\n", markdown)
+    data = posixpath.relpath("benchmarks/results/data.md", posixpath.dirname(page.file.src_uri) or ".")
+    origin = f"[how, where and when its data were measured]({data})"
+    markdown = TABLE.sub(lambda table: f"<small>`python benchmarks/{table[1]}` · {origin}</small>\n", markdown)
     markdown = markdown.replace("<!-- end -->", "")
     return markdown.replace("<details>", '<details markdown="1">')
 

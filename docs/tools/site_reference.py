@@ -30,8 +30,9 @@ import llmevo
 from llmevo import testing
 from llmevo.cli.app import COMMANDS
 from llmevo.config import FOREIGN_OPTIONS, REMOVED, REMOVED_VALUES, TRACKERS, Config
+from llmevo.llm.client import Price
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Conditional, Recipe, Setting
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import declared_by
 from llmevo.search.optimizers import ASKING, OPTIMIZERS
@@ -57,6 +58,8 @@ def pages() -> dict[str, str]:
 def form(kind: Any) -> str:
     """The values of an annotation, in words."""
     origin, parts = get_origin(kind), get_args(kind)
+    if kind == Setting:
+        return "[setting](#setting)"
     if origin is Annotated:
         return form(parts[0])
     if origin is Literal:
@@ -97,21 +100,21 @@ def default(field: FieldInfo) -> str:
     return f"default: `{list(value) if isinstance(value, tuple) else value}`"
 
 
-SMALL = 2
-"""Keys of a section that is listed wherever it may stand, such as `price`."""
+REPEATED = (Price,)
+"""Sections that are listed wherever they may stand; others where they come first."""
 
 
 def sections(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The path of every section, and its model; each model once, where it comes first, but small ones everywhere."""
-    seen: set[type[BaseModel]] = {ModelReference, root}
+    """The path of every section, and its model; each model once, where it comes first (see `REPEATED`)."""
+    seen: set[type[BaseModel]] = {ModelReference, Conditional, root}
     left: list[tuple[str, type[BaseModel]]] = [("", root)]
     while left:
         path, model = left.pop(0)
         yield path, model
         inner: list[tuple[str, type[BaseModel]]] = []
         for key, field in model.model_fields.items():
-            for one in models_in(field.annotation):
-                if one not in seen or (one is not ModelReference and len(one.model_fields) <= SMALL):
+            for one in dict.fromkeys(models_in(field.annotation)):
+                if one not in seen or one in REPEATED:
                     seen.add(one)
                     inner.append((f"{path}.{key}" if path else key, one))
         left = inner + left
@@ -134,7 +137,7 @@ def keys(model: type[BaseModel], path: str, places: Mapping[type[BaseModel], str
         key = field.serialization_alias or field.alias or name
         place = f"{path}.{key}" if path else key
         facts = [form(field.annotation), bounds(field), default(field)]
-        inner = [one for one in models_in(field.annotation) if one in places]
+        inner = [one for one in dict.fromkeys(models_in(field.annotation)) if one in places]
         yield f"### `{place}` {{ #{place}{'.' if inner else ''} }}"
         yield ""
         yield f"*{', '.join(fact for fact in facts if fact)}*"
@@ -202,6 +205,12 @@ def recipe_page() -> str:
         "A recipe is the input of `llmevo merge`, and a run's `best.yml`. It has mergekit's form; the schema is"
         " [recipe.json](../schemas/recipe.json). [Recipes](../concepts/recipe.md) explains it.",
         of_model(Recipe),
+        "## Setting",
+        "A value of `parameters` is a number, or true or false; a list of numbers, which is a gradient: from the first"
+        " layer to the last the value goes from one to the next; or a mapping with these keys, or a list of such"
+        " mappings, of which the first that fits a tensor holds.",
+        keys(Conditional, "", {}),
+        "The most specific place counts: a model's `parameters`, then the slice's, then the recipe's.",
     )
 
 
