@@ -47,6 +47,13 @@ def test_the_picture_of_the_readme_shows_the_log_of_a_benchmark(workspace: Works
     assert len(shown[0]) > 50
 
 
+def test_every_file_of_results_has_its_origin() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    told = (folder / "data.md").read_text()
+    for file in folder.glob("*.jsonl"):
+        assert f"`{file.name}`" in told, f"data.md: say how {file.name} was made"
+
+
 COVERAGE = "optimizers.py coverage benchmarks/results/optimizers-bbob.jsonl"
 
 
