@@ -27,8 +27,8 @@ from llmevo.llm import CLIENTS
 from llmevo.llm.client import Price
 from llmevo.models.yaml import read_yaml
 from llmevo.search.genome import Genome
-from llmevo.search.objectives.objective import Constraint, Objective
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.objectives.objective import SIZES, Constraint, Objective
+from llmevo.search.paths.registry import PATHS, every
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "wandb": ("project", "entity", "group", "tags", "mode"),
@@ -388,8 +388,9 @@ class Search(Section):
     asked for when all are scored; the candidates do not depend on the number of workers that are alive. `steady`: a
     candidate is asked for whenever a worker is free. `auto`: `steady` for three workers and more where the optimizer
     allows it and asks no LLM, else `strict`."""
-    start_from: list[Path | dict[str, float]] = Field(default_factory=list[Path | dict[str, float]])
-    """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, or genes by name."""
+    start_from: list[Path | dict[str, float | str]] = Field(default_factory=list[Path | dict[str, float | str]])
+    """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, genes by name, or layer
+    paths (`{path: A 0-12 | A 8-30}`)."""
     racing: Annotated[Racing | None, Switch] = Racing()
     """Stop a candidate early if it cannot become the best; `false` scores all questions. Has no effect unless every
     task's metric is a mean over its questions."""
@@ -400,6 +401,14 @@ class Search(Section):
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an objective, by the sign of its weight;
     the run ends with the Pareto front, and the weighted sum selects its result."""
+    sizes: list[Literal["layers", "parameters"]] = Field(default_factory=list[Literal["layers", "parameters"]])
+    """With `objective: pareto`: further objectives, less is better. They differ among layer paths only."""
+    spaces: Literal["auto", "both"] = "auto"
+    """`auto`: that of the optimizer, weights or layer paths. `both`: weights by the optimizer first, then paths over
+    the best merge and the models, then the gains and weights of the best path together."""
+    shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """With `spaces: both`: the shares of the evaluations for weights with the start rows, for paths, and for both
+    together."""
     sigma_rule: str = "csa"
     """The step size of the `llm` optimizers: `csa`, by the length of the path (CMA-ES), or `llm`, the same and the
     widths of the samples around proposals by the LLM's answers for each slice."""
@@ -411,11 +420,27 @@ class Search(Section):
     @field_validator("optimizer", "sigma_rule")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
-        known = OPTIMIZERS if info.field_name == "optimizer" else SIGMA_RULES
+        known = every() if info.field_name == "optimizer" else SIGMA_RULES
         removed = REMOVED_VALUES[f"search.{info.field_name}"] if info.context == LOGGED else ()
         if value not in known and value not in removed:
             raise ValueError(f"{info.field_name} {value!r} is unknown{nearest(value, known)}")
         return value
+
+    @model_validator(mode="after")
+    def _spaces_fit(self) -> Self:
+        if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-9:
+            shares = ", ".join(f"{share:g}" for share in self.shares)
+            raise ValueError(
+                f"shares: give three numbers over 0 with the sum 1, such as [0.5, 0.3, 0.2], not [{shares}]"
+            )
+        if self.spaces == "both" and self.optimizer in PATHS:
+            raise ValueError(
+                f"spaces: both searches weights first, and {self.optimizer!r} searches layer paths alone; give an"
+                " optimizer of weights, such as llm-off"
+            )
+        if self.order == "steady" and (self.spaces == "both" or self.optimizer in PATHS):
+            raise ValueError("order: layer paths are asked for in generations; give strict")
+        return self
 
 
 class Llm(Section):
@@ -635,7 +660,7 @@ class Config(Section):
     constraints: list[str] = Field(default_factory=list[str])
     """Bounds on the metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`, or one such text. `parent` is the
     best parent's score on that task, `uniform` the uniform merge's. Candidates that violate a constraint rank below all
-    that satisfy it."""
+    that satisfy it. For layer paths also `layers` and `parameters`: `layers <= 30`, `parameters <= 1.5e9`."""
     allow_benchmark_tasks: bool = False
     """Allow search tasks on the test split of a public benchmark; held-out tasks may always use it."""
     gate: Annotated[Gate | None, Switch] = None
@@ -689,13 +714,18 @@ class Config(Section):
                 " well; keep one of the two"
             )
         names = [task.name for task in self.tasks]
+        if self.search.sizes and not self.aims.pareto:
+            raise ValueError(
+                f"search.sizes: {self.search.sizes[0]} is one of several objectives, and the objective is a sum; add"
+                " `objective: pareto`, or bound it with `constraints: [layers <= 30]`"
+            )
         for constraint in self.aims.constraints:
-            if constraint.task not in names:
+            if constraint.task not in names and not self.aims.is_size(constraint.task):
                 raise ValueError(
                     f"constraints: {constraint.text!r} names {constraint.task!r}, which is not in `tasks:`"
-                    f"{nearest(constraint.task, names)}"
+                    f"{nearest(constraint.task, [*names, *SIZES])}"
                 )
-        if self.aims.pareto and len(names) < 2:
+        if self.aims.pareto and len(self.aims.objectives) < 2:
             raise ValueError("search.objective: pareto needs two tasks or more; there is one, so use `sum`")
         idle = [task.name for task in self.tasks if not task.weight]
         if self.aims.pareto and idle:
@@ -735,10 +765,16 @@ class Config(Section):
         return None if self.search.objective == "pareto" else self.search.racing
 
     @property
+    def has_paths(self) -> bool:
+        """Whether candidates may be layer paths."""
+        return self.search.optimizer in PATHS or self.search.spaces == "both" or self.genome.path is not None
+
+    @property
     def aims(self) -> Objective:
         """The objective and the constraints."""
         constraints = tuple(map(Constraint.parse, self.constraints))
-        return Objective(self.counted, constraints, self.search.objective, self.search.seed)
+        sizes = tuple(self.search.sizes)
+        return Objective(self.counted, constraints, self.search.objective, self.search.seed, sizes)
 
     @property
     def protocol(self) -> AskingOptions:

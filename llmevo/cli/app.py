@@ -20,6 +20,7 @@ from llmevo.cli.replay import replay
 from llmevo.cli.report import report
 from llmevo.cli.resume import resume
 from llmevo.cli.run import run
+from llmevo.cli.scan import scan
 from llmevo.cli.status import status
 from llmevo.cli.tasks import tasks
 from llmevo.cli.watch import watch
@@ -44,6 +45,7 @@ COMMANDS = {
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
     extract: "llmevo extract my-fine-tune its-base my-adapter --rank auto --parameters 10M",
+    scan: "llmevo scan config.yml --limit 32",
     inspect: "llmevo inspect config.yml",
     tasks: "llmevo tasks --match 'arc*' --trainable",
 }

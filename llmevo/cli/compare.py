@@ -16,7 +16,7 @@ from llmevo.reports.terminal.sweep import play, report
 from llmevo.run.log.storage import runs_in
 from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.paths.registry import every
 
 
 def compare(
@@ -24,7 +24,7 @@ def compare(
         list[Path], typer.Argument(metavar="CONFIG|RUN…", help="A config to run, or finished runs to compare.")
     ],
     optimizers: Annotated[
-        str, typer.Option(help=f"Of a config: some of {', '.join(OPTIMIZERS)}. llm adds llm-off.")
+        str, typer.Option(help=f"Of a config: some of {', '.join(every())}. llm adds llm-off.")
     ] = "llm,llm-off,cma-es,random",
     seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")] = 3,
     budget: options.Budget = None,

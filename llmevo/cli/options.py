@@ -8,7 +8,7 @@ import typer
 from llmevo.config import Config, parse_budget, parse_changes, parse_workers, read_config, read_loggers
 from llmevo.errors import ConfigError
 from llmevo.run.trackers import LOGGERS, check_installed
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.paths.registry import every
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file. Configs of mergekit-evolve run unchanged.")
@@ -28,7 +28,7 @@ ApiKey = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
 Model = Annotated[str | None, typer.Option(help="The LLM that proposes candidates.")]
-OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
+OptimizerName = Annotated[str | None, typer.Option(help=f"One of {', '.join(every())}.")]
 Budget = Annotated[
     list[str] | None,
     typer.Option(help="Candidates to score, or amounts with units: '100, 50000 items, 60 min, $5'; may be repeated."),

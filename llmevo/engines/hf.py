@@ -1,6 +1,7 @@
 """The transformers engine: one model in this process whose weights are overwritten in place."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from llmevo.engines.layers import Layers
 from llmevo.engines.loading import Part, Places, class_of
 from llmevo.engines.scoring.hf import HfScorer
-from llmevo.errors import CandidateError
+from llmevo.errors import CandidateError, RecipeError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import with_layers_of
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.references import load_pretrained
 from llmevo.models.tokenizer import load_tokenizer
@@ -37,13 +40,23 @@ class HfEngine:
         self.lm = HfScorer(self.model, vocabulary)
         self.merger = merger
         self._places: Places | None = None
+        self._layers: Layers | None = None
         self._loaded: dict[str, str] = {}
 
     def swap(self, recipe: Recipe, quantize: str = "") -> None:
+        try:
+            self._swap(recipe, quantize)
+        except RecipeError as error:
+            if not self.merger or not recipe.is_path(self.merger.sources.depth(recipe.donor)):
+                raise
+            raise CandidateError(str(error)) from error
+
+    def _swap(self, recipe: Recipe, quantize: str) -> None:
         assert self.merger is not None
         if self._places is None:
-            self._places = Places(self.model, self.merger.digests(recipe, quantize))
+            self._places = Places(self.model, self.merger.sources[recipe.donor].shapes)
             self._places.untie()
+        self._places = self._arranged(recipe, quantize, self.merger, self._places)
         together = self._places.together()
         made = self.merger.digests(recipe, quantize) if together else {}
         for part in together:
@@ -54,7 +67,23 @@ class HfEngine:
         except BaseException:
             for part in together:  # tensors of these may have been merged and not written
                 self._forget(part)
+            if self._layers and self._layers.are_shared:  # names of a weight that was not written may be in it
+                self._loaded.clear()
             raise
+
+    def _arranged(self, recipe: Recipe, quantize: str, merger: Merger, places: Places) -> Places:
+        """Give the model the layers of a recipe, where it has others. Raises RecipeError if they cannot be exported."""
+        if self._layers is None:
+            if not recipe.slices:
+                return places
+            self._layers = Layers(self.model)
+        origins = recipe.origins(self._layers.depth)
+        if origins == self._layers.origins and not self._layers.are_shared:
+            return places
+        config = merger.sources.config(recipe.donor)
+        configs = config, with_layers_of(recipe, merger.sources, deepcopy(config))
+        made = merger.digests(recipe, quantize)
+        return self._layers.arrange(origins, configs, made, places, self._loaded)
 
     def _forget(self, part: Part) -> None:
         for name in part.names:
@@ -67,6 +96,8 @@ class HfEngine:
         they are made one at a time.
         """
         self._loaded.clear()
+        if self._layers:
+            self._layers.restore()
         if names is None:
             weights = [*weights]
             names = [name for name, _ in weights]
@@ -111,5 +142,4 @@ class HfEngine:
         return [*wrong, *places.missing]
 
     def close(self) -> None:
-        self.model = None
-        self._places = None
+        self.model = self._places = self._layers = None

@@ -19,8 +19,12 @@ from transformers import AutoConfig
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.vllm import VllmScorer
 from llmevo.errors import CandidateError, ConfigError, MachineError, RecipeError, SourceError
+from llmevo.merging.path import padded
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import MergedModel
+from llmevo.models.placeholder import placeholder
 from llmevo.models.references import load_pretrained
+from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import load_tokenizer
 
 DEFAULT_MAX_LENGTH = 4096
@@ -79,13 +83,15 @@ class VllmEngine:
         options: Mapping[str, Any] | None = None,
         base: Path | None = None,
         by_token: Recipe | None = None,
+        deepest: int | None = None,
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
         References in recipes start at `root`; `seed` and `cache_gb` are the merger's. `options` are keywords of
         `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager. `base` is the
         folder of the model whose tensors results have, where that is not `folder`; `by_token` is a recipe of all models
-        whose tokens differ: every recipe is merged with the tokens of this one.
+        whose tokens differ: every recipe is merged with the tokens of this one. `deepest` is the most layers of a
+        recipe, where `folder` is `deepened` to so many; shorter ones are filled up with layers that change nothing.
         Raises ConfigError when vLLM is missing or does not start.
         """
         vllm = _import_vllm()
@@ -98,7 +104,8 @@ class VllmEngine:
                 )
             models = by_token.as_dict() if by_token else None
             self._llm.collective_rpc(
-                "open_sources", args=(str(folder), str(root.absolute()), seed, cache_gb, str(base or folder), models)
+                "open_sources",
+                args=(str(folder), str(root.absolute()), seed, cache_gb, str(base or folder), models, deepest),
             )
         except Exception as error:  # any error of vLLM's configuration, its workers and their libraries
             raise ConfigError(f"{folder}: vLLM does not start ({error}); change engine.options") from error
@@ -115,6 +122,8 @@ class VllmEngine:
         if not self._llm.reset_prefix_cache():  # its entries were computed with the old weights
             raise RuntimeError("vLLM did not reset its prefix cache, so its answers would mix two models")
         for outcome in outcomes:
+            if outcome["error"] is not None and outcome["kind"] == "RecipeError" and outcome["path"]:
+                raise CandidateError(outcome["error"])
             if outcome["error"] is not None:
                 raise ERRORS.get(outcome["kind"], CandidateError)(outcome["error"])
         return outcomes[0]
@@ -155,6 +164,18 @@ class VllmEngine:
         if _in_process():
             gc.collect()
             importlib.import_module("vllm.distributed").cleanup_dist_env_and_memory()
+
+
+def deepened(recipe: Recipe, sources: Sources, depth: int) -> Path:
+    """Return a folder of a model with more layers, for an engine with `deepest` layers: zeros in the cache.
+
+    `recipe` is the model alone. Raises RecipeError where its config cannot describe so many layers, or where it is not
+    known how to make a layer that changes nothing.
+    """
+    recipe = padded(recipe, depth, sources.depth(recipe.donor))
+    model, donor = MergedModel(recipe, sources, trim=False), sources[recipe.donor]
+    dtypes = {name: donor.dtype(origin) for name, origin in model.origins.items()}
+    return placeholder(model.config(), model.shapes, dtypes)
 
 
 def _import_vllm() -> Any:

@@ -31,11 +31,17 @@ from torch.utils import _python_dispatch as dispatch
 
 from llmevo.errors import CandidateError, LlmevoError, SourceError, machine_error
 from llmevo.merging.merger import Merger
+from llmevo.merging.path import padded
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.vocabulary import open_models
-from llmevo.models.architecture import LAYER
-from llmevo.models.checkpoints import Checkpoint
+from llmevo.merging.writer import with_layers_of
+from llmevo.models.architecture import LAYER, LAYER_LISTS, text_config
+from llmevo.models.checkpoints import Checkpoint, read_object
+from llmevo.models.layer_kinds import MORE_LISTS, NUMBERS, PATTERN
 from llmevo.models.sources import Sources
+
+KINDS = (*LAYER_LISTS, *MORE_LISTS, PATTERN, *NUMBERS)
+"""The keys of a config that say the kinds of layers; a running model's cannot change."""
 
 KERNEL = "moe_kernel"
 """What vLLM's methods for experts compute with, made when the weights are loaded first."""
@@ -51,14 +57,22 @@ class MergeWorker:
     _merging: "Merging"
 
     def open_sources(
-        self, donor: str, root: str, seed: int, cache_gb: float, base: str, by_token: Mapping[str, Any] | None = None
+        self,
+        donor: str,
+        root: str,
+        seed: int,
+        cache_gb: float,
+        base: str,
+        by_token: Mapping[str, Any] | None = None,
+        deepest: int | None = None,
     ) -> None:
         """Prepare for merges. `donor` is the folder of the running model, `base` that of the model whose tensors
-        results have; references start at `root`. `by_token` is a recipe of all models whose tokens differ.
+        results have; references start at `root`. `by_token` is a recipe of all models whose tokens differ. `deepest` is
+        the number of the running model's layers, where that is not the models' own.
         """
         models = Recipe.model_validate(by_token) if by_token else None
         sources = open_models(models, Path(root)) if models else Sources(Path(root), Path(base))
-        self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb))
+        self._merging = Merging(self.model_runner, Path(donor), Merger(sources, seed, cache_gb), deepest)
 
     def swap_recipe(self, recipe: Mapping[str, Any], quantize: str, with_digest: bool) -> dict[str, Any]:
         """Merge and load. Never raises, as that could end the worker: see the key `error`."""
@@ -68,8 +82,9 @@ class MergeWorker:
 class Merging:
     """A running model, and the origin of its weights."""
 
-    def __init__(self, runner: Any, donor: Path, merger: Merger) -> None:
-        self.runner, self.merger = runner, merger
+    def __init__(self, runner: Any, donor: Path, merger: Merger, deepest: int | None = None) -> None:
+        self.runner, self.merger, self.deepest = runner, merger, deepest
+        self._config = read_object(donor / "config.json")
         self.shapes = Checkpoint(donor).shapes
         self.loaded: dict[str, str] = {}
         """The digest of each weight's origin; empty at the start and after a failure, when it is unknown."""
@@ -84,14 +99,17 @@ class Merging:
         """Merge the recipe into the model, part by part; `quantize`: see `Engine.swap`.
 
         Returns `seconds`, the number of `tensors` merged, their `digest` (BLAKE2b of names and bytes, if requested)
-        and, after a failure, the `error` and its `kind`, the name of its class.
+        and, after a failure, the `error`, its `kind`, the name of its class, and whether the recipe is a `path`.
         """
         started, self._failure = time.monotonic(), None
         digest = hashlib.blake2b() if with_digest else None
+        depth = self.merger.sources.depth(recipe.donor)
+        is_path = recipe.is_path(depth)
         seen: list[str] = []
         # vLLM warns of every layer that a load leaves as it is, which most loads do on purpose.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         try:
+            recipe = self._filled(recipe, depth)
             with _experts_set_up_again(self.runner.get_model()), _LostWrites() as lost:
                 self.runner.reload_weights(weights_iterator=self._weights(recipe, quantize, seen, digest, lost))
         except Exception as error:
@@ -118,7 +136,30 @@ class Merging:
             "digest": digest.hexdigest() if digest else None,
             "kind": type(failure).__name__,
             "error": reason,
+            "path": is_path,
         }
+
+    def _filled(self, recipe: Recipe, depth: int) -> Recipe:
+        """Return the recipe with as many layers as the running model. Raises CandidateError where that cannot run it,
+        and RecipeError where it cannot be exported.
+        """
+        sources, donor = self.merger.sources, recipe.donor
+        if self.deepest is None and recipe.origins(depth) == [*range(depth)]:
+            return recipe
+        with_layers_of(recipe, sources, sources.config(donor))  # raises for what no export can say
+        if self.deepest is None:
+            raise CandidateError(
+                f"vLLM runs a model of {depth} layers, and this path has others; start it for paths (genome.path), or"
+                " set engine.backend: hf"
+            )
+        recipe = padded(recipe, self.deepest, depth)
+        found = with_layers_of(recipe, sources, sources.config(donor))
+        if key := next((key for key in KINDS if _kinds(found, key) != _kinds(self._config, key)), ""):
+            raise CandidateError(
+                f"vLLM runs layers of other kinds than this path's, in another order (config.json: {key}); set"
+                " engine.backend: hf"
+            )
+        return recipe
 
     def _weights(
         self, recipe: Recipe, quantize: str, seen: list[str], digest: Any, lost: "_LostWrites"
@@ -151,6 +192,10 @@ class Merging:
         made = self.merger.digests(recipe, quantize)
         touched = {part_of(name) for name, digest in made.items() if self.loaded.get(name) != digest}
         self.loaded = {name: digest for name, digest in self.loaded.items() if part_of(name) not in touched}
+
+
+def _kinds(config: Mapping[str, Any], key: str) -> Any:
+    return text_config(config).get(key)
 
 
 def part_of(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -159,6 +159,21 @@ class Evaluator:
                 for place in block.get(name, ()):
                     yield name, leaf, documents[place]
 
+    def requests(self, lm: LM) -> Iterator[tuple[str, Any, list[Any]]]:
+        """(task, leaf, lm-eval's requests) of all questions, as `score` makes them; `lm` gives the chat template."""
+        chat = self.protocol.apply_chat_template
+        for name, leaf in self._leaves.items():
+            leaf.set_fewshot_seed(seed=self.protocol.seed)
+            with quiet():
+                leaf.build_all_requests(
+                    samples=[place for block in self.blocks for place in block.get(name, ())],
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=self.protocol.fewshot_as_multiturn and chat,
+                    chat_template=lm.apply_chat_template if chat else None,
+                    tokenizer_name=lm.tokenizer_name if chat else "",
+                )
+            yield name, leaf, [*leaf.instances]
+
     @property
     def digest(self) -> str:
         """Of all questions, how they are asked, and which metrics count.
@@ -307,7 +322,11 @@ class Evaluator:
         """The score on one block of the questions; see `score`. Raises MachineError when the machine fails and not the
         model.
         """
-        protocol, block = self.protocol, self.blocks[place]
+        return self.score_questions(lm, self.blocks[place], self.same if place == 0 else None)
+
+    def score_questions(self, lm: LM, block: Mapping[str, Sequence[int]], same: Clusters | None = None) -> Score:
+        """The score on questions by their places in each task; see `score_block`. `same` names those asked twice."""
+        protocol = self.protocol
         loaded: Any = {**self._loaded, "tasks": {name: leaf for name, leaf in self._leaves.items() if name in block}}
         for leaf in loaded["tasks"].values():
             # A task draws its examples from one generator that runs on: every candidate must see the same ones.
@@ -317,7 +336,7 @@ class Evaluator:
                 results: Any = evaluator.evaluate(
                     lm=lm,
                     task_dict=loaded,
-                    samples=block,
+                    samples={name: [*places] for name, places in block.items()},
                     bootstrap_iters=BOOTSTRAP,
                     apply_chat_template=protocol.apply_chat_template,
                     fewshot_as_multiturn=protocol.fewshot_as_multiturn and protocol.apply_chat_template,
@@ -347,6 +366,6 @@ class Evaluator:
             found,
             sum(map(len, block.values())),
             means,
-            self.same if place == 0 else None,  # later blocks are joined to it
+            same,  # later blocks are joined to the first one
         )
         return replace(score, item_scores=item_scores, replies=replies)

@@ -65,10 +65,13 @@ class _PlannedTensor:
 
     @cached_property
     def digest(self) -> str:
+        """Equal for tensors with equal bits, in whichever layers."""
         models = [(str(model), name) for model, name in self.models]
         base = self.base and (str(self.base[0]), self.base[1])
         made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
-        return repr((*made, *filter(None, (self.rounding, self.fold))))
+        # The name where the bits depend on it: random masks are drawn by name, and formats differ by name.
+        named = self.step.name if self.method.name in RANDOM or self.rounding else None
+        return repr((*made, *filter(None, (self.rounding, self.fold, named))))
 
     @property
     def copied(self) -> tuple[ModelReference, str] | None:

@@ -28,7 +28,7 @@ DIGITS = 4
 
 PLAIN = Gains()
 Named = Mapping[str, ModelReference | Recipe]
-"""The models that a path may name, and weight merges: recipes without slices."""
+"""The models that a path may name, and weight merges: recipes whose slices, if any, keep the layers' order."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Path:
         plain = [*map(_plain, (named[segment.model] for segment in self.segments), self.segments, scales)]
         if None not in plain:
             return Recipe(merge_method="passthrough", slices=[of for of in plain if of], dtype=dtype)
-        slices = [_slice(segment.model, named[segment.model], segment) for segment in self.segments]
+        slices = [of for segment in self.segments for of in _slices(segment.model, named[segment.model], segment)]
         return Recipe(merge_method=BY_SLICE, slices=slices, dtype=dtype)
 
     @classmethod
@@ -193,13 +193,13 @@ class Path:
         return cls.of_hops(hops)
 
 
-def padded(recipe: Recipe, depth: int) -> Recipe:
+def padded(recipe: Recipe, depth: int, layers: int = 0) -> Recipe:
     """Return a recipe of the same function with `depth` layers: layers that change nothing follow the last one.
 
     For engines whose number of layers is fixed: such a layer's branches add 0, so its output is its input bit for bit.
-    Raises RecipeError where the recipe has more layers.
+    `layers` is the models' number, for a recipe without slices. Raises RecipeError where the recipe has more layers.
     """
-    slices = recipe.slices or []
+    slices = recipe.output_slices(layers) if layers else recipe.slices or []
     more = depth - sum(of.depth for of in slices)
     if not slices or more < 0:
         raise RecipeError(
@@ -210,13 +210,19 @@ def padded(recipe: Recipe, depth: int) -> Recipe:
     own = [of.model_copy(update={"merge_method": of.merge_method or recipe.merge_method}) for of in slices]
     last = own[-1]
     sources = [of.model_copy(update={"layer_range": (of.layer_range[1] - 1, of.layer_range[1])}) for of in last.sources]
+    # The last slice is of the same method, as what follows the layers is merged by it; the others cost nothing.
     idle = last.model_copy(update={"sources": sources, "gains": SKIPPED})
-    return Recipe.model_validate({**dict(recipe), "merge_method": BY_SLICE, "slices": [*own, *([idle] * more)]})
+    copied = InputSlice(model=recipe.donor, layer_range=sources[0].layer_range)
+    still = OutputSlice(sources=[copied], merge_method="passthrough", gains=SKIPPED)
+    filled = [*own, *([still] * (more - 1)), idle]
+    return Recipe.model_validate({**dict(recipe), "merge_method": BY_SLICE, "models": None, "slices": filled})
 
 
 def _expanded(segments: Iterable[Segment]) -> Iterator[Hop]:
     for segment in segments:
-        gains = Gains(**{key: float(f"{value:.{DIGITS}g}") for key, value in segment.gains})
+        gains = segment.gains
+        if gains is not PLAIN:
+            gains = Gains(**{key: float(f"{value:.{DIGITS}g}") for key, value in gains}) if gains != PLAIN else PLAIN
         for layer in range(segment.start, segment.stop):
             yield Hop(segment.model, layer, gains)
 
@@ -313,30 +319,46 @@ def _plain(of: ModelReference | Recipe, segment: Segment, scales: list[tuple[str
     )
 
 
-def _slice(name: str, of: ModelReference | Recipe, segment: Segment) -> OutputSlice:
-    """Return a segment as a slice with a method of its own. Raises RecipeError for a merge that has none on it."""
+def _slices(name: str, of: ModelReference | Recipe, segment: Segment) -> list[OutputSlice]:
+    """Return a segment as slices with methods of their own, of a sliced merge one for each of its slices. Raises
+    RecipeError for a merge that has none on it.
+    """
     span, gains = (segment.start, segment.stop), None if segment.gains == PLAIN else segment.gains
     if isinstance(of, ModelReference):
         sources = [InputSlice(model=of, layer_range=span)]
-        return OutputSlice(sources=sources, merge_method="passthrough", gains=gains)
-    if of.slices:
-        raise RecipeError(f"path: {name} is a recipe with slices; a path takes layers of a merge of whole models")
+        return [OutputSlice(sources=sources, merge_method="passthrough", gains=gains)]
     keys = ("tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype")
     if given := next((key for key in keys if getattr(of, key) is not None), None):
         raise RecipeError(f"path: {name} has a {given}, which is of a whole result; give it to the path's recipe")
-    for scope in (of.parameters, *(model.parameters for model in of.models or [])):
+    wholes = of.output_slices(segment.stop)
+    scopes = [of.parameters, *(model.parameters for model in of.models or [])]
+    scopes += [each.parameters for whole in of.slices or [] for each in (whole, *whole.sources)]
+    for scope in scopes:
         if gradient := next((key for key, setting in (scope or {}).items() if _is_gradient(setting)), None):
             raise RecipeError(
                 f"path: {name}: {gradient} is a gradient over all layers, which has no meaning on some; give a number"
             )
-    (whole,) = of.output_slices(1)
-    return OutputSlice(
-        sources=[source.model_copy(update={"layer_range": span}) for source in whole.sources],
-        base_model=of.base_model,
-        merge_method=of.merge_method,
-        gains=gains,
-        parameters=of.parameters,
-    )
+    found: list[OutputSlice] = []
+    place = 0
+    for whole in wholes:
+        if whole.gains or any(source.layer_range[0] != place for source in whole.sources):
+            raise RecipeError(f"path: {name} is a recipe with slices in another order, or with gains; name its models")
+        low, high = max(place, segment.start), min(place + whole.depth, segment.stop)
+        place += whole.depth
+        if low < high:
+            shared = {**(of.parameters or {}), **(whole.parameters or {})}
+            found.append(
+                OutputSlice(
+                    sources=[source.model_copy(update={"layer_range": (low, high)}) for source in whole.sources],
+                    base_model=whole.base_model or of.base_model,
+                    merge_method=whole.merge_method or of.merge_method,
+                    gains=gains,
+                    parameters=shared or None,
+                )
+            )
+    if place < segment.stop:
+        raise RecipeError(f"path: {name} has {plural(place, 'layer')}, so a range ends at {place}, not {segment.stop}")
+    return found
 
 
 def _is_gradient(setting: object) -> bool:
@@ -358,7 +380,7 @@ def _name_of(recipe: Recipe, of: OutputSlice, named: Named) -> str:
     own = of.model_copy(update={"merge_method": of.merge_method or recipe.merge_method})
     own = own.model_copy(update={"gains": None if segment.gains == PLAIN else segment.gains})
     merges = {name: merge for name, merge in named.items() if isinstance(merge, Recipe)}
-    if name := next((name for name, merge in merges.items() if _slice(name, merge, segment) == own), ""):
+    if name := next((name for name, merge in merges.items() if _slices(name, merge, segment) == [own]), ""):
         return name
     raise RecipeError(
         f"path: no name stands for the slice {[*first.layer_range]} of {first.model} ({own.merge_method}); known:"

@@ -471,6 +471,14 @@ class Recipe(Strict):
                 models.append(InputModel(model=base))
         return [OutputSlice(sources=[InputSlice(**dict(model), layer_range=(0, layers)) for model in models])]
 
+    def origins(self, layers: int) -> list[int]:
+        """Return the donor's layer that each layer of the result corresponds to: that of its slice's first source."""
+        return [layer for of in self.output_slices(layers) for layer in range(*of.sources[0].layer_range)]
+
+    def is_path(self, layers: int) -> bool:
+        """Return whether the result runs other layers than the models, which have `layers`, or scales a branch."""
+        return any(of.gains for of in self.slices or []) or self.origins(layers) != [*range(layers)]
+
     def values(
         self, of: OutputSlice, tensor: str, depth: float, inputs: Sequence[str] | None = None
     ) -> tuple[dict[str, list[float]], dict[str, float]]:

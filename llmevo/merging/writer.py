@@ -48,6 +48,8 @@ class MergedModel:
             recipe.values(step.of, step.name, step.depth, step.inputs)
         self.shapes = {step.name: donor[step.inputs[0]] for step in steps}
         """Every tensor's shape, in the order of the weights."""
+        self.origins = {step.name: step.inputs[0] for step in steps}
+        """Every tensor's name in the first source of its slice."""
         self._template = chat_template(recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
@@ -71,16 +73,7 @@ class MergedModel:
         if self._aligned and self._speaker != recipe.donor:
             numbers = self._aligned.whole.config(self._speaker)
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
-        try:
-            return rearranged(config, self.sources.depth(recipe.donor), self._origins)
-        except SourceError as error:
-            raise RecipeError(f"{recipe.donor}: {error}") from error
-
-    @property
-    def _origins(self) -> list[int]:
-        """The donor's layers that the result's layers correspond to: those of each slice's first source."""
-        slices = self.recipe.output_slices(self.sources.depth(self.recipe.donor))
-        return [layer for of in slices for layer in range(*of.sources[0].layer_range)]
+        return with_layers_of(recipe, self.sources, config)
 
     def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
         """Write config, generation config, tokenizer, a processor's files and the recipe.
@@ -108,6 +101,18 @@ class MergedModel:
         if self._template:
             set_chat_template(folder, self._template)
         (folder / "mergekit_config.yml").write_text(self.recipe.to_yaml())
+
+
+def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the donor's config with the layers of a recipe's result; see `models.layer_kinds.rearranged`.
+
+    Raises RecipeError where a config cannot describe them.
+    """
+    depth = sources.depth(recipe.donor)
+    try:
+        return rearranged(config, depth, recipe.origins(depth))
+    except SourceError as error:
+        raise RecipeError(f"{recipe.donor}: {error}") from error
 
 
 def write_model(

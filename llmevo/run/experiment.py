@@ -23,6 +23,10 @@ from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
 from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.paths.both import BothSpaces
+from llmevo.search.paths.prompt import FILES as PATH_FILES
+from llmevo.search.paths.registry import PATHS, every
+from llmevo.search.paths.scanned import Scanned, read_scan
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
@@ -40,6 +44,9 @@ RULES = 3
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""
+
+OPTIONAL = ("llm", "paths")
+"""The optimizers that ask an LLM where there is one."""
 
 SEVERAL = 3
 """Workers from which on waiting for the last of a generation costs more than it gives: see benchmarks/workers.py."""
@@ -144,7 +151,8 @@ class Experiment:
         if self.config.search.order != "auto":
             return self.config.search.order
         # An LLM that is awaited holds up each candidate, but a generation only once.
-        is_steady = self.config.search.optimizer in STEADY and not self.asks
+        search = self.config.search
+        is_steady = search.optimizer in STEADY and search.spaces != "both" and not self.asks
         return "steady" if is_steady and self.workers >= SEVERAL else "strict"
 
     # The search space and its start rows
@@ -160,7 +168,26 @@ class Experiment:
     @cached_property
     def space(self) -> SearchSpace:
         vocabulary = self.recorded.vocabulary if self.recorded else self.scorer.vocabulary
-        return SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
+        space = SearchSpace(self.config.genome, self.layers, self.routers, bool(vocabulary))
+        if (bound := self._deepest(space)) is not None:
+            space.paths.narrow(bound)
+        return space
+
+    def _deepest(self, space: SearchSpace) -> int | None:
+        """The most layers that the constraints on sizes allow a path; None without such, and where the models
+        themselves have more, as then candidates that violate them lead to those that satisfy them.
+        """
+        found: list[float] = []
+        layers, others = self._layer_parameters
+        for constraint in self.config.aims.constraints:
+            if constraint.at_least or constraint.row or not self.config.aims.is_size(constraint.task):
+                continue
+            if constraint.task == "layers":
+                found.append(constraint.offset)
+            elif len({*layers}) == 1:
+                found.append((constraint.offset - others) / layers[0])
+        deepest = int(min(found)) if found else None
+        return deepest if deepest is not None and deepest >= space.layers else None
 
     @property
     def geometry(self) -> list[SliceGeometry]:
@@ -201,11 +228,13 @@ class Experiment:
     def own_rows(self) -> list[Suggestion]:
         """The user's own recipes (`search.start_from`)."""
         if self.recorded:
-            return [Suggestion(row["genes"], "user", row["name"]) for row in self.recorded.start_from]
+            return [
+                Suggestion(row["genes"], "user", row["name"], path=row.get("path", ""))
+                for row in self.recorded.start_from
+            ]
         entries = self.config.search.start_from
         tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
-        rows = [read_start(self.space, entry, self.root, tensors) for entry in entries]
-        return [Suggestion(genes, "user", name) for name, genes in rows]
+        return [read_start(self.space, entry, self.root, tensors) for entry in entries]
 
     @property
     def coefficients(self) -> list[Suggestion]:
@@ -264,10 +293,12 @@ class Experiment:
             short=self.asks_short,
             from_uniform=self.rules < 2,
             parallel=self.workers,
+            scan=self.scan,
         )
         earlier = EARLIER if self.rules < 3 else {}
         name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"
-        return {**OPTIMIZERS, **earlier}[name](setup)
+        made = {**every(), **earlier}[name]
+        return BothSpaces(setup, made, search.shares) if search.spaces == "both" else made(setup)
 
     @property
     def evaluations(self) -> int:
@@ -279,13 +310,15 @@ class Experiment:
 
     @property
     def asks(self) -> bool:
-        """Whether the optimizer asks an LLM: `llm` does not where `llm.proposer` is auto and nothing says which LLM."""
+        """Whether the optimizer asks an LLM: `llm` and `paths` do not where `llm.proposer` is auto and nothing says
+        which LLM.
+        """
         if self.config.search.optimizer not in ASKING:
             return False
         if self.recorded:
             return bool(self.recorded.proposer)
         llm = self.config.llm
-        return self.config.search.optimizer != "llm" or llm.proposer != "auto" or self.proposer_name == "openai"
+        return self.config.search.optimizer not in OPTIONAL or llm.proposer != "auto" or self.proposer_name == "openai"
 
     @cached_property
     def templates(self) -> Templates:
@@ -341,8 +374,13 @@ class Experiment:
     @property
     def prompt_files(self) -> tuple[str, ...]:
         """The prompt templates of the optimizer, or of the style."""
-        own: tuple[str, ...] = getattr(OPTIMIZERS[self.config.search.optimizer], "files", ())
-        return own or (STYLES[self.style].files if self.asks else ())
+        search = self.config.search
+        own: tuple[str, ...] = getattr(every()[search.optimizer], "files", ())
+        if search.optimizer in PATHS:
+            return own if self.asks else ()
+        files = own or (STYLES[self.style].files if self.asks else ())
+        both = PATH_FILES if self.asks and search.spaces == "both" else ()
+        return tuple(dict.fromkeys([*files, *both]))
 
     @cached_property
     def texts(self) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -369,6 +407,7 @@ class Experiment:
                 f"search.budget: {budget} is too low; the start rows ({', '.join(some)}) alone are {rows}"
                 f" evaluations{items}"
             )
+        _ = self.scan
         self.scorer.check_filters()
         self.scorer.check_device()
         if self.order == "steady" and self.config.search.optimizer not in STEADY:
@@ -425,9 +464,32 @@ class Experiment:
             cards=self.cards,
             descriptions=self.descriptions,
             chances=self.chances,
+            scan={**self.scan},
+            layer_parameters=self._layer_parameters[0],
+            other_parameters=self._layer_parameters[1],
             vocabulary=self.scorer.vocabulary,
-            start_from=[{"name": row.note, "genes": row.genes} for row in self.own_rows],
+            start_from=[
+                {"name": row.note, "genes": row.genes, **({"path": row.path} if row.path else {})}
+                for row in self.own_rows
+            ],
         )
+
+    @cached_property
+    def scan(self) -> Scanned:
+        """The effects of `genome.path.scan`, from the log where there is one."""
+        if self.recorded:
+            return self.recorded.scan
+        given = self.config.genome.path and self.config.genome.path.scan
+        return read_scan(given, self.root) if given else {}
+
+    @cached_property
+    def _layer_parameters(self) -> tuple[list[int], int]:
+        """The parameters of each layer of the first model, and of its other tensors; none where no aim is of sizes."""
+        if not self.config.aims.counts_sizes:
+            return [], 0
+        if self.recorded:
+            return self.recorded.layer_parameters, self.recorded.other_parameters
+        return self.scorer.parameters
 
     def _described(self, reference: Any) -> dict[str, Any]:
         return {

@@ -57,7 +57,7 @@ def _ask_finalists(
     scored: Mapping[tuple[int, str], events.Selected | events.Served] = {**state.served} if served else known
     requests: dict[tuple[int, str], Request] = {}
     for trial, questions in asked:
-        number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes)
+        number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes, trial.candidate.path)
         name = f"finalist {number}" + (f" in {served}, {questions} questions" if served else "")
         requests[number, questions] = Request(name, recipe, questions, quantize=quantize)
     for key, request in requests.items():
@@ -91,14 +91,16 @@ def _ask_finalists(
 
 
 def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) -> Trial | None:
-    """See `search.optimizers.recommendation`; None with several objectives, where no single trial is the best."""
-    if state.aims.pareto:
+    """See `search.optimizers.recommendation`; None with several objectives, where no single trial is the best,
+    and for layer paths, which are no points of one space.
+    """
+    if state.aims.pareto or optimizer.learns_paths:
         return None
     if experiment.rules < 2:
         found = optimizer.recommend()
     else:
         everything = [*state.trials.values()]
-        inside = [trial for trial in everything if experiment.space.contains(trial.candidate.genes)]
+        inside = [trial for trial in everything if trial.candidate.lies_in(experiment.space)]
         values = scalarize(inside, everything, state.aims, {})
         found = recommend(experiment.space, values, earlier=experiment.rules < 3)
     return state.trials[found.candidate.id] if found else None  # the optimizer may know it with another value
@@ -115,7 +117,8 @@ def _completed(
     stopped = [trial.candidate for trial in finalists if trial.score and trial.score.items < items]
     quantize = experiment.config.engine.search_format
     requests = [
-        Request(candidate.id, experiment.space.decode(candidate.genes), quantize=quantize) for candidate in stopped
+        Request(candidate.id, experiment.space.decode(candidate.genes, candidate.path), quantize=quantize)
+        for candidate in stopped
     ]
     for place, request in enumerate(requests):
         ahead = requests[place + 1 :]
@@ -180,7 +183,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
     else:
         rows = []
     for name, kind, candidate in _heldout_candidates(state, best):
-        rows.append((name, kind, candidate.id, space.decode(candidate.genes)))
+        rows.append((name, kind, candidate.id, space.decode(candidate.genes, candidate.path)))
     engine = experiment.config.engine
     formats = {name: engine.search_format for name, *_ in rows}
     if engine.quantize:
@@ -188,7 +191,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
             (f"best ({engine.quantize})", "served") if engine.finals_format else (f"best ({genome.dtype})", "plain")
         )
         formats[name] = engine.finals_format
-        rows.append((name, kind, best.candidate.id, space.decode(best.candidate.genes)))
+        rows.append((name, kind, best.candidate.id, space.decode(best.candidate.genes, best.candidate.path)))
     held = {name: row.candidate for name, row in state.heldout.items()}
     rows = [row for row in rows if row[0] not in held or held[row[0]] != row[2]]
     requests = [

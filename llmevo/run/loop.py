@@ -144,7 +144,7 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
 def ask_for(experiment: Experiment, journal: Journal, suggestions: Sequence[Suggestion]) -> list[tuple[int, Recipe]]:
     """Log new candidates, and return their numbers and recipes."""
     first = len(journal.state.candidates)
-    recipes = [experiment.space.decode(suggestion.genes) for suggestion in suggestions]
+    recipes = [experiment.space.decode(suggestion.genes, suggestion.path) for suggestion in suggestions]
     journal.recomputed(events.asked(journal.state.generations, first, suggestions, recipes))
     return [*enumerate(recipes, start=first)]
 
@@ -229,7 +229,7 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
     """
     everything, fresh = [*state.trials.values()], {trial.candidate.id for trial in new or ()}
     # A parent may lie outside the user's bounds: it is a row to beat, but no point of the search space.
-    inside = [trial for trial in everything if experiment.space.contains(trial.candidate.genes)]
+    inside = [t for t in everything if optimizer.learns_paths or t.candidate.lies_in(experiment.space)]
     told = [trial for trial in inside if trial.candidate.id in fresh]
     if not state.aims.plain:
         weights = random_weights(state.aims, len(state.told))

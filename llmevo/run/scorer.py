@@ -8,6 +8,7 @@ their answers.
 import gc
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.recipe import Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
-from llmevo.models.architecture import routers_of
+from llmevo.models.architecture import routers_of, stack_of
 from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -136,6 +137,20 @@ class Scorer:
     @cached_property
     def layers(self) -> int:
         return self.sources.depth(self.config.genome.references[0])
+
+    @property
+    def parameters(self) -> tuple[list[int], int]:
+        """The number of parameters of each layer of the first model, and of its other tensors."""
+        donor = self.config.genome.references[0]
+        shapes = self.sources[donor].shapes
+        stack, counted, others = stack_of(self.sources.config(donor), shapes), [0] * self.layers, 0
+        for name, shape in shapes.items():
+            layer = stack.layer(name)
+            if layer is None:
+                others += math.prod(shape)
+            else:
+                counted[layer] += math.prod(shape)
+        return counted, others
 
     @cached_property
     def routers(self) -> list[str]:
@@ -317,14 +332,21 @@ class Scorer:
                 check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
         return engine
 
+    @property
+    def deepest(self) -> int | None:
+        """The most layers of a candidate where the search tries layer paths, else None."""
+        return self.space.paths.deepest if self.config.has_paths else None
+
     def _start_engine(self) -> Engine:
         self.check_model()
         folder = self.sources.engine_folder(self.config.genome.references[0])
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
-            from llmevo.engines.vllm import VllmEngine
+            from llmevo.engines.vllm import VllmEngine, deepened
 
             named = self.space.alone(self.config.genome.references[0])
+            if self.deepest:
+                folder = deepened(named, self.sources, self.deepest)
             return VllmEngine(
                 folder,
                 self.tokenizer_folder,
@@ -335,6 +357,7 @@ class Scorer:
                 engine.options,
                 base=self.sources.base,
                 by_token=named if self.vocabulary else None,
+                deepest=self.deepest,
             )
         from llmevo.engines.hf import HfEngine
 

@@ -22,7 +22,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, Tail, read_log
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.paths.registry import every
 
 if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
@@ -314,8 +314,8 @@ def contestants(names: str) -> list[str]:
     """
     given = [*dict.fromkeys(name.strip() for name in names.split(",") if name.strip())]
     for name in given or [""]:
-        if name not in OPTIMIZERS:
-            raise ConfigError(f"--optimizers: {name!r} is unknown{nearest(name, OPTIMIZERS)}")
+        if name not in every():
+            raise ConfigError(f"--optimizers: {name!r} is unknown{nearest(name, every())}")
     if "llm" in given and "llm-off" not in given:
         given.insert(given.index("llm") + 1, "llm-off")
     return given

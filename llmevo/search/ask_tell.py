@@ -13,8 +13,9 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import routers_of
 from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers import ASKING, OPTIMIZERS, recommend
+from llmevo.search.optimizers import ASKING, recommend
 from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.paths.registry import PATHS, every
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -71,9 +72,10 @@ class Search:
         Raises ConfigError for an unknown optimizer or a client that is missing, and pydantic's ValidationError for a
         genome that is none.
         """
-        if optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, OPTIMIZERS)}")
-        if optimizer in ASKING and client is None:
+        known = every()
+        if optimizer not in known:
+            raise ConfigError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, known)}")
+        if optimizer in ASKING and optimizer not in PATHS and client is None:
             raise ConfigError(f"optimizer {optimizer!r} asks an LLM; give the search a `client`, or take 'llm-off'")
         genome = Genome.model_validate(genome)
         routers: list[str] = []
@@ -87,8 +89,8 @@ class Search:
         """All trials told so far, failures included."""
         self._client = client
         tasks = {"score": (1.0, METRIC)}
-        style = client.style if client else "chat"
-        self._optimizer = OPTIMIZERS[optimizer](Setup(self.space, seed, budget, tasks, style, Templates()))
+        style = client.style if client else "" if optimizer in PATHS else "chat"
+        self._optimizer = known[optimizer](Setup(self.space, seed, budget, tasks, style, Templates()))
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
@@ -108,7 +110,7 @@ class Search:
             self._queue = self._propose(size)
         suggestions, self._queue = self._queue[: max(size, 0)], self._queue[max(size, 0) :]
         candidates = [
-            Candidate(self._asked + place, self._generation, of.origin, of.genes, of.note)
+            Candidate(self._asked + place, self._generation, of.origin, of.genes, of.note, path=of.path)
             for place, of in enumerate(suggestions)
         ]
         self._asked += len(candidates)
@@ -134,18 +136,20 @@ class Search:
 
     def recipe(self, candidate: Candidate) -> Recipe:
         """Return the recipe of a candidate, for `merge` or mergekit."""
-        return self.space.decode(candidate.genes)
+        return self.space.decode(candidate.genes, candidate.path)
 
     @property
     def best(self) -> Trial | None:
         """The trial with the highest score, or with the highest expected score where scores have standard errors."""
-        return recommend(self.space, self._inside(self.trials)) or max(
-            (trial for trial in self.trials if trial.score), key=lambda trial: trial.value, default=None
-        )
+        found = max((trial for trial in self.trials if trial.score), key=lambda trial: trial.value, default=None)
+        if found and found.candidate.path:
+            return found
+        return recommend(self.space, [t for t in self.trials if t.candidate.lies_in(self.space)]) or found
 
     def _inside(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials in the space; a model alone may lie outside the bounds."""
-        return [trial for trial in trials if self.space.contains(trial.candidate.genes)]
+        learns = self._optimizer.learns_paths
+        return [trial for trial in trials if learns or trial.candidate.lies_in(self.space)]
 
     def _propose(self, size: int) -> list[Suggestion]:
         return self._answered(self._optimizer.ask(size))

@@ -5,8 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
+from llmevo.llm.json import numeral
+from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.search.space import SHARES, Gene, Genes, SearchSpace
+from llmevo.search.paths.space import MERGE
+from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace
+from llmevo.search.trial import Suggestion
+
+PATH = "path"
+"""The key of a layer path in its text form, in `search.start_from`."""
 
 Values = dict[tuple[str | None, str], float]
 """The parameters of one tensor: {(model, or None where all share it; name): value}."""
@@ -15,25 +22,47 @@ TOLERANCE = 1e-3  # between a decoded parameter and the user's: genes lie on a g
 
 
 def read_start(
-    space: SearchSpace, entry: Path | Mapping[str, float], root: Path, tensors: Sequence[str]
-) -> tuple[str, Genes]:
-    """Return the name and the genes of an entry of `search.start_from`. Raise ConfigError where the space lacks it.
+    space: SearchSpace, entry: Path | Mapping[str, float | str], root: Path, tensors: Sequence[str]
+) -> Suggestion:
+    """Return the candidate that an entry of `search.start_from` is. Raise ConfigError where the space lacks it.
 
     `tensors` are the names in the models' checkpoint.
     """
-    name = entry.stem if isinstance(entry, Path) else "genes"
+    name = entry.stem if isinstance(entry, Path) else PATH if PATH in entry else "genes"
     try:
+        if not isinstance(entry, Path) and (text := entry.get(PATH)) is not None:
+            if len(entry) > 1:
+                raise ValueError("give a path alone; layers of the merge have the weights of the uniform merge")
+            return _along(space, space.paths.parse(str(text)), name)
         if isinstance(entry, Path):
             try:
                 recipe = Recipe.from_yaml((root / entry).read_text(), "recipe")
             except (OSError, UnicodeDecodeError) as error:
                 raise RecipeError(f"cannot be read ({error})") from error
-            return name, encode(space, recipe, tensors)
-        return name, _bounded(space, _complete(space, entry))
+            if space.genome.path and recipe.slices and _is_path(space, recipe):
+                path = LayerPath.of_recipe(recipe, space.paths.models)
+                space.paths.check(path)
+                return _along(space, path, name)
+            return Suggestion(encode(space, recipe, tensors), "user", name)
+        genes = {key: numeral(value) for key, value in entry.items()}
+        return Suggestion(_bounded(space, _complete(space, genes)), "user", name)
     except RecipeError as error:
-        raise ConfigError(f"search.start_from: {entry}: {error}") from error
+        raise ConfigError(f"search.start_from: {name if name == PATH else entry}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"search.start_from: {name} is no point of this search space: {error}") from error
+
+
+def _is_path(space: SearchSpace, recipe: Recipe) -> bool:
+    """Return whether the slices of a recipe are layers of models, or not as many as the models have."""
+    slices = recipe.slices or []
+    alone = all(recipe.method_of(of).name == "passthrough" for of in slices)
+    return alone or sum(of.depth for of in slices) != space.layers
+
+
+def _along(space: SearchSpace, path: LayerPath, name: str) -> Suggestion:
+    """The candidate of a path."""
+    uses = any(segment.model == MERGE for segment in path.segments)
+    return Suggestion(space.clamp(space.uniform()) if uses else {}, "user", name, path=str(path))
 
 
 def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
@@ -45,11 +74,30 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
     if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
         raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
     steps = plan(recipe, [*tensors], space.layers)
-    genes = _bounded(space, {gene.name: _read(space, gene, recipe, steps) for gene in space.genes})
-    decoded = space.decode(genes)
-    for step, again in zip(steps, plan(decoded, [*tensors], space.layers), strict=True):
-        _compare(space, (recipe, step), (decoded, again))
-    return genes
+    read = {gene.name: _read(space, gene, recipe, steps) for gene in space.genes}
+    # A split is looked for where the recipe has another slice.
+    starts = {of.sources[0].layer_range[0] for of in recipe.slices or []} if space.genome.split else set[int]()
+    inside = {*starts} - {start for start, _ in space.spans}  # where two equal models change roles, the recipe shows it
+    splits = [*sorted(inside), space.layers, *sorted({*starts} - inside - {0}, reverse=True)]
+    failure: ValueError | None = None
+    for at in splits:
+        genes = read
+        if SPLIT in read:
+            other = space.exchanged(read)  # slices that begin after the split were read with exchanged roles
+            first = dict(zip(space.slices, (start for start, _ in space.spans), strict=True))
+            later = [gene.name for gene in space.genes if gene.slice and first[gene.slice] >= at]
+            genes = {**read, **{name: other[name] for name in later}, SPLIT: float(at)}
+        try:
+            genes = _bounded(space, genes)
+            decoded = space.decode(genes)
+            for step, again in zip(steps, plan(decoded, [*tensors], space.layers), strict=True):
+                _compare(space, (recipe, step), (decoded, again))
+        except ValueError as error:
+            failure = failure or error
+        else:
+            return genes
+    assert failure
+    raise failure
 
 
 def _complete(space: SearchSpace, genes: Mapping[str, float]) -> Mapping[str, float]:
@@ -78,6 +126,8 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
     """The value in the recipe for the first tensor of a gene; the others are compared afterwards."""
     step = next((step for step in steps if _holds(space, gene, step)), None)
     start = space.uniform()[gene.name]
+    if gene.name == SPLIT:
+        return start
     if step is None:  # a filter that no tensor matches
         return start
     if gene.choices:

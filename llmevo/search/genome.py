@@ -9,6 +9,7 @@ from llmevo.errors import nearest, plural
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import DTYPES
 from llmevo.models.references import ModelReference
+from llmevo.search.paths.settings import Paths
 
 OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
 
@@ -41,6 +42,13 @@ class Genome(BaseModel):
     """Parts of tensor names (`self_attn`, `mlp`), each with its own genes; all other tensors share one set."""
     smooth: bool = False
     """Interpolate between the slices' values over the layers instead of a constant for each slice."""
+    split: bool | tuple[list[ModelReference], list[ModelReference]] = False
+    """Search the layer from which two groups of models change roles, as one gene (the split point of M2N2,
+    https://arxiv.org/abs/2508.16204): from there on every model takes the values of its partner in the other group, and
+    slerp's t becomes 1 - t. `true`: the first half of the models and the second; or two lists of models, partners in
+    the same order. The uniform merge, the parents and the first candidates have no such layer."""
+    path: Paths | None = None
+    """The layer paths that the optimizers `paths…` and `search.spaces: both` may try: `{deepest: 36, edits: 2}`."""
     bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
     """{parameter: [lowest, highest value of its genes]}; by default the methods' own, the widest of several."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
@@ -85,7 +93,43 @@ class Genome(BaseModel):
         if self.method_per_slice and self.smooth:
             raise ValueError("smooth and method_per_slice do not go together: nothing lies between two methods")
         self._check_parameters()
+        self._check_split()
         return self
+
+    def _check_split(self) -> None:
+        """Raise ValueError for groups of `split` that have no partners."""
+        if not self.split:
+            return
+        if self.smooth:
+            raise ValueError("smooth and split do not go together: a split is a step between two layers")
+        for method in self.methods:
+            if len(self.merged(method)) < 2:
+                raise ValueError(f"split needs two models or more to change roles, {method.name} merges one here")
+            if method.pair and not walks(method):
+                raise ValueError(f"split has no meaning for {method.name}, whose two models have no equal roles")
+        groups = self.groups
+        named = [*groups[0], *groups[1]]
+        for model in named:
+            if not all(model in self.merged(method) for method in self.methods):
+                merged = self.merged(self.methods[0])
+                raise ValueError(f"split: {model} is none of the merged models{nearest(str(model), map(str, merged))}")
+            if named.count(model) > 1:
+                raise ValueError(f"split: {model} is listed twice; list every model in one of the groups")
+        if not groups[0] or len(groups[0]) != len(groups[1]):
+            raise ValueError(
+                f"split: the groups have {len(groups[0])} and {plural(len(groups[1]), 'model')}; give as many models in"
+                " both, the first of one changes roles with the first of the other"
+            )
+
+    @property
+    def groups(self) -> tuple[list[ModelReference], list[ModelReference]]:
+        """The two groups of `split`."""
+        if not isinstance(self.split, bool):
+            return self.split
+        every = [self.merged(method) for method in self.methods]
+        shared = [model for model in every[0] if all(model in of for of in every)]
+        half = len(shared) // 2
+        return shared[:half], shared[half:]
 
     def _check_models(self, method: Method) -> None:
         """Raise ValueError where a method cannot merge these models."""

@@ -10,6 +10,7 @@ import numpy as np
 from llmevo.errors import ConfigError, ProposerError, nearest
 from llmevo.llm.client import Connection, Reply, Request
 from llmevo.search.genome import OTHER
+from llmevo.search.paths.prompt import Masks, PathPrompt, PathQuestion
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Prompt, Question
 from llmevo.search.prompts.table import GeneTable
@@ -185,6 +186,9 @@ class SimulatedClient:
 
     def answer(self, request: Request) -> Reply:
         """Answer a prompt. Raise ProposerError for any other request."""
+        if isinstance(request, PathPrompt) and request.about:
+            text = _paths(request.about, np.random.default_rng([self._seed, request.generation]), self._policy)
+            return Reply(text, self.model, sum(len(m["content"]) for m in request.messages) // 4, len(text) // 4)
         question = request.question if isinstance(request, Prompt) else None
         if question is None:
             raise ProposerError("the request is no question of a search")
@@ -234,6 +238,22 @@ class SimulatedClient:
             own = [space.genes[place] for place in farthest]
             return [_belief(question, seed, [gene], value=genes[gene.name]) for gene in own]
         return []
+
+
+def _paths(about: PathQuestion, random: np.random.Generator, policy: str) -> str:
+    """Paths of one or two random edits; of a babbler what is none, and of a refuser nothing."""
+    if policy == "refuser":
+        return ""
+    masks, paths = Masks(about), about.paths
+    singles, found = [*paths.singles(about.root, about.others)], list[Any]()
+    for _ in range(20 * about.question.wanted):
+        edits = [singles[int(random.integers(len(singles)))] for _ in range(1 + int(random.integers(2)))]
+        if (path := paths.edited(about.root, edits)) and len(found) < about.question.wanted:
+            found.append(str(masks.hidden(path)))
+    if policy == "babbler":
+        found = [HOSTILE[int(random.integers(len(HOSTILE)))] for _ in range(6)]
+    rows = [{"reason": "simulated", "path": path, "predicted_score": 0.5} for path in found]
+    return json.dumps({"analysis": "what a simulated LLM says", "paths": rows})
 
 
 def _belief(

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, plural
 from llmevo.merging.methods.registry import Method
+from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import BY_SLICE, Recipe
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
+from llmevo.search.paths.settings import Paths
+from llmevo.search.paths.space import MERGE, PathSpace
 
 Array = NDArray[np.float64]
 
@@ -26,6 +29,7 @@ Column = tuple[ModelReference | None, str]
 """A gene without its slice and filter: a model and its parameter, or no model and a parameter that all share."""
 
 METHOD = "merge_method"  # the name of the gene that chooses among several methods
+SPLIT = "split"  # the name of the gene that is the first layer with exchanged roles; the number of layers for none
 ALONE = "alone"  # the parameter that stands, instead of all genes, for one model: {"model/alone": 1.0}
 SHARES = ("weight", "scale", "t")  # parameters that are 0 for a model without a share in the merge
 COEFFICIENTS = 3  # common weights that are tried in addition to the uniform merge's, at most
@@ -49,6 +53,8 @@ class Gene:
     high: float
     choices: tuple[str, ...] = ()
     """The names to choose from; the gene's values are their places, 0, 1, 2 …"""
+    is_whole: bool = False
+    """Whether its values are whole numbers."""
 
     @cached_property
     def _decimals(self) -> int:
@@ -58,7 +64,7 @@ class Gene:
     def clamp(self, value: float) -> float:
         """Return the value moved into the bounds and onto the grid."""
         inside = min(max(value, self.low), self.high)
-        if self.choices:
+        if self.choices or self.is_whole:
             return float(round(inside))
         step = 10.0**-self._decimals
         # Bounded again: a bound need not lie on the grid.
@@ -124,6 +130,8 @@ class SearchSpace:
         own = tuple(filter_.rstrip(".") for filter_ in genome.filters or ())
         self.routers = [filter_ for filter_ in routers if not own or not filter_.rstrip(".").endswith(own)]
         self.filters: list[str | None] = [*genome.filters, None] if genome.filters else [None]
+        if genome.split and layers < 2:
+            raise ConfigError("genome.split: the models have one layer, which cannot be split; leave it out")
 
     # The genes
 
@@ -136,6 +144,8 @@ class SearchSpace:
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
         genes = [] if self.genome.method_per_slice else [*self._choice(None)]
+        if self.genome.split:
+            genes.append(Gene(SPLIT, None, None, None, SPLIT, 1.0, float(self.layers), is_whole=True))
         for label in self.slices:
             if self.genome.method_per_slice:
                 genes += self._choice(label)
@@ -228,7 +238,7 @@ class SearchSpace:
             for column in self._columns_of(method)
             for filter_ in self.filters
         }
-        return np.array([bool(gene.choices) or gene.name in used for gene in self.genes])
+        return np.array([bool(gene.choices) or gene.name == SPLIT or gene.name in used for gene in self.genes])
 
     # Start rows
 
@@ -267,6 +277,8 @@ class SearchSpace:
 
     def _start(self, gene: Gene) -> float:
         """The value of a gene in the uniform merge by the first method that has it."""
+        if gene.name == SPLIT:
+            return gene.high
         for method in self.genome.methods:
             declared = declared_by(method).get(gene.parameter)
             if declared is None or not declared.is_gene:
@@ -301,9 +313,23 @@ class SearchSpace:
 
     # Recipes
 
-    def decode(self, genes: Mapping[str, float]) -> Recipe:
-        """Return the recipe that these values mean."""
+    @cached_property
+    def paths(self) -> PathSpace:
+        """The layer paths over the models. Raises ConfigError where they can have none."""
+        if self.by_token:
+            raise ConfigError("genome.path: the models' tokens differ, and a path has the tokens of one of them")
+        if self.genome.smooth:
+            raise ConfigError("genome.path: smooth has no meaning on some of the layers; leave it out")
+        return PathSpace(self.genome.path or Paths(), self.layers, self.names)
+
+    def decode(self, genes: Mapping[str, float], path: str = "") -> Recipe:
+        """Return the recipe that these values mean; with a `path` that of the path, where they mean its merge."""
         genome = self.genome
+        if path:
+            named: dict[str, ModelReference | Recipe] = {**self.paths.models}
+            if genes:
+                named[MERGE] = self.decode(genes).model_copy(update={"dtype": None})
+            return LayerPath.parse(path).recipe(named, dtype=genome.dtype)
         for model, name in self.names.items():
             if f"{name}/{ALONE}" in genes:
                 return self.alone(model)
@@ -312,7 +338,7 @@ class SearchSpace:
         if genome.smooth:  # one slice over all layers, its values gradients
             slices = [self._slice(genes, methods[0], range(len(self.spans)), same=True)]
         else:
-            slices = [self._slice(genes, method, [place], same) for place, method in enumerate(methods)]
+            slices = [of for place, method in enumerate(methods) for of in self._split(genes, method, place, same)]
         # Of a pair every slice names its own base. Among several methods the donor of config and tokenizer stays one.
         base = None if genome.methods == [methods[0]] and methods[0].pair else genome.base_model
         return Recipe.model_validate(
@@ -358,9 +384,38 @@ class SearchSpace:
             fixed["normalize"] = self.genome.normalizes(method)
         return fixed
 
-    def _slice(self, genes: Mapping[str, float], method: Method, places: Sequence[int], same: bool) -> dict[str, Any]:
-        """One slice of the recipe, over one or several of the genes' slices."""
-        span = self.spans[places[0]][0], self.spans[places[-1]][1]
+    def _split(self, genes: Mapping[str, float], method: Method, place: int, same: bool) -> list[dict[str, Any]]:
+        """The slice of one of the genes' slices, or two where the models change roles inside."""
+        start, stop = self.spans[place]
+        at = min(max(int(genes.get(SPLIT, stop)), start), stop)
+        parts = ((genes, (start, at)), (self.exchanged(genes) if at < stop else genes, (at, stop)))
+        return [self._slice(own, method, [place], same, span) for own, span in parts if span[0] < span[1]]
+
+    def exchanged(self, genes: Mapping[str, float]) -> Genes:
+        """Return the values with which the two groups of `genome.split` have changed roles; of itself the inverse."""
+        first, second = self.genome.groups
+        partner = {**dict(zip(first, second, strict=True)), **dict(zip(second, first, strict=True))}
+        found = dict(genes)
+        for label in self.slices:
+            for (model, parameter), filter_ in ((column, f) for column in self._columns for f in self.filters):
+                name = self._name((model, parameter), label, filter_)
+                other = (partner.get(model), parameter) if model else None
+                if other in self._columns:
+                    found[name] = genes[self._name(other, label, filter_)]
+                elif other and parameter == "t":  # of slerp between two models
+                    found[name] = round(1.0 - genes[name], 6)
+        return found
+
+    def _slice(
+        self,
+        genes: Mapping[str, float],
+        method: Method,
+        places: Sequence[int],
+        same: bool,
+        span: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """One slice of the recipe, over one or several of the genes' slices, or a part of one."""
+        span = span or (self.spans[places[0]][0], self.spans[places[-1]][1])
         mixed = self._pair(genes, method, places) if method.pair else self._mix(genes, method, places)
         sources = [{**source, "layer_range": span} for source in mixed.pop("sources")]
         base = self.genome.base_model

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmevo.evaluation.score import Score
-from llmevo.search.space import Genes
+from llmevo.search.space import Genes, SearchSpace
 
 START_ROWS = ("parent", "uniform", "coefficient", "user")
 """Origins of candidates that are scored before the search, with nothing random."""
@@ -30,6 +30,8 @@ class Suggestion:
     """The LLM's aim: `exploit` for a high score, `learn` for a recipe that decides a question."""
     predicted: Mapping[str, float] = field(default_factory=dict[str, float])
     """{task: the score that the LLM predicts}."""
+    path: str = ""
+    """A layer path in its text form; the genes are then of the weight merge in it, or none. Empty for a whole merge."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,17 @@ class Candidate:
     note: str = ""
     expected: float | None = None
     """The score that its proposer predicted: the surrogate or the LLM."""
+    path: str = ""
+    """See `Suggestion`."""
 
     @property
     def suggestion(self) -> Suggestion:
         """The point as it was proposed."""
-        return Suggestion(self.genes, self.origin, self.note, expected=self.expected)
+        return Suggestion(self.genes, self.origin, self.note, expected=self.expected, path=self.path)
+
+    def lies_in(self, space: SearchSpace) -> bool:
+        """Return whether this is a point of the space of weights: no layer path, and inside the bounds."""
+        return not self.path and space.contains(self.genes)
 
 
 @dataclass(frozen=True)

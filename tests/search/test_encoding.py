@@ -14,6 +14,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.search.encode import encode, read_start
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace
+from llmevo.search.trial import Suggestion
 from support.workspace import Workspace
 
 LAYERS = 4
@@ -134,7 +135,7 @@ def test_other_layers_are_no_point_of_a_search() -> None:
 def test_genes_by_name_are_checked_too(tmp_path: Path) -> None:
     of = SPACES["whole"]
     genes = {"a/all/weight": 0.5, "b/all/weight": 0.25}
-    assert read_start(of, genes, tmp_path, TENSORS) == ("genes", genes)
+    assert read_start(of, genes, tmp_path, TENSORS) == Suggestion(genes, "user", "genes")
     for wrong, says in (
         ({"a/all/weight": 0.5}, "'b/all/weight' is missing"),
         ({**genes, "b/all/weigth": 0.1}, "did you mean 'b/all/weight'"),

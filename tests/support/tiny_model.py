@@ -60,8 +60,8 @@ def tiny_llama(seed: int = 0, tied: bool = False, **changes: Any) -> LlamaForCau
         return LlamaForCausalLM(LlamaConfig(**options)).eval()
 
 
-def save_tiny(folder: Path, seed: int = 0, tied: bool = False) -> Path:
+def save_tiny(folder: Path, seed: int = 0, tied: bool = False, **changes: Any) -> Path:
     """Such a model and its tokenizer in the Hugging Face format."""
-    tiny_llama(seed, tied).save_pretrained(folder)
+    tiny_llama(seed, tied, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

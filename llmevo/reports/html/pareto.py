@@ -25,7 +25,7 @@ class Place:
     best: bool
     """Whether it is exported by default."""
     values: Sequence[tuple[float, float]]
-    """The counted metric of every task and its standard error."""
+    """The value of every objective and its standard error."""
 
 
 def places(subject: Subject) -> list[Place]:
@@ -44,8 +44,8 @@ def places(subject: Subject) -> list[Place]:
 def _values(subject: Subject, trial: Trial) -> list[tuple[float, float]]:
     """NaN where a score lacks a task."""
     aims, metrics = subject.state.aims, trial.score.tasks if trial.score else {}
-    values = [aims.value(metrics, task) for task in aims.tasks]
-    errors = [aims.error(metrics, task) for task in aims.tasks]
+    values = [aims.value(metrics, name) for name in aims.objectives]
+    errors = [aims.error(metrics, name) for name in aims.objectives]
     return [(math.nan if value is None else value, error) for value, error in zip(values, errors, strict=True)]
 
 
@@ -69,7 +69,7 @@ def covered(subject: Subject) -> Covered | None:
 
     def heights(trials: Sequence[Trial]) -> NDArray[np.float64]:
         found = [state.aims.heights(trial.score.tasks) for trial in trials if trial.score]
-        return np.array([each for each in found if each is not None]).reshape(-1, len(state.aims.tasks))
+        return np.array([each for each in found if each is not None]).reshape(-1, len(state.aims.objectives))
 
     if not state.front or state.unmet:
         return None
@@ -105,7 +105,7 @@ def front(subject: Subject) -> Plot | None:
     found = places(subject)
     if not found:
         return None
-    return _two(subject, found) if len(subject.tasks) == 2 else _many(subject, found)
+    return _two(subject, found) if len(subject.state.aims.objectives) == 2 else _many(subject, found)
 
 
 def _two(subject: Subject, found: Sequence[Place]) -> Plot:
@@ -132,7 +132,7 @@ def _two(subject: Subject, found: Sequence[Place]) -> Plot:
         textposition="top right",
         hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
     )
-    names = [escaped(name) for name in subject.tasks.values()]
+    names = _names(subject)
     figure.update_layout(xaxis_title=names[0], yaxis_title=names[1], hovermode="closest")
     return plain(figure)
 
@@ -141,12 +141,12 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
     """Draw parallel coordinates: every task from the worst to the best of the front, so that scales do not matter."""
     figure = go.Figure()
     values = np.array([[value for value, _ in place.values] for place in found])
-    values *= np.copysign(1.0, [weight for weight, _ in subject.state.aims.tasks.values()])
+    values *= [*subject.state.aims.objectives.values()]
     low, spread = values.min(axis=0), np.ptp(values, axis=0)
     shares = np.where(spread > 0, (values - low) / np.where(spread > 0, spread, 1.0), 0.5)
     for number, place in enumerate(found):
         figure.add_scatter(
-            x=[escaped(name) for name in subject.tasks.values()],
+            x=_names(subject),
             y=shares[number].tolist(),
             mode="lines+markers",
             name=f"#{place.id}{' (best)' if place.best else ''}",
@@ -156,3 +156,8 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
         )
     figure.update_layout(yaxis_title="from the front's worst to its best", hovermode="closest")
     return plain(figure)
+
+
+def _names(subject: Subject) -> list[str]:
+    """The shown names of the objectives."""
+    return [escaped(name) for name in (*subject.tasks.values(), *subject.state.aims.sizes)]

@@ -65,7 +65,10 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
         asked = {
             key(candidate.genes): candidate.id
             for candidate in subject.state.candidates.values()
-            if candidate.generation == event.generation and candidate.origin == "llm" and candidate.expected is None
+            if not candidate.path
+            and candidate.generation == event.generation
+            and candidate.origin == "llm"
+            and candidate.expected is None
         }
         if not asked:
             continue

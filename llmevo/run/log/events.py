@@ -89,7 +89,7 @@ class RunStarted(BaseEvent):
     """A digest of the tokens of all candidates, where the models' tokens differ and embeddings are merged by token;
     else empty."""
     start_from: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
-    """The user's own start rows: name and genes of each."""
+    """The user's own start rows: name and genes of each, and the path of layer paths."""
     geometry: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     """Norms of and cosines between task vectors of each slice, for the LLM's prompt; empty without an LLM."""
     cards: dict[str, str] = Field(default_factory=dict[str, str])
@@ -99,6 +99,13 @@ class RunStarted(BaseEvent):
     """{search task: its own description}, of those that have one."""
     chances: dict[str, float] = Field(default_factory=dict[str, float])
     """{search task: the metric of a model that guesses}, of tasks with choices."""
+    scan: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
+    """{path of a single edit: its effect and standard error} from `genome.path.scan`."""
+    layer_parameters: list[int] = Field(default_factory=list[int])
+    """The number of parameters of each layer of the first model; like the next one, only where a constraint or an
+    objective is of sizes."""
+    other_parameters: int = 0
+    """Those of its other tensors."""
 
     @property
     def masks(self) -> int:
@@ -157,11 +164,12 @@ class Asked(BaseEvent):
     event: Literal["asked"] = "asked"
     generation: int
     candidates: list[dict[str, Any]]
-    """id, origin, genes, recipe, note and expected (the score that its proposer predicts, or null) of each."""
+    """id, origin, genes, recipe, note and expected (the score that its proposer predicts, or null) of each; and path,
+    the text form of a layer path, of candidates that are one."""
 
     def read(self) -> list[Candidate]:
         return [
-            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"], _expected(c))
+            Candidate(c["id"], self.generation, c["origin"], c["genes"], c["note"], _expected(c), c.get("path", ""))
             for c in self.candidates
         ]
 
@@ -379,6 +387,7 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
                 "recipe": recipe.as_dict(),
                 "note": s.note,
                 "expected": s.expected,
+                **({"path": s.path} if s.path else {}),
             }
             for i, (s, recipe) in enumerate(pairs)
         ],

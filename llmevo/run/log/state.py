@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
@@ -16,7 +16,7 @@ from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.run.log.fleet import Fleet
 from llmevo.search.objectives.constraints import ConstraintChecker, Held, held, paired
-from llmevo.search.objectives.objective import Objective, front
+from llmevo.search.objectives.objective import COUNT, Objective, front
 from llmevo.search.trial import Candidate, Trial
 
 ORIGIN = "the run's config"
@@ -102,7 +102,7 @@ class RunState:
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
-                self._add(Trial(candidate, event.read(), seconds=event.seconds))
+                self._add(Trial(candidate, self._sized(event), seconds=event.seconds))
                 self._judge(candidate)
             case events.Selected():
                 self._candidate(event.candidate)
@@ -126,6 +126,19 @@ class RunState:
         )
         steady = self.started is not None and self.started.order == "steady"
         self.fleet.take(event, candidate.generation if candidate else 0, steady)
+
+    def _sized(self, event: events.Evaluated) -> Score:
+        """The score, with the candidate's sizes among its tasks where an aim is one of them."""
+        score = event.read()
+        if not self.aims.counts_sizes or self.started is None:
+            return score
+        slices: Any = self.recipes[event.candidate].get("slices")
+        ranges = [of["sources"][0]["layer_range"] for of in slices or [{"sources": [{"layer_range": [0, 0]}]}]]
+        layers = [layer for start, stop in ranges for layer in range(start, stop)] or [*range(self.started.layers)]
+        sizes = {"layers": float(len(layers))}
+        if each := self.started.layer_parameters:
+            sizes["parameters"] = float(self.started.other_parameters + sum(each[layer] for layer in layers))
+        return replace(score, tasks={**score.tasks, **{name: {COUNT: value} for name, value in sizes.items()}})
 
     def _add(self, trial: Trial) -> None:
         """Keep the trials in the order of their candidates, whatever the order in which they arrive."""

@@ -19,6 +19,7 @@ from llmevo.run.progress import finalists_at_most, heldout_rows, votes_at_most
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
 from llmevo.search.optimizers import ASKING
+from llmevo.search.paths.registry import PATHS
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -198,7 +199,7 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
-    told = [candidate for candidate in candidates if experiment.space.contains(candidate.genes)]
+    told = [each for each in candidates if optimizer.learns_paths or each.lies_in(experiment.space)]
     count, known = len(candidates), list[Trial]()
     generation = 0
     while count < experiment.evaluations:
@@ -215,14 +216,17 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
             suggested: list[Suggestion] = done.value
         finally:
             asking.close()
-        told = [Candidate(count + i, generation, s.origin, s.genes, s.note) for i, s in enumerate(suggested)]
+        told = [
+            Candidate(count + i, generation, s.origin, s.genes, s.note, path=s.path) for i, s in enumerate(suggested)
+        ]
         count += len(told)
     return None
 
 
 def unasked(experiment: Experiment, first: FirstPrompt | None) -> list[Finding]:
     """Return a warning where the optimizer asks an LLM and there is none, or the budget leaves no prompt for it."""
-    if not experiment.asks and experiment.config.search.optimizer in ASKING:
+    optimizer = experiment.config.search.optimizer
+    if not experiment.asks and optimizer in ASKING and optimizer not in PATHS:
         return [
             Finding(
                 "llm.proposer",

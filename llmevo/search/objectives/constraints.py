@@ -110,6 +110,8 @@ def held(
     """
     found: list[Held] = []
     for constraint in keeping.aims.constraints:
+        if keeping.aims.is_size(constraint.task):  # the same for all questions
+            continue
         name, metric = tasks.get(constraint.task, ("", ""))
         row = keeping.row(constraint) if constraint.row else None
         reference = rows.get(row.candidate.id) if row else None

@@ -17,6 +17,9 @@ ROWS = ("parent", "uniform")  # in a bound: the best parent on the task, and the
 WHOLE = re.compile(r"(.+?)\s*(>=|<=|>|<|==?|≥|≤)\s*(.+)")
 BOUND = re.compile(r"([a-z_]+)?\s*([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)?", re.IGNORECASE)
 FORM = "write `task >= 0.4`, `task >= parent - 0.01` or `task <= uniform`"
+SIZES = ("layers", "parameters")
+"""Aims beside the tasks, for layer paths: what a candidate has of them is known before it is scored."""
+COUNT = "count"  # the metric of a size
 ROUNDING = 1e-9  # means of equal answers may differ by so much
 
 
@@ -79,6 +82,8 @@ class Objective:
     and the weighted sum only selects the default result on the front."""
     seed: int = 0
     """Of the random weights of the objectives."""
+    sizes: tuple[str, ...] = ()
+    """Further objectives of `pareto`, of `SIZES`: less is better."""
 
     @cached_property
     def plain(self) -> bool:
@@ -89,22 +94,39 @@ class Objective:
     def pareto(self) -> bool:
         return self.objective == "pareto"
 
+    @property
+    def objectives(self) -> dict[str, float]:
+        """Every objective of `pareto` with the sign of the better direction: the tasks, and the sizes."""
+        signs = {task: math.copysign(1.0, weight) for task, (weight, _) in self.tasks.items()}
+        return signs | dict.fromkeys(self.sizes, -1.0)
+
+    @property
+    def counts_sizes(self) -> bool:
+        """Whether an objective or a constraint is of a size."""
+        return bool(self.sizes) or any(self.is_size(constraint.task) for constraint in self.constraints)
+
+    def is_size(self, name: str) -> bool:
+        """Return whether this is the name of a size; a task of that name comes first."""
+        return name in SIZES and name not in self.tasks
+
     def value(self, tasks: Metrics, task: str) -> float | None:
-        """Return a task's counted metric; None where the score lacks it."""
-        return tasks.get(task, {}).get(self.tasks[task][1])
+        """Return a task's counted metric, or a size; None where the score lacks it."""
+        return tasks.get(task, {}).get(COUNT if self.is_size(task) else self.tasks[task][1])
 
     def error(self, tasks: Metrics, task: str) -> float:
         """Return the standard error of that; 0 where the score lacks it."""
+        if self.is_size(task):
+            return 0.0
         metric, _, filter_ = self.tasks[task][1].partition(",")
         return tasks.get(task, {}).get(f"{metric}_stderr,{filter_}", 0.0)
 
     def heights(self, tasks: Metrics) -> tuple[float, ...] | None:
         """Return all counted metrics, with signs so that higher is better; None where the score lacks one."""
-        values = [self.value(tasks, task) for task in self.tasks]
-        signs = [math.copysign(1.0, weight) for weight, _ in self.tasks.values()]
+        values = [self.value(tasks, name) for name in self.objectives]
         if any(value is None for value in values):
             return None
-        return tuple(sign * value for sign, value in zip(signs, values, strict=True) if value is not None)
+        signed = zip(self.objectives.values(), values, strict=True)
+        return tuple(sign * value for sign, value in signed if value is not None)
 
 
 def front(trials: Sequence[Trial], aims: Objective) -> list[Trial]:

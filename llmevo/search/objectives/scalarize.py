@@ -25,8 +25,8 @@ def random_weights(aims: Objective, generation: int) -> dict[str, float]:
     """
     if not aims.pareto:
         return {}
-    drawn = np.random.default_rng([aims.seed, generation]).dirichlet(np.ones(len(aims.tasks)))
-    return dict(zip(aims.tasks, map(float, drawn), strict=True))
+    drawn = np.random.default_rng([aims.seed, generation]).dirichlet(np.ones(len(aims.objectives)))
+    return dict(zip(aims.objectives, map(float, drawn), strict=True))
 
 
 def scalarize(
@@ -76,7 +76,7 @@ def _scalarised(
     worst = gaps.index(max(gaps))
     variance = sum(
         ((SUM_SHARE + (place == worst)) * weights[task] * aims.error(score.tasks, task) / scale[place][1]) ** 2
-        for place, task in enumerate(aims.tasks)
+        for place, task in enumerate(aims.objectives)
     )
     total = 1.0 - gaps[worst] - SUM_SHARE * sum(gaps)
     said = Score(total, math.sqrt(variance), score.tasks, score.items, score.item_scores, score.replies)

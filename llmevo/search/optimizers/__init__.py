@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
 EARLIER: dict[str, Callable[[Setup], Optimizer]] = {"llm": LlmGuidedCmaEs, "llm-off": SurrogateCmaEs}
 """The optimizers that these names had in logs with `rules` below 3."""
 
-ASKING = ("llm", "llm-evo-merge")
-"""The optimizers that ask an LLM."""
+ASKING = ("llm", "llm-evo-merge", "paths")
+"""The optimizers that ask an LLM; `paths` is in `search/paths/registry.py`."""
 
 __all__ = ["ASKING", "EARLIER", "OPTIMIZERS", "Optimizer", "Setup", "recommend"]

@@ -51,6 +51,8 @@ class Setup:
     chances: Mapping[str, float] = field(default_factory=dict[str, float])
     short: bool = False
     """Ask the LLM in a short form, for small models."""
+    scan: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """For layer paths: {path of a single edit: its effect and standard error} from a scan."""
     parallel: int = 1
     """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
     from_uniform: bool = False
@@ -90,6 +92,8 @@ class Optimizer(ABC):
     """The most candidates that `ask` returns; None for as many as it is asked for."""
     batch = 1
     """How many candidates are worth asking for at once, even where fewer can be scored at the same time."""
+    learns_paths = False
+    """Whether it is told of layer paths, and of models alone that are no points of the space."""
     is_steady = False
     """Whether it can be asked while candidates are being scored, and told of each when it is scored."""
 

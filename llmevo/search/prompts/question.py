@@ -128,7 +128,7 @@ class Question:
     @cached_property
     def inside(self) -> list[Trial]:
         """The scored points of the space. A parent may lie outside the user's bounds, or have no genes."""
-        return [trial for trial in self.scored if self.space.contains(trial.candidate.genes)]
+        return [trial for trial in self.scored if trial.candidate.lies_in(self.space)]
 
     @cached_property
     def points(self) -> Array:

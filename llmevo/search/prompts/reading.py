@@ -17,7 +17,7 @@ from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Belief, Hypothesis, Question, Reading
 from llmevo.search.prompts.table import GeneTable, scale
 from llmevo.search.prompts.vocabulary import Vocabulary, in_units, word
-from llmevo.search.space import METHOD, Array, Gene, Genes, SearchSpace
+from llmevo.search.space import METHOD, SPLIT, Array, Gene, Genes, SearchSpace
 from llmevo.search.trial import Suggestion
 
 T = TypeVar("T")
@@ -210,7 +210,17 @@ class _Reader:
             purpose if purpose in PURPOSES else "",
             predicted,
         )
-        return [replace(suggestion, genes=genes) for genes in recipes]
+        return [replace(suggestion, genes={**genes, **self._split(given)}) for genes in recipes]
+
+    def _split(self, given: dict[str, Any]) -> Genes:
+        """The layer at which the models change roles; the best recipe's where the answer has none."""
+        if not self._question.space.genome.split or given.get(SPLIT) is None:
+            return {}
+        try:
+            return {SPLIT: numeral(given[SPLIT])}
+        except ValueError as error:
+            self._problems.append(f"took the split of the best recipe: {error}")
+            return {}
 
     def _recipes(self, given: dict[str, Any]) -> list[Genes]:
         method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)

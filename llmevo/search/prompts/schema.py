@@ -13,7 +13,7 @@ from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Question
 from llmevo.search.prompts.reading import BELIEFS, DIRECTIONS, HYPOTHESES, KINDS, PURPOSES, SPREADS
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.space import METHOD
+from llmevo.search.space import METHOD, SPLIT
 
 TASKS = 12  # with a predicted score: those of the largest weights
 FEW = 3  # beliefs of the short form
@@ -106,6 +106,8 @@ def _genome(question: Question, table: GeneTable) -> dict[str, Any]:
         names = Names(question.space, question.tasks, question.mask_names)
         method = _one_of(*(names.methods[name] for name in table.choices[0].choices))
         fields[METHOD] = _list(method, slices, slices) if question.space.genome.method_per_slice else method
+    if question.space.genome.split:
+        fields[SPLIT] = Annotated[int, Field(ge=1, le=question.space.layers)]
     return {**fields, "genome": _list(_list(integer, width, width), slices, slices)}
 
 

@@ -27,7 +27,7 @@ from llmevo.search.evidence import (
 from llmevo.search.prompts.names import Names, printable
 from llmevo.search.prompts.question import Belief, Proposed, Question
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.space import Gene, Genes
+from llmevo.search.space import SPLIT, Gene, Genes
 from llmevo.search.trial import Trial
 
 BEST = 8  # recipes in the short form
@@ -261,6 +261,7 @@ class Variables:
                 (names.parameters[p], round(g.low * scale(g)), round(g.high * scale(g)), scale(g), p)
                 for p, g in by_parameter.items()
             ],
+            "roles": self._roles(),
             "hidden_tasks": len(question.tasks) - len(tasks),
             "constraints": [names.text(text, REASON) for text in question.constraints],
             "weights": [question.weights.get(task, 0.0) for task in tasks] if question.weights else [],
@@ -294,6 +295,14 @@ class Variables:
             **self._progress(),
             **self._memory(),
         }
+
+    def _roles(self) -> list[str]:
+        """The models that change roles at the layer `split`."""
+        if not self._question.space.genome.split:
+            return []
+        shown = {model: self._names.models[name] for model, name in self._question.space.names.items()}
+        pairs = zip(*self._question.space.genome.groups, strict=True)
+        return [f"{shown[one]} with {shown[other]}" for one, other in pairs]
 
     def _earlier_versions(self) -> dict[str, Any]:
         """Variables that only templates of versions before 0.3 use: runs resume with the templates in their log."""
@@ -610,7 +619,7 @@ class Variables:
 
     def _trial(self, trial: Trial, longest: int) -> Row:
         """A trial, with a reason of at most so many characters."""
-        inside = self._question.space.contains(trial.candidate.genes)
+        inside = trial.candidate.lies_in(self._question.space)
         row = self._row("", trial.candidate.genes) if inside else Row("", "", "")
         origin = trial.candidate.origin
         return Row(
@@ -626,6 +635,8 @@ class Variables:
     def _row(self, name: str, genes: Genes, score: float | None = None, stderr: float = 0.0) -> Row:
         table = " ".join(f"[{' '.join(map(str, integers))}]" for integers in self._table.rows(genes))
         methods = " ".join(self._names.methods[method] for method in self._table.methods(genes))
+        if self._question.space.genome.split:
+            methods = f"{methods} split {genes[SPLIT]:g}".strip()
         return Row(name, table, methods, score, stderr)
 
     def _scores(self, trial: Trial) -> str:

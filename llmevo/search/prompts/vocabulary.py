@@ -12,7 +12,7 @@ from llmevo.search.genome import OTHER
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Question
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.space import SHARES, Gene, Genes
+from llmevo.search.space import SHARES, SPLIT, Gene, Genes
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Vocabulary:
     @cached_property
     def _columns(self) -> dict[str, list[Gene]]:
         """{form: genes}: `model.filter.parameter`, where any of the three may be missing."""
-        numbers = [gene for gene in self._question.space.genes if not gene.choices]
+        numbers = [gene for gene in self._question.space.genes if not gene.choices and gene.name != SPLIT]
         main: dict[str | None, str] = {}
         for gene in sorted(numbers, key=lambda gene: gene.parameter not in SHARES):
             main.setdefault(gene.model, gene.parameter)
@@ -147,9 +147,5 @@ class Vocabulary:
             return space.clamp(self._question.suggestions[number - 1][0])
         for trial in self._question.scored if kind in ("", "#") else ():
             if trial.candidate.id == number and {gene.name for gene in space.genes} <= trial.candidate.genes.keys():
-                return (
-                    trial.candidate.genes
-                    if space.contains(trial.candidate.genes)
-                    else space.clamp(trial.candidate.genes)
-                )
+                return trial.candidate.genes if trial.candidate.lies_in(space) else space.clamp(trial.candidate.genes)
         raise ValueError(f"{name[:40]!r} is no scored recipe with these parameters, and no usable proposal before it")

@@ -1,0 +1,179 @@
+"""What every edit of the layers of the quickstart's experts does, and what a path costs the transformers engine.
+
+    python benchmarks/scan.py scan FOLDER --out benchmarks/results/scan.jsonl [--limit 32] [--of NAME]
+    python benchmarks/scan.py swap --out benchmarks/results/path-swap.jsonl [--rounds 5] [--vllm]
+    python benchmarks/scan.py table benchmarks/results/scan.jsonl
+    python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
+
+`scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+`swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
+is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import measurements
+from tables import rows, spread
+
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+PATHS = ("merge 0-24 | merge 16-24 gain 0.5 | merge 24-30", "merge 0-20 | merge 12-20 gain 0.5 | merge 20-30")
+"""A path of a new weight merge, 38 layers, and one that differs in the block that it repeats."""
+KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit": "another path of the same one"}
+BEST = 5
+
+
+def scan(folder: Path, out: Path | None, limit: int, of: str) -> None:
+    """Scan to the end, and append a line."""
+    import torch
+
+    from llmevo.config import read_config
+    from llmevo.run.scan import Scan
+
+    found = Scan(read_config(CONFIG), CONFIG.parent, folder, of, limit)
+    found.run(lambda scan, row: print(len(scan.rows), scan.left, row.path, f"{row.effect:+.4f}", flush=True))
+    line = {"benchmark": "scan", "of": found.of, "limit": limit, "questions": dict(found.answers.counts)}
+    line |= {"rows": [asdict(row) for row in found.rows]}
+    measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+
+
+def swap(out: Path | None, rounds: int, vllm: bool) -> None:
+    """Time swaps in turn, and append a line for each."""
+    import torch
+
+    from llmevo.config import read_config
+    from llmevo.engines.hf import HfEngine
+    from llmevo.engines.vllm import VllmEngine, deepened
+    from llmevo.merging.merger import Merger
+    from llmevo.models.sources import Sources
+    from llmevo.search.space import SearchSpace
+
+    config = read_config(CONFIG)
+    sources = Sources.open(config.genome.references, CONFIG.parent)
+    donor, dtype = config.genome.references[0], config.genome.dtype
+    space, cache = SearchSpace(config.genome, sources.depth(donor)), config.engine.cache_gb
+    folder, tokenizer = sources.engine_folder(donor), sources.folder(donor)
+    if vllm:
+        deep = deepened(space.alone(donor), sources, 38)
+        options = {"max_model_len": 512}
+        engine: Any = VllmEngine(deep, tokenizer, dtype, sources.root, 0, cache, options, base=sources.base, deepest=38)
+    else:
+        engine = HfEngine(folder, tokenizer, dtype, merger=Merger(sources, 0, cache))
+    for turn in range(rounds + 1):
+        genes = [
+            space.clamp({name: of + 0.01 * (2 * turn + i) for name, of in space.uniform().items()}) for i in (0, 1)
+        ]
+        recipes = {
+            "weights": space.decode(genes[0]),
+            "path": space.decode(genes[1], PATHS[0]),
+            "edit": space.decode(genes[1], PATHS[1]),
+        }
+        for kind, recipe in recipes.items():
+            begun = _now()
+            engine.swap(recipe)
+            seconds = _now() - begun
+            line = {"benchmark": "path swap", "backend": "vllm" if vllm else "hf", "kind": kind, "round": turn}
+            line |= {"seconds": seconds, "bytes": 0 if vllm else _bytes(engine.model)}
+            if turn:
+                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            print(line, flush=True)
+    engine.close()
+
+
+def _now() -> float:
+    import time
+
+    return time.perf_counter()
+
+
+def _bytes(model: Any) -> int:
+    return sum({weight.data_ptr(): weight.nbytes for weight in model.parameters()}.values())
+
+
+def table(file: Path) -> str:
+    """The lines of a file as Markdown."""
+    lines = measurements.read(file)
+    if not lines:
+        return ""
+    return "\n".join(_scan(lines[-1]) if lines[-1]["benchmark"] == "scan" else _swaps(lines))
+
+
+def _scan(line: Mapping[str, Any]) -> Iterator[str]:
+    from llmevo.run.scan import Row, luck
+
+    found = [Row(**row) for row in line["rows"]]
+    models = [row for row in found if row.kind == "model"]
+    edits = sorted((r for r in found if r.kind != "model" and r.score is not None), key=lambda row: -row.effect)
+    asked = " and ".join(sorted({str(count) for count in line["questions"].values()}))
+    yield f"Mean probability of right answers, {asked} questions of each of {len(line['questions'])} tasks."
+    yield ""
+    cells = [(f"`{row.path}`", f"{row.score:.3f} ± {row.stderr:.3f}", f"{row.right:.0%}") for row in models]
+    yield from rows(["model", "probability", "right choices"], cells)
+    yield ""
+    yield f"Effects of {len(edits)} edits of `{line['of']}`, by kind and number of layers:"
+    yield ""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        if row in edits:
+            groups.setdefault(row.group, []).append(row)
+    head = ["edit", "blocks", "mean effect", "best", "worst", "better by 2 errors", "worse by 2 errors"]
+    yield from rows(head, [_group(name, own) for name, own in groups.items()])
+    yield ""
+    by_chance = f"{luck(len(edits)):.1f} errors"
+    yield f"The {BEST} best; of as many edits without an effect the best one stands out by up to {by_chance}:"
+    yield ""
+    cells = [(f"`{row.path.replace('|', chr(92) + '|')}`", f"{row.effect:+.3f} ± {row.stderr:.3f}") for row in edits]
+    yield from rows(["path", "effect"], cells[:BEST])
+
+
+def _group(name: str, own: Sequence[Any]) -> list[str]:
+    best, worst = max(own, key=lambda row: row.effect), min(own, key=lambda row: row.effect)
+    ends = [f"{row.effect:+.3f} ({row.start}-{row.stop})" for row in (best, worst)]
+    clear = [sum(sign * row.effect > 2 * row.stderr for row in own) for sign in (1, -1)]
+    return [name, str(len(own)), f"{mean(row.effect for row in own):+.3f}", *ends, *map(str, clear)]
+
+
+def _swaps(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield f"Seconds a swap, median (least to greatest), {' and '.join(measurements.machines(lines))}."
+    yield ""
+    cells: list[list[str]] = []
+    for backend in dict.fromkeys(line["backend"] for line in lines):
+        own = [line for line in lines if line["backend"] == backend]
+        plain = median(line["seconds"] for line in own if line["kind"] == "weights")
+        for kind, words in KINDS.items():
+            some = [line for line in own if line["kind"] == kind]
+            seconds = [line["seconds"] for line in some]
+            size = f"{some[-1]['bytes'] / 1e6:.0f} MB" if some[-1]["bytes"] else ""
+            cells.append([backend, words, spread(seconds), f"{median(seconds) / plain:.2f}", size])
+    yield from rows(["engine", "swap to", "seconds", "of a weight merge's", "weights in memory"], cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("scan")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--limit", type=int, default=32)
+    one.add_argument("--of", default="")
+    other = parts.add_parser("swap")
+    other.add_argument("--rounds", type=int, default=5)
+    other.add_argument("--vllm", action="store_true", help="vLLM with 38 layers instead of transformers")
+    for part in (one, other):
+        part.add_argument("--out", type=Path, help="a file to append to, as lines of JSON")
+    last = parts.add_parser("table")
+    last.add_argument("file", type=Path)
+    given = parser.parse_args()
+    if given.part == "scan":
+        scan(given.folder, given.out, given.limit, given.of)
+    elif given.part == "swap":
+        swap(given.out, given.rounds, given.vllm)
+    else:
+        print(table(given.file))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Layer paths: their space, the edits of a path, and the optimizers that search it."""

@@ -1,0 +1,233 @@
+"""The question to the LLM for layer paths, and the reading of its answer: paths in their text form."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmevo.errors import RecipeError
+from llmevo.llm.json import numeral, objects, writable
+from llmevo.llm.templates import Templates
+from llmevo.merging.path import Limits, Path
+from llmevo.search.evidence import metric_of
+from llmevo.search.paths.space import MERGE, PathSpace
+from llmevo.search.prompts.names import Names
+from llmevo.search.prompts.question import Messages, Prompt, Question, Reading
+from llmevo.search.trial import Suggestion, Trial
+
+FILES = ("paths_system.j2", "paths_user.j2", "repair.j2")
+"""The templates of the prompt."""
+
+ROWS, EFFECTS, FAILED, PROPOSED = 24, 24, 4, 8  # of a prompt, at most
+CARD, REASON, TEXT = 600, 160, 4000  # characters
+MOST = 12  # paths of an answer that are read
+ANALYSIS = 800
+
+
+@dataclass(frozen=True)
+class PathQuestion:
+    """All that the LLM may know when it is asked for paths."""
+
+    question: Question
+    paths: PathSpace
+    root: str
+    """The model whose path is edited."""
+    others: Sequence[str]
+    """What layers may be swapped from."""
+    effects: Sequence[tuple[str, float, float]] = ()
+    """Edits with their estimated effects on the score and standard deviations."""
+    numeric: Sequence[str] = ()
+    """The paths that the surrogate would try next."""
+    proposed: Sequence[tuple[str, str]] = ()
+    """Its earlier proposals and what became of them."""
+    analysis: str = ""
+    """Its last analysis."""
+
+
+@dataclass(frozen=True)
+class PathPrompt(Prompt):
+    """A prompt for paths; simulated LLMs answer from its question."""
+
+    about: PathQuestion | None = None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Proposal(_Part):
+    reason: str
+    path: str
+    predicted_score: float
+
+
+class _Answer(_Part):
+    analysis: str
+    paths: Annotated[list[_Proposal], Field(min_length=1, max_length=4)]
+
+
+class Masks:
+    """The names of models in a prompt: their own, or letters."""
+
+    def __init__(self, about: PathQuestion) -> None:
+        question = about.question
+        self.names = Names(question.space, question.tasks, question.mask_names)
+        own = [*about.paths.models, MERGE]
+        masked = {name: chr(ord("A") + place) if place < 26 else f"M{place}" for place, name in enumerate(own)}
+        self.shown = {**masked, MERGE: MERGE} if question.mask_names else {name: name for name in own}
+        self._own = {shown: name for name, shown in self.shown.items()}
+
+    def hidden(self, path: Path) -> Path:
+        """Return a path with the shown names."""
+        return Path(tuple(replace(of, model=self.shown[of.model]) for of in path.segments))
+
+    def real(self, path: Path) -> Path:
+        """Return a path with the models' own names."""
+        return Path(tuple(replace(of, model=self._own[of.model]) for of in path.segments))
+
+    def edits(self, text: str) -> str:
+        """Return edits in words with the shown names."""
+        return " ".join(self.shown.get(word, word) for word in text.split(" "))
+
+
+def ask(about: PathQuestion, templates: Templates) -> PathPrompt:
+    """Return the prompt."""
+    schema = _Answer.model_json_schema()
+    return PathPrompt(
+        Messages(lambda: _messages(about, templates)),
+        read=_reader(about),
+        schema=schema,
+        generation=about.question.generation,
+        question=about.question,
+        about=about,
+    )
+
+
+def _messages(about: PathQuestion, templates: Templates) -> list[dict[str, str]]:
+    variables = _variables(about)
+    texts = [templates.render(file, **variables) for file in FILES[:2]]
+    return [{"role": role, "content": text} for role, text in zip(("system", "user"), texts, strict=True)]
+
+
+def _variables(about: PathQuestion) -> Mapping[str, Any]:
+    question, paths = about.question, about.paths
+    masks, settings = Masks(about), about.paths.settings
+    names, shown = masks.names, masks.shown
+    own = {name: question.space.names[model] for name, model in paths.models.items()}
+    parents = {trial.candidate.note: trial for trial in question.parents}
+    cards = {} if question.mask_names else question.cards
+    tried = sorted((t for t in question.scored if t.candidate.path), key=lambda trial: trial.rank)
+    failed = [t for t in question.trials if t.score is None and t.candidate.path]
+    strongest = sorted(about.effects, key=lambda effect: -abs(effect[1]) / max(effect[2], 1e-9))[:EFFECTS]
+
+    def scores(trial: Trial) -> str:
+        values = [metric_of(question, trial, task) for task in question.tasks]
+        return " ".join("?" if value is None else f"{value:.3f}" for value in values)
+
+    def row(trial: Trial) -> dict[str, Any]:
+        path = paths.parse(trial.candidate.path)
+        edits = ", ".join(map(str, paths.edits(path, about.root)))
+        return {
+            "id": trial.candidate.id,
+            "path": str(masks.hidden(path)),
+            "layers": len(path),
+            "edits": masks.edits(edits) or "none",
+            "score": trial.value if trial.score else None,
+            "tasks": scores(trial) if trial.score else "",
+            "reason": names.text(trial.reason, REASON),
+        }
+
+    best = max(question.scored, key=lambda trial: trial.rank, default=None)
+    return {
+        "q": question,
+        "masked": question.mask_names,
+        "layers": paths.layers,
+        "deepest": paths.deepest,
+        "first": paths.first,
+        "last": paths.last,
+        "edits": settings.edits,
+        "kinds": [*settings.kinds],
+        "low": settings.gains[0],
+        "high": settings.gains[1],
+        "root": shown[about.root],
+        "others": [shown[name] for name in about.others],
+        "models": [
+            {
+                "name": shown[name],
+                "score": parents[note].value if note in parents else None,
+                "tasks": scores(parents[note]) if note in parents else "",
+                "card": names.text(cards.get(note, ""), CARD),
+            }
+            for name, note in own.items()
+        ],
+        "merge": shown[MERGE],
+        "tasks": [
+            {
+                "name": names.tasks[task],
+                "factor": weight,
+                "description": "" if question.mask_names else names.text(question.descriptions.get(task, ""), REASON),
+            }
+            for task, (weight, _) in question.tasks.items()
+        ],
+        "constraints": [names.text(text, REASON) for text in question.constraints],
+        "rows": [row(trial) for trial in tried[-ROWS:]],
+        "left_out": max(0, len(tried) - ROWS),
+        "failed": [row(trial) for trial in failed[-FAILED:]],
+        "effects": [(masks.edits(edit), mean, deviation) for edit, mean, deviation in strongest],
+        "numeric": [str(masks.hidden(paths.parse(text))) for text in about.numeric],
+        "proposed": [(str(masks.hidden(paths.parse(text))), fate) for text, fate in about.proposed[-PROPOSED:]],
+        "analysis": about.analysis,
+        "best": best.value if best else None,
+        "left": max(0, question.budget - question.used),
+    }
+
+
+def _reader(about: PathQuestion) -> Callable[[str], Reading]:
+    return lambda text: read(text, about)
+
+
+def read(text: str, about: PathQuestion) -> Reading:
+    """Read an answer: every path is checked by itself, and one that cannot be used costs only itself."""
+    found = objects(text)
+    answers = [each for each in found if "paths" in each]
+    loose = [each for each in found if "path" in each]
+    if not answers and not loose:
+        return Reading(problems=["the answer holds no JSON object with paths"])
+    given: Any = answers[-1]["paths"] if answers else loose
+    problems, proposals = list[str](), list[Suggestion]()
+    masks = Masks(about)
+    for place, entry in enumerate(given if isinstance(given, list) else [given], 1):
+        if place > MOST:
+            problems.append(f"took the first {MOST} of {len(given)} paths")
+            break
+        said: dict[str, Any] = entry if isinstance(entry, dict) else {"path": entry}
+        try:
+            path = _path(said.get("path"), about, masks)
+        except (RecipeError, ValueError) as error:
+            problems.append(f"dropped path {place}: {masks.names.text(str(error).removeprefix('path: '), 240)}")
+            continue
+        if any(one.path == str(path) for one in proposals):
+            problems.append(f"dropped path {place}: it repeats one before it")
+            continue
+        predicted = None
+        if said.get("predicted_score") is not None:
+            try:
+                predicted = numeral(said["predicted_score"])
+            except ValueError as error:
+                problems.append(f"dropped a predicted score: {error}")
+        reason = writable(str(said.get("reason") or ""))[:200]
+        proposals.append(Suggestion({}, "llm", reason, expected=predicted, path=str(path)))
+    analysis = writable(str(answers[-1].get("analysis") or ""))[:ANALYSIS] if answers else ""
+    return Reading(proposals[: about.question.wanted], analysis, problems, text=text)
+
+
+def _path(said: Any, about: PathQuestion, masks: Masks) -> Path:
+    """Return a path of an answer, with the models' own names. Raises ValueError or RecipeError where it is none."""
+    if not isinstance(said, str) or not said.strip():
+        raise ValueError("it has no text; write segments such as `A 0-12 | B 12-18`")
+    layers = {masks.shown[name]: about.paths.layers for name in (about.root, *about.others)}
+    path = masks.real(Path.parse(said[:TEXT], Limits(layers)))
+    about.paths.check(path)
+    about.paths.check_edits(path)
+    return path

@@ -1,0 +1,293 @@
+"""Runs that search layer paths: their log, its replay, a stop and a resume, aims of size, and what is exported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmevo.config import parse_config
+from llmevo.errors import ConfigError, RunError
+from llmevo.merging.path import Path as LayerPath
+from llmevo.merging.recipe import Recipe
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import LOG, read_log, trust
+from llmevo.run.verify import verify
+from support.resumable import CountedRig, carry_on
+from support.tiny_model import tiny_llama
+from support.workspace import Workspace
+
+LAYERS = 8
+
+
+@pytest.fixture
+def deep(workspace: Workspace) -> Workspace:
+    """A workspace whose models have eight layers."""
+    for seed, name in enumerate(("base", "one", "two")):
+        tiny_llama(seed, num_hidden_layers=LAYERS).save_pretrained(workspace.root / name)
+    return workspace
+
+
+def rig(
+    workspace: Workspace, optimizer: str = "paths", path: dict[str, Any] | None = None, **changes: Any
+) -> CountedRig:
+    search = {"optimizer": optimizer, "budget": 16, "population": 4, "seed": 3, **changes.pop("search", {})}
+    raw = {
+        "genome": {
+            "base_model": "base",
+            "models": ["one", "two"],
+            "merge_method": "task_arithmetic",
+            "path": {"deepest": 10, **(path or {})},
+        },
+        "tasks": ["letters"],
+        "heldout": ["letters_heldout"],
+        "apply_chat_template": False,
+        "task_search_path": ["tasks"],
+        "search": search,
+        "llm": {"proposer": "simulated"},
+        **changes,
+    }
+    return CountedRig(parse_config(raw, str(workspace.root)), workspace.root)
+
+
+def state_of(folder: Path) -> RunState:
+    return RunState.fold(iter(read_log(folder)))
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"optimizer": "paths"},
+        {"optimizer": "paths-ga"},
+        {"optimizer": "paths-cma-es"},
+        {"optimizer": "llm", "spaces": "both", "budget": 24},
+        {"optimizer": "random", "spaces": "both", "budget": 24},
+    ],
+    ids=lambda search: "-".join(map(str, search.values())),
+)
+def test_a_run_is_verified_and_goes_on_after_every_stop_as_if_there_was_none(
+    deep: Workspace, search: dict[str, Any]
+) -> None:
+    folder = deep.root / "whole"
+    scored, prompts = carry_on(rig(deep, search=search), folder)
+    assert verify(read_log(folder), folder)
+    lines = (folder / LOG).read_bytes().splitlines(keepends=True)
+    state = state_of(folder)
+    assert bool(prompts) == (search["optimizer"] in ("llm", "paths"))
+    paths = [candidate for candidate in state.candidates.values() if candidate.path]
+    assert len(paths) >= 7
+    for candidate in paths:
+        depth = len(LayerPath.parse(candidate.path))
+        assert depth <= 10
+        slices = Recipe.model_validate(state.recipes[candidate.id]).slices or []
+        assert sum(of.depth for of in slices) == depth
+    for count in (9, len(lines) // 2, len(lines) - 4):
+        again = deep.root / f"again-{count}"
+        again.mkdir()
+        (again / LOG).write_bytes(b"".join(lines[:count]))
+        trust(again)
+        fewer, _ = carry_on(rig(deep, search=search), again)
+        assert fewer < scored
+        assert [_essence(event) for event in read_log(again)] == [_essence(event) for event in read_log(folder)]
+
+
+def _essence(event: events.Event) -> dict[str, Any]:
+    return event.model_dump(mode="json", exclude={"time", "seconds", "schema_", "root", "cached"})
+
+
+def test_a_changed_path_in_a_log_is_found(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep), folder)
+    text = (folder / LOG).read_text()
+    path = next(candidate.path for candidate in state_of(folder).candidates.values() if candidate.path)
+    (folder / LOG).write_text(text.replace(json.dumps(path), json.dumps("one 0-7 | two 7-8"), 1))
+    with pytest.raises(RunError):
+        verify(read_log(folder), folder)
+
+
+def test_the_best_recipe_is_a_plain_recipe_of_its_own(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, search={"budget": 24}), folder)
+    state = state_of(folder)
+    assert state.best is not None
+    written = Recipe.from_yaml((folder / "best.yml").read_text())
+    assert written == Recipe.model_validate(state.recipes[state.best.candidate.id])
+
+
+def test_a_run_of_weights_has_no_paths_in_its_log(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, "random"), folder)
+    asked = [event for event in read_log(folder) if isinstance(event, events.Asked)]
+    assert all("path" not in candidate for event in asked for candidate in event.candidates)
+
+
+def test_the_users_own_paths_and_stacks_are_start_rows(deep: Workspace) -> None:
+    stack = [{"sources": [{"model": "one", "layer_range": span}]} for span in ([0, 6], [4, 8])]
+    (deep.root / "stack.yml").write_text(
+        yaml.safe_dump({"merge_method": "passthrough", "slices": stack, "dtype": "float32"})
+    )
+    mine = ["stack.yml", {"path": "one 0-4 | two 4-6 | one 6-8"}]
+    folder = deep.root / "run"
+    carry_on(rig(deep, search={"start_from": mine}), folder)
+    own = [c for c in state_of(folder).candidates.values() if c.origin == "user"]
+    assert [(c.note, c.path) for c in own] == [
+        ("stack", "one 0-6 | one 4-8"),
+        ("path", "one 0-4 | two 4-6 | one 6-8"),
+    ]
+    assert verify(read_log(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"path": "one 0-9"}, "search.start_from: path: path: segment 1 ('one 0-9'): one has 8 layers"),
+        ({"path": "one 0-7 | one 1-8"}, "it has 14 layers, more than 10"),
+        ({"path": "one 0-8", "one/all/weight": 1.0}, "give a path alone"),
+        ({"one/all/weight": "much"}, "could not convert"),
+    ],
+)
+def test_own_paths_outside_the_bounds_are_refused(deep: Workspace, entry: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        carry_on(rig(deep, search={"start_from": [entry]}), deep.root / "run")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"search": {"spaces": "all"}}, "search.spaces: Input should be 'auto' or 'both'"),
+        ({"search": {"spaces": "both"}}, "both searches weights first, and 'paths' searches layer paths alone"),
+        (
+            {"search": {"optimizer": "random", "spaces": "both", "order": "steady"}},
+            "asked for in generations; give strict",
+        ),
+        ({"search": {"order": "steady"}}, "asked for in generations; give strict"),
+        ({"search": {"shares": [0.5, 0.5]}}, "search.shares"),
+        ({"search": {"shares": [0.5, 0.5, 0.5]}}, "give three numbers over 0 with the sum 1"),
+        ({"search": {"shares": [1.0, 0.5, -0.5]}}, "give three numbers over 0 with the sum 1"),
+        ({"search": {"optimizer": "path"}}, "optimizer 'path' is unknown, did you mean 'paths'"),
+        ({"search": {"sizes": ["layers"]}}, "layers is one of several objectives, and the objective is a sum"),
+        ({"search": {"sizes": ["depth"], "objective": "pareto"}}, "Input should be 'layers' or 'parameters'"),
+        ({"constraints": ["layer <= 8"]}, "names 'layer', which is not in `tasks:`, did you mean 'layers'"),
+        ({"constraints": ["layers = 8"]}, "'=' is unknown; give >= or <="),
+        ({"path": {"deepest": "deep"}}, "genome.path.deepest"),
+        ({"path": {"depth": 9}}, "genome.path.depth: there is no such key"),
+    ],
+)
+def test_a_config_that_fits_no_search_of_paths_is_refused_in_one_line(
+    deep: Workspace, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rig(deep, **changes)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scan_is_read_once_and_stands_in_the_log(deep: Workspace) -> None:
+    row = {"kind": "skip", "path": "one 0-3 | one 4-8", "effect": 0.2, "stderr": 0.1, "score": -1.0}
+    model = {"kind": "model", "path": "one 0-8", "score": -1.2, "effect": 0.0, "stderr": 0.1}
+    (deep.root / "scan").mkdir()
+    (deep.root / "scan" / "scan.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in ({"scan": "x"}, model, row))
+    )
+    folder = deep.root / "run"
+    carry_on(rig(deep, path={"scan": "scan"}), folder)
+    started = state_of(folder).started
+    assert started
+    assert started.scan == {"one 0-3 | one 4-8": (0.2, 0.1)}
+    (deep.root / "scan" / "scan.jsonl").unlink()
+    assert verify(read_log(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no scan"),
+        ("[]\n", "is no scan"),
+        ('{"scan": "x"}\n', "has no measured edit"),
+    ],
+)
+def test_a_file_that_is_no_scan_is_refused_in_one_line(deep: Workspace, text: str | None, told: str) -> None:
+    if text is not None:
+        (deep.root / "scan.jsonl").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        carry_on(rig(deep, path={"scan": "scan.jsonl"}), deep.root / "run")
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("genome.path.scan: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bound_on_the_size_is_kept_by_every_path_and_sizes_are_judged(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, constraints=["layers <= 9"]), folder)
+    state = state_of(folder)
+    depths = [len(LayerPath.parse(candidate.path)) for candidate in state.candidates.values() if candidate.path]
+    assert max(depths) == 9
+    assert not any(trial.violation for trial in state.trials.values())
+    assert verify(read_log(folder), folder)
+    below = deep.root / "below"
+    carry_on(rig(deep, path={"kinds": ["skip"]}, constraints=["layers <= 7"]), below)
+    state = state_of(below)
+    assert {trial.reason for trial in state.trials.values() if not trial.candidate.path} == {"violates layers <= 7 (8)"}
+    assert state.best is not None
+    assert len(LayerPath.parse(state.best.candidate.path)) <= 7
+    assert verify(read_log(below), below)
+
+
+def test_with_sizes_as_objectives_the_front_has_small_models_and_good_ones(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    sizes = {"objective": "pareto", "sizes": ["parameters"], "budget": 30}
+    carry_on(rig(deep, search=sizes), folder)
+    state = state_of(folder)
+    assert state.started is not None
+    each, others = state.started.layer_parameters, state.started.other_parameters
+    model = tiny_llama(num_hidden_layers=LAYERS)
+    assert others + sum(each) == sum(parameter.numel() for parameter in model.parameters())
+    found = {
+        trial.candidate.id: (trial.score.total, trial.score.tasks["parameters"]["count"])
+        for trial in state.trials.values()
+        if trial.score
+    }
+    front = {trial.candidate.id for trial in state.front}
+    assert front == {
+        number
+        for number, (score, size) in found.items()
+        if not any(s >= score and z <= size and (s, z) != (score, size) for s, z in found.values())
+    }
+    assert len({size for number, (_, size) in found.items() if number in front}) > 1
+    assert verify(read_log(folder), folder)
+
+
+def test_models_that_are_too_shallow_for_paths_are_refused(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="so nothing is left to edit"):
+        carry_on(rig(workspace), workspace.root / "run")
+
+
+def test_the_command_line_searches_paths_with_real_models_and_exports_the_best(deep: Workspace) -> None:
+    genome = {
+        "base_model": "base",
+        "models": ["one", "two"],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "path": {"deepest": 10},
+    }
+    search = {"optimizer": "random", "spaces": "both", "budget": 12, "shares": [0.4, 0.4, 0.2], "population": 4}
+    config = deep.config(genome=genome, search=search, llm=None)
+    status, printed = deep.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    state = deep.state("run")
+    paths = [trial for trial in state.trials.values() if trial.candidate.path]
+    assert len(paths) >= 4
+    assert all(trial.score for trial in paths), [trial.reason for trial in paths]
+    assert deep.llmevo("replay", "run", "--verify")[0] == 0
+    chosen = max(paths, key=lambda trial: trial.value).candidate
+    status, printed = deep.llmevo("export", "run", "out", "--candidate", chosen.id)
+    assert status == 0, printed
+    written = json.loads((deep.root / "out" / "config.json").read_text())
+    assert written["num_hidden_layers"] == len(LayerPath.parse(chosen.path))
+    status, printed = deep.llmevo("report", "run")
+    assert status == 0, printed

@@ -1,0 +1,298 @@
+"""The optimizers of layer paths, with scores by a script."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from llmevo.evaluation.score import Score
+from llmevo.merging.path import Path
+from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.paths.both import BothSpaces, FixedPathSearch
+from llmevo.search.paths.prompt import PathPrompt
+from llmevo.search.paths.registry import PATHS
+from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.trial import Candidate, Suggestion, Trial
+from support.paths import asked, height, scored, searched, setup, space, start_rows
+
+Make = Callable[[Setup], Optimizer]
+EDITED = [name for name in PATHS if name != "paths-cma-es"]
+
+
+@pytest.fixture(params=PATHS.values(), ids=[*PATHS])
+def make(request: pytest.FixtureRequest) -> Make:
+    return request.param
+
+
+def best_of(trials: list[Trial]) -> Trial:
+    return max(trials, key=lambda trial: trial.value)
+
+
+def test_every_candidate_is_a_new_path_inside_the_bounds_and_has_a_recipe(make: Make) -> None:
+    over = space()
+    found = [t.candidate for t in searched(make(setup(over)), over, 30) if t.candidate.path]
+    assert len(found) == 27
+    assert len({one.path for one in found}) == 27
+    for one in found:
+        path = over.paths.parse(one.path)
+        assert len(path) <= 26
+        assert bool(one.genes) == ("merge" in one.path)
+        assert sum(of.depth for of in over.decode(one.genes, one.path).slices or []) == len(path)
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_a_path_has_at_most_so_many_edits_of_the_best_model(name: str) -> None:
+    over = space(edits=2)
+    for trial in searched(PATHS[name](setup(over)), over, 30):
+        if trial.candidate.path:
+            assert len(over.paths.edits(Path.parse(trial.candidate.path), "alpha")) <= 2
+
+
+def test_the_same_seed_gives_the_same_candidates_and_states(make: Make) -> None:
+    runs: list[Any] = []
+    for _ in range(2):
+        over = space()
+        optimizer = make(setup(over))
+        runs.append(([t.candidate for t in searched(optimizer, over, 16)], optimizer.state()))
+    assert runs[0] == runs[1]
+
+
+def test_the_state_changes_whenever_candidates_are_drawn(make: Make) -> None:
+    over = space()
+    optimizer = make(setup(over))
+    optimizer.tell(start_rows(over))
+    states = {optimizer.state()}
+    for _ in range(3):
+        asked(optimizer, 2)
+        states.add(optimizer.state())
+    assert len(states) == 4
+
+
+def test_failures_and_empty_generations_do_not_stop_it(make: Make) -> None:
+    over = space()
+    optimizer = make(setup(over))
+    optimizer.tell([])
+    for generation in range(4):
+        found = asked(optimizer, 3)
+        assert found
+        candidates = [
+            Candidate(10 * generation + i, generation, s.origin, s.genes, path=s.path) for i, s in enumerate(found)
+        ]
+        optimizer.tell([Trial(candidate, None, "it is not finite") for candidate in candidates])
+    optimizer.tell([])
+    assert asked(optimizer, 1)
+
+
+def test_with_several_objectives_the_values_of_earlier_trials_change(make: Make) -> None:
+    over = space()
+    optimizer = make(setup(over, pareto=True))
+    rows = start_rows(over)
+    optimizer.retell([], {"sums": 1.0})
+    optimizer.tell(rows)
+    optimizer.retell([replace(row, worth=1 - row.value) for row in rows], {"sums": 1.0})
+    assert asked(optimizer, 2)
+
+
+def test_edits_with_a_surrogate_beat_random_ones_and_single_blocks_at_equal_evaluations() -> None:
+    found: dict[str, float] = {}
+    for name in ("paths", "paths-random", "paths-exhaustive"):
+        over = space()
+        found[name] = fmean(best_of(searched(PATHS[name](setup(over, seed)), over, 50)).value for seed in range(2))
+    assert found["paths"] > max(found["paths-random"], found["paths-exhaustive"]) + 0.04
+
+
+def test_it_starts_from_the_best_whole_model() -> None:
+    over = space(kinds=["skip"])
+    rows = [
+        replace(row, score=Score(0.9, 0.01, {}, 10)) if row.candidate.note == "beta" else row
+        for row in start_rows(over)
+    ]
+    optimizer = PATHS["paths"](setup(over))
+    optimizer.tell(rows)
+    assert all(one.path.startswith("beta ") and one.note.startswith("beta: skip ") for one in asked(optimizer, 3))
+
+
+def test_the_first_candidates_are_single_edits_of_every_kind_at_several_depths() -> None:
+    over = space()
+    trials = searched(PATHS["paths"](setup(over)), over, 12)
+    edits = [over.paths.edits(Path.parse(t.candidate.path), "alpha") for t in trials if t.candidate.path][:6]
+    assert {len(of) for of in edits} == {1}
+    assert {of[0].kind for of in edits} == {"repeat", "skip", "swap"}
+    assert max(of[0].start for of in edits) - min(of[0].start for of in edits) > 6
+
+
+def test_a_scan_decides_the_first_edits_and_is_believed_as_far_as_the_scores_agree() -> None:
+    over = space(kinds=["repeat", "skip"])
+    scan = {
+        "alpha 0-12 | alpha 8-12 gain 0.5 | alpha 12-20": (0.3, 0.05),
+        "alpha 0-10 | alpha 9-10 gain 0.5 | alpha 10-20": (0.1, 0.05),
+        "alpha 0-16 | alpha 17-20": (0.01, 0.05),
+        "alpha 0-5 | alpha 6-20": (-0.4, 0.05),
+        "alpha 0-19": (0.9, 0.01),  # outside the bounds
+        "beta 0-16 | beta 17-20": (0.9, 0.01),  # of another model
+        "omega 0-20": (0.9, 0.01),
+    }
+    optimizer = PATHS["paths"](setup(over, scan=scan))
+    optimizer.tell(start_rows(over))
+    found = asked(optimizer, 3)
+    assert [one.note.removeprefix("alpha: ") for one in found] == [
+        "repeat 8-12 gain 0.5",
+        "skip 16-17",
+        "repeat 9-10 gain 0.5",
+    ]
+    optimizer.tell([scored(Candidate(9 + i, 1, s.origin, s.genes, path=s.path)) for i, s in enumerate(found)])
+    assert "alpha: skip 5-6" in [one.note for one in asked(optimizer, 1)]
+    assert "alpha: skip 5-6" not in [one.note for one in asked(optimizer, 3)]
+
+
+# The LLM
+
+
+def answering(*texts: Any, seen: list[Prompt] | None = None) -> Callable[[Prompt], Reading]:
+    """An LLM that proposes these paths; each is a text or a whole proposal."""
+
+    def answer(prompt: Prompt) -> Reading:
+        (seen if seen is not None else []).append(prompt)
+        paths = [
+            {"path": text, "reason": "r", "predicted_score": 0.6} if isinstance(text, str) else text for text in texts
+        ]
+        return prompt.read(json.dumps({"analysis": "an analysis", "paths": paths}))
+
+    return answer
+
+
+GOOD = "alpha 0-12 | alpha 8-12 gain 0.5 | alpha 12-20"
+
+
+def first_answer(answer: Callable[[Prompt], Reading], **keys: Any) -> tuple[list[Suggestion], Reading]:
+    over, readings = space(), list[Reading]()
+    optimizer = PATHS["paths"](setup(over, style="chat", **keys))
+    optimizer.tell(start_rows(over))
+    found: list[Suggestion] = []
+    for generation in range(4):
+        new = [*asked(optimizer, 3, lambda prompt: (readings.append(answer(prompt)), readings[-1])[1])]
+        found += new
+        optimizer.tell(
+            [scored(Candidate(100 + 3 * generation + i, 1, s.origin, s.genes, path=s.path)) for i, s in enumerate(new)]
+        )
+    return found, readings[0]
+
+
+def test_paths_of_an_llm_are_candidates_and_what_it_said_is_told_it_again() -> None:
+    prompts: list[Prompt] = []
+    found, reading = first_answer(answering(GOOD, seen=prompts))
+    own = [one for one in found if one.origin == "llm"]
+    assert [(one.path, one.note, one.expected) for one in own] == [(GOOD, "r", 0.6)]
+    assert reading.analysis == "an analysis"
+    text = prompts[-1].messages[1]["content"]
+    assert "YOUR LAST ANALYSIS: an analysis" in text
+    assert f"; 24; {GOOD}; repeat 8-12 gain 0.5" in text
+    assert "EFFECTS of single edits" in text
+    assert isinstance(prompts[0], PathPrompt)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (None, "it has no text"),
+        (7, "it has no text"),
+        ("alpha 0-30", "alpha has 20 layers"),
+        ("omega 0-20", "there is no model 'omega'"),
+        ("alpha 0-18 | alpha 2-20", "it has 36 layers, more than 26"),
+        ("alpha 0-12 | alpha 8-12 gain 100 | alpha 12-20", "outside 0.25 to 1.5"),
+        ("alpha 2-20", "its first 2 layers must be 0-2"),
+        ("beta 0-20 extra", "'extra' is no gain"),
+    ],
+)
+def test_a_path_of_an_llm_that_cannot_be_used_costs_only_itself(path: Any, told: str) -> None:
+    found, reading = first_answer(answering({"path": path, "reason": "r"}, GOOD))
+    assert [one.path for one in found if one.origin == "llm"] == [GOOD]
+    assert [told in problem for problem in reading.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", '{"paths": []}', '{"paths": null}', '{"paths": [[["x"]]]}', "{" * 3000]
+)
+def test_an_answer_without_paths_leaves_the_evaluations_to_the_statistics(text: str) -> None:
+    found, _ = first_answer(lambda prompt: prompt.read(text))
+    assert len(found) == 12
+    assert {one.origin for one in found} == {"paths"}
+
+
+def test_with_masks_no_name_is_in_the_prompt_and_the_answer_uses_letters() -> None:
+    prompts: list[Prompt] = []
+    masked = "B 0-12 | B 8-12 gain 0.5 | C 12-14 | B 14-20"
+    found, _ = first_answer(answering(masked, "alpha 0-20", seen=prompts), mask_names=True)
+    text = " ".join(message["content"] for prompt in prompts for message in prompt.messages).lower()
+    assert not [name for name in ("alpha", "beta", "sums", "task_arithmetic") if name in text]
+    assert [one.path for one in found if one.origin == "llm"] == [
+        "alpha 0-12 | alpha 8-12 gain 0.5 | beta 12-14 | alpha 14-20"
+    ]
+
+
+# Both spaces
+
+
+def test_both_spaces_search_weights_then_paths_over_the_best_merge_then_the_numbers_of_the_best_path() -> None:
+    over = space()
+
+    def merged(path: Path) -> float:
+        """Layers of the merge are worth more than those of a model; what is repeated with a gain near 1.2 too."""
+        gains = [segment.gains.attention for segment in path.segments if segment.gains.attention != 1.0]
+        again = len(path) > 20
+        return 0.6 + 0.1 * again - 0.05 * min((abs(gain - 1.2) for gain in gains), default=0.2) * again
+
+    optimizer = BothSpaces(setup(over, budget=40), OPTIMIZERS["llm-off"], (0.4, 0.35, 0.25))
+    rows = [
+        replace(row, score=Score(0.55, 0.01, {}, 10)) if row.candidate.origin == "uniform" else row
+        for row in start_rows(over)
+    ]
+    trials, told = rows, rows
+    while len(trials) < 40:
+        optimizer.tell(told)
+        new = asked(optimizer, 3)
+        assert new
+        told = [
+            scored(Candidate(len(trials) + i, 1, s.origin, s.genes, path=s.path), merged) for i, s in enumerate(new)
+        ]
+        trials = [*trials, *told]
+    origins = [trial.candidate.origin for trial in trials]
+    parts = [origins.index("paths"), origins.index("path-numbers")]
+    assert parts == [16, 30]
+    assert not any(trial.candidate.path for trial in trials[:16])
+    assert all(trial.candidate.path for trial in trials[16:])
+    merges = {json.dumps(t.candidate.genes) for t in trials[16:30] if "merge" in t.candidate.path}
+    assert len(merges) == 1
+    structures = {tuple((s.model, s.start, s.stop) for s in Path.parse(t.candidate.path).segments) for t in trials[30:]}
+    assert len(structures) == 1
+    assert len({json.dumps(t.candidate.genes) for t in trials[30:]}) > 5
+    assert max(t.value for t in trials[30:]) >= max(t.value for t in trials[:30])
+
+
+def test_where_no_path_is_better_the_last_part_goes_on_with_the_weights() -> None:
+    over = space()
+    optimizer = BothSpaces(setup(over, budget=20), OPTIMIZERS["random"], (0.4, 0.3, 0.3))
+    trials = searched(optimizer, over, 20, objective=lambda _: 0.0)
+    assert [bool(trial.candidate.path) for trial in trials[8:14]] == [True] * 6
+    assert [trial.candidate.origin for trial in trials[14:]] == ["random"] * 6
+
+
+def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
+    over = space()
+    trial = scored(Candidate(9, 1, "paths", {}, path="alpha 0-8 | alpha 9-20"))
+    assert FixedPathSearch(setup(over), trial).is_empty
+    again = scored(Candidate(9, 1, "paths", {}, path=GOOD))
+    numbers = FixedPathSearch(setup(over), again)
+    numbers.tell([again])
+    one = Suggestion({}, "", path=GOOD)
+    for number in range(12):
+        (one,) = asked(numbers, 1)
+        numbers.tell([scored(Candidate(10 + number, 2, one.origin, one.genes, path=one.path))])
+        assert one.genes == {}
+        assert one.path.startswith("alpha 0-12 | alpha 8-12")
+    assert abs(Path.parse(one.path).segments[1].gains.attention - 0.5) < 0.3
+    assert height(Path.parse(GOOD)) == pytest.approx(0.62)
