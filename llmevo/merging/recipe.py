@@ -51,7 +51,9 @@ class Conditional(Strict):
     """A value for the tensors whose name contains `filter` (all of them without one)."""
 
     value: StrictBool | float | list[float]
+    """A number, true or false, or a gradient over the layers."""
     filter: str | None = None
+    """A part of the tensors' names."""
 
     def holds(self, tensor: str) -> bool:
         return self.filter in (None, "*") or self.filter in tensor
@@ -154,25 +156,31 @@ class InputModel(Strict):
     """One model of a merge over whole models."""
 
     model: ModelReference
+    """A folder, a model of the hub or a GGUF file, perhaps with an adapter: `MODEL[@REVISION][+ADAPTER]`."""
     parameters: dict[str, Setting] | None = None
+    """This model's own, such as its `weight`; they take precedence over those of a slice and of the recipe."""
 
 
 class InputSlice(InputModel):
     """Some consecutive layers of one model, first included, last not."""
 
     layer_range: tuple[int, int]
+    """The first layer, from 0, and the one after the last."""
 
 
 class OutputSlice(Strict):
     """Consecutive layers of the result, merged from as many layers of each source."""
 
     sources: list[InputSlice]
+    """The layers that are merged: as many of each model."""
     base_model: ModelReference | None = None
+    """The slice's own base; by default the recipe's."""
     merge_method: str | None = None
     """llmevo's extension: the slice's own method, in a recipe whose `merge_method` is `by_slice`."""
     gains: Gains | None = None
     """llmevo's extension: factors of the branches of the slice's layers, folded into the merged weights."""
     parameters: dict[str, Setting] | None = None
+    """The slice's own; they take precedence over the recipe's."""
 
     @property
     def depth(self) -> int:
@@ -202,9 +210,13 @@ class TokenSource(Strict):
     """The row of the embeddings that a token gets: zeros, or that of a token of a model."""
 
     kind: Literal["zero", "model_token"]
+    """`zero`, or `model_token`: the row of a token of a model."""
     model: ModelReference | None = None
+    """The model of `model_token`."""
     token: str | None = None
+    """Its token as a text."""
     token_id: int | None = Field(default=None, ge=0)
+    """Or its number."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -220,7 +232,9 @@ class TokenRow(Strict):
     """A token's row in the models that lack the token, or with `force` in all of them."""
 
     source: ModelReference | TokenSource | None = None
+    """A model that has the token, or another row."""
     force: bool = False
+    """Take that row also where a model has the token."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -243,8 +257,11 @@ class TokenizerSection(Strict):
     """mergekit's `tokenizer` section, where it has more than a `source`."""
 
     source: Literal["base", "union"] | ModelReference = "union"
+    """As `tokenizer_source`."""
     tokens: dict[str, TokenRow] | None = None
+    """{token: its row}, of tokens that need one of their own."""
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    """Add rows to embeddings and head until their number divides by this."""
 
 
 class Preparation(Strict):
@@ -332,18 +349,27 @@ class Recipe(Strict):
     """
 
     merge_method: str
+    """A merge method, or `by_slice`."""
     base_model: ModelReference | None = None
+    """The origin of task vectors, for methods that have one; it gives config and tokenizer."""
     models: list[InputModel] | None = None
+    """The models, for a merge with as many layers as they have."""
     slices: list[OutputSlice] | None = None
+    """Instead of `models`: the slices of the result, from the first layer to the last."""
     parameters: dict[str, Setting] | None = None
+    """Those of the whole merge, and of all models and slices that have none of their own."""
     prepare: Preparation | None = None
     """llmevo's extension: changes of the models other than the base before they are merged."""
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
+    """The tokenizer of the result: the base's, a model's, or the base's with the tokens that others added."""
     tokenizer: TokenizerSection | None = None
     """Only where it says more than `tokenizer_source` can."""
     chat_template: str | None = None
+    """The text of a template, or `auto` for the commonest of the models'; by default the tokenizer's own."""
     dtype: str | None = None
+    """The type of the written weights, such as `bfloat16`; by default the widest of the models'."""
     out_dtype: str | None = None
+    """The same, and it takes precedence over `dtype`."""
 
     @model_validator(mode="before")
     @classmethod
