@@ -61,6 +61,12 @@ def test_the_same_seed_gives_the_same_candidates_and_states(make: Make) -> None:
     assert runs[0] == runs[1]
 
 
+def test_another_seed_gives_other_candidates(make: Make) -> None:
+    over = space()
+    first, second = ([t.candidate for t in searched(make(setup(over, seed)), over, 9)] for seed in (0, 1))
+    assert first != second
+
+
 def test_the_state_changes_whenever_candidates_are_drawn(make: Make) -> None:
     over = space()
     optimizer = make(setup(over))

@@ -251,7 +251,7 @@ class PathSearch(PathOptimizer):
 
     def _spread_out(self, count: int) -> list[Path]:
         """Single edits of every kind in turn: those of the highest effects in a scan, or at depths of a low discrepancy
-        (van der Corput), of every size.
+        (van der Corput) with a random shift, of every size.
         """
         if scanned := self._scanned():
             return scanned[:count]
@@ -262,10 +262,14 @@ class PathSearch(PathOptimizer):
         for (kind, _), group in groups.items():
             by_kind.setdefault(kind, []).append(sorted(group, key=lambda edit: (edit.start + edit.stop, edit)))
         found: list[Path] = []
+        shifts = {
+            kind: (float(self._random.random()), int(self._random.integers(len(by_kind[kind])))) for kind in by_kind
+        }
         for turn in range(20 * count):
-            for groups_of in by_kind.values():
-                group = groups_of[turn % len(groups_of)]
-                depth = int(f"{turn + 1:b}"[::-1], 2) / 2 ** len(f"{turn + 1:b}")
+            for kind, groups_of in by_kind.items():
+                shift, first = shifts[kind]
+                group = groups_of[(first + turn) % len(groups_of)]
+                depth = (int(f"{turn + 1:b}"[::-1], 2) / 2 ** len(f"{turn + 1:b}") + shift) % 1.0
                 path = self._paths.edited(self._root, [group[int(depth * len(group))]])
                 if path is not None and path not in found and str(path) not in self._known:
                     found.append(path)
