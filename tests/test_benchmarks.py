@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,3 +197,26 @@ def test_a_path_costs_at_most_half_more_than_a_weight_merge() -> None:
     table = rows(run("scan.py", "table", str(BENCHMARKS / "results" / "path-swap.jsonl")).replace("| hf |", "| "))
     assert float(table["path of a new weight merge"][1]) <= 1.5
     assert float(table["another path of the same one"][1]) <= 1.0
+
+
+def test_searches_of_paths_are_compared_with_weights_on_the_same_questions_and_seeds(tmp_path: Path) -> None:
+    def line(arm: str, seed: int, right: list[int], layers: int = 30) -> dict[str, Any]:
+        same = {"arithmetic": [0.0, 1.0], "words": [1.0, 0.0]}
+        best = {"arithmetic": [float(value) for value in right], "words": [1.0, 0.0]}
+        answers = {"base": same, "parent": same, "uniform": same, "best": best}
+        of = {"part": "search", "arm": arm, "seed": seed, "budget": 24, "limit": 32, "layers": layers, "search": 0.5}
+        return {**of, "answers": answers}
+
+    file = tmp_path / "paths.jsonl"
+    lines = [
+        line("weights", 0, [0, 0]),
+        line("weights", 1, [0, 1]),
+        line("paths", 0, [1, 1], 33),
+        line("paths", 1, [1, 1]),
+    ]
+    file.write_text("".join(json.dumps(each) + "\n" for each in (*lines, {"part": "scan"})))
+    printed = run("paths.py", "table", str(file))
+    assert "| weights (`llm-off`) | 2 | 50.0 | 37.5 ±" in printed
+    assert "| paths (`paths`) | 2 | 50.0 | 75.0 ±" in printed
+    assert "| +37.5 ± 12.5 | 33, 30 |" in printed
+    assert "4 held-out questions" in printed

@@ -48,6 +48,8 @@ class TrialRow:
     """{task: {metric: value}}"""
     reason: str
     """Why it failed, or which constraints it violates."""
+    path: str = ""
+    """The text form of a layer path; the genes are then of the weight merge in it, or none."""
 
 
 class Run:
@@ -104,6 +106,7 @@ class Run:
                     trial.score.items if trial.score else 0,
                     trial.score.tasks if trial.score else {},
                     trial.reason,
+                    trial.candidate.path,
                 )
                 for number, trial in sorted(self.state.trials.items())
             ]

@@ -239,7 +239,7 @@ class Experiment:
     @property
     def coefficients(self) -> list[Suggestion]:
         """Merges with one weight for all models; see `SearchSpace.coefficients`."""
-        if self.rules < 2 or self.config.search.optimizer in PATHS:
+        if self.rules < 2:
             return []
         return [
             Suggestion(genes, "coefficient", f"coefficient {value:g}")

@@ -9,6 +9,7 @@ import yaml
 
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError, RunError
+from llmevo.export.runs import open_run
 from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import Recipe
 from llmevo.run.log import events
@@ -289,5 +290,15 @@ def test_the_command_line_searches_paths_with_real_models_and_exports_the_best(d
     assert status == 0, printed
     written = json.loads((deep.root / "out" / "config.json").read_text())
     assert written["num_hidden_layers"] == len(LayerPath.parse(chosen.path))
-    status, printed = deep.llmevo("report", "run")
+    assert open_run(deep.root / "run").trials[chosen.id].path == chosen.path
+
+
+def test_the_report_names_the_path_of_the_best(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, search={"budget": 24}), folder)
+    best = state_of(folder).best
+    assert best
+    assert best.candidate.path
+    status, printed = deep.llmevo("report", folder)
     assert status == 0, printed
+    assert f"is a layer path: <code>{best.candidate.path}</code>" in (folder / "report.html").read_text()

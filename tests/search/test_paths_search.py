@@ -113,7 +113,7 @@ def test_it_starts_from_the_best_whole_model() -> None:
     ]
     optimizer = PATHS["paths"](setup(over))
     optimizer.tell(rows)
-    assert all(one.path.startswith("beta ") and one.note.startswith("skip ") for one in asked(optimizer, 3))
+    assert all(one.path.startswith("beta ") and one.note.startswith("beta: skip ") for one in asked(optimizer, 3))
 
 
 def test_the_first_candidates_are_single_edits_of_every_kind_at_several_depths() -> None:
@@ -139,10 +139,14 @@ def test_a_scan_decides_the_first_edits_and_is_believed_as_far_as_the_scores_agr
     optimizer = PATHS["paths"](setup(over, scan=scan))
     optimizer.tell(start_rows(over))
     found = asked(optimizer, 3)
-    assert [one.note for one in found] == ["repeat 8-12 gain 0.5", "skip 16-17", "repeat 9-10 gain 0.5"]
+    assert [one.note.removeprefix("alpha: ") for one in found] == [
+        "repeat 8-12 gain 0.5",
+        "skip 16-17",
+        "repeat 9-10 gain 0.5",
+    ]
     optimizer.tell([scored(Candidate(9 + i, 1, s.origin, s.genes, path=s.path)) for i, s in enumerate(found)])
-    assert "skip 5-6" in [one.note for one in asked(optimizer, 1)]
-    assert "skip 5-6" not in [one.note for one in asked(optimizer, 3)]
+    assert "alpha: skip 5-6" in [one.note for one in asked(optimizer, 1)]
+    assert "alpha: skip 5-6" not in [one.note for one in asked(optimizer, 3)]
 
 
 # The LLM

@@ -52,6 +52,8 @@ class Inspection:
     based: bool
     """Whether task vectors are relative to a base model; to the models' mean otherwise."""
     layers: int
+    deepest: int
+    """The most layers of a candidate where there are layer paths, else 0."""
     genes: list[dict[str, Any]]
     """Name, low, high or choices, and the value in the uniform merge."""
     proposer: str
@@ -66,8 +68,9 @@ class Inspection:
 
     @property
     def extent(self) -> str:
-        """The size of the search space: `8 genes over 30 layers`."""
-        return f"{plural(len(self.genes), 'gene')} over {plural(self.layers, 'layer')}"
+        """The size of the search space: `8 genes over 30 layers`, and the depth of layer paths where it has any."""
+        paths = f", and paths of up to {plural(self.deepest, 'layer')}" if self.deepest else ""
+        return f"{plural(len(self.genes), 'gene')} over {plural(self.layers, 'layer')}{paths}"
 
     def json(self) -> str:
         """Everything as JSON."""
@@ -111,6 +114,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
         geometry=scorer.geometry,
         based=scorer.config.genome.base_model is not None,
         layers=experiment.layers,
+        deepest=scorer.deepest or 0,
         genes=genes,
         proposer=f"{experiment.proposer_name} {experiment.proposer.model}" if first else "",
         prompt=first.prompt.messages if first else (),

@@ -21,9 +21,9 @@ from llmevo.search.space import Genes
 from llmevo.search.trial import Suggestion, Trial
 
 WIDTH, DEPTH, EXPANDED = 8, 3, 24  # of the beam: paths kept, edits added one after the other, edits tried with each
-CONFIDENCE = 1.0  # standard deviations above the expectation
+CONFIDENCE = 2.0  # standard deviations above the expectation
 OVERHEAD = 0.5  # standard deviations of the scores that as many layers again as the models have must be worth
-SINGLES = 4  # 1/SINGLES of the evaluations, at least FEWEST, are single edits that are spread over the depth
+SINGLES = 3  # 1/SINGLES of the evaluations, at least FEWEST, are single edits that are spread over the depth
 FEWEST = 6
 NEAR = 2  # of the best paths the neighbours are tried too
 MANY = 100  # edits of a kind that are taken from a scan
@@ -96,9 +96,9 @@ class PathOptimizer(Optimizer):
         return [name for name in (*(n for n in self._paths.models if n in merged), MERGE) if name != self._root]
 
     def _suggest(self, path: Path, origin: str, note: str = "", expected: float | None = None) -> Suggestion:
-        """A candidate; its note is what the path changes, unless there is another."""
+        """A candidate; its note is the root and its edits, unless there is another."""
         uses = any(segment.model == MERGE for segment in path.segments)
-        said = note or ", ".join(map(str, self._paths.edits(path, self._root)))
+        said = note or f"{self._root}: {', '.join(map(str, self._paths.edits(path, self._root)))}"
         self._known.add(str(path))
         return Suggestion(self._merge if uses else {}, origin, said, expected=expected, path=str(path))
 
@@ -180,6 +180,9 @@ class PathSearch(PathOptimizer):
                 found.append(trial)
         return found
 
+    def _is_root(self, trial: Trial) -> bool:
+        return self._path_of(trial) == self._paths.whole(self._root)
+
     def _path_of(self, trial: Trial) -> Path | None:
         if trial.candidate.path:
             same = not trial.candidate.genes or trial.candidate.genes == self._merge
@@ -203,11 +206,13 @@ class PathSearch(PathOptimizer):
         if not any(trial.score for _, trial in trials):
             return False
         rows, values = [self._features(path) for path, _ in trials], [trial.value for _, trial in trials]
-        self._model.fit(rows, values)
+        own = [trial.value for trial in self._trials if trial.score and self._is_root(trial)]
+        centre = max(own, default=None)
+        self._model.fit(rows, values, centre)
         if pending:
             more = [self._features(self._paths.parse(one.path)) for one in pending]
             expected, _ = self._model.predict(more)
-            self._model.fit([*rows, *more], [*values, *map(float, expected)])
+            self._model.fit([*rows, *more], [*values, *map(float, expected)], centre)
         return True
 
     def _bounds(self, paths: Sequence[Path]) -> list[float]:

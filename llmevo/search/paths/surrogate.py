@@ -22,14 +22,14 @@ PRIOR = {
 }  # variances of effects, as shares of the signal's
 SIGNALS = (0.3, 1.0, 3.0)  # variances of the signal, where scores have variance 1
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # variances of the noise
-OFFSET = 0.3  # the variance of the score of the path without edits
+OFFSET = 0.02  # the variance of the score of the path without edits
 
 
 def features_of(edits: Sequence[Edit], layers: int, depth: int) -> dict[tuple[str, ...], float]:
     """Return the features of a path with these edits, of models with `layers` layers; `depth` is the path's own."""
     found: dict[tuple[str, ...], float] = {("layers",): (depth - layers) / layers}
     for edit in edits:
-        found["edit", str(edit)] = 1.0
+        found["edit", str(edit)] = float(min(1.0, (edit.stop - edit.start) / UNIT) ** 0.5)
         kinds = [(edit.kind, edit.model, 1.0)]
         if edit.kind == "repeat":
             kinds.append(("gain", edit.model, edit.factor))
@@ -54,11 +54,14 @@ class Additive:
     The variances of signal and noise are those of the highest evidence on a small grid.
     """
 
-    def fit(self, paths: Sequence[Features], values: Sequence[float]) -> None:
-        """Learn from scores of any scale; infinite ones count as the lowest."""
+    def fit(self, paths: Sequence[Features], values: Sequence[float], centre: float | None = None) -> None:
+        """Learn from scores of any scale; infinite ones count as the lowest. `centre` is the score of the path without
+        edits, by default their mean.
+        """
         finite = [value for value in values if np.isfinite(value)]
         filled = np.maximum(np.asarray(values, dtype=np.float64), min(finite, default=0.0))
-        self.centre, self.scale = float(filled.mean()), max(float(filled.std()), 1e-9)
+        self.centre = float(filled.mean()) if centre is None else centre
+        self.scale = max(float(np.sqrt(np.mean((filled - self.centre) ** 2))), 1e-9)
         self._paths, targets = [*paths], (filled - self.centre) / self.scale
         self._names = {name: place for place, name in enumerate(dict.fromkeys(n for path in paths for n in path))}
         kernel = self._kernel(self._paths, self._paths)
