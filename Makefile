@@ -8,7 +8,7 @@ MARKED := slow or vllm or ray or browser or gpu
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-rest test-all check vllm parity families experts tasks clean
+.PHONY: quickstart test test-rest test-all check docs vllm parity families experts tasks clean
 
 quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in configs/quickstart
 	$(BIN)/llmevo run configs/quickstart.yml
@@ -28,6 +28,9 @@ check: $(VENV)/.dev  ## everything a change has to pass
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(MAKE) test
+
+docs: $(VENV)/.docs  ## build the documentation's site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 vllm: $(VENV)/.vllm  ## add the vLLM engine: the build for this machine's GPU, or the one for CPUs
 
@@ -75,6 +78,10 @@ $(VENV)/.ray: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	touch $@
 
 clean:

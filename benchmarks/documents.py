@@ -8,9 +8,9 @@ A table stands between two comments; the first one names the script in `benchmar
     <!-- from: tables.py benchmarks/results/merge.jsonl -->
     <!-- end -->
 
-Where a results file that the command names is missing, nothing stands between them. In `README.md`, a row of a table
-with a measured number (a decimal fraction, a percentage, a power of ten, but not in code) that stands in no such place
-is an error too: it would have no data.
+Where a results file that the command names is missing, nothing stands between them. In `README.md` and `docs`, a row
+of a table with a measured number (a decimal fraction, a percentage, a power of ten, but not in code) that stands in no
+such place is an error too: it would have no data.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CODE = re.compile(r"`[^`\n]*`")
 
 def documents() -> list[Path]:
     """Those that may hold tables from data."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
 
 
 def commands(text: str) -> list[str]:
@@ -67,7 +67,7 @@ def differences(file: Path) -> Iterator[str]:
     text = file.read_text()
     names = f"{file.name}, as it is", f"{file.name}, from the data"
     yield from difflib.unified_diff(text.splitlines(), filled(text).splitlines(), *names, lineterm="")
-    if file.name == "README.md":
+    if file.resolve().is_relative_to(ROOT / "docs") or file.name == "README.md":
         yield from (f"{file.name}: a table row without data: {row}" for row in without_data(text))
 
 

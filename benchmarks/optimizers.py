@@ -361,7 +361,7 @@ def _table(found: dict[str, Runs], noise: int, relative: str, names: Sequence[st
 
 
 def summary(options: argparse.Namespace) -> None:
-    """The table of the README: `llm-off` against the baseline, on all problems and where both start at one point."""
+    """The table of `llm-off` against the baseline, on all problems and where both start at one point."""
     options.of, options.without = "regrets", ""
     whole: dict[str, dict[int, dict[str, Runs]]] = {}
     for options.same_start in (False, True):
@@ -378,7 +378,7 @@ def summary(options: argparse.Namespace) -> None:
 
 
 def llms(options: argparse.Namespace) -> None:
-    """The table of the README on simulated LLMs, relative to `llm-off` on the same runs."""
+    """The table of simulated LLMs, relative to `llm-off` on the same runs."""
     options.of, options.without, options.same_start = "regrets", "", False
     found = chosen(options)
     names = sorted({name for by in found.values() for name in by if name.startswith("llm:")})

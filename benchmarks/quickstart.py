@@ -3,6 +3,7 @@
     make quickstart                                                        # or llmevo compare configs/quickstart.yml
     python benchmarks/quickstart.py collect runs/quickstart [RUN...] --out benchmarks/results/quickstart.jsonl
     python benchmarks/quickstart.py table benchmarks/results/quickstart.jsonl
+    python benchmarks/quickstart.py short benchmarks/results/quickstart.jsonl     # four rows
 
 `collect` keeps of every finished run which held-out questions each row of its held-out table got right: base, experts,
 uniform merge, the best coefficient for all weights alike, and the best merge found. A folder of runs is all runs in it.
@@ -188,6 +189,39 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "The first ± is between seeds, the one in brackets between questions."
 
 
+def short(options: argparse.Namespace) -> None:
+    """Markdown: the best expert, the best coefficient, and the best merge of CMA-ES and of llmevo, held out."""
+    print("\n".join(_short(measurements.read(options.file))))
+
+
+SEARCHES = {"cma-es": "CMA-ES", "llm": "**llmevo, led by an LLM**"}
+
+
+def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    own = {name: [run for run in runs if run["optimizer"] == name] for name in SEARCHES}
+    counts = {len(runs) for runs in own.values()}
+    candidates = {run["candidates"] for runs in own.values() for run in runs}
+    yield (
+        f"{' or '.join(map(str, sorted(candidates)))} candidates each, {' or '.join(map(str, sorted(counts)))} seeds;"
+        f" held out are {sum(map(len, runs[0]['questions'].values()))} answers."
+        " ± is the standard error between questions."
+    )
+    yield ""
+    yield "| | held out |"
+    yield "|---|---|"
+    fixed = rivals(own["llm"][0])
+    for words, label in (
+        ("the best expert", "best expert"),
+        ("the best coefficient", "best coefficient (one weight for all)"),
+    ):
+        mean, error = score(own["llm"][0], fixed[words]["right"])
+        yield f"| {label} | {mean:.3f} ± {error:.3f} |"
+    for name, label in SEARCHES.items():
+        found = [score(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in own[name]]
+        mean, error = (float(np.mean(values)) for values in zip(*found, strict=True))
+        yield f"| {label} | {mean:.3f} ± {error:.3f} |"
+
+
 def _over_seeds(found: Sequence[tuple[float, float]], sign: str) -> str:
     """Mean over seeds; its error between seeds, where there are several, and in brackets that of the questions."""
     means = np.array([mean for mean, _ in found])
@@ -204,9 +238,13 @@ def main() -> None:
     collecting.add_argument("runs", type=Path, nargs="+")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.set_defaults(command=collect)
-    printing = commands.add_parser("table", help="print what was collected")
-    printing.add_argument("file", type=Path)
-    printing.set_defaults(command=table)
+    for name, command, about in (
+        ("table", table, "print what was collected"),
+        ("short", short, "print four rows of it"),
+    ):
+        printing = commands.add_parser(name, help=about)
+        printing.add_argument("file", type=Path)
+        printing.set_defaults(command=command)
     options = parser.parse_args()
     options.command(options)
 

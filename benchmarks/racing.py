@@ -3,7 +3,7 @@
     python benchmarks/racing.py rates [--count 2000] [--out FILE]    # minutes; simulated tasks that differ
     python benchmarks/racing.py run OUT [--rule 20%] [--seeds 10]    # ten minutes a search; goes on where it stopped
     python benchmarks/racing.py collect OUT...                       # what came out: results/quickstart-racing.jsonl
-    python benchmarks/racing.py table                                # of that file, what the README says
+    python benchmarks/racing.py table                                # of that file
 
 `run` makes a folder of runs for each rule: the quickstart with `llm-off` and its budget of 35, finalists and held-out
 questions included. Searches with racing go another way than those without, as scores differ; so held-out scores are

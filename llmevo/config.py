@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -841,13 +842,58 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
     """Read a config from plain values of `origin`; see `read_config`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: a config is a mapping with `genome:` and `tasks:`, this is {type(raw).__name__}")
-    values: dict[str, Any] = dict(raw)
+    values: Any = raw
     for path, value in (overrides or {}).items():
-        section, _, key = path.partition(".")
-        given = values.get(section) or {}
-        if isinstance(given, dict):  # the validation below rejects any other value
-            values[section] = {**given, key: value}
+        values = _replaced(values, path.split("."), value, path)
     return _validated(values, origin)
+
+
+def config_text(file: Path, changes: Sequence[str] = ()) -> str:
+    """Return a config file's text; with changes (see `parse_changes`), the same values and those in YAML."""
+    text = file.read_text()
+    if not changes:
+        return text
+    values = read_yaml(text)
+    for path, value in parse_changes(changes).items():
+        values = _replaced(values, path.split("."), value, path)
+    return yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def _replaced(values: Any, keys: Sequence[str], value: Any, path: str) -> Any:
+    """Return a copy of plain values with another value at a path. Raises ConfigError where the path leads nowhere."""
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(values, list):
+        found: list[Any] = [*values]
+        if not (key.isascii() and key.isdigit() and int(key) < len(found)):
+            raise ConfigError(f"{path}: {key!r} is no place in a list of {len(found)}; count from 0, or set all of it")
+        found[int(key)] = _replaced(found[int(key)], rest, value, path)
+        return found
+    if values is None or values is True:  # a section that is empty, or enabled with its defaults
+        values = {}
+    if not isinstance(values, dict):
+        parent = ".".join(path.split(".")[: -len(keys)])
+        raise ConfigError(f"{path}: {parent} is {shortened(repr(values), 80)}, which has no keys; set {parent} itself")
+    return {**values, key: _replaced(values.get(key), rest, value, path)}
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Read the changes of `--set`, `KEY=VALUE` with a path of keys and YAML: `{"search.budget": 50}`.
+
+    Raises ConfigError.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        path = path.strip()
+        if not equals or not all(path.split(".")):
+            raise ConfigError(f"--set: {text!r} is no KEY=VALUE; write for example `--set search.budget=50`")
+        try:
+            found[path] = read_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"--set {path}: {error}") from error
+    return found
 
 
 def with_places(config: Config, **places: Any) -> Config:

@@ -13,6 +13,8 @@ from llmevo.config import (
     REMOVED,
     REMOVED_VALUES,
     Config,
+    config_text,
+    parse_changes,
     parse_config,
     parse_logged,
     parse_workers,
@@ -386,6 +388,38 @@ def test_an_override_is_checked_like_the_file() -> None:
         parse_config(plain(), "my.yml", {"search.optimizer": "magic"})
     with pytest.raises(ConfigError, match="search"):
         parse_config(plain(search=5), "my.yml", {"search.budget": 9})
+
+
+def test_changes_of_the_command_line_reach_every_key(tmp_path: Path) -> None:
+    file = write(tmp_path, MERGEKIT_EVOLVE + "\nsearch: {budget: 40, racing: true}\n")
+    changes = ["search.racing.looks=3", "search.budget={minutes: 5}", "genome.models.0=other/model", "limit=7"]
+    config = read_config(file, parse_changes(changes))
+    assert config.search.racing is not None
+    assert config.search.racing.looks == 3
+    assert (config.search.budget.minutes, config.limit) == (5, 7)
+    assert str(config.genome.models[0]) == "other/model"
+    assert config_text(file) == file.read_text()
+    assert parse_config(yaml.safe_load(config_text(file, changes)), "") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("search.budget", "--set: 'search.budget' is no KEY=VALUE; write for example `--set search.budget=50`"),
+        ("=5", "--set: '=5' is no KEY=VALUE"),
+        ("search..budget=5", "is no KEY=VALUE"),
+        ("search.budget=[", "--set search.budget: it is not YAML"),
+        ("search.budget.minutes=5", "search.budget.minutes: search.budget is 40, which has no keys; set search.budget"),
+        ("genome.models.9=a/b", "genome.models.9: '9' is no place in a list of"),
+        ("genome.models.first=a/b", "genome.models.first: 'first' is no place in a list of"),
+        ("search.bugdet=5", "search.bugdet: there is no such key, did you mean 'budget'?"),
+    ],
+)
+def test_a_change_that_leads_nowhere_is_refused(tmp_path: Path, change: str, reason: str) -> None:
+    file = write(tmp_path, MERGEKIT_EVOLVE + "\nsearch: {budget: 40}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_config(file, parse_changes([change]))
+    assert reason in str(caught.value)
 
 
 def test_a_config_comes_back_from_its_plain_values() -> None:

@@ -1,10 +1,13 @@
 """The figures of the documentation come from committed data: every table is what its command prints."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,10 +28,30 @@ def test_every_table_of_the_documentation_is_what_its_command_prints_from_its_da
     assert done.returncode == 0, f"`python benchmarks/documents.py` writes the tables anew:\n{done.stdout}{done.stderr}"
 
 
-def test_the_readme_has_tables_from_data_and_no_placeholder() -> None:
+def test_every_figure_of_the_readme_comes_from_data() -> None:
     text = (ROOT / "README.md").read_text()
-    assert text.count("<!-- from: ") == text.count("<!-- end -->") > 0
-    assert "@@" not in text
+    assert text.count("<!-- from: ") == text.count("<!-- end -->") == 2
+    done = documents("--check", str(ROOT / "README.md"))
+    assert done.returncode == 0, done.stdout
+    prose = re.sub(r"<!-- from.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.S)
+    assert re.findall(r"\d+\.\d+|\d+ ?%|±", prose) == ["3.11", "3.11", "2.0"]  # of Python, and of the licence
+
+
+def test_the_picture_of_the_readme_shows_the_log_of_a_benchmark(workspace: Workspace) -> None:
+    log = ROOT / "benchmarks" / "results" / "quickstart-llm" / "seed-0.jsonl"
+    assert workspace.llmevo("replay", log, "--picture", "made.svg")[0] == 0
+    made = (workspace.root / "made.svg").read_text()
+    there = (ROOT / "docs" / "display.svg").read_text()
+    shown = [re.findall(r"\d\.\d{3}", " ".join(re.findall(r">([^<]+)</text>", text))) for text in (made, there)]
+    assert shown[0] == shown[1], "benchmarks/results/data.md has the command of docs/display.svg"
+    assert len(shown[0]) > 50
+
+
+def test_every_file_of_results_has_its_origin() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    told = (folder / "data.md").read_text()
+    for file in folder.glob("*.jsonl"):
+        assert f"`{file.name}`" in told, f"data.md: say how {file.name} was made"
 
 
 COVERAGE = "optimizers.py coverage benchmarks/results/optimizers-bbob.jsonl"

@@ -13,6 +13,7 @@ from llmevo.cli import terminal
 from llmevo.cli.compare import compare
 from llmevo.cli.export import export
 from llmevo.cli.extract import extract
+from llmevo.cli.init import init
 from llmevo.cli.inspect import inspect
 from llmevo.cli.merge import merge
 from llmevo.cli.replay import replay
@@ -33,6 +34,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 COMMANDS = {
+    init: "llmevo init my-fine-tune another-one --base their-base --task questions.jsonl",
     run: "llmevo run config.yml --api-key $KEY --model gpt-4o --budget 60",
     resume: "llmevo resume runs/quickstart",
     status: "llmevo status",

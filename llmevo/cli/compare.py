@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import options, terminal
+from llmevo.config import config_text
 from llmevo.errors import ProposerError, UserError
+from llmevo.reports.comparison.compare import Comparison
 from llmevo.reports.comparison.compare import compare as compared
+from llmevo.reports.comparison.tables import publish
 from llmevo.reports.terminal.sweep import play, report
 from llmevo.run.log.storage import runs_in
 from llmevo.run.start import check_start
@@ -32,11 +35,15 @@ def compare(
     backend: options.Backend = None,
     workers: options.Workers = None,
     task_search_path: options.TaskFolders = None,
+    changes: options.Changes = None,
     mask_names: options.MaskNames = False,
     max_llm_calls: options.MaxCalls = None,
     max_cost: options.MaxCost = None,
     strict_llm: options.Strict = False,
     trust: options.Trust = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print comparison.json instead of tables; progress goes to standard error.")
+    ] = False,
 ) -> None:
     """Run several optimizers with several seeds, or read finished runs, and compare them.
 
@@ -45,13 +52,14 @@ def compare(
     """
     if not what[0].is_file():
         folder = out or Path(os.path.commonpath([place.absolute() for place in what]))
-        report(terminal.console, compared(runs_in(what)), folder)
+        show(compared(runs_in(what)), folder, as_json)
         return
     if len(what) > 1:
         raise UserError(f"compare: one config, or any number of runs; got {', '.join(map(str, what))}")
     settings = options.read_settings(
         what[0],
         task_search_path,
+        changes,
         search__budget=budget,
         llm__base_url=base_url,
         llm__model=model,
@@ -64,12 +72,21 @@ def compare(
     )
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
-    tournament = Sweep(settings, what[0].read_text(), root, folder, contestants(optimizers), seeds, api_key, trust)
+    text = config_text(what[0], changes or [])
+    tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
     try:
-        play(terminal.console, tournament)
+        show(play(terminal.failures if as_json else terminal.console, tournament), folder, as_json)
     except KeyboardInterrupt:
         terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{terminal.command_line()}`")
         raise typer.Exit(130) from None
     except ProposerError as error:
         raise ProposerError(f"{error} (llm.strict); the same command goes on from here") from error
+
+
+def show(comparison: Comparison, out: Path, as_json: bool) -> None:
+    """Write the files of a comparison, and print its tables or its numbers."""
+    if as_json:
+        print(publish(comparison, out))
+    else:
+        report(terminal.console, comparison, out)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmevo.config import Config, parse_budget, parse_workers, read_config, read_loggers
+from llmevo.config import Config, parse_budget, parse_changes, parse_workers, read_config, read_loggers
 from llmevo.errors import ConfigError
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.paths.registry import every
@@ -14,6 +14,14 @@ ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file. Configs of mergekit-evolve run unchanged.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the config, such as search.racing.looks=3 or genome.models.0=my-model; may be repeated.",
+    ),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option("--api-key", help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only."),
@@ -50,7 +58,7 @@ Force = Annotated[bool, typer.Option("--force", help="Continue although config, 
 
 As = Annotated[
     str | None,
-    typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16 or gguf:bf16."),
+    typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16, gguf:bf16; experts."),
 ]
 Ranks = Annotated[
     str | None, typer.Option("--rank", help="Of an adapter: a number, auto (by --energy or --parameters) or exact.")
@@ -65,14 +73,18 @@ DonorFile = Annotated[
 ]
 
 
-def read_settings(config: Path, folders: list[Path] | None = None, **options: Any) -> Config:
-    """Read a config, changed by options of the command line, named `section__key`; None and False change nothing."""
+def read_settings(
+    config: Path, folders: list[Path] | None = None, changes: list[str] | None = None, **options: Any
+) -> Config:
+    """Read a config, changed by `--set`, then by options of the command line, named `section__key`; None and False
+    change nothing.
+    """
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget)
     if workers := given.get("engine.workers"):
         given["engine.workers"] = parse_workers(workers)
-    settings = read_config(config, given)
+    settings = read_config(config, {**parse_changes(changes or []), **given})
     if not folders:
         return settings
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]

@@ -1,6 +1,7 @@
 """`llmevo replay`."""
 
 import io
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +31,20 @@ def replay(
     ] = False,
     rescore: Annotated[int | None, typer.Option(min=1, help="Score the N best again; fail on a difference.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Save the final display as SVG.")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON: a line for each event, or the result of --verify or --rescore."),
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
     recorded = read_log(run)
     if verify:
-        if not verification.verify(recorded, run, trust):
+        finished = verification.verify(recorded, run, trust)
+        if as_json:
+            print(json.dumps({"run": str(run), "verified": len(recorded), "finished": finished}))
+            return
+        if not finished:
             terminal.console.print("The run is unfinished; `llmevo resume` goes on with it.")
         terminal.console.print(
             f"Verified: {len(recorded)} events follow from the config, the LLM's replies and the scores."
@@ -48,7 +57,11 @@ def replay(
     config = config_of(state.started, str(run))
     if rescore:
         scorer = verification.scorer_of(recorded, run, trust)
-        if not show_rescored(terminal.console, verification.rescore(recorded, scorer, rescore), state.started, scorer):
+        rows = verification.rescore(recorded, scorer, rescore)
+        if as_json:
+            print(json.dumps([row.as_dict() for row in rows], indent=1))
+        equal = show_rescored(terminal.failures if as_json else terminal.console, rows, state.started, scorer)
+        if not equal:
             raise typer.Exit(1)
     elif picture:
         canvas = terminal.Terminal(record=True, width=118, file=io.StringIO(), force_terminal=True)
@@ -58,6 +71,12 @@ def replay(
             canvas.save_svg(str(picture), title="llmevo run")
         except OSError as error:
             raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
+    elif as_json:
+        grown = RunState()
+        for event in recorded:
+            if generation in (None, len(grown.told)):
+                print(event.model_dump_json(by_alias=True))
+            grown.apply(event)
     else:
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")

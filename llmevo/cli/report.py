@@ -1,5 +1,6 @@
 """`llmevo report`."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +15,21 @@ from llmevo.run.log.storage import runs_in
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="The folder of a run, or of several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the run's folder by default.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead: a list with the candidates and scores of each run.")
+    ] = False,
 ) -> None:
     """Write the results of a run as one HTML page that opens offline; of several runs, a comparison.
 
     The page of an unfinished run shows its progress.
     """
+    if as_json:
+        from llmevo.export.runs import open_run
+
+        if out is not None:
+            raise UserError(f"--out: {out} is the place of a page; --json prints to the standard output")
+        print(json.dumps([open_run(folder).as_dict() for folder in runs_in(runs)], indent=1, allow_nan=False))
+        return
     from llmevo.reports.html.comparison import comparison_page  # plotly is slow to import
     from llmevo.reports.html.page import run_page
 

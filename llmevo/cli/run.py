@@ -7,6 +7,7 @@ import typer
 
 from llmevo.cli import options, terminal
 from llmevo.cli.live import carry_on, check_terminal, warned
+from llmevo.config import config_text
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import RunLog, holds_run
 from llmevo.run.resume import prepare
@@ -25,6 +26,7 @@ def run(
     workers: options.Workers = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
     task_search_path: options.TaskFolders = None,
+    changes: options.Changes = None,
     mask_names: options.MaskNames = False,
     max_llm_calls: options.MaxCalls = None,
     max_cost: options.MaxCost = None,
@@ -43,6 +45,7 @@ def run(
     settings = options.read_settings(
         config,
         task_search_path,
+        changes,
         search__optimizer=optimizer,
         search__budget=budget,
         search__seed=seed,
@@ -73,7 +76,7 @@ def run(
             carry_on(prepared, log, settings)
         return
     experiment.scorer.warn = warned
-    with new_log(experiment, folder, config.read_text()) as log:
+    with new_log(experiment, folder, config_text(config, changes or [])) as log:
         carry_on(experiment, log, settings)
 
 

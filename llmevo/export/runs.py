@@ -117,6 +117,21 @@ class Run:
         best = self.state.best
         return next((row for row in self.trials if best and row.id == best.candidate.id), None)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The run in plain values, as `llmevo report --json` prints it."""
+        best = self.best
+        return {
+            "run": str(self.folder),
+            "finished": self.is_finished,
+            "optimizer": self.config.search.optimizer,
+            "best": best.id if best else None,
+            "heldout": {name: of.model_dump(mode="json") for name, of in self.heldout.items()},
+            "trials": [
+                {**{key: getattr(row, key) for key in TrialRow.__dataclass_fields__}, "recipe": row.recipe.as_dict()}
+                for row in self.trials
+            ],
+        }
+
     @property
     def heldout(self) -> dict[str, events.HeldOut]:
         """The held-out scores of `best` and of what it has to beat, by name, each with `score`, `stderr` and `tasks`;

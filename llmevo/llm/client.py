@@ -18,7 +18,9 @@ class Price(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompt: float = Field(default=0.0, ge=0)
+    """Of the tokens that it reads."""
     completion: float = Field(default=0.0, ge=0)
+    """Of the tokens that it writes, reasoning included."""
 
 
 LONGEST_PAUSE = 20.0

@@ -41,6 +41,17 @@ class Rescored:
         one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
         return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The row in plain values, as `llmevo replay --rescore --json` prints it."""
+        now = self.now.score if self.now else None
+        return {
+            "candidate": self.trial.candidate.id,
+            "logged": self.logged.score,
+            "now": now,
+            "differing": self.differing,
+            "reason": self.reason,
+        }
+
 
 def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
     tasks: dict[str, dict[str, float]] = event["tasks"]

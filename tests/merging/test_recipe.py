@@ -291,6 +291,7 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         ("merge_method: [", "is not YAML"),
         ("", "a recipe has keys, `merge_method` and `models` or `slices` among them"),
         ("- merge_method: linear", "a recipe has keys"),
+        ("genome: {models: [a/b]}", "genome: this is the config of a search, not a recipe; start it with `llmevo run`"),
         ("models: [{model: a/b}]", "merge_method: this key is missing"),
         ("merge_method: linear\nmodels: [{parameters: {weight: 1}}]", "models.0.model: this key is missing"),
         (

@@ -18,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmevo.config import read_config
 from llmevo.errors import LogError, RunError
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -327,6 +328,20 @@ def test_a_resumed_run_whose_nothing_changed_logs_nothing_of_it(workspace: Works
         assert workspace.llmevo("resume", "run")[0] == 0
         assert not workspace.state("run").resumed
     assert told(workspace.events("run")) == told(read_log_of(content, workspace.root))
+
+
+def test_a_run_keeps_the_changes_of_the_command_line(workspace: Workspace) -> None:
+    config = workspace.config(search={"optimizer": "random", "budget": 4, "seed": 3}, heldout=None)
+    changes = ("--set", "genome.bounds={weight: [0.25, 0.75]}", "--set", "search.budget=5", "--set", "limit=4")
+    assert workspace.llmevo("run", config, "--out", "run", *changes)[0] == 0
+    whole = workspace.state("run")
+    written = read_config(workspace.root / "run" / "config.yml")
+    assert (written.search.budget.evaluations, written.limit, len(whole.recipes)) == (5, 4, 5)
+    file = workspace.root / "run" / LOG
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:8]))
+    assert workspace.llmevo("resume", "run")[0] == 0
+    assert not workspace.state("run").resumed
+    assert workspace.state("run").recipes == whole.recipes
 
 
 def read_log_of(content: bytes, folder: Path) -> list[events.Event]:

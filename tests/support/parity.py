@@ -1,6 +1,6 @@
 """Parity with mergekit: the same recipe merged by both, for every method and several architectures.
 
-`make parity` writes `benchmarks/results/parity.jsonl`; `benchmarks/tables.py` prints the table of the README from it.
+`make parity` writes `benchmarks/results/parity.jsonl`; `benchmarks/tables.py` prints its table.
 """
 
 import argparse

@@ -67,6 +67,11 @@ class Workspace:
 
     def llmevo(self, *words: object) -> tuple[int, str]:
         """The exit status and everything printed."""
+        status, out, messages = self.printed(*words)
+        return status, out + messages
+
+    def printed(self, *words: object) -> tuple[int, str, str]:
+        """The exit status, the standard output and the standard error of a command."""
         self.monkeypatch.setattr(sys, "argv", ["llmevo", *map(str, words)])
         try:
             main()
@@ -74,7 +79,7 @@ class Workspace:
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
         printed = self.capsys.readouterr()
-        return status, printed.out + printed.err
+        return status, printed.out, printed.err
 
     def finished(self, *options: object, out: str = "run", **changes: Any) -> str:
         """Put a finished run of `config(**changes)` into the folder `out`; return the text that `llmevo run` printed.

@@ -165,13 +165,14 @@ def markdown(comparison: Comparison, picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def publish(comparison: Comparison, out: Path) -> None:
-    """Write comparison.json, comparison.png and comparison.md, each as a whole or not at all."""
+def publish(comparison: Comparison, out: Path) -> str:
+    """Write comparison.json, comparison.png and comparison.md, each as a whole or not at all. Return the first."""
     out.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
     write_whole(out / "comparison.json", f"{numbers}\n".encode())
     write_whole(out / "comparison.png", draw(comparison))
     write_whole(out / "comparison.md", markdown(comparison, "comparison.png").encode())
+    return numbers
 
 
 def _mean(mean: Mean | None, sign: str = "") -> str:

@@ -94,8 +94,8 @@ class Scoreboard(LiveView):
         return Text(best) if state.started else Text("–", "dim")
 
 
-def play(console: Console, tournament: Sweep) -> None:
-    """Carry a comparison to its end and report it; the files are written after every seed."""
+def play(console: Console, tournament: Sweep) -> Comparison:
+    """Carry a comparison to its end and return it; its files are written after every seed but the last."""
     with Scoreboard(console, tournament) as board:
         tournament.scorer.warn = lambda line: say(console, line, "yellow")
         finished: set[Entry] = set()
@@ -107,7 +107,7 @@ def play(console: Console, tournament: Sweep) -> None:
                 if published < len(whole) < len(tournament.entries):
                     published = len(whole)
                     publish(compare([each.folder for each in whole]), tournament.out)
-    report(console, compare([entry.folder for entry in tournament.entries]), tournament.out)
+    return compare([entry.folder for entry in tournament.entries])
 
 
 def report(console: Console, comparison: Comparison, out: Path) -> None:

@@ -1,0 +1,345 @@
+"""The draft of a config for the models and questions that a user names; `llmevo init` writes it."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmevo.errors import SourceError, TaskError, UserError, shortened
+from llmevo.evaluation.tasks.files import near
+from llmevo.models.checkpoints import read_object
+from llmevo.models.references import PACKAGE, ModelReference
+from llmevo.models.sources import Sources
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of a search."""
+
+    budget: int
+    limit: int
+    """Questions of each task that a candidate answers."""
+    finalists: int
+
+
+PRESETS: Mapping[str, Preset] = {
+    "quick": Preset(20, 50, 2),
+    "standard": Preset(60, 150, 4),
+    "thorough": Preset(150, 400, 8),
+}
+
+SHARES = "{search: 0.5, selection: 0.2, heldout: 0.3}"
+
+LEAST = 40
+"""Questions of a file that are too few for a search and a held-out score: their standard errors exceed any gain."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+QUESTIONS = ("question", "prompt", "instruction", "input", "query")
+ANSWERS = ("answer", "target", "output", "response", "completion", "label")
+"""The names of the columns that hold a question and its answer, those that are looked for first in front."""
+
+
+@dataclass(frozen=True)
+class DraftTask:
+    """A task of the config: an lm-eval task, or a file of questions."""
+
+    name: str
+    metric: str = ""
+    others: Sequence[str] = ()
+    """Further metrics that it has."""
+    heldout: str = ""
+    """The name of the task with the questions that are held out; empty where the questions are split."""
+    file: Path | None = None
+    """The task file that is to be written beside the questions."""
+    description: str = ""
+    """Its content."""
+
+    def line(self, name: str) -> str:
+        metric = f', metric: "{self.metric}"' if self.metric else ""
+        more = f"  # or {', '.join(self.others)}" if self.others else ""
+        return f"  - {{name: {name}{metric}}}{more}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A config as a user begins with it."""
+
+    models: Sequence[str]
+    base: str | None
+    tasks: Sequence[DraftTask]
+    preset: str = "standard"
+    llm: str = ""
+    """The model that proposes candidates; empty: what `--api-key` and `--model` say when the run starts."""
+    server: str = ""
+    """The URL of its server."""
+    layers: int | None = None
+    """The number of the base's layers, where that is on this machine."""
+    folders: Sequence[str] = field(default_factory=tuple[str, ...])
+    """The folders of task files, relative to the config."""
+
+    def text(self) -> str:
+        """Return the YAML text, with a comment where a user is likely to change a value."""
+        preset = PRESETS[self.preset]
+        half = self.layers // 2 if self.layers and self.layers % 2 == 0 else 0
+        lines = [
+            "# `llmevo inspect` checks this config and says how long a run takes; `llmevo run` starts it.",
+            "genome:",
+        ]
+        if self.base:
+            lines.append(f"  base_model: {_scalar(self.base)}  # the model that the others were tuned from")
+        lines += ["  models:", *(f"    - {_scalar(model)}" for model in self.models)]
+        method = "task_arithmetic" if self.base else "linear"
+        lines.append(f"  merge_method: {method}  # or several, among which the search chooses: [{method}, ties]")
+        if half:
+            lines.append(f"  layer_granularity: {half}  # two slices of the layers, each with weights of its own")
+        split = not all(task.heldout for task in self.tasks)
+        lines += ["", "# Asked of every candidate. The result is the merge with the best mean.", "tasks:"]
+        lines += [task.line(task.name) for task in self.tasks]
+        lines.append(f"limit: {preset.limit}  # questions of each task")
+        if split:
+            lines.append(f"split: {SHARES}  # of each task's questions; the last are asked once, at the end")
+        else:
+            lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout) for task in self.tasks)]
+        if self.folders:
+            lines.append(f"task_search_path: [{', '.join(map(_scalar, self.folders))}]")
+        lines += ["", f"search: {{optimizer: llm, budget: {preset.budget}, finalists: {preset.finalists}}}"]
+        if self.llm:
+            server = f", base_url: {_scalar(self.server)}" if self.server else ""
+            lines.append(f"llm: {{model: {_scalar(self.llm)}{server}}}  # --api-key KEY, where the server wants one")
+        else:
+            lines.append("llm: {proposer: auto}  # an LLM takes part if `llmevo run` gets --api-key or --model")
+        return "\n".join([*lines, ""])
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML writes it in a line."""
+    return yaml.safe_dump([text], default_flow_style=True, width=10_000).strip()[1:-1]
+
+
+def base_of(models: Sequence[str]) -> str | None:
+    """Return the base that the models name in `adapter_config.json` or in their cards; None where they do not agree.
+
+    Looks at folders only, and downloads nothing.
+    """
+    named = {base for model in models if (base := _base_of(Path(model)))}
+    return named.pop() if len(named) == 1 else None
+
+
+def _base_of(folder: Path) -> str | None:
+    if (folder / "adapter_config.json").is_file():
+        base = read_object(folder / "adapter_config.json", f"{folder} must be an adapter that PEFT has saved").get(
+            "base_model_name_or_path"
+        )
+        return base if isinstance(base, str) and base else None
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    _, begin, rest = card.read_text(errors="replace").partition("---\n")
+    try:
+        data: Any = yaml.safe_load(rest.partition("\n---")[0]) if begin else None
+    except yaml.YAMLError:
+        return None
+    base: Any = data.get("base_model") if isinstance(data, dict) else None
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if isinstance(base, str) else None
+
+
+def on_base(models: Sequence[str], base: str | None) -> list[str]:
+    """Return the models, with the base before each that is an adapter alone."""
+    return [f"{base}+{of}" if base and _is_adapter(of) else of for of in models]
+
+
+def _is_adapter(text: str) -> bool:
+    folder = Path(text)
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def check_models(models: Sequence[str], base: str | None) -> int | None:
+    """Return the number of layers, where a model is on this machine.
+
+    Raises UserError for a text that is no reference or names no folder, SourceError for a folder that is no model.
+    """
+    references = [*map(_reference, models), *([_reference(base)] if base else [])]
+    sources = Sources()
+    depths = {str(of): sources.depth(of) for of in references if _is_here(of)}
+    if len({*depths.values()}) > 1:
+        said = ", ".join(f"{name} {depth}" for name, depth in depths.items())
+        raise SourceError(f"the models have different numbers of layers ({said}); name fine-tunes of one model")
+    return next(iter(depths.values()), None)
+
+
+def _is_here(reference: ModelReference) -> bool:
+    """Return whether all parts are on this machine. Raises UserError for one that can be nowhere else and is not."""
+    found: list[bool] = []
+    for part in filter(None, (reference.model, reference.lora)):
+        found.append(part.path.startswith(PACKAGE) or Path(part.path).exists())
+        if not found[-1] and not HUB_ID.fullmatch(part.path):
+            raise UserError(f"{part.path}: there is no such folder, and it is no id of the hub, OWNER/NAME")
+    return all(found)
+
+
+def placed(text: str, folder: Path) -> str:
+    """Return a reference as a config in `folder` names it: paths on this machine are relative to the config."""
+    parts = text.split("+") if not Path(text).exists() else [text]
+    return "+".join(
+        os.path.relpath(part, folder) if Path(part).exists() and not Path(part).is_absolute() else part
+        for part in parts
+    )
+
+
+def _reference(text: str) -> ModelReference:
+    try:
+        return ModelReference.parse(text)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no model: {shortened(str(error))}") from None
+
+
+def draft_tasks(names: Sequence[str], heldout: Sequence[str]) -> list[DraftTask]:
+    """Return the tasks of a config.
+
+    A name is one of lm-eval's tasks or a file of questions, `.jsonl`. A public benchmark is searched on its training
+    split; its test split is held out. With `heldout`, the names are taken as they are. Raises TaskError.
+    """
+    files = {name: own_task(Path(name)) for name in names if name.endswith((".jsonl", ".json"))}
+    listed = _listed([name for name in names if name not in files])
+    if heldout:
+        if len(heldout) != len(names):
+            raise TaskError(f"--heldout: give one for each --task, {len(names)} and not {len(heldout)}")
+        pairs = dict(zip(names, heldout, strict=True))
+        _listed([name for name in heldout if not name.endswith(".jsonl")])
+        return [DraftTask(name, heldout=pairs[name]) for name in names]
+    return [files[name] if name in files else _trainable(listed[name]) for name in names]
+
+
+def _listed(names: Sequence[str]) -> Mapping[str, Any]:
+    if not names:
+        return {}
+    from llmevo.evaluation.tasks.listing import list_tasks  # lm-eval takes seconds to import
+
+    known = {task.name: task for task in list_tasks([], built_in=True)}
+    for name in names:
+        if name not in known and name.removesuffix("_train") not in known:
+            raise TaskError(
+                f"--task {name}: there is no such task{near(name, known)}; `llmevo tasks --built-in` lists lm-eval's;"
+                " your own questions are a file, NAME.jsonl"
+            )
+    return {name: known.get(name) or known[name.removesuffix("_train")] for name in names}
+
+
+def _trainable(task: Any) -> DraftTask:
+    if task.train is None:
+        raise TaskError(
+            f"--task {task.name}: it has a test split only, and a search on that would leave nothing to measure the"
+            f" result with; `llmevo tasks --built-in --trainable` lists tasks with a training split, and"
+            f" `--task OTHER --heldout {task.name}` keeps this one for the end"
+        )
+    metric, *others = task.metrics or [""]
+    return DraftTask(task.train, metric if others else "", others, heldout=task.name)
+
+
+def own_task(file: Path) -> DraftTask:
+    """Return the task of a file with one question a line, in JSON.
+
+    Read are `question`, `choices` and `answer` (its place or its text), or a question and the text of its answer.
+    Raises TaskError that says what is missing.
+    """
+    rows = _rows(file)
+    name, first = file.stem.replace(" ", "_").replace(".", "_"), rows[0]
+    question = next((key for key in QUESTIONS if key in first), None)
+    answer = next((key for key in ANSWERS if key in first), None)
+    if question is None or answer is None:
+        raise TaskError(
+            f"{file}: its columns are {', '.join(map(str, first))}; a question is one of {', '.join(QUESTIONS)}, its"
+            f" answer one of {', '.join(ANSWERS)}, with `choices` for a list to choose from"
+        )
+    for number, row in enumerate(rows, 1):
+        _check_row(row, question, answer, "choices" in first, f"{file}, line {number}")
+    task: dict[str, Any] = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": file.name}},
+        "test_split": "test",
+    }
+    if "choices" in first:
+        target = f"{{{{{answer}}}}}" if isinstance(first[answer], int) else f"{{{{choices.index({answer})}}}}"
+        task |= {
+            "output_type": "multiple_choice",
+            "doc_to_text": f"{{{{{question}}}}}\nAnswer:",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": target,
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+    else:
+        longest = max(len(str(row[answer])) for row in rows)
+        lines = any("\n" in str(row[answer]) for row in rows)
+        task |= {
+            "output_type": "generate_until",
+            "doc_to_text": f"{{{{{question}}}}}\nAnswer:",
+            "doc_to_target": f"{{{{{answer}}}}}",
+            "generation_kwargs": {
+                "until": ["\n\n" if lines else "\n"],
+                "max_gen_toks": max(16, min(512, longest)),
+                "do_sample": False,
+            },
+            "filter_list": [
+                {"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+            ],
+            "metric_list": [
+                {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}
+            ],
+        }
+    text = f"# The questions of {file.name} as a task of lm-eval; change what is asked here.\n"
+    metric = "acc,none" if "choices" in first else "exact_match,none"
+    return DraftTask(
+        name, metric, file=file.with_suffix(".yaml"), description=text + yaml.safe_dump(task, sort_keys=False)
+    )
+
+
+def _check_row(row: Mapping[str, Any], question: str, answer: str, chosen: bool, place: str) -> None:
+    wanted = (question, answer, "choices") if chosen else (question, answer)
+    if missing := [key for key in wanted if row.get(key) in (None, "", [])]:
+        raise TaskError(f"{place}: {missing[0]!r} is missing or empty")
+    if chosen:
+        choices, given = row["choices"], row[answer]
+        if not isinstance(choices, list):
+            raise TaskError(f"{place}: choices is no list but {shortened(repr(choices), 80)}")
+        right = given in range(len(choices)) if isinstance(given, int) else given in choices
+        if not right:
+            raise TaskError(
+                f"{place}: {answer} is {shortened(repr(given), 80)}; give the place of the right choice, from 0 to"
+                f" {len(choices) - 1}, or its text"
+            )
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{file}: cannot be read ({error})") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{file}, line {number}: it is no JSON ({error}); write one object a line") from None
+        if not isinstance(row, dict):
+            raise TaskError(f'{file}, line {number}: it is no object, such as {{"question": …, "answer": …}}')
+        rows.append(row)
+    if len(rows) < LEAST:
+        raise TaskError(
+            f"{file}: it has {len(rows)} questions; a search and a held-out score need at least {LEAST}, better 200"
+        )
+    return rows
+
+
+def folders(tasks: Sequence[DraftTask], place: Path) -> list[str]:
+    """The folders of the task files, relative to the config's."""
+    return [*dict.fromkeys(os.path.relpath(task.file.parent, place) for task in tasks if task.file)]

@@ -1,0 +1,191 @@
+"""`llmevo init`: a config for the models and questions of a user."""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from llmevo.config import read_config
+from llmevo.errors import TaskError
+from llmevo.evaluation.tasks import listing
+from llmevo.evaluation.tasks.listing import ListedTask
+from llmevo.run.preflight.draft import own_task
+from support.workspace import Workspace
+
+WORDS = ["red", "green", "blue", "black"]
+
+
+def questions(file: str, kind: str = "place", count: int = 60) -> Path:
+    """Write a file of questions; `kind` says how it gives the answers."""
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        row: dict[str, Any] = {"question": f"Which colour has number {number}?"}
+        right = number % len(WORDS)
+        match kind:
+            case "place":
+                row |= {"choices": WORDS, "answer": right}
+            case "text":
+                row |= {"choices": WORDS, "answer": WORDS[right]}
+            case _:
+                row |= {"target": WORDS[right]}
+        rows.append(row)
+    Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return Path(file)
+
+
+def test_the_config_for_own_models_and_questions_runs(workspace: Workspace) -> None:
+    shutil.rmtree("tasks")
+    Path("data").mkdir()
+    for kind in ("place", "text", "target"):
+        questions(f"data/{kind}.jsonl", kind)
+    files = [word for kind in ("place", "text", "target") for word in ("--task", f"data/{kind}.jsonl")]
+    status, printed = workspace.llmevo("init", "one", "two", "--base", "base", *files, "--preset", "quick")
+    assert status == 0, printed
+    config = read_config(Path("config.yml"))
+    assert ([*map(str, config.genome.models)], str(config.genome.base_model)) == (["one", "two"], "base")
+    assert (config.genome.layer_granularity, config.search.budget.evaluations, config.limit) == (1, 20, 50)
+    status, printed = workspace.llmevo(
+        "run",
+        "config.yml",
+        "--out",
+        "run",
+        "--set",
+        "search.budget=4",
+        "--set",
+        "limit=4",
+        "--set",
+        "search.finalists=0",
+    )
+    assert status == 0, printed
+    assert workspace.state("run").heldout["best"].items
+
+
+def test_paths_are_those_of_the_config(workspace: Workspace) -> None:
+    questions("colours.jsonl")
+    assert workspace.llmevo("init", "one", "two", "--task", "colours.jsonl", "--out", "configs/my.yml")[0] == 0
+    values = yaml.safe_load(Path("configs/my.yml").read_text())
+    assert values["genome"]["models"] == ["../one", "../two"]
+    assert values["genome"]["merge_method"] == "linear"
+    assert values["task_search_path"] == [".."]
+
+
+def test_the_base_is_that_of_the_adapters_or_cards(workspace: Workspace) -> None:
+    questions("colours.jsonl")
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/model"}))
+    assert workspace.llmevo("init", "a", "b", "--task", "colours.jsonl", "--out", "adapters.yml")[0] == 0
+    config = read_config(Path("adapters.yml"))
+    assert str(config.genome.base_model) == "owner/model"
+    assert [*map(str, config.genome.models)] == ["owner/model+a", "owner/model+b"]
+    for name in ("one", "two"):
+        Path(name, "README.md").write_text("---\nbase_model: [owner/other]\n---\nA model.\n")
+    assert workspace.llmevo("init", "one", "two", "--task", "colours.jsonl", "--out", "cards.yml")[0] == 0
+    assert str(read_config(Path("cards.yml")).genome.base_model) == "owner/other"
+
+
+def listed(name: str, train: bool) -> ListedTask:
+    splits: dict[str, int | None] = {"test": None, **({"train": None} if train else {})}
+    return ListedTask(
+        name,
+        "multiple_choice",
+        ["acc,none", "acc_norm,none"],
+        splits,
+        "test",
+        "data/set",
+        f"{name}_train" if train else None,
+        "train" if train else None,
+    )
+
+
+def test_a_benchmark_is_searched_on_its_training_split(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [listed("arc", True), listed("exam", False)]
+
+    def list_tasks(*_: object, **__: object) -> Sequence[ListedTask]:
+        return known
+
+    monkeypatch.setattr(listing, "list_tasks", list_tasks)
+    models = ("owner/one", "owner/two", "--base", "owner/base")
+    assert workspace.llmevo("init", *models, "--task", "arc")[0] == 0
+    config = read_config(Path("config.yml"))
+    assert ([task.name for task in config.tasks], [task.name for task in config.heldout]) == (["arc_train"], ["arc"])
+    assert config.tasks[0].metric == "acc,none"
+    status, printed = workspace.llmevo("init", *models, "--task", "exam", "--out", "b.yml")
+    assert status == 2
+    assert "--task exam: it has a test split only" in printed
+    assert workspace.llmevo("init", *models, "--task", "arc_train", "--heldout", "exam", "--out", "b.yml")[0] == 0
+    assert [task.name for task in read_config(Path("b.yml")).heldout] == ["exam"]
+    status, printed = workspace.llmevo("init", *models, "--task", "arcs", "--out", "c.yml")
+    assert status == 2
+    assert "did you mean 'arc'?" in printed
+
+
+def test_what_is_missing_is_asked_in_a_terminal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions("colours.jsonl")
+    answers = iter(["one two", "base", "colours.jsonl", "gpt-x", "thorough"])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+
+    def prompt(*_: object, **__: object) -> str:
+        return next(answers)
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    assert workspace.llmevo("init")[0] == 0
+    config = read_config(Path("config.yml"))
+    assert (str(config.genome.base_model), config.llm.model, config.search.budget.evaluations) == ("base", "gpt-x", 150)
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "MODEL… is missing: models to merge"),
+        (("one", "two"), "--task is missing: tasks of lm-eval, or files with questions (.jsonl)"),
+        (("one",), "give two models or more to merge, or one and --base; got one"),
+        (("one", "nowhere"), "nowhere: there is no such folder, and it is no id of the hub, OWNER/NAME"),
+        (("one", "two", "--preset", "fast"), "--preset: 'fast' is unknown; give one of quick, standard, thorough"),
+        (("one", "two", "--task", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
+        (("one", "two", "--out", "exists.yml"), "exists.yml exists; name another file with --out"),
+        (("one", "two", "--heldout", "a", "--heldout", "b"), "--heldout: give one for each --task, 1 and not 2"),
+    ],
+)
+def test_what_cannot_be_used_is_named(workspace: Workspace, words: Sequence[str], reason: str) -> None:
+    questions("colours.jsonl")
+    Path("exists.yml").write_text("")
+    needs_task = "--task is missing" not in reason and "--task" not in words
+    task = ("--task", "colours.jsonl") if needs_task else ()
+    out = () if "--out" in words else ("--out", "new.yml")
+    status, printed = workspace.llmevo("init", *words, *task, *out)
+    assert status == 2, printed
+    assert reason in printed
+    assert not Path("new.yml").exists()
+    assert not Path("colours.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 1: it is no JSON"),
+        ("[1]", "line 1: it is no object"),
+        ('{"text": "a"}', "its columns are text; a question is one of question, prompt"),
+        ('{"question": "a", "answer": ""}', "line 1: 'answer' is missing or empty"),
+        ('{"question": "a", "choices": "ab", "answer": "a"}', "line 1: choices is no list but 'ab'"),
+        ('{"question": "a", "choices": ["a"], "answer": 1}', "line 1: answer is 1; give the place of the right choice"),
+        ('{"question": "a", "choices": ["a"], "answer": "b"}', "line 1: answer is 'b'; give the place"),
+    ],
+)
+def test_questions_that_cannot_be_read_are_named(tmp_path: Path, line: str, reason: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(f"{line}\n" * 60)
+    with pytest.raises(TaskError) as caught:
+        own_task(file)
+    assert f"{file}" in str(caught.value)
+    assert reason in str(caught.value)
+    file.write_text('{"question": "a", "answer": "b"}\n' * 3)
+    with pytest.raises(TaskError, match="it has 3 questions; a search and a held-out score need at least 40"):
+        own_task(file)
