@@ -83,7 +83,11 @@ class HfEngine:
         config = merger.sources.config(recipe.donor)
         configs = config, with_layers_of(recipe, merger.sources, deepcopy(config))
         made = merger.digests(recipe, quantize)
-        return self._layers.arrange(origins, configs, made, places, self._loaded)
+        try:
+            return self._layers.arrange(origins, configs, made, places, self._loaded)
+        except BaseException:
+            self._loaded.clear()
+            raise
 
     def _forget(self, part: Part) -> None:
         for name in part.names:

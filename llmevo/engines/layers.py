@@ -75,7 +75,7 @@ class Layers:
         known = {key: places.held[name] for name, _, key in before if key}
         for name in [name for _, part, _ in before if part for name in part.names]:
             loaded.pop(name, None)
-        self.origins = [*origins]
+        self.origins = []  # of none, should memory run out
         copies = {str(place): _numbered(self._own[origin], origin, place) for place, origin in enumerate(origins)}
         vars(self._running)["_modules"] = copies
         self._describe(*configs)
@@ -87,6 +87,7 @@ class Layers:
             free.setdefault(_form(weight), []).append(weight)
         filled = [self._fill(of, places, made, known, free, loaded) for of in after]
         self.are_shared = sum(map(len, filled)) > len({place for of in filled for place in of})
+        self.origins = [*origins]
         return places
 
     def restore(self) -> None:
@@ -103,14 +104,14 @@ class Layers:
         only their conversion tells which, and the layer is not shared.
         """
         parts = {part.target: part for part in places.parts.values()}
-        layers: list[list[tuple[str, Part | None]]] = [[] for _ in self.origins]
+        layers: dict[int, list[tuple[str, Part | None]]] = {}
         for name, weight in places.held.items():
             number, dot, _ = name.removeprefix(self._start).partition(".")
             if not (name.startswith(self._start) and dot and number.isdigit()):
                 continue
             if name in parts or isinstance(weight, nn.Parameter):
-                layers[int(number)].append((name, parts.get(name)))
-        for layer, of in enumerate(layers):
+                layers.setdefault(int(number), []).append((name, parts.get(name)))
+        for layer, of in layers.items():
             whole, start = all(part for _, part in of), f"{self._start}{layer}."
             found: list[tuple[str, Part | None, Key | None]] = []
             for name, part in of:

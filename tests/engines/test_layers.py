@@ -174,6 +174,22 @@ def test_a_swap_that_fails_halfway_is_replaced_as_a_whole_by_the_next(
         assert answers(engine) == answers(fresh)
 
 
+def test_memory_that_runs_out_spoils_no_later_candidate(root: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(root)
+    engine.swap(path("A 0-4"))
+    before = logits_of(engine.model)
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmevo.engines.layers._empty", full)
+        with pytest.raises(MemoryError):
+            engine.swap(path("A 0-4 | B 2-4"))
+    engine.swap(path("A 0-4"))
+    assert torch.equal(logits_of(engine.model), before)
+
+
 def test_random_masks_of_repeated_layers_are_those_of_the_export(root: Folder) -> None:
     models = [{"model": name, "parameters": {"weight": 0.5, "density": 0.5}} for name in ("one", "two")]
     merge = recipe_of("linear", merge_method="dare_linear", base_model="base", models=models)
