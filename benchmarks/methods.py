@@ -119,7 +119,8 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
     *steps, method = name.split(" + ")
     prepare: dict[str, Any] | None = None
     if steps:
-        prepare = {"steps": steps, "text": QUESTIONS}
+        own = {"aim": {"aim": {"omega": 0.0}}}
+        prepare = {"steps": [own.get(step, step) for step in steps], "text": QUESTIONS}
         if steps == ["regmean"]:
             prepare["tasks"] = {
                 str(model): [
