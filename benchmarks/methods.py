@@ -36,23 +36,26 @@ CONFIGS = {
     "quickstart": HERE.parent / "configs" / "quickstart.yml",
     "overlap": HERE / "landscapes" / "overlap.yml",
 }
-WEIGHTS: Mapping[str, tuple[float, ...]] = {"task_arithmetic": (0.4, 0.55, 0.7, 0.85), "tsv": (0.4, 0.55, 0.7, 0.85)}
+WEIGHTS: Mapping[str, tuple[float, ...]] = {
+    "task_arithmetic": (0.4, 0.55, 0.7, 0.85),
+    "tsv": (0.4, 0.55, 0.7, 0.85),
+    "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2),
+}
 """The weights of a method, by default those of `OTHERS`."""
 
 OTHERS = (0.4, 0.6, 0.8)
 SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "task_arithmetic": {},
+    "regmean + task_arithmetic": {"prepare": (1.0,)},
     "tsv": {"rank": (0.5, 1.0)},
-    "wudi": {"blend": (0.5, 0.9)},
     "isotropic": {"gamma": (0.0, 0.5)},
     "subspace_boosting": {"beta": (0.5,)},
-    "star": {"eta": (0.4, 0.7)},
-    "knots": {"density": (0.3,)},
-    "consensus": {"threshold": (0.4,)},
-    "ties": {"density": (0.3,)},
     "aim + task_arithmetic": {"prepare": (0.6,)},
-    "regmean + task_arithmetic": {"prepare": (1.0,)},
-    "aim + tsv": {"prepare": (0.6,), "rank": (1.0,)},
+    "knots": {"density": (0.3,)},
+    "wudi": {"blend": (0.5, 0.9)},
+    "ties": {"density": (0.3,)},
+    "consensus": {"threshold": (0.4,)},
+    "star": {"eta": (0.4, 0.7)},
 }
 """The values of each method's own parameters."""
 
@@ -76,11 +79,11 @@ def collect(options: argparse.Namespace) -> None:
     file = CONFIGS[options.name]
     config = read_config(file)
     scorer = Scorer(config.model_copy(update={"limit": options.limit or config.limit}), file.parent)
-    for setting in settings():
-        _ask(scorer, setting, "search", options.out)
-    for method in SETTINGS if scorer.heldout else ():
+    for method, own in itertools.groupby(settings(), key=lambda setting: setting[0]):
+        for setting in own:
+            _ask(scorer, setting, "search", options.out)
         lines = [line for line in measurements.read(options.out) if line["method"] == method and "search" in line]
-        if lines:
+        if scorer.heldout and lines:
             best = max(lines, key=lambda line: line["search"]["score"])
             _ask(scorer, (method, best["parameters"]), "heldout", options.out)
 
@@ -116,7 +119,8 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
     *steps, method = name.split(" + ")
     prepare: dict[str, Any] | None = None
     if steps:
-        prepare = {"steps": steps, "text": QUESTIONS}
+        own = {"aim": {"aim": {"omega": 0.0}}}
+        prepare = {"steps": [own.get(step, step) for step in steps], "text": QUESTIONS}
         if steps == ["regmean"]:
             prepare["tasks"] = {
                 str(model): [

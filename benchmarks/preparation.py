@@ -200,7 +200,7 @@ def operations(step: str, kind: str, experts: int, size: Size) -> float:
         if step == "aim":
             total += experts * (rank * columns if kind == "adapters" else rows_ * columns)
         elif step == "regmean":
-            total += columns**3 * (1 / 3 + experts) + experts * columns**2 * (rank if kind == "adapters" else rows_)
+            total += columns**3 / 3 + 2 * experts * columns**2 * (rank if kind == "adapters" else rows_)
         elif kind == "adapters":
             total += (rows_ + columns) * (experts * rank) ** 2
         else:  # a randomized decomposition: six products with a matrix of `found` columns, then the joint basis

@@ -14,7 +14,7 @@ def aim(inputs: TensorGroup, parameters: Mapping[str, float], measured: Sequence
     """Return each expert with the task vector δᵢ·diag(1 - (1 - omega)·c).
 
     c is the mean magnitude of each input channel of the base model (columns), divided by the largest of the layer.
-    Omega 1 changes nothing; the parameter `prepare` of a merge, p, gives the same as omega = 1 - p with omega 0 here.
+    Omega 1 changes nothing; a merge with the parameter `prepare`, p, is one with ω = 1 - p·(1 - omega).
     """
     (magnitudes,) = measured
     largest = float(magnitudes.max())

@@ -43,7 +43,7 @@ class PreparationStep:
         return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
 
 
-PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=0.5, neutral=0.0)
+PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
 
 _STEPS = (
@@ -51,7 +51,7 @@ _STEPS = (
         "aim",
         "https://arxiv.org/abs/2502.02421",
         "aim",
-        {"omega": Parameter(default=0.0, low=0.0, high=1.0, neutral=1.0)},
+        {"omega": Parameter(default=0.4, low=0.0, high=1.0, neutral=1.0)},
         measures="magnitudes",
     ),
     PreparationStep(

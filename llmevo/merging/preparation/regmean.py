@@ -35,17 +35,27 @@ def regmean(inputs: TensorGroup, parameters: Mapping[str, float], measured: Sequ
         total = np.sum(grams, axis=0)
         mean = float(np.trace(total)) / len(total)
         ridge = max((1.0 - blend) / blend, LEAST_RIDGE) * max(mean, 1e-30) * np.eye(len(total))
-        # (G + λI)(ΣG + λI)⁻¹ is the transpose of (ΣG + λI)⁻¹(G + λI), as all of them are symmetric.
-        changes = [torch.from_numpy(np.linalg.solve(total + ridge, gram + ridge).T) for gram in grams]
-    return [_changed(inputs, place, change) for place, change in enumerate(changes)]
+        # δ(G + λI)(ΣG + λI)⁻¹ is the transpose of (ΣG + λI)⁻¹(G + λI)δᵀ; of an adapter the rows of its second factor.
+        rows = [_rows(inputs, place) for place in range(len(grams))]
+        right = [(gram + ridge) @ own.T for gram, own in zip(grams, rows, strict=True)]
+        solved = np.linalg.solve(total + ridge, np.concatenate(right, axis=1)).T
+    ends = np.cumsum([len(own) for own in rows])[:-1]
+    return [_changed(inputs, place, own) for place, own in enumerate(np.split(solved, ends))]
 
 
 def _shrunk(gram: Matrix, alpha: float) -> Matrix:
     return gram * alpha + np.diag(np.diag(gram)) * (1.0 - alpha)
 
 
-def _changed(inputs: TensorGroup, place: int, change: Tensor) -> Weight:
+def _rows(inputs: TensorGroup, place: int) -> Matrix:
     weight = inputs.models[place]
     if isinstance(weight, LowRank) and is_adapted(inputs, place):
-        return of_factors(inputs, weight.up, (weight.down.double() @ change).float())
-    return inputs.origin.float() + (inputs.delta(place).double() @ change).float()
+        return weight.down.double().numpy()
+    return inputs.delta(place).double().numpy()
+
+
+def _changed(inputs: TensorGroup, place: int, rows: Matrix) -> Weight:
+    weight, new = inputs.models[place], torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+    if isinstance(weight, LowRank) and is_adapted(inputs, place):
+        return of_factors(inputs, weight.up, new)
+    return inputs.origin.float() + new
