@@ -2,18 +2,23 @@
 
     python benchmarks/methods.py collect NAME --out FILE    # continues where it stopped; NAME: quickstart or overlap
     python benchmarks/methods.py table FILE
+    python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budget 35 --seeds 5    # continues as well
+    python benchmarks/methods.py picks FILE
 
 NAME is the config of `configs/quickstart.yml`, four experts of separate skills, or of
 `benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
-the file has the right answers of one setting. The table shows each method at the setting that its search questions
-prefer, so that the held-out score is not of a setting that was chosen by it.
+the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
+search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
+prepared by the steps before it. `search` lets a search choose the method (`genome.merge_method` a list), with the
+optimizer that the config has without an LLM; `picks` shows which one it chose, and its held-out score.
 """
 
 import argparse
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import measurements
@@ -22,7 +27,8 @@ from llmevo.config import read_config
 from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
-from llmevo.merging.recipe import InputModel, Recipe
+from llmevo.export.runs import evolve
+from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.run.scorer import Scorer
 
 HERE = Path(__file__).parent
@@ -44,12 +50,21 @@ SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "knots": {"density": (0.3,)},
     "consensus": {"threshold": (0.4,)},
     "ties": {"density": (0.3,)},
+    "aim + task_arithmetic": {"prepare": (0.6,)},
+    "regmean + task_arithmetic": {"prepare": (1.0,)},
+    "aim + tsv": {"prepare": (0.6,), "rank": (1.0,)},
 }
 """The values of each method's own parameters."""
 
+SKILLS = ("arithmetic", "words", "family", "calendar")
+"""Parts of the names of tasks and experts: RegMean measures an expert on the tasks of its own skills."""
 
-def settings() -> Iterator[tuple[str, dict[str, float]]]:
-    """Every setting: the method, and the values of its parameters."""
+Setting = tuple[str, dict[str, float]]
+"""A method, and the values of its parameters."""
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting."""
     for method, own in SETTINGS.items():
         for values in itertools.product(*own.values()):
             for weight in WEIGHTS.get(method, OTHERS):
@@ -57,58 +72,166 @@ def settings() -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Score the settings that the file lacks."""
+    """Ask the search questions of the settings that the file lacks, then the held-out ones of each method's best."""
     file = CONFIGS[options.name]
-    scorer = Scorer(read_config(file), file.parent)
-    genome = scorer.config.genome
-    done = {(line["method"], json.dumps(line["parameters"])) for line in measurements.read(options.out)}
-    for method, parameters in settings():
-        if (method, json.dumps(parameters)) in done:
-            continue
-        recipe = Recipe(
-            merge_method=method,
-            base_model=genome.base_model,
-            models=[InputModel(model=model) for model in genome.models],
-            parameters={**parameters, "normalize": False},
-            dtype=genome.dtype,
-        )
-        line: dict[str, Any] = {**measurements.environment(), "method": method, "parameters": parameters}
-        try:
-            scorer.engine.swap(recipe)
-        except CandidateError as error:
-            line["failed"] = str(error)
-        else:
-            found = {"search": scorer.evaluator, "heldout": scorer.heldout}
-            for kind, evaluator in found.items():
-                if evaluator:
-                    score = evaluator.score(scorer.engine.lm)
-                    line[kind] = {
-                        "score": [score.total, score.stderr],
-                        "items": score.item_scores,
-                        "weights": {task.name: task.weight for task in evaluator.tasks},
-                        "same": clusters(evaluator.texts()),
-                    }
-        measurements.append(options.out, line)
-        print(method, parameters, {kind: line[kind]["score"] for kind in ("search", "heldout") if kind in line})
+    config = read_config(file)
+    scorer = Scorer(config.model_copy(update={"limit": options.limit or config.limit}), file.parent)
+    for setting in settings():
+        _ask(scorer, setting, "search", options.out)
+    for method in SETTINGS if scorer.heldout else ():
+        lines = [line for line in measurements.read(options.out) if line["method"] == method and "search" in line]
+        if lines:
+            best = max(lines, key=lambda line: line["search"]["score"])
+            _ask(scorer, (method, best["parameters"]), "heldout", options.out)
+
+
+def _ask(scorer: Scorer, setting: Setting, kind: str, out: Path) -> None:
+    """Score a setting, unless the file has it."""
+    method, parameters = setting
+    made = {"method": method, "parameters": parameters}
+    known = [line for line in measurements.read(out) if {**line, **made} == line]
+    if any(kind in line or "failed" in line for line in known):
+        return
+    line: dict[str, Any] = {**measurements.environment(), **made}
+    try:
+        scorer.engine.swap(scorer.carried(_recipe(scorer, setting)))
+    except CandidateError as error:
+        line["failed"] = str(error)
+    else:
+        evaluator = scorer.evaluators[kind]
+        score = evaluator.score(scorer.engine.lm)
+        line[kind] = {
+            "score": [score.total, score.stderr],
+            "items": score.item_scores,
+            "weights": {task.name: task.weight for task in evaluator.tasks},
+            "same": clusters(evaluator.texts()),
+        }
+    measurements.append(out, line)
+    print(method, parameters, kind, line[kind]["score"] if kind in line else line["failed"], flush=True)
+
+
+def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
+    """The recipe of a setting."""
+    genome, (name, parameters) = scorer.config.genome, setting
+    *steps, method = name.split(" + ")
+    prepare: dict[str, Any] | None = None
+    if steps:
+        prepare = {"steps": steps, "text": QUESTIONS}
+        if steps == ["regmean"]:
+            prepare["tasks"] = {
+                str(model): [
+                    task.name
+                    for task in scorer.config.tasks
+                    if any(skill in task.name and skill in model.name for skill in SKILLS)
+                ]
+                for model in genome.models
+                if model != genome.base_model
+            }
+    models = [{"model": str(model)} for model in genome.models if model != genome.base_model]
+    return Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": str(genome.base_model),
+            "models": models,
+            "parameters": {**parameters, "normalize": False},
+            "prepare": prepare,
+            "dtype": genome.dtype,
+        }
+    )
 
 
 def table(options: argparse.Namespace) -> None:
     """Print each method at the setting with the best score on the search questions."""
-    lines = [line for line in measurements.read(options.file) if "failed" not in line]
+    print("\n".join(rows(measurements.read(options.file))))
+
+
+def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table's lines."""
+    searched = [line for line in lines if "search" in line]
     best = {
-        method: max((line for line in lines if line["method"] == method), key=lambda line: line["search"]["score"])
-        for method in dict.fromkeys(line["method"] for line in lines)
+        method: max((line for line in searched if line["method"] == method), key=lambda line: line["search"]["score"])
+        for method in dict.fromkeys(line["method"] for line in searched)
     }
-    plain = best["task_arithmetic"]
-    kind = "heldout" if "heldout" in plain else "search"
-    print("| method | setting | search | held out | more than task arithmetic |\n|---|---|---|---|---|")
+    asked = {line["method"]: line for line in lines if "heldout" in line}
+    kind = "heldout" if asked else "search"
+    plain = (asked or best)["task_arithmetic"][kind]
+    found = [
+        f"| method | setting | search |{' held out |' if asked else ''} more than task arithmetic |",
+        f"|---|---|---|{'---|' if asked else ''}---|",
+    ]
     for method, line in best.items():
         setting = ", ".join(f"{name} {value:g}" for name, value in line["parameters"].items())
-        cells = ["{:.3f} ± {:.3f}".format(*line[part]["score"]) for part in ("search", kind)]
-        ours, theirs = line[kind], plain[kind]
-        gain = difference(ours["items"], theirs["items"], ours["weights"], ours["same"])
-        more = "" if line is plain else f"{gain.mean:+.3f} ± {gain.error:.3f}"
-        print(f"| {method} | {setting} | {' | '.join(cells)} | {more} |")
+        cells = [
+            _shown(line["search"]),
+            *([_shown(asked[method]["heldout"]) if method in asked else ""] if asked else []),
+        ]
+        ours = asked.get(method) if asked else line
+        gain = ""
+        if ours and method != "task_arithmetic":
+            mean = difference(ours[kind]["items"], plain["items"], plain["weights"], plain["same"])
+            gain = f"{mean.mean:+.3f} ± {mean.error:.3f}"
+        found.append(f"| {method} | {setting} | {' | '.join(cells)} | {gain} |")
+    return found
+
+
+def _shown(asked: Mapping[str, Any]) -> str:
+    return "{:.3f} ± {:.3f}".format(*asked["score"])
+
+
+CHOICES = ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"]
+"""The methods of a search that may choose."""
+
+
+def search(options: argparse.Namespace) -> None:
+    """Run the searches that the file lacks: with the choice, and with task arithmetic only."""
+    file = CONFIGS[options.name]
+    config = read_config(file)
+    done = {(line["seed"], line["budget"], line["of"]) for line in measurements.read(options.out)}
+    for seed, of in itertools.product(range(options.seeds), ("choice", "task_arithmetic")):
+        if (seed, options.budget, of) in done:
+            continue
+        methods = CHOICES if of == "choice" else of
+        made = config.model_copy(
+            update={
+                "genome": config.genome.model_copy(update={"merge_method": methods}),
+                "search": config.search.model_copy(update={"seed": seed, "budget": options.budget}),
+            }
+        )
+        given = made.model_dump(mode="json", exclude_unset=True)
+        folder = options.runs / f"{options.name}-{of}-{options.budget}-{seed}"
+        run = evolve(given, folder, root=file.parent, resume=True)
+        best = run.best
+        assert best
+        line: dict[str, Any] = {**measurements.environment(), "of": of, "seed": seed, "budget": options.budget}
+        line |= {"method": best.recipe.merge_method, "search": [best.score, best.stderr]}
+        line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
+        measurements.append(options.out, line)
+        print(of, seed, line["method"], line["search"], line["heldout"].get("best"), flush=True)
+
+
+def picks(options: argparse.Namespace) -> None:
+    """Print what the searches chose."""
+    print("\n".join(picked(measurements.read(options.file))))
+
+
+def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table's lines."""
+    yield "| search over | budget | seeds | chosen | search | held out |\n|---|---|---|---|---|---|"
+    for budget, of in dict.fromkeys((line["budget"], line["of"]) for line in lines):
+        mine = [line for line in lines if (line["budget"], line["of"]) == (budget, of)]
+        chosen = Counter(line["method"] for line in mine)
+        named = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
+        scores = [_mean([line["search"][0] for line in mine])]
+        scores += [_mean([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
+        yield f"| {of} | {budget} | {len(mine)} | {named} | {' | '.join(scores)} |"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """The mean over seeds, with its standard error."""
+    if not values:
+        return ""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{error}"
 
 
 def main() -> None:
@@ -117,10 +240,21 @@ def main() -> None:
     command = commands.add_parser("collect")
     command.add_argument("name", choices=CONFIGS)
     command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--limit", type=int, help="questions a task; by default those of the config")
     command.set_defaults(run=collect)
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
     command.set_defaults(run=table)
+    command = commands.add_parser("search")
+    command.add_argument("name", choices=CONFIGS)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
+    command.add_argument("--budget", type=int, default=35)
+    command.add_argument("--seeds", type=int, default=5)
+    command.set_defaults(run=search)
+    command = commands.add_parser("picks")
+    command.add_argument("file", type=Path)
+    command.set_defaults(run=picks)
     options = parser.parse_args()
     options.run(options)
 

@@ -58,7 +58,7 @@ Force = Annotated[bool, typer.Option("--force", help="Continue although config, 
 
 As = Annotated[
     str | None,
-    typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16 or gguf:bf16."),
+    typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16, gguf:bf16; experts."),
 ]
 Ranks = Annotated[
     str | None, typer.Option("--rank", help="Of an adapter: a number, auto (by --energy or --parameters) or exact.")

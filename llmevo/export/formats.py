@@ -1,4 +1,4 @@
-"""The formats of a merge, by `--as`: a Hugging Face model, a LoRA adapter, a GGUF file, FP8."""
+"""The formats of a merge, by `--as`: a Hugging Face model, a LoRA adapter, a GGUF file, FP8, prepared experts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmevo.errors import UserError, nearest
 from llmevo.export.cards import Relation, adapter_facts
+from llmevo.export.experts import RECIPE, write_experts
 from llmevo.export.fp8 import Fp8Model
 from llmevo.export.gguf import TYPES, GgufModel
 from llmevo.export.lora import LoraReport, base_of, write_merge
@@ -19,7 +20,7 @@ from llmevo.models.references import place_of
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
 
-NAMES = ("lora", "fp8", *(f"gguf:{kind}" for kind in TYPES))
+NAMES = ("lora", "fp8", "experts", *(f"gguf:{kind}" for kind in TYPES))
 """The values of `--as`."""
 
 Texts = Callable[[Relation, str], Mapping[str, str]]
@@ -40,7 +41,7 @@ class Written:
 class Format:
     """A format with its options."""
 
-    kind: Literal["model", "lora", "gguf", "fp8"] = "model"
+    kind: Literal["model", "lora", "gguf", "fp8", "experts"] = "model"
     type: str = ""
     """GGUF's type of the matrices."""
     rank: Rank | None = None
@@ -76,7 +77,7 @@ class Format:
         if kind == "lora":
             given = any(value is not None for value in ranks.values())
             return cls("lora", rank=Rank.of(rank or "auto", energy, parameters) if given else None)
-        return cls("fp8" if kind == "fp8" else "model")
+        return cls(kind if kind in ("fp8", "experts") else "model")
 
     def write(
         self,
@@ -100,6 +101,9 @@ class Format:
             return self._write_gguf(recipe, sources, out, seed, texts)
         if self.kind == "fp8":
             return self._write_fp8(MergedModel(recipe, sources, seed, trim), out, texts)
+        if self.kind == "experts":
+            count = write_experts(recipe, sources, out, seed, {})
+            return Written(f"{out} has {count} prepared models; mergekit-yaml {out / RECIPE} MODEL merges them")
         write_model(recipe, sources, out, seed, texts("merge", ""), trim)
         return Written(f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})")
 

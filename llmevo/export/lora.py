@@ -139,7 +139,7 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
         return None
     if any(of.gains for of in recipe.slices or []):  # their factors are of the whole weight, the base's part as well
         return None
-    origin = sources[base]
+    origin, prepared = sources[base], Merger(sources).prepared(recipe)
     steps = plan(recipe, [*origin.shapes], sources.depth(recipe.donor))
     if [step.name for step in steps] != [*dict.fromkeys(step.name for step in steps)]:
         return None
@@ -156,8 +156,9 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
             below = origin.tensor(step.name) if step.name in origin.shapes else None
             parts: list[tuple[float, LowRank]] = []
             is_sum = below is not None and abs(sum(factors) - 1.0) < 1e-6
+            share = recipe.prepared_share(step.of, step.name, step.depth)
             for factor, (model, name) in zip(factors, named, strict=True):
-                weight = sources[model].weight(name)
+                weight = prepared.weight(model, name, share) if prepared else sources[model].weight(name)
                 if below is None or not same(weight.origin if isinstance(weight, LowRank) else weight, below):
                     is_sum = False
                 elif isinstance(weight, LowRank) and factor != 0.0:

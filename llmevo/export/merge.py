@@ -66,6 +66,7 @@ def merge_as(
     from llmevo.export.cards import merge_card
     from llmevo.export.pack import root_of
     from llmevo.merging.merger import Merger, Seed, read_masks
+    from llmevo.merging.preparation.texts import read_texts
     from llmevo.merging.vocabulary import open_models
 
     masks: Seed = seed or 0
@@ -80,12 +81,21 @@ def merge_as(
         if found and seed is None:
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
+        if recipe.prepare and recipe.prepare.text:  # which lies beside the recipe
+            recipe = recipe.with_text(read_texts(recipe.prepare.text, file.parent).keep())
     sources = open_models(recipe, Path(root), recipe.excludes)
     excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
     if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
-    counted = Merger(sources).count(recipe)
+    merger = Merger(sources)
+    counted = merger.count(recipe)
+    if prepared := merger.prepared(recipe):
+        from llmevo.run.activations import measure
+
+        wanted = [of for every in prepared.measurements.values() for of in every]
+        if (cost := measure(wanted, sources, sources.folder(recipe.donor))).models:
+            say(f"Measured: {cost}.")
     merged = recipe
     written = format_.write(
         recipe,

@@ -1,7 +1,7 @@
 """A run's best as a model of its own, or as a recipe to share, with a model card."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +35,8 @@ class Export:
     """With the references that are published."""
     changed: Sequence[events.Change] = ()
     """The models that differ from those of the run."""
+    carried: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
+    """See `Scorer.carried`."""
 
     @classmethod
     def of(
@@ -76,7 +78,15 @@ class Export:
             "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
             "README.md": model_card(shared, published, chosen, changed),
         }
-        return cls(chosen, recipe, {**texts, **({MASKS: masks} if masks else {})}, shared, published, changed)
+        return cls(
+            chosen,
+            recipe,
+            {**texts, **({MASKS: masks} if masks else {})},
+            shared,
+            published,
+            changed,
+            experiment.scorer.carried,
+        )
 
     def write(self, sources: Sources, out: Path, format_: Format | None = None) -> Written:
         """Write the merged model, by default as a Hugging Face folder. Raises the errors of `Format.write`."""
@@ -89,7 +99,8 @@ class Export:
 
         # The scored model has all rows of the embeddings, so none are trimmed.
         format_ = format_ or Format()
-        return format_.write(self.recipe, sources, out, started.masks, texts, trim=False, published=self.published)
+        recipe = self.carried(self.recipe)
+        return format_.write(recipe, sources, out, started.masks, texts, trim=False, published=self.published)
 
     def write_recipe(self, out: Path) -> None:
         """Write the recipe and the run's log: enough to make the same model, for those with its sources.

@@ -20,6 +20,7 @@ from llmevo.merging.kernels.blocks import in_background
 from llmevo.merging.kernels.task_vectors import is_finite
 from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import Method
+from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import experts_of, is_stack_of_experts
 from llmevo.models.branches import Branches, Fold
@@ -62,6 +63,10 @@ class _PlannedTensor:
     experts: bool = False
     """Whether it holds a matrix of every expert, which are merged one by one: what methods measure of a tensor (norms,
     ranks, angles) is then that of one expert, as in checkpoints with a tensor for each."""
+    prepared: Prepared | None = None
+    """The models after a preparation; None where it has no part in the tensor."""
+    share: float = 0.0
+    """The way from the models as they are to the prepared ones."""
 
     @cached_property
     def digest(self) -> str:
@@ -71,7 +76,12 @@ class _PlannedTensor:
         made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
         # The name where the bits depend on it: random masks are drawn by name, and formats differ by name.
         named = self.step.name if self.method.name in RANDOM or self.rounding else None
-        return repr((*made, *filter(None, (self.rounding, self.fold, named))))
+        return repr((*made, *filter(None, (self.rounding, self.fold, named, *self.preparation))))
+
+    @property
+    def preparation(self) -> tuple[str, float] | tuple[()]:
+        """What distinguishes the models' weights from those without a preparation."""
+        return (self.prepared.digest, self.share) if self.prepared else ()
 
     @property
     def copied(self) -> tuple[ModelReference, str] | None:
@@ -136,6 +146,7 @@ class Merger:
         self.sources, self.seed = sources, seed
         self.cache = Cache(cache_gb * 1e9)
         self._experts: dict[ModelReference, int] = {}
+        self._prepared: dict[str, Prepared] = {}
 
     def merge(
         self, recipe: Recipe, loaded: dict[str, str] | None = None, quantize: str = ""
@@ -199,11 +210,13 @@ class Merger:
         shapes, experts = self.sources[recipe.donor].shapes, self._count_experts(recipe.donor)
         served = quantizer(quantize, shapes, self.sources.config(recipe.donor)) if quantize else None
         branches = branches_of(recipe, self.sources)
+        prepared = self.prepared(recipe)
         for step in plan(recipe, [*shapes], self.sources.depth(recipe.donor)):
             each, shared = recipe.values(step.of, step.name, step.depth, step.inputs)
             base = recipe.origin_of(step.of)
             named = [(source.model, name) for source, name in zip(step.of.sources, step.inputs, strict=True)]
             places = [place for place, (model, _) in enumerate(named) if base is None or model != base]
+            share = recipe.prepared_share(step.of, step.name, step.depth)
             yield _PlannedTensor(
                 step=step,
                 method=recipe.method_of(step.of),
@@ -217,14 +230,27 @@ class Merger:
                 if branches and step.of.gains and step.layer is not None
                 else None,
                 experts=is_stack_of_experts(step.inputs[0], shapes[step.inputs[0]], experts),
+                prepared=prepared if share > 0.0 else None,
+                share=share,
             )
+
+    def prepared(self, recipe: Recipe) -> Prepared | None:
+        """Return the prepared models of a recipe; None without a `prepare`. Makes nothing yet."""
+        if recipe.prepare is None:
+            return None
+        key = repr((recipe.prepare, recipe.base_model, sorted(map(str, recipe.references))))
+        if key not in self._prepared:
+            self._prepared[key] = Prepared(recipe, self.sources)
+        return self._prepared[key]
 
     def _count_experts(self, donor: ModelReference) -> int:
         if donor not in self._experts:
             self._experts[donor] = experts_of(self.sources.config(donor))
         return self._experts[donor]
 
-    def _weight(self, model: ModelReference, name: str) -> Weight:
+    def _weight(self, tensor: _PlannedTensor, model: ModelReference, name: str) -> Weight:
+        if tensor.prepared:
+            return tensor.prepared.weight(model, name, tensor.share)
         return self.sources[model].weight(name)
 
     def count(self, recipe: Recipe) -> TensorCounts:
@@ -233,7 +259,7 @@ class Merger:
         Raises SourceError for integers that a model has otherwise than the base, as they would be lost, unless the
         recipe gives it the weight 0 for them.
         """
-        planned = [*self._plan(recipe)]
+        planned = [*self._plan(unprepared(recipe))]
         copied: dict[str, list[str]] = {}
         for tensor in planned:
             if reason := self._reason_to_copy(tensor, recipe.references):
@@ -265,7 +291,7 @@ class Merger:
 
     def check(self, recipe: Recipe) -> None:
         """Raise SourceError for integers that would be lost, as `count` does; reads nothing else."""
-        for tensor in self._plan(recipe):
+        for tensor in self._plan(unprepared(recipe)):
             self._holds_integers(tensor, recipe.donor)
 
     def _holds_integers(self, tensor: _PlannedTensor, donor: ModelReference) -> bool:
@@ -276,7 +302,7 @@ class Merger:
         first = self._first(tensor)
         weights = tensor.each.get("weight", [1.0] * len(tensor.models))
         for (model, own), weight in zip(tensor.models, weights, strict=True):
-            if weight != 0.0 and not torch.equal(stored(self._weight(model, own)), first):
+            if weight != 0.0 and not torch.equal(stored(self.sources[model].weight(own)), first):
                 raise SourceError(
                     f"{model}: {own} holds integers, which cannot be merged, and other ones than in {donor}; give the"
                     " model the weight 0 for it by a filter of the recipe, or leave the model out"
@@ -288,15 +314,15 @@ class Merger:
 
     def _first(self, tensor: _PlannedTensor) -> Tensor:
         """Return the base's tensor, or the first model's."""
-        base = self._base(tensor)
-        return base if base is not None else stored(self._weight(*tensor.models[0]))
+        base, (of, name) = self._base(tensor), tensor.models[0]
+        return base if base is not None else stored(self.sources[of].weight(name))
 
     def _unchanged(self, tensor: _PlannedTensor) -> Tensor | None:
         """Return the tensor to copy, if it holds no floating-point numbers, or no model changes the base's, or has it.
 
         Without an origin, weights need not add up to 1, but what only the base has is not scaled.
         """
-        models, first = [self._weight(*of) for of in tensor.models], self._first(tensor)
+        models, first = [self._weight(tensor, *of) for of in tensor.models], self._first(tensor)
         same_memory = all(isinstance(model, Tensor) and same(model, first) for model in models)
         unchanged = same_memory and (tensor.base is not None or self._lent(tensor))
         return first if unchanged or not first.is_floating_point() else None
@@ -312,7 +338,7 @@ class Merger:
         merge changes nothing. A model without a base is compared with its donor.
         """
         donor = self.sources[recipe.donor]
-        planned = [tensor for tensor in self._plan(recipe) if tensor.step.layer is not None]
+        planned = [tensor for tensor in self._plan(unprepared(recipe)) if tensor.step.layer is not None]
         lost = changed = 0.0
         for tensor in planned[:: max(1, len(planned) // tensors)]:
             origin = donor.tensor(tensor.step.base)
@@ -345,16 +371,20 @@ class Merger:
         """Return one tensor as its method makes it, or as it is stored when the models do not differ in it."""
         if tensor.copied:
             model, name = tensor.copied
-            return self.sources[model].tensor(name)
+            if not tensor.prepared:
+                return self.sources[model].tensor(name)
+            weight = self._weight(tensor, model, name)
+            return weight.dense() if isinstance(weight, LowRank) else weight
         used = tensor.each.get("weight", [1.0] * len(tensor.models))
         read = [of for of, weight in zip(tensor.models, used, strict=True) if weight != 0.0]
         for model, name in [*read, *([tensor.base] if tensor.base else [])]:
             self._check_finite(model, name)
         if (unchanged := self._unchanged(tensor)) is not None:
             return unchanged
-        base, models = self._base(tensor), [self._weight(*of) for of in tensor.models]
+        base, models = self._base(tensor), [self._weight(tensor, *of) for of in tensor.models]
         seeds = [seed_of(self.seed, tensor.step.name, model) for model, _ in tensor.models]
-        keys = [(tensor.base, *of) for of in tensor.models]
+        # What is between an expert and the prepared one is of this candidate alone: nothing of it is kept.
+        keys = [] if 0.0 < tensor.share < 1.0 else [(tensor.base, *of, *tensor.preparation) for of in tensor.models]
         group = TensorGroup(base, models, tensor.each, tensor.shared, seeds, tensor.dtype, keys, self.cache)
         if tensor.experts and not tensor.method.by_entry:
             return _expert_by_expert(tensor.method, group, stored(models[0]).shape)
@@ -362,7 +392,7 @@ class Merger:
 
     def _check_finite(self, model: ModelReference, name: str) -> None:
         """Raise CandidateError for a source's weight that is not finite; trimming might drop such entries unseen."""
-        if not self.cache.get(("finite", model, name), lambda: _is_finite_weight(self._weight(model, name))):
+        if not self.cache.get(("finite", model, name), lambda: _is_finite_weight(self.sources[model].weight(name))):
             raise CandidateError(
                 f"in {model} it is not finite (NaN or infinite); download the model again, or leave it out"
             )
@@ -387,6 +417,11 @@ def _expert(weight: Weight, place: int) -> Weight:
     if isinstance(weight, LowRank):
         return LowRank(weight.origin[place], weight.up[place], weight.down[place])
     return weight[place]
+
+
+def unprepared(recipe: Recipe) -> Recipe:
+    """Return the recipe without its preparation, for what does not depend on that."""
+    return recipe.model_copy(update={"prepare": None})
 
 
 def branches_of(recipe: Recipe, sources: Sources) -> Branches | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import text_stack
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
@@ -21,6 +22,12 @@ BY_SLICE = "by_slice"
 
 mergekit knows no method of a slice and would ignore the key; it does not know this name either, and says so.
 """
+
+PREPARE = "prepare"
+"""The parameter that says how far a merge goes from the experts as they are, 0, to the prepared ones, 1."""
+
+QUESTIONS = "questions.json"
+"""The `text` of a run's recipes where the config names none: its search questions, in a file beside `best.yml`."""
 
 WITHOUT_EFFECT = ("allow_negative_weights",)
 """Keys of a search that LLM-Evo-Merge's published recipe carries: they bound its genes, and no merge."""
@@ -58,13 +65,16 @@ Setting = StrictBool | float | list[float] | list[Conditional] | Conditional
 Settings = Mapping[str, Setting]
 
 
-def check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool) -> None:
+def check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool, prepared: bool = False) -> None:
     """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
 
-    `whole`: the place is the recipe or a slice, which may have parameters of the whole merge.
+    `whole`: the place is the recipe or a slice, which may have parameters of the whole merge; `prepared`: the recipe
+    has a preparation.
     """
     each = {name: parameter for method in methods for name, parameter in method.each.items()}
     shared = {name: parameter for method in methods for name, parameter in method.shared.items()}
+    if prepared:
+        shared[PREPARE] = PREPARED
     ignored = {*PARAMETERS_WITHOUT_EFFECT, *(name for method in methods for name in method.without_effect)}
     names = " or ".join(method.name for method in methods)
     for name, setting in (settings or {}).items():
@@ -254,8 +264,69 @@ class TokenizerSection(Strict):
     """Add rows to embeddings and head until their number divides by this."""
 
 
+class Preparation(Strict):
+    """Changes of the experts before the merge, which do not depend on its weights: see `docs/preparation.md`.
+
+    In short a list of steps, each a name or {name: {parameter: value}}.
+    """
+
+    steps: list[dict[str, dict[str, float]]] = Field(min_length=1)
+    """The steps in their order, each with the parameters that are not the default."""
+    text: str | None = None
+    """The texts on which steps measure the inputs of linear layers: a JSON file {task: [text, …]}, or one with a text a
+    line. In a config the search questions, if it names none."""
+    tasks: dict[ModelReference, list[str]] | None = None
+    """The tasks of `text` that stand for each expert, for `regmean`; by default all for every expert."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, given: object) -> object:
+        value = cast(dict[str, Any], given if isinstance(given, dict) else {"steps": given})
+        steps = value.get("steps")
+        if not isinstance(steps, list):
+            return value
+        return {**value, "steps": [{step: {}} if isinstance(step, str) else step for step in cast(list[Any], steps)]}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for step in self.steps:
+            if len(step) != 1:
+                raise ValueError("a step is a name, or {name: {parameter: value}}")
+            (name, values), *_ = step.items()
+            if name not in STEPS:
+                raise ValueError(f"there is no step {name!r}{nearest(name, STEPS)}")
+            for key, number in values.items():
+                known = STEPS[name].parameters
+                if key not in known:
+                    raise ValueError(f"{name} has no parameter {key!r}{nearest(key, known)}")
+                low, high = known[key].low or 0.0, known[key].high or 1.0
+                if not low <= number <= high:
+                    raise ValueError(f"{key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
+        if repeated := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]} is listed twice")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return [name for step in self.steps for name in step]
+
+    @property
+    def reads_text(self) -> bool:
+        """True if a step measures the inputs of layers."""
+        return any(STEPS[name].measures for name in self.names)
+
+    @property
+    def complete(self) -> list[tuple[str, dict[str, float]]]:
+        """Every step with all of its parameters."""
+        defaults = {
+            name: {k: float(p.default or 0.0) for k, p in STEPS[name].parameters.items()} for name in self.names
+        }
+        return [(name, {**defaults[name], **values}) for step in self.steps for name, values in step.items()]
+
+
 PARTS: Mapping[str | int, type[BaseModel]] = {
     "models": InputModel,
+    "prepare": Preparation,
     "slices": OutputSlice,
     "sources": InputSlice,
     "gains": Gains,
@@ -266,8 +337,9 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Two
-    keys are llmevo's own: a slice's `merge_method` and its `gains`, in a recipe whose `merge_method` is `by_slice`.
+    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Three
+    keys are llmevo's own: `prepare`, and a slice's `merge_method` and its `gains`, in a recipe whose `merge_method` is
+    `by_slice`.
 
     >>> import llmevo
     >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
@@ -286,6 +358,8 @@ class Recipe(Strict):
     """Instead of `models`: the slices of the result, from the first layer to the last."""
     parameters: dict[str, Setting] | None = None
     """Those of the whole merge, and of all models and slices that have none of their own."""
+    prepare: Preparation | None = None
+    """llmevo's extension: changes of the models other than the base before they are merged."""
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
     """The tokenizer of the result: the base's, a model's, or the base's with the tokens that others added."""
     tokenizer: TokenizerSection | None = None
@@ -319,6 +393,7 @@ class Recipe(Strict):
         if bool(self.models) == bool(self.slices):
             raise ValueError("give either `models` or `slices`, not both and not neither")
         self._check_method_names()
+        self._check_preparation()
         self._check_parameter_names()
         for place, of in enumerate(self.output_slices(1)):
             where = f"slices.{place}: " if self.slices and len(self.slices) > 1 else ""
@@ -345,16 +420,25 @@ class Recipe(Strict):
             if name not in METHODS:
                 raise ValueError(f"merge_method {name!r} is unknown{nearest(str(name), METHODS)}")
 
+    def _check_preparation(self) -> None:
+        if self.prepare is None:
+            return
+        if self.base_model is None:
+            raise ValueError("prepare: it changes what the models add to their base; give the base_model")
+        if self.prepare.reads_text and self.prepare.text is None:
+            raise ValueError(f"prepare: {self.prepare.names[0]} reads texts; write prepare: {{steps: […], text: FILE}}")
+
     def _check_parameter_names(self) -> None:
         """Raise ValueError for an unknown parameter; mergekit ignores those."""
+        prepared = self.prepare is not None
         slices = self.slices or []
         names = dict.fromkeys(of.merge_method or self.merge_method for of in slices) or [self.merge_method]
         methods = [METHODS[name] for name in names]
-        check_settings(methods, self.parameters, whole=True)
+        check_settings(methods, self.parameters, True, prepared)
         for model in self.models or []:
             check_settings(methods, model.parameters, whole=False)
         for of in slices:
-            check_settings([self.method_of(of)], of.parameters, whole=True)
+            check_settings([self.method_of(of)], of.parameters, True, prepared)
             for source in of.sources:
                 check_settings([self.method_of(of)], source.parameters, whole=False)
 
@@ -450,6 +534,7 @@ class Recipe(Strict):
         slices = self.slices or []
         named = dict.fromkeys([self.merge_method, *(of.merge_method for of in slices if of.merge_method)])
         lacking = [name for name in named if name in METHODS and not METHODS[name].in_mergekit]
+        lacking += ["prepare"] if self.prepare else []
         if self.merge_method == BY_SLICE:
             lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
@@ -502,6 +587,16 @@ class Recipe(Strict):
         }
         shared = {name: value_of(name, parameter, scopes, tensor, depth) for name, parameter in method.shared.items()}
         return each, shared
+
+    def with_text(self, name: str) -> Self:
+        """Return the recipe with another `text`, where its preparation reads one."""
+        if self.prepare is None or not self.prepare.reads_text:
+            return self
+        return self.model_copy(update={PREPARE: self.prepare.model_copy(update={"text": name})})
+
+    def prepared_share(self, of: OutputSlice, tensor: str, depth: float) -> float:
+        """Return the parameter `prepare` of one tensor; 0 without a preparation."""
+        return value_of(PREPARE, PREPARED, (of.parameters, self.parameters), tensor, depth) if self.prepare else 0.0
 
     def excludes(self, model: ModelReference, tensor: str) -> bool:
         """Return whether the recipe gives a model the weight 0 for a tensor, wherever the model takes part."""

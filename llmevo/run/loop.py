@@ -6,7 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
-from llmevo.merging.recipe import Provenance, Recipe
+from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
 from llmevo.run.finals import finished, hold_out, select_finalists
@@ -51,6 +51,8 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             best.append((state.best.candidate.id, state.best.reason))
             recipe = Recipe.model_validate(state.recipes[state.best.candidate.id])
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
+            if recipe.prepare and recipe.prepare.text == QUESTIONS:
+                log.write(QUESTIONS, experiment.scorer.texts.to_json())
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)

@@ -40,7 +40,8 @@ from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
-from llmevo.merging.recipe import Conditional, Recipe
+from llmevo.merging.preparation.texts import Texts
+from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of, stack_of
@@ -90,6 +91,7 @@ class Scorer:
     judges: bool = True
     """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
+    _spent_preparing: float = field(default=0.0, init=False)
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
 
@@ -185,6 +187,69 @@ class Scorer:
             out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
             rename_once(written, out)
         return out
+
+    # Preparation
+
+    @property
+    def texts(self) -> Texts:
+        """The search questions, on which a preparation measures the inputs of layers, as the model reads them."""
+        from llmevo.models.tokenizer import load_tokenizer
+
+        found: dict[str, list[str]] = {}
+        for task, text in self.evaluator.questions():
+            found.setdefault(task, []).append(text)
+        if self.config.apply_chat_template:
+            chat = partial(load_tokenizer(self.tokenizer_folder).apply_chat_template, tokenize=False)
+            found = {
+                task: [str(chat([{"role": "user", "content": text}], add_generation_prompt=True)) for text in texts]
+                for task, texts in found.items()
+            }
+        return Texts(found)
+
+    def carried(self, recipe: Recipe) -> Recipe:
+        """Return a recipe of the run as it is merged here, with the file of its texts; all that a preparation needs of
+        the models is measured then.
+        """
+        if recipe.prepare is None:
+            return recipe
+        if recipe.prepare.text == QUESTIONS:
+            recipe = recipe.with_text(self._kept_texts)
+        key = repr((recipe.prepare, recipe.references))
+        if key not in self._carried:
+            self._prepare(recipe)
+            self._carried.add(key)
+        return recipe
+
+    @cached_property
+    def _kept_texts(self) -> str:
+        return self.texts.keep()
+
+    @cached_property
+    def _carried(self) -> set[str]:
+        return set()
+
+    def _preparing(self) -> dict[str, float]:
+        """The seconds that preparing took since the last call, for the log's `seconds`; empty if none."""
+        spent, self._spent_preparing = self._spent_preparing, 0.0
+        return {"prepare": spent} if spent else {}
+
+    def _prepare(self, recipe: Recipe) -> None:
+        """Make the prepared models of a recipe, and say what it cost."""
+        from llmevo.run.activations import measure
+
+        prepared = Merger(self.sources).prepared(recipe)
+        assert prepared
+        wanted = [of for every in prepared.measurements.values() for of in every]
+        cost = measure(wanted, self.sources, self.tokenizer_folder, self.config.engine.device, self.warn)
+        if cost.models:
+            self.warn(f"Measured: {cost}.")
+        self._spent_preparing += cost.seconds
+        if not prepared.folder.exists():
+            started = time.monotonic()
+            prepared.make()
+            took = time.monotonic() - started
+            self._spent_preparing += took
+            self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
 
     # Checks of the config against models and machine
 
@@ -324,9 +389,11 @@ class Scorer:
         """The running model, compared with an exported merge before its first use (`engine.self_check`)."""
         from llmevo.engines.checks import check_engine
 
+        if prepared := self.space.sum_of_prepared():
+            self.carried(prepared)  # before the engine: measuring takes a model's memory
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
-            uniform = self.space.decode(self.space.uniform())
+            uniform = self.carried(self.space.decode(self.space.uniform()))
             if not check_engine(engine, uniform, self.sources, seed):
                 self._check_finite(uniform)
                 check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
@@ -399,7 +466,7 @@ class Scorer:
             engine = self.engine  # started before the clock
             gate = self.gate if self._is_gated(questions, quantize) and not known else None
             started = time.monotonic()
-            engine.swap(recipe, quantize)
+            engine.swap(self.carried(recipe), quantize)
             if gate:
                 gate.check(engine.lm)
             self._note_verdicts(self.run, questions)
@@ -408,7 +475,7 @@ class Scorer:
                 score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
             else:
                 score = evaluator.score(engine.lm, known)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
 
         score, seconds = self._with_recovery(scored)
         self.keep(request, score)
@@ -520,12 +587,12 @@ class Scorer:
             engine = self.engine
             gate = self.gate if self._is_gated(job.questions, job.quantize) and job.part == 0 else None
             started = time.monotonic()
-            engine.swap(job.recipe, job.quantize)
+            engine.swap(self.carried(job.recipe), job.quantize)
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()
             score = ask(engine.lm, job.part)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged}
+            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
 
         return self._with_recovery(scored)
 
@@ -605,7 +672,10 @@ class Scorer:
 
     def _key(self, request: Request) -> str:
         questions = self.questions[request.questions]
-        return cache_key(request.recipe, self.checksums, questions, self.config.evaluation_seed, request.quantize)
+        searched = self.questions["search"]
+        return cache_key(
+            request.recipe, self.checksums, questions, self.config.evaluation_seed, request.quantize, searched
+        )
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
@@ -644,7 +714,8 @@ class Scorer:
 
         def know(candidate: int, score: Score, questions: str, quantize: str) -> None:
             recipe = Recipe.model_validate(state.recipes[candidate])
-            key = cache_key(recipe, checksums, started.questions[questions], started.masks, quantize)
+            asked, searched = started.questions[questions], started.questions.get("search", "")
+            key = cache_key(recipe, checksums, asked, started.masks, quantize, searched)
             self.answers[key] = {score.items: score, **self.answers.get(key, {})}
             if (run, key) not in self.scores or self.scores[run, key].items < score.items:
                 self.scores[run, key] = score
@@ -690,12 +761,20 @@ def _machine_errors() -> Generator[None]:
         raise
 
 
-def cache_key(recipe: Recipe, checksums: Mapping[str, str], questions: str, seed: int, quantize: str = "") -> str:
+def cache_key(
+    recipe: Recipe,
+    checksums: Mapping[str, str],
+    questions: str,
+    seed: int,
+    quantize: str = "",
+    searched: str = "",
+) -> str:
     """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, the
-    questions, and the format that its weights are rounded to.
+    questions, the format that its weights are rounded to, and the search questions where a preparation reads them.
     """
+    read = searched if recipe.prepare and recipe.prepare.reads_text else ""
     weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
-    return _digest(recipe.as_dict(), weights, questions, seed, *filter(None, [quantize]))
+    return _digest(recipe.as_dict(), weights, questions, seed, *filter(None, [quantize, read]))
 
 
 def _digest(*parts: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.llm.json import numeral
 from llmevo.merging.path import Path as LayerPath
-from llmevo.merging.recipe import Recipe, Step, plan
+from llmevo.merging.recipe import PREPARE, Recipe, Step, plan
 from llmevo.search.paths.space import MERGE
 from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace
 from llmevo.search.trial import Suggestion
@@ -71,6 +71,8 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
         if reference not in space.names:
             known = ", ".join(map(str, space.names))
             raise ValueError(f"the genome has no model {reference}; references are written as the config does: {known}")
+    if recipe.prepare and recipe.prepare.steps != (space.genome.prepare and space.genome.prepare.steps):
+        raise ValueError(f"its models are prepared by {recipe.prepare.steps}, and the genome's are not")
     if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
         raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
     steps = plan(recipe, [*tensors], space.layers)
@@ -161,6 +163,8 @@ def _values(space: SearchSpace, recipe: Recipe, step: Step) -> Values:
     of = {name: place for place, name in enumerate(named) if step.of.sources[place].model != origin}
     found: Values = {(name, key): values[place] for key, values in each.items() for name, place in of.items()}
     found |= {(None, key): value for key, value in shared.items()}
+    if space.genome.is_prepared(method):
+        found[None, PREPARE] = recipe.prepared_share(step.of, step.name, step.depth)
     if method.pair and origin is not None:
         found |= {(name, key): value for name in of for key, value in shared.items()}
         if "t" in shared:

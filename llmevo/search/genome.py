@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from llmevo.errors import nearest, plural
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
-from llmevo.merging.recipe import DTYPES
+from llmevo.merging.preparation.registry import PREPARED
+from llmevo.merging.recipe import DTYPES, PREPARE, Preparation
 from llmevo.models.references import ModelReference
 from llmevo.search.paths.settings import Paths
 
@@ -53,6 +54,10 @@ class Genome(BaseModel):
     """{parameter: [lowest, highest value of its genes]}; by default the methods' own, the widest of several."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
     """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""
+    prepare: Preparation | None = None
+    """Changes of the models before they are merged, such as `[aim, wudi]`, made once: see `docs/preparation.md`. The
+    gene `prepare` says how far each slice goes from the models as they are, 0, to the prepared ones, 1. Steps that
+    measure the inputs of layers do so on the search questions, or on `text`."""
     dtype: str = "bfloat16"
     """The type of the merged weights."""
 
@@ -86,6 +91,8 @@ class Genome(BaseModel):
             raise ValueError(f"filters: every one once, and none called {OTHER!r}; got {self.filters}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
+        if self.prepare and self.base_model is None:
+            raise ValueError("prepare: it changes what the models add to their base; give the base_model")
         for method in self.methods:
             self._check_models(method)
         if self.method_per_slice and len(self.methods) < 2:
@@ -155,7 +162,7 @@ class Genome(BaseModel):
 
     def _check_parameters(self) -> None:
         """Raise ValueError where `bounds` or `parameters` name an unknown parameter, or there are no genes."""
-        declared = [(name, parameter) for method in self.methods for name, parameter in declared_by(method).items()]
+        declared = [(name, parameter) for method in self.methods for name, parameter in self.declared(method).items()]
         genes = [*dict.fromkeys(name for name, parameter in declared if parameter.is_gene)]
         fixed = [*dict.fromkeys(name for name, parameter in declared if not parameter.is_gene)]
         who = " and ".join(method.name for method in self.methods)
@@ -173,6 +180,14 @@ class Genome(BaseModel):
         for name in self.parameters:
             if name not in fixed:
                 raise ValueError(f"parameters: {who} {have} no {name!r} to fix{nearest(name, fixed)}")
+
+    def declared(self, method: Method) -> Mapping[str, Parameter]:
+        """Return every parameter of a method's merges: its own, and `prepare` where models are prepared."""
+        return {**declared_by(method), **({PREPARE: PREPARED} if self.is_prepared(method) else {})}
+
+    def is_prepared(self, method: Method) -> bool:
+        """Return whether a method merges prepared models: one on task vectors, in a genome with a preparation."""
+        return self.prepare is not None and self.has_origin(method) and not method.pair
 
     @property
     def methods(self) -> list[Method]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llmevo.errors import ConfigError, plural
 from llmevo.merging.methods.registry import Method
 from llmevo.merging.path import Path as LayerPath
-from llmevo.merging.recipe import BY_SLICE, Recipe
+from llmevo.merging.recipe import BY_SLICE, PREPARE, QUESTIONS, Preparation, Recipe
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
 from llmevo.search.paths.settings import Paths
@@ -185,6 +185,7 @@ class SearchSpace:
         if method.pair:
             # Of more than two models, each has a share, and the two with the highest are merged.
             return [(model, name) for model in (merged[1:] if len(merged) == 2 else merged) for name in shared]
+        shared += [PREPARE] if self.genome.is_prepared(method) else []
         return [*((model, name) for model in merged for name in each), *((None, name) for name in shared)]
 
     def parameters_of(self, method: Method) -> list[str]:
@@ -192,7 +193,7 @@ class SearchSpace:
         return [*dict.fromkeys(parameter for _, parameter in self._columns_of(method))]
 
     def _bounds(self, method: Method, parameter: str) -> tuple[float, float]:
-        declared = declared_by(method)[parameter]
+        declared = self.genome.declared(method)[parameter]
         low, high = self.genome.bounds.get(parameter) or (declared.low or 0.0, declared.high or 1.0)
         if self.genome.allow_negative_weights and parameter == "weight" and low >= 0:
             low = -high
@@ -280,7 +281,7 @@ class SearchSpace:
         if gene.name == SPLIT:
             return gene.high
         for method in self.genome.methods:
-            declared = declared_by(method).get(gene.parameter)
+            declared = self.genome.declared(method).get(gene.parameter)
             if declared is None or not declared.is_gene:
                 continue
             if declared.start is not None:
@@ -300,12 +301,16 @@ class SearchSpace:
                 continue
             weighted = walks(method) or "weight" in method.each or "scale" in method.each
             unscaled = self.genome.parameters.get("lambda", 1.0) == 1.0
+            if self.genome.is_prepared(method) and self._bounds(method, PREPARE)[0] > 0.0:
+                continue
             if weighted and unscaled and model in self.genome.merged(method):
                 return {
                     g.name: float(place)
                     if g.choices
                     else float(g.model == name)
                     if g.parameter in SHARES
+                    else 0.0
+                    if g.parameter == PREPARE
                     else self._start(g)
                     for g in self.genes
                 }
@@ -347,10 +352,29 @@ class SearchSpace:
                 "base_model": base,
                 "slices": slices,
                 "parameters": (self._fixed(methods[0]) if same else {}) or None,
+                "prepare": self.preparation if any(map(genome.is_prepared, methods)) else None,
                 "tokenizer_source": self._tokenizer_source,
                 "dtype": genome.dtype,
             }
         )
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """The genome's `prepare`, with the search questions as its `text` if it needs and names none."""
+        given = self.genome.prepare
+        if given is None or given.text or not given.reads_text:
+            return given
+        return given.model_copy(update={"text": QUESTIONS})
+
+    def sum_of_prepared(self) -> Recipe | None:
+        """Return the sum of all prepared models, a recipe of the same prepared models as every candidate's."""
+        genome = self.genome
+        method = next(filter(genome.is_prepared, genome.methods), None)
+        if method is None:
+            return None
+        models = [{"model": model, "parameters": {"weight": 1.0}} for model in genome.merged(method)]
+        given = {"merge_method": "task_arithmetic", "base_model": genome.base_model, "models": models}
+        return Recipe.model_validate({**given, "prepare": self.preparation, "dtype": genome.dtype})
 
     @property
     def _tokenizer_source(self) -> ModelReference | str | None:
@@ -423,6 +447,8 @@ class SearchSpace:
             sources.append({"model": base, "layer_range": span})  # mergekit wants the base among the sources of a slice
         own = {} if same else {"merge_method": method.name}
         parameters = {**({} if same else self._fixed(method)), **mixed.pop("parameters")}
+        if not same and self.genome.prepare and not self.genome.is_prepared(method):
+            parameters[PREPARE] = 0.0
         return {**own, **mixed, "sources": sources, "parameters": parameters or None}
 
     def _mix(self, genes: Mapping[str, float], method: Method, places: Sequence[int]) -> dict[str, Any]:

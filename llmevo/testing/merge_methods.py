@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError
 from llmevo.merging.methods.base import Cache, TensorGroup
-from llmevo.merging.methods.registry import Method, Parameter
+from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.models.checkpoints import LowRank
 
 SHARES = (0.45, 0.2, 0.35)
@@ -89,6 +89,15 @@ class MergeMethodContract:
             weights = [float(place == other) for other in range(len(inputs.models))]
             alone = method.merge(replace(inputs, each={**start, "weight": weights}, shared=shared))
             torch.testing.assert_close(alone, inputs.weight(place), rtol=0, atol=1e-6)
+
+    def test_its_neutral_value_makes_it_task_arithmetic(self, method: Method) -> None:
+        """Bit for bit, so that a search can leave the method out."""
+        inputs, own = self.typical(method), method.shared
+        for name, parameter in own.items():
+            if parameter.neutral is not None:
+                shared = {key: float(p.default or 0.0) for key, p in own.items()} | {name: parameter.neutral}
+                given = replace(inputs, shared={"normalize": 0.0, "lambda": 1.0, **shared})
+                assert torch.equal(bits(method.merge(given)), bits(METHODS["task_arithmetic"].merge(given)))
 
     def test_a_merge_leaves_its_inputs_as_they_were(self, method: Method) -> None:
         inputs = self.typical(method)

@@ -20,13 +20,10 @@ Matrix = NDArray[np.float64]
 Reference = Callable[[Sequence[Matrix], Sequence[float], Mapping[str, float]], Matrix]
 SEPARATING = {name: method for name, method in METHODS.items() if not method.in_mergekit}
 NEUTRAL = {
-    **{name: {"blend": 0.0} for name in ("tsv", "wudi", "knots")},
-    "star": {"eta": 1.0},
-    "isotropic": {"gamma": 1.0},
-    "subspace_boosting": {"beta": 1.0},
-    "consensus": {"threshold": 0.0},
+    name: {key: parameter.neutral for key, parameter in method.shared.items() if parameter.neutral is not None}
+    for name, method in SEPARATING.items()
 }
-"""The parameters with which each is task arithmetic."""
+"""The parameter with which each is task arithmetic."""
 
 WEIGHTS = (0.7, 0.4, 1.1)
 RANK = 3
@@ -161,6 +158,7 @@ def test_a_method_is_its_formula(case: tuple[Reference, dict[str, float]]) -> No
 @pytest.mark.parametrize("method", SEPARATING.values(), ids=SEPARATING)
 @pytest.mark.parametrize("of", [adapters, lambda: dense(adapters())], ids=["adapters", "dense"])
 def test_the_neutral_value_is_task_arithmetic_bit_for_bit(method: Method, of: Callable[[], TensorGroup]) -> None:
+    assert len(NEUTRAL[method.name]) == 1
     inputs = with_values(of(), method, NEUTRAL[method.name])
     assert torch.equal(bits(method.merge(inputs)), bits(METHODS["task_arithmetic"].merge(inputs)))
     other = with_values(of(), method)
@@ -188,16 +186,25 @@ def test_the_order_of_the_models_does_not_matter(method: Method) -> None:
     torch.testing.assert_close(again, merged, rtol=0, atol=1e-5 * float(merged.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["tsv", "wudi"])
+@pytest.mark.parametrize(
+    ("name", "weights", "strengths"),
+    [
+        *((name, WEIGHTS, (2.0, 3.0, 4.0)) for name in ("tsv", "wudi", "knots")),
+        *((name, (1.0,) * 3, (2.0,) * 3) for name in ("isotropic", "subspace_boosting")),
+    ],
+)
 @pytest.mark.parametrize("of", [lambda of: of, dense], ids=["adapters", "dense"])
-def test_task_vectors_without_common_directions_are_added(name: str, of: Callable[[TensorGroup], TensorGroup]) -> None:
+def test_task_vectors_without_common_directions_are_added(
+    name: str, weights: tuple[float, ...], strengths: tuple[float, ...], of: Callable[[TensorGroup], TensorGroup]
+) -> None:
+    """The last two change what is unequally strong; STAR and consensus leave out parts of any task vector."""
     base = random((18, 24), 9)
     left, right = torch.linalg.qr(random((18, 9)))[0], torch.linalg.qr(random((24, 9), 1))[0]
-    parts = [slice(3 * place, 3 * place + 3) for place in range(3)]
-    models = [LowRank(base, left[:, part] * 2.0, right.T[part]) for part in parts]
+    parts = zip([slice(3 * place, 3 * place + 3) for place in range(3)], strengths, strict=True)
+    models = [LowRank(base, left[:, part] * strength, right.T[part]) for part, strength in parts]
     inputs = of(TensorGroup(base, models, {}, {}, [0] * 3))
-    merged = METHODS[name].merge(with_values(inputs, METHODS[name]))
-    plain = METHODS["task_arithmetic"].merge(with_values(inputs, METHODS[name]))
+    merged = METHODS[name].merge(with_values(inputs, METHODS[name], weights=weights))
+    plain = METHODS["task_arithmetic"].merge(with_values(inputs, METHODS[name], weights=weights))
     torch.testing.assert_close(merged, plain, rtol=0, atol=1e-5)
 
 
@@ -222,6 +229,29 @@ def test_task_vectors_that_depend_on_each_other_give_a_finite_merge(
     assert torch.isfinite(merged).all()
     if all(isinstance(model, Tensor) for model in given):
         torch.testing.assert_close(merged, base, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", SEPARATING.values(), ids=SEPARATING)
+def test_adapters_of_a_rank_above_the_sides_of_the_matrix_are_merged_like_smaller_ones(method: Method) -> None:
+    inputs = with_values(adapters(shape=(6, 8), rank=11), method)
+    smaller: list[Weight] = []
+    for delta in deltas(inputs):
+        u, s, v = np.linalg.svd(delta, full_matrices=False)
+        smaller.append(LowRank(inputs.origin, *(torch.from_numpy(each).float() for each in (u * s, v))))
+    merged = method.merge(inputs)
+    same = method.merge(replace(inputs, models=smaller))
+    torch.testing.assert_close(merged, same, rtol=0, atol=1e-4 * float(merged.abs().max()))
+
+
+def test_wudi_without_a_ridge_has_the_least_loss_of_the_paper() -> None:
+    """The loss of FusionBench's code, Σ ‖(Δ - δᵢ)δᵢᵀ‖²/‖δᵢ‖², which is 0 where rank and inputs allow it."""
+
+    def loss(total: Matrix) -> float:
+        return float(sum((((total - d) @ d.T) ** 2).sum() / (d**2).sum() for d in found))
+
+    inputs = with_values(adapters(), METHODS["wudi"], {"blend": 1.0}, (1.0, 1.0, 1.0))
+    found = deltas(inputs)
+    assert loss(change(inputs, METHODS["wudi"])) < 1e-6 * loss(np.sum(found, axis=0))
 
 
 # --- decompositions -------------------------------------------------------------------------------------------------

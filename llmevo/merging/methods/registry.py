@@ -23,6 +23,8 @@ class Parameter:
     high: float | None = None
     start: float | None = None
     """For a gene: its value in the uniform merge, where the search starts; by default 1/n, the share of a weight."""
+    neutral: float | None = None
+    """The value with which the method is task arithmetic, bit for bit; None where there is none."""
 
     @property
     def is_gene(self) -> bool:
@@ -121,7 +123,7 @@ def _sparse(
     )
 
 
-BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0)
+BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
 """The way from task arithmetic, 0, to the method, 1."""
 
 
@@ -250,8 +252,14 @@ _METHODS = (
         blend=BLEND,
         rank=Parameter(default=1.0, low=0.05, high=1.0, start=0.5),
     ),
-    _separating("wudi", "https://arxiv.org/abs/2503.08099", blend=Parameter(0.5, low=0.0, high=1.0, start=0.5)),
-    _separating("star", "https://arxiv.org/abs/2502.10339", eta=Parameter(default=0.4, low=0.05, high=1.0, start=0.4)),
+    _separating(
+        "wudi", "https://arxiv.org/abs/2503.08099", blend=Parameter(0.5, low=0.0, high=1.0, start=0.5, neutral=0.0)
+    ),
+    _separating(
+        "star",
+        "https://arxiv.org/abs/2502.10339",
+        eta=Parameter(default=0.4, low=0.05, high=1.0, start=0.4, neutral=1.0),
+    ),
     _separating(
         "knots",
         "https://arxiv.org/abs/2410.19735",
@@ -262,19 +270,19 @@ _METHODS = (
         "isotropic",
         "https://arxiv.org/abs/2502.04959",
         function="spectrum",
-        gamma=Parameter(default=0.0, low=0.0, high=1.0, start=0.5),
+        gamma=Parameter(default=0.0, low=0.0, high=1.0, start=0.5, neutral=1.0),
     ),
     _separating(
         "subspace_boosting",
         "https://arxiv.org/abs/2506.16506",
         function="spectrum",
-        beta=Parameter(default=0.5, low=0.0, high=1.0, start=0.5),
+        beta=Parameter(default=0.5, low=0.0, high=1.0, start=0.5, neutral=1.0),
     ),
     _separating(
         "consensus",
         "https://arxiv.org/abs/2405.07813",
         by_entry=True,
-        threshold=Parameter(default=0.4, low=0.0, high=1.0, start=0.4),
+        threshold=Parameter(default=0.4, low=0.0, high=1.0, start=0.4, neutral=0.0),
         agree=Parameter(default=2.0),
     ),
 )

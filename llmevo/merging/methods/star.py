@@ -21,11 +21,11 @@ def star(inputs: TensorGroup) -> Tensor:
     eta = inputs.shared["eta"]
     if eta >= 1.0 or not spectral.is_separable(inputs):
         return task_arithmetic(inputs)
-    changes = spectral.keep_products(inputs, "star", eta, lambda: _changes(inputs, eta))
-    return spectral.blended(inputs, changes, instead=False)
+    products = spectral.keep_products(inputs, "star", eta, lambda: changes(inputs, eta))
+    return spectral.blended(inputs, products, instead=False)
 
 
-def _changes(inputs: TensorGroup, eta: float) -> Sequence[Product]:
+def changes(inputs: TensorGroup, eta: float) -> Sequence[Product]:
     found: list[Product] = []
     for each in spectral.vectors(inputs):
         sums = np.cumsum(each.values)

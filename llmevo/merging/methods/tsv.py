@@ -24,11 +24,11 @@ def tsv(inputs: TensorGroup) -> Tensor:
     if blend == 0.0 or not spectral.is_separable(inputs):
         return task_arithmetic(inputs)
     return spectral.blended(
-        inputs, spectral.keep_products(inputs, "tsv", rank, lambda: _orthogonal(inputs, rank)), blend
+        inputs, spectral.keep_products(inputs, "tsv", rank, lambda: orthogonal(inputs, rank)), blend
     )
 
 
-def _orthogonal(inputs: TensorGroup, rank: float) -> Sequence[Product]:
+def orthogonal(inputs: TensorGroup, rank: float) -> Sequence[Product]:
     """Return U⊥ᵢSᵢV⊥ᵢᵀ of each used model."""
     found = spectral.vectors(inputs, rank)
     left = spectral.polar(np.concatenate([each.left for each in found], axis=1, dtype=np.float64))

@@ -29,11 +29,11 @@ def wudi(inputs: TensorGroup) -> Tensor:
     blend = inputs.shared["blend"]
     if blend == 0.0 or not spectral.is_separable(inputs):
         return task_arithmetic(inputs)
-    changes = spectral.keep_products(inputs, "wudi", blend, lambda: _changes(inputs, blend))
-    return spectral.blended(inputs, changes, instead=False)
+    products = spectral.keep_products(inputs, "wudi", blend, lambda: changes(inputs, blend))
+    return spectral.blended(inputs, products, instead=False)
 
 
-def _changes(inputs: TensorGroup, blend: float) -> Sequence[Product]:
+def changes(inputs: TensorGroup, blend: float) -> Sequence[Product]:
     """Return Dᵢ - δᵢ of each used model, in a basis of all their inputs."""
     found = spectral.vectors(inputs)
     basis, triangle = np.linalg.qr(np.concatenate([each.right for each in found], dtype=np.float64).T)

@@ -6,7 +6,7 @@ A search with masks shows what the LLM's knowledge of the names contributes.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from llmevo.search.genome import OTHER, declared_by
+from llmevo.search.genome import OTHER
 from llmevo.search.space import Gene, SearchSpace
 
 TENSOR = re.compile(r"\b\w+(?:\.\w+)*\.(?:weight|bias)\b")
@@ -23,7 +23,7 @@ class Names:
         self.masked = masked
         own = space.names
         models = [own[reference] for reference in [*space.merged, *(r for r in own if r not in space.merged)]]
-        parameters = [*dict.fromkeys(name for method in genome.methods for name in declared_by(method))]
+        parameters = [*dict.fromkeys(name for method in genome.methods for name in genome.declared(method))]
         filters = [*(genome.filters or ())]
         self.methods = {method.name: method.name for method in genome.methods}
         self.slices = {label: "all layers" if label == "all" else f"layers {label}" for label in space.slices}

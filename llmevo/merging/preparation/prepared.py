@@ -1,0 +1,169 @@
+"""Prepared models: the experts of a recipe after the steps of its `prepare`, made once and kept in the cache folder.
+
+The name of their file tells the content of the base, the experts, the steps and the texts, so they are made again when
+one of these changes.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmevo.errors import RecipeError, SourceError
+from llmevo.merging.methods.base import TensorGroup
+from llmevo.merging.preparation.measured import Measurement, of_weight, open_all
+from llmevo.merging.preparation.registry import STEPS
+from llmevo.merging.preparation.texts import Texts, read_texts
+from llmevo.merging.recipe import Recipe
+from llmevo.models.checkpoints import Checkpoint, LowRank, Weight, same, stored
+from llmevo.models.files import cache_folder, partial_folder, rename_once
+from llmevo.models.references import ModelReference
+from llmevo.models.safetensors_writer import header_size, write_file
+from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import VOCABULARY
+
+RULES = 1
+"""Raised by every change of the arithmetic."""
+
+UP, DOWN = "/up", "/down"
+"""The ends of the names of the two factors of a low-rank change; without the first one it is that of the expert."""
+
+
+class Prepared:
+    """The prepared experts of all recipes that have the same base, experts and `prepare`.
+
+    A matrix of an adapter stays low-rank over the base, in float32; another one is rounded to the type that the expert
+    stores it in. Embeddings, heads and tensors that are no matrices are those of the expert.
+    """
+
+    def __init__(self, recipe: Recipe, sources: Sources) -> None:
+        """A relative `text` is in the sources' folder. Raises RecipeError when it cannot be used."""
+        assert recipe.prepare is not None
+        assert recipe.base_model is not None
+        self.sources, self.base, self.preparation = sources, recipe.base_model, recipe.prepare
+        found = [(sources.checksum(of), str(of), of) for of in recipe.references if of != self.base]
+        self.experts = [reference for *_, reference in sorted(found, key=lambda each: each[:2])]
+        """In an order that is the same for all recipes."""
+        self._texts = read_texts(self.preparation.text, sources.root) if self.preparation.text else None
+        self._making = threading.Lock()  # tensors are merged side by side
+
+    @cached_property
+    def measurements(self) -> Mapping[str, Sequence[Measurement]]:
+        """{step: what it needs to know of the base, or of every expert}; raises RecipeError for an unknown task."""
+        found: dict[str, Sequence[Measurement]] = {}
+        for name in self.preparation.names:
+            if (kind := STEPS[name].measures) and self._texts:
+                read = self._read_by() if kind == "grams" else {self.base: self._texts}
+                found[name] = [Measurement.of(kind, model, self.sources, texts) for model, texts in read.items()]
+        return found
+
+    def _read_by(self) -> Mapping[ModelReference, Texts]:
+        """Return the texts of each expert."""
+        assert self._texts
+        tasks = self.preparation.tasks or {}
+        try:
+            return {of: self._texts.of(tasks[of]) if of in tasks else self._texts for of in self.experts}
+        except KeyError as error:
+            raise RecipeError(f"prepare.tasks: {self.preparation.text} has no task {error}") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all that decides the prepared weights."""
+        models = [self.sources.checksum(of) for of in (self.base, *self.experts)]
+        inputs = [of.folder.name for every in self.measurements.values() for of in every]
+        made = json.dumps([RULES, models, self.preparation.complete, inputs])
+        return hashlib.sha256(made.encode()).hexdigest()[:24]
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder() / "prepared" / self.digest
+
+    @cached_property
+    def _file(self) -> Checkpoint:
+        with self._making:
+            self.make()
+        return Checkpoint(self.folder)
+
+    def weight(self, model: ModelReference, name: str, share: float = 1.0) -> Weight:
+        """Return a model's weight, `share` of the way from the expert as it is to the prepared one."""
+        plain = self.sources[model].weight(name)
+        if share == 0.0 or model not in self.experts:
+            return plain
+        key, file = f"{self.experts.index(model)}/{name}", self._file
+        if key in file.shapes:
+            return between(plain, file.tensor(key), share)
+        if key + DOWN not in file.shapes:
+            return plain
+        down = file.tensor(key + DOWN)
+        if key + UP in file.shapes:
+            return between(plain, LowRank(self.sources[self.base].tensor(name), file.tensor(key + UP), down), share)
+        assert isinstance(plain, LowRank)
+        return LowRank(plain.origin, plain.up, torch.lerp(plain.down, down, share) if share < 1.0 else down)
+
+    def make(self) -> None:
+        """Write the prepared experts where the cache lacks them.
+
+        Raises RecipeError where the inputs are not measured, SourceError when the cache cannot be written.
+        """
+        folder = self.folder
+        if folder.exists():
+            return
+        measured = open_all(self.measurements)
+        shapes = {f"{place}/{n}{UP}": s for place in range(2 * len(self.experts)) for n, s in self._matrices().items()}
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with partial_folder(folder) as partial:
+                write_file(self._changed(measured), partial / "model.safetensors", header_size(shapes.items()))
+                rename_once(partial, folder)
+        except OSError as error:
+            raise SourceError(f"{folder}: the prepared models cannot be written ({error})") from error
+
+    def _matrices(self) -> dict[str, tuple[int, ...]]:
+        shapes = self.sources[self.base].shapes
+        return {name: shape for name, shape in shapes.items() if len(shape) == 2 and not VOCABULARY.search(name)}
+
+    def _changed(self, measured: Mapping[str, Sequence[Checkpoint]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what the steps change, matrix by matrix."""
+        for name in self._matrices():
+            base, models = self.sources[self.base].tensor(name), [self.sources[of].weight(name) for of in self.experts]
+            if not base.is_floating_point() or all(isinstance(of, Tensor) and same(of, base) for of in models):
+                continue
+            for place, (before, weight) in enumerate(
+                zip(models, self._stepped(name, base, models, measured), strict=True)
+            ):
+                if weight is before:
+                    continue
+                if isinstance(weight, LowRank):
+                    if not (isinstance(before, LowRank) and weight.up is before.up):
+                        yield f"{place}/{name}{UP}", weight.up
+                    yield f"{place}/{name}{DOWN}", weight.down
+                else:
+                    yield f"{place}/{name}", weight.to(stored(before).dtype)
+
+    def _stepped(
+        self, name: str, base: Tensor, models: Sequence[Weight], measured: Mapping[str, Sequence[Checkpoint]]
+    ) -> Sequence[Weight]:
+        for step, parameters in self.preparation.complete:
+            inputs = of_weight(name, measured.get(step, ()))
+            if inputs is None or (STEPS[step].measures and not inputs):
+                continue
+            shared = {"normalize": 0.0, "lambda": 1.0}
+            group = TensorGroup(base, models, {"weight": [1.0] * len(models)}, shared, [0] * len(models))
+            models = STEPS[step].prepare(group, parameters, inputs)
+        return models
+
+
+def between(plain: Weight, prepared: Weight, share: float) -> Weight:
+    """Return the weight that is `share` of the way from one to the other; low-rank if both are over the same tensor."""
+    if share == 1.0:
+        return prepared
+    if isinstance(plain, Tensor) or isinstance(prepared, Tensor) or not same(plain.origin, prepared.origin):
+        first, second = (of.dense() if isinstance(of, LowRank) else of.float() for of in (plain, prepared))
+        return torch.lerp(first, second, share)
+    ups = torch.cat([plain.up * (1.0 - share), prepared.up * share], dim=1)
+    return LowRank(plain.origin, ups, torch.cat([plain.down, prepared.down]))

@@ -1,0 +1,87 @@
+"""The steps of a preparation by name: their parameters, what they measure of the models, and their papers.
+
+Only these are needed to read a config or a recipe; the arithmetic is imported where models are prepared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+from llmevo.merging.methods.registry import Parameter
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch import Tensor
+
+    from llmevo.merging.methods.base import TensorGroup
+    from llmevo.models.checkpoints import Weight
+
+    Prepare = Callable[[TensorGroup, Mapping[str, float], Sequence[Tensor]], Sequence[Weight]]
+    """The base and the experts of one matrix, the step's parameters, and what it measured: the experts' new weights."""
+
+Measured = Literal["", "magnitudes", "grams"]
+"""What a step needs to know of the inputs of each linear layer on some texts: nothing; the mean magnitude of each
+channel in the base model; or E[xxᵀ] in every expert on texts of its own."""
+
+
+@dataclass(frozen=True)
+class PreparationStep:
+    """A step of a preparation."""
+
+    name: str
+    """Also the name of its function."""
+    paper: str
+    file: str
+    """The file here with its function."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
+    measures: Measured = ""
+
+    @cached_property
+    def prepare(self) -> "Prepare":
+        """Its arithmetic, imported at the first use."""
+        return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
+
+
+PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=0.5, neutral=0.0)
+"""The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
+
+_STEPS = (
+    PreparationStep(
+        "aim",
+        "https://arxiv.org/abs/2502.02421",
+        "aim",
+        {"omega": Parameter(default=0.0, low=0.0, high=1.0, neutral=1.0)},
+        measures="magnitudes",
+    ),
+    PreparationStep(
+        "regmean",
+        "https://arxiv.org/abs/2212.09849",
+        "regmean",
+        {
+            "blend": Parameter(default=0.99, low=0.0, high=1.0, neutral=0.0),
+            "alpha": Parameter(default=0.9, low=0.0, high=1.0),
+        },
+        measures="grams",
+    ),
+    PreparationStep(
+        "tsv",
+        "https://arxiv.org/abs/2412.00081",
+        "separated",
+        {"rank": Parameter(default=1.0, low=0.05, high=1.0)},
+    ),
+    PreparationStep(
+        "wudi",
+        "https://arxiv.org/abs/2503.08099",
+        "separated",
+        {"blend": Parameter(default=0.5, low=0.0, high=1.0, neutral=0.0)},
+    ),
+    PreparationStep(
+        "star",
+        "https://arxiv.org/abs/2502.10339",
+        "separated",
+        {"eta": Parameter(default=0.4, low=0.05, high=1.0, neutral=1.0)},
+    ),
+)
+STEPS: dict[str, PreparationStep] = {step.name: step for step in _STEPS}
+"""Every step by its name in `prepare`."""

@@ -1,0 +1,73 @@
+"""The texts on which a preparation measures the inputs of linear layers."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+from llmevo.errors import RecipeError
+from llmevo.models.files import cache_folder, write_whole
+
+FILE = "prepare-{digest}.json"
+"""The name of the texts that a run takes from its search questions."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts by task."""
+
+    tasks: Mapping[str, Sequence[str]]
+
+    @property
+    def all(self) -> list[str]:
+        return [text for texts in self.tasks.values() for text in texts]
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.all).encode()).hexdigest()
+
+    def of(self, tasks: Sequence[str]) -> "Texts":
+        """Return those of some tasks. Raises KeyError."""
+        return Texts({task: self.tasks[task] for task in tasks})
+
+    def to_json(self) -> str:
+        return json.dumps(self.tasks, indent=1, ensure_ascii=False) + "\n"
+
+    def keep(self) -> str:
+        """Write them to the cache folder, and return the name under which a recipe names them."""
+        content = self.to_json().encode()
+        name = FILE.format(digest=hashlib.sha256(content).hexdigest()[:16])
+        file = cache_folder() / "texts" / name
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+        return name
+
+
+def read_texts(name: str, root: Path) -> Texts:
+    """Read the texts of a recipe: a JSON object {task: [text, …]}, or a file with a text a line.
+
+    `name` is a file relative to `root`, or one that `Texts.keep` wrote. Raises RecipeError.
+    """
+    file = next((f for f in (root / name, cache_folder() / "texts" / name) if f.is_file()), root / name)
+    try:
+        content = file.read_text(encoding="utf-8")
+        tasks = json.loads(content) if file.suffix == ".json" else {file.stem: content.splitlines()}
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"prepare.text: {file} cannot be read ({error}); it is a JSON file {{task: [text, …]}}, or one with a text"
+            " a line; `llmevo export RUN` makes that of a run again"
+        ) from error
+    if not isinstance(tasks, dict) or not all(_is_texts(texts) for texts in cast(dict[str, object], tasks).values()):
+        raise RecipeError(f"prepare.text: {file} is no JSON object {{task: [text, …]}}")
+    kept = {task: [text for text in texts if text.strip()] for task, texts in cast(dict[str, list[str]], tasks).items()}
+    if not any(kept.values()):
+        raise RecipeError(f"prepare.text: {file} has no text")
+    return Texts(kept)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in cast(list[object], value))

@@ -1,0 +1,301 @@
+"""Preparation: the steps against their papers' formulas in float64, and recipes that have one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmevo.engines.hf import HfEngine
+from llmevo.errors import RecipeError
+from llmevo.export.experts import write_experts
+from llmevo.merging.merger import Merger
+from llmevo.merging.methods.base import TensorGroup
+from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.preparation.registry import STEPS
+from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import LowRank, Weight
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+from llmevo.run.activations import measure
+from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
+from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
+from support.tiny_model import save_tiny, tiny_llama
+
+Matrix = NDArray[np.float64]
+ONES = (1.0, 1.0, 1.0)
+
+
+def gram(size: int, seed: int) -> Tensor:
+    rows = random((3 * size, size), seed)
+    return rows.T @ rows / len(rows)
+
+
+MEASURED = {"magnitudes": [random((24,), 50).abs()], "grams": [gram(24, seed) for seed in (51, 52, 53)], "": []}
+
+
+def changes(inputs: TensorGroup, weights: list[Weight] | tuple[Weight, ...]) -> list[Matrix]:
+    dense_ = [weight.dense() if isinstance(weight, LowRank) else weight.float() for weight in weights]
+    return [(weight - inputs.origin).double().numpy() for weight in dense_]
+
+
+def stepped(inputs: TensorGroup, name: str, **values: float) -> list[Matrix]:
+    step = STEPS[name]
+    parameters = {key: float(p.default or 0.0) for key, p in step.parameters.items()} | values
+    given = with_values(inputs, METHODS["task_arithmetic"], weights=ONES)
+    return changes(inputs, [*step.prepare(given, parameters, MEASURED[step.measures])])
+
+
+def assert_close(actual: Matrix, expected: Matrix) -> None:
+    np.testing.assert_allclose(actual, expected, atol=3e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("of", [lambda: adapters(), lambda: dense(adapters())], ids=["adapters", "dense"])
+@pytest.mark.parametrize("omega", [0.0, 0.4])
+def test_aim_scales_the_columns_of_important_channels(of: Any, omega: float) -> None:
+    inputs = of()
+    (magnitudes,) = MEASURED["magnitudes"]
+    channels = magnitudes.double().numpy() / float(magnitudes.max())
+    for found, delta in zip(stepped(inputs, "aim", omega=omega), deltas(inputs), strict=True):
+        assert_close(found, delta * (1 - channels * (1 - omega)))
+
+
+@pytest.mark.parametrize("of", [lambda: adapters(), lambda: dense(adapters())], ids=["adapters", "dense"])
+def test_the_sum_of_regmeans_experts_is_regmean(of: Any) -> None:
+    """(ΣWᵢGᵢ)(ΣGᵢ)⁻¹ of whole weights, with the entries of G off the diagonal times 0.9."""
+    inputs = of()
+    base = inputs.origin.double().numpy()
+    grams = [g.double().numpy() * 0.9 + np.diag(np.diag(g.double().numpy())) * 0.1 for g in MEASURED["grams"]]
+    weights = [base + delta for delta in deltas(inputs)]
+    whole = np.sum([w @ g for w, g in zip(weights, grams, strict=True)], axis=0) @ np.linalg.inv(np.sum(grams, axis=0))
+    assert_close(np.sum(stepped(inputs, "regmean", blend=1.0, alpha=0.9), axis=0), whole - base)
+
+
+def test_a_channel_that_no_text_reaches_leaves_regmean_finite() -> None:
+    inputs = adapters()
+    empty = [g.clone() for g in MEASURED["grams"]]
+    for g in empty:
+        g[:, :5] = g[:5] = 0.0
+    given = with_values(inputs, METHODS["task_arithmetic"], weights=ONES)
+    for weight in STEPS["regmean"].prepare(given, {"blend": 1.0, "alpha": 1.0}, empty):
+        assert isinstance(weight, LowRank)
+        assert torch.isfinite(weight.dense()).all()
+        assert float(weight.down.abs().max()) < 100 * max(float(m.down.abs().max()) for m in inputs.models)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("tsv", {"rank": 0.7}), ("wudi", {"blend": 0.6}), ("star", {"eta": 0.5})], ids=lambda v: str(v)
+)
+@pytest.mark.parametrize("of", [lambda: adapters(), lambda: dense(adapters())], ids=["adapters", "dense"])
+def test_a_step_without_texts_is_the_method_of_its_name(of: Any, name: str, values: Mapping[str, float]) -> None:
+    inputs, weights = of(), (0.7, 0.4, 1.1)
+    method = METHODS[name]
+    shared = {**({"blend": 1.0} if name == "tsv" else {}), **values}
+    merged = method.merge(with_values(inputs, method, shared, weights)) - inputs.origin
+    found = stepped(inputs, name, **values)
+    total = np.sum([weight * change for weight, change in zip(weights, found, strict=True)], axis=0)
+    assert_close(total, merged.double().numpy())
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "tsv"])
+def test_neutral_values_leave_the_experts_as_they_are(name: str) -> None:
+    """TSV-M has none: it leaves out what is beyond the rank; `prepare` 0 is neutral for every step."""
+    neutral = {key: p.neutral for key, p in STEPS[name].parameters.items() if p.neutral is not None}
+    inputs = adapters()
+    for found, delta in zip(stepped(inputs, name, **neutral), deltas(inputs), strict=True):
+        np.testing.assert_allclose(found, delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_expert_that_changes_nothing_stays_the_base(name: str) -> None:
+    inputs = adapters()
+    one = inputs.models[0]
+    assert isinstance(one, LowRank)
+    nothing = LowRank(inputs.origin, 0 * one.up, one.down)
+    given = replace(inputs, models=[one, inputs.origin.clone(), nothing])
+    found = stepped(given, name)
+    assert np.isfinite(found[0]).all()
+    assert np.abs(found[0]).max() > 0.1
+    np.testing.assert_array_equal(found[1], 0.0)
+    np.testing.assert_array_equal(found[2], 0.0)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A base, two adapters of it and a full fine-tune."""
+    save_tiny(tmp_path / "base")
+    for seed, name in enumerate(("one", "two"), 1):
+        new_adapter(tmp_path / name, tmp_path / "base", seed, target_modules=["q_proj", "v_proj", "down_proj"])
+    tuned = tiny_llama(0)
+    with torch.no_grad():
+        for place, weight in enumerate(tuned.parameters()):
+            weight.add_(random(tuple(weight.shape), place) * 0.02)
+    tuned.save_pretrained(tmp_path / "tuned")
+    (tmp_path / "texts.json").write_text('{"letters": ["abc def", "x y z"], "digits": ["12 34", "5 6 7 8"]}')
+    return tmp_path
+
+
+def recipe(
+    prepare: Any,
+    models: tuple[str, ...] = ("base+one", "base+two"),
+    weights: tuple[float, ...] = (0.6, 0.7),
+    **changes: Any,
+) -> Recipe:
+    each = [{"model": name, "parameters": {"weight": w}} for name, w in zip(models, weights, strict=True)]
+    given = {"merge_method": "task_arithmetic", "base_model": "base", "models": each, "dtype": "float32"}
+    return Recipe.model_validate({**given, **({"prepare": prepare} if prepare else {}), **changes})
+
+
+def merged(of: Recipe, folder: Path) -> dict[str, Tensor]:
+    return dict(Merger(Sources(folder), cache_gb=1.0).merge(of))
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")])
+def test_the_parameter_prepare_goes_from_the_experts_to_the_prepared_ones(
+    folder: Path, models: tuple[str, ...], cache: Path
+) -> None:
+    steps = ["wudi"]
+    plain = merged(recipe(None, models), folder)
+    none = merged(recipe(steps, models, parameters={"prepare": 0.0}), folder)
+    assert_same_bits(none, plain)
+    assert not (cache / "prepared").exists()
+    whole, half = (merged(recipe(steps, models, parameters={"prepare": s}), folder) for s in (1.0, 0.5))
+    assert difference(whole, plain) > 1e-3
+    assert difference(half, {name: (plain[name] + whole[name]) / 2 for name in plain}) < 1e-5
+    by_method = merged(recipe(None, models, merge_method="wudi"), folder)
+    layers = [name for name in whole if name.endswith("proj.weight")]
+    assert difference({n: whole[n] for n in layers}, {n: by_method[n] for n in layers}) < 1e-4
+
+
+def test_prepared_experts_are_made_once_whatever_the_order_of_the_models(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = merged(recipe(["wudi"]), folder)
+    assert len([*(cache / "prepared").iterdir()]) == 1
+    monkeypatch.setattr("llmevo.merging.preparation.prepared.Prepared._changed", None)
+    again = recipe(["wudi"]).as_dict()
+    again["models"].reverse()
+    assert difference(merged(Recipe.model_validate(again), folder), first) < 1e-6
+
+
+def test_one_prepared_expert_alone_is_that_expert_and_every_method_merges_them(folder: Path) -> None:
+    found = merged(recipe(["star"], weights=(1.0, 0.0)), folder)
+    expected = merged(recipe(["star"], weights=(1.0, 0.0), merge_method="ties"), folder)
+    assert_same_bits(found, expected)
+    plain = merged(recipe(None, weights=(1.0, 0.0)), folder)
+    assert difference(found, plain) > 1e-3
+    assert_same_bits(merged(recipe(["star"], weights=(1.0, 0.0), parameters={"prepare": 0.0}), folder), plain)
+
+
+@pytest.mark.parametrize(
+    ("method", "prepare"), [*((name, None) for name in SEPARATING), ("ties", ["wudi", "star"])], ids=str
+)
+@pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")], ids=["adapters", "whole"])
+def test_the_running_model_has_the_weights_that_are_exported(
+    folder: Path, method: str, prepare: Any, models: tuple[str, ...]
+) -> None:
+    """Also after other candidates, whose values the merger keeps."""
+    parameter = "prepare" if prepare else next(iter(NEUTRAL[method]))
+    engine = HfEngine(folder / "base", folder / "base", "float32", "cpu", Merger(Sources(folder), cache_gb=1.0))
+    for share, weights in ((0.2, (0.6, 0.7)), (1.0, (0.1, 1.2)), (0.7, (0.6, 0.7))):
+        given = recipe(prepare, models, weights, parameters={parameter: share}, merge_method=method)
+        engine.swap(given)
+    write_model(given, Sources(folder), folder / "out")
+    assert engine.differences(folder / "out") == []
+
+
+def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> None:
+    tasks = {"base+one": ["letters"], "base+two": ["digits"]}
+    given = recipe({"steps": ["aim", "regmean"], "text": "texts.json", "tasks": tasks})
+    with pytest.raises(RecipeError, match="not measured"):
+        merged(given, folder)
+    sources = Sources(folder)
+    prepared = Merger(sources).prepared(given)
+    assert prepared
+    wanted = [of for every in prepared.measurements.values() for of in every]
+    cost = measure(wanted, sources, folder / "base", "cpu")
+    assert (cost.models, cost.texts) == (3, 4 + 2 + 2)
+    assert measure(wanted, sources, folder / "base", "cpu").models == 0
+    assert difference(merged(given, folder), merged(recipe(None), folder)) > 1e-3
+
+    one, base = ModelReference.parse("base+one"), ModelReference.parse("base")
+    found = next(of for of in prepared.measurements["regmean"] if of.model == one)
+    assert found.texts.all == ["abc def", "x y z"]
+    name = "model.layers.1.mlp.down_proj.weight"
+    rows = _inputs(folder, merged(Recipe.of_one(one, "float32"), folder), name, found.texts.all)
+    torch.testing.assert_close(found.open().tensor(name), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    (magnitudes,) = prepared.measurements["aim"]
+    assert magnitudes.model == base
+    rows = _inputs(folder, weights_of(folder / "base"), name, magnitudes.texts.all)
+    torch.testing.assert_close(magnitudes.open().tensor(name), rows.abs().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def _inputs(folder: Path, weights: Mapping[str, Tensor], name: str, texts: list[str]) -> Tensor:
+    """The inputs of one linear layer, by a plain hook on a model of its own."""
+    from transformers import AutoTokenizer
+
+    model, tokenizer = tiny_llama(0), AutoTokenizer.from_pretrained(folder / "base")
+    model.load_state_dict(weights, strict=False)
+    rows: list[Tensor] = []
+    layer: Any = model.get_submodule(name.removesuffix(".weight"))
+    layer.register_forward_pre_hook(lambda _, given: rows.append(given[0][0].detach()))
+    with torch.no_grad():
+        for text in texts:
+            model(**tokenizer(text, return_tensors="pt"))
+    return torch.cat(rows)
+
+
+def test_prepared_adapters_are_exported_as_adapters_that_mergekit_merges(folder: Path) -> None:
+    given = recipe(["wudi"], parameters={"prepare": 0.7})
+    assert write_experts(given, Sources(folder), folder / "out", 0, {}) == 2
+    assert [*(folder / "out").rglob("adapter_config.json")]
+    assert not [*(folder / "out").rglob("model*.safetensors")]
+    text = (folder / "out" / "recipe.yml").read_text()
+    mergekit("config").MergeConfiguration.model_validate(yaml.safe_load(text))
+    assert difference(merged(Recipe.from_yaml(text), folder), merged(given, folder)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        ([], "prepare"),
+        (["wudy"], "no step 'wudy', did you mean 'wudi'"),
+        ([{"wudi": {"rank": 1.0}}], "wudi has no parameter 'rank'"),
+        ([{"star": {"eta": 0.0}}], "eta of star is 0; give a number from 0.05 to 1"),
+        (["wudi", "wudi"], "wudi is listed twice"),
+        (["aim"], "aim reads texts; write prepare"),
+        ({"steps": ["aim"], "text": "none.json"}, "none.json cannot be read"),
+        ({"steps": ["regmean"], "text": "texts.json", "tasks": {"base+one": ["x"]}}, "texts.json has no task 'x'"),
+    ],
+)
+def test_a_preparation_that_cannot_be_made_is_refused_in_one_line(folder: Path, prepare: Any, reason: str) -> None:
+    text = recipe(None).to_yaml() + f"prepare: {prepare!r}\n"
+    with pytest.raises(RecipeError, match=reason) as error:
+        merged(Recipe.from_yaml(text), folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_with_a_preparation_says_that_mergekit_cannot_read_it_and_stays_the_same_in_yaml() -> None:
+    given = recipe([{"wudi": {"blend": 0.9}}, "star"], parameters={"prepare": 0.5})
+    assert Recipe.from_yaml(given.to_yaml()) == given
+    assert given.mergekit_clause == "mergekit cannot: it has no prepare"

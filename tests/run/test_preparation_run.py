@@ -1,0 +1,100 @@
+"""Runs whose models are prepared: their genes, log, recipe and exports."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmevo.merging.merger import Merger
+from llmevo.merging.recipe import Recipe
+from llmevo.models.sources import Sources
+from support.checkpoints import assert_same_bits, weights_of
+from support.workspace import Workspace
+
+GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "dtype": "float32", "layer_granularity": 1}
+
+
+def genome(prepare: Any, **changes: Any) -> dict[str, Any]:
+    return {**GENOME, "merge_method": "task_arithmetic", "prepare": prepare, **changes}
+
+
+@pytest.mark.parametrize("prepare", [["wudi"], ["aim", {"star": {"eta": 0.6}}], ["regmean"]], ids=str)
+def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
+    workspace: Workspace, prepare: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
+    search = {"optimizer": "cma-es", "budget": 8, "population": 2, "seed": 3}
+    config = workspace.config(genome=genome(prepare), search=search)
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert "Prepared 2 models in" in printed
+    assert ("forward passes over" in printed) is (prepare != ["wudi"])
+    state = workspace.state("run")
+    assert state.started
+    assert [gene["name"] for gene in state.started.genes if gene["name"].endswith("prepare")] == [
+        "0-0/prepare",
+        "1-1/prepare",
+    ]
+    parents = [trial for trial in state.trials.values() if trial.candidate.origin == "parent"]
+    assert all(value == 0.0 for trial in parents for name, value in trial.candidate.genes.items() if "prepare" in name)
+    assert ["prepare" in trial.seconds for trial in state.trials.values() if trial.seconds].count(True) == 1
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+    best = max(number for number in state.trials)
+    recipe = Recipe.model_validate(state.recipes[best])
+    assert recipe.prepare
+    assert recipe.prepare.names == [name if isinstance(name, str) else next(iter(name)) for name in prepare]
+    assert workspace.llmevo("export", "run", "out", "--candidate", best)[0] == 0
+    written = weights_of(workspace.root / "out")
+    text = (workspace.root / "out" / "best.yml").read_text()
+    assert "mergekit cannot: it has no prepare" in text
+    again = dict(Merger(Sources(workspace.root)).merge(_with_texts(recipe, workspace.root / "run")))
+    assert_same_bits(written, again)
+
+    assert workspace.llmevo("export", "run", "experts", "--candidate", best, "--as", "experts")[0] == 0
+    plain = Recipe.from_yaml((workspace.root / "experts" / "recipe.yml").read_text())
+    assert plain.prepare is None  # and no parameter of that name, which would be refused
+    assert plain.mergekit_clause == "mergekit reads it too"
+    status, printed = workspace.llmevo("merge", "experts/recipe.yml", "merged")
+    assert status == 0, printed
+    for name, tensor in weights_of(workspace.root / "merged").items():
+        assert float((tensor - written[name]).abs().max()) < 1e-5
+
+
+def _with_texts(recipe: Recipe, run: Path) -> Recipe:
+    from llmevo.merging.preparation.texts import read_texts
+
+    assert recipe.prepare
+    return recipe.with_text(read_texts(recipe.prepare.text, run).keep()) if recipe.prepare.text else recipe
+
+
+def test_llmevo_merge_reads_the_texts_beside_a_runs_best_recipe(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
+    config = workspace.config(genome=genome(["aim"], bounds={"prepare": [0.5, 1.0]}))  # an LLM leads this search
+    status, printed = workspace.llmevo("inspect", config)
+    assert status == 0, printed
+    assert not (workspace.root / "cache" / "prepared").exists()
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert (workspace.root / "run" / "questions.json").exists()
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "other"))  # another machine
+    status, printed = workspace.llmevo("merge", "run/best.yml", "merged")
+    assert status == 0, printed
+    assert workspace.llmevo("export", "run", "out")[0] == 0
+    assert_same_bits(weights_of(workspace.root / "merged"), weights_of(workspace.root / "out"))
+
+
+def test_a_method_that_needs_no_base_is_not_prepared(workspace: Workspace) -> None:
+    both = ["task_arithmetic", "linear"]
+    config = workspace.config(genome=genome(["wudi"], merge_method=both, method_per_slice=True))
+    from llmevo.config import read_config
+    from llmevo.search.space import SearchSpace
+
+    space = SearchSpace(read_config(config).genome, 2)
+    genes = space.uniform() | {"0-0/merge_method": 0.0, "1-1/merge_method": 1.0, "0-0/prepare": 0.3, "1-1/prepare": 0.4}
+    recipe = space.decode(genes)
+    slices = recipe.slices or []
+    assert [recipe.prepared_share(of, "x", 0.0) for of in slices] == [0.3, 0.0]
+    assert space.decode(space.uniform() | {"0-0/merge_method": 1.0, "1-1/merge_method": 1.0}).prepare is None
