@@ -35,7 +35,8 @@ from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.recipe import Conditional, Recipe, Setting
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import declared_by
-from llmevo.search.optimizers import ASKING, OPTIMIZERS
+from llmevo.search.optimizers import ASKING
+from llmevo.search.paths.registry import every
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -314,7 +315,7 @@ def optimizers_page() -> str:
         "The values of `search.optimizer` and of `--optimizer`. [The search](../concepts/search.md) explains what they"
         " have in common; [their benchmark](../benchmarks/optimizers.md) compares them.",
     ]
-    for name, maker in OPTIMIZERS.items():
+    for name, maker in every().items():
         asks = "It asks an LLM; see [LLMs and keys](../guides/llms.md)." if name in ASKING else ""
         parts += [f"## `{name}`", text_of(maker), *([asks] if asks else [])]
     return lines(*parts)

@@ -22,7 +22,7 @@ from llmevo.llm import CLIENTS
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import BY_SLICE, DTYPES, WITHOUT_EFFECT, Recipe
 from llmevo.run.log.events import EVENTS, Event
-from llmevo.search.optimizers import OPTIMIZERS
+from llmevo.search.paths.registry import every
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 
@@ -120,7 +120,7 @@ def config_schema() -> Schema:
     schema["properties"]["loggers"]["items"] = tracker
     _also(schema, "loggers", tracker)
     _also(parts["Search"], "racing", switch)
-    _one_of(parts["Search"], "optimizer", OPTIMIZERS)
+    _one_of(parts["Search"], "optimizer", every())
     _one_of(parts["Search"], "sigma_rule", SIGMA_RULES)
     _one_of(parts["Llm"], "proposer", ["auto", *CLIENTS, "simulated"])
     methods: Schema = {"enum": [*METHODS]}
