@@ -55,7 +55,6 @@ REMOVED = {
 """{option of an earlier version: what to do instead}."""
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
