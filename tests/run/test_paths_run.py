@@ -302,3 +302,19 @@ def test_the_report_names_the_path_of_the_best(deep: Workspace) -> None:
     status, printed = deep.llmevo("report", folder)
     assert status == 0, printed
     assert f"is a layer path: <code>{best.candidate.path}</code>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("search", [{"optimizer": "paths"}, {"optimizer": "llm", "spaces": "both"}])
+def test_inspect_shows_the_depth_of_paths_and_the_first_prompt(deep: Workspace, search: dict[str, Any]) -> None:
+    genome = {
+        "base_model": "base",
+        "models": ["one", "two"],
+        "merge_method": "task_arithmetic",
+        "dtype": "float32",
+        "path": {"deepest": 10},
+    }
+    llm = {"proposer": "simulated", "model": "random"}
+    status, printed = deep.llmevo("inspect", deep.config(genome=genome, search={"budget": 20, **search}, llm=llm))
+    assert status == 0, printed
+    assert "over 8 layers, and paths of up to 10 layers" in " ".join(printed.split())
+    assert ("Rules for every path" in printed) is (search["optimizer"] == "paths")
