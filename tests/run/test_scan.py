@@ -123,6 +123,7 @@ def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspa
     page = Path("found/scan.html").read_text()
     assert max(edits, key=lambda row: row["effect"])["path"] in page
     assert 'id="plot-effects"' in page
+    assert "from the scan's rows, scan.jsonl" in page
 
     file = Path("found/scan.jsonl")
     whole = file.read_text().splitlines()
