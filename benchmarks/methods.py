@@ -156,7 +156,11 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         method: max((line for line in searched if line["method"] == method), key=lambda line: line["search"]["score"])
         for method in dict.fromkeys(line["method"] for line in searched)
     }
-    asked = {line["method"]: line for line in lines if "heldout" in line}
+    asked = {
+        line["method"]: line
+        for line in lines
+        if "heldout" in line and line["parameters"] == best[line["method"]]["parameters"]
+    }
     kind = "heldout" if asked else "search"
     plain = (asked or best)["task_arithmetic"][kind]
     found = [

@@ -162,7 +162,7 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield (
             f"| {kind} | {step} | {passes} | {line['preparing']:.1f} s | {max(line['peak'].values()) / 1e9:.1f} GB"
             f" | {(line['bytes'] + line['measured_bytes']) / 1e9:.2f} GB | {prepared / plain:.2f} | {half / plain:.2f}"
-            f" | × {more:,.0f} | {(disk + measured) / 1e9:.0f} GB |"
+            f" | × {more:,.0f} | {(disk + measured) / 1e9:.1f} GB |"
         )
 
 
