@@ -153,7 +153,10 @@ def test_a_segment_may_be_a_weight_merge(root: Folder) -> None:
     ("merge", "reason"),
     [
         ("{merge_method: slerp, base_model: a, models: [{model: b}], parameters: {t: [0, 1]}}", "t is a gradient"),
-        ("{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [1, 5]}]}]}", "with slices in another"),
+        (
+            "{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [1, 5]}]}]}",
+            "slices in another",
+        ),
         ("{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 2]}]}]}", "M has 2 layers, so"),
         ("{merge_method: linear, models: [{model: a, parameters: {weight: 1}}], dtype: float32}", "has a dtype"),
     ],
