@@ -44,11 +44,12 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
+WIDE: dict[str, Any] = {**SIZES, "head_dim": 128}
 FAMILIES: dict[str, tuple[Any, str]] = {
     "llama": (lambda: tiny_llama(num_key_value_heads=2, intermediate_size=64), "llama"),
     "llama, tied": (lambda: tiny_llama(tied=True, intermediate_size=64), "llama"),
     "qwen2": (lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)), "qwen2"),
-    "qwen3": (lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES | {"head_dim": 128}, tie_word_embeddings=True)), "qwen3"),
+    "qwen3": (lambda: Qwen3ForCausalLM(Qwen3Config(**WIDE, tie_word_embeddings=True)), "qwen3"),
     "gemma2": (lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, query_pre_attn_scalar=8)), "gemma2"),
 }
 
