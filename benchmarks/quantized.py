@@ -2,11 +2,16 @@
 
     python benchmarks/quantized.py measure benchmarks/results/quickstart-llm/seed-1.jsonl --out FILE [--recipes 8]
     python benchmarks/quantized.py table benchmarks/results/quantized.jsonl
+    python benchmarks/quantized.py files benchmarks/results/quickstart-llm/seed-1.jsonl --out FILE
+    python benchmarks/quantized.py replies benchmarks/results/gguf-files.jsonl
 
 `measure` merges the best recipes of the log by their search scores and scores each on the held-out questions in every
 format: with `engine.quantize` the engine has these same weights. It goes on where an earlier call has stopped. `table`
 gives the scores and how far the rankings agree; intervals are 95 %, from a bootstrap of the questions, where a question
 that two tasks ask is drawn once.
+
+`files` writes the best merge of the log as GGUF files, reads each with transformers and asks it and the merge the same
+held-out questions, greedily; `replies` prints how many replies are equal.
 """
 
 import argparse
@@ -69,6 +74,85 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
             line |= {"same": clusters(evaluator.texts())}
             measurements.append(out, line | measurements.environment(torch.get_num_threads()))
             print(log.stem, number, form, f"{score.total:.4f}", line["seconds"], flush=True)
+
+
+def files(log: Path, out: Path, questions: int, tokens: int) -> None:
+    """Append a line for each type of GGUF file."""
+    import tempfile
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    import llmevo
+    from llmevo.export.gguf import TYPES
+    from llmevo.merging.recipe import Recipe
+    from llmevo.models.quantize import quantizer
+    from llmevo.run.log.state import RunState
+    from llmevo.run.log.storage import read_log
+
+    state = RunState.fold(iter(read_log(log)))
+    recipe = Recipe.model_validate(state.recipes[state.asked_all[0].candidate.id])
+    held = sorted((CONFIG.parent / "quickstart" / "tasks").glob("*.heldout.jsonl"))
+    asked = [json.loads(line)["question"] for file in held for line in file.read_text().splitlines()[:questions]]
+
+    def load(folder: Path, **options: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        llmevo.merge(recipe, root / "merge", root=CONFIG.parent)
+        tokenizer: Any = AutoTokenizer.from_pretrained(root / "merge")
+
+        def replies(model: Any) -> list[str]:
+            found: list[str] = []
+            for question in asked:
+                turn = [{"role": "user", "content": question}]
+                inputs = tokenizer.apply_chat_template(
+                    turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                )
+                made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+                found.append(tokenizer.decode(made[0][inputs["input_ids"].shape[1] :]))
+            return found
+
+        plain = load(root / "merge")
+        wanted, config = replies(plain), plain.config.to_dict()
+        for form in TYPES:
+            llmevo.merge(recipe, root / form, as_=f"gguf:{form}", root=CONFIG.parent)
+            (file,) = (root / form).glob("*.gguf")
+            read = load(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True))
+            found, served = replies(read), load(root / "merge")
+            if form in FORMATS:
+                rounding = quantizer(form, {name: of.shape for name, of in served.state_dict().items()}, config)
+                for name, weight in served.named_parameters():
+                    weight.data = rounding.rounded(name, weight.data)
+            else:
+                served.to(getattr(torch, {"f16": "float16", "bf16": "bfloat16"}[form])).float()
+            state_dict = served.state_dict()
+            line: dict[str, Any] = {"benchmark": "gguf-files", "log": log.stem, "type": form, "questions": len(asked)}
+            line |= {
+                "weights": all(torch.equal(of, state_dict[name]) for name, of in read.state_dict().items()),
+                "as_scored": sum(map(str.__eq__, found, replies(served))),
+                "as_merged": sum(map(str.__eq__, found, wanted)),
+                "bytes": file.stat().st_size,
+            }
+            measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            print(line, flush=True)
+
+
+def replies_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How the files answer beside the merge, and beside the weights that a search in their format scores."""
+    cells = [
+        [
+            f"`{line['type']}`",
+            f"{line['bytes'] / 1e6:.0f} MB",
+            "equal" if line["weights"] else "different",
+            f"{line['as_scored']} of {line['questions']}",
+            f"{line['as_merged']} of {line['questions']}",
+        ]
+        for line in lines
+    ]
+    heads = ["type", "file", "weights, to those scored in it", "equal replies, to those", "to the merge in bfloat16"]
+    yield from tables.rows(heads, cells)
 
 
 class Scores:
@@ -163,14 +247,21 @@ def main() -> None:
     measuring.add_argument("--recipes", type=int, default=8)
     measuring.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
     measuring.add_argument("--formats", default=",".join(FORMATS))
-    printing = commands.add_parser("table")
-    printing.add_argument("file", type=Path)
+    writing = commands.add_parser("files")
+    writing.add_argument("log", type=Path, help="a run of the quickstart")
+    writing.add_argument("--out", type=Path, required=True)
+    writing.add_argument("--questions", type=int, default=8, help="of each of the four skills")
+    writing.add_argument("--tokens", type=int, default=12, help="of a reply")
+    for name in ("table", "replies"):
+        commands.add_parser(name).add_argument("file", type=Path)
     given = parser.parse_args()
     if given.command == "measure":
         measure(given.log, given.out, given.recipes, given.limit, given.formats.split(","))
+    elif given.command == "files":
+        files(given.log, given.out, given.questions, given.tokens)
     else:
         lines = [json.loads(line) for line in given.file.read_text().splitlines()]
-        print("\n".join(table(lines)))
+        print("\n".join((table if given.command == "table" else replies_table)(lines)))
 
 
 if __name__ == "__main__":
