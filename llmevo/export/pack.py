@@ -19,7 +19,8 @@ from llmevo.run.log.storage import LOG, parse_event
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
-    " style questions vocabulary start_from[name genes] geometry cards descriptions chances",
+    " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
+    " scan layer_parameters other_parameters",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
@@ -54,11 +55,13 @@ _TASK = (
 
 CONFIG_KEYS = (
     "genome[models merge_method method_per_slice base_model tokenizer_source layer_granularity normalize"
-    " allow_negative_weights filters smooth bounds parameters prepare[steps text! tasks] dtype]"
+    " allow_negative_weights filters smooth bounds parameters prepare[steps text! tasks] dtype split"
+    " path[deepest first last edits kinds longest gains scan!]]"
     f" tasks[{_TASK}] heldout[{_TASK}] constraints allow_benchmark_tasks gate[tokens share prompts!] task_search_path!"
     " split[search selection heldout] limit num_fewshot shuffle random_init apply_chat_template fewshot_as_multiturn"
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"
-    " sigma_rule order start_from!] llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
+    " sizes spaces shares sigma_rule order start_from!]"
+    " llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
     " max_cost strict price[prompt completion] prompts! transcript!]"
     " engine[backend adapters device self_check cache_gb quantize quantize_at workers[min max] on gpus_per_worker]"
 )
