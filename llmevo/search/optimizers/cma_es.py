@@ -11,6 +11,20 @@ from llmevo.search.space import Array
 SIGMA = 1 / 6  # the first step size of mergekit-evolve (`--sigma0`), a share of a gene's range
 
 
+def strategy_in_unit_box(start: Array, sigma: float, random: np.random.Generator, **options: Any) -> Any:
+    """Return pycma's strategy in the unit box, with all its numbers from one generator."""
+    import cma
+
+    own: dict[str, Any] = {
+        "bounds": [0, 1],
+        "randn": lambda *shape: random.standard_normal(shape),
+        "seed": np.nan,  # its own seeding would seed all of numpy
+        "verbose": -9,
+        "verb_log": 0,
+    }
+    return cma.CMAEvolutionStrategy(start, sigma, own | options)
+
+
 class CmaEs(PopulationSearch):
     """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
 
@@ -27,18 +41,9 @@ class CmaEs(PopulationSearch):
         return min(float(self._strategy.sigma), 1.0) if self._strategy else SIGMA
 
     def begin(self, start: Array) -> None:
-        import cma
-
-        options: dict[str, Any] = {
-            "bounds": [0, 1],
-            "randn": lambda *shape: self._random.standard_normal(shape),
-            "seed": np.nan,  # its own seeding would seed all of numpy
-            "verbose": -9,
-            "verb_log": 0,
-        }
         start = at_least_two(start)
-        options |= {"popsize": self._parallel} if self._parallel > 4 + int(3 * np.log(len(start))) else {}
-        self._strategy = cma.CMAEvolutionStrategy(start, SIGMA, options)
+        more = {"popsize": self._parallel} if self._parallel > 4 + int(3 * np.log(len(start))) else {}
+        self._strategy = strategy_in_unit_box(start, SIGMA, self._random, **more)
 
     def draw(self) -> list[Array]:
         return self._strategy.ask()

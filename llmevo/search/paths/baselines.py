@@ -10,6 +10,7 @@ import numpy as np
 from llmevo.merging.path import Hop, Path
 from llmevo.models.branches import Gains
 from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.cma_es import strategy_in_unit_box
 from llmevo.search.paths.edits import Edit, scaled
 from llmevo.search.paths.search import TRIES, PathOptimizer, moved
 from llmevo.search.space import Array
@@ -142,8 +143,6 @@ class CmaEsIndicators(PathOptimizer):
                 self._scored.append((point, -trial.value))
 
     def _start(self) -> Any:
-        import cma
-
         layers = self._paths.layers
         whole = [t for t in self._trials if t.score and self._name_of(t) not in ("", self._root)]
         second = max(whole, key=lambda trial: trial.rank, default=None)
@@ -153,14 +152,7 @@ class CmaEsIndicators(PathOptimizer):
         indicators[:layers] = FIRST_PASS
         low, high = np.log(self._paths.settings.gains)
         scales = np.full(len(self._places), np.clip(-low / (high - low), 0.0, 1.0) if high > low else 0.5)
-        options: dict[str, Any] = {
-            "bounds": [0, 1],
-            "randn": lambda *shape: self._random.standard_normal(shape),
-            "seed": np.nan,  # its own seeding would seed all of numpy
-            "verbose": -9,
-            "verb_log": 0,
-        }
-        return cma.CMAEvolutionStrategy(np.concatenate([indicators, scales]), SIGMA, options)
+        return strategy_in_unit_box(np.concatenate([indicators, scales]), SIGMA, self._random)
 
     def _path(self, point: Array) -> Path:
         """The path of the indicators above a half, with the first and last layer of the root at its ends."""
