@@ -21,6 +21,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, weights_of
+from support.tiny_model import save_tiny
 from support.workspace import Workspace
 
 TEXT = """
@@ -339,3 +340,36 @@ def test_an_adapter_of_a_fine_tune_that_is_an_adapter_is_exact() -> None:
     made = extract("base+b", "base", "out", rank="exact")
     assert made.report.rank == 4
     assert_near(merged_by_peft(Path("base"), Path("out")), merged_by_peft(Path("base"), Path("b")), atol=1e-6)
+
+
+@pytest.mark.vllm
+def test_vllm_serves_the_adapter_with_the_answers_of_the_whole_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from llmevo.engines.vllm import VllmEngine
+
+    monkeypatch.chdir(tmp_path)
+    base = save_tiny(Path("base"), hidden_size=128, intermediate_size=128)
+    for seed, name in enumerate(("a", "b")):
+        new_adapter(Path(name), base, seed, r=8, lora_alpha=16)
+    merge(recipe_of(), Path("whole"))
+    merge(recipe_of(), Path("adapter"), as_="lora")
+    prompts: list[Any] = [{"prompt_token_ids": tokens} for tokens in ([2, 20, 33, 41], [2, 5, 6, 7], [2, 50, 9, 12])]
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+    def answers(folder: Path, options: dict[str, Any], *adapters: LoRARequest | None) -> list[list[list[int]]]:
+        engine = VllmEngine(folder, folder, "float32", options={"max_model_len": 64, **options})
+        try:
+            asked = [engine.lm.llm.generate(prompts, greedy, use_tqdm=False, lora_request=of) for of in adapters]
+        finally:
+            engine.close()
+        return [[[*reply.outputs[0].token_ids] for reply in replies] for replies in asked]
+
+    (merged,) = answers(Path("whole"), {}, None)
+    request = LoRARequest("merge", 1, str(Path("adapter").absolute()))
+    plain, adapted = answers(base, {"enable_lora": True, "max_lora_rank": 16}, None, request)
+    assert adapted == merged
+    assert plain != merged
