@@ -842,10 +842,7 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
     """Read a config from plain values of `origin`; see `read_config`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: a config is a mapping with `genome:` and `tasks:`, this is {type(raw).__name__}")
-    values: Any = raw
-    for path, value in (overrides or {}).items():
-        values = _replaced(values, path.split("."), value, path)
-    return _validated(values, origin)
+    return _validated(_changed(raw, overrides or {}), origin)
 
 
 def config_text(file: Path, changes: Sequence[str] = ()) -> str:
@@ -853,10 +850,14 @@ def config_text(file: Path, changes: Sequence[str] = ()) -> str:
     text = file.read_text()
     if not changes:
         return text
-    values = read_yaml(text)
-    for path, value in parse_changes(changes).items():
+    return yaml.safe_dump(_changed(read_yaml(text), parse_changes(changes)), sort_keys=False, width=100)
+
+
+def _changed(values: Any, changes: Mapping[str, Any]) -> Any:
+    """Return plain values with others at some paths. Raises ConfigError where a path leads nowhere."""
+    for path, value in changes.items():
         values = _replaced(values, path.split("."), value, path)
-    return yaml.safe_dump(values, sort_keys=False, width=100)
+    return values
 
 
 def _replaced(values: Any, keys: Sequence[str], value: Any, path: str) -> Any:

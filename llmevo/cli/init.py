@@ -1,7 +1,6 @@
 """`llmevo init`."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -78,13 +77,9 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
     if there := [file for file in files if file.exists() and file.read_text() != files[file]]:
         raise UserError(f"{there[0]} exists and describes another task; remove it, or rename the file of questions")
     for file, content in {**files, out: text}.items():
-        _saved(lambda file=file, content=content: write_whole(file, content.encode()), file)
+        try:
+            write_whole(file, content.encode())
+        except OSError as error:
+            raise UserError(f"{file} cannot be written ({error.strerror})") from error
         terminal.console.print(f"{file} written.", soft_wrap=True)
     terminal.console.print(f"Next: llmevo inspect {out}; then: llmevo run {out}", soft_wrap=True)
-
-
-def _saved(write: Callable[[], None], file: Path) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror})") from error

@@ -93,8 +93,7 @@ def merge_as(
     if prepared := merger.prepared(recipe):
         from llmevo.run.activations import measure
 
-        wanted = [of for every in prepared.measurements.values() for of in every]
-        if (cost := measure(wanted, sources, sources.folder(recipe.donor))).models:
+        if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:
             say(f"Measured: {cost}.")
     merged = recipe
     written = format_.write(

@@ -126,10 +126,7 @@ class Run:
             "optimizer": self.config.search.optimizer,
             "best": best.id if best else None,
             "heldout": {name: of.model_dump(mode="json") for name, of in self.heldout.items()},
-            "trials": [
-                {**{key: getattr(row, key) for key in TrialRow.__dataclass_fields__}, "recipe": row.recipe.as_dict()}
-                for row in self.trials
-            ],
+            "trials": [{**vars(row), "recipe": row.recipe.as_dict()} for row in self.trials],
         }
 
     @property

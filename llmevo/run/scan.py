@@ -24,7 +24,7 @@ from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
 from llmevo.search.paths.edits import Edit, edited
 from llmevo.search.paths.settings import Paths
-from llmevo.search.paths.space import MERGE, PathSpace
+from llmevo.search.paths.space import MERGE, PathSpace, starts
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import
     from llmevo.evaluation.gold import Gold, GoldAnswers, ItemScores
@@ -146,8 +146,7 @@ class Scan:
         ]
         for name in (name for name in self.models if name != root):
             for n in dict.fromkeys(max(1, layers // share) for share in SHARES):
-                starts = dict.fromkeys([*range(1, layers - n, max(1, n // 2)), layers - 1 - n])
-                found += [Edit("swap", start, start + n, name) for start in starts if start > 0]
+                found += [Edit("swap", start, start + n, name) for start in starts(1, layers - 1, n) if start > 0]
         return found
 
     def run(self, watch: Callable[["Scan", Row], None] = lambda _, __: None) -> None:
@@ -190,9 +189,8 @@ class Scan:
     @property
     def seconds_left(self) -> float | None:
         """The time left at the mean pace of the last rows that were measured now; None before there are two."""
-        own = [row.seconds for row in self.rows[len(self.rows) - self.measured :]][
-            1:
-        ]  # the first one starts the engine
+        first = len(self.rows) - self.measured + 1  # the one before it started the engine
+        own = [row.seconds for row in self.rows[first:]]
         return sum(own[-RECENT:]) / len(own[-RECENT:]) * self.left if own else None
 
     def recipe(self, path: str) -> Recipe:

@@ -239,8 +239,8 @@ class Scorer:
 
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared
-        wanted = [of for every in prepared.measurements.values() for of in every]
-        cost = measure(wanted, self.sources, self.tokenizer_folder, self.config.engine.device, self.warn)
+        device, wanted = self.config.engine.device, prepared.all_measurements
+        cost = measure(wanted, self.sources, self.tokenizer_folder, device, self.warn)
         if cost.models:
             self.warn(f"Measured: {cost}.")
         self._spent_preparing += cost.seconds

@@ -62,6 +62,11 @@ class Prepared:
                 found[name] = [Measurement.of(kind, model, self.sources, texts) for model, texts in read.items()]
         return found
 
+    @property
+    def all_measurements(self) -> list[Measurement]:
+        """Those of all steps."""
+        return [of for every in self.measurements.values() for of in every]
+
     def _read_by(self) -> Mapping[ModelReference, Texts]:
         """Return the texts of each expert."""
         assert self._texts
@@ -75,7 +80,7 @@ class Prepared:
     def digest(self) -> str:
         """A digest of all that decides the prepared weights."""
         models = [self.sources.checksum(of) for of in (self.base, *self.experts)]
-        inputs = [of.folder.name for every in self.measurements.values() for of in every]
+        inputs = [of.folder.name for of in self.all_measurements]
         made = json.dumps([RULES, models, self.preparation.complete, inputs])
         return hashlib.sha256(made.encode()).hexdigest()[:24]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 
 from llmevo.errors import SourceError, TaskError, UserError, shortened
 from llmevo.evaluation.tasks.files import near
@@ -138,14 +139,11 @@ def _base_of(folder: Path) -> str | None:
         )
         return base if isinstance(base, str) and base else None
     card = folder / "README.md"
-    if not card.is_file():
-        return None
-    _, begin, rest = card.read_text(errors="replace").partition("---\n")
     try:
-        data: Any = yaml.safe_load(rest.partition("\n---")[0]) if begin else None
-    except yaml.YAMLError:
+        data = metadata_load(card) if card.is_file() else None
+    except (ValueError, yaml.YAMLError):
         return None
-    base: Any = data.get("base_model") if isinstance(data, dict) else None
+    base: Any = (data or {}).get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     return base if isinstance(base, str) else None
 

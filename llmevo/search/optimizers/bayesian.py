@@ -1,15 +1,15 @@
 """Bayesian optimization: a Gaussian process of all scores, and candidates of the highest upper confidence bound."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.gaussian_process import Features, training_set
 from llmevo.search.optimizers.matern_process import MaternProcess, Mean
-from llmevo.search.optimizers.population import History, redraw_choices
+from llmevo.search.optimizers.population import History, Recorded, redraw_choices
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
@@ -43,7 +43,7 @@ class Standard:
         return self.mean + self.deviation * value
 
 
-class BayesianOptimization(Optimizer):
+class BayesianOptimization(Recorded):
     """A Gaussian process of all scores, and one candidate at a time with the highest upper confidence bound (GP-UCB,
     Srinivas et al. 2010, https://arxiv.org/abs/0912.3995) among samples around the points of the highest expectation
     and samples anywhere.
@@ -91,15 +91,6 @@ class BayesianOptimization(Optimizer):
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
         self._history.told(trials)
         self._trials, self._weights = [*trials], weights
-
-    def extend(self, evaluations: int) -> None:
-        """Plan with another budget: the LLM is told how many evaluations are left."""
-        if evaluations != self._setup.budget:
-            self._setup = replace(self._setup, budget=evaluations)
-            self._history.add("budget", evaluations)
-
-    def state(self) -> str:
-        return str(self._history)
 
     def _prior_mean(self) -> Mean | None:
         """What is believed of the scores before they are known."""

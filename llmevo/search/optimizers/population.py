@@ -4,6 +4,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,22 @@ class History:
 
     def __str__(self) -> str:
         return self._hash.hexdigest()[:16]
+
+
+class Recorded(Optimizer):
+    """An optimizer that is a function of its setup and of the arguments of all calls: `state` is their digest."""
+
+    _setup: Setup
+    _history: History
+
+    def extend(self, evaluations: int) -> None:
+        """Plan with another budget; an LLM is told how many evaluations are left."""
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations)
+            self._history.add("budget", evaluations)
+
+    def state(self) -> str:
+        return str(self._history)
 
 
 def key(genes: Genes) -> tuple[float, ...]:

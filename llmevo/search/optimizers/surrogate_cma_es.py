@@ -5,15 +5,15 @@ So each evaluation does the work of many (Kern, Hansen and Koumoutsakos 2006, "L
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess, Scale, noise_of
-from llmevo.search.optimizers.population import History, redraw_choices
+from llmevo.search.optimizers.population import History, Recorded, redraw_choices
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
@@ -97,7 +97,7 @@ class Distribution:
         self._strategy._sigma = min(max(self.sigma, SMALLEST), LARGEST)
 
 
-class SurrogateCmaEs(Optimizer):
+class SurrogateCmaEs(Recorded):
     """CMA-ES whose samples a Gaussian process ranks first.
 
     Use it where there is no LLM, and as the baseline that shows what the LLM adds to `llm`. Measured for 50 to 200
@@ -137,12 +137,6 @@ class SurrogateCmaEs(Optimizer):
         return self._choose(self._pool(), min(size, POPULATION))
         yield  # makes this a generator, as Asking is
 
-    def extend(self, evaluations: int) -> None:
-        """Plan with another budget: the LLM is told how many evaluations are left."""
-        if evaluations != self._setup.budget:
-            self._setup = replace(self._setup, budget=evaluations)
-            self._history.add("budget", evaluations)
-
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
         for trial in trials:
@@ -175,9 +169,6 @@ class SurrogateCmaEs(Optimizer):
             with self._threads.limit(limits=1):
                 values = self._expected(np.array([self._points[place] for place in scored]))
         return self._trials[scored[int(np.argmax(values))]] if scored else None
-
-    def state(self) -> str:
-        return str(self._history)
 
     def _middle(self) -> Array:
         """The best point; the uniform merge where no trial has a score."""

@@ -11,7 +11,7 @@ from llmevo.errors import ConfigError
 FILE = "scan.jsonl"
 
 Scanned = Mapping[str, tuple[float, float]]
-"""{path of a single edit: its effect on the log-probability of right answers, and the standard error}."""
+"""{path of a single edit: its effect on the probability of right answers, and the standard error}."""
 
 
 def read_scan(given: Path, root: Path) -> Scanned:

@@ -9,9 +9,9 @@ from threadpoolctl import ThreadpoolController
 
 from llmevo.errors import RecipeError
 from llmevo.merging.path import Path
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.llm import SUCCESS, Share
-from llmevo.search.optimizers.population import History
+from llmevo.search.optimizers.population import History, Recorded
 from llmevo.search.paths import prompt
 from llmevo.search.paths.edits import Edit
 from llmevo.search.paths.prompt import PathQuestion
@@ -34,7 +34,7 @@ TRIES = 200  # drawn paths, of which the first new one counts
 PATIENCE = 2  # answers in a row without a proposal before the LLM is asked less often
 
 
-class PathOptimizer(Optimizer):
+class PathOptimizer(Recorded):
     """The base of optimizers of layer paths. They start from the path of the best whole model or weight merge, their
     root, once the start rows are scored.
     """
@@ -50,7 +50,6 @@ class PathOptimizer(Optimizer):
         self._root = ""
         self._merge: Genes = {}
         self._known: set[str] = set()
-        self._asked: dict[str, Suggestion] = {}
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
@@ -60,15 +59,6 @@ class PathOptimizer(Optimizer):
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
         self._history.told(trials)
         self._trials = [*trials]
-
-    def extend(self, evaluations: int) -> None:
-        """Plan with another budget."""
-        if evaluations != self._setup.budget:
-            self._setup = replace(self._setup, budget=evaluations)
-            self._history.add("budget", evaluations)
-
-    def state(self) -> str:
-        return str(self._history)
 
     def _begin(self) -> None:
         """Choose the root and the weight merge that paths may take layers of, from the scores so far."""
@@ -230,7 +220,10 @@ class PathSearch(PathOptimizer):
         chosen: list[Suggestion] = []
         while len(chosen) < count:
             path = self._next_single() if self._fit([*own, *chosen]) else None
-            one = self._suggest(path, self.origin) if path else self._best_of_beam()
+            one = self._suggest(path, self.origin) if path else None
+            if one is None and (best := self._best_of_beam()):
+                expected = float(self._model.predict([self._features(best)])[0][0])
+                one = self._suggest(best, self.origin, expected=round(expected, 4))
             one = one or self._draw(2)  # where nothing is known yet, or all of the beam is
             if one is None:
                 break
@@ -300,7 +293,7 @@ class PathSearch(PathOptimizer):
         known = [self._setup.scan[str(one)][0] for one in alone if one and str(one) in self._setup.scan]
         return sum(known) / max(float(np.std(effects)), 1e-9) if known else 0.0
 
-    def _best_of_beam(self) -> Suggestion | None:
+    def _best_of_beam(self) -> Path | None:
         """The new path of the highest bound; None where all are known."""
         if not any(trial.score for trial in self._learnt()):
             return None
@@ -309,9 +302,7 @@ class PathSearch(PathOptimizer):
         bounds = self._bounds(new)
         if not new:
             return None
-        best = new[max(range(len(new)), key=lambda place: bounds[place])]
-        expected = float(self._model.predict([self._features(best)])[0][0])
-        return self._suggest(best, self.origin, expected=round(expected, 4))
+        return new[max(range(len(new)), key=lambda place: bounds[place])]
 
     def _beam(self) -> dict[str, Path]:
         """Paths by their text: of single edits, and of the best of these with more edits before them."""
@@ -380,9 +371,12 @@ class PathSearch(PathOptimizer):
 
     def _question(self, slots: int) -> PathQuestion:
         effects: list[tuple[str, float, float]] = []
+        numeric: list[str] = []
         with self._threads.limit(limits=1):
             if self._fit():
-                seen = dict.fromkeys(e for t in self._learnt() if (p := self._path_of(t)) for e in self._edits(p))
+                seen = dict.fromkeys(
+                    e for t in self._learnt() if (p := self._path_of(t)) for e in self._paths.edits(p, self._root)
+                )
                 paths = [(edit, path) for edit in seen if (path := self._paths.edited(self._root, [edit]))]
                 rows = [self._features(path) for path in (self._paths.whole(self._root), *(p for _, p in paths))]
                 means, deviations = self._model.predict(rows)
@@ -390,7 +384,8 @@ class PathSearch(PathOptimizer):
                     (str(edit), float(mean - means[0]), float(deviation))
                     for (edit, _), mean, deviation in zip(paths, means[1:], deviations[1:], strict=True)
                 ]
-        shown = [self._best_of_beam_text()] if effects else []
+            if effects and (best := self._best_of_beam()):
+                numeric = [str(best)]
         return PathQuestion(
             question=replace(
                 self._setup.question,
@@ -404,21 +399,10 @@ class PathSearch(PathOptimizer):
             root=self._root,
             others=self._others(),
             effects=effects,
-            numeric=[text for text in shown if text],
+            numeric=numeric,
             proposed=self._proposed,
             analysis=self._analysis,
         )
-
-    def _edits(self, path: Path) -> list[Edit]:
-        return self._paths.edits(path, self._root)
-
-    def _best_of_beam_text(self) -> str:
-        """What the surrogate would try next, without choosing it."""
-        with self._threads.limit(limits=1):
-            known = {*self._known}
-            found = self._best_of_beam()
-            self._known = known
-        return found.path if found else ""
 
     def _observe(self) -> None:
         """Learn what the LLM's paths and the others' are worth: the chance that each beats the best before it."""

@@ -150,10 +150,14 @@ class PathSpace:
         spans = [span for span in spans if span <= high - low]
         for name in others if "swap" in kinds else ():
             for span in spans:
-                starts = dict.fromkeys([*range(low, high - span + 1, max(1, span // 2)), high - span])
-                yield from (Edit("swap", start, start + span, name) for start in starts)
+                yield from (Edit("swap", start, start + span, name) for start in starts(low, high, span))
         if "temperature" in kinds:
             for span in spans:
-                starts = dict.fromkeys([*range(low, high - span + 1, max(1, span // 2)), high - span])
+                begins = starts(low, high, span)
                 for factor in TEMPERATURES:
-                    yield from (Edit("temperature", start, start + span, factor=factor) for start in starts)
+                    yield from (Edit("temperature", start, start + span, factor=factor) for start in begins)
+
+
+def starts(low: int, high: int, span: int) -> list[int]:
+    """Return the first layers of blocks of `span` layers that cover those from `low` to `high` and overlap by half."""
+    return [*dict.fromkeys([*range(low, high - span + 1, max(1, span // 2)), high - span])]
