@@ -25,7 +25,8 @@ class History:
         self._hash.update(json.dumps(parts, sort_keys=True, default=str).encode())
 
     def told(self, trials: Sequence[Trial]) -> None:
-        self.add("told", [(trial.value, trial.candidate.genes) for trial in trials])
+        told = [(trial.value, trial.candidate.genes, trial.candidate.path) for trial in trials]
+        self.add("told", [each if each[-1] else each[:-1] for each in told])  # as it was before there were paths
 
     def __str__(self) -> str:
         return self._hash.hexdigest()[:16]
