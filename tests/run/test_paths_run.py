@@ -268,16 +268,18 @@ def test_models_that_are_too_shallow_for_paths_are_refused(workspace: Workspace)
         carry_on(rig(workspace), workspace.root / "run")
 
 
+GENOME: dict[str, Any] = {
+    "base_model": "base",
+    "models": ["one", "two"],
+    "merge_method": "task_arithmetic",
+    "dtype": "float32",
+    "path": {"deepest": 10},
+}
+
+
 def test_the_command_line_searches_paths_with_real_models_and_exports_the_best(deep: Workspace) -> None:
-    genome = {
-        "base_model": "base",
-        "models": ["one", "two"],
-        "merge_method": "task_arithmetic",
-        "dtype": "float32",
-        "path": {"deepest": 10},
-    }
     search = {"optimizer": "random", "spaces": "both", "budget": 12, "shares": [0.4, 0.4, 0.2], "population": 4}
-    config = deep.config(genome=genome, search=search, llm=None)
+    config = deep.config(genome=GENOME, search=search, llm=None)
     status, printed = deep.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     state = deep.state("run")
@@ -306,15 +308,8 @@ def test_the_report_names_the_path_of_the_best(deep: Workspace) -> None:
 
 @pytest.mark.parametrize("search", [{"optimizer": "paths"}, {"optimizer": "llm", "spaces": "both"}])
 def test_inspect_shows_the_depth_of_paths_and_the_first_prompt(deep: Workspace, search: dict[str, Any]) -> None:
-    genome = {
-        "base_model": "base",
-        "models": ["one", "two"],
-        "merge_method": "task_arithmetic",
-        "dtype": "float32",
-        "path": {"deepest": 10},
-    }
     llm = {"proposer": "simulated", "model": "random"}
-    status, printed = deep.llmevo("inspect", deep.config(genome=genome, search={"budget": 20, **search}, llm=llm))
+    status, printed = deep.llmevo("inspect", deep.config(genome=GENOME, search={"budget": 20, **search}, llm=llm))
     assert status == 0, printed
     assert "over 8 layers, and paths of up to 10 layers" in " ".join(printed.split())
     assert ("Rules for every path" in printed) is (search["optimizer"] == "paths")
