@@ -41,7 +41,7 @@ from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.preparation.prepared import Prepared
-from llmevo.merging.preparation.texts import Texts
+from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
@@ -356,10 +356,14 @@ class Scorer:
     @cached_property
     def questions(self) -> Mapping[str, str]:
         """A digest of the questions of each evaluator, of how they are asked, of the engine and of tokens that differ
-        among the models: equal ones give equal scores.
+        among the models: equal ones give equal scores. `prepare.text` is that of the user's texts for a preparation.
         """
         tokens = (self.vocabulary,) if self.vocabulary else ()
-        return {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
+        found = {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
+        prepare = self.config.genome.prepare
+        return found | (
+            {"prepare.text": read_texts(prepare.text, self.root).digest} if prepare and prepare.text else {}
+        )
 
     @cached_property
     def gate_prompts(self) -> list[str]:
