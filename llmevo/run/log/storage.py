@@ -374,7 +374,10 @@ def is_written(run: Path) -> bool:
 
 
 def runs_below(place: Path) -> list[Path]:
-    """Return the folder itself where it is a run, else all runs below it."""
-    if (place / LOG).exists():
-        return [place]
-    return sorted(file.parent for file in place.rglob(LOG))
+    """Return the folder itself where it is a run, else all runs below it, but for those inside of a run."""
+    found: list[Path] = []
+    for folder, inside, files in os.walk(place):
+        if LOG in files:
+            found.append(Path(folder))
+            inside.clear()
+    return sorted(found)
