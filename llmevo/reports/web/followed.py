@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from llmevo.reports.html.predictions import predictions
 from llmevo.reports.terminal.status import Status, status_of
 from llmevo.reports.terminal.workers import last
 from llmevo.reports.text import printable
+from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, consistent_log, is_written, runs_below
 from llmevo.run.sweep import siblings
@@ -31,11 +33,13 @@ POLL = 0.5
 IDLE = 3.0
 """The same while nobody does; also between two searches for new runs."""
 SHARE = 0.1
-"""The share of one core that following may take: what took a second is repeated after ten."""
+"""The share of one core that following may take: what took a second of it is repeated after ten."""
 REFRESH = 2.0
 """Seconds between two renderings of a page, at least."""
 KEPT = 60.0
 """Seconds for which a run that is not being written stays in memory after its page was asked for."""
+LATEST = 3
+"""Candidates above the report."""
 NOW = Markup("<!--now-->")
 """The place of what happens now in a page that is kept."""
 
@@ -69,8 +73,10 @@ class Followed:
         self._rows: dict[int, tuple[int, dict[str, Any]]] = {}
         """The row of each candidate, and the number of lines after which it changed."""
         self._of_rows = 0
+        self._latest = deque[int](maxlen=LATEST)
+        """The candidates that were scored last."""
         self._parts: tuple[Any, ...] = ()
-        self._page, self._of_page, self._offered, self._due = b"", -1, 0, 0.0
+        self._page, self._of_page, self._offered, self._due, self._took = b"", -1, 0, 0.0, 0.0
         self._message: tuple[str, int, bytes] = ("", -1, b"")
 
     @property
@@ -122,6 +128,8 @@ class Followed:
                 for event in self._tail.new():
                     self._state.apply(event)
                     self._count += 1
+                    if isinstance(event, events.Evaluated | events.Failed):
+                        self._latest.appendleft(event.candidate)
         except RunError as error:
             self._trouble = str(error)
         self._begun = self._begun or _digest(log)
@@ -167,7 +175,8 @@ class Followed:
         """Return the HTML above the report: the state, the workers and the LLM's last analysis."""
         said = self._state.prompted[-1] if self._state.prompted else None
         status = self.status or Status(str(self.folder), "stopped")
-        return fragment("now.html.j2", of=status, thought=said if said and said.analysis else None, last=last)
+        thought, latest = said if said and said.analysis else None, [self._state.trials[n] for n in self._latest]
+        return fragment("now.html.j2", of=status, thought=thought, latest=latest, last=last)
 
     def message(self, since: str) -> tuple[str, bytes]:
         """Return the version, and what a viewer of version `since` does not know, as JSON: the state now, changed
@@ -200,7 +209,7 @@ class Followed:
             return self._page.replace(NOW.encode(), self.now().encode(errors="replace"), 1)
 
     def _render(self) -> None:
-        begun, live = time.monotonic(), Live(self.version, NOW, self.root)
+        begun, live = time.thread_time(), Live(self.version, NOW, self.root)
         try:
             with consistent_log(self.folder):
                 self._update()
@@ -212,8 +221,9 @@ class Followed:
             text = message_page(self.name, said, live)
         self._page, self._of_page = text.encode(errors="replace"), self._count
         self._offered = max(self._offered, self._count)
-        ended = time.monotonic()
-        self._due = ended + max(REFRESH, (ended - begun) / SHARE)
+        took = time.thread_time() - begun
+        self._due = time.monotonic() + max(REFRESH, min(took, self._took) / SHARE)  # one that imports is an exception
+        self._took = took
 
 
 def _digest(log: Path) -> str:
@@ -272,13 +282,13 @@ class Runs:
 
     def follow(self) -> None:
         """Follow the runs until `close`."""
-        searched, pause, told = time.monotonic(), 0.0, dict[str, int]()
+        search, pause, told = time.monotonic(), 0.0, dict[str, int]()
         while not self.closed.wait(pause):
-            begun = time.monotonic()
-            if not self.single and begun >= searched:
+            begun = time.thread_time()
+            if not self.single and time.monotonic() >= search:
                 if self.discover():
                     self._tell()
-                searched = time.monotonic() + max(IDLE, (time.monotonic() - begun) / SHARE)
+                search = time.monotonic() + max(IDLE, (time.thread_time() - begun) / SHARE)
             for run in self.runs:
                 if self.closed.is_set():
                     return
@@ -288,7 +298,7 @@ class Runs:
                     self._tell()
                 run.rest()
             watched = self.viewers or any(run.viewers for run in self.runs)
-            pause = max(POLL if watched else IDLE, (time.monotonic() - begun) / SHARE)
+            pause = max(POLL if watched else IDLE, (time.thread_time() - begun) / SHARE)
 
     def _read(self, run: Followed) -> None:
         """Read a run, and say what is wrong with it, once."""
