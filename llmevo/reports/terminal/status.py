@@ -73,10 +73,11 @@ class Status:
 
 def status(run: Path) -> Status:
     """Return the status of one run. A log that cannot be read is a status, not an error."""
-    state, reason, written = RunState(), "", is_written(run)
+    state, reason, written, tail = RunState(), "", is_written(run), Tail(run)
     try:
-        for event in Tail(run).new():
-            state.apply(event)
+        while found := tail.new():
+            for event in found:
+                state.apply(event)
     except (RunError, OSError) as error:
         reason = str(error)
     return status_of(run, state, written, reason, siblings(run, state.started) if state.started and written else ())

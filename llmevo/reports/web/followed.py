@@ -125,11 +125,12 @@ class Followed:
             self._tail = Tail(self.folder)
         try:
             with consistent_log(self.folder):
-                for event in self._tail.new():
-                    self._state.apply(event)
-                    self._count += 1
-                    if isinstance(event, events.Evaluated | events.Failed):
-                        self._latest.appendleft(event.candidate)
+                while found := self._tail.new():
+                    for event in found:
+                        self._state.apply(event)
+                        self._count += 1
+                        if isinstance(event, events.Evaluated | events.Failed):
+                            self._latest.appendleft(event.candidate)
         except RunError as error:
             self._trouble = str(error)
         self._begun = self._begun or _digest(log)
