@@ -177,7 +177,7 @@ def render(
         scripts=[Markup(script) for script in scripts],
         style=Markup(source("page.css")),
         policy=policy(bool(live)),
-        plotly="" if live else base64.b64encode(plotly()).decode(),
+        plotly=base64.b64encode(plotly()).decode() if data.get("figures") and not live else "",
         data=printable(data),
         details=base64.b64encode(_packed(json.dumps(printable(details)))).decode(),
         **values,

@@ -212,21 +212,24 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, query: dict[str, list[str]]) -> None:
         runs = self.owner.runs
         match path.split("/")[1:]:
-            case [""] if not runs.single:
-                self._page(runs.page())
-            case ["events"] if not runs.single:
-                self._stream(None, query)
-            case ["compare"] if not runs.single:
-                self._compare(query.get("run", []))
             case ["plotly.js"]:
                 kept = {"Content-Encoding": "gzip", "Cache-Control": "private, max-age=86400"}
                 self._send(HTTPStatus.OK, plotly(), "text/javascript; charset=utf-8", **kept)
-            case ["" | "events" as what]:
+            case ["" | "events" as what] if runs.single:
                 self._run(runs.runs[0], what, query)
-            case ["runs", name, "" | "events" as what] if run := runs.get(os.fsdecode(unquote_to_bytes(name))):
+            case [""]:
+                self._page(runs.page())
+            case ["events"]:
+                self._stream(None, query)
+            case ["compare"] if not runs.single:
+                self._compare(query.get("run", []))
+            case ["runs", name, "" | "events" as what] if not runs.single and (run := self._named(name)):
                 self._run(run, what, query)
             case _:
                 self._say(HTTPStatus.NOT_FOUND, "There is no such page, or no such run any more.")
+
+    def _named(self, name: str) -> Followed | None:
+        return self.owner.runs.get(os.fsdecode(unquote_to_bytes(name)))
 
     def _run(self, run: Followed, what: str, query: dict[str, list[str]]) -> None:
         if what == "events":
@@ -245,7 +248,10 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, run: Followed | None, query: dict[str, list[str]]) -> None:
         """Send news as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
         runs = self.owner.runs
-        if self.command == "HEAD" or not self.owner.streams.acquire(blocking=False):
+        if self.command == "HEAD":
+            self._head(HTTPStatus.OK, "text/event-stream")
+            return
+        if not self.owner.streams.acquire(blocking=False):
             self._say(HTTPStatus.SERVICE_UNAVAILABLE, f"More than {MOST} pages are open; close some.")
             return
         try:

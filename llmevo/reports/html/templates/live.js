@@ -2,7 +2,7 @@
 /* The page follows its log. The server sends what happens now and the candidates that are new; the rest of the page is
    fetched anew when that is worth it, and what differs is changed in place, so that nothing open or focused is lost. */
 const parse = (text) => new DOMParser().parseFromString(text, "text/html");
-let version = root.dataset.version, at = version, recent = [], fetching = false, source;
+let version = root.dataset.version, at = version, offered = version, recent = [], fetching = false, source;
 const count = (of) => Number(of.split("-").at(-1));
 
 /* Make one element like another; elements that scripts fill stay as they are. */
@@ -47,6 +47,7 @@ async function refresh() {
     if (!answer.headers.get("Content-Type")?.startsWith("text/html")) return;
     const fresh = parse(await answer.text()), given = fresh.documentElement.dataset.version;
     if (!given) return;
+    const before = at;
     for (const part of ["header", "nav", "main"]) become(document.querySelector(`body > ${part}`), fresh.querySelector(`body > ${part}`));
     document.title = fresh.title;
     data = JSON.parse(fresh.getElementById("data").textContent);
@@ -56,6 +57,7 @@ async function refresh() {
     recent = recent.filter((message) => count(message.version) > count(at));
     if (data.candidates) for (const { rows } of recent) addRows(rows);
     await begin();
+    if (count(offered) > count(at) && at !== before) setTimeout(refresh);
   } catch { /* the stream says when the server is there again */ } finally { fetching = false; }
 }
 
@@ -70,7 +72,8 @@ function take(message) {
     tables.candidates?.(data.candidates);
   }
   root.dataset.seen = version;
-  if (count(message.page) > count(at)) refresh();
+  offered = message.page;
+  if (count(offered) > count(at)) refresh();
 }
 
 function follow() {
@@ -85,5 +88,6 @@ function follow() {
 }
 
 /* A browser has six connections to a server; pages that are not seen leave theirs to the others. */
-document.addEventListener("visibilitychange", () => (document.hidden ? source?.close() : follow()));
-follow();
+const attend = () => (document.hidden ? source?.close() : follow());
+document.addEventListener("visibilitychange", attend);
+attend();
