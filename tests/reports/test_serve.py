@@ -80,7 +80,8 @@ def test_a_viewer_is_told_what_has_changed_since_its_version(tmp_path: Path) -> 
     assert "3 of 9 evaluations; best 0.400 ± 0.050 (#2)" in found["now"]
     assert found["version"] == run.version == f"{before[:-1]}5"
     assert news(run, run.version)["rows"] == []
-    assert len(news(run)["rows"]) == 3
+    for since in ("", "-", "x-1e9", "-" + "9" * 5000, "-\u0663"):
+        assert len(news(run, since)["rows"]) == 3
 
 
 def test_half_a_line_is_no_news(tmp_path: Path) -> None:
@@ -138,6 +139,34 @@ def test_a_broken_line_is_said_until_it_is_mended(tmp_path: Path) -> None:
 def test_events_that_do_not_fit_are_a_broken_run(tmp_path: Path) -> None:
     run = Followed(written(tmp_path / "run", [started(), evaluated(7, 0.5)]), "run", "./")
     assert "candidate 7, which was never asked for" in news(run)["now"]
+
+
+def test_a_log_that_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Followed(written(tmp_path / "run", whole_run()[:5]), "run", "./")
+    with monkeypatch.context() as patch:
+        patch.setattr(Followed, "_read", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert "cannot be read (Permission denied)" in news(run)["now"]
+    assert "3 of 9" in news(run)["now"]
+
+
+def test_an_error_with_one_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for name in ("a", "b"):
+        written(tmp_path / name, whole_run())
+    runs, real = Runs(tmp_path, said.append), Followed.read
+
+    def read(run: Followed, wanted: bool = False) -> None:
+        if run.name == "a":
+            raise ZeroDivisionError("of a report")
+        real(run, wanted)
+        runs.closed.set()
+
+    monkeypatch.setattr(Followed, "read", read)
+    runs.follow()
+    assert [line.partition(" ")[2] for line in said] == [
+        f"{tmp_path}/a cannot be followed (ZeroDivisionError: of a report)"
+    ]
+    assert runs.runs[1].status
 
 
 def test_a_deleted_run_is_said_and_comes_again(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ REFRESH = 2.0
 """Seconds between two renderings of a page, at least."""
 KEPT = 60.0
 """Seconds for which a run that is not being written stays in memory after its page was asked for."""
+MOST_DIGITS = 12
 LATEST = 3
 """Candidates above the report."""
 NOW = Markup("<!--now-->")
@@ -89,11 +90,15 @@ class Followed:
         with self._lock:
             try:
                 self._read(wanted or self.viewers > 0)
-            except FileNotFoundError:
-                reason = f"{self.folder / LOG} is gone: the run was deleted or moved while it was served"
+            except OSError as error:  # it may come again, as with a network mount
+                log, gone = self.folder / LOG, isinstance(error, FileNotFoundError | NotADirectoryError)
+                reason = f"{log} cannot be read ({error.strerror})"
+                if gone:
+                    reason = f"{log} is gone: the run was deleted or moved while it was served"
                 known = self.status or Status(str(self.folder), "deleted")
                 self._seen, self._known = None, (-1, False, "")
-                self._settle(replace(known, state="deleted", reason=reason, workers=[], left=None, rate=None))
+                state = "deleted" if gone else "broken"
+                self._settle(replace(known, state=state, reason=reason, workers=[], left=None, rate=None))
 
     def _read(self, wanted: bool) -> None:
         now = (self.folder / LOG).stat()
@@ -111,8 +116,14 @@ class Followed:
         known = (self._count, written, self._trouble)
         if known != self._known:
             self._known = known
-            found = status_of(self.folder, self._state, written, self._trouble, self._others or ())
+            try:
+                with consistent_log(self.folder):
+                    found = status_of(self.folder, self._state, written, self._trouble, self._others or ())
+            except RunError as error:
+                found = Status(str(self.folder), "broken", str(error))
             self._settle(replace(found, age=None, reason=printable(found.reason)))
+        if self.viewers:
+            self._update()
         self._offer()
 
     def _add(self) -> None:
@@ -144,15 +155,16 @@ class Followed:
         return Subject(self.folder, self._state, *self._parts)
 
     def _update(self) -> None:
-        """Find the candidates that have changed."""
+        """Find the candidates that have changed; none where the log does not allow a report."""
         if self._of_rows == self._count or self._state.started is None:
             return
         self._of_rows = self._count
-        subject = self._subject()
-        for row in rows(subject, predictions(subject)):
-            known = self._rows.get(row["id"])
-            if known is None or known[1] != row:
-                self._rows[row["id"]] = (self._count, row)
+        with suppress(LlmevoError), consistent_log(self.folder):
+            subject = self._subject()
+            for row in rows(subject, predictions(subject)):
+                known = self._rows.get(row["id"])
+                if known is None or known[1] != row:
+                    self._rows[row["id"]] = (self._count, row)
 
     def _settle(self, status: Status) -> None:
         if status != self.status:
@@ -187,9 +199,8 @@ class Followed:
         with self._lock:
             if self._message[:2] != (since, self.turn):
                 begun, _, number = since.rpartition("-")
-                count = int(number) if number.isdecimal() else 0
-                with suppress(LlmevoError), consistent_log(self.folder):
-                    self._update()
+                count = int(number) if number.isdecimal() and len(number) < MOST_DIGITS else 0
+                self._update()
                 content = {
                     "version": self.version,
                     "now": self.now(),
@@ -306,8 +317,8 @@ class Runs:
         try:
             run.read()
             reason = run.status.reason if run.status else ""
-        except OSError as error:  # a network mount that is gone may come again
-            reason = f"{run.folder / LOG} cannot be read ({error.strerror})"
+        except Exception as error:  # of one run; the others are followed all the same
+            reason = f"{run.folder} cannot be followed ({type(error).__name__}: {error})"
         if reason != self._said.get(run.name, ""):
             self._said[run.name] = reason
             if reason:
