@@ -38,9 +38,9 @@ TOLD = 12
 Plot = dict[str, Any]
 
 
-def plain(figure: Any, alt: str) -> Plot:
+def plain(figure: Any, alt: str = "") -> Plot:
     """Return a figure in plain values, without a template: the page has one for each theme. `alt` says in words what it
-    shows.
+    shows, for those who cannot see it.
     """
     values: Plot = figure.to_plotly_json()
     values["layout"].pop("template", None)
