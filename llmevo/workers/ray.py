@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
 from llmevo.errors import ConfigError, MachineError, plural
 from llmevo.workers.devices import cores, visible_gpus
 from llmevo.workers.protocol import Job, Lost, Message, Opening
@@ -29,6 +31,9 @@ PROBE = 5.0
 """Seconds in which a machine has to accept a connection."""
 CONNECTING = 60.0
 """Seconds in which Ray has to start, or to connect."""
+ATTEMPTS = 3
+"""Times to connect through a cluster's port for clients, where Ray forks a process for each client from one that has
+threads: that fails now and then, and Ray does not try again."""
 LOOK = 2.0
 """Seconds between two looks at whether an idle worker lives."""
 STORE = 100 * 2**20
@@ -305,7 +310,14 @@ class _Connection:
 
     def _hold(self, options: Mapping[str, Any], begun: "Future[None]") -> None:
         try:
-            self.ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+            for attempt in Retrying(
+                retry=retry_if_exception_type(ConnectionAbortedError),
+                stop=stop_after_attempt(ATTEMPTS),
+                wait=wait_fixed(1),
+                reraise=True,
+            ):
+                with attempt:
+                    self.ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
         except BaseException as error:  # it is raised in the thread that waits
             with suppress(Exception):
                 self.ray.shutdown()

@@ -36,6 +36,7 @@ def cluster() -> Generator[Any]:
     """A cluster of one machine with two cores and two GPUs that Ray believes in; tests add others."""
     made = new_cluster(num_cpus=2, num_gpus=2, ray_client_server_port=CLIENTS)
     try:
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", CLIENTS)) == 0, "the port for clients is not open")
         yield made
     finally:
         made.shutdown()
@@ -125,6 +126,29 @@ def test_through_the_port_for_clients(tmp_path: Path) -> None:
     script = Script(tmp_path, {2: "die once"})
     with on_ray(script, 2, f"ray://127.0.0.1:{CLIENTS}") as on:
         assert on.scores(1, 2, 3)[2].losses == 1
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_server_for_the_client_that_does_not_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    client = importlib.import_module("ray.util.client.worker").Worker
+    connect, tries = client._server_init, iter(range(1, 9))
+
+    def unreliable(self: Any, *arguments: Any, **options: Any) -> None:
+        if next(tries) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:\nStarting Ray client server failed.")
+        connect(self, *arguments, **options)
+
+    monkeypatch.setattr(client, "_server_init", unreliable)
+    if failures < 3:
+        with on_ray(Script(tmp_path), 1, f"ray://127.0.0.1:{CLIENTS}") as on:
+            on.scores(1)
+    else:
+        with pytest.raises(ConfigError, match=r"Ray does not connect to ray://.*Starting Ray client server failed"):
+            RayCluster(Script(tmp_path).opening(), None, 1, f"ray://127.0.0.1:{CLIENTS}", None)
+    assert next(tries) == failures + (2 if failures < 3 else 1)
 
 
 # Losses
