@@ -80,8 +80,9 @@ def test_a_viewer_is_told_what_has_changed_since_its_version(tmp_path: Path) -> 
     assert "3 of 9 evaluations; best 0.400 ± 0.050 (#2)" in found["now"]
     assert found["version"] == run.version == f"{before[:-1]}5"
     assert news(run, run.version)["rows"] == []
-    for since in ("", "-", "x-1e9", "-" + "9" * 5000, "-\u0663"):
+    for since in ("", "-", "x-1e9", "-²"):
         assert len(news(run, since)["rows"]) == 3
+    assert news(run, "-" + "9" * 5000)["anew"]
 
 
 def test_half_a_line_is_no_news(tmp_path: Path) -> None:
@@ -299,6 +300,13 @@ def test_new_runs_of_a_folder_are_found_and_a_broken_one_is_said_once(tmp_path: 
     assert len(said) == 2
     assert f"{LOG}:1: is no event of llmevo" in said[0]
     assert "was deleted or moved" in said[1]
+
+
+def test_a_run_that_begins_in_the_served_folder_itself_has_its_page(tmp_path: Path) -> None:
+    with served(tmp_path) as at:
+        written(tmp_path, whole_run())
+        at.runs.discover()
+        assert asked(at, f"/runs/{tmp_path.name}/")[0].status == 200
 
 
 def test_only_places_that_exist_are_served(tmp_path: Path) -> None:

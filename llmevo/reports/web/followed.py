@@ -38,7 +38,6 @@ REFRESH = 2.0
 """Seconds between two renderings of a page, at least."""
 KEPT = 60.0
 """Seconds for which a run that is not being written stays in memory after its page was asked for."""
-MOST_DIGITS = 12
 LATEST = 3
 """Candidates above the report."""
 NOW = Markup("<!--now-->")
@@ -199,7 +198,7 @@ class Followed:
         with self._lock:
             if self._message[:2] != (since, self.turn):
                 begun, _, number = since.rpartition("-")
-                count = int(number) if number.isdecimal() and len(number) < MOST_DIGITS else 0
+                count = int(number[:12]) if number.isdecimal() else 0
                 self._update()
                 content = {
                     "version": self.version,
@@ -286,7 +285,7 @@ class Runs:
         """Find new runs; return whether there are any."""
         new = False
         for folder in [self.place] if self.single else runs_below(self.place):
-            name = self.name if self.single else folder.relative_to(self.place).as_posix()
+            name = self.name if folder == self.place else folder.relative_to(self.place).as_posix()
             if name not in self._runs:
                 self._runs[name] = Followed(folder, name, "./" if self.single else "../../")
                 new = True
@@ -294,7 +293,7 @@ class Runs:
 
     def follow(self) -> None:
         """Follow the runs until `close`."""
-        search, pause, told = time.monotonic(), 0.0, dict[str, int]()
+        search, pause, before, told = time.monotonic(), 0.0, 0.0, dict[str, int]()
         while not self.closed.wait(pause):
             begun = time.thread_time()
             if not self.single and time.monotonic() >= search:
@@ -310,7 +309,9 @@ class Runs:
                     self._tell()
                 run.rest()
             watched = self.viewers or any(run.viewers for run in self.runs)
-            pause = max(POLL if watched else IDLE, (time.thread_time() - begun) / SHARE)
+            took = time.thread_time() - begun
+            pause = max(POLL if watched else IDLE, min(took, before) / SHARE)  # the first reading is an exception
+            before = took
 
     def _read(self, run: Followed) -> None:
         """Read a run, and say what is wrong with it, once."""
@@ -322,7 +323,8 @@ class Runs:
         if reason != self._said.get(run.name, ""):
             self._said[run.name] = reason
             if reason:
-                self.say(f"! {reason}")
+                with suppress(OSError):  # the terminal is gone
+                    self.say(f"! {reason}")
 
     def _tell(self) -> None:
         with self.changed:
