@@ -6,8 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
-from llmevo.reports.web import followed
+from llmevo.reports.web import followed, server
 from llmevo.reports.web.server import TOKEN, Server
 from llmevo.run.log import events
 from llmevo.run.log.storage import LOG, RunLog
@@ -36,12 +39,12 @@ def window() -> Generator[Page]:
         yield page
 
 
-def opened(window: Page, server: Server, path: str = "", width: int = 1200) -> Page:
+def opened(window: Page, at: Server, path: str = "", width: int = 1200) -> Page:
     """The page, once it follows its log."""
     window.resize(width)
     window.complaints()
     window.requests()
-    window.driver.get(address(server, path))
+    window.driver.get(address(at, path))
     window.wait("document.documentElement.dataset.drawn && document.documentElement.dataset.seen")
     return window
 
@@ -55,10 +58,10 @@ def hostile(candidates: int = 30) -> list[events.Event]:
 
 def test_candidates_arrive_without_a_reload_and_disturb_nothing(window: Page, tmp_path: Path) -> None:
     log = whole_run()
-    with RunLog(tmp_path / "run") as writer, served(tmp_path / "run") as server:
+    with RunLog(tmp_path / "run") as writer, served(tmp_path / "run") as at:
         for event in log[:9]:
             writer.append(event)
-        opened(window, server)
+        opened(window, at)
         assert window.run(ROWS) == 6
         assert "running: 4 of 9 evaluations; best 0.500 ± 0.050 (#3)" in window.run(STATUS)
         window.run("(() => { window.same = true; })()")
@@ -84,15 +87,15 @@ def test_candidates_arrive_without_a_reload_and_disturb_nothing(window: Page, tm
         assert window.complaints() == []
         asked = {url for url in window.requests() if not url.startswith(("data:", "chrome:"))}
         assert len(asked) > 2
-        assert all(url.startswith(address(server)) for url in asked)
+        assert all(url.startswith(address(at)) for url in asked)
 
 
 def test_texts_of_others_are_shown_and_not_run(window: Page, tmp_path: Path) -> None:
     log = hostile()
-    with RunLog(tmp_path / "run") as writer, served(tmp_path) as server:
+    with RunLog(tmp_path / "run") as writer, served(tmp_path) as at:
         for event in log[:20]:
             writer.append(event)
-        opened(window, server, "runs/run/")
+        opened(window, at, "runs/run/")
         for event in log[20:]:
             writer.append(event)
         window.wait(f"{STATUS}.includes('finished') && document.querySelector('.items')")
@@ -109,12 +112,12 @@ def test_texts_of_others_are_shown_and_not_run(window: Page, tmp_path: Path) -> 
 
 def test_two_viewers_at_once(window: Page, tmp_path: Path) -> None:
     log = whole_run()
-    with RunLog(tmp_path / "run") as writer, served(tmp_path / "run") as server, browser() as other:
+    with RunLog(tmp_path / "run") as writer, served(tmp_path / "run") as at, browser() as other:
         for event in log[:6]:
             writer.append(event)
         for each in (window, other):
-            opened(each, server)
-        assert server.runs.runs[0].viewers == 2
+            opened(each, at)
+        assert at.runs.runs[0].viewers == 2
         for event in log[6:]:
             writer.append(event)
         for each in (window, other):
@@ -122,15 +125,34 @@ def test_two_viewers_at_once(window: Page, tmp_path: Path) -> None:
             assert each.complaints() == []
 
 
+def test_a_page_that_is_not_seen_leaves_its_connection_and_catches_up(
+    window: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BEAT", 0.1)
+    folder = written(tmp_path / "run", whole_run()[:9])
+
+    def show(is_hidden: str, at: Server, viewers: int) -> None:
+        window.run(f"Object.defineProperty(document, 'hidden', {{value: {is_hidden}, configurable: true}})")
+        window.run("document.dispatchEvent(new Event('visibilitychange'))")
+        WebDriverWait(window.driver, 20, 0.05).until(lambda _: at.runs.runs[0].viewers == viewers)
+
+    with served(folder) as at:
+        opened(window, at)
+        show("true", at, 0)
+        written(folder, whole_run())
+        show("false", at, 1)
+        window.wait(f"{STATUS}.includes('finished') && {ROWS} === 9")
+
+
 def test_a_phone_need_not_scroll_sideways(window: Page, tmp_path: Path) -> None:
     written(tmp_path / f"a-run-with-{'a-very-long-' * 8}name", hostile())
     written(tmp_path / "broken", hostile()[:9])
     with (tmp_path / "broken" / LOG).open("a") as out:
         out.write('{"event": "' + "nonsense" * 30 + '"}\n')
-    with served(tmp_path) as server:
-        for path in ("", *(f"runs/{run.name}/" for run in server.runs.runs), "compare"):
+    with served(tmp_path) as at:
+        for path in ("", *(f"runs/{run.name}/" for run in at.runs.runs), "compare"):
             window.resize(360)
-            window.driver.get(address(server, path))
+            window.driver.get(address(at, path))
             window.wait("document.documentElement.dataset.drawn")
             window.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
             if path and path != "compare":
@@ -147,18 +169,18 @@ def test_a_broken_and_a_deleted_run_are_said(window: Page, tmp_path: Path) -> No
     log, said = whole_run(), list[str]()
     for name in ("one", "two"):
         written(tmp_path / name, log[:9])
-    with served(tmp_path, said=said) as server:
-        opened(window, server, "runs/one/")
+    with served(tmp_path, said=said) as at:
+        opened(window, at, "runs/one/")
         with (tmp_path / "one" / LOG).open("a") as out:
             out.write("nonsense\n")
         window.wait("document.querySelector('[role=alert]')?.textContent.includes('events.jsonl:10: is no event')")
         assert window.run(f"{STATUS}.startsWith('broken: 4 of 9')")
-        opened(window, server)
+        opened(window, at)
         shutil.rmtree(tmp_path / "two")
         window.wait("document.querySelector('.reason') && document.querySelector('strong.deleted')")
-        window.driver.get(address(server, "runs/two/"))
+        window.driver.get(address(at, "runs/two/"))
         window.wait("document.querySelector('[role=alert]')?.textContent.includes('was deleted or moved')")
-        window.driver.get(address(server, "runs/three/"))
+        window.driver.get(address(at, "runs/three/"))
         window.wait("document.querySelector('main').textContent.includes('no such run')")
     assert any("events.jsonl:10" in line for line in said)
     assert any("was deleted or moved" in line for line in said)
@@ -173,8 +195,8 @@ def test_runs_appear_in_the_list_and_are_compared(window: Page, tmp_path: Path) 
         return [started.model_copy(update={"config": {**started.config, "search": search}, "seed": seed}), *log[1:]]
 
     written(tmp_path / "b", run(0))
-    with served(tmp_path) as server:
-        opened(window, server)
+    with served(tmp_path) as at:
+        opened(window, at)
         window.wait("document.querySelector('#list input')")
         window.click("#list input")
         written(tmp_path / "a", run(1))
@@ -188,11 +210,11 @@ def test_runs_appear_in_the_list_and_are_compared(window: Page, tmp_path: Path) 
 
 
 def test_the_token_opens_the_page(window: Page, tmp_path: Path) -> None:
-    with served(written(tmp_path / "run", whole_run()), host="0.0.0.0") as server:
+    with served(written(tmp_path / "run", whole_run()), host="0.0.0.0") as at:
         for path, said in (("", "is missing"), ("?token=wrong", "is wrong")):
-            window.driver.get(address(server, path))
+            window.driver.get(address(at, path))
             window.wait(f"document.querySelector('main').textContent.includes('The token {said}')")
-        window.driver.get(address(server, f"?token={server.access.token}"))
+        window.driver.get(address(at, f"?token={at.access.token}"))
         window.wait("document.documentElement.dataset.drawn && document.documentElement.dataset.seen")
         assert window.run("location.search") == ""
         assert window.run("document.cookie") == ""
@@ -203,9 +225,9 @@ def test_the_token_opens_the_page(window: Page, tmp_path: Path) -> None:
 
 def test_a_lost_connection_is_said_and_mended(window: Page, tmp_path: Path) -> None:
     folder, lost = written(tmp_path / "run", whole_run()[:8]), "document.querySelector('#connection').textContent"
-    with served(folder) as server:
-        opened(window, server)
-        port = server.server_port
+    with served(folder) as at:
+        opened(window, at)
+        port = at.server_port
     window.wait(f"{lost}.includes('is lost')")
     written(folder, whole_run())
     with served(folder, port=port):
@@ -213,11 +235,8 @@ def test_a_lost_connection_is_said_and_mended(window: Page, tmp_path: Path) -> N
 
 
 def test_a_keyboard_and_a_screen_reader_find_their_way(window: Page, tmp_path: Path) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    with served(written(tmp_path / "run", hostile())) as server:
-        opened(window, server)
+    with served(written(tmp_path / "run", hostile())) as at:
+        opened(window, at)
 
         def press(key: str) -> str:
             ActionChains(window.driver).send_keys(key).perform()
