@@ -38,7 +38,7 @@ def serve(
     access = Access.of(host, allow_host or ())
     server = Server(runs, host, port, access, runs.say)
     with suppress(OSError):
-        os.nice(5)  # the run goes first
+        os.nice(10)  # the run goes first
     with server.serving():
         say(terminal.console, f"{place} is shown at {server.url} (Ctrl-C ends it)")
         if access.is_open:
