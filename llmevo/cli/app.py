@@ -21,6 +21,7 @@ from llmevo.cli.report import report
 from llmevo.cli.resume import resume
 from llmevo.cli.run import run
 from llmevo.cli.scan import scan
+from llmevo.cli.serve import serve
 from llmevo.cli.status import status
 from llmevo.cli.tasks import tasks
 from llmevo.cli.watch import watch
@@ -39,6 +40,7 @@ COMMANDS = {
     resume: "llmevo resume runs/quickstart",
     status: "llmevo status",
     watch: "llmevo watch runs/quickstart",
+    serve: "llmevo serve runs",
     replay: "llmevo replay runs/quickstart --verify",
     compare: "llmevo compare config.yml --optimizers llm,cma-es,random --seeds 6",
     report: "llmevo report runs/quickstart",
