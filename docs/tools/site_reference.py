@@ -24,6 +24,7 @@ from typer.models import ArgumentInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from site_notebooks import NOTEBOOKS, notebook_page
 from site_schemas import event_models, field_docs, models_in
 
 import llmevo
@@ -53,6 +54,7 @@ def pages() -> dict[str, str]:
         "reference/events.md": events_page(),
         "reference/optimizers.md": optimizers_page(),
         "reference/python.md": python_page(),
+        **{f"notebooks/{file.stem}.md": notebook_page(file) for file in sorted(NOTEBOOKS.glob("*.ipynb"))},
         **{f"methods/{name}.md": method_page(method) for name, method in METHODS.items()},
     }
 
