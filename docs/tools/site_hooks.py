@@ -49,6 +49,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         there = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = MOVED.get(there, there.removeprefix("docs/"))
+        if not source.startswith("docs/notebooks/"):  # whose own pages have the files to download
+            place = re.sub(r"\.ipynb$", ".md", place)
         return (
             f"{link[1]}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{link[3] or ''}{link[4]}"
         )
