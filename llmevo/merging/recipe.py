@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import text_stack
 from llmevo.models.branches import Gains
@@ -415,6 +415,10 @@ class Recipe(Strict):
             raise ValueError(
                 f"a slice has a merge_method of its own: write `merge_method: {BY_SLICE}` for the whole recipe (so that"
                 " mergekit, which would overlook the slice's, refuses it) and give every slice one"
+            )
+        if WIDEN in named:
+            raise ValueError(
+                f"merge_method {WIDEN!r} is for a whole recipe: all layers have the same number of neurons"
             )
         for name in named if any(named) else [self.merge_method]:
             if name not in METHODS:

@@ -1,7 +1,7 @@
 """The experts of a mixture of experts, each read as a dense model: `MODEL#expert=3`.
 
-Expert j of every layer takes the place of the layer's MLP; attention, norms and embeddings are those of the mixture. The
-weights are mapped parts of the mixture's files: no model is written.
+Expert j of every layer takes the place of the layer's MLP; attention, norms and embeddings are those of the mixture.
+The weights are mapped parts of the mixture's files: no model is written.
 """
 
 import hashlib
@@ -149,6 +149,8 @@ class Expert(Source):
                 self._parts[f"{place}down_proj.weight"] = name, expert, slice(None)
         self.shapes = {name: self._shape(*part) for name, part in self._parts.items()}
         self.derived = derived
+        rounded = stored.quantized
+        self.quantized = frozenset(name for name, (origin, *_) in self._parts.items() if origin in rounded)
 
     def _shape(self, origin: str, expert: int | None, rows: slice | None) -> tuple[int, ...]:
         shape = self._stored.shapes[origin]
@@ -168,11 +170,6 @@ class Expert(Source):
         origin, expert, _ = self._parts[name]
         share = 1.0 if expert is None else self.tensor(name).numel() / self._stored.tensor(origin).numel()
         return self._stored.noise(origin) * share
-
-    @property
-    def quantized(self) -> frozenset[str]:
-        """The weights whose stored numbers are rounded to a narrow type."""
-        return frozenset(name for name, (origin, *_) in self._parts.items() if origin in self._stored.quantized)
 
 
 def dense_config(config: Mapping[str, Any], called: str, like: str = "") -> dict[str, Any]:
