@@ -1,4 +1,4 @@
-"""Start rows that follow from the models: of experts by the use of their mixture's routers, and of Model Stock's ratios."""
+"""Start rows that follow from the models: experts by the use of their mixture's routers, and Model Stock's ratios."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING

@@ -132,5 +132,5 @@ def test_what_cannot_be_made_dense_is_refused(
 ) -> None:
     of = mixture(tmp_path, family)
     with pytest.raises(LlmevoError, match=message.replace("(", r"\(")):
-        make_dense(of, tmp_path / "dense", by, **{"text": text, "device": "cpu", **options})
+        make_dense(of, tmp_path / "dense", by, **options if "text" in options else {"text": text, **options})
     assert not (tmp_path / "dense").exists()
