@@ -34,7 +34,7 @@ from llmevo.run.routing import router_use
 from llmevo.run.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "quickstart.yml"
+CONFIG = ROOT / "configs" / "quickstart-plain.yml"
 SEARCHES = ROOT / "benchmarks" / "results" / "quickstart.jsonl"
 SKILLS = ("arithmetic", "words", "family", "calendar")
 COEFFICIENT = 0.71

@@ -41,12 +41,13 @@ from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger, not_finite
+from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.texts import Texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of, stack_of
-from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, locked, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -235,22 +236,34 @@ class Scorer:
         return {"prepare": spent} if spent else {}
 
     def _prepare(self, recipe: Recipe) -> None:
-        """Make the prepared models of a recipe, and say what it cost."""
-        from llmevo.run.activations import measure
+        """Make the prepared models of a recipe, and say what it cost.
 
+        Of the workers of one machine the first one does so, and the others wait.
+        """
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared
+        if prepared.folder.exists():
+            return
+        try:
+            with locked(prepared.folder.parent):
+                self._make(prepared)
+        except OSError as error:
+            raise SourceError(f"{prepared.folder}: the prepared models cannot be written ({error})") from error
+
+    def _make(self, prepared: Prepared) -> None:
+        from llmevo.run.activations import measure
+
+        if prepared.folder.exists():
+            return
         device, wanted = self.config.engine.device, prepared.all_measurements
         cost = measure(wanted, self.sources, self.tokenizer_folder, device, self.warn)
         if cost.models:
             self.warn(f"Measured: {cost}.")
-        self._spent_preparing += cost.seconds
-        if not prepared.folder.exists():
-            started = time.monotonic()
-            prepared.make()
-            took = time.monotonic() - started
-            self._spent_preparing += took
-            self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
+        started = time.monotonic()
+        prepared.make()
+        took = time.monotonic() - started
+        self._spent_preparing += cost.seconds + took
+        self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
 
     def router_use(self, mixture: ModelReference) -> RouterUse:
         """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""

@@ -131,6 +131,7 @@ def test_what_cannot_be_made_dense_is_refused(
     family: str, by: Way, options: dict[str, Any], message: str, tmp_path: Path, text: Path
 ) -> None:
     of = mixture(tmp_path, family)
+    given: dict[str, Any] = {"text": text, **options}
     with pytest.raises(LlmevoError, match=message.replace("(", r"\(")):
-        make_dense(of, tmp_path / "dense", by, **options if "text" in options else {"text": text, **options})
+        make_dense(of, tmp_path / "dense", by, **given)
     assert not (tmp_path / "dense").exists()
