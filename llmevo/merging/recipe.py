@@ -304,6 +304,8 @@ class Preparation(Strict):
                     raise ValueError(f"{key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
         if repeated := [name for name in self.names if self.names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is listed twice")
+        if any(STEPS[name].permutes for name in self.names[1:]):
+            raise ValueError("align is the first step: the others compare models neuron by neuron")
         return self
 
     @property
