@@ -178,8 +178,6 @@ class Prepared:
         start = name[: found.start(1)]
         biases = [of for of in self.sources[self.base].shapes if of.startswith(start) and of.endswith(".bias")]
         if biases:
-            (n for n in self.sources[self.base].shapes if n.startswith(start) and n.endswith("bias")), ""
-        ):
             raise RecipeError(f"prepare: align cannot order the neurons of {biases[0]}; leave the step out")
         if start not in self._known_orders:
 
