@@ -15,9 +15,10 @@ from llmevo.errors import SourceError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
+from llmevo.models.checkpoints import LowRank
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from support.checkpoints import quietly
+from support.checkpoints import new_adapter, quietly
 from support.families import new_family
 
 TOKENS = torch.arange(5, 15).unsqueeze(0)
@@ -102,6 +103,18 @@ def test_experts_of_a_mixtral_merge_with_a_llama(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     torch.testing.assert_close(merged[name], (sources[one].tensor(name) + sources[two].tensor(name)) / 2)
     assert sources.own_config(one)["model_type"] == "llama"
+
+
+def test_an_adapter_can_be_on_an_expert(tmp_path: Path) -> None:
+    mixture, name = new_family(tmp_path, "Mixtral") / "base", "model.layers.1.mlp.down_proj.weight"
+    new_family(tmp_path / "llama", "Llama")
+    new_adapter(tmp_path / "adapter", tmp_path / "llama" / "base")
+    sources = Sources()
+    adapted = ModelReference.parse(f"{mixture}#expert=1+{tmp_path / 'adapter'}")
+    weight = sources[adapted].weight(name)
+    assert isinstance(weight, LowRank)
+    assert torch.equal(weight.origin, sources[expert(mixture, 1)].tensor(name))
+    assert adapted.name == "adapter"
 
 
 def test_each_expert_has_a_checksum_and_a_name_of_its_own(tmp_path: Path) -> None:

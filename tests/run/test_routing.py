@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from llmevo.cli.app import app
 from llmevo.errors import LlmevoError
 from llmevo.export.dense import Way, make_dense
+from llmevo.export.merge import merge
 from llmevo.merging.dense import RouterUse, average, expert_of
 from llmevo.merging.preparation.texts import Texts
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.routing import router_use
-from support.checkpoints import quietly
+from support.checkpoints import assert_same_bits, quietly, weights_of
 from support.families import new_family
 
 TEXTS = Texts({"one": ["3 + 4 =", "the sum", "ab"], "two": ["a cat sat", "x"]})
@@ -104,6 +105,8 @@ def test_the_most_used_experts_are_widened(tmp_path: Path, text: Path) -> None:
         found = [source.model.model.expert for source in slice_.sources]
         assert found == sorted(range(4), key=lambda place, row=use.mean[layer]: -row[place])[:3]
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["intermediate_size"] == 3 * 96
+    merge(tmp_path / "wide" / "mergekit_config.yml", tmp_path / "again")
+    assert_same_bits(weights_of(tmp_path / "wide"), weights_of(tmp_path / "again"))
 
 
 def test_the_command_writes_each_kind(tmp_path: Path, text: Path) -> None:
