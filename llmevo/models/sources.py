@@ -42,6 +42,8 @@ class Sources:
         `excludes` says whether the user leaves a tensor of a model out on purpose.
         """
         self.root, self.base = root, base
+        self.dense: ModelReference | None = None
+        """A model that is no expert of a mixture, whose class experts have if they may."""
         self._excludes = excludes
         self._checkpoints: dict[Path, Source] = {}
         self._own: dict[ModelReference, Source] = {}
@@ -64,8 +66,9 @@ class Sources:
         cls, references: Iterable[ModelReference], root: Path = Path(), excludes: Excludes | None = None
     ) -> Self:
         """Like `open`, without the comparison of names and shapes: see `check`."""
-        sources = cls(root, excludes=excludes)
-        sources.base = next((sources.folder(reference) for reference in references), None)
+        sources, known = cls(root, excludes=excludes), [*references]
+        sources.dense = next((of for of in known if of.model.expert is None), None)
+        sources.base = next((sources.folder(reference) for reference in known), None)
         return sources
 
     def check(self, references: Iterable[ModelReference], rows: bool = True) -> None:
@@ -115,13 +118,18 @@ class Sources:
         if reference not in self._folders:
             folder = folder_of(reference.model, self.root)
             if reference.model.expert is not None:
-                kind = read_object(self.base / "config.json").get("model_type") if self.base else ""
-                folder = expert_folder(folder, reference.model.expert, str(reference.model), str(kind))
+                folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
             if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
                 folder, adapter = self._base_of(reference, folder), folder
             self._folders[reference] = folder, adapter
         return self._folders[reference]
+
+    def _dense_kind(self) -> str:
+        """Return the `model_type` of the dense model, or of the base; empty where there is none."""
+        if self.dense:
+            return str(self._known_config(self.dense).get("model_type"))
+        return str(read_object(self.base / "config.json").get("model_type")) if self.base else ""
 
     def _base_of(self, reference: ModelReference, adapter: Path) -> Path:
         """Return the folder of the model that an adapter was trained on. Raises SourceError where it is not found."""

@@ -93,6 +93,13 @@ def test_experts_in_one_tensor_are_read_as_those_in_tensors_of_their_own(family:
     assert apart.dtype("model.layers.0.mlp.up_proj.weight") == together.dtype("model.layers.0.mlp.up_proj.weight")
 
 
+def test_an_expert_before_a_llama_is_a_llama_too(tmp_path: Path) -> None:
+    mixture, llama = new_family(tmp_path / "m", "Mixtral") / "base", new_family(tmp_path / "l", "Llama") / "base"
+    one, other = expert(mixture, 0), ModelReference.parse(str(llama))
+    assert Sources.open([one, other]).config(one)["architectures"] == ["LlamaForCausalLM"]
+    assert Sources.open([one]).config(one)["architectures"] == ["MistralForCausalLM"]
+
+
 def test_experts_of_a_mixtral_merge_with_a_llama(tmp_path: Path) -> None:
     mixture, llama = new_family(tmp_path / "m", "Mixtral") / "base", new_family(tmp_path / "l", "Llama") / "base"
     one, two, base = expert(mixture, 0), expert(mixture, 1), ModelReference.parse(str(llama))

@@ -64,8 +64,12 @@ def test_the_average_by_use_has_the_mean_of_each_slice() -> None:
     use = RouterUse([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0], [0.0, 0.8]], [[0.5, 0.5]] * 4, 1, 1, 0.0)
     (row,) = by_router_use(space, ModelReference.parse("m"), use)
     assert row.genes == {
-        "m-expert0/0-1/weight": 0.75, "m-expert1/0-1/weight": 0.25, "other/0-1/weight": 0.0,
-        "m-expert0/2-3/weight": 0.25, "m-expert1/2-3/weight": 0.75, "other/2-3/weight": 0.0,
+        "m-expert0/0-1/weight": 0.75,
+        "m-expert1/0-1/weight": 0.25,
+        "other/0-1/weight": 0.0,
+        "m-expert0/2-3/weight": 0.25,
+        "m-expert1/2-3/weight": 0.75,
+        "other/2-3/weight": 0.0,
     }
 
 
@@ -94,12 +98,27 @@ def test_the_weights_of_model_stock_are_a_start_row(workspace: Workspace) -> Non
     row = next(trial.candidate for trial in state.trials.values() if trial.candidate.note == "model_stock")
     status, printed = workspace.llmevo("inspect", workspace.config(search=search), "--json")
     assert status == 0, printed
-    for facts in json.loads(printed)["geometry"]:
+    found = json.loads(printed)
+    assert len(found["model_stock"]) == 2
+    for ratio, facts in zip(found["model_stock"], found["geometry"], strict=True):
         (cosine,) = facts["cosines"].values()
         expected = max(0.0, 2 * cosine / (1 + cosine)) / 2
+        assert ratio == pytest.approx(2 * cosine / (1 + cosine), abs=1e-4)
         assert row.genes[f"one/{facts['slice']}/weight"] == pytest.approx(expected, abs=2e-4)
     assert "Share of the models' mean in Model Stock" in workspace.llmevo("inspect", "config.yml")[1]
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+def test_the_ratios_of_model_stock_are_by_layer_where_the_search_has_one_slice(workspace: Workspace) -> None:
+    genome = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "dtype": "float32"}
+    found: list[list[float]] = []
+    for layers in (0, 1):
+        given = {"genome": {**genome, "layer_granularity": layers}, "search": {**SEARCH, "budget": 8}}
+        status, printed = workspace.llmevo("inspect", workspace.config(**given), "--json")
+        assert status == 0, printed
+        found.append(json.loads(printed)["model_stock"])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
 
 
 @pytest.mark.parametrize(
