@@ -29,7 +29,7 @@ def dense(
     """Make one dense model of a mixture of experts (Mixtral or Qwen3-MoE)."""
     from llmevo.export.dense import WAYS, make_dense  # torch takes seconds to import
 
-    way = next((known for known in WAYS if known == by), None)
+    way = {str(known): known for known in WAYS}.get(by)
     if way is None:
         raise typer.BadParameter(f"{by!r} is none of {', '.join(WAYS)}", param_hint="--by")
     with terminal.console.status("Making a dense model…"):

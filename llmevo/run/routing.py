@@ -102,7 +102,8 @@ class _Counted:
         self.experts = experts_of(config)
         self.top = min(int(text.get("num_experts_per_tok") or DEFAULT_TOP.get(kind, 2)), self.experts)
         self.renormalized = kind in RENORMALIZED or bool(text.get("norm_topk_prob"))
-        self.shape = (1, 1)
+        self.shape: tuple[int, int] = (1, 1)
+        """The texts of a batch, and the tokens of each."""
         self._medians = torch.zeros(layers, self.experts, dtype=torch.float64)
         self._means = torch.zeros(layers, self.experts, dtype=torch.float64)
         self._seen: set[int] = set()
