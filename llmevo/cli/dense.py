@@ -27,13 +27,15 @@ def dense(
     expert: Annotated[int, typer.Option(help="With --by expert: its number, from 0.")] = 0,
 ) -> None:
     """Make one dense model of a mixture of experts (Mixtral or Qwen3-MoE)."""
-    from llmevo.export.dense import WAYS, make_dense  # torch takes seconds to import
+    from llmevo.export.dense import WAYS, Way, make_dense  # torch takes seconds to import
 
-    way = {str(known): known for known in WAYS}.get(by)
-    if way is None:
+    ways: dict[str, Way] = {known: known for known in WAYS}
+    if by not in ways:
         raise typer.BadParameter(f"{by!r} is none of {', '.join(WAYS)}", param_hint="--by")
     with terminal.console.status("Making a dense model…"):
-        _, use = make_dense(mixture, out, way, text=text, experts=experts, expert=expert, say=terminal.console.print)
+        _, use = make_dense(
+            mixture, out, ways[by], text=text, experts=experts, expert=expert, say=terminal.console.print
+        )
     if use:
         terminal.console.print(
             f"The routers' use of {plural(len(use.mean[0]), 'expert')}, by {use.tokens} tokens of"
