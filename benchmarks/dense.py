@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.dense import Way, make_dense
 from llmevo.merging.merger import Merger
@@ -52,59 +54,74 @@ ROWS: Mapping[str, tuple[Way, dict[str, Any]]] = {
     **{f"expert {place}: {skill}": ("expert", {"expert": place}) for place, skill in enumerate(SKILLS)},
 }
 MIXTURE = "the mixture"
+USE = "all"
+"""The line with the use on the questions of all tasks."""
 
 
 def collect(options: argparse.Namespace) -> None:
     """Measure what the file lacks."""
     torch.set_num_threads(1)
-    scorer = Scorer(read_config(CONFIG), CONFIG.parent)
+    scorer = Scorer(read_config(CONFIG).model_copy(update={"limit": options.texts}), CONFIG.parent)
     folder = options.folder / "mixture"
     if not folder.exists():
         _build(scorer, folder)
+        if options.one:
+            return
     texts = options.folder / "questions.json"
     texts.write_text(scorer.texts.to_json())
     done = {line["row"] for line in measurements.read(options.out)}
+    of = ModelReference.parse(str(folder))
+    for task in [*scorer.texts.tasks, USE]:
+        if task not in done:
+            asked = scorer.texts if task == USE else scorer.texts.of([task])
+            found = router_use(of, Path(), asked, "cpu")
+            shares = [sum(row[place] for row in found.mean) / len(found.mean) for place in range(len(SKILLS))]
+            more = {"table": vars(found)} if task == USE else {}
+            measurements.append(options.out, {**measurements.environment(), "row": task, "shares": shares, **more})
+            print(task, shares, flush=True)
+            if options.one:
+                return
     if MIXTURE not in done:
-        of = ModelReference.parse(str(folder))
-        use = router_use(of, Path(), scorer.texts, "cpu")
-        tasks = {}
-        for task in scorer.texts.tasks:
-            own = router_use(of, Path(), scorer.texts.of([task]), "cpu")
-            tasks[task] = [sum(row[e] for row in own.mean) / len(own.mean) for e in range(len(SKILLS))]
-        _ask(scorer, MIXTURE, folder, options.out, {"use": vars(use), "by_task": tasks})
+        _ask(scorer, MIXTURE, folder, options)
+        if options.one:
+            return
     for name, (way, given) in ROWS.items():
         if name not in done:
             made = options.folder / name.replace(" ", "-").replace(":", "").replace(",", "").replace("'", "")
             if not made.exists():
                 make_dense(str(folder), made, way, text=texts.absolute(), device="cpu", **given)
-            _ask(scorer, name, made, options.out, {})
+            _ask(scorer, name, made, options)
+            if options.one:
+                return
 
 
-def _ask(scorer: Scorer, row: str, folder: Path, out: Path, more: Mapping[str, Any]) -> None:
+def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) -> None:
     """Ask a model the held-out questions."""
+    config = scorer.config
+    protocol = replace(config.heldout_protocol, limit=options.limit)
+    places = [scorer.root / place for place in config.task_search_path]
+    evaluator = Evaluator(config.heldout_tasks, protocol, places, scorer.root)
     engine = HfEngine(folder, scorer.tokenizer_folder, "bfloat16", "cpu")
-    evaluator = scorer.evaluators["heldout"]
     started = time.monotonic()
     score = evaluator.score(engine.lm)
     seconds = time.monotonic() - started
-    config = json.loads((folder / "config.json").read_text())
+    sizes = json.loads((folder / "config.json").read_text())
     parameters = sum(weight.numel() for weight in engine.model.parameters())
     routed = sum(w.numel() for n, w in engine.model.named_parameters() if ".experts." in n)
-    unused = 1.0 - config.get("num_experts_per_tok", 1) / config.get("num_local_experts", 1)
+    unused = 1.0 - sizes.get("num_experts_per_tok", 1) / sizes.get("num_local_experts", 1)
     line = {
         **measurements.environment(),
         "row": row,
         "parameters": parameters,
         "active": parameters - round(routed * unused),
-        "neurons": config["intermediate_size"],
+        "neurons": sizes["intermediate_size"],
         "seconds": seconds,
         "score": score.total,
         "stderr": score.stderr,
         "items": score.item_scores,
         "same": clusters(evaluator.texts()),
-        **more,
     }
-    measurements.append(out, line)
+    measurements.append(options.out, line)
     print(row, score.total, score.stderr, round(seconds), flush=True)
 
 
@@ -205,10 +222,10 @@ def table(options: argparse.Namespace) -> None:
 
 def use(options: argparse.Namespace) -> None:
     """Markdown: the mean weight that the mixture gives each expert, task by task."""
-    line = next(line for line in measurements.read(options.file) if line["row"] == MIXTURE)
-    print(f"| task | {' | '.join(SKILLS)} |\n|---|{'---:|' * len(SKILLS)}")
-    for task, shares in line["by_task"].items():
-        print(f"| {task} | {' | '.join(f'{share:.2f}' for share in shares)} |")
+    print(f"| questions | {' | '.join(SKILLS)} |\n|---|{'---:|' * len(SKILLS)}")
+    for line in measurements.read(options.file):
+        if "shares" in line:
+            print(f"| {line['row']} | {' | '.join(f'{share:.2f}' for share in line['shares'])} |")
 
 
 def main() -> None:
@@ -217,6 +234,11 @@ def main() -> None:
     collecting = commands.add_parser("collect")
     collecting.add_argument("folder", type=Path)
     collecting.add_argument("--out", type=Path, required=True)
+    collecting.add_argument("--limit", type=int, help="held-out questions a task; all by default")
+    collecting.add_argument(
+        "--texts", type=int, default=64, help="search questions a task, for the routers and their use"
+    )
+    collecting.add_argument("--one", action="store_true", help="stop after one step")
     collecting.set_defaults(action=collect)
     for name, action in (("table", table), ("use", use)):
         reading = commands.add_parser(name)
