@@ -390,7 +390,8 @@ class Search(Section):
     allows it and asks no LLM, else `strict`."""
     start_from: list[Path | dict[str, float | str]] = Field(default_factory=list[Path | dict[str, float | str]])
     """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, genes by name, or layer
-    paths (`{path: A 0-12 | A 8-30}`)."""
+    paths (`{path: A 0-12 | A 8-30}`); or `model_stock`, the weights that Model Stock gives each slice. With two experts
+    or more of a mixture (`MODEL#expert=0`) their average by the measured use of the routers comes first."""
     racing: Annotated[Racing | None, Switch] = Racing()
     """Stop a candidate early if it cannot become the best; `false` scores all questions. Has no effect unless every
     task's metric is a mean over its questions."""

@@ -11,6 +11,7 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.cli.compare import compare
+from llmevo.cli.dense import dense
 from llmevo.cli.export import export
 from llmevo.cli.extract import extract
 from llmevo.cli.init import init
@@ -46,6 +47,7 @@ COMMANDS = {
     report: "llmevo report runs/quickstart",
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
+    dense: "llmevo dense my-mixture my-model --by widen --experts 2 --text questions.txt",
     extract: "llmevo extract my-fine-tune its-base my-adapter --rank auto --parameters 10M",
     scan: "llmevo scan config.yml --limit 32",
     inspect: "llmevo inspect config.yml",

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import text_stack
 from llmevo.models.branches import Gains
@@ -304,6 +304,8 @@ class Preparation(Strict):
                     raise ValueError(f"{key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
         if repeated := [name for name in self.names if self.names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is listed twice")
+        if any(STEPS[name].permutes for name in self.names[1:]):
+            raise ValueError("align is the first step: the others compare models neuron by neuron")
         return self
 
     @property
@@ -415,6 +417,10 @@ class Recipe(Strict):
             raise ValueError(
                 f"a slice has a merge_method of its own: write `merge_method: {BY_SLICE}` for the whole recipe (so that"
                 " mergekit, which would overlook the slice's, refuses it) and give every slice one"
+            )
+        if WIDEN in named:
+            raise ValueError(
+                f"merge_method {WIDEN!r} is for a whole recipe: all layers have the same number of neurons"
             )
         for name in named if any(named) else [self.merge_method]:
             if name not in METHODS:

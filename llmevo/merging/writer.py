@@ -14,6 +14,7 @@ from llmevo.merging.merger import Seed, branches_of, merge
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
+from llmevo.merging.widening import widened
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.layer_kinds import rearranged
 from llmevo.models.references import ModelReference
@@ -41,7 +42,9 @@ class MergedModel:
             sources = aligned
         elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
             sources = Trimmed(sources, recipe.donor, rows)
-        self.recipe, self.sources, self._seed = recipe, sources, seed
+        self.recipe, self._seed = recipe, seed
+        recipe, sources = widened(recipe, sources)
+        self.sources, self._merged = sources, recipe
         donor = sources[recipe.donor].shapes
         steps = plan(recipe, [*donor], sources.depth(recipe.donor))
         for step in steps:  # raise for a missing parameter before anything is merged
@@ -50,14 +53,14 @@ class MergedModel:
         """Every tensor's shape, in the order of the weights."""
         self.origins = {step.name: step.inputs[0] for step in steps}
         """Every tensor's name in the first source of its slice."""
-        self._template = chat_template(recipe, sources)
+        self._template = chat_template(self.recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
         self.config()  # raises for layers that it cannot describe
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, merged weight). Raises CandidateError when one is not finite."""
-        return merge(self.recipe, self.sources, self._seed)
+        return merge(self._merged, self.sources, self._seed)
 
     @property
     def _speaker(self) -> ModelReference:

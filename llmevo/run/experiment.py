@@ -31,6 +31,7 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
+from llmevo.search.start_rows import MODEL_STOCK, by_model_stock, by_router_use, mixture_in
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Result, Workers
 
@@ -226,7 +227,7 @@ class Experiment:
 
     @cached_property
     def own_rows(self) -> list[Suggestion]:
-        """The user's own recipes (`search.start_from`)."""
+        """The user's own recipes (`search.start_from`), after the average of a mixture's experts by their use."""
         if self.recorded:
             return [
                 Suggestion(row["genes"], "user", row["name"], path=row.get("path", ""))
@@ -234,7 +235,15 @@ class Experiment:
             ]
         entries = self.config.search.start_from
         tensors = [*self.sources[self.config.genome.references[0]].shapes] if entries else []
-        return [read_start(self.space, entry, self.root, tensors) for entry in entries]
+        rows: list[Suggestion] = []
+        if mixture := mixture_in(self.config.genome):
+            rows += by_router_use(self.space, mixture, self.scorer.router_use(mixture))
+        for entry in entries:
+            if entry == Path(MODEL_STOCK):
+                rows += by_model_stock(self.space, self.scorer.geometry)
+            else:
+                rows.append(read_start(self.space, entry, self.root, tensors))
+        return rows
 
     @property
     def coefficients(self) -> list[Suggestion]:

@@ -39,6 +39,7 @@ from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.texts import Texts, read_texts
@@ -263,6 +264,16 @@ class Scorer:
         took = time.monotonic() - started
         self._spent_preparing += cost.seconds + took
         self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
+
+    def router_use(self, mixture: ModelReference) -> RouterUse:
+        """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""
+        from llmevo.run.routing import router_use
+
+        use = router_use(mixture, self.root, self.texts, self.config.engine.device, self.warn)
+        if use.seconds:
+            self.warn(f"Measured: {use.tokens} tokens of {use.texts} texts in {use.seconds:.0f} s.")
+            self._spent_preparing += use.seconds
+        return use
 
     # Checks of the config against models and machine
 

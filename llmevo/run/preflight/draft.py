@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from llmevo.errors import SourceError, TaskError, UserError, shortened
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
-from llmevo.models.references import PACKAGE, ModelReference
+from llmevo.models.references import EXPERT, PACKAGE, ModelReference
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import template_of
 
@@ -211,10 +211,13 @@ def _is_here(reference: ModelReference) -> bool:
 def placed(text: str, folder: Path) -> str:
     """Return a reference as a config in `folder` names it: paths on this machine are relative to the config."""
     parts = text.split("+") if not Path(text).exists() else [text]
-    return "+".join(
-        os.path.relpath(part, folder) if Path(part).exists() and not Path(part).is_absolute() else part
-        for part in parts
-    )
+
+    def moved(part: str) -> str:
+        path, mark, expert = part.partition(EXPERT)
+        is_moved = Path(path).exists() and not Path(path).is_absolute()
+        return f"{os.path.relpath(path, folder)}{mark}{expert}" if is_moved else part
+
+    return "+".join(map(moved, parts))
 
 
 def _reference(text: str) -> ModelReference:
