@@ -95,6 +95,10 @@ class Format:
         Raises what `write_model` raises, and UserError for what the format cannot hold.
         """
         check_new(out)
+        if recipe.mixture and self.kind != "model":
+            raise UserError(
+                f"--as {self.kind}: a mixture of experts is written as a Hugging Face folder only; leave --as out"
+            )
         if self.kind == "lora":
             return self._write_lora(recipe, sources, out, seed, texts, str(base_of(published or recipe)))
         if self.kind == "gguf":
