@@ -449,7 +449,7 @@ class Merger:
         merge changes nothing. A model without a base is compared with its donor.
         """
         donor = self.sources[recipe.donor]
-        planned = [tensor for tensor in self._plan(unprepared(recipe)) if tensor.step.layer is not None]
+        planned = [of for of in self._plan(unprepared(recipe)) if of.step.layer is not None and not of.given]
         lost = changed = 0.0
         for tensor in planned[:: max(1, len(planned) // tensors)]:
             origin = donor.tensor(tensor.step.base)
@@ -533,8 +533,9 @@ def _expert(weight: Weight, place: int) -> Weight:
 
 
 def unprepared(recipe: Recipe) -> Recipe:
-    """Return the recipe without its preparation, for what does not depend on that."""
-    return recipe.model_copy(update={"prepare": None})
+    """Return the recipe without its preparation and its router's file, for what does not depend on them."""
+    mixture = recipe.mixture and recipe.mixture.model_copy(update={"router": None, "router_slices": None})
+    return recipe.model_copy(update={"prepare": None, "mixture": mixture})
 
 
 def branches_of(recipe: Recipe, sources: Sources) -> Branches | None:

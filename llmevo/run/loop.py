@@ -6,6 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -53,6 +54,8 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             if recipe.prepare and recipe.prepare.text == QUESTIONS:
                 log.write(QUESTIONS, experiment.scorer.texts.to_json())
+            if recipe.mixture and recipe.mixture.router == ROUTER:
+                log.write(ROUTER, experiment.scorer.router)
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)

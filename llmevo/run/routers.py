@@ -9,7 +9,7 @@
 * `inputs`: llmevo's. A regression on what the router sees, the state after the layer's second norm (`mixture.router`).
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import TaskError
+from llmevo.evaluation.score import Score
 from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.mergekit import Expert, MixtureRecipe
 from llmevo.merging.mixture.mixture import Mixture
@@ -110,6 +111,28 @@ def _of_inputs(engine: HfEngine, experts: Sequence[Expert], routed: int) -> Rout
     router = fit(inputs_of(engine, texts), scores)
     shared = router.directions[:, routed].contiguous() if len(experts) > routed else None
     return Router(router.directions[:, :routed].contiguous(), router.means, shared)
+
+
+def expert_scores(
+    scores: Sequence[Score],
+    counts: Mapping[str, int],
+    weights: Mapping[str, float],
+    counted: Mapping[str, tuple[float, str]],
+) -> Tensor:
+    """Return the experts' scores on each question, (questions, experts), task by task.
+
+    `counts` are the questions of each task. A task whose metric is no mean over questions gives its value to all.
+    Where lower is better, by a negative weight, the sign changes.
+    """
+    columns: list[list[float]] = []
+    for score in scores:
+        column: list[float] = []
+        for task, count in counts.items():
+            own = score.item_scores.get(task)
+            values = [*own] if own is not None and len(own) == count else [score.tasks[task][counted[task][1]]] * count
+            column += [value if weights.get(task, 1.0) >= 0 else -value for value in values]
+        columns.append(column)
+    return torch.tensor(columns).T
 
 
 def fitted(
