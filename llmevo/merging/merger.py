@@ -310,8 +310,8 @@ class Merger:
         router = read(self.sources.root / mixture.router)
         if tuple(router.directions.shape) != wanted:
             raise RecipeError(
-                f"mixture: the router of {mixture.router} has {[*router.directions.shape]} layers, experts and numbers a"
-                f" row, the recipe's mixture {[*wanted]}; it belongs to another recipe"
+                f"mixture: the router of {mixture.router} has {[*router.directions.shape]} layers, experts and numbers"
+                f" a row, the recipe's mixture {[*wanted]}; it belongs to another recipe"
             )
         return router
 

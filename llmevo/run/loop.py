@@ -6,7 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
-from llmevo.merging.mixture.mixture import ROUTER
+from llmevo.merging.mixture.mixture import ROUTER, ROUTING
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -60,7 +60,10 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
-        return run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+        state = run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+        if state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture and best:
+            log.write(ROUTING, experiment.scorer.routing(recipe))
+        return state
     finally:
         if not experiment.shared:
             experiment.scorer.close()

@@ -68,6 +68,9 @@ if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone n
 LARGE = 4 * 10**9
 """Bytes that take more than a few seconds to read."""
 
+ROUTED = 64
+"""Questions of a task on which the routing of a mixture is shown."""
+
 RECOVERABLE = ("memory", "engine")
 """Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be restarted."""
 
@@ -196,10 +199,13 @@ class Scorer:
     @property
     def texts(self) -> Texts:
         """The search questions, on which a preparation measures the inputs of layers, as the model reads them."""
+        return self._texts_of(self.evaluator)
+
+    def _texts_of(self, evaluator: "Evaluator") -> Texts:
         from llmevo.models.tokenizer import load_tokenizer
 
         found: dict[str, list[str]] = {}
-        for task, text in self.evaluator.questions():
+        for task, text in evaluator.questions():
             found.setdefault(task, []).append(text)
         if self.config.apply_chat_template:
             chat = partial(load_tokenizer(self.tokenizer_folder).apply_chat_template, tokenize=False)
@@ -256,6 +262,24 @@ class Scorer:
             write_whole(file, router.to_json().encode())
             self._spent_preparing += time.monotonic() - started
         return file
+
+    def routing(self, recipe: Recipe) -> str:
+        """Return a mixture's routing as JSON: the share of the routed weight of each expert by task and layer, on the
+        held-out questions or, without, the search questions: {"experts": names, "shares": {task: (layers, experts)}}.
+        """
+        from llmevo.engines.hf import HfEngine
+        from llmevo.run.routers import use_of
+
+        assert recipe.mixture
+        engine = self.engine
+        assert isinstance(engine, HfEngine)
+        engine.swap(self.carried(recipe))
+        every = self._texts_of(self.heldout or self.evaluator).tasks
+        some = {task: texts[:ROUTED] for task, texts in every.items()}
+        tasks = [task for task, texts in some.items() for _ in texts]
+        shares = use_of(engine, recipe.mixture, tasks, [text for texts in some.values() for text in texts])
+        names = [self.space.names[expert] for expert in recipe.mixture.experts]
+        return json.dumps({"experts": names, "shares": shares}) + "\n"
 
     @property
     def _uniform(self) -> dict[str, Any]:
@@ -323,7 +347,6 @@ class Scorer:
         from llmevo.engines.checks import check_loadable
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
-        donor = self.config.genome.references[0]
         check_loadable(*self._engine_model, in_place=self.backend == "hf")
         Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder

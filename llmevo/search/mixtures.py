@@ -126,6 +126,6 @@ def check_experts(
             raise ValueError(f"mixture.experts: {model} is listed twice; list every model once")
     if settings and settings.counts[1] > len(experts):
         raise ValueError(
-            f"mixture.experts_per_token is {settings.counts[1]}, more than the {plural(len(experts), 'expert')}; give at"
-            f" most {len(experts)}"
+            f"mixture.experts_per_token is {settings.counts[1]}, more than the {plural(len(experts), 'expert')}; give"
+            f" at most {len(experts)}"
         )

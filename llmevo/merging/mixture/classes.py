@@ -117,8 +117,8 @@ def class_of(config: Mapping[str, Any], mixture: Mixture) -> MixtureClass:
             raise SourceError(f"architecture {mixture.architecture!r} is unknown{nearest(asked, CLASSES)}")
         if CLASSES[asked] != fitting:
             raise SourceError(
-                f"architecture {mixture.architecture!r} does not fit model_type {kind!r}, whose attention differs; leave"
-                f" it out, or write {fitting.model_type}"
+                f"architecture {mixture.architecture!r} does not fit model_type {kind!r}, whose attention differs;"
+                f" leave it out, or write {fitting.model_type}"
             )
     if mixture.shared_expert and not fitting.has_shared_expert:
         raise SourceError(f"{fitting.architecture} has no shared expert; leave it out")

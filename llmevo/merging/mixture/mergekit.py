@@ -59,7 +59,7 @@ class MixtureRecipe(BaseModel):
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
         if len(self.shared_experts or []) > 1:
             raise ValueError("shared_experts: give one, no class has several")
-        for place, expert in enumerate([*self.experts, *(self.shared_experts or [])]):
+        for place, expert in enumerate(self.all_experts):
             who = f"experts.{place}" if place < count else "shared_experts.0"
             if expert.noise_scale:
                 raise ValueError(f"{who}: noise_scale adds random noise, for a training afterwards; leave it out")
@@ -94,10 +94,9 @@ class MixtureRecipe(BaseModel):
             raise RecipeError(f"{origin}: {error}") from error
 
     @property
-    def references(self) -> list[ModelReference]:
-        """Every model named, once, the base first."""
-        every = [*self.experts, *(self.shared_experts or [])]
-        return [*dict.fromkeys([self.base_model, *(expert.source_model for expert in every)])]
+    def all_experts(self) -> list[Expert]:
+        """The experts, and after them the shared one."""
+        return self.experts + (self.shared_experts or [])
 
     def recipe(self, router: str, dtype: str | None = None) -> Recipe:
         """Return it as a recipe of llmevo's; `router` is the file of its router, `dtype` the type if it names none."""

@@ -10,6 +10,9 @@ from llmevo.models.references import ModelReference
 ROUTER = "router.json"
 """The file of a run's router, beside `best.yml`."""
 
+ROUTING = "routing.json"
+"""The file of a finished run that says which expert answered which task, in which layer."""
+
 MIXTURE = "mixture"
 """The key of a recipe."""
 
@@ -77,7 +80,7 @@ class Mixture(_Strict):
         for start, stop in [*(self.layers or []), *(of.layer_range for of in self.router_slices or [])]:
             if not 0 <= start < stop:
                 raise ValueError(
-                    f"mixture: layers {[start, stop]} are none; give the first layer, from 0, and the one after the last"
+                    f"mixture: layers {[start, stop]} are none; give the first one, from 0, and the one after the last"
                 )
         return self
 

@@ -64,9 +64,11 @@ class Router:
             rows = rows + (torch.tensor(own.bias).double()[:, None] * mean / mean.square().sum()).float()
         return rows / own.temperature
 
-    def shared_row(self, _: Mixture, layer: int) -> Tensor:
+    def shared_row(self, mixture: Mixture, layer: int) -> Tensor:
         """Return the weight of the gate of a layer's shared expert, (1, hidden), float32; zeros without one."""
-        return torch.zeros(1, self.directions.shape[2]) if self.shared is None else self.shared[layer][None]
+        if mixture.shared_expert is None or self.shared is None:
+            return torch.zeros(1, self.directions.shape[2])
+        return self.shared[layer][None]
 
     def to_json(self) -> str:
         """Return the text of the file: shapes, and float32 numbers in base64."""

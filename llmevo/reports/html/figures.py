@@ -1,10 +1,12 @@
 """The figures of the page, as plain values for Plotly. Colours of paper, text and heat maps are the page's own."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
+from llmevo.merging.mixture.mixture import ROUTING
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.comparison.statistics import best_so_far
 from llmevo.reports.html.analysis import Subject, TaskEffects
@@ -168,6 +170,37 @@ def effect(subject: Subject, of: TaskEffects) -> Plot | None:
         for gene in of.genes
     }
     return _heat(subject, cells, "diverging", "effect / its<br>std. error") if cells else None
+
+
+def routing(subject: Subject) -> Plot | None:
+    """Draw the share of each expert by task and layer in the best mixture; None for other runs."""
+    try:
+        given = json.loads((subject.folder / ROUTING).read_text())
+    except (OSError, ValueError):
+        return None
+    names = shortened(given["experts"], NAME)
+    rows = {
+        f"{subject.tasks.get(task, task)}: {names[expert]}": [layer[place] for layer in table]
+        for task, table in given["shares"].items()
+        for place, expert in enumerate(given["experts"])
+    }
+    figure = go.Figure()
+    figure.add_heatmap(
+        y=[escaped(row) for row in rows],
+        z=[*rows.values()],
+        hovertemplate="%{y}, layer %{x}: %{z:.2f}<extra></extra>",
+        xgap=1,
+        ygap=1,
+        zmin=0,
+        zmax=1,
+        meta="sequential",
+        colorbar={"title": {"text": "share", "side": "top"}, "thickness": 12, "outlinewidth": 0},
+    )
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(title="layer", showgrid=False)
+    layers = len(next(iter(rows.values())))
+    figure.update_layout(height=130 + 20 * len(rows), meta={"columns": layers, "label": max(map(len, rows))})
+    return plain(figure)
 
 
 def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str) -> Plot:

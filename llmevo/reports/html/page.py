@@ -75,6 +75,7 @@ def run_page(folder: Path) -> str:
         "trust": figures.trust(subject),
         "calibration": figures.calibration(predicted),
         "recipe": figures.recipe(subject),
+        "routing": figures.routing(subject),
         "front": front(subject),
         **{f"effect-{number}": figures.effect(subject, of) for number, of in enumerate(by_task)},
     }
