@@ -6,7 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
-from llmevo.merging.mixture.mixture import ROUTER, ROUTING
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -15,7 +15,7 @@ from llmevo.run.llm_calls import answer
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal, Observer, check_score
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import RunLog
+from llmevo.run.log.storage import ROUTING, RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers.base import Asking, Optimizer
 from llmevo.search.trial import Suggestion, Trial

@@ -10,9 +10,6 @@ from llmevo.models.references import ModelReference
 ROUTER = "router.json"
 """The file of a run's router, beside `best.yml`."""
 
-ROUTING = "routing.json"
-"""The file of a finished run that says which expert answered which task, in which layer."""
-
 MIXTURE = "mixture"
 """The key of a recipe."""
 

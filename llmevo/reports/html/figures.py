@@ -6,12 +6,12 @@ from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
-from llmevo.merging.mixture.mixture import ROUTING
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.comparison.statistics import best_so_far
 from llmevo.reports.html.analysis import Subject, TaskEffects
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction
 from llmevo.reports.text import with_error
+from llmevo.run.log.storage import ROUTING
 from llmevo.search.prompts.names import shortened
 from llmevo.search.trial import Trial
 
