@@ -5,9 +5,9 @@
     python benchmarks/mixture.py table benchmarks/results/mixture.jsonl
     python benchmarks/mixture.py routing benchmarks/results/mixture.jsonl
 
-`collect` reads the run's held-out rows and routing, and measures the seconds of the processor that a question takes,
-with the best mixture and with a dense merge: both are asked the search questions in turn. Scores of dense merges are
-those of `quickstart.jsonl` (searches) and `methods-quickstart.jsonl` (single merges by the best method).
+`collect` asks the best mixture of a run so far, and the first one, the held-out questions, and measures the seconds of
+the processor that a question takes, with the best mixture and with a dense merge. The scores of dense merges are those
+of `quickstart.jsonl` (searches and single experts) and `methods-quickstart.jsonl` (single merges by the best method).
 """
 
 import argparse
@@ -22,50 +22,64 @@ from typing import Any
 import measurements
 
 from llmevo.config import read_config
+from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import MergedModel
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import ROUTING, read_log
+from llmevo.run.log.storage import read_log
 from llmevo.run.scorer import Scorer
+from llmevo.search.mixtures import START
 
 RESULTS = Path(__file__).parent / "results"
 DENSE = Path(__file__).parent.parent / "configs" / "quickstart.yml"
-ROUNDS = 3
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Write a line for a finished run."""
+    """Write a line for a run."""
     state = RunState.fold(iter(read_log(options.run)))
     assert state.started
     assert state.best
     scorer = Experiment.of_log(state.started, options.run).scorer
-    recipe = Recipe.model_validate(state.recipes[state.best.candidate.id])
-    routing = options.run / ROUTING
+    best = Recipe.model_validate(state.recipes[state.best.candidate.id])
+    first = next(trial for trial in state.trials.values() if trial.candidate.origin == "uniform")
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
+    metrics = {task.name: task.metric for task in state.heldout_tasks}
+    for name, number in (("best", state.best.candidate.id), ("first", first.candidate.id)):
+        scorer.engine.swap(scorer.carried(Recipe.model_validate(state.recipes[number])))
+        score, seconds[f"{name} mixture"] = _timed(scorer, "heldout")
+        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
+        rows.append({"name": name, "score": [score.total, score.stderr], "tasks": values})
+        print(rows[-1], seconds, flush=True)
+    dense = Scorer(read_config(DENSE), DENSE.parent)
+    dense.engine.swap(dense.space.decode(dense.space.uniform()))
+    for name, own in (("dense, search questions", dense), ("mixture, search questions", scorer)):
+        seconds[name] = _timed(own, "search")[1]
     line = {
         **measurements.environment(),
         "evaluations": len(state.trials),
+        "is_finished": state.finished is not None,
         "optimizer": state.started.config["search"]["optimizer"],
-        "rows": [
-            {"name": row.row, "kind": row.kind, "score": [row.score, row.stderr], "tasks": _values(state, row.tasks)}
-            for row in state.heldout.values()
-        ],
+        "rows": rows,
         "best": {
             "genes": state.best.candidate.genes,
             "search": state.best.value,
             "origin": state.best.candidate.origin,
         },
-        "parameters": _parameters(recipe, scorer),
+        "parameters": _parameters(best, scorer),
         "swap": [trial.seconds["merge"] for trial in state.trials.values() if "merge" in trial.seconds],
-        "seconds": _seconds(recipe, scorer),
-        "routing": json.loads(routing.read_text()) if routing.exists() else None,
+        "seconds": seconds,
+        "routing": json.loads(scorer.routing(best)),
     }
     measurements.append(options.out, line)
 
 
-def _values(state: RunState, tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    metrics = {task.name: task.metric for task in state.heldout_tasks}
-    return {task: values[metrics[task]] for task, values in tasks.items()}
+def _timed(scorer: Scorer, questions: str) -> tuple[Score, float]:
+    """The score of the running model, and the seconds of the processor a question."""
+    started = time.process_time()
+    score = scorer.evaluators[questions].score(scorer.engine.lm)
+    return score, (time.process_time() - started) / score.items
 
 
 def _parameters(recipe: Recipe, scorer: Scorer) -> dict[str, int]:
@@ -82,21 +96,6 @@ def _parameters(recipe: Recipe, scorer: Scorer) -> dict[str, int]:
     return found
 
 
-def _seconds(recipe: Recipe, scorer: Scorer) -> dict[str, list[float]]:
-    """Seconds of the processor a question, round by round."""
-    dense = Scorer(read_config(DENSE), DENSE.parent)
-    recipes = {"mixture": (scorer, scorer.carried(recipe)), "dense": (dense, dense.space.decode(dense.space.uniform()))}
-    found: dict[str, list[float]] = {name: [] for name in recipes}
-    for own, given in recipes.values():
-        own.engine.swap(given)
-    for _ in range(ROUNDS):
-        for name, (own, _) in recipes.items():
-            started = time.process_time()
-            score = own.evaluator.score(own.engine.lm)
-            found[name].append((time.process_time() - started) / score.items)
-    return found
-
-
 def table(options: argparse.Namespace) -> None:
     """Print held-out scores, sizes and times."""
     print("\n".join(_table(measurements.read(options.file)[-1])))
@@ -105,22 +104,26 @@ def table(options: argparse.Namespace) -> None:
 def _table(line: Mapping[str, Any]) -> Iterator[str]:
     rows = {row["name"]: row for row in line["rows"]}
     tasks = [*rows["best"]["tasks"]]
-    short = [task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ") for task in tasks]
-    yield f"| model | held out | {' | '.join(short)} | parameters | of them used by a token | seconds a question |"
+    yield f"| model | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token | seconds a question |"
     yield "|---" * (len(tasks) + 5) + "|"
-    size, seconds = line["parameters"], {name: median(values) for name, values in line["seconds"].items()}
+    size, seconds = line["parameters"], line["seconds"]
     dense = [f"{size['dense'] / 1e6:.0f} M"] * 2
     own = [f"{size['mixture'] / 1e6:.0f} M", f"{size['active'] / 1e6:.0f} M"]
-    best = max((row for row in line["rows"] if row["kind"] == "parent"), key=lambda row: row["score"][0])
-    times = {name: f"{value:.3f}" for name, value in seconds.items()}
-    yield _row(f"best expert ({best['name']})", best["score"], best["tasks"].values(), [*dense, times["dense"]])
-    for name, score, values in _dense(tasks):
-        yield _row(name, score, values, [*dense, times["dense"]])
-    for name, called in (("uniform", "mixture, first candidate"), ("best", "**best mixture**")):
-        row = rows[name]
-        of = own if name == "best" else [own[0], ""]
-        called = f"{called} of {line['evaluations']}" if name == "best" else called
-        yield _row(called, row["score"], row["tasks"].values(), [*of, times["mixture"] if name == "best" else ""])
+    for place, (name, score, values) in enumerate(_dense(tasks)):
+        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense, search questions']:.3f}"])
+    called = f"first mixture: the uniform merge's attention, temperature {START:g}"
+    yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [own[0], "", ""])
+    called = f"**best mixture of {line['evaluations']} candidates**"
+    times = f"{seconds['mixture, search questions']:.3f}"
+    yield _row(called, rows["best"]["score"], rows["best"]["tasks"].values(), [*own, times])
+    yield ""
+    swaps = sorted(line["swap"])[:-1]  # the longest one fits the routers
+    (machine,) = measurements.machines([line])
+    yield f"On {machine}: a swap from one mixture to another takes {median(swaps):.1f} s on the median."
+
+
+def _short(task: str) -> str:
+    return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
 
 
 def _row(name: str, score: Sequence[float], values: Any, rest: Sequence[str]) -> str:
@@ -129,14 +132,15 @@ def _row(name: str, score: Sequence[float], values: Any, rest: Sequence[str]) ->
 
 
 def _dense(tasks: Sequence[str]) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
-    """Name, score and values by task of the best dense merges."""
+    """Name, score and values by task of the best expert and of dense merges."""
     runs = [run for run in measurements.read(RESULTS / "quickstart.jsonl") if run["optimizer"] == "llm"]
+    parents = [row for row in runs[0]["rows"] if row["kind"] == "parent"]
+    alone = [([fmean(map(int, row["right"][task])) for task in tasks], row) for row in parents]
+    own, expert = max(alone, key=lambda pair: fmean(pair[0]))
+    yield f"best expert ({expert['name']})", (fmean(own), _error(own, expert["right"], tasks)), own
     right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
     values = [[fmean(map(int, each[task])) for task in tasks] for each in right]
-    errors = [
-        math.sqrt(sum(v * (1 - v) / len(each[task]) for v, task in zip(of, tasks, strict=True))) / len(tasks)
-        for of, each in zip(values, right, strict=True)
-    ]
+    errors = [_error(of, each, tasks) for of, each in zip(values, right, strict=True)]
     mean = [fmean(of[place] for of in values) for place in range(len(tasks))]
     yield f"best dense merge, mean of {len(runs)} searches", (fmean(mean), fmean(errors)), mean
     lines = [line for line in measurements.read(RESULTS / "methods-quickstart.jsonl") if line.get("heldout")]
@@ -150,6 +154,12 @@ def _dense(tasks: Sequence[str]) -> Iterator[tuple[str, tuple[float, float], lis
     )
 
 
+def _error(values: Sequence[float], right: Mapping[str, str], tasks: Sequence[str]) -> float:
+    """The standard error of the mean over tasks, of independent answers."""
+    variances = [value * (1 - value) / len(right[task]) for value, task in zip(values, tasks, strict=True)]
+    return math.sqrt(sum(variances)) / len(tasks)
+
+
 def routing(options: argparse.Namespace) -> None:
     """Print the share of each expert by task, on the mean over layers and in thirds of the layers."""
     given = measurements.read(options.file)[-1]["routing"]
@@ -159,8 +169,7 @@ def routing(options: argparse.Namespace) -> None:
         third = len(layers) // 3
         means = [_mean(layers), _mean(layers[:third]), _mean(layers[-third:])]
         parts = [_most(given["experts"], mean) for mean in means[1:]]
-        name = task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
-        print(f"| {name} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
+        print(f"| {_short(task)} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
 
 
 def _mean(layers: Sequence[Sequence[float]]) -> list[float]:
