@@ -150,6 +150,7 @@ class SearchSpace:
         genes = [] if self.genome.method_per_slice else [*self._choice(None)]
         if self.genome.split:
             genes.append(Gene(SPLIT, None, None, None, SPLIT, 1.0, float(self.layers), is_whole=True))
+        genes += self._router_genes(None)
         for label in self.slices:
             if self.genome.method_per_slice:
                 genes += self._choice(label)
@@ -161,7 +162,8 @@ class SearchSpace:
                     for filter_ in self.filters
                     for column, bounds in columns
                 ]
-        return (*genes, *(self._router_gene(gene) for gene in self._routing))
+            genes += self._router_genes(label)
+        return tuple(genes)
 
     @cached_property
     def _routing(self) -> dict[str, RouterGene]:
@@ -173,11 +175,15 @@ class SearchSpace:
             found["/".join([*parts, gene.parameter])] = gene
         return found
 
-    def _router_gene(self, name: str) -> Gene:
-        gene = self._routing[name]
-        whose = self.names[gene.model] if gene.model else None
-        label = None if gene.place is None else self.slices[gene.place]
-        return Gene(name, whose, label, None, gene.parameter, gene.low, gene.high, is_whole=gene.place is None)
+    def _router_genes(self, label: str | None) -> list[Gene]:
+        """The routers' genes of one slice, or with None those of the whole recipe."""
+        return [
+            Gene(
+                name, of.model and self.names[of.model], label, None, of.parameter, of.low, of.high, is_whole=not label
+            )
+            for name, of in self._routing.items()
+            if label == (None if of.place is None else self.slices[of.place])
+        ]
 
     def _choice(self, label: str | None) -> list[Gene]:
         """The gene that chooses the method, where there are several."""
@@ -209,8 +215,9 @@ class SearchSpace:
         return [*((model, name) for model in merged for name in each), *((None, name) for name in shared)]
 
     def parameters_of(self, method: Method) -> list[str]:
-        """Return the names of a method's genes."""
-        return [*dict.fromkeys(parameter for _, parameter in self._columns_of(method))]
+        """Return the names of a method's genes; those of routers are of every method."""
+        own = [parameter for _, parameter in self._columns_of(method)]
+        return [*dict.fromkeys([*own, *(gene.parameter for gene in self._routing.values() if gene.place is not None)])]
 
     def _bounds(self, method: Method, parameter: str) -> tuple[float, float]:
         declared = self.genome.declared(method)[parameter]

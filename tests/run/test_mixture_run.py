@@ -126,6 +126,27 @@ def test_a_parent_is_scored_as_the_dense_model_is(workspace: Workspace, monkeypa
     assert scores[0] == scores[1]
 
 
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("optimizer", ["llm", "tpe"])
+def test_other_optimizers_search_over_mixtures(workspace: Workspace, optimizer: str) -> None:
+    """With filters and a choice of methods; an LLM is asked for the routers' genes like for all others."""
+    methods = {"merge_method": ["task_arithmetic", "ties"], "filters": ["self_attn"], "layer_granularity": 0}
+    config = workspace.config(
+        genome={**GENOME, **methods},
+        search={"optimizer": optimizer, "budget": 12, "population": 3, "seed": 3},
+        llm={"proposer": "simulated"},
+    )
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    state = workspace.state("run")
+    assert all(trial.score for trial in state.trials.values())
+    assert bool(state.prompted) is (optimizer == "llm")
+    if state.prompted:
+        assert "temperature" in str(state.prompted[0].messages)
+        assert any(trial.candidate.origin == "llm" for trial in state.trials.values())
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
 def space(**changes: Any) -> SearchSpace:
     return SearchSpace(Genome.model_validate({**GENOME, **changes}), 4)
 
