@@ -32,7 +32,7 @@ from llmevo.run.scorer import Scorer
 from llmevo.search.mixtures import START
 
 RESULTS = Path(__file__).parent / "results"
-DENSE = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+DENSE = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def collect(options: argparse.Namespace) -> None:
