@@ -369,7 +369,7 @@ class Scorer:
         from llmevo.engines.checks import check_loadable
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
-        check_loadable(*self._engine_model, in_place=self.backend == "hf")
+        check_loadable(*self.engine_model, in_place=self.backend == "hf")
         Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
@@ -506,7 +506,7 @@ class Scorer:
         return self.space.paths.deepest if self.config.has_paths else None
 
     @cached_property
-    def _engine_model(self) -> tuple[Path, Mapping[str, tuple[int, ...]]]:
+    def engine_model(self) -> tuple[Path, Mapping[str, tuple[int, ...]]]:
         """The folder that the engine starts from, and the shapes of its weights: of a mixture one with zeros."""
         donor = self.config.genome.references[0]
         if self.space.routing is None:
@@ -517,7 +517,7 @@ class Scorer:
 
     def _start_engine(self) -> Engine:
         self.check_model()
-        folder = self._engine_model[0]
+        folder = self.engine_model[0]
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine, deepened
