@@ -15,6 +15,8 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
+from llmevo.reports.html import figures
+from llmevo.reports.html.analysis import Subject
 from llmevo.run.routers import expert_scores
 from llmevo.search.encode import encode
 from llmevo.search.genome import Genome
@@ -80,6 +82,10 @@ def test_a_search_over_mixtures_verifies_and_exports_what_it_scored(workspace: W
     torch.testing.assert_close(table.sum(-1), torch.ones(2))
     status, printed = workspace.llmevo("report", "run")
     assert status == 0, printed
+    figure = figures.routing(Subject.of(workspace.root / "run"))
+    assert figure
+    assert figure["data"][0]["z"] == table.transpose(0, 1).tolist()  # a row for each expert, a column for each layer
+    assert [len(row) for row in figure["data"][0]["text"]] == [2, 2]  # page.js measures the texts of heat maps
     assert "Which expert answers which task" in (workspace.root / "run" / "report.html").read_text()
 
 

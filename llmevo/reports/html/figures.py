@@ -178,16 +178,22 @@ def routing(subject: Subject) -> Plot | None:
         given = json.loads((subject.folder / ROUTING).read_text())
     except (OSError, ValueError):
         return None
-    names = shortened(given["experts"], NAME)
+    names = shortened([*dict.fromkeys(given["experts"])], NAME)
+    own = [names[expert] for expert in given["experts"]]
+    if len(names) < len(own):  # of a parent, all of whose experts are copies
+        own = [f"{name} ({place})" for place, name in enumerate(own, start=1)]
+    tasks = subject.tasks | {task: name for task, (name, _) in subject.heldout_tasks.items()}
     rows = {
-        f"{subject.tasks.get(task, task)}: {names[expert]}": [layer[place] for layer in table]
+        f"{tasks.get(task, task)}: {name}": [layer[place] for layer in table]
         for task, table in given["shares"].items()
-        for place, expert in enumerate(given["experts"])
+        for place, name in enumerate(own)
     }
     figure = go.Figure()
     figure.add_heatmap(
         y=[escaped(row) for row in rows],
         z=[*rows.values()],
+        text=[[f"{share:.1f}".lstrip("0") for share in row] for row in rows.values()],
+        texttemplate="%{text}",
         hovertemplate="%{y}, layer %{x}: %{z:.2f}<extra></extra>",
         xgap=1,
         ygap=1,
