@@ -745,6 +745,7 @@ class Config(Section):
                 f"engine.quantize: a person would vote on {voted} for every finalist once more; score every candidate"
                 f" in {form} with engine.quantize_at: all, or leave quantize out"
             )
+        self._check_mixtures()
         prices = [self.llm.price, *(task.judge.price for task in self.tasks if task.judge)]
         if self.search.budget.cost is not None and not any(price.prompt or price.completion for price in prices):
             raise ValueError(
@@ -752,6 +753,26 @@ class Config(Section):
                 " add them, such as `llm: {price: {prompt: 2.5, completion: 10}}`"
             )
         return self
+
+    def _check_mixtures(self) -> None:
+        """Raise ValueError for what candidates that are mixtures of experts cannot have."""
+        if self.genome.architecture != "moe":
+            return
+        engine, refused = self.engine, "genome.architecture: moe"
+        if self.has_paths:
+            raise ValueError(f"{refused}: a mixture has all layers of its models; choose an optimizer without paths")
+        if engine.backend == "vllm":
+            raise ValueError(
+                f"{refused}: candidates are scored with engine.backend: hf; the exported model runs in vLLM"
+            )
+        if engine.quantize:
+            raise ValueError(f"{refused}: engine.quantize has no formats of mixtures; leave it out")
+        if engine.on or (engine.most_workers or 1) > 1:
+            raise ValueError(
+                f"{refused}: candidates are scored in this process; leave engine.workers and engine.on out"
+            )
+        if self.genome.tokenizer_source not in (None, "base"):
+            raise ValueError(f"{refused}: experts share the base's tokenizer; leave genome.tokenizer_source out")
 
     @property
     def evaluation_seed(self) -> int:

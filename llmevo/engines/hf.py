@@ -54,8 +54,10 @@ class HfEngine:
     def _swap(self, recipe: Recipe, quantize: str) -> None:
         assert self.merger is not None
         if self._places is None:
-            self._places = Places(self.model, self.merger.sources[recipe.donor].shapes)
+            self._places = Places(self.model, self.merger.shapes(recipe))
             self._places.untie()
+        if recipe.mixture:
+            _send_to(self.model, recipe.mixture.experts_per_token)
         self._places = self._arranged(recipe, quantize, self.merger, self._places)
         together = self._places.together()
         made = self.merger.digests(recipe, quantize) if together else {}
@@ -147,3 +149,11 @@ class HfEngine:
 
     def close(self) -> None:
         self.model = self._places = self._layers = None
+
+
+def _send_to(model: Any, count: int) -> None:
+    """Let the routers of a running mixture send each token to so many experts."""
+    model.config.num_experts_per_tok = count
+    for module in model.modules():
+        if "top_k" in vars(module):
+            module.top_k = count

@@ -13,6 +13,7 @@ from llmevo.export.formats import Format, Written
 from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS, masks_of
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
@@ -107,7 +108,9 @@ class Export:
 
         Raises UserError when `out` exists and is not empty.
         """
-        write_pack(self.shared, self.texts, out)
+        carried = self.carried(self.recipe) if self.recipe.mixture else self.recipe
+        file = carried.mixture and carried.mixture.router
+        write_pack(self.shared, {**self.texts, **({ROUTER: Path(file).read_text()} if file else {})}, out)
 
 
 def model_card(

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError, UserError
-from llmevo.merging.merger import Seed, branches_of, merge
+from llmevo.merging.merger import Merger, Seed, branches_of, merge
+from llmevo.merging.mixture.classes import mixture_config
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
@@ -39,6 +41,10 @@ class MergedModel:
 
     def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:
         if aligned := by_token(recipe, sources):
+            if recipe.mixture:
+                raise RecipeError(
+                    "mixture: the models' tokens differ, and experts share one vocabulary; use one tokenizer"
+                )
             sources = aligned
         elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
             sources = Trimmed(sources, recipe.donor, rows)
@@ -52,7 +58,9 @@ class MergedModel:
         self.shapes = {step.name: donor[step.inputs[0]] for step in steps}
         """Every tensor's shape, in the order of the weights."""
         self.origins = {step.name: step.inputs[0] for step in steps}
-        """Every tensor's name in the first source of its slice."""
+        """Every tensor's name in the first source of its slice; empty for a mixture."""
+        if recipe.mixture:
+            self.shapes, self.origins = Merger(sources).shapes(recipe), {}
         self._template = chat_template(self.recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
@@ -103,7 +111,9 @@ class MergedModel:
             write_tokenizer(self._aligned.vocabulary, folder)
         if self._template:
             set_chat_template(folder, self._template)
-        (folder / "mergekit_config.yml").write_text(self.recipe.to_yaml())
+        if self.recipe.mixture and self.recipe.mixture.router:
+            (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
+        (folder / "mergekit_config.yml").write_text(self.recipe.with_router(ROUTER).to_yaml())
 
 
 def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +123,8 @@ def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> 
     """
     depth = sources.depth(recipe.donor)
     try:
-        return rearranged(config, depth, recipe.origins(depth))
+        config = rearranged(config, depth, recipe.origins(depth))
+        return mixture_config(config, recipe.mixture) if recipe.mixture else config
     except SourceError as error:
         raise RecipeError(f"{recipe.donor}: {error}") from error
 
