@@ -1,11 +1,13 @@
 """What every edit of the layers of the quickstart's experts does, and what a path costs the transformers engine.
 
     python benchmarks/scan.py scan FOLDER --out benchmarks/results/scan.jsonl [--limit 32] [--of NAME]
+    python benchmarks/scan.py scan FOLDER --out FILE --model MODEL [--tasks arithmetic,family] [--step 2]
     python benchmarks/scan.py swap --out benchmarks/results/path-swap.jsonl [--rounds 5] [--vllm]
     python benchmarks/scan.py table benchmarks/results/scan.jsonl
     python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
 
-`scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+`scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line. With
+`--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
 `swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
 is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
 """
@@ -27,16 +29,24 @@ KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit"
 BEST = 5
 
 
-def scan(folder: Path, out: Path | None, limit: int, of: str) -> None:
+def scan(given: argparse.Namespace) -> None:
     """Scan to the end, and append a line."""
     import torch
 
-    from llmevo.config import read_config
+    from llmevo.config import parse_config
+    from llmevo.models.yaml import read_yaml
     from llmevo.run.scan import Scan
 
-    found = Scan(read_config(CONFIG), CONFIG.parent, folder, of, limit)
+    raw: Any = read_yaml(CONFIG.read_text())
+    if given.model:
+        raw["genome"] = {"models": [f"{given.model.absolute()}"], "merge_method": "linear"}
+    if given.tasks:
+        raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1.0} for task in given.tasks.split(",")]
+    folder, out, limit = given.folder, given.out, given.limit
+    found = Scan(parse_config(raw, CONFIG.name), CONFIG.parent, folder, given.of, limit, given.step)
     found.run(lambda scan, row: print(len(scan.rows), scan.left, row.path, f"{row.effect:+.4f}", flush=True))
-    line = {"benchmark": "scan", "of": found.of, "limit": limit, "questions": dict(found.answers.counts)}
+    line: dict[str, Any] = {"benchmark": "scan", "of": found.of, "limit": limit, "step": given.step}
+    line |= {"seconds": sum(row.seconds for row in found.rows), "peak": _peak(), "questions": dict(found.questions)}
     line |= {"rows": [asdict(row) for row in found.rows]}
     measurements.append(out, line | measurements.environment(torch.get_num_threads()))
 
@@ -88,6 +98,13 @@ def _now() -> float:
     import time
 
     return time.perf_counter()
+
+
+def _peak() -> int:
+    """The most bytes of memory that this process has held."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _bytes(model: Any) -> int:
@@ -159,6 +176,9 @@ def main() -> None:
     one.add_argument("folder", type=Path)
     one.add_argument("--limit", type=int, default=32)
     one.add_argument("--of", default="")
+    one.add_argument("--step", type=int, default=1)
+    one.add_argument("--model", type=Path)
+    one.add_argument("--tasks", default="")
     other = parts.add_parser("swap")
     other.add_argument("--rounds", type=int, default=5)
     other.add_argument("--vllm", action="store_true", help="vLLM with 38 layers instead of transformers")
@@ -168,7 +188,7 @@ def main() -> None:
     last.add_argument("file", type=Path)
     given = parser.parse_args()
     if given.part == "scan":
-        scan(given.folder, given.out, given.limit, given.of)
+        scan(given)
     elif given.part == "swap":
         swap(given.out, given.rounds, given.vllm)
     else:

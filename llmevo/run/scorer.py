@@ -502,7 +502,7 @@ class Scorer:
 
         here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return open_workers(
-            partial(open_scorer, self._resolved(), self.root.absolute()),
+            self.opening(),
             self,
             self.facts(),
             self.count_workers(),
@@ -511,6 +511,10 @@ class Scorer:
             address=settings.address,
             gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
         )
+
+    def opening(self) -> Callable[[], "Scorer"]:
+        """Return what makes the scorer of a worker."""
+        return partial(open_scorer, self._resolved(), self.root.absolute())
 
     def _resolved(self) -> Config:
         """The config for workers: what `auto` means is decided here, for a machine of a cluster may have other GPUs."""
