@@ -44,7 +44,7 @@ from llmevo.merging.preparation.texts import Texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
-from llmevo.models.architecture import routers_of, stack_of
+from llmevo.models.architecture import active_parameters, routers_of, stack_of
 from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -153,6 +153,12 @@ class Scorer:
             else:
                 counted[layer] += math.prod(shape)
         return counted, others
+
+    @property
+    def active_parameters(self) -> tuple[list[int], int]:
+        """The parameters of the first model that a token is multiplied by: in each layer, and in the output head."""
+        donor = self.config.genome.references[0]
+        return active_parameters(self.sources.config(donor), self.sources[donor].shapes)
 
     @cached_property
     def routers(self) -> list[str]:

@@ -159,7 +159,7 @@ def test_a_smaller_step_adds_the_blocks_between(deep: Workspace) -> None:
 def test_a_model_that_cannot_be_measured_is_no_root(deep: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmevo.engines.hf import HfEngine
 
-    def refuse(engine: HfEngine, recipe: Recipe, quantize: str = "") -> None:
+    def refuse(*_: Any) -> None:
         raise CandidateError("a weight is not finite")
 
     monkeypatch.setattr(HfEngine, "swap", refuse)
