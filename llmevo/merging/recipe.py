@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
@@ -337,9 +337,9 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Three
-    keys are llmevo's own: `prepare`, and a slice's `merge_method` and its `gains`, in a recipe whose `merge_method` is
-    `by_slice`.
+    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Four
+    keys are llmevo's own: `prepare`, `rope`, and a slice's `merge_method` and its `gains`, in a recipe whose
+    `merge_method` is `by_slice`.
 
     >>> import llmevo
     >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
@@ -360,6 +360,8 @@ class Recipe(Strict):
     """Those of the whole merge, and of all models and slices that have none of their own."""
     prepare: Preparation | None = None
     """llmevo's extension: changes of the models other than the base before they are merged."""
+    rope: Annotated[float, Field(gt=0.0)] | None = None
+    """llmevo's extension: a factor of the base of the rotary embedding (`rope_theta` of the result's config)."""
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
     """The tokenizer of the result: the base's, a model's, or the base's with the tokens that others added."""
     tokenizer: TokenizerSection | None = None
@@ -534,7 +536,7 @@ class Recipe(Strict):
         slices = self.slices or []
         named = dict.fromkeys([self.merge_method, *(of.merge_method for of in slices if of.merge_method)])
         lacking = [name for name in named if name in METHODS and not METHODS[name].in_mergekit]
-        lacking += ["prepare"] if self.prepare else []
+        lacking += [key for key in ("prepare", "rope") if getattr(self, key)]
         if self.merge_method == BY_SLICE:
             lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"

@@ -21,11 +21,12 @@ import numpy as np
 from llmevo.config import Config
 from llmevo.errors import CandidateError, ConfigError, RecipeError, RunError, nearest, plural
 from llmevo.evaluation.score import Score
+from llmevo.merging.path import ROPE
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
-from llmevo.search.paths.edits import Edit, edited
+from llmevo.search.paths.edits import Edit, edited, rope_edit
 from llmevo.search.paths.settings import Paths
-from llmevo.search.paths.space import MERGE, PathSpace, starts
+from llmevo.search.paths.space import MERGE, ROPES, PathSpace, starts
 from llmevo.workers.protocol import Job, Notice, Request, Result
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import
@@ -48,7 +49,7 @@ class Row:
     """One measured model: a model of the config as it is, or an edit of one."""
 
     kind: str
-    """`model`, `skip`, `repeat` or `swap`."""
+    """`model`, `skip`, `repeat`, `swap` or `rope`."""
     path: str
     """The text form; see `docs/paths.md`."""
     layers: int
@@ -59,7 +60,7 @@ class Row:
     model: str = ""
     """The model that a swapped block is from."""
     gain: float = 1.0
-    """Of a repeated block."""
+    """Of a repeated block; of `rope` the factor."""
     score: float | None = None
     """The mean over the tasks by their weights of the probability of right answers, from 0 to 1; of a task without
     known answers it is its own metric."""
@@ -90,6 +91,8 @@ class Row:
     def group(self) -> str:
         """Rows of one group differ in the block's place only."""
         length = self.stop - self.start
+        if self.kind == ROPE:
+            return f"{ROPE} {self.gain:g}"
         if self.kind == "repeat":
             return f"repeat {length}" + ("" if self.gain == 1.0 else f", gain {self.gain:g}")
         return f"swap {length}, {self.model}" if self.kind == "swap" else f"{self.kind} {length}"
@@ -235,6 +238,7 @@ class Scan:
             for gain in GAINS
             for start in range(1, layers - n, self.step)
         ]
+        found += [rope_edit(factor) for factor in ROPES]
         for name in (name for name in self.models if name != root):
             for n in dict.fromkeys(max(1, layers // share) for share in SHARES):
                 found += [Edit("swap", start, start + n, name) for start in starts(1, layers - 1, n) if start > 0]

@@ -35,6 +35,8 @@ LIMITS = Limits(layers={"A": 8, "B": 8}, ends="A", deepest=12)
         ("A 0-2 | B 2-4 | A 4-8", "A 0-2 | B 2-4 | A 4-8"),
         ("A 0-4 attention=0.5 mlp=0.50 | A 4-8 gain 1", "A 0-4 gain 0.5 | A 4-8"),
         ("A 0-4 temperature 0.8 mlp 0.7 | A 4-8", "A 0-4 mlp 0.7 temperature 0.8 | A 4-8"),
+        ("A 0-4 | A 2-8 | rope=2.0", "A 0-4 | A 2-8 | rope 2"),
+        ("A 0-8 | rope 1", "A 0-8"),
         ("A 0-4 gain 0.70710678 | A 4-6 gain 0.70709 | A 6-8", "A 0-6 gain 0.7071 | A 6-8"),
     ],
 )
@@ -63,6 +65,10 @@ def test_a_path_has_one_text(text: str, canonical: str) -> None:
         ("A 0-8 gain -0.5", "gain is -0.5; give a number over 0"),
         ("A 0-8 temperature inf", "temperature is inf; give a finite number over 0"),
         ("A 0-8 gain 0.5 mlp 0.7", "mlp is given twice (gain is attention and mlp)"),
+        ("A 0-8 | rope 0", "rope is 0; give a number over 0"),
+        ("A 0-8 | rope twice", "rope is 'twice'; give a number over 0"),
+        ("A 0-4 | rope 2 | A 4-8", "there is no model 'rope'"),
+        ("rope 2", "there is no model 'rope'"),
         ("B 0-4 | A 4-8", "it begins with B 0; begin with layer 0 of A"),
         ("A 0-4 | A 4-7", "it ends with A 6; end with the last layer of A, 7"),
         ("A 0-8 | A 2-8", "it has 14 layers, more than 12"),
@@ -85,11 +91,11 @@ SEGMENTS = st.builds(
 NAMED = {"A": ModelReference.model_validate("a"), "B": ModelReference.model_validate("b")}
 
 
-@given(st.lists(SEGMENTS, min_size=1, max_size=6))
-def test_equal_paths_are_equal_in_every_form(segments: list[Segment]) -> None:
-    path = Path(tuple(segments))
-    assert Path.parse(str(path)) == path == Path.of_hops(path.hops)
-    assert str(Path.of_hops(path.hops)) == str(path)
+@given(st.lists(SEGMENTS, min_size=1, max_size=6), st.sampled_from([1.0, 2.0, 0.33333]))
+def test_equal_paths_are_equal_in_every_form(segments: list[Segment], rope: float) -> None:
+    path = Path(tuple(segments), rope)
+    assert Path.parse(str(path)) == path == Path.of_hops(path.hops, path.rope)
+    assert str(Path.of_hops(path.hops, path.rope)) == str(path)
     assert len(path.hops) == len(path) == sum(each.stop - each.start for each in segments)
     recipe = path.recipe(NAMED)
     assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), NAMED) == path

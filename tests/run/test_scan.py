@@ -112,7 +112,7 @@ def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspa
     models, edits = rows[:3], rows[3:]
     assert [row["path"] for row in models] == ["base 0-4", "one 0-4", "two 0-4"]
     best = max(models, key=lambda row: row["score"])
-    assert {row["kind"] for row in edits} == {"skip", "repeat", "swap"}
+    assert {row["kind"] for row in edits} == {"skip", "repeat", "swap", "rope"}
     assert len({row["path"] for row in rows}) == len(rows)
     for row in edits:
         assert row["score"] == pytest.approx(best["score"] + row["effect"], abs=1e-9)
