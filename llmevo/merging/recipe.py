@@ -382,6 +382,11 @@ class Recipe(Strict):
         given = {key: of for key, of in cast(dict[str, Any], value).items() if key not in WITHOUT_EFFECT}
         return _without_tokenizer(_without_modules(given))
 
+    @field_validator("rope", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # which is no number
+
     @field_validator("dtype", "out_dtype")
     @classmethod
     def _known_dtype(cls, value: str | None) -> str | None:
@@ -697,6 +702,11 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
         message = "give two whole numbers: the first layer, from 0, and the one after the last"
     elif first["type"] == "missing":
         message = "this key is missing"
+    elif keys[-1:] == ("gains",):
+        message = f"{shortened(str(first['input']), 40)!r} is no gains; write gains: {{attention: 0.5, mlp: 0.5}}"
+    elif "gains" in keys[:-1] or keys == ("rope",):
+        least = "0 or more" if keys[-1] in ("attention", "mlp") else "over 0"
+        message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
 
 

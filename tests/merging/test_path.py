@@ -196,6 +196,62 @@ def test_gains_need_a_recipe_that_mergekit_refuses() -> None:
         Recipe.from_yaml(text.replace("mlp", "attenton"))
 
 
+SLICE = "{sources: [{model: a, layer_range: [0, 4]}], merge_method: passthrough}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("passthrough}", "passthrough, gains: 0.5}", "slices.0.gains: '0.5' is no gains; write gains: {attention"),
+        ("passthrough}", "passthrough, gains: [0.5]}", "slices.0.gains: '[0.5]' is no gains"),
+        ("passthrough}", "passthrough, gains: {mlp: half}}", "gains.mlp: half is no factor; give a number, 0 or more"),
+        ("passthrough}", "passthrough, gains: {attention: -1}}", "gains.attention: -1 is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: .inf}}", "gains.mlp: inf is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: .nan}}", "gains.mlp: nan is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: [0, 1]}}", "gains.mlp: [0, 1] is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: true}}", "gains.mlp: True is no factor"),
+        (
+            "passthrough}",
+            "passthrough, gains: {temperature: 0}}",
+            "gains.temperature: 0 is no factor; give a number, over",
+        ),
+        ("passthrough}", "passthrough, gains: {gain: 0.5}}", "gains.gain: llmevo does not know this key"),
+        ("passthrough}", "passthrough}], gains: [{mlp: 0.5}", "gains: llmevo does not know this key"),
+        ("0, 4]", "0, 4], gains: {mlp: 0.5}", "slices.0.sources.0.gains: llmevo does not know this key"),
+        ("passthrough}", "passthrough}], rope: [2.0", "rope: [2.0] is no factor; give a number, over 0"),
+        ("passthrough}]", "passthrough}], rope: 0", "rope: 0 is no factor"),
+        ("passthrough}]", "passthrough}], rope: -2", "rope: -2 is no factor"),
+        ("passthrough}]", "passthrough}], rope: big", "rope: big is no factor"),
+        ("passthrough}]", "passthrough}], rope: true", "rope: True is no factor"),
+        ("passthrough}]", "passthrough}], ropes: 2", "ropes: llmevo does not know this key, did you mean 'rope'"),
+        ("[0, 4]", "[4, 0]", "slices.0: layer_range [4, 0] of a has no layer"),
+        ("[0, 4]", "[0]", "slices.0.sources.0.layer_range: give two whole numbers"),
+        ("[0, 4]", "0-4", "slices.0.sources.0.layer_range: give two whole numbers"),
+        (", layer_range: [0, 4]", "", "slices.0.sources.0.layer_range: this key is missing"),
+        ("{model: a, layer_range: [0, 4]}", "", "slices.0: a slice needs at least one source"),
+        (", merge_method: passthrough", "", "give `slices`, and each of them a `merge_method`"),
+        ("passthrough}", "pass}", "merge_method 'pass' is unknown"),
+        ("4]}", "4]}, {model: b, layer_range: [0, 4]}", "passthrough merges exactly 1 model, not 2; to stack layers"),
+        (f"slices: [{SLICE}]", "models: [{model: a}]", "give `slices`, and each of them a `merge_method`"),
+        (f"slices: [{SLICE}]", "slices: []", "give either `models` or `slices`"),
+    ],
+)
+def test_a_bad_recipe_of_a_path_is_refused_in_one_line(old: str, new: str, message: str) -> None:
+    text = f"{{merge_method: by_slice, slices: [{SLICE}]}}"
+    assert Recipe.from_yaml(text)
+    with pytest.raises(RecipeError, match=re.escape(message)) as refused:
+        Recipe.from_yaml(text.replace(old, new))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("span", ["[-1, 4]", "[0, 5]", "[7, 9]"])
+def test_layers_that_a_model_does_not_have_are_refused(span: str, root: Folder) -> None:
+    recipe = Recipe.from_yaml(f"{{merge_method: by_slice, slices: [{SLICE.replace('[0, 4]', span)}]}}")
+    with pytest.raises(RecipeError, match=re.escape(f"layer_range {span} of a is outside its 4 layers")):
+        write_model(recipe, Sources.open(recipe.references, root), root / "out")
+    assert not (root / "out").exists()
+
+
 def loaded(folder: Folder) -> Any:
     return quietly(
         lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
