@@ -11,8 +11,9 @@
 `scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line. With
 `--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
 `swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
-is not kept: every weight merge is a new one. `time` measures what the size `time` computes: seconds of the processor for
-a token that is read and one that is written, of paths of several depths in turn. Bytes are those of the model's weights in memory, each counted once.
+is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
+`time` measures what the size `time` computes: seconds of the processor for a token that is read and one that is
+written, of paths of several depths in turn.
 """
 
 import argparse
@@ -115,8 +116,9 @@ def time(out: Path | None, rounds: int) -> None:
     uniform = scorer.space.uniform()
     for turn in range(rounds + 1):
         for depth, path in DEPTHS.items():
-            scorer.engine.swap(scorer.space.decode(uniform, path))
-            model: Any = getattr(scorer.engine, "model")
+            engine: Any = scorer.engine
+            engine.swap(scorer.space.decode(uniform, path))
+            model = engine.model
             spent: dict[str, float] = {}
             with torch.inference_mode():
                 begun = _spent()
@@ -168,8 +170,8 @@ def table(file: Path) -> str:
 
 def _times(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
-        f"Time for a token, of that with 30 layers; {READ} tokens read together and {WRITTEN} written one by one, seconds"
-        f" of the processor, medians of {max(line['round'] for line in lines)} rounds;"
+        f"Time for a token, of that with 30 layers; {READ} tokens read together and {WRITTEN} written one by one,"
+        f" seconds of the processor, medians of {max(line['round'] for line in lines)} rounds;"
         f" {' and '.join(measurements.machines(lines))}."
     )
     yield ""
@@ -207,10 +209,25 @@ def _scan(line: Mapping[str, Any]) -> Iterator[str]:
     yield from rows(head, [_group(name, own) for name, own in groups.items()])
     yield ""
     by_chance = f"{luck(len(edits)):.1f} errors"
+    ranks = [
+        _rank_correlation([row.right for row in edits], of)
+        for of in ([r.effect for r in edits], [r.nats for r in edits])
+    ]
+    yield (
+        f"Rank correlation of the edits' effects with their right choices on the same questions: {ranks[0]:.2f} of the"
+        f" probability, {ranks[1]:.2f} of the log-probability."
+    )
+    yield ""
     yield f"The {BEST} best; of as many edits without an effect the best one stands out by up to {by_chance}:"
     yield ""
     cells = [(f"`{row.path.replace('|', chr(92) + '|')}`", f"{row.effect:+.3f} ± {row.stderr:.3f}") for row in edits]
     yield from rows(["path", "effect"], cells[:BEST])
+
+
+def _rank_correlation(ones: Sequence[Any], others: Sequence[Any]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(ones, others).statistic)
 
 
 def _group(name: str, own: Sequence[Any]) -> list[str]:
