@@ -112,9 +112,8 @@ class PathSpace:
                 f"path: it has {plural(len(edits), 'edit')} ({said}), more than {self.settings.edits};"
                 " genome.path.edits allows more"
             )
-        kinds = {"gain": "repeat"}
         for edit in edits:
-            if kinds.get(edit.kind, edit.kind) not in self.settings.kinds:
+            if ("repeat" if edit.kind == "gain" else edit.kind) not in self.settings.kinds:
                 raise RecipeError(f"path: {edit} is not among genome.path.kinds ({', '.join(self.settings.kinds)})")
 
     def edits(self, path: Path, root: str | None = None) -> list[Edit]:
