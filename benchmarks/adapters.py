@@ -48,7 +48,7 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 def measure(options: argparse.Namespace) -> None:
     """Append a line for each row as soon as it is scored."""
-    config = read_config(CONFIGS / "quickstart.yml")
+    config = read_config(CONFIGS / "quickstart-plain.yml")
     config = config.model_copy(update={"limit": options.limit})
     base = str(config.genome.base_model)
     models = [{"model": f"{base}+quickstart/experts/{n}", "parameters": {"weight": COEFFICIENT}} for n in EXPERTS]

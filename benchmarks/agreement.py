@@ -24,7 +24,7 @@ from llmevo.merging.merger import Merger
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def main() -> None:

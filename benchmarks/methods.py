@@ -5,7 +5,7 @@
     python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budget 35 --seeds 5    # continues as well
     python benchmarks/methods.py picks FILE
 
-NAME is the config of `configs/quickstart.yml`, four experts of separate skills, or of
+NAME is the config of `configs/quickstart-plain.yml`, four experts of separate skills, or of
 `benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
 the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
 search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
@@ -33,7 +33,7 @@ from llmevo.run.scorer import Scorer
 
 HERE = Path(__file__).parent
 CONFIGS = {
-    "quickstart": HERE.parent / "configs" / "quickstart.yml",
+    "quickstart": HERE.parent / "configs" / "quickstart-plain.yml",
     "overlap": HERE / "landscapes" / "overlap.yml",
 }
 WEIGHTS: Mapping[str, tuple[float, ...]] = {

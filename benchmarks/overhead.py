@@ -31,7 +31,7 @@ from llmevo.search.optimizers.base import Setup
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 LAYERS = 30
 POPULATION = 16
 ANSWERS = 32

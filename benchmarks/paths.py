@@ -20,7 +20,7 @@ from typing import Any
 import measurements
 import numpy as np
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 TASKS = ("arithmetic", "words", "family", "calendar")
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "weights": {"optimizer": "llm-off"},

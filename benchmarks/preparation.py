@@ -35,7 +35,7 @@ from llmevo.models.sources import Sources
 from llmevo.run.activations import measure
 from llmevo.run.scorer import Scorer
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 ROUNDS = 7
 SHARES = {"plain": 0.0, "prepared": 1.0, "half-way": 0.5}
 

@@ -27,7 +27,7 @@ import tables
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PLAIN = "bfloat16"
 FORMATS = (PLAIN, "q8_0", "q4_0", "fp8")
 DRAWS = 4000

@@ -38,7 +38,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
 from llmevo.run.sweep import Sweep
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
 
 RULES: dict[str, Racing | None] = {

@@ -8,8 +8,12 @@
     python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
     python benchmarks/scan.py table benchmarks/results/path-time.jsonl
 
+<<<<<<< HEAD
 `scan` is `llmevo scan configs/quickstart.yml --out FOLDER`, which goes on after a stop; its rows become one line. With
 `--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
+=======
+`scan` is `llmevo scan configs/quickstart-plain.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+>>>>>>> main
 `swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
 is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
 `time` measures what the size `time` computes: seconds of the processor for a token that is read and one that is
@@ -26,7 +30,7 @@ from typing import Any
 import measurements
 from tables import rows, spread
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PATHS = ("merge 0-24 | merge 16-24 gain 0.5 | merge 24-30", "merge 0-20 | merge 12-20 gain 0.5 | merge 20-30")
 """A path of a new weight merge, 38 layers, and one that differs in the block that it repeats."""
 KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit": "another path of the same one"}

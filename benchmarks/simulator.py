@@ -55,7 +55,7 @@ from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""

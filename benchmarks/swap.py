@@ -28,7 +28,7 @@ from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def start(backend: str, folder: Path, dtype: str, sources: Sources, cache_gb: float) -> Engine:

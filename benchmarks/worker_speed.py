@@ -28,7 +28,7 @@ from llmevo.workers.pool import Pool
 from llmevo.workers.processes import Processes
 from llmevo.workers.protocol import Request
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 FLEETS = (1, 2)
 SPREAD = 0.1
 """The standard deviation of the candidates around the uniform merge, in shares of a gene's range."""

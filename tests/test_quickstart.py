@@ -100,11 +100,28 @@ def test_the_experts_together_are_under_40_mb() -> None:
     assert size < 40e6
 
 
-def test_the_config_opens_its_models_and_each_parent_is_its_expert_bit_for_bit() -> None:
+def test_it_and_the_plain_quickstart_differ_in_preparation_and_budget_only() -> None:
+    own, plain = (read_config(CONFIGS / name).model_dump() for name in ("quickstart.yml", "quickstart-plain.yml"))
+    for config in (own, plain):
+        del config["genome"]["prepare"], config["genome"]["bounds"], config["search"]["budget"]
+    assert own == plain
+
+
+def test_the_tasks_of_each_expert_are_search_tasks() -> None:
+    config = read_config(CONFIGS / "quickstart.yml")
+    prepare = config.genome.prepare
+    assert prepare
+    assert prepare.tasks
+    assert [*prepare.tasks] == config.genome.models
+    told = [task for tasks in prepare.tasks.values() for task in tasks]
+    assert sorted(told) == sorted(task.name for task in config.tasks)
+
+
+def test_the_plain_config_opens_its_models_and_each_parent_is_its_expert_bit_for_bit() -> None:
     from llmevo.merging.merger import merge
     from support.checkpoints import bits
 
-    config = read_config(CONFIGS / "quickstart.yml")
+    config = read_config(CONFIGS / "quickstart-plain.yml")
     sources = Sources.open(config.genome.references, CONFIGS)
     space = SearchSpace(config.genome, 30)
     assert len(space.genes) == 8

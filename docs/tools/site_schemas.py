@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from llmevo.config import SIGMA_RULES, TRACKERS, Config
 from llmevo.llm import CLIENTS
 from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import BY_SLICE, DTYPES, WITHOUT_EFFECT, Recipe
 from llmevo.run.log.events import EVENTS, Event
 from llmevo.search.paths.registry import every
@@ -29,10 +30,17 @@ FOLDER = Path(__file__).parents[1] / "schemas"
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
+STEP: Schema = {
+    "anyOf": [
+        {"enum": [*STEPS]},
+        {"type": "object", "propertyNames": {"enum": [*STEPS]}, "minProperties": 1, "maxProperties": 1},
+    ]
+}
 _SHORT: dict[str, list[Schema]] = {
     "ModelReference": [TEXT],
     "ModelPath": [TEXT],
     "Task": [TEXT],
+    "Preparation": [{"type": "array", "items": STEP}],
     "Budget": [{"type": "integer", "minimum": 1}, TEXT],
 }
 """{model: the other forms in which a value of it may be written}."""
@@ -87,6 +95,8 @@ def _documented(schema: Schema, roots: list[type[BaseModel]]) -> Schema:
                 own["properties"][key]["description"] = text
         if "description" in own:
             own["description"] = " ".join(own["description"].partition(">>>")[0].split())
+    if steps := schema["$defs"].get("Preparation", {}).get("properties", {}).get("steps"):
+        steps["items"] = STEP
     for name, forms in _SHORT.items():
         if whole := schema["$defs"].get(name):
             description = whole.pop("description", "")

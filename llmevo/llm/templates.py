@@ -12,7 +12,11 @@ from llmevo.errors import ConfigError
 
 EARLIER = {
     "chat_short.j2": ("c5225d2de019004664756d1bacd53ca7",),
-    "chat_system.j2": ("2ac7551153e3e6734afcffe605c0200e", "862cc0e8404de539e33fe0f787e26113"),
+    "chat_system.j2": (
+        "2ac7551153e3e6734afcffe605c0200e",
+        "862cc0e8404de539e33fe0f787e26113",
+        "108e0883ed83307d12d0199cf1fdca34",
+    ),
     "chat_user.j2": ("e102a20740498ab709bc8260122e5b75", "428bb77a3f5ea8355483380c1f94332b"),
 }
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""

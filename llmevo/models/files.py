@@ -116,6 +116,22 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold a folder's lock, which one process of the machine has at a time; the others wait.
+
+    A folder that does not exist is made. On a file system without locks nothing is locked. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def content_checksums(files: Iterable[Path]) -> dict[Path, str]:
     """Return the SHA-256 of each file's content. Raises OSError for one that cannot be read."""
     wanted = [*dict.fromkeys(files)]

@@ -10,6 +10,7 @@ and ADAPTER is a LoRA adapter's folder or hub id.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -206,3 +207,14 @@ def _converted(file: Path) -> Path:
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out
+
+
+def short_names(references: Sequence[ModelReference]) -> dict[ModelReference, str]:
+    """Return the last path part of each model, with the parent folder's where two would be equal."""
+    names = [reference.name for reference in references]
+    unique: dict[ModelReference, str] = {}
+    for reference, name in zip(references, names, strict=True):
+        parent = Path((reference.lora or reference.model).path).parent.name
+        longer = f"{parent}-{name}" if names.count(name) > 1 and parent else name
+        unique[reference] = longer if longer not in unique.values() else f"{longer}-{len(unique)}"
+    return unique

@@ -40,12 +40,13 @@ from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, not_finite
-from llmevo.merging.preparation.texts import Texts
+from llmevo.merging.preparation.prepared import Prepared
+from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import active_parameters, routers_of, stack_of
-from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, locked, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -240,22 +241,34 @@ class Scorer:
         return {"prepare": spent} if spent else {}
 
     def _prepare(self, recipe: Recipe) -> None:
-        """Make the prepared models of a recipe, and say what it cost."""
-        from llmevo.run.activations import measure
+        """Make the prepared models of a recipe, and say what it cost.
 
+        Of the workers of one machine the first one does so, and the others wait.
+        """
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared
+        if prepared.folder.exists():
+            return
+        try:
+            with locked(prepared.folder.parent):
+                self._make(prepared)
+        except OSError as error:
+            raise SourceError(f"{prepared.folder}: the prepared models cannot be written ({error})") from error
+
+    def _make(self, prepared: Prepared) -> None:
+        from llmevo.run.activations import measure
+
+        if prepared.folder.exists():
+            return
         device, wanted = self.config.engine.device, prepared.all_measurements
         cost = measure(wanted, self.sources, self.tokenizer_folder, device, self.warn)
         if cost.models:
             self.warn(f"Measured: {cost}.")
-        self._spent_preparing += cost.seconds
-        if not prepared.folder.exists():
-            started = time.monotonic()
-            prepared.make()
-            took = time.monotonic() - started
-            self._spent_preparing += took
-            self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
+        started = time.monotonic()
+        prepared.make()
+        took = time.monotonic() - started
+        self._spent_preparing += cost.seconds + took
+        self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
 
     # Checks of the config against models and machine
 
@@ -349,10 +362,14 @@ class Scorer:
     @cached_property
     def questions(self) -> Mapping[str, str]:
         """A digest of the questions of each evaluator, of how they are asked, of the engine and of tokens that differ
-        among the models: equal ones give equal scores.
+        among the models: equal ones give equal scores. `prepare.text` is that of the user's texts for a preparation.
         """
         tokens = (self.vocabulary,) if self.vocabulary else ()
-        return {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
+        found = {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
+        prepare = self.config.genome.prepare
+        return found | (
+            {"prepare.text": read_texts(prepare.text, self.root).digest} if prepare and prepare.text else {}
+        )
 
     @cached_property
     def gate_prompts(self) -> list[str]:

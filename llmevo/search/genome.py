@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from llmevo.errors import nearest, plural
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
-from llmevo.merging.preparation.registry import PREPARED
+from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.merging.recipe import DTYPES, PREPARE, Preparation
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, short_names
 from llmevo.search.paths.settings import Paths
 
 OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
@@ -82,6 +82,18 @@ class Genome(BaseModel):
         except ValueError:
             raise ValueError(f"{given!r} is not a model reference; write base, union or a model") from None
         return given
+
+    @field_validator("prepare")
+    @classmethod
+    def _by_model(cls, given: Preparation | None, info: ValidationInfo) -> Preparation | None:
+        """Read the models of `prepare.tasks`, which may be given by their short names."""
+        if not (given and given.tasks) or "models" not in info.data:
+            return given
+        names = {short: model for model, short in short_names(info.data["models"]).items()}
+        models = {of: names.get(str(of), of) for of in given.tasks}
+        if unknown := next((of for of in models.values() if of not in names.values()), None):
+            raise ValueError(f"tasks: {unknown} is none of the models{nearest(str(unknown), [*names])}")
+        return given.model_copy(update={"tasks": {models[of]: tasks for of, tasks in given.tasks.items()}})
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -188,6 +200,11 @@ class Genome(BaseModel):
     def is_prepared(self, method: Method) -> bool:
         """Return whether a method merges prepared models: one on task vectors, in a genome with a preparation."""
         return self.prepare is not None and self.has_origin(method) and not method.pair
+
+    def sums_to_merge(self, method: Method) -> bool:
+        """Return whether the sum of the prepared task vectors is a merge of its own (`STEPS`)."""
+        steps = self.prepare.names if self.prepare and self.is_prepared(method) else []
+        return any(STEPS[name].sums_to_merge for name in steps)
 
     @property
     def methods(self) -> list[Method]:

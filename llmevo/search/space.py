@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from llmevo.errors import ConfigError, plural
 from llmevo.merging.methods.registry import Method
 from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import BY_SLICE, PREPARE, QUESTIONS, Preparation, Recipe
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
 from llmevo.search.paths.settings import Paths
 from llmevo.search.paths.space import MERGE, PathSpace
@@ -90,17 +89,6 @@ class Gene:
         """Return the gene's form in the log."""
         described: dict[str, Any] = {"name": self.name, "low": self.low, "high": self.high}
         return described | ({"choices": [*self.choices]} if self.choices else {})
-
-
-def short_names(references: Sequence[ModelReference]) -> dict[ModelReference, str]:
-    """Return the last path part of each model, with the parent folder's where two would be equal."""
-    names = [reference.name for reference in references]
-    unique: dict[ModelReference, str] = {}
-    for reference, name in zip(references, names, strict=True):
-        parent = Path((reference.lora or reference.model).path).parent.name
-        longer = f"{parent}-{name}" if names.count(name) > 1 and parent else name
-        unique[reference] = longer if longer not in unique.values() else f"{longer}-{len(unique)}"
-    return unique
 
 
 class SearchSpace:
@@ -255,6 +243,8 @@ class SearchSpace:
         their sum (weight 1) too large. Between these two lie up to three weights in equal ratios of at least √2: 0.35,
         0.5 and 0.71 for four models, two weights for three models, and 0.71 for two. At 1/√n the merged task vector is
         as long as the models', where these are orthogonal and of equal length. An upper bound below 1 replaces 1.
+        Where a preparation makes the sum of the task vectors its own merge (RegMean), the weights lie around 1: 0.71, 1
+        and 1.41, as far as the bounds go.
 
         Only for the first method that adds weighted task vectors to the base without `normalize` (`Genome.scales`);
         empty where there is none. All other genes are as in the uniform merge.
@@ -264,9 +254,13 @@ class SearchSpace:
         weights = [gene for gene in self.genes if gene.parameter == "weight"]
         if place is None or not weights:
             return {}
-        low, high = max(1 / len(self.genome.merged(methods[place])), weights[0].low), min(1.0, weights[0].high)
-        steps = min(COEFFICIENTS + 1, round(2 * math.log2(high / low))) if high > low > 0 else 1
-        found = [round(low * (high / low) ** (step / steps), 2) for step in range(1, steps)]
+        low, high = max(1 / len(self.genome.merged(methods[place])), weights[0].low), weights[0].high
+        if self.genome.sums_to_merge(methods[place]):
+            found = [0.71, 1.0, 1.41]
+        else:
+            high = min(1.0, high)
+            steps = min(COEFFICIENTS + 1, round(2 * math.log2(high / low))) if high > low > 0 else 1
+            found = [round(low * (high / low) ** (step / steps), 2) for step in range(1, steps)]
         uniform = self.uniform()
         return {
             value: self.clamp(

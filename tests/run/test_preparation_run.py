@@ -86,6 +86,22 @@ def test_llmevo_merge_reads_the_texts_beside_a_runs_best_recipe(
     assert_same_bits(weights_of(workspace.root / "merged"), weights_of(workspace.root / "out"))
 
 
+def test_a_run_whose_texts_have_changed_is_not_resumed(workspace: Workspace) -> None:
+    texts = workspace.root / "texts.txt"
+    texts.write_text("a b c\nb c d\n")
+    config = workspace.config(
+        genome=genome({"steps": ["aim"], "text": "texts.txt"}),
+        search={"optimizer": "cma-es", "budget": 4, "seed": 3},
+    )
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+    texts.write_text("a b c\nb c e\n")
+    status, printed = workspace.llmevo("resume", "run", "--budget", "6")
+    assert status != 0
+    assert "prepare.text" in printed
+
+
 def test_a_method_that_needs_no_base_is_not_prepared(workspace: Workspace) -> None:
     both = ["task_arithmetic", "linear"]
     config = workspace.config(genome=genome(["wudi"], merge_method=both, method_per_slice=True))

@@ -257,11 +257,25 @@ def test_a_driver_that_ends_takes_its_workers_with_it_and_the_run_goes_on(
         assert essence(log) == essence(place.run("whole"))
 
 
+PREPARED = {
+    "base_model": "base",
+    "models": ["one", "two"],
+    "merge_method": "task_arithmetic",
+    "layer_granularity": 1,
+    "prepare": ["regmean"],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("search", [{"optimizer": "cma-es"}, {"optimizer": "llm-off"}, {"optimizer": "llm"}], ids=str)
-@pytest.mark.parametrize("more", [{}, {"gate": True}, {"constraints": ["letters >= parent - 0.5"]}], ids=str)
-def test_engines_in_workers_score_alike(workspace: Workspace, search: dict[str, str], more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"gate": True}, {"constraints": ["letters >= parent - 0.5"]}, {"genome": PREPARED}], ids=str
+)
+def test_engines_in_workers_score_alike(
+    workspace: Workspace, search: dict[str, str], more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four workers, then the same run from its beginning with one, two, and in this process."""
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     if more and search["optimizer"] != "llm-off":
         pytest.skip("once is enough")
     write_task(workspace.root, "letters", 0, size=24)
@@ -286,7 +300,11 @@ def test_engines_in_workers_score_alike(workspace: Workspace, search: dict[str, 
     for run in ("run", "again-2-processes"):
         status, printed = workspace.llmevo("replay", run, "--verify")
         assert status == 0, printed
-    assert any(event.rival is not None for event in whole if isinstance(event, events.Evaluated)) or more
+    scored = [event for event in whole if isinstance(event, events.Evaluated)]
+    assert any(event.rival is not None for event in scored) or more
+    prepared = "genome" in more  # by one of the workers, for all of them
+    assert len([*(workspace.root / "cache").glob("prepared/*")]) == prepared
+    assert ["prepare" in event.seconds for event in scored].count(True) == prepared
 
 
 class Closing(Local):

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from llmevo.errors import ConfigError
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import BY_SLICE, Recipe
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import Genome, declared_by
-from llmevo.search.space import STEP, Genes, SearchSpace, short_names
+from llmevo.search.space import STEP, Genes, SearchSpace
 from support.checkpoints import mergekit
 
 GENELESS = [name for name, method in METHODS.items() if not any(p.is_gene for p in declared_by(method).values())]
@@ -456,13 +456,26 @@ def added(count: int = 4, **keys: Any) -> SearchSpace:
         (added(bounds={"weight": [0.0, 0.2]}), []),
         (added(bounds={"weight": [0.5, 1.5]}), [0.71]),
         (added(allow_negative_weights=True), [0.35, 0.5, 0.71]),
+        (added(prepare=["tsv"]), [0.35, 0.5, 0.71]),
+        (added(prepare=["regmean"], bounds={"weight": [0.0, 1.6]}), [0.71, 1.0, 1.41]),
+        (added(prepare=["regmean"], bounds={"weight": [0.0, 1.2]}), [0.71, 1.0]),
+        (added(prepare=["regmean"], bounds={"weight": [0.8, 1.2]}), [1.0]),
     ],
 )
-def test_coefficients_lie_in_equal_ratios_between_the_mean_and_the_sum_of_the_task_vectors(
+def test_coefficients_lie_between_the_mean_and_the_sum_of_the_task_vectors_or_around_a_sum_that_is_a_merge(
     of: SearchSpace, weights: list[float]
 ) -> None:
     assert [*of.coefficients()] == weights
     assert all(of.contains(genes) for genes in of.coefficients().values())
+
+
+def test_the_tasks_of_a_preparation_are_told_by_short_names_too() -> None:
+    prepare = {"steps": ["regmean"], "tasks": {"m0": ["sums"], "org/m1": ["words"]}}
+    found = added(2, prepare=prepare).genome.prepare
+    assert found
+    assert found.tasks == {ModelReference.parse("org/m0"): ["sums"], ModelReference.parse("org/m1"): ["words"]}
+    with pytest.raises(ValueError, match=r"tasks: m2 is none of the models; known: m0, m1"):
+        added(2, prepare={"steps": ["regmean"], "tasks": {"m2": ["sums"]}})
 
 
 SEPARATING = {name for name, method in METHODS.items() if not method.in_mergekit}

@@ -36,6 +36,8 @@ class PreparationStep:
     """The file here with its function."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     measures: Measured = ""
+    sums_to_merge: bool = False
+    """Whether the prepared task vectors add up to the paper's merge: a search then tries common weights around 1."""
 
     @cached_property
     def prepare(self) -> "Prepare":
@@ -63,6 +65,7 @@ _STEPS = (
             "alpha": Parameter(default=0.9, low=0.0, high=1.0),
         },
         measures="grams",
+        sums_to_merge=True,
     ),
     PreparationStep(
         "tsv",

@@ -80,7 +80,8 @@ class RunStarted(BaseEvent):
     style: str
     """The client's prompting style: prompts can be recomputed from it without the client."""
     questions: dict[str, str] = Field(default_factory=dict[str, str])
-    """Digests of the `search`, `selection` and `heldout` questions, of how they are asked, and of the engine."""
+    """Digests of the `search`, `selection` and `heldout` questions, of how they are asked, and of the engine; of
+    `prepare.text` where the config has one."""
     texts: dict[str, dict[str, list[tuple[str, str]]]] = Field(
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )

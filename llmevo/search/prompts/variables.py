@@ -261,6 +261,7 @@ class Variables:
                 (names.parameters[p], round(g.low * scale(g)), round(g.high * scale(g)), scale(g), p)
                 for p, g in by_parameter.items()
             ],
+            "sums_to_merge": any(space.genome.sums_to_merge(method) for method in space.genome.methods),
             "roles": self._roles(),
             "hidden_tasks": len(question.tasks) - len(tasks),
             "constraints": [names.text(text, REASON) for text in question.constraints],
