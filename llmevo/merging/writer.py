@@ -4,8 +4,9 @@ import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -17,8 +18,9 @@ from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
 from llmevo.merging.widening import widened
+from llmevo.models.architecture import text_config
 from llmevo.models.files import partial_folder, sync
-from llmevo.models.layer_kinds import rearranged
+from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -84,6 +86,9 @@ class MergedModel:
         if self._aligned and self._speaker != recipe.donor:
             numbers = self._aligned.whole.config(self._speaker)
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
+        if recipe.rope:
+            config = deepcopy(config)
+            scale_rope_of(recipe, config)
         return with_layers_of(recipe, self.sources, config)
 
     def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
@@ -125,6 +130,14 @@ def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> 
     try:
         config = rearranged(config, depth, recipe.origins(depth))
         return mixture_config(config, recipe.mixture) if recipe.mixture else config
+    except SourceError as error:
+        raise RecipeError(f"{recipe.donor}: {error}") from error
+
+
+def scale_rope_of(recipe: Recipe, config: dict[str, Any]) -> None:
+    """Change a config by a recipe's `rope`. Raises RecipeError for a model without a rotary embedding."""
+    try:
+        scale_rope(cast(dict[str, Any], text_config(config)), recipe.rope or 1.0)
     except SourceError as error:
         raise RecipeError(f"{recipe.donor}: {error}") from error
 
