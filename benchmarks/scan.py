@@ -8,8 +8,8 @@
     python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
     python benchmarks/scan.py table benchmarks/results/path-time.jsonl
 
-`scan` is `llmevo scan configs/quickstart-plain.yml --out FOLDER`, which goes on after a stop; its rows become one line. With
-`--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
+`scan` is `llmevo scan configs/quickstart-plain.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+With `--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
 `swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
 is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
 `time` measures what the size `time` computes: seconds of the processor for a token that is read and one that is
