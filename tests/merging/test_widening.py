@@ -130,7 +130,7 @@ def test_a_widened_model_is_no_mixture(tmp_path: Path) -> None:
     mixture = new_family(tmp_path, "Mixtral") / "base"
     one, two = (f"{mixture}#expert={place}" for place in range(2))
     models = [{"model": of, "parameters": {"weight": 0.5}} for of in (one, two)]
-    given = {"merge_method": "widen", "models": models, "mixture": {"experts": [one, two]}}
+    given = {"merge_method": "widen", "models": models, "mixture": {"experts": [one, one]}}
     with pytest.raises(RecipeError, match="its experts are models of one size"):
         merge(Recipe.model_validate(given), tmp_path / "wide")
 

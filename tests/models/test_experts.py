@@ -131,7 +131,7 @@ def test_a_model_that_became_an_expert_is_read_back(family: str, tmp_path: Path)
     given = {
         "merge_method": "linear",
         "models": [{"model": str(dense / "base"), "parameters": {"weight": 1.0}}],
-        "mixture": {"experts": [str(dense / "one"), str(dense / "two")]},
+        "mixture": {"experts": [str(dense / "two"), str(dense / "two")]},
     }
     merge(Recipe.model_validate(given), tmp_path / "mixture")
     sources = Sources()
