@@ -7,8 +7,8 @@
 `collect` writes a Mixtral to FOLDER: attention and norms of a merge of the four experts (task arithmetic, weight 0.71),
 the MLPs of the four as its experts, two for each token, and routers by ridge regression of the question's skill on what
 they see. It makes this mixture dense by each way of `llmevo dense`, with its use on the search questions, and asks each
-model the held-out questions. `table` shows the scores next to the rows of the quickstart's searches in
-`quickstart.jsonl`; `use` which experts the mixture uses for what.
+model the held-out questions. `table` shows the scores next to those of the quickstart's dense searches; `use` which
+experts the mixture uses for what. The file is of `--texts 32 --limit 64`: 32 search and 64 held-out questions a task.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import measurements
+import quickstart
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,7 +38,11 @@ from llmevo.run.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart-plain.yml"
-SEARCHES = ROOT / "benchmarks" / "results" / "quickstart.jsonl"
+SEARCHES = {
+    "search": ROOT / "benchmarks" / "results" / "quickstart-plain.jsonl",
+    "search of prepared experts": ROOT / "benchmarks" / "results" / "quickstart.jsonl",
+}
+"""The runs of the dense searches; the first of each file is shown, on the same questions."""
 SKILLS = ("arithmetic", "words", "family", "calendar")
 COEFFICIENT = 0.71
 SHARPNESS = 10.0
@@ -208,16 +213,18 @@ def table(options: argparse.Namespace) -> None:
             line = lines[name]
             sizes = f"{line['parameters'] / 1e6:.0f} | {line['active'] / 1e6:.0f}"
             print(f"| {name} | {sizes} | {line['score']:.1%} | {line['stderr']:.1%} |")
-    import quickstart
-
-    run = next(run for run in measurements.read(SEARCHES) if run["optimizer"] == "llm" and run["seed"] == 0)
-    known = {row["kind"]: row for row in run["rows"]}
-    rivals = quickstart.rivals(run)
-    size = lines["uniform average"]["parameters"] / 1e6 if "uniform average" in lines else 0.0
-    for words, row in {**rivals, "the best merge of the dense search": known["best"]}.items():
-        score, error = quickstart.score(run, row["right"])
-        called = f"{words}: {row['name']}" if words == "the best expert" else words
-        print(f"| quickstart, {called} | {size:.0f} | {size:.0f} | {score:.1%} | {error:.1%} |")
+    count = len(next(iter(lines[MIXTURE]["items"].values()))) if MIXTURE in lines else None
+    size = min(line["parameters"] for line in lines.values() if "parameters" in line) / 1e6
+    for words, file in SEARCHES.items():
+        run = next((run for run in measurements.read(file) if run["seed"] == 0), None)
+        if run is None:
+            continue
+        rows = [{**row, "right": {task: own[:count] for task, own in row["right"].items()}} for row in run["rows"]]
+        run = {**run, "questions": {task: own[:count] for task, own in run["questions"].items()}, "rows": rows}
+        best = next(row for row in run["rows"] if row["kind"] == "best")
+        for called, row in {**quickstart.rivals(run), "the best merge found": best}.items():
+            score, error = quickstart.score(run, row["right"])
+            print(f"| {words}: {called} | {size:.0f} | {size:.0f} | {score:.1%} | {error:.1%} |")
 
 
 def use(options: argparse.Namespace) -> None:
