@@ -47,7 +47,7 @@ from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
 from llmevo.models.architecture import routers_of, stack_of
-from llmevo.models.files import WHOLE, cache_folder, locked, partial_folder, read_sha256, rename_once, unread_bytes
+from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -244,11 +244,8 @@ class Scorer:
         assert prepared
         if prepared.folder.exists():
             return
-        try:
-            with locked(prepared.folder.parent):
-                self._make(prepared)
-        except OSError as error:
-            raise SourceError(f"{prepared.folder}: the prepared models cannot be written ({error})") from error
+        with prepared.locked():
+            self._make(prepared)
 
     def _make(self, prepared: Prepared) -> None:
         from llmevo.run.activations import measure
@@ -261,6 +258,7 @@ class Scorer:
             self.warn(f"Measured: {cost}.")
         started = time.monotonic()
         prepared.make()
+        prepared.forget()
         took = time.monotonic() - started
         self._spent_preparing += cost.seconds + took
         self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
