@@ -119,7 +119,7 @@ def test_a_method_that_needs_no_base_is_not_prepared(workspace: Workspace) -> No
     assert space.decode(space.uniform() | {"0-0/merge_method": 1.0, "1-1/merge_method": 1.0}).prepare is None
 
 
-@pytest.mark.parametrize("on", ["processes", pytest.param("ray", marks=MARKS)])
+@pytest.mark.parametrize("on", [pytest.param("processes", marks=pytest.mark.slow), pytest.param("ray", marks=MARKS)])
 def test_workers_merge_the_same_experts_which_are_prepared_once(
     workspace: Workspace, on: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,16 +132,14 @@ def test_workers_merge_the_same_experts_which_are_prepared_once(
     status, printed = workspace.llmevo("run", workspace.config(**given, engine=engine), "--out", "run")
     assert status == 0, printed
     (made,) = (workspace.root / "cache" / "prepared").iterdir()
-    written = (made / "model.safetensors").stat().st_mtime_ns
+    written = (made / "model.safetensors").stat()
     alone = {"backend": "hf", "device": "cpu", "self_check": False}
     status, printed = workspace.llmevo("run", workspace.config(**given, engine=alone), "--out", "alone")
     assert status == 0, printed
-    assert [(made / "model.safetensors").stat().st_mtime_ns] == [
-        (of / "model.safetensors").stat().st_mtime_ns for of in (workspace.root / "cache" / "prepared").iterdir()
-    ]
-    assert written == (made / "model.safetensors").stat().st_mtime_ns
+    assert [*(workspace.root / "cache" / "prepared").iterdir()] == [made]
+    assert (made / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
     both = [workspace.state(name) for name in ("run", "alone")]
     first, second = ({id_: trial.score for id_, trial in state.trials.items()} for state in both)
     assert first == second
-    times = [trial.seconds.get("prepare") for trial in both[0].trials.values() if trial.seconds]
-    assert sum(time is not None for time in times) == 1
+    assert len(first) >= 6
+    assert ["prepare" in trial.seconds for trial in both[0].trials.values() if trial.seconds].count(True) == 1
