@@ -3,7 +3,7 @@
     make quickstart                                                        # or llmevo compare configs/quickstart.yml
     python benchmarks/quickstart.py collect runs/quickstart [RUN...] --out benchmarks/results/quickstart.jsonl
     python benchmarks/quickstart.py table benchmarks/results/quickstart.jsonl
-    python benchmarks/quickstart.py short benchmarks/results/quickstart.jsonl     # four rows
+    python benchmarks/quickstart.py short benchmarks/results/quickstart.jsonl     # the README's rows
 
 `collect` keeps of every finished run which held-out questions each row of its held-out table got right: base, experts,
 uniform merge, the best coefficient for all weights alike, and the best merge found. A folder of runs is all runs in it.
@@ -190,36 +190,45 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def short(options: argparse.Namespace) -> None:
-    """Markdown: the best expert, the best coefficient, and the best merge of CMA-ES and of llmevo, held out."""
+    """Markdown: experts, the best coefficient, and the best merges of CMA-ES and of llmevo, held out."""
     print("\n".join(_short(measurements.read(options.file))))
 
 
-SEARCHES = {"cma-es": "CMA-ES", "llm": "**llmevo, led by an LLM**"}
+SEARCHES = {"cma-es": "CMA-ES", "llm-off": "**llmevo without an LLM**", "llm": "**llmevo, led by an LLM**"}
 
 
 def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    own = {name: [run for run in runs if run["optimizer"] == name] for name in SEARCHES}
+    own = {name: some for name in SEARCHES if (some := [run for run in runs if run["optimizer"] == name])}
     counts = {len(runs) for runs in own.values()}
     candidates = {run["candidates"] for runs in own.values() for run in runs}
+    seeds = " or ".join(map(str, sorted(counts))) + (" seed" if counts == {1} else " seeds")
     yield (
-        f"{' or '.join(map(str, sorted(candidates)))} candidates each, {' or '.join(map(str, sorted(counts)))} seeds;"
+        f"{' or '.join(map(str, sorted(candidates)))} candidates each, {seeds};"
         f" held out are {sum(map(len, runs[0]['questions'].values()))} answers."
         " ± is the standard error between questions."
     )
     yield ""
     yield "| | held out |"
     yield "|---|---|"
-    fixed = rivals(own["llm"][0])
-    for words, label in (
-        ("the best expert", "best expert"),
-        ("the best coefficient", "best coefficient (one weight for all)"),
+    first = next(iter(own.values()))[0]
+    fixed = rivals(first)
+    for label, right in (
+        ("best expert", fixed["the best expert"]["right"]),
+        ("on each task the expert that is best at it: several models", specialists(first)),
+        ("best coefficient (one weight for all)", fixed["the best coefficient"]["right"]),
     ):
-        mean, error = score(own["llm"][0], fixed[words]["right"])
+        mean, error = score(first, right)
         yield f"| {label} | {mean:.3f} ± {error:.3f} |"
-    for name, label in SEARCHES.items():
-        found = [score(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in own[name]]
+    for name, some in own.items():
+        found = [score(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in some]
         mean, error = (float(np.mean(values)) for values in zip(*found, strict=True))
-        yield f"| {label} | {mean:.3f} ± {error:.3f} |"
+        yield f"| {SEARCHES[name]} | {mean:.3f} ± {error:.3f} |"
+
+
+def specialists(run: Mapping[str, Any]) -> Right:
+    """The answers to each task of the parent that is best at it."""
+    parents = [row["right"] for row in run["rows"] if row["kind"] == "parent"]
+    return {task: max((right[task] for right in parents), key=lambda text: text.count("1")) for task in run["weights"]}
 
 
 def _over_seeds(found: Sequence[tuple[float, float]], sign: str) -> str:

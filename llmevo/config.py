@@ -390,7 +390,8 @@ class Search(Section):
     allows it and asks no LLM, else `strict`."""
     start_from: list[Path | dict[str, float | str]] = Field(default_factory=list[Path | dict[str, float | str]])
     """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, genes by name, or layer
-    paths (`{path: A 0-12 | A 8-30}`)."""
+    paths (`{path: A 0-12 | A 8-30}`); or `model_stock`, the weights that Model Stock gives each slice. With two experts
+    or more of a mixture (`MODEL#expert=0`) their average by the measured use of the routers comes first."""
     racing: Annotated[Racing | None, Switch] = Racing()
     """Stop a candidate early if it cannot become the best; `false` scores all questions. Has no effect unless every
     task's metric is a mean over its questions."""
@@ -401,8 +402,12 @@ class Search(Section):
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an objective, by the sign of its weight;
     the run ends with the Pareto front, and the weighted sum selects its result."""
-    sizes: list[Literal["layers", "parameters"]] = Field(default_factory=list[Literal["layers", "parameters"]])
-    """With `objective: pareto`: further objectives, less is better. They differ among layer paths only."""
+    sizes: list[Literal["layers", "parameters", "time"]] = Field(
+        default_factory=list[Literal["layers", "parameters", "time"]]
+    )
+    """With `objective: pareto`: further objectives, less is better. They differ among layer paths only. `time` is the
+    time for a token as a share of the first model's, computed, not measured: from the parameters that a token is
+    multiplied by, in layers, experts in use and output head."""
     spaces: Literal["auto", "both"] = "auto"
     """`auto`: that of the optimizer, weights or layer paths. `both`: weights by the optimizer first, then paths over
     the best merge and the models, then the gains and weights of the best path together."""
@@ -660,7 +665,8 @@ class Config(Section):
     constraints: list[str] = Field(default_factory=list[str])
     """Bounds on the metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`, or one such text. `parent` is the
     best parent's score on that task, `uniform` the uniform merge's. Candidates that violate a constraint rank below all
-    that satisfy it. For layer paths also `layers` and `parameters`: `layers <= 30`, `parameters <= 1.5e9`."""
+    that satisfy it. For layer paths also `layers`, `parameters` and `time` (see `search.sizes`): `layers <= 30`,
+    `parameters <= 1.5e9`, `time <= 0.9`."""
     allow_benchmark_tasks: bool = False
     """Allow search tasks on the test split of a public benchmark; held-out tasks may always use it."""
     gate: Annotated[Gate | None, Switch] = None

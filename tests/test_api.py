@@ -174,7 +174,7 @@ def test_errors_of_the_package_have_one_root() -> None:
     assert all(issubclass(error, llmevo.LlmevoError) for error in (ConfigError, LogError, RunError, SourceError))
 
 
-def test_the_wheel_says_that_it_is_typed_and_holds_the_prompts(tmp_path: Path) -> None:
+def test_the_wheel_says_that_it_is_typed_and_holds_the_prompts_and_the_schema_of_configs(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root]
@@ -183,4 +183,4 @@ def test_the_wheel_says_that_it_is_typed_and_holds_the_prompts(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = {*archive.namelist()}
     prompts = {f"llmevo/prompts/{file.name}" for file in (root / "prompts").iterdir()}
-    assert {"llmevo/__init__.py", "llmevo/py.typed", *prompts} <= names
+    assert {"llmevo/__init__.py", "llmevo/py.typed", "llmevo/schemas/config.json", *prompts} <= names

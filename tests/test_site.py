@@ -233,7 +233,7 @@ def test_the_readme_is_short_and_has_what_a_new_user_needs() -> None:
 
 
 GUIDES = [
-    path for path in TEXTS if path.startswith(("README", "docs/guides", "docs/workers", "docs/export", "docs/get"))
+    path for path in TEXTS if re.match(r"README|docs/(guides|workers|export|get|first|paths|preparation|models)", path)
 ]
 
 
@@ -242,6 +242,8 @@ def test_the_configs_of_a_guide_are_valid(path: str) -> None:
     whole = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["arc_easy_train"]}
     for block in fences(path, "yaml"):
         values: Any = read_yaml(block)
+        if {"genome", "tasks"} <= values.keys():
+            assert block.startswith("# yaml-language-server: $schema=llmevo.schema.json\n"), "editors know its keys"
         if values.keys() <= Config.model_fields.keys():
             parse_config({**whole, **values}, path)
             schema("config.json").validate({**whole, **values})

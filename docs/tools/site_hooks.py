@@ -36,7 +36,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to the site's places; the command of each table; details whose content is Markdown."""
+    """Links to the site's places; the command of each table; details whose content is Markdown. A page that is alone in
+    its tab has no list of pages.
+    """
     source = next((path for path, place in MOVED.items() if place == page.file.src_uri), f"docs/{page.file.src_uri}")
     if page.file.src_uri.startswith("benchmarks/results/"):
         source = page.file.src_uri
@@ -47,10 +49,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         there = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = MOVED.get(there, there.removeprefix("docs/"))
+        if not source.startswith("docs/notebooks/"):  # whose own pages have the files to download
+            place = re.sub(r"\.ipynb$", ".md", place)
         return (
             f"{link[1]}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{link[3] or ''}{link[4]}"
         )
 
+    if page.parent is None:  # the only page of its tab
+        page.meta["hide"] = ["navigation"]
     markdown = LINK.sub(moved, markdown)
     data = posixpath.relpath("benchmarks/results/data.md", posixpath.dirname(page.file.src_uri) or ".")
     origin = f"[how, where and when its data were measured]({data})"

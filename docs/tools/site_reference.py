@@ -24,11 +24,13 @@ from typer.models import ArgumentInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from site_notebooks import NOTEBOOKS, notebook_page
 from site_schemas import event_models, field_docs, models_in
 
 import llmevo
 from llmevo import testing
 from llmevo.cli.app import COMMANDS
+from llmevo.cli.terminal import EXIT_STATUSES
 from llmevo.config import FOREIGN_OPTIONS, REMOVED, REMOVED_VALUES, TRACKERS, Config
 from llmevo.llm.client import Price
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
@@ -52,6 +54,7 @@ def pages() -> dict[str, str]:
         "reference/events.md": events_page(),
         "reference/optimizers.md": optimizers_page(),
         "reference/python.md": python_page(),
+        **{f"notebooks/{file.stem}.md": notebook_page(file) for file in sorted(NOTEBOOKS.glob("*.ipynb"))},
         **{f"methods/{name}.md": method_page(method) for name, method in METHODS.items()},
     }
 
@@ -247,13 +250,12 @@ def commands_page() -> str:
     for command, example in COMMANDS.items():
         shown = [(f"`{name}`", about) for name, about in parameters(command).items()]
         parts += [f"## `llmevo {command.__name__}`", text_of(command), f"```sh\n{example}\n```", table(["", ""], shown)]
-    statuses = [
-        ("0", "success"),
-        ("1", "a failure of the machine, a server, a file or a model; a difference that `replay --verify` found"),
-        ("2", "a mistake in what was given: one message that names the key, the value and the way out"),
-        ("130", "stopped with Ctrl-C; a run can be resumed"),
+    parts += [
+        "## Exit status",
+        "Scripts may rely on these: they are the same for every command and every version. A run that was stopped, or"
+        " that a failure ended, is continued by `llmevo resume`.",
+        table(["status", "meaning"], [(f"{status}", meaning) for status, meaning in EXIT_STATUSES.items()]),
     ]
-    parts += ["## Exit status", table(["status", "meaning"], statuses)]
     return lines(*parts)
 
 

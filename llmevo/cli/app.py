@@ -11,6 +11,7 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.cli.compare import compare
+from llmevo.cli.dense import dense
 from llmevo.cli.export import export
 from llmevo.cli.extract import extract
 from llmevo.cli.init import init
@@ -21,6 +22,7 @@ from llmevo.cli.report import report
 from llmevo.cli.resume import resume
 from llmevo.cli.run import run
 from llmevo.cli.scan import scan
+from llmevo.cli.serve import serve
 from llmevo.cli.status import status
 from llmevo.cli.tasks import tasks
 from llmevo.cli.watch import watch
@@ -39,11 +41,13 @@ COMMANDS = {
     resume: "llmevo resume runs/quickstart",
     status: "llmevo status",
     watch: "llmevo watch runs/quickstart",
+    serve: "llmevo serve runs",
     replay: "llmevo replay runs/quickstart --verify",
     compare: "llmevo compare config.yml --optimizers llm,cma-es,random --seeds 6",
     report: "llmevo report runs/quickstart",
     export: "llmevo export runs/quickstart my-merge",
     merge: "llmevo merge runs/quickstart/best.yml my-merge",
+    dense: "llmevo dense my-mixture my-model --by widen --experts 2 --text questions.txt",
     extract: "llmevo extract my-fine-tune its-base my-adapter --rank auto --parameters 10M",
     scan: "llmevo scan config.yml --limit 32",
     inspect: "llmevo inspect config.yml",

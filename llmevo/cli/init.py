@@ -31,7 +31,8 @@ def init(
     """Write a config for models and questions, with comments.
 
     What is not given is asked for in a terminal, at most five questions. For files of questions, task files of lm-eval
-    are written next to them. Loads no weights and downloads no model.
+    are written next to them, and next to the config `llmevo.schema.json`, with which editors complete and check its
+    keys. Loads no weights and downloads no model.
     """
     if out.exists():
         raise UserError(f"{out} exists; name another file with --out")
@@ -52,10 +53,11 @@ def init(
     size = preset or ("standard" if not sys.stdin.isatty() else _asked("quick, standard or thorough", "", "standard"))
     if size not in draft.PRESETS:
         raise UserError(f"--preset: {size!r} is unknown; give one of {', '.join(draft.PRESETS)}")
+    chat = draft.has_chat_template(origin or listed[0])
     placed = [draft.placed(each, out.parent) for each in listed]
     origin = draft.placed(origin, out.parent) if origin else None
     folders = draft.folders(tasks, out.parent)
-    made = draft.Draft(placed, origin, tasks, size, model or "", base_url or "", layers, folders)
+    made = draft.Draft(placed, origin, tasks, size, model or "", base_url or "", layers, folders, chat)
     _write(out, made.text(), {each.file: each.description for each in tasks if each.file})
 
 
@@ -71,12 +73,13 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
 
     from llmevo.config import parse_config
     from llmevo.models.files import write_whole
+    from llmevo.run.preflight import draft
 
     parse_config(yaml.safe_load(text), str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     if there := [file for file in files if file.exists() and file.read_text() != files[file]]:
         raise UserError(f"{there[0]} exists and describes another task; remove it, or rename the file of questions")
-    for file, content in {**files, out: text}.items():
+    for file, content in {**files, out.parent / draft.SCHEMA: draft.schema_text(), out: text}.items():
         try:
             write_whole(file, content.encode())
         except OSError as error:

@@ -18,6 +18,17 @@ from llmevo.reports.text import UNSAFE, say
 
 WIDE = 10_000
 """Columns outside a terminal, where nothing is wrapped or cut."""
+EXIT_STATUSES = {
+    0: "success",
+    1: "a failure of the machine, a server, a file or a model; scores that `replay --rescore` found to differ; a run"
+    " that `watch` followed and that stopped before its end",
+    2: "a mistake in what was given: one message that names the key, the value and the way out; also a log that does"
+    " not follow from its config, as `replay --verify` finds",
+    129: "stopped because the terminal was closed (SIGHUP)",
+    130: "stopped with Ctrl-C (SIGINT)",
+    143: "stopped with `kill`, as by a batch system or a container (SIGTERM)",
+}
+"""{exit status of every command: its meaning}. These never change."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, the polite `kill` (also of batch systems and containers), and a terminal that is closed."""
 

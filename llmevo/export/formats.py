@@ -13,6 +13,7 @@ from llmevo.export.gguf import TYPES, GgufModel
 from llmevo.export.lora import LoraReport, base_of, write_merge
 from llmevo.export.low_rank import Rank
 from llmevo.merging.merger import Seed
+from llmevo.merging.methods.registry import WIDEN
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import MergedModel, check_new, whole_folder, write_model, write_texts
 from llmevo.models.files import partial_folder, sync
@@ -95,6 +96,8 @@ class Format:
         Raises what `write_model` raises, and UserError for what the format cannot hold.
         """
         check_new(out)
+        if recipe.merge_method == WIDEN and self.kind in ("lora", "experts"):
+            raise UserError(f"--as {self.kind}: a model of {WIDEN} has more neurons than its base; write it whole")
         if recipe.mixture and self.kind != "model":
             raise UserError(
                 f"--as {self.kind}: a mixture of experts is written as a Hugging Face folder only; leave --as out"

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import text_stack
@@ -305,6 +305,8 @@ class Preparation(Strict):
                     raise ValueError(f"{key} of {name} is {number:g}; give a number from {low:g} to {high:g}")
         if repeated := [name for name in self.names if self.names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is listed twice")
+        if any(STEPS[name].permutes for name in self.names[1:]):
+            raise ValueError("align is the first step: the others compare models neuron by neuron")
         return self
 
     @property
@@ -341,7 +343,7 @@ class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
     Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Some
-    keys are llmevo's own: `prepare`, `mixture`, and a slice's `merge_method` and its `gains`, in a recipe whose
+    keys are llmevo's own: `prepare`, `mixture`, `rope`, and a slice's `merge_method` and its `gains`, in a recipe whose
     `merge_method` is `by_slice`.
 
     >>> import llmevo
@@ -365,6 +367,8 @@ class Recipe(Strict):
     """llmevo's extension: changes of the models other than the base before they are merged."""
     mixture: Mixture | None = None
     """llmevo's extension: the result is a mixture of experts: see `docs/mixture.md`."""
+    rope: Annotated[float, Field(gt=0.0)] | None = None
+    """llmevo's extension: a factor of the base of the rotary embedding (`rope_theta` of the result's config)."""
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
     """The tokenizer of the result: the base's, a model's, or the base's with the tokens that others added."""
     tokenizer: TokenizerSection | None = None
@@ -384,6 +388,11 @@ class Recipe(Strict):
             return value
         given = {key: of for key, of in cast(dict[str, Any], value).items() if key not in WITHOUT_EFFECT}
         return _without_tokenizer(_without_modules(given))
+
+    @field_validator("rope", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # which is no number
 
     @field_validator("dtype", "out_dtype")
     @classmethod
@@ -420,6 +429,10 @@ class Recipe(Strict):
             raise ValueError(
                 f"a slice has a merge_method of its own: write `merge_method: {BY_SLICE}` for the whole recipe (so that"
                 " mergekit, which would overlook the slice's, refuses it) and give every slice one"
+            )
+        if WIDEN in named:
+            raise ValueError(
+                f"merge_method {WIDEN!r} is for a whole recipe: all layers have the same number of neurons"
             )
         for name in named if any(named) else [self.merge_method]:
             if name not in METHODS:
@@ -540,7 +553,7 @@ class Recipe(Strict):
         slices = self.slices or []
         named = dict.fromkeys([self.merge_method, *(of.merge_method for of in slices if of.merge_method)])
         lacking = [name for name in named if name in METHODS and not METHODS[name].in_mergekit]
-        lacking += [key for key in (PREPARE, MIXTURE) if getattr(self, key)]
+        lacking += [key for key in (PREPARE, MIXTURE, "rope") if getattr(self, key)]
         if self.merge_method == BY_SLICE:
             lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
@@ -707,6 +720,11 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
         message = "give two whole numbers: the first layer, from 0, and the one after the last"
     elif first["type"] == "missing":
         message = "this key is missing"
+    elif keys[-1:] == ("gains",):
+        message = f"{shortened(str(first['input']), 40)!r} is no gains; write gains: {{attention: 0.5, mlp: 0.5}}"
+    elif "gains" in keys[:-1] or keys == ("rope",):
+        least = "0 or more" if keys[-1] in ("attention", "mlp") else "over 0"
+        message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
 
 

@@ -4,8 +4,9 @@ import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -16,8 +17,10 @@ from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
+from llmevo.merging.widening import widened
+from llmevo.models.architecture import text_config
 from llmevo.models.files import partial_folder, sync
-from llmevo.models.layer_kinds import rearranged
+from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -47,7 +50,9 @@ class MergedModel:
             sources = aligned
         elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
             sources = Trimmed(sources, recipe.donor, rows)
-        self.recipe, self.sources, self._seed = recipe, sources, seed
+        self.recipe, self._seed = recipe, seed
+        recipe, sources = widened(recipe, sources)
+        self.sources, self._merged = sources, recipe
         donor = sources[recipe.donor].shapes
         steps = plan(recipe, [*donor], sources.depth(recipe.donor))
         for step in steps:  # raise for a missing parameter before anything is merged
@@ -58,14 +63,14 @@ class MergedModel:
         """Every tensor's name in the first source of its slice; empty for a mixture."""
         if recipe.mixture:
             self.shapes, self.origins = Merger(sources).shapes(recipe), {}
-        self._template = chat_template(recipe, sources)
+        self._template = chat_template(self.recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
         self.config()  # raises for layers that it cannot describe
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, merged weight). Raises CandidateError when one is not finite."""
-        return merge(self.recipe, self.sources, self._seed)
+        return merge(self._merged, self.sources, self._seed)
 
     @property
     def _speaker(self) -> ModelReference:
@@ -81,6 +86,9 @@ class MergedModel:
         if self._aligned and self._speaker != recipe.donor:
             numbers = self._aligned.whole.config(self._speaker)
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
+        if recipe.rope:
+            config = deepcopy(config)
+            scale_rope_of(recipe, config)
         return with_layers_of(recipe, self.sources, config)
 
     def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
@@ -122,6 +130,14 @@ def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> 
     try:
         config = rearranged(config, depth, recipe.origins(depth))
         return mixture_config(config, recipe.mixture) if recipe.mixture else config
+    except SourceError as error:
+        raise RecipeError(f"{recipe.donor}: {error}") from error
+
+
+def scale_rope_of(recipe: Recipe, config: dict[str, Any]) -> None:
+    """Change a config by a recipe's `rope`. Raises RecipeError for a model without a rotary embedding."""
+    try:
+        scale_rope(cast(dict[str, Any], text_config(config)), recipe.rope or 1.0)
     except SourceError as error:
         raise RecipeError(f"{recipe.donor}: {error}") from error
 

@@ -6,7 +6,8 @@ A reference is `MODEL[@REVISION][+ADAPTER[@REVISION]]`, as mergekit writes it, w
 - a model of the Hugging Face hub (`HuggingFaceTB/SmolLM2-135M`), or a GGUF file in one (`owner/name/file.gguf`),
 - `package:NAME/FILE`, a file that a Python package carries,
 
-and ADAPTER is a LoRA adapter's folder or hub id.
+and ADAPTER is a LoRA adapter's folder or hub id. `MODEL[@REVISION]#expert=3` is an expert of a mixture of experts, as a
+dense model.
 """
 
 import importlib.util
@@ -21,6 +22,9 @@ from llmevo.errors import SourceError
 from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once
 
 PACKAGE = "package:"
+EXPERT = "#expert="
+"""What stands between a mixture of experts and the number of one of its experts."""
+
 PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
 """The contents that transformers' automatic classes load, other than the model."""
 
@@ -32,24 +36,31 @@ class ModelPath(BaseModel):
 
     path: str
     revision: str | None = None
+    expert: int | None = None
+    """The expert of each layer, from 0, for one expert of a mixture."""
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
         if isinstance(value, str):
-            path, _, revision = value.partition("@")
+            whole, marked, expert = value.partition(EXPERT)
+            if marked and not (expert.isascii() and expert.isdigit()):
+                raise ValueError(f"{value!r}: #expert= needs the number of an expert, from 0, such as MODEL#expert=3")
+            path, _, revision = whole.partition("@")
             if not path:
                 raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL@REVISION")
-            return {"path": path, "revision": revision or None}
+            return {"path": path, "revision": revision or None, "expert": int(expert) if marked else None}
         return value
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.revision}" if self.revision else self.path
+        plain = f"{self.path}@{self.revision}" if self.revision else self.path
+        return plain if self.expert is None else f"{plain}{EXPERT}{self.expert}"
 
     @property
     def name(self) -> str:
-        """The last part of the path, without a GGUF ending."""
-        return Path(self.path.rstrip("/")).name.removesuffix(".gguf")
+        """The last part of the path, without a GGUF ending; of an expert with its number."""
+        name = Path(self.path.rstrip("/")).name.removesuffix(".gguf")
+        return name if self.expert is None else f"{name}-expert{self.expert}"
 
 
 class ModelReference(BaseModel):
@@ -67,6 +78,8 @@ class ModelReference(BaseModel):
             model, plus, lora = value.partition("+")
             if not model or (plus and not lora) or "+" in lora:
                 raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
+            if EXPERT in lora:
+                raise ValueError(f"{value!r}: write MODEL{EXPERT}{lora.partition(EXPERT)[2]}+ADAPTER, the expert first")
             return {"model": model, "lora": lora or None}
         if not isinstance(value, dict | ModelReference):
             raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")

@@ -12,6 +12,7 @@ from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import check_compatible, check_layers, text_config
 from llmevo.models.cards import excerpt
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
+from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.placeholder import placeholder
 from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
@@ -41,6 +42,8 @@ class Sources:
         `excludes` says whether the user leaves a tensor of a model out on purpose.
         """
         self.root, self.base = root, base
+        self.dense: ModelReference | None = None
+        """A model that is no expert of a mixture, whose class experts have if they may."""
         self._excludes = excludes
         self._checkpoints: dict[Path, Source] = {}
         self._own: dict[ModelReference, Source] = {}
@@ -63,8 +66,9 @@ class Sources:
         cls, references: Iterable[ModelReference], root: Path = Path(), excludes: Excludes | None = None
     ) -> Self:
         """Like `open`, without the comparison of names and shapes: see `check`."""
-        sources = cls(root, excludes=excludes)
-        sources.base = next((sources.folder(reference) for reference in references), None)
+        sources, known = cls(root, excludes=excludes), [*references]
+        sources.dense = next((of for of in known if of.model.expert is None), None)
+        sources.base = next((sources.folder(reference) for reference in known), None)
         return sources
 
     def check(self, references: Iterable[ModelReference], rows: bool = True) -> None:
@@ -113,11 +117,19 @@ class Sources:
         """Return the folders of the model and of the adapter on it; an adapter alone names its model itself."""
         if reference not in self._folders:
             folder = folder_of(reference.model, self.root)
+            if reference.model.expert is not None:
+                folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
             if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
                 folder, adapter = self._base_of(reference, folder), folder
             self._folders[reference] = folder, adapter
         return self._folders[reference]
+
+    def _dense_kind(self) -> str:
+        """Return the `model_type` of the dense model, or of the base; empty where there is none."""
+        if self.dense:
+            return str(self._known_config(self.dense).get("model_type"))
+        return str(read_object(self.base / "config.json").get("model_type")) if self.base else ""
 
     def _base_of(self, reference: ModelReference, adapter: Path) -> Path:
         """Return the folder of the model that an adapter was trained on. Raises SourceError where it is not found."""
@@ -182,6 +194,12 @@ class Sources:
 
     def _checkpoint(self, folder: Path) -> Source:
         if folder not in self._checkpoints:
+            if of := mixture_of(folder):
+                mixture = read_object(of[0] / "config.json")
+                self._checkpoints[folder] = Expert(
+                    self._checkpoint(of[0].resolve()), mixture, of[1], str(of[0].resolve())
+                )
+                return self._checkpoints[folder]
             given = quantization_of(folder)
             source = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
             try:
@@ -266,9 +284,14 @@ class Sources:
     def files(self, reference: ModelReference) -> list[Path]:
         """Return the files that determine the model's weights."""
         folder, adapter = self._places(reference)
+        expert = mixture_of(folder)
+        if expert:
+            folder = expert[0].resolve()
         files = _weights_in(folder)
         if quantization_of(folder):  # it says how the weights are read
             files += [*folder.glob("config.json"), *folder.glob("hf_quant_config.json")]
+        if expert:
+            files.append(self._places(reference)[0] / MARK)
         if adapter:
             files += [*_weights_in(adapter, "adapter_model*.safetensors"), *adapter.glob(ADAPTER)]
         return files

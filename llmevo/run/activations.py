@@ -82,7 +82,7 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
         raise TaskError("prepare: the texts have no tokens")
     sums = _Sums(of.kind)
     with torch.no_grad(), _watched(engine.model, sources[of.model].shapes, sums):
-        for each in _batches(tokens):
+        for each in batches(tokens):
             engine.model(input_ids=each.to(engine.device), use_cache=False)
     try:
         of.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     return sum(each.numel() for each in tokens)
 
 
-def _batches(tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+def batches(tokens: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield texts of the same number of tokens together, so that none is padded."""
     by_length: dict[int, list[Tensor]] = {}
     for each in tokens:

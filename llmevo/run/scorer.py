@@ -39,6 +39,7 @@ from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
+from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.mixture.router import Router
@@ -47,7 +48,7 @@ from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
-from llmevo.models.architecture import routers_of, stack_of, text_config
+from llmevo.models.architecture import active_parameters, routers_of, stack_of, text_config
 from llmevo.models.files import (
     WHOLE,
     cache_folder,
@@ -169,6 +170,12 @@ class Scorer:
             else:
                 counted[layer] += math.prod(shape)
         return counted, others
+
+    @property
+    def active_parameters(self) -> tuple[list[int], int]:
+        """The parameters of the first model that a token is multiplied by: in each layer, and in the output head."""
+        donor = self.config.genome.references[0]
+        return active_parameters(self.sources.config(donor), self.sources[donor].shapes)
 
     @cached_property
     def routers(self) -> list[str]:
@@ -337,6 +344,16 @@ class Scorer:
         took = time.monotonic() - started
         self._spent_preparing += cost.seconds + took
         self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
+
+    def router_use(self, mixture: ModelReference) -> RouterUse:
+        """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""
+        from llmevo.run.routing import router_use
+
+        use = router_use(mixture, self.root, self.texts, self.config.engine.device, self.warn)
+        if use.seconds:
+            self.warn(f"Measured: {use.tokens} tokens of {use.texts} texts in {use.seconds:.0f} s.")
+            self._spent_preparing += use.seconds
+        return use
 
     # Checks of the config against models and machine
 
@@ -613,7 +630,7 @@ class Scorer:
 
         here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return open_workers(
-            partial(open_scorer, self._resolved(), self.root.absolute()),
+            self.opening(),
             self,
             self.facts(),
             self.count_workers(),
@@ -622,6 +639,10 @@ class Scorer:
             address=settings.address,
             gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
         )
+
+    def opening(self) -> Callable[[], "Scorer"]:
+        """Return what makes the scorer of a worker."""
+        return partial(open_scorer, self._resolved(), self.root.absolute())
 
     def _resolved(self) -> Config:
         """The config for workers: what `auto` means is decided here, for a machine of a cluster may have other GPUs."""

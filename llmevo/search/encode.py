@@ -71,6 +71,8 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
         if reference not in space.names:
             known = ", ".join(map(str, space.names))
             raise ValueError(f"the genome has no model {reference}; references are written as the config does: {known}")
+    if recipe.rope:
+        raise ValueError("it changes the rotary embedding (rope), and no gene does; give its layers as a path")
     if recipe.prepare and recipe.prepare.steps != (space.genome.prepare and space.genome.prepare.steps):
         raise ValueError(f"its models are prepared by {recipe.prepare.steps}, and the genome's are not")
     if (recipe.mixture is None) != (space.routing is None):

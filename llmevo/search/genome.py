@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from llmevo.errors import nearest, plural
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.merging.recipe import DTYPES, PREPARE, Preparation
 from llmevo.models.references import ModelReference, short_names
@@ -76,6 +76,11 @@ class Genome(BaseModel):
         for name in names:
             if name not in METHODS:
                 raise ValueError(f"merge_method {name!r} is unknown{nearest(name, METHODS)}")
+        if WIDEN in names:
+            raise ValueError(
+                f"{WIDEN} has a result with more neurons than the models, which a search cannot load; write a recipe"
+                " and merge it with `llmevo merge`"
+            )
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is listed twice; list every method once")
         return given

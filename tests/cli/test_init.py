@@ -50,6 +50,10 @@ def test_the_config_for_own_models_and_questions_runs(workspace: Workspace) -> N
     config = read_config(Path("config.yml"))
     assert ([*map(str, config.genome.models)], str(config.genome.base_model)) == (["one", "two"], "base")
     assert (config.genome.layer_granularity, config.search.budget.evaluations, config.limit) == (1, 20, 50)
+    assert config.apply_chat_template
+    line, file = Path("config.yml").read_text().splitlines()[0].split("=")
+    assert line == "# yaml-language-server: $schema"
+    assert Path(file).read_text() == (Path(__file__).parents[2] / "docs" / "schemas" / "config.json").read_text()
     status, printed = workspace.llmevo(
         "run",
         "config.yml",
@@ -73,6 +77,16 @@ def test_paths_are_those_of_the_config(workspace: Workspace) -> None:
     assert values["genome"]["models"] == ["../one", "../two"]
     assert values["genome"]["merge_method"] == "linear"
     assert values["task_search_path"] == [".."]
+
+
+def test_questions_of_a_model_without_a_chat_template_are_not_asked_as_a_chat(workspace: Workspace) -> None:
+    questions("colours.jsonl")
+    config = Path("base/tokenizer_config.json")
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "chat_template"}
+    config.write_text(json.dumps(kept))
+    Path("base/chat_template.jinja").unlink(missing_ok=True)
+    assert workspace.llmevo("init", "one", "two", "--base", "base", "--task", "colours.jsonl")[0] == 0
+    assert not read_config(Path("config.yml")).apply_chat_template
 
 
 def test_the_base_is_that_of_the_adapters_or_cards(workspace: Workspace) -> None:

@@ -31,6 +31,7 @@ COMMANDS = (
 )
 CODE = f"""
 import sys
+from pathlib import Path
 from llmevo.cli import app as cli
 def check(words):
     loaded = [name for name in {HEAVY!r} + {WEIGHING!r} * (words[0] != "report") if name in sys.modules]
@@ -43,6 +44,10 @@ for words in {COMMANDS!r}:
     except SystemExit as left:
         assert not left.code, words
     check(words)
+from llmevo.reports.web import server
+from llmevo.reports.web.followed import Runs
+assert b"<h1>run</h1>" in Runs(Path("run"), print).runs[0].page()
+check(["report"])
 """
 
 

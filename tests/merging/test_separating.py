@@ -18,7 +18,7 @@ from support.checkpoints import bits
 
 Matrix = NDArray[np.float64]
 Reference = Callable[[Sequence[Matrix], Sequence[float], Mapping[str, float]], Matrix]
-SEPARATING = {name: method for name, method in METHODS.items() if not method.in_mergekit}
+SEPARATING = {name: method for name, method in METHODS.items() if method.takes_base and not method.in_mergekit}
 NEUTRAL = {
     name: {key: parameter.neutral for key, parameter in method.shared.items() if parameter.neutral is not None}
     for name, method in SEPARATING.items()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 
 from llmevo.reports.html.analysis import (
     ALL,
@@ -284,6 +285,17 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run.write(root / f"{optimizer}-{seed}")
     (root / "report.html").write_text(comparison_page(sorted(root.iterdir()), HOSTILE))
     return root
+
+
+def test_every_figure_has_a_text_alternative(hostile: tuple[Path, Synthetic], comparison: Path) -> None:
+    for folder, count in ((hostile[0], 9), (comparison, 2)):
+        page = (folder / "report.html").read_text()
+        drawn = json.loads(Scripts(page).scripts[0][1])["figures"]
+        assert len(drawn) == count
+        assert all(len(figure["alt"]) > 20 for figure in drawn.values())
+        labels = re.findall(r'class="plot" id="plot-[\w-]+" role="img" aria-label="([^"]+)"', page)
+        assert len(labels) == count
+        assert all(any(escape(figure["alt"]) in label for label in labels) for figure in drawn.values())
 
 
 def test_several_runs_make_a_comparison(comparison: Path) -> None:

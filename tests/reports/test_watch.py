@@ -84,8 +84,10 @@ def test_a_log_that_was_begun_anew_and_a_line_that_is_no_event_are_refused(tmp_p
     with pytest.raises(RunError, match="another run has begun"):
         tail.new()
     (run / LOG).write_text(line(started()) + "nonsense\n")
+    tail = Tail(run)
+    assert len(tail.new()) == 1
     with pytest.raises(RunError, match=f"{LOG}:2"):
-        Tail(run).new()
+        tail.new()
 
 
 def test_a_run_is_followed_from_its_beginning_to_its_end(tmp_path: Path) -> None:

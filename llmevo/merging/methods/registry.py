@@ -285,6 +285,16 @@ _METHODS = (
         threshold=Parameter(default=0.4, low=0.0, high=1.0, start=0.4, neutral=0.0),
         agree=Parameter(default=2.0),
     ),
+    Method(
+        "widen",
+        "https://arxiv.org/abs/1701.06538",
+        each={"weight": SHARE},
+        shared={"scale": Parameter(default=1.0)},
+        in_mergekit=False,
+    ),
 )
+WIDEN = "widen"
+"""The method whose result has more neurons than its models."""
+
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 """Every merge method by its name in mergekit's YAML."""

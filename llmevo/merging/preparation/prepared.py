@@ -6,8 +6,9 @@ one of these changes.
 
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.methods.base import TensorGroup
+from llmevo.merging.preparation.align import PROJECTIONS, order_of
 from llmevo.merging.preparation.measured import Measurement, of_weight, open_all
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import Texts, read_texts
@@ -29,6 +31,8 @@ from llmevo.models.tokenizer import VOCABULARY
 
 RULES = 1
 """Raised by every change of the arithmetic."""
+
+MLP = re.compile(rf"\.mlp\.({'|'.join(PROJECTIONS)})\.weight$")
 
 UP, DOWN = "/up", "/down"
 """The ends of the names of the two factors of a low-rank change; without the first one it is that of the expert."""
@@ -50,6 +54,7 @@ class Prepared:
         self.experts = [reference for *_, reference in sorted(found, key=lambda each: each[:2])]
         """In an order that is the same for all recipes."""
         self._texts = read_texts(self.preparation.text, sources.root) if self.preparation.text else None
+        self._known_orders: dict[str, list[Tensor]] = {}
         self._making = threading.Lock()  # tensors are merged side by side
 
     @cached_property
@@ -154,13 +159,39 @@ class Prepared:
         self, name: str, base: Tensor, models: Sequence[Weight], measured: Mapping[str, Sequence[Checkpoint]]
     ) -> Sequence[Weight]:
         for step, parameters in self.preparation.complete:
-            inputs = of_weight(name, measured.get(step, ()))
+            inputs = self._orders(name) if STEPS[step].permutes else of_weight(name, measured.get(step, ()))
             if inputs is None or (STEPS[step].measures and not inputs):
                 continue
             shared = {"normalize": 0.0, "lambda": 1.0}
             group = TensorGroup(base, models, {"weight": [1.0] * len(models)}, shared, [0] * len(models))
             models = STEPS[step].prepare(group, parameters, inputs)
         return models
+
+    def _orders(self, name: str) -> Sequence[Tensor] | None:
+        """Return the order of each expert's neurons, for a matrix of an MLP; None for another one.
+
+        Raises RecipeError for an MLP with biases, which no step changes.
+        """
+        found = MLP.search(name)
+        if found is None:
+            return None
+        start = name[: found.start(1)]
+        biases = [of for of in self.sources[self.base].shapes if of.startswith(start) and of.endswith(".bias")]
+        if biases:
+            raise RecipeError(f"prepare: align cannot order the neurons of {biases[0]}; leave the step out")
+        if start not in self._known_orders:
+
+            def read(of: ModelReference) -> Callable[[str], Tensor]:
+                return lambda projection: _dense(self.sources[of].weight(f"{start}{projection}.weight"))
+
+            base = read(self.base)
+            self._known_orders = {start: [order_of(base, read(of)) for of in self.experts]}
+        is_down = found[1] == PROJECTIONS[-1]
+        return [order.view(1, -1) if is_down else order.view(-1, 1) for order in self._known_orders[start]]
+
+
+def _dense(weight: Weight) -> Tensor:
+    return weight.dense() if isinstance(weight, LowRank) else weight.float()
 
 
 def between(plain: Weight, prepared: Weight, share: float) -> Weight:

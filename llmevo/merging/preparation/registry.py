@@ -36,6 +36,8 @@ class PreparationStep:
     """The file here with its function."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     measures: Measured = ""
+    permutes: bool = False
+    """Whether it changes the order of neurons, and so reads all matrices of an MLP."""
     sums_to_merge: bool = False
     """Whether the prepared task vectors add up to the paper's merge: a search then tries common weights around 1."""
 
@@ -49,6 +51,7 @@ PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
 
 _STEPS = (
+    PreparationStep("align", "https://arxiv.org/abs/2209.04836", "align", permutes=True),
     PreparationStep(
         "aim",
         "https://arxiv.org/abs/2502.02421",

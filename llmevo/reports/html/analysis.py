@@ -39,7 +39,11 @@ class Subject:
     @classmethod
     def of(cls, folder: Path) -> Self:
         """Read a run's log, finished or not. Raises RunError when there is none, or when it has no beginning."""
-        state = RunState.fold(iter(read_log(folder)))
+        return cls.of_state(folder, RunState.fold(iter(read_log(folder))))
+
+    @classmethod
+    def of_state(cls, folder: Path, state: RunState) -> Self:
+        """The same of a log that was read; it is used before the next event is added to the state."""
         config = Experiment.of_log(state.started, folder).config
         assert state.started is not None  # of_log has seen to that
         started = state.started

@@ -6,6 +6,7 @@ from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
+from llmevo.errors import plural
 from llmevo.reports.comparison.chart import DASHES, FEWEST, lines, rivals, score_range
 from llmevo.reports.comparison.compare import Comparison, compare
 from llmevo.reports.comparison.statistics import CONFIDENCE
@@ -90,7 +91,9 @@ def curves(comparison: Comparison) -> Plot:
         )
     figure.update_layout(xaxis_title="evaluations", yaxis_title="best search score so far", hovermode="closest")
     figure.update_yaxes(range=score_range(comparison))
-    return plain(figure)
+    ends = [(of.name, of.curve.mean[-1]) for of in comparison.optimizers if of.curve.mean]
+    told = "; ".join(f"{name} {score:.3f}" for name, score in ends if score is not None)
+    return plain(figure, f"In the end: {told}. The tables above have the scores.")
 
 
 def finals(comparison: Comparison) -> Plot:
@@ -123,4 +126,4 @@ def finals(comparison: Comparison) -> Plot:
     title = "held-out score" if held else "search score"
     figure.update_layout(xaxis_title=title, hovermode="closest", height=170 + 40 * len(comparison.optimizers))
     figure.update_yaxes(type="category", autorange="reversed")
-    return plain(figure)
+    return plain(figure, f"{plural(len(comparison.runs), 'run')}; the table of every run below has their {title}s.")

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
+from llmevo.errors import plural
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.comparison.statistics import best_so_far
-from llmevo.reports.html.analysis import Subject, TaskEffects
+from llmevo.reports.html.analysis import Subject, TaskEffects, layers_of
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction
 from llmevo.reports.text import with_error
 from llmevo.run.log.storage import ROUTING
@@ -33,15 +35,19 @@ CROWDED = 6
 """Columns above which their names are vertical."""
 HOVER = 160
 """Characters of a note."""
+TOLD = 12
+"""Cells of a heat map that its text alternative names."""
 
 Plot = dict[str, Any]
 
 
-def plain(figure: Any) -> Plot:
-    """Return a figure in plain values, without a template: the page has one for each theme."""
+def plain(figure: Any, alt: str = "") -> Plot:
+    """Return a figure in plain values, without a template: the page has one for each theme. `alt` says in words what it
+    shows, for those who cannot see it.
+    """
     values: Plot = figure.to_plotly_json()
     values["layout"].pop("template", None)
-    return values
+    return {**values, "alt": alt}
 
 
 def shown_origin(name: str) -> str:
@@ -75,7 +81,20 @@ def search(subject: Subject) -> Plot:
         points = [(place, below, f"#{t.candidate.id} failed: {escaped(t.reason)}") for place, t in failed]
         add_points(figure, "failed", points, marker, "%{text}")
     figure.update_layout(xaxis_title="evaluations", yaxis_title="search score", hovermode="closest")
-    return plain(figure)
+    return plain(figure, _told_search(trials, best))
+
+
+def _told_search(trials: Sequence[Trial], best: Sequence[float | None]) -> str:
+    known = [(place, value) for place, value in enumerate(best, start=1) if value is not None]
+    if not known:
+        return f"{plural(len(trials), 'candidate')}, none with a score yet."
+    (first, start), end = known[0], known[-1][1]
+    reached = next(place for place, value in known if value == end)
+    failed = sum(trial.score is None for trial in trials)
+    return (
+        f"The best score of {plural(len(trials), 'candidate')} so far rises from {start:.3f} at evaluation {first} to"
+        f" {end:.3f} at evaluation {reached}; {failed} failed. The table of candidates has all scores."
+    )
 
 
 def add_points(
@@ -122,7 +141,8 @@ def _line(told: Sequence[tuple[int, float]], title: str, colour: str) -> Plot:
         hovertemplate="generation %{x}: %{y:.3f}<extra></extra>",
     )
     figure.update_layout(xaxis_title="generation", yaxis_title=title, yaxis_rangemode="tozero", showlegend=False)
-    return plain(figure)
+    (first, start), (last, end) = told[0], told[-1]
+    return plain(figure, f"From {start:.3f} in generation {first} to {end:.3f} in generation {last}.")
 
 
 def calibration(found: Sequence[Prediction]) -> Plot | None:
@@ -139,7 +159,8 @@ def calibration(found: Sequence[Prediction]) -> Plot | None:
             marker = {"color": colour, "symbol": symbol, "size": 8}
             add_points(figure, by, points, marker, "%{text}: predicted %{x:.3f}, achieved %{y:.3f}")
     figure.update_layout(xaxis_title="predicted score", yaxis_title="achieved score", hovermode="closest")
-    return plain(figure)
+    above = sum(prediction.achieved > prediction.predicted for prediction in found)
+    return plain(figure, f"{plural(len(found), 'prediction')}, of which {above} were exceeded.")
 
 
 def recipe(subject: Subject) -> Plot | None:
@@ -155,7 +176,8 @@ def recipe(subject: Subject) -> Plot | None:
         for gene in space.genes
         if not gene.choices and active.get(gene.name)
     }
-    return _heat(subject, cells, "sequential", "value") if cells else None
+    told = [f"{_where(subject, name)} {text}" for name, (_, text, _) in cells.items()]
+    return _heat(subject, cells, "sequential", "value", _listed(told)) if cells else None
 
 
 def effect(subject: Subject, of: TaskEffects) -> Plot | None:
@@ -169,7 +191,20 @@ def effect(subject: Subject, of: TaskEffects) -> Plot | None:
         )
         for gene in of.genes
     }
-    return _heat(subject, cells, "diverging", "effect / its<br>std. error") if cells else None
+    strongest = sorted(cells.items(), key=lambda cell: -abs(cell[1][0]))
+    told = _listed([f"{_where(subject, name)} {text}" for name, (_, text, _) in strongest])
+    return _heat(subject, cells, "diverging", "effect / its<br>std. error", f"The strongest: {told}") if cells else None
+
+
+def _where(subject: Subject, gene: str) -> str:
+    """Return the model, parameter and slice of a gene in words."""
+    own = next(each for each in subject.space.genes if each.name == gene)
+    return f"{own.model or 'all models'} {own.parameter} in {layers_of(own)}"
+
+
+def _listed(told: Sequence[str]) -> str:
+    """Return the first entries of a figure in words."""
+    return "; ".join(told[:TOLD]) + (f"; and {len(told) - TOLD} more." if len(told) > TOLD else ".")
 
 
 def routing(subject: Subject) -> Plot | None:
@@ -206,10 +241,17 @@ def routing(subject: Subject) -> Plot | None:
     figure.update_xaxes(title="layer", showgrid=False)
     layers = len(next(iter(rows.values())))
     figure.update_layout(height=130 + 20 * len(rows), meta={"columns": layers, "label": max(map(len, rows))})
-    return plain(figure)
+    told = [_mostly(tasks.get(task, task), own, table) for task, table in given["shares"].items()]
+    return plain(figure, _listed(told))
 
 
-def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str) -> Plot:
+def _mostly(task: str, experts: Sequence[str], table: Sequence[Sequence[float]]) -> str:
+    """Return in words which expert has the largest share of a task, on average over the layers."""
+    share, expert = max((fmean(own), expert) for own, expert in zip(zip(*table, strict=True), experts, strict=True))
+    return f"{task}: mostly {expert}, {share:.2f}"
+
+
+def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str, alt: str) -> Plot:
     """Draw slices as rows, models and their parameters as columns; `cells` holds value, text, hover of each gene."""
     space = subject.space
     genes = [gene for gene in space.genes if not gene.choices]
@@ -253,4 +295,4 @@ def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str
         height=110 + 26 * len(rows) + 8 * max(map(len, columns)),
         meta={"columns": len(columns), "label": max(map(len, rows))},
     )
-    return plain(figure)
+    return plain(figure, alt)

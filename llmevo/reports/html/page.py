@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of, metric_of
 from llmevo.reports.html.pareto import covered, front, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
+from llmevo.reports.html.thoughts import thoughts
 from llmevo.reports.serving import finalists
 from llmevo.reports.text import UNSAFE, clock, printable
 from llmevo.reports.verdict import verdict
@@ -29,6 +31,18 @@ from llmevo.run.spending import Spending
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable
 from llmevo.search.prompts.variables import method_lines
+
+
+@dataclass(frozen=True)
+class Live:
+    """What makes a page follow its log; see `llmevo.reports.web`."""
+
+    version: str
+    """Of the log that the page was made from."""
+    now: Markup
+    """HTML above the report: what happens now."""
+    root: str = "./"
+    """The address of what is served, from this page: the list of runs, or the only run."""
 
 
 def rows(subject: Subject, found: list[Prediction]) -> list[dict[str, Any]]:
@@ -66,7 +80,11 @@ def _rounded(value: float | None, digits: int = 6) -> float | None:
 
 def run_page(folder: Path) -> str:
     """Return the report of one run, finished or not. Raises RunError for a folder without a run."""
-    subject = Subject.of(folder)
+    return report(Subject.of(folder))
+
+
+def report(subject: Subject, live: Live | None = None) -> str:
+    """Return the report of a run as its log is now; with `live` it follows the log."""
     space, question = subject.space, subject.question()
     predicted, by_task, by_item = predictions(subject), effects(subject), items(subject)
     drawn = {
@@ -117,7 +135,8 @@ def run_page(folder: Path) -> str:
         details,
         s=subject,
         state=subject.state,
-        name=folder.resolve().name,
+        live=live,
+        name=subject.folder.resolve().name,
         spending=Spending(subject.config.search.budget, subject.state),
         verdict=verdict(subject.state, subject.folder) if "best" in subject.state.heldout else [],
         heldout=[
@@ -136,6 +155,7 @@ def run_page(folder: Path) -> str:
         covered=covered(subject),
         corrected=corrected(subject),
         effects=by_task,
+        thoughts=thoughts(subject),
         methods=method_lines(question, GeneTable(space, tuple(space.slices)), Names(space, question.tasks)),
         layers_of=layers_of,
         predicted=[
@@ -148,8 +168,48 @@ def run_page(folder: Path) -> str:
     )
 
 
-def render(template: str, data: dict[str, Any], details: dict[str, Any], **values: Any) -> str:
+def render(
+    template: str, data: dict[str, Any], details: dict[str, Any], live: Live | None = None, **values: Any
+) -> str:
     """Return a whole page. It reads `data` at once, and `details` when something is opened."""
+    scripts = [source("page.js"), *([source("live.js")] if live else [])]
+    page = _template(template).render(
+        live=live,
+        scripts=[Markup(script) for script in scripts],
+        style=Markup(source("page.css")),
+        policy=policy(bool(live)),
+        plotly=base64.b64encode(plotly()).decode() if data.get("figures") and not live else "",
+        data=printable(data),
+        details=base64.b64encode(_packed(json.dumps(printable(details)))).decode(),
+        **values,
+    )
+    return UNSAFE.sub("", page)
+
+
+def fragment(template: str, **values: Any) -> Markup:
+    """Return a part of a page; the template escapes the values."""
+    return Markup(UNSAFE.sub("", _template(template).render(**values)))
+
+
+@cache
+def policy(live: bool = False) -> str:
+    """The content security policy of every page. A live one may ask its own server for what is new, and has forms."""
+    own = [source("page.js"), get_plotlyjs(), *([source("live.js")] if live else [])]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in own]
+    rules = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{digest}'" for digest in digests),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        **({"connect-src": "'self'"} if live else {}),
+        "base-uri": "'none'",
+        "form-action": "'self'" if live else "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmevo.reports.html"),
         autoescape=True,
@@ -160,19 +220,20 @@ def render(template: str, data: dict[str, Any], details: dict[str, Any], **value
     filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.shown_origin}
     environment.filters |= filters
     environment.filters["breakable"] = breakable
+    return environment
+
+
+def _template(name: str) -> jinja2.Template:
+    """Return a template, compiled once."""
+    return _environment().get_template(name)
+
+
+@cache
+def source(name: str) -> str:
+    """Return a file beside the templates as it is."""
+    environment = _environment()
     assert environment.loader is not None
-    script, style = (environment.loader.get_source(environment, name)[0] for name in ("page.js", "page.css"))
-    digests = [hashlib.sha256(text.encode()).digest() for text in (script, get_plotlyjs())]
-    page = environment.get_template(template).render(
-        script=Markup(script),
-        style=Markup(style),
-        allowed=" ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests),
-        plotly=_plotly(),
-        data=printable(data),
-        details=_packed(json.dumps(printable(details))),
-        **values,
-    )
-    return UNSAFE.sub("", page)
+    return environment.loader.get_source(environment, name)[0]
 
 
 def number(value: float | None, sign: bool = False) -> str:
@@ -187,11 +248,11 @@ def breakable(text: str) -> str:
     return text.replace("_", "_\u200b")
 
 
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+def _packed(text: str) -> bytes:
+    return gzip.compress(text.encode(), mtime=0)
 
 
 @cache
-def _plotly() -> str:
+def plotly() -> bytes:
     """Return Plotly's own JavaScript, which gzip reduces to less than a third."""
     return _packed(get_plotlyjs())

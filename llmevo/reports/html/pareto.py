@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
+from llmevo.errors import plural
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.analysis import Subject
 from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
 from llmevo.reports.text import with_error
 from llmevo.search.trial import Trial
+
+BELOW = "The table below has their scores."
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _two(subject: Subject, found: Sequence[Place]) -> Plot:
     )
     names = _names(subject)
     figure.update_layout(xaxis_title=names[0], yaxis_title=names[1], hovermode="closest")
-    return plain(figure)
+    return plain(figure, f"{plural(len(found), 'candidate')} of the front and {len(rest)} others. {BELOW}")
 
 
 def _many(subject: Subject, found: Sequence[Place]) -> Plot:
@@ -155,7 +158,7 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
             hovertemplate=f"#{place.id}, %{{x}}: %{{text}}<extra></extra>",
         )
     figure.update_layout(yaxis_title="from the front's worst to its best", hovermode="closest")
-    return plain(figure)
+    return plain(figure, f"{plural(len(found), 'candidate')} of the front, a line each. {BELOW}")
 
 
 def _names(subject: Subject) -> list[str]:

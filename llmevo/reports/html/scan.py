@@ -58,7 +58,8 @@ def effects(scan: Scan) -> Plot:
     figure.update_xaxes(type="category", title="first layer of the block", showgrid=False)
     longest = max((len(name) for name in found), default=0)
     figure.update_layout(height=120 + 26 * len(found), meta={"columns": len(columns), "label": longest})
-    return plain(figure)
+    best = ", ".join(f"{row.path} {row.effect:+.2f}" for row in scan.best[:3])
+    return plain(figure, f"The best edits: {best}. The tables below have all.")
 
 
 def _hover(row: Row) -> str:

@@ -151,6 +151,9 @@ def _vectors(found: Inspection) -> Sequence[RenderableType]:
     if cosines:
         more = "" if len(pairs) == len(facts[0].cosines) else f" (the {len(pairs)} most alike pairs)"
         parts += [f"Cosines between them{more}:", heatmap(rows, cosines)]
+        if found.model_stock:
+            ratios = " ".join(f"{ratio:.2f}" for ratio in found.model_stock)
+            parts.append(f"Share of the models' mean in Model Stock, the rest being the base, by layer: {ratios}.")
     return parts
 
 

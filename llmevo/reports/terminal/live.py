@@ -190,6 +190,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     console.print(f"\nThe run is in {folder}. Next:", highlight=False)
     for command, what in (
         (f"llmevo export {place} OUT", "the merged model as a Hugging Face folder"),
+        (f"llmevo report {place}", "all results as one HTML page"),
         (f"llmevo replay {place} --verify", "show the run again and check it against its log"),
     ):
         console.print(f"  {command:<42} {what}", highlight=False, soft_wrap=True)

@@ -25,7 +25,7 @@ from llmevo.run.sweep import siblings
 
 MOST = 8
 """Lines of workers below the table, for each run."""
-STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red"}
+STYLES = {"running": "bold cyan", "stopped": "yellow", "finished": "green", "broken": "red", "deleted": "red"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class Status:
     """One run."""
 
     run: str
-    state: Literal["running", "stopped", "finished", "broken"]
-    """running: a live process holds its log. broken: its log cannot be read; the rest is of the lines before."""
+    state: Literal["running", "stopped", "finished", "broken", "deleted"]
+    """running: a live process holds its log. broken: its log cannot be read; the rest is of the lines before. deleted:
+    its log was there before, in `llmevo serve`."""
     reason: str = ""
-    """Why it is broken."""
+    """Why it is broken or deleted."""
     optimizer: str = ""
     progress: float = 0.0
     """The share of the budget that is spent, 0 to 1."""
@@ -72,29 +73,37 @@ class Status:
 
 def status(run: Path) -> Status:
     """Return the status of one run. A log that cannot be read is a status, not an error."""
-    state, reason, written = RunState(), "", is_written(run)
-    known: dict[str, Any] = {}
+    state, reason, written, tail = RunState(), "", is_written(run), Tail(run)
     try:
-        for event in Tail(run).new():
-            state.apply(event)
+        while found := tail.new():
+            for event in found:
+                state.apply(event)
     except (RunError, OSError) as error:
         reason = str(error)
+    return status_of(run, state, written, reason, siblings(run, state.started) if state.started and written else ())
+
+
+def status_of(run: Path, state: RunState, written: bool, reason: str = "", others: Sequence[RunState] = ()) -> Status:
+    """Return the status of a run that was read; `reason` says why it could be read no further, and `others` are the
+    other runs of its comparison.
+    """
+    known: dict[str, Any] = {}
     try:
-        known = _known(state, run, written)
+        known = _known(state, run, written, others)
     except UserError as error:  # a config that this version does not read
         reason = reason or str(error)
     kind = "broken" if reason else "finished" if state.finished else "running" if written else "stopped"
     return Status(str(run), kind, reason, **known)
 
 
-def _known(state: RunState, run: Path, written: bool) -> dict[str, Any]:
+def _known(state: RunState, run: Path, written: bool, others: Sequence[RunState]) -> dict[str, Any]:
     if state.started is None or state.latest is None:
         return {}
     config = parse_logged(state.started.config, f"{run}/{LOG}")
     search = config.search
     best, held, both = state.best, state.heldout.get("best"), served_best(state)
     age = (datetime.now(UTC) - state.latest).total_seconds()
-    ahead = left(state, config, siblings(run, state.started)).after(age) if written else 0.0
+    ahead = left(state, config, others).after(age) if written else 0.0
     return {
         "optimizer": search.optimizer,
         "progress": Spending(search.budget, state).progress,

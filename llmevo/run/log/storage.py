@@ -341,7 +341,8 @@ class Tail:
         self._read, self._lines = 0, 0
 
     def new(self) -> list[events.Event]:
-        """Return the events of the lines that were completed since the last call.
+        """Return the events of the lines that were completed since the last call; those before a line that is no event
+        come first.
 
         Raises RunError for a line that is no event, and for a log that was cut or started anew.
         """
@@ -353,12 +354,16 @@ class Tail:
                 raise RunError(f"{self.file} is shorter than it was: another run has begun in its place; watch it anew")
             stream.seek(self._read)
             content = stream.read()
-        whole = content[: _whole(content)]
         found: list[events.Event] = []
-        for line in whole.splitlines():
+        for line in content[: _whole(content)].splitlines(keepends=True):
+            try:
+                found.append(parse_event(line, f"{self.file}:{self._lines + 1}"))
+            except RunError:
+                if found:
+                    break
+                raise
             self._lines += 1
-            found.append(parse_event(line, f"{self.file}:{self._lines}"))
-        self._read += len(whole)
+            self._read += len(line)
         return found
 
 
@@ -376,7 +381,10 @@ def is_written(run: Path) -> bool:
 
 
 def runs_below(place: Path) -> list[Path]:
-    """Return the folder itself where it is a run, else all runs below it."""
-    if (place / LOG).exists():
-        return [place]
-    return sorted(file.parent for file in place.rglob(LOG))
+    """Return the folder itself where it is a run, else all runs below it, but for those inside of a run."""
+    found: list[Path] = []
+    for folder, inside, files in os.walk(place):
+        if LOG in files:
+            found.append(Path(folder))
+            inside.clear()
+    return sorted(found)

@@ -14,8 +14,9 @@ from huggingface_hub import metadata_load
 from llmevo.errors import SourceError, TaskError, UserError, shortened
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
-from llmevo.models.references import PACKAGE, ModelReference
+from llmevo.models.references import EXPERT, PACKAGE, ModelReference
 from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import template_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ SHARES = "{search: 0.5, selection: 0.2, heldout: 0.3}"
 
 LEAST = 40
 """Questions of a file that are too few for a search and a held-out score: their standard errors exceed any gain."""
+
+SCHEMA = "llmevo.schema.json"
+"""The file that editors read the config's keys from; it is written beside the config."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -83,12 +87,15 @@ class Draft:
     """The number of the base's layers, where that is on this machine."""
     folders: Sequence[str] = field(default_factory=tuple[str, ...])
     """The folders of task files, relative to the config."""
+    chat: bool = True
+    """Whether questions are asked as chat messages."""
 
     def text(self) -> str:
         """Return the YAML text, with a comment where a user is likely to change a value."""
         preset = PRESETS[self.preset]
         half = self.layers // 2 if self.layers and self.layers % 2 == 0 else 0
         lines = [
+            f"# yaml-language-server: $schema={SCHEMA}",
             "# `llmevo inspect` checks this config and says how long a run takes; `llmevo run` starts it.",
             "genome:",
         ]
@@ -107,9 +114,15 @@ class Draft:
             lines.append(f"split: {SHARES}  # of each task's questions; the last are asked once, at the end")
         else:
             lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout) for task in self.tasks)]
+        lines.append(
+            "apply_chat_template: true  # asked as chat messages; false: as texts that the model continues"
+            if self.chat
+            else "apply_chat_template: false  # the model has no chat template: it continues the questions as texts"
+        )
         if self.folders:
             lines.append(f"task_search_path: [{', '.join(map(_scalar, self.folders))}]")
-        lines += ["", f"search: {{optimizer: llm, budget: {preset.budget}, finalists: {preset.finalists}}}"]
+        size = f"budget: {preset.budget}, finalists: {preset.finalists}"
+        lines += ["", f"search: {{optimizer: llm, {size}}}  # the budget is how many candidates are scored"]
         if self.llm:
             server = f", base_url: {_scalar(self.server)}" if self.server else ""
             lines.append(f"llm: {{model: {_scalar(self.llm)}{server}}}  # --api-key KEY, where the server wants one")
@@ -172,6 +185,19 @@ def check_models(models: Sequence[str], base: str | None) -> int | None:
     return next(iter(depths.values()), None)
 
 
+def has_chat_template(model: str) -> bool:
+    """Return whether a model has a chat template; True where it is not a folder on this machine."""
+    folder = Path(model)
+    return not (folder / "tokenizer_config.json").is_file() or template_of(folder) is not None
+
+
+def schema_text() -> str:
+    """Return the JSON schema of configs; the wheel has it in the package, the repository among its documents."""
+    package = Path(__file__).parents[2]
+    folders = (package / "schemas", package.parent / "docs" / "schemas")
+    return next(file for folder in folders if (file := folder / "config.json").is_file()).read_text()
+
+
 def _is_here(reference: ModelReference) -> bool:
     """Return whether all parts are on this machine. Raises UserError for one that can be nowhere else and is not."""
     found: list[bool] = []
@@ -185,10 +211,13 @@ def _is_here(reference: ModelReference) -> bool:
 def placed(text: str, folder: Path) -> str:
     """Return a reference as a config in `folder` names it: paths on this machine are relative to the config."""
     parts = text.split("+") if not Path(text).exists() else [text]
-    return "+".join(
-        os.path.relpath(part, folder) if Path(part).exists() and not Path(part).is_absolute() else part
-        for part in parts
-    )
+
+    def moved(part: str) -> str:
+        path, mark, expert = part.partition(EXPERT)
+        is_moved = Path(path).exists() and not Path(path).is_absolute()
+        return f"{os.path.relpath(path, folder)}{mark}{expert}" if is_moved else part
+
+    return "+".join(map(moved, parts))
 
 
 def _reference(text: str) -> ModelReference:

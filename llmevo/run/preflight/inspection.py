@@ -14,8 +14,11 @@ from llmevo.run.preflight.base import Finding, names
 from llmevo.run.preflight.forecast import Forecast, Memory, first_prompt, forecast, measure, memory_of, unasked
 from llmevo.run.preflight.models import rounded, rounding_loss, routed, stored_dtype, vectors
 from llmevo.run.preflight.quantization import noise
+from llmevo.run.scorer import Scorer
 from llmevo.run.trust import Use, uses
+from llmevo.search import geometry
 from llmevo.search.prompts.question import SliceGeometry
+from llmevo.search.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Inspection:
     routers: str
     """How the routers of a mixture of experts are merged; empty for a dense model."""
     geometry: list[SliceGeometry]
+    model_stock: list[float]
+    """The share of the models' mean in Model Stock of every layer, the rest being the base; empty without a base."""
     based: bool
     """Whether task vectors are relative to a base model; to the models' mean otherwise."""
     layers: int
@@ -75,6 +80,14 @@ class Inspection:
     def json(self) -> str:
         """Everything as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+
+def by_layer(scorer: Scorer) -> list[SliceGeometry]:
+    """Return the norms of and cosines between task vectors layer by layer, whatever the slices of the search are."""
+    if len(scorer.space.slices) == scorer.layers:
+        return scorer.geometry
+    genome = scorer.config.genome.model_copy(update={"layer_granularity": 1})
+    return geometry.measure(SearchSpace(genome, scorer.layers, scorer.routers, bool(scorer.vocabulary)), scorer.sources)
 
 
 def gather(experiment: Experiment, measured: bool = False) -> Inspection:
@@ -112,6 +125,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
         tensors=Merger(scorer.sources).count(experiment.space.decode(uniform)),
         routers=routed(scorer),
         geometry=scorer.geometry,
+        model_stock=[round(of.model_stock, 4) for of in by_layer(scorer)] if scorer.config.genome.base_model else [],
         based=scorer.config.genome.base_model is not None,
         layers=experiment.layers,
         deepest=scorer.deepest or 0,

@@ -24,6 +24,19 @@ class SliceGeometry:
     cosines: Mapping[str, float]
     """Between the task vectors of each two models, by `first/second`."""
 
+    @property
+    def model_stock(self) -> float:
+        """The share of the models' mean in Model Stock, the rest being the base: t = n·cos θ / (1 + (n - 1)·cos θ), for
+        the mean angle θ between two of n task vectors (https://arxiv.org/abs/2403.19522, section 4).
+
+        1 where all models are the same, 0 where their task vectors are orthogonal; also where the formula has a pole.
+        """
+        if not self.cosines:
+            return 1.0
+        many, cosine = len(self.norms), sum(self.cosines.values()) / len(self.cosines)
+        below = 1.0 + (many - 1) * cosine
+        return many * cosine / below if below > 1e-6 else 0.0
+
 
 @dataclass(frozen=True)
 class Belief:

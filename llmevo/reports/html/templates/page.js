@@ -1,5 +1,5 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+let data = JSON.parse(document.getElementById("data").textContent);
 
 /* Texts that others wrote only ever become text nodes. */
 function make(tag, attributes = {}, ...children) {
@@ -55,7 +55,7 @@ function themed(figure, width) {
     if (trace.meta === "ink") return { ...trace, line: { ...trace.line, color: colour("--ink") } };
     return trace;
   });
-  const layout = { height: 340, margin: { l: 8, r: 8, t: 12, b: 8 }, ...figure.layout,
+  const layout = { height: 340, margin: { l: 8, r: 8, t: 12, b: 8 }, uirevision: "kept", ...figure.layout,
     legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 13 } },
     template: { layout: { paper_bgcolor: colour("--paper"), plot_bgcolor: colour("--paper"), xaxis: axis, yaxis: axis,
       font: { color: colour("--ink"), size: 13, family: style.fontFamily },
@@ -64,12 +64,14 @@ function themed(figure, width) {
 }
 
 let plotly;
+const plots = () => (root.dataset.root ? fetch(`${root.dataset.root}plotly.js`).then((answer) => answer.text()) : unpacked("plotly"));
 async function draw() {
-  plotly ??= unpacked("plotly").then((text) => { document.head.append(make("script", {}, text)); });
-  await plotly;
-  for (const [name, figure] of Object.entries(data.figures)) {
-    const place = document.getElementById(`plot-${name}`);
-    if (!place) continue;
+  const figures = Object.entries(data.figures ?? {});
+  if (figures.length) await (plotly ??= plots().then((text) => { document.head.append(make("script", {}, text)); }));
+  for (const [name, figure] of figures) {
+    const place = document.getElementById(`plot-${name}`), as = JSON.stringify([figure, dark()]);
+    if (!place || place.drawnAs === as) continue;
+    place.drawnAs = as;
     const [traces, layout] = themed(figure, place.clientWidth);
     await Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   }
@@ -79,9 +81,20 @@ async function draw() {
 /* Tables: sorted by a click, filtered by a word, a hundred rows at a time. */
 const CHUNK = 100;
 
-function table(place, columns, rows, { expand, mark, sort } = {}) {
-  const state = { sort: sort ?? [0, 1], shown: [], opened: new Set() };
-  const body = make("tbody"), head = make("tr"), count = make("span", { class: "quiet" });
+/* Give an element these children, moving only those that are elsewhere: the others keep their focus. */
+function setChildren(parent, nodes) {
+  let at = parent.firstChild;
+  for (const node of nodes) {
+    if (node === at) at = at.nextSibling;
+    else parent.insertBefore(node, at);
+  }
+  while (at) { const next = at.nextSibling; at.remove(); at = next; }
+}
+
+/* Returns a function that takes other rows; `key` names a row that may change. */
+function table(place, columns, rows, { expand, mark, sort, key } = {}) {
+  const state = { sort: sort ?? [0, 1], shown: [], count: CHUNK };
+  const body = make("tbody"), head = make("tr"), count_ = make("span", { class: "quiet", role: "status" });
   const search = make("input", { type: "search", placeholder: "filter", "aria-label": "filter rows" });
   const more = make("button", { type: "button" }, "show more");
   columns.forEach((column, number) => {
@@ -98,54 +111,73 @@ function table(place, columns, rows, { expand, mark, sort } = {}) {
     if (one === null || other === null) return (one === null) - (other === null);
     return way * (typeof one === "string" ? one.localeCompare(other) : one - other);
   };
-  const cells = rows.map((row) => ({ row, values: columns.map((column) => column.of(row)) }));
-  const words = cells.map(({ values }) => values.filter((value) => typeof value === "string").join(" ").toLowerCase());
-  function arrange() {
+  let cells = [];
+  const lines = new Map(); /* of each row: its element, and what was opened below it */
+  function take(fresh) {
+    rows = fresh;
+    cells = rows.map((row) => {
+      const values = columns.map((column) => column.of(row));
+      return { row, values, words: values.filter((value) => typeof value === "string").join(" ").toLowerCase() };
+    });
+    arrange(state.count);
+  }
+  function arrange(count = CHUNK) {
     const word = search.value.trim().toLowerCase();
-    state.shown = cells.filter((_, number) => words[number].includes(word)).sort((a, b) => order(a.values, b.values));
+    state.shown = cells.filter(({ words }) => words.includes(word)).sort((a, b) => order(a.values, b.values));
     [...head.children].forEach((cell, number) => {
       if (number === state.sort[0]) cell.setAttribute("aria-sort", state.sort[1] > 0 ? "ascending" : "descending");
       else cell.removeAttribute("aria-sort");
       cell.firstChild.textContent = columns[number].name + (number === state.sort[0] ? (state.sort[1] > 0 ? " ▲" : " ▼") : "");
     });
-    body.replaceChildren();
-    grow();
+    show(Math.max(count, CHUNK));
   }
-  function grow() {
-    const from = body.querySelectorAll("tr.row").length;
-    for (const entry of state.shown.slice(from, from + CHUNK)) body.append(line(entry));
-    const to = Math.min(from + CHUNK, state.shown.length);
+  const grow = () => show(state.count + CHUNK);
+  function show(count) {
+    state.count = Math.min(count, Math.max(state.shown.length, CHUNK));
+    setChildren(body, state.shown.slice(0, state.count).flatMap((entry) => line(entry)));
+    const to = Math.min(state.count, state.shown.length);
     more.hidden = to >= state.shown.length;
-    count.textContent = `${to} of ${state.shown.length}${state.shown.length < rows.length ? ` (of ${rows.length})` : ""} rows`;
+    count_.textContent = `${to} of ${state.shown.length}${state.shown.length < rows.length ? ` (of ${rows.length})` : ""} rows`;
   }
-  function line({ row, values }) {
-    const tr = make("tr", { class: `row ${mark?.(row) ?? ""}` });
+  function line(entry) {
+    const name = key ? key(entry.row) : entry.row, as = JSON.stringify(entry.row);
+    const known = lines.get(name) ?? { tr: make("tr"), below: null };
+    if (known.as !== as) fill(known, entry);
+    known.as = as;
+    lines.set(name, known);
+    return known.below ? [known.tr, known.below] : [known.tr];
+  }
+  function fill(known, { row, values }) {
+    const { tr } = known, button = tr.querySelector(".open") ?? make("button", { type: "button", class: "open", "aria-expanded": "false" }, "▸");
+    known.row = row;
+    tr.className = `row ${mark?.(row) ?? ""}`;
     columns.forEach((column, number) => {
       const value = values[number];
       const shown = value === null ? "" : column.text ? value : column.show ? column.show(value, row) : String(value);
-      tr.append(make("td", { class: column.text ? "text" : "" }, shown));
+      const cell = tr.children[number] ?? tr.appendChild(make("td", { class: column.text ? "text" : "" }));
+      setChildren(cell, [...(expand && number === 0 ? [button] : []), document.createTextNode(shown)]);
     });
-    if (expand) {
-      const button = make("button", { type: "button", class: "open", "aria-expanded": "false", "aria-label": "open" }, "▸");
-      tr.firstChild.prepend(button);
-      tr.addEventListener("click", async () => {
-        if (tr.nextSibling?.classList.contains("opened")) { tr.nextSibling.remove(); button.textContent = "▸"; }
-        else {
-          const inside = make("div", { class: "inside" });
-          tr.after(make("tr", { class: "opened" }, make("td", { colspan: columns.length }, inside)));
-          button.textContent = "▾";
-          inside.append(...(await expand(row)));
-        }
-        button.setAttribute("aria-expanded", String(button.textContent === "▾"));
-      });
-    }
-    return tr;
+    if (!expand || known.opens) return;
+    known.opens = true;
+    button.setAttribute("aria-label", `open ${tr.firstChild.lastChild.textContent}`);
+    tr.addEventListener("click", async () => {
+      if (known.below) { known.below.remove(); known.below = null; button.firstChild.nodeValue = "▸"; }
+      else {
+        const inside = make("div", { class: "inside" });
+        known.below = make("tr", { class: "opened" }, make("td", { colspan: columns.length }, inside));
+        tr.after(known.below);
+        button.firstChild.nodeValue = "▾";
+        inside.append(...(await expand(known.row)));
+      }
+      button.setAttribute("aria-expanded", String(Boolean(known.below)));
+    });
   }
-  search.addEventListener("input", arrange);
+  search.addEventListener("input", () => arrange());
   more.addEventListener("click", grow);
   new IntersectionObserver(([seen]) => { if (seen.isIntersecting && !more.hidden) grow(); }, { rootMargin: "400px" }).observe(more);
-  place.append(make("div", { class: "tools" }, search, count), make("table", {}, make("thead", {}, head), body), more);
-  arrange();
+  place.append(make("div", { class: "tools" }, search, count_), make("table", {}, make("thead", {}, head), body), more);
+  take(rows);
+  return take;
 }
 
 const three = (value) => (Math.abs(value) < 100 ? value.toFixed(3) : value.toPrecision(4));
@@ -188,8 +220,9 @@ function candidates(place) {
     { name: "seconds", of: (row) => row.seconds },
     { name: "note", of: (row) => (row.reason ? `failed: ${row.reason}` : row.note), text: true },
   ];
-  table(place, columns, data.candidates, {
+  return table(place, columns, data.candidates, {
     sort: [1, -1],
+    key: (row) => row.id,
     mark: (row) => (row.best ? "best" : row.reason ? "failed" : ""),
     expand: async (row) => {
       const parts = [];
@@ -212,45 +245,53 @@ function effects(place) {
     number("in std. errors", 9, (value) => value.toFixed(1)),
     number("against uniform", 10, (value, row) => signed(value, row[11])),
   ];
-  table(place, columns, data.effects, { sort: [7, -1] });
+  return table(place, columns, data.effects, { sort: [7, -1], key: (row) => row.slice(0, 4).join("\n") });
 }
 
-function lazily(selector, fill) {
-  for (const element of document.querySelectorAll(selector)) {
-    element.addEventListener("toggle", async () => {
-      const inside = element.querySelector("div");
-      if (element.open && !inside.hasChildNodes()) await fill(element, inside);
-    });
-  }
+/* Details that are filled when they are opened; the event does not bubble. */
+document.addEventListener("toggle", async ({ target }) => {
+  const selector = Object.keys(FILLED).find((each) => target.matches(each)), inside = target.querySelector("div");
+  if (!selector || !target.open || inside.hasChildNodes()) return;
+  inside.dataset.own = "";
+  await FILLED[selector](target, inside);
+}, true);
+
+const tables = {};
+const FILLED = {
+  "#effects-table": (_, inside) => { tables.effects = effects(inside); },
+  ".prompt": async (element, inside) => {
+    const prompt = (await details()).prompts[element.dataset.place];
+    for (const problem of prompt.problems) inside.append(make("p", { class: "problem" }, problem));
+    for (const { role, content } of prompt.messages) inside.append(make("h3", {}, role), code(content));
+    inside.append(make("h3", {}, "reply"), prompt.reply === null ? make("p", { class: "problem" }, "no answer came") : code(prompt.reply));
+    if (prompt.analysis) inside.append(make("h3", {}, "its reason"), make("p", {}, prompt.analysis));
+  },
+  ".items": async (element, inside) => {
+    const found = (await details()).items[element.dataset.task][element.dataset.kind];
+    const mark = (value) => (value === 1 ? " ✓" : value === 0 ? " ✗" : ` (${three(value)})`);
+    const more = make("button", { type: "button" }, "show more");
+    let shown = 0;
+    const grow = () => {
+      for (const [question, answer, ours, theirs, best, rival] of found.slice(shown, shown + 50)) {
+        const line = (name, text, score) => [make("dt", {}, name), make("dd", { class: score > 0 ? "right" : "" }, text + (score === null ? "" : mark(score)))];
+        more.before(make("div", { class: "item" }, make("pre", {}, question),
+          make("dl", {}, ...line("right", answer, null), ...line("best merge", ours, best), ...line("best parent", theirs, rival))));
+      }
+      shown += 50;
+      more.hidden = shown >= found.length;
+    };
+    more.addEventListener("click", grow);
+    inside.append(more);
+    grow();
+  },
+};
+
+function begin() {
+  const place = document.getElementById("candidates-table");
+  if (!place) delete tables.candidates;
+  else if (place.hasChildNodes()) tables.candidates(data.candidates);
+  else tables.candidates = candidates(place);
+  if (tables.effects && document.contains(document.querySelector("#effects-table table"))) tables.effects(data.effects);
+  return draw();
 }
-
-lazily("#effects-table", (_, inside) => effects(inside));
-lazily(".prompt", async (element, inside) => {
-  const prompt = (await details()).prompts[element.dataset.place];
-  for (const problem of prompt.problems) inside.append(make("p", { class: "problem" }, problem));
-  for (const { role, content } of prompt.messages) inside.append(make("h3", {}, role), code(content));
-  inside.append(make("h3", {}, "reply"), prompt.reply === null ? make("p", { class: "problem" }, "no answer came") : code(prompt.reply));
-  if (prompt.analysis) inside.append(make("h3", {}, "its reason"), make("p", {}, prompt.analysis));
-});
-lazily(".items", async (element, inside) => {
-  const found = (await details()).items[element.dataset.task][element.dataset.kind];
-  const mark = (value) => (value === 1 ? " ✓" : value === 0 ? " ✗" : ` (${three(value)})`);
-  const more = make("button", { type: "button" }, "show more");
-  let shown = 0;
-  const grow = () => {
-    for (const [question, answer, ours, theirs, best, rival] of found.slice(shown, shown + 50)) {
-      const line = (name, text, score) => [make("dt", {}, name), make("dd", { class: score > 0 ? "right" : "" }, text + (score === null ? "" : mark(score)))];
-      more.before(make("div", { class: "item" }, make("pre", {}, question),
-        make("dl", {}, ...line("right", answer, null), ...line("best merge", ours, best), ...line("best parent", theirs, rival))));
-    }
-    shown += 50;
-    more.hidden = shown >= found.length;
-  };
-  more.addEventListener("click", grow);
-  inside.append(more);
-  grow();
-});
-
-const place = document.getElementById("candidates-table");
-if (place) candidates(place);
-draw();
+begin();

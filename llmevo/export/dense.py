@@ -1,0 +1,73 @@
+"""Make one dense model of a mixture of experts."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from llmevo.errors import UserError
+from llmevo.merging.dense import RouterUse, average, expert_of, uniform, widened
+from llmevo.merging.preparation.texts import read_texts
+from llmevo.merging.recipe import Recipe
+from llmevo.models.architecture import experts_of
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+
+Way = Literal["average", "widen", "uniform", "expert"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
+def make_dense(
+    mixture: ModelReference | str,
+    out: Path | str,
+    by: Way = "average",
+    *,
+    text: Path | str | None = None,
+    experts: int = 2,
+    expert: int = 0,
+    device: str | None = None,
+    root: Path | str = ".",
+    warn: Callable[[str], None] = warnings.warn,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Recipe, RouterUse | None]:
+    """Write a mixture as one dense model to `out`, a new folder, as `llmevo dense` does.
+
+    `by` is `average`, the experts of each layer by what its router uses on the texts of the file `text`; `widen`, the
+    `experts` most used of each layer with all of their neurons; `uniform`, the plain average; or `expert`, one of them.
+    Return the recipe, which `llmevo merge` carries out as well, and the measured use. Raises SourceError for a model
+    that is no mixture or has no dense class, UserError for a file or number that cannot be used.
+    """
+    from llmevo.export.merge import merge
+
+    of = mixture if isinstance(mixture, ModelReference) else ModelReference.parse(mixture)
+    if by not in WAYS:
+        raise UserError(f"--by: {by!r} is none of {', '.join(WAYS)}")
+    sources = Sources(Path(root))
+    sources.own_config(expert_of(of, 0))  # raises for what has no dense class
+    use = None
+    if by in ("average", "widen"):
+        if text is None:
+            raise UserError(
+                f"--by {by} measures which experts the routers use; give --text FILE, texts of the kind to use"
+            )
+        texts = read_texts(str(text), Path(root))
+        if by == "widen":
+            _check_count(experts, experts_of(sources.config(of)), of)
+        from llmevo.run.routing import router_use
+
+        use = router_use(of, Path(root), texts, device, say)
+    if by == "average" and use:
+        recipe = average(of, use)
+    elif by == "widen" and use:
+        recipe = widened(of, use, experts)
+    elif by == "expert":
+        recipe = Recipe.of_one(expert_of(of, expert))
+    else:
+        recipe = uniform(of, experts_of(sources.config(of)))
+    return merge(recipe, out, root=root, warn=warn, say=say), use
+
+
+def _check_count(count: int, experts: int, mixture: ModelReference) -> None:
+    """Raise UserError, before anything is measured, for more experts than there are."""
+    if not 1 <= count <= experts:
+        raise UserError(f"--experts: {count} of the {experts} experts of {mixture}; give 1 to {experts}")

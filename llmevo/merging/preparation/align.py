@@ -1,0 +1,46 @@
+"""Alignment of hidden neurons (Git Re-Basin, https://arxiv.org/abs/2209.04836, section 3.2).
+
+The neurons of an MLP may stand in any order: rows of gate and up projections and columns of the down projection are
+permuted together, and the MLP computes the same. Models that were not tuned from one model have their neurons in orders
+of their own, and entry by entry nothing of them fits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from llmevo.merging.methods.base import TensorGroup
+from llmevo.models.checkpoints import Weight
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""The matrices of an MLP whose neurons are aligned."""
+
+
+def align(inputs: TensorGroup, _: Mapping[str, float], orders: Sequence[Tensor]) -> Sequence[Weight]:
+    """Return each expert with its neurons in the order of the base's that they are most like.
+
+    `orders` has for each expert the numbers of its neurons, as a column for a matrix whose rows are neurons, as a row
+    for one whose columns are. A model in the base's order stays as it is.
+    """
+    found: list[Weight] = []
+    for place, order in enumerate(orders):
+        own, dim = order.flatten(), 0 if order.shape[1] == 1 else 1
+        ordered = torch.equal(own, torch.arange(len(own)))
+        found.append(inputs.models[place] if ordered else inputs.weight(place).index_select(dim, own))
+    return found
+
+
+def order_of(base: Callable[[str], Tensor], model: Callable[[str], Tensor]) -> Tensor:
+    """Return which neuron of a model is most like each neuron of the base, every one once.
+
+    The sum over all neurons of ⟨gᵢ, gⱼ⟩ + ⟨uᵢ, uⱼ⟩ + ⟨dᵢ, dⱼ⟩ is the largest that any order has (equation 2, for one
+    MLP). `base` and `model` return a projection by its name.
+    """
+    likeness = base(PROJECTIONS[0]) @ model(PROJECTIONS[0]).T
+    likeness += base(PROJECTIONS[1]) @ model(PROJECTIONS[1]).T
+    likeness += base(PROJECTIONS[2]).T @ model(PROJECTIONS[2])
+    solved: Any = linear_sum_assignment(likeness.numpy(), maximize=True)
+    return torch.from_numpy(solved[1]).long()

@@ -1,0 +1,1 @@
+"""Runs in a browser while they go on: `followed` reads their logs, once for all viewers; `server` shows them."""
