@@ -23,6 +23,7 @@ import measurements
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import MergedModel
 from llmevo.run.experiment import Experiment
@@ -41,38 +42,43 @@ def collect(options: argparse.Namespace) -> None:
     assert state.started
     assert state.best
     scorer = Experiment.of_log(state.started, options.run).scorer
-    best = Recipe.model_validate(state.recipes[state.best.candidate.id])
+    router = str((options.run / ROUTER).absolute())
     first = next(trial for trial in state.trials.values() if trial.candidate.origin == "uniform")
-    rows: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
+    wanted = {"best": state.best.candidate.id, "first": first.candidate.id}
+    recipes = {
+        name: Recipe.model_validate(state.recipes[number]).with_router(router) for name, number in wanted.items()
+    }
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    for name, number in (("best", state.best.candidate.id), ("first", first.candidate.id)):
-        scorer.engine.swap(scorer.carried(Recipe.model_validate(state.recipes[number])))
-        score, seconds[f"{name} mixture"] = _timed(scorer, "heldout")
-        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
-        rows.append({"name": name, "score": [score.total, score.stderr], "tasks": values})
-        print(rows[-1], seconds, flush=True)
     dense = Scorer(read_config(DENSE), DENSE.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
-    for name, own in (("dense, search questions", dense), ("mixture, search questions", scorer)):
-        seconds[name] = _timed(own, "search")[1]
+    seconds = {"dense": _timed(dense, "search")[1]}
+    del dense
     line = {
         **measurements.environment(),
         "evaluations": len(state.trials),
         "is_finished": state.finished is not None,
         "optimizer": state.started.config["search"]["optimizer"],
-        "rows": rows,
+        "rows": [],
         "best": {
             "genes": state.best.candidate.genes,
             "search": state.best.value,
             "origin": state.best.candidate.origin,
         },
-        "parameters": _parameters(best, scorer),
+        "parameters": _parameters(recipes["best"], scorer),
         "swap": [trial.seconds["merge"] for trial in state.trials.values() if "merge" in trial.seconds],
         "seconds": seconds,
-        "routing": json.loads(scorer.routing(best)),
     }
-    measurements.append(options.out, line)
+    for name, recipe in recipes.items():
+        scorer.engine.swap(recipe)
+        if name == "best":
+            seconds["mixture"] = _timed(scorer, "search")[1]
+        score, _ = _timed(scorer, "heldout")
+        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
+        line["rows"].append({"name": name, "score": [score.total, score.stderr], "tasks": values})
+        if name == "best":
+            line["routing"] = json.loads(scorer.routing(recipe))
+        print(line["rows"][-1], flush=True)
+        options.out.write_text(json.dumps(line) + "\n")
 
 
 def _timed(scorer: Scorer, questions: str) -> tuple[Score, float]:
@@ -89,7 +95,7 @@ def _parameters(recipe: Recipe, scorer: Scorer) -> dict[str, int]:
     found = {"dense": 0, "mixture": 0, "active": 0}
     dense = recipe.model_copy(update={"mixture": None})
     found["dense"] = sum(map(math.prod, MergedModel(dense, scorer.sources).shapes.values()))
-    shapes = MergedModel(scorer.carried(recipe), scorer.sources).shapes
+    shapes = MergedModel(recipe, scorer.sources).shapes
     experts = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name)
     found["mixture"] = sum(map(math.prod, shapes.values()))
     found["active"] = found["mixture"] - experts + experts * mixture.experts_per_token // len(mixture.experts)
@@ -110,11 +116,12 @@ def _table(line: Mapping[str, Any]) -> Iterator[str]:
     dense = [f"{size['dense'] / 1e6:.0f} M"] * 2
     own = [f"{size['mixture'] / 1e6:.0f} M", f"{size['active'] / 1e6:.0f} M"]
     for place, (name, score, values) in enumerate(_dense(tasks)):
-        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense, search questions']:.3f}"])
-    called = f"first mixture: the uniform merge's attention, temperature {START:g}"
-    yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [own[0], "", ""])
+        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense']:.3f}"])
+    if "first" in rows:
+        called = f"first mixture: the uniform merge's attention, temperature {START:g}"
+        yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [*own, ""])
     called = f"**best mixture of {line['evaluations']} candidates**"
-    times = f"{seconds['mixture, search questions']:.3f}"
+    times = f"{seconds['mixture']:.3f}"
     yield _row(called, rows["best"]["score"], rows["best"]["tasks"].values(), [*own, times])
     yield ""
     swaps = sorted(line["swap"])[:-1]  # the longest one fits the routers
