@@ -6,8 +6,8 @@
     python benchmarks/mixture.py routing benchmarks/results/mixture.jsonl
 
 `collect` asks the best mixture of a run so far, and the first one, the held-out questions, and measures the seconds of
-the processor that a question takes, with the best mixture and with a dense merge. The scores of dense merges are those
-of `quickstart.jsonl` (searches and single experts) and `methods-quickstart.jsonl` (single merges by the best method).
+the processor that a question takes, with the best mixture and with a dense merge. The scores of single experts and of
+dense merges are those of `quickstart-plain.jsonl` and `quickstart.jsonl`.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def collect(options: argparse.Namespace) -> None:
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
     seconds = {"dense": _timed(dense, "search")[1]}
     del dense
-    line = {
+    line: dict[str, Any] = {
         **measurements.environment(),
         "evaluations": len(state.trials),
         "is_finished": state.finished is not None,
@@ -140,25 +140,22 @@ def _row(name: str, score: Sequence[float], values: Any, rest: Sequence[str]) ->
 
 def _dense(tasks: Sequence[str]) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
     """Name, score and values by task of the best expert and of dense merges."""
-    runs = [run for run in measurements.read(RESULTS / "quickstart.jsonl") if run["optimizer"] == "llm"]
-    parents = [row for row in runs[0]["rows"] if row["kind"] == "parent"]
-    alone = [([fmean(map(int, row["right"][task])) for task in tasks], row) for row in parents]
-    own, expert = max(alone, key=lambda pair: fmean(pair[0]))
-    yield f"best expert ({expert['name']})", (fmean(own), _error(own, expert["right"], tasks)), own
-    right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
-    values = [[fmean(map(int, each[task])) for task in tasks] for each in right]
-    errors = [_error(of, each, tasks) for of, each in zip(values, right, strict=True)]
+    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
+    yield "best expert", *max((_mean_of([right], tasks) for right in parents), key=lambda found: found[0][0])
+    prepared = measurements.read(RESULTS / "quickstart.jsonl")
+    for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
+        right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
+        times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"
+        yield f"best dense merge{called}, {times}", *_mean_of(right, tasks)
+
+
+def _mean_of(runs: Sequence[Mapping[str, str]], tasks: Sequence[str]) -> tuple[tuple[float, float], list[float]]:
+    """Score with its error, and values by task, of several runs' answers."""
+    values = [[fmean(map(int, each[task])) for task in tasks] for each in runs]
+    errors = [_error(of, each, tasks) for of, each in zip(values, runs, strict=True)]
     mean = [fmean(of[place] for of in values) for place in range(len(tasks))]
-    yield f"best dense merge, mean of {len(runs)} searches", (fmean(mean), fmean(errors)), mean
-    lines = [line for line in measurements.read(RESULTS / "methods-quickstart.jsonl") if line.get("heldout")]
-    known = [line for line in lines if "regmean" in line["method"]]
-    best = max(known, key=lambda line: line["heldout"]["score"][0])
-    values_of = best["heldout"]["items"]
-    yield (
-        f"best dense merge by `{best['method']}`",
-        best["heldout"]["score"],
-        [fmean(values_of[task]) for task in tasks],
-    )
+    return (fmean(mean), fmean(errors)), mean
 
 
 def _error(values: Sequence[float], right: Mapping[str, str], tasks: Sequence[str]) -> float:
