@@ -39,7 +39,7 @@ CONFIGS = {
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "task_arithmetic": (0.4, 0.55, 0.7, 0.85),
     "tsv": (0.4, 0.55, 0.7, 0.85),
-    "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2),
+    "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
 }
 """The weights of a method, by default those of `OTHERS`."""
 

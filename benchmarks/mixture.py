@@ -6,8 +6,8 @@
     python benchmarks/mixture.py routing benchmarks/results/mixture.jsonl
 
 `collect` asks the best mixture of a run so far, and the first one, the held-out questions, and measures the seconds of
-the processor that a question takes, with the best mixture and with a dense merge. The scores of dense merges are those
-of `quickstart.jsonl` (searches and single experts) and `methods-quickstart.jsonl` (single merges by the best method).
+the processor that a question takes, with the best mixture and with a dense merge. The scores of single experts and of
+dense merges are those of `quickstart-plain.jsonl` and `quickstart.jsonl`.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import measurements
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import MergedModel
 from llmevo.run.experiment import Experiment
@@ -41,38 +42,43 @@ def collect(options: argparse.Namespace) -> None:
     assert state.started
     assert state.best
     scorer = Experiment.of_log(state.started, options.run).scorer
-    best = Recipe.model_validate(state.recipes[state.best.candidate.id])
+    router = str((options.run / ROUTER).absolute())
     first = next(trial for trial in state.trials.values() if trial.candidate.origin == "uniform")
-    rows: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
+    wanted = {"best": state.best.candidate.id, "first": first.candidate.id}
+    recipes = {
+        name: Recipe.model_validate(state.recipes[number]).with_router(router) for name, number in wanted.items()
+    }
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    for name, number in (("best", state.best.candidate.id), ("first", first.candidate.id)):
-        scorer.engine.swap(scorer.carried(Recipe.model_validate(state.recipes[number])))
-        score, seconds[f"{name} mixture"] = _timed(scorer, "heldout")
-        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
-        rows.append({"name": name, "score": [score.total, score.stderr], "tasks": values})
-        print(rows[-1], seconds, flush=True)
     dense = Scorer(read_config(DENSE), DENSE.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
-    for name, own in (("dense, search questions", dense), ("mixture, search questions", scorer)):
-        seconds[name] = _timed(own, "search")[1]
-    line = {
+    seconds = {"dense": _timed(dense, "search")[1]}
+    del dense
+    line: dict[str, Any] = {
         **measurements.environment(),
         "evaluations": len(state.trials),
         "is_finished": state.finished is not None,
         "optimizer": state.started.config["search"]["optimizer"],
-        "rows": rows,
+        "rows": [],
         "best": {
             "genes": state.best.candidate.genes,
             "search": state.best.value,
             "origin": state.best.candidate.origin,
         },
-        "parameters": _parameters(best, scorer),
+        "parameters": _parameters(recipes["best"], scorer),
         "swap": [trial.seconds["merge"] for trial in state.trials.values() if "merge" in trial.seconds],
         "seconds": seconds,
-        "routing": json.loads(scorer.routing(best)),
     }
-    measurements.append(options.out, line)
+    for name, recipe in recipes.items():
+        scorer.engine.swap(recipe)
+        if name == "best":
+            seconds["mixture"] = _timed(scorer, "search")[1]
+        score, _ = _timed(scorer, "heldout")
+        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
+        line["rows"].append({"name": name, "score": [score.total, score.stderr], "tasks": values})
+        if name == "best":
+            line["routing"] = json.loads(scorer.routing(recipe))
+        print(line["rows"][-1], flush=True)
+        options.out.write_text(json.dumps(line) + "\n")
 
 
 def _timed(scorer: Scorer, questions: str) -> tuple[Score, float]:
@@ -89,7 +95,7 @@ def _parameters(recipe: Recipe, scorer: Scorer) -> dict[str, int]:
     found = {"dense": 0, "mixture": 0, "active": 0}
     dense = recipe.model_copy(update={"mixture": None})
     found["dense"] = sum(map(math.prod, MergedModel(dense, scorer.sources).shapes.values()))
-    shapes = MergedModel(scorer.carried(recipe), scorer.sources).shapes
+    shapes = MergedModel(recipe, scorer.sources).shapes
     experts = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name)
     found["mixture"] = sum(map(math.prod, shapes.values()))
     found["active"] = found["mixture"] - experts + experts * mixture.experts_per_token // len(mixture.experts)
@@ -110,11 +116,12 @@ def _table(line: Mapping[str, Any]) -> Iterator[str]:
     dense = [f"{size['dense'] / 1e6:.0f} M"] * 2
     own = [f"{size['mixture'] / 1e6:.0f} M", f"{size['active'] / 1e6:.0f} M"]
     for place, (name, score, values) in enumerate(_dense(tasks)):
-        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense, search questions']:.3f}"])
-    called = f"first mixture: the uniform merge's attention, temperature {START:g}"
-    yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [own[0], "", ""])
+        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense']:.3f}"])
+    if "first" in rows:
+        called = f"first mixture: the uniform merge's attention, temperature {START:g}"
+        yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [*own, ""])
     called = f"**best mixture of {line['evaluations']} candidates**"
-    times = f"{seconds['mixture, search questions']:.3f}"
+    times = f"{seconds['mixture']:.3f}"
     yield _row(called, rows["best"]["score"], rows["best"]["tasks"].values(), [*own, times])
     yield ""
     swaps = sorted(line["swap"])[:-1]  # the longest one fits the routers
@@ -133,25 +140,22 @@ def _row(name: str, score: Sequence[float], values: Any, rest: Sequence[str]) ->
 
 def _dense(tasks: Sequence[str]) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
     """Name, score and values by task of the best expert and of dense merges."""
-    runs = [run for run in measurements.read(RESULTS / "quickstart.jsonl") if run["optimizer"] == "llm"]
-    parents = [row for row in runs[0]["rows"] if row["kind"] == "parent"]
-    alone = [([fmean(map(int, row["right"][task])) for task in tasks], row) for row in parents]
-    own, expert = max(alone, key=lambda pair: fmean(pair[0]))
-    yield f"best expert ({expert['name']})", (fmean(own), _error(own, expert["right"], tasks)), own
-    right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
-    values = [[fmean(map(int, each[task])) for task in tasks] for each in right]
-    errors = [_error(of, each, tasks) for of, each in zip(values, right, strict=True)]
+    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
+    yield "best expert", *max((_mean_of([right], tasks) for right in parents), key=lambda found: found[0][0])
+    prepared = measurements.read(RESULTS / "quickstart.jsonl")
+    for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
+        right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
+        times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"
+        yield f"best dense merge{called}, {times}", *_mean_of(right, tasks)
+
+
+def _mean_of(runs: Sequence[Mapping[str, str]], tasks: Sequence[str]) -> tuple[tuple[float, float], list[float]]:
+    """Score with its error, and values by task, of several runs' answers."""
+    values = [[fmean(map(int, each[task])) for task in tasks] for each in runs]
+    errors = [_error(of, each, tasks) for of, each in zip(values, runs, strict=True)]
     mean = [fmean(of[place] for of in values) for place in range(len(tasks))]
-    yield f"best dense merge, mean of {len(runs)} searches", (fmean(mean), fmean(errors)), mean
-    lines = [line for line in measurements.read(RESULTS / "methods-quickstart.jsonl") if line.get("heldout")]
-    known = [line for line in lines if "regmean" in line["method"]]
-    best = max(known, key=lambda line: line["heldout"]["score"][0])
-    values_of = best["heldout"]["items"]
-    yield (
-        f"best dense merge by `{best['method']}`",
-        best["heldout"]["score"],
-        [fmean(values_of[task]) for task in tasks],
-    )
+    return (fmean(mean), fmean(errors)), mean
 
 
 def _error(values: Sequence[float], right: Mapping[str, str], tasks: Sequence[str]) -> float:

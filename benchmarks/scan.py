@@ -227,7 +227,8 @@ def _scan(line: Mapping[str, Any]) -> Iterator[str]:
 def _rank_correlation(ones: Sequence[Any], others: Sequence[Any]) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(ones, others).statistic)
+    found: Any = spearmanr(ones, others)
+    return float(found.statistic)
 
 
 def _group(name: str, own: Sequence[Any]) -> list[str]:

@@ -99,11 +99,14 @@ def merge_as(
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
     merger = Merger(sources)
     counted = merger.count(recipe)
-    if prepared := merger.prepared(recipe):
+    if (prepared := merger.prepared(recipe)) and not prepared.folder.exists():
         from llmevo.run.activations import measure
 
-        if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:
-            say(f"Measured: {cost}.")
+        with prepared.locked():
+            if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:
+                say(f"Measured: {cost}.")
+            prepared.make()
+            prepared.forget()
     merged = recipe.with_router(ROUTER)
     written = format_.write(
         recipe,

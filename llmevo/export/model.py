@@ -73,6 +73,9 @@ class Export:
                 f"{run}: the recipe of candidate {chosen} names {foreign[0]}, which is not a model of the run"
                 f" ({', '.join(known)}); its log has been changed by hand"
             )
+        router = (
+            str(file.absolute()) if (file := run / ROUTER).is_file() else ""
+        )  # as it was, though caches are emptied
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
         texts = {
@@ -86,7 +89,7 @@ class Export:
             shared,
             published,
             changed,
-            experiment.scorer.carried,
+            lambda recipe: experiment.scorer.carried(recipe.with_router(router) if router else recipe),
         )
 
     def write(self, sources: Sources, out: Path, format_: Format | None = None) -> Written:

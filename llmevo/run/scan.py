@@ -204,7 +204,8 @@ class Scan:
 
     @cached_property
     def scorer(self) -> GoldScorer:
-        config = self.config
+        genome = self.config.genome.model_copy(update={"prepare": None})
+        config = self.config.model_copy(update={"genome": genome})  # paths are of the models as they are
         if config.genome.path is None:  # so that an engine of fixed depth has room for a repeat
             depth = Scorer(config, self.root).layers
             given = Paths(deepest=depth + max(REPEATS))

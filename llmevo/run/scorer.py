@@ -52,7 +52,6 @@ from llmevo.models.architecture import active_parameters, routers_of, stack_of, 
 from llmevo.models.files import (
     WHOLE,
     cache_folder,
-    locked,
     partial_folder,
     read_sha256,
     rename_once,
@@ -324,11 +323,8 @@ class Scorer:
         assert prepared
         if prepared.folder.exists():
             return
-        try:
-            with locked(prepared.folder.parent):
-                self._make(prepared)
-        except OSError as error:
-            raise SourceError(f"{prepared.folder}: the prepared models cannot be written ({error})") from error
+        with prepared.locked():
+            self._make(prepared)
 
     def _make(self, prepared: Prepared) -> None:
         from llmevo.run.activations import measure
@@ -341,6 +337,7 @@ class Scorer:
             self.warn(f"Measured: {cost}.")
         started = time.monotonic()
         prepared.make()
+        prepared.forget()
         took = time.monotonic() - started
         self._spent_preparing += cost.seconds + took
         self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")

@@ -346,6 +346,10 @@ class SearchSpace:
         """The layer paths over the models. Raises ConfigError where they can have none."""
         if self.by_token:
             raise ConfigError("genome.path: the models' tokens differ, and a path has the tokens of one of them")
+        if self.genome.prepare:
+            raise ConfigError(
+                "genome.prepare: layer paths are of the models as they are; leave out prepare, or the paths"
+            )
         if self.genome.smooth:
             raise ConfigError("genome.path: smooth has no meaning on some of the layers; leave it out")
         return PathSpace(self.genome.path or Paths(), self.layers, self.names)

@@ -103,6 +103,20 @@ def test_experts_are_only_in_the_chosen_layers(families: Any, name: str, tmp_pat
         assert "model.layers.0.mlp.gate_proj.weight" in weights_of(tmp_path / "out")
 
 
+def test_copies_of_a_merge_with_random_masks_are_alike(families: Any, tmp_path: Path) -> None:
+    """In a layer without experts Mixtral has copies of the merged MLP, all with the mask of that MLP."""
+    root = families("Llama")
+    models = [{"model": str(root / name), "parameters": {"weight": 0.5, "density": 0.5}} for name in ("one", "two")]
+    given = {"merge_method": "dare_linear", "base_model": str(root / "base"), "models": models, "dtype": "float32"}
+    mixture = {"experts": [str(root / "one")] * 2, "layers": [[1, 2]]}
+    llmevo.merge(llmevo.Recipe.model_validate({**given, "mixture": mixture}), tmp_path / "out")
+    llmevo.merge(llmevo.Recipe.model_validate(given), tmp_path / "dense")
+    merged = weights_of(tmp_path / "dense")["model.layers.0.mlp.down_proj.weight"]
+    for expert in range(2):
+        copy = weights_of(tmp_path / "out")[f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight"]
+        assert torch.equal(copy, merged)
+
+
 @pytest.mark.parametrize("mode", ["hidden", "hidden_avg", "cheap_embed"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_mergekit_moes_yaml_gives_its_tensors(families: Any, name: str, mode: str, tmp_path: Path) -> None:

@@ -78,16 +78,76 @@ def test_the_sum_of_regmeans_experts_is_regmean(of: Any) -> None:
     assert_close(np.sum(stepped(inputs, "regmean", blend=1.0, alpha=0.9), axis=0), whole - base)
 
 
-def test_a_channel_that_no_text_reaches_leaves_regmean_finite() -> None:
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("regmean", {"blend": 1.0, "alpha": 1.0}), ("svd_llm", {"rank": 0.7})],
+    ids=["regmean", "svd_llm"],
+)
+def test_a_channel_that_no_text_reaches_leaves_the_experts_finite(name: str, values: Mapping[str, float]) -> None:
     inputs = adapters()
     empty = [g.clone() for g in MEASURED["grams"]]
     for g in empty:
         g[:, :5] = g[:5] = 0.0
     given = with_values(inputs, METHODS["task_arithmetic"], weights=ONES)
-    for weight in STEPS["regmean"].prepare(given, {"blend": 1.0, "alpha": 1.0}, empty):
+    for weight in STEPS[name].prepare(given, values, empty):
         assert isinstance(weight, LowRank)
         assert torch.isfinite(weight.dense()).all()
         assert float(weight.down.abs().max()) < 100 * max(float(m.down.abs().max()) for m in inputs.models)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("of", [lambda: adapters(), lambda: dense(adapters())], ids=["adapters", "dense"])
+def test_svd_llm_has_the_least_error_on_the_experts_inputs(of: Any) -> None:
+    """Eckart and Young: the squared error is the sum of the squares of the singular values of δL that are cut."""
+    inputs = of()
+    kept = 2 if isinstance(inputs.models[0], LowRank) else 9
+    share = kept / (3 if isinstance(inputs.models[0], LowRank) else 18)
+    for found, delta, given in zip(
+        stepped(inputs, "svd_llm", rank=share), deltas(inputs), MEASURED["grams"], strict=True
+    ):
+        root = np.linalg.cholesky(given.double().numpy())
+        left, values, right = np.linalg.svd(delta @ root)
+        cut = left[:, :kept] * values[:kept] @ right[:kept] @ np.linalg.inv(root)
+        assert np.linalg.matrix_rank(found, tol=1e-3) <= kept
+        assert np.linalg.norm((found - delta) @ root) == pytest.approx(
+            np.linalg.norm(values[kept:]), rel=1e-3, abs=1e-4
+        )
+        if isinstance(inputs.models[0], LowRank):
+            assert_close(found, cut)
+            plain, own, other = np.linalg.svd(delta)  # which cuts without the inputs
+            worse = plain[:, :kept] * own[:kept] @ other[:kept]
+            assert np.linalg.norm((found - delta) @ root) < 0.999 * np.linalg.norm((worse - delta) @ root)
+
+
+@pytest.mark.parametrize("name", ["regmean", "svd_llm"])
+def test_the_order_of_the_experts_does_not_matter(name: str) -> None:
+    inputs = adapters()
+    step = STEPS[name]
+    parameters = {key: float(p.default or 0.0) for key, p in step.parameters.items()}
+    given = with_values(inputs, METHODS["task_arithmetic"], weights=ONES)
+    turned = replace(given, models=[*reversed(given.models)])
+    found = changes(given, [*step.prepare(given, parameters, MEASURED["grams"])])
+    again = changes(turned, [*step.prepare(turned, parameters, [*reversed(MEASURED["grams"])])])
+    for one, other in zip(found, reversed(again), strict=True):
+        assert_close(one, other)
+
+
+def test_regmean_leaves_experts_that_meet_other_inputs_as_they_are() -> None:
+    """Orthogonal experts: where their inputs have no channel in common, their sum is the plain one there; and one alone
+    is itself."""
+    inputs = adapters(2)
+    halves = [torch.diag((torch.arange(24) < 12).float()), torch.diag((torch.arange(24) >= 12).float())]
+    one, two = inputs.models
+    assert isinstance(one, LowRank)
+    assert isinstance(two, LowRank)
+    ours = [replace(of, down=of.down @ half) for of, half in zip((one, two), halves, strict=True)]
+    given = with_values(replace(inputs, models=ours), METHODS["task_arithmetic"], weights=(1.0, 1.0))
+    step = STEPS["regmean"]
+    found = changes(given, [*step.prepare(given, {"blend": 1.0, "alpha": 1.0}, halves)])
+    for each, delta in zip(found, deltas(given), strict=True):
+        assert_close(each, delta)
+    alone = with_values(replace(inputs, models=[one]), METHODS["task_arithmetic"], weights=(1.0,))
+    (itself,) = changes(alone, [*step.prepare(alone, {"blend": 1.0, "alpha": 0.9}, MEASURED["grams"][:1])])
+    assert_close(itself, deltas(alone)[0])
 
 
 @pytest.mark.parametrize(

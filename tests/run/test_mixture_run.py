@@ -1,6 +1,7 @@
 """Runs whose candidates are mixtures of experts: their genes, log, exports and what is refused."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_search_over_mixtures_verifies_and_exports_what_it_scored(workspace: W
     recipe = Recipe.model_validate(state.recipes[best.candidate.id])
     assert recipe.mixture
     last = next(reversed(state.recipes))
+    shutil.rmtree(workspace.root / "cache" / "routers")  # the run's folder has it
     status, printed = workspace.llmevo("export", "run", "out", "--candidate", last)
     assert status == 0, printed
     written = weights_of(workspace.root / "out")

@@ -9,6 +9,7 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_same_bits, weights_of
+from support.ray_cluster import MARKS
 from support.workspace import Workspace
 
 GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "dtype": "float32", "layer_granularity": 1}
@@ -18,7 +19,7 @@ def genome(prepare: Any, **changes: Any) -> dict[str, Any]:
     return {**GENOME, "merge_method": "task_arithmetic", "prepare": prepare, **changes}
 
 
-@pytest.mark.parametrize("prepare", [["wudi"], ["aim", {"star": {"eta": 0.6}}], ["regmean"]], ids=str)
+@pytest.mark.parametrize("prepare", [["wudi"], ["aim", {"star": {"eta": 0.6}}], ["svd_llm", "regmean"]], ids=str)
 def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     workspace: Workspace, prepare: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,6 +30,8 @@ def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     assert status == 0, printed
     assert "Prepared 2 models in" in printed
     assert ("forward passes over" in printed) is (prepare != ["wudi"])
+    kept = [*(workspace.root / "cache").glob("activations/*")]
+    assert len(kept) == ("aim" in prepare)  # products of inputs are large, and go once the experts are prepared
     state = workspace.state("run")
     assert state.started
     assert [gene["name"] for gene in state.started.genes if gene["name"].endswith("prepare")] == [
@@ -114,3 +117,29 @@ def test_a_method_that_needs_no_base_is_not_prepared(workspace: Workspace) -> No
     slices = recipe.slices or []
     assert [recipe.prepared_share(of, "x", 0.0) for of in slices] == [0.3, 0.0]
     assert space.decode(space.uniform() | {"0-0/merge_method": 1.0, "1-1/merge_method": 1.0}).prepare is None
+
+
+@pytest.mark.parametrize("on", [pytest.param("processes", marks=pytest.mark.slow), pytest.param("ray", marks=MARKS)])
+def test_workers_merge_the_same_experts_which_are_prepared_once(
+    workspace: Workspace, on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
+    engine: dict[str, Any] = {"backend": "hf", "device": "cpu", "workers": 2, "on": on, "self_check": False}
+    if on == "ray":
+        engine["address"] = "none"
+    search = {"optimizer": "random", "budget": 6, "seed": 3, "order": "strict"}
+    given = {"genome": genome(["regmean"], bounds={"prepare": [0.5, 1.0]}), "search": search}
+    status, printed = workspace.llmevo("run", workspace.config(**given, engine=engine), "--out", "run")
+    assert status == 0, printed
+    (made,) = (workspace.root / "cache" / "prepared").iterdir()
+    written = (made / "model.safetensors").stat()
+    alone = {"backend": "hf", "device": "cpu", "self_check": False}
+    status, printed = workspace.llmevo("run", workspace.config(**given, engine=alone), "--out", "alone")
+    assert status == 0, printed
+    assert [*(workspace.root / "cache" / "prepared").iterdir()] == [made]
+    assert (made / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
+    both = [workspace.state(name) for name in ("run", "alone")]
+    first, second = ({id_: trial.score for id_, trial in state.trials.items()} for state in both)
+    assert first == second
+    assert len(first) >= 6
+    assert ["prepare" in trial.seconds for trial in both[0].trials.values() if trial.seconds].count(True) == 1

@@ -62,6 +62,7 @@ def test_settings_that_leave_nothing_to_edit_are_refused(path: dict[str, Any], t
     [
         ({"smooth": True, "layer_granularity": 5}, "smooth has no meaning on some of the layers"),
         ({"tokenizer_source": "union"}, "the models' tokens differ"),
+        ({"prepare": ["aim"]}, "genome.prepare: layer paths are of the models as they are"),
     ],
 )
 def test_a_genome_without_paths_says_why(genome: dict[str, Any], told: str) -> None:

@@ -7,8 +7,10 @@ one of these changes.
 import hashlib
 import json
 import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import Checkpoint, LowRank, Weight, same, stored
-from llmevo.models.files import cache_folder, partial_folder, rename_once
+from llmevo.models.files import cache_folder, locked, partial_folder, rename_once
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_file
 from llmevo.models.sources import Sources
@@ -115,6 +117,15 @@ class Prepared:
         assert isinstance(plain, LowRank)
         return LowRank(plain.origin, plain.up, torch.lerp(plain.down, down, share) if share < 1.0 else down)
 
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Let one process of the machine prepare at a time; the others wait. Raises SourceError."""
+        try:
+            with locked(self.folder.parent):
+                yield
+        except OSError as error:
+            raise SourceError(f"{self.folder}: the prepared models cannot be written ({error})") from error
+
     def make(self) -> None:
         """Write the prepared experts where the cache lacks them.
 
@@ -132,6 +143,16 @@ class Prepared:
                 rename_once(partial, folder)
         except OSError as error:
             raise SourceError(f"{folder}: the prepared models cannot be written ({error})") from error
+
+    def forget(self) -> None:
+        """Remove the products of inputs from the cache once the prepared experts are in it.
+
+        They are many times larger than those, and only needed again for other parameters: they are then measured again.
+        """
+        if self.folder.exists():
+            for of in self.all_measurements:
+                if of.kind == "grams":
+                    shutil.rmtree(of.folder, ignore_errors=True)
 
     def _matrices(self) -> dict[str, tuple[int, ...]]:
         shapes = self.sources[self.base].shapes

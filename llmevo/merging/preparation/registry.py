@@ -71,6 +71,13 @@ _STEPS = (
         sums_to_merge=True,
     ),
     PreparationStep(
+        "svd_llm",
+        "https://arxiv.org/abs/2403.07378",
+        "svd_llm",
+        {"rank": Parameter(default=0.5, low=0.05, high=1.0, neutral=1.0)},
+        measures="grams",
+    ),
+    PreparationStep(
         "tsv",
         "https://arxiv.org/abs/2412.00081",
         "separated",
