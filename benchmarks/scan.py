@@ -1,13 +1,19 @@
 """What every edit of the layers of the quickstart's experts does, and what a path costs the transformers engine.
 
     python benchmarks/scan.py scan FOLDER --out benchmarks/results/scan.jsonl [--limit 32] [--of NAME]
+    python benchmarks/scan.py scan FOLDER --out FILE --model MODEL [--tasks arithmetic,family] [--step 2]
     python benchmarks/scan.py swap --out benchmarks/results/path-swap.jsonl [--rounds 5] [--vllm]
+    python benchmarks/scan.py time --out benchmarks/results/path-time.jsonl [--rounds 5]
     python benchmarks/scan.py table benchmarks/results/scan.jsonl
     python benchmarks/scan.py table benchmarks/results/path-swap.jsonl
+    python benchmarks/scan.py table benchmarks/results/path-time.jsonl
 
 `scan` is `llmevo scan configs/quickstart-plain.yml --out FOLDER`, which goes on after a stop; its rows become one line.
+With `--model` it is the scan of that model alone, such as a GGUF file, on the quickstart's questions.
 `swap` lets a weight merge, the path of a weight merge, and another path of the same one alternate, after a round that
 is not kept: every weight merge is a new one. Bytes are those of the model's weights in memory, each counted once.
+`time` measures what the size `time` computes: seconds of the processor for a token that is read and one that is
+written, of paths of several depths in turn.
 """
 
 import argparse
@@ -24,19 +30,30 @@ CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PATHS = ("merge 0-24 | merge 16-24 gain 0.5 | merge 24-30", "merge 0-20 | merge 12-20 gain 0.5 | merge 20-30")
 """A path of a new weight merge, 38 layers, and one that differs in the block that it repeats."""
 KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit": "another path of the same one"}
+DEPTHS = {24: "merge 0-12 | merge 18-30", 30: "merge 0-30", 36: "merge 0-18 | merge 12-30"}
+READ, WRITTEN = 256, 48
+"""Tokens of a round of `time`."""
 BEST = 5
 
 
-def scan(folder: Path, out: Path | None, limit: int, of: str) -> None:
+def scan(given: argparse.Namespace) -> None:
     """Scan to the end, and append a line."""
     import torch
 
-    from llmevo.config import read_config
+    from llmevo.config import parse_config
+    from llmevo.models.yaml import read_yaml
     from llmevo.run.scan import Scan
 
-    found = Scan(read_config(CONFIG), CONFIG.parent, folder, of, limit)
+    raw: Any = read_yaml(CONFIG.read_text())
+    if given.model:
+        raw["genome"] = {"models": [f"{given.model.absolute()}"], "merge_method": "linear"}
+    if given.tasks:
+        raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1.0} for task in given.tasks.split(",")]
+    folder, out, limit = given.folder, given.out, given.limit
+    found = Scan(parse_config(raw, CONFIG.name), CONFIG.parent, folder, given.of, limit, given.step)
     found.run(lambda scan, row: print(len(scan.rows), scan.left, row.path, f"{row.effect:+.4f}", flush=True))
-    line = {"benchmark": "scan", "of": found.of, "limit": limit, "questions": dict(found.answers.counts)}
+    line: dict[str, Any] = {"benchmark": "scan", "of": found.of, "limit": limit, "step": given.step}
+    line |= {"seconds": sum(row.seconds for row in found.rows), "peak": _peak(), "questions": dict(found.questions)}
     line |= {"rows": [asdict(row) for row in found.rows]}
     measurements.append(out, line | measurements.environment(torch.get_num_threads()))
 
@@ -84,10 +101,58 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     engine.close()
 
 
+def time(out: Path | None, rounds: int) -> None:
+    """Time tokens on paths of several depths in turn, and append a line for each."""
+    import torch
+
+    from llmevo.config import read_config
+    from llmevo.run.scorer import Scorer
+
+    config = read_config(CONFIG)
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"self_check": False})})
+    scorer = Scorer(config, CONFIG.parent)
+    active, head = scorer.active_parameters
+    tokens = torch.arange(1000, 1000 + READ).unsqueeze(0)
+    uniform = scorer.space.uniform()
+    for turn in range(rounds + 1):
+        for depth, path in DEPTHS.items():
+            engine: Any = scorer.engine
+            engine.swap(scorer.space.decode(uniform, path))
+            model = engine.model
+            spent: dict[str, float] = {}
+            with torch.inference_mode():
+                begun = _spent()
+                model(input_ids=tokens, use_cache=False, logits_to_keep=READ)
+                spent["read"] = (_spent() - begun) / READ
+                begun = _spent()
+                options = {"min_new_tokens": WRITTEN, "max_new_tokens": WRITTEN, "do_sample": False, "pad_token_id": 0}
+                model.generate(tokens[:, :8], attention_mask=torch.ones(1, 8), **options)
+                spent["written"] = (_spent() - begun) / WRITTEN
+            computed = (head + depth * active[0]) / (head + sum(active))
+            line = {"benchmark": "path time", "round": turn, "layers": depth, "computed": computed, "seconds": spent}
+            if turn:
+                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            print(line, flush=True)
+
+
+def _spent() -> float:
+    """Seconds of the processor: those of other processes do not count."""
+    from time import process_time
+
+    return process_time()
+
+
 def _now() -> float:
     import time
 
     return time.perf_counter()
+
+
+def _peak() -> int:
+    """The most bytes of memory that this process has held."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _bytes(model: Any) -> int:
@@ -99,7 +164,27 @@ def table(file: Path) -> str:
     lines = measurements.read(file)
     if not lines:
         return ""
-    return "\n".join(_scan(lines[-1]) if lines[-1]["benchmark"] == "scan" else _swaps(lines))
+    tables: dict[str, Any] = {"scan": lambda: _scan(lines[-1]), "path swap": lambda: _swaps(lines)}
+    return "\n".join({**tables, "path time": lambda: _times(lines)}[lines[-1]["benchmark"]]())
+
+
+def _times(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield (
+        f"Time for a token, of that with 30 layers; {READ} tokens read together and {WRITTEN} written one by one,"
+        f" seconds of the processor, medians of {max(line['round'] for line in lines)} rounds;"
+        f" {' and '.join(measurements.machines(lines))}."
+    )
+    yield ""
+
+    def seconds(depth: int, kind: str) -> float:
+        return median(line["seconds"][kind] for line in lines if line["layers"] == depth)
+
+    cells: list[list[str]] = []
+    for depth in DEPTHS:
+        computed = next(line["computed"] for line in lines if line["layers"] == depth)
+        measured = (seconds(depth, kind) / seconds(30, kind) for kind in ("read", "written"))
+        cells.append([f"{depth}", f"{computed:.2f}", *(f"{share:.2f}" for share in measured)])
+    yield from rows(["layers", "computed", "read", "written"], cells)
 
 
 def _scan(line: Mapping[str, Any]) -> Iterator[str]:
@@ -124,10 +209,26 @@ def _scan(line: Mapping[str, Any]) -> Iterator[str]:
     yield from rows(head, [_group(name, own) for name, own in groups.items()])
     yield ""
     by_chance = f"{luck(len(edits)):.1f} errors"
+    ranks = [
+        _rank_correlation([row.right for row in edits], of)
+        for of in ([r.effect for r in edits], [r.nats for r in edits])
+    ]
+    yield (
+        f"Rank correlation of the edits' effects with their right choices on the same questions: {ranks[0]:.2f} of the"
+        f" probability, {ranks[1]:.2f} of the log-probability."
+    )
+    yield ""
     yield f"The {BEST} best; of as many edits without an effect the best one stands out by up to {by_chance}:"
     yield ""
     cells = [(f"`{row.path.replace('|', chr(92) + '|')}`", f"{row.effect:+.3f} ± {row.stderr:.3f}") for row in edits]
     yield from rows(["path", "effect"], cells[:BEST])
+
+
+def _rank_correlation(ones: Sequence[Any], others: Sequence[Any]) -> float:
+    from scipy.stats import spearmanr
+
+    found: Any = spearmanr(ones, others)
+    return float(found.statistic)
 
 
 def _group(name: str, own: Sequence[Any]) -> list[str]:
@@ -159,16 +260,23 @@ def main() -> None:
     one.add_argument("folder", type=Path)
     one.add_argument("--limit", type=int, default=32)
     one.add_argument("--of", default="")
+    one.add_argument("--step", type=int, default=1)
+    one.add_argument("--model", type=Path)
+    one.add_argument("--tasks", default="")
     other = parts.add_parser("swap")
     other.add_argument("--rounds", type=int, default=5)
     other.add_argument("--vllm", action="store_true", help="vLLM with 38 layers instead of transformers")
-    for part in (one, other):
+    timing = parts.add_parser("time")
+    timing.add_argument("--rounds", type=int, default=5)
+    for part in (one, other, timing):
         part.add_argument("--out", type=Path, help="a file to append to, as lines of JSON")
     last = parts.add_parser("table")
     last.add_argument("file", type=Path)
     given = parser.parse_args()
     if given.part == "scan":
-        scan(given.folder, given.out, given.limit, given.of)
+        scan(given)
+    elif given.part == "time":
+        time(given.out, given.rounds)
     elif given.part == "swap":
         swap(given.out, given.rounds, given.vllm)
     else:

@@ -402,8 +402,12 @@ class Search(Section):
     objective: Literal["sum", "pareto"] = "sum"
     """`sum`: the weighted sum of the tasks' metrics. `pareto`: every task is an objective, by the sign of its weight;
     the run ends with the Pareto front, and the weighted sum selects its result."""
-    sizes: list[Literal["layers", "parameters"]] = Field(default_factory=list[Literal["layers", "parameters"]])
-    """With `objective: pareto`: further objectives, less is better. They differ among layer paths only."""
+    sizes: list[Literal["layers", "parameters", "time"]] = Field(
+        default_factory=list[Literal["layers", "parameters", "time"]]
+    )
+    """With `objective: pareto`: further objectives, less is better. They differ among layer paths only. `time` is the
+    time for a token as a share of the first model's, computed, not measured: from the parameters that a token is
+    multiplied by, in layers, experts in use and output head."""
     spaces: Literal["auto", "both"] = "auto"
     """`auto`: that of the optimizer, weights or layer paths. `both`: weights by the optimizer first, then paths over
     the best merge and the models, then the gains and weights of the best path together."""
@@ -661,7 +665,8 @@ class Config(Section):
     constraints: list[str] = Field(default_factory=list[str])
     """Bounds on the metrics of `tasks`: `["arc >= parent - 0.01", "gsm8k >= 0.4"]`, or one such text. `parent` is the
     best parent's score on that task, `uniform` the uniform merge's. Candidates that violate a constraint rank below all
-    that satisfy it. For layer paths also `layers` and `parameters`: `layers <= 30`, `parameters <= 1.5e9`."""
+    that satisfy it. For layer paths also `layers`, `parameters` and `time` (see `search.sizes`): `layers <= 30`,
+    `parameters <= 1.5e9`, `time <= 0.9`."""
     allow_benchmark_tasks: bool = False
     """Allow search tasks on the test split of a public benchmark; held-out tasks may always use it."""
     gate: Annotated[Gate | None, Switch] = None
@@ -745,6 +750,7 @@ class Config(Section):
                 f"engine.quantize: a person would vote on {voted} for every finalist once more; score every candidate"
                 f" in {form} with engine.quantize_at: all, or leave quantize out"
             )
+        self._check_mixtures()
         prices = [self.llm.price, *(task.judge.price for task in self.tasks if task.judge)]
         if self.search.budget.cost is not None and not any(price.prompt or price.completion for price in prices):
             raise ValueError(
@@ -752,6 +758,26 @@ class Config(Section):
                 " add them, such as `llm: {price: {prompt: 2.5, completion: 10}}`"
             )
         return self
+
+    def _check_mixtures(self) -> None:
+        """Raise ValueError for what candidates that are mixtures of experts cannot have."""
+        if self.genome.architecture != "moe":
+            return
+        engine, refused = self.engine, "genome.architecture: moe"
+        if self.has_paths:
+            raise ValueError(f"{refused}: a mixture has all layers of its models; choose an optimizer without paths")
+        if engine.backend == "vllm":
+            raise ValueError(
+                f"{refused}: candidates are scored with engine.backend: hf; the exported model runs in vLLM"
+            )
+        if engine.quantize:
+            raise ValueError(f"{refused}: engine.quantize has no formats of mixtures; leave it out")
+        if engine.on or (engine.most_workers or 1) > 1:
+            raise ValueError(
+                f"{refused}: candidates are scored in this process; leave engine.workers and engine.on out"
+            )
+        if self.genome.tokenizer_source not in (None, "base"):
+            raise ValueError(f"{refused}: experts share the base's tokenizer; leave genome.tokenizer_source out")
 
     @property
     def evaluation_seed(self) -> int:

@@ -306,6 +306,7 @@ def test_the_site_loads_nothing_from_elsewhere_and_fits_a_phone() -> None:
                 "compare",
                 "reference/config",
                 "reference/python",
+                "notebooks/quickstart",
                 "benchmarks/optimizers",
             ):
                 page.driver.get((SITE / f"{place}.html").as_uri())

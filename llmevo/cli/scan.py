@@ -19,8 +19,12 @@ def scan(
         typer.Option("--of", metavar="NAME", help="The model to scan, or merge; by default the best of the config."),
     ] = "",
     limit: Annotated[int, typer.Option(min=2, help="Questions of each task.")] = 32,
+    step: Annotated[
+        int, typer.Option(min=1, help="Left out and repeated blocks begin at every so many layers; a smaller one adds.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/CONFIG-scan by default.")] = None,
     backend: options.Backend = None,
+    workers: options.Workers = None,
     task_search_path: options.TaskFolders = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
@@ -28,7 +32,7 @@ def scan(
 
     The same command goes on after a stop. It writes scan.jsonl, the page scan.html, and best.yml, a recipe.
     """
-    settings = options.read_settings(config, task_search_path, engine__backend=backend)
+    settings = options.read_settings(config, task_search_path, engine__backend=backend, engine__workers=workers)
     root = config.parent.absolute()
     check_start(settings, root)
     from llmevo.reports.html.scan import scan_page  # torch and plotly take seconds to import
@@ -36,7 +40,7 @@ def scan(
     from llmevo.run.scan import Scan
 
     folder = out or Path("runs") / f"{config.stem}-scan"
-    found = Scan(settings, root, folder, of, limit, warned)
+    found = Scan(settings, root, folder, of, limit, step, warned)
     found.run(Progress(terminal.failures if as_json else terminal.console).watch)
     page = folder / "scan.html"
     try:

@@ -15,8 +15,9 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
-from llmevo.merging.writer import with_layers_of
+from llmevo.merging.writer import scale_rope_of, with_layers_of
 from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.layer_kinds import scale_rope
 from llmevo.models.references import load_pretrained
 from llmevo.models.tokenizer import load_tokenizer
 
@@ -42,21 +43,30 @@ class HfEngine:
         self._places: Places | None = None
         self._layers: Layers | None = None
         self._loaded: dict[str, str] = {}
+        self._rope = 1.0
+        self._rotary: dict[str, Any] = {}
+        """The model's own rotary embeddings by name, once one was replaced."""
 
     def swap(self, recipe: Recipe, quantize: str = "") -> None:
         try:
             self._swap(recipe, quantize)
         except RecipeError as error:
-            if not self.merger or not recipe.is_path(self.merger.sources.depth(recipe.donor)):
+            is_path = self.merger and (recipe.rope or recipe.is_path(self.merger.sources.depth(recipe.donor)))
+            if not is_path:
                 raise
             raise CandidateError(str(error)) from error
 
     def _swap(self, recipe: Recipe, quantize: str) -> None:
         assert self.merger is not None
         if self._places is None:
-            self._places = Places(self.model, self.merger.sources[recipe.donor].shapes)
+            self._places = Places(self.model, self.merger.shapes(recipe))
             self._places.untie()
+        if recipe.mixture:
+            _send_to(self.model, recipe.mixture.experts_per_token)
+        if recipe.rope:
+            scale_rope_of(recipe, deepcopy(self.merger.sources.config(recipe.donor)))  # raises as the export does
         self._places = self._arranged(recipe, quantize, self.merger, self._places)
+        self._turn(recipe.rope or 1.0)
         together = self._places.together()
         made = self.merger.digests(recipe, quantize) if together else {}
         for part in together:
@@ -89,6 +99,26 @@ class HfEngine:
             self._loaded.clear()
             raise
 
+    def _turn(self, rope: float) -> None:
+        """Give the model the rotary embedding of a base that is multiplied by `rope`."""
+        if self._rope == rope == 1.0:
+            return
+        if not self._rotary:
+            kind = type(self.model.config.get_text_config())
+            for name, module in self.model.named_modules():
+                if type(getattr(module, "config", None)) is kind and name.endswith("rotary_emb"):
+                    self._rotary[name] = module
+        if not self._rotary or any(part.isdigit() for name in self._rotary for part in name.split(".")):
+            raise CandidateError(f"{type(self.model).__name__} has no rotary embedding of its own; leave rope out")
+        for name, module in self._rotary.items():
+            made = module
+            if rope != 1.0:
+                config = deepcopy(module.config)
+                scale_rope(vars(config), rope)
+                made = type(module)(config).to(self.device)
+            self.model.set_submodule(name, made)
+        self._rope = rope
+
     def _forget(self, part: Part) -> None:
         for name in part.names:
             self._loaded.pop(name, None)
@@ -100,6 +130,7 @@ class HfEngine:
         they are made one at a time.
         """
         self._loaded.clear()
+        self._turn(1.0)
         if self._layers:
             self._layers.restore()
         if names is None:
@@ -147,3 +178,11 @@ class HfEngine:
 
     def close(self) -> None:
         self.model = self._places = self._layers = None
+
+
+def _send_to(model: Any, count: int) -> None:
+    """Let the routers of a running mixture send each token to so many experts."""
+    model.config.num_experts_per_tok = count
+    for module in model.modules():
+        if "top_k" in vars(module):
+            module.top_k = count

@@ -118,6 +118,10 @@ class VllmEngine:
 
         Returns the `seconds` in the worker, the number of `tensors` merged and, if requested, their `digest`.
         """
+        if recipe.rope:
+            raise CandidateError(
+                "vLLM computes its rotary embedding when it starts; use `engine: {backend: hf}` for rope"
+            )
         outcomes = self._llm.collective_rpc("swap_recipe", args=(recipe.as_dict(), quantize, with_digest))
         if not self._llm.reset_prefix_cache():  # its entries were computed with the old weights
             raise RuntimeError("vLLM did not reset its prefix cache, so its answers would mix two models")

@@ -98,6 +98,10 @@ class Format:
         check_new(out)
         if recipe.merge_method == WIDEN and self.kind in ("lora", "experts"):
             raise UserError(f"--as {self.kind}: a model of {WIDEN} has more neurons than its base; write it whole")
+        if recipe.mixture and self.kind != "model":
+            raise UserError(
+                f"--as {self.kind}: a mixture of experts is written as a Hugging Face folder only; leave --as out"
+            )
         if self.kind == "lora":
             return self._write_lora(recipe, sources, out, seed, texts, str(base_of(published or recipe)))
         if self.kind == "gguf":

@@ -139,6 +139,8 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
         return None
     if any(of.gains for of in recipe.slices or []):  # their factors are of the whole weight, the base's part as well
         return None
+    if recipe.rope:  # is no weight
+        return None
     origin, prepared = sources[base], Merger(sources).prepared(recipe)
     steps = plan(recipe, [*origin.shapes], sources.depth(recipe.donor))
     if [step.name for step in steps] != [*dict.fromkeys(step.name for step in steps)]:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmevo.errors import UserError
+from llmevo.errors import SourceError, UserError
+from llmevo.merging.mixture.classes import class_of
+from llmevo.merging.mixture.mergekit import MixtureRecipe
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Provenance, Recipe, dead_filters
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -70,12 +73,16 @@ def merge_as(
     from llmevo.merging.vocabulary import open_models
 
     masks: Seed = seed or 0
-    found = None
+    found, beside = None, dict[str, str]()
     if not isinstance(recipe, Recipe):
         file = Path(recipe)
         try:
             text = file.read_text()
-            recipe, found = Recipe.from_yaml(text, str(file)), Provenance.of(text)
+            if MixtureRecipe.holds(text):
+                recipe, found = _mixture(text, file, say), Provenance(masks)
+                beside["mergekit_moe_config.yml"] = text
+            else:
+                recipe, found = Recipe.from_yaml(text, str(file)), Provenance.of(text)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         if found and seed is None:
@@ -83,6 +90,8 @@ def merge_as(
         root = root_of(file.parent)
         if recipe.prepare and recipe.prepare.text:  # which lies beside the recipe
             recipe = recipe.with_text(read_texts(recipe.prepare.text, file.parent).keep())
+        if recipe.mixture and recipe.mixture.router:
+            recipe = recipe.with_router(str((file.parent / recipe.mixture.router).absolute()))
     sources = open_models(recipe, Path(root), recipe.excludes)
     excluded = [name for of in recipe.references for name in sources.left_out(of) if name not in sources[of].derived]
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
@@ -98,15 +107,34 @@ def merge_as(
                 say(f"Measured: {cost}.")
             prepared.make()
             prepared.forget()
-    merged = recipe
+    merged = recipe.with_router(ROUTER)
     written = format_.write(
         recipe,
         sources,
         Path(out),
         masks,
-        lambda relation, facts: {"README.md": merge_card(merged, sources, Path(root), relation, facts)},
+        lambda relation, facts: {"README.md": merge_card(merged, sources, Path(root), relation, facts), **beside},
         trim=found is None,
     )
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")
     return recipe, written
+
+
+def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:
+    """Return the recipe of a mergekit-moe YAML, with its router in the cache folder."""
+    from llmevo.export.pack import root_of
+    from llmevo.merging.vocabulary import open_models
+    from llmevo.run.routers import router_of
+
+    given = MixtureRecipe.from_yaml(text, str(file))
+    sources = open_models(given.recipe(ROUTER), root_of(file.parent))
+    config, planned = sources.config(given.base_model), given.recipe(ROUTER)
+    assert planned.mixture
+    try:
+        class_of(config, planned.mixture)  # before the forward passes
+    except SourceError as error:
+        raise SourceError(f"{given.base_model}: {error}") from error
+    router = router_of(given, sources, sources.folder(given.base_model))
+    say(f"Routers: gate_mode {given.gate_mode}.")
+    return given.recipe(str(router.keep()), str(config.get("dtype") or config.get("torch_dtype") or "") or None)

@@ -13,6 +13,7 @@ from llmevo.export.formats import Format, Written
 from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS, masks_of
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
@@ -72,6 +73,9 @@ class Export:
                 f"{run}: the recipe of candidate {chosen} names {foreign[0]}, which is not a model of the run"
                 f" ({', '.join(known)}); its log has been changed by hand"
             )
+        router = (
+            str(file.absolute()) if (file := run / ROUTER).is_file() else ""
+        )  # as it was, though caches are emptied
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
         texts = {
@@ -85,7 +89,7 @@ class Export:
             shared,
             published,
             changed,
-            experiment.scorer.carried,
+            lambda recipe: experiment.scorer.carried(recipe.with_router(router) if router else recipe),
         )
 
     def write(self, sources: Sources, out: Path, format_: Format | None = None) -> Written:
@@ -107,7 +111,9 @@ class Export:
 
         Raises UserError when `out` exists and is not empty.
         """
-        write_pack(self.shared, self.texts, out)
+        carried = self.carried(self.recipe) if self.recipe.mixture else self.recipe
+        file = carried.mixture and carried.mixture.router
+        write_pack(self.shared, {**self.texts, **({ROUTER: Path(file).read_text()} if file else {})}, out)
 
 
 def model_card(

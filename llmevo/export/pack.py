@@ -20,7 +20,7 @@ EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
     " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
-    " scan layer_parameters other_parameters",
+    " scan layer_parameters other_parameters active_parameters head_parameters",
     "resumed": "reason budget versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",

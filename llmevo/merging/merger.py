@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.merging.kernels.blocks import in_background
 from llmevo.merging.kernels.task_vectors import is_finite
 from llmevo.merging.methods.base import Cache, TensorGroup
-from llmevo.merging.methods.registry import Method
+from llmevo.merging.methods.registry import METHODS, Method
+from llmevo.merging.mixture.classes import PROJECTIONS, SHARED, Matrix, MixtureClass, class_of, matrices
+from llmevo.merging.mixture.mixture import Mixture
+from llmevo.merging.mixture.router import Router, read
 from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.models.architecture import experts_of, is_stack_of_experts
+from llmevo.models.architecture import experts_of, is_stack_of_experts, text_config
 from llmevo.models.branches import Branches, Fold
 from llmevo.models.checkpoints import LowRank, Weight, same, stored
 from llmevo.models.quantize import Quantizer, quantizer
@@ -67,6 +71,14 @@ class _PlannedTensor:
     """The models after a preparation; None where it has no part in the tensor."""
     share: float = 0.0
     """The way from the models as they are to the prepared ones."""
+    given: "_Given | None" = None
+    """What the tensor is, where no model has it: a router of a mixture."""
+    masked_as: str = ""
+    """The name by which random masks are drawn, where it is not the tensor's own: copies of one merge have one mask."""
+
+    @property
+    def mask_name(self) -> str:
+        return self.masked_as or self.step.name
 
     @cached_property
     def digest(self) -> str:
@@ -75,8 +87,9 @@ class _PlannedTensor:
         base = self.base and (str(self.base[0]), self.base[1])
         made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
         # The name where the bits depend on it: random masks are drawn by name, and formats differ by name.
-        named = self.step.name if self.method.name in RANDOM or self.rounding else None
-        return repr((*made, *filter(None, (self.rounding, self.fold, named, *self.preparation))))
+        named = self.mask_name if self.method.name in RANDOM or self.rounding else None
+        given = self.given and self.given.digest
+        return repr((*made, *filter(None, (self.rounding, self.fold, named, *self.preparation, given))))
 
     @property
     def preparation(self) -> tuple[str, float] | tuple[()]:
@@ -98,6 +111,24 @@ class _PlannedTensor:
         density = self.each["density"][used[0]] if "density" in self.each else 1.0
         is_copy = weights[used[0]] == density == self.shared.get("lambda", 1.0) == 1.0
         return self.models[used[0]] if is_copy else None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A tensor of a mixture that no model has: a router's, or one of an expert that adds 0."""
+
+    digest: str
+    make: Callable[[], Tensor]
+    shape: tuple[int, ...]
+
+
+def _of_model(tensor: _PlannedTensor, model: ModelReference, scale: float = 1.0) -> _PlannedTensor:
+    """Return the tensor as one model has it, times a number."""
+    alone = {"method": METHODS["linear"], "each": {"weight": [1.0]}, "shared": {"normalize": 1.0}}
+    scaled = {"method": METHODS["passthrough"], "each": {"scale": [scale]}, "shared": {}}
+    given: Mapping[str, Any] = alone if scale == 1.0 else scaled
+    models = [(model, tensor.step.inputs[0])]
+    return replace(tensor, **given, base=None, models=models, fold=None, prepared=None, share=0.0)
 
 
 Reasons = Mapping[str, Sequence[str]]
@@ -204,7 +235,87 @@ class Merger:
         """Return the digest of each tensor of the result, the values of `loaded` after `merge`."""
         return {tensor.step.name: tensor.digest for tensor in self._plan(recipe, quantize)}
 
+    def shapes(self, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the result, in its order."""
+        donor = self.sources[recipe.donor].shapes
+        return {
+            of.step.name: of.given.shape if of.given else donor[of.step.inputs[0]]
+            for of in self._plan(unprepared(recipe))
+        }
+
     def _plan(self, recipe: Recipe, quantize: str = "") -> Iterator[_PlannedTensor]:
+        planned = self._plan_dense(recipe, quantize)
+        return self._plan_mixture(recipe, recipe.mixture, planned) if recipe.mixture else planned
+
+    def _plan_mixture(
+        self, recipe: Recipe, mixture: Mixture, dense: Iterator[_PlannedTensor]
+    ) -> Iterator[_PlannedTensor]:
+        """Plan experts and routers in the place of dense MLPs."""
+        of, router = self._mixture_class(recipe, mixture), self._router(recipe, mixture)
+        for tensor in dense:
+            layer, step = tensor.step.layer, tensor.step
+            start, _, rest = step.name.partition("mlp.")
+            projection = rest.removesuffix(".weight")
+            found = None
+            if layer is not None and projection in PROJECTIONS and start.endswith("."):
+                found = matrices(of, mixture, layer, start, projection)
+            if found is None:
+                yield tensor
+                continue
+            assert layer is not None
+            for matrix in found:
+                yield self._planned_matrix(tensor, matrix, mixture, projection)
+            if projection == PROJECTIONS[-1]:
+                count, hidden = len(mixture.experts), router.directions.shape[2]
+                routers = [(of.router(start), (count, hidden), router.rows)]
+                if of.has_shared_expert:
+                    routers.append((of.shared_gate(start), (1, hidden), router.shared_row))
+                for name, shape, rows in routers:
+                    key = repr((router.digest, shape, layer, mixture.router_slice(layer)))
+                    given = _Given(key, partial(rows, mixture, layer), shape)
+                    yield replace(_of_model(tensor, mixture.experts[0]), step=replace(step, name=name), given=given)
+
+    def _planned_matrix(
+        self, tensor: _PlannedTensor, matrix: Matrix, mixture: Mixture, projection: str
+    ) -> _PlannedTensor:
+        """Plan a matrix of an expert, which is a model's own or that of the recipe's merge."""
+        step, is_down = replace(tensor.step, name=matrix.name), projection == PROJECTIONS[-1]
+        model, scale = mixture.shared_expert if matrix.is_shared else None, mixture.shared_scale
+        if matrix.expert is not None:
+            model = mixture.experts[matrix.expert]
+            scale = mixture.scales[matrix.expert] if mixture.scales else 1.0
+        if model is not None:
+            return replace(_of_model(tensor, model, scale if is_down else 1.0), step=step)
+        if matrix.is_shared:
+            outer, inner = self.sources[tensor.models[0][0]].shapes[step.inputs[0]]
+            shape = (outer, SHARED) if is_down else (SHARED, inner)
+            return replace(tensor, step=step, given=_Given(f"zeros {shape}", partial(torch.zeros, shape), shape))
+        return replace(tensor, step=step, masked_as=tensor.mask_name)
+
+    def _mixture_class(self, recipe: Recipe, mixture: Mixture) -> MixtureClass:
+        if recipe.is_path(self.sources.depth(recipe.donor)):
+            raise RecipeError(
+                "mixture: the recipe runs other layers than the models; leave out its path, or the mixture"
+            )
+        try:
+            return class_of(self.sources.config(recipe.donor), mixture)
+        except SourceError as error:
+            raise RecipeError(f"mixture: {recipe.donor}: {error}") from error
+
+    def _router(self, recipe: Recipe, mixture: Mixture) -> Router:
+        config = text_config(self.sources.config(recipe.donor))
+        wanted = (self.sources.depth(recipe.donor), len(mixture.experts), int(config["hidden_size"]))
+        if mixture.router is None:
+            return Router.of_copies(*wanted)
+        router = read(self.sources.root / mixture.router)
+        if tuple(router.directions.shape) != wanted:
+            raise RecipeError(
+                f"mixture: the router of {mixture.router} has {[*router.directions.shape]} layers, experts and numbers"
+                f" a row, the recipe's mixture {[*wanted]}; it belongs to another recipe"
+            )
+        return router
+
+    def _plan_dense(self, recipe: Recipe, quantize: str = "") -> Iterator[_PlannedTensor]:
         wanted = recipe.out_dtype or recipe.dtype
         dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
         shapes, experts = self.sources[recipe.donor].shapes, self._count_experts(recipe.donor)
@@ -338,7 +449,7 @@ class Merger:
         merge changes nothing. A model without a base is compared with its donor.
         """
         donor = self.sources[recipe.donor]
-        planned = [tensor for tensor in self._plan(unprepared(recipe)) if tensor.step.layer is not None]
+        planned = [of for of in self._plan(unprepared(recipe)) if of.step.layer is not None and not of.given]
         lost = changed = 0.0
         for tensor in planned[:: max(1, len(planned) // tensors)]:
             origin = donor.tensor(tensor.step.base)
@@ -369,6 +480,8 @@ class Merger:
 
     def _combined(self, tensor: _PlannedTensor) -> Tensor:
         """Return one tensor as its method makes it, or as it is stored when the models do not differ in it."""
+        if tensor.given:
+            return tensor.given.make()
         if tensor.copied:
             model, name = tensor.copied
             if not tensor.prepared:
@@ -382,7 +495,7 @@ class Merger:
         if (unchanged := self._unchanged(tensor)) is not None:
             return unchanged
         base, models = self._base(tensor), [self._weight(tensor, *of) for of in tensor.models]
-        seeds = [seed_of(self.seed, tensor.step.name, model) for model, _ in tensor.models]
+        seeds = [seed_of(self.seed, tensor.mask_name, model) for model, _ in tensor.models]
         # What is between an expert and the prepared one is of this candidate alone: nothing of it is kept.
         keys = [] if 0.0 < tensor.share < 1.0 else [(tensor.base, *of, *tensor.preparation) for of in tensor.models]
         group = TensorGroup(base, models, tensor.each, tensor.shared, seeds, tensor.dtype, keys, self.cache)
@@ -420,8 +533,9 @@ def _expert(weight: Weight, place: int) -> Weight:
 
 
 def unprepared(recipe: Recipe) -> Recipe:
-    """Return the recipe without its preparation, for what does not depend on that."""
-    return recipe.model_copy(update={"prepare": None})
+    """Return the recipe without its preparation and its router's file, for what does not depend on them."""
+    mixture = recipe.mixture and recipe.mixture.model_copy(update={"router": None, "router_slices": None})
+    return recipe.model_copy(update={"prepare": None, "mixture": mixture})
 
 
 def branches_of(recipe: Recipe, sources: Sources) -> Branches | None:

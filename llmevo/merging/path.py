@@ -23,6 +23,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """The words of the text form, and the gains that each sets."""
 
+SPAN = re.compile(r"(\d+)-(\d+)")
+ROPE = "rope"
+"""The word of the last part of a path that changes the rotary embedding."""
+
 DIGITS = 4
 """Significant digits of a gain."""
 
@@ -75,6 +79,8 @@ class Path:
     """
 
     segments: tuple[Segment, ...]
+    rope: float = 1.0
+    """A factor of the base of the rotary embedding, of all layers."""
 
     def __post_init__(self) -> None:
         joined: list[Segment] = []
@@ -85,9 +91,10 @@ class Path:
             else:
                 joined.append(Segment(hop.model, hop.layer, hop.layer + 1, hop.gains))
         object.__setattr__(self, "segments", tuple(joined))
+        object.__setattr__(self, "rope", float(f"{self.rope:.{DIGITS}g}"))
 
     def __str__(self) -> str:
-        return " | ".join(map(str, self.segments))
+        return " | ".join([*map(str, self.segments), *([f"{ROPE} {self.rope:g}"] if self.rope != 1.0 else [])])
 
     def __len__(self) -> int:
         """Return the number of layers of the result."""
@@ -99,8 +106,8 @@ class Path:
         return tuple(_expanded(self.segments))
 
     @classmethod
-    def of_hops(cls, hops: Iterable[Hop]) -> Self:
-        return cls(tuple(Segment(hop.model, hop.layer, hop.layer + 1, hop.gains) for hop in hops))
+    def of_hops(cls, hops: Iterable[Hop], rope: float = 1.0) -> Self:
+        return cls(tuple(Segment(hop.model, hop.layer, hop.layer + 1, hop.gains) for hop in hops), rope)
 
     @classmethod
     def parse(cls, text: str, limits: Limits | None = None) -> Self:
@@ -109,12 +116,17 @@ class Path:
         if not text.strip(" |\t\r\n"):
             raise RecipeError("path: it is empty; write segments such as `A 0-12 | B 12-18`")
         segments: list[Segment] = []
-        for place, part in enumerate(text.split("|"), 1):
+        rope = 1.0
+        for place, part in enumerate(parts := text.split("|"), 1):
             try:
-                segments.append(_segment(part, limits.layers))
+                words = part.replace("=", " ").split()
+                if place == len(parts) > 1 and len(words) == 2 and words[0] == ROPE and not SPAN.fullmatch(words[1]):
+                    rope = _positive(ROPE, words[1])
+                else:
+                    segments.append(_segment(part, limits.layers))
             except ValueError as error:
                 raise RecipeError(f"path: segment {place} ({shortened(part.strip(), 80)!r}): {error}") from error
-        path = cls(tuple(segments))
+        path = cls(tuple(segments), rope)
         path.check(limits)
         return path
 
@@ -156,10 +168,11 @@ class Path:
                 raise RecipeError(f"path: {segment.model!r} is unknown{nearest(segment.model, named)}")
         scales = [_scales(segment, branches) for segment in self.segments]
         plain = [*map(_plain, (named[segment.model] for segment in self.segments), self.segments, scales)]
+        rope = None if self.rope == 1.0 else self.rope
         if None not in plain:
-            return Recipe(merge_method="passthrough", slices=[of for of in plain if of], dtype=dtype)
+            return Recipe(merge_method="passthrough", slices=[of for of in plain if of], rope=rope, dtype=dtype)
         slices = [of for segment in self.segments for of in _slices(segment.model, named[segment.model], segment)]
-        return Recipe(merge_method=BY_SLICE, slices=slices, dtype=dtype)
+        return Recipe(merge_method=BY_SLICE, slices=slices, rope=rope, dtype=dtype)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, named: Named, branches: Branches | None = None) -> Self:
@@ -190,7 +203,7 @@ class Path:
                 if of.gains and scaled != PLAIN:
                     raise RecipeError(f"path: {name} {layer} has gains and a scale; give the gains only")
                 hops.append(Hop(name, layer, of.gains or scaled))
-        return cls.of_hops(hops)
+        return cls.of_hops(hops, recipe.rope or 1.0)
 
 
 def padded(recipe: Recipe, depth: int, layers: int = 0) -> Recipe:
@@ -248,7 +261,7 @@ def _segment(text: str, layers: Mapping[str, int] | None) -> Segment:
     model, span, *rest = words
     if layers is not None and model not in layers:
         raise ValueError(f"there is no model {model!r}{nearest(model, layers)}")
-    if not (found := re.fullmatch(r"(\d+)-(\d+)", span)):
+    if not (found := SPAN.fullmatch(span)):
         raise ValueError(f"layers are {span!r}; write the first one and the one after the last, such as 0-12")
     start, stop = int(found[1]), int(found[2])
     _check_span(model, start, stop, layers)
@@ -278,20 +291,26 @@ def _gains(words: list[str]) -> Gains:
             raise ValueError(f"{key!r} is no gain{nearest(key, KEYS)}")
         if number is None:
             raise ValueError(f"{key} has no number; write {key} 0.5")
-        try:
-            value = float(number)
-        except ValueError:
-            raise ValueError(f"{key} is {number!r}; give a number over 0, such as 0.5") from None
-        if not math.isfinite(value):
-            raise ValueError(f"{key} is {number}; give a finite number over 0, such as 0.5")
-        if value == 0.0:
-            raise ValueError(f"{key} is 0; give a number over 0, or leave the layers out to skip them")
-        if value < 0.0:
-            raise ValueError(f"{key} is {number}; give a number over 0")
+        value = _positive(key, number, ", or leave the layers out to skip them")
         if twice := [each for each in KEYS[key] if each in given]:
             raise ValueError(f"{twice[0]} is given twice (gain is attention and mlp); give it once")
         given |= dict.fromkeys(KEYS[key], value)
     return Gains(**given)
+
+
+def _positive(key: str, number: str, instead: str = "") -> float:
+    """Read a number. Raises ValueError for one that is not over 0; `instead` is another way out of 0."""
+    try:
+        value = float(number)
+    except ValueError:
+        raise ValueError(f"{key} is {number!r}; give a number over 0, such as 0.5") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is {number}; give a finite number over 0, such as 0.5")
+    if value == 0.0:
+        raise ValueError(f"{key} is 0; give a number over 0{instead}")
+    if value < 0.0:
+        raise ValueError(f"{key} is {number}; give a number over 0")
+    return value
 
 
 def _scales(segment: Segment, branches: Branches | None) -> list[tuple[str, float]] | None:
@@ -327,7 +346,7 @@ def _slices(name: str, of: ModelReference | Recipe, segment: Segment) -> list[Ou
     if isinstance(of, ModelReference):
         sources = [InputSlice(model=of, layer_range=span)]
         return [OutputSlice(sources=sources, merge_method="passthrough", gains=gains)]
-    keys = ("tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype")
+    keys = ("rope", "tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype")
     if given := next((key for key in keys if getattr(of, key) is not None), None):
         raise RecipeError(f"path: {name} has a {given}, which is of a whole result; give it to the path's recipe")
     wholes = of.output_slices(segment.stop)

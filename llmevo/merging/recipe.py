@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
+from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import text_stack
 from llmevo.models.branches import Gains
@@ -332,6 +333,8 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
     "slices": OutputSlice,
     "sources": InputSlice,
     "gains": Gains,
+    MIXTURE: Mixture,
+    "router_slices": RouterSlice,
 }
 """The values under a recipe's keys."""
 
@@ -339,9 +342,9 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
 class Recipe(Strict):
     """A mergekit configuration with either `models` or `slices`.
 
-    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Three
-    keys are llmevo's own: `prepare`, and a slice's `merge_method` and its `gains`, in a recipe whose `merge_method` is
-    `by_slice`.
+    Reads all keys of mergekit 0.1.5 that have the same result here; several `modules` are rejected with an error. Some
+    keys are llmevo's own: `prepare`, `mixture`, `rope`, and a slice's `merge_method` and its `gains`, in a recipe whose
+    `merge_method` is `by_slice`.
 
     >>> import llmevo
     >>> text = "merge_method: slerp\\nbase_model: one\\nmodels: [{model: two}]\\nparameters: {t: 0.4}"
@@ -362,6 +365,10 @@ class Recipe(Strict):
     """Those of the whole merge, and of all models and slices that have none of their own."""
     prepare: Preparation | None = None
     """llmevo's extension: changes of the models other than the base before they are merged."""
+    mixture: Mixture | None = None
+    """llmevo's extension: the result is a mixture of experts: see `docs/mixture.md`."""
+    rope: Annotated[float, Field(gt=0.0)] | None = None
+    """llmevo's extension: a factor of the base of the rotary embedding (`rope_theta` of the result's config)."""
     tokenizer_source: Literal["base", "union"] | ModelReference | None = None
     """The tokenizer of the result: the base's, a model's, or the base's with the tokens that others added."""
     tokenizer: TokenizerSection | None = None
@@ -381,6 +388,11 @@ class Recipe(Strict):
             return value
         given = {key: of for key, of in cast(dict[str, Any], value).items() if key not in WITHOUT_EFFECT}
         return _without_tokenizer(_without_modules(given))
+
+    @field_validator("rope", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # which is no number
 
     @field_validator("dtype", "out_dtype")
     @classmethod
@@ -517,6 +529,7 @@ class Recipe(Strict):
         slices = self.slices or []
         named = [self.base_model, *(model.model for model in self.models or [])]
         named += [r for s in slices for r in (s.base_model, *(source.model for source in s.sources))]
+        named += self.mixture.references if self.mixture else []
         return [*dict.fromkeys(reference for reference in named if reference)]
 
     @property
@@ -540,7 +553,7 @@ class Recipe(Strict):
         slices = self.slices or []
         named = dict.fromkeys([self.merge_method, *(of.merge_method for of in slices if of.merge_method)])
         lacking = [name for name in named if name in METHODS and not METHODS[name].in_mergekit]
-        lacking += ["prepare"] if self.prepare else []
+        lacking += [key for key in (PREPARE, MIXTURE, "rope") if getattr(self, key)]
         if self.merge_method == BY_SLICE:
             lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
         return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
@@ -599,6 +612,12 @@ class Recipe(Strict):
         if self.prepare is None or not self.prepare.reads_text:
             return self
         return self.model_copy(update={PREPARE: self.prepare.model_copy(update={"text": name})})
+
+    def with_router(self, file: str) -> Self:
+        """Return the recipe with another file of its router, where it has one."""
+        if self.mixture is None or self.mixture.router is None:
+            return self
+        return self.model_copy(update={MIXTURE: self.mixture.model_copy(update={"router": file})})
 
     def prepared_share(self, of: OutputSlice, tensor: str, depth: float) -> float:
         """Return the parameter `prepare` of one tensor; 0 without a preparation."""
@@ -701,6 +720,11 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
         message = "give two whole numbers: the first layer, from 0, and the one after the last"
     elif first["type"] == "missing":
         message = "this key is missing"
+    elif keys[-1:] == ("gains",):
+        message = f"{shortened(str(first['input']), 40)!r} is no gains; write gains: {{attention: 0.5, mlp: 0.5}}"
+    elif "gains" in keys[:-1] or keys == ("rope",):
+        least = "0 or more" if keys[-1] in ("attention", "mlp") else "over 0"
+        message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
 
 

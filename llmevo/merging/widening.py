@@ -131,5 +131,7 @@ def widened(recipe: Recipe, sources: Sources) -> tuple[Recipe, Sources]:
     """
     if recipe.merge_method != WIDEN:
         return recipe, sources
+    if recipe.mixture:
+        raise RecipeError(f"mixture: its experts are models of one size, and {WIDEN} makes a wider one; leave one out")
     of_one = Recipe.of_one(recipe.donor, recipe.out_dtype or recipe.dtype)
     return of_one, Widened(sources, recipe)

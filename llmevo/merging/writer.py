@@ -4,19 +4,23 @@ import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError, UserError
-from llmevo.merging.merger import Seed, branches_of, merge
+from llmevo.merging.merger import Merger, Seed, branches_of, merge
+from llmevo.merging.mixture.classes import mixture_config
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
 from llmevo.merging.widening import widened
+from llmevo.models.architecture import text_config
 from llmevo.models.files import partial_folder, sync
-from llmevo.models.layer_kinds import rearranged
+from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
@@ -39,6 +43,10 @@ class MergedModel:
 
     def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:
         if aligned := by_token(recipe, sources):
+            if recipe.mixture:
+                raise RecipeError(
+                    "mixture: the models' tokens differ, and experts share one vocabulary; use one tokenizer"
+                )
             sources = aligned
         elif recipe.vocabulary_source is not None and trim and (rows := token_count(recipe.tokenizer_donor, sources)):
             sources = Trimmed(sources, recipe.donor, rows)
@@ -52,7 +60,9 @@ class MergedModel:
         self.shapes = {step.name: donor[step.inputs[0]] for step in steps}
         """Every tensor's shape, in the order of the weights."""
         self.origins = {step.name: step.inputs[0] for step in steps}
-        """Every tensor's name in the first source of its slice."""
+        """Every tensor's name in the first source of its slice; empty for a mixture."""
+        if recipe.mixture:
+            self.shapes, self.origins = Merger(sources).shapes(recipe), {}
         self._template = chat_template(self.recipe, sources)
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
@@ -76,6 +86,9 @@ class MergedModel:
         if self._aligned and self._speaker != recipe.donor:
             numbers = self._aligned.whole.config(self._speaker)
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
+        if recipe.rope:
+            config = deepcopy(config)
+            scale_rope_of(recipe, config)
         return with_layers_of(recipe, self.sources, config)
 
     def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
@@ -103,7 +116,9 @@ class MergedModel:
             write_tokenizer(self._aligned.vocabulary, folder)
         if self._template:
             set_chat_template(folder, self._template)
-        (folder / "mergekit_config.yml").write_text(self.recipe.to_yaml())
+        if self.recipe.mixture and self.recipe.mixture.router:
+            (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
+        (folder / "mergekit_config.yml").write_text(self.recipe.with_router(ROUTER).to_yaml())
 
 
 def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +128,16 @@ def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> 
     """
     depth = sources.depth(recipe.donor)
     try:
-        return rearranged(config, depth, recipe.origins(depth))
+        config = rearranged(config, depth, recipe.origins(depth))
+        return mixture_config(config, recipe.mixture) if recipe.mixture else config
+    except SourceError as error:
+        raise RecipeError(f"{recipe.donor}: {error}") from error
+
+
+def scale_rope_of(recipe: Recipe, config: dict[str, Any]) -> None:
+    """Change a config by a recipe's `rope`. Raises RecipeError for a model without a rotary embedding."""
+    try:
+        scale_rope(cast(dict[str, Any], text_config(config)), recipe.rope or 1.0)
     except SourceError as error:
         raise RecipeError(f"{recipe.donor}: {error}") from error
 

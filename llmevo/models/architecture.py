@@ -1,5 +1,6 @@
 """The architecture of models: their layers, by the names of their tensors, and whether two models can be merged."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,9 @@ TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config"
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """The keys of a config for the number of a layer's experts."""
+
+USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k")
+"""The keys of a config for the number of experts that a token passes through."""
 
 FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
 """Beginnings of names that are not those of a language model's layers."""
@@ -194,6 +198,25 @@ def experts_of(config: Mapping[str, Any]) -> int:
     text = text_config(config)
     counts = [text[key] for key in EXPERT_KEYS if isinstance(text.get(key), int) and text[key] > 1]
     return int(counts[0]) if counts else 0
+
+
+def active_parameters(config: Mapping[str, Any], shapes: Shapes) -> tuple[list[int], int]:
+    """Return how many parameters a token is multiplied by: in each layer, and in the output head.
+
+    Of experts those count that a token passes through, or all where the config does not say how many. Embeddings are
+    looked up, and count only as a head.
+    """
+    text, stack, experts = text_config(config), stack_of(config, shapes), experts_of(config)
+    used = next((text[key] for key in USED_KEYS if isinstance(text.get(key), int)), experts)
+    counted = [0.0] * stack.depth
+    for name, shape in shapes.items():
+        if (layer := stack.layer(name)) is not None:
+            is_expert = experts and (re.search(r"\.experts\.\d+\.", name) or is_stack_of_experts(name, shape, experts))
+            counted[layer] += math.prod(shape) * (min(used / experts, 1.0) if is_expert else 1.0)
+    sizes = [text.get(key) for key in ("vocab_size", "hidden_size")]
+    return [round(of) for of in counted], math.prod(size for size in sizes if isinstance(size, int)) if all(
+        sizes
+    ) else 0
 
 
 def is_stack_of_experts(name: str, shape: Sequence[int], experts: int) -> bool:

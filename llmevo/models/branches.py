@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llmevo.errors import SourceError
 from llmevo.models.architecture import Shapes, stack_of, text_config
@@ -63,6 +63,11 @@ class Gains(BaseModel):
     """Of what the MLP, or the experts, add."""
     temperature: float = Field(default=1.0, gt=0.0)
     """Of the attention's scores q·k."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # which is no number
 
 
 SKIPPED = Gains(attention=0.0, mlp=0.0)

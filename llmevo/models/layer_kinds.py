@@ -11,6 +11,9 @@ from typing import Any, cast
 from llmevo.errors import SourceError
 from llmevo.models.architecture import DEPTH_KEYS, LAYER_LISTS, text_config
 
+BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
+"""The keys of a config for the base of the rotary embedding; also in `rope_parameters`, or there for each kind."""
+
 PATTERN = "hybrid_override_pattern"
 """A text with a letter for each layer."""
 
@@ -30,6 +33,23 @@ DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "jamba": {"attn_layer_period": 8, "attn_layer_offset": 4, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
 """Values of keys that a config may leave out, by `model_type`."""
+
+
+def scale_rope(config: MutableMapping[str, Any], factor: float) -> None:
+    """Multiply the base of the rotary embedding in a language model's config. Raises SourceError where it has none."""
+    if not _scaled_bases(config, factor):
+        raise SourceError(f"its config has no {BASES[0]}, so there is no rotary embedding to change by rope {factor:g}")
+
+
+def _scaled_bases(config: MutableMapping[str, Any], factor: float) -> int:
+    found = 0
+    for key, value in [*config.items()]:
+        if key in BASES and isinstance(value, int | float):
+            config[key] = value * factor
+            found += 1
+        elif key in ("rope_parameters", "full_attention", "sliding_attention") and isinstance(value, MutableMapping):
+            found += _scaled_bases(cast(MutableMapping[str, Any], value), factor)
+    return found
 
 
 @dataclass(frozen=True)

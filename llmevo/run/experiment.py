@@ -21,6 +21,7 @@ from llmevo.run.log.storage import LOG
 from llmevo.run.spending import Spending
 from llmevo.run.versions import versions
 from llmevo.search.encode import read_start
+from llmevo.search.objectives.objective import ROUNDING
 from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.paths.both import BothSpaces
@@ -179,14 +180,16 @@ class Experiment:
         themselves have more, as then candidates that violate them lead to those that satisfy them.
         """
         found: list[float] = []
-        layers, others = self._layer_parameters
+        (layers, others), (active, head) = self._layer_parameters, self._active_parameters
         for constraint in self.config.aims.constraints:
             if constraint.at_least or constraint.row or not self.config.aims.is_size(constraint.task):
                 continue
             if constraint.task == "layers":
                 found.append(constraint.offset)
-            elif len({*layers}) == 1:
+            elif constraint.task == "parameters" and len({*layers}) == 1:
                 found.append((constraint.offset - others) / layers[0])
+            elif constraint.task == "time" and len({*active}) == 1:
+                found.append((constraint.offset * (head + sum(active)) - head) / active[0] + ROUNDING)
         deepest = int(min(found)) if found else None
         return deepest if deepest is not None and deepest >= space.layers else None
 
@@ -476,6 +479,8 @@ class Experiment:
             scan={**self.scan},
             layer_parameters=self._layer_parameters[0],
             other_parameters=self._layer_parameters[1],
+            active_parameters=self._active_parameters[0],
+            head_parameters=self._active_parameters[1],
             vocabulary=self.scorer.vocabulary,
             start_from=[
                 {"name": row.note, "genes": row.genes, **({"path": row.path} if row.path else {})}
@@ -499,6 +504,15 @@ class Experiment:
         if self.recorded:
             return self.recorded.layer_parameters, self.recorded.other_parameters
         return self.scorer.parameters
+
+    @cached_property
+    def _active_parameters(self) -> tuple[list[int], int]:
+        """Of these the ones that a token is multiplied by, in each layer and in the output head."""
+        if not self.config.aims.counts_sizes:
+            return [], 0
+        if self.recorded:
+            return self.recorded.active_parameters, self.recorded.head_parameters
+        return self.scorer.active_parameters
 
     def _described(self, reference: Any) -> dict[str, Any]:
         return {

@@ -6,6 +6,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmevo.errors import RunError, plural
+from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -14,7 +15,7 @@ from llmevo.run.llm_calls import answer
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal, Observer, check_score
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import RunLog
+from llmevo.run.log.storage import ROUTING, RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers.base import Asking, Optimizer
 from llmevo.search.trial import Suggestion, Trial
@@ -53,11 +54,16 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             if recipe.prepare and recipe.prepare.text == QUESTIONS:
                 log.write(QUESTIONS, experiment.scorer.texts.to_json())
+            if recipe.mixture and recipe.mixture.router == ROUTER:
+                log.write(ROUTER, experiment.scorer.router)
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
-        return run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+        state = run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
+        if state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture and best:
+            log.write(ROUTING, experiment.scorer.routing(recipe))
+        return state
     finally:
         if not experiment.shared:
             experiment.scorer.close()

@@ -41,13 +41,24 @@ from llmevo.evaluation.score import Score
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger, not_finite
+from llmevo.merging.mixture.mixture import ROUTER
+from llmevo.merging.mixture.router import Router
 from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import MergedModel
-from llmevo.models.architecture import routers_of, stack_of
-from llmevo.models.files import WHOLE, cache_folder, partial_folder, read_sha256, rename_once, unread_bytes
+from llmevo.models.architecture import active_parameters, routers_of, stack_of, text_config
+from llmevo.models.files import (
+    WHOLE,
+    cache_folder,
+    partial_folder,
+    read_sha256,
+    rename_once,
+    unread_bytes,
+    write_whole,
+)
+from llmevo.models.placeholder import placeholder
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
@@ -66,6 +77,9 @@ if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone n
 
 LARGE = 4 * 10**9
 """Bytes that take more than a few seconds to read."""
+
+ROUTED = 64
+"""Questions of a task on which the routing of a mixture is shown."""
 
 RECOVERABLE = ("memory", "engine")
 """Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be restarted."""
@@ -156,6 +170,12 @@ class Scorer:
                 counted[layer] += math.prod(shape)
         return counted, others
 
+    @property
+    def active_parameters(self) -> tuple[list[int], int]:
+        """The parameters of the first model that a token is multiplied by: in each layer, and in the output head."""
+        donor = self.config.genome.references[0]
+        return active_parameters(self.sources.config(donor), self.sources[donor].shapes)
+
     @cached_property
     def routers(self) -> list[str]:
         """Filters for the routers of a mixture of experts; empty for dense models."""
@@ -195,10 +215,13 @@ class Scorer:
     @property
     def texts(self) -> Texts:
         """The search questions, on which a preparation measures the inputs of layers, as the model reads them."""
+        return self._texts_of(self.evaluator)
+
+    def _texts_of(self, evaluator: "Evaluator") -> Texts:
         from llmevo.models.tokenizer import load_tokenizer
 
         found: dict[str, list[str]] = {}
-        for task, text in self.evaluator.questions():
+        for task, text in evaluator.questions():
             found.setdefault(task, []).append(text)
         if self.config.apply_chat_template:
             chat = partial(load_tokenizer(self.tokenizer_folder).apply_chat_template, tokenize=False)
@@ -212,6 +235,8 @@ class Scorer:
         """Return a recipe of the run as it is merged here, with the file of its texts; all that a preparation needs of
         the models is measured then.
         """
+        if recipe.mixture and recipe.mixture.router == ROUTER:
+            recipe = recipe.with_router(str(self._kept_router))
         if recipe.prepare is None:
             return recipe
         if recipe.prepare.text == QUESTIONS:
@@ -221,6 +246,60 @@ class Scorer:
             self._prepare(recipe)
             self._carried.add(key)
         return recipe
+
+    @property
+    def router(self) -> str:
+        """The text of the run's router."""
+        return self._kept_router.read_text()
+
+    @cached_property
+    def _kept_router(self) -> Path:
+        """The file of the routers that are fitted on the search questions and each expert's scores on them.
+
+        It scores each expert alone, which a run does anyway, and runs the uniform merge on the questions once.
+        """
+        from llmevo.run.routers import expert_scores, fitted
+
+        assert self.space.routing
+        experts = [*self.space.routing.experts]
+        key = _digest("router 1", {**self.checksums}, self.questions["search"], [*map(str, experts)], self._uniform)
+        file = (cache_folder() / "routers" / f"run-{key[:24]}.json").absolute()
+        if not file.exists():
+            scores = [self.score(self.space.alone(expert))[0] for expert in experts]
+            started = time.monotonic()
+            texts = self.texts.tasks
+            self.warn(f"Fitting the routers of {len(experts)} experts on {sum(map(len, texts.values()))} questions…")
+            weights = {task.name: task.weight for task in self.config.tasks}
+            table = expert_scores(scores, {task: len(of) for task, of in texts.items()}, weights, self.config.counted)
+            dense = self.space.decode(self.space.uniform()).model_copy(update={"mixture": None, "prepare": None})
+            device, all_texts = self.config.engine.device, [text for of in texts.values() for text in of]
+            router = fitted(dense, table, all_texts, self.sources, self.tokenizer_folder, device)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, router.to_json().encode())
+            self._spent_preparing += time.monotonic() - started
+        return file
+
+    def routing(self, recipe: Recipe) -> str:
+        """Return a mixture's routing as JSON: the share of the routed weight of each expert by task and layer, on the
+        held-out questions or, without, the search questions: {"experts": names, "shares": {task: (layers, experts)}}.
+        """
+        from llmevo.engines.hf import HfEngine
+        from llmevo.run.routers import use_of
+
+        assert recipe.mixture
+        engine = self.engine
+        assert isinstance(engine, HfEngine)
+        engine.swap(self.carried(recipe))
+        every = self._texts_of(self.heldout or self.evaluator).tasks
+        some = {task: texts[:ROUTED] for task, texts in every.items()}
+        tasks = [task for task, texts in some.items() for _ in texts]
+        shares = use_of(engine, recipe.mixture, tasks, [text for texts in some.values() for text in texts])
+        names = [self.space.names[expert] for expert in recipe.mixture.experts]
+        return json.dumps({"experts": names, "shares": shares}) + "\n"
+
+    @property
+    def _uniform(self) -> dict[str, Any]:
+        return self.space.decode(self.space.uniform()).model_copy(update={"mixture": None}).as_dict()
 
     @cached_property
     def _kept_texts(self) -> str:
@@ -304,9 +383,7 @@ class Scorer:
         from llmevo.engines.checks import check_loadable
         from llmevo.models.tokenizer import check_chat_template, load_tokenizer
 
-        donor = self.config.genome.references[0]
-        folder = self.sources.engine_folder(donor)
-        check_loadable(folder, self.sources[donor].shapes, in_place=self.backend == "hf")
+        check_loadable(*self.engine_model, in_place=self.backend == "hf")
         Merger(self.sources).check(self.space.decode(self.space.uniform()))
         folder = self.tokenizer_folder
         tokenizer = load_tokenizer(folder)
@@ -408,6 +485,8 @@ class Scorer:
         """The engine of the config; `auto` is vLLM where there are a GPU and vLLM, else hf."""
         if self.config.engine.backend != "auto":
             return self.config.engine.backend
+        if self.config.genome.architecture == "moe":
+            return "hf"
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
 
     @cached_property
@@ -419,20 +498,40 @@ class Scorer:
             self.carried(prepared)  # before the engine: measuring takes a model's memory
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
-            uniform = self.carried(self.space.decode(self.space.uniform()))
+            uniform = self._checked
             if not check_engine(engine, uniform, self.sources, seed):
                 self._check_finite(uniform)
                 check_engine(engine, self.space.alone(self.config.genome.references[0]), self.sources, seed)
         return engine
 
     @property
+    def _checked(self) -> Recipe:
+        """The uniform merge; of mixtures with routers of zeros, as theirs are fitted with the engine."""
+        uniform = self.space.decode(self.space.uniform())
+        if uniform.mixture is None:
+            return self.carried(uniform)
+        config = text_config(self.sources.config(uniform.donor))
+        zeros = Router.of_copies(self.layers, len(uniform.mixture.experts), int(config["hidden_size"]))
+        return self.carried(uniform.with_router(str(zeros.keep())))
+
+    @property
     def deepest(self) -> int | None:
         """The most layers of a candidate where the search tries layer paths, else None."""
         return self.space.paths.deepest if self.config.has_paths else None
 
+    @cached_property
+    def engine_model(self) -> tuple[Path, Mapping[str, tuple[int, ...]]]:
+        """The folder that the engine starts from, and the shapes of its weights: of a mixture one with zeros."""
+        donor = self.config.genome.references[0]
+        if self.space.routing is None:
+            return self.sources.engine_folder(donor), self.sources[donor].shapes
+        made = MergedModel(self.space.alone(donor), self.sources)
+        dtype: torch.dtype = getattr(torch, self.config.genome.dtype)
+        return placeholder(made.config(), made.shapes, dict.fromkeys(made.shapes, dtype)), made.shapes
+
     def _start_engine(self) -> Engine:
         self.check_model()
-        folder = self.sources.engine_folder(self.config.genome.references[0])
+        folder = self.engine_model[0]
         engine, dtype, seed = self.config.engine, self.config.genome.dtype, self.config.evaluation_seed
         if self.backend == "vllm":
             from llmevo.engines.vllm import VllmEngine, deepened
@@ -528,7 +627,7 @@ class Scorer:
 
         here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return open_workers(
-            partial(open_scorer, self._resolved(), self.root.absolute()),
+            self.opening(),
             self,
             self.facts(),
             self.count_workers(),
@@ -537,6 +636,10 @@ class Scorer:
             address=settings.address,
             gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
         )
+
+    def opening(self) -> Callable[[], "Scorer"]:
+        """Return what makes the scorer of a worker."""
+        return partial(open_scorer, self._resolved(), self.root.absolute())
 
     def _resolved(self) -> Config:
         """The config for workers: what `auto` means is decided here, for a machine of a cluster may have other GPUs."""
@@ -560,7 +663,7 @@ class Scorer:
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
-        if self._voted:
+        if self._voted or self.config.genome.architecture == "moe":
             return 1
         if (count := self.config.engine.most_workers) is not None:
             return count

@@ -71,8 +71,16 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
         if reference not in space.names:
             known = ", ".join(map(str, space.names))
             raise ValueError(f"the genome has no model {reference}; references are written as the config does: {known}")
+    if recipe.rope:
+        raise ValueError("it changes the rotary embedding (rope), and no gene does; give its layers as a path")
     if recipe.prepare and recipe.prepare.steps != (space.genome.prepare and space.genome.prepare.steps):
         raise ValueError(f"its models are prepared by {recipe.prepare.steps}, and the genome's are not")
+    if (recipe.mixture is None) != (space.routing is None):
+        raise ValueError(
+            "it is a mixture of experts, and the genome's merges are not"
+            if recipe.mixture
+            else "it is no mixture of experts; give it a `mixture`, or genes"
+        )
     if (depth := sum(of.depth for of in recipe.output_slices(space.layers))) != space.layers:
         raise ValueError(f"it has {plural(depth, 'layer')}, the models have {space.layers}")
     steps = plan(recipe, [*tensors], space.layers)
@@ -130,6 +138,8 @@ def _read(space: SearchSpace, gene: Gene, recipe: Recipe, steps: Sequence[Step])
     start = space.uniform()[gene.name]
     if gene.name == SPLIT:
         return start
+    if gene.name in (routing := space.routing_values(recipe)):
+        return routing[gene.name]
     if step is None:  # a filter that no tensor matches
         return start
     if gene.choices:

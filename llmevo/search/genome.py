@@ -1,7 +1,7 @@
 """The genome: the models, the merge methods and the granularity of a search."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.merging.recipe import DTYPES, PREPARE, Preparation
 from llmevo.models.references import ModelReference, short_names
+from llmevo.search.mixtures import Mixtures, check_experts
 from llmevo.search.paths.settings import Paths
 
 OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
@@ -58,6 +59,11 @@ class Genome(BaseModel):
     """Changes of the models before they are merged, such as `[aim, wudi]`, made once: see `docs/preparation.md`. The
     gene `prepare` says how far each slice goes from the models as they are, 0, to the prepared ones, 1. Steps that
     measure the inputs of layers do so on the search questions, or on `text`."""
+    architecture: Literal["dense", "moe"] = "dense"
+    """`moe`: every candidate is a mixture of experts. Attention and the rest are merged by the `merge_method`, the MLPs
+    of the models are the experts, and temperature and biases of the routers are genes: see `docs/mixture.md`."""
+    mixture: Mixtures | None = None
+    """With `architecture: moe`, the mixtures that the search tries."""
     dtype: str = "bfloat16"
     """The type of the merged weights."""
 
@@ -110,6 +116,12 @@ class Genome(BaseModel):
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
         if self.prepare and self.base_model is None:
             raise ValueError("prepare: it changes what the models add to their base; give the base_model")
+        if self.mixture and self.architecture != "moe":
+            raise ValueError("mixture: it goes with `architecture: moe`; add that, or leave it out")
+        if self.architecture == "moe":
+            if self.path:
+                raise ValueError("path and architecture: moe do not go together; leave one out")
+            check_experts(self.mixture, self.experts, self.references)
         for method in self.methods:
             self._check_models(method)
         if self.method_per_slice and len(self.methods) < 2:
@@ -246,6 +258,12 @@ class Genome(BaseModel):
         if base in self.models or len(self.models) == 1:
             return [base, *(model for model in self.models if model != base)]
         return self.models
+
+    @property
+    def experts(self) -> list[ModelReference]:
+        """The models whose MLPs are the experts of a mixture."""
+        given = self.mixture and self.mixture.experts
+        return [*given] if given else [model for model in self.models if model != self.base_model]
 
     @property
     def references(self) -> list[ModelReference]:

@@ -16,6 +16,7 @@ from llmevo.merging.path import Path as LayerPath
 from llmevo.merging.recipe import BY_SLICE, PREPARE, QUESTIONS, Preparation, Recipe
 from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import OTHER, Genome, declared_by, walks
+from llmevo.search.mixtures import Mixtures, RouterGene, RouterSpace
 from llmevo.search.paths.settings import Paths
 from llmevo.search.paths.space import MERGE, PathSpace
 
@@ -118,6 +119,9 @@ class SearchSpace:
         own = tuple(filter_.rstrip(".") for filter_ in genome.filters or ())
         self.routers = [filter_ for filter_ in routers if not own or not filter_.rstrip(".").endswith(own)]
         self.filters: list[str | None] = [*genome.filters, None] if genome.filters else [None]
+        experts = genome.experts if genome.architecture == "moe" else []
+        self.routing = RouterSpace(genome.mixture or Mixtures(), experts, self.spans) if experts else None
+        """The routers' part of the space; None where the candidates are no mixtures."""
         if genome.split and layers < 2:
             raise ConfigError("genome.split: the models have one layer, which cannot be split; leave it out")
 
@@ -134,6 +138,7 @@ class SearchSpace:
         genes = [] if self.genome.method_per_slice else [*self._choice(None)]
         if self.genome.split:
             genes.append(Gene(SPLIT, None, None, None, SPLIT, 1.0, float(self.layers), is_whole=True))
+        genes += self._router_genes(None)
         for label in self.slices:
             if self.genome.method_per_slice:
                 genes += self._choice(label)
@@ -145,7 +150,28 @@ class SearchSpace:
                     for filter_ in self.filters
                     for column, bounds in columns
                 ]
+            genes += self._router_genes(label)
         return tuple(genes)
+
+    @cached_property
+    def _routing(self) -> dict[str, RouterGene]:
+        """The genes of the routers, by name."""
+        found: dict[str, RouterGene] = {}
+        for gene in self.routing.genes if self.routing else ():
+            parts = [self.names[gene.model]] if gene.model else []
+            parts += [self.slices[gene.place]] if gene.place is not None else []
+            found["/".join([*parts, gene.parameter])] = gene
+        return found
+
+    def _router_genes(self, label: str | None) -> list[Gene]:
+        """The routers' genes of one slice, or with None those of the whole recipe."""
+        return [
+            Gene(
+                name, of.model and self.names[of.model], label, None, of.parameter, of.low, of.high, is_whole=not label
+            )
+            for name, of in self._routing.items()
+            if label == (None if of.place is None else self.slices[of.place])
+        ]
 
     def _choice(self, label: str | None) -> list[Gene]:
         """The gene that chooses the method, where there are several."""
@@ -177,8 +203,9 @@ class SearchSpace:
         return [*((model, name) for model in merged for name in each), *((None, name) for name in shared)]
 
     def parameters_of(self, method: Method) -> list[str]:
-        """Return the names of a method's genes."""
-        return [*dict.fromkeys(parameter for _, parameter in self._columns_of(method))]
+        """Return the names of a method's genes; those of routers are of every method."""
+        own = [parameter for _, parameter in self._columns_of(method)]
+        return [*dict.fromkeys([*own, *(gene.parameter for gene in self._routing.values() if gene.place is not None)])]
 
     def _bounds(self, method: Method, parameter: str) -> tuple[float, float]:
         declared = self.genome.declared(method)[parameter]
@@ -226,7 +253,7 @@ class SearchSpace:
             for label, method in zip(self.slices, self.methods(genes), strict=True)
             for column in self._columns_of(method)
             for filter_ in self.filters
-        }
+        } | self._routing.keys()
         return np.array([bool(gene.choices) or gene.name == SPLIT or gene.name in used for gene in self.genes])
 
     # Start rows
@@ -274,6 +301,8 @@ class SearchSpace:
         """The value of a gene in the uniform merge by the first method that has it."""
         if gene.name == SPLIT:
             return gene.high
+        if gene.name in self._routing:
+            return self._routing[gene.name].start
         for method in self.genome.methods:
             declared = self.genome.declared(method).get(gene.parameter)
             if declared is None or not declared.is_gene:
@@ -290,7 +319,7 @@ class SearchSpace:
         the methods have none, and where every point has the base's routers.
         """
         name = self.names[model]
-        for place, method in enumerate(self.genome.methods):
+        for place, method in enumerate(self.genome.methods if self.routing is None else ()):
             if self.keeps_routers(method):
                 continue
             weighted = walks(method) or "weight" in method.each or "scale" in method.each
@@ -317,6 +346,10 @@ class SearchSpace:
         """The layer paths over the models. Raises ConfigError where they can have none."""
         if self.by_token:
             raise ConfigError("genome.path: the models' tokens differ, and a path has the tokens of one of them")
+        if self.genome.prepare:
+            raise ConfigError(
+                "genome.prepare: layer paths are of the models as they are; leave out prepare, or the paths"
+            )
         if self.genome.smooth:
             raise ConfigError("genome.path: smooth has no meaning on some of the layers; leave it out")
         return PathSpace(self.genome.path or Paths(), self.layers, self.names)
@@ -347,10 +380,33 @@ class SearchSpace:
                 "slices": slices,
                 "parameters": (self._fixed(methods[0]) if same else {}) or None,
                 "prepare": self.preparation if any(map(genome.is_prepared, methods)) else None,
+                "mixture": self._mixture(genes),
                 "tokenizer_source": self._tokenizer_source,
                 "dtype": genome.dtype,
             }
         )
+
+    def _mixture(self, genes: Mapping[str, float]) -> dict[str, Any] | None:
+        values = {(of.model, of.place, of.parameter): genes[name] for name, of in self._routing.items()}
+        return self.routing.mixture(values) if self.routing else None
+
+    def routing_values(self, recipe: Recipe) -> Genes:
+        """Return the values of the routers' genes in a recipe. Raises ValueError for other experts, or none."""
+        if self.routing is None:
+            return {}
+        given = recipe.mixture
+        if given is None or [*given.experts] != [*self.routing.experts]:
+            raise ValueError(f"its experts are not {', '.join(self.names[of] for of in self.routing.experts)}")
+        found: Genes = {}
+        for name, gene in self._routing.items():
+            of = None if gene.place is None else given.router_slice(self.spans[gene.place][0])
+            if gene.place is None:
+                found[name] = float(given.experts_per_token)
+            elif gene.model is None:
+                found[name] = of.temperature if of else 1.0
+            else:
+                found[name] = of.bias[self.routing.experts.index(gene.model)] if of and of.bias else 0.0
+        return found
 
     @property
     def preparation(self) -> Preparation | None:
@@ -381,7 +437,9 @@ class SearchSpace:
         """Return the recipe of one model alone; by token with all tokens, and the other models at weight 0."""
         genome = self.genome
         if not self.by_token:
-            return Recipe.of_one(model, genome.dtype)
+            alone = Recipe.of_one(model, genome.dtype)
+            mixture = self.routing and self.routing.copies(model)
+            return Recipe.model_validate({**alone.as_dict(), "mixture": mixture}) if mixture else alone
         uniform = self.decode(self.uniform())
         every = dict.fromkeys([*uniform.references, *genome.references])
         return Recipe.model_validate(

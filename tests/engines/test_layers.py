@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.errors import CandidateError
+from llmevo.errors import CandidateError, RecipeError
 from llmevo.merging.merger import Merger
 from llmevo.merging.path import Path
 from llmevo.merging.recipe import Recipe
@@ -111,6 +111,38 @@ def test_a_path_in_memory_is_the_exported_model(name: str, tmp_path: Folder) -> 
                 assert torch.equal(by_token(engine.model), by_token(exported)), text
                 assert dtype != "float32" or torch.allclose(by_token(engine.model), made, rtol=1e-3, atol=1e-3), text
     assert len({str(of) for of in found.values()}) == len(found)
+
+
+WITHOUT_ROPE: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("BLOOM", "GPT-2", "GPT-J", "Jamba", "Mamba", "Mamba 2", "MPT", "OPT", "Nemotron-H"), "no rope_theta"
+    ),
+    "Granite 4 (hybrid)": "no rotary embedding of its own",
+}
+"""Families without the base of a rotary embedding, and the reason of the refusal."""
+
+
+@each_family
+def test_another_base_of_the_rotary_embedding_is_that_of_the_export(name: str, tmp_path: Folder) -> None:
+    engine = engine_of(root := family(tmp_path, name))
+    depth = engine.model.config.get_text_config().num_hidden_layers
+    plain, recipe = path(f"A 0-{depth}"), path(f"A 0-{depth} | rope 0.001")
+    engine.swap(plain)
+    before = logits_of(engine.model)
+    if name in WITHOUT_ROPE:
+        with pytest.raises(CandidateError, match=WITHOUT_ROPE[name]):
+            engine.swap(recipe)
+        if "rope_theta" in WITHOUT_ROPE[name]:
+            with pytest.raises(RecipeError, match=WITHOUT_ROPE[name]):
+                write_model(recipe, Sources(root), root / "out")
+        return
+    engine.swap(recipe)
+    made = logits_of(engine.model)
+    write_model(recipe, Sources(root), root / "out", trim=False)
+    assert torch.equal(logits_of(loaded(root / "out", torch.float32)), made)
+    assert not torch.allclose(made, before, rtol=1e-4, atol=1e-4)
+    engine.swap(plain)
+    assert torch.equal(logits_of(engine.model), before)
 
 
 def weights(engine: HfEngine) -> dict[int, int]:

@@ -190,6 +190,66 @@ def test_a_folded_gain_is_the_scaled_branch(name: str, tmp_path: Path) -> None:
         assert float((logits(loaded(out, family)) - want).abs().max() / size) < 1e-5
 
 
+def without_epsilon(model: Any) -> Any:
+    """A model whose norms divide by their input's size alone."""
+    for module in model.modules():
+        for key in ("eps", "variance_epsilon"):
+            if key in vars(module):
+                setattr(module, key, 1e-14)
+    return model
+
+
+BEFORE = (
+    *("Llama", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3 (text)", "GLM-4", "GPT-2", "Phi-3", "Falcon", "Granite", "Cohere"),
+    *("Mixtral", "gpt-oss"),
+)
+"""Families with a norm before each branch."""
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_scaling_the_residual_stream_is_a_gain_of_all_later_branches(name: str, tmp_path: Path) -> None:
+    """Scales s_t before each layer, as the paper has them, are gains of 1 / (s_1 ⋯ s_t), but for the norms' epsilon."""
+    scales = (0.5, 1.6)
+    saved(tmp_path / "model", name)
+    model = without_epsilon(loaded(tmp_path / "model", name))
+    base = logits(model)
+    out = written(tmp_path, 2, {i: Gains(attention=by, mlp=by) for i, by in enumerate((2.0, 1.25))})
+    for layer, scale in zip(layers_of(model), scales, strict=True):
+
+        def scaled_stream(_: Any, given: Any, named: Any, scale: float = scale) -> Any:
+            if given:
+                return (given[0] * scale, *given[1:]), named
+            return given, {**named, "hidden_states": named["hidden_states"] * scale}
+
+        layer.register_forward_pre_hook(scaled_stream, with_kwargs=True)
+    want = logits(model)
+    size = want.abs().max()
+    assert float((base - want).abs().max() / size) > 1e-2
+    assert float((logits(without_epsilon(loaded(out, name))) - want).abs().max() / size) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma 2", "OLMo 2", "GPT-2", "Mixtral"])
+def test_a_damped_loop_is_a_layer_that_runs_in_smaller_steps(name: str, tmp_path: Path) -> None:
+    """K runs of a layer, each with 1 / K of what its branches add."""
+    saved(tmp_path / "model", name)
+    model, part = loaded(tmp_path / "model", name), Gains(attention=1 / 3, mlp=1 / 3)
+    slices = [
+        {"sources": [{"model": "model", "layer_range": [layer, layer + 1]}], "merge_method": "passthrough", **more}
+        for layer, more in ((0, {}), *[(1, {"gains": part.model_dump()})] * 3)
+    ]
+    recipe = Recipe.model_validate({"merge_method": "by_slice", "slices": slices})
+    write_model(recipe, Sources.open(recipe.references, tmp_path), tmp_path / "out")
+    change(model, name, 1, part)
+    stack = next(of for of in model.modules() if isinstance(of, torch.nn.ModuleList) and len(of) == 2)
+    stack.extend([stack[1], stack[1]])
+    model.config.num_hidden_layers = 4
+    if kinds := getattr(model.config, "layer_types", None):
+        model.config.layer_types = [*kinds, kinds[1], kinds[1]]
+    model.config.use_cache = False
+    want = logits(model)
+    assert float((logits(loaded(tmp_path / "out", name)) - want).abs().max() / want.abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize("name", [each for each in PARAMETERS if "residual after" not in str(each.id)])
 def test_a_layer_with_gains_of_0_is_the_identity(name: str, tmp_path: Path) -> None:
     """Bit for bit the model whose layer returns its input."""

@@ -35,6 +35,8 @@ LIMITS = Limits(layers={"A": 8, "B": 8}, ends="A", deepest=12)
         ("A 0-2 | B 2-4 | A 4-8", "A 0-2 | B 2-4 | A 4-8"),
         ("A 0-4 attention=0.5 mlp=0.50 | A 4-8 gain 1", "A 0-4 gain 0.5 | A 4-8"),
         ("A 0-4 temperature 0.8 mlp 0.7 | A 4-8", "A 0-4 mlp 0.7 temperature 0.8 | A 4-8"),
+        ("A 0-4 | A 2-8 | rope=2.0", "A 0-4 | A 2-8 | rope 2"),
+        ("A 0-8 | rope 1", "A 0-8"),
         ("A 0-4 gain 0.70710678 | A 4-6 gain 0.70709 | A 6-8", "A 0-6 gain 0.7071 | A 6-8"),
     ],
 )
@@ -63,6 +65,10 @@ def test_a_path_has_one_text(text: str, canonical: str) -> None:
         ("A 0-8 gain -0.5", "gain is -0.5; give a number over 0"),
         ("A 0-8 temperature inf", "temperature is inf; give a finite number over 0"),
         ("A 0-8 gain 0.5 mlp 0.7", "mlp is given twice (gain is attention and mlp)"),
+        ("A 0-8 | rope 0", "rope is 0; give a number over 0"),
+        ("A 0-8 | rope twice", "rope is 'twice'; give a number over 0"),
+        ("A 0-4 | rope 2 | A 4-8", "there is no model 'rope'"),
+        ("rope 2", "there is no model 'rope'"),
         ("B 0-4 | A 4-8", "it begins with B 0; begin with layer 0 of A"),
         ("A 0-4 | A 4-7", "it ends with A 6; end with the last layer of A, 7"),
         ("A 0-8 | A 2-8", "it has 14 layers, more than 12"),
@@ -85,11 +91,11 @@ SEGMENTS = st.builds(
 NAMED = {"A": ModelReference.model_validate("a"), "B": ModelReference.model_validate("b")}
 
 
-@given(st.lists(SEGMENTS, min_size=1, max_size=6))
-def test_equal_paths_are_equal_in_every_form(segments: list[Segment]) -> None:
-    path = Path(tuple(segments))
-    assert Path.parse(str(path)) == path == Path.of_hops(path.hops)
-    assert str(Path.of_hops(path.hops)) == str(path)
+@given(st.lists(SEGMENTS, min_size=1, max_size=6), st.sampled_from([1.0, 2.0, 0.33333]))
+def test_equal_paths_are_equal_in_every_form(segments: list[Segment], rope: float) -> None:
+    path = Path(tuple(segments), rope)
+    assert Path.parse(str(path)) == path == Path.of_hops(path.hops, path.rope)
+    assert str(Path.of_hops(path.hops, path.rope)) == str(path)
     assert len(path.hops) == len(path) == sum(each.stop - each.start for each in segments)
     recipe = path.recipe(NAMED)
     assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), NAMED) == path
@@ -188,6 +194,62 @@ def test_gains_need_a_recipe_that_mergekit_refuses() -> None:
         Recipe.from_yaml(text)
     with pytest.raises(RecipeError, match=r"slices.0.gains.attenton: llmevo does not know this key, did you mean"):
         Recipe.from_yaml(text.replace("mlp", "attenton"))
+
+
+SLICE = "{sources: [{model: a, layer_range: [0, 4]}], merge_method: passthrough}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("passthrough}", "passthrough, gains: 0.5}", "slices.0.gains: '0.5' is no gains; write gains: {attention"),
+        ("passthrough}", "passthrough, gains: [0.5]}", "slices.0.gains: '[0.5]' is no gains"),
+        ("passthrough}", "passthrough, gains: {mlp: half}}", "gains.mlp: half is no factor; give a number, 0 or more"),
+        ("passthrough}", "passthrough, gains: {attention: -1}}", "gains.attention: -1 is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: .inf}}", "gains.mlp: inf is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: .nan}}", "gains.mlp: nan is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: [0, 1]}}", "gains.mlp: [0, 1] is no factor"),
+        ("passthrough}", "passthrough, gains: {mlp: true}}", "gains.mlp: True is no factor"),
+        (
+            "passthrough}",
+            "passthrough, gains: {temperature: 0}}",
+            "gains.temperature: 0 is no factor; give a number, over",
+        ),
+        ("passthrough}", "passthrough, gains: {gain: 0.5}}", "gains.gain: llmevo does not know this key"),
+        ("passthrough}", "passthrough}], gains: [{mlp: 0.5}", "gains: llmevo does not know this key"),
+        ("0, 4]", "0, 4], gains: {mlp: 0.5}", "slices.0.sources.0.gains: llmevo does not know this key"),
+        ("passthrough}", "passthrough}], rope: [2.0", "rope: [2.0] is no factor; give a number, over 0"),
+        ("passthrough}]", "passthrough}], rope: 0", "rope: 0 is no factor"),
+        ("passthrough}]", "passthrough}], rope: -2", "rope: -2 is no factor"),
+        ("passthrough}]", "passthrough}], rope: big", "rope: big is no factor"),
+        ("passthrough}]", "passthrough}], rope: true", "rope: True is no factor"),
+        ("passthrough}]", "passthrough}], ropes: 2", "ropes: llmevo does not know this key, did you mean 'rope'"),
+        ("[0, 4]", "[4, 0]", "slices.0: layer_range [4, 0] of a has no layer"),
+        ("[0, 4]", "[0]", "slices.0.sources.0.layer_range: give two whole numbers"),
+        ("[0, 4]", "0-4", "slices.0.sources.0.layer_range: give two whole numbers"),
+        (", layer_range: [0, 4]", "", "slices.0.sources.0.layer_range: this key is missing"),
+        ("{model: a, layer_range: [0, 4]}", "", "slices.0: a slice needs at least one source"),
+        (", merge_method: passthrough", "", "give `slices`, and each of them a `merge_method`"),
+        ("passthrough}", "pass}", "merge_method 'pass' is unknown"),
+        ("4]}", "4]}, {model: b, layer_range: [0, 4]}", "passthrough merges exactly 1 model, not 2; to stack layers"),
+        (f"slices: [{SLICE}]", "models: [{model: a}]", "give `slices`, and each of them a `merge_method`"),
+        (f"slices: [{SLICE}]", "slices: []", "give either `models` or `slices`"),
+    ],
+)
+def test_a_bad_recipe_of_a_path_is_refused_in_one_line(old: str, new: str, message: str) -> None:
+    text = f"{{merge_method: by_slice, slices: [{SLICE}]}}"
+    assert Recipe.from_yaml(text)
+    with pytest.raises(RecipeError, match=re.escape(message)) as refused:
+        Recipe.from_yaml(text.replace(old, new))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("span", ["[-1, 4]", "[0, 5]", "[7, 9]"])
+def test_layers_that_a_model_does_not_have_are_refused(span: str, root: Folder) -> None:
+    recipe = Recipe.from_yaml(f"{{merge_method: by_slice, slices: [{SLICE.replace('[0, 4]', span)}]}}")
+    with pytest.raises(RecipeError, match=re.escape(f"layer_range {span} of a is outside its 4 layers")):
+        write_model(recipe, Sources.open(recipe.references, root), root / "out")
+    assert not (root / "out").exists()
 
 
 def loaded(folder: Folder) -> Any:

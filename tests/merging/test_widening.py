@@ -126,6 +126,15 @@ def test_a_mixture_itself_is_refused(tmp_path: Path) -> None:
         merge(Recipe.model_validate({"merge_method": "widen", "models": models}), tmp_path / "wide")
 
 
+def test_a_widened_model_is_no_mixture(tmp_path: Path) -> None:
+    mixture = new_family(tmp_path, "Mixtral") / "base"
+    one, two = (f"{mixture}#expert={place}" for place in range(2))
+    models = [{"model": of, "parameters": {"weight": 0.5}} for of in (one, two)]
+    given = {"merge_method": "widen", "models": models, "mixture": {"experts": [one, one]}}
+    with pytest.raises(RecipeError, match="its experts are models of one size"):
+        merge(Recipe.model_validate(given), tmp_path / "wide")
+
+
 def test_an_adapter_cannot_hold_a_wide_model(tmp_path: Path) -> None:
     mixture = new_family(tmp_path, "Mixtral") / "base"
     with pytest.raises(UserError, match="has more neurons than its base; write it whole"):

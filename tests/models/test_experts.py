@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmevo.errors import SourceError
+from llmevo.export.merge import merge
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
@@ -122,6 +123,22 @@ def test_an_adapter_can_be_on_an_expert(tmp_path: Path) -> None:
     assert isinstance(weight, LowRank)
     assert torch.equal(weight.origin, sources[expert(mixture, 1)].tensor(name))
     assert adapted.name == "adapter"
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_a_model_that_became_an_expert_is_read_back(family: str, tmp_path: Path) -> None:
+    dense = new_family(tmp_path, family)
+    given = {
+        "merge_method": "linear",
+        "models": [{"model": str(dense / "base"), "parameters": {"weight": 1.0}}],
+        "mixture": {"experts": [str(dense / "two"), str(dense / "two")]},
+    }
+    merge(Recipe.model_validate(given), tmp_path / "mixture")
+    sources = Sources()
+    two = sources[expert(tmp_path / "mixture", 1)]
+    for name in two.shapes:
+        whole = dense / ("two" if ".mlp." in name else "base")
+        assert torch.equal(two.tensor(name), sources[ModelReference.parse(str(whole))].tensor(name)), name
 
 
 def test_each_expert_has_a_checksum_and_a_name_of_its_own(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import check_layers, depth_of, experts_of, is_stack_of_experts, routers_of, text_stack
+from llmevo.models.architecture import (
+    active_parameters,
+    check_layers,
+    depth_of,
+    experts_of,
+    is_stack_of_experts,
+    routers_of,
+    text_stack,
+)
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.models.towers import Tower
@@ -116,6 +124,25 @@ def test_routers_are_found_next_to_the_experts(shapes: dict[str, tuple[int, ...]
     named = {f"model.layers.{layer}.{name}": shape for layer in range(2) for name, shape in shapes.items()}
     assert routers_of(named, config) == filters
     assert routers_of(named, {"num_hidden_layers": 2}) == []
+
+
+@pytest.mark.parametrize(
+    ("experts", "keys", "active"),
+    [
+        ({"mlp.experts.gate_up_proj": (4, 12, 8)}, {"num_experts_per_tok": 2}, 32 + 192),
+        ({f"mlp.experts.{i}.down_proj.weight": (8, 6) for i in range(4)}, {"moe_topk": 1}, 32 + 48),
+        ({f"mlp.experts.{i}.down_proj.weight": (8, 6) for i in range(4)}, {}, 32 + 192),
+        ({"mlp.shared_experts.down_proj.weight": (8, 6)}, {"num_experts_per_tok": 2}, 32 + 48),
+    ],
+)
+def test_a_token_passes_through_some_of_the_experts(
+    experts: dict[str, tuple[int, ...]], keys: dict[str, int], active: int
+) -> None:
+    each = {"mlp.gate.weight": (4, 8), **experts}
+    shapes = {f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in each.items()}
+    shapes |= {"model.embed_tokens.weight": (50, 8), "model.norm.weight": (8,)}
+    config = {"num_hidden_layers": 2, "num_local_experts": 4, "vocab_size": 50, "hidden_size": 8, **keys}
+    assert active_parameters(config, shapes) == ([active, active], 400)
 
 
 def test_one_tensor_of_all_experts_has_them_as_its_first_dimension() -> None:

@@ -239,6 +239,24 @@ def test_a_bound_on_the_size_is_kept_by_every_path_and_sizes_are_judged(deep: Wo
     assert verify(read_log(below), below)
 
 
+def test_the_time_for_a_token_is_bounded_by_the_weights_that_it_is_multiplied_by(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, constraints=["time <= 0.9"]), folder)
+    state = state_of(folder)
+    assert state.started is not None
+    model = tiny_llama(num_hidden_layers=LAYERS)
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    head = model.lm_head.weight.numel()
+    found = [(len(LayerPath.parse(t.candidate.path)), t) for t in state.trials.values() if t.candidate.path and t.score]
+    assert len({depth for depth, _ in found}) > 1
+    for depth, trial in found:
+        assert trial.score
+        time = trial.score.tasks["time"]["count"]
+        assert time == pytest.approx((head + depth * layer) / (head + LAYERS * layer))
+        assert bool(trial.violation) == (time > 0.9)
+    assert verify(read_log(folder), folder)
+
+
 def test_with_sizes_as_objectives_the_front_has_small_models_and_good_ones(deep: Workspace) -> None:
     folder = deep.root / "run"
     sizes = {"objective": "pareto", "sizes": ["parameters"], "budget": 30}

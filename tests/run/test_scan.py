@@ -112,7 +112,7 @@ def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspa
     models, edits = rows[:3], rows[3:]
     assert [row["path"] for row in models] == ["base 0-4", "one 0-4", "two 0-4"]
     best = max(models, key=lambda row: row["score"])
-    assert {row["kind"] for row in edits} == {"skip", "repeat", "swap"}
+    assert {row["kind"] for row in edits} == {"skip", "repeat", "swap", "rope"}
     assert len({row["path"] for row in rows}) == len(rows)
     for row in edits:
         assert row["score"] == pytest.approx(best["score"] + row["effect"], abs=1e-9)
@@ -136,11 +136,52 @@ def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspa
     assert [row["path"] for row in printed] == [row["path"] for row in rows]
 
 
+def test_a_finished_scan_is_shown_again_without_an_engine(deep: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [deep.llmevo("scan", "config.yml", "--limit", 8, "--step", 2, "--out", "found")]
+    monkeypatch.delattr("llmevo.engines.hf.HfEngine")
+    said.append(deep.llmevo("scan", "config.yml", "--limit", 8, "--step", 2, "--out", "found"))
+    assert [status for status, _ in said] == [0, 0]
+    first, second = (text[text.index("The best of") :] for _, text in said)
+    assert first == second
+    assert "(8 of letters)" in second
+
+
+def test_a_smaller_step_adds_the_blocks_between(deep: Workspace) -> None:
+    found = {}
+    for step in (2, 1):
+        assert deep.llmevo("scan", "config.yml", "--limit", 8, "--step", step, "--out", "found")[0] == 0
+        found[step] = lines("found")[1:]
+    assert found[1][: len(found[2])] == found[2]
+    skips = {step: [row["start"] for row in rows if row["kind"] == "skip"] for step, rows in found.items()}
+    assert skips == {2: [1, 1], 1: [1, 1, 2]}
+
+
+def test_a_model_that_cannot_be_measured_is_no_root(deep: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmevo.engines.hf import HfEngine
+
+    def refuse(*_: Any) -> None:
+        raise CandidateError("a weight is not finite")
+
+    monkeypatch.setattr(HfEngine, "swap", refuse)
+    status, text = deep.llmevo("scan", "config.yml", "--limit", 8, "--out", "found", "--of", "two")
+    assert status == 2, text
+    assert "two cannot be measured (a weight is not finite); name another model with --of" in text
+
+
+@pytest.mark.slow
+def test_workers_measure_the_same_rows(deep: Workspace) -> None:
+    for out, more in (("one", ()), ("two", ("--workers", 2))):
+        status, text = deep.llmevo("scan", "config.yml", "--limit", 8, "--step", 3, "--out", out, *more)
+        assert status == 0, text
+    first, second = ({row["path"]: {**row, "seconds": 0} for row in lines(out)[1:]} for out in ("one", "two"))
+    assert first == second
+
+
 def test_a_row_is_what_the_models_scores_say(deep: Workspace) -> None:
     deep.llmevo("scan", "config.yml", "--limit", 8, "--out", "found", "--of", "one")
     row = next(row for row in lines("found")[1:] if row["kind"] == "swap" and row["model"] == "two")
     scan = Scan(read_config(deep.root / "config.yml"), deep.root, deep.root / "other", limit=8)
-    answers, engine = scan.answers, scan.scorer.engine
+    answers, engine = scan.scorer.right_answers, scan.scorer.engine
     values = {}
     for path in ("one 0-4", row["path"]):
         engine.swap(scan.recipe(path))

@@ -24,7 +24,7 @@ BROKEN = [
     ({"edits": 17}, "edits", "less than or equal to 16"),
     ({"edits": "few"}, "edits", "valid integer"),
     ({"kinds": []}, "kinds", "at least 1 item"),
-    ({"kinds": ["loop"]}, "kinds", "'repeat', 'skip', 'swap' or 'temperature'"),
+    ({"kinds": ["loop"]}, "kinds", "'repeat', 'skip', 'swap', 'temperature' or 'rope'"),
     ({"kinds": ["skip", "skip"]}, "", "kinds: skip is listed twice"),
     ({"longest": 0}, "longest", "greater than or equal to 1"),
     ({"gains": [0, 1]}, "", "gains: give a lower and a higher number over 0"),
@@ -62,6 +62,7 @@ def test_settings_that_leave_nothing_to_edit_are_refused(path: dict[str, Any], t
     [
         ({"smooth": True, "layer_granularity": 5}, "smooth has no meaning on some of the layers"),
         ({"tokenizer_source": "union"}, "the models' tokens differ"),
+        ({"prepare": ["aim"]}, "genome.prepare: layer paths are of the models as they are"),
     ],
 )
 def test_a_genome_without_paths_says_why(genome: dict[str, Any], told: str) -> None:
@@ -83,6 +84,7 @@ REFUSED = [
     ("alpha 0-12 | alpha 8-12 gain | alpha 12-20", "gain has no number"),
     ("alpha 0-12 | alpha 8-12 gane 0.5 | alpha 12-20", "'gane' is no gain"),
     ("alpha 0-12 | alpha 8-12 gain 9 | alpha 12-20", "its attention 9 is outside 0.25 to 1.5"),
+    ("alpha 0-20 | rope 9", "rope 9 is outside 0.25 to 4"),
     ("alpha 0-18 | alpha 5-20", "it has 33 layers, more than 26"),
     ("alpha 1-20", "its first 2 layers must be 0-2 of one model"),
     ("alpha 0-1 | beta 1-20", "its first 2 layers must be 0-2 of one model"),
@@ -117,9 +119,9 @@ def test_a_kind_of_edit_that_is_not_allowed_is_refused() -> None:
 
 
 def test_every_single_edit_is_inside_the_bounds_and_is_found_again_in_its_path() -> None:
-    paths = space(kinds=["repeat", "skip", "swap", "temperature"]).paths
+    paths = space(kinds=["repeat", "skip", "swap", "temperature", "rope"]).paths
     singles = [*paths.singles("alpha", ["beta", MERGE])]
-    assert {edit.kind for edit in singles} == {"repeat", "skip", "swap", "temperature"}
+    assert {edit.kind for edit in singles} == {"repeat", "skip", "swap", "temperature", "rope"}
     assert len({*singles}) == len(singles)
     for edit in singles:
         path = paths.edited("alpha", [edit])

@@ -1,6 +1,8 @@
 """The figures of the page, as plain values for Plotly. Colours of paper, text and heat maps are the page's own."""
 
+import json
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
@@ -11,6 +13,7 @@ from llmevo.reports.comparison.statistics import best_so_far
 from llmevo.reports.html.analysis import Subject, TaskEffects, layers_of
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction
 from llmevo.reports.text import with_error
+from llmevo.run.log.storage import ROUTING
 from llmevo.search.prompts.names import shortened
 from llmevo.search.trial import Trial
 
@@ -202,6 +205,50 @@ def _where(subject: Subject, gene: str) -> str:
 def _listed(told: Sequence[str]) -> str:
     """Return the first entries of a figure in words."""
     return "; ".join(told[:TOLD]) + (f"; and {len(told) - TOLD} more." if len(told) > TOLD else ".")
+
+
+def routing(subject: Subject) -> Plot | None:
+    """Draw the share of each expert by task and layer in the best mixture; None for other runs."""
+    try:
+        given = json.loads((subject.folder / ROUTING).read_text())
+    except (OSError, ValueError):
+        return None
+    names = shortened([*dict.fromkeys(given["experts"])], NAME)
+    own = [names[expert] for expert in given["experts"]]
+    if len(names) < len(own):  # of a parent, all of whose experts are copies
+        own = [f"{name} ({place})" for place, name in enumerate(own, start=1)]
+    tasks = {**subject.tasks, **{task: name for task, (name, _) in subject.heldout_tasks.items()}}
+    rows = {
+        f"{tasks.get(task, task)}: {name}": [layer[place] for layer in table]
+        for task, table in given["shares"].items()
+        for place, name in enumerate(own)
+    }
+    figure = go.Figure()
+    figure.add_heatmap(
+        y=[escaped(row) for row in rows],
+        z=[*rows.values()],
+        text=[[f"{share:.1f}".lstrip("0") for share in row] for row in rows.values()],
+        texttemplate="%{text}",
+        hovertemplate="%{y}, layer %{x}: %{z:.2f}<extra></extra>",
+        xgap=1,
+        ygap=1,
+        zmin=0,
+        zmax=1,
+        meta="sequential",
+        colorbar={"title": {"text": "share", "side": "top"}, "thickness": 12, "outlinewidth": 0},
+    )
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(title="layer", showgrid=False)
+    layers = len(next(iter(rows.values())))
+    figure.update_layout(height=130 + 20 * len(rows), meta={"columns": layers, "label": max(map(len, rows))})
+    told = [_mostly(tasks.get(task, task), own, table) for task, table in given["shares"].items()]
+    return plain(figure, _listed(told))
+
+
+def _mostly(task: str, experts: Sequence[str], table: Sequence[Sequence[float]]) -> str:
+    """Return in words which expert has the largest share of a task, on average over the layers."""
+    share, expert = max((fmean(own), expert) for own, expert in zip(zip(*table, strict=True), experts, strict=True))
+    return f"{task}: mostly {expert}, {share:.2f}"
 
 
 def _heat(subject: Subject, cells: dict[str, tuple[float, str, str]], scale: str, title: str, alt: str) -> Plot:

@@ -93,6 +93,7 @@ def report(subject: Subject, live: Live | None = None) -> str:
         "trust": figures.trust(subject),
         "calibration": figures.calibration(predicted),
         "recipe": figures.recipe(subject),
+        "routing": figures.routing(subject),
         "front": front(subject),
         **{f"effect-{number}": figures.effect(subject, of) for number, of in enumerate(by_task)},
     }

@@ -57,7 +57,7 @@ def show(scan: Scan, console: Console) -> None:
 def remarks(scan: Scan) -> list[str]:
     """Return what a reader has to know of the numbers."""
     count, failed = len(scan.best), [row for row in scan.rows if row.failed]
-    asked = ", ".join(f"{number} of {task}" for task, number in scan.answers.counts.items())
+    asked = ", ".join(f"{number} of {task}" for task, number in scan.questions.items())
     lines = [
         f"Effects are differences of the mean probability of right answers from that of {scan.of}, on the same"
         f" questions ({asked}); ± one standard error. It is a choice's probability among the choices, else that of a"
@@ -65,10 +65,10 @@ def remarks(scan: Scan) -> list[str]:
         f"Of {plural(count, 'edit')} the best one is expected to stand out by up to {luck(count):.1f} standard errors"
         " even where none has an effect; score good ones on other questions.",
     ]
-    if scan.answers.counted:
-        lines.append(f"By their own metric, as right answers are not known: {', '.join(scan.answers.counted)}.")
-    if scan.answers.without:
-        lines.append(f"Left out, as a judge or a person scores them: {', '.join(scan.answers.without)}.")
+    if scan.counted:
+        lines.append(f"By their own metric, as right answers are not known: {', '.join(scan.counted)}.")
+    if scan.without:
+        lines.append(f"Left out, as a judge or a person scores them: {', '.join(scan.without)}.")
     if failed:
         lines.append(f"{plural(len(failed), 'edit')} cannot be exported or measured, such as {failed[0].path}:")
         lines.append(f"  {failed[0].failed}")
@@ -79,7 +79,7 @@ def _models(scan: Scan) -> tuple[str, Table]:
     rows = [row for row in scan.rows if row.kind == "model"]
     table = _table("model", "probability", "right")
     for row in sorted(rows, key=lambda row: -(row.score or 0.0)):
-        table.add_row(row.path.split()[0], with_error(row.score, row.stderr), _percent(row.right))
+        table.add_row(row.name, with_error(row.score, row.stderr), _percent(row.right))
     return "Models", table
 
 

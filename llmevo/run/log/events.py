@@ -107,6 +107,10 @@ class RunStarted(BaseEvent):
     objective is of sizes."""
     other_parameters: int = 0
     """Those of its other tensors."""
+    active_parameters: list[int] = Field(default_factory=list[int])
+    """Of the parameters of each layer those that a token is multiplied by."""
+    head_parameters: int = 0
+    """Those of the output head."""
 
     @property
     def masks(self) -> int:

@@ -138,6 +138,9 @@ class RunState:
         sizes = {"layers": float(len(layers))}
         if each := self.started.layer_parameters:
             sizes["parameters"] = float(self.started.other_parameters + sum(each[layer] for layer in layers))
+        if active := self.started.active_parameters:
+            head = self.started.head_parameters
+            sizes["time"] = (head + sum(active[layer] for layer in layers)) / (head + sum(active))
         return replace(score, tasks={**score.tasks, **{name: {COUNT: value} for name, value in sizes.items()}})
 
     def _add(self, trial: Trial) -> None:

@@ -20,6 +20,8 @@ from llmevo.models.files import sync, write_whole
 from llmevo.run.log import events
 
 LOG = "events.jsonl"
+ROUTING = "routing.json"
+"""In the folder of a finished search over mixtures: which expert answers which task, in which layer."""
 
 NAN_TEXT = re.compile(rb'"\s*[+-]?(nan|inf|infinity)\s*"', re.IGNORECASE)
 """A string that pydantic reads as a number that JSON does not have."""

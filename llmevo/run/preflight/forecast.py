@@ -294,7 +294,7 @@ def memory_of(scorer: Scorer) -> Memory:
     places = [folder for _, _, folder in folders(scorer)]
     places += [folder_of(reference.lora, scorer.root) for reference in names(scorer) if reference.lora]
     files = {file for place in places for file in place.glob("*.safetensors")}
-    shapes = scorer.sources[config.genome.references[0]].shapes
+    shapes = scorer.engine_model[1]
     bytes_each = torch.finfo(getattr(torch, config.genome.dtype)).bits // 8
     size = sum(math.prod(shape) for shape in shapes.values()) * bytes_each
     gpu = torch.cuda.is_available() and config.engine.device != "cpu"

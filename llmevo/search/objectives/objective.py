@@ -17,7 +17,7 @@ ROWS = ("parent", "uniform")  # in a bound: the best parent on the task, and the
 WHOLE = re.compile(r"(.+?)\s*(>=|<=|>|<|==?|≥|≤)\s*(.+)")
 BOUND = re.compile(r"([a-z_]+)?\s*([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)?", re.IGNORECASE)
 FORM = "write `task >= 0.4`, `task >= parent - 0.01` or `task <= uniform`"
-SIZES = ("layers", "parameters")
+SIZES = ("layers", "parameters", "time")
 """Aims beside the tasks, for layer paths: what a candidate has of them is known before it is scored."""
 COUNT = "count"  # the metric of a size
 ROUNDING = 1e-9  # means of equal answers may differ by so much

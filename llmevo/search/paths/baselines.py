@@ -23,27 +23,36 @@ SIGMA = 1 / 6
 PLAIN = Gains()
 
 
-class RandomEdits(PathOptimizer):
+class PlainPaths(PathOptimizer):
+    """A search of paths that asks no LLM."""
+
+    def ask(self, size: int) -> Asking:
+        self._history.add("ask", size)
+        self._begin()
+        return self._next(size)
+        yield  # makes this a generator, as Asking is
+
+    def _next(self, size: int) -> list[Suggestion]:
+        """Return at most `size` new candidates."""
+        raise NotImplementedError
+
+
+class RandomEdits(PlainPaths):
     """Paths of one to `edits` random edits of the root's. Use it as the baseline of all path searches."""
 
     origin = "paths-random"
 
-    def ask(self, size: int) -> Asking:
-        self._history.add("ask", size)
-        self._begin()
+    def _next(self, size: int) -> list[Suggestion]:
         found = (self._draw(self._paths.settings.edits) for _ in range(size))
         return [one for one in found if one]
-        yield  # makes this a generator, as Asking is
 
 
-class GeneticPaths(PathOptimizer):
+class GeneticPaths(PlainPaths):
     """A (1+λ) genetic algorithm with λ = 8: the best path so far, with an edit added, removed, moved or damped."""
 
     origin = "paths-ga"
 
-    def ask(self, size: int) -> Asking:
-        self._history.add("ask", size)
-        self._begin()
+    def _next(self, size: int) -> list[Suggestion]:
         scored = [trial for trial in self._trials if trial.score and trial.candidate.path]
         best = max(scored, key=lambda trial: trial.rank, default=None)
         root = [trial for trial in self._trials if trial.score and self._name_of(trial) == self._root]
@@ -52,7 +61,6 @@ class GeneticPaths(PathOptimizer):
             parent = self._paths.edits(self._paths.parse(best.candidate.path), self._root)
         found = (self._mutant(parent) for _ in range(min(size, OFFSPRING)))
         return [one for one in found if one]
-        yield  # makes this a generator, as Asking is
 
     def _mutant(self, parent: Sequence[Edit]) -> Suggestion | None:
         for _ in range(TRIES):
@@ -74,9 +82,9 @@ class GeneticPaths(PathOptimizer):
         return None
 
 
-class ExhaustiveBlocks(PathOptimizer):
+class ExhaustiveBlocks(RandomEdits):
     """Every block of up to `longest` layers run twice, in random order (RYS, https://github.com/dnhkng/RYS); a small
-    budget sees a random part of them.
+    budget sees a random part of them. Random edits follow the last block.
     """
 
     origin = "paths-exhaustive"
@@ -85,22 +93,17 @@ class ExhaustiveBlocks(PathOptimizer):
         super().__init__(setup)
         self._left: list[Path] | None = None
 
-    def ask(self, size: int) -> Asking:
-        self._history.add("ask", size)
-        self._begin()
+    def _next(self, size: int) -> list[Suggestion]:
         if self._left is None:
             low, high, longest = self._paths.first, self._paths.layers - self._paths.last, self._paths.settings.longest
             edits = [Edit("repeat", i, j) for i in range(low, high) for j in range(i + 1, min(i + longest, high) + 1)]
             paths = [path for edit in edits if (path := self._paths.edited(self._root, [edit]))]
             self._left = [paths[int(place)] for place in self._random.permutation(len(paths))]
         found, self._left = self._left[:size], self._left[size:]
-        if not found:  # after the last block
-            return [one for one in (self._draw(self._paths.settings.edits) for _ in range(size)) if one]
-        return [self._suggest(path, self.origin) for path in found]
-        yield  # makes this a generator, as Asking is
+        return [self._suggest(path, self.origin) for path in found] or super()._next(size)
 
 
-class CmaEsIndicators(PathOptimizer):
+class CmaEsIndicators(PlainPaths):
     """The paper's encoding (Akiba et al., https://arxiv.org/abs/2403.13187, section 3.2): all layers of two models, in
     order, three times over; an indicator for each says whether it runs, and a scale what its branches are multiplied
     by. CMA-ES searches both.
@@ -119,9 +122,7 @@ class CmaEsIndicators(PathOptimizer):
         self._handed: dict[str, list[Array]] = {}
         self._scored: list[tuple[Array, float]] = []
 
-    def ask(self, size: int) -> Asking:
-        self._history.add("ask", size)
-        self._begin()
+    def _next(self, size: int) -> list[Suggestion]:
         strategy = self._strategy = self._strategy or self._start()
         if not self._waiting:
             self._learn()
@@ -134,7 +135,6 @@ class CmaEsIndicators(PathOptimizer):
             if not any(one.path == str(path) for one in found):
                 found.append(self._suggest(path, self.origin, "indicators"))
         return found
-        yield  # makes this a generator, as Asking is
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)

@@ -59,7 +59,7 @@ class FixedPath(SearchSpace):
             gains = {} if value is None else {"attention": value, "mlp": value}
             segments.append(replace(segment, gains=segment.gains.model_copy(update=gains)))
         weights = {name: value for name, value in genes.items() if not name.startswith("gain/")}
-        return weights if self._merged else {}, Path(tuple(segments))
+        return weights if self._merged else {}, replace(self._path, segments=tuple(segments))
 
 
 class FixedPathSearch(Optimizer):

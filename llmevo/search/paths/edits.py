@@ -1,9 +1,10 @@
 """Edits of a layer path: what sets a path apart from the one that a search starts from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmevo.merging.path import DIGITS, Hop, Path
+from llmevo.merging.path import DIGITS, ROPE, Hop, Path
 from llmevo.models.branches import Gains
 
 
@@ -12,16 +13,18 @@ class Edit:
     """One change of a path. Places count the hops of the path that is edited, from 0."""
 
     kind: str
-    """`repeat`, `skip`, `swap`, `temperature`, or `gain` for layers that run once with another gain."""
+    """`repeat`, `skip`, `swap`, `temperature`, `rope`, or `gain` for layers that run once with another gain."""
     start: int
     stop: int
     """The place after the last hop."""
     model: str = ""
     """The model of swapped layers, and of repeated ones that are not those that ran before."""
     factor: float = 1.0
-    """The gain of repeated layers, or the temperature."""
+    """The gain of repeated layers, the temperature, or that of the rotary embedding's base, which has no place."""
 
     def __str__(self) -> str:
+        if self.kind == ROPE:
+            return f"{ROPE} {self.factor:g}"
         factor = "" if self.factor == 1.0 else f" gain {self.factor:g}"
         if self.kind == "temperature":
             factor = f" {self.factor:g}"
@@ -73,7 +76,8 @@ def edited(root: Path, edits: Sequence[Edit]) -> Path:
                 found += [Hop(edit.model or each.model, each.layer, scaled(each.gains, edit.factor)) for each in again]
     if not found:
         raise ValueError("no layer is left")
-    return Path.of_hops(found)
+    rope = math.prod(edit.factor for edit in edits if edit.kind == ROPE)
+    return Path.of_hops(found, root.rope * rope)
 
 
 def edits_of(root: str, path: Path) -> list[Edit]:
@@ -98,7 +102,12 @@ def edits_of(root: str, path: Path) -> list[Edit]:
             _join(found, Edit("gain", hop.layer, ahead, factor=gain))
         if temperature != 1.0:
             _join(found, Edit("temperature", hop.layer, ahead, factor=temperature))
-    return found
+    return [*found, *([rope_edit(path.rope)] if path.rope != 1.0 else [])]
+
+
+def rope_edit(factor: float) -> Edit:
+    """Return the edit that multiplies the base of the rotary embedding."""
+    return Edit(ROPE, 0, 1, factor=factor)
 
 
 def _join(found: list[Edit], edit: Edit) -> None:

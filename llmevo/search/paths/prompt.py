@@ -80,11 +80,11 @@ class Masks:
 
     def hidden(self, path: Path) -> Path:
         """Return a path with the shown names."""
-        return Path(tuple(replace(of, model=self.shown[of.model]) for of in path.segments))
+        return replace(path, segments=tuple(replace(of, model=self.shown[of.model]) for of in path.segments))
 
     def real(self, path: Path) -> Path:
         """Return a path with the models' own names."""
-        return Path(tuple(replace(of, model=self._own[of.model]) for of in path.segments))
+        return replace(path, segments=tuple(replace(of, model=self._own[of.model]) for of in path.segments))
 
     def edits(self, text: str) -> str:
         """Return edits in words with the shown names."""

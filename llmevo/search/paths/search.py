@@ -8,14 +8,14 @@ import scipy  # its parts are loaded at their first use
 from threadpoolctl import ThreadpoolController
 
 from llmevo.errors import RecipeError
-from llmevo.merging.path import Path
+from llmevo.merging.path import ROPE, Path
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.llm import SUCCESS, Share
 from llmevo.search.optimizers.population import History, Recorded
 from llmevo.search.paths import prompt
-from llmevo.search.paths.edits import Edit
+from llmevo.search.paths.edits import Edit, rope_edit
 from llmevo.search.paths.prompt import PathQuestion
-from llmevo.search.paths.space import MERGE
+from llmevo.search.paths.space import MERGE, ROPES
 from llmevo.search.paths.surrogate import Additive, Features, features_of
 from llmevo.search.space import Genes
 from llmevo.search.trial import Suggestion, Trial
@@ -426,6 +426,8 @@ def _rank(entry: tuple[float, tuple[object, Path]]) -> tuple[float, str]:
 
 def moved(edit: Edit) -> list[Edit]:
     """Return an edit with one end, or both, moved by a layer, and with other gains."""
+    if edit.kind == ROPE:
+        return [rope_edit(factor) for factor in ROPES if factor != edit.factor]
     spans = [(edit.start + a, edit.stop + b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
     found = [replace(edit, start=start, stop=stop) for start, stop in spans if 0 <= start < stop]
     if edit.kind == "repeat":

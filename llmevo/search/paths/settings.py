@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal["repeat", "skip", "swap", "temperature"]
+Kind = Literal["repeat", "skip", "swap", "temperature", "rope"]
 
 
 class Paths(BaseModel):
@@ -23,7 +23,8 @@ class Paths(BaseModel):
     """The most edits that set a path apart from the one that the search starts from."""
     kinds: list[Kind] = Field(default=["repeat", "skip", "swap"], min_length=1)
     """Edits to try. `repeat`: run layers again. `skip`: leave them out. `swap`: take them from another model, or from
-    the best weight merge. `temperature`: multiply the attention's scores."""
+    the best weight merge. `temperature`: multiply the attention's scores. `rope`: half or double the base of
+    the rotary embedding, of all layers; not with vLLM."""
     longest: int = Field(default=8, ge=1)
     """The most layers that are repeated together."""
     gains: tuple[float, float] = (0.25, 1.5)

@@ -8,7 +8,7 @@ from llmevo.errors import ConfigError, RecipeError, plural
 from llmevo.merging.path import Hop, Limits, Path, Segment
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
-from llmevo.search.paths.edits import Edit, edited, edits_of
+from llmevo.search.paths.edits import Edit, edited, edits_of, rope_edit
 from llmevo.search.paths.settings import Paths
 
 MERGE = "merge"
@@ -23,6 +23,9 @@ SHARES = (8, 4, 2)
 FACTORS = (1.0, 0.5)
 """Gains of a repeat."""
 TEMPERATURES = (0.8, 1.25)
+ROPES = (0.5, 2.0)
+"""Factors of the base of the rotary embedding."""
+ROPE_BOUNDS = (0.25, 4.0)
 PLAIN = Gains()
 
 
@@ -97,6 +100,9 @@ class PathSpace:
                         " them"
                     )
 
+        if not ROPE_BOUNDS[0] <= path.rope <= ROPE_BOUNDS[1]:
+            raise RecipeError(f"path: rope {path.rope:g} is outside {ROPE_BOUNDS[0]:g} to {ROPE_BOUNDS[1]:g}")
+
     def check_edits(self, path: Path) -> None:
         """Raise RecipeError for a path with more edits than allowed, or of kinds that are not, from any model."""
         edits = self.edits(path)
@@ -106,9 +112,8 @@ class PathSpace:
                 f"path: it has {plural(len(edits), 'edit')} ({said}), more than {self.settings.edits};"
                 " genome.path.edits allows more"
             )
-        kinds = {"gain": "repeat"}
         for edit in edits:
-            if kinds.get(edit.kind, edit.kind) not in self.settings.kinds:
+            if ("repeat" if edit.kind == "gain" else edit.kind) not in self.settings.kinds:
                 raise RecipeError(f"path: {edit} is not among genome.path.kinds ({', '.join(self.settings.kinds)})")
 
     def edits(self, path: Path, root: str | None = None) -> list[Edit]:
@@ -151,6 +156,7 @@ class PathSpace:
         for name in others if "swap" in kinds else ():
             for span in spans:
                 yield from (Edit("swap", start, start + span, name) for start in starts(low, high, span))
+        yield from (rope_edit(factor) for factor in ROPES if "rope" in kinds)
         if "temperature" in kinds:
             for span in spans:
                 begins = starts(low, high, span)

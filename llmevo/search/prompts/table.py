@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmevo.search.space import SPLIT, Gene, Genes, SearchSpace
+from llmevo.search.space import Gene, Genes, SearchSpace
 
 MOST = 64  # numbers of a table; in larger spaces a prompt asks for some slices, and the others keep the best values
 
@@ -23,7 +23,7 @@ class GeneTable:
     @classmethod
     def of(cls, space: SearchSpace, seed: int) -> "GeneTable":
         """Return the table of all slices, or of as many as `MOST` numbers fill, from a start that the seed decides."""
-        width = sum(not gene.choices and gene.name != SPLIT for gene in space.genes) // len(space.slices)
+        width = sum(not gene.choices and gene.slice is not None for gene in space.genes) // len(space.slices)
         fitting = max(1, MOST // max(1, width))
         start = seed % max(1, len(space.slices) - fitting + 1)
         return cls(space, tuple(space.slices[start : start + fitting]))
