@@ -115,7 +115,7 @@ def test_svd_llm_has_the_least_error_on_the_experts_inputs(of: Any) -> None:
             assert_close(found, np.asarray(cut, np.float64))
             plain, own, other = np.linalg.svd(delta)  # which cuts without the inputs
             worse = plain[:, :kept] * own[:kept] @ other[:kept]
-            assert np.linalg.norm((found - delta) @ root) < 0.99 * np.linalg.norm((worse - delta) @ root)
+            assert np.linalg.norm((found - delta) @ root) < 0.999 * np.linalg.norm((worse - delta) @ root)
 
 
 @pytest.mark.parametrize("name", ["regmean", "svd_llm"])
