@@ -2,12 +2,12 @@
 
     python benchmarks/preparation.py collect --out FILE    # on the quickstart's experts, adapters and whole models
     python benchmarks/preparation.py table FILE
+    python benchmarks/preparation.py large                 # what formulas say of 8B
     python benchmarks/preparation.py steps                 # the steps, from the package
 
 Each preparation is measured in a process of its own, with an empty cache, in seconds of the processor, which other
 processes disturb little. Those of candidates are medians of rounds in which task arithmetic, the same on prepared
-models, and half-way between, take turns. The columns for 8B are computed
-from the measured ones by the number of multiplications and bytes, for the same number of experts of the same rank.
+models, and half-way between, take turns. What `large` prints is computed, not measured.
 """
 
 import argparse
@@ -149,20 +149,16 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The table's lines."""
     yield (
         "| experts | step | forward passes | preparing | peak memory | on disk | candidate, of task arithmetic's"
-        " | half-way | 8B, computed: multiplications | 8B: on disk |"
+        " | half-way |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for line in lines:
-        kind, step, count = line["kind"], line["step"], line["experts"]
+        kind, step = line["kind"], line["step"]
         plain, prepared, half = (median(line["candidates"][name]) for name in SHARES)
-        more = operations(step, kind, count, LARGE) / operations(step, kind, count, SMALL)
-        disk = line["bytes"] * stored(step, kind, LARGE) / stored(step, kind, SMALL)
-        measured = line["measured_bytes"] * grams(LARGE) / grams(SMALL) if step == "regmean" else 0.0
         passes = f"{line['measuring']:.0f} s" if line["tokens"] else ""
         yield (
             f"| {kind} | {step} | {passes} | {line['preparing']:.1f} s | {max(line['peak'].values()) / 1e9:.1f} GB"
-            f" | {(line['bytes'] + line['measured_bytes']) / 1e9:.2f} GB | {prepared / plain:.2f} | {half / plain:.2f}"
-            f" | × {more:,.0f} | {(disk + measured) / 1e9:.1f} GB |"
+            f" | {line['bytes'] / 1e9:.2f} GB | {prepared / plain:.2f} | {half / plain:.2f} |"
         )
 
 
@@ -192,15 +188,54 @@ def matrices(size: Size) -> list[tuple[int, int]]:
     return [(width, width), (narrow, width), (narrow, width), (width, width), *[(inner, width)] * 2, (width, inner)]
 
 
+def large(_: argparse.Namespace) -> None:
+    """Print the cost at the size of Llama-3-8B, with four experts, and how many times that of SmolLM2-135M it is."""
+    print("\n".join(large_rows()))
+
+
+COUNT = 4
+"""Experts of `large`."""
+
+TOKENS = 10_000
+"""Tokens of all texts in `large`: about those of the quickstart. RegMean reads them in `COUNT` models at most."""
+
+
+def large_rows() -> Iterator[str]:
+    """The lines of the table."""
+    yield (
+        f"| experts | step | forward passes, {TOKENS:,} tokens | preparing | of that at 135M"
+        " | prepared experts, on disk | products of inputs, an expert |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    parameters = LARGE[0] * sum(rows_ * columns for rows_, columns in matrices(LARGE))
+    for kind in ("adapters", "whole"):
+        for step, of in STEPS.items():
+            work, small = (operations(step, kind, COUNT, size) for size in (LARGE, SMALL))
+            products = f"{4 * grams(LARGE) / 1e9:.0f} GB" if of.measures == "grams" else ""
+            reading = 2.0 * parameters * TOKENS * {"": 0, "magnitudes": 1, "grams": COUNT}[of.measures]
+            yield (
+                f"| {kind} | {step} | {f'{reading:.1e}' if reading else ''} | {2 * work:.1e} | × {work / small:,.0f}"
+                f" | {COUNT * stored(step, kind, LARGE) / 1e9:.1f} GB | {products} |"
+            )
+
+
 def operations(step: str, kind: str, experts: int, size: Size) -> float:
     """Multiplications of a preparation, in the leading order; forward passes are not among them."""
-    layers, *_, rank = size
+    layers, width, _, inner, rank = size
+    if step == "align":  # the similarities of the neurons of three matrices, and their assignment
+        return layers * experts * (3.0 * inner**2 * width + inner**3)
     total = 0.0
     for rows_, columns in matrices(size):
+        own = rank if kind == "adapters" else rows_
         if step == "aim":
-            total += experts * (rank * columns if kind == "adapters" else rows_ * columns)
+            total += experts * own * columns
         elif step == "regmean":
-            total += columns**3 / 3 + 2 * experts * columns**2 * (rank if kind == "adapters" else rows_)
+            total += columns**3 / 3 + 2 * experts * columns**2 * own
+        elif (
+            step == "svd_llm"
+        ):  # eigenvectors, of G and, for whole models, of a randomized decomposition of half the rank
+            total += experts * (9.0 * columns**3 + columns**2 * own)
+            total += 0.0 if kind == "adapters" else experts * 6 * rows_ * columns * min(rows_, columns) / 2
         elif kind == "adapters":
             total += (rows_ + columns) * (experts * rank) ** 2
         else:  # a randomized decomposition: six products with a matrix of `found` columns, then the joint basis
@@ -210,17 +245,23 @@ def operations(step: str, kind: str, experts: int, size: Size) -> float:
 
 
 def stored(step: str, kind: str, size: Size) -> float:
-    """Numbers of the prepared experts, up to a factor that is the same for all sizes."""
-    layers, *_, rank = size
-    low_rank = kind == "adapters" or step == "tsv"
-    return layers * sum(
-        (rows_ + columns) * (rank if kind == "adapters" else min(rows_, columns)) if low_rank else rows_ * columns
-        for rows_, columns in matrices(size)
-    )
+    """Bytes of one prepared expert: float32 factors, or whole matrices of 16 bits."""
+    layers, width, _, inner, rank = size
+    if step == "align":
+        return layers * 3 * 2.0 * width * inner
+    total = 0.0
+    for rows_, columns in matrices(size):
+        if kind == "adapters":
+            total += 4 * rank * (columns if step in ("aim", "regmean", "wudi", "star") else rows_ + columns)
+        elif step == "tsv":
+            total += 4 * (rows_ + columns) * (min(rows_, columns) // COUNT)
+        else:
+            total += 2 * rows_ * columns
+    return layers * total
 
 
 def grams(size: Size) -> float:
-    """Numbers of the inputs' products that RegMean keeps of an expert."""
+    """Numbers of the products of inputs that are kept of one expert while it is prepared."""
     return size[0] * sum(float(columns) ** 2 for _, columns in matrices(size))
 
 
@@ -238,6 +279,8 @@ def main() -> None:
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
     command.set_defaults(run=table)
+    command = commands.add_parser("large")
+    command.set_defaults(run=large)
     command = commands.add_parser("steps")
     command.set_defaults(run=steps)
     options = parser.parse_args()

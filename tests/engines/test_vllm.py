@@ -234,6 +234,27 @@ def test_what_is_merged_in_the_worker_is_what_the_exporter_writes(served: Served
 
 
 @pytest.mark.vllm
+def test_prepared_experts_are_read_by_the_worker_and_not_made_again(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    models = [{"model": str(served.root / "other"), "parameters": {"weight": 0.8}}]
+    given = {"merge_method": "task_arithmetic", "base_model": str(served.root / "base"), "models": models}
+    recipe = Recipe.model_validate({**given, "prepare": [{"star": {"eta": 0.5}}], "dtype": DTYPE})
+    write_model(recipe, Sources(), tmp_path / "out", SEED)
+    (made,) = (tmp_path / "cache" / "prepared").iterdir()
+    before = (made / "model.safetensors").stat()
+    served.engine.swap(served.plain)
+    outcome = served.engine.swap(recipe, with_digest=True)
+    names = [name for name, _ in merge(recipe, Sources(), SEED)]
+    assert outcome["digest"] == digest_of(tmp_path / "out", names)
+    assert outcome["digest"] != digest_of(served.exported, names)
+    assert [*(tmp_path / "cache" / "prepared").iterdir()] == [made]
+    after = (made / "model.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.vllm
 def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM alone leaves a tied head as it was on CPU: the test sees that, and so would see it again."""
     rolled = linear(served.root, 1.0, names=("rolled",))

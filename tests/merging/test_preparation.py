@@ -112,7 +112,7 @@ def test_svd_llm_has_the_least_error_on_the_experts_inputs(of: Any) -> None:
             np.linalg.norm(values[kept:]), rel=1e-3, abs=1e-4
         )
         if isinstance(inputs.models[0], LowRank):
-            assert_close(found, cut)
+            assert_close(found, np.asarray(cut, np.float64))
             plain, own, other = np.linalg.svd(delta)  # which cuts without the inputs
             worse = plain[:, :kept] * own[:kept] @ other[:kept]
             assert np.linalg.norm((found - delta) @ root) < 0.999 * np.linalg.norm((worse - delta) @ root)

@@ -143,3 +143,21 @@ def test_workers_merge_the_same_experts_which_are_prepared_once(
     assert first == second
     assert len(first) >= 6
     assert ["prepare" in trial.seconds for trial in both[0].trials.values() if trial.seconds].count(True) == 1
+
+
+def test_a_search_may_choose_the_method_that_merges_the_prepared_models(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
+    methods = ["task_arithmetic", "tsv", "ties", "linear"]
+    search = {"optimizer": "random", "budget": 14, "seed": 1}
+    config = workspace.config(genome=genome(["wudi"], merge_method=methods), search=search)
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    recipes = [Recipe.model_validate(of) for of in workspace.state("run").recipes.values()]
+    assert {of.merge_method for of in recipes} == {*methods}
+    for of in recipes:
+        assert (of.prepare is None) == (of.merge_method == "linear")
+    assert len([*(workspace.root / "cache" / "prepared").iterdir()]) == 1  # for all methods
+    status, printed = workspace.llmevo("replay", "run", "--verify")
+    assert status == 0, printed
