@@ -56,7 +56,8 @@ _TASK = (
 CONFIG_KEYS = (
     "genome[models merge_method method_per_slice base_model tokenizer_source layer_granularity normalize"
     " allow_negative_weights filters smooth bounds parameters prepare[steps text! tasks] dtype split"
-    " path[deepest first last edits kinds longest gains scan!]]"
+    " path[deepest first last edits kinds longest gains scan!]"
+    " architecture mixture[experts experts_per_token layers temperature bias]]"
     f" tasks[{_TASK}] heldout[{_TASK}] constraints allow_benchmark_tasks gate[tokens share prompts!] task_search_path!"
     " split[search selection heldout] limit num_fewshot shuffle random_init apply_chat_template fewshot_as_multiturn"
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"

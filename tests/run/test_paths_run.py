@@ -171,7 +171,7 @@ def test_own_paths_outside_the_bounds_are_refused(deep: Workspace, entry: dict[s
         ({"search": {"shares": [1.0, 0.5, -0.5]}}, "give three numbers over 0 with the sum 1"),
         ({"search": {"optimizer": "path"}}, "optimizer 'path' is unknown, did you mean 'paths'"),
         ({"search": {"sizes": ["layers"]}}, "layers is one of several objectives, and the objective is a sum"),
-        ({"search": {"sizes": ["depth"], "objective": "pareto"}}, "Input should be 'layers' or 'parameters'"),
+        ({"search": {"sizes": ["depth"], "objective": "pareto"}}, "Input should be 'layers', 'parameters' or 'time'"),
         ({"constraints": ["layer <= 8"]}, "names 'layer', which is not in `tasks:`, did you mean 'layers'"),
         ({"constraints": ["layers = 8"]}, "'=' is unknown; give >= or <="),
         ({"path": {"deepest": "deep"}}, "genome.path.deepest"),

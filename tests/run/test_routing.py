@@ -37,7 +37,10 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("family", "sums"), [("Mixtral", True), ("Qwen3-MoE", False)])
-def test_the_use_is_what_the_routers_say(family: str, sums: bool, tmp_path: Path) -> None:
+def test_the_use_is_what_the_routers_say(
+    family: str, sums: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
     of = mixture(tmp_path, family)
     said: list[str] = []
     use = router_use(of, Path(), TEXTS, "cpu", said.append)

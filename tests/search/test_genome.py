@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from llmevo.errors import ConfigError
-from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.methods.registry import METHODS, WIDEN
 from llmevo.merging.recipe import BY_SLICE, Recipe
 from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import Genome, declared_by
@@ -20,7 +20,7 @@ from llmevo.search.space import STEP, Genes, SearchSpace
 from support.checkpoints import mergekit
 
 GENELESS = [name for name, method in METHODS.items() if not any(p.is_gene for p in declared_by(method).values())]
-SEARCHED = [name for name in METHODS if name not in GENELESS]
+SEARCHED = [name for name in METHODS if name not in (*GENELESS, WIDEN)]  # widen's results cannot be searched
 THREE = ["org/a", "org/b", "org/c"]
 
 
