@@ -21,6 +21,7 @@ from llmevo.run.log import events, storage
 from llmevo.run.log.storage import LOG, RunLog
 from support.made_logs import evaluated, line, started, whole_run, written
 from support.served import asked, served, stream
+from support.workers import until
 from support.workspace import Workspace
 
 REAL = Path(__file__).parents[2] / "benchmarks" / "results" / "quickstart-llm" / "seed-0.jsonl"
@@ -228,7 +229,7 @@ def test_a_run_that_has_not_begun_says_so_and_then_begins(tmp_path: Path) -> Non
         found = news(run, since)
         assert "running" in found["now"]
         assert not found["anew"]
-        assert found["page"] == run.version
+        until(lambda: news(run, since)["page"] == run.version)  # pages are made at a pace
         assert "Every candidate" in run.page().decode()
 
 
@@ -474,7 +475,9 @@ def test_mistakes_are_one_line(workspace: Workspace) -> None:
 
 def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", whole_run()[:6])
-    code = "from llmevo.cli.app import main; main()"
+    # The shell that runs the tests may have them ignore the signal.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from llmevo.cli.app import main; main()"
     command = [sys.executable, "-c", code, "serve", str(folder), "--port", "0"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert running.stdout

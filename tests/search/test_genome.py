@@ -478,7 +478,7 @@ def test_the_tasks_of_a_preparation_are_told_by_short_names_too() -> None:
         added(2, prepare={"steps": ["regmean"], "tasks": {"m2": ["sums"]}})
 
 
-SEPARATING = {name for name, method in METHODS.items() if not method.in_mergekit}
+SEPARATING = {name for name in SEARCHED if not METHODS[name].in_mergekit}
 ADDING = {"task_arithmetic", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della_linear", *SEPARATING}
 
 
