@@ -21,8 +21,12 @@ def isotropic(inputs: TensorGroup) -> Tensor:
     gamma = inputs.shared["gamma"]
 
     def flattened(values: Matrix) -> Matrix:
-        flat = values.mean() ** (1.0 - gamma) * values**gamma
-        return flat * np.sqrt(np.square(values).sum() / np.square(flat).sum())
+        largest = values.max()
+        if not largest:
+            return values
+        shares = values / largest  # the squares of tiny values would underflow
+        flat = shares.mean() ** (1.0 - gamma) * shares**gamma
+        return largest * flat * np.sqrt(np.square(shares).sum() / np.square(flat).sum())
 
     return _changed(inputs, flattened) if gamma < 1.0 else task_arithmetic(inputs)
 
