@@ -5,11 +5,11 @@ model and the texts.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ LONGEST = 1024
 
 TOGETHER = 16
 """Texts that are read at a time."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,11 @@ def measure(
 def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     """Measure one model; return the number of tokens."""
     engine.swap(Recipe.of_one(of.model, str(engine.model.dtype).removeprefix("torch.")))
-    tokens = [engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :LONGEST] for text in of.texts.all]
-    tokens = [each for each in tokens if each.numel()]
-    if not tokens:
-        raise TaskError("prepare: the texts have no tokens")
+    groups = batches(engine, of.texts.all, "prepare: the texts")
     sums = _Sums(of.kind)
-    with torch.no_grad(), _watched(engine.model, sources[of.model].shapes, sums):
-        for each in batches(tokens):
-            engine.model(input_ids=each.to(engine.device), use_cache=False)
+    with torch.no_grad(), watched(_linear_layers(engine.model, sources[of.model].shapes), sums.add):
+        for _, tokens in groups:
+            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     try:
         of.folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(of.folder) as partial:
@@ -92,17 +91,38 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
             rename_once(partial, of.folder)
     except OSError as error:
         raise SourceError(f"{of.folder}: measurements cannot be written ({error})") from error
-    return sum(each.numel() for each in tokens)
+    return sum(tokens.numel() for _, tokens in groups)
 
 
-def batches(tokens: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield texts of the same number of tokens together, so that none is padded."""
-    by_length: dict[int, list[Tensor]] = {}
-    for each in tokens:
-        by_length.setdefault(each.shape[1], []).append(each)
-    for each in by_length.values():
-        for start in range(0, len(each), TOGETHER):
-            yield torch.cat(each[start : start + TOGETHER])
+def batches(engine: HfEngine, texts: Sequence[str], words: str) -> list[tuple[list[int], Tensor]]:
+    """Return texts of the same number of tokens together, with their places, so that none is padded.
+
+    Texts without tokens are left out. Raises TaskError where that is all of them; `words` name the texts.
+    """
+    by_length: dict[int, list[tuple[int, Tensor]]] = {}
+    for place, text in enumerate(texts):
+        tokens = engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :LONGEST]
+        if tokens.numel():
+            by_length.setdefault(tokens.shape[1], []).append((place, tokens))
+    if not by_length:
+        raise TaskError(f"{words} have no tokens")
+    some = [same[start : start + TOGETHER] for same in by_length.values() for start in range(0, len(same), TOGETHER)]
+    return [([place for place, _ in each], torch.cat([tokens for _, tokens in each])) for each in some]
+
+
+@contextmanager
+def watched(modules: Mapping[Key, Any], add: Callable[[Key, Tensor], None]) -> Generator[None]:
+    """Call `add` with the key of each module and its input, whenever the module runs."""
+
+    def hook(key: Key) -> Callable[[Any, Sequence[Tensor]], None]:
+        return lambda _, given: add(key, given[0])
+
+    handles = [module.register_forward_pre_hook(hook(key)) for key, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Sums:
@@ -132,24 +152,12 @@ class _Sums:
             yield name, (self._sums[first] / self._counts[first]).cpu()
 
 
-@contextmanager
-def _watched(model: Any, names: Iterable[str], sums: _Sums) -> Generator[None]:
-    """Let every linear layer add its inputs, under the name of its weight in the checkpoint."""
+def _linear_layers(model: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return the linear layers by the names of their weights in the checkpoint."""
     targets = {part.target: name for name, part in Places(model, names).parts.items() if part.converter is None}
-    handles: list[Any] = []
+    found: dict[str, Any] = {}
     for path, module in model.named_modules():
         name = targets.get(f"{path}.weight")
         if name and isinstance(module, torch.nn.Linear) and not VOCABULARY.search(name):
-            handles.append(module.register_forward_pre_hook(_adder(name, sums)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _adder(name: str, sums: _Sums) -> Callable[[Any, Sequence[Tensor]], None]:
-    def add(_: Any, given: Sequence[Tensor]) -> None:
-        sums.add(name, given[0])
-
-    return add
+            found[name] = module
+    return found

@@ -9,8 +9,7 @@
 * `inputs`: llmevo's. A regression on what the router sees, the state after the layer's second norm (`mixture.router`).
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.errors import TaskError
 from llmevo.evaluation.score import Score
 from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.mergekit import Expert, MixtureRecipe
@@ -27,10 +25,13 @@ from llmevo.merging.mixture.router import RIDGE, Inputs, Router, fit
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import stack_of, text_config
 from llmevo.models.sources import Sources
-from llmevo.run.activations import LONGEST, TOGETHER
+from llmevo.run.activations import batches, watched
 
 SEED = 0
 """Of random rows."""
+
+WORDS = "mixture: the texts for the router"
+"""The texts in an error."""
 
 
 def router_of(given: MixtureRecipe, sources: Sources, tokenizer: Path) -> Router:
@@ -157,7 +158,7 @@ def inputs_of(engine: HfEngine, texts: Sequence[str]) -> list[Inputs]:
     found: list[Inputs] = []
     layers = layers_of(engine.model)
     place = [0]
-    groups = [*_groups(engine, texts)]
+    groups = batches(engine, texts, WORDS)
 
     def add(layer: int, given: Tensor) -> None:
         rows = given.detach().double().cpu()  # (texts, tokens, hidden)
@@ -170,46 +171,16 @@ def inputs_of(engine: HfEngine, texts: Sequence[str]) -> list[Inputs]:
         found[layer].sums[own] += rows.sum(1)
         found[layer].tokens[own] += rows.shape[1]
 
-    with watched([layer.mlp for layer in layers], add):
+    with watched({number: layer.mlp for number, layer in enumerate(layers)}, add):
         for place[0], (_, tokens) in enumerate(groups):
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     return found
-
-
-def _groups(engine: HfEngine, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield texts of the same number of tokens together, with their places, so that none is padded."""
-    by_length: dict[int, list[tuple[int, Tensor]]] = {}
-    for place, text in enumerate(texts):
-        tokens = engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :LONGEST]
-        if tokens.numel():
-            by_length.setdefault(tokens.shape[1], []).append((place, tokens))
-    if not by_length:
-        raise TaskError("mixture: the texts for the router have no tokens")
-    for same in by_length.values():
-        for start in range(0, len(same), TOGETHER):
-            some = same[start : start + TOGETHER]
-            yield [place for place, _ in some], torch.cat([tokens for _, tokens in some])
 
 
 def layers_of(model: Any) -> list[Any]:
     """Return the layers of a running model."""
     start = stack_of(vars(model.config.get_text_config()), model.state_dict()).start
     return [*model.get_submodule(start.rstrip(".")).children()]
-
-
-@contextmanager
-def watched(modules: Sequence[Any], add: Callable[[int, Tensor], None]) -> Generator[None]:
-    """Call `add` with the place of each module and its input."""
-
-    def hook(place: int) -> Callable[[Any, Sequence[Tensor]], None]:
-        return lambda _, given: add(place, given[0])
-
-    handles = [module.register_forward_pre_hook(hook(place)) for place, module in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -219,23 +190,21 @@ def use_of(
     """Return the share of the routed weight that each expert gets, {task: (layers, experts)}, in a running mixture."""
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    groups = [*_groups(engine, texts)]
+    groups = batches(engine, texts, WORDS)
     place = [0]
-    routers = {
-        number: layer.mlp.gate for number, layer in enumerate(layers_of(engine.model)) if hasattr(layer.mlp, "gate")
-    }
+    layers = layers_of(engine.model)
+    routers = {number: layer.mlp.gate for number, layer in enumerate(layers) if hasattr(layer.mlp, "gate")}
 
-    def add(order: int, given: Tensor) -> None:
-        layer, router = [*routers.items()][order]
+    def add(layer: int, given: Tensor) -> None:
         own, tokens = groups[place[0]]
-        logits = torch.nn.functional.linear(given.reshape(-1, given.shape[-1]), router.weight).float()
+        logits = torch.nn.functional.linear(given.reshape(-1, given.shape[-1]), routers[layer].weight).float()
         value, chosen = torch.topk(logits.softmax(-1), mixture.experts_per_token, dim=-1)
         share = torch.zeros_like(logits).scatter_(1, chosen, value / value.sum(-1, keepdim=True))
         for text, each in zip(own, share.reshape(len(own), tokens.shape[1], -1).sum(1).cpu(), strict=True):
-            table = totals.setdefault(tasks[text], torch.zeros(len(layers_of(engine.model)), share.shape[1]))
+            table = totals.setdefault(tasks[text], torch.zeros(len(layers), share.shape[1]))
             table[layer] += each
 
-    with watched([*routers.values()], add):
+    with watched(routers, add):
         for place[0], (own, tokens) in enumerate(groups):
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
             for text in own:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Places
-from llmevo.errors import SourceError, TaskError
+from llmevo.errors import SourceError
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger
 from llmevo.merging.preparation.texts import Texts
@@ -23,7 +22,7 @@ from llmevo.models.architecture import experts_of, routers_of, stack_of, text_co
 from llmevo.models.files import cache_folder, write_whole
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.activations import LONGEST, batches
+from llmevo.run.activations import batches, watched
 
 RULES = 1
 """Raised by every change of how it is measured."""
@@ -77,20 +76,23 @@ def _measured(mixture: ModelReference, sources: Sources, texts: Texts, device: s
     engine = HfEngine(sources.engine_folder(mixture), folder, dtype, device, Merger(sources))
     try:
         engine.swap(Recipe.of_one(mixture, dtype))
-        tokens = [engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :LONGEST] for text in texts.all]
-        tokens = [each for each in tokens if each.numel()]
-        if not tokens:
-            raise TaskError("the texts have no tokens")
+        groups = batches(engine, texts.all, "the texts")
         config = sources.config(mixture)
         counted = _Counted(config, sources.depth(mixture))
-        with torch.no_grad(), _watched(engine.model, sources, mixture, counted):
-            for each in batches(tokens):
-                counted.shape = (each.shape[0], each.shape[1])
-                engine.model(input_ids=each.to(engine.device), use_cache=False)
+        routers = _routers(engine.model, sources, mixture)
+
+        def add(layer: int, given: Tensor) -> None:
+            rows = given.detach().reshape(-1, given.shape[-1]).float()
+            counted.add(layer, rows @ routers[layer].weight.detach().float().T)
+
+        with torch.no_grad(), watched(routers, add):
+            for _, tokens in groups:
+                counted.shape = (tokens.shape[0], tokens.shape[1])
+                engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     finally:
         engine.close()
-    total = sum(each.numel() for each in tokens)
-    return counted.use(len(tokens), total, round(time.monotonic() - started, 2))
+    total = sum(tokens.numel() for _, tokens in groups)
+    return counted.use(sum(len(places) for places, _ in groups), total, round(time.monotonic() - started, 2))
 
 
 class _Counted:
@@ -129,30 +131,15 @@ class _Counted:
         return RouterUse(rows(self._medians, texts), rows(self._means, tokens), texts, tokens, seconds)
 
 
-@contextmanager
-def _watched(model: Any, sources: Sources, mixture: ModelReference, counted: _Counted) -> Generator[None]:
-    """Let every router add its logits."""
+def _routers(model: Any, sources: Sources, mixture: ModelReference) -> dict[int, Any]:
+    """Return the routers of a running mixture by their layers."""
     source, config = sources[mixture], sources.config(mixture)
     filters, stack = routers_of(source.shapes, config), stack_of(config, source.shapes)
     parts = Places(model, source.shapes).parts
     modules = dict(model.named_modules())
-    handles: list[Any] = []
+    found: dict[int, Any] = {}
     for name, shape in source.shapes.items():
         layer = stack.layer(name)
-        if layer is None or len(shape) != 2 or not any(part in name for part in filters):
-            continue
-        module = modules[parts[name].target.removesuffix(".weight")]
-        handles.append(module.register_forward_pre_hook(_adder(layer, module, counted)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _adder(layer: int, module: Any, counted: _Counted) -> Callable[[Any, Any], None]:
-    def add(_: Any, given: Any) -> None:
-        rows = given[0].detach().reshape(-1, given[0].shape[-1]).float()
-        counted.add(layer, rows @ module.weight.detach().float().T)
-
-    return add
+        if layer is not None and len(shape) == 2 and any(part in name for part in filters):
+            found[layer] = modules[parts[name].target.removesuffix(".weight")]
+    return found
