@@ -128,8 +128,9 @@ def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:
     from llmevo.run.routers import router_of
 
     given = MixtureRecipe.from_yaml(text, str(file))
-    sources = open_models(given.recipe(ROUTER), root_of(file.parent))
-    config, planned = sources.config(given.base_model), given.recipe(ROUTER)
+    planned = given.recipe(ROUTER)
+    sources = open_models(planned, root_of(file.parent))
+    config = sources.config(given.base_model)
     assert planned.mixture
     try:
         class_of(config, planned.mixture)  # before the forward passes

@@ -29,9 +29,9 @@ from llmevo.run.log.storage import LOG, Tail, consistent_log, is_written, runs_b
 from llmevo.run.sweep import siblings
 
 POLL = 0.5
-"""Seconds between two looks at the logs while someone watches."""
+"""Seconds between two looks at the logs while a page is open."""
 IDLE = 3.0
-"""The same while nobody does; also between two searches for new runs."""
+"""The same while none is; also between two searches for new runs."""
 SHARE = 0.1
 """The share of one core that following may take: what took a second of it is repeated after ten."""
 REFRESH = 2.0
@@ -103,7 +103,7 @@ class Followed:
         now = (self.folder / LOG).stat()
         seen = (now.st_size, now.st_mtime_ns)
         if seen != self._seen or (self._tail is None and wanted):
-            if self._trouble:  # it may have been mended
+            if self._trouble:  # the log may be whole again
                 self._forget()
             self._add()
             self._seen = seen
@@ -177,7 +177,7 @@ class Followed:
             self.turn += 1
 
     def rest(self) -> None:
-        """Forget the state of a run that nobody writes and nobody watches; it is read again when it is wanted."""
+        """Forget the state of a run that is not written and whose page is not open; it is read again when needed."""
         with self._lock:
             idle = not self.viewers and time.monotonic() - self._used > KEPT
             if self._tail and idle and self.status and self.status.state != "running":
