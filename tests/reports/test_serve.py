@@ -280,21 +280,25 @@ def test_hypotheses_are_shown_with_what_the_scores_say(tmp_path: Path) -> None:
 
 def test_new_runs_of_a_folder_are_found_and_a_broken_one_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
-    runs = Runs(tmp_path, said.append)
+    folder, made = tmp_path / "served", tmp_path / "made"
+    folder.mkdir()
+    written(made / "sweep" / "a <i>", whole_run())
+    written(made / "b", whole_run()[:5])
+    (made / "c").mkdir()
+    (made / "c" / LOG).write_text("nonsense\n")
+    runs = Runs(folder, said.append)
     assert "There is no run yet" in runs.page().decode()
     thread = threading.Thread(target=runs.follow, daemon=True)
     with runs.watching(None):
         thread.start()
         stream = (json.loads(text) for _, text in runs.news(None, "", 20) if text)
-        written(tmp_path / "sweep" / "a <i>", whole_run())
-        written(tmp_path / "b", whole_run()[:5])
-        (tmp_path / "c").mkdir()
-        (tmp_path / "c" / LOG).write_text("nonsense\n")
+        for name in ("sweep", "b", "c"):
+            (made / name).rename(folder / name)  # whole: a log that is being written may be broken for a moment
         found = next(each["list"] for each in stream if each["list"].count("<strong") == 3)
         assert "sweep/a &lt;i&gt;" in found
         assert 'href="runs/sweep%2Fa%20%3Ci%3E/"' in found
         assert found.count('type="checkbox"') == 1
-        shutil.rmtree(tmp_path / "b")
+        (folder / "b").rename(made / "b")
         next(each for each in stream if '"deleted"' in each["list"])
     runs.close()
     thread.join()
