@@ -1,0 +1,81 @@
+"""bfloat16 and float16 on CPUs that have no instructions for them: products of matrices are computed in float32.
+
+Without such instructions (x86 before AVX-512, Apple's processors in PyTorch) a product of half-precision matrices is
+several times slower than the same product in float32. Here the operands are converted, multiplied in float32 and the
+result is rounded, which is what the instructions do; weights keep their type and their memory.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+FEW_ROWS = 8
+"""Up to as many rows, reading the weights takes most of the time: a conversion would not pay."""
+
+PRODUCTS = {
+    *(functional.linear, functional.scaled_dot_product_attention, torch.addmm, torch.baddbmm, torch.bmm, torch.matmul),
+    *(torch.Tensor.addmm, torch.Tensor.baddbmm, torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__),
+}
+
+
+class Float32Products(TorchFunctionMode):
+    """While it is entered, products of half-precision matrices on the CPU are computed in float32."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func not in PRODUCTS or not _is_slow(args[0]):
+            return func(*args, **given)
+        wide = func(*map(_widened, args), **{name: _widened(value) for name, value in given.items()})
+        return wide.to(args[0].dtype)
+
+
+def _is_slow(of: Any) -> bool:
+    half = isinstance(of, Tensor) and of.device.type == "cpu" and of.dtype in (torch.bfloat16, torch.float16)
+    return half and of.numel() > FEW_ROWS * of.shape[-1]
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Return whether this machine's CPU multiplies matrices of a type as fast as those of float32, or faster."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
+def use_float32_products(model: Any) -> None:
+    """Compute the products of a transformers model in float32 where the CPU has no instructions for its own type.
+
+    Every forward pass of the model, of its body and of its head does so, until the model is deleted. Nothing changes
+    for a model on another device or of another type.
+    """
+    if model.device.type != "cpu" or has_instructions(model.dtype):
+        return
+    modes: list[Float32Products] = []
+
+    def enter(*_: Any) -> None:
+        mode = Float32Products()
+        mode.__enter__()
+        modes.append(mode)
+
+    def leave(*_: Any) -> None:
+        modes.pop().__exit__(None, None, None)
+
+    parts: list[nn.Module | None] = [model, model.base_model, model.get_output_embeddings()]
+    for part in {id(part): part for part in parts if part is not None}.values():
+        part.register_forward_pre_hook(enter)
+        part.register_forward_hook(leave, always_call=True)
