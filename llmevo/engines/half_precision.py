@@ -6,6 +6,7 @@ result is rounded, which is what the instructions do; weights keep their type an
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ PRODUCTS = {
 
 
 class Float32Products(TorchFunctionMode):
-    """While it is entered, products of half-precision matrices on the CPU are computed in float32."""
+    """A context in which products of half-precision matrices on the CPU are computed in float32."""
 
     def __torch_function__(
         self,
@@ -49,7 +50,7 @@ def _widened(value: Any) -> Any:
 
 
 def has_instructions(dtype: torch.dtype) -> bool:
-    """Return whether this machine's CPU multiplies matrices of a type as fast as those of float32, or faster."""
+    """Return whether this machine's CPU has instructions for products of a type."""
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if dtype == torch.float16:
@@ -57,23 +58,21 @@ def has_instructions(dtype: torch.dtype) -> bool:
     return True
 
 
-def use_float32_products(model: Any) -> None:
-    """Compute the products of a transformers model in float32 where the CPU has no instructions for its own type.
+def fastest_products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """The context in which a device computes products of a type fastest: nothing changes but on CPUs without them."""
+    return nullcontext() if device.type != "cpu" or has_instructions(dtype) else Float32Products()
 
-    Every forward pass of the model, of its body and of its head does so, until the model is deleted. Nothing changes
-    for a model on another device or of another type.
-    """
-    if model.device.type != "cpu" or has_instructions(model.dtype):
-        return
-    modes: list[Float32Products] = []
+
+def use_fastest_products(model: Any) -> None:
+    """Let every forward pass of a transformers model, of its body and of its head run in `fastest_products`."""
+    entered: list[AbstractContextManager[Any]] = []
 
     def enter(*_: Any) -> None:
-        mode = Float32Products()
-        mode.__enter__()
-        modes.append(mode)
+        entered.append(fastest_products(model.device, model.dtype))
+        entered[-1].__enter__()
 
     def leave(*_: Any) -> None:
-        modes.pop().__exit__(None, None, None)
+        entered.pop().__exit__(None, None, None)
 
     parts: list[nn.Module | None] = [model, model.base_model, model.get_output_embeddings()]
     for part in {id(part): part for part in parts if part is not None}.values():

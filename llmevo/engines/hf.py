@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from llmevo.engines.half_precision import use_float32_products
+from llmevo.engines.half_precision import use_fastest_products
 from llmevo.engines.layers import Layers
 from llmevo.engines.loading import Part, Places, class_of
 from llmevo.engines.scoring.hf import HfScorer
@@ -39,7 +39,7 @@ class HfEngine:
         kind = class_of(load_pretrained(AutoConfig, folder))
         model = load_pretrained(kind, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
-        use_float32_products(self.model)
+        use_fastest_products(self.model)
         self.lm = HfScorer(self.model, vocabulary)
         self.merger = merger
         self._places: Places | None = None
