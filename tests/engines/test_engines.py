@@ -37,6 +37,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from llmevo.engines.half_precision import fastest_products
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
 from llmevo.errors import CandidateError, SourceError
@@ -589,7 +590,8 @@ def engine(tmp_path: Path, tied: bool) -> HfEngine:
 
 @torch.inference_mode()
 def logits(model: Any) -> Tensor:
-    return model(torch.arange(4, 20).unsqueeze(0)).logits
+    with fastest_products(model.device, model.dtype):
+        return model(torch.arange(4, 20).unsqueeze(0)).logits
 
 
 def test_loading_a_then_b_then_a_gives_the_model_a_again(engine: HfEngine, tied: bool) -> None:

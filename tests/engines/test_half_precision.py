@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from llmevo.engines import half_precision
-from llmevo.engines.half_precision import FEW_ROWS, Float32Products, fastest_products, use_fastest_products
+from llmevo.engines.half_precision import FEW_ROWS, Float32Products, fastest_products
 from support.families import new_family
 from support.family_checks import loaded, logits_of
 
@@ -78,8 +79,8 @@ def test_a_cpu_with_instructions_keeps_its_own_products(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Mixtral"])
 def test_all_products_of_a_model_are_in_float32(name: str, tmp_path: Path, widened: list[Any]) -> None:
     folder = new_family(tmp_path, name) / "base"
-    plain, model = loaded(folder, torch.bfloat16), loaded(folder, torch.bfloat16)
-    use_fastest_products(model)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = loaded(folder, torch.bfloat16)
     with Float32Products():
         wanted = logits_of(plain)
     widened.clear()
@@ -93,7 +94,6 @@ def test_all_products_of_a_model_are_in_float32(name: str, tmp_path: Path, widen
 @pytest.mark.usefixtures("without_instructions")
 def test_a_pass_that_fails_leaves_nothing_behind(tmp_path: Path, widened: list[Any]) -> None:
     model = loaded(new_family(tmp_path, "Llama") / "base", torch.bfloat16)
-    use_fastest_products(model)
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[10**6]]))
     widened.clear()

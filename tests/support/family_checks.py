@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmevo.engines.checks import check_loadable
+from llmevo.engines.half_precision import use_fastest_products
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import class_of
 from llmevo.errors import LlmevoError
@@ -100,11 +101,15 @@ def logits_of(model: Any) -> Tensor:
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> Any:
-    """The model as transformers loads it from the folder. Fails where it leaves weights out or makes some up."""
+    """The model as transformers loads it from the folder, with the products of the engine.
+
+    Fails where transformers leaves weights out or makes some up.
+    """
     kind = class_of(AutoConfig.from_pretrained(folder))
     model, said = quietly(lambda: kind.from_pretrained(folder, dtype=dtype, output_loading_info=True))
     wrong = {key: sorted(map(str, of)) for key, of in said.items() if of and key != "error_msgs"}
     assert not wrong, f"{folder.name}: {wrong}"
+    use_fastest_products(model)
     return model.eval()
 
 
