@@ -16,8 +16,13 @@ EARLIER = {
         "2ac7551153e3e6734afcffe605c0200e",
         "862cc0e8404de539e33fe0f787e26113",
         "108e0883ed83307d12d0199cf1fdca34",
+        "2883cf477d5c7848e02b96fc78350ba0",
     ),
-    "chat_user.j2": ("e102a20740498ab709bc8260122e5b75", "428bb77a3f5ea8355483380c1f94332b"),
+    "chat_user.j2": (
+        "e102a20740498ab709bc8260122e5b75",
+        "428bb77a3f5ea8355483380c1f94332b",
+        "548bbfba65c077b4c73548897dfee3b5",
+    ),
 }
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 

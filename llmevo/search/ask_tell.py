@@ -110,7 +110,7 @@ class Search:
             self._queue = self._propose(size)
         suggestions, self._queue = self._queue[: max(size, 0)], self._queue[max(size, 0) :]
         candidates = [
-            Candidate(self._asked + place, self._generation, of.origin, of.genes, of.note, path=of.path)
+            Candidate(self._asked + place, self._generation, of.origin, of.genes, of.note, of.expected, of.path)
             for place, of in enumerate(suggestions)
         ]
         self._asked += len(candidates)

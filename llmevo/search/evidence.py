@@ -187,6 +187,10 @@ CLEAR = 1.5
 """Standard errors from which on an effect is shown and a hypothesis is decided. (One-sided, a false one in fifteen.)"""
 
 
+WIDTH = 2.0
+"""Of the weights of trials by their distance from the best one, in median distances; see `task_effects`."""
+
+
 @dataclass(frozen=True)
 class TaskEffect:
     """The estimated effect of one gene on one task, or on the total."""
@@ -205,23 +209,36 @@ class TaskEffect:
 
 
 def metric_of(question: Question, trial: Trial, task: str | None) -> float | None:
-    """Return a trial's counted metric of a task, or its value where the task is None; None where it has none."""
+    """Return a trial's counted metric of a task, or its value where the task is None; None where it has none.
+
+    It is of all questions. That of a stopped candidate is estimated, as its total is: the best trial's metric and the
+    mean difference on the questions that both were asked. It is None where the scores of single questions are missing.
+    """
     if trial.score is None:
         return None
-    return trial.value if task is None else trial.score.tasks.get(task, {}).get(question.tasks[task][1])
+    if task is None or trial.score.items >= question.items:
+        return trial.value if task is None else trial.score.tasks.get(task, {}).get(question.tasks[task][1])
+    best = question.whole[0]
+    whole, own = metric_of(question, best, task), trial.score.item_scores.get(task, ())
+    other = best.score.item_scores.get(task, ())[: len(own)] if best.score else ()
+    if whole is None or not own or len(other) < len(own):
+        return None
+    found = whole + float(np.mean(own) - np.mean(other))
+    return min(max(found, 0.0), 1.0) if min(*own, *other) >= 0 and max(*own, *other) <= 1 else found
 
 
 def task_effects(question: Question) -> list[TaskEffect]:
     """Return the effects beyond `CLEAR` standard errors on the total and on each task, the strongest of each first.
 
-    By Bayesian ridge regression, as `estimate_effects`. Empty below `FEWEST` scores.
+    By Bayesian ridge regression, as `estimate_effects`, in which a trial counts the more, the nearer it is to the best
+    one (local regression: Cleveland 1979, https://doi.org/10.1080/01621459.1979.10481038). Empty below `FEWEST` scores.
     """
     genes = [gene for gene in question.space.genes if not gene.choices]
     if len(question.inside) < FEWEST or not genes:
         return []
     from sklearn.linear_model import BayesianRidge  # slow to import
 
-    points, found = _points(question), list[TaskEffect]()
+    points, nearness, found = _points(question), _nearness(question), list[TaskEffect]()
     for task in (None, *question.tasks):
         values = [metric_of(question, trial, task) for trial in question.inside]
         known = [place for place, value in enumerate(values) if value is not None and math.isfinite(value)]
@@ -229,7 +246,7 @@ def task_effects(question: Question) -> list[TaskEffect]:
         if len(known) < FEWEST or np.ptp(scores) == 0:
             continue
         spread = float(scores.std())  # the regression's priors are for scores of about this size
-        ridge: Any = BayesianRidge().fit(points[known], scores / spread)
+        ridge: Any = BayesianRidge().fit(points[known], scores / spread, sample_weight=nearness[known])
         errors = np.sqrt(np.maximum(np.diag(ridge.sigma_), 0.0))
         own = [
             TaskEffect(task, gene, spread * float(slope), spread * float(error))
@@ -237,6 +254,15 @@ def task_effects(question: Question) -> list[TaskEffect]:
         ]
         found += sorted((e for e in own if abs(e.strength) > CLEAR), key=lambda effect: -abs(effect.strength))
     return found
+
+
+def _nearness(question: Question) -> Array:
+    """The weight of each trial inside: 1 for the best one, less with the distance from it."""
+    points = _points(question)
+    best = points[max(range(len(points)), key=lambda place: question.inside[place].value)]
+    squares = ((points - best) ** 2).sum(axis=1)
+    width = WIDTH**2 * float(np.median(squares))
+    return np.exp(-0.5 * squares / width) if width else np.ones(len(points))
 
 
 # Paired comparisons

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
-from llmevo.search.evidence import best_parent, flips, gap, stderr_of, task_effects, verdict
+from llmevo.search.evidence import best_parent, flips, gap, metric_of, stderr_of, task_effects, verdict
 from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.chat import SHORT, TOKENS, tokens
@@ -152,6 +152,49 @@ def test_effects_are_found_for_the_task_and_the_row_that_have_them_in_units_of_t
     assert "effects are confounded" in text
 
 
+def test_of_effects_those_near_the_best_recipe_count_most() -> None:
+    found: list[Trial] = []
+    for place, x in enumerate(np.linspace(0, 1, 60)):
+        share = float(x**2)  # the best is at 1, with the slope 2 there
+        metrics = {"sums_task": {"acc,none": share}}
+        found.append(trial(place, SPACE.from_unit(np.array([0.5, x, 0.5, 0.5])), Score(share, 0.03, metrics, 60)))
+    near = task_effects(question(*found, tasks={"sums_task": TASKS["sums_task"]}))
+    assert {effect.gene.name for effect in near} == {SPACE.genes[1].name}
+    assert all(effect.slope > 1.01 for effect in near), near  # 1 where all count alike
+
+
+def test_the_tasks_of_a_stopped_candidate_are_estimates_for_all_questions_and_are_marked() -> None:
+    stopped = trial(4, genes(0.9, 0.9, 0.9, 0.9), score(sums=first(3, 4), dates=first(2, 4), errors=first(1, 4)))
+    asked = question(ALPHA, BETA, BEST, stopped)
+    # The best has 85 of all dates and the first 4, this one 2 of these.
+    assert metric_of(asked, stopped, "dates_task") == pytest.approx(0.85 + 0.5 - 1.0)
+    text = messages(asked)
+    assert "±0.05 (stopped after 12 questions); 100 35 0; [90 90] [90 90]" in text
+    assert "are estimates for all questions" in text
+    assert "estimates for all questions" not in messages(question(ALPHA, BETA, BEST))
+    assert stopped.score
+    bare = replace(stopped, score=replace(stopped.score, item_scores={}))
+    assert metric_of(question(BEST, bare), bare, "sums_task") is None
+    assert "(stopped after 12 questions); ? ? ?" in messages(question(BEST, bare))
+
+
+def test_the_prompt_says_how_the_expectations_of_the_statistics_came_out() -> None:
+    at = replace(WORSE.candidate, origin="gaussian", expected=0.4)
+    numeric = [replace(WORSE, candidate=replace(at, id=place)) for place in (3, 4)]
+    assert WORSE.score
+    off = 0.4 - WORSE.score.total
+    text = messages(full(trials=(ALPHA, BETA, *numeric, BEST)))
+    assert f"so far its candidates came out {off:.3f} lower than\nexpected, on average of the last 2)" in text
+    assert "came out" not in messages(full())
+
+
+def test_the_base_is_shown_with_its_scores_or_as_what_has_none() -> None:
+    assert "- base (all weights 0) has no score yet; card: The base of both.\n" in messages(full())
+    zero = trial(9, genes(0, 0, 0, 0), score(sums=first(5), dates=first(1), errors=first(2)))
+    assert re.search(r"- base #9: 0\.\d{3}; 25 5 10; card", messages(full(trials=(ALPHA, BETA, BEST, zero))))
+    assert "no score yet" not in messages(full(mask_names=True))
+
+
 def test_there_are_no_effects_of_five_scores_or_of_noise_alone() -> None:
     assert task_effects(question(*landscape(5))) == []
     random = np.random.default_rng(1)
@@ -276,10 +319,10 @@ def test_before_any_score_there_are_cards_tasks_with_questions_and_depth_and_rec
     text = messages(full(**dict.fromkeys(("proposed", "hypotheses", "beliefs", "predictions"), ()), trials=()))
     assert "over the base base" in text
     assert "- alpha; card: Alpha is trained on arithmetic.\n" in text
-    assert "- base; card: The base of both.\n" in text
+    assert "- base (all weights 0) has no score yet; card: The base of both.\n" in text
     assert (
-        "- sums_task: 0.5 × acc,none; a guess gets 25; Add the numbers.\n> Sums question 0: what is 0 + 0? → sum-0\n"
-        in text
+        "- sums_task: 0.5 × acc,none; 20 questions; a guess gets 25; Add the numbers.\n"
+        "> Sums question 0: what is 0 + 0? → sum-0\n" in text
     )
     assert text.count("\n> Sums") == text.count("\n> Dates") == 3
     assert "1=layers 0-1 (depth 0.17) 2=layers 2-3 (depth 0.83)" in text
@@ -290,7 +333,7 @@ def test_before_any_score_there_are_cards_tasks_with_questions_and_depth_and_rec
 def test_tasks_that_ask_the_same_questions_show_them_once() -> None:
     text = messages(full(trials=(), texts={"sums_task": TEXTS["sums_task"], "dates_task": [*TEXTS["sums_task"]]}))
     assert text.count("> Sums question 0") == 1
-    assert "- dates_task: 0.3 × exact_match,number; the questions of sums_task\n" in text
+    assert "- dates_task: 0.3 × exact_match,number; 20 questions, those of sums_task\n" in text
 
 
 # What it said before

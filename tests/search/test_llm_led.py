@@ -394,6 +394,8 @@ def test_what_the_llm_said_before_and_what_became_of_it_is_told_again() -> None:
     assert question.used == len(question.trials) == len(rows(OVER)) + 3
     assert len(question.suggestions) == 3
     assert all(OVER.contains(genes) and deviation > 0 for genes, _, deviation in question.suggestions)
+    spread = float(np.std([trial.value for trial in question.trials]))
+    assert question.suggestions[0][2] > 0.1 * spread  # none of them is taken for scored
     assert len(third.proposed) > 4
     assert [*third.beliefs] == answer.beliefs  # an answer without beliefs takes none back
     assert third.analysis == "late layers matter"

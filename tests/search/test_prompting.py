@@ -67,7 +67,7 @@ def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> Non
 
 def test_the_chat_prompt_says_how_models_are_prepared_and_where_their_sum_is_a_merge() -> None:
     said = {step: chat_text(question(over=space(prepare=[step]))) for step in ("regmean", "tsv")}
-    assert all(f"100 as prepared by {step}" in text for step, text in said.items())
+    assert all(f"100 as prepared by {step}; between, so many" in text for step, text in said.items())
     assert "With all weights 100 the merge is RegMean's own" in said["regmean"]
     assert "RegMean" not in said["tsv"]
     assert "prepared" not in chat_text(question())

@@ -13,7 +13,7 @@ from llmevo.search.optimizers.matern_process import Mean
 from llmevo.search.optimizers.population import key
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Belief, Hypothesis, Proposed, Question, Reading
-from llmevo.search.space import Array
+from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
 GENERATION = 3  # candidates between two prompts
@@ -157,19 +157,13 @@ class LlmLedSearch(BayesianOptimization):
             for of in proposed
             if of.suggestion.expected is not None and of.trial and of.trial.score
         ]
-        if not self._trials:
-            numeric = ()  # the model expects nothing yet
-        deviations = self._model.predict(self._points([one.genes for one in numeric]))[1] if numeric else ()
         return replace(
             self._setup.question,
             trials=tuple(self._trials),
             wanted=min(slots + 1, PROPOSALS),  # one more, in the place of a repetition
             generation=self._generation,
             used=len(self._trials),
-            suggestions=[
-                (one.genes, one.expected or 0.0, self._scale.deviation * float(deviation))
-                for one, deviation in zip(numeric, deviations, strict=True)
-            ],
+            suggestions=self._expectations(numeric),
             predictions=predictions,
             weights=self._weights,
             slots=slots,
@@ -180,6 +174,20 @@ class LlmLedSearch(BayesianOptimization):
             share=self._share.value,
             analysis=self._analysis,
         )
+
+    def _expectations(self, numeric: Sequence[Suggestion]) -> list[tuple[Genes, float, float]]:
+        """(genes, expected score, its standard deviation) of the numeric engine's next candidates, by the scores alone:
+        the model that chose them takes each for scored before the next. None before there are scores.
+        """
+        if not self._trials or not numeric:
+            return []
+        with self._threads.limit(limits=1):
+            self._fit()
+            found = zip(*self._model.predict(self._points([one.genes for one in numeric])), strict=True)
+        return [
+            (one.genes, self._scale.score(float(mean)), self._scale.deviation * float(deviation))
+            for one, (mean, deviation) in zip(numeric, found, strict=True)
+        ]
 
     def _proposal_of(self, one: Suggestion, trial: Trial | None, fate: str, generation: int) -> Proposed:
         """What became of a proposal; a repetition has no trial of its own."""

@@ -1,6 +1,6 @@
 """A question to the LLM, independent of its wording, and the reading of the answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast, overload
@@ -139,6 +139,17 @@ class Question:
         return [trial for trial in self.trials if trial.score]
 
     @cached_property
+    def items(self) -> int:
+        """The questions of a full evaluation; racing asks a stopped candidate fewer."""
+        return max((trial.score.items for trial in self.scored if trial.score), default=0)
+
+    @cached_property
+    def whole(self) -> list[Trial]:
+        """The trials that were asked all questions, best first."""
+        full = [trial for trial in self.scored if trial.score and trial.score.items == self.items]
+        return sorted(full, key=lambda trial: trial.value, reverse=True)
+
+    @cached_property
     def inside(self) -> list[Trial]:
         """The scored points of the space. A parent may lie outside the user's bounds, or have no genes."""
         return [trial for trial in self.scored if trial.candidate.lies_in(self.space)]
@@ -203,6 +214,9 @@ class Messages(Sequence[dict[str, str]]):
 
     def __len__(self) -> int:
         return len(self._written)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self._written)  # by the places, an IndexError of the writer would be taken for the end
 
     def __repr__(self) -> str:
         return repr(self._written)

@@ -128,6 +128,8 @@ class Row:
     """The score of every shown task, in their order."""
     reason: str = ""
     """The reason of a failure, or the violated constraints."""
+    items: int = 0
+    """The questions that it was asked."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class TaskRow:
     description: str
     samples: list[str]
     """Questions with their right answers, each in a line."""
+    questions: int
+    """Of a full evaluation; 0 where the number is not known."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +205,19 @@ class Facts:
         ranked = sorted(question.inside, key=lambda trial: trial.value)
         return [trial for trial in ranked if trial.candidate.origin != "parent" or trial is question.best]
 
+    def questions_of(self, task: str) -> int:
+        """The questions of a task in a full evaluation; 0 before there is one, or where it is not known."""
+        whole = self.question.whole
+        return max((len(trial.score.item_scores.get(task, ())) for trial in whole if trial.score), default=0)
+
     @cached_property
-    def items(self) -> int:
-        """The questions of a full evaluation."""
-        return max((trial.score.items for trial in self.question.scored if trial.score), default=0)
+    def surprises(self) -> list[float]:
+        """The expected minus the actual scores of the statistics' latest candidates; none where the score is one of
+        several objectives, whose weights change.
+        """
+        numeric = [t for t in self.question.scored if t.candidate.origin == "gaussian" and not self.question.weights]
+        found = [t.candidate.expected - t.value for t in numeric if t.candidate.expected is not None]
+        return found[-RECENT:]
 
     @cached_property
     def paired_noise(self) -> float:
@@ -241,7 +254,7 @@ class Variables:
         heaviest = sorted(question.tasks, key=lambda task: -abs(question.tasks[task][0]))[: detail.tasks]
         self._tasks = [task for task in question.tasks if task in heaviest]
         self._shows_filters = len(question.space.filters) > 1
-        seen = [metric_of(question, trial, task) for trial in question.scored for task in self._tasks]
+        seen = [metric_of(question, trial, task) for trial in question.whole for task in self._tasks]
         self._hundredths = all(0 <= value <= 1 for value in seen if value is not None)
 
     def all(self) -> dict[str, Any]:
@@ -288,7 +301,10 @@ class Variables:
             "bias": fmean(expected - actual for expected, actual in recent) if recent else 0.0,
             "bias_error": stdev(e - a for e, a in recent) / len(recent) ** 0.5 if recent[1:] else 0.0,
             "predicted": len(recent),
-            "noise": fmean(t.score.stderr for t in question.scored if t.score) if question.scored else 0.0,
+            "surprises": facts.surprises,
+            "surprise": fmean(facts.surprises) if facts.surprises else 0.0,
+            "surprise_error": stdev(facts.surprises) / len(facts.surprises) ** 0.5 if facts.surprises[1:] else 0.0,
+            "noise": fmean(t.score.stderr for t in question.whole if t.score) if question.whole else 0.0,
             "questions": best.score.items if best and best.score else 0,
             "best": best.value if best else None,
             "stagnation": len(question.trials) - 1 - [*question.trials].index(best) if best else 0,
@@ -385,6 +401,7 @@ class Variables:
             f"{100 * chance:.0f}" if chance is not None and self._hundredths else "",
             self._names.text(question.descriptions.get(task, ""), detail.card) if shown and detail.card else "",
             [f"{self._line(text)} → {self._line(right, detail.text // 3)}" for text, right in samples],
+            len(texts) or self._facts.questions_of(task),
         )
 
     def _line(self, text: str, longest: int | None = None) -> str:
@@ -399,13 +416,19 @@ class Variables:
         return self._names.text(self._question.cards.get(name, ""), self._detail.card)
 
     def _base(self) -> str:
-        """The base model's own scores: of a recipe without any weight, or of a candidate of that origin."""
-        weights = [gene.name for gene in self._question.space.genes if gene.parameter == "weight"]
+        """The base model's own scores: of a recipe without any weight, or of a candidate of that origin. Without them
+        what would give them, where a table of zeros is the base.
+        """
+        space = self._question.space
+        genome, weights = space.genome, [gene for gene in space.genes if gene.parameter == "weight"]
         for trial in self._question.scored:
             genes = trial.candidate.genes
-            empty = self._question.space.genome.base_model and weights and not any(genes.get(n, 1.0) for n in weights)
+            empty = genome.base_model and weights and not any(genes.get(gene.name, 1.0) for gene in weights)
             if trial.score and (trial.candidate.origin == "base" or empty):
                 return f" #{trial.candidate.id}: {trial.score.total:.3f}; {self._scores(trial)}"
+        reachable = weights and all(gene.low <= 0 for gene in weights) and not space.routing
+        if reachable and not self._names.masked and all(genome.scales(method) for method in genome.methods):
+            return " (all weights 0) has no score yet"
         return ""
 
     def _recipes(self) -> list[Trial]:
@@ -423,9 +446,8 @@ class Variables:
     def _task_noise(self) -> str:
         """The median standard error of each task's metric, of full evaluations."""
         question, found = self._question, list[str]()
-        whole = [trial for trial in question.scored if trial.score and trial.score.items == self._facts.items]
         for task in self._tasks:
-            errors = [error for trial in whole if (error := stderr_of(question, trial, task))]
+            errors = [error for trial in question.whole if (error := stderr_of(question, trial, task))]
             found.append(self._unit(median(errors)) if errors else "?")
         return " ".join(found) if {*found} - {"?"} else ""
 
@@ -628,9 +650,10 @@ class Variables:
             row.table,
             row.methods,
             trial.score.total if trial.score else None,
-            trial.score.stderr if trial.score and trial.score.items < self._facts.items else 0.0,
+            trial.score.stderr if trial.score and trial.score.items < self._question.items else 0.0,
             self._scores(trial),
             self._names.text(trial.reason, longest),
+            trial.score.items if trial.score else 0,
         )
 
     def _row(self, name: str, genes: Genes, score: float | None = None, stderr: float = 0.0) -> Row:
