@@ -53,7 +53,7 @@ def test_the_golden_log_of_an_llm_that_leads_holds_beliefs_hypotheses_moves_and_
 
 
 TIED = {"0.3-llm-off"}
-"""Golden logs in which candidates promise the same: the last bits of a BLAS, which differ by CPU, choose one of them."""
+"""Golden logs of candidates that promise the same: the last bits of a BLAS, which differ by CPU, choose one of them."""
 
 
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
