@@ -22,7 +22,7 @@ def merge(
     parameters: Parameters = None,
     donor: DonorFile = None,
 ) -> None:
-    """Merge a mergekit recipe into a new model. Methods: those that llmevo searches over."""
+    """Merge a mergekit recipe into a new model."""
     from llmevo.export.formats import Format  # torch takes seconds to import
     from llmevo.export.merge import merge_as
     from llmevo.models.tokenizer import TOKENIZERS

@@ -250,7 +250,7 @@ def test_a_keyboard_and_a_screen_reader_find_their_way(window: Page, tmp_path: P
         assert window.run("document.activeElement.id") == "main"
         landmarks = "['header', 'nav[aria-label]', 'section[aria-label=Now]', 'main', 'footer']"
         assert window.run(f"{landmarks}.every(s => document.querySelectorAll(`body > ${{s}}`).length === 1)")
-        assert window.run("document.querySelector('#status').getAttribute('role')") == "status"
+        assert window.run("document.querySelector('#news').getAttribute('role')") == "status"
         plots = "[...document.querySelectorAll('.plot')].map(p => [p.getAttribute('role'), p.ariaLabel.length > 40])"
         found = window.run(plots)
         assert len(found) > 6

@@ -19,7 +19,7 @@ from llmevo.reports.text import clock, with_error
 from llmevo.run.log.fleet import Member
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written
-from llmevo.run.progress import left
+from llmevo.run.progress import Left, left
 from llmevo.run.spending import Spending
 from llmevo.run.sweep import siblings
 
@@ -65,6 +65,8 @@ class Status:
     """Seconds since the last event."""
     left: float | None = None
     """Seconds that a running one is expected to take."""
+    step: float | None = None
+    """Seconds of these until the next event; negative where it is later than expected."""
     rate: float | None = None
     """Questions a second of all workers of a running one together."""
     workers: list[Member] = field(default_factory=list[Member])
@@ -103,7 +105,8 @@ def _known(state: RunState, run: Path, written: bool, others: Sequence[RunState]
     search = config.search
     best, held, both = state.best, state.heldout.get("best"), served_best(state)
     age = (datetime.now(UTC) - state.latest).total_seconds()
-    ahead = left(state, config, others).after(age) if written else 0.0
+    expected = left(state, config, others) if written and not state.finished else Left()
+    ahead = expected.after(age)
     return {
         "optimizer": search.optimizer,
         "progress": Spending(search.budget, state).progress,
@@ -124,7 +127,8 @@ def _known(state: RunState, run: Path, written: bool, others: Sequence[RunState]
         "age": round(age, 3),
         "rate": round(state.fleet.rate, 3) if written and state.fleet.present else None,
         "workers": state.fleet.present if written else [],
-        "left": round(ahead, 3) if ahead and not state.finished else None,
+        "left": round(ahead, 3) if ahead else None,
+        "step": round(expected.now - age, 3) if ahead and expected.now else None,
     }
 
 

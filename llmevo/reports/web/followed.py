@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,6 +44,20 @@ NOW = Markup("<!--now-->")
 """The place of what happens now in a page that is kept."""
 
 
+@dataclass(frozen=True)
+class Remaining:
+    """The time that a run still takes, for a page that counts it down."""
+
+    step: float | None
+    """Seconds until the next event is expected; negative where it is late, None where nothing is known of it."""
+    later: float
+    """Seconds of all steps after it."""
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.step or 0.0) + self.later
+
+
 class Followed:
     """One run. Every method may be called from any thread."""
 
@@ -53,6 +67,8 @@ class Followed:
         self.key = "run-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         self.status: Status | None = None
         """None before the log is read."""
+        self._settled = 0.0
+        """When the status was found."""
         self.turn = 0
         """Grows with everything that a viewer may want to know."""
         self.viewers = 0
@@ -77,7 +93,7 @@ class Followed:
         """The candidates that were scored last."""
         self._parts: tuple[Any, ...] = ()
         self._page, self._of_page, self._offered, self._due, self._took = b"", -1, 0, 0.0, 0.0
-        self._message: tuple[str, int, bytes] = ("", -1, b"")
+        self._message: tuple[tuple[str, int, int], bytes] = (("", -1, 0), b"")
 
     @property
     def version(self) -> str:
@@ -97,7 +113,7 @@ class Followed:
                 known = self.status or Status(str(self.folder), "deleted")
                 self._seen, self._known = None, (-1, False, "")
                 state = "deleted" if gone else "broken"
-                self._settle(replace(known, state=state, reason=reason, workers=[], left=None, rate=None))
+                self._settle(replace(known, state=state, reason=reason, workers=[], left=None, step=None, rate=None))
 
     def _read(self, wanted: bool) -> None:
         now = (self.folder / LOG).stat()
@@ -166,6 +182,7 @@ class Followed:
                     self._rows[row["id"]] = (self._count, row)
 
     def _settle(self, status: Status) -> None:
+        self._settled = time.monotonic()
         if status != self.status:
             self.status = status
             self.turn += 1
@@ -183,12 +200,21 @@ class Followed:
             if self._tail and idle and self.status and self.status.state != "running":
                 self._forget()
 
+    @property
+    def remaining(self) -> Remaining | None:
+        """The time that the run still takes from now on, or None where it is not known."""
+        status = self.status
+        if status is None or status.left is None:
+            return None
+        step = None if status.step is None else status.step - (time.monotonic() - self._settled)
+        return Remaining(step, status.left - max(0.0, status.step or 0.0))
+
     def now(self) -> Markup:
         """Return the HTML above the report: the state, the workers and the LLM's last analysis."""
         said = self._state.prompted[-1] if self._state.prompted else None
         status = self.status or Status(str(self.folder), "stopped")
         thought, latest = said if said and said.analysis else None, [self._state.trials[n] for n in self._latest]
-        return fragment("now.html.j2", of=status, thought=thought, latest=latest, last=last)
+        return fragment("now.html.j2", of=status, remaining=self.remaining, thought=thought, latest=latest, last=last)
 
     def message(self, since: str) -> tuple[str, bytes]:
         """Return the version, and what a viewer of version `since` does not know, as JSON: the state now, changed
@@ -196,7 +222,8 @@ class Followed:
         was cut.
         """
         with self._lock:
-            if self._message[:2] != (since, self.turn):
+            key = (since, self.turn, int(time.monotonic()))  # a second later, the time left is another one
+            if self._message[0] != key:
                 begun, _, number = since.rpartition("-")
                 count = int(number[:12]) if number.isdecimal() else 0
                 self._update()
@@ -207,8 +234,8 @@ class Followed:
                     "page": f"{self._begun}-{self._offered}",
                     "anew": begun not in ("", self._begun) or count > self._count,
                 }
-                self._message = (since, self.turn, json.dumps(content).encode())
-            return self.version, self._message[2]
+                self._message = (key, json.dumps(content).encode())
+            return self.version, self._message[1]
 
     def page(self) -> bytes:
         """Return the page, rendered anew if that is due; what it lacks, its viewer gets as a message."""
@@ -377,7 +404,10 @@ class Runs:
 
     def listed(self) -> Markup:
         """Return the HTML of the list."""
-        found = [(run.key, run.name, f"runs/{quote(os.fsencode(run.name), safe='')}/", run.status) for run in self.runs]
+        found = [
+            (run.key, run.name, f"runs/{quote(os.fsencode(run.name), safe='')}/", run.status, run.remaining)
+            for run in self.runs
+        ]
         return fragment("list.html.j2", runs=found)
 
     def message(self, since: str) -> tuple[str, bytes]:

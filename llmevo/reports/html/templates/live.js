@@ -17,7 +17,7 @@ function become(old, fresh) {
   }
   for (const { name, value } of [...fresh.attributes]) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && name !== "open" && !name.startsWith("data-")) old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && name !== "open" && name !== "tabindex" && !name.startsWith("data-")) old.removeAttribute(name);
   }
   const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
   let next = old.firstChild;
@@ -61,8 +61,27 @@ async function refresh() {
   } catch { /* the stream says when the server is there again */ } finally { fetching = false; }
 }
 
+/* The time left, by the clock until the next message; the server says what is expected. */
+let heard = performance.now();
+const clock = (seconds) => {
+  const all = Math.round(seconds), two = (number) => String(number).padStart(2, "0");
+  const minutes = `${Math.floor(all / 60) % 60}`, hours = Math.floor(all / 3600);
+  return `${hours ? `${hours}:${two(minutes)}` : minutes}:${two(all % 60)}`;
+};
+function countDown() {
+  const past = (performance.now() - heard) / 1000;
+  for (const place of document.querySelectorAll("[data-later]")) {
+    const { step, later, long } = place.dataset, ofStep = step === "" ? 0 : Number(step) - past;
+    const time = clock(Math.max(0, ofStep) + Number(later)), late = ofStep < 0;
+    const said = long === undefined ? `${time}${late ? ", late" : ""}` : `about ${time} left${late ? "; the next result takes longer than expected" : ""}`;
+    if (place.textContent !== said) place.textContent = said;
+  }
+}
+setInterval(countDown, 1000);
+
 function take(message) {
   if (message.anew) { location.reload(); return; }
+  heard = performance.now();
   become(document.getElementById("now"), parse(`<section id="now" aria-label="Now">${message.now}</section>`).getElementById("now"));
   if (message.list) become(document.getElementById("list"), parse(`<div class="wide" id="list">${message.list}</div>`).getElementById("list"));
   version = message.version;
@@ -83,6 +102,7 @@ function follow() {
   source.onerror = () => {
     const said = document.getElementById("connection");
     if (said) said.textContent = "The connection to llmevo serve is lost; trying again.";
+    for (const place of document.querySelectorAll("[data-later]")) { delete place.dataset.later; place.textContent = ""; }
     if (source.readyState === EventSource.CLOSED) setTimeout(() => document.hidden || follow(), 3000);
   };
 }

@@ -75,8 +75,20 @@ async function draw() {
     const [traces, layout] = themed(figure, place.clientWidth);
     await Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   }
+  document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true"); /* Plotly's own, without a text */
+  reach();
   root.dataset.drawn = dark() ? "dark" : "light";
 }
+
+/* What scrolls can be reached by keyboard, and scrolled by its arrows. */
+function reach() {
+  for (const place of document.querySelectorAll(".wide, .table, pre")) {
+    const scrolls = place.scrollWidth > place.clientWidth + 1 || place.scrollHeight > place.clientHeight + 1;
+    if (scrolls) place.tabIndex = 0;
+    else place.removeAttribute("tabindex");
+  }
+}
+new ResizeObserver(reach).observe(document.body);
 
 /* Tables: sorted by a click, filtered by a word, a hundred rows at a time. */
 const CHUNK = 100;
@@ -92,7 +104,7 @@ function setChildren(parent, nodes) {
 }
 
 /* Returns a function that takes other rows; `key` names a row that may change. */
-function table(place, columns, rows, { expand, mark, sort, key } = {}) {
+function table(place, columns, rows, { expand, mark, sort, key, name } = {}) {
   const state = { sort: sort ?? [0, 1], shown: [], count: CHUNK };
   const body = make("tbody"), head = make("tr"), count_ = make("span", { class: "quiet", role: "status" });
   const search = make("input", { type: "search", placeholder: "filter", "aria-label": "filter rows" });
@@ -154,12 +166,13 @@ function table(place, columns, rows, { expand, mark, sort, key } = {}) {
     columns.forEach((column, number) => {
       const value = values[number];
       const shown = value === null ? "" : column.text ? value : column.show ? column.show(value, row) : String(value);
-      const cell = tr.children[number] ?? tr.appendChild(make("td", { class: column.text ? "text" : "" }));
+      const cell = tr.children[number] ?? tr.appendChild(number === 0 && expand ? make("th", { scope: "row" }) : make("td", { class: column.text ? "text" : "" }));
       setChildren(cell, [...(expand && number === 0 ? [button] : []), document.createTextNode(shown)]);
     });
-    if (!expand || known.opens) return;
+    if (!expand) return;
+    button.setAttribute("aria-label", `open ${tr.firstChild.lastChild.textContent}${row.best ? ", the best" : ""}`);
+    if (known.opens) return;
     known.opens = true;
-    button.setAttribute("aria-label", `open ${tr.firstChild.lastChild.textContent}`);
     tr.addEventListener("click", async () => {
       if (known.below) { known.below.remove(); known.below = null; button.firstChild.nodeValue = "▸"; }
       else {
@@ -175,7 +188,7 @@ function table(place, columns, rows, { expand, mark, sort, key } = {}) {
   search.addEventListener("input", () => arrange());
   more.addEventListener("click", grow);
   new IntersectionObserver(([seen]) => { if (seen.isIntersecting && !more.hidden) grow(); }, { rootMargin: "400px" }).observe(more);
-  place.append(make("div", { class: "tools" }, search, count_), make("table", {}, make("thead", {}, head), body), more);
+  place.append(make("div", { class: "tools" }, search, count_), make("table", name ? { "aria-label": name } : {}, make("thead", {}, head), body), more);
   take(rows);
   return take;
 }
@@ -221,7 +234,7 @@ function candidates(place) {
     { name: "note", of: (row) => (row.reason ? `failed: ${row.reason}` : row.note), text: true },
   ];
   return table(place, columns, data.candidates, {
-    sort: [1, -1],
+    name: "Every candidate", sort: [1, -1],
     key: (row) => row.id,
     mark: (row) => (row.best ? "best" : row.reason ? "failed" : ""),
     expand: async (row) => {
@@ -245,7 +258,7 @@ function effects(place) {
     number("in std. errors", 9, (value) => value.toFixed(1)),
     number("against uniform", 10, (value, row) => signed(value, row[11])),
   ];
-  return table(place, columns, data.effects, { sort: [7, -1], key: (row) => row.slice(0, 4).join("\n") });
+  return table(place, columns, data.effects, { name: "All effects", sort: [7, -1], key: (row) => row.slice(0, 4).join("\n") });
 }
 
 /* Details that are filled when they are opened; the event does not bubble. */
