@@ -231,7 +231,7 @@ def parameters(command: Callable[..., Any]) -> dict[str, str]:
         value = "" if flag else f" {about.metavar or _placeholder(kind)}"
         given = [about.default] if isinstance(about.default, str) else []  # typer's first argument, here a name
         option = ", ".join([*given, *(about.param_decls or [])] or [f"--{name.replace('_', '-')}"])
-        fixed = "" if flag or parameter.default is None else f" Default: `{parameter.default}`."
+        fixed = "" if flag or parameter.default in (None, "") else f" Default: `{parameter.default}`."
         found[option + value] = f"{about.help or ''}{fixed}"
     return found
 

@@ -68,10 +68,10 @@ class LlmLedSearch(BayesianOptimization):
     """Bayesian optimization that an LLM leads.
 
     The LLM is asked for recipes before anything is scored, and then, as long as its recipes are worth more than the
-    numeric ones, for most of each generation. Its recipes are scored in its own order, whatever the model of the scores
-    thinks of them. Its beliefs are a prior mean of that model, with a weight that the scores decide. An answer without
-    a recipe is no bad score; its evaluations are the numeric engine's. Use it whenever there is an LLM; the more it
-    knows of the models, the better.
+    numeric ones, for most of each generation. They are scored in the order of the answer, whatever the model of the
+    scores predicts for them. The LLM's beliefs are a prior mean of that model, with a weight that the scores decide. An
+    answer without a recipe does not lower the LLM's share; its evaluations go to the statistical model. Use it whenever
+    there is an LLM; the more it knows of the models, the better.
     """
 
     def __init__(self, setup: Setup) -> None:
