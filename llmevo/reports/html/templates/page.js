@@ -104,7 +104,7 @@ function setChildren(parent, nodes) {
 }
 
 /* Returns a function that takes other rows; `key` names a row that may change. */
-function table(place, columns, rows, { expand, mark, sort, key, name } = {}) {
+function table(place, columns, rows, { expand, mark, sort, key, named } = {}) {
   const state = { sort: sort ?? [0, 1], shown: [], count: CHUNK };
   const body = make("tbody"), head = make("tr"), count_ = make("span", { class: "quiet", role: "status" });
   const search = make("input", { type: "search", placeholder: "filter", "aria-label": "filter rows" });
@@ -188,7 +188,7 @@ function table(place, columns, rows, { expand, mark, sort, key, name } = {}) {
   search.addEventListener("input", () => arrange());
   more.addEventListener("click", grow);
   new IntersectionObserver(([seen]) => { if (seen.isIntersecting && !more.hidden) grow(); }, { rootMargin: "400px" }).observe(more);
-  place.append(make("div", { class: "tools" }, search, count_), make("table", name ? { "aria-label": name } : {}, make("thead", {}, head), body), more);
+  place.append(make("div", { class: "tools" }, search, count_), make("table", named ? { "aria-labelledby": named } : {}, make("thead", {}, head), body), more);
   take(rows);
   return take;
 }
@@ -234,7 +234,7 @@ function candidates(place) {
     { name: "note", of: (row) => (row.reason ? `failed: ${row.reason}` : row.note), text: true },
   ];
   return table(place, columns, data.candidates, {
-    name: "Every candidate", sort: [1, -1],
+    named: "candidates-title", sort: [1, -1],
     key: (row) => row.id,
     mark: (row) => (row.best ? "best" : row.reason ? "failed" : ""),
     expand: async (row) => {
@@ -258,7 +258,7 @@ function effects(place) {
     number("in std. errors", 9, (value) => value.toFixed(1)),
     number("against uniform", 10, (value, row) => signed(value, row[11])),
   ];
-  return table(place, columns, data.effects, { name: "All effects", sort: [7, -1], key: (row) => row.slice(0, 4).join("\n") });
+  return table(place, columns, data.effects, { named: "effects-title", sort: [7, -1], key: (row) => row.slice(0, 4).join("\n") });
 }
 
 /* Details that are filled when they are opened; the event does not bubble. */
