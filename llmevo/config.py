@@ -116,6 +116,9 @@ LOGGED = "logged"
 
 SIGMA_RULES = ("csa", "llm")
 
+WITH_PRIOR = ("llm", "llm-off")
+"""The optimizers with `search.prior`."""
+
 
 def check_values(values: Mapping[str, Any], origin: str) -> None:
     """Raise RunError where the config of a log has a removed value: its candidates cannot be computed again."""
@@ -392,6 +395,10 @@ class Search(Section):
     """Own recipes, scored after the parents and the uniform merges: mergekit's YAML files, genes by name, or layer
     paths (`{path: A 0-12 | A 8-30}`); or `model_stock`, the weights that Model Stock gives each slice. With two experts
     or more of a mixture (`MODEL#expert=0`) their average by the measured use of the routers comes first."""
+    prior: Literal["model_stock"] | None = None
+    """Where the optimizers `llm` and `llm-off` presume the best weights before anything is scored. `model_stock`: at
+    those of Model Stock, as in `start_from`. How much that counts is learnt from the scores; an LLM's beliefs about a
+    gene take its place."""
     racing: Annotated[Racing | None, Switch] = Racing()
     """Stop a candidate early if it cannot become the best; `false` scores all questions. Has no effect unless every
     task's metric is a mean over its questions."""
@@ -437,6 +444,11 @@ class Search(Section):
             shares = ", ".join(f"{share:g}" for share in self.shares)
             raise ValueError(
                 f"shares: give three numbers over 0 with the sum 1, such as [0.5, 0.3, 0.2], not [{shares}]"
+            )
+        if self.prior and self.optimizer not in WITH_PRIOR:
+            raise ValueError(
+                f"prior: {self.optimizer} presumes nothing before the scores; give an optimizer that does,"
+                f" {' or '.join(WITH_PRIOR)}, or take the weights as a start row: start_from: [{self.prior}]"
             )
         if self.spaces == "both" and self.optimizer in PATHS:
             raise ValueError(

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from llmevo.errors import UserError
+from llmevo.errors import SourceError, UserError
 from llmevo.merging.dense import RouterUse, average, expert_of, uniform, widened
 from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import experts_of
+from llmevo.models.experts import dense_config
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 
@@ -43,7 +44,11 @@ def make_dense(
     if by not in WAYS:
         raise UserError(f"--by: {by!r} is none of {', '.join(WAYS)}")
     sources = Sources(Path(root))
-    sources.own_config(expert_of(of, 0))  # raises for what has no dense class
+    config = sources.config(of)
+    count = experts_of(config)
+    if not count:
+        raise SourceError(f"{of}: the model is dense (its config.json names no experts); name a mixture of experts")
+    dense_config(config, str(of))  # raises for what has no dense class
     use = None
     if by in ("average", "widen"):
         if text is None:
@@ -52,7 +57,7 @@ def make_dense(
             )
         texts = read_texts(str(text), Path(root))
         if by == "widen":
-            _check_count(experts, experts_of(sources.config(of)), of)
+            _check_count(experts, count, of)
         from llmevo.run.routing import router_use
 
         use = router_use(of, Path(root), texts, device, say)
@@ -63,7 +68,7 @@ def make_dense(
     elif by == "expert":
         recipe = Recipe.of_one(expert_of(of, expert))
     else:
-        recipe = uniform(of, experts_of(sources.config(of)))
+        recipe = uniform(of, count)
     return merge(recipe, out, root=root, warn=warn, say=say), use
 
 

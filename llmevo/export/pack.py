@@ -61,7 +61,7 @@ CONFIG_KEYS = (
     f" tasks[{_TASK}] heldout[{_TASK}] constraints allow_benchmark_tasks gate[tokens share prompts!] task_search_path!"
     " split[search selection heldout] limit num_fewshot shuffle random_init apply_chat_template fewshot_as_multiturn"
     " search[optimizer budget population seed evaluation_seed racing[error_rate looks proxy] finalists objective"
-    " sizes spaces shares sigma_rule order start_from!]"
+    " sizes spaces shares sigma_rule order prior start_from!]"
     " llm[proposer model temperature max_tokens timeout retries form mask_names max_calls"
     " max_cost strict price[prompt completion] prompts! transcript!]"
     " engine[backend adapters device self_check cache_gb quantize quantize_at workers[min max] on gpus_per_worker]"

@@ -349,7 +349,7 @@ class Merger:
         """Return the prepared models of a recipe; None without a `prepare`. Makes nothing yet."""
         if recipe.prepare is None:
             return None
-        key = repr((recipe.prepare, recipe.base_model, sorted(map(str, recipe.references))))
+        key = repr((recipe.prepare, recipe.base_model, sorted(map(str, recipe.merged_references))))
         if key not in self._prepared:
             self._prepared[key] = Prepared(recipe, self.sources)
         return self._prepared[key]

@@ -526,10 +526,13 @@ class Recipe(Strict):
     @property
     def references(self) -> list[ModelReference]:
         """Every model named, once, in the order of the recipe; the donor of config and tokenizer is the first."""
-        slices = self.slices or []
+        return [*dict.fromkeys([*self.merged_references, *(self.mixture.references if self.mixture else [])])]
+
+    @property
+    def merged_references(self) -> list[ModelReference]:
+        """The models that are merged, without those that are only experts of the `mixture`."""
         named = [self.base_model, *(model.model for model in self.models or [])]
-        named += [r for s in slices for r in (s.base_model, *(source.model for source in s.sources))]
-        named += self.mixture.references if self.mixture else []
+        named += [r for s in self.slices or [] for r in (s.base_model, *(source.model for source in s.sources))]
         return [*dict.fromkeys(reference for reference in named if reference)]
 
     @property

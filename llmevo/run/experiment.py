@@ -195,10 +195,19 @@ class Experiment:
 
     @property
     def geometry(self) -> list[SliceGeometry]:
-        """Norms of and cosines between task vectors for the LLM's prompt, from the log where there is one."""
+        """Norms of and cosines between task vectors for the prompt and a prior, from the log where there is one."""
         if self.recorded:
             return [SliceGeometry(**facts) for facts in self.recorded.geometry]
-        return self.scorer.geometry if self.asks and self.style == "chat" else []
+        return self.scorer.geometry if (self.asks and self.style == "chat") or self.config.search.prior else []
+
+    @property
+    def presumed(self) -> dict[str, float]:
+        """Where the best weights are presumed (`search.prior`)."""
+        if self.config.search.prior is None:
+            return {}
+        weights = {gene.name for gene in self.space.genes if gene.parameter == "weight" and gene.model}
+        rows = by_model_stock(self.space, self.geometry, "search.prior")
+        return {name: value for row in rows for name, value in row.genes.items() if name in weights}
 
     @property
     def shows_names(self) -> bool:
@@ -306,6 +315,7 @@ class Experiment:
             from_uniform=self.rules < 2,
             parallel=self.workers,
             scan=self.scan,
+            presumed=self.presumed,
         )
         earlier = EARLIER if self.rules < 3 else {}
         name = search.optimizer if self.asks or search.optimizer != "llm" else "llm-off"

@@ -256,13 +256,16 @@ class Scorer:
     def _kept_router(self) -> Path:
         """The file of the routers that are fitted on the search questions and each expert's scores on them.
 
-        It scores each expert alone, which a run does anyway, and runs the uniform merge on the questions once.
+        It scores each expert alone, which a run does anyway, and runs a merge on the questions once: see
+        `SearchSpace.typical`.
         """
         from llmevo.run.routers import expert_scores, fitted
 
         assert self.space.routing
-        experts = [*self.space.routing.experts]
-        key = _digest("router 1", {**self.checksums}, self.questions["search"], [*map(str, experts)], self._uniform)
+        experts, dense = [*self.space.routing.experts], self.space.typical.model_copy(update={"mixture": None})
+        own = [self.questions.get("prepare.text")] if dense.prepare else []
+        asked = self.questions["search"]
+        key = _digest("router 1", {**self.checksums}, asked, [*map(str, experts)], dense.as_dict(), *own)
         file = (cache_folder() / "routers" / f"run-{key[:24]}.json").absolute()
         if not file.exists():
             scores = [self.score(self.space.alone(expert))[0] for expert in experts]
@@ -271,9 +274,8 @@ class Scorer:
             self.warn(f"Fitting the routers of {len(experts)} experts on {sum(map(len, texts.values()))} questions…")
             weights = {task.name: task.weight for task in self.config.tasks}
             table = expert_scores(scores, {task: len(of) for task, of in texts.items()}, weights, self.config.counted)
-            dense = self.space.decode(self.space.uniform()).model_copy(update={"mixture": None, "prepare": None})
             device, all_texts = self.config.engine.device, [text for of in texts.values() for text in of]
-            router = fitted(dense, table, all_texts, self.sources, self.tokenizer_folder, device)
+            router = fitted(self.carried(dense), table, all_texts, self.sources, self.tokenizer_folder, device)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, router.to_json().encode())
             self._spent_preparing += time.monotonic() - started
@@ -296,10 +298,6 @@ class Scorer:
         shares = use_of(engine, recipe.mixture, tasks, [text for texts in some.values() for text in texts])
         names = [self.space.names[expert] for expert in recipe.mixture.experts]
         return json.dumps({"experts": names, "shares": shares}) + "\n"
-
-    @property
-    def _uniform(self) -> dict[str, Any]:
-        return self.space.decode(self.space.uniform()).model_copy(update={"mixture": None}).as_dict()
 
     @cached_property
     def _kept_texts(self) -> str:

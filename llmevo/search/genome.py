@@ -79,7 +79,7 @@ class Genome(BaseModel):
         if WIDEN in names:
             raise ValueError(
                 f"{WIDEN} has a result with more neurons than the models, which a search cannot load; write a recipe"
-                " and merge it with `llmevo merge`"
+                " and merge it with `llmevo merge`, or widen a mixture with `llmevo dense MIXTURE OUT --by widen`"
             )
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{repeated[0]} is listed twice; list every method once")

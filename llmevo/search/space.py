@@ -297,6 +297,15 @@ class SearchSpace:
             if low < value < high
         }
 
+    @property
+    def typical(self) -> Recipe:
+        """Return the recipe that stands for the others where something is measured in a merge: the sum of the prepared
+        task vectors where that is a merge of its own (RegMean) and a point of the space, else the uniform merge.
+        """
+        method = self.genome.methods[0]
+        rows = self.coefficients() if self.genome.sums_to_merge(method) else {}
+        return self.decode(rows.get(1.0) or self.uniform())
+
     def _start(self, gene: Gene) -> float:
         """The value of a gene in the uniform merge by the first method that has it."""
         if gene.name == SPLIT:

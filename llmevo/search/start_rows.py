@@ -48,15 +48,18 @@ def by_router_use(space: SearchSpace, mixture: ModelReference, use: "RouterUse")
     return _with_weights(space, ROUTER_USE, weight)
 
 
-def by_model_stock(space: SearchSpace, geometry: Sequence[SliceGeometry]) -> list[Suggestion]:
+def by_model_stock(
+    space: SearchSpace, geometry: Sequence[SliceGeometry], key: str = "search.start_from"
+) -> list[Suggestion]:
     """Return the merge with the weights t/n of Model Stock (https://arxiv.org/abs/2403.19522, section 4) in each slice.
 
-    Raises ConfigError for methods in which these weights are no factors of task vectors.
+    Raises ConfigError, which names the config's `key`, for methods in which these weights are no factors of task
+    vectors.
     """
     method = space.genome.methods[0]
     if not space.genome.scales(method):
         raise ConfigError(
-            f"search.start_from: {MODEL_STOCK} gives factors of task vectors, which {method.name} has none of here (it"
+            f"{key}: {MODEL_STOCK} gives factors of task vectors, which {method.name} has none of here (it"
             " has no base, or divides by their sum); leave it out, or take merge_method: task_arithmetic"
         )
     ratios = {of.slice: of.model_stock for of in geometry}

@@ -4,12 +4,18 @@ import json
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
 
+from llmevo.config import read_config
+from llmevo.engines.hf import HfEngine
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import write_model
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
+from llmevo.run.experiment import Experiment
+from llmevo.run.scorer import Scorer
 from llmevo.search.genome import Genome
 from llmevo.search.prompts.question import SliceGeometry
 from llmevo.search.space import SearchSpace
@@ -55,6 +61,29 @@ def test_a_search_over_experts_verifies_and_exports_what_it_scored(
     status, printed = workspace.llmevo("inspect", config)
     assert status == 0, printed
     assert "the router of a mixture, which one expert does not need" in " ".join(printed.split())
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3-MoE"])
+def test_vllm_runs_merges_of_experts(workspace: Workspace, family: str) -> None:
+    (new_family(workspace.root / "made", family) / "base").rename(workspace.root / "mixture")
+    genome = {"models": EXPERTS, "merge_method": "linear", "layer_granularity": 1, "dtype": "float32"}
+    scorer = Scorer(read_config(workspace.config(genome=genome, engine={"backend": "vllm"})), workspace.root)
+    engine: Any = scorer.engine  # compared with an exported merge
+    try:
+        genes = {gene.name: 0.1 * (place + 1) for place, gene in enumerate(scorer.space.genes)}
+        for recipe in (scorer.space.decode(genes), scorer.space.alone(ModelReference.parse(EXPERTS[2]))):
+            out = workspace.root / f"out-{len(recipe.references)}"
+            engine.swap(recipe)
+            write_model(recipe, scorer.sources, out, 0)
+            assert engine.differences(out) == []
+            asked = [Instance("loglikelihood", {}, ("2 + 3 =", " the sum of both"), 0)]
+            (mine, _), (wanted, _) = (
+                of.lm.loglikelihood(asked)[0] for of in (engine, HfEngine(out, out, "float32", "cpu"))
+            )
+            assert mine == pytest.approx(wanted, abs=1e-3)
+    finally:
+        engine.close()
 
 
 def test_the_average_by_use_has_the_mean_of_each_slice() -> None:
@@ -107,6 +136,35 @@ def test_the_weights_of_model_stock_are_a_start_row(workspace: Workspace) -> Non
         assert row.genes[f"one/{facts['slice']}/weight"] == pytest.approx(expected, abs=2e-4)
     assert "Share of the models' mean in Model Stock" in workspace.llmevo("inspect", "config.yml")[1]
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["llm-off", "llm"])
+def test_the_weights_of_model_stock_are_a_prior(workspace: Workspace, optimizer: str) -> None:
+    search = {**SEARCH, "optimizer": optimizer, "budget": 9, "prior": "model_stock"}
+    config = workspace.config(search=search, llm={"proposer": "simulated"})
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    state = workspace.state("run")
+    assert state.started
+    presumed = Experiment.of_log(state.started, workspace.root / "run").presumed
+    assert presumed == {
+        f"{model}/{facts['slice']}/weight": pytest.approx(SliceGeometry(**facts).model_stock / 2)
+        for facts in state.started.geometry
+        for model in ("one", "two")
+    }
+    assert not [trial for trial in state.trials.values() if trial.candidate.note == "model_stock"]
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+def test_a_prior_needs_an_optimizer_that_has_one(workspace: Workspace) -> None:
+    status, printed = workspace.llmevo("inspect", workspace.config(search={**SEARCH, "prior": "model_stock"}))
+    assert status == 2
+    assert "prior: cma-es presumes nothing before the scores" in " ".join(printed.split())
+    genome = {"models": ["one", "two"], "merge_method": "linear", "dtype": "float32"}
+    search = {**SEARCH, "optimizer": "llm-off", "budget": 8, "prior": "model_stock"}
+    status, printed = workspace.llmevo("run", workspace.config(genome=genome, search=search))
+    assert status == 2
+    assert "search.prior: model_stock gives factors of task vectors" in " ".join(printed.split())
 
 
 def test_the_ratios_of_model_stock_are_by_layer_where_the_search_has_one_slice(workspace: Workspace) -> None:

@@ -119,6 +119,63 @@ def test_the_scored_mixture_is_the_exported_one_and_a_swap_loads_no_expert(works
         assert torch.equal(engine.model(tokens).logits, exported(tokens).logits)
 
 
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("prepare", [["wudi"], {"steps": ["regmean"], "tasks": {"one": ["letters"]}}], ids=str)
+def test_the_rest_of_a_mixture_is_of_prepared_models_and_its_experts_are_the_models_own(
+    workspace: Workspace, prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"optimizer": "cma-es", "budget": 12, "population": 2, "seed": 3}
+    genome = {**GENOME, "prepare": prepare, "mixture": {"layers": [[1, 2]]}}
+    config = workspace.config(genome=genome, search=search)
+    status, printed = workspace.llmevo("inspect", config)
+    assert status == 0, printed
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert printed.count("Fitting the routers") == 1
+    assert printed.count("Prepared 2 models in") == 1
+    state = workspace.state("run")
+    assert all(trial.score for trial in state.trials.values())
+    assert state.started
+    names = [gene["name"] for gene in state.started.genes]
+    assert [name for name in names if "prepare" in name] == ["0-0/prepare", "1-1/prepare"]
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+    last = next(reversed(state.recipes))
+    status, printed = workspace.llmevo("export", "run", "out", "--candidate", last)
+    assert status == 0, printed
+    written = weights_of(workspace.root / "out")
+    files = [file.name for file in (workspace.root / "run").glob("*.json")]
+    (workspace.root / "kept").mkdir()
+    for name in {ROUTER, "questions.json"} & {*files}:
+        shutil.copy(workspace.root / "run" / name, workspace.root / "kept" / name)
+    shutil.copy(workspace.root / "out" / "best.yml", workspace.root / "kept" / "best.yml")
+    shutil.rmtree(workspace.root / "cache" / "routers")  # another machine
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "other"))
+    status, printed = workspace.llmevo("merge", "kept/best.yml", "again")
+    assert status == 0, printed
+    assert_same_bits(weights_of(workspace.root / "again"), written)
+
+    recipe = Recipe.model_validate(state.recipes[last]).with_router(str(workspace.root / "kept" / ROUTER))
+    if recipe.prepare and recipe.prepare.reads_text:
+        recipe = recipe.with_text(str(workspace.root / "kept" / "questions.json"))
+    merger = Merger(Sources(workspace.root))
+    engine = HfEngine(workspace.root / "out", workspace.root / "base", "float32", "cpu", merger)
+    engine.swap(recipe)
+    assert engine.differences(workspace.root / "out") == []
+    rest = dict(merger.merge(recipe.model_copy(update={"mixture": None})))
+    plain = dict(merger.merge(recipe.model_copy(update={"mixture": None, "prepare": None})))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(written[name], rest[name])
+    assert not torch.equal(written[name], plain[name])
+    own = {model: weights_of(workspace.root / model) for model in ("one", "two")}
+    matrices = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    for place, model in enumerate(("one", "two")):
+        for projection, called in matrices.items():
+            for layer, expected in ((0, rest), (1, own[model])):
+                found = written[f"model.layers.{layer}.block_sparse_moe.experts.{place}.{called}.weight"]
+                assert torch.equal(found, expected[f"model.layers.{layer}.mlp.{projection}.weight"])
+
+
 def test_a_parent_is_scored_as_the_dense_model_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     search = {"optimizer": "cma-es", "budget": 7, "population": 2, "seed": 3, "racing": None}

@@ -141,3 +141,11 @@ def test_what_cannot_be_made_dense_is_refused(
     with pytest.raises(LlmevoError, match=message.replace("(", r"\(")):
         make_dense(of, tmp_path / "dense", by, **given)
     assert not (tmp_path / "dense").exists()
+
+
+@pytest.mark.parametrize("family", [None, "Llama", "Qwen2-MoE"])
+def test_a_refusal_names_the_model_as_it_was_given(family: str | None, tmp_path: Path) -> None:
+    named = str(mixture(tmp_path, family)) if family else "nowhere"
+    with pytest.raises(LlmevoError) as refused:
+        make_dense(named, tmp_path / "dense", "uniform", device="cpu")
+    assert str(refused.value).startswith(f"{named}: ")

@@ -149,6 +149,26 @@ def test_the_expectation_is_the_average_over_the_weights_by_their_posterior() ->
     assert np.allclose(log_softmax(WEIGHT_PRIOR), WEIGHT_PRIOR)
 
 
+def test_presumed_values_lead_the_first_candidates_and_the_scores_decide_what_they_count() -> None:
+    """Before the scores can tell, the search goes towards them; a wrong presumption is given up."""
+    over, rows = SIX, [row.candidate.genes for row in start_rows(SIX)]
+    names = [gene.name for gene in over.genes]
+    distances: list[float] = []
+    for presumed in ({}, over.from_unit(np.full(6, 0.35))):
+        optimizer: Any = BayesianOptimization(replace(setup(over, 0), presumed=dict(presumed)))
+        optimizer.tell([trial(place, genes, quadratic(over)(genes)) for place, genes in enumerate(rows)])
+        (genes,), _ = ask(optimizer, silent, 1)
+        distances.append(float(((over.to_unit(genes) - 0.35) ** 2).mean()))
+        assert (optimizer._model.belief_probability is None) is (not presumed)
+    assert distances[1] < distances[0]
+    wrong: Any = BayesianOptimization(replace(setup(over, 0), presumed=dict.fromkeys(names, over.genes[0].high)))
+    points = [over.from_unit(point) for point in np.random.default_rng(3).random((30, 6))]
+    wrong.tell([trial(place, genes, quadratic(over)(genes)) for place, genes in enumerate(points)])
+    ask(wrong, silent, 1)
+    assert wrong._model.belief_probability < 0.2
+    assert wrong.state() != after([]).state()
+
+
 def test_a_constant_in_a_belief_makes_no_difference() -> None:
     mean = around(0.4)
     one, other = fitted(BOWL, HEIGHTS, mean), fitted(BOWL, HEIGHTS, lambda points: mean(points) + 100.0)

@@ -41,7 +41,7 @@ UP, DOWN = "/up", "/down"
 
 
 class Prepared:
-    """The prepared experts of all recipes that have the same base, experts and `prepare`.
+    """The prepared experts of all recipes that have the same base, merged models and `prepare`.
 
     A matrix of an adapter stays low-rank over the base, in float32; another one is rounded to the type that the expert
     stores it in. Embeddings, heads and tensors that are no matrices are those of the expert.
@@ -52,7 +52,7 @@ class Prepared:
         assert recipe.prepare is not None
         assert recipe.base_model is not None
         self.sources, self.base, self.preparation = sources, recipe.base_model, recipe.prepare
-        found = [(sources.checksum(of), str(of), of) for of in recipe.references if of != self.base]
+        found = [(sources.checksum(of), str(of), of) for of in recipe.merged_references if of != self.base]
         self.experts = [reference for *_, reference in sorted(found, key=lambda each: each[:2])]
         """In an order that is the same for all recipes."""
         self._texts = read_texts(self.preparation.text, sources.root) if self.preparation.text else None

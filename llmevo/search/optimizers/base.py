@@ -53,6 +53,8 @@ class Setup:
     """Ask the LLM in a short form, for small models."""
     scan: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     """For layer paths: {path of a single edit: its effect and standard error} from a scan."""
+    presumed: Mapping[str, float] = field(default_factory=dict[str, float])
+    """{gene: where the best value is presumed before anything is scored}: a prior of `llm` and `llm-off`."""
     parallel: int = 1
     """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
     from_uniform: bool = False

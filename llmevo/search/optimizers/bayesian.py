@@ -21,6 +21,7 @@ ANYWHERE = 500
 RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's range
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
+WIDTH = 0.25  # of a presumed value, a share of a gene's range
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
 
 
@@ -69,6 +70,19 @@ class BayesianOptimization(Recorded):
         self._weights: Mapping[str, float] = {}
         self._scale = Standard(0.0, 1.0)
         self._adapted = 0
+        self._believed = self._presumed = self._centres(setup.presumed)
+        if setup.presumed:
+            self._history.add("presumed", [*setup.presumed.items()])
+
+    def _centres(self, presumed: Mapping[str, float]) -> tuple[Array, Array] | None:
+        """The presumed best value of each gene, and its precision, 0 where nothing is presumed."""
+        places = [place for place, gene in enumerate(self._space.genes) if gene.name in presumed]
+        if not places:
+            return None
+        centres = self._space.to_unit(self._space.clamp({**self._space.uniform(), **presumed}))
+        precisions = np.zeros(len(centres))
+        precisions[places] = 1 / WIDTH**2
+        return centres, precisions
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
@@ -93,8 +107,16 @@ class BayesianOptimization(Recorded):
         self._trials, self._weights = [*trials], weights
 
     def _prior_mean(self) -> Mean | None:
-        """What is believed of the scores before they are known."""
-        return None
+        """What is believed of the scores before they are known: -½ Σ ((x - centre) / width)² / √(believed genes)."""
+        if self._believed is None or self._features.choices:
+            return None
+        centres, precisions = self._believed
+        count = max(1.0, float((precisions > 0).sum()))
+
+        def mean(points: Array) -> Array:
+            return -0.5 * ((points - centres) ** 2 @ precisions) / np.sqrt(count)
+
+        return mean
 
     def _numeric(self, count: int, pending: Sequence[Suggestion] = ()) -> list[Suggestion]:
         """The next candidates. Each is chosen as if those before it, and the `pending` ones, had scored what is

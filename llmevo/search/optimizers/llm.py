@@ -8,8 +8,7 @@ import numpy as np
 import scipy  # its `stats` is loaded at its first use
 
 from llmevo.search.optimizers.base import Asking, Setup
-from llmevo.search.optimizers.bayesian import BayesianOptimization
-from llmevo.search.optimizers.matern_process import Mean
+from llmevo.search.optimizers.bayesian import WIDTH, BayesianOptimization
 from llmevo.search.optimizers.population import key
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Belief, Hypothesis, Proposed, Question, Reading
@@ -29,7 +28,7 @@ SHARPNESS = 3.0  # of the share over the rates
 LEAST, MOST = 1 / 32, 0.75  # of the share: a bad LLM is asked again from time to time, as it may have learnt
 PATIENCE = 2  # answers in a row without a proposal before the LLM is asked less often
 
-STEP, WIDTH = 0.17, 0.25  # a belief's direction as a value: so far from the best recipe, so wide; shares of the range
+STEP = 0.17  # a belief's direction as a value: so far from the best recipe, a share of the range
 
 
 class Share:
@@ -84,7 +83,6 @@ class LlmLedSearch(BayesianOptimization):
         self._proposed: list[tuple[Suggestion, str, int]] = []
         self._hypotheses: list[Hypothesis] = []
         self._beliefs: Sequence[Belief] = ()
-        self._believed: tuple[Array, Array] | None = None
         self._analysis = ""
         self._empty = self._since = 0
 
@@ -220,11 +218,14 @@ class LlmLedSearch(BayesianOptimization):
     def _centres_of(self, beliefs: Sequence[Belief]) -> tuple[Array, Array]:
         """The value that is believed to be the best of each gene, and its precision, 0 where nothing is believed.
 
-        A direction is a value one step from the best recipe.
+        A direction is a value one step from the best recipe. A belief takes the place of a presumed value.
         """
         best = max(self._trials, key=lambda trial: trial.value, default=None)
         start = self._space.to_unit(best.candidate.genes if best else self._space.clamp(self._space.uniform()))
         centres, precisions = start.copy(), np.zeros(len(start))
+        if self._presumed:
+            precisions = self._presumed[1].copy()
+            centres = np.where(precisions > 0, self._presumed[0], start)
         places = {gene.name: place for place, gene in enumerate(self._space.genes) if not gene.choices}
         for belief in sorted(beliefs, key=lambda one: one.confidence):  # the most confident has the last word
             for name in belief.genes:
@@ -239,15 +240,3 @@ class LlmLedSearch(BayesianOptimization):
                         width = float(np.clip(belief.spread / (gene.high - gene.low), 0.05, 1.0))
                 precisions[place] = 1 / width**2
         return centres, precisions
-
-    def _prior_mean(self) -> Mean | None:
-        """-½ Σ ((x - centre) / width)² / √(number of believed genes)."""
-        if self._believed is None or self._features.choices:
-            return None
-        centres, precisions = self._believed
-        count = max(1.0, float((precisions > 0).sum()))
-
-        def mean(points: Array) -> Array:
-            return -0.5 * ((points - centres) ** 2 @ precisions) / np.sqrt(count)
-
-        return mean
