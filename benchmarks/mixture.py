@@ -5,9 +5,10 @@
     python benchmarks/mixture.py table benchmarks/results/mixture.jsonl
     python benchmarks/mixture.py routing benchmarks/results/mixture.jsonl
 
-`collect` asks the best mixture of a run so far, and the first one, the held-out questions, and measures the seconds of
-the processor that a question takes, with the best mixture and with a dense merge. The scores of single experts and of
-dense merges are those of `quickstart-plain.jsonl` and `quickstart.jsonl`.
+`collect` appends a line for a run: it asks the best mixture so far the held-out questions, and measures the seconds of
+the processor that a question takes, with that mixture and with a dense merge. A run of the same config without
+`prepare` has a row of its own in `table`. The scores of single experts and of dense merges are those of
+`quickstart-plain.jsonl` and `quickstart.jsonl`. `routing` is of the last line.
 """
 
 import argparse
@@ -20,65 +21,66 @@ from statistics import fmean, median
 from typing import Any
 
 import measurements
+import torch
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
 from llmevo.merging.mixture.mixture import ROUTER
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.merging.writer import MergedModel
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
 from llmevo.run.scorer import Scorer
-from llmevo.search.mixtures import START
 
 RESULTS = Path(__file__).parent / "results"
 DENSE = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Write a line for a run."""
+    """Append a line for a run."""
+    torch.set_num_threads(1)
     state = RunState.fold(iter(read_log(options.run)))
     assert state.started
     assert state.best
     scorer = Experiment.of_log(state.started, options.run).scorer
     router = str((options.run / ROUTER).absolute())
-    first = next(trial for trial in state.trials.values() if trial.candidate.origin == "uniform")
-    wanted = {"best": state.best.candidate.id, "first": first.candidate.id}
-    recipes = {
-        name: Recipe.model_validate(state.recipes[number]).with_router(router) for name, number in wanted.items()
-    }
+    recipe = Recipe.model_validate(state.recipes[state.best.candidate.id]).with_router(router)
+    if recipe.prepare and recipe.prepare.text == QUESTIONS:
+        recipe = recipe.with_text(str((options.run / QUESTIONS).absolute()))
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    dense = Scorer(read_config(DENSE), DENSE.parent)
+    genome = scorer.config.genome
+    config = read_config(DENSE)
+    config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": genome.dtype})})
+    dense = Scorer(config, DENSE.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
     seconds = {"dense": _timed(dense, "search")[1]}
     del dense
+    scorer.engine.swap(recipe)
+    seconds["mixture"] = _timed(scorer, "search")[1]
+    score, _ = _timed(scorer, "heldout")
     line: dict[str, Any] = {
         **measurements.environment(),
         "evaluations": len(state.trials),
-        "is_finished": state.finished is not None,
+        "selected": len(state.selected),
+        "seed": state.started.seed,
+        "dtype": genome.dtype,
+        "prepare": genome.prepare.names if genome.prepare else [],
         "optimizer": state.started.config["search"]["optimizer"],
-        "rows": [],
+        "score": [score.total, score.stderr],
+        "tasks": {task: found[metrics[task]] for task, found in score.tasks.items()},
         "best": {
             "genes": state.best.candidate.genes,
             "search": state.best.value,
             "origin": state.best.candidate.origin,
         },
-        "parameters": _parameters(recipes["best"], scorer),
+        "parameters": _parameters(recipe, scorer),
         "swap": [trial.seconds["merge"] for trial in state.trials.values() if "merge" in trial.seconds],
         "seconds": seconds,
+        "routing": json.loads(scorer.routing(recipe)),
     }
-    for name, recipe in recipes.items():
-        scorer.engine.swap(recipe)
-        if name == "best":
-            seconds["mixture"] = _timed(scorer, "search")[1]
-        score, _ = _timed(scorer, "heldout")
-        values = {task: found[metrics[task]] for task, found in score.tasks.items()}
-        line["rows"].append({"name": name, "score": [score.total, score.stderr], "tasks": values})
-        if name == "best":
-            line["routing"] = json.loads(scorer.routing(recipe))
-        print(line["rows"][-1], flush=True)
-        options.out.write_text(json.dumps(line) + "\n")
+    print({key: line[key] for key in ("score", "tasks", "seconds")}, flush=True)
+    measurements.append(options.out, line)
 
 
 def _timed(scorer: Scorer, questions: str) -> tuple[Score, float]:
@@ -104,29 +106,42 @@ def _parameters(recipe: Recipe, scorer: Scorer) -> dict[str, int]:
 
 def table(options: argparse.Namespace) -> None:
     """Print held-out scores, sizes and times."""
-    print("\n".join(_table(measurements.read(options.file)[-1])))
+    print("\n".join(_table(measurements.read(options.file))))
 
 
-def _table(line: Mapping[str, Any]) -> Iterator[str]:
-    rows = {row["name"]: row for row in line["rows"]}
-    tasks = [*rows["best"]["tasks"]]
-    yield f"| model | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token | seconds a question |"
+def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    tasks = [*lines[0]["tasks"]]
+    yield (
+        f"| model | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
+        " | seconds a question, of the dense merge's |"
+    )
     yield "|---" * (len(tasks) + 5) + "|"
-    size, seconds = line["parameters"], line["seconds"]
+    size = lines[0]["parameters"]
     dense = [f"{size['dense'] / 1e6:.0f} M"] * 2
-    own = [f"{size['mixture'] / 1e6:.0f} M", f"{size['active'] / 1e6:.0f} M"]
     for place, (name, score, values) in enumerate(_dense(tasks)):
-        yield _row(name, score, values, [*dense, "" if place else f"{seconds['dense']:.3f}"])
-    if "first" in rows:
-        called = f"first mixture: the uniform merge's attention, temperature {START:g}"
-        yield _row(called, rows["first"]["score"], rows["first"]["tasks"].values(), [*own, ""])
-    called = f"**best mixture of {line['evaluations']} candidates**"
-    times = f"{seconds['mixture']:.3f}"
-    yield _row(called, rows["best"]["score"], rows["best"]["tasks"].values(), [*own, times])
-    yield ""
-    swaps = sorted(line["swap"])[:-1]  # the longest one fits the routers
-    (machine,) = measurements.machines([line])
-    yield f"On {machine}: a swap from one mixture to another takes {median(swaps):.1f} s on the median."
+        yield _row(name, score, values, [*dense, "" if place else "1"])
+    kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        kinds.setdefault(tuple(line["prepare"]), []).append(line)
+    for prepared, own in kinds.items():
+        counts = " and ".join(str(line["evaluations"]) for line in own)
+        called = f"best mixture of {counts} candidates" + (f", mean of {len(own)} searches" if len(own) > 1 else "")
+        called += f", its attention of experts prepared by `{', '.join(prepared)}`" if prepared else ""
+        active = sorted({f"{line['parameters']['active'] / 1e6:.0f} M" for line in own})
+        sizes = [f"{size['mixture'] / 1e6:.0f} M", " or ".join(active)]
+        score = [fmean(line["score"][part] for line in own) for part in range(2)]
+        values = [fmean(line["tasks"][task] for line in own) for task in tasks]
+        times = fmean(line["seconds"]["mixture"] / line["seconds"]["dense"] for line in own)
+        yield _row(f"**{called}**", score, values, [*sizes, f"{times:.1f}"])
+    for machine, own in measurements.machines(lines).items():
+        swaps = [seconds for line in own for seconds in sorted(line["swap"])[:-1]]  # the longest one fits the routers
+        line = own[-1]
+        yield ""
+        yield (
+            f"On {machine}, in {line['dtype']}: a swap from one mixture to another takes {median(swaps):.1f} s on the"
+            f" median, a question {line['seconds']['mixture']:.3f} s, and {line['seconds']['dense']:.3f} s with a dense"
+            " merge."
+        )
 
 
 def _short(task: str) -> str:

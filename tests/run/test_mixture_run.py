@@ -124,11 +124,9 @@ def test_the_scored_mixture_is_the_exported_one_and_a_swap_loads_no_expert(works
 def test_the_rest_of_a_mixture_is_of_prepared_models_and_its_experts_are_the_models_own(
     workspace: Workspace, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = {"optimizer": "cma-es", "budget": 12, "population": 2, "seed": 3}
+    search = {"optimizer": "cma-es", "budget": 8, "population": 2, "seed": 3}
     genome = {**GENOME, "prepare": prepare, "mixture": {"layers": [[1, 2]]}}
     config = workspace.config(genome=genome, search=search)
-    status, printed = workspace.llmevo("inspect", config)
-    assert status == 0, printed
     status, printed = workspace.llmevo("run", config, "--out", "run")
     assert status == 0, printed
     assert printed.count("Fitting the routers") == 1
@@ -144,20 +142,17 @@ def test_the_rest_of_a_mixture_is_of_prepared_models_and_its_experts_are_the_mod
     status, printed = workspace.llmevo("export", "run", "out", "--candidate", last)
     assert status == 0, printed
     written = weights_of(workspace.root / "out")
-    files = [file.name for file in (workspace.root / "run").glob("*.json")]
-    (workspace.root / "kept").mkdir()
-    for name in {ROUTER, "questions.json"} & {*files}:
-        shutil.copy(workspace.root / "run" / name, workspace.root / "kept" / name)
-    shutil.copy(workspace.root / "out" / "best.yml", workspace.root / "kept" / "best.yml")
+    for file in (workspace.root / "out" / "best.yml", *(workspace.root / "run").glob("*.json")):
+        shutil.copy(file, workspace.root)  # the router, and the questions that a preparation reads
     shutil.rmtree(workspace.root / "cache" / "routers")  # another machine
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "other"))
-    status, printed = workspace.llmevo("merge", "kept/best.yml", "again")
+    status, printed = workspace.llmevo("merge", "best.yml", "again")
     assert status == 0, printed
     assert_same_bits(weights_of(workspace.root / "again"), written)
 
-    recipe = Recipe.model_validate(state.recipes[last]).with_router(str(workspace.root / "kept" / ROUTER))
+    recipe = Recipe.model_validate(state.recipes[last]).with_router(str(workspace.root / ROUTER))
     if recipe.prepare and recipe.prepare.reads_text:
-        recipe = recipe.with_text(str(workspace.root / "kept" / "questions.json"))
+        recipe = recipe.with_text(str(workspace.root / "questions.json"))
     merger = Merger(Sources(workspace.root))
     engine = HfEngine(workspace.root / "out", workspace.root / "base", "float32", "cpu", merger)
     engine.swap(recipe)
