@@ -142,7 +142,7 @@ def main() -> None:
     collecting = commands.add_parser("collect")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.add_argument("--seeds", type=int, default=2)
-    collecting.add_argument("--steps", type=int, default=250)
+    collecting.add_argument("--steps", type=int, default=150)
     collecting.set_defaults(command=collect)
     printing = commands.add_parser("table")
     printing.add_argument("file", type=Path)

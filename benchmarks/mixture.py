@@ -6,9 +6,9 @@
     python benchmarks/mixture.py routing benchmarks/results/mixture.jsonl
 
 `collect` appends a line for a run: it asks the best mixture so far the held-out questions, and measures the seconds of
-the processor that a question takes, with that mixture and with a dense merge. A run of the same config without
-`prepare` has a row of its own in `table`. The scores of single experts and of dense merges are those of
-`quickstart-plain.jsonl` and `quickstart.jsonl`. `routing` is of the last line.
+the processor that a question takes, and those of a search question, of the same kinds, with a dense merge. A run of the
+same config without `prepare` has a row of its own in `table`. The scores of single experts and of dense merges are
+those of `quickstart-plain.jsonl` and `quickstart.jsonl`. `routing` is of the last line.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -24,6 +25,7 @@ import measurements
 import torch
 
 from llmevo.config import read_config
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.score import Score
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import QUESTIONS, Recipe
@@ -54,11 +56,14 @@ def collect(options: argparse.Namespace) -> None:
     config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": genome.dtype})})
     dense = Scorer(config, DENSE.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
-    seconds = {"dense": _timed(dense, "search")[1]}
+    seconds = {"dense": _timed(dense, dense.evaluator)[1]}
     del dense
     scorer.engine.swap(recipe)
-    seconds["mixture"] = _timed(scorer, "search")[1]
-    score, _ = _timed(scorer, "heldout")
+    places = [scorer.root / place for place in scorer.config.task_search_path]
+    protocol = scorer.config.heldout_protocol
+    protocol = replace(protocol, limit=options.limit or protocol.limit)
+    heldout = Evaluator(scorer.config.heldout_tasks, protocol, places, scorer.root)
+    score, seconds["mixture"] = _timed(scorer, heldout)
     line: dict[str, Any] = {
         **measurements.environment(),
         "evaluations": len(state.trials),
@@ -69,6 +74,7 @@ def collect(options: argparse.Namespace) -> None:
         "optimizer": state.started.config["search"]["optimizer"],
         "score": [score.total, score.stderr],
         "tasks": {task: found[metrics[task]] for task, found in score.tasks.items()},
+        "questions": score.items,
         "best": {
             "genes": state.best.candidate.genes,
             "search": state.best.value,
@@ -83,10 +89,10 @@ def collect(options: argparse.Namespace) -> None:
     measurements.append(options.out, line)
 
 
-def _timed(scorer: Scorer, questions: str) -> tuple[Score, float]:
+def _timed(scorer: Scorer, evaluator: Evaluator) -> tuple[Score, float]:
     """The score of the running model, and the seconds of the processor a question."""
     started = time.process_time()
-    score = scorer.evaluators[questions].score(scorer.engine.lm)
+    score = evaluator.score(scorer.engine.lm)
     return score, (time.process_time() - started) / score.items
 
 
@@ -112,27 +118,29 @@ def table(options: argparse.Namespace) -> None:
 def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     tasks = [*lines[0]["tasks"]]
     yield (
-        f"| model | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
+        f"| model | questions | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
         " | seconds a question, of the dense merge's |"
     )
-    yield "|---" * (len(tasks) + 5) + "|"
+    yield "|---" * (len(tasks) + 6) + "|"
     size = lines[0]["parameters"]
     dense = [f"{size['dense'] / 1e6:.0f} M"] * 2
-    for place, (name, score, values) in enumerate(_dense(tasks)):
-        yield _row(name, score, values, [*dense, "" if place else "1"])
-    kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        kinds.setdefault(tuple(line["prepare"]), []).append(line)
-    for prepared, own in kinds.items():
-        counts = " and ".join(str(line["evaluations"]) for line in own)
-        called = f"best mixture of {counts} candidates" + (f", mean of {len(own)} searches" if len(own) > 1 else "")
-        called += f", its attention of experts prepared by `{', '.join(prepared)}`" if prepared else ""
-        active = sorted({f"{line['parameters']['active'] / 1e6:.0f} M" for line in own})
-        sizes = [f"{size['mixture'] / 1e6:.0f} M", " or ".join(active)]
-        score = [fmean(line["score"][part] for line in own) for part in range(2)]
-        values = [fmean(line["tasks"][task] for line in own) for task in tasks]
-        times = fmean(line["seconds"]["mixture"] / line["seconds"]["dense"] for line in own)
-        yield _row(f"**{called}**", score, values, [*sizes, f"{times:.1f}"])
+    for questions in sorted({line["questions"] for line in lines}, reverse=True):
+        for place, (name, score, values) in enumerate(_dense(tasks, questions // len(tasks))):
+            yield _row(name, questions, score, values, [*dense, "" if place else "1"])
+        kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for line in lines:
+            if line["questions"] == questions:
+                kinds.setdefault(tuple(line["prepare"]), []).append(line)
+        for prepared, own in kinds.items():
+            counts = " and ".join(str(line["evaluations"]) for line in own)
+            called = f"best mixture of {counts} candidates" + (f", mean of {len(own)} searches" if len(own) > 1 else "")
+            called += f", its attention of experts prepared by `{', '.join(prepared)}`" if prepared else ""
+            active = sorted({f"{line['parameters']['active'] / 1e6:.0f} M" for line in own})
+            sizes = [f"{size['mixture'] / 1e6:.0f} M", " or ".join(active)]
+            score = [fmean(line["score"][part] for line in own) for part in range(2)]
+            values = [fmean(line["tasks"][task] for line in own) for task in tasks]
+            times = fmean(line["seconds"]["mixture"] / line["seconds"]["dense"] for line in own)
+            yield _row(f"**{called}**", questions, score, values, [*sizes, f"{times:.1f}"])
     for machine, own in measurements.machines(lines).items():
         swaps = [seconds for line in own for seconds in sorted(line["swap"])[:-1]]  # the longest one fits the routers
         line = own[-1]
@@ -148,25 +156,28 @@ def _short(task: str) -> str:
     return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
 
 
-def _row(name: str, score: Sequence[float], values: Any, rest: Sequence[str]) -> str:
-    shown = [f"{score[0]:.3f} ± {score[1]:.3f}", *(f"{value:.3f}" for value in values), *rest]
+def _row(name: str, questions: int, score: Sequence[float], values: Any, rest: Sequence[str]) -> str:
+    shown = [str(questions), f"{score[0]:.3f} ± {score[1]:.3f}", *(f"{value:.3f}" for value in values), *rest]
     return f"| {name} | {' | '.join(shown)} |"
 
 
-def _dense(tasks: Sequence[str]) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
-    """Name, score and values by task of the best expert and of dense merges."""
+def _dense(tasks: Sequence[str], count: int) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
+    """Name, score and values by task of the best expert and of dense merges, on the first questions of each task."""
     plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
     parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
-    yield "best expert", *max((_mean_of([right], tasks) for right in parents), key=lambda found: found[0][0])
+    yield "best expert", *max((_mean_of([right], tasks, count) for right in parents), key=lambda found: found[0][0])
     prepared = measurements.read(RESULTS / "quickstart.jsonl")
     for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
         right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
         times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"
-        yield f"best dense merge{called}, {times}", *_mean_of(right, tasks)
+        yield f"best dense merge{called}, {times}", *_mean_of(right, tasks, count)
 
 
-def _mean_of(runs: Sequence[Mapping[str, str]], tasks: Sequence[str]) -> tuple[tuple[float, float], list[float]]:
-    """Score with its error, and values by task, of several runs' answers."""
+def _mean_of(
+    runs: Sequence[Mapping[str, str]], tasks: Sequence[str], count: int
+) -> tuple[tuple[float, float], list[float]]:
+    """Score with its error, and values by task, of several runs' answers to the first questions of each task."""
+    runs = [{task: right[:count] for task, right in run.items()} for run in runs]
     values = [[fmean(map(int, each[task])) for task in tasks] for each in runs]
     errors = [_error(of, each, tasks) for of, each in zip(values, runs, strict=True)]
     mean = [fmean(of[place] for of in values) for place in range(len(tasks))]
@@ -206,6 +217,7 @@ def main() -> None:
     collecting = commands.add_parser("collect")
     collecting.add_argument("run", type=Path)
     collecting.add_argument("--out", type=Path, required=True)
+    collecting.add_argument("--limit", type=int, help="held-out questions a task; all by default")
     collecting.set_defaults(command=collect)
     for name, command in (("table", table), ("routing", routing)):
         printing = commands.add_parser(name)

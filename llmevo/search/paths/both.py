@@ -70,7 +70,9 @@ class FixedPathSearch(Optimizer):
 
     def __init__(self, setup: Setup, best: Trial) -> None:
         self._space = FixedPath(setup.space, setup.space.paths.parse(best.candidate.path), best.candidate.genes)
-        self._inner = BayesianOptimization(replace(setup, space=self._space)) if self._space.genes else None
+        self._inner = (
+            BayesianOptimization(replace(setup, space=self._space, presumed={})) if self._space.genes else None
+        )
         self._asked = {_identity(best.candidate.path, best.candidate.genes): self._space.start()}
 
     @property
