@@ -223,6 +223,33 @@ def test_a_recipe_of_mixtures_is_read_back_as_its_genes() -> None:
         encode(of, recipe.model_copy(update={"mixture": None}), names)
 
 
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({}, 0.5),
+        ({"prepare": ["wudi"]}, 0.5),
+        ({"prepare": ["regmean"], "bounds": {"weight": [0, 1.6]}}, 1.0),
+        ({"prepare": ["regmean"], "bounds": {"weight": [0, 0.9]}}, 0.5),
+    ],
+)
+def test_the_merge_that_the_routers_are_fitted_on(changes: dict[str, Any], weight: float) -> None:
+    """RegMean's own merge is the sum of what it prepares."""
+    recipe = space(**changes).typical
+    values, _ = recipe.values(recipe.output_slices(4)[0], "model.layers.0.self_attn.q_proj.weight", 0.0)
+    assert values["weight"][:2] == [weight, weight]
+    assert (recipe.prepare is None) == ("prepare" not in changes)
+
+
+def test_a_model_that_is_only_an_expert_is_not_prepared(workspace: Workspace) -> None:
+    models = [{"model": "one", "parameters": {"weight": 0.5}}]
+    given = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "prepare": ["wudi"]}
+    recipe = Recipe.model_validate({**given, "mixture": {"experts": ["two", "two"]}})
+    assert [*map(str, recipe.references)] == ["base", "one", "two"]
+    prepared = Merger(Sources(workspace.root)).prepared(recipe)
+    assert prepared
+    assert [*map(str, prepared.experts)] == ["one"]
+
+
 def test_a_parent_is_a_mixture_of_copies_of_it() -> None:
     of = space()
     for model in of.genome.references:
