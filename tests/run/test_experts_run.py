@@ -148,7 +148,7 @@ def test_the_weights_of_model_stock_are_a_prior(workspace: Workspace, optimizer:
     assert state.started
     presumed = Experiment.of_log(state.started, workspace.root / "run").presumed
     assert presumed == {
-        f"{model}/{facts['slice']}/weight": pytest.approx(SliceGeometry(**facts).model_stock / 2)
+        f"{model}/{facts['slice']}/weight": pytest.approx(SliceGeometry(**facts).model_stock / 2, abs=1e-4)
         for facts in state.started.geometry
         for model in ("one", "two")
     }
