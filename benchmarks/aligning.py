@@ -124,12 +124,12 @@ def table(options: argparse.Namespace) -> None:
 
 
 def _table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| experts | each alone | average | average of aligned experts |"
-    yield "|---|---:|---:|---:|"
+    yield "| experts | the model they come from | each alone | average | average of aligned experts |"
+    yield "|---|---:|---:|---:|---:|"
     for start in STARTS:
         own = [line for line in lines if line["start"] == start]
         if own:
-            means = [fmean(line[key] for line in own) for key in ("experts", "average", "aligned")]
+            means = [fmean(line[key] for line in own) for key in ("model", "experts", "average", "aligned")]
             yield f"| {start} | {' | '.join(f'{mean:.2f}' for mean in means)} |"
     seeds = len({line["seed"] for line in lines})
     yield ""
