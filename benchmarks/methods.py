@@ -2,15 +2,20 @@
 
     python benchmarks/methods.py collect NAME --out FILE    # continues where it stopped; NAME: quickstart or overlap
     python benchmarks/methods.py table FILE
-    python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budget 35 --seeds 5    # continues as well
+    python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budgets 35 60    # continues as well
     python benchmarks/methods.py picks FILE
 
 NAME is the config of `configs/quickstart-plain.yml`, four experts of separate skills, or of
 `benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
 the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
 search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
-prepared by the steps before it. `search` lets a search choose the method (`genome.merge_method` a list), with the
-optimizer that the config has without an LLM; `picks` shows which one it chose, and its held-out score.
+prepared by the steps before it.
+
+`search` compares searches that choose the method (`genome.merge_method` a list) with those that have the config's own
+method, both with the optimizer that the config has without an LLM. Its NAME may also be `regmean`, the config of
+`configs/quickstart.yml`: the experts are prepared by RegMean, and how much of it is used is a gene of all its searches.
+Each run goes on from one budget to the next, and a line is written at each. `picks` shows what was chosen, and the
+held-out scores.
 """
 
 import argparse
@@ -28,6 +33,7 @@ from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.runs import evolve
+from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.run.scorer import Scorer
 
@@ -40,6 +46,9 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "task_arithmetic": (0.4, 0.55, 0.7, 0.85),
     "tsv": (0.4, 0.55, 0.7, 0.85),
     "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
+    "regmean + tsv": (0.8, 1.2, 1.6),
+    "regmean + isotropic": (0.8, 1.2, 1.6),
+    "svd_llm + regmean + task_arithmetic": (0.8, 1.2, 1.6),
 }
 """The weights of a method, by default those of `OTHERS`."""
 
@@ -56,11 +65,15 @@ SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "ties": {"density": (0.3,)},
     "consensus": {"threshold": (0.4,)},
     "star": {"eta": (0.4, 0.7)},
+    "svd_llm + task_arithmetic": {"prepare": (1.0,)},
+    "svd_llm + regmean + task_arithmetic": {"prepare": (1.0,)},
+    "regmean + tsv": {"prepare": (1.0,), "rank": (1.0,)},
+    "regmean + isotropic": {"prepare": (1.0,), "gamma": (0.5,)},
 }
 """The values of each method's own parameters."""
 
 SKILLS = ("arithmetic", "words", "family", "calendar")
-"""Parts of the names of tasks and experts: RegMean measures an expert on the tasks of its own skills."""
+"""Parts of the names of tasks and experts: RegMean and SVD-LLM measure an expert on the tasks of its own skills."""
 
 Setting = tuple[str, dict[str, float]]
 """A method, and the values of its parameters."""
@@ -121,7 +134,7 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
     if steps:
         own = {"aim": {"aim": {"omega": 0.0}}}
         prepare = {"steps": [own.get(step, step) for step in steps], "text": QUESTIONS}
-        if steps == ["regmean"]:
+        if any(STEPS[step].measures == "grams" for step in steps):
             prepare["tasks"] = {
                 str(model): [
                     task.name
@@ -186,35 +199,44 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
-CHOICES = ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"]
-"""The methods of a search that may choose."""
+SEARCHED = {**CONFIGS, "regmean": HERE.parent / "configs" / "quickstart.yml"}
+"""The configs of searches."""
+
+CHOICES = {
+    "quickstart": ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"],
+    "regmean": ["task_arithmetic", "tsv", "isotropic", "ties"],
+}
+"""The methods of a search that may choose; the first one is the config's own. `overlap` has those of `quickstart`."""
 
 
 def search(options: argparse.Namespace) -> None:
-    """Run the searches that the file lacks: with the choice, and with task arithmetic only."""
-    file = CONFIGS[options.name]
+    """Run the searches that the file lacks: with the choice, and with the config's method only."""
+    file = SEARCHED[options.name]
     config = read_config(file)
-    done = {(line["seed"], line["budget"], line["of"]) for line in measurements.read(options.out)}
-    for seed, of in itertools.product(range(options.seeds), ("choice", "task_arithmetic")):
-        if (seed, options.budget, of) in done:
-            continue
-        methods = CHOICES if of == "choice" else of
-        made = config.model_copy(
-            update={
-                "genome": config.genome.model_copy(update={"merge_method": methods}),
-                "search": config.search.model_copy(update={"seed": seed, "budget": options.budget}),
-            }
-        )
-        given = made.model_dump(mode="json", exclude_unset=True)
-        folder = options.runs / f"{options.name}-{of}-{options.budget}-{seed}"
-        run = evolve(given, folder, root=file.parent, resume=True)
-        best = run.best
-        assert best
-        line: dict[str, Any] = {**measurements.environment(), "of": of, "seed": seed, "budget": options.budget}
-        line |= {"method": best.recipe.merge_method, "search": [best.score, best.stderr]}
-        line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
-        measurements.append(options.out, line)
-        print(of, seed, line["method"], line["search"], line["heldout"].get("best"), flush=True)
+    done = {(line["config"], line["methods"], line["seed"], line["budget"]) for line in measurements.read(options.out)}
+    several = CHOICES.get(options.name, CHOICES["quickstart"])
+    for seed, methods in itertools.product(options.seeds, (several[0], several)):
+        named = " ".join(methods) if isinstance(methods, list) else methods
+        folder = options.runs / f"{options.name}-{'choice' if methods is several else methods}-{seed}"
+        for budget in sorted(options.budgets):
+            if (options.name, named, seed, budget) in done:
+                continue
+            made = config.model_copy(
+                update={
+                    "genome": config.genome.model_copy(update={"merge_method": methods}),
+                    "search": config.search.model_copy(update={"seed": seed, "budget": budget}),
+                }
+            )
+            given = made.model_dump(mode="json", exclude_unset=True)
+            run = evolve(given, folder, root=file.parent, resume=True)
+            best = run.best
+            assert best
+            line: dict[str, Any] = {**measurements.environment(), "config": options.name, "methods": named}
+            line |= {"seed": seed, "budget": budget, "method": best.recipe.merge_method, "genes": dict(best.genes)}
+            line |= {"search": [best.score, best.stderr]}
+            line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
+            measurements.append(options.out, line)
+            print(named, seed, budget, line["method"], line["search"], line["heldout"].get("best"), flush=True)
 
 
 def picks(options: argparse.Namespace) -> None:
@@ -223,15 +245,24 @@ def picks(options: argparse.Namespace) -> None:
 
 
 def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table's lines."""
-    yield "| search over | budget | seeds | chosen | search | held out |\n|---|---|---|---|---|---|"
-    for budget, of in dict.fromkeys((line["budget"], line["of"]) for line in lines):
-        mine = [line for line in lines if (line["budget"], line["of"]) == (budget, of)]
+    """The table's lines. A weight is at its bound where it is the highest that the config allows."""
+    yield (
+        "| config | search over | evaluations | seeds | chosen | share of the preparation | weights at the bound"
+        " | search | held out |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for group in sorted({(line["config"], line["methods"], line["budget"]) for line in lines}):
+        config, methods, budget = group
+        mine = [line for line in lines if (line["config"], line["methods"], line["budget"]) == group]
         chosen = Counter(line["method"] for line in mine)
         named = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
+        shares = [value for line in mine for name, value in line["genes"].items() if name.endswith("/prepare")]
+        highest = read_config(SEARCHED[config]).genome.bounds["weight"][1]
+        weights = [value for line in mine for name, value in line["genes"].items() if name.endswith("/weight")]
+        bound = sum(value >= highest - 1e-6 for value in weights)
         scores = [_mean([line["search"][0] for line in mine])]
         scores += [_mean([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
-        yield f"| {of} | {budget} | {len(mine)} | {named} | {' | '.join(scores)} |"
+        cells = [f"{fmean(shares):.2f}" if shares else "", f"{bound} of {len(weights)}", *scores]
+        yield f"| {config} | {methods.replace(' ', ', ')} | {budget} | {len(mine)} | {named} | {' | '.join(cells)} |"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -254,11 +285,11 @@ def main() -> None:
     command.add_argument("file", type=Path)
     command.set_defaults(run=table)
     command = commands.add_parser("search")
-    command.add_argument("name", choices=CONFIGS)
+    command.add_argument("name", choices=SEARCHED)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
-    command.add_argument("--budget", type=int, default=35)
-    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--budgets", type=int, nargs="+", default=[35, 60])
+    command.add_argument("--seeds", type=int, nargs="+", default=[*range(5)], help="0 1 2 3 4 by default")
     command.set_defaults(run=search)
     command = commands.add_parser("picks")
     command.add_argument("file", type=Path)
