@@ -49,6 +49,7 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "regmean + tsv": (0.8, 1.2, 1.6),
     "regmean + isotropic": (0.8, 1.2, 1.6),
     "svd_llm + regmean + task_arithmetic": (0.8, 1.2, 1.6),
+    "regmean_plusplus + task_arithmetic": (0.8, 1.0, 1.2, 1.4, 1.6),
 }
 """The weights of a method, by default those of `OTHERS`."""
 
@@ -56,6 +57,7 @@ OTHERS = (0.4, 0.6, 0.8)
 SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "task_arithmetic": {},
     "regmean + task_arithmetic": {"prepare": (1.0,)},
+    "regmean_plusplus + task_arithmetic": {"prepare": (1.0,)},
     "tsv": {"rank": (0.5, 1.0)},
     "isotropic": {"gamma": (0.0, 0.5)},
     "subspace_boosting": {"beta": (0.5,)},

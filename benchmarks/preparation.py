@@ -163,6 +163,7 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 READS = {"": "nothing", "magnitudes": "texts, in the base", "grams": "texts, in every expert"}
+ABOVE = ", above merged layers"
 
 
 def steps(_: argparse.Namespace) -> None:
@@ -176,7 +177,8 @@ def steps(_: argparse.Namespace) -> None:
             + (f"; {of.neutral:g} changes nothing" if of.neutral is not None else "")
             for key, of in step.parameters.items()
         ]
-        print(f"| `{name}` | {gives} | {READS[step.measures]} | {'<br>'.join(own)} | <{step.paper}> |")
+        reads = READS[step.measures] + (ABOVE if step.upward else "")
+        print(f"| `{name}` | {gives} | {reads} | {'<br>'.join(own)} | <{step.paper}> |")
 
 
 Size = tuple[int, int, int, int, int]
@@ -211,8 +213,13 @@ def large_rows() -> Iterator[str]:
     for kind in ("adapters", "whole"):
         for step, of in STEPS.items():
             work, small = (operations(step, kind, COUNT, size) for size in (LARGE, SMALL))
-            products = f"{4 * grams(LARGE) / 1e9:.0f} GB" if of.measures == "grams" else ""
+            products = (
+                f"{4 * grams(LARGE) / 1e9:.0f} GB{' of all at a time' if of.upward else ''}"
+                if of.measures == "grams"
+                else ""
+            )
             reading = 2.0 * parameters * TOKENS * {"": 0, "magnitudes": 1, "grams": COUNT}[of.measures]
+            reading *= 3 if of.upward else 1  # to know the masks of all layers, in the expert's, and in the merged ones
             yield (
                 f"| {kind} | {step} | {f'{reading:.1e}' if reading else ''} | {2 * work:.1e} | × {work / small:,.0f}"
                 f" | {COUNT * stored(step, kind, LARGE) / 1e9:.1f} GB | {products} |"
@@ -229,7 +236,7 @@ def operations(step: str, kind: str, experts: int, size: Size) -> float:
         own = rank if kind == "adapters" else rows_
         if step == "aim":
             total += experts * own * columns
-        elif step == "regmean":
+        elif step in ("regmean", "regmean_plusplus"):
             total += columns**3 / 3 + 2 * experts * columns**2 * own
         elif (
             step == "svd_llm"
@@ -252,7 +259,11 @@ def stored(step: str, kind: str, size: Size) -> float:
     total = 0.0
     for rows_, columns in matrices(size):
         if kind == "adapters":
-            total += 4 * rank * (columns if step in ("aim", "regmean", "wudi", "star") else rows_ + columns)
+            total += (
+                4
+                * rank
+                * (columns if step in ("aim", "regmean", "regmean_plusplus", "wudi", "star") else rows_ + columns)
+            )
         elif step == "tsv":
             total += 4 * (rows_ + columns) * (min(rows_, columns) // COUNT)
         else:

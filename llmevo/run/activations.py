@@ -69,7 +69,8 @@ def measure(
         sources.engine_folder(missing[0].model), tokenizer, "bfloat16" if on_gpu else "float32", device, Merger(sources)
     )
     try:
-        tokens = sum(_measure(of, engine, sources) for of in missing)
+        tokens = sum(_measure(of, engine, sources) for of in missing if of.upward is None)
+        tokens += _measure_upward([of for of in missing if of.upward], engine, sources)
     finally:
         engine.close()
     return Cost(len(missing), count, tokens, time.monotonic() - started)
@@ -79,10 +80,31 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     """Measure one model; return the number of tokens."""
     engine.swap(Recipe.of_one(of.model, str(engine.model.dtype).removeprefix("torch.")))
     groups = batches(engine, of.texts.all, "prepare: the texts")
-    sums = _Sums(of.kind)
-    with torch.no_grad(), watched(_linear_layers(engine.model, sources[of.model].shapes), sums.add):
+    sums = Sums(of.kind)
+    with torch.no_grad(), watched(linear_layers(engine.model, sources[of.model].shapes), sums.add):
         for _, tokens in groups:
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+    _write(of, sums)
+    return sum(tokens.numel() for _, tokens in groups)
+
+
+@torch.no_grad()
+def _measure_upward(every: Sequence[Measurement], engine: HfEngine, sources: Sources) -> int:
+    """Measure the experts of each merge together; return the number of tokens."""
+    from llmevo.run.upward import sums_above_merged
+
+    count, made = 0, dict[str, Any]()
+    for of in every:
+        assert of.upward
+        key = repr(of.upward.made_of)
+        if key not in made:
+            made[key], tokens = sums_above_merged(of.upward, engine, sources)
+            count += tokens
+        _write(of, made[key][of.model])
+    return count
+
+
+def _write(of: Measurement, sums: "Sums") -> None:
     try:
         of.folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(of.folder) as partial:
@@ -91,7 +113,6 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
             rename_once(partial, of.folder)
     except OSError as error:
         raise SourceError(f"{of.folder}: measurements cannot be written ({error})") from error
-    return sum(tokens.numel() for _, tokens in groups)
 
 
 def batches(engine: HfEngine, texts: Sequence[str], words: str) -> list[tuple[list[int], Tensor]]:
@@ -125,7 +146,7 @@ def watched(modules: Mapping[Key, Any], add: Callable[[Key, Tensor], None]) -> G
             handle.remove()
 
 
-class _Sums:
+class Sums:
     """The sum over tokens of |x| or xxᵀ of the inputs of the linear layers; those that share an input share the sum."""
 
     def __init__(self, kind: str) -> None:
@@ -147,12 +168,15 @@ class _Sums:
         self._sums[name] = self._sums[name].add_(added) if name in self._sums else added
         self._counts[name] = self._counts.get(name, 0) + len(rows)
 
-    def means(self) -> Iterator[tuple[str, Tensor]]:
-        for name, first in self._first.items():
+    def means(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the means, of all layers or of those with these names that have been added."""
+        wanted = self._first if names is None else [name for name in names if name in self._first]
+        for name in wanted:
+            first = self._first[name]
             yield name, (self._sums[first] / self._counts[first]).cpu()
 
 
-def _linear_layers(model: Any, names: Iterable[str]) -> dict[str, Any]:
+def linear_layers(model: Any, names: Iterable[str]) -> dict[str, Any]:
     """Return the linear layers by the names of their weights in the checkpoint."""
     targets = {part.target: name for name, part in Places(model, names).parts.items() if part.converter is None}
     found: dict[str, Any] = {}

@@ -118,7 +118,7 @@ def test_svd_llm_has_the_least_error_on_the_experts_inputs(of: Any) -> None:
             assert np.linalg.norm((found - delta) @ root) < 0.999 * np.linalg.norm((worse - delta) @ root)
 
 
-@pytest.mark.parametrize("name", ["regmean", "svd_llm"])
+@pytest.mark.parametrize("name", ["regmean", "regmean_plusplus", "svd_llm"])
 def test_the_order_of_the_experts_does_not_matter(name: str) -> None:
     inputs = adapters()
     step = STEPS[name]
@@ -308,6 +308,36 @@ def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> No
     assert magnitudes.model == base
     rows = _inputs(folder, weights_of(folder / "base"), name, magnitudes.texts.all)
     torch.testing.assert_close(magnitudes.open().tensor(name), rows.abs().mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")], ids=["adapters", "whole"])
+def test_regmean_plusplus_measures_each_layer_above_merged_ones(folder: Path, models: tuple[str, ...]) -> None:
+    """Against the merge that it makes: the inputs of a layer in it, the layer itself being the expert's."""
+    texts = {"letters": ["abc def", "x y z"], "digits": ["12 34", "5 6 7 8"]}
+    tasks = {model: [task] for model, task in zip(models, texts, strict=True)}
+    given = recipe({"steps": ["regmean_plusplus"], "text": "texts.json", "tasks": tasks}, models, (1.0, 1.0))
+    sources = Sources(folder)
+    prepared = Merger(sources).prepared(given)
+    assert prepared
+    cost = measure(prepared.all_measurements, sources, folder / "base", "cpu")
+    assert (cost.models, cost.texts) == (2, 4)
+    made = merged(given, folder)
+    for of in prepared.all_measurements:
+        own = merged(Recipe.of_one(of.model, "float32"), folder)
+        for block in range(2):
+            here = {name: own[name] if f".layers.{block}." in name else tensor for name, tensor in made.items()}
+            for layer in ("self_attn.v_proj", "mlp.down_proj"):
+                name = f"model.layers.{block}.{layer}.weight"
+                rows = _inputs(folder, here, name, texts[tasks[str(of.model)][0]])
+                torch.testing.assert_close(of.open().tensor(name), rows.T @ rows / len(rows), rtol=1e-3, atol=1e-4)
+
+    plain = recipe({"steps": ["regmean"], "text": "texts.json", "tasks": tasks}, models, (1.0, 1.0))
+    regmean = Merger(sources).prepared(plain)
+    assert regmean
+    measure(regmean.all_measurements, sources, folder / "base", "cpu")
+    assert {of.folder for of in regmean.all_measurements}.isdisjoint(of.folder for of in prepared.all_measurements)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert difference({name: made[name]}, {name: merged(plain, folder)[name]}) > 1e-5
 
 
 def _inputs(folder: Path, weights: Mapping[str, Tensor], name: str, texts: list[str]) -> Tensor:

@@ -21,6 +21,25 @@ RULES = 1
 
 
 @dataclass(frozen=True)
+class Upward:
+    """The merge that the layers below a measured one are: a step's, with weights 1."""
+
+    step: str
+    parameters: Mapping[str, float]
+    base: ModelReference
+    read_by: Mapping[ModelReference, Texts]
+    """The experts, and the texts of each."""
+    checksums: Sequence[str]
+    """Of the base and the experts."""
+
+    @property
+    def made_of(self) -> list[object]:
+        """All that decides the merge."""
+        texts = [of.digest for of in self.read_by.values()]
+        return [self.step, dict(self.parameters), [*self.checksums], texts]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The inputs of the linear layers of one model on some texts."""
 
@@ -28,15 +47,19 @@ class Measurement:
     model: ModelReference
     checksum: str
     texts: Texts
+    upward: Upward | None = None
+    """What the layers below are instead of the model's own."""
 
     @classmethod
-    def of(cls, kind: Measured, model: ModelReference, sources: Sources, texts: Texts) -> "Measurement":
-        return cls(kind, model, sources.checksum(model), texts)
+    def of(
+        cls, kind: Measured, model: ModelReference, sources: Sources, texts: Texts, upward: Upward | None = None
+    ) -> "Measurement":
+        return cls(kind, model, sources.checksum(model), texts, upward)
 
     @property
     def folder(self) -> Path:
         """Where it is kept: {weight: its input} in one file."""
-        made = [RULES, self.kind, self.checksum, self.texts.digest]
+        made = [RULES, self.kind, self.checksum, self.texts.digest, *(self.upward.made_of if self.upward else ())]
         return cache_folder() / "activations" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:24]
 
     def open(self) -> Checkpoint:

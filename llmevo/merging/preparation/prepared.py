@@ -20,7 +20,7 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.align import PROJECTIONS, order_of
-from llmevo.merging.preparation.measured import Measurement, of_weight, open_all
+from llmevo.merging.preparation.measured import Measurement, Upward, of_weight, open_all
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import Recipe
@@ -63,10 +63,14 @@ class Prepared:
     def measurements(self) -> Mapping[str, Sequence[Measurement]]:
         """{step: what it needs to know of the base, or of every expert}; raises RecipeError for an unknown task."""
         found: dict[str, Sequence[Measurement]] = {}
-        for name in self.preparation.names:
+        for name, parameters in self.preparation.complete:
             if (kind := STEPS[name].measures) and self._texts:
                 read = self._read_by() if kind == "grams" else {self.base: self._texts}
-                found[name] = [Measurement.of(kind, model, self.sources, texts) for model, texts in read.items()]
+                upward = None
+                if STEPS[name].upward:
+                    checksums = [self.sources.checksum(of) for of in (self.base, *read)]
+                    upward = Upward(name, parameters, self.base, read, checksums)
+                found[name] = [Measurement.of(kind, of, self.sources, texts, upward) for of, texts in read.items()]
         return found
 
     @property

@@ -1,8 +1,11 @@
 """RegMean: experts whose sum answers, on the inputs of each expert, as that expert does, in the least squares
-(https://arxiv.org/abs/2212.09849, equation 2).
+(https://arxiv.org/abs/2212.09849, equation 2), and RegMean++ (https://arxiv.org/abs/2508.03121).
 
 With Gᵢ = E[xxᵀ] of expert i, the merge is (ΣWᵢGᵢ)(ΣGᵢ)⁻¹ = W₀ + Σ δᵢGᵢ(ΣGⱼ)⁻¹: linear in the task vectors, so each is
 replaced once, and the weights of a merge stay free. With all of them 1 the merge is RegMean.
+
+RegMean++ is the same with other inputs: those of a layer of expert i where the layers below are the merge with weights
+1, as they are in the merged model (`llmevo.run.upward` measures them).
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +44,13 @@ def regmean(inputs: TensorGroup, parameters: Mapping[str, float], measured: Sequ
         solved = np.linalg.solve(total + ridge, np.concatenate(right, axis=1)).T
     ends = np.cumsum([len(own) for own in rows])[:-1]
     return [_changed(inputs, place, own) for place, own in enumerate(np.split(solved, ends))]
+
+
+def regmean_plusplus(
+    inputs: TensorGroup, parameters: Mapping[str, float], measured: Sequence[Tensor]
+) -> Sequence[Weight]:
+    """Return each expert with the task vector Dᵢ of `regmean`, Gᵢ being of inputs above merged layers."""
+    return regmean(inputs, parameters, measured)
 
 
 def _shrunk(gram: Matrix, alpha: float) -> Matrix:
