@@ -45,11 +45,11 @@ CONFIGS = {
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "task_arithmetic": (0.4, 0.55, 0.7, 0.85),
     "tsv": (0.4, 0.55, 0.7, 0.85),
-    "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
-    "regmean + tsv": (0.8, 1.2, 1.6),
-    "regmean + isotropic": (0.8, 1.2, 1.6),
-    "svd_llm + regmean + task_arithmetic": (0.8, 1.2, 1.6),
-    "regmean_plusplus + task_arithmetic": (0.8, 1.0, 1.2, 1.4, 1.6),
+    "regmean + task_arithmetic": (0.4, 0.6, 0.8, 1.0, 1.2, 1.4),
+    "regmean + tsv": (1.0, 1.2, 1.4),
+    "regmean + isotropic": (1.0, 1.2, 1.4),
+    "svd_llm + regmean + task_arithmetic": (1.0, 1.2, 1.4),
+    "regmean_plusplus + task_arithmetic": (1.0, 1.2, 1.4),
 }
 """The weights of a method, by default those of `OTHERS`."""
 

@@ -277,7 +277,7 @@ class Preparation(Strict):
     """The texts on which steps measure the inputs of linear layers: a JSON file {task: [text, …]}, or one with a text a
     line. In a config the search questions, if it names none."""
     tasks: dict[ModelReference, list[str]] | None = None
-    """The tasks of `text` that stand for each expert, for `regmean`; by default all for every expert."""
+    """The tasks of `text` that stand for each expert, for `regmean` and the like; by default all for every expert."""
 
     @model_validator(mode="before")
     @classmethod

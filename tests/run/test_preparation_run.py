@@ -19,7 +19,9 @@ def genome(prepare: Any, **changes: Any) -> dict[str, Any]:
     return {**GENOME, "merge_method": "task_arithmetic", "prepare": prepare, **changes}
 
 
-@pytest.mark.parametrize("prepare", [["wudi"], ["aim", {"star": {"eta": 0.6}}], ["svd_llm", "regmean"]], ids=str)
+@pytest.mark.parametrize(
+    "prepare", [["wudi"], ["aim", {"star": {"eta": 0.6}}], ["svd_llm", "regmean"], ["regmean_plusplus"]], ids=str
+)
 def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     workspace: Workspace, prepare: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
