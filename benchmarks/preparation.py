@@ -213,11 +213,7 @@ def large_rows() -> Iterator[str]:
     for kind in ("adapters", "whole"):
         for step, of in STEPS.items():
             work, small = (operations(step, kind, COUNT, size) for size in (LARGE, SMALL))
-            products = (
-                f"{4 * grams(LARGE) / 1e9:.0f} GB{' of all at a time' if of.upward else ''}"
-                if of.measures == "grams"
-                else ""
-            )
+            products = f"{4 * grams(LARGE) / 1e9:.0f} GB" if of.measures == "grams" else ""
             reading = 2.0 * parameters * TOKENS * {"": 0, "magnitudes": 1, "grams": COUNT}[of.measures]
             reading *= 3 if of.upward else 1  # to know the masks of all layers, in the expert's, and in the merged ones
             yield (
