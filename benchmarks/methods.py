@@ -223,13 +223,9 @@ def search(options: argparse.Namespace) -> None:
         for budget in sorted(options.budgets):
             if (options.name, named, seed, budget) in done:
                 continue
-            made = config.model_copy(
-                update={
-                    "genome": config.genome.model_copy(update={"merge_method": methods}),
-                    "search": config.search.model_copy(update={"seed": seed, "budget": budget}),
-                }
-            )
-            given = made.model_dump(mode="json", exclude_unset=True)
+            given = config.model_dump(mode="json", exclude_unset=True)
+            given["genome"]["merge_method"] = methods
+            given["search"] |= {"seed": seed, "budget": budget}
             run = evolve(given, folder, root=file.parent, resume=True)
             best = run.best
             assert best
