@@ -726,7 +726,7 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
     elif keys[-1:] == ("gains",):
         message = f"{shortened(str(first['input']), 40)!r} is no gains; write gains: {{attention: 0.5, mlp: 0.5}}"
     elif "gains" in keys[:-1] or keys == ("rope",):
-        least = "0 or more" if keys[-1] in ("attention", "mlp") else "over 0"
+        least = "0 or more" if keys[-1:] in (("attention",), ("mlp",)) else "over 0"
         message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
 

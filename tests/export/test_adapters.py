@@ -1,6 +1,7 @@
 """Merges and fine-tunes as LoRA adapters: PEFT reads them, and what they hold is what they report."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -346,10 +347,9 @@ def test_an_adapter_of_a_fine_tune_that_is_an_adapter_is_exact() -> None:
 def test_vllm_serves_the_adapter_with_the_answers_of_the_whole_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm import SamplingParams
-    from vllm.lora.request import LoRARequest
-
     from llmevo.engines.vllm import VllmEngine
+
+    vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
 
     monkeypatch.chdir(tmp_path)
     base = save_tiny(Path("base"), hidden_size=128, intermediate_size=128)
@@ -358,9 +358,9 @@ def test_vllm_serves_the_adapter_with_the_answers_of_the_whole_merge(
     merge(recipe_of(), Path("whole"))
     merge(recipe_of(), Path("adapter"), as_="lora")
     prompts: list[Any] = [{"prompt_token_ids": tokens} for tokens in ([2, 20, 33, 41], [2, 5, 6, 7], [2, 50, 9, 12])]
-    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
-    def answers(folder: Path, options: dict[str, Any], *adapters: LoRARequest | None) -> list[list[list[int]]]:
+    def answers(folder: Path, options: dict[str, Any], *adapters: Any) -> list[list[list[int]]]:
         engine = VllmEngine(folder, folder, "float32", options={"max_model_len": 64, **options})
         try:
             asked = [engine.lm.llm.generate(prompts, greedy, use_tqdm=False, lora_request=of) for of in adapters]
@@ -369,7 +369,7 @@ def test_vllm_serves_the_adapter_with_the_answers_of_the_whole_merge(
         return [[[*reply.outputs[0].token_ids] for reply in replies] for replies in asked]
 
     (merged,) = answers(Path("whole"), {}, None)
-    request = LoRARequest("merge", 1, str(Path("adapter").absolute()))
+    request = lora.LoRARequest("merge", 1, str(Path("adapter").absolute()))
     plain, adapted = answers(base, {"enable_lora": True, "max_lora_rank": 16}, None, request)
     assert adapted == merged
     assert plain != merged

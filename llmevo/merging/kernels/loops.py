@@ -177,7 +177,7 @@ def _float(_context: Any, bits: Any) -> Any:
     return numba_types.float32(bits), generate
 
 
-carray: Any = numba.carray  # pyright: ignore[reportUnknownMemberType]
+carray: Any = numba.carray  # pyright: ignore[reportUnknownMemberType, reportPrivateImportUsage]
 
 
 @compiled

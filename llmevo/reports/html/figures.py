@@ -217,7 +217,7 @@ def routing(subject: Subject) -> Plot | None:
     own = [names[expert] for expert in given["experts"]]
     if len(names) < len(own):  # of a parent, all of whose experts are copies
         own = [f"{name} ({place})" for place, name in enumerate(own, start=1)]
-    tasks = {**subject.tasks, **{task: name for task, (name, _) in subject.heldout_tasks.items()}}
+    tasks = {**subject.tasks, **{task: name for task, (name, _) in subject.heldout_tasks.items() if name}}
     rows = {
         f"{tasks.get(task, task)}: {name}": [layer[place] for layer in table]
         for task, table in given["shares"].items()
