@@ -217,10 +217,11 @@ def routing(subject: Subject) -> Plot | None:
     own = [names[expert] for expert in given["experts"]]
     if len(names) < len(own):  # of a parent, all of whose experts are copies
         own = [f"{name} ({place})" for place, name in enumerate(own, start=1)]
-    tasks = {**subject.tasks, **{task: name for task, (name, _) in subject.heldout_tasks.items() if name}}
+    tasks = {**subject.tasks, **{task: name for task, (name, _) in subject.heldout_tasks.items()}}
+    shares: dict[str, list[list[float]]] = given["shares"]
     rows = {
         f"{tasks.get(task, task)}: {name}": [layer[place] for layer in table]
-        for task, table in given["shares"].items()
+        for task, table in shares.items()
         for place, name in enumerate(own)
     }
     figure = go.Figure()
@@ -241,7 +242,7 @@ def routing(subject: Subject) -> Plot | None:
     figure.update_xaxes(title="layer", showgrid=False)
     layers = len(next(iter(rows.values())))
     figure.update_layout(height=130 + 20 * len(rows), meta={"columns": layers, "label": max(map(len, rows))})
-    told = [_mostly(tasks.get(task, task), own, table) for task, table in given["shares"].items()]
+    told = [_mostly(tasks.get(task, task), own, table) for task, table in shares.items()]
     return plain(figure, _listed(told))
 
 
