@@ -32,7 +32,7 @@ from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
-from llmevo.run.activations import measure
+from llmevo.run.measuring import measure
 from llmevo.run.scorer import Scorer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"

@@ -100,7 +100,7 @@ def merge_as(
     merger = Merger(sources)
     counted = merger.count(recipe)
     if (prepared := merger.prepared(recipe)) and not prepared.folder.exists():
-        from llmevo.run.activations import measure
+        from llmevo.run.measuring import measure
 
         with prepared.locked():
             if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:

@@ -325,7 +325,7 @@ class Scorer:
             self._make(prepared)
 
     def _make(self, prepared: Prepared) -> None:
-        from llmevo.run.activations import measure
+        from llmevo.run.measuring import measure
 
         if prepared.folder.exists():
             return
