@@ -52,7 +52,7 @@ def plain(figure: Any, alt: str = "") -> Plot:
 
 def shown_origin(name: str) -> str:
     """Return an origin in plain words."""
-    return {"gaussian": "numeric (ES)", "llm": "LLM", "user": "your own"}.get(name, name)
+    return {"gaussian": "numeric", "llm": "LLM", "user": "your own"}.get(name, name)
 
 
 def escaped(text: str) -> str:
