@@ -50,12 +50,14 @@ def _widened(value: Any) -> Any:
 
 
 def has_instructions(dtype: torch.dtype) -> bool:
-    """Return whether this machine's CPU has instructions for products of a type."""
+    """Return whether this machine's CPU has instructions for products of a type that PyTorch uses."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():  # builds without oneDNN, such as those for macOS
+        return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return True
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def fastest_products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -75,6 +75,13 @@ def test_a_cpu_with_instructions_keeps_its_own_products(monkeypatch: pytest.Monk
     assert not isinstance(fastest_products(torch.device("cuda"), torch.bfloat16), Float32Products)
 
 
+def test_builds_without_onednn_have_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert half_precision.has_instructions(torch.float32)
+    assert not half_precision.has_instructions(torch.bfloat16)
+    assert isinstance(fastest_products(CPU, torch.float16), Float32Products)
+
+
 @pytest.mark.usefixtures("without_instructions")
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Mixtral"])
 def test_all_products_of_a_model_are_in_float32(name: str, tmp_path: Path, widened: list[Any]) -> None:
