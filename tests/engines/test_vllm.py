@@ -256,14 +256,14 @@ def test_prepared_experts_are_read_by_the_worker_and_not_made_again(
 
 @pytest.mark.vllm
 def test_new_embeddings_reach_the_output_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM alone leaves a tied head as it was on CPU: the test sees that, and so would see it again."""
+    """vLLM alone leaves a tied head as it was on a CPU where it packs weights: the test would see that again."""
     rolled = linear(served.root, 1.0, names=("rolled",))
     served.engine.swap(linear(served.root, 1.0, names=("base",)))
     found = served.swapped(rolled)[1]
     model: Any = AutoModelForCausalLM.from_pretrained(served.root / "rolled", dtype=torch.float32)
     expected = answers(HfScorer(model, served.engine.lm.tokenizer))[1]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=0.02, abs=0.3)
-    if served.kind == "tied":
+    if served.kind == "tied" and torch.backends.cpu.get_cpu_capability() == "AVX512":
         served.engine.swap(linear(served.root, 1.0, names=("base",)))
         monkeypatch.setattr(vllm_worker, "_pack_tied_heads", lambda _: None)
         assert served.swapped(rolled)[1] != found
