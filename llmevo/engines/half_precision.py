@@ -18,9 +18,11 @@ FEW_ROWS = 8
 """Up to as many rows, reading the weights takes most of the time: a conversion would not pay."""
 
 PRODUCTS = {
-    *(functional.linear, functional.scaled_dot_product_attention, torch.addmm, torch.baddbmm, torch.bmm, torch.matmul),
-    *(torch.Tensor.addmm, torch.Tensor.baddbmm, torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__),
+    **dict.fromkeys((functional.linear, functional.scaled_dot_product_attention, torch.bmm, torch.matmul), 0),
+    **dict.fromkeys((torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__), 0),
+    **dict.fromkeys((torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm), 1),
 }
+"""{a product: the place of its left matrix among the arguments}"""
 
 
 class Float32Products(TorchFunctionMode):
@@ -34,10 +36,11 @@ class Float32Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
-        if func not in PRODUCTS or not _is_slow(args[0]):
+        left: Any = args[PRODUCTS[func]] if func in PRODUCTS and len(args) > PRODUCTS[func] else None
+        if not _is_slow(left):
             return func(*args, **given)
         wide = func(*map(_widened, args), **{name: _widened(value) for name, value in given.items()})
-        return wide.to(args[0].dtype)
+        return wide.to(left.dtype)
 
 
 def _is_slow(of: Any) -> bool:

@@ -34,6 +34,7 @@ def test_a_product_is_the_rounded_product_of_float32(dtype: torch.dtype) -> None
         made = [functional.linear(a, weight, bias), torch.addmm(bias, a, weight.T), a @ weight.T]
     exact = (a.double() @ weight.double().T).float()
     assert torch.equal(made[0], functional.linear(a.float(), weight.float(), bias.float()).to(dtype))
+    assert torch.equal(made[1], torch.addmm(bias.float(), a.float(), weight.float().T).to(dtype))
     assert all(of.dtype == dtype for of in made)
     for of, wanted in zip(made, (exact + bias.float(), exact + bias.float(), exact), strict=True):
         assert torch.allclose(of.float(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-5)
@@ -66,7 +67,9 @@ def test_few_rows_and_other_types_are_left_alone(widened: list[Any]) -> None:
         functional.linear(torch.ones(40, 64), torch.ones(32, 64))
         assert not widened
         functional.linear(halves(FEW_ROWS + 1, 64), halves(32, 64))
-    assert len(widened) == 2
+        assert len(widened) == 2
+        torch.addmm(halves(32), halves(FEW_ROWS + 1, 64), halves(64, 32))
+    assert len(widened) == 5
 
 
 def test_a_cpu_with_instructions_keeps_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
