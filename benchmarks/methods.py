@@ -27,15 +27,22 @@ from statistics import fmean, stdev
 from typing import Any
 
 import measurements
+import yaml
 
-from llmevo.config import read_config
+from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
-from llmevo.export.runs import evolve
+from llmevo.export.runs import Run, open_run
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import QUESTIONS, Recipe
+from llmevo.run.experiment import Experiment
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import RunLog, holds_run, read_log
+from llmevo.run.loop import carry_on
+from llmevo.run.resume import prepare
 from llmevo.run.scorer import Scorer
+from llmevo.run.start import new_log
 
 HERE = Path(__file__).parent
 CONFIGS = {
@@ -49,7 +56,7 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "regmean + tsv": (1.0, 1.2, 1.4),
     "regmean + isotropic": (1.0, 1.2, 1.4),
     "svd_llm + regmean + task_arithmetic": (1.0, 1.2, 1.4),
-    "regmean_plusplus + task_arithmetic": (1.0, 1.2, 1.4),
+    "regmean_plusplus + task_arithmetic": (1.0, 1.2, 1.4, 1.6),
 }
 """The weights of a method, by default those of `OTHERS`."""
 
@@ -226,7 +233,7 @@ def search(options: argparse.Namespace) -> None:
             given = config.model_dump(mode="json", exclude_unset=True)
             given["genome"]["merge_method"] = methods
             given["search"] |= {"seed": seed, "budget": budget}
-            run = evolve(given, folder, root=file.parent, resume=True)
+            run = _carried_on(parse_config(given, str(file)), file.parent, folder)
             best = run.best
             assert best
             line: dict[str, Any] = {**measurements.environment(), "config": options.name, "methods": named}
@@ -235,6 +242,21 @@ def search(options: argparse.Namespace) -> None:
             line |= {"heldout": {name: [row.score, row.stderr] for name, row in run.heldout.items()}}
             measurements.append(options.out, line)
             print(named, seed, budget, line["method"], line["search"], line["heldout"].get("best"), flush=True)
+
+
+def _carried_on(config: Config, root: Path, folder: Path) -> Run:
+    """Carry on a run, which takes over what other runs beside it know: the scores of start rows and baselines are the
+    same in all, and a run is what it would be alone.
+    """
+    others = sorted(other for other in folder.parent.glob("*") if other != folder and holds_run(other))
+    begun = holds_run(folder)
+    alone, text = Experiment(config, root), yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True))
+    with RunLog(folder, resume=True) if begun else new_log(alone, folder, text) as log:
+        experiment = prepare(log, config, root) if begun else alone
+        for other in others:
+            experiment.scorer.remember(RunState.fold(iter(read_log(other))))
+        carry_on(experiment, log)
+    return open_run(folder)
 
 
 def picks(options: argparse.Namespace) -> None:
