@@ -784,9 +784,13 @@ class Config(Section):
             )
         if engine.quantize:
             raise ValueError(f"{refused}: engine.quantize has no formats of mixtures; leave it out")
-        if engine.on or (engine.most_workers or 1) > 1:
+        if engine.on == "ray":
+            raise ValueError(f"{refused}: routers are fitted on one machine; leave engine.on out, or use on: processes")
+        judged = next((task.name for task in self.tasks if task.judge), None)
+        if judged and (engine.most_workers or 1) > 1:
             raise ValueError(
-                f"{refused}: candidates are scored in this process; leave engine.workers and engine.on out"
+                f"{refused}: workers fit the routers from scores, and those of {judged} come from a judge, whom this"
+                " process asks; leave engine.workers out"
             )
         if self.genome.tokenizer_source not in (None, "base"):
             raise ValueError(f"{refused}: experts share the base's tokenizer; leave genome.tokenizer_source out")

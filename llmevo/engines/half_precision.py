@@ -19,6 +19,7 @@ FEW_ROWS = 8
 
 PRODUCTS = {
     **dict.fromkeys((functional.linear, functional.scaled_dot_product_attention, torch.bmm, torch.matmul), 0),
+    getattr(torch, "_grouped_mm", None): 0,  # of a mixture's experts: functional.grouped_mm calls it
     **dict.fromkeys((torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__), 0),
     **dict.fromkeys((torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm), 1),
 }

@@ -25,6 +25,11 @@ def _total(seconds: Mapping[str, float]) -> float:
     return sum(seconds.values())
 
 
+def _repeated(seconds: Mapping[str, float]) -> float:
+    """The seconds of a scoring, without those of a preparation, which is made once."""
+    return _total(seconds) - seconds.get("prepare", 0.0)
+
+
 def _mean(values: Iterable[float]) -> float:
     return fmean(given) if (given := [*values]) else 0.0
 
@@ -73,12 +78,12 @@ class Pace:
         calls = [(size, scored), (started.selection_items, selected)]
         asked = [_answering(each) for each in states if each.prompted]
         return cls(
-            candidate=_mean(_total(trial.seconds) for trial in searched),
+            candidate=_mean(_repeated(trial.seconds) for trial in searched),
             asking=sum(seconds for seconds, _ in asked) / max(1, sum(generations for _, generations in asked)),
-            finalist=_mean(_total(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
-            served=_mean(_total(event.seconds) for of in states for event in of.served.values() if event.seconds)
+            finalist=_mean(_repeated(seconds) for _, seconds in selected) or _expected(started.selection_items, calls),
+            served=_mean(_repeated(event.seconds) for of in states for event in of.served.values() if event.seconds)
             or (_expected(started.items, calls) + _expected(started.selection_items, calls)) / len(state.finals_sets),
-            heldout=_mean(map(_total, heldout)) or _expected(started.heldout_items, calls),
+            heldout=_mean(map(_repeated, heldout)) or _expected(started.heldout_items, calls),
         )
 
 
@@ -135,7 +140,7 @@ def _expected(items: int, calls: Sequence[tuple[float, Timed]]) -> float:
     for questions, scorings in calls:
         if asked := sum(asked for asked, _ in scorings):
             merging = [seconds.get("merge", 0.0) for _, seconds in scorings]
-            rate, size = (sum(_total(seconds) for _, seconds in scorings) - sum(merging)) / asked, questions
+            rate, size = (sum(_repeated(seconds) for _, seconds in scorings) - sum(merging)) / asked, questions
             merges += merging
     if not items or not merges:
         return 0.0

@@ -52,6 +52,7 @@ from llmevo.models.architecture import active_parameters, routers_of, stack_of, 
 from llmevo.models.files import (
     WHOLE,
     cache_folder,
+    locked,
     partial_folder,
     read_sha256,
     rename_once,
@@ -257,29 +258,35 @@ class Scorer:
         """The file of the routers that are fitted on the search questions and each expert's scores on them.
 
         It scores each expert alone, which a run does anyway, and runs a merge on the questions once: see
-        `SearchSpace.typical`.
+        `SearchSpace.typical`. Of several workers the first one does so, and the others wait.
         """
-        from llmevo.run.routers import expert_scores, fitted
-
         assert self.space.routing
         experts, dense = [*self.space.routing.experts], self.space.typical.model_copy(update={"mixture": None})
         own = [self.questions.get("prepare.text")] if dense.prepare else []
         asked = self.questions["search"]
         key = _digest("router 1", {**self.checksums}, asked, [*map(str, experts)], dense.as_dict(), *own)
         file = (cache_folder() / "routers" / f"run-{key[:24]}.json").absolute()
-        if not file.exists():
-            scores = [self.score(self.space.alone(expert))[0] for expert in experts]
-            started = time.monotonic()
-            texts = self.texts.tasks
-            self.warn(f"Fitting the routers of {len(experts)} experts on {sum(map(len, texts.values()))} questions…")
-            weights = {task.name: task.weight for task in self.config.tasks}
-            table = expert_scores(scores, {task: len(of) for task, of in texts.items()}, weights, self.config.counted)
-            device, all_texts = self.config.engine.device, [text for of in texts.values() for text in of]
-            router = fitted(self.carried(dense), table, all_texts, self.sources, self.tokenizer_folder, device)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, router.to_json().encode())
-            self._spent_preparing += time.monotonic() - started
+        with locked(file.parent):
+            if not file.exists():
+                write_whole(file, self._fitted(experts, dense).to_json().encode())
         return file
+
+    def _fitted(self, experts: Sequence[ModelReference], dense: Recipe) -> Router:
+        """Return the routers that are fitted in a dense merge."""
+        from llmevo.run.routers import expert_scores, fitted
+
+        scored = [self.score(self.space.alone(expert)) for expert in experts]
+        dense = self.carried(dense)
+        started = time.monotonic()
+        texts = self.texts.tasks
+        self.warn(f"Fitting the routers of {len(experts)} experts on {sum(map(len, texts.values()))} questions…")
+        weights = {task.name: task.weight for task in self.config.tasks}
+        scores = [score for score, _ in scored]
+        table = expert_scores(scores, {task: len(of) for task, of in texts.items()}, weights, self.config.counted)
+        device, all_texts = self.config.engine.device, [text for of in texts.values() for text in of]
+        router = fitted(dense, table, all_texts, self.sources, self.tokenizer_folder, device)
+        self._spent_preparing += time.monotonic() - started + sum(sum(seconds.values()) for _, seconds in scored)
+        return router
 
     def routing(self, recipe: Recipe) -> str:
         """Return a mixture's routing as JSON: the share of the routed weight of each expert by task and layer, on the
@@ -588,8 +595,9 @@ class Scorer:
         def scored() -> tuple[Score, dict[str, float]]:
             engine = self.engine  # started before the clock
             gate = self.gate if self._is_gated(questions, quantize) and not known else None
+            carried = self.carried(recipe)
             started = time.monotonic()
-            engine.swap(self.carried(recipe), quantize)
+            engine.swap(carried, quantize)
             if gate:
                 gate.check(engine.lm)
             self._note_verdicts(self.run, questions)
@@ -661,8 +669,10 @@ class Scorer:
 
     def count_workers(self) -> int:
         """Return the most workers that the config asks for; `auto` is one for each of this machine's GPUs."""
-        if self._voted or self.config.genome.architecture == "moe":
+        if self._voted:
             return 1
+        if self.config.genome.architecture == "moe" and any(task.judge for task in self.config.tasks):
+            return 1  # routers are fitted from scores, which a worker cannot give where a judge does
         if (count := self.config.engine.most_workers) is not None:
             return count
         return max(1, fitting(torch.cuda.device_count(), self.config.engine.gpus or 1.0))
@@ -713,8 +723,9 @@ class Scorer:
         def scored() -> tuple[Score | Responses, Mapping[str, float]]:
             engine = self.engine
             gate = self.gate if self._is_gated(job.questions, job.quantize) and job.part == 0 else None
+            carried = self.carried(job.recipe)
             started = time.monotonic()
-            engine.swap(self.carried(job.recipe), job.quantize)
+            engine.swap(carried, job.quantize)
             if gate:
                 gate.check(engine.lm)
             merged = time.monotonic()

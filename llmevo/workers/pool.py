@@ -99,7 +99,7 @@ class _Pace:
 
     def add(self, seconds: Mapping[str, float], took: float, questions: int) -> None:
         merge = seconds.get("merge", 0.0)
-        self.question = max(self.question, (took - merge) / max(1, questions))
+        self.question = max(self.question, (took - merge - seconds.get("prepare", 0.0)) / max(1, questions))
         self.merge, self.measured = max(self.merge, merge), True
 
 

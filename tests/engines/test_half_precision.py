@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from llmevo.engines import half_precision
@@ -53,6 +54,19 @@ def test_attention_takes_masks_of_numbers_and_of_truth_values() -> None:
     assert torch.equal(by_numbers, wanted)
 
 
+class ProductTypes(TorchDispatchMode):
+    """Collects the types of the matrices that PyTorch multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in ("mm", "linear", "attention")):
+            self.types += [of.dtype for of in args if isinstance(of, Tensor) and of.is_floating_point()]
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def widened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The arguments that were converted to float32, if tensors of half precision."""
@@ -94,8 +108,10 @@ def test_all_products_of_a_model_are_in_float32(name: str, tmp_path: Path, widen
     with Float32Products():
         wanted = logits_of(plain)
     widened.clear()
-    assert torch.equal(logits_of(model), wanted)
+    with ProductTypes() as seen:
+        assert torch.equal(logits_of(model), wanted)
     assert widened
+    assert {*seen.types} == {torch.float32}
     widened.clear()
     logits_of(plain)
     assert not widened

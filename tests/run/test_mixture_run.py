@@ -171,6 +171,33 @@ def test_the_rest_of_a_mixture_is_of_prepared_models_and_its_experts_are_the_mod
                 assert torch.equal(found, expected[f"model.layers.{layer}.mlp.{projection}.weight"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_workers_score_the_same_mixtures_with_routers_that_are_fitted_once(workspace: Workspace) -> None:
+    search = {"optimizer": "random", "budget": 8, "seed": 3, "order": "strict", "racing": None}
+    genome = {**GENOME, "prepare": ["wudi"]}
+    engine: dict[str, Any] = {"backend": "hf", "device": "cpu", "workers": 2, "self_check": False}
+    status, printed = workspace.llmevo("run", workspace.config(genome=genome, search=search, engine=engine))
+    assert status == 0, printed
+    (router,) = (workspace.root / "cache" / "routers").iterdir()
+    written = router.stat()
+    engine["workers"] = 1
+    config = workspace.config(genome=genome, search=search, engine=engine)
+    status, printed = workspace.llmevo("run", config, "--out", "alone")
+    assert status == 0, printed
+    assert "Fitting the routers" not in printed
+    assert [*(workspace.root / "cache" / "routers").iterdir()] == [router]
+    assert router.stat().st_mtime_ns == written.st_mtime_ns
+    first, second = (workspace.state(name) for name in ("runs/config", "alone"))
+    assert {number: trial.score for number, trial in first.trials.items()} == {
+        number: trial.score for number, trial in second.trials.items()
+    }
+    assert all(trial.score for trial in first.trials.values())
+    routed = [(workspace.root / name / "routing.json").read_text() for name in ("runs/config", "alone")]
+    assert routed[0] == routed[1]
+    assert workspace.llmevo("replay", "runs/config", "--verify")[0] == 0
+
+
 def test_a_parent_is_scored_as_the_dense_model_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     search = {"optimizer": "cma-es", "budget": 7, "population": 2, "seed": 3, "racing": None}
@@ -282,7 +309,14 @@ def test_experts_scores_are_by_question_and_by_task_where_a_metric_is_no_mean() 
         ({"genome": {**GENOME, "architecture": "dense", "mixture": {}}}, "it goes with `architecture: moe`"),
         ({"genome": {**GENOME, "path": {}}}, "do not go together"),
         ({"engine": {"backend": "vllm"}}, "scored with engine.backend: hf"),
-        ({"engine": {"workers": 2}}, "scored in this process"),
+        ({"engine": {"on": "ray"}}, "routers are fitted on one machine"),
+        (
+            {
+                "engine": {"workers": 2},
+                "tasks": [{"name": "own", "weight": 1.0, "prompts": "prompts.txt", "judge": {"model": "a"}}],
+            },
+            "those of own come from a judge",
+        ),
         ({"search": {"optimizer": "paths"}}, "choose an optimizer without paths"),
     ],
 )
