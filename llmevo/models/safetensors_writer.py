@@ -25,10 +25,14 @@ SAFETENSORS_TYPES: dict[torch.dtype, str] = {
 }
 
 
-class _Shard:
-    """One safetensors file. Its header comes first but is known last: room is reserved, and padded with spaces."""
+class WeightFile:
+    """One safetensors file, written a weight at a time; closed without `close` it is incomplete.
+
+    Its header comes first but is known last: room is reserved, and padded with spaces.
+    """
 
     def __init__(self, file: Path, header: int) -> None:
+        """`header` is the room for it: see `header_size`."""
         self.entries: dict[str, Any] = {}
         self.size = 0
         self._room = header
@@ -51,6 +55,11 @@ class _Shard:
         with self.file as file:
             file.seek(0)
             file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+
+    def abandon(self) -> None:
+        """Close the file, complete or not."""
+        with suppress(OSError):  # a full disk fails again on closing
+            self.file.close()
 
 
 def _return_memory() -> None:
@@ -83,14 +92,13 @@ def header_size(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
 
 def write_file(weights: Iterable[tuple[str, Tensor]], file: Path, header: int) -> None:
     """Write one safetensors file of any size. `header` is the room for its header."""
-    shard = _Shard(file, header)
+    shard = WeightFile(file, header)
     try:
         for name, weight in returning_memory(weights):
             shard.add(name, weight)
         shard.close()
     finally:
-        with suppress(OSError):  # a full disk fails again on closing
-            shard.file.close()
+        shard.abandon()
 
 
 def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: int) -> set[str]:
@@ -98,19 +106,18 @@ def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: i
 
     `header` is the room for the header of a file with all weights.
     """
-    shards = [_Shard(folder / "shard-0", header)]
+    shards = [WeightFile(folder / "shard-0", header)]
     dtypes: set[str] = set()
     try:
         for name, weight in returning_memory(weights):
             if shards[-1].size and shards[-1].size + weight.nbytes > SHARD_BYTES:
                 shards[-1].close()
-                shards.append(_Shard(folder / f"shard-{len(shards)}", header))
+                shards.append(WeightFile(folder / f"shard-{len(shards)}", header))
             shards[-1].add(name, weight)
             dtypes.add(str(weight.dtype).removeprefix("torch."))
         shards[-1].close()
     finally:
-        with suppress(OSError):  # a full disk fails again on closing
-            shards[-1].file.close()
+        shards[-1].abandon()
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return dtypes

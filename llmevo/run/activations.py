@@ -1,4 +1,4 @@
-"""The inputs of a model's layers on some texts: texts in batches, hooks on layers, and sums over tokens.
+"""The inputs of a model's layers on some texts: texts in batches, the layers, hooks on them, and sums over tokens.
 
 Only the sums are kept, no activations.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Places
 from llmevo.errors import TaskError
+from llmevo.models.architecture import TextStack, stack_of
 from llmevo.models.tokenizer import VOCABULARY
 
 LONGEST = 1024
@@ -58,8 +59,9 @@ def watched(modules: Mapping[Key, Any], add: Callable[[Key, Tensor], None]) -> G
 class Sums:
     """The sum over tokens of |x| or xxᵀ of the inputs of the linear layers; those that share an input share the sum."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, device: str | None = None) -> None:
+        """`device` keeps the sums, by default the one that the layers run on."""
+        self.kind, self.device = kind, device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._first: dict[str, str] = {}
@@ -73,16 +75,29 @@ class Sums:
         if first != name:
             return
         rows = given.detach().reshape(-1, given.shape[-1]).float()
-        added = rows.T @ rows if self.kind == "grams" else rows.abs().sum(0)
+        added = (rows.T @ rows if self.kind == "grams" else rows.abs().sum(0)).to(self.device or rows.device)
         self._sums[name] = self._sums[name].add_(added) if name in self._sums else added
         self._counts[name] = self._counts.get(name, 0) + len(rows)
 
-    def means(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the means, of all layers or of those with these names that have been added."""
-        wanted = self._first if names is None else [name for name in names if name in self._first]
-        for name in wanted:
-            first = self._first[name]
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each layer's mean."""
+        return {name: tuple(self._sums[first].shape) for name, first in self._first.items()}
+
+    def means(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the mean of each layer."""
+        for name, first in self._first.items():
             yield name, (self._sums[first] / self._counts[first]).cpu()
+
+
+def stack_in(model: Any) -> TextStack:
+    """Return where the layers of a running model are, by the names of its weights."""
+    return stack_of(vars(model.config.get_text_config()), model.state_dict())
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return the layers of a running model."""
+    return [*model.get_submodule(stack_in(model).start.rstrip(".")).children()]
 
 
 def linear_layers(model: Any, names: Iterable[str]) -> dict[str, Any]:

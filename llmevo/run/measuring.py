@@ -5,10 +5,10 @@ and the texts.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,10 +18,12 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.preparation.measured import Measurement
 from llmevo.merging.recipe import Recipe
 from llmevo.models.files import partial_folder, rename_once
-from llmevo.models.safetensors_writer import header_size, write_file
+from llmevo.models.safetensors_writer import WeightFile, header_size, write_file
 from llmevo.models.sources import Sources
 from llmevo.run.activations import Sums, batches, linear_layers, watched
-from llmevo.run.upward import sums_above_merged
+from llmevo.run.upward import Climb
+
+FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,34 +72,66 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     """Measure one model; return the number of tokens."""
     engine.swap(Recipe.of_one(of.model, str(engine.model.dtype).removeprefix("torch.")))
     groups = batches(engine, of.texts.all, "prepare: the texts")
-    sums = Sums(of.kind)
-    with torch.no_grad(), watched(linear_layers(engine.model, sources[of.model].shapes), sums.add):
+    layers = linear_layers(engine.model, sources[of.model].shapes)
+    sums = Sums(of.kind, device_for(engine.device, [layer.in_features for layer in layers.values()], of.kind))
+    with torch.no_grad(), watched(layers, sums.add):
         for _, tokens in groups:
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     _write(of, sums)
     return sum(tokens.numel() for _, tokens in groups)
 
 
+def device_for(device: str, widths: Iterable[int], kind: str) -> str:
+    """Return where the sums of layers that read so many numbers are kept: on the device, or on the CPU where a GPU has
+    not twice the memory for them.
+    """
+    if not device.startswith("cuda"):
+        return device
+    needed = sum(4 * width ** (2 if kind == "grams" else 1) for width in widths)
+    return device if torch.cuda.mem_get_info(device)[0] > 2 * needed else "cpu"
+
+
 @torch.no_grad()
 def _measure_upward(every: Sequence[Measurement], engine: HfEngine, sources: Sources) -> int:
-    """Measure the experts of each merge together; return the number of tokens."""
-    count, made = 0, dict[str, Any]()
+    """Measure the experts of each merge together, written block by block; return the number of tokens."""
+    count, merges = 0, dict[str, list[Measurement]]()
     for of in every:
-        assert of.upward
-        key = repr(of.upward.made_of)
-        if key not in made:
-            made[key], tokens = sums_above_merged(of.upward, engine, sources)
-            count += tokens
-        _write(of, made[key][of.model])
+        merges.setdefault(repr(of.upward and of.upward.made_of), []).append(of)
+    for own in merges.values():
+        assert own[0].upward
+        climb = Climb(own[0].upward, engine, sources)
+        room = header_size(climb.shapes.items())
+        with _writing(own) as folders:
+            files = {of.model: WeightFile(folder / FILE, room) for of, folder in zip(own, folders, strict=True)}
+            try:
+                for expert, means in climb:
+                    for name, mean in means.items() if expert in files else ():
+                        files[expert].add(name, mean)
+                for file in files.values():
+                    file.close()
+            finally:
+                for file in files.values():
+                    file.abandon()
+        count += climb.tokens
     return count
 
 
-def _write(of: Measurement, sums: Sums) -> None:
+@contextmanager
+def _writing(every: Sequence[Measurement]) -> Generator[list[Path]]:
+    """Yield a folder for each measurement, which becomes its own in the end. Raises SourceError."""
     try:
-        of.folder.parent.mkdir(parents=True, exist_ok=True)
-        with partial_folder(of.folder) as partial:
-            room = header_size((name, tuple(total.shape)) for name, total in sums.means())
-            write_file(sums.means(), partial / "model.safetensors", room)
-            rename_once(partial, of.folder)
+        with ExitStack() as stack:
+            made: list[Path] = []
+            for of in every:
+                of.folder.parent.mkdir(parents=True, exist_ok=True)
+                made.append(stack.enter_context(partial_folder(of.folder)))
+            yield made
+            for of, partial in zip(every, made, strict=True):
+                rename_once(partial, of.folder)
     except OSError as error:
-        raise SourceError(f"{of.folder}: measurements cannot be written ({error})") from error
+        raise SourceError(f"{every[0].folder}: measurements cannot be written ({error})") from error
+
+
+def _write(of: Measurement, sums: Sums) -> None:
+    with _writing([of]) as (folder,):
+        write_file(sums.means(), folder / FILE, header_size(sums.shapes.items()))

@@ -11,7 +11,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,9 @@ from llmevo.merging.mixture.mergekit import Expert, MixtureRecipe
 from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.mixture.router import RIDGE, Inputs, Router, fit
 from llmevo.merging.recipe import Recipe
-from llmevo.models.architecture import stack_of, text_config
+from llmevo.models.architecture import text_config
 from llmevo.models.sources import Sources
-from llmevo.run.activations import batches, watched
+from llmevo.run.activations import batches, layers_of, watched
 
 SEED = 0
 """Of random rows."""
@@ -175,12 +174,6 @@ def inputs_of(engine: HfEngine, texts: Sequence[str]) -> list[Inputs]:
         for place[0], (_, tokens) in enumerate(groups):
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     return found
-
-
-def layers_of(model: Any) -> list[Any]:
-    """Return the layers of a running model."""
-    start = stack_of(vars(model.config.get_text_config()), model.state_dict()).start
-    return [*model.get_submodule(start.rstrip(".")).children()]
 
 
 @torch.no_grad()

@@ -2,10 +2,9 @@
 
 Block by block from below: each expert's block reads what the merged blocks below it make of the expert's texts, and the
 inputs of its linear layers are summed; then the block is merged by the step with weights 1, and makes the input of the
-next one. The sums of all experts are in memory at a time, and hidden states of all texts.
+next one. In memory are the sums of one block, of all experts, and a hidden state of every token.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Places
-from llmevo.errors import RecipeError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.measured import Upward
 from llmevo.merging.preparation.registry import STEPS
@@ -21,72 +19,68 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import LowRank, Weight, same
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.activations import Sums, batches, linear_layers, watched
+from llmevo.run.activations import Sums, batches, layers_of, linear_layers, stack_in, watched
 
-BLOCK = re.compile(r"^(?:.+\.)?layers?\.(\d+)(?=\.)|^(?:.+\.)?(?:h|blocks)\.(\d+)(?=\.)")
-"""The beginning of the name of a weight in a block."""
-
-
-def sums_above_merged(of: Upward, engine: HfEngine, sources: Sources) -> tuple[dict[ModelReference, Sums], int]:
-    """Return the sums of each expert, and the number of tokens that were read.
-
-    Raises RecipeError for a model whose blocks are not found by the names of its weights, TaskError for texts without
-    tokens.
-    """
-    return _Climb(of, engine, sources).climbed()
+Means = Mapping[str, Tensor]
+"""{a weight: the mean over tokens of xxᵀ, x being its input}"""
 
 
-class _Climb:
-    """The experts of a merge, and what their layers have read so far."""
+class Climb:
+    """The experts of a merge, and what their layers read above merged ones, from the lowest block to the highest."""
 
     def __init__(self, of: Upward, engine: HfEngine, sources: Sources) -> None:
+        """Load the base. Raises SourceError for a model without numbered blocks."""
         self.of, self.engine, self.sources, self.model = of, engine, sources, engine.model
         engine.swap(Recipe.of_one(of.base, str(self.model.dtype).removeprefix("torch.")))
         self.places = Places(self.model, sources[of.base].shapes)
         self.layers = linear_layers(self.model, sources[of.base].shapes)
-        self.sums = {expert: Sums("grams") for expert in of.read_by}
-        self.names: dict[str, list[str]] = {}
-        """{a block, or an empty text: its tensors in the checkpoint}"""
+        self.blocks, stack = layers_of(self.model), stack_in(self.model)
+        self.names: dict[int | None, list[str]] = {place: [] for place in (None, *range(len(self.blocks)))}
+        """{a block, or None: its tensors in the checkpoint}"""
         for name, part in self.places.parts.items():
-            found = BLOCK.match(part.target)
-            self.names.setdefault(found[0] if found else "", []).append(name)
+            self.names[stack.layer(part.target)].append(name)
+        self.tokens = 0
+        """How many were read, once the climb has begun."""
 
-    def climbed(self) -> tuple[dict[ModelReference, Sums], int]:
-        blocks = sorted((name for name in self.names if name), key=lambda name: int(re.findall(r"\d+", name)[-1]))
-        if not blocks or len({re.sub(r"\d+$", "", name) for name in blocks}) > 1:
-            raise RecipeError(
-                f"prepare: {self.of.step} finds no single stack of layers in {type(self.model).__name__}; use regmean"
-            )
-        self._put("", dict(self._merged("")))
-        read = {expert: self._beginning(expert, blocks) for expert in self.of.read_by}
-        for block in blocks:
-            module = self.model.get_submodule(block)
-            inside = {name: layer for name, layer in self.layers.items() if name in self.names[block]}
-            for expert, sums in self.sums.items():
-                source = self.sources[expert]
-                self._put(block, {name: _dense(source.weight(name)) for name in self.names[block]})
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shapes of all means, or more: not every layer reads something."""
+        return {name: (layer.in_features,) * 2 for name, layer in self.layers.items()}
+
+    def __iter__(self) -> Iterator[tuple[ModelReference, Means]]:
+        """Yield the means of each expert in each block. Raises TaskError for texts without tokens."""
+        self._put(None, dict(self._merged(None, {})))
+        read = {expert: self._beginning(expert) for expert in self.of.read_by}
+        self.tokens = sum(batch[0].shape[:2].numel() for each in read.values() for batch in each)
+        for place, module in enumerate(self.blocks):
+            inside = {name: layer for name, layer in self.layers.items() if name in self.names[place]}
+            means: dict[ModelReference, Means] = {}
+            for expert, batches_of in read.items():
+                source, sums = self.sources[expert], Sums("grams")
+                self._put(place, {name: _dense(source.weight(name)) for name in self.names[place]})
                 with watched(inside, sums.add):
-                    for hidden, given in read[expert]:
-                        module(hidden, **given[block])
-            self._put(block, dict(self._merged(block)))
+                    for hidden, given in batches_of:
+                        module(hidden, **given[place])
+                means[expert] = dict(sums.means())
+            yield from means.items()
+            self._put(place, dict(self._merged(place, means)))
             for batch in (batch for of_expert in read.values() for batch in of_expert):
-                made = module(batch[0], **batch[1][block])
+                made = module(batch[0], **batch[1][place])
                 batch[0] = made if isinstance(made, Tensor) else made[0]
-        return self.sums, sum(batch[0].shape[:2].numel() for each in read.values() for batch in each)
 
-    def _beginning(self, expert: ModelReference, blocks: Sequence[str]) -> list[list[Any]]:
+    def _beginning(self, expert: ModelReference) -> list[list[Any]]:
         """Return [what the first block reads, {block: its other inputs}] of each batch of an expert's texts."""
         found: list[list[Any]] = []
-        modules = {self.model.get_submodule(block): block for block in blocks}
+        places = {module: place for place, module in enumerate(self.blocks)}
 
         def keep(module: Any, given: Sequence[Tensor], named: dict[str, Any]) -> None:
             named = dict(named)
             hidden = given[0] if given else named.pop("hidden_states")
-            if modules[module] == blocks[0]:
+            if places[module] == 0:
                 found.append([hidden, {}])
-            found[-1][1][modules[module]] = named
+            found[-1][1][places[module]] = named
 
-        handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+        handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in self.blocks]
         try:
             for _, tokens in batches(self.engine, self.of.read_by[expert].all, "prepare: the texts"):
                 self.model(input_ids=tokens.to(self.engine.device), use_cache=False)
@@ -95,12 +89,9 @@ class _Climb:
                 handle.remove()
         return found
 
-    def _merged(self, block: str) -> Iterator[tuple[str, Tensor]]:
+    def _merged(self, block: int | None, means: Mapping[ModelReference, Means]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a block after the step, with weights 1."""
         step, experts = STEPS[self.of.step], self.of.read_by
-        grams: Mapping[ModelReference, Mapping[str, Tensor]] = {
-            expert: dict(sums.means(self.names[block])) for expert, sums in self.sums.items()
-        }
         for name in self.names[block]:
             base, models = self.sources[self.of.base].tensor(name), [self.sources[of].weight(name) for of in experts]
             changed = not all(isinstance(of, Tensor) and same(of, base) for of in models)
@@ -108,14 +99,14 @@ class _Climb:
                 group = TensorGroup(
                     base, models, {"weight": [1.0] * len(models)}, {"normalize": 0.0, "lambda": 1.0}, [0] * len(models)
                 )
-                measured = [own[name] for own in grams.values() if name in own]
+                measured = [own[name] for own in means.values() if name in own]
                 weights = step.prepare(group, self.of.parameters, measured) if measured else models
                 origin = base.float()
                 yield name, origin + sum(_dense(weight).float() - origin for weight in weights)
             else:
                 yield name, base
 
-    def _put(self, block: str, tensors: Mapping[str, Tensor]) -> None:
+    def _put(self, block: int | None, tensors: Mapping[str, Tensor]) -> None:
         for _, tensor, own in self.places.pairs((name, tensors[name]) for name in self.names[block]):
             own.copy_(tensor)
 

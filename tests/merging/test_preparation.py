@@ -24,7 +24,8 @@ from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import LowRank, Weight
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.measuring import measure
+from llmevo.run.activations import Sums
+from llmevo.run.measuring import device_for, measure
 from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.tiny_model import save_tiny, tiny_llama
@@ -338,6 +339,25 @@ def test_regmean_plusplus_measures_each_layer_above_merged_ones(folder: Path, mo
     assert {of.folder for of in regmean.all_measurements}.isdisjoint(of.folder for of in prepared.all_measurements)
     name = "model.layers.1.mlp.down_proj.weight"
     assert difference({name: made[name]}, {name: merged(plain, folder)[name]}) > 1e-5
+
+
+@pytest.mark.parametrize(("free", "expected"), [(3 * 2**30, "cuda"), (2**30, "cpu")])
+def test_sums_that_a_gpu_has_no_room_for_are_kept_on_the_cpu(
+    free: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 4 * 2**30))
+    assert device_for("cuda", [2**14], "grams") == expected  # 1 GiB
+    assert device_for("cuda", [2**14], "magnitudes") == "cuda"
+    assert device_for("cpu", [2**14], "grams") == "cpu"
+
+
+def test_sums_are_the_same_wherever_they_are_kept() -> None:
+    found = [Sums("grams"), Sums("grams", "cpu")]
+    for sums in found:
+        for seed in range(2):
+            sums.add("a", torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)))
+    (_, first), (_, second) = (next(sums.means()) for sums in found)
+    assert torch.equal(first, second)
 
 
 def _inputs(folder: Path, weights: Mapping[str, Tensor], name: str, texts: list[str]) -> Tensor:
