@@ -4,13 +4,16 @@
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@http://localhost:8000/v1 --model NAME \\
         --transcript FILE                                  # a real LLM; its replies are kept in FILE
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME --recorded FILE   # the same again
+    python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME+once --recorded FILE   # once
     python benchmarks/searches.py table [FILE]             # Markdown
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
 `run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
 changed since. Landscapes are those of `landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name
 of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
-(`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server.
+(`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`).
+`llm@NAME+once` has what a recorded LLM answered before any score, its recipes and beliefs, and no further answer.
+`llm-off+model_stock` has Model Stock's weights as a prior (`search.prior`).
 
 The rules are those of a run: the same start rows for every optimizer, generations of the config's default size, one
 rule for what is handed over (`llmevo.search.optimizers.recommend`). With `--questions N` a candidate is asked N
@@ -55,9 +58,10 @@ from llmevo.run.scorer import Scorer
 from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking
-from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.prompts.question import Prompt, Reading, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
+from llmevo.search.start_rows import by_model_stock
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 HERE = Path(__file__).parent
@@ -68,6 +72,8 @@ METRIC = "acc,none"
 BASES = ("llm-off", "cma-es")
 """The searches that the others are compared with."""
 
+PRIOR, MASKED, ONCE = "+model_stock", "+masked", "+once"
+"""Ends of the names of searches: with Model Stock as a prior, with `mask_names`, with an LLM's first answer only."""
 FINALS = "finals"
 """The mode of searches that end as a run does."""
 MOST_FINALISTS = SearchConfig().finalists + 3
@@ -221,13 +227,16 @@ class RecordedReplies:
 
     style = "chat"
 
-    def __init__(self, model: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        self.model, self._lines = model, deque(lines)
+    def __init__(self, model: str, lines: Iterable[Mapping[str, Any]], once: bool = False) -> None:
+        """With `once` only the prompt before any score is answered."""
+        self.model, self._lines, self._once = model, deque(lines), once
 
     def check(self) -> None:
         """Do nothing: the file is read already."""
 
     def answer(self, request: Any) -> Reply:
+        if self._once and request.generation:
+            raise ProposerError("only the first prompt is answered")
         line = self._lines.popleft() if self._lines else None
         if line is None or line["generation"] != request.generation:
             raise SystemExit(f"there is no recorded reply to the prompt of generation {request.generation}")
@@ -314,7 +323,7 @@ class Plan:
 
     @property
     def optimizer(self) -> str:
-        return self.search.partition("@")[0].partition(":")[0]
+        return self.search.partition("@")[0].partition(":")[0].removesuffix(PRIOR)
 
     @property
     def policy(self) -> str:
@@ -336,10 +345,12 @@ class Server(NamedTuple):
             return None
         if self.recorded:
             lines = [json.loads(line) for line in self.recorded.read_text().splitlines()]
-            own = [line for line in lines if all(line[name] == value for name, value in asdict(plan).items())]
+            wanted = {**asdict(plan), "search": plan.search.removesuffix(ONCE)}
+            own = [line for line in lines if all(line[name] == value for name, value in wanted.items())]
             if not own:
                 raise SystemExit(f"{self.recorded} has no reply for {plan}")
-            return RecordedReplies(plan.search, [line for line in own if line["attempt"] == own[-1]["attempt"]])
+            last = [line for line in own if line["attempt"] == own[-1]["attempt"]]
+            return RecordedReplies(plan.search, last, plan.search.endswith(ONCE))
         if plan.policy:
             return SimulatedClient(Connection(plan.policy), landscape.space.from_unit(landscape.optimum[0]), plan.seed)
         if not self.url:
@@ -387,6 +398,10 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     if "@" in plan.search:  # simulated LLMs need none
         facts = briefing(plan.landscape)
         facts = {**facts, "texts": examiner.texts(facts["texts"])}
+    if plan.search.endswith(MASKED):
+        facts = {"geometry": facts["geometry"], "mask_names": True}
+    elif plan.search.endswith(PRIOR):
+        facts = {"presumed": presumed(space, briefing(plan.landscape)["geometry"])}
     budget = plan.budget - (MOST_FINALISTS if plan.mode == FINALS else 0)
     setup = Setup(space, plan.seed, budget, examiner.weights, style, Templates(), **facts)
     answerer = Answerer(client, asdict(plan), server.transcript)
@@ -423,6 +438,12 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         calls=answerer.calls,
         further=_further(examiner, space, trials) if plan.mode == FINALS else [],
     )
+
+
+def presumed(space: SearchSpace, geometry: Sequence[SliceGeometry]) -> dict[str, float]:
+    """Return the weights of Model Stock."""
+    (row,) = by_model_stock(space, geometry)
+    return {gene.name: row.genes[gene.name] for gene in space.genes if gene.parameter == "weight"}
 
 
 def _further(examiner: Examiner, space: SearchSpace, trials: Sequence[Trial]) -> list[float]:
@@ -592,7 +613,7 @@ def run(options: argparse.Namespace) -> None:
     for name in options.optimizers.split(","):
         kind, _, address = name.partition("@")
         if "://" in address:
-            url, name = address, f"{kind}@{options.model or 'server'}"
+            url, name = address, f"{kind}@{options.model or 'server'}{MASKED if options.masked else ''}"
         maker(Plan("", name, 0, 0, 0, "").optimizer)
         names.append(name)
     server = Server(url, options.model, options.timeout, options.transcript, options.recorded)
@@ -755,6 +776,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     running.add_argument("--jobs", type=int, default=1, help="searches at a time")
     running.add_argument("--model", help="the server's name of the LLM; lines have it in place of the URL")
+    running.add_argument("--masked", action="store_true", help="show a server's LLM no names and texts")
     running.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for an answer of the server")
     running.add_argument("--transcript", type=Path, help="a file for the prompts and replies")
     running.add_argument("--recorded", type=Path, help="an earlier transcript, to answer from")

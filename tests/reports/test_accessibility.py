@@ -1,6 +1,5 @@
 """Pages by axe-core's rules, by keyboard, and as a screen reader reads them."""
 
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -8,29 +7,14 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from llmevo.reports.html.page import run_page
-from llmevo.reports.web import followed
-from llmevo.reports.web.server import TOKEN
 from llmevo.run.log.storage import RunLog
 from support.axe import axe, violations
-from support.browser import Page, browser
+from support.browser import Page
 from support.made_logs import whole_run, written
 from support.served import address, served
 from support.synthetic import Synthetic
 
-pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    for name, seconds in (("POLL", 0.1), ("IDLE", 0.1), ("REFRESH", 0.3)):
-        monkeypatch.setattr(followed, name, seconds)
-
-
-@pytest.fixture(scope="module")
-def window() -> Generator[Page]:
-    with browser() as page:
-        yield page
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("quick")]
 
 
 @pytest.fixture(scope="module")

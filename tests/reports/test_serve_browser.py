@@ -1,7 +1,6 @@
 """Served runs in Chromium: what is new arrives without a reload and disturbs nothing; texts of others are texts."""
 
 import shutil
-from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from llmevo.reports.web import followed, server
-from llmevo.reports.web.server import TOKEN, Server
+from llmevo.reports.web import server
+from llmevo.reports.web.server import Server
 from llmevo.run.log import events
 from llmevo.run.log.storage import LOG, RunLog
 from support.browser import Page, browser
@@ -19,24 +18,11 @@ from support.made_logs import whole_run, written
 from support.served import address, served
 from support.synthetic import Synthetic
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("quick")]
 
 HOSTILE = "<script>window.pwned=1</script></script><img src=x onerror=window.pwned=1>"
 STATUS = "document.querySelector('#status').textContent"
 ROWS = "document.querySelectorAll('#candidates-table tr.row').length"
-
-
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    for name, seconds in (("POLL", 0.1), ("IDLE", 0.1), ("REFRESH", 0.3)):
-        monkeypatch.setattr(followed, name, seconds)
-
-
-@pytest.fixture(scope="module")
-def window() -> Generator[Page]:
-    with browser() as page:
-        yield page
 
 
 def opened(window: Page, at: Server, path: str = "", width: int = 1200) -> Page:
