@@ -17,13 +17,16 @@ from torch.overrides import TorchFunctionMode
 FEW_ROWS = 8
 """Up to as many rows, reading the weights takes most of the time: a conversion would not pay."""
 
-PRODUCTS = {
-    **dict.fromkeys((functional.linear, functional.scaled_dot_product_attention, torch.bmm, torch.matmul), 0),
-    getattr(torch, "_grouped_mm", None): 0,  # of a mixture's experts: functional.grouped_mm calls it
-    **dict.fromkeys((torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__), 0),
-    **dict.fromkeys((torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm), 1),
+PRODUCTS: dict[Any, tuple[int, str]] = {
+    functional.linear: (0, "input"),
+    functional.scaled_dot_product_attention: (0, "query"),
+    **dict.fromkeys((torch.bmm, torch.Tensor.bmm), (0, "input")),
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), (0, "input")),
+    **dict.fromkeys((torch.addmm, torch.Tensor.addmm), (1, "mat1")),
+    **dict.fromkeys((torch.baddbmm, torch.Tensor.baddbmm), (1, "batch1")),
+    getattr(torch, "_grouped_mm", None): (0, "mat_a"),  # of a mixture's experts: functional.grouped_mm calls it
 }
-"""{a product: the place of its left matrix among the arguments}"""
+"""{a product: the place of its left matrix among the arguments, and its name}"""
 
 
 class Float32Products(TorchFunctionMode):
@@ -37,7 +40,8 @@ class Float32Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
-        left: Any = args[PRODUCTS[func]] if func in PRODUCTS and len(args) > PRODUCTS[func] else None
+        place, name = PRODUCTS.get(func, (len(args), ""))
+        left: Any = args[place] if place < len(args) else given.get(name)
         if not _is_slow(left):
             return func(*args, **given)
         wide = func(*map(_widened, args), **{name: _widened(value) for name, value in given.items()})

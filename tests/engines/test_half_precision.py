@@ -100,7 +100,7 @@ def test_builds_without_onednn_have_no_instructions(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("without_instructions")
-@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Mixtral"])
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "BLOOM", "Mixtral"])
 def test_all_products_of_a_model_are_in_float32(name: str, tmp_path: Path, widened: list[Any]) -> None:
     folder = new_family(tmp_path, name) / "base"
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
