@@ -1,14 +1,16 @@
-"""A small mixture of experts made dense by each way: the quickstart's four experts.
+"""A small mixture of experts made dense by each way: the best of a search over mixtures of the quickstart's experts.
 
-    python benchmarks/dense.py collect FOLDER --out benchmarks/results/dense.jsonl    # continues where it stopped
+    llmevo run configs/quickstart-moe.yml --out runs/quickstart-moe
+    llmevo export runs/quickstart-moe MIXTURE
+    python benchmarks/dense.py collect MIXTURE FOLDER --out FILE    # continues where it stopped
     python benchmarks/dense.py table benchmarks/results/dense.jsonl
     python benchmarks/dense.py use benchmarks/results/dense.jsonl
 
-`collect` writes a Mixtral to FOLDER: attention and norms of a merge of the four experts (task arithmetic, weight 0.71),
-the MLPs of the four as its experts, two for each token, and routers by ridge regression of the question's skill on what
-they see. It makes this mixture dense by each way of `llmevo dense`, with its use on the search questions, and asks each
-model the held-out questions. `table` shows the scores next to those of the quickstart's dense searches; `use` which
-experts the mixture uses for what. The file is of `--texts 32 --limit 64`: 32 search and 64 held-out questions a task.
+`collect` makes MIXTURE dense by each way of `llmevo dense`, with its use on the search questions, and by RegMean over
+its experts (`MIXTURE#expert=0` …) with the base of the quickstart, measured on the search questions of their tasks. The
+models are written to FOLDER, and each is asked the held-out questions. `table` shows the scores next to those of the
+quickstart's dense searches; `use` which experts the mixture uses for what. The file is of `--limit 64`: 64 held-out
+questions a task.
 """
 
 import argparse
@@ -22,15 +24,13 @@ from typing import Any
 import measurements
 import quickstart
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.dense import Way, make_dense
-from llmevo.merging.merger import Merger
+from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
 from llmevo.run.routing import router_use
@@ -44,12 +44,7 @@ SEARCHES = {
 }
 """The runs of the dense searches; the first of each file is shown, on the same questions."""
 SKILLS = ("arithmetic", "words", "family", "calendar")
-COEFFICIENT = 0.71
-SHARPNESS = 10.0
-"""The factor of the regression's answers, which are about 1 for the right skill and 0 for others."""
-
-RIDGE = 0.01
-"""Relative to the mean square of a router's inputs."""
+"""The experts in their order, and parts of the names of their tasks."""
 
 ROWS: Mapping[str, tuple[Way, dict[str, Any]]] = {
     "widening, 2 experts a layer": ("widen", {"experts": 2}),
@@ -59,6 +54,7 @@ ROWS: Mapping[str, tuple[Way, dict[str, Any]]] = {
     **{f"expert {place}: {skill}": ("expert", {"expert": place}) for place, skill in enumerate(SKILLS)},
 }
 MIXTURE = "the mixture"
+REGMEAN = "RegMean over the experts"
 USE = "all"
 """The line with the use on the questions of all tasks."""
 
@@ -66,12 +62,9 @@ USE = "all"
 def collect(options: argparse.Namespace) -> None:
     """Measure what the file lacks."""
     torch.set_num_threads(1)
-    scorer = Scorer(read_config(CONFIG).model_copy(update={"limit": options.texts}), CONFIG.parent)
-    folder = options.folder / "mixture"
-    if not folder.exists():
-        _build(scorer, folder)
-        if options.one:
-            return
+    scorer = Scorer(read_config(CONFIG), CONFIG.parent)
+    folder = options.mixture.absolute()
+    options.folder.mkdir(parents=True, exist_ok=True)
     texts = options.folder / "questions.json"
     texts.write_text(scorer.texts.to_json())
     done = {line["row"] for line in measurements.read(options.out)}
@@ -84,20 +77,36 @@ def collect(options: argparse.Namespace) -> None:
             more = {"table": vars(found)} if task == USE else {}
             measurements.append(options.out, {**measurements.environment(), "row": task, "shares": shares, **more})
             print(task, shares, flush=True)
-            if options.one:
-                return
     if MIXTURE not in done:
         _ask(scorer, MIXTURE, folder, options)
-        if options.one:
-            return
     for name, (way, given) in ROWS.items():
         if name not in done:
             made = options.folder / name.replace(" ", "-").replace(":", "").replace(",", "").replace("'", "")
             if not made.exists():
                 make_dense(str(folder), made, way, text=texts.absolute(), device="cpu", **given)
             _ask(scorer, name, made, options)
-            if options.one:
-                return
+    if REGMEAN not in done:
+        made = options.folder / "regmean"
+        if not made.exists():
+            merge(_by_regmean(scorer, folder, texts.absolute()), made, root=scorer.root)
+        _ask(scorer, REGMEAN, made, options)
+
+
+def _by_regmean(scorer: Scorer, mixture: Path, texts: Path) -> Recipe:
+    """The sum of the mixture's experts as models, prepared by RegMean."""
+    base = scorer.config.genome.base_model
+    assert base
+    experts = {f"{mixture}#expert={place}": skill for place, skill in enumerate(SKILLS)}
+    tasks = {of: [task for task in scorer.texts.tasks if skill in task] for of, skill in experts.items()}
+    return Recipe.model_validate(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(base),
+            "models": [{"model": of, "parameters": {"weight": 1.0}} for of in experts],
+            "prepare": {"steps": ["regmean"], "text": str(texts), "tasks": tasks},
+            "dtype": "bfloat16",
+        }
+    )
 
 
 def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) -> None:
@@ -130,77 +139,6 @@ def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) ->
     print(row, score.total, score.stderr, round(seconds), flush=True)
 
 
-# The mixture
-
-
-def _build(scorer: Scorer, folder: Path) -> None:
-    """Write the mixture."""
-    genome, sources = scorer.config.genome, scorer.sources
-    experts = [next(of for of in genome.models if of.name == skill) for skill in SKILLS]
-    models = [{"model": str(of), "parameters": {"weight": COEFFICIENT}} for of in experts]
-    given = {"merge_method": "task_arithmetic", "base_model": str(genome.base_model), "models": models}
-    rest = Recipe.model_validate({**given, "dtype": "bfloat16"})
-    routers = _routers(scorer, rest)
-    merger = Merger(sources)
-    weights: dict[str, Tensor] = {n: w.clone() for n, w in merger.merge(rest) if ".mlp." not in n}
-    for place, expert in enumerate(experts):
-        for name, weight in merger.merge(Recipe.of_one(expert, "bfloat16")):
-            before, dot, projection = name.partition(".mlp.")
-            if dot:
-                called = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}[projection.removesuffix(".weight")]
-                weights[f"{before}.block_sparse_moe.experts.{place}.{called}.weight"] = weight.clone()
-    for layer, rows in enumerate(routers):
-        weights[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = rows.bfloat16()
-    assert genome.base_model
-    config = sources.config(genome.base_model) | {
-        "model_type": "mixtral",
-        "architectures": ["MixtralForCausalLM"],
-        "num_local_experts": len(SKILLS),
-        "num_experts_per_tok": 2,
-        "sliding_window": None,
-        "dtype": "bfloat16",
-    }
-    folder.mkdir(parents=True)
-    for file in scorer.tokenizer_folder.glob("*token*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-@torch.no_grad()
-def _routers(scorer: Scorer, recipe: Recipe) -> list[Tensor]:
-    """The rows of each layer's router: ridge regression of the question's skill on what the router sees of a token."""
-    engine = scorer.engine
-    assert isinstance(engine, HfEngine)
-    engine.swap(recipe)
-    layers: Any = engine.model.model.layers
-    width = int(engine.model.config.hidden_size)
-    grams = torch.zeros(len(layers), width, width, dtype=torch.float64)
-    crossed = torch.zeros(len(layers), width, len(SKILLS), dtype=torch.float64)
-    seen: dict[int, Tensor] = {}
-    handles = [
-        layer.post_attention_layernorm.register_forward_hook(lambda _, __, out, n=n: seen.__setitem__(n, out))
-        for n, layer in enumerate(layers)
-    ]
-    count = 0
-    for task, texts in scorer.texts.tasks.items():
-        skill = next(place for place, name in enumerate(SKILLS) if name in task)
-        for text in texts:
-            tokens = engine.lm.tokenizer(text, return_tensors="pt")["input_ids"]
-            engine.model(input_ids=tokens, use_cache=False)
-            count += tokens.numel()
-            for n, out in seen.items():
-                rows = out[0].double()
-                grams[n] += rows.T @ rows
-                crossed[n, :, skill] += rows.sum(0)
-    for handle in handles:
-        handle.remove()
-    ridges = [RIDGE * float(gram.trace()) / width * torch.eye(width, dtype=torch.float64) for gram in grams]
-    solved = zip(grams, ridges, crossed, strict=True)
-    print(f"routers: {count} tokens", flush=True)
-    return [SHARPNESS * torch.linalg.solve(gram + ridge, cross).T.float() for gram, ridge, cross in solved]
-
-
 # The tables
 
 
@@ -208,7 +146,7 @@ def table(options: argparse.Namespace) -> None:
     """Markdown: held-out scores, next to those of the quickstart's rows."""
     lines = {line["row"]: line for line in measurements.read(options.file)}
     print("| model | parameters, 10⁶ | active, 10⁶ | held out | ± |\n|---|---:|---:|---:|---:|")
-    for name in (MIXTURE, *ROWS):
+    for name in (MIXTURE, *ROWS, REGMEAN):
         if name in lines:
             line = lines[name]
             sizes = f"{line['parameters'] / 1e6:.0f} | {line['active'] / 1e6:.0f}"
@@ -239,13 +177,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
-    collecting.add_argument("folder", type=Path)
+    collecting.add_argument("mixture", type=Path, help="an exported mixture")
+    collecting.add_argument("folder", type=Path, help="where the dense models are written")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.add_argument("--limit", type=int, help="held-out questions a task; all by default")
-    collecting.add_argument(
-        "--texts", type=int, default=64, help="search questions a task, for the routers and their use"
-    )
-    collecting.add_argument("--one", action="store_true", help="stop after one step")
     collecting.set_defaults(action=collect)
     for name, action in (("table", table), ("use", use)):
         reading = commands.add_parser(name)

@@ -166,11 +166,11 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
 
 def test_the_table_of_searches_is_recomputed_from_its_file() -> None:
     file = BENCHMARKS / "results" / "searches.jsonl"
-    group = ("quickstart@150", 60, 64)
+    group = ("quickstart", 60, 64, "fixed")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines = [line for line in lines if (line["landscape"], line["budget"], line["questions"]) == group]
-    printed = run("searches.py", "table", "--landscape", "quickstart@150").split("\n\n`")
-    (shown,) = [part for part in printed if "60 evaluations, 64 questions" in part]
+    lines = [line for line in lines if (line["landscape"], line["budget"], line["questions"], line["mode"]) == group]
+    printed = run("searches.py", "table", "--landscape", "quickstart").split("\n\n`")
+    (shown,) = [part for part in printed if "60 evaluations, 64 questions a task, fixed" in part]
     table = rows(shown)
     for name in ("llm-off", "cma-es", "gp", "tpe", "cobyqa"):
         handed = [line["handed"][-1] for line in lines if line["search"] == name]
