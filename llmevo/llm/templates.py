@@ -17,7 +17,6 @@ EARLIER = {
         "862cc0e8404de539e33fe0f787e26113",
         "108e0883ed83307d12d0199cf1fdca34",
         "2883cf477d5c7848e02b96fc78350ba0",
-        "96b591e5f9b40401aa707865a7faf76d",
     ),
     "chat_user.j2": (
         "e102a20740498ab709bc8260122e5b75",
