@@ -789,8 +789,8 @@ class Config(Section):
         judged = next((task.name for task in self.tasks if task.judge), None)
         if judged and (engine.most_workers or 1) > 1:
             raise ValueError(
-                f"{refused}: workers fit the routers from scores, and those of {judged} come from a judge, whom this"
-                " process asks; leave engine.workers out"
+                f"{refused}: workers fit the routers from scores, and no worker asks the judge of {judged}; leave"
+                " engine.workers out"
             )
         if self.genome.tokenizer_source not in (None, "base"):
             raise ValueError(f"{refused}: experts share the base's tokenizer; leave genome.tokenizer_source out")

@@ -315,7 +315,7 @@ def test_experts_scores_are_by_question_and_by_task_where_a_metric_is_no_mean() 
                 "engine": {"workers": 2},
                 "tasks": [{"name": "own", "weight": 1.0, "prompts": "prompts.txt", "judge": {"model": "a"}}],
             },
-            "those of own come from a judge",
+            "no worker asks the judge of own",
         ),
         ({"search": {"optimizer": "paths"}}, "choose an optimizer without paths"),
     ],
