@@ -58,10 +58,10 @@ from llmevo.run.scorer import Scorer
 from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking
-from llmevo.search.prompts.question import Prompt, Reading, SliceGeometry
+from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.start_rows import by_model_stock
+from llmevo.search.start_rows import model_stock_weights
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 HERE = Path(__file__).parent
@@ -401,7 +401,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     if plan.search.endswith(MASKED):
         facts = {"geometry": facts["geometry"], "mask_names": True}
     elif plan.search.endswith(PRIOR):
-        facts = {"presumed": presumed(space, briefing(plan.landscape)["geometry"])}
+        facts = {"presumed": model_stock_weights(space, briefing(plan.landscape)["geometry"])}
     budget = plan.budget - (MOST_FINALISTS if plan.mode == FINALS else 0)
     setup = Setup(space, plan.seed, budget, examiner.weights, style, Templates(), **facts)
     answerer = Answerer(client, asdict(plan), server.transcript)
@@ -438,12 +438,6 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         calls=answerer.calls,
         further=_further(examiner, space, trials) if plan.mode == FINALS else [],
     )
-
-
-def presumed(space: SearchSpace, geometry: Sequence[SliceGeometry]) -> dict[str, float]:
-    """Return the weights of Model Stock."""
-    (row,) = by_model_stock(space, geometry)
-    return {gene.name: row.genes[gene.name] for gene in space.genes if gene.parameter == "weight"}
 
 
 def _further(examiner: Examiner, space: SearchSpace, trials: Sequence[Trial]) -> list[float]:

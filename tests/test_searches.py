@@ -180,6 +180,9 @@ def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path:
     transcript.write_text("".join(json.dumps(line) + "\n" for line in [*interrupted, *said]))
     again = run(searches, tmp_path / "two.jsonl", "llm:recombiner", "--recorded", str(transcript))
     assert without_seconds(again) == without_seconds(first)
+    once = run(searches, tmp_path / "once.jsonl", "llm:recombiner+once", "--recorded", str(transcript))
+    assert [line["search"] for line in once] == ["llm:recombiner+once"] * len(first)
+    assert [line["best"] for line in once] != [line["best"] for line in first]  # no later answer is read
     # Other replies make another search: it is not the simulated LLM that answers.
     for line in said:
         line["reply"] = "{}"

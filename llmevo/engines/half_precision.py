@@ -40,12 +40,13 @@ class Float32Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
-        place, name = PRODUCTS.get(func, (len(args), ""))
-        left: Any = args[place] if place < len(args) else given.get(name)
-        if not _is_slow(left):
-            return func(*args, **given)
-        wide = func(*map(_widened, args), **{name: _widened(value) for name, value in given.items()})
-        return wide.to(left.dtype)
+        if func in PRODUCTS:
+            place, called = PRODUCTS[func]
+            left: Any = args[place] if place < len(args) else given.get(called)
+            if _is_slow(left):
+                wide = func(*map(_widened, args), **{name: _widened(value) for name, value in given.items()})
+                return wide.to(left.dtype)
+        return func(*args, **given)
 
 
 def _is_slow(of: Any) -> bool:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ SAFETENSORS_TYPES: dict[torch.dtype, str] = {
 
 
 class WeightFile:
-    """One safetensors file, written a weight at a time; closed without `close` it is incomplete.
+    """One safetensors file, written a weight at a time; complete at the end of a `with` block that raises nothing.
 
     Its header comes first but is known last: room is reserved, and padded with spaces.
     """
@@ -61,6 +61,16 @@ class WeightFile:
         with suppress(OSError):  # a full disk fails again on closing
             self.file.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abandon()
+
 
 def _return_memory() -> None:
     """Return freed memory to the operating system, where the C library can.
@@ -92,13 +102,9 @@ def header_size(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
 
 def write_file(weights: Iterable[tuple[str, Tensor]], file: Path, header: int) -> None:
     """Write one safetensors file of any size. `header` is the room for its header."""
-    shard = WeightFile(file, header)
-    try:
+    with WeightFile(file, header) as out:
         for name, weight in returning_memory(weights):
-            shard.add(name, weight)
-        shard.close()
-    finally:
-        shard.abandon()
+            out.add(name, weight)
 
 
 def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, header: int) -> set[str]:

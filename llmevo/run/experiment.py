@@ -32,7 +32,7 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.start_rows import MODEL_STOCK, by_model_stock, by_router_use, mixture_in
+from llmevo.search.start_rows import MODEL_STOCK, by_model_stock, by_router_use, mixture_in, model_stock_weights
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Result, Workers
 
@@ -205,9 +205,7 @@ class Experiment:
         """Where the best weights are presumed (`search.prior`)."""
         if self.config.search.prior is None:
             return {}
-        weights = {gene.name for gene in self.space.genes if gene.parameter == "weight" and gene.model}
-        rows = by_model_stock(self.space, self.geometry, "search.prior")
-        return {name: value for row in rows for name, value in row.genes.items() if name in weights}
+        return model_stock_weights(self.space, self.geometry)
 
     @property
     def shows_names(self) -> bool:

@@ -61,14 +61,13 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
         state = run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
-        if state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture and best:
-            if not experiment.shared:
-                experiment.scorer.close()  # workers hold the memory that the engine of this process takes
-            log.write(ROUTING, experiment.scorer.routing(recipe))
-        return state
     finally:
         if not experiment.shared:
             experiment.scorer.close()
+    # Without workers, which hold the memory that the engine of this process takes.
+    if state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture and best:
+        log.write(ROUTING, experiment.scorer.routing(recipe))
+    return state
 
 
 def check_start_rows(state: RunState) -> None:

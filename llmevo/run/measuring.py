@@ -101,17 +101,14 @@ def _measure_upward(every: Sequence[Measurement], engine: HfEngine, sources: Sou
         assert own[0].upward
         climb = Climb(own[0].upward, engine, sources)
         room = header_size(climb.shapes.items())
-        with _writing(own) as folders:
-            files = {of.model: WeightFile(folder / FILE, room) for of, folder in zip(own, folders, strict=True)}
-            try:
-                for expert, means in climb:
-                    for name, mean in means.items() if expert in files else ():
-                        files[expert].add(name, mean)
-                for file in files.values():
-                    file.close()
-            finally:
-                for file in files.values():
-                    file.abandon()
+        with _writing(own) as folders, ExitStack() as stack:
+            files = {
+                of.model: stack.enter_context(WeightFile(folder / FILE, room))
+                for of, folder in zip(own, folders, strict=True)
+            }
+            for expert, means in climb:
+                for name, mean in means.items() if expert in files else ():
+                    files[expert].add(name, mean)
         count += climb.tokens
     return count
 

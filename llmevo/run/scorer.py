@@ -593,28 +593,29 @@ class Scorer:
             return stopped, {}
 
         def scored() -> tuple[Score, dict[str, float]]:
-            engine = self.engine  # started before the clock
-            gate = self.gate if self._is_gated(questions, quantize) and not known else None
-            carried = self.carried(recipe)
-            started = time.monotonic()
-            engine.swap(carried, quantize)
-            if gate:
-                gate.check(engine.lm)
+            merging = self._swap(recipe, questions, quantize, gated=not known)
             self._note_verdicts(self.run, questions)
-            merged = time.monotonic()
-            if raced:
-                score = evaluator.race(engine.lm, rivals, raced.error_rate, known)
-            else:
-                score = evaluator.score(engine.lm, known)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
+            started, lm = time.monotonic(), self.engine.lm
+            score = evaluator.race(lm, rivals, raced.error_rate, known) if raced else evaluator.score(lm, known)
+            return score, {"merge": merging, "evaluate": time.monotonic() - started, **self._preparing()}
 
         score, seconds = self._with_recovery(scored)
         self.keep(request, score)
         return score, seconds
 
-    def _is_gated(self, questions: str, quantize: str) -> bool:
-        """Return whether this is a scoring of the search: the gate is calibrated for its format."""
-        return questions == "search" and quantize == self.config.engine.search_format
+    def _swap(self, recipe: Recipe, questions: str, quantize: str, gated: bool) -> float:
+        """Merge a recipe into the running model and, in the search, let the gate check it if `gated`; return the
+        seconds, without those of starting the engine, of calibrating the gate and of preparing models.
+        """
+        engine = self.engine
+        searching = questions == "search" and quantize == self.config.engine.search_format  # as the gate is calibrated
+        gate = self.gate if gated and searching else None
+        carried = self.carried(recipe)
+        started = time.monotonic()
+        engine.swap(carried, quantize)
+        if gate:
+            gate.check(engine.lm)
+        return time.monotonic() - started
 
     # With workers: see `llmevo.workers.protocol`
 
@@ -721,16 +722,10 @@ class Scorer:
         ask = evaluator.responses if evaluator.is_judged(job.part) else evaluator.score_block
 
         def scored() -> tuple[Score | Responses, Mapping[str, float]]:
-            engine = self.engine
-            gate = self.gate if self._is_gated(job.questions, job.quantize) and job.part == 0 else None
-            carried = self.carried(job.recipe)
+            merging = self._swap(job.recipe, job.questions, job.quantize, gated=job.part == 0)
             started = time.monotonic()
-            engine.swap(carried, job.quantize)
-            if gate:
-                gate.check(engine.lm)
-            merged = time.monotonic()
-            score = ask(engine.lm, job.part)
-            return score, {"merge": merged - started, "evaluate": time.monotonic() - merged, **self._preparing()}
+            score = ask(self.engine.lm, job.part)
+            return score, {"merge": merging, "evaluate": time.monotonic() - started, **self._preparing()}
 
         return self._with_recovery(scored)
 

@@ -66,10 +66,21 @@ def by_model_stock(
     return _with_weights(space, MODEL_STOCK, lambda gene: ratios[gene.slice or ""] / len(space.genome.merged(method)))
 
 
+def model_stock_weights(space: SearchSpace, geometry: Sequence[SliceGeometry]) -> dict[str, float]:
+    """Return the weights of `by_model_stock` by their genes, for `search.prior`; empty where no gene is a weight."""
+    rows = by_model_stock(space, geometry, "search.prior")
+    return {gene.name: row.genes[gene.name] for row in rows for gene in _weights(space)}
+
+
+def _weights(space: SearchSpace) -> list[Gene]:
+    """Return the genes that are weights of models."""
+    return [gene for gene in space.genes if gene.parameter == "weight" and gene.model]
+
+
 def _with_weights(space: SearchSpace, name: str, weight: Callable[[Gene], float]) -> list[Suggestion]:
     """Return the uniform merge with other weights, moved into the bounds of the genes; empty where none is a weight."""
     genes: Genes = space.uniform()
-    weights = [gene for gene in space.genes if gene.parameter == "weight" and gene.model]
+    weights = _weights(space)
     if not weights:
         return []
     genes |= {gene.name: weight(gene) for gene in weights}

@@ -8,6 +8,7 @@ import pytest
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
+from llmevo.reports.html.analysis import Subject, costs
 from support.checkpoints import assert_same_bits, weights_of
 from support.ray_cluster import MARKS
 from support.workspace import Workspace
@@ -43,6 +44,8 @@ def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     parents = [trial for trial in state.trials.values() if trial.candidate.origin == "parent"]
     assert all(value == 0.0 for trial in parents for name, value in trial.candidate.genes.items() if "prepare" in name)
     assert ["prepare" in trial.seconds for trial in state.trials.values() if trial.seconds].count(True) == 1
+    phases = {phase.name: phase.seconds for phase in costs(Subject.of(workspace.root / "run")).phases}
+    assert phases["preparing models"] == sum(trial.seconds.get("prepare", 0.0) for trial in state.trials.values()) > 0
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
 
     best = max(number for number in state.trials)

@@ -274,10 +274,11 @@ def costs(subject: Subject) -> Costs:
     """Add up the log's own times and tokens."""
     state = subject.state
     trials, rows = [*state.trials.values()], [*state.heldout.values()]
-    merge = sum(trial.seconds.get("merge", 0.0) for trial in trials)
+    prepare, merge = (sum(trial.seconds.get(kind, 0.0) for trial in trials) for kind in ("prepare", "merge"))
     parts = {
+        **({"preparing models": prepare} if prepare else {}),
         "merging candidates": merge,
-        "scoring candidates": sum(sum(trial.seconds.values()) for trial in trials) - merge,
+        "scoring candidates": sum(sum(trial.seconds.values()) for trial in trials) - merge - prepare,
         "held-out scores": sum(sum(row.seconds.values()) for row in rows),
         "the LLM": sum(event.seconds for event in state.prompted),
     }
