@@ -6,12 +6,14 @@
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME --recorded FILE   # the same again
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME+once --recorded FILE   # once
     python benchmarks/searches.py table [FILE]             # Markdown
+    python benchmarks/searches.py proposals [FILE]         # the true scores of what LLMs proposed
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
 `run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
 changed since. Landscapes are those of `landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name
 of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
-(`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`).
+(`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`), with
+`--short` in the short form for small models (`llm@NAME+short`).
 `llm@NAME+once` has what a recorded LLM answered before any score, its recipes and beliefs, and no further answer.
 `llm-off+model_stock` has Model Stock's weights as a prior (`search.prior`).
 
@@ -39,6 +41,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -60,7 +63,7 @@ from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recom
 from llmevo.search.optimizers.base import Asking
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
-from llmevo.search.space import SearchSpace
+from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.start_rows import model_stock_weights
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -72,8 +75,11 @@ METRIC = "acc,none"
 BASES = ("llm-off", "cma-es")
 """The searches that the others are compared with."""
 
-PRIOR, MASKED, ONCE = "+model_stock", "+masked", "+once"
-"""Ends of the names of searches: with Model Stock as a prior, with `mask_names`, with an LLM's first answer only."""
+PRIOR, MASKED, SHORT, ONCE = "+model_stock", "+masked", "+short", "+once"
+"""Ends of the names of searches: with Model Stock as a prior, with `mask_names`, in the short form, with an LLM's first
+answer only."""
+ANY = 2000
+"""Random recipes that proposals are compared with."""
 FINALS = "finals"
 """The mode of searches that end as a run does."""
 MOST_FINALISTS = SearchConfig().finalists + 3
@@ -257,6 +263,8 @@ class Answerer:
         self._failed = False
         self._templates = Templates()
         self.calls, self.watch = 0, Stopwatch()
+        self.proposals: list[tuple[int, Genes]] = []
+        """(generation, recipe) of all that the LLM proposed."""
 
     def suggestions(self, asking: Asking) -> list[Suggestion]:
         """Return what an optimizer proposes, answering the prompts that it yields."""
@@ -265,6 +273,7 @@ class Answerer:
             while True:
                 with self.watch:
                     reading = self._reading(prompt)
+                self.proposals += [(prompt.generation, proposal.genes) for proposal in reading.proposals]
                 prompt = asking.send(reading)
         except StopIteration as done:
             return done.value
@@ -387,6 +396,8 @@ class Found(NamedTuple):
     """Prompts to the LLM."""
     further: list[float]
     """The trials' scores on further questions; empty where none are asked."""
+    proposed: list[tuple[int, float]]
+    """(generation, true score) of the LLM's proposals, of those too that were not scored."""
 
 
 def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Found:
@@ -400,6 +411,8 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         facts = {**facts, "texts": examiner.texts(facts["texts"])}
     if plan.search.endswith(MASKED):
         facts = {"geometry": facts["geometry"], "mask_names": True}
+    elif plan.search.endswith(SHORT):
+        facts |= {"short": True}
     elif plan.search.endswith(PRIOR):
         facts = {"presumed": model_stock_weights(space, briefing(plan.landscape)["geometry"])}
     budget = plan.budget - (MOST_FINALISTS if plan.mode == FINALS else 0)
@@ -437,6 +450,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         seconds=watch.seconds - answerer.watch.seconds,
         calls=answerer.calls,
         further=_further(examiner, space, trials) if plan.mode == FINALS else [],
+        proposed=[(at, round(float(landscape.truth(space.to_unit(of)[None])[0]), 5)) for at, of in answerer.proposals],
     )
 
 
@@ -587,6 +601,7 @@ def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
         "optimum": round(float(landscape.optimum[1]), 5),
         "evaluations": len(found.values),
         "calls": found.calls,
+        **({"proposed": found.proposed} if "@" in plan.search else {}),
         "seconds": round(found.seconds, 2),
     }
 
@@ -607,7 +622,7 @@ def run(options: argparse.Namespace) -> None:
     for name in options.optimizers.split(","):
         kind, _, address = name.partition("@")
         if "://" in address:
-            url, name = address, f"{kind}@{options.model or 'server'}{MASKED if options.masked else ''}"
+            url, name = address, f"{kind}@{options.model or 'server'}{options.form}"
         maker(Plan("", name, 0, 0, 0, "").optimizer)
         names.append(name)
     server = Server(url, options.model, options.timeout, options.transcript, options.recorded)
@@ -713,6 +728,30 @@ def _mean(values: Array, sign: str = "", digits: int = 3) -> str:
     return f"{mean} ± {float(values.std(ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
 
 
+def proposals(options: argparse.Namespace) -> None:
+    """Print what the proposals of LLMs are worth, whether they were scored or not."""
+    print("| landscape | LLM | before any score | afterwards | proposals | searches |")
+    print("|---|---|---|---|---|---|")
+    found: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
+    for line in lines_of(options.file):
+        if line.get("proposed") and not line["search"].endswith(ONCE):  # these are the replies of another line
+            found.setdefault(line["landscape"], {}).setdefault(line["search"], []).append(line["proposed"])
+    for name, searches in sorted(found.items()):
+        for search, own in sorted(searches.items()):
+            first = _means([truth for generation, truth in proposed if generation == 0] for proposed in own)
+            later = _means([truth for generation, truth in proposed if generation > 0] for proposed in own)
+            cells = [_mean(np.array(means)) if means else "" for means in (first, later)]
+            print(f"| `{name}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
+        landscape = load(name)
+        truths = landscape.truth(np.random.default_rng(0).random((ANY, len(landscape.space.genes))))
+        print(f"| `{name}` | none: any recipe | {truths.mean():.3f} | | {ANY} | |")
+
+
+def _means(searches: Iterable[Sequence[float]]) -> list[float]:
+    """The mean of each search that has values."""
+    return [fmean(values) for values in searches if values]
+
+
 def picture(options: argparse.Namespace) -> None:
     """Draw the mean curves of the searches in a file."""
     import matplotlib as mpl
@@ -770,7 +809,10 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     running.add_argument("--jobs", type=int, default=1, help="searches at a time")
     running.add_argument("--model", help="the server's name of the LLM; lines have it in place of the URL")
-    running.add_argument("--masked", action="store_true", help="show a server's LLM no names and texts")
+    form = running.add_mutually_exclusive_group()
+    told: dict[str, Any] = {"dest": "form", "action": "store_const", "default": ""}
+    form.add_argument("--masked", const=MASKED, help="show a server's LLM no names and texts", **told)
+    form.add_argument("--short", const=SHORT, help="ask a server's LLM in the short form", **told)
     running.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for an answer of the server")
     running.add_argument("--transcript", type=Path, help="a file for the prompts and replies")
     running.add_argument("--recorded", type=Path, help="an earlier transcript, to answer from")
@@ -779,17 +821,19 @@ def main(words: Sequence[str] | None = None) -> None:
     showing = commands.add_parser("table", help="what the searches in the file found")
     showing.add_argument("--landscape", help="these only, with commas between them")
     showing.add_argument("--at", type=int, help="the mark at which searches are compared; by default the end")
+    worth = commands.add_parser("proposals", help="what the proposals of LLMs are worth")
     drawing = commands.add_parser("picture", help="the mean curves")
     drawing.add_argument("--out", type=Path, default=SEARCHES.with_suffix(".png"))
     drawing.add_argument("--landscape", help="only this one")
     drawing.add_argument("--optimizers", help="only these, with commas between them")
     drawing.add_argument("--questions", type=int, help="only searches of so many questions a task")
-    for command, function in ((showing, table), (drawing, picture)):
+    for command, function in ((showing, table), (drawing, picture), (worth, proposals)):
         command.add_argument("file", nargs="?", type=Path, default=SEARCHES)
+        command.set_defaults(command=function)
+    for command in (showing, drawing):
         command.add_argument(
             "--curve", choices=("handed", "best"), default="handed", help="handed over, or best-scored"
         )
-        command.set_defaults(command=function)
     options = parser.parse_args(words)
     options.command(options)
 

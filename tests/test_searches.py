@@ -204,6 +204,27 @@ def test_a_server_is_asked_and_its_model_stands_for_it_in_the_results(searches: 
     assert without_seconds(again) == without_seconds([line])
 
 
+def test_the_proposals_of_a_small_model_are_asked_for_in_the_short_form_and_have_a_worth(
+    searches: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "one.jsonl"
+    with serving(chat('{"proposals": [{"genome": [[30, 80]]}]}')) as server:
+        (line,) = run(searches, out, f"llm@{server.url}", "--model", "small", "--short", "--seeds", "1")
+    assert line["search"] == "llm@small+short"
+    assert [[message["role"] for message in question["messages"]] for question in server.questions[:1]] == [["user"]]
+    # The recipe is near the optimum; later answers repeat it, and so propose nothing.
+    (generation, truth), *more = line["proposed"]
+    space = searches.surfaces["bowl"].space
+    point = space.to_unit({"one/all/weight": 0.3, "two/all/weight": 0.8})
+    assert (generation, truth) == (0, round(float(searches.surfaces["bowl"].truth(point[None])[0]), 5))
+    assert not more
+    capsys.readouterr()
+    searches.main(["proposals", str(out)])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2:3] == [f"| `bowl` | llm@small+short | {truth:.3f} |  | 1 | 1 |"]
+    assert rows[3].startswith("| `bowl` | none: any recipe | 0.")
+
+
 def test_candidates_that_an_optimizer_wants_among_the_start_rows_are_scored_with_them(
     searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llmevo.errors import ConfigError
 
 EARLIER = {
-    "chat_short.j2": ("c5225d2de019004664756d1bacd53ca7",),
+    "chat_short.j2": ("c5225d2de019004664756d1bacd53ca7", "3715cb46c6b5bd24f8d51bcf6b14f853"),
     "chat_system.j2": (
         "2ac7551153e3e6734afcffe605c0200e",
         "862cc0e8404de539e33fe0f787e26113",

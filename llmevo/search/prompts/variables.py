@@ -283,6 +283,7 @@ class Variables:
             "columns": [names.column(gene, self._shows_filters) for gene in table.columns],
             "slices": [names.slices[label] for label in table.slices],
             "hidden_slices": len(space.slices) - len(table.slices),
+            "incumbent": table.rows(question.incumbent),
             "geometry": self._geometry(),
             "failed": [self._trial(trial, detail.reason) for trial in self._failed()],
             "suggestions": [
