@@ -233,6 +233,8 @@ def search(options: argparse.Namespace) -> None:
             given = config.model_dump(mode="json", exclude_unset=True)
             given["genome"]["merge_method"] = methods
             given["search"] |= {"seed": seed, "budget": budget}
+            if seed != config.evaluation_seed:  # as in `llmevo compare`, so that other runs' baselines are known
+                given["search"] |= {"evaluation_seed": config.evaluation_seed}
             run = _carried_on(parse_config(given, str(file)), file.parent, folder)
             best = run.best
             assert best
