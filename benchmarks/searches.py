@@ -264,7 +264,7 @@ class Answerer:
         self._templates = Templates()
         self.calls, self.watch = 0, Stopwatch()
         self.proposals: list[tuple[int, Genes]] = []
-        """(generation, recipe) of all that the LLM proposed."""
+        """(generation, genes) of all that the LLM proposed."""
 
     def suggestions(self, asking: Asking) -> list[Suggestion]:
         """Return what an optimizer proposes, answering the prompts that it yields."""
@@ -396,8 +396,8 @@ class Found(NamedTuple):
     """Prompts to the LLM."""
     further: list[float]
     """The trials' scores on further questions; empty where none are asked."""
-    proposed: list[tuple[int, float]]
-    """(generation, true score) of the LLM's proposals, of those too that were not scored."""
+    proposed: list[tuple[int, Genes]]
+    """(generation, genes) of the LLM's proposals, of those too that were not scored."""
 
 
 def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Found:
@@ -450,7 +450,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
         seconds=watch.seconds - answerer.watch.seconds,
         calls=answerer.calls,
         further=_further(examiner, space, trials) if plan.mode == FINALS else [],
-        proposed=[(at, round(float(landscape.truth(space.to_unit(of)[None])[0]), 5)) for at, of in answerer.proposals],
+        proposed=answerer.proposals,
     )
 
 
@@ -586,7 +586,8 @@ def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
     """
     landscape = load(plan.landscape)
     name = {**asdict(plan), "engine": engine_of(plan.search), "surface": surface_of(landscape)}
-    kept = Path(tempfile.gettempdir()) / "llmevo-searches" / f"{_digest([('plan', json.dumps(name))])}.json"
+    key = _digest([("plan", json.dumps(name)), ("found", json.dumps(Found._fields))])
+    kept = Path(tempfile.gettempdir()) / "llmevo-searches" / f"{key}.json"
     if kept.exists() and not (server.recorded or server.transcript):
         found = Found(**json.loads(kept.read_text()))
     else:
@@ -601,9 +602,16 @@ def line_of(plan: Plan, server: Server = NO_SERVER) -> dict[str, Any]:
         "optimum": round(float(landscape.optimum[1]), 5),
         "evaluations": len(found.values),
         "calls": found.calls,
-        **({"proposed": found.proposed} if "@" in plan.search else {}),
+        **({"proposed": _truths(landscape, found.proposed)} if "@" in plan.search else {}),
         "seconds": round(found.seconds, 2),
     }
+
+
+def _truths(landscape: Landscape, proposed: Sequence[tuple[int, Genes]]) -> list[tuple[int, float]]:
+    """(generation, true score) of proposals."""
+    points = np.array([landscape.space.to_unit(genes) for _, genes in proposed])
+    truths = landscape.truth(points).tolist() if proposed else []
+    return [(generation, round(truth, 5)) for (generation, _), truth in zip(proposed, truths, strict=True)]
 
 
 def plan_of(line: Mapping[str, Any]) -> Plan:
@@ -732,19 +740,22 @@ def proposals(options: argparse.Namespace) -> None:
     """Print what the proposals of LLMs are worth, whether they were scored or not."""
     print("| landscape | LLM | before any score | afterwards | proposals | searches |")
     print("|---|---|---|---|---|---|")
-    found: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
-    for line in lines_of(options.file):
-        if line.get("proposed") and not line["search"].endswith(ONCE):  # these are the replies of another line
-            found.setdefault(line["landscape"], {}).setdefault(line["search"], []).append(line["proposed"])
-    for name, searches in sorted(found.items()):
-        for search, own in sorted(searches.items()):
+    for group, lines in groups(options.file).items():
+        asked = {  # what answers once are the replies of another search
+            search: proposed
+            for search, own in sorted(lines.items())
+            if not search.endswith(ONCE)
+            and (proposed := [line["proposed"] for line in own.values() if line.get("proposed")])
+        }
+        for search, own in asked.items():
             first = _means([truth for generation, truth in proposed if generation == 0] for proposed in own)
             later = _means([truth for generation, truth in proposed if generation > 0] for proposed in own)
             cells = [_mean(np.array(means)) if means else "" for means in (first, later)]
-            print(f"| `{name}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
-        landscape = load(name)
-        truths = landscape.truth(np.random.default_rng(0).random((ANY, len(landscape.space.genes))))
-        print(f"| `{name}` | none: any recipe | {truths.mean():.3f} | | {ANY} | |")
+            print(f"| `{group.landscape}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
+        if asked:
+            landscape = load(group.landscape)
+            truths = landscape.truth(np.random.default_rng(0).random((ANY, len(landscape.space.genes))))
+            print(f"| `{group.landscape}` | none: any recipe | {truths.mean():.3f} | | {ANY} | |")
 
 
 def _means(searches: Iterable[Sequence[float]]) -> list[float]:

@@ -211,7 +211,7 @@ def test_the_proposals_of_a_small_model_are_asked_for_in_the_short_form_and_have
     with serving(chat('{"proposals": [{"genome": [[30, 80]]}]}')) as server:
         (line,) = run(searches, out, f"llm@{server.url}", "--model", "small", "--short", "--seeds", "1")
     assert line["search"] == "llm@small+short"
-    assert [[message["role"] for message in question["messages"]] for question in server.questions[:1]] == [["user"]]
+    assert [message["role"] for message in server.questions[0]["messages"]] == ["user"]
     # The recipe is near the optimum; later answers repeat it, and so propose nothing.
     (generation, truth), *more = line["proposed"]
     space = searches.surfaces["bowl"].space
