@@ -33,7 +33,7 @@ from llmevo.export.dense import Way, make_dense
 from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
-from llmevo.run.routing import router_use
+from llmevo.run.calibration.router_use import router_use
 from llmevo.run.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent

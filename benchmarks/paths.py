@@ -94,7 +94,7 @@ def _run(
     from llmevo.run.loop import carry_on
 
     config, started = config_of(arm, seed, budget, limit), time.monotonic()
-    scorer.scores.clear()  # of other runs: scores of equal candidates are known through `answers`
+    scorer.cache.by_run.clear()  # of other runs: scores of equal candidates are known through `by_items`
     with RunLog(folder, resume=(folder / LOG).exists() and holds_run(folder)) as log:
         begun = next((event for event in log.recorded if isinstance(event, RunStarted)), None)
         carry_on(Experiment(config, CONFIG.parent, recorded=begun, shared=scorer), log)

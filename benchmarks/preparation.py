@@ -32,7 +32,7 @@ from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
-from llmevo.run.measuring import measure
+from llmevo.run.calibration.layer_inputs import measure
 from llmevo.run.scorer import Scorer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
@@ -177,7 +177,7 @@ def steps(_: argparse.Namespace) -> None:
             + (f"; {of.neutral:g} changes nothing" if of.neutral is not None else "")
             for key, of in step.parameters.items()
         ]
-        reads = READS[step.measures] + (ABOVE if step.upward else "")
+        reads = READS[step.measures] + (ABOVE if step.sequential else "")
         print(f"| `{name}` | {gives} | {reads} | {'<br>'.join(own)} | <{step.paper}> |")
 
 
@@ -215,7 +215,8 @@ def large_rows() -> Iterator[str]:
             work, small = (operations(step, kind, COUNT, size) for size in (LARGE, SMALL))
             products = f"{4 * grams(LARGE) / 1e9:.0f} GB" if of.measures == "grams" else ""
             reading = 2.0 * parameters * TOKENS * {"": 0, "magnitudes": 1, "grams": COUNT}[of.measures]
-            reading *= 3 if of.upward else 1  # to know the masks of all layers, in the expert's, and in the merged ones
+            if of.sequential:
+                reading *= 3  # to know the masks of all layers, in the expert's, and in the merged ones
             yield (
                 f"| {kind} | {step} | {f'{reading:.1e}' if reading else ''} | {2 * work:.1e} | × {work / small:,.0f}"
                 f" | {COUNT * stored(step, kind, LARGE) / 1e9:.1f} GB | {products} |"

@@ -23,8 +23,8 @@ from llmevo.engines.hf import HfEngine
 from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.router import RIDGE, Inputs, Router, fit
 from llmevo.merging.recipe import Recipe
-from llmevo.run.activations import batches, layers_of, watched
-from llmevo.run.routers import inputs_of
+from llmevo.run.calibration.activations import batches, layers_of, watched
+from llmevo.run.calibration.routers import inputs_of
 from llmevo.run.scorer import Scorer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-moe.yml"

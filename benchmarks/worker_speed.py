@@ -22,6 +22,7 @@ import tables
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
+from llmevo.run.score_cache import ScoreCache
 from llmevo.run.scorer import Scorer, open_scorer
 from llmevo.search.space import SearchSpace
 from llmevo.workers.pool import Pool
@@ -45,8 +46,7 @@ class Fleet:
 
     def scored(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> tuple[float, list[Score]]:
         """Return the seconds and the scores of some recipes."""
-        self.scorer.scores.clear()
-        self.scorer.answers.clear()
+        self.scorer.cache = ScoreCache()
         begun = time.perf_counter()
         for number, recipe in enumerate(recipes):
             self._pool.submit(Request(number, recipe, rivals=rivals))

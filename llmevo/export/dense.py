@@ -58,7 +58,7 @@ def make_dense(
         texts = read_texts(str(text), Path(root))
         if by == "widen":
             _check_count(experts, count, of)
-        from llmevo.run.routing import router_use
+        from llmevo.run.calibration.router_use import router_use
 
         use = router_use(of, Path(root), texts, device, say)
     if by == "average" and use:

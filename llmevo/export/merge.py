@@ -100,7 +100,7 @@ def merge_as(
     merger = Merger(sources)
     counted = merger.count(recipe)
     if (prepared := merger.prepared(recipe)) and not prepared.folder.exists():
-        from llmevo.run.measuring import measure
+        from llmevo.run.calibration.layer_inputs import measure
 
         with prepared.locked():
             if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:
@@ -125,7 +125,7 @@ def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:
     """Return the recipe of a mergekit-moe YAML, with its router in the cache folder."""
     from llmevo.export.pack import root_of
     from llmevo.merging.vocabulary import open_models
-    from llmevo.run.routers import router_of
+    from llmevo.run.calibration.routers import router_of
 
     given = MixtureRecipe.from_yaml(text, str(file))
     planned = given.recipe(ROUTER)

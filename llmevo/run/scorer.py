@@ -63,6 +63,7 @@ from llmevo.models.placeholder import placeholder
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.log.state import RunState
+from llmevo.run.score_cache import ScoreCache, cache_key, digest
 from llmevo.run.versions import VERSIONED
 from llmevo.search.geometry import measure
 from llmevo.search.prompts.question import SliceGeometry
@@ -95,10 +96,8 @@ class Scorer:
     config: Config
     root: Path
     """The folder that relative references start from: the config's."""
-    scores: dict[tuple[str, str], Score] = field(default_factory=dict[tuple[str, str], Score])
-    """Every score so far, by the run and `cache_key`; of a stopped candidate on the questions that it was asked."""
-    answers: dict[str, dict[int, Score]] = field(default_factory=dict[str, dict[int, Score]])
-    """The scores of all runs, by `cache_key` and the number of questions."""
+    cache: ScoreCache = field(default_factory=ScoreCache)
+    """Every score so far."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters."""
     verdicts_of: dict[str, VerdictMemory] = field(default_factory=dict[str, VerdictMemory])
@@ -264,7 +263,7 @@ class Scorer:
         experts, dense = [*self.space.routing.experts], self.space.typical.model_copy(update={"mixture": None})
         own = [self.questions.get("prepare.text")] if dense.prepare else []
         asked = self.questions["search"]
-        key = _digest("router 1", {**self.checksums}, asked, [*map(str, experts)], dense.as_dict(), *own)
+        key = digest("router 1", {**self.checksums}, asked, [*map(str, experts)], dense.as_dict(), *own)
         file = (cache_folder() / "routers" / f"run-{key[:24]}.json").absolute()
         with locked(file.parent):
             if not file.exists():
@@ -273,7 +272,7 @@ class Scorer:
 
     def _fitted(self, experts: Sequence[ModelReference], dense: Recipe) -> Router:
         """Return the routers that are fitted in a dense merge."""
-        from llmevo.run.routers import expert_scores, fitted
+        from llmevo.run.calibration.routers import expert_scores, fitted
 
         scored = [self.score(self.space.alone(expert)) for expert in experts]
         dense = self.carried(dense)
@@ -293,7 +292,7 @@ class Scorer:
         held-out questions or, without, the search questions: {"experts": names, "shares": {task: (layers, experts)}}.
         """
         from llmevo.engines.hf import HfEngine
-        from llmevo.run.routers import use_of
+        from llmevo.run.calibration.router_use import routed_shares
 
         assert recipe.mixture
         engine = self.engine
@@ -302,7 +301,7 @@ class Scorer:
         every = self._texts_of(self.heldout or self.evaluator).tasks
         some = {task: texts[:ROUTED] for task, texts in every.items()}
         tasks = [task for task, texts in some.items() for _ in texts]
-        shares = use_of(engine, recipe.mixture, tasks, [text for texts in some.values() for text in texts])
+        shares = routed_shares(engine, recipe.mixture, tasks, [text for texts in some.values() for text in texts])
         names = [self.space.names[expert] for expert in recipe.mixture.experts]
         return json.dumps({"experts": names, "shares": shares}) + "\n"
 
@@ -332,7 +331,7 @@ class Scorer:
             self._make(prepared)
 
     def _make(self, prepared: Prepared) -> None:
-        from llmevo.run.measuring import measure
+        from llmevo.run.calibration.layer_inputs import measure
 
         if prepared.folder.exists():
             return
@@ -349,7 +348,7 @@ class Scorer:
 
     def router_use(self, mixture: ModelReference) -> RouterUse:
         """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""
-        from llmevo.run.routing import router_use
+        from llmevo.run.calibration.router_use import router_use
 
         use = router_use(mixture, self.root, self.texts, self.config.engine.device, self.warn)
         if use.seconds:
@@ -450,7 +449,7 @@ class Scorer:
         among the models: equal ones give equal scores. `prepare.text` is that of the user's texts for a preparation.
         """
         tokens = (self.vocabulary,) if self.vocabulary else ()
-        found = {name: _digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
+        found = {name: digest(self.backend, evaluator.digest, *tokens) for name, evaluator in self.evaluators.items()}
         prepare = self.config.genome.prepare
         return found | (
             {"prepare.text": read_texts(prepare.text, self.root).digest} if prepare and prepare.text else {}
@@ -768,7 +767,7 @@ class Scorer:
         be asked. So a run of a comparison is what it would be alone.
         """
         evaluator, key, racing = self.evaluators[request.questions], self._key(request), self.config.racing
-        own, raced = self.scores.get((request.run, key)), self.is_raced(request)
+        own, raced = self.cache.by_run.get((request.run, key)), self.is_raced(request)
 
         def usable(score: Score) -> bool:
             if score.items != evaluator.items and not evaluator.parts_of(score):
@@ -777,7 +776,7 @@ class Scorer:
                 return True
             return bool(score.item_scores) and evaluator.outlasts(score, request.rivals, racing.error_rate)
 
-        others = sorted(self.answers.get(key, {}).values(), key=lambda score: score.items, reverse=True)
+        others = self.cache.of_all(key)
         every = [own, *others] if own and raced else [*others, own] if own else others
         return next(filter(usable, every), None)
 
@@ -796,9 +795,7 @@ class Scorer:
         return self.evaluators[request.questions].stopped(score, request.rivals, racing.error_rate)
 
     def keep(self, request: Request, score: Score) -> None:
-        key = self._key(request)
-        self.scores[request.run, key] = score
-        self.answers[key] = {**self.answers.get(key, {}), score.items: score}
+        self.cache.keep(request.run, self._key(request), score)
 
     def control(self) -> Job:
         return Job("control", self.space.decode(self.space.uniform()), "search", 0)
@@ -843,26 +840,7 @@ class Scorer:
         started = state.started
         if started is None or not started.questions or any(event.forced for event in state.resumed):
             return  # it is not known which models and questions those scores are of
-        checksums = {source["reference"]: self._as_now(source) for source in started.sources}
-
-        def know(candidate: int, score: Score, questions: str, quantize: str) -> None:
-            recipe = Recipe.model_validate(state.recipes[candidate])
-            asked, searched = started.questions[questions], started.questions.get("search", "")
-            key = cache_key(recipe, checksums, asked, started.masks, quantize, searched)
-            self.answers[key] = {score.items: score, **self.answers.get(key, {})}
-            if (run, key) not in self.scores or self.scores[run, key].items < score.items:
-                self.scores[run, key] = score
-
-        for candidate, trial in state.trials.items():
-            if trial.score and (trial.score.items == started.items or trial.score.item_scores):
-                know(candidate, trial.score, "search", state.search_format)
-        for candidate, event in state.selected.items():
-            know(candidate, event.read(), "selection", event.quantized)
-        for (candidate, questions), event in state.served.items():
-            know(candidate, event.read(), questions, event.quantized)
-        for row in state.heldout.values():
-            if row.candidate is not None:
-                know(row.candidate, row.read(), "heldout", row.quantized)
+        self.cache.take_over(state, {source["reference"]: self._as_now(source) for source in started.sources}, run)
 
     def _as_now(self, source: Mapping[str, Any]) -> str:
         """Return a recorded checksum by today's rule, where the model is still the recorded one."""
@@ -892,23 +870,3 @@ def _machine_errors() -> Generator[None]:
         if found := machine_error(error):
             raise found from error
         raise
-
-
-def cache_key(
-    recipe: Recipe,
-    checksums: Mapping[str, str],
-    questions: str,
-    seed: int,
-    quantize: str = "",
-    searched: str = "",
-) -> str:
-    """Return a digest of all that decides a score: the recipe, its models' weights, the seed of its random masks, the
-    questions, the format that its weights are rounded to, and the search questions where a preparation reads them.
-    """
-    read = searched if recipe.prepare and recipe.prepare.reads_text else ""
-    weights = {str(reference): checksums[str(reference)] for reference in recipe.references}
-    return _digest(recipe.as_dict(), weights, questions, seed, *filter(None, [quantize, read]))
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

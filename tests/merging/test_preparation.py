@@ -24,8 +24,8 @@ from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import LowRank, Weight
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.activations import Sums
-from llmevo.run.measuring import device_for, measure
+from llmevo.run.calibration.activations import Sums
+from llmevo.run.calibration.layer_inputs import device_for, measure
 from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.tiny_model import save_tiny, tiny_llama

@@ -18,7 +18,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject
-from llmevo.run.routers import expert_scores
+from llmevo.run.calibration.routers import expert_scores
 from llmevo.search.encode import encode
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace

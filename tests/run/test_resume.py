@@ -478,7 +478,7 @@ def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_s
         assert state.started
         scorer = Scorer(config_of(state.started, "run"), workspace.root)
         scorer.remember(state)
-        return {*scorer.scores}
+        return {*scorer.cache.by_run}
 
     stopped(workspace, heldout=None)
     wanted = known()

@@ -18,7 +18,7 @@ from llmevo.merging.dense import RouterUse, average, expert_of
 from llmevo.merging.preparation.texts import Texts
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.routing import router_use
+from llmevo.run.calibration.router_use import router_use
 from support.checkpoints import assert_same_bits, quietly, weights_of
 from support.families import new_family
 

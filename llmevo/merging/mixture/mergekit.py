@@ -44,7 +44,7 @@ class MixtureRecipe(BaseModel):
     """It gives everything but the experts, and the tokenizer."""
     experts: list[Expert] = Field(min_length=1)
     gate_mode: GateMode = "hidden"
-    """What a router's rows are made of: see `run.routers`."""
+    """What a router's rows are made of: see `run.calibration.routers`."""
     dtype: str | None = None
     experts_per_token: int = 2
     shared_experts: list[Expert] | None = None

@@ -21,7 +21,7 @@ RULES = 1
 
 
 @dataclass(frozen=True)
-class Upward:
+class Sequential:
     """The merge that the layers below a measured one are: a step's, with weights 1."""
 
     step: str
@@ -47,19 +47,21 @@ class Measurement:
     model: ModelReference
     checksum: str
     texts: Texts
-    upward: Upward | None = None
+    sequential: Sequential | None = None
     """What the layers below are instead of the model's own."""
 
     @classmethod
     def of(
-        cls, kind: Measured, model: ModelReference, sources: Sources, texts: Texts, upward: Upward | None = None
+        cls, kind: Measured, model: ModelReference, sources: Sources, texts: Texts, sequential: Sequential | None = None
     ) -> "Measurement":
-        return cls(kind, model, sources.checksum(model), texts, upward)
+        return cls(kind, model, sources.checksum(model), texts, sequential)
 
     @property
     def folder(self) -> Path:
         """Where it is kept: {weight: its input} in one file."""
-        made = [RULES, self.kind, self.checksum, self.texts.digest, *(self.upward.made_of if self.upward else ())]
+        made = [RULES, self.kind, self.checksum, self.texts.digest]
+        if self.sequential:
+            made += self.sequential.made_of
         return cache_folder() / "activations" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:24]
 
     def open(self) -> Checkpoint:

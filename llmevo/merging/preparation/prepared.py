@@ -20,7 +20,7 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.align import PROJECTIONS, order_of
-from llmevo.merging.preparation.measured import Measurement, Upward, of_weight, open_all
+from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import Recipe
@@ -66,11 +66,11 @@ class Prepared:
         for name, parameters in self.preparation.complete:
             if (kind := STEPS[name].measures) and self._texts:
                 read = self._read_by() if kind == "grams" else {self.base: self._texts}
-                upward = None
-                if STEPS[name].upward:
+                sequential = None
+                if STEPS[name].sequential:
                     checksums = [self.sources.checksum(of) for of in (self.base, *read)]
-                    upward = Upward(name, parameters, self.base, read, checksums)
-                found[name] = [Measurement.of(kind, of, self.sources, texts, upward) for of, texts in read.items()]
+                    sequential = Sequential(name, parameters, self.base, read, checksums)
+                found[name] = [Measurement.of(kind, of, self.sources, texts, sequential) for of, texts in read.items()]
         return found
 
     @property

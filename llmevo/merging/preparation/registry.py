@@ -36,8 +36,8 @@ class PreparationStep:
     """The file here with its function."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     measures: Measured = ""
-    upward: bool = False
-    """Whether the inputs of a layer are those where the layers below it are merged by this step already."""
+    sequential: bool = False
+    """Whether the inputs of a layer are measured above layers that are merged by this step already."""
     permutes: bool = False
     """Whether it changes the order of neurons, and so reads all matrices of an MLP."""
     sums_to_merge: bool = False
@@ -81,7 +81,7 @@ _STEPS = (
             "alpha": Parameter(default=0.9, low=0.0, high=1.0),
         },
         measures="grams",
-        upward=True,
+        sequential=True,
         sums_to_merge=True,
     ),
     PreparationStep(

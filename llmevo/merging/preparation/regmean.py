@@ -5,7 +5,7 @@ With Gᵢ = E[xxᵀ] of expert i, the merge is (ΣWᵢGᵢ)(ΣGᵢ)⁻¹ = W₀ 
 replaced once, and the weights of a merge stay free. With all of them 1 the merge is RegMean.
 
 RegMean++ is the same with other inputs: those of a layer of expert i where the layers below are the merge with weights
-1, as they are in the merged model (`llmevo.run.upward` measures them).
+1, as they are in the merged model (`llmevo.run.calibration.sequential` measures them).
 """
 
 from collections.abc import Mapping, Sequence

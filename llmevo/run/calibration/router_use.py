@@ -1,9 +1,11 @@
-"""The measured use of a mixture's experts on some texts, kept in the cache folder by the content of both."""
+"""The measured use of a mixture's experts on some texts: of one that is made dense, kept in the cache folder, and of a
+running one.
+"""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from llmevo.engines.loading import Places
 from llmevo.errors import SourceError
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger
+from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.preparation.texts import Texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import experts_of, routers_of, stack_of, text_config
 from llmevo.models.files import cache_folder, write_whole
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.activations import batches, watched
+from llmevo.run.calibration.activations import batches, layers_of, watched
 
 RULES = 1
 """Raised by every change of how it is measured."""
@@ -143,3 +146,32 @@ def _routers(model: Any, sources: Sources, mixture: ModelReference) -> dict[int,
         if layer is not None and len(shape) == 2 and any(part in name for part in filters):
             found[layer] = modules[parts[name].target.removesuffix(".weight")]
     return found
+
+
+@torch.no_grad()
+def routed_shares(
+    engine: HfEngine, mixture: Mixture, tasks: Sequence[str], texts: Sequence[str]
+) -> dict[str, list[list[float]]]:
+    """Return the share of the routed weight that each expert gets, {task: (layers, experts)}, in a running mixture."""
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    groups = batches(engine, texts, "mixture: the texts")
+    place = [0]
+    layers = layers_of(engine.model)
+    routers = {number: layer.mlp.gate for number, layer in enumerate(layers) if hasattr(layer.mlp, "gate")}
+
+    def add(layer: int, given: Tensor) -> None:
+        own, tokens = groups[place[0]]
+        logits = torch.nn.functional.linear(given.reshape(-1, given.shape[-1]), routers[layer].weight).float()
+        value, chosen = torch.topk(logits.softmax(-1), mixture.experts_per_token, dim=-1)
+        share = torch.zeros_like(logits).scatter_(1, chosen, value / value.sum(-1, keepdim=True))
+        for text, each in zip(own, share.reshape(len(own), tokens.shape[1], -1).sum(1).cpu(), strict=True):
+            table = totals.setdefault(tasks[text], torch.zeros(len(layers), share.shape[1]))
+            table[layer] += each
+
+    with watched(routers, add):
+        for place[0], (own, tokens) in enumerate(groups):
+            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+            for text in own:
+                counts[tasks[text]] = counts.get(tasks[text], 0) + tokens.shape[1]
+    return {task: (table / counts[task]).tolist() for task, table in totals.items()}

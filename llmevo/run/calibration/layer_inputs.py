@@ -20,8 +20,8 @@ from llmevo.merging.recipe import Recipe
 from llmevo.models.files import partial_folder, rename_once
 from llmevo.models.safetensors_writer import WeightFile, header_size, write_file
 from llmevo.models.sources import Sources
-from llmevo.run.activations import Sums, batches, linear_layers, watched
-from llmevo.run.upward import Climb
+from llmevo.run.calibration.activations import Sums, batches, linear_layers, watched
+from llmevo.run.calibration.sequential import SequentialPass
 
 FILE = "model.safetensors"
 
@@ -61,8 +61,8 @@ def measure(
         sources.engine_folder(missing[0].model), tokenizer, "bfloat16" if on_gpu else "float32", device, Merger(sources)
     )
     try:
-        tokens = sum(_measure(of, engine, sources) for of in missing if of.upward is None)
-        tokens += _measure_upward([of for of in missing if of.upward], engine, sources)
+        tokens = sum(_measure(of, engine, sources) for of in missing if of.sequential is None)
+        tokens += _measure_sequentially([of for of in missing if of.sequential], engine, sources)
     finally:
         engine.close()
     return Cost(len(missing), count, tokens, time.monotonic() - started)
@@ -92,24 +92,24 @@ def device_for(device: str, widths: Iterable[int], kind: str) -> str:
 
 
 @torch.no_grad()
-def _measure_upward(every: Sequence[Measurement], engine: HfEngine, sources: Sources) -> int:
+def _measure_sequentially(every: Sequence[Measurement], engine: HfEngine, sources: Sources) -> int:
     """Measure the experts of each merge together, written block by block; return the number of tokens."""
     count, merges = 0, dict[str, list[Measurement]]()
     for of in every:
-        merges.setdefault(repr(of.upward and of.upward.made_of), []).append(of)
+        merges.setdefault(repr(of.sequential and of.sequential.made_of), []).append(of)
     for own in merges.values():
-        assert own[0].upward
-        climb = Climb(own[0].upward, engine, sources)
-        room = header_size(climb.shapes.items())
+        assert own[0].sequential
+        blocks = SequentialPass(own[0].sequential, engine, sources)
+        room = header_size(blocks.shapes.items())
         with _writing(own) as folders, ExitStack() as stack:
             files = {
                 of.model: stack.enter_context(WeightFile(folder / FILE, room))
                 for of, folder in zip(own, folders, strict=True)
             }
-            for expert, means in climb:
+            for expert, means in blocks:
                 for name, mean in means.items() if expert in files else ():
                     files[expert].add(name, mean)
-        count += climb.tokens
+        count += blocks.tokens
     return count
 
 

@@ -19,12 +19,11 @@ from llmevo.engines.hf import HfEngine
 from llmevo.evaluation.score import Score
 from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.mergekit import Expert, MixtureRecipe
-from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.mixture.router import RIDGE, Inputs, Router, fit
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import text_config
 from llmevo.models.sources import Sources
-from llmevo.run.activations import batches, layers_of, watched
+from llmevo.run.calibration.activations import batches, layers_of, watched
 
 SEED = 0
 """Of random rows."""
@@ -174,32 +173,3 @@ def inputs_of(engine: HfEngine, texts: Sequence[str]) -> list[Inputs]:
         for place[0], (_, tokens) in enumerate(groups):
             engine.model(input_ids=tokens.to(engine.device), use_cache=False)
     return found
-
-
-@torch.no_grad()
-def use_of(
-    engine: HfEngine, mixture: Mixture, tasks: Sequence[str], texts: Sequence[str]
-) -> dict[str, list[list[float]]]:
-    """Return the share of the routed weight that each expert gets, {task: (layers, experts)}, in a running mixture."""
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    groups = batches(engine, texts, WORDS)
-    place = [0]
-    layers = layers_of(engine.model)
-    routers = {number: layer.mlp.gate for number, layer in enumerate(layers) if hasattr(layer.mlp, "gate")}
-
-    def add(layer: int, given: Tensor) -> None:
-        own, tokens = groups[place[0]]
-        logits = torch.nn.functional.linear(given.reshape(-1, given.shape[-1]), routers[layer].weight).float()
-        value, chosen = torch.topk(logits.softmax(-1), mixture.experts_per_token, dim=-1)
-        share = torch.zeros_like(logits).scatter_(1, chosen, value / value.sum(-1, keepdim=True))
-        for text, each in zip(own, share.reshape(len(own), tokens.shape[1], -1).sum(1).cpu(), strict=True):
-            table = totals.setdefault(tasks[text], torch.zeros(len(layers), share.shape[1]))
-            table[layer] += each
-
-    with watched(routers, add):
-        for place[0], (own, tokens) in enumerate(groups):
-            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
-            for text in own:
-                counts[tasks[text]] = counts.get(tasks[text], 0) + tokens.shape[1]
-    return {task: (table / counts[task]).tolist() for task, table in totals.items()}

@@ -1,4 +1,5 @@
-"""The inputs of layers above merged ones, for RegMean++ (https://arxiv.org/abs/2508.03121, algorithm 1).
+"""Sequential calibration: the inputs of layers above merged ones, for RegMean++ (https://arxiv.org/abs/2508.03121,
+algorithm 1).
 
 Block by block from below: each expert's block reads what the merged blocks below it make of the expert's texts, and the
 inputs of its linear layers are summed; then the block is merged by the step with weights 1, and makes the input of the
@@ -13,22 +14,22 @@ from torch import Tensor
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Places
 from llmevo.merging.methods.base import TensorGroup
-from llmevo.merging.preparation.measured import Upward
+from llmevo.merging.preparation.measured import Sequential
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import LowRank, Weight, same
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from llmevo.run.activations import Sums, batches, layers_of, linear_layers, stack_in, watched
+from llmevo.run.calibration.activations import Sums, batches, layers_of, linear_layers, stack_in, watched
 
 Means = Mapping[str, Tensor]
 """{a weight: the mean over tokens of xxᵀ, x being its input}"""
 
 
-class Climb:
+class SequentialPass:
     """The experts of a merge, and what their layers read above merged ones, from the lowest block to the highest."""
 
-    def __init__(self, of: Upward, engine: HfEngine, sources: Sources) -> None:
+    def __init__(self, of: Sequential, engine: HfEngine, sources: Sources) -> None:
         """Load the base. Raises SourceError for a model without numbered blocks."""
         self.of, self.engine, self.sources, self.model = of, engine, sources, engine.model
         engine.swap(Recipe.of_one(of.base, str(self.model.dtype).removeprefix("torch.")))
@@ -40,7 +41,7 @@ class Climb:
         for name, part in self.places.parts.items():
             self.names[stack.layer(part.target)].append(name)
         self.tokens = 0
-        """How many were read, once the climb has begun."""
+        """How many were read, once the pass has begun."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
