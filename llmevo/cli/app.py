@@ -65,7 +65,7 @@ app = typer.Typer(
     help="Evolve the merge of your fine-tuned language models, with a language model in the loop.",
 )
 for command, example in COMMANDS.items():
-    app.command(epilog=f"Example: `{example}`")(terminal.with_stop_line(command))
+    app.command(epilog=f"Example: `{example}`")(terminal.stop_shown()(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +80,7 @@ def main() -> None:
     setproctitle.setproctitle(terminal.command_line())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that an output file can be followed
-    with terminal.errors_shown(), terminal.stoppable():
+    with terminal.errors_shown(), terminal.stoppable(), terminal.stop_shown():
         for option in REMOVED.keys() & {word.partition("=")[0] for word in sys.argv[1:]}:
             raise UserError(f"{option}: this option was removed; {REMOVED[option]}")
         check_options(sys.argv[1:])

@@ -4,9 +4,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
-from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -114,19 +113,15 @@ def say_stopped(text: str) -> None:
         say(console, f"\n{text}")
 
 
-def with_stop_line(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command end with one line when a signal stops it, unless it prints a line of its own."""
-
-    @wraps(command)
-    def wrapped(*given: Any, **named: Any) -> None:
-        try:
-            command(*given, **named)
-        except KeyboardInterrupt as stop:
-            by = f" by {stop}" if stop.args else ""
-            say_stopped(f"Stopped{by}; the same command starts again: `{command_line()}`")
-            raise SystemExit(128 + signal.SIGINT) from None
-
-    return wrapped
+@contextmanager
+def stop_shown() -> Generator[None]:
+    """End with one line when a signal stops the program, unless a command prints a line of its own."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if stop.args else ""
+        say_stopped(f"Stopped{by}; the same command starts again: `{command_line()}`")
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 @contextmanager

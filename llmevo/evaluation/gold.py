@@ -14,9 +14,8 @@ from lm_eval.api.model import LM
 
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.standard_errors import ItemScores
 from llmevo.evaluation.tasks.lm_eval import JudgedTask
-
-ItemScores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)

@@ -97,3 +97,26 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
         results[task.name][task.metric] = sum(own) / len(own)
     whole = aggregate(tasks, results, sum(map(len, item_scores.values())), item_scores, same)
     return replace(whole, item_scores=item_scores, replies=replies)
+
+
+def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
+    """The score on several sets of questions together, without the tasks' metrics: each task has the mean over all its
+    questions. A metric that is no mean over questions is averaged by the sets' numbers of questions.
+    """
+    items = sum(score.items for score in scores)
+    answered = {
+        name: [v for score in scores for v in score.item_scores.get(name, ())] for name in scores[0].item_scores
+    }
+    results: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        if own := answered.get(task.name):
+            results[task.name] = {task.metric: math.fsum(own) / len(own)}
+            continue
+        name, _, filter_ = task.metric.partition(",")
+        error = f"{name}_stderr,{filter_}"
+        shares = [(score.items / items, score.tasks[task.name]) for score in scores]
+        value = sum(share * metrics[task.metric] for share, metrics in shares)
+        stderr = math.sqrt(sum((share * metrics.get(error, 0.0)) ** 2 for share, metrics in shares))
+        results[task.name] = {task.metric: value, error: stderr}
+    means = {task.name: own for task in tasks if (own := answered.get(task.name))}
+    return replace(aggregate(tasks, results, items, means), tasks={}, item_scores=answered)

@@ -14,9 +14,10 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core.core_schema import CoreSchema, to_string_ser_schema
 
 from llmevo.errors import SourceError
 from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once
@@ -85,9 +86,12 @@ class ModelReference(BaseModel):
             raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
         return value
 
-    @model_serializer
-    def _write(self) -> str:
-        return str(self)
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Write a reference as its text. A serializer in Python would do so as well, but pydantic replaces whatever is
+        raised in one, KeyboardInterrupt too, by a ValueError.
+        """
+        return cast(CoreSchema, {**handler(source), "serialization": to_string_ser_schema(when_used="always")})
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -24,7 +24,7 @@ def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispa
     """Score the finalists on questions that no candidate of the search was asked, to choose among them by both; with
     `engine.quantize` then on all these questions in the format in which the best will be served.
 
-    Return False when the user raised the budget meanwhile.
+    Return False where a `resumed` event in the log raised the budget here: the search then goes on.
     """
     state, served = journal.state, experiment.config.engine.finals_format
     if not state.started or not (state.started.selection_items or served):
@@ -49,7 +49,7 @@ def _ask_finalists(
 ) -> bool:
     """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights.
 
-    Return False when the user raised the budget meanwhile.
+    Return False as `select_finalists` does.
     """
     state, counted = journal.state, experiment.config.counted
     quantize = served or experiment.config.engine.search_format
@@ -169,8 +169,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
     """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions; with
     `engine.quantize` the best also in its other form: rounded, or as it is where all others are rounded.
 
-    Rows that were held out before the budget was raised are not scored again. Return False when it was raised
-    meanwhile.
+    Rows that were held out before the budget was raised are not scored again. Return False as `select_finalists` does.
     """
     state, space, best = journal.state, experiment.space, journal.state.best
     tasks = experiment.config.heldout_tasks

@@ -63,6 +63,8 @@ def prepare(
     from llmevo.run.scorer import Scorer
 
     state = RunState.fold(iter(log.recorded))
+    if state.started is None and log.recorded:
+        raise RunError(f"{log.folder}/{LOG}: the first event is missing; the log has been changed. Start another run")
     if state.started is None:
         raise RunError(f"{log.folder}: was stopped before its first event; start it with `llmevo run` as before")
     check_values(state.started.config, f"{log.folder}/{LOG}")

@@ -22,7 +22,7 @@ class Spending:
     @property
     def spent(self) -> dict[str, float]:
         """The amount of every kind."""
-        trials, started = self.state.trials.values(), self.state.started
+        trials, started = _trials(self.state), self.state.started
         seconds = sum(map(_seconds, trials)) + sum(event.seconds for event in self.state.prompted)
         if started and started.order:
             seconds = self.state.busy
@@ -51,7 +51,7 @@ class Spending:
         if "items" in left and state.started:
             sizes.append(left["items"] // state.started.items - pending)
         if self.budget.minutes is not None:
-            slowest = max((_seconds(trial) for trial in [*state.trials.values()][-wanted:]), default=0.0)
+            slowest = max((_seconds(trial) for trial in _trials(state)[-wanted:]), default=0.0)
             asking = _largest_generation((event.generation, event.seconds) for event in state.prompted)
             seconds = self.budget.minutes * 60 - self.spent["seconds"] - asking
             at_once = state.started.workers if state.started else 1
@@ -89,6 +89,12 @@ class Spending:
     @property
     def _bounds(self) -> dict[str, float]:
         return {"evaluations": self.budget.evaluations, **self.budget.bounds}
+
+
+def _trials(state: RunState) -> list[Trial]:
+    """The candidates in their order, as the search scored them; in logs with `rules` below 4 as the finals did."""
+    trials = state.searched if state.started and state.started.rules > 3 else state.trials
+    return [trials[number] for number in state.trials]
 
 
 def _seconds(trial: Trial) -> float:

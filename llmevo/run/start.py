@@ -21,11 +21,12 @@ def check_start(config: Config, root: Path) -> None:
     for key, seed in (("seed", config.search.seed), ("evaluation_seed", config.search.evaluation_seed)):
         if seed is not None and seed > MOST_SEED:
             raise ConfigError(f"search.{key}: {seed} is more than {MOST_SEED}, the largest seed of the optimizers")
-    if not any(task.weight for task in config.tasks):
-        raise ConfigError(
-            "tasks: every weight is 0, so every candidate would have the score 0; give the tasks that count a weight,"
-            " below 0 where lower is better"
-        )
+    for key, tasks in (("tasks", config.tasks), ("heldout", config.heldout)):
+        if tasks and not any(task.weight for task in tasks):
+            raise ConfigError(
+                f"{key}: every weight is 0, so every candidate would have the score 0; give the tasks that count a"
+                " weight, below 0 where lower is better"
+            )
     lists = {"heldout": config.heldout, "tasks": config.tasks}
     names = {task.questions or task.name: key for key, tasks in lists.items() for task in tasks if task.asks_lm_eval}
     check_names(names, [root / folder for folder in config.task_search_path])

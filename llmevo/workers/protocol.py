@@ -78,7 +78,7 @@ class Doing:
     worker: str
     """Its number; of one that takes the place of a lost one the same."""
     stage: str
-    """`starting`, `loading`, `idle`, `scoring`, or `left out`."""
+    """The value of a `pool.Stage`, or `left out`."""
     since: float
     """When that began, by `time.monotonic`."""
     request: int | str | None = None

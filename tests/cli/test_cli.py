@@ -55,6 +55,8 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"heldout": ["leters_heldout"]}, ("heldout: ", "'leters_heldout'", "did you mean 'letters_heldout'")),
         ({"tasks": ["no_task_of_this_kind_anywhere_1"]}, ("`llmevo tasks` lists them",)),
         ({"tasks": [{"name": "letters", "weight": 0}]}, ("tasks: every weight is 0",)),
+        ({"heldout": [{"name": "letters_heldout", "weight": 0}]}, ("heldout: every weight is 0",)),
+        ({"tasks": [{"name": "letters", "weight": 1e154}]}, ("tasks", "weight", "1000000")),
         ({"tasks": [{"name": "letters", "metric": "f1,none"}]}, ("'f1,none'", "'acc,none'")),
         ({"task_search_path": ["nowhere"]}, ("nowhere",)),
         ({"llm": {"proposer": "openai"}}, ("OPENAI_API_KEY", "--base-url")),

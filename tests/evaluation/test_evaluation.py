@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.score import aggregate, concatenate
+from llmevo.evaluation.score import Score, aggregate, concatenate, pooled
 from llmevo.evaluation.standard_errors import of_mean
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from support.tasks import GENERATION, ROWS, add_task
@@ -211,6 +211,23 @@ def test_parts_together_are_the_whole(tmp_path: Path, lm: HfScorer) -> None:
     assert again.replies["sums"] == [whole.replies["sums"][place] for place in places]
     assert parted.texts()["sums"] == [evaluator(tmp_path, sums).texts()["sums"][place] for place in places]
     assert parted.digest == evaluator(tmp_path, sums, said).digest
+
+
+def test_on_two_sets_of_questions_every_question_of_a_task_counts_alike() -> None:
+    tasks = [Task(name="many", weight=1.0), Task(name="few", weight=-0.5), Task(name="whole", metric="ppl,none")]
+
+    def scored(many: list[float], few: list[float], whole: float) -> Score:
+        means = {"many": many, "few": few}
+        results = {task: {"acc,none": sum(own) / len(own)} for task, own in means.items()}
+        found = aggregate(tasks, {**results, "whole": {"ppl,none": whole}}, len(many) + len(few), means)
+        return Score(found.total, found.stderr, found.tasks, found.items, means)
+
+    first, second = scored([1, 0, 1, 1], [1, 1, 0, 1], 3.0), scored([0, 0, 1, 1, 0, 1, 0], [0], 5.0)
+    both = pooled(tasks, [first, second])
+    assert both.total == pytest.approx(6 / 11 - 0.5 * 3 / 5 + (8 * 3.0 + 8 * 5.0) / 16)
+    assert both.items == 16
+    assert both.item_scores == {"many": [1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 0], "few": [1, 1, 0, 1, 0]}
+    assert both.stderr == pytest.approx(math.hypot(of_mean(both.item_scores["many"]), 0.5 * of_mean([1, 1, 0, 1, 0])))
 
 
 def test_a_metric_that_is_no_mean_is_asked_at_once(tmp_path: Path) -> None:

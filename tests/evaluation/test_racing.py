@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from llmevo.config import read_config
+from llmevo.config import Budget, read_config
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.questions import blocks
 from llmevo.evaluation.racing import bound, difference, is_beaten, predict_gap
@@ -17,6 +17,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.run.log import events
 from llmevo.run.log.storage import LOG
 from llmevo.run.scorer import Scorer
+from llmevo.run.spending import Spending
 from support.workspace import CHOICE, Workspace, write_task
 
 WEIGHTS = {"sums": 0.5, "words": 0.5}
@@ -321,6 +322,11 @@ def test_a_finalist_that_was_stopped_is_asked_the_rest_before_it_can_lead(
     again = {number for number in twice if twice.count(number) == 2}
     assert again
     assert again <= {*state.selected}
+    searched = {event.candidate: event for event in reversed(evaluated(workspace))}.values()  # the first of each
+    spent = Spending(Budget(items=10_000), state).spent
+    assert spent["items"] == sum(event.items for event in searched)
+    asked = sum(event.seconds for event in log if isinstance(event, events.Prompted))
+    assert spent["seconds"] == pytest.approx(asked + sum(sum(event.seconds.values()) for event in searched))
     assert state.best
     assert state.best.candidate.id in state.selected
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0

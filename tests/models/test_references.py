@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmevo.errors import SourceError
+from llmevo.merging.recipe import Recipe
 from llmevo.models.files import cache_folder, partial_folder, rename_once
 from llmevo.models.references import ModelPath, ModelReference, folder_of
 
@@ -151,3 +152,13 @@ def test_of_two_processes_that_make_one_folder_the_slower_one_takes_the_fasters(
     assert [place.name for place in tmp_path.iterdir()] == ["out"]
     with partial_folder(out) as partial, pytest.raises(FileNotFoundError):
         rename_once(partial, tmp_path / "missing" / "out")
+
+
+def test_a_stop_while_a_recipe_is_written_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: ModelReference) -> str:
+        raise KeyboardInterrupt
+
+    recipe = Recipe.of_one(ModelReference.parse("one"))
+    monkeypatch.setattr(ModelReference, "__str__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.as_dict()

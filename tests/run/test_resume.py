@@ -24,7 +24,7 @@ from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment, config_of
-from llmevo.run.log import events
+from llmevo.run.log import changes, events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, read_log
@@ -397,6 +397,20 @@ def test_a_config_whose_candidates_would_be_others_is_refused_even_with_force(
         assert key in printed
         assert "start_from" in printed
         assert (workspace.root / "run" / LOG).read_bytes() == content
+
+
+def test_a_log_without_its_first_event_is_not_taken_for_one_that_was_not_begun(workspace: Workspace) -> None:
+    stopped(workspace)
+    file = workspace.root / "run" / LOG
+    file.write_text(file.read_text().split("\n", 1)[1])
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "the first event is missing" in printed) == (2, True), printed
+
+
+def test_a_task_that_is_added_is_named_alone_among_the_changes() -> None:
+    tasks = [{"name": f"a_task_with_a_long_name_{n}", "metric": "acc,none"} for n in range(4)]
+    lines = changes.table([events.Change(key="config.tasks", before=tasks[:3], now=tasks)])
+    assert lines == f"  config.tasks: {tasks[3]!r} added"
 
 
 def test_a_changed_config_is_refused_with_its_difference_and_force_is_logged(workspace: Workspace) -> None:

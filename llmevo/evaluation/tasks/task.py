@@ -21,6 +21,9 @@ from llmevo.llm.client import Price
 KINDS = ("text", "function", "judge", "votes")
 """Keys by which a line describes a task of its own; `evaluation.tasks.loading.BUILDERS` has a builder for each."""
 
+MOST_WEIGHT = 1e6
+"""Of a task, so that sums of weighted scores and their squares are numbers."""
+
 SETS = {"train", "training", "search", "dev", "val", "valid", "validation", "test", "eval", "heldout", "held", "out"}
 """Words at the end of a task's name that name a set of its questions."""
 
@@ -107,8 +110,8 @@ class Task(BaseModel):
 
     name: str
     """With `_train` at its end, where no task is called so: the task on the questions of its training split."""
-    weight: float = 1.0
-    """Negative when lower is better."""
+    weight: float = Field(default=1.0, ge=-MOST_WEIGHT, le=MOST_WEIGHT)
+    """Negative when lower is better; at most a million."""
     metric: str = "acc,none"
     """`metric,filter`, as lm-eval prints them."""
     text: str | None = None

@@ -93,7 +93,17 @@ def is_fixed(change: events.Change) -> bool:
 
 def table(changes: Sequence[events.Change]) -> str:
     """Format the changes, one line each."""
-    return "\n".join(f"  {c.key}: {_short(c.before)} before, {_short(c.now)} now" for c in changes)
+    return "\n".join(f"  {c.key}: {_difference(c.before, c.now)}" for c in changes)
+
+
+def _difference(before: Any, now: Any) -> str:
+    """Both values; of lists with entries in common only what was removed and added."""
+    if isinstance(before, list) and isinstance(now, list):
+        removed, added = ([of for of in some if of not in others] for some, others in ((before, now), (now, before)))
+        parts = [f"{', '.join(map(_short, of))} {word}" for of, word in ((removed, "removed"), (added, "added")) if of]
+        if parts and len(removed) < len(before):
+            return ", ".join(parts)
+    return f"{_short(before)} before, {_short(now)} now"
 
 
 def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunStarted:

@@ -67,7 +67,8 @@ class RunStarted(BaseEvent):
     from the best start row; one rule recommends for every optimizer (`search.optimizers.recommendation`); only fully
     evaluated candidates lead, and a stopped finalist is asked the remaining questions first. 3: `llm` and `llm-off` are
     Bayesian optimization instead of CMA-ES with a surrogate; the LLM is asked before anything is scored, and its
-    recipes are start rows; another process recommends."""
+    recipes are start rows; another process recommends. 4: finalists are compared by each task's mean over all its
+    questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     order: Literal["", "strict", "steady"] = ""

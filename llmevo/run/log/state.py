@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Self
 
 from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.score import Score
+from llmevo.evaluation.score import Score, pooled
 from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
@@ -56,6 +57,9 @@ class RunState:
     """Until when `busy` counts."""
     latest: datetime | None = None
     """The time of the last event."""
+    searched: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    """Each candidate as the search scored it, which is what counts in the budget: a finalist that racing had stopped is
+    asked the remaining questions later."""
     aims: Objective = field(default_factory=Objective)
     """The objective of the run's config."""
 
@@ -75,7 +79,7 @@ class RunState:
 
     def apply(self, event: events.Event) -> None:
         self.latest = datetime.fromisoformat(event.time)
-        if isinstance(event, events.Evaluated | events.Failed | events.Prompted):
+        if isinstance(event, events.Evaluated | events.Failed | events.Prompted) and not self._is_of_finals(event):
             took = event.seconds if isinstance(event, events.Prompted) else sum(event.seconds.values())
             since = (self.latest - self._counted).total_seconds() if self._counted else took
             self.busy += max(0.0, min(since, took))
@@ -127,6 +131,13 @@ class RunState:
         steady = self.started is not None and self.started.order == "steady"
         self.fleet.take(event, candidate.generation if candidate else 0, steady)
 
+    def _is_of_finals(self, event: events.Event) -> bool:
+        """Whether a finalist, scored before, answers the questions that racing had spared it; in older logs these were
+        taken for the search's.
+        """
+        new = self.started is not None and self.started.rules > 3
+        return new and isinstance(event, events.Evaluated | events.Failed) and event.candidate in self.searched
+
     def _sized(self, event: events.Evaluated) -> Score:
         """The score, with the candidate's sizes among its tasks where an aim is one of them."""
         score = event.read()
@@ -145,6 +156,7 @@ class RunState:
 
     def _add(self, trial: Trial) -> None:
         """Keep the trials in the order of their candidates, whatever the order in which they arrive."""
+        self.searched.setdefault(trial.candidate.id, trial)
         late = bool(self.trials) and trial.candidate.id not in self.trials and trial.candidate.id < max(self.trials)
         self.trials[trial.candidate.id] = trial
         if late:
@@ -174,6 +186,7 @@ class RunState:
         """A finished run that is resumed is unfinished; held-out rows of other questions or models are dropped."""
         self.resumed.append(event)
         self.started = applied(self.started, event) if self.started else None
+        vars(self).pop("tasks", None)
         self.finished = None
         if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
             self.heldout = {}
@@ -187,6 +200,11 @@ class RunState:
         if self.started and not count:  # an older log
             count = unlike = self.started.heldout_items if questions == "heldout" else self.started.items
         return f"{count}" if count == unlike else f"{count} answers to {unlike}"
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The search tasks."""
+        return parse_logged(self.started.config, ORIGIN).tasks if self.started else []
 
     @property
     def heldout_tasks(self) -> list[Task]:
@@ -250,11 +268,16 @@ class RunState:
         """Return a finalist's score on all its questions, the weights in the type of the search."""
         number = trial.candidate.id
         assert trial.score
-        return together([trial.score, *([self.selected[number].read()] if number in self.selected else [])])
+        return self._pooled([trial.score, *([self.selected[number].read()] if number in self.selected else [])])
 
     def as_served(self, trial: Trial) -> Score:
         """Return a finalist's score on the same questions, the weights rounded as they will be served."""
-        return together([self.served[trial.candidate.id, questions].read() for questions in self.finals_sets])
+        return self._pooled([self.served[trial.candidate.id, questions].read() for questions in self.finals_sets])
+
+    def _pooled(self, scores: Sequence[Score]) -> Score:
+        if self.started and self.started.rules > 3:
+            return pooled(self.tasks, scores)
+        return averaged(scores)
 
     @property
     def leader(self) -> Trial | None:
@@ -282,8 +305,10 @@ class RunState:
         return max(trials, key=lambda trial: trial.rank, default=None)
 
 
-def together(scores: Sequence[Score]) -> Score:
-    """Return the score on several sets of questions, without the tasks' metrics."""
+def averaged(scores: Sequence[Score]) -> Score:
+    """Return the mean of the scores on several sets of questions, by their numbers of questions, without the tasks'
+    metrics: in logs with `rules` below 4, where tasks with few further questions counted too much.
+    """
     items = sum(score.items for score in scores)
     total = sum(score.total * score.items for score in scores) / items
     stderr = math.sqrt(sum((score.stderr * score.items) ** 2 for score in scores)) / items
