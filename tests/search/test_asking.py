@@ -321,12 +321,12 @@ def test_before_any_score_there_are_cards_tasks_with_questions_and_depth_and_rec
     assert "- alpha; card: Alpha is trained on arithmetic.\n" in text
     assert "- base (all weights 0) has no score yet; card: The base of both.\n" in text
     assert (
-        "- sums_task: 0.5 × acc,none; 20 questions; a guess gets 25; Add the numbers.\n"
+        "- sums_task: 0.5 × acc; 20 questions; a guess gets 25; Add the numbers.\n"
         "> Sums question 0: what is 0 + 0? → sum-0\n" in text
     )
     assert text.count("\n> Sums") == text.count("\n> Dates") == 3
     assert "1=layers 0-1 (depth 0.17) 2=layers 2-3 (depth 0.83)" in text
-    assert "No recipe is scored yet. Propose 3 recipes from what you know" in text
+    assert "No recipe is scored yet.\nPropose 3 recipes from what you know" in text
     assert "RECIPES" not in text
 
 
