@@ -355,6 +355,21 @@ def test_every_proposal_is_told_with_its_fate_and_every_hypothesis_with_its_verd
     )
 
 
+def test_a_count_of_one_has_no_plural() -> None:
+    text = messages(full())
+    assert "; lost 1 question, gained 0" in text
+    assert "the best score is 0.595 (#2), the latest.\n" in text
+    later = trial(4, genes(0.2, 0.2, 0.2, 0.2), WORSE.score or score())
+    assert "(#2), 1 evaluation ago.\n" in messages(full(trials=(ALPHA, BETA, WORSE, BEST, later)))
+
+
+def test_a_masked_prompt_asks_for_nothing_that_it_does_not_show() -> None:
+    for geometry in (full().geometry, ()):
+        text = messages(full(mask_names=True, trials=(), geometry=geometry))
+        assert ("from the sizes and similarities" in text) == bool(geometry)
+        assert "lost questions" not in text
+
+
 def test_the_standard_error_of_each_task_is_told() -> None:
     assert stderr_of(question(BEST), BEST, "sums_task") == pytest.approx(0.091, abs=0.003)
     text = messages(full())
