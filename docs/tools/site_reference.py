@@ -371,7 +371,7 @@ def _parameter(name: str, parameter: Parameter, of: str) -> list[str]:
     kept = "required" if parameter.default is None else f"{parameter.default}".lower()
     gene = f"{parameter.low:g} to {parameter.high:g}" if parameter.is_gene else "no: `genome.parameters`"
     start = "" if not parameter.is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
-    return [f"`{name}`", of, kept, gene, start]
+    return [f"`{name}`", parameter.meaning, of, kept, gene, start]
 
 
 def _measured(file: str, method: str) -> list[dict[str, Any]]:
@@ -430,7 +430,7 @@ def method_page(method: Method) -> str:
         if genes
         else "It has no gene: use it as one of several methods, or with `llmevo merge`."
     )
-    heads = ["parameter", "of", "default in a recipe", "gene", "start"]
+    heads = ["parameter", "what it does", "of", "default in a recipe", "gene", "start"]
     return lines(
         f"# {method.name}",
         linked(idea),

@@ -11,18 +11,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llmevo.errors import ConfigError
 
 EARLIER = {
-    "chat_short.j2": ("c5225d2de019004664756d1bacd53ca7", "3715cb46c6b5bd24f8d51bcf6b14f853"),
+    "chat_short.j2": (
+        "c5225d2de019004664756d1bacd53ca7",
+        "3715cb46c6b5bd24f8d51bcf6b14f853",
+        "a0593316a328342f4141d090def2c8b3",
+    ),
     "chat_system.j2": (
         "2ac7551153e3e6734afcffe605c0200e",
         "862cc0e8404de539e33fe0f787e26113",
         "108e0883ed83307d12d0199cf1fdca34",
         "2883cf477d5c7848e02b96fc78350ba0",
+        "96b591e5f9b40401aa707865a7faf76d",
     ),
     "chat_user.j2": (
         "e102a20740498ab709bc8260122e5b75",
         "428bb77a3f5ea8355483380c1f94332b",
         "548bbfba65c077b4c73548897dfee3b5",
+        "a8c938f4ee7a2267b6dc4f29619234f9",
     ),
+    "paths_system.j2": ("905cc58ad6a3a5519fda8050a53cbd40",),
+    "paths_user.j2": ("e0c64798ea6c6e4065ee7c08cc66fa29",),
 }
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmevo.errors import CandidateError
 from llmevo.merging.methods.base import TensorGroup, divisor
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.preparation.registry import STEPS
 from llmevo.models.checkpoints import Weight
 from llmevo.testing import MergeMethodContract
 from support.checkpoints import bits, mergekit
@@ -34,6 +35,12 @@ WEIGHTED = params([name for name, method in METHODS.items() if "weight" in metho
 MANY = [name for name, method in METHODS.items() if method.models[1] != 1]
 OF_MANY = params(MANY)
 TRIMMED = params([name for name, method in METHODS.items() if "density" in method.each])
+
+
+def test_every_parameter_of_a_method_or_a_step_has_a_line_that_says_what_it_does() -> None:
+    declared = [of for method in METHODS.values() for of in (*method.each.items(), *method.shared.items())]
+    declared += [of for step in STEPS.values() for of in step.parameters.items()]
+    assert [name for name, parameter in declared if not parameter.meaning or "\n" in parameter.meaning] == []
 
 
 def some(count: int, shape: tuple[int, ...] = (7, 11), seed: int = 0) -> list[Tensor]:

@@ -321,12 +321,12 @@ def test_before_any_score_there_are_cards_tasks_with_questions_and_depth_and_rec
     assert "- alpha; card: Alpha is trained on arithmetic.\n" in text
     assert "- base (all weights 0) has no score yet; card: The base of both.\n" in text
     assert (
-        "- sums_task: 0.5 × acc,none; 20 questions; a guess gets 25; Add the numbers.\n"
+        "- sums_task: 0.5 × acc; 20 questions; a guess gets 25; Add the numbers.\n"
         "> Sums question 0: what is 0 + 0? → sum-0\n" in text
     )
     assert text.count("\n> Sums") == text.count("\n> Dates") == 3
     assert "1=layers 0-1 (depth 0.17) 2=layers 2-3 (depth 0.83)" in text
-    assert "No recipe is scored yet. Propose 3 recipes from what you know" in text
+    assert "No recipe is scored yet.\nPropose 3 recipes from what you know" in text
     assert "RECIPES" not in text
 
 
@@ -353,6 +353,21 @@ def test_every_proposal_is_told_with_its_fate_and_every_hypothesis_with_its_verd
         "Your last 1 prediction of scores: on average 0.200 too high; of tasks (predicted - actual): sums_task +10.\n"
         in text
     )
+
+
+def test_a_count_of_one_has_no_plural() -> None:
+    text = messages(full())
+    assert "; lost 1 question, gained 0" in text
+    assert "the best score is 0.595 (#2), the latest.\n" in text
+    later = trial(4, genes(0.2, 0.2, 0.2, 0.2), WORSE.score or score())
+    assert "(#2), 1 evaluation ago.\n" in messages(full(trials=(ALPHA, BETA, WORSE, BEST, later)))
+
+
+def test_a_masked_prompt_asks_for_nothing_that_it_does_not_show() -> None:
+    for geometry in (full().geometry, ()):
+        text = messages(full(mask_names=True, trials=(), geometry=geometry))
+        assert ("from the sizes and similarities" in text) == bool(geometry)
+        assert "lost questions" not in text
 
 
 def test_the_standard_error_of_each_task_is_told() -> None:

@@ -1,6 +1,7 @@
 """The optimizers of layer paths, with scores by a script."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
@@ -9,13 +10,18 @@ from typing import Any
 import pytest
 
 from llmevo.evaluation.score import Score
+from llmevo.llm.templates import Templates
 from llmevo.merging.path import Path
+from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.paths.both import BothSpaces, FixedPathSearch
-from llmevo.search.paths.prompt import PathPrompt
+from llmevo.search.paths.prompt import PathPrompt, PathQuestion
+from llmevo.search.paths.prompt import ask as ask_for_paths
 from llmevo.search.paths.registry import PATHS
+from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 from support.paths import asked, height, scored, searched, setup, space, start_rows
 
@@ -183,7 +189,10 @@ def first_answer(answer: Callable[[Prompt], Reading], **keys: Any) -> tuple[list
         new = [*asked(optimizer, 3, lambda prompt: (readings.append(answer(prompt)), readings[-1])[1])]
         found += new
         optimizer.tell(
-            [scored(Candidate(100 + 3 * generation + i, 1, s.origin, s.genes, path=s.path)) for i, s in enumerate(new)]
+            [
+                scored(Candidate(100 + 3 * generation + i, 1, s.origin, s.genes, expected=s.expected, path=s.path))
+                for i, s in enumerate(new)
+            ]
         )
     return found, readings[0]
 
@@ -196,7 +205,11 @@ def test_paths_of_an_llm_are_candidates_and_what_it_said_is_told_it_again() -> N
     assert reading.analysis == "an analysis"
     text = prompts[-1].messages[1]["content"]
     assert "YOUR LAST ANALYSIS: an analysis" in text
-    assert f"; 24; {GOOD}; repeat 8-12 gain 0.5" in text
+    assert f" 24; {GOOD}; repeat 8-12 gain 0.5" in text
+    assert re.search(
+        r"\n- merge, the best merge of their weights: 0\.480\nLayers may be taken from alpha, beta, merge\.", text
+    )
+    assert re.search(r"\nYOUR EARLIER PATHS \(predicted > actual\)\n- #100 0\.600 > 0\.\d{3}\n", text)
     assert "EFFECTS of single edits" in text
     assert isinstance(prompts[0], PathPrompt)
 
@@ -238,6 +251,24 @@ def test_with_masks_no_name_is_in_the_prompt_and_the_answer_uses_letters() -> No
     assert [one.path for one in found if one.origin == "llm"] == [
         "alpha 0-12 | alpha 8-12 gain 0.5 | beta 12-14 | alpha 14-20"
     ]
+
+
+def test_a_prompt_about_paths_stays_within_its_tokens() -> None:
+    models = [f"model-{place}" for place in range(12)]
+    genome = {"base_model": "base", "models": models, "merge_method": "task_arithmetic", "path": {"edits": 16}}
+    over = SearchSpace(Genome.model_validate(genome), 80)
+    tasks, trials = {f"a_rather_long_name_of_task_{i}": (0.02, "acc,none") for i in range(50)}, list[Trial]()
+    for place in range(40):
+        names = [models[(place * 7 + layer) % 12] for layer in range(14)]
+        middle = " | ".join(f"{name} {10 + i}-{11 + i} gain 0.{3 + (i + place) % 6}" for i, name in enumerate(names))
+        path = str(over.paths.parse(f"base 0-10 | {middle} | base 24-80"))
+        metrics = {task: {"acc,none": 0.5} for task in tasks}
+        trials.append(Trial(Candidate(place, 1, "llm", {}, path=path), Score(0.5, 0.0, metrics, 500)))
+    question = replace(setup(over).question, tasks=tasks, trials=trials, cards=dict.fromkeys(models, "a card " * 200))
+    proposed = [(trial.candidate.path, "it repeats a candidate") for trial in trials]
+    about = PathQuestion(question, over.paths, "base", [*models, "merge"], proposed=proposed, analysis="why " * 150)
+    text = "".join(message["content"] for message in ask_for_paths(about, Templates()).messages)
+    assert TOKENS / 2 < tokens(text) <= TOKENS
 
 
 # Both spaces

@@ -1,7 +1,9 @@
 """What the LLM is shown, and how its answers are read."""
 
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,81 @@ def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> Non
 
 def test_the_chat_prompt_says_how_models_are_prepared_and_where_their_sum_is_a_merge() -> None:
     said = {step: chat_text(question(over=space(prepare=[step]))) for step in ("regmean", "tsv")}
-    assert all(f"100 as prepared by {step}; between, so many" in text for step, text in said.items())
+    assert all(f"to the prepared ones, 1 ({step})\n" in text for step, text in said.items())
     assert "With all weights 100 the merge is RegMean's own" in said["regmean"]
     assert "RegMean" not in said["tsv"]
     assert "prepared" not in chat_text(question())
+    assert "RegMean" not in chat_text(question(over=space(prepare=["regmean"], merge_method="ties")))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, ["weight may be 0 to 150 (100 is 1): the factor of all that the model adds", "need not sum to 100.\n"]),
+        ({"merge_method": "ties"}, ["kept, the largest ones\n", "\nThe weights of a row are divided by their sum"]),
+        ({"merge_method": "dare_linear"}, ["kept, at random\n", "need not sum to 100.\n"]),
+        ({"merge_method": "della"}, ["large ones more often\n", "(1000 is 1): a row's largest entry is kept with"]),
+        ({"merge_method": "linear"}, ["the model's weight in the mean\n", "only their ratios count.\n"]),
+        ({"merge_method": "linear", "normalize": False}, ["The weights of a row should sum to about 100.\n"]),
+        ({"merge_method": "slerp"}, ["(100 is 1): 0 is alpha, 1 is beta\n"]),
+        ({"merge_method": "slerp", "models": 1}, ["(100 is 1): 0 is base, 1 is alpha\n"]),
+        ({"merge_method": "slerp", "models": 3}, ["in the ratio of their shares\n"]),
+        ({"merge_method": "nearswap", "models": 1}, ["and not beyond it (base towards alpha)\n"]),
+        (
+            {"merge_method": "sce"},
+            ["a parameter, of one model or of all.", "those that differ most between the models\n"],
+        ),
+        (
+            {"merge_method": ["ties", "linear"]},
+            ["in ties the factor of", "; in linear the model's weight", "\nIn ties, linear the weights of a row are"],
+        ),
+    ],
+)
+def test_the_chat_prompt_says_what_each_parameter_of_the_search_does(keys: dict[str, Any], said: list[str]) -> None:
+    over = space(**keys)
+    text = chat_text(question(over=over))
+    assert [one for one in said if one not in text] == []
+    divided = over.genome.methods[0].normalize and over.genome.normalize is None
+    assert ("need not sum" in text) == ("need not sum" in str(said))
+    assert ("divided by their sum" in text) == bool(divided)
+    masked = chat_text(question(over=over, mask_names=True))
+    assert not [word for word in (*over.names.values(), "weight", "task vector", "ties") if word in masked]
+
+
+def test_the_short_prompt_says_what_the_integers_are_and_its_example_can_be_copied() -> None:
+    text = chat_text(question(over=space(merge_method="ties"), short=True))
+    assert "- weight: 0 to 150 (100 is 1): the factor of all" in text
+    assert "only their ratios count" in text
+    copied = re.search(r'"beliefs": \[(.*?)\]', text)
+    assert copied
+    said = json.loads(copied[1]) | {"model": "alpha"}
+    assert read(json.dumps({"beliefs": [said]}), question(over=space(merge_method="ties"), short=True)).beliefs
+
+
+def test_the_metrics_of_several_aims_are_said_to_be_hundredths() -> None:
+    assert "Metrics are shown in hundredths)" in chat_text(question(weights={"sums": 0.5, "dates": 0.5}))
+
+
+def test_a_single_task_whose_metric_is_the_score_is_shown_once() -> None:
+    trials = tuple(
+        Trial(
+            Candidate(i, 1, "llm", both(i / 20, 7 * i % 12 / 20)),
+            Score(i / 20, 0.0, {"sums": {"acc,none": i / 20}}, 20),
+        )
+        for i in range(12)
+    )
+    once = replace(question(trials), tasks={"sums": (1.0, "acc,none")})
+    text, other = chat_text(once), chat_text(replace(once, tasks={"sums": (2.0, "acc,none")}))
+    assert "score; rows of the table" in text
+    assert "\n#11 llm 0.550; [55 25] (best)" in text
+    assert "\n#11 llm 0.550; 55; [55 25] (best)" in other
+    assert re.findall(r"^- (?:score|sums): (?=alpha|beta)", text, re.MULTILINE) == ["- score: "]
+    assert len(re.findall(r"^- (?:score|sums): (?=alpha|beta)", other, re.MULTILINE)) == 2
 
 
 def test_the_chat_prompt_shows_every_task_with_its_weight_and_metric() -> None:
     text = chat_text(question())
-    assert "- sums: 1 × acc,none\n" in text
+    assert "- sums: 1 × acc\n" in text
     assert "- dates: -0.5 × exact_match,number, less is better\n" in text
 
 
@@ -105,7 +173,9 @@ def test_a_parent_that_is_no_point_of_the_space_is_shown_among_the_models_only()
 def test_the_chat_prompt_shows_how_much_of_the_budget_is_used_and_how_many_proposals_will_be_scored() -> None:
     text = chat_text(question(slots=1, share=0.25))
     assert "17 of 80 evaluations are used, 63 left; your share of them is 25 %." in text
-    assert "1 of your proposals will be scored, in your order. Propose 2" in text
+    assert "Propose 2 recipes" in text
+    assert ", the most important first; 1 will be scored, in your order." in text
+    assert text.count("Propose ") == 1
     assert "your last prompt" not in text
     assert "The end is near" not in text
     assert "Propose up to 2 recipes" in chat_text(question())
@@ -712,7 +782,7 @@ def test_a_repeat_is_one_also_where_only_genes_without_effect_differ() -> None:
 def test_a_parameter_that_stays_small_is_shown_finer() -> None:
     over = space(merge_method="nearswap", base_model=None)
     text = chat_text(question((scored(1, {"beta/all/t": 0.0034}, 0.5),), over))
-    assert "- t may be 0 to 100, in units of 1/10000\n" in text
+    assert "- t may be 0 to 100 (10000 is 1): how far" in text
     assert "; [34]" in text
     assert [p.genes for p in read(answer([[7]]), question(over=over)).proposals] == [{"beta/all/t": 0.0007}]
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-from llmevo.merging.methods.registry import Parameter
+from llmevo.merging.methods.registry import METHODS, Parameter
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from torch import Tensor
@@ -49,8 +49,22 @@ class PreparationStep:
         return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
 
 
-PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
+PREPARED = Parameter(
+    default=1.0,
+    low=0.0,
+    high=1.0,
+    start=1.0,
+    neutral=0.0,
+    meaning="the way from the task vectors as they are, 0, to the prepared ones, 1",
+)
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
+
+REGMEAN_BLEND = Parameter(
+    default=0.99, low=0.0, high=1.0, neutral=0.0, meaning="the way from the task vectors as they are, 0, to RegMean, 1"
+)
+SHRINKING = Parameter(
+    default=0.9, low=0.0, high=1.0, meaning="the factor of the inputs' products of different channels"
+)
 
 _STEPS = (
     PreparationStep("align", "https://arxiv.org/abs/2209.04836", "align", permutes=True),
@@ -58,17 +72,22 @@ _STEPS = (
         "aim",
         "https://arxiv.org/abs/2502.02421",
         "aim",
-        {"omega": Parameter(default=0.4, low=0.0, high=1.0, neutral=1.0)},
+        {
+            "omega": Parameter(
+                default=0.4,
+                low=0.0,
+                high=1.0,
+                neutral=1.0,
+                meaning="what is left of the change of the channel with the largest inputs",
+            )
+        },
         measures="magnitudes",
     ),
     PreparationStep(
         "regmean",
         "https://arxiv.org/abs/2212.09849",
         "regmean",
-        {
-            "blend": Parameter(default=0.99, low=0.0, high=1.0, neutral=0.0),
-            "alpha": Parameter(default=0.9, low=0.0, high=1.0),
-        },
+        {"blend": REGMEAN_BLEND, "alpha": SHRINKING},
         measures="grams",
         sums_to_merge=True,
     ),
@@ -76,10 +95,7 @@ _STEPS = (
         "regmean_plusplus",
         "https://arxiv.org/abs/2508.03121",
         "regmean",
-        {
-            "blend": Parameter(default=0.99, low=0.0, high=1.0, neutral=0.0),
-            "alpha": Parameter(default=0.9, low=0.0, high=1.0),
-        },
+        {"blend": REGMEAN_BLEND, "alpha": SHRINKING},
         measures="grams",
         sequential=True,
         sums_to_merge=True,
@@ -88,26 +104,34 @@ _STEPS = (
         "svd_llm",
         "https://arxiv.org/abs/2403.07378",
         "svd_llm",
-        {"rank": Parameter(default=0.5, low=0.05, high=1.0, neutral=1.0)},
+        {
+            "rank": Parameter(
+                default=0.5,
+                low=0.05,
+                high=1.0,
+                neutral=1.0,
+                meaning="the share of each task vector's rank that is kept",
+            )
+        },
         measures="grams",
     ),
     PreparationStep(
         "tsv",
         "https://arxiv.org/abs/2412.00081",
         "separated",
-        {"rank": Parameter(default=1.0, low=0.05, high=1.0)},
+        {"rank": METHODS["tsv"].shared["rank"]},
     ),
     PreparationStep(
         "wudi",
         "https://arxiv.org/abs/2503.08099",
         "separated",
-        {"blend": Parameter(default=0.5, low=0.0, high=1.0, neutral=0.0)},
+        {"blend": METHODS["wudi"].shared["blend"]},
     ),
     PreparationStep(
         "star",
         "https://arxiv.org/abs/2502.10339",
         "separated",
-        {"eta": Parameter(default=0.4, low=0.05, high=1.0, neutral=1.0)},
+        {"eta": METHODS["star"].shared["eta"]},
     ),
 )
 STEPS: dict[str, PreparationStep] = {step.name: step for step in _STEPS}

@@ -95,7 +95,7 @@ class LlmLedSearch(BayesianOptimization):
         if self._setup.style != "chat" or left < 1:
             return []
         self._known |= {self._features.essence(row.genes) for row in rows if self._space.contains(row.genes)}
-        return (yield from self._ask_llm(min(FIRST, left), ()))
+        return (yield from self._ask_llm(min(FIRST, left), (), rows))
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
@@ -114,10 +114,11 @@ class LlmLedSearch(BayesianOptimization):
         """After answers without a proposal, the LLM is asked after twice as many generations each time."""
         return self._empty <= PATIENCE or self._since >= 2 ** min(self._empty - PATIENCE, 5)
 
-    def _ask_llm(self, slots: int, numeric: Sequence[Suggestion]) -> Asking:
+    def _ask_llm(self, slots: int, numeric: Sequence[Suggestion], start: Sequence[Suggestion] = ()) -> Asking:
         """Ask the LLM, and return its first proposals that are new, in its order."""
         seed = int(self._other_random.integers(2**31))
         question = self._question(slots, numeric)
+        question = replace(question, used=question.used + len(start), start=start)
         reading = yield STYLES[self._setup.style].ask(question, self._setup.templates, seed)
         chosen: list[Suggestion] = []
         for proposal in reading.proposals:

@@ -12,6 +12,7 @@ from llmevo.llm.templates import Templates
 from llmevo.merging.path import Limits, Path
 from llmevo.search.evidence import metric_of
 from llmevo.search.paths.space import MERGE, PathSpace
+from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Messages, Prompt, Question, Reading
 from llmevo.search.trial import Suggestion, Trial
@@ -19,10 +20,41 @@ from llmevo.search.trial import Suggestion, Trial
 FILES = ("paths_system.j2", "paths_user.j2", "repair.j2")
 """The templates of the prompt."""
 
-ROWS, EFFECTS, FAILED, PROPOSED = 24, 24, 4, 8  # of a prompt, at most
-CARD, REASON, TEXT = 600, 160, 4000  # characters
+TEXT = 4000  # characters of a path that is read
 MOST = 12  # paths of an answer that are read
 ANALYSIS = 800
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The length of each part of a prompt."""
+
+    rows: int = 24
+    """Paths with their scores: the best."""
+    effects: int = 24
+    failed: int = 4
+    proposed: int = 8
+    """Its earlier proposals: the latest."""
+    card: int = 600
+    """Characters of a model's card."""
+    reason: int = 160
+    """Characters of a reason, a description or a constraint."""
+    tasks: int = 24
+    """Tasks with scores: those with the largest weights."""
+    cards: int = 24
+    """Models with a card."""
+
+
+DETAILS = (
+    Detail(),
+    Detail(rows=16, effects=16, card=300),
+    Detail(rows=12, effects=12, failed=2, proposed=6, card=200, reason=100, tasks=12, cards=16),
+    Detail(rows=8, effects=8, failed=2, proposed=4, card=150, reason=80, tasks=8, cards=12),
+    Detail(rows=5, effects=6, failed=1, proposed=3, card=100, reason=60, tasks=6, cards=8),
+    Detail(rows=3, effects=3, failed=1, proposed=2, card=0, reason=40, tasks=4, cards=0),
+    Detail(rows=1, effects=1, failed=0, proposed=0, card=0, reason=0, tasks=2, cards=0),
+)
+"""From the fullest to the barest; the first that fits is used."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +137,33 @@ def ask(about: PathQuestion, templates: Templates) -> PathPrompt:
 
 
 def _messages(about: PathQuestion, templates: Templates) -> list[dict[str, str]]:
-    variables = _variables(about)
-    texts = [templates.render(file, **variables) for file in FILES[:2]]
+    texts: list[str] = []
+    for detail in DETAILS:
+        variables = _variables(about, detail)
+        texts = [templates.render(file, **variables) for file in FILES[:2]]
+        if sum(map(tokens, texts)) <= TOKENS:
+            break
     return [{"role": role, "content": text} for role, text in zip(("system", "user"), texts, strict=True)]
 
 
-def _variables(about: PathQuestion) -> Mapping[str, Any]:
+def _variables(about: PathQuestion, detail: Detail) -> Mapping[str, Any]:
     question, paths = about.question, about.paths
     masks, settings = Masks(about), about.paths.settings
     names, shown = masks.names, masks.shown
     own = {name: question.space.names[model] for name, model in paths.models.items()}
     parents = {trial.candidate.note: trial for trial in question.parents}
-    cards = {} if question.mask_names else question.cards
+    cards, descriptions = ({}, {}) if question.mask_names else (question.cards, question.descriptions)
     tried = sorted((t for t in question.scored if t.candidate.path), key=lambda trial: trial.rank)
     failed = [t for t in question.trials if t.score is None and t.candidate.path]
-    strongest = sorted(about.effects, key=lambda effect: -abs(effect[1]) / max(effect[2], 1e-9))[:EFFECTS]
+    strongest = sorted(about.effects, key=lambda effect: -abs(effect[1]) / max(effect[2], 1e-9))[: detail.effects]
+    heaviest = sorted(question.tasks, key=lambda task: -abs(question.tasks[task][0]))[: detail.tasks]
+    tasks = [task for task in question.tasks if task in heaviest]
+    merges = [t for t in question.scored if t.candidate.origin != "parent" and t.candidate.lies_in(question.space)]
+    merge = max(merges, key=lambda trial: trial.rank, default=None)
+    by_path = {trial.candidate.path: trial for trial in question.trials if trial.candidate.path}
 
     def scores(trial: Trial) -> str:
-        values = [metric_of(question, trial, task) for task in question.tasks]
+        values = [metric_of(question, trial, task) for task in tasks]
         return " ".join("?" if value is None else f"{value:.3f}" for value in values)
 
     def row(trial: Trial) -> dict[str, Any]:
@@ -135,8 +176,16 @@ def _variables(about: PathQuestion) -> Mapping[str, Any]:
             "edits": masks.edits(edits) or "none",
             "score": trial.value if trial.score else None,
             "tasks": scores(trial) if trial.score else "",
-            "reason": names.text(trial.reason, REASON),
+            "reason": names.text(trial.reason, detail.reason),
         }
+
+    def said(path: str, fate: str) -> tuple[str, str]:
+        """A proposal and what became of it: `#7`, `predicted 0.600 > 0.550`."""
+        trial = by_path.get(path) if fate == "scored" else None
+        if trial is None:
+            return str(masks.hidden(paths.parse(path))), "it is being scored" if fate == "scored" else fate
+        expected = "" if trial.candidate.expected is None else f"{trial.candidate.expected:.3f} > "
+        return f"#{trial.candidate.id}", expected + (f"{trial.score.total:.3f}" if trial.score else "failed")
 
     best = max(question.scored, key=lambda trial: trial.rank, default=None)
     return {
@@ -157,26 +206,30 @@ def _variables(about: PathQuestion) -> Mapping[str, Any]:
                 "name": shown[name],
                 "score": parents[note].value if note in parents else None,
                 "tasks": scores(parents[note]) if note in parents else "",
-                "card": names.text(cards.get(note, ""), CARD),
+                "card": names.text(cards.get(note, ""), detail.card) if place < detail.cards else "",
             }
-            for name, note in own.items()
+            for place, (name, note) in enumerate(own.items())
         ],
         "merge": shown[MERGE],
+        "merge_score": merge.value if merge else None,
+        "merge_tasks": scores(merge) if merge else "",
+        "single": question.is_one_metric,
+        "hidden_tasks": len(question.tasks) - len(tasks),
         "tasks": [
             {
                 "name": names.tasks[task],
-                "factor": weight,
-                "description": "" if question.mask_names else names.text(question.descriptions.get(task, ""), REASON),
+                "factor": question.tasks[task][0],
+                "description": names.text(descriptions.get(task, ""), detail.reason),
             }
-            for task, (weight, _) in question.tasks.items()
+            for task in tasks
         ],
-        "constraints": [names.text(text, REASON) for text in question.constraints],
-        "rows": [row(trial) for trial in tried[-ROWS:]],
-        "left_out": max(0, len(tried) - ROWS),
-        "failed": [row(trial) for trial in failed[-FAILED:]],
+        "constraints": [names.text(text, max(detail.reason, 60)) for text in question.constraints],
+        "rows": [row(trial) for trial in tried[-detail.rows :]],
+        "left_out": max(0, len(tried) - detail.rows),
+        "failed": [row(trial) for trial in failed[-detail.failed or len(failed) :]],
         "effects": [(masks.edits(edit), mean, deviation) for edit, mean, deviation in strongest],
         "numeric": [str(masks.hidden(paths.parse(text))) for text in about.numeric],
-        "proposed": [(str(masks.hidden(paths.parse(text))), fate) for text, fate in about.proposed[-PROPOSED:]],
+        "proposed": [said(path, fate) for path, fate in about.proposed[-detail.proposed or len(about.proposed) :]],
         "analysis": about.analysis,
         "best": best.value if best else None,
         "left": max(0, question.budget - question.used),

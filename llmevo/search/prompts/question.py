@@ -123,6 +123,8 @@ class Question:
     """The share of the evaluations that it has now."""
     analysis: str = ""
     """Its last analysis."""
+    start: Sequence[Suggestion] = ()
+    """Before anything is scored: the start rows, which are scored without it and are among the `used`."""
     cards: Mapping[str, str] = field(default_factory=dict[str, str])
     """{short name of a model: an excerpt of its model card}."""
     texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict[str, Sequence[tuple[str, str]]])
@@ -137,6 +139,11 @@ class Question:
     @cached_property
     def scored(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.score]
+
+    @property
+    def is_one_metric(self) -> bool:
+        """Whether the score is the metric of the only task."""
+        return not self.weights and [factor for factor, _ in self.tasks.values()] == [1.0]
 
     @cached_property
     def items(self) -> int:

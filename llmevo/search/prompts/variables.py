@@ -1,11 +1,13 @@
 """The variables of the chat prompt's templates: what is known about the search, shortened to a level of detail."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any
 
+from llmevo.errors import plural
 from llmevo.search.evidence import (
     Effect,
     Evidence,
@@ -24,6 +26,7 @@ from llmevo.search.evidence import (
     task_effects,
     verdict,
 )
+from llmevo.search.prompts.meanings import meanings, sums
 from llmevo.search.prompts.names import Names, printable
 from llmevo.search.prompts.question import Belief, Proposed, Question
 from llmevo.search.prompts.table import GeneTable, scale
@@ -274,7 +277,11 @@ class Variables:
                 (names.parameters[p], round(g.low * scale(g)), round(g.high * scale(g)), scale(g), p)
                 for p, g in by_parameter.items()
             ],
-            "sums_to_merge": any(space.genome.sums_to_merge(method) for method in space.genome.methods),
+            "single": question.is_one_metric,
+            "start": self._start(),
+            "meanings": meanings(space, names),
+            "sums": sums(space, names),
+            "sums_to_merge": any(map(space.genome.sums_to_merge, filter(space.genome.scales, space.genome.methods))),
             "roles": self._roles(),
             "hidden_tasks": len(question.tasks) - len(tasks),
             "constraints": [names.text(text, REASON) for text in question.constraints],
@@ -313,6 +320,16 @@ class Variables:
             **self._progress(),
             **self._memory(),
         }
+
+    def _start(self) -> str:
+        """The start rows, which are scored without the LLM."""
+        count = Counter(row.origin for row in self._question.start)
+        said = {"uniform": "the uniform merge", "parent": "each model alone"}
+        parts = [text for origin, text in said.items() if count[origin]]
+        if count["coefficient"]:
+            parts.append(f"{count['coefficient']} with other values that all models share")
+        others = count.total() - sum(count[origin] for origin in (*said, "coefficient"))
+        return ", ".join([*parts, *([plural(others, "given recipe")] if others else [])])
 
     def _roles(self) -> list[str]:
         """The models that change roles at the layer `split`."""
@@ -426,7 +443,8 @@ class Variables:
             genes = trial.candidate.genes
             empty = genome.base_model and weights and not any(genes.get(gene.name, 1.0) for gene in weights)
             if trial.score and (trial.candidate.origin == "base" or empty):
-                return f" #{trial.candidate.id}: {trial.score.total:.3f}; {self._scores(trial)}"
+                tasks = "" if self._question.is_one_metric else f"; {self._scores(trial)}"
+                return f" #{trial.candidate.id}: {trial.score.total:.3f}{tasks}"
         reachable = weights and all(gene.low <= 0 for gene in weights) and not space.routing
         if reachable and not self._names.masked and all(genome.scales(method) for method in genome.methods):
             return " (all weights 0) has no score yet"
@@ -480,7 +498,7 @@ class Variables:
         return self._names.models.get(parent.candidate.note, "a model")
 
     def _flips(self, flip: Flips) -> str:
-        text = f"lost {len(flip.lost)} questions, gained {len(flip.gained)}"
+        text = f"lost {plural(len(flip.lost), 'question')}, gained {len(flip.gained)}"
         others = [(name, places) for name, places in flip.rescued.items() if name != flip.parent.candidate.note][:4]
         shown = ", ".join(f"{self._names.models.get(name, 'a model')} {len(places)}" for name, places in others)
         return text + (f"; of the lost, alone answer also: {shown}" if shown else "")
@@ -494,7 +512,8 @@ class Variables:
                 ten = 10 / ((effect.gene.high - effect.gene.low) * scale(effect.gene))
                 slope, error = (self._unit(ten * v, 1, s) for v, s in ((effect.slope, "+"), (effect.stderr, "")))
                 own.append(f"{self._short_where(effect.gene)} {slope}±{error}")
-        names = {None: "score", **{task: self._names.tasks[task] for task in self._tasks}}
+        shown = () if self._question.is_one_metric else self._tasks
+        names = {None: "score", **{task: self._names.tasks[task] for task in shown}}
         return [(shown, ", ".join(by_task[task])) for task, shown in names.items() if by_task.get(task)]
 
     def _short_where(self, gene: Gene) -> str:
