@@ -4,8 +4,8 @@ A golden log is a run of this version on tiny models, with a real engine. `llmev
 ever, by later versions too: where an optimizer's candidates are to change, it gets a new name, or its old behaviour
 stays behind a setting that old logs do not have. To keep a log of a later version as well, add a line to RUNS.
 
-A log has to verify with every BLAS library too. Where an optimizer chooses between points of equal expected scores, the
-last bits decide, which differ by library and CPU. Verify a new log with several kernels of OpenBLAS before you add it:
+A log has to verify on other CPUs too. Where an optimizer chooses between points of equal expected scores, the
+last bits decide, which differ by BLAS and CPU. Verify a new log with several kernels of OpenBLAS before you add it:
 `OPENBLAS_CORETYPE=Haswell llmevo replay FILE --verify`, then with `Prescott`, `Nehalem` and `Sandybridge`.
 """
 # ruff: noqa: E402 (the tests' own modules are found once their folder is named)
