@@ -74,3 +74,11 @@ def workspace(
     monkeypatch.setattr(terminal, "console", terminal.Terminal(width=160, force_terminal=False))
     monkeypatch.setattr(terminal, "failures", terminal.Terminal(stderr=True, width=160, force_terminal=False))
     return Workspace(tmp_path, monkeypatch, capsys, library)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between tries, which are not waited for."""
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    return waits

@@ -61,7 +61,7 @@ def test_importing_the_package_loads_no_library() -> None:
 @pytest.fixture
 def example(workspace: Workspace) -> Workspace:
     """A folder with a finished run `runs/example`."""
-    llmevo.evolve(settings(), "runs/example")
+    workspace.finished(out="runs/example", search={"optimizer": "random", "budget": 9}, llm=None)
     return workspace
 
 
@@ -74,15 +74,15 @@ def test_every_name_has_an_example_that_does_what_it_says(name: str) -> None:
         assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_a_run_from_python_is_a_run(example: Workspace) -> None:
-    run = llmevo.open_run("runs/example")
-    assert example.llmevo("replay", "runs/example", "--verify")[0] == 0
+def test_a_run_from_python_is_a_run(workspace: Workspace) -> None:
+    run = llmevo.evolve(settings(), "runs/example")
+    assert workspace.llmevo("replay", "runs/example", "--verify")[0] == 0
     assert run.best is not None
     assert run.best.score == run.state.best.value if run.state.best else False
     assert run.heldout["best"].tasks.keys() == {"letters_heldout"}
     assert [row.id for row in run.trials] == [*range(9)]
     json.dumps([asdict(row) | {"recipe": row.recipe.as_dict()} for row in run.trials])
-    assert example.llmevo("export", "runs/example", "by-command")[0] == 0
+    assert workspace.llmevo("export", "runs/example", "by-command")[0] == 0
     assert_same_bits(weights_of(run.export("by-api")), weights_of(Path("by-command")))
     assert (run.export("pack", recipe_only=True) / "best.yml").exists()
 

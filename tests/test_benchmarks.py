@@ -164,20 +164,6 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
     assert stopped == "0.0%"
 
 
-def test_the_table_of_searches_is_recomputed_from_its_file() -> None:
-    file = BENCHMARKS / "results" / "searches.jsonl"
-    group = ("quickstart", 60, 64, "fixed")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines = [line for line in lines if (line["landscape"], line["budget"], line["questions"], line["mode"]) == group]
-    printed = run("searches.py", "table", "--landscape", "quickstart").split("\n\n`")
-    (shown,) = [part for part in printed if "60 evaluations, 64 questions a task, fixed" in part]
-    table = rows(shown)
-    for name in ("llm-off", "cma-es", "gp", "tpe", "cobyqa"):
-        handed = [line["handed"][-1] for line in lines if line["search"] == name]
-        assert len(handed) >= 20
-        assert table[name][6].startswith(f"{sum(handed) / len(handed):.3f} ± ")
-
-
 @pytest.mark.slow
 def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
     compared, replayed = run("racing.py", "table").strip().split("\n\n")

@@ -264,6 +264,23 @@ def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys:
     assert "cma-es" in (tmp_path / "s.svg").read_text()
 
 
+def test_the_published_table_of_searches_is_recomputed_from_its_file(
+    searches: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = BENCHMARKS / "results" / "searches.jsonl"
+    group = ("quickstart", 60, 64, "fixed")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [line for line in lines if (line["landscape"], line["budget"], line["questions"], line["mode"]) == group]
+    searches.main(["table", "--landscape", "quickstart"])
+    printed = capsys.readouterr().out.split("\n\n`")
+    (shown,) = [part for part in printed if "60 evaluations, 64 questions a task, fixed" in part]
+    table = {cells[0].strip(): cells[1:] for cells in (row.strip("|").split("|") for row in shown.splitlines())}
+    for name in ("llm-off", "cma-es", "gp", "tpe", "cobyqa"):
+        handed = [line["handed"][-1] for line in lines if line["search"] == name]
+        assert len(handed) >= 20
+        assert table[name][6].strip().startswith(f"{sum(handed) / len(handed):.3f} ± ")
+
+
 # Many workers: `benchmarks/workers.py`
 
 

@@ -1,6 +1,5 @@
 """The transformers engine: lm-eval's requests answered as lm-eval's own engine does, and weights swapped in place."""
 
-import random
 import warnings
 from collections.abc import Iterator
 from inspect import signature
@@ -49,7 +48,7 @@ from llmevo.models.quantize import FORMATS, quantizer
 from llmevo.models.sources import Sources
 from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
-from support.tiny_model import POSITIONS, save_tiny, tiny_llama, tiny_tokenizer
+from support.tiny_model import POSITIONS, save_tiny, text, tiny_llama, tiny_tokenizer
 
 VOCABULARY = len(tiny_tokenizer())
 
@@ -60,10 +59,6 @@ def reference(model: Any, tokenizer: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return engine(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=4, device="cpu")
-
-
-def text(seed: int, length: int) -> str:
-    return "".join(random.Random(seed).choices("abc 012\n?", k=length))
 
 
 CHOICES = ["a", " b", " yes", " nowhere", "12", " a longer one\n"]

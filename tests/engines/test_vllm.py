@@ -6,7 +6,6 @@ One engine a kind of model serves most tests; "fresh" engines are started on exp
 import hashlib
 import math
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,7 +34,7 @@ from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.testing import EngineContract
 from llmevo.testing.engines import requests
-from support.tiny_model import POSITIONS, tiny_llama, tiny_tokenizer
+from support.tiny_model import POSITIONS, text, tiny_llama, tiny_tokenizer
 from support.workspace import write_task
 
 DTYPE = "bfloat16"
@@ -427,10 +426,6 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]
     engine = start(folder, "float32")
     yield engine.lm, HfScorer(model, tiny_tokenizer())
     engine.close()
-
-
-def text(seed: int, length: int) -> str:
-    return "".join(random.Random(seed).choices("abc 012\n?", k=length))
 
 
 @pytest.mark.vllm

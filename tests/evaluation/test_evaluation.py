@@ -17,24 +17,15 @@ from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.score import Score, aggregate, concatenate, pooled
 from llmevo.evaluation.standard_errors import of_mean
 from llmevo.evaluation.tasks.task import AskingOptions, Task
-from support.tasks import GENERATION, ROWS, add_task
+from support.tasks import GENERATION, ROWS, add_task, asked
 from support.tiny_model import tiny_llama, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are cached in a folder of the test's own."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("cached")
 
 
 def evaluator(folder: Path, *tasks: Task, **protocol: Any) -> Evaluator:
     options: dict[str, Any] = {"apply_chat_template": False, **protocol}
     return Evaluator(tasks, AskingOptions(**options), [folder])
-
-
-@pytest.fixture(scope="module")
-def lm() -> HfScorer:
-    return HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
 
 
 def by_lm_eval(folder: Path, lm: Any, *names: str, **options: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -240,10 +231,6 @@ def test_a_metric_that_is_no_mean_is_asked_at_once(tmp_path: Path) -> None:
 
 
 # Which questions
-
-
-def asked(scoring: Evaluator) -> list[str]:
-    return [text for _, text in scoring.questions()]
 
 
 def test_a_limit_takes_that_many_questions_of_each_task(tmp_path: Path, lm: HfScorer) -> None:

@@ -25,6 +25,8 @@ from support.fake_server import Answer, Answering, FakeServer, chat, refusal, se
 from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("slept")
+
 KEY = "sk-secret-0123456789"
 
 
@@ -49,14 +51,6 @@ def judging(server: FakeServer | str, root: Path = Path(), **keys: Any) -> LlmJu
 
 def written(*replies: str) -> list[Written]:
     return [Written("Say hello.", reply) for reply in replies]
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited for."""
-    waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
-    return waits
 
 
 # Verdicts

@@ -21,22 +21,13 @@ from llmevo.run.log import events
 from llmevo.run.preflight.questions import directions, lengths
 from llmevo.run.scorer import Scorer
 from support.tasks import GENERATION, MULTIPLE_CHOICE, ROWS, add_task
-from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
 
 PARAGRAPHS = [f"Paragraph {i} begins. " + "Some words, and then some more. " * (3 + i * 7 % 9) for i in range(60)]
 CORPUS = "\n\n".join(paragraph.strip() for paragraph in PARAGRAPHS)
 
 
-@pytest.fixture(autouse=True)
-def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are cached in a folder of the test's own."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def lm() -> HfScorer:
-    return HfScorer(tiny_llama(max_position_embeddings=256), tiny_tokenizer())
+pytestmark = pytest.mark.usefixtures("cached")
 
 
 def line(**values: Any) -> Task:

@@ -20,17 +20,14 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.run.experiment import config_of
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.constraints import paired
-from support.tasks import MULTIPLE_CHOICE, ROWS
+from support.tasks import MULTIPLE_CHOICE, ROWS, asked
 from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
 
 HUB = {**MULTIPLE_CHOICE, "dataset_path": "owner/benchmark"}
 
 
-@pytest.fixture(autouse=True)
-def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are cached in a folder of the test's own."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("cached")
 
 
 def write(folder: Path, name: str, **config: Any) -> None:
@@ -43,10 +40,6 @@ def write(folder: Path, name: str, **config: Any) -> None:
         files = {split: str(folder / f"{name}.{split}.jsonl") for split in splits}
         config = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, **config}
     (folder / f"{name}.yaml").write_text(json.dumps({**MULTIPLE_CHOICE, "task": name, **config}))
-
-
-def asked(scoring: Evaluator) -> list[str]:
-    return [text for _, text in scoring.questions()]
 
 
 def evaluator(folder: Path, *names: str, benchmarks: bool = True, **protocol: Any) -> Evaluator:

@@ -11,6 +11,7 @@ from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
 from support.checkpoints import mergekit
+from support.recipes import parameters_of
 
 EVERYTHING = """
 merge_method: ties
@@ -116,12 +117,6 @@ NAMED = {"ties": EVERYTHING, "linear": MODELS, "slerp": SLERP, "llm-evo-merge": 
 RECIPES = [pytest.param(text, id=name) for name, text in NAMED.items()]
 
 
-def first(recipe: Recipe, tensor: str = "model.norm.weight", depth: float = 0.0, place: int = 0) -> dict[str, Any]:
-    """The parameters of one tensor of one slice, each and shared in one."""
-    each, shared = recipe.values(recipe.output_slices(4)[place], tensor, depth)
-    return {**each, **shared}
-
-
 def of(parameters: dict[str, Any], /, method: str = "linear", **keys: Any) -> Recipe:
     return Recipe.model_validate(
         {"merge_method": method, "models": [{"model": "org/one", "parameters": parameters}], **keys}
@@ -158,33 +153,33 @@ def test_references_are_written_as_the_user_wrote_them() -> None:
 
 
 def test_a_parameter_of_a_source_goes_before_the_slices_and_that_before_the_recipes() -> None:
-    values = first(Recipe.from_yaml(EVERYTHING))
+    values = parameters_of(Recipe.from_yaml(EVERYTHING))
     # The base is where the merge starts from: its values are never looked at.
     assert values["density"] == [0.5, 0.7, 0.0]
     assert values["weight"] == [0.1, 0.3, 0.0]
     assert values["lambda"] == 0.9
     assert values["normalize"] == 1.0
-    assert first(Recipe.from_yaml(EVERYTHING), place=1)["density"] == [1.0, 0.0]
+    assert parameters_of(Recipe.from_yaml(EVERYTHING), place=1)["density"] == [1.0, 0.0]
 
 
 def test_a_source_whose_filter_does_not_hold_falls_back_to_the_recipe() -> None:
     recipe = Recipe.from_yaml(MODELS)
-    assert first(recipe, "model.layers.0.mlp.up_proj.weight")["weight"] == [0.3, 0.8]
-    assert first(recipe, "model.layers.0.self_attn.q_proj.weight")["weight"] == [0.3, 0.5]
+    assert parameters_of(recipe, "model.layers.0.mlp.up_proj.weight")["weight"] == [0.3, 0.8]
+    assert parameters_of(recipe, "model.layers.0.self_attn.q_proj.weight")["weight"] == [0.3, 0.5]
 
 
 def test_the_first_filter_that_holds_decides() -> None:
     recipe = of({"weight": [{"filter": "q_proj", "value": 1}, {"filter": "self_attn", "value": 2}, {"value": 3}]})
     for tensor, weight in (("self_attn.q_proj", 1), ("self_attn.k_proj", 2), ("mlp.up_proj", 3)):
-        assert first(recipe, f"model.layers.0.{tensor}.weight")["weight"] == [weight]
-    assert first(of({"weight": [{"filter": "*", "value": 4}]}))["weight"] == [4]
+        assert parameters_of(recipe, f"model.layers.0.{tensor}.weight")["weight"] == [weight]
+    assert parameters_of(of({"weight": [{"filter": "*", "value": 4}]}))["weight"] == [4]
 
 
 @pytest.mark.parametrize(("depth", "t"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.9, 0.88), (1.0, 1.0)])
 def test_a_gradient_is_interpolated_over_the_depth(depth: float, t: float) -> None:
-    attention = first(Recipe.from_yaml(SLERP), "model.layers.0.self_attn.q_proj.weight", depth)
+    attention = parameters_of(Recipe.from_yaml(SLERP), "model.layers.0.self_attn.q_proj.weight", depth)
     assert attention["t"] == pytest.approx(t)
-    assert first(Recipe.from_yaml(SLERP), "model.norm.weight", depth)["t"] == 0.5
+    assert parameters_of(Recipe.from_yaml(SLERP), "model.norm.weight", depth)["t"] == 0.5
 
 
 @pytest.mark.parametrize("text", [EVERYTHING, SLERP])
@@ -203,7 +198,7 @@ def test_every_value_equals_mergekits(text: str, tensor: str, depth: float) -> N
         base_model=theirs.base_model,
         t=depth,
     )
-    ours = first(recipe, tensor, depth)
+    ours = parameters_of(recipe, tensor, depth)
     method = recipe.method_of(recipe.output_slices(4)[0])
     for name in shared.keys() & method.shared.keys():
         assert ours[name] == pytest.approx(float(shared[name])), name
@@ -221,7 +216,7 @@ def test_a_filter_on_a_source_sees_the_name_the_tensor_has_in_that_source() -> N
 
 
 def test_a_parameter_that_nobody_gives_has_the_methods_default() -> None:
-    values = first(of({"weight": 1}, "dare_ties", base_model="org/base"))
+    values = parameters_of(of({"weight": 1}, "dare_ties", base_model="org/base"))
     expected = {"weight": [1, 0], "density": [1, 0], "normalize": 0, "rescale": 1, "lambda": 1}
     assert {name: values[name] for name in expected} == expected
 
@@ -229,7 +224,7 @@ def test_a_parameter_that_nobody_gives_has_the_methods_default() -> None:
 @pytest.mark.parametrize("parameters", [{}, {"weight": [{"filter": "mlp", "value": 1}]}, {"weight": []}])
 def test_a_required_parameter_that_is_missing_is_named_with_its_tensor(parameters: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"the parameter 'weight' is missing for the tensor model\.norm\.weight"):
-        first(of(parameters))
+        parameters_of(of(parameters))
 
 
 @pytest.mark.parametrize(
@@ -460,7 +455,7 @@ def test_every_slice_may_have_a_method_of_its_own() -> None:
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert [recipe.method_of(s).name for s in recipe.output_slices(4)] == ["ties", "slerp"]
     assert [str(recipe.origin_of(s)) for s in recipe.output_slices(4)] == ["org/base", "org/one"]
-    ties, slerp = first(recipe), first(recipe, place=1)
+    ties, slerp = parameters_of(recipe), parameters_of(recipe, place=1)
     assert (ties["weight"], ties["density"], ties["lambda"]) == ([0.7, 0.7, 0.0], [0.3, 1.0, 0.0], 0.5)
     assert slerp == {"t": 0.2}
 
@@ -522,13 +517,13 @@ def test_a_type_may_be_written_as_torch_writes_it() -> None:
 
 def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
     recipe = Recipe.from_yaml("merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1e-3}}]")
-    assert first(recipe)["weight"] == [0.001]
+    assert parameters_of(recipe)["weight"] == [0.001]
 
 
 @pytest.mark.parametrize(("depth", "value"), [(0.0, 1.0), (0.4, 1.0), (0.5, 0.0), (1.0, 1.0)])
 def test_a_gradient_of_truths_goes_in_steps(depth: float, value: float) -> None:
     recipe = of({"weight": 1}, parameters={"normalize": [True, False, True]})
-    assert first(recipe, depth=depth)["normalize"] == value
+    assert parameters_of(recipe, depth=depth)["normalize"] == value
 
 
 @pytest.mark.parametrize(
@@ -567,5 +562,5 @@ def test_every_model_is_named_once_and_the_base_is_the_donor() -> None:
 def test_the_recipe_of_one_model_names_that_model_alone() -> None:
     recipe = Recipe.of_one(ModelReference.parse("org/one+me/lora"), "bfloat16")
     assert [*map(str, recipe.references)] == ["org/one+me/lora"]
-    assert first(recipe)["weight"] == [1.0]
+    assert parameters_of(recipe)["weight"] == [1.0]
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe

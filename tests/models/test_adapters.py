@@ -29,7 +29,7 @@ from llmevo.models.adapters import LoraModel
 from llmevo.models.checkpoints import Checkpoint, LowRank
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from support.checkpoints import assert_near, new_checkpoint, quietly, weights_of
+from support.checkpoints import assert_near, new_checkpoint, quietly, tensors, weights_of
 from support.quantized import change_config
 
 QUERY = "model.layers.1.self_attn.q_proj"
@@ -88,10 +88,6 @@ def merged(model: Path, adapter: Path) -> dict[str, Tensor]:
     plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     loaded: Any = quietly(lambda: PeftModel.from_pretrained(plain, adapter))
     return dict(quietly(lambda: loaded.merge_and_unload()).state_dict())
-
-
-def tensors(source: LoraModel) -> dict[str, Tensor]:
-    return {name: source.tensor(name) for name in source.shapes}
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +344,7 @@ def test_an_adapter_alone_is_its_model_with_it(model: Path, saved: Callable[[str
     adapter = changed(saved("plain"), tmp_path / "adapter", base_model_name_or_path=str(model))
     alone, both, base = (ModelReference.parse(t) for t in ("adapter", f"{model}+adapter", str(model)))
     sources = Sources.open([base, alone, both], tmp_path)
-    assert_near(tensors(sources[alone]), tensors(sources[both]), rtol=0, atol=0)  # pyright: ignore[reportArgumentType]
+    assert_near(tensors(sources[alone]), tensors(sources[both]), rtol=0, atol=0)
     assert sources.folder(alone) == model
     assert sources.checksum(alone) == sources.checksum(both) != sources.checksum(base)
     change_config(adapter, "adapter_config.json", lora_alpha=7)

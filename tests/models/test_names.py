@@ -19,10 +19,9 @@ from llmevo.models.architecture import (
     routers_of,
     text_stack,
 )
-from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.models.towers import Tower
-from support.checkpoints import new_checkpoint, weights_of
+from support.checkpoints import new_checkpoint, references, weights_of
 
 VISION = ("blocks.{}.attn.qkv.weight", "merger.mlp.0.weight")
 LAYER = "{}.mlp.up_proj.weight"
@@ -154,10 +153,6 @@ def test_one_tensor_of_all_experts_has_them_as_its_first_dimension() -> None:
 
 
 # --- models whose tensors are not all those of the base -----------------------------------------------------------
-
-
-def references(*names: str) -> list[ModelReference]:
-    return [ModelReference.parse(name) for name in names]
 
 
 def change(folder: Path, weights: Any, **config: Any) -> None:

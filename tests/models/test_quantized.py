@@ -20,9 +20,8 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Checkpoint, LowRank, same
 from llmevo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_of
-from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from support.checkpoints import assert_same_bits, new_adapter, new_checkpoint, quietly, weights_of
+from support.checkpoints import assert_same_bits, new_adapter, new_checkpoint, quietly, references, weights_of
 from support.quantized import KINDS, change_config, quantized_checkpoint
 
 Weights = dict[str, Tensor]
@@ -34,10 +33,6 @@ def opened(folder: Path) -> QuantizedCheckpoint:
     given = quantization_of(folder)
     assert given
     return QuantizedCheckpoint(folder, given)
-
-
-def references(*names: str) -> list[ModelReference]:
-    return [ModelReference.parse(name) for name in names]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,11 +17,20 @@ from llmevo.errors import SourceError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.models import files
 from llmevo.models.adapters import LoraModel
-from llmevo.models.checkpoints import Checkpoint, LowRank, Source
+from llmevo.models.checkpoints import Checkpoint, LowRank
 from llmevo.models.files import content_checksums, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
-from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, new_checkpoint, weights_of
+from support.checkpoints import (
+    assert_near,
+    assert_same_bits,
+    merged_by_peft,
+    new_adapter,
+    new_checkpoint,
+    references,
+    tensors,
+    weights_of,
+)
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -41,10 +50,6 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return new_adapter(tmp_path_factory.mktemp("models") / "adapter", model)
-
-
-def tensors(source: Source) -> dict[str, Tensor]:
-    return {name: source.tensor(name) for name in source.shapes}
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -369,10 +374,6 @@ def test_an_adapter_without_a_readable_config_is_refused(
 
 
 # --- several models ---------------------------------------------------------------------------------------------
-
-
-def references(*texts: str) -> list[ModelReference]:
-    return [ModelReference.parse(text) for text in texts]
 
 
 def test_models_of_another_vocabulary_are_refused_by_both_names(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Generator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from llmevo.reports.text import UNSAFE, printable
 from llmevo.run.log import events
 from llmevo.run.log.storage import read_log
 from support import made_logs
-from support.browser import Page, browser
+from support.browser import Page
 from support.synthetic import Synthetic
 from support.workspace import Workspace
 
@@ -354,12 +353,6 @@ def test_a_real_run_has_its_questions_and_replies_in_the_page(workspace: Workspa
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def window() -> Generator[Page]:
-    with browser() as page:
-        yield page
 
 
 def opened(window: Page, folder: Path, width: int = 1200, dark: bool = False) -> Page:

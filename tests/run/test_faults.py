@@ -10,6 +10,8 @@ from llmevo.run.log import events
 from support.fake_server import Answer, FakeServer, chat, refusal, serving
 from support.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("slept")
+
 KEY = "sk-secret-0123456789"
 
 
@@ -35,14 +37,6 @@ def searched(
     given = {"proposer": "openai", "base_url": server.url, "retries": 1, "timeout": 20.0, **llm}
     config = workspace.config(search=search, llm=given, heldout=None, engine={"self_check": False})
     return workspace.llmevo("run", config, "--out", "run", *options)
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited for."""
-    waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
-    return waits
 
 
 FAULTS: dict[str, tuple[Answer, str]] = {

@@ -52,18 +52,9 @@ def test_the_golden_log_of_an_llm_that_leads_holds_beliefs_hypotheses_moves_and_
     assert any(candidate.origin == "llm" and not candidate.generation for candidate in state.candidates.values())
 
 
-TIED = {"0.3-llm-off"}
-"""Golden logs of candidates that promise the same: the last bits of a BLAS, which differ by CPU, choose one of them."""
-
-
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
 def test_a_golden_log_verifies_for_ever(file: Path) -> None:
-    try:
-        assert verify(read_log(file), file)
-    except RunError as error:
-        if file.stem in TIED and ", blas " in str(error):
-            pytest.skip(f"made with another BLAS: {error}")
-        raise
+    assert verify(read_log(file), file)
 
 
 @pytest.mark.parametrize("search", [{"optimizer": "one-plus-one"}, {"sigma_rule": "legacy"}], ids=str)

@@ -18,6 +18,7 @@ from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import Genome, declared_by
 from llmevo.search.space import STEP, Genes, SearchSpace
 from support.checkpoints import mergekit
+from support.recipes import parameters_of
 
 GENELESS = [name for name, method in METHODS.items() if not any(p.is_gene for p in declared_by(method).values())]
 SEARCHED = [name for name in METHODS if name not in (*GENELESS, WIDEN)]  # widen's results cannot be searched
@@ -312,11 +313,6 @@ def test_points_outside_the_cube_are_moved_onto_it() -> None:
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------
-
-
-def parameters_of(recipe: Recipe, tensor: str = "model.norm.weight", place: int = 0, depth: float = 0.0) -> Any:
-    each, shared = recipe.values(recipe.output_slices(4)[place], tensor, depth)
-    return {**each, **shared}
 
 
 def check_with_mergekit(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +12,6 @@ from llmevo.errors import ConfigError, ProposerError
 from llmevo.evaluation.score import Score
 from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
-from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Prompt, Question, Reading
 from llmevo.search.prompts.reading import read
@@ -20,11 +20,9 @@ from llmevo.search.prompts.table import GeneTable
 from llmevo.search.simulated_llm import NEED_OPTIMUM, POLICIES, SimulatedClient
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
+from support import spaces
 
-
-def space(**keys: Any) -> SearchSpace:
-    genome = {"models": ["alpha", "beta"], "merge_method": "task_arithmetic", "base_model": "base", **keys}
-    return SearchSpace(Genome.model_validate({"layer_granularity": 1, **genome}), 4)
+space = partial(spaces.space, 2, layer_granularity=1)
 
 
 def question(over: SearchSpace) -> Question:

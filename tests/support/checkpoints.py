@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from llmevo.models.checkpoints import Source
+from llmevo.models.references import ModelReference
+
 Family = Literal["llama", "qwen2"]
 T = TypeVar("T")
 
@@ -119,3 +122,12 @@ def assert_near(
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def references(*names: str) -> list[ModelReference]:
+    return [ModelReference.parse(name) for name in names]
+
+
+def tensors(source: Source) -> dict[str, Tensor]:
+    """All weights of a model, by their names in its checkpoint."""
+    return {name: source.tensor(name) for name in source.shapes}

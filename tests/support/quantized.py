@@ -188,7 +188,6 @@ def int8_rows(weight: Tensor) -> tuple[Parts, Tensor]:
 
 Kind = Callable[[], tuple[dict[str, Any], Callable[[Tensor], tuple[Parts, Tensor]]]]
 GROUP = {"num_bits": 4, "strategy": "group", "group_size": 16}
-INPUTS = {"input_activations": {"num_bits": 8, "strategy": "token", "dynamic": True}}
 
 KINDS: dict[str, Kind] = {
     "fp8 by block": lambda: ({"quant_method": "fp8", "weight_block_size": [32, 16]}, fp8_blocks),

@@ -56,16 +56,18 @@ class CountedProposer(SimulatedClient):
         return super().answer(request)
 
 
-def config_in(root: Path, optimizer: str, budget: int) -> Config:
-    """Of the workspace's models and tasks."""
+def config_in(root: Path, optimizer: str, budget: int, **changes: Any) -> Config:
+    """Of the workspace's models and tasks; `changes` are keys of the config, of `search` those of a dictionary."""
+    search = {"optimizer": optimizer, "budget": budget, "population": 4, "seed": 3, **changes.pop("search", {})}
     raw = {
         "genome": {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"},
         "tasks": ["letters"],
         "heldout": ["letters_heldout"],
         "apply_chat_template": False,
         "task_search_path": ["tasks"],
-        "search": {"optimizer": optimizer, "budget": budget, "population": 4, "seed": 3},
+        "search": search,
         "llm": {"proposer": "simulated"},
+        **changes,
     }
     return parse_config(raw, str(root))
 

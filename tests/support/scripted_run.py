@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from llmevo.cli import live, terminal
-from llmevo.config import Config, parse_config
+from llmevo.config import Config
 from llmevo.evaluation.score import Score
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import Event, RunStarted
@@ -23,6 +23,7 @@ from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
 from llmevo.workers.processes import Processes
 from llmevo.workers.protocol import Job, Request
+from support import resumable
 from support.scripted import FACTS, Answering, Script
 
 
@@ -61,28 +62,15 @@ class ScriptedRig(Scorer):
 
 
 def config_in(root: Path, workers: int = 4, optimizer: str = "llm-off", budget: int = 16, **changes: Any) -> Config:
-    """Of the workspace's models and tasks; `changes` are keys of the config, of `search` those of a dictionary."""
-    search = {
-        "optimizer": optimizer,
-        "budget": budget,
-        "population": 4,
-        "seed": 3,
-        "order": "strict",
-        **changes.pop("search", {}),
-    }
-    raw = {
-        "genome": {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"},
-        "tasks": ["letters"],
-        "heldout": ["letters_heldout"],
-        "apply_chat_template": False,
-        "task_search_path": ["tasks"],
+    """A config with workers; `changes` as of `resumable.config_in`."""
+    keys = {
         "limit": 40,
-        "search": search,
         "llm": {"proposer": "simulated", "model": "random"},
         "engine": {"workers": workers, "on": "processes"},
         **changes,
+        "search": {"order": "strict", **changes.get("search", {})},
     }
-    return parse_config(raw, str(root))
+    return resumable.config_in(root, optimizer, budget, **keys)
 
 
 def experiment_of(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import Task
 
 ROWS: list[dict[str, Any]] = [
@@ -37,3 +38,8 @@ def add_task(folder: Path, name: str, rows: list[dict[str, Any]] | None = None, 
     made["dataset_kwargs"] = {"data_files": {"test": str(data)}}
     (folder / f"{name}.yaml").write_text(json.dumps({key: value for key, value in made.items() if value is not None}))
     return Task(name=name)
+
+
+def asked(scoring: Evaluator) -> list[str]:
+    """The questions of an evaluator, in their order."""
+    return [text for _, text in scoring.questions()]

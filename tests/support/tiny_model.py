@@ -1,5 +1,6 @@
 """A tiny random Llama and a character-level tokenizer, made in code: what the engines and proposers are tried on."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,8 @@ def save_tiny(folder: Path, seed: int = 0, tied: bool = False, **changes: Any) -
     tiny_llama(seed, tied, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def text(seed: int, length: int) -> str:
+    """Random characters; the same for the same seed."""
+    return "".join(random.Random(seed).choices("abc 012\n?", k=length))

@@ -1,8 +1,7 @@
-"""Several aims at once: the Pareto front, what optimizers are told of it, and how it is shown."""
+"""Several aims at once: the Pareto front, what optimizers are told of it, and runs that end with one."""
 
 import json
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,6 @@ from llmevo.config import parse_config
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
-from llmevo.reports.html.analysis import Subject
-from llmevo.reports.html.pareto import Covered, covered, hypervolume, places
-from llmevo.reports.html.pareto import front as drawn
-from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.genome import Genome
 from llmevo.search.objectives.objective import Objective, front
@@ -26,7 +21,6 @@ from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
-from llmevo.workers.protocol import Result
 from support import made_logs
 from support.workspace import Workspace, write_task
 
@@ -220,44 +214,6 @@ def test_the_llm_is_told_what_counts_now_and_what_is_to_be_kept() -> None:
     assert "sum of factor" not in text
 
 
-# In a log
-
-NAMES = ("q_words_search", "q_family_search", "q_sums_search")
-
-
-def log(*scores: tuple[float, ...]) -> list[Any]:
-    tasks = NAMES[: len(scores[0])]
-    begun = made_logs.started(tasks=tasks)
-    begun.config["search"]["objective"] = "pareto"
-    rows: list[Any] = [
-        begun,
-        made_logs.asked(0, [0, 1], "parent", ("one", "two")),
-        made_logs.asked(1, [*range(2, len(scores))]),
-    ]
-    for place, values in enumerate(scores):
-        metrics = {t: {"acc,none": v, "acc_stderr,none": 0.05} for t, v in zip(tasks, values, strict=True)}
-        found = Score(sum(values), 0.05, metrics, 10)
-        rows.append(events.Evaluated(candidate=place, **events.scored(Result(place, found, seconds={"merge": 1.0}))))
-    return [*rows, made_logs.told(0), made_logs.told(1)]
-
-
-@pytest.mark.parametrize("width", [2, 3])
-def test_the_report_draws_the_front_with_the_numbers_of_its_candidates(tmp_path: Any, width: int) -> None:
-    points = [(0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.6, 0.7, 0.4), (0.5, 0.6, 0.3)]
-    subject = Subject.of(made_logs.written(tmp_path / "run", log(*(point[:width] for point in points))))
-    assert [(place.id, place.best) for place in places(subject)] == [(2, True), (0, False), (1, False)]
-    # The start rows are as good as can be at one task each and cover nothing; at the third task both are equal.
-    found = covered(subject)
-    assert found == (Covered(0.0, found.front) if found else None)
-    assert (found.front if found else None) == (pytest.approx(0.625 * 0.75) if width == 2 else None)
-    figure = drawn(subject)
-    assert figure is not None
-    shown = json.dumps(figure)
-    assert all(f"#{number}" in shown for number in (0, 1, 2))
-    names = [trace["name"] for trace in figure["data"]]
-    assert names == (["not on the front", "front"] if width == 2 else ["#2 (best)", "#0", "#1"])
-
-
 # In a run
 
 
@@ -289,43 +245,6 @@ def test_a_run_with_two_aims_ends_with_a_front_and_any_of_it_can_be_had(workspac
     card = (workspace.root / "out" / "README.md").read_text()
     assert f"Candidate {last} of" in card
     assert f"one of {len(shown)} candidates on the Pareto front of letters, words" in card
-
-
-def test_the_hypervolume_is_that_of_monte_carlo_and_what_misses_a_constraint_covers_nothing(tmp_path: Any) -> None:
-    draw = np.random.default_rng(1)
-    points = [(0.0, 0.0, 0.0), (0.5, 0.25, 1.0), *(tuple(point) for point in draw.uniform(0, 1, (8, 3)).round(3))]
-    found = covered(Subject.of(made_logs.written(tmp_path / "run", log(*points))))
-    assert found
-    samples = draw.uniform(0, 1, (200_000, 3))
-    reached = np.zeros(len(samples), dtype=bool)
-    for point in points:
-        reached |= (samples <= point).all(axis=1)
-    assert found.front * 0.5 * 0.25 * 1.0 == pytest.approx(reached.mean(), abs=0.005)
-    assert found.start == pytest.approx(1.0)
-    kept = log(*points)
-    kept[0].config["constraints"] = [f"{NAMES[2]} >= 2"]
-    assert covered(Subject.of(made_logs.written(tmp_path / "none", kept))) is None
-
-
-def test_a_hypervolume_is_that_of_the_boxes_worked_out_by_hand() -> None:
-    assert hypervolume(np.zeros((0, 2))) == 0
-    assert hypervolume(np.array([[2.0, 3.0], [1.0, 1.0], [2.0, 3.0], [-1.0, 9.0]])) == 6
-    assert hypervolume(np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0]])) == 6
-    assert hypervolume(np.array([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])) == 4
-
-
-@pytest.mark.parametrize("tasks", [2, 3, 4])
-def test_a_hypervolume_is_that_of_inclusion_and_exclusion(tasks: int) -> None:
-    points = np.random.default_rng(tasks).uniform(0, 1, (7, tasks)).round(1)  # with ties
-    boxes = [points[[*chosen]].min(axis=0).prod() for n in range(1, 8) for chosen in combinations(range(7), n)]
-    signs = [(-1) ** (n + 1) for n in range(1, 8) for _ in combinations(range(7), n)]
-    assert hypervolume(points) == pytest.approx(np.dot(boxes, signs))
-
-
-def test_a_prediction_of_one_emphasis_is_not_shown_with_the_front(tmp_path: Any) -> None:
-    rows = log((0.9, 0.1), (0.1, 0.9), (0.6, 0.7))
-    rows[2].candidates[0]["note"] = "expected 0.8171"
-    assert [place.note for place in places(Subject.of(made_logs.written(tmp_path / "run", rows)))] == ["", "one", "two"]
 
 
 def test_with_a_sum_there_is_no_front() -> None:

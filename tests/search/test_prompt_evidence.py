@@ -1,4 +1,4 @@
-"""What the prompt says beyond the scores: effects, targets, geometry, predictions; masked, and within its budget."""
+"""The evidence in the prompt: effects, targets, geometry and predictions; masked, and within its budget of tokens."""
 
 import json
 import re
@@ -19,15 +19,10 @@ from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.prompts.table import MOST, GeneTable
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
+from support.spaces import space
 
 TASKS = {"sums_task": (0.7, "acc,none"), "dates_task": (0.3, "exact_match,number")}
 REASON = "dare_ties: model.layers.3.self_attn.q_proj.weight of org/gamma: the merged tensor is not finite"
-
-
-def space(models: int = 3, layers: int = 4, **keys: Any) -> SearchSpace:
-    names = ["org/alpha", "org/beta", "org/gamma", "org/delta"][:models]
-    genome = {"models": names, "merge_method": "task_arithmetic", "base_model": "org/base", **keys}
-    return SearchSpace(Genome.model_validate(genome), layers)
 
 
 def trial(place: int, genes: Genes, total: float, origin: str = "gaussian", note: str = "") -> Trial:
@@ -64,7 +59,7 @@ def prompt_text(asked: Question, style: str = "chat", seed: int = 0) -> str:
 
 
 def test_effects_have_the_right_sign_and_size_and_doubt_where_there_is_nothing() -> None:
-    over = space(layer_granularity=2)
+    over = space(3, layer_granularity=2)
     effects = estimate_effects(question(history(over, 120), over)).effects
     assert [effect.gene for effect in effects] == [*over.genes]
     assert effects[0].strength > 5
@@ -77,7 +72,7 @@ def test_effects_have_the_right_sign_and_size_and_doubt_where_there_is_nothing()
 
 
 def test_an_interaction_is_found_among_many_pairs_and_none_where_there_is_none() -> None:
-    over = space(layer_granularity=2)
+    over = space(3, layer_granularity=2)
     (found, *others) = estimate_effects(question(history(over, 150, 0.0), over)).interactions
     assert {found.first, found.second} == {*over.genes[-2:]}
     assert found.strength < -3
@@ -90,19 +85,19 @@ def test_an_interaction_is_found_among_many_pairs_and_none_where_there_is_none()
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_few_scores_are_no_evidence(count: int) -> None:
-    over = space()
+    over = space(3)
     assert estimate_effects(question(history(over, count), over)).effects == ()
     assert "EFFECTS" not in prompt_text(question(history(over, count), over))
 
 
 def test_scores_that_are_all_alike_are_no_evidence() -> None:
-    over = space()
+    over = space(3)
     alike = tuple(trial(i, t.candidate.genes, 0.5) for i, t in enumerate(history(over, 20)))
     assert estimate_effects(question(alike, over)).effects == ()
 
 
 def test_genes_that_the_chosen_method_lacks_count_for_nothing() -> None:
-    over = space(merge_method=["ties", "task_arithmetic"])
+    over = space(3, merge_method=["ties", "task_arithmetic"])
     density = next(gene for gene in over.genes if gene.parameter == "density")
     trials = [
         trial(i, {**t.candidate.genes, "merge_method": 1.0}, t.candidate.genes[density.name])
@@ -117,7 +112,7 @@ def test_ranks_become_normal_quantiles_and_ties_stay_ties() -> None:
 
 
 def test_the_target_is_above_the_best_and_within_what_the_tasks_can_give() -> None:
-    over = space()
+    over = space(3)
 
     def of(*totals: float) -> float | None:
         return target(question(tuple(trial(i, over.uniform(), total) for i, total in enumerate(totals)), over))
@@ -171,7 +166,7 @@ def full(over: SearchSpace, count: int = 60, **keys: Any) -> Question:
 
 
 def test_the_prompt_shows_effects_interactions_suggestions_and_predictions() -> None:
-    text = prompt_text(full(space(layer_granularity=2), 150))
+    text = prompt_text(full(space(3, layer_granularity=2), 150))
     assert re.search(r"\n- score: alpha\.weight row 1 \+1\.\d±0\.\d, ", text)
     assert re.search(r"\n- sums_task: alpha\.weight row 1 \+1\.\d±0\.\d, ", text)
     assert re.search(r"- beta\.weight in layers 2-3 and gamma\.weight in layers 2-3: -\d+\.\d\n", text)
@@ -181,12 +176,12 @@ def test_the_prompt_shows_effects_interactions_suggestions_and_predictions() -> 
 
 
 def test_the_prompt_shows_norms_and_cosines() -> None:
-    text = prompt_text(full(space(layer_granularity=2)))
+    text = prompt_text(full(space(3, layer_granularity=2)))
     assert "- layers 2-3: alpha 123, beta 223, gamma 323; alpha/beta 25, alpha/gamma 25, beta/gamma 25\n" in text
 
 
 def test_what_is_not_known_is_not_spoken_of() -> None:
-    text = prompt_text(full(space(), 0, suggestions=(), predictions=(), geometry=()))
+    text = prompt_text(full(space(3), 0, suggestions=(), predictions=(), geometry=()))
     unknown = ("STATISTICS", "BEFORE", "TASK VECTORS", "EFFECTS", "TOGETHER", "METHODS")
     for word in (*unknown, "card:", "a guess", "\n>", "left out"):
         assert word not in text
@@ -194,7 +189,7 @@ def test_what_is_not_known_is_not_spoken_of() -> None:
 
 @pytest.mark.parametrize("count", [40, 1000])
 def test_all_recipes_are_shown_worst_to_best_and_of_too_many_the_best_and_the_worst(count: int) -> None:
-    over = space()
+    over = space(3)
     asked = full(over, count)
     text = prompt_text(asked)
     shown = [int(number) for number in re.findall(r"^#(\d+)[^\n]*; \[", text, re.MULTILINE)]
@@ -212,7 +207,7 @@ def test_all_recipes_are_shown_worst_to_best_and_of_too_many_the_best_and_the_wo
 
 
 def test_failures_of_one_reason_are_told_once() -> None:
-    over = space()
+    over = space(3)
     trials = (failed(1, over.uniform()), failed(2, over.uniform()), failed(3, over.uniform(), "out of memory"))
     text = prompt_text(question(trials, over))
     assert text.count("FAILED") == 2
@@ -221,7 +216,7 @@ def test_failures_of_one_reason_are_told_once() -> None:
 
 
 def test_methods_are_compared_where_there_are_several() -> None:
-    over = space(merge_method=["ties", "task_arithmetic"])
+    over = space(3, merge_method=["ties", "task_arithmetic"])
     trials = tuple(trial(i, {**over.uniform(), "merge_method": float(i % 2)}, 0.1 * i) for i in range(6))
     text = prompt_text(question(trials, over))
     assert "- all: ties best 0.400 mean 0.200 of 3; task_arithmetic best 0.500 mean 0.300 of 3\n" in text
@@ -244,7 +239,7 @@ METHODS = ("dare_ties", "task_arithmetic", "self_attn", "q_proj.weight", "0-1", 
     ids=["plain", "filters", "methods"],
 )
 def test_no_real_name_is_left_in_a_masked_prompt(style: str, keys: dict[str, Any]) -> None:
-    asked = full(space(**keys), mask_names=True)
+    asked = full(space(3, **keys), mask_names=True)
     prompt = STYLES[style].ask(asked, Templates(), 0)
     text = prompt_text(asked, style) + str(prompt.schema)
     for name in (*REAL, *METHODS):
@@ -254,7 +249,7 @@ def test_no_real_name_is_left_in_a_masked_prompt(style: str, keys: dict[str, Any
 
 
 def test_masks_are_the_same_everywhere_and_names_are_back_without_them() -> None:
-    over = space(merge_method="dare_ties", layer_granularity=2)
+    over = space(3, merge_method="dare_ties", layer_granularity=2)
     text = prompt_text(full(over, mask_names=True))
     assert "- model C #2: 0.340" in text
     assert "- slice 2: model A 123, model B 223, model C 323; model A/model B 25" in text
@@ -266,7 +261,7 @@ def test_masks_are_the_same_everywhere_and_names_are_back_without_them() -> None
 
 
 def test_an_answer_in_masked_names_is_understood_and_its_problems_are_masked() -> None:
-    over = space(merge_method=["ties", "dare_ties"], layer_granularity=2, method_per_slice=True)
+    over = space(3, merge_method=["ties", "dare_ties"], layer_granularity=2, method_per_slice=True)
     prompt = STYLES["chat"].ask(question((), over, mask_names=True), Templates(), 0)
     row = [30, 90, 30, 90, 30, 90]
     methods, genome = ["method 2", "method 1"], {"slice 2": row, "slice 1": [999, *row[1:]]}

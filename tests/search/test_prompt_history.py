@@ -1,4 +1,4 @@
-"""What the prompt tells beyond all scores: knowledge before any score, lost questions, and what the LLM said before."""
+"""The history in the prompt: task effects, lost questions and earlier answers; and the prompt before any score."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
 from llmevo.search.evidence import best_parent, flips, gap, metric_of, stderr_of, task_effects, verdict
-from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.chat import SHORT, TOKENS, tokens
 from llmevo.search.prompts.question import Belief, Hypothesis, Messages, Proposed, Question, SliceGeometry
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
+from support.spaces import space
 
 TASKS = {"sums_task": (0.5, "acc,none"), "dates_task": (0.3, "exact_match,number"), "errors_task": (-0.2, "acc,none")}
 TEXTS = {
@@ -30,13 +30,7 @@ TEXTS = {
 CARDS = {"alpha": "Alpha is trained on arithmetic.", "beta": "Beta knows the calendar.", "base": "The base of both."}
 
 
-def space(models: int = 2, layers: int = 4, **keys: Any) -> SearchSpace:
-    names = ["org/alpha", "org/beta", "org/gamma", "org/delta"][:models]
-    genome = {"models": names, "merge_method": "task_arithmetic", "base_model": "org/base", "layer_granularity": 2}
-    return SearchSpace(Genome.model_validate({**genome, **keys}), layers)
-
-
-SPACE = space()
+SPACE = space(layer_granularity=2)
 
 
 def genes(*values: float) -> Genes:

@@ -1,10 +1,11 @@
-"""What an LLM may say besides a table: expressions of depth, moves, beliefs, hypotheses and predictions."""
+"""Parts of an answer besides its table: expressions of depth, moves, beliefs, hypotheses and predictions."""
 
 import builtins
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmevo.evaluation.score import Score
-from llmevo.search.genome import Genome
 from llmevo.search.prompts.expressions import FUNCTIONS, Expression
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Question, Reading
@@ -21,13 +21,12 @@ from llmevo.search.prompts.schema import answer_model
 from llmevo.search.prompts.table import MOST, GeneTable
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
+from support import spaces
 
 TASKS = {"sums": (1.0, "acc,none"), "dates": (-0.5, "exact_match,number")}
 
 
-def space(layers: int = 4, **keys: Any) -> SearchSpace:
-    genome = {"models": ["org/alpha", "org/beta"], "merge_method": "task_arithmetic", "base_model": "org/base"}
-    return SearchSpace(Genome.model_validate({"layer_granularity": 1, **genome, **keys}), layers)
+space = partial(spaces.space, 2, layer_granularity=1)
 
 
 def level(over: SearchSpace, value: float) -> Genes:

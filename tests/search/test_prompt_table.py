@@ -1,4 +1,4 @@
-"""What the LLM is shown, and how its answers are read."""
+"""The genes as a table: how the prompt shows them, how an answer's table is read; templates and the schema."""
 
 import json
 import re
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates, foreign
-from llmevo.search.genome import Genome
 from llmevo.search.prompts import STYLES, completion
 from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.question import ROWS, Question
@@ -23,14 +22,9 @@ from llmevo.search.prompts.reading import read
 from llmevo.search.prompts.schema import answer_model
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Trial
+from support.spaces import space
 
 TASKS = {"sums": (1.0, "acc,none"), "dates": (-0.5, "exact_match,number")}
-
-
-def space(models: int = 2, **keys: Any) -> SearchSpace:
-    names = ["org/alpha", "org/beta", "org/gamma"][:models]
-    genome = {"models": names, "merge_method": "task_arithmetic", "base_model": "org/base", **keys}
-    return SearchSpace(Genome.model_validate(genome), 4)
 
 
 def scored(

@@ -24,6 +24,8 @@ from llmevo.testing import ClientContract
 from support.fake_server import Answer, FakeServer, chat, refusal, serving
 from support.tiny_model import POSITIONS, save_tiny
 
+pytestmark = pytest.mark.usefixtures("slept")
+
 KEY = "sk-very-secret-0123456789"
 
 
@@ -36,14 +38,6 @@ def proposer(server: FakeServer | str, **keys: Any) -> OpenAIClient:
     url = server if isinstance(server, str) else server.url
     options: dict[str, Any] = {"model": "m", "api_key": KEY, "base_url": url, "retries": 1, "timeout": 20.0, **keys}
     return OpenAIClient(Connection(**options))
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited for."""
-    waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
-    return waits
 
 
 class TestOpenAIClient(ClientContract):
