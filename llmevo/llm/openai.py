@@ -47,6 +47,9 @@ OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
 SECRET = 8
 """The length from which a key is removed from replies too; a shorter one may be a word, such as `none`."""
 
+MOST_TOKENS = 10**9
+"""More are no number of tokens of one answer."""
+
 LETTERS = 4
 """Letters of a token, roughly: for servers that do not count tokens."""
 
@@ -260,12 +263,13 @@ class OpenAIClient:
             most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
             problems.append(f"the answer was cut at {most}")
         usage = completion.usage
-        read = sum(len(message["content"]) for message in request.messages)
-        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (read // LETTERS, len(text) // LETTERS)
-        if not usage:
+        spent = _tokens(usage.prompt_tokens, usage.completion_tokens) if usage else None
+        if not spent:
+            read = sum(len(message["content"]) for message in request.messages)
+            spent = read // LETTERS, len(text) // LETTERS
             problems.append("the server counts no tokens; they are estimated from the texts' lengths")
         cost = sum(tokens * price for tokens, price in zip(spent, self._connection.price, strict=True)) / 1e6
-        return Reply(text, self._redacted(completion.model or self.model), *spent, cost, tuple(problems))
+        return Reply(text, self._redacted(str(completion.model or self.model)), *spent, cost, tuple(problems))
 
     def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
         of = self._connection
@@ -284,6 +288,12 @@ class OpenAIClient:
     def _redacted(self, text: str, least: int = SECRET) -> str:
         """Return a text of the server's without the key, if the key has at least so many characters."""
         return self._key.sub("***", text) if self._key and len(self._connection.api_key or "") >= least else text
+
+
+def _tokens(prompt: Any, completion: Any) -> tuple[int, int] | None:
+    """Return a server's numbers of tokens; None where it sent something else."""
+    counts = [of for of in (prompt, completion) if isinstance(of, int) and 0 <= of <= MOST_TOKENS]
+    return (counts[0], counts[1]) if counts[1:] else None
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

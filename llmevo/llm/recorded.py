@@ -29,13 +29,14 @@ class RecordedClient:
             prompted = [event for event in events if event["event"] == "prompted"]
             self._replies: dict[int, list[Any]] = {}
             for event in prompted:
+                _ = event["model"], event["reply"] is None or (event["tokens"]["prompt"], event["tokens"]["completion"])
                 self._replies.setdefault(event["generation"], []).append(event)
+            self.style: str = prompted[0]["style"] if prompted else ""
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"llm.transcript: {file} cannot be read as a log ({error})") from error
         if not prompted:
             raise ConfigError(f"llm.transcript: {file} records no reply of an LLM")
         self._turns: Counter[int] = Counter()
-        self.style: str = prompted[0]["style"]
         self.model: str = prompted[0]["model"]
 
     def check(self) -> None:

@@ -311,6 +311,7 @@ class Experiment:
             chances=self.chances,
             short=self.asks_short,
             from_uniform=self.rules < 2,
+            before_rules_4=self.rules < 4,
             parallel=self.workers,
             scan=self.scan,
             presumed=self.presumed,

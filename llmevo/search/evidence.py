@@ -8,7 +8,7 @@ dominate; effects on single tasks are in units of the metric.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -227,6 +227,19 @@ def metric_of(question: Question, trial: Trial, task: str | None) -> float | Non
     return min(max(found, 0.0), 1.0) if min(*own, *other) >= 0 and max(*own, *other) <= 1 else found
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; 0 for what cannot be known from so few values, or from sizes beyond the
+    range of floating-point numbers.
+    """
+    try:
+        return (
+            fmean(values) if values else 0.0,
+            stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0,
+        )
+    except (OverflowError, AttributeError):  # as `statistics` fails with infinite sums
+        return 0.0, 0.0
+
+
 def task_effects(question: Question) -> list[TaskEffect]:
     """Return the effects beyond `CLEAR` standard errors on the total and on each task, the strongest of each first.
 
@@ -243,9 +256,10 @@ def task_effects(question: Question) -> list[TaskEffect]:
         values = [metric_of(question, trial, task) for trial in question.inside]
         known = [place for place, value in enumerate(values) if value is not None and math.isfinite(value)]
         scores = np.array([values[place] for place in known], dtype=float)
-        if len(known) < FEWEST or np.ptp(scores) == 0:
+        with np.errstate(over="ignore", under="ignore"):
+            spread = float(scores.std())  # the regression's priors are for scores of about this size
+        if len(known) < FEWEST or not 0 < spread < math.inf:
             continue
-        spread = float(scores.std())  # the regression's priors are for scores of about this size
         ridge: Any = BayesianRidge().fit(points[known], scores / spread, sample_weight=nearness[known])
         errors = np.sqrt(np.maximum(np.diag(ridge.sigma_), 0.0))
         own = [

@@ -57,6 +57,9 @@ class Setup:
     """{gene: where the best value is presumed before anything is scored}: a prior of `llm` and `llm-off`."""
     parallel: int = 1
     """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
+    before_rules_4: bool = False
+    """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
+    earlier rules."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
@@ -81,6 +84,7 @@ class Setup:
             descriptions=self.descriptions,
             chances=self.chances,
             short=self.short,
+            before_rules_4=self.before_rules_4,
         )
 
 

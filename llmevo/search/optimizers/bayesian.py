@@ -22,6 +22,7 @@ RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's rang
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
 WIDTH = 0.25  # of a presumed value, a share of a gene's range
+REACH = 3.0  # how far below the median a score counts, in times the best one's distance above it
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
 
 
@@ -33,10 +34,19 @@ class Standard:
     deviation: float
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> tuple["Standard", Array]:
-        """Return the scale and the scaled scores."""
+    def of(cls, scores: Sequence[float], raised: bool = True) -> tuple["Standard", Array]:
+        """Return the scale and the scaled scores.
+
+        With `raised`, scores that are further below the median than `REACH` times the best one is above it count as
+        so far below: a few very bad ones, as an unbounded metric gives them, would make all others look alike.
+        """
         finite = [score for score in scores if np.isfinite(score)]
-        filled = np.maximum(scores, min(finite, default=0.0))
+        lowest = min(finite, default=0.0)
+        if raised and finite:
+            middle = float(np.median(finite))
+            above = max(finite) - middle
+            lowest = max(lowest, middle - REACH * above) if above else lowest
+        filled = np.maximum(scores, lowest)
         scale = cls(float(filled.mean()), max(float(filled.std()), 1e-12))
         return scale, (filled - scale.mean) / scale.deviation
 
@@ -135,7 +145,7 @@ class BayesianOptimization(Recorded):
         if not trials:
             return
         points = self._points([trial.candidate.genes for trial in trials])
-        self._scale, values = Standard.of([trial.value for trial in trials])
+        self._scale, values = Standard.of([trial.value for trial in trials], not self._setup.before_rules_4)
         mean = self._prior_mean()
         adapt = len(self._trials) >= max(ADAPTED * self._adapted, self._adapted + 1)
         self._model.fit(points, values, mean, adapt)

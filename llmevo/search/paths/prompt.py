@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmevo.errors import RecipeError
-from llmevo.llm.json import numeral, objects, writable
+from llmevo.llm.json import objects, prediction, writable
 from llmevo.llm.templates import Templates
 from llmevo.merging.path import Limits, Path
 from llmevo.search.evidence import metric_of
@@ -266,7 +266,7 @@ def read(text: str, about: PathQuestion) -> Reading:
         predicted = None
         if said.get("predicted_score") is not None:
             try:
-                predicted = numeral(said["predicted_score"])
+                predicted = prediction(said["predicted_score"])
             except ValueError as error:
                 problems.append(f"dropped a predicted score: {error}")
         reason = writable(str(said.get("reason") or ""))[:200]

@@ -135,6 +135,8 @@ class Question:
     """{task: the metric of a model that guesses}, where it is known."""
     short: bool = False
     """Ask in a short form, for small models."""
+    before_rules_4: bool = False
+    """Read the answer as in logs with `rules` below 4."""
 
     @cached_property
     def scored(self) -> list[Trial]:

@@ -4,13 +4,15 @@ Servers enforce the schema in part or not at all, so everything is checked here.
 row is taken from the best recipe, and the rest is dropped with a message.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from llmevo.errors import nearest
-from llmevo.llm.json import numeral, objects, scalars, writable
+from llmevo.llm.json import numeral, objects, prediction, scalars, writable
 from llmevo.search.evidence import Evidence, estimate_effects
 from llmevo.search.prompts.moves import recipes_of, with_columns
 from llmevo.search.prompts.names import Names
@@ -103,7 +105,7 @@ class _Reader:
 
     def read(self, text: str) -> Reading:
         problems = self._problems
-        answer, raw = _answer(text)
+        answer, raw = _answer(text, self._question.before_rules_4)
         if answer is None:
             return Reading(problems=["the answer holds no JSON object"])
         if len(raw) > MOST:
@@ -241,7 +243,9 @@ class _Reader:
     def _genes(self, genome: Any, method: Any) -> Genes:
         table = self._table
         named = [*scalars(method)] if method is not None else []
-        if isinstance(genome, dict):
+        if not self._question.before_rules_4:
+            genome = self._by_position(genome)
+        elif isinstance(genome, dict):
             genome = self._by_slice(genome)
         values = [*scalars(genome)]
         if table.choices and not named and len(values) == len(table.numbers) + len(table.choices):
@@ -258,6 +262,37 @@ class _Reader:
                 raise ValueError(f"it has {len(values)} numbers, the table {len(table.numbers)}")
         chosen = self._chosen(named)
         return {**self._question.incumbent, **chosen, **self._weights([*rows, *[[]] * (count - len(rows))])}
+
+    def _by_position(self, genome: Any) -> Any:
+        """A table as a list of rows, whose rows, columns and numbers may have names. It may be a text of JSON."""
+        if isinstance(genome, str):
+            with suppress(ValueError, RecursionError):
+                genome = json.loads(genome)
+        if genome in (None, "", [], {}):
+            raise ValueError("it has no genome")
+        if isinstance(genome, list):
+            return [self._row(row) if isinstance(row, dict) else row for row in genome]
+        if not isinstance(genome, dict):
+            return genome
+        try:
+            by_row = {label: row for key, row in genome.items() for label in self._words.rows(key)}
+        except ValueError:
+            columns = {name: [*scalars(of)] for name, of in genome.items()}
+            count = len(self._table.slices)
+            if any(len(of) not in (1, count) for of in columns.values()):
+                raise ValueError(f"a column has as many numbers as there are rows, which are {count}") from None
+            rows = [{name: of[place % len(of)] for name, of in columns.items()} for place in range(count)]
+            return [self._row(row) for row in rows]
+        found = [by_row.get(label, []) for label in self._table.slices]
+        return [self._row(row) if isinstance(row, dict) else row for row in found]
+
+    def _row(self, named: dict[str, Any]) -> list[Any]:
+        """The numbers of a row that has them by the names of the columns."""
+        by_gene = {gene.name: value for name, value in named.items() for gene in self._words.column(name)}
+        columns, filters = self._table.columns, len(self._question.space.filters) > 1
+        if missing := [self._names.column(gene, filters) for gene in columns if gene.name not in by_gene]:
+            raise ValueError(f"a row has no {', '.join(missing)}"[:200])
+        return [by_gene[gene.name] for gene in columns]
 
     def _by_slice(self, genome: dict[str, Any]) -> Any:
         """The rows of a table that has them by name; a missing one is empty."""
@@ -293,14 +328,22 @@ class _Reader:
         if lost:
             label, why = next(iter(lost.items()))
             self._problems.append(f"took {len(lost)} of {len(rows)} rows from the best recipe ({label}: {why})")
-        if self._decimals(found):
+        said = [value for row in rows for value in row]
+        fractions = [*found.values()] if self._question.before_rules_4 else said
+        if self._are_decimals(fractions, found):
             self._problems.append("took decimals as values, not as hundredths")
             return {gene.name: value for gene, value in found.items()}
         return {gene.name: value / scale(gene) for gene, value in found.items()}
 
-    def _decimals(self, found: dict[Gene, float]) -> bool:
-        """True if the numbers are values, not hundredths: some are no integers, and all are inside the bounds."""
-        return any(value != int(value) for value in found.values()) and all(
+    def _are_decimals(self, said: Sequence[Any], found: dict[Gene, float]) -> bool:
+        """True if the numbers are values, not hundredths: some are written with a point, and all are inside the bounds.
+
+        In older logs, where `said` are numbers already, some are no integers.
+        """
+        pointed = [value for value in said if isinstance(value, float)]
+        if self._question.before_rules_4:
+            pointed = [value for value in pointed if not value.is_integer()]
+        return bool(pointed) and all(
             min(gene.low, 0.0) <= value <= (max(gene.high, 1.0) if scale(gene) == 100 else gene.high)
             for gene, value in found.items()
         )
@@ -309,10 +352,15 @@ class _Reader:
         if value is None:
             return None
         try:
-            return numeral(value)
+            number = prediction(value)
         except ValueError as error:
             self._problems.append(f"dropped a predicted score: {error}")
             return None
+        if self._question.before_rules_4 or not 1 < number <= 100:
+            return number
+        totals = [trial.score.total for trial in self._question.scored if trial.score]
+        shares = all(map(self._is_share, self._question.tasks)) and all(0 <= total <= 1 for total in totals)
+        return number / 100 if shares else number
 
     def _predicted_tasks(self, said: dict[str, Any]) -> dict[str, float]:
         """{task: predicted score}; hundredths where no score of it is above 1."""
@@ -321,7 +369,7 @@ class _Reader:
             if value is None:
                 continue
             try:
-                task, number = self._words.task(key), numeral(value)
+                task, number = self._words.task(key), prediction(value)
             except ValueError as error:
                 self._problems.append(f"dropped a predicted score: {error}")
                 continue
@@ -364,10 +412,13 @@ class _Reader:
                     )
 
 
-def _answer(text: str) -> tuple[dict[str, Any] | None, list[Any]]:
+def _answer(text: str, before_rules_4: bool = False) -> tuple[dict[str, Any] | None, list[Any]]:
     """The answering object and its proposals, those of a truncated answer included."""
     found = objects(text)
     whole = [o for o in found if "proposals" in o]
+    if not before_rules_4:
+        whole = whole or [o for one in found for o in one.values() if isinstance(o, dict) and "proposals" in o]
+        whole = [o for o in whole if o["proposals"]] or whole
     if whole:
         raw = whole[-1]["proposals"]
         if raw is None and (whole[-1].get("beliefs") or whole[-1].get("hypotheses")):

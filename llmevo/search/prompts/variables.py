@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any
 
 from llmevo.errors import plural
@@ -20,6 +21,7 @@ from llmevo.search.evidence import (
     estimate_effects,
     flips,
     gap,
+    mean_and_error,
     metric_of,
     stderr_of,
     target,
@@ -239,9 +241,8 @@ def method_lines(question: Question, table: GeneTable, names: Names) -> list[tup
         for place, method in enumerate(gene.choices):
             values = [t.value for t in question.inside if gene.clamp(t.candidate.genes[gene.name]) == place]
             if values:
-                parts.append(
-                    f"{names.methods[method]} best {max(values):.3f} mean {fmean(values):.3f} of {len(values)}"
-                )
+                mean, _ = mean_and_error(values)
+                parts.append(f"{names.methods[method]} best {max(values):.3f} mean {mean:.3f} of {len(values)}")
         if parts:
             found.append((names.slices[gene.slice] if gene.slice else "all", "; ".join(parts)))
     return found
@@ -262,8 +263,10 @@ class Variables:
 
     def all(self) -> dict[str, Any]:
         question, table, names, tasks, detail = self._question, self._table, self._names, self._tasks, self._detail
-        space, predictions, best, facts = question.space, question.predictions, question.best, self._facts
+        space, predictions, best, facts = question.space, self._predictions, question.best, self._facts
         recent = predictions[-RECENT:]  # the first, before any score, would decide the mean
+        bias, bias_error = mean_and_error([expected - actual for expected, actual in recent])
+        surprise, surprise_error = mean_and_error(facts.surprises)
         by_parameter = {gene.parameter: gene for gene in table.numbers}
         return {
             "q": question,
@@ -306,13 +309,13 @@ class Variables:
             "choices": method_lines(question, table, names),
             "predictions": predictions[-PREDICTIONS:],
             "spearman": calibration(predictions),
-            "bias": fmean(expected - actual for expected, actual in recent) if recent else 0.0,
-            "bias_error": stdev(e - a for e, a in recent) / len(recent) ** 0.5 if recent[1:] else 0.0,
+            "bias": bias,
+            "bias_error": bias_error,
             "predicted": len(recent),
             "surprises": facts.surprises,
-            "surprise": fmean(facts.surprises) if facts.surprises else 0.0,
-            "surprise_error": stdev(facts.surprises) / len(facts.surprises) ** 0.5 if facts.surprises[1:] else 0.0,
-            "noise": fmean(t.score.stderr for t in question.whole if t.score) if question.whole else 0.0,
+            "surprise": surprise,
+            "surprise_error": surprise_error,
+            "noise": mean_and_error([t.score.stderr for t in question.whole if t.score])[0],
             "questions": best.score.items if best and best.score else 0,
             "best": best.value if best else None,
             "stagnation": len(question.trials) - 1 - [*question.trials].index(best) if best else 0,
@@ -320,6 +323,12 @@ class Variables:
             **self._progress(),
             **self._memory(),
         }
+
+    @property
+    def _predictions(self) -> Sequence[tuple[float, float]]:
+        """Those of the total, which with several objectives is another one each time."""
+        question = self._question
+        return () if question.weights and not question.before_rules_4 else question.predictions
 
     def _start(self) -> str:
         """The start rows, which are scored without the LLM."""
@@ -546,13 +555,14 @@ class Variables:
         own, trial = proposed.suggestion, proposed.trial
         name = f"#{trial.candidate.id}" if trial else self._row("", own.genes).table
         purpose = f" ({own.purpose})" if own.purpose in ("exploit", "learn") else ""
-        expected = "" if own.expected is None else f" {own.expected:.3f}"
+        several = bool(self._question.weights) and not self._question.before_rules_4
+        expected = "" if own.expected is None or several else f" {own.expected:.3f}"
         if trial is None:
             parts = [f"{name}{purpose}{expected}, not scored: {self._names.text(proposed.fate, 80)}"]
         elif trial.score is None:
             parts = [f"{name}{purpose}{expected} > failed"]
         else:
-            parts = [f"{name}{purpose}{expected} > {trial.score.total:.3f}"]
+            parts = [f"{name}{purpose}" + ("" if several else f"{expected} > {trial.score.total:.3f}")]
             for task, value, actual in self._task_predictions(proposed):
                 parts.append(f"{self._names.tasks[task]} {self._unit(value)}>{self._unit(actual)}")
         note = self._names.text(own.note, 80)
@@ -574,8 +584,8 @@ class Variables:
         for proposed in self._question.proposed:
             for task, value, actual in self._task_predictions(proposed):
                 gaps.setdefault(task, []).append(value - actual)
-        names = self._names.tasks
-        return ", ".join(f"{names[t]} {self._unit(fmean(of), sign='+')}" for t, of in gaps.items() if len(of) > 2)
+        names, means = self._names.tasks, {task: mean_and_error(of)[0] for task, of in gaps.items() if len(of) > 2}
+        return ", ".join(f"{names[task]} {self._unit(mean, sign='+')}" for task, mean in means.items())
 
     def _verdict(self, found: Verdict) -> str:
         claim, text = found.hypothesis, self._names.text(found.hypothesis.text, 120)
