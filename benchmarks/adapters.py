@@ -141,15 +141,23 @@ def table(options: argparse.Namespace) -> None:
         print(f"| {line['row']} | {line.get('rank', '')} | {energy} | {line['error']:.3f} | {score} |")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     for function in (measure, table):
-        made = commands.add_parser(function.__name__, help=function.__doc__)
-        made.add_argument("out", type=Path)
-        made.set_defaults(run=function)
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.add_argument("out", type=Path)
+        command.set_defaults(run=function)
         if function is measure:
-            made.add_argument("--limit", type=int, default=32)
-            made.add_argument("--unscored", action="store_true")
-    given = parser.parse_args()
+            command.add_argument("--limit", type=int, default=32)
+            command.add_argument("--unscored", action="store_true")
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     given.run(given)
+
+
+if __name__ == "__main__":
+    main()

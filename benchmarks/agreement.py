@@ -12,7 +12,6 @@ from typing import Any
 
 import measurements
 import tables
-import torch
 
 from llmevo.config import read_config
 from llmevo.engines.base import Engine
@@ -27,12 +26,16 @@ from llmevo.search.space import SearchSpace
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
+    made.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
+    made.add_argument("--out", type=Path, help="a file to append every answer to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
-    arguments.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
-    arguments.add_argument("--out", type=Path, help="a file to append every answer to, as lines of JSON")
-    given = arguments.parse_args()
+    given = parser().parse_args()
     config = read_config(QUICKSTART)
     if given.dtype:
         config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": given.dtype})})
@@ -59,7 +62,7 @@ def main() -> None:
             score = evaluator.score(engine.lm)
             right = {task: "".join(str(int(one)) for one in own) for task, own in score.item_scores.items()}
             line = {"benchmark": "agreement", "dtype": dtype, "candidate": name, "engine": backend}
-            line |= {"score": score.total, "right": right} | measurements.environment(torch.get_num_threads())
+            line |= {"score": score.total, "right": right} | measurements.environment()
             found.append(measurements.append(given.out, line))
         engine.close()
     print(tables.markdown(found))

@@ -173,9 +173,9 @@ def use(options: argparse.Namespace) -> None:
             print(f"| {line['row']} | {' | '.join(f'{share:.2f}' for share in line['shares'])} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("mixture", type=Path, help="an exported mixture")
     collecting.add_argument("folder", type=Path, help="where the dense models are written")
@@ -186,7 +186,11 @@ def main() -> None:
         reading = commands.add_parser(name)
         reading.add_argument("file", type=Path)
         reading.set_defaults(action=action)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.action(options)
 
 

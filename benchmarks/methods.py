@@ -295,9 +295,9 @@ def _mean(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}{error}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     command = commands.add_parser("collect")
     command.add_argument("name", choices=CONFIGS)
     command.add_argument("--out", type=Path, required=True)
@@ -316,7 +316,11 @@ def main() -> None:
     command = commands.add_parser("picks")
     command.add_argument("file", type=Path)
     command.set_defaults(run=picks)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.run(options)
 
 

@@ -211,9 +211,9 @@ def _most(names: Sequence[str], shares: Sequence[float]) -> str:
     return f"{names[place]} {shares[place]:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("run", type=Path)
     collecting.add_argument("--out", type=Path, required=True)
@@ -223,7 +223,11 @@ def main() -> None:
         printing = commands.add_parser(name)
         printing.add_argument("file", type=Path)
         printing.set_defaults(command=command)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

@@ -29,7 +29,6 @@ How a function becomes a search for a merge:
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -221,10 +220,9 @@ def bbob(options: argparse.Namespace) -> None:
     wanted = set(range(1, options.instances + 1))
     missing = [(sorted(wanted - done[key]), key) for key in keys if wanted - done[key]]
     work = partial(_work, budget=options.budget)
-    with file.open("a") as out, ProcessPoolExecutor(options.jobs) as workers:
+    with ProcessPoolExecutor(options.jobs) as workers:
         for line in map(work, missing) if options.jobs == 1 else workers.map(work, missing):
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+            measurements.append(file, line)
 
 
 def _work(task: tuple[Sequence[int], tuple[str, int, int, int]], budget: int) -> dict[str, Any]:
@@ -450,9 +448,9 @@ def draw(options: argparse.Namespace) -> None:
     canvas.savefig(options.out, dpi=130)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     running = commands.add_parser("bbob", help="run the searches; what the file has already is not run again")
     running.add_argument("--optimizers", default="cma-es,llm-off")
     running.add_argument("--functions", default="", help="by number; all 24 by default")
@@ -480,7 +478,11 @@ def main() -> None:
     drawing.add_argument("file")
     drawing.add_argument("out")
     drawing.set_defaults(command=draw)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

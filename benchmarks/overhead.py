@@ -109,14 +109,18 @@ def log(candidates: int) -> Iterator[events.Event]:
         yield events.Told(generation=first // POPULATION, state="0123456789abcdef", sigma=0.2, best=None)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--genes", default="64,128")
+    made.add_argument("--evaluations", type=int, default=200)
+    made.add_argument("--candidates", type=int, default=10_000, help="in the log")
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--genes", default="64,128")
-    parser.add_argument("--evaluations", type=int, default=200)
-    parser.add_argument("--candidates", type=int, default=10_000, help="in the log")
-    parser.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = parser.parse_args()
+    given = parser().parse_args()
     found: list[dict[str, Any]] = []
 
     def keep(what: str, size: int, turn: int, **values: Any) -> None:

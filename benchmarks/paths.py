@@ -218,9 +218,9 @@ def table(file: Path) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = made.add_subparsers(dest="part", required=True)
     searching = parts.add_parser("search")
     searching.add_argument("runs", type=Path)
     searching.add_argument("--out", type=Path)
@@ -231,7 +231,11 @@ def main() -> None:
     searching.add_argument("--heldout", type=int, default=128, help="held-out questions of each task")
     printing = parts.add_parser("table")
     printing.add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.part == "table":
         print(table(given.file))
     else:

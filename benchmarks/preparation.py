@@ -56,7 +56,7 @@ def collect(options: argparse.Namespace) -> None:
                     call = [sys.executable, __file__, "one", kind, step, "--folder", folder]
                     env = {**os.environ, "LLMEVO_HOME": folder}
                     printed = subprocess.run(call, env=env, check=True, capture_output=True, text=True).stdout
-                    line = {**measurements.environment(), **json.loads(printed.splitlines()[-1])}
+                    line = json.loads(printed.splitlines()[-1])
                     measurements.append(options.out, line)
                     print(line, flush=True)
 
@@ -93,6 +93,7 @@ def one(options: argparse.Namespace) -> None:
     print(
         json.dumps(
             {
+                **measurements.environment(),
                 "kind": options.kind,
                 "step": options.step,
                 "experts": len(experts),
@@ -273,9 +274,9 @@ def grams(size: Size) -> float:
     return size[0] * sum(float(columns) ** 2 for _, columns in matrices(size))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     command = commands.add_parser("collect")
     command.add_argument("--out", type=Path, required=True)
     command.set_defaults(run=collect)
@@ -291,7 +292,11 @@ def main() -> None:
     command.set_defaults(run=large)
     command = commands.add_parser("steps")
     command.set_defaults(run=steps)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.run(options)
 
 

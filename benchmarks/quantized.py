@@ -37,8 +37,6 @@ Numbers = NDArray[np.float64]
 
 def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequence[str]) -> None:
     """Append a line for each recipe and format."""
-    import torch
-
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
     from llmevo.evaluation.evaluator import Evaluator
@@ -72,7 +70,7 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
             line |= {"weights": {task.name: task.weight for task in config.heldout}}
             line |= {"items": {task: [*map(float, of)] for task, of in score.item_scores.items()}}
             line |= {"same": clusters(evaluator.texts())}
-            measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            measurements.append(out, line | measurements.environment())
             print(log.stem, number, form, f"{score.total:.4f}", line["seconds"], flush=True)
 
 
@@ -135,7 +133,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
                 "as_merged": sum(map(str.__eq__, found, wanted)),
                 "bytes": file.stat().st_size,
             }
-            measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            measurements.append(out, line | measurements.environment())
             print(line, flush=True)
 
 
@@ -238,9 +236,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from tables.rows(heads, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
     measuring.add_argument("log", type=Path, help="a run of the quickstart")
     measuring.add_argument("--out", type=Path, required=True)
@@ -254,13 +252,17 @@ def main() -> None:
     writing.add_argument("--tokens", type=int, default=12, help="of a reply")
     for name in ("table", "replies"):
         commands.add_parser(name).add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.command == "measure":
         measure(given.log, given.out, given.recipes, given.limit, given.formats.split(","))
     elif given.command == "files":
         files(given.log, given.out, given.questions, given.tokens)
     else:
-        lines = [json.loads(line) for line in given.file.read_text().splitlines()]
+        lines = measurements.read(given.file)
         print("\n".join((table if given.command == "table" else replies_table)(lines)))
 
 

@@ -38,8 +38,6 @@ BEST = 5
 
 def scan(given: argparse.Namespace) -> None:
     """Scan to the end, and append a line."""
-    import torch
-
     from llmevo.config import parse_config
     from llmevo.models.yaml import read_yaml
     from llmevo.run.scan import Scan
@@ -55,13 +53,11 @@ def scan(given: argparse.Namespace) -> None:
     line: dict[str, Any] = {"benchmark": "scan", "of": found.of, "limit": limit, "step": given.step}
     line |= {"seconds": sum(row.seconds for row in found.rows), "peak": _peak(), "questions": dict(found.questions)}
     line |= {"rows": [asdict(row) for row in found.rows]}
-    measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+    measurements.append(out, line | measurements.environment())
 
 
 def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     """Time swaps in turn, and append a line for each."""
-    import torch
-
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
     from llmevo.engines.vllm import VllmEngine, deepened
@@ -96,7 +92,7 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
             line = {"benchmark": "path swap", "backend": "vllm" if vllm else "hf", "kind": kind, "round": turn}
             line |= {"seconds": seconds, "bytes": 0 if vllm else _bytes(engine.model)}
             if turn:
-                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+                measurements.append(out, line | measurements.environment())
             print(line, flush=True)
     engine.close()
 
@@ -131,7 +127,7 @@ def time(out: Path | None, rounds: int) -> None:
             computed = (head + depth * active[0]) / (head + sum(active))
             line = {"benchmark": "path time", "round": turn, "layers": depth, "computed": computed, "seconds": spent}
             if turn:
-                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+                measurements.append(out, line | measurements.environment())
             print(line, flush=True)
 
 
@@ -253,9 +249,9 @@ def _swaps(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from rows(["engine", "swap to", "seconds", "of a weight merge's", "weights in memory"], cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = made.add_subparsers(dest="part", required=True)
     one = parts.add_parser("scan")
     one.add_argument("folder", type=Path)
     one.add_argument("--limit", type=int, default=32)
@@ -272,7 +268,11 @@ def main() -> None:
         part.add_argument("--out", type=Path, help="a file to append to, as lines of JSON")
     last = parts.add_parser("table")
     last.add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.part == "scan":
         scan(given)
     elif given.part == "time":

@@ -10,8 +10,9 @@
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
 `run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
-changed since. Landscapes are those of `landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name
-of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
+changed since; then the new line counts, and the old one is removed at the end of `run`. Landscapes are those of
+`landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name of `OPTIMIZERS`
+(`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
 (`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`), with
 `--short` in the short form for small models (`llm@NAME+short`).
 `llm@NAME+once` has what a recorded LLM answered before any score, its recipes and beliefs, and no further answer.
@@ -44,6 +45,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
+import measurements
 import numpy as np
 from numpy.typing import NDArray
 from rivals import RIVALS, rival
@@ -353,7 +355,7 @@ class Server(NamedTuple):
         if plan.optimizer not in ASKING:
             return None
         if self.recorded:
-            lines = [json.loads(line) for line in self.recorded.read_text().splitlines()]
+            lines = measurements.read(self.recorded)
             wanted = {**asdict(plan), "search": plan.search.removesuffix(ONCE)}
             own = [line for line in lines if all(line[name] == value for name, value in wanted.items())]
             if not own:
@@ -618,8 +620,9 @@ def plan_of(line: Mapping[str, Any]) -> Plan:
     return Plan(**{name: line[name] for name in Plan.__dataclass_fields__})
 
 
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def lines_of(file: Path) -> dict[Plan, dict[str, Any]]:
+    """The searches of a file; of a plan that was run again the newest line."""
+    return {plan_of(line): line for line in measurements.read(file)}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -643,21 +646,21 @@ def run(options: argparse.Namespace) -> None:
     ]
     versions = {plan: (engine_of(plan.search), surface_of(load(plan.landscape)), rule_of()) for plan in wanted}
     lines = lines_of(file)
-    stale = [line for line in lines if (plan := plan_of(line)) in versions and versions[plan] != _version(line)]
-    if stale:
+    missing = [plan for plan, version in versions.items() if plan not in lines or _version(lines[plan]) != version]
+    if stale := [plan for plan in missing if plan in lines]:
         print(f"{len(stale)} lines of {file.name} are of earlier code or landscapes, and run again", flush=True)
-        lines = [line for line in lines if line not in stale]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = {plan_of(line) for line in lines}
-    missing = [plan for plan in versions if plan not in done]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as out, ProcessPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs) as pool:
         call = partial(line_of, server=server)
         for line in (map if options.jobs == 1 else pool.map)(call, missing):
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+            measurements.append(file, line)
             plan, handed = plan_of(line), line["handed"][-1]
             print(f"{plan.landscape} {plan.search} seed {plan.seed}: {handed:.3f}, {line['seconds']} s", flush=True)
+    newest = lines_of(file)
+    if len(measurements.read(file)) > len(newest):
+        kept = file.with_name(f"{file.name}.new")
+        kept.write_text("".join(json.dumps(line) + "\n" for line in newest.values()))
+        kept.replace(file)
 
 
 def _version(line: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -684,7 +687,7 @@ Lines = dict[str, dict[int, dict[str, Any]]]
 def groups(file: Path) -> dict[Group, Lines]:
     """{group: {search: {seed: line}}}, sorted."""
     found: dict[Group, Lines] = {}
-    for line in lines_of(file):
+    for line in lines_of(file).values():
         group = Group(*(line[name] for name in Group._fields))
         found.setdefault(group, {}).setdefault(line["search"], {})[line["seed"]] = line
     if not found:
@@ -805,9 +808,9 @@ def picture(options: argparse.Namespace) -> None:
     figure.savefig(options.out, dpi=120, metadata=metadata)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     running = commands.add_parser("run", help="run the searches that the file lacks")
     running.add_argument("--landscape", default="quickstart", help="several with commas between them")
     running.add_argument("--optimizers", default="llm-off,cma-es,mergekit-evolve,tpe,random")
@@ -845,7 +848,11 @@ def main(words: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--curve", choices=("handed", "best"), default="handed", help="handed over, or best-scored"
         )
-    options = parser.parse_args(words)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     options.command(options)
 
 

@@ -51,10 +51,11 @@ def merge(lines: Lines) -> Iterator[str]:
     heads = ["method", "llmevo", "mergekit", "mergekit / llmevo", "llmevo / floor"]
     cells: list[list[str]] = []
     for (method,), own in groups(lines, "method").items():
-        times = {name: [line["seconds"][name] for line in own] for name in ("llmevo", "mergekit", "floor")}
-        mine, other, floor = (median(times[name]) for name in times)
-        ratios = [f"{other / mine:.1f}", f"{mine / floor:.1f}"]
-        cells.append([method, spread(times["llmevo"]), spread(times["mergekit"]), *ratios])
+        mine, floor = ([line["seconds"][name] for line in own] for name in ("llmevo", "floor"))
+        # mergekit lacks some methods
+        theirs = [line["seconds"]["mergekit"] for line in own if "mergekit" in line["seconds"]]
+        beside = [spread(theirs), f"{median(theirs) / median(mine):.1f}"] if theirs else ["–", "–"]
+        cells.append([method, spread(mine), *beside, f"{median(mine) / median(floor):.1f}"])
     yield from rows(heads, cells)
 
 
@@ -260,10 +261,14 @@ def markdown(lines: Lines) -> str:
     return "\n".join(text).strip()
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("file", type=Path)
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    print(markdown(measurements.read(parser.parse_args().file)))
+    print(markdown(measurements.read(parser().parse_args().file)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ a real run (`quickstart`), or log-normal with a standard deviation of 0.5 or 1, 
 
 import argparse
 import heapq
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +39,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import measurements
 import numpy as np
 import searches
 import tables
@@ -624,7 +624,7 @@ COMMANDS: dict[str, tuple[Callable[[], Iterator[Scene]], Callable[[Scene, int], 
 def simulate(options: argparse.Namespace) -> None:
     """Add the lines that the file lacks: for each scene the results of all seeds."""
     scenes, measure = COMMANDS[options.of]
-    done = [(line["of"], line["scene"], line["seeds"]) for line in _read(options.out)]
+    done = [(line["of"], line["scene"], line["seeds"]) for line in measurements.read(options.out)]
     for scene in dict.fromkeys(scenes()):
         if options.workers not in (None, scene.workers):
             continue
@@ -633,8 +633,7 @@ def simulate(options: argparse.Namespace) -> None:
             continue
         runs = [measure(scene, seed) for seed in range(options.seeds)]
         line = {"of": options.of, "scene": asdict(scene), "seeds": options.seeds, "runs": _joined(runs)}
-        with options.out.open("a") as out:
-            out.write(json.dumps(line) + "\n")
+        measurements.append(options.out, line)
         print(*key, flush=True)
 
 
@@ -649,16 +648,12 @@ def _joined(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
-
-
 # Tables
 
 
 def table(options: argparse.Namespace) -> None:
     """Print the lines of the file."""
-    lines = [{**line, "scene": Scene(**line["scene"])} for line in _read(options.file)]
+    lines = [{**line, "scene": Scene(**line["scene"])} for line in measurements.read(options.file)]
     seeds = sorted({line["seeds"] for line in lines if line["of"] == "speed"})
     parts = [
         f"{' or '.join(map(str, seeds))} seeds where no other number stands; means and their standard errors.",
@@ -750,9 +745,9 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     for name in COMMANDS:
         simulating = commands.add_parser(name, help="simulate the scenes that the file lacks")
         simulating.add_argument("--seeds", type=int, default=20)
@@ -762,7 +757,11 @@ def main(words: Sequence[str] | None = None) -> None:
     showing = commands.add_parser("table", help="print the results")
     showing.add_argument("file", nargs="?", type=Path, default=RESULTS)
     showing.set_defaults(command=table)
-    options = parser.parse_args(words)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     options.command(options)
 
 

