@@ -39,6 +39,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import asking
 import cocoex
 import measurements
 import numpy as np
@@ -49,9 +50,8 @@ from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Setup
 from llmevo.search.optimizers.recommendation import recommend
-from llmevo.search.prompts.question import Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -63,7 +63,8 @@ BUDGETS = (50, 100, 200)
 BASELINES = ("cma-es", "mergekit-evolve")
 """What the others are compared with: the first of these that a file has on all functions."""
 TUNED_ON = (1, 3, 7, 9, 13, 15, 19, 21)
-"""The functions on whose first instance the constants of `llm-off` were chosen."""
+"""The functions on whose first instance the constants of `llm-off` were chosen: `--without tuned`."""
+TUNED = "tuned"
 FEWEST = 10
 """Functions that a bootstrap interval needs."""
 FLOOR = 1e-4
@@ -157,23 +158,14 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
     found: list[tuple[float, float]] = []
     for spent in (*(least for least in BUDGETS if least < budget), budget):
         while len(trials) < spent:
-            scored(_answered(optimizer.ask(min(population, spent - len(trials))), proposer))
+            size = min(population, spent - len(trials))
+            scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
         best = max(trials, key=lambda trial: trial.value)
         recommended, scored_best = (
             space.to_unit(trial.candidate.genes) for trial in (recommend(space, trials) or best, best)
         )
         found.append((surface.regret(recommended), surface.regret(scored_best)))
     return found
-
-
-def _answered(asking: Asking, proposer: SimulatedClient | None) -> list[Suggestion]:
-    """What an optimizer asks for, its prompts answered on the way."""
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(prompt.read(proposer.answer(prompt).text) if proposer else Reading())
-    except StopIteration as done:
-        return done.value
 
 
 def row(instances: Sequence[int], key: tuple[str, int, int, int], budget: int) -> dict[str, Any]:
@@ -302,7 +294,7 @@ def same_start(noise: int, dimensions: Sequence[int], instances: int) -> set[tup
 
 def chosen(options: argparse.Namespace) -> dict[int, dict[str, Runs]]:
     """By noise and optimizer, the runs that the options leave."""
-    left_out = _integers(options.without) if options.without else []
+    left_out = TUNED_ON if options.without == TUNED else _integers(options.without) if options.without else ()
     lines = [line for line in read(options.file) if line["function"] not in left_out]
     found = {noise: runs(lines, noise, options.of) for noise in sorted({line["noise"] for line in lines})}
     if options.same_start:
@@ -467,7 +459,7 @@ def parser() -> argparse.ArgumentParser:
     showing.add_argument("--optimizers", default="", help="to show; all by default")
     showing.add_argument("--noise", default="", help="to show; all by default")
     showing.add_argument("--of", choices=("regrets", "scored"), default="regrets")
-    showing.add_argument("--without", default="", help="functions to leave out, by number")
+    showing.add_argument("--without", default="", help=f"functions to leave out, by number, or `{TUNED}`")
     showing.add_argument("--same-start", action="store_true", help="only where the uniform row is the best start row")
     showing.set_defaults(command=table)
     for name, command in {"summary": summary, "llms": llms, "coverage": coverage}.items():

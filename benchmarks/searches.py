@@ -45,6 +45,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
+import asking
 import measurements
 import numpy as np
 from numpy.typing import NDArray
@@ -268,17 +269,15 @@ class Answerer:
         self.proposals: list[tuple[int, Genes]] = []
         """(generation, genes) of all that the LLM proposed."""
 
-    def suggestions(self, asking: Asking) -> list[Suggestion]:
+    def suggestions(self, asked: Asking) -> list[Suggestion]:
         """Return what an optimizer proposes, answering the prompts that it yields."""
-        try:
-            prompt = next(asking)
-            while True:
-                with self.watch:
-                    reading = self._reading(prompt)
-                self.proposals += [(prompt.generation, proposal.genes) for proposal in reading.proposals]
-                prompt = asking.send(reading)
-        except StopIteration as done:
-            return done.value
+        return asking.suggestions(asked, self._answered)
+
+    def _answered(self, prompt: Prompt) -> Reading:
+        with self.watch:
+            reading = self._reading(prompt)
+        self.proposals += [(prompt.generation, proposal.genes) for proposal in reading.proposals]
+        return reading
 
     def _reading(self, prompt: Prompt) -> Reading:
         reply, reading = self._turn(prompt)

@@ -33,6 +33,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import asking
 import measurements
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,6 @@ from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup
 from llmevo.search.optimizers.recommendation import recommend
-from llmevo.search.prompts.question import Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -334,14 +334,8 @@ def simulated(
 
     scored(start_rows(space))
     while len(trials) < budget:
-        asking = optimizer.ask(min(4 + int(3 * np.log(len(space.genes))), budget - len(trials)))
-        answer = None
-        try:
-            while True:
-                prompt = asking.send(answer)  # type: ignore[arg-type]  # None starts a generator
-                answer = prompt.read(proposer.answer(prompt).text) if proposer else Reading()
-        except StopIteration as done:
-            scored(done.value)
+        size = min(4 + int(3 * np.log(len(space.genes))), budget - len(trials))
+        scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
     full = max(trial.score.items for trial in trials if trial.score)
     ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
     recommended = recommend(space, [trial for trial in trials if space.contains(trial.candidate.genes)])

@@ -39,6 +39,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import asking
 import measurements
 import numpy as np
 import searches
@@ -416,7 +417,7 @@ class Run:
         return self._budget - len(self._candidates) if self.fleet.now < self._horizon else 0
 
     def _ask(self, size: int) -> list[int]:
-        suggestions = _answered(self._optimizer.ask(size))
+        suggestions = asking.suggestions(self._optimizer.ask(size), asking.refused)
         self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
         self.last_asked = self.fleet.now
         return self._new(suggestions)
@@ -428,8 +429,8 @@ class Run:
             for place, trials in enumerate(self._heard):
                 self._optimizer.tell(trials)
                 if place < len(self._heard) - 1:
-                    _answered(self._optimizer.ask(size))
-            known.append(_answered(self._optimizer.ask(size)))
+                    asking.suggestions(self._optimizer.ask(size), asking.refused)
+            known.append(asking.suggestions(self._optimizer.ask(size), asking.refused))
             self._heard = []
         suggestions = known[self._generation][:size]
         self._generation += 1
@@ -535,14 +536,6 @@ class Near(Optimizer):
 
     def state(self) -> str:
         return ""
-
-
-def _answered(asking: Asking) -> list[Suggestion]:
-    try:
-        next(asking)
-    except StopIteration as done:
-        return done.value
-    raise SystemExit("an optimizer that asks an LLM cannot be simulated here")
 
 
 # The commands
