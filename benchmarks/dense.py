@@ -145,6 +145,8 @@ def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) ->
 def table(options: argparse.Namespace) -> None:
     """Markdown: held-out scores, next to those of the quickstart's rows."""
     lines = {line["row"]: line for line in measurements.read(options.file)}
+    runs = {words: next((r for r in measurements.read(of) if r["seed"] == 0), None) for words, of in SEARCHES.items()}
+    print(measurements.made_on([*lines.values(), *filter(None, runs.values())]), end="\n\n")
     print("| model | parameters, 10⁶ | active, 10⁶ | held out | ± |\n|---|---:|---:|---:|---:|")
     for name in (MIXTURE, *ROWS, REGMEAN):
         if name in lines:
@@ -153,8 +155,7 @@ def table(options: argparse.Namespace) -> None:
             print(f"| {name} | {sizes} | {line['score']:.1%} | {line['stderr']:.1%} |")
     count = len(next(iter(lines[MIXTURE]["items"].values()))) if MIXTURE in lines else None
     size = min(line["parameters"] for line in lines.values() if "parameters" in line) / 1e6
-    for words, file in SEARCHES.items():
-        run = next((run for run in measurements.read(file) if run["seed"] == 0), None)
+    for words, run in runs.items():
         if run is None:
             continue
         rows = [{**row, "right": {task: own[:count] for task, own in row["right"].items()}} for row in run["rows"]]

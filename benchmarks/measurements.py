@@ -78,6 +78,11 @@ def machines(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
     return {_machine(own): own for own in found.values()}
 
 
+def made_on(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The machines, dates and commits of all lines of a table, as a sentence above it."""
+    return f"On {'; and on '.join(machines(lines))}."
+
+
 def _machine(lines: Sequence[Mapping[str, Any]]) -> str:
     first = lines[0]
     dates, commits = (sorted({line[key] for line in lines}) for key in ("date", "commit"))

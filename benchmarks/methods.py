@@ -168,7 +168,8 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
 
 def table(options: argparse.Namespace) -> None:
     """Print each method at the setting with the best score on the search questions."""
-    print("\n".join(rows(measurements.read(options.file))))
+    lines = measurements.read(options.file)
+    print("\n".join([measurements.made_on(lines), "", *rows(lines)]))
 
 
 def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -263,7 +264,8 @@ def _carried_on(config: Config, root: Path, folder: Path) -> Run:
 
 def picks(options: argparse.Namespace) -> None:
     """Print what the searches chose."""
-    print("\n".join(picked(measurements.read(options.file))))
+    lines = measurements.read(options.file)
+    print("\n".join([measurements.made_on(lines), "", *picked(lines)]))
 
 
 def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -117,6 +117,9 @@ def table(options: argparse.Namespace) -> None:
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     tasks = [*lines[0]["tasks"]]
+    plain, prepared = _dense_runs()
+    yield measurements.made_on([*lines, *plain, *prepared])
+    yield ""
     yield (
         f"| model | questions | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
         " | seconds a question, of the dense merge's |"
@@ -161,12 +164,17 @@ def _row(name: str, questions: int, score: Sequence[float], values: Any, rest: S
     return f"| {name} | {' | '.join(shown)} |"
 
 
+def _dense_runs() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs of the quickstart with experts as they are, and with prepared ones."""
+    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    return plain, measurements.read(RESULTS / "quickstart.jsonl")
+
+
 def _dense(tasks: Sequence[str], count: int) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
     """Name, score and values by task of the best expert and of dense merges, on the first questions of each task."""
-    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    plain, prepared = _dense_runs()
     parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
     yield "best expert", *max((_mean_of([right], tasks, count) for right in parents), key=lambda found: found[0][0])
-    prepared = measurements.read(RESULTS / "quickstart.jsonl")
     for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
         right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
         times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"

@@ -186,6 +186,8 @@ def table(file: Path) -> str:
     first = next(iter(some.values()))
     count = sum(map(len, first["answers"]["base"].values()))
     rows = [
+        measurements.made_on(lines),
+        "",
         "| search | seeds | search score | held out | against weights | layers of the best |",
         "|---|---|---|---|---|---|",
     ]
