@@ -12,18 +12,15 @@ from typing import Any
 
 import measurements
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm import VllmEngine
-from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.tasks.task import AskingOptions
 from llmevo.merging.merger import Merger
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,9 +40,7 @@ def main() -> None:
     donor = config.genome.references[0]
     folder = sources.folder(donor)
     space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
-    rest = (config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
-    paths = [QUICKSTART.parent / path for path in config.task_search_path]
-    evaluator = Evaluator(config.heldout, AskingOptions(given.limit, *rest), paths)
+    evaluator = measurements.heldout(config, QUICKSTART.parent, given.limit)
     uniform = space.uniform()
     candidates = {
         f"uniform × {scale:g}": space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (1.0, 0.5, 2.0)

@@ -17,17 +17,16 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import measurements
 import quickstart
 import torch
+from measurements import QUICKSTART, SKILLS
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.dense import Way, make_dense
 from llmevo.export.merge import merge
@@ -36,16 +35,11 @@ from llmevo.models.references import ModelReference
 from llmevo.run.calibration.router_use import router_use
 from llmevo.run.scorer import Scorer
 
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "quickstart-plain.yml"
 SEARCHES = {
-    "search": ROOT / "benchmarks" / "results" / "quickstart-plain.jsonl",
-    "search of prepared experts": ROOT / "benchmarks" / "results" / "quickstart.jsonl",
+    "search": measurements.ROOT / "benchmarks" / "results" / "quickstart-plain.jsonl",
+    "search of prepared experts": measurements.ROOT / "benchmarks" / "results" / "quickstart.jsonl",
 }
 """The runs of the dense searches; the first of each file is shown, on the same questions."""
-SKILLS = ("arithmetic", "words", "family", "calendar")
-"""The experts in their order, and parts of the names of their tasks."""
-
 ROWS: Mapping[str, tuple[Way, dict[str, Any]]] = {
     "widening, 2 experts a layer": ("widen", {"experts": 2}),
     "widening, 4 experts a layer": ("widen", {"experts": 4}),
@@ -62,7 +56,7 @@ USE = "all"
 def collect(options: argparse.Namespace) -> None:
     """Measure what the file lacks."""
     torch.set_num_threads(1)
-    scorer = Scorer(read_config(CONFIG), CONFIG.parent)
+    scorer = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     folder = options.mixture.absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
     texts = options.folder / "questions.json"
@@ -111,10 +105,7 @@ def _by_regmean(scorer: Scorer, mixture: Path, texts: Path) -> Recipe:
 
 def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) -> None:
     """Ask a model the held-out questions."""
-    config = scorer.config
-    protocol = replace(config.heldout_protocol, limit=options.limit)
-    places = [scorer.root / place for place in config.task_search_path]
-    evaluator = Evaluator(config.heldout_tasks, protocol, places, scorer.root)
+    evaluator = measurements.heldout(scorer.config, scorer.root, options.limit)
     engine = HfEngine(folder, scorer.tokenizer_folder, "bfloat16", "cpu")
     started = time.monotonic()
     score = evaluator.score(engine.lm)

@@ -21,7 +21,6 @@ import argparse
 import copy
 import gc
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -37,6 +36,7 @@ import tables
 import torch
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
@@ -48,7 +48,6 @@ from llmevo.merging.merger import Merger
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 DATA = QUICKSTART.parent / "quickstart" / "tasks"
 
 
@@ -226,7 +225,7 @@ def main() -> None:
                 for line in truth(engine, evaluator, table):
                     keep(name, line)
     print(tables.markdown(found))
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    print(f"\npeak memory of the process {measurements.peak() / 2**30:.2f} GB")
 
 
 def measure(

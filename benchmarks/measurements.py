@@ -6,10 +6,12 @@ Every benchmark appends its rounds to a file in `benchmarks/results`; `tables.py
 import json
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +33,10 @@ PACKAGES = (
     "optuna",
 )
 UNKNOWN = "unknown"
+QUICKSTART = ROOT / "configs" / "quickstart-plain.yml"
+"""The config of the quickstart with its experts as they are."""
+SKILLS = ("arithmetic", "words", "family", "calendar")
+"""Its experts in their order; the words are parts of the names of experts and of their tasks."""
 
 
 def environment() -> dict[str, Any]:
@@ -68,6 +74,21 @@ def command() -> str:
 def read(file: Path) -> list[dict[str, Any]]:
     """All lines of a file; none where there is no file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def heldout(config: Any, root: Path, limit: int | None = None) -> Any:
+    """The evaluator of a config's held-out tasks, of the first `limit` questions of each task; all by default. `root`
+    is the config's folder.
+    """
+    from llmevo.evaluation.evaluator import Evaluator
+
+    places = [root / place for place in config.task_search_path]
+    return Evaluator(config.heldout_tasks, replace(config.heldout_protocol, limit=limit), places, root)
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machines(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -16,13 +16,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import measurements
+import tables
 import torch
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.evaluator import Evaluator
@@ -36,7 +37,6 @@ from llmevo.run.log.storage import read_log
 from llmevo.run.scorer import Scorer
 
 RESULTS = Path(__file__).parent / "results"
-DENSE = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def collect(options: argparse.Namespace) -> None:
@@ -52,17 +52,14 @@ def collect(options: argparse.Namespace) -> None:
         recipe = recipe.with_text(str((options.run / QUESTIONS).absolute()))
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     genome = scorer.config.genome
-    config = read_config(DENSE)
+    config = read_config(QUICKSTART)
     config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": genome.dtype})})
-    dense = Scorer(config, DENSE.parent)
+    dense = Scorer(config, QUICKSTART.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
     seconds = {"dense": _timed(dense, dense.evaluator)[1]}
     del dense
     scorer.engine.swap(recipe)
-    places = [scorer.root / place for place in scorer.config.task_search_path]
-    protocol = scorer.config.heldout_protocol
-    protocol = replace(protocol, limit=options.limit or protocol.limit)
-    heldout = Evaluator(scorer.config.heldout_tasks, protocol, places, scorer.root)
+    heldout = measurements.heldout(scorer.config, scorer.root, options.limit)
     score, seconds["mixture"] = _timed(scorer, heldout)
     line: dict[str, Any] = {
         **measurements.environment(),
@@ -121,7 +118,7 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield measurements.made_on([*lines, *plain, *prepared])
     yield ""
     yield (
-        f"| model | questions | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
+        f"| model | questions | held out | {' | '.join(map(tables.short, tasks))} | parameters | used by a token"
         " | seconds a question, of the dense merge's |"
     )
     yield "|---" * (len(tasks) + 6) + "|"
@@ -153,10 +150,6 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f" median, a question {line['seconds']['mixture']:.3f} s, and {line['seconds']['dense']:.3f} s with a dense"
             " merge."
         )
-
-
-def _short(task: str) -> str:
-    return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
 
 
 def _row(name: str, questions: int, score: Sequence[float], values: Any, rest: Sequence[str]) -> str:
@@ -207,7 +200,7 @@ def routing(options: argparse.Namespace) -> None:
         third = len(layers) // 3
         means = [_mean(layers), _mean(layers[:third]), _mean(layers[-third:])]
         parts = [_most(given["experts"], mean) for mean in means[1:]]
-        print(f"| {_short(task)} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
+        print(f"| {tables.short(task)} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
 
 
 def _mean(layers: Sequence[Sequence[float]]) -> list[float]:

@@ -19,6 +19,7 @@ import asking
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
@@ -32,7 +33,6 @@ from llmevo.search.optimizers.base import Setup
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 LAYERS = 30
 POPULATION = 16
 ANSWERS = 32

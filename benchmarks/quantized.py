@@ -24,10 +24,10 @@ from typing import Any
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PLAIN = "bfloat16"
 FORMATS = (PLAIN, "q8_0", "q4_0", "fp8")
 DRAWS = 4000
@@ -39,21 +39,17 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
     """Append a line for each recipe and format."""
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
-    from llmevo.evaluation.evaluator import Evaluator
     from llmevo.evaluation.standard_errors import clusters
-    from llmevo.evaluation.tasks.task import AskingOptions
     from llmevo.merging.merger import Merger
     from llmevo.merging.recipe import Recipe
     from llmevo.models.sources import Sources
     from llmevo.run.log.state import RunState
     from llmevo.run.log.storage import read_log
 
-    config, state = read_config(CONFIG), RunState.fold(iter(read_log(log)))
-    sources = Sources(CONFIG.parent)
+    config, state = read_config(QUICKSTART), RunState.fold(iter(read_log(log)))
+    sources = Sources(QUICKSTART.parent)
     folder = sources.folder(config.genome.references[0])
-    asking = AskingOptions(limit, config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
-    paths = [CONFIG.parent / path for path in config.task_search_path]
-    evaluator = Evaluator(config.heldout, asking, paths)
+    evaluator = measurements.heldout(config, QUICKSTART.parent, limit)
     engine = HfEngine(folder, folder, config.genome.dtype, merger=Merger(sources, 0))
     known = {(line["log"], line["candidate"], line["format"]) for line in measurements.read(out)}
     for trial in state.asked_all[:recipes]:
@@ -90,7 +86,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
 
     state = RunState.fold(iter(read_log(log)))
     recipe = Recipe.model_validate(state.recipes[state.asked_all[0].candidate.id])
-    held = sorted((CONFIG.parent / "quickstart" / "tasks").glob("*.heldout.jsonl"))
+    held = sorted((QUICKSTART.parent / "quickstart" / "tasks").glob("*.heldout.jsonl"))
     asked = [json.loads(line)["question"] for file in held for line in file.read_text().splitlines()[:questions]]
 
     def load(folder: Path, **options: Any) -> Any:
@@ -98,7 +94,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        llmevo.merge(recipe, root / "merge", root=CONFIG.parent)
+        llmevo.merge(recipe, root / "merge", root=QUICKSTART.parent)
         tokenizer: Any = AutoTokenizer.from_pretrained(root / "merge")
 
         def replies(model: Any) -> list[str]:
@@ -115,7 +111,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
         plain = load(root / "merge")
         wanted, config = replies(plain), plain.config.to_dict()
         for form in TYPES:
-            llmevo.merge(recipe, root / form, as_=f"gguf:{form}", root=CONFIG.parent)
+            llmevo.merge(recipe, root / form, as_=f"gguf:{form}", root=QUICKSTART.parent)
             (file,) = (root / form).glob("*.gguf")
             read = load(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True))
             found, served = replies(read), load(root / "merge")

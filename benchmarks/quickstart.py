@@ -24,6 +24,7 @@ from typing import Any
 
 import measurements
 import numpy as np
+import tables
 
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log, runs_in
@@ -160,7 +161,7 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _scores(run: Mapping[str, Any]) -> Iterator[str]:
     tasks = [*run["weights"]]
-    heads = [task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ") for task in tasks]
+    heads = [*map(tables.short, tasks)]
     yield f"| {run['optimizer']}, seed {run['seed']} | mean | {' | '.join(heads)} |"
     yield "|" + "---|" * (2 + len(tasks))
     for row in run["rows"]:

@@ -27,6 +27,7 @@ from typing import Any
 
 import measurements
 import numpy as np
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from simulator import Rules, raced
 
@@ -39,7 +40,6 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
 from llmevo.run.sweep import Sweep
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
 
 RULES: dict[str, Racing | None] = {

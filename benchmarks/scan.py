@@ -17,6 +17,7 @@ written, of paths of several depths in turn.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +25,9 @@ from statistics import mean, median
 from typing import Any
 
 import measurements
+from measurements import QUICKSTART
 from tables import rows, spread
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PATHS = ("merge 0-24 | merge 16-24 gain 0.5 | merge 24-30", "merge 0-20 | merge 12-20 gain 0.5 | merge 20-30")
 """A path of a new weight merge, 38 layers, and one that differs in the block that it repeats."""
 KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit": "another path of the same one"}
@@ -42,16 +43,20 @@ def scan(given: argparse.Namespace) -> None:
     from llmevo.models.yaml import read_yaml
     from llmevo.run.scan import Scan
 
-    raw: Any = read_yaml(CONFIG.read_text())
+    raw: Any = read_yaml(QUICKSTART.read_text())
     if given.model:
         raw["genome"] = {"models": [f"{given.model.absolute()}"], "merge_method": "linear"}
     if given.tasks:
         raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1.0} for task in given.tasks.split(",")]
     folder, out, limit = given.folder, given.out, given.limit
-    found = Scan(parse_config(raw, CONFIG.name), CONFIG.parent, folder, given.of, limit, given.step)
+    found = Scan(parse_config(raw, QUICKSTART.name), QUICKSTART.parent, folder, given.of, limit, given.step)
     found.run(lambda scan, row: print(len(scan.rows), scan.left, row.path, f"{row.effect:+.4f}", flush=True))
     line: dict[str, Any] = {"benchmark": "scan", "of": found.of, "limit": limit, "step": given.step}
-    line |= {"seconds": sum(row.seconds for row in found.rows), "peak": _peak(), "questions": dict(found.questions)}
+    line |= {
+        "seconds": sum(row.seconds for row in found.rows),
+        "peak": measurements.peak(),
+        "questions": dict(found.questions),
+    }
     line |= {"rows": [asdict(row) for row in found.rows]}
     measurements.append(out, line | measurements.environment())
 
@@ -65,8 +70,8 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     from llmevo.models.sources import Sources
     from llmevo.search.space import SearchSpace
 
-    config = read_config(CONFIG)
-    sources = Sources.open(config.genome.references, CONFIG.parent)
+    config = read_config(QUICKSTART)
+    sources = Sources.open(config.genome.references, QUICKSTART.parent)
     donor, dtype = config.genome.references[0], config.genome.dtype
     space, cache = SearchSpace(config.genome, sources.depth(donor)), config.engine.cache_gb
     folder, tokenizer = sources.engine_folder(donor), sources.folder(donor)
@@ -86,9 +91,9 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
             "edit": space.decode(genes[1], PATHS[1]),
         }
         for kind, recipe in recipes.items():
-            begun = _now()
+            begun = time.perf_counter()
             engine.swap(recipe)
-            seconds = _now() - begun
+            seconds = time.perf_counter() - begun
             line = {"benchmark": "path swap", "backend": "vllm" if vllm else "hf", "kind": kind, "round": turn}
             line |= {"seconds": seconds, "bytes": 0 if vllm else _bytes(engine.model)}
             if turn:
@@ -97,16 +102,16 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     engine.close()
 
 
-def time(out: Path | None, rounds: int) -> None:
+def token_times(out: Path | None, rounds: int) -> None:
     """Time tokens on paths of several depths in turn, and append a line for each."""
     import torch
 
     from llmevo.config import read_config
     from llmevo.run.scorer import Scorer
 
-    config = read_config(CONFIG)
+    config = read_config(QUICKSTART)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"self_check": False})})
-    scorer = Scorer(config, CONFIG.parent)
+    scorer = Scorer(config, QUICKSTART.parent)
     active, head = scorer.active_parameters
     tokens = torch.arange(1000, 1000 + READ).unsqueeze(0)
     uniform = scorer.space.uniform()
@@ -133,22 +138,7 @@ def time(out: Path | None, rounds: int) -> None:
 
 def _spent() -> float:
     """Seconds of the processor: those of other processes do not count."""
-    from time import process_time
-
-    return process_time()
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
-
-
-def _peak() -> int:
-    """The most bytes of memory that this process has held."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return time.process_time()
 
 
 def _bytes(model: Any) -> int:
@@ -276,7 +266,7 @@ def main() -> None:
     if given.part == "scan":
         scan(given)
     elif given.part == "time":
-        time(given.out, given.rounds)
+        token_times(given.out, given.rounds)
     elif given.part == "swap":
         swap(given.out, given.rounds, given.vllm)
     else:

@@ -48,6 +48,8 @@ from typing import Any, NamedTuple, Protocol
 import asking
 import measurements
 import numpy as np
+import tables
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from rivals import RIVALS, rival
 
@@ -139,9 +141,7 @@ def load(name: str) -> Landscape:
 def scorer_of(name: str) -> Scorer:
     """Return what scores real merges of a landscape's space."""
     if name == "simulator":
-        import simulator
-
-        return Scorer(read_config(simulator.QUICKSTART), simulator.QUICKSTART.parent)
+        return Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     import landscapes
 
     return landscapes.scorer_of(name)
@@ -722,20 +722,14 @@ def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[st
         own = curves[name]
         values = np.array([own[seed] for seed in sorted(own)])
         way = 100 * (values[:, place] - low) / (high - low)
-        cells = [_mean(column) for column in values.T]
-        cells.append(_mean(way, digits=0) + " %")
+        cells = [tables.with_error(column) for column in values.T]
+        cells.append(tables.with_error(way, digits=0) + " %")
         for base in bases:
             common = sorted(own.keys() & curves[base].keys())
             differences = np.array([own[seed][place] - curves[base][seed][place] for seed in common])
-            cells.append("" if base == name or not common else _mean(differences, "+"))
+            cells.append("" if base == name or not common else tables.with_error(differences, "+"))
         seconds = np.mean([line["seconds"] for line in lines[name].values()])
         yield f"| {' | '.join([name, *cells, str(len(own)), f'{seconds:.1f}'])} |"
-
-
-def _mean(values: Array, sign: str = "", digits: int = 3) -> str:
-    """The mean over seeds and its standard error."""
-    mean = f"{float(values.mean()):{sign}.{digits}f}"
-    return f"{mean} ± {float(values.std(ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
 
 
 def proposals(options: argparse.Namespace) -> None:
@@ -752,7 +746,7 @@ def proposals(options: argparse.Namespace) -> None:
         for search, own in asked.items():
             first = _means([truth for generation, truth in proposed if generation == 0] for proposed in own)
             later = _means([truth for generation, truth in proposed if generation > 0] for proposed in own)
-            cells = [_mean(np.array(means)) if means else "" for means in (first, later)]
+            cells = [tables.with_error(means) for means in (first, later)]
             print(f"| `{group.landscape}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
         if asked:
             landscape = load(group.landscape)

@@ -36,6 +36,7 @@ from typing import Any
 import asking
 import measurements
 import numpy as np
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -56,7 +57,6 @@ from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import measurements
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import Config, read_config
 from llmevo.engines.base import Engine
@@ -26,8 +27,6 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def start(backend: str, folder: Path, dtype: str, sources: Sources, cache_gb: float) -> Engine:

@@ -13,6 +13,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import measurements
+import numpy as np
 
 Lines = Sequence[dict[str, Any]]
 
@@ -22,6 +23,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def with_error(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
+    """The mean, and its standard error where there are several values; nothing of none."""
+    if not len(values):
+        return ""
+    error = f" ± {float(np.std(values, ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{float(np.mean(values)):{sign}.{digits}f}{error}"
+
+
+def short(task: str) -> str:
+    """The name of a task of the quickstart without what all have in common."""
+    return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
 
 
 def rows(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
@@ -29,7 +30,6 @@ from llmevo.workers.pool import Pool
 from llmevo.workers.processes import Processes
 from llmevo.workers.protocol import Request
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 FLEETS = (1, 2)
 THREADS = 1
 """Of each worker."""

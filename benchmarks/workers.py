@@ -671,7 +671,12 @@ def _speeds(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 str(scene.workers),
                 f"{sum(scene.speeds):g}",
                 _described(scene),
-                *(f"{_mean(own[o]['multiple'])} ({np.mean(own[o]['middle']):.1f})" if o in own else "" for o in orders),
+                *(
+                    f"{tables.with_error(own[o]['multiple'], digits=1)} ({np.mean(own[o]['middle']):.1f})"
+                    if o in own
+                    else ""
+                    for o in orders
+                ),
             ]
             for scene, own in sorted(by_scene.items(), key=lambda one: (one[0].workers, _described(one[0])))
         ),
@@ -711,14 +716,14 @@ def _found(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for line in sorted(lines, key=place):
         scene, runs = line["scene"], line["runs"]
         times = [
-            f"{_mean(own, 3)} ({np.mean(runs['scored'][f'{moment:g}']):.0f})"
+            f"{tables.with_error(own)} ({np.mean(runs['scored'][f'{moment:g}']):.0f})"
             if (own := runs["times"].get(f"{moment:g}"))
             else ""
             for moment in TIMES
         ]
-        counts = [_mean(own, 3) if (own := runs["counts"].get(str(count))) else "" for count in COUNTS[:-1]]
+        counts = [tables.with_error(own) if (own := runs["counts"].get(str(count))) else "" for count in COUNTS[:-1]]
         what = [_described(scene), scene.optimizer, str(scene.workers), scene.order, str(line["seeds"])]
-        throughput = f"{_mean(runs['multiple'])} ({np.mean(runs['middle']):.1f})"
+        throughput = f"{tables.with_error(runs['multiple'], digits=1)} ({np.mean(runs['middle']):.1f})"
         cells.append([*what, throughput, *times, *counts])
     yield from tables.rows(["durations", "optimizer", "workers", "order", "seeds", "throughput", *heads], cells)
 
@@ -731,11 +736,6 @@ def _described(scene: Scene) -> str:
     parts += [f"asking takes {scene.asking:g}"] if scene.asking else []
     parts += [scene.optimizer] if scene.optimizer == "llm-off" and not scene.order else []
     return ", ".join(parts)
-
-
-def _mean(values: Sequence[float], digits: int = 1) -> str:
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def parser() -> argparse.ArgumentParser:
