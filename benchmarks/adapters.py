@@ -18,6 +18,7 @@ from typing import Any
 
 import measurements
 import torch
+from measurements import QUICKSTART, SKILLS
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -32,7 +33,6 @@ from llmevo.models.sources import Sources
 from llmevo.run.ready_weights import ReadyScores
 
 CONFIGS = measurements.ROOT / "configs"
-EXPERTS = ("arithmetic", "words", "family", "calendar")
 COEFFICIENT = 0.5
 RANKS = (4, 8, 16, 32, "exact")
 PEFT: dict[str, dict[str, Any]] = {
@@ -48,10 +48,10 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 def measure(options: argparse.Namespace) -> None:
     """Append a line for each row as soon as it is scored."""
-    config = read_config(CONFIGS / "quickstart-plain.yml")
+    config = read_config(QUICKSTART)
     config = config.model_copy(update={"limit": options.limit})
     base = str(config.genome.base_model)
-    models = [{"model": f"{base}+quickstart/experts/{n}", "parameters": {"weight": COEFFICIENT}} for n in EXPERTS]
+    models = [{"model": f"{base}+quickstart/experts/{n}", "parameters": {"weight": COEFFICIENT}} for n in SKILLS]
     recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "models": models})
     sources = Sources.open(recipe.references, CONFIGS)
     origin, folder = sources[base_of(recipe)], sources.folder(base_of(recipe))
@@ -110,10 +110,10 @@ def _by_peft(folder: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]
     """The changes of all weights by PEFT's `add_weighted_adapter`, and the rank of its adapter."""
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     place = CONFIGS / "quickstart" / "experts"
-    model: Any = PeftModel.from_pretrained(plain, place / EXPERTS[0], adapter_name=EXPERTS[0])
-    for name in EXPERTS[1:]:
+    model: Any = PeftModel.from_pretrained(plain, place / SKILLS[0], adapter_name=SKILLS[0])
+    for name in SKILLS[1:]:
         model.load_adapter(place / name, adapter_name=name)
-    model.add_weighted_adapter([*EXPERTS], [COEFFICIENT] * 4, "merged", combination_type=kind, **options)
+    model.add_weighted_adapter([*SKILLS], [COEFFICIENT] * 4, "merged", combination_type=kind, **options)
     layers = {name: module for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
     deltas: dict[str, Any] = {
         f"{name}.weight": module.get_delta_weight("merged").detach() for name, module in layers.items()
@@ -141,15 +141,23 @@ def table(options: argparse.Namespace) -> None:
         print(f"| {line['row']} | {line.get('rank', '')} | {energy} | {line['error']:.3f} | {score} |")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     for function in (measure, table):
-        made = commands.add_parser(function.__name__, help=function.__doc__)
-        made.add_argument("out", type=Path)
-        made.set_defaults(run=function)
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.add_argument("out", type=Path)
+        command.set_defaults(run=function)
         if function is measure:
-            made.add_argument("--limit", type=int, default=32)
-            made.add_argument("--unscored", action="store_true")
-    given = parser.parse_args()
+            command.add_argument("--limit", type=int, default=32)
+            command.add_argument("--unscored", action="store_true")
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     given.run(given)
+
+
+if __name__ == "__main__":
+    main()

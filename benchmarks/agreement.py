@@ -12,27 +12,27 @@ from typing import Any
 
 import measurements
 import tables
-import torch
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.engines.base import Engine
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.vllm import VllmEngine
-from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.tasks.task import AskingOptions
 from llmevo.merging.merger import Merger
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
+    made.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
+    made.add_argument("--out", type=Path, help="a file to append every answer to, as lines of JSON")
+    return made
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--limit", type=int, default=None, help="questions a task; all by default")
-    arguments.add_argument("--dtype", default=None, help="of the merge and of what the engines compute; the config's")
-    arguments.add_argument("--out", type=Path, help="a file to append every answer to, as lines of JSON")
-    given = arguments.parse_args()
+    given = parser().parse_args()
     config = read_config(QUICKSTART)
     if given.dtype:
         config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": given.dtype})})
@@ -40,9 +40,7 @@ def main() -> None:
     donor = config.genome.references[0]
     folder = sources.folder(donor)
     space = SearchSpace(config.genome, int(sources.config(donor)["num_hidden_layers"]))
-    rest = (config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
-    paths = [QUICKSTART.parent / path for path in config.task_search_path]
-    evaluator = Evaluator(config.heldout, AskingOptions(given.limit, *rest), paths)
+    evaluator = measurements.heldout(config, QUICKSTART.parent, given.limit)
     uniform = space.uniform()
     candidates = {
         f"uniform × {scale:g}": space.clamp({n: v * scale for n, v in uniform.items()}) for scale in (1.0, 0.5, 2.0)
@@ -59,7 +57,7 @@ def main() -> None:
             score = evaluator.score(engine.lm)
             right = {task: "".join(str(int(one)) for one in own) for task, own in score.item_scores.items()}
             line = {"benchmark": "agreement", "dtype": dtype, "candidate": name, "engine": backend}
-            line |= {"score": score.total, "right": right} | measurements.environment(torch.get_num_threads())
+            line |= {"score": score.total, "right": right} | measurements.environment()
             found.append(measurements.append(given.out, line))
         engine.close()
     print(tables.markdown(found))

@@ -136,9 +136,9 @@ def _table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"Bits a byte on pages that the models were not trained on, less is better; the mean of {seeds} seeds."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.add_argument("--seeds", type=int, default=2)
@@ -147,7 +147,11 @@ def main() -> None:
     printing = commands.add_parser("table")
     printing.add_argument("file", type=Path)
     printing.set_defaults(command=table)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

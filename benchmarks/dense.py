@@ -17,17 +17,16 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import measurements
 import quickstart
 import torch
+from measurements import QUICKSTART, SKILLS
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.dense import Way, make_dense
 from llmevo.export.merge import merge
@@ -36,16 +35,11 @@ from llmevo.models.references import ModelReference
 from llmevo.run.calibration.router_use import router_use
 from llmevo.run.scorer import Scorer
 
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "quickstart-plain.yml"
 SEARCHES = {
-    "search": ROOT / "benchmarks" / "results" / "quickstart-plain.jsonl",
-    "search of prepared experts": ROOT / "benchmarks" / "results" / "quickstart.jsonl",
+    "search": measurements.ROOT / "benchmarks" / "results" / "quickstart-plain.jsonl",
+    "search of prepared experts": measurements.ROOT / "benchmarks" / "results" / "quickstart.jsonl",
 }
 """The runs of the dense searches; the first of each file is shown, on the same questions."""
-SKILLS = ("arithmetic", "words", "family", "calendar")
-"""The experts in their order, and parts of the names of their tasks."""
-
 ROWS: Mapping[str, tuple[Way, dict[str, Any]]] = {
     "widening, 2 experts a layer": ("widen", {"experts": 2}),
     "widening, 4 experts a layer": ("widen", {"experts": 4}),
@@ -62,7 +56,7 @@ USE = "all"
 def collect(options: argparse.Namespace) -> None:
     """Measure what the file lacks."""
     torch.set_num_threads(1)
-    scorer = Scorer(read_config(CONFIG), CONFIG.parent)
+    scorer = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     folder = options.mixture.absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
     texts = options.folder / "questions.json"
@@ -111,10 +105,7 @@ def _by_regmean(scorer: Scorer, mixture: Path, texts: Path) -> Recipe:
 
 def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) -> None:
     """Ask a model the held-out questions."""
-    config = scorer.config
-    protocol = replace(config.heldout_protocol, limit=options.limit)
-    places = [scorer.root / place for place in config.task_search_path]
-    evaluator = Evaluator(config.heldout_tasks, protocol, places, scorer.root)
+    evaluator = measurements.heldout(scorer.config, scorer.root, options.limit)
     engine = HfEngine(folder, scorer.tokenizer_folder, "bfloat16", "cpu")
     started = time.monotonic()
     score = evaluator.score(engine.lm)
@@ -145,6 +136,8 @@ def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) ->
 def table(options: argparse.Namespace) -> None:
     """Markdown: held-out scores, next to those of the quickstart's rows."""
     lines = {line["row"]: line for line in measurements.read(options.file)}
+    runs = {words: next((r for r in measurements.read(of) if r["seed"] == 0), None) for words, of in SEARCHES.items()}
+    print(measurements.made_on([*lines.values(), *filter(None, runs.values())]), end="\n\n")
     print("| model | parameters, 10⁶ | active, 10⁶ | held out | ± |\n|---|---:|---:|---:|---:|")
     for name in (MIXTURE, *ROWS, REGMEAN):
         if name in lines:
@@ -153,8 +146,7 @@ def table(options: argparse.Namespace) -> None:
             print(f"| {name} | {sizes} | {line['score']:.1%} | {line['stderr']:.1%} |")
     count = len(next(iter(lines[MIXTURE]["items"].values()))) if MIXTURE in lines else None
     size = min(line["parameters"] for line in lines.values() if "parameters" in line) / 1e6
-    for words, file in SEARCHES.items():
-        run = next((run for run in measurements.read(file) if run["seed"] == 0), None)
+    for words, run in runs.items():
         if run is None:
             continue
         rows = [{**row, "right": {task: own[:count] for task, own in row["right"].items()}} for row in run["rows"]]
@@ -173,9 +165,9 @@ def use(options: argparse.Namespace) -> None:
             print(f"| {line['row']} | {' | '.join(f'{share:.2f}' for share in line['shares'])} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("mixture", type=Path, help="an exported mixture")
     collecting.add_argument("folder", type=Path, help="where the dense models are written")
@@ -186,7 +178,11 @@ def main() -> None:
         reading = commands.add_parser(name)
         reading.add_argument("file", type=Path)
         reading.set_defaults(action=action)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.action(options)
 
 

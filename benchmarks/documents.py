@@ -71,12 +71,16 @@ def differences(file: Path) -> Iterator[str]:
         yield from (f"{file.name}: a table row without data: {row}" for row in without_data(text))
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = "README.md and all in docs and benchmarks/results by default"
-    parser.add_argument("documents", nargs="*", type=Path, help=every)
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    given = parser.parse_args(words)
+    made.add_argument("documents", nargs="*", type=Path, help=every)
+    made.add_argument("--check", action="store_true", help="write nothing")
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(words)
     files = given.documents or documents()
     if not given.check:
         for file in files:

@@ -21,7 +21,6 @@ import argparse
 import copy
 import gc
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -37,6 +36,7 @@ import tables
 import torch
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
@@ -48,7 +48,6 @@ from llmevo.merging.merger import Merger
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 DATA = QUICKSTART.parent / "quickstart" / "tasks"
 
 
@@ -172,20 +171,24 @@ def over_vllm(engine: Any) -> Any:
     return vllm_causallms.VLLM(pretrained=model.model, tokenizer=model.tokenizer, max_model_len=model.max_model_len)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=2)
+    made.add_argument("--batch-sizes", default="1,16")
+    made.add_argument("--limit", type=int, default=32, help="questions a task of the quickstart")
+    made.add_argument("--fewshot-limit", type=int, default=16, help="questions a task with solved examples")
+    made.add_argument("--shots", type=int, default=12)
+    made.add_argument("--suites", default="quickstart,fixed,drawn")
+    made.add_argument("--truth", default="", help="suites to be answered in float32 too; this takes long")
+    made.add_argument("--dtype", default="bfloat16")
+    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--backend", choices=("hf", "vllm"), default="hf")
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=2)
-    arguments.add_argument("--batch-sizes", default="1,16")
-    arguments.add_argument("--limit", type=int, default=32, help="questions a task of the quickstart")
-    arguments.add_argument("--fewshot-limit", type=int, default=16, help="questions a task with solved examples")
-    arguments.add_argument("--shots", type=int, default=12)
-    arguments.add_argument("--suites", default="quickstart,fixed,drawn")
-    arguments.add_argument("--truth", default="", help="suites to be answered in float32 too; this takes long")
-    arguments.add_argument("--dtype", default="bfloat16")
-    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments.add_argument("--backend", choices=("hf", "vllm"), default="hf")
-    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = arguments.parse_args()
+    given = parser().parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
     config = read_config(QUICKSTART)
@@ -209,7 +212,7 @@ def main() -> None:
 
     def keep(suite: str, line: dict[str, Any]) -> None:
         where = {"benchmark": "evaluation", "suite": suite, "backend": given.backend, "dtype": given.dtype}
-        found.append(measurements.append(given.out, where | line | measurements.environment(given.threads)))
+        found.append(measurements.append(given.out, where | line | measurements.environment()))
 
     with tempfile.TemporaryDirectory() as made:
         chosen = suites(config, given.limit, given.fewshot_limit, given.shots, Path(made))
@@ -222,7 +225,7 @@ def main() -> None:
                 for line in truth(engine, evaluator, table):
                     keep(name, line)
     print(tables.markdown(found))
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    print(f"\npeak memory of the process {measurements.peak() / 2**30:.2f} GB")
 
 
 def measure(

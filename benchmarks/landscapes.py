@@ -30,6 +30,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import measurements
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
@@ -228,8 +229,7 @@ def scorer_of(name: str) -> Scorer:
 
 
 def lines_of(name: str) -> list[dict[str, Any]]:
-    file = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return measurements.read(RESULTS / f"{name}.jsonl")
 
 
 def table_of(lines: Sequence[Mapping[str, Any]], space: SearchSpace) -> Table:
@@ -746,8 +746,7 @@ def check(options: argparse.Namespace) -> None:
 
 def _check_other_questions(landscape: Landscape) -> None:
     """Recipes that were scored on the quickstart's own search questions."""
-    rows = [json.loads(line) for line in EARLIER.read_text().splitlines()]
-    rows = [row for row in rows if "right" in row]
+    rows = [row for row in measurements.read(EARLIER) if "right" in row]
     names = [gene.name for gene in landscape.space.genes]
     points = np.array([landscape.space.to_unit(dict(zip(names, row["genes"], strict=True))) for row in rows])
     answers = [[[int(c) for c in text] for text in row["right"].values()] for row in rows]
@@ -765,9 +764,9 @@ def _interval(one: Array, other: Array) -> str:
     return f"{spearmanr(one, other)[0]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect", help="score real recipes; continues where it stopped")
     collecting.add_argument("name", choices=[*RECIPES])
     collecting.add_argument("--recipes", type=int, help=f"by default {RECIPES}")
@@ -776,7 +775,11 @@ def main() -> None:
     checking.add_argument("name", choices=[*RECIPES])
     checking.add_argument("--seeds", type=int, default=10, help="simulated searches; 0 for none")
     checking.set_defaults(command=check)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

@@ -1,4 +1,4 @@
-"""Lines of JSON that say what was measured, on which machine, with which code.
+"""Lines of JSON that say what was measured, by which command, on which machine, with which code.
 
 Every benchmark appends its rounds to a file in `benchmarks/results`; `tables.py` prints the file as Markdown.
 """
@@ -6,8 +6,12 @@ Every benchmark appends its rounds to a file in `benchmarks/results`; `tables.py
 import json
 import os
 import platform
+import resource
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -29,31 +33,62 @@ PACKAGES = (
     "optuna",
 )
 UNKNOWN = "unknown"
+QUICKSTART = ROOT / "configs" / "quickstart-plain.yml"
+"""The config of the quickstart with its experts as they are."""
+SKILLS = ("arithmetic", "words", "family", "calendar")
+"""Its experts in their order; the words are parts of the names of experts and of their tasks."""
 
 
-def environment(threads: int | None = None) -> dict[str, Any]:
-    """Date, commit, processor, cores that this process may use, threads of torch (None: one), versions of packages."""
+def environment() -> dict[str, Any]:
+    """Date, commit, processor, cores that this process may use, its threads of torch, versions of packages.
+
+    Lines about another process have `threads` None, unless that process says it.
+    """
+    import torch  # here, as tables need none
+
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": _commit(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": threads or 1,
+        "threads": torch.get_num_threads(),
         "versions": _versions(),
     }
 
 
 def append(file: Path | None, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a line to a file, which may be new, and return it; without a file only return it."""
+    """Add a line to a file, which may be new, with the command that measured it, and return the line as given; without
+    a file only return it.
+    """
     if file:
         with file.open("a") as out:
-            out.write(json.dumps(line) + "\n")
+            out.write(json.dumps({**line, "command": command()}) + "\n")
     return dict(line)
+
+
+def command() -> str:
+    """The call of the running script, without the folder of the script."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """All lines of a file; none where there is no file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def heldout(config: Any, root: Path, limit: int | None = None) -> Any:
+    """The evaluator of a config's held-out tasks, of the first `limit` questions of each task; all by default. `root`
+    is the config's folder.
+    """
+    from llmevo.evaluation.evaluator import Evaluator
+
+    places = [root / place for place in config.task_search_path]
+    return Evaluator(config.heldout_tasks, replace(config.heldout_protocol, limit=limit), places, root)
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machines(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -64,15 +99,22 @@ def machines(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
     return {_machine(own): own for own in found.values()}
 
 
+def made_on(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The machines, dates and commits of all lines of a table, as a sentence above it."""
+    return f"On {'; and on '.join(machines(lines))}."
+
+
 def _machine(lines: Sequence[Mapping[str, Any]]) -> str:
     first = lines[0]
     dates, commits = (sorted({line[key] for line in lines}) for key in ("date", "commit"))
-    cores, threads = (_count(first[key], key.rstrip("s")) for key in ("cores", "threads"))
+    cores, threads = (_count(first[key], key) for key in ("cores", "threads"))
     return f"{first['processor']}, {cores}, {threads}; {' and '.join(dates)}, commit {' and '.join(commits)}"
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _count(number: int | None, words: str) -> str:
+    if number is None:
+        return f"{words} not recorded"
+    return f"{number} {words.removesuffix('s') if number == 1 else words}"
 
 
 @cache

@@ -4,10 +4,10 @@
     python benchmarks/tables.py benchmarks/results/merge.jsonl
 
 The base of the quickstart and two of its experts as full bfloat16 checkpoints, in the page cache for both. Nothing is
-written: mergekit's plan runs up to the tensors it would save. Each round runs A, B; the weights and densities change a
-little from round to round, as a search changes them, so that nothing that depends on genes is found in a cache. The
-first round fills caches and is not kept. The floor is one pass of torch's own weighted sum over the same tensors in
-bfloat16.
+written: mergekit's plan runs up to the tensors it would save. A method that mergekit does not have is measured without
+it. Each round runs A, B; the weights and densities change a little from round to round, as a search changes them, so
+that nothing that depends on genes is found in a cache. The first round fills caches and is not kept. The floor is one
+pass of torch's own weighted sum over the same tensors in bfloat16.
 """
 
 import argparse
@@ -94,12 +94,24 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
+def methods_of(text: str) -> list[str]:
+    """The methods of `--methods`, names with commas between them."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    return names
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--methods", type=methods_of, default=[*METHODS], help="with commas between them")
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--methods", default=",".join(METHODS))
-    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = arguments.parse_args()
+    given = parser().parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -110,20 +122,19 @@ def main() -> None:
         sources = Sources(Path())
         references = [ModelReference.model_validate(name) for name in (base, *models)]
         found: list[dict[str, Any]] = []
-        for method in given.methods.split(","):
+        for method in given.methods:
             merger = Merger(sources, seed=0, cache_gb=CACHE_GB)
             # The first turn is not counted: it fills caches, compiles kernels and maps files on both sides.
             for turn in range(given.rounds + 1):
                 values = recipe_of(method, models, base, turn)
                 recipe = Recipe.model_validate(values)
-                times = {
-                    "llmevo": seconds(lambda recipe=recipe, merger=merger: ours(merger, recipe)),
-                    "mergekit": seconds(lambda values=values: theirs(values, options)),
-                    "floor": seconds(lambda: floor(sources, references)),
-                }
+                times = {"llmevo": seconds(lambda recipe=recipe, merger=merger: ours(merger, recipe))}
+                if METHODS[method].in_mergekit:
+                    times["mergekit"] = seconds(lambda values=values: theirs(values, options))
+                times["floor"] = seconds(lambda: floor(sources, references))
                 if turn:
                     line = {"benchmark": "merge", "method": method, "round": turn, "seconds": times}
-                    line |= measurements.environment(torch.get_num_threads())
+                    line |= measurements.environment()
                     found.append(measurements.append(given.out, line))
         print(tables.markdown(found))
 

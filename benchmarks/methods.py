@@ -23,11 +23,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import measurements
+import tables
 import yaml
+from measurements import QUICKSTART, SKILLS
 
 from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import CandidateError
@@ -46,7 +48,7 @@ from llmevo.run.start import new_log
 
 HERE = Path(__file__).parent
 CONFIGS = {
-    "quickstart": HERE.parent / "configs" / "quickstart-plain.yml",
+    "quickstart": QUICKSTART,
     "overlap": HERE / "landscapes" / "overlap.yml",
 }
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
@@ -80,9 +82,6 @@ SETTINGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "regmean + isotropic": {"prepare": (1.0,), "gamma": (0.5,)},
 }
 """The values of each method's own parameters."""
-
-SKILLS = ("arithmetic", "words", "family", "calendar")
-"""Parts of the names of tasks and experts: RegMean and SVD-LLM measure an expert on the tasks of its own skills."""
 
 Setting = tuple[str, dict[str, float]]
 """A method, and the values of its parameters."""
@@ -148,6 +147,7 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
                 str(model): [
                     task.name
                     for task in scorer.config.tasks
+                    # RegMean and SVD-LLM measure an expert on the tasks of its own skills
                     if any(skill in task.name and skill in model.name for skill in SKILLS)
                 ]
                 for model in genome.models
@@ -168,7 +168,8 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
 
 def table(options: argparse.Namespace) -> None:
     """Print each method at the setting with the best score on the search questions."""
-    print("\n".join(rows(measurements.read(options.file))))
+    lines = measurements.read(options.file)
+    print("\n".join([measurements.made_on(lines), "", *rows(lines)]))
 
 
 def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -263,7 +264,8 @@ def _carried_on(config: Config, root: Path, folder: Path) -> Run:
 
 def picks(options: argparse.Namespace) -> None:
     """Print what the searches chose."""
-    print("\n".join(picked(measurements.read(options.file))))
+    lines = measurements.read(options.file)
+    print("\n".join([measurements.made_on(lines), "", *picked(lines)]))
 
 
 def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -281,23 +283,15 @@ def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         highest = read_config(SEARCHED[config]).genome.bounds["weight"][1]
         weights = [value for line in mine for name, value in line["genes"].items() if name.endswith("/weight")]
         bound = sum(value >= highest - 1e-6 for value in weights)
-        scores = [_mean([line["search"][0] for line in mine])]
-        scores += [_mean([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
+        scores = [tables.with_error([line["search"][0] for line in mine])]
+        scores += [tables.with_error([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
         cells = [f"{fmean(shares):.2f}" if shares else "", f"{bound} of {len(weights)}", *scores]
         yield f"| {config} | {methods.replace(' ', ', ')} | {budget} | {len(mine)} | {named} | {' | '.join(cells)} |"
 
 
-def _mean(values: Sequence[float]) -> str:
-    """The mean over seeds, with its standard error."""
-    if not values:
-        return ""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{error}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     command = commands.add_parser("collect")
     command.add_argument("name", choices=CONFIGS)
     command.add_argument("--out", type=Path, required=True)
@@ -316,7 +310,11 @@ def main() -> None:
     command = commands.add_parser("picks")
     command.add_argument("file", type=Path)
     command.set_defaults(run=picks)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.run(options)
 
 

@@ -16,13 +16,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import measurements
+import tables
 import torch
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.evaluator import Evaluator
@@ -36,7 +37,6 @@ from llmevo.run.log.storage import read_log
 from llmevo.run.scorer import Scorer
 
 RESULTS = Path(__file__).parent / "results"
-DENSE = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 
 
 def collect(options: argparse.Namespace) -> None:
@@ -52,17 +52,14 @@ def collect(options: argparse.Namespace) -> None:
         recipe = recipe.with_text(str((options.run / QUESTIONS).absolute()))
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     genome = scorer.config.genome
-    config = read_config(DENSE)
+    config = read_config(QUICKSTART)
     config = config.model_copy(update={"genome": config.genome.model_copy(update={"dtype": genome.dtype})})
-    dense = Scorer(config, DENSE.parent)
+    dense = Scorer(config, QUICKSTART.parent)
     dense.engine.swap(dense.space.decode(dense.space.uniform()))
     seconds = {"dense": _timed(dense, dense.evaluator)[1]}
     del dense
     scorer.engine.swap(recipe)
-    places = [scorer.root / place for place in scorer.config.task_search_path]
-    protocol = scorer.config.heldout_protocol
-    protocol = replace(protocol, limit=options.limit or protocol.limit)
-    heldout = Evaluator(scorer.config.heldout_tasks, protocol, places, scorer.root)
+    heldout = measurements.heldout(scorer.config, scorer.root, options.limit)
     score, seconds["mixture"] = _timed(scorer, heldout)
     line: dict[str, Any] = {
         **measurements.environment(),
@@ -117,8 +114,11 @@ def table(options: argparse.Namespace) -> None:
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     tasks = [*lines[0]["tasks"]]
+    plain, prepared = _dense_runs()
+    yield measurements.made_on([*lines, *plain, *prepared])
+    yield ""
     yield (
-        f"| model | questions | held out | {' | '.join(map(_short, tasks))} | parameters | used by a token"
+        f"| model | questions | held out | {' | '.join(map(tables.short, tasks))} | parameters | used by a token"
         " | seconds a question, of the dense merge's |"
     )
     yield "|---" * (len(tasks) + 6) + "|"
@@ -152,21 +152,22 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def _short(task: str) -> str:
-    return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
-
-
 def _row(name: str, questions: int, score: Sequence[float], values: Any, rest: Sequence[str]) -> str:
     shown = [str(questions), f"{score[0]:.3f} ± {score[1]:.3f}", *(f"{value:.3f}" for value in values), *rest]
     return f"| {name} | {' | '.join(shown)} |"
 
 
+def _dense_runs() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs of the quickstart with experts as they are, and with prepared ones."""
+    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    return plain, measurements.read(RESULTS / "quickstart.jsonl")
+
+
 def _dense(tasks: Sequence[str], count: int) -> Iterator[tuple[str, tuple[float, float], list[float]]]:
     """Name, score and values by task of the best expert and of dense merges, on the first questions of each task."""
-    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
+    plain, prepared = _dense_runs()
     parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
     yield "best expert", *max((_mean_of([right], tasks, count) for right in parents), key=lambda found: found[0][0])
-    prepared = measurements.read(RESULTS / "quickstart.jsonl")
     for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
         right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
         times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"
@@ -199,7 +200,7 @@ def routing(options: argparse.Namespace) -> None:
         third = len(layers) // 3
         means = [_mean(layers), _mean(layers[:third]), _mean(layers[-third:])]
         parts = [_most(given["experts"], mean) for mean in means[1:]]
-        print(f"| {_short(task)} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
+        print(f"| {tables.short(task)} | {' | '.join(f'{share:.2f}' for share in means[0])} | {' | '.join(parts)} |")
 
 
 def _mean(layers: Sequence[Sequence[float]]) -> list[float]:
@@ -211,9 +212,9 @@ def _most(names: Sequence[str], shares: Sequence[float]) -> str:
     return f"{names[place]} {shares[place]:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("run", type=Path)
     collecting.add_argument("--out", type=Path, required=True)
@@ -223,7 +224,11 @@ def main() -> None:
         printing = commands.add_parser(name)
         printing.add_argument("file", type=Path)
         printing.set_defaults(command=command)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

@@ -29,7 +29,6 @@ How a function becomes a search for a merge:
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import asking
 import cocoex
 import measurements
 import numpy as np
@@ -50,9 +50,8 @@ from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Setup
 from llmevo.search.optimizers.recommendation import recommend
-from llmevo.search.prompts.question import Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -64,7 +63,8 @@ BUDGETS = (50, 100, 200)
 BASELINES = ("cma-es", "mergekit-evolve")
 """What the others are compared with: the first of these that a file has on all functions."""
 TUNED_ON = (1, 3, 7, 9, 13, 15, 19, 21)
-"""The functions on whose first instance the constants of `llm-off` were chosen."""
+"""The functions on whose first instance the constants of `llm-off` were chosen: `--without tuned`."""
+TUNED = "tuned"
 FEWEST = 10
 """Functions that a bootstrap interval needs."""
 FLOOR = 1e-4
@@ -158,23 +158,14 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
     found: list[tuple[float, float]] = []
     for spent in (*(least for least in BUDGETS if least < budget), budget):
         while len(trials) < spent:
-            scored(_answered(optimizer.ask(min(population, spent - len(trials))), proposer))
+            size = min(population, spent - len(trials))
+            scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
         best = max(trials, key=lambda trial: trial.value)
         recommended, scored_best = (
             space.to_unit(trial.candidate.genes) for trial in (recommend(space, trials) or best, best)
         )
         found.append((surface.regret(recommended), surface.regret(scored_best)))
     return found
-
-
-def _answered(asking: Asking, proposer: SimulatedClient | None) -> list[Suggestion]:
-    """What an optimizer asks for, its prompts answered on the way."""
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(prompt.read(proposer.answer(prompt).text) if proposer else Reading())
-    except StopIteration as done:
-        return done.value
 
 
 def row(instances: Sequence[int], key: tuple[str, int, int, int], budget: int) -> dict[str, Any]:
@@ -221,10 +212,9 @@ def bbob(options: argparse.Namespace) -> None:
     wanted = set(range(1, options.instances + 1))
     missing = [(sorted(wanted - done[key]), key) for key in keys if wanted - done[key]]
     work = partial(_work, budget=options.budget)
-    with file.open("a") as out, ProcessPoolExecutor(options.jobs) as workers:
+    with ProcessPoolExecutor(options.jobs) as workers:
         for line in map(work, missing) if options.jobs == 1 else workers.map(work, missing):
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+            measurements.append(file, line)
 
 
 def _work(task: tuple[Sequence[int], tuple[str, int, int, int]], budget: int) -> dict[str, Any]:
@@ -304,7 +294,7 @@ def same_start(noise: int, dimensions: Sequence[int], instances: int) -> set[tup
 
 def chosen(options: argparse.Namespace) -> dict[int, dict[str, Runs]]:
     """By noise and optimizer, the runs that the options leave."""
-    left_out = _integers(options.without) if options.without else []
+    left_out = TUNED_ON if options.without == TUNED else _integers(options.without) if options.without else ()
     lines = [line for line in read(options.file) if line["function"] not in left_out]
     found = {noise: runs(lines, noise, options.of) for noise in sorted({line["noise"] for line in lines})}
     if options.same_start:
@@ -450,9 +440,9 @@ def draw(options: argparse.Namespace) -> None:
     canvas.savefig(options.out, dpi=130)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     running = commands.add_parser("bbob", help="run the searches; what the file has already is not run again")
     running.add_argument("--optimizers", default="cma-es,llm-off")
     running.add_argument("--functions", default="", help="by number; all 24 by default")
@@ -469,7 +459,7 @@ def main() -> None:
     showing.add_argument("--optimizers", default="", help="to show; all by default")
     showing.add_argument("--noise", default="", help="to show; all by default")
     showing.add_argument("--of", choices=("regrets", "scored"), default="regrets")
-    showing.add_argument("--without", default="", help="functions to leave out, by number")
+    showing.add_argument("--without", default="", help=f"functions to leave out, by number, or `{TUNED}`")
     showing.add_argument("--same-start", action="store_true", help="only where the uniform row is the best start row")
     showing.set_defaults(command=table)
     for name, command in {"summary": summary, "llms": llms, "coverage": coverage}.items():
@@ -480,7 +470,11 @@ def main() -> None:
     drawing.add_argument("file")
     drawing.add_argument("out")
     drawing.set_defaults(command=draw)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asking
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
@@ -31,7 +33,6 @@ from llmevo.search.optimizers.base import Setup
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 LAYERS = 30
 POPULATION = 16
 ANSWERS = 32
@@ -59,13 +60,7 @@ def searched(genes: int, evaluations: int, seed: int) -> float:
         optimizer.tell(told)
         if done >= evaluations:
             return seconds + time.perf_counter() - begun
-        asking = optimizer.ask(min(POPULATION, evaluations - done))
-        try:
-            next(asking)
-        except StopIteration as answered:
-            asked = answered.value
-        else:
-            raise AssertionError("llm-off asked an LLM")
+        asked = asking.suggestions(optimizer.ask(min(POPULATION, evaluations - done)), asking.refused)
         seconds += time.perf_counter() - begun
 
 
@@ -109,14 +104,18 @@ def log(candidates: int) -> Iterator[events.Event]:
         yield events.Told(generation=first // POPULATION, state="0123456789abcdef", sigma=0.2, best=None)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--genes", default="64,128")
+    made.add_argument("--evaluations", type=int, default=200)
+    made.add_argument("--candidates", type=int, default=10_000, help="in the log")
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--genes", default="64,128")
-    parser.add_argument("--evaluations", type=int, default=200)
-    parser.add_argument("--candidates", type=int, default=10_000, help="in the log")
-    parser.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = parser.parse_args()
+    given = parser().parse_args()
     found: list[dict[str, Any]] = []
 
     def keep(what: str, size: int, turn: int, **values: Any) -> None:

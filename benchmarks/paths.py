@@ -19,9 +19,8 @@ from typing import Any
 
 import measurements
 import numpy as np
+from measurements import QUICKSTART, SKILLS
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
-TASKS = ("arithmetic", "words", "family", "calendar")
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "weights": {"optimizer": "llm-off"},
     "paths": {"optimizer": "paths"},
@@ -50,12 +49,12 @@ def config_of(arm: str, seed: int, budget: int, limit: int) -> Any:
     from llmevo.config import parse_config
     from llmevo.models.yaml import read_yaml
 
-    raw: Any = read_yaml(CONFIG.read_text())
-    raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1 / len(TASKS)} for task in TASKS]
+    raw: Any = read_yaml(QUICKSTART.read_text())
+    raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1 / len(SKILLS)} for task in SKILLS]
     raw |= {"heldout": [], "limit": limit}
     raw["search"] = {"budget": budget, "seed": seed, "evaluation_seed": 0, "finalists": 0, **ARMS[arm]}
     raw["engine"] = {"backend": "hf", "workers": 1}
-    return parse_config(raw, CONFIG.name)
+    return parse_config(raw, QUICKSTART.name)
 
 
 def search(
@@ -65,7 +64,7 @@ def search(
     from llmevo.run.scorer import Scorer
 
     known = {(line["arm"], line["seed"]) for line in measurements.read(out)} if out else set[Any]()
-    scorer = Scorer(config_of("weights", 0, budget, limit), CONFIG.parent)
+    scorer = Scorer(config_of("weights", 0, budget, limit), QUICKSTART.parent)
     held: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
         for arm in arms:
@@ -97,7 +96,7 @@ def _run(
     scorer.cache.by_run.clear()  # of other runs: scores of equal candidates are known through `by_items`
     with RunLog(folder, resume=(folder / LOG).exists() and holds_run(folder)) as log:
         begun = next((event for event in log.recorded if isinstance(event, RunStarted)), None)
-        carry_on(Experiment(config, CONFIG.parent, recorded=begun, shared=scorer), log)
+        carry_on(Experiment(config, QUICKSTART.parent, recorded=begun, shared=scorer), log)
     state = RunState.fold(iter(read_log(folder)))
     seconds = time.monotonic() - started
     best, parent = state.best, state.best_parent
@@ -140,17 +139,14 @@ def _run(
 
 def _held_out(scorer: Any, recipe: Any, limit: int) -> dict[str, list[float]]:
     """{task: the score of each held-out question}."""
-    from llmevo.evaluation.evaluator import Evaluator
-    from llmevo.evaluation.tasks.task import AskingOptions, Task
+    from llmevo.evaluation.tasks.task import Task
 
     if "benchmark_heldout" not in vars(scorer):
         tasks = [
-            Task.model_validate({"name": f"quickstart_{task}_heldout", "weight": 1 / len(TASKS)}) for task in TASKS
+            Task.model_validate({"name": f"quickstart_{task}_heldout", "weight": 1 / len(SKILLS)}) for task in SKILLS
         ]
-        config = scorer.config
-        asking = AskingOptions(limit, config.num_fewshot, False, 0, False, config.fewshot_as_multiturn)
-        paths = [CONFIG.parent / path for path in config.task_search_path]
-        vars(scorer)["benchmark_heldout"] = Evaluator(tasks, asking, paths)
+        config = scorer.config.model_copy(update={"heldout": tasks})
+        vars(scorer)["benchmark_heldout"] = measurements.heldout(config, QUICKSTART.parent, limit)
     scorer.engine.swap(recipe, "")
     score = vars(scorer)["benchmark_heldout"].score(scorer.engine.lm)
     return {task: [float(value) for value in own] for task, own in score.item_scores.items()}
@@ -186,6 +182,8 @@ def table(file: Path) -> str:
     first = next(iter(some.values()))
     count = sum(map(len, first["answers"]["base"].values()))
     rows = [
+        measurements.made_on(lines),
+        "",
         "| search | seeds | search score | held out | against weights | layers of the best |",
         "|---|---|---|---|---|---|",
     ]
@@ -212,15 +210,15 @@ def table(file: Path) -> str:
     budget, limit = first["budget"], first["limit"]
     rows.append("")
     rows.append(
-        f"{budget} candidates a run, {len(TASKS)} tasks of {limit} questions each; accuracy in percent, ± one standard"
+        f"{budget} candidates a run, {len(SKILLS)} tasks of {limit} questions each; accuracy in percent, ± one standard"
         f" error; {count} held-out questions."
     )
     return "\n".join(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = made.add_subparsers(dest="part", required=True)
     searching = parts.add_parser("search")
     searching.add_argument("runs", type=Path)
     searching.add_argument("--out", type=Path)
@@ -231,7 +229,11 @@ def main() -> None:
     searching.add_argument("--heldout", type=int, default=128, help="held-out questions of each task")
     printing = parts.add_parser("table")
     printing.add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.part == "table":
         print(table(given.file))
     else:

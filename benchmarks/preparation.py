@@ -13,7 +13,6 @@ models, and half-way between, take turns. What `large` prints is computed, not m
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import measurements
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.merging.merger import Merger
@@ -35,7 +35,6 @@ from llmevo.models.sources import Sources
 from llmevo.run.calibration.layer_inputs import measure
 from llmevo.run.scorer import Scorer
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 ROUNDS = 7
 SHARES = {"plain": 0.0, "prepared": 1.0, "half-way": 0.5}
 
@@ -56,15 +55,15 @@ def collect(options: argparse.Namespace) -> None:
                     call = [sys.executable, __file__, "one", kind, step, "--folder", folder]
                     env = {**os.environ, "LLMEVO_HOME": folder}
                     printed = subprocess.run(call, env=env, check=True, capture_output=True, text=True).stdout
-                    line = {**measurements.environment(), **json.loads(printed.splitlines()[-1])}
+                    line = json.loads(printed.splitlines()[-1])
                     measurements.append(options.out, line)
                     print(line, flush=True)
 
 
 def one(options: argparse.Namespace) -> None:
     """Measure one preparation and print it."""
-    config = read_config(CONFIG)
-    scorer = Scorer(config, CONFIG.parent)
+    config = read_config(QUICKSTART)
+    scorer = Scorer(config, QUICKSTART.parent)
     genome, sources = config.genome, scorer.sources
     experts, base = [str(model) for model in genome.models if model != genome.base_model], str(genome.base_model)
     if options.kind == "whole":
@@ -85,14 +84,15 @@ def one(options: argparse.Namespace) -> None:
     wanted = [of for every in prepared.measurements.values() for of in every]
     started = time.process_time()
     cost = measure(wanted, sources, scorer.tokenizer_folder, "cpu")
-    measuring, before = time.process_time() - started, _peak()
+    measuring, before = time.process_time() - started, measurements.peak()
     started = time.process_time()
     prepared.make()
     seconds = time.process_time() - started
-    after = _peak()
+    after = measurements.peak()
     print(
         json.dumps(
             {
+                **measurements.environment(),
                 "kind": options.kind,
                 "step": options.step,
                 "experts": len(experts),
@@ -134,10 +134,6 @@ def _whole(scorer: Scorer, experts: Sequence[str], folder: Path) -> tuple[list[s
     sources = Sources(scorer.root)
     sources.base = scorer.sources.base
     return names, sources
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def table(options: argparse.Namespace) -> None:
@@ -273,9 +269,9 @@ def grams(size: Size) -> float:
     return size[0] * sum(float(columns) ** 2 for _, columns in matrices(size))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     command = commands.add_parser("collect")
     command.add_argument("--out", type=Path, required=True)
     command.set_defaults(run=collect)
@@ -291,7 +287,11 @@ def main() -> None:
     command.set_defaults(run=large)
     command = commands.add_parser("steps")
     command.set_defaults(run=steps)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.run(options)
 
 

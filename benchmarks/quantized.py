@@ -24,10 +24,10 @@ from typing import Any
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PLAIN = "bfloat16"
 FORMATS = (PLAIN, "q8_0", "q4_0", "fp8")
 DRAWS = 4000
@@ -37,25 +37,19 @@ Numbers = NDArray[np.float64]
 
 def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequence[str]) -> None:
     """Append a line for each recipe and format."""
-    import torch
-
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
-    from llmevo.evaluation.evaluator import Evaluator
     from llmevo.evaluation.standard_errors import clusters
-    from llmevo.evaluation.tasks.task import AskingOptions
     from llmevo.merging.merger import Merger
     from llmevo.merging.recipe import Recipe
     from llmevo.models.sources import Sources
     from llmevo.run.log.state import RunState
     from llmevo.run.log.storage import read_log
 
-    config, state = read_config(CONFIG), RunState.fold(iter(read_log(log)))
-    sources = Sources(CONFIG.parent)
+    config, state = read_config(QUICKSTART), RunState.fold(iter(read_log(log)))
+    sources = Sources(QUICKSTART.parent)
     folder = sources.folder(config.genome.references[0])
-    asking = AskingOptions(limit, config.num_fewshot, False, 0, config.apply_chat_template, config.fewshot_as_multiturn)
-    paths = [CONFIG.parent / path for path in config.task_search_path]
-    evaluator = Evaluator(config.heldout, asking, paths)
+    evaluator = measurements.heldout(config, QUICKSTART.parent, limit)
     engine = HfEngine(folder, folder, config.genome.dtype, merger=Merger(sources, 0))
     known = {(line["log"], line["candidate"], line["format"]) for line in measurements.read(out)}
     for trial in state.asked_all[:recipes]:
@@ -72,7 +66,7 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
             line |= {"weights": {task.name: task.weight for task in config.heldout}}
             line |= {"items": {task: [*map(float, of)] for task, of in score.item_scores.items()}}
             line |= {"same": clusters(evaluator.texts())}
-            measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            measurements.append(out, line | measurements.environment())
             print(log.stem, number, form, f"{score.total:.4f}", line["seconds"], flush=True)
 
 
@@ -92,7 +86,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
 
     state = RunState.fold(iter(read_log(log)))
     recipe = Recipe.model_validate(state.recipes[state.asked_all[0].candidate.id])
-    held = sorted((CONFIG.parent / "quickstart" / "tasks").glob("*.heldout.jsonl"))
+    held = sorted((QUICKSTART.parent / "quickstart" / "tasks").glob("*.heldout.jsonl"))
     asked = [json.loads(line)["question"] for file in held for line in file.read_text().splitlines()[:questions]]
 
     def load(folder: Path, **options: Any) -> Any:
@@ -100,7 +94,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        llmevo.merge(recipe, root / "merge", root=CONFIG.parent)
+        llmevo.merge(recipe, root / "merge", root=QUICKSTART.parent)
         tokenizer: Any = AutoTokenizer.from_pretrained(root / "merge")
 
         def replies(model: Any) -> list[str]:
@@ -117,7 +111,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
         plain = load(root / "merge")
         wanted, config = replies(plain), plain.config.to_dict()
         for form in TYPES:
-            llmevo.merge(recipe, root / form, as_=f"gguf:{form}", root=CONFIG.parent)
+            llmevo.merge(recipe, root / form, as_=f"gguf:{form}", root=QUICKSTART.parent)
             (file,) = (root / form).glob("*.gguf")
             read = load(file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True))
             found, served = replies(read), load(root / "merge")
@@ -135,7 +129,7 @@ def files(log: Path, out: Path, questions: int, tokens: int) -> None:
                 "as_merged": sum(map(str.__eq__, found, wanted)),
                 "bytes": file.stat().st_size,
             }
-            measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+            measurements.append(out, line | measurements.environment())
             print(line, flush=True)
 
 
@@ -238,9 +232,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from tables.rows(heads, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
     measuring.add_argument("log", type=Path, help="a run of the quickstart")
     measuring.add_argument("--out", type=Path, required=True)
@@ -254,13 +248,17 @@ def main() -> None:
     writing.add_argument("--tokens", type=int, default=12, help="of a reply")
     for name in ("table", "replies"):
         commands.add_parser(name).add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.command == "measure":
         measure(given.log, given.out, given.recipes, given.limit, given.formats.split(","))
     elif given.command == "files":
         files(given.log, given.out, given.questions, given.tokens)
     else:
-        lines = [json.loads(line) for line in given.file.read_text().splitlines()]
+        lines = measurements.read(given.file)
         print("\n".join((table if given.command == "table" else replies_table)(lines)))
 
 

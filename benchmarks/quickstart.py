@@ -7,7 +7,8 @@
 
 `collect` keeps of every finished run which held-out questions each row of its held-out table got right: base, experts,
 uniform merge, the best coefficient for all weights alike, and the best merge found. A folder of runs is all runs in it.
-Collect on the machine and with the code that made the runs: the file has the processor and the commit of that moment.
+Collect on the machine and with the code that made the runs: the file has the processor and the commit of that moment,
+and no number of threads.
 
 Means and errors are computed from those answers. Tasks that ask the same questions, one as a multiple choice and one as
 free text, share their clusters: a question's answers in all tasks are one observation. With several seeds there are two
@@ -23,6 +24,7 @@ from typing import Any
 
 import measurements
 import numpy as np
+import tables
 
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log, runs_in
@@ -60,6 +62,7 @@ def _collected(state: RunState) -> dict[str, Any]:
     asked = [trial.score.items for trial in trials if trial.score]
     return {
         **measurements.environment(),
+        "threads": None,  # the log does not say how many threads its run had
         "optimizer": started.config["search"]["optimizer"],
         "seed": started.seed,
         "run_versions": started.versions,
@@ -158,7 +161,7 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _scores(run: Mapping[str, Any]) -> Iterator[str]:
     tasks = [*run["weights"]]
-    heads = [task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ") for task in tasks]
+    heads = [*map(tables.short, tasks)]
     yield f"| {run['optimizer']}, seed {run['seed']} | mean | {' | '.join(heads)} |"
     yield "|" + "---|" * (2 + len(tasks))
     for row in run["rows"]:
@@ -240,9 +243,9 @@ def _over_seeds(found: Sequence[tuple[float, float]], sign: str) -> str:
     return f"{means.mean():{sign}.3f} ± {means.std(ddof=1) / len(means) ** 0.5:.3f} (± {within:.3f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect", help="read finished runs")
     collecting.add_argument("runs", type=Path, nargs="+")
     collecting.add_argument("--out", type=Path, required=True)
@@ -254,7 +257,11 @@ def main() -> None:
         printing = commands.add_parser(name, help=about)
         printing.add_argument("file", type=Path)
         printing.set_defaults(command=command)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

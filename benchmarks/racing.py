@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measurements
 import numpy as np
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from simulator import Rules, raced
 
@@ -38,7 +40,6 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
 from llmevo.run.sweep import Sweep
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
 
 RULES: dict[str, Racing | None] = {
@@ -101,7 +102,7 @@ def _read(right: Mapping[str, str]) -> dict[str, list[float]]:
 
 
 def table(options: argparse.Namespace) -> None:
-    runs = [json.loads(line) for line in options.file.read_text().splitlines()]
+    runs = measurements.read(options.file)
     by_rule = {rule: {run["seed"]: run for run in runs if run["rule"] == rule} for rule in RULES}
     whole = by_rule["everything"]
     print("| rule | searches | held out | against everything | search questions |\n|---|---|---|---|---|")
@@ -308,9 +309,9 @@ def _answer(own: ItemScores, others: Sequence[ItemScores], weights: Mapping[str,
     return min(abs(w) * unit([others[0][t], own[t]]) / len(own[t]) for t, w in weights.items()) * (1 - 1e-9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     rating = commands.add_parser("rates", help="how often candidates that end ahead are stopped")
     rating.add_argument("--count", type=int, default=2000, help="candidates of each kind")
     rating.add_argument("--cases", nargs="*", choices=CASES, metavar="TASKS")
@@ -327,7 +328,11 @@ def main() -> None:
     printing = commands.add_parser("table", help="print what was collected")
     printing.add_argument("--file", type=Path, default=RESULTS)
     printing.set_defaults(command=table)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

@@ -57,7 +57,8 @@ def measure(options: argparse.Namespace) -> None:
     """Append the most memory that a running process of llmevo had, in gigabytes, mapped files included."""
     lines = Path(f"/proc/{options.pid}/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    measurements.append(options.out, {"benchmark": "memory", "peak": peak * 1024 / 1e9, **measurements.environment()})
+    line = {"benchmark": "memory", "peak": peak * 1024 / 1e9, **measurements.environment()}
+    measurements.append(options.out, line | {"threads": None})  # the other process has its own number
 
 
 def table(options: argparse.Namespace) -> None:
@@ -86,9 +87,9 @@ def _table(peak: float) -> Iterator[str]:
         yield f"| {name} | {weights + CACHE + beyond:.0f} GB | {gpu} | {disk:.0f} GB | {hours:.1f} h | computed |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help="the memory of a running process")
     measuring.add_argument("pid", type=int)
     measuring.add_argument("--out", type=Path)
@@ -96,7 +97,11 @@ def main() -> None:
     printing = commands.add_parser("table", help="what a run needs")
     printing.add_argument("file", type=Path)
     printing.set_defaults(command=table)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

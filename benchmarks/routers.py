@@ -115,9 +115,9 @@ def table(options: argparse.Namespace) -> None:
         print(f"| {called} | {' | '.join(f'{share:.3f}' for share in shares)} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.add_argument("--texts", type=int, default=64, help="search questions a task")
@@ -126,7 +126,11 @@ def main() -> None:
     printing = commands.add_parser("table")
     printing.add_argument("file", type=Path)
     printing.set_defaults(command=table)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

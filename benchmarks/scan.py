@@ -17,6 +17,7 @@ written, of paths of several depths in turn.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +25,9 @@ from statistics import mean, median
 from typing import Any
 
 import measurements
+from measurements import QUICKSTART
 from tables import rows, spread
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 PATHS = ("merge 0-24 | merge 16-24 gain 0.5 | merge 24-30", "merge 0-20 | merge 12-20 gain 0.5 | merge 20-30")
 """A path of a new weight merge, 38 layers, and one that differs in the block that it repeats."""
 KINDS = {"weights": "weight merge", "path": "path of a new weight merge", "edit": "another path of the same one"}
@@ -38,30 +39,30 @@ BEST = 5
 
 def scan(given: argparse.Namespace) -> None:
     """Scan to the end, and append a line."""
-    import torch
-
     from llmevo.config import parse_config
     from llmevo.models.yaml import read_yaml
     from llmevo.run.scan import Scan
 
-    raw: Any = read_yaml(CONFIG.read_text())
+    raw: Any = read_yaml(QUICKSTART.read_text())
     if given.model:
         raw["genome"] = {"models": [f"{given.model.absolute()}"], "merge_method": "linear"}
     if given.tasks:
         raw["tasks"] = [{"name": f"quickstart_{task}", "weight": 1.0} for task in given.tasks.split(",")]
     folder, out, limit = given.folder, given.out, given.limit
-    found = Scan(parse_config(raw, CONFIG.name), CONFIG.parent, folder, given.of, limit, given.step)
+    found = Scan(parse_config(raw, QUICKSTART.name), QUICKSTART.parent, folder, given.of, limit, given.step)
     found.run(lambda scan, row: print(len(scan.rows), scan.left, row.path, f"{row.effect:+.4f}", flush=True))
     line: dict[str, Any] = {"benchmark": "scan", "of": found.of, "limit": limit, "step": given.step}
-    line |= {"seconds": sum(row.seconds for row in found.rows), "peak": _peak(), "questions": dict(found.questions)}
+    line |= {
+        "seconds": sum(row.seconds for row in found.rows),
+        "peak": measurements.peak(),
+        "questions": dict(found.questions),
+    }
     line |= {"rows": [asdict(row) for row in found.rows]}
-    measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+    measurements.append(out, line | measurements.environment())
 
 
 def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     """Time swaps in turn, and append a line for each."""
-    import torch
-
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
     from llmevo.engines.vllm import VllmEngine, deepened
@@ -69,8 +70,8 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
     from llmevo.models.sources import Sources
     from llmevo.search.space import SearchSpace
 
-    config = read_config(CONFIG)
-    sources = Sources.open(config.genome.references, CONFIG.parent)
+    config = read_config(QUICKSTART)
+    sources = Sources.open(config.genome.references, QUICKSTART.parent)
     donor, dtype = config.genome.references[0], config.genome.dtype
     space, cache = SearchSpace(config.genome, sources.depth(donor)), config.engine.cache_gb
     folder, tokenizer = sources.engine_folder(donor), sources.folder(donor)
@@ -90,27 +91,27 @@ def swap(out: Path | None, rounds: int, vllm: bool) -> None:
             "edit": space.decode(genes[1], PATHS[1]),
         }
         for kind, recipe in recipes.items():
-            begun = _now()
+            begun = time.perf_counter()
             engine.swap(recipe)
-            seconds = _now() - begun
+            seconds = time.perf_counter() - begun
             line = {"benchmark": "path swap", "backend": "vllm" if vllm else "hf", "kind": kind, "round": turn}
             line |= {"seconds": seconds, "bytes": 0 if vllm else _bytes(engine.model)}
             if turn:
-                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+                measurements.append(out, line | measurements.environment())
             print(line, flush=True)
     engine.close()
 
 
-def time(out: Path | None, rounds: int) -> None:
+def token_times(out: Path | None, rounds: int) -> None:
     """Time tokens on paths of several depths in turn, and append a line for each."""
     import torch
 
     from llmevo.config import read_config
     from llmevo.run.scorer import Scorer
 
-    config = read_config(CONFIG)
+    config = read_config(QUICKSTART)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"self_check": False})})
-    scorer = Scorer(config, CONFIG.parent)
+    scorer = Scorer(config, QUICKSTART.parent)
     active, head = scorer.active_parameters
     tokens = torch.arange(1000, 1000 + READ).unsqueeze(0)
     uniform = scorer.space.uniform()
@@ -131,28 +132,13 @@ def time(out: Path | None, rounds: int) -> None:
             computed = (head + depth * active[0]) / (head + sum(active))
             line = {"benchmark": "path time", "round": turn, "layers": depth, "computed": computed, "seconds": spent}
             if turn:
-                measurements.append(out, line | measurements.environment(torch.get_num_threads()))
+                measurements.append(out, line | measurements.environment())
             print(line, flush=True)
 
 
 def _spent() -> float:
     """Seconds of the processor: those of other processes do not count."""
-    from time import process_time
-
-    return process_time()
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
-
-
-def _peak() -> int:
-    """The most bytes of memory that this process has held."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return time.process_time()
 
 
 def _bytes(model: Any) -> int:
@@ -253,9 +239,9 @@ def _swaps(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from rows(["engine", "swap to", "seconds", "of a weight merge's", "weights in memory"], cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = made.add_subparsers(dest="part", required=True)
     one = parts.add_parser("scan")
     one.add_argument("folder", type=Path)
     one.add_argument("--limit", type=int, default=32)
@@ -272,11 +258,15 @@ def main() -> None:
         part.add_argument("--out", type=Path, help="a file to append to, as lines of JSON")
     last = parts.add_parser("table")
     last.add_argument("file", type=Path)
-    given = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.part == "scan":
         scan(given)
     elif given.part == "time":
-        time(given.out, given.rounds)
+        token_times(given.out, given.rounds)
     elif given.part == "swap":
         swap(given.out, given.rounds, given.vllm)
     else:

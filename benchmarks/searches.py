@@ -10,8 +10,9 @@
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
 `run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
-changed since. Landscapes are those of `landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name
-of `OPTIMIZERS` (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
+changed since; then the new line counts, and the old one is removed at the end of `run`. Landscapes are those of
+`landscapes.py`, and `simulator`, that of `simulator.py`. An optimizer is a name of `OPTIMIZERS`
+(`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
 (`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`), with
 `--short` in the short form for small models (`llm@NAME+short`).
 `llm@NAME+once` has what a recorded LLM answered before any score, its recipes and beliefs, and no further answer.
@@ -44,7 +45,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
+import asking
+import measurements
 import numpy as np
+import tables
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from rivals import RIVALS, rival
 
@@ -136,9 +141,7 @@ def load(name: str) -> Landscape:
 def scorer_of(name: str) -> Scorer:
     """Return what scores real merges of a landscape's space."""
     if name == "simulator":
-        import simulator
-
-        return Scorer(read_config(simulator.QUICKSTART), simulator.QUICKSTART.parent)
+        return Scorer(read_config(QUICKSTART), QUICKSTART.parent)
     import landscapes
 
     return landscapes.scorer_of(name)
@@ -266,17 +269,15 @@ class Answerer:
         self.proposals: list[tuple[int, Genes]] = []
         """(generation, genes) of all that the LLM proposed."""
 
-    def suggestions(self, asking: Asking) -> list[Suggestion]:
+    def suggestions(self, asked: Asking) -> list[Suggestion]:
         """Return what an optimizer proposes, answering the prompts that it yields."""
-        try:
-            prompt = next(asking)
-            while True:
-                with self.watch:
-                    reading = self._reading(prompt)
-                self.proposals += [(prompt.generation, proposal.genes) for proposal in reading.proposals]
-                prompt = asking.send(reading)
-        except StopIteration as done:
-            return done.value
+        return asking.suggestions(asked, self._answered)
+
+    def _answered(self, prompt: Prompt) -> Reading:
+        with self.watch:
+            reading = self._reading(prompt)
+        self.proposals += [(prompt.generation, proposal.genes) for proposal in reading.proposals]
+        return reading
 
     def _reading(self, prompt: Prompt) -> Reading:
         reply, reading = self._turn(prompt)
@@ -353,7 +354,7 @@ class Server(NamedTuple):
         if plan.optimizer not in ASKING:
             return None
         if self.recorded:
-            lines = [json.loads(line) for line in self.recorded.read_text().splitlines()]
+            lines = measurements.read(self.recorded)
             wanted = {**asdict(plan), "search": plan.search.removesuffix(ONCE)}
             own = [line for line in lines if all(line[name] == value for name, value in wanted.items())]
             if not own:
@@ -618,8 +619,9 @@ def plan_of(line: Mapping[str, Any]) -> Plan:
     return Plan(**{name: line[name] for name in Plan.__dataclass_fields__})
 
 
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def lines_of(file: Path) -> dict[Plan, dict[str, Any]]:
+    """The searches of a file; of a plan that was run again the newest line."""
+    return {plan_of(line): line for line in measurements.read(file)}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -643,21 +645,21 @@ def run(options: argparse.Namespace) -> None:
     ]
     versions = {plan: (engine_of(plan.search), surface_of(load(plan.landscape)), rule_of()) for plan in wanted}
     lines = lines_of(file)
-    stale = [line for line in lines if (plan := plan_of(line)) in versions and versions[plan] != _version(line)]
-    if stale:
+    missing = [plan for plan, version in versions.items() if plan not in lines or _version(lines[plan]) != version]
+    if stale := [plan for plan in missing if plan in lines]:
         print(f"{len(stale)} lines of {file.name} are of earlier code or landscapes, and run again", flush=True)
-        lines = [line for line in lines if line not in stale]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = {plan_of(line) for line in lines}
-    missing = [plan for plan in versions if plan not in done]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as out, ProcessPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs) as pool:
         call = partial(line_of, server=server)
         for line in (map if options.jobs == 1 else pool.map)(call, missing):
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+            measurements.append(file, line)
             plan, handed = plan_of(line), line["handed"][-1]
             print(f"{plan.landscape} {plan.search} seed {plan.seed}: {handed:.3f}, {line['seconds']} s", flush=True)
+    newest = lines_of(file)
+    if len(measurements.read(file)) > len(newest):
+        kept = file.with_name(f"{file.name}.new")
+        kept.write_text("".join(json.dumps(line) + "\n" for line in newest.values()))
+        kept.replace(file)
 
 
 def _version(line: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -684,7 +686,7 @@ Lines = dict[str, dict[int, dict[str, Any]]]
 def groups(file: Path) -> dict[Group, Lines]:
     """{group: {search: {seed: line}}}, sorted."""
     found: dict[Group, Lines] = {}
-    for line in lines_of(file):
+    for line in lines_of(file).values():
         group = Group(*(line[name] for name in Group._fields))
         found.setdefault(group, {}).setdefault(line["search"], {})[line["seed"]] = line
     if not found:
@@ -720,20 +722,14 @@ def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[st
         own = curves[name]
         values = np.array([own[seed] for seed in sorted(own)])
         way = 100 * (values[:, place] - low) / (high - low)
-        cells = [_mean(column) for column in values.T]
-        cells.append(_mean(way, digits=0) + " %")
+        cells = [tables.with_error(column) for column in values.T]
+        cells.append(tables.with_error(way, digits=0) + " %")
         for base in bases:
             common = sorted(own.keys() & curves[base].keys())
             differences = np.array([own[seed][place] - curves[base][seed][place] for seed in common])
-            cells.append("" if base == name or not common else _mean(differences, "+"))
+            cells.append("" if base == name or not common else tables.with_error(differences, "+"))
         seconds = np.mean([line["seconds"] for line in lines[name].values()])
         yield f"| {' | '.join([name, *cells, str(len(own)), f'{seconds:.1f}'])} |"
-
-
-def _mean(values: Array, sign: str = "", digits: int = 3) -> str:
-    """The mean over seeds and its standard error."""
-    mean = f"{float(values.mean()):{sign}.{digits}f}"
-    return f"{mean} ± {float(values.std(ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
 
 
 def proposals(options: argparse.Namespace) -> None:
@@ -750,7 +746,7 @@ def proposals(options: argparse.Namespace) -> None:
         for search, own in asked.items():
             first = _means([truth for generation, truth in proposed if generation == 0] for proposed in own)
             later = _means([truth for generation, truth in proposed if generation > 0] for proposed in own)
-            cells = [_mean(np.array(means)) if means else "" for means in (first, later)]
+            cells = [tables.with_error(means) for means in (first, later)]
             print(f"| `{group.landscape}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
         if asked:
             landscape = load(group.landscape)
@@ -805,9 +801,9 @@ def picture(options: argparse.Namespace) -> None:
     figure.savefig(options.out, dpi=120, metadata=metadata)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     running = commands.add_parser("run", help="run the searches that the file lacks")
     running.add_argument("--landscape", default="quickstart", help="several with commas between them")
     running.add_argument("--optimizers", default="llm-off,cma-es,mergekit-evolve,tpe,random")
@@ -845,7 +841,11 @@ def main(words: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--curve", choices=("handed", "best"), default="handed", help="handed over, or best-scored"
         )
-    options = parser.parse_args(words)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     options.command(options)
 
 

@@ -33,7 +33,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import asking
+import measurements
 import numpy as np
+from measurements import QUICKSTART
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -50,12 +53,10 @@ from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup
 from llmevo.search.optimizers.recommendation import recommend
-from llmevo.search.prompts.question import Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
 SPREAD = 0.25
 """Standard deviation of the recipes around the uniform merge, in shares of a gene's range."""
@@ -78,23 +79,21 @@ def points(space: SearchSpace) -> Iterator[Point]:
 def collect(options: argparse.Namespace) -> None:
     """Score what the table lacks, a line for each recipe."""
     scorer = Scorer(read_config(QUICKSTART), QUICKSTART.parent)
-    done = len(TABLE.read_text().splitlines()) if TABLE.exists() else 0
-    with TABLE.open("a") as out:
-        for number, point in zip(range(options.recipes), points(scorer.space), strict=False):
-            if number < done:
-                continue
-            genes = {name: round(value, 4) for name, value in scorer.space.from_unit(point).items()}
-            line: dict[str, Any] = {"genes": [*genes.values()]}
-            try:
-                score, seconds = scorer.score(scorer.space.decode(genes))
-            except CandidateError as error:
-                line["failed"] = str(error)
-            else:
-                rights = {task: "".join(str(int(v)) for v in values) for task, values in score.item_scores.items()}
-                line |= {"right": rights}
-                print(f"{number + 1}/{options.recipes}: {score.total:.3f} in {sum(seconds.values()):.1f} s", flush=True)
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+    done = len(measurements.read(TABLE))
+    for number, point in zip(range(options.recipes), points(scorer.space), strict=False):
+        if number < done:
+            continue
+        genes = {name: round(value, 4) for name, value in scorer.space.from_unit(point).items()}
+        line: dict[str, Any] = {"genes": [*genes.values()]}
+        try:
+            score, seconds = scorer.score(scorer.space.decode(genes))
+        except CandidateError as error:
+            line["failed"] = str(error)
+        else:
+            rights = {task: "".join(str(int(v)) for v in values) for task, values in score.item_scores.items()}
+            line |= {"right": rights}
+            print(f"{number + 1}/{options.recipes}: {score.total:.3f} in {sum(seconds.values()):.1f} s", flush=True)
+        measurements.append(TABLE, line)
 
 
 FEATURES = 128
@@ -219,7 +218,7 @@ def _disagreement(rights: Mapping[str, Point]) -> float:
 def load(file: Path = TABLE) -> tuple[Point, dict[str, Point]]:
     """The collected recipes in unit coordinates, and what each got right."""
     space = Scorer(read_config(QUICKSTART), QUICKSTART.parent).space
-    lines = [line for text in file.read_text().splitlines() if "right" in (line := json.loads(text))]
+    lines = [line for line in measurements.read(file) if "right" in line]
     names = [gene.name for gene in space.genes]
     recipes = np.array([space.to_unit(dict(zip(names, line["genes"], strict=True))) for line in lines])
     tasks = [*lines[0]["right"]]
@@ -335,14 +334,8 @@ def simulated(
 
     scored(start_rows(space))
     while len(trials) < budget:
-        asking = optimizer.ask(min(4 + int(3 * np.log(len(space.genes))), budget - len(trials)))
-        answer = None
-        try:
-            while True:
-                prompt = asking.send(answer)  # type: ignore[arg-type]  # None starts a generator
-                answer = prompt.read(proposer.answer(prompt).text) if proposer else Reading()
-        except StopIteration as done:
-            scored(done.value)
+        size = min(4 + int(3 * np.log(len(space.genes))), budget - len(trials))
+        scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
     full = max(trial.score.items for trial in trials if trial.score)
     ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
     recommended = recommend(space, [trial for trial in trials if space.contains(trial.candidate.genes)])
@@ -492,9 +485,9 @@ def replay(options: argparse.Namespace) -> None:
         print(f"| {name} | {share:.0%} | {np.mean(lost):.1%} | {np.mean(gaps):+.4f} ± {error:.4f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     collecting = commands.add_parser("collect", help="score real recipes; goes on where it stopped")
     collecting.add_argument("--recipes", type=int, default=300)
     collecting.set_defaults(command=collect)
@@ -511,7 +504,11 @@ def main() -> None:
     replaying.add_argument("--seeds", type=int, default=100)
     replaying.add_argument("--budget", type=int, default=60)
     replaying.set_defaults(command=replay)
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     options.command(options)
 
 

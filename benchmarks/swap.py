@@ -16,7 +16,7 @@ from typing import Any
 
 import measurements
 import tables
-import torch
+from measurements import QUICKSTART
 
 from llmevo.config import Config, read_config
 from llmevo.engines.base import Engine
@@ -28,8 +28,6 @@ from llmevo.merging.writer import write_model
 from llmevo.models.sources import Sources
 from llmevo.search.space import SearchSpace
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
-
 
 def start(backend: str, folder: Path, dtype: str, sources: Sources, cache_gb: float) -> Engine:
     if backend == "vllm":
@@ -37,12 +35,16 @@ def start(backend: str, folder: Path, dtype: str, sources: Sources, cache_gb: fl
     return HfEngine(folder, folder, dtype, merger=Merger(sources, 0, cache_gb))
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--backend", default="hf,vllm")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--backend", default="hf,vllm")
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = arguments.parse_args()
+    given = parser().parse_args()
     config: Config = read_config(QUICKSTART)
     sources, dtype = Sources(QUICKSTART.parent), config.genome.dtype
     donor = config.genome.references[0]
@@ -55,7 +57,7 @@ def main() -> None:
 
     def keep(backend: str, turn: int, seconds: dict[str, float]) -> None:
         line = {"benchmark": "swap", "backend": backend, "round": turn, "seconds": seconds}
-        line |= measurements.environment(torch.get_num_threads())
+        line |= measurements.environment()
         found.append(measurements.append(given.out, line))
 
     for backend in given.backend.split(","):

@@ -13,6 +13,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import measurements
+import numpy as np
 
 Lines = Sequence[dict[str, Any]]
 
@@ -22,6 +23,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def with_error(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
+    """The mean, and its standard error where there are several values; nothing of none."""
+    if not len(values):
+        return ""
+    error = f" ± {float(np.std(values, ddof=1)) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{float(np.mean(values)):{sign}.{digits}f}{error}"
+
+
+def short(task: str) -> str:
+    """The name of a task of the quickstart without what all have in common."""
+    return task.removeprefix("quickstart_").removesuffix("_heldout").replace("_", " ")
 
 
 def rows(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -51,10 +65,11 @@ def merge(lines: Lines) -> Iterator[str]:
     heads = ["method", "llmevo", "mergekit", "mergekit / llmevo", "llmevo / floor"]
     cells: list[list[str]] = []
     for (method,), own in groups(lines, "method").items():
-        times = {name: [line["seconds"][name] for line in own] for name in ("llmevo", "mergekit", "floor")}
-        mine, other, floor = (median(times[name]) for name in times)
-        ratios = [f"{other / mine:.1f}", f"{mine / floor:.1f}"]
-        cells.append([method, spread(times["llmevo"]), spread(times["mergekit"]), *ratios])
+        mine, floor = ([line["seconds"][name] for line in own] for name in ("llmevo", "floor"))
+        # mergekit lacks some methods
+        theirs = [line["seconds"]["mergekit"] for line in own if "mergekit" in line["seconds"]]
+        beside = [spread(theirs), f"{median(theirs) / median(mine):.1f}"] if theirs else ["–", "–"]
+        cells.append([method, spread(mine), *beside, f"{median(mine) / median(floor):.1f}"])
     yield from rows(heads, cells)
 
 
@@ -260,10 +275,14 @@ def markdown(lines: Lines) -> str:
     return "\n".join(text).strip()
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("file", type=Path)
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    print(markdown(measurements.read(parser.parse_args().file)))
+    print(markdown(measurements.read(parser().parse_args().file)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import measurements
 import numpy as np
 import tables
+from measurements import QUICKSTART
 
 from llmevo.config import read_config
 from llmevo.evaluation.score import Score
@@ -29,8 +30,9 @@ from llmevo.workers.pool import Pool
 from llmevo.workers.processes import Processes
 from llmevo.workers.protocol import Request
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart-plain.yml"
 FLEETS = (1, 2)
+THREADS = 1
+"""Of each worker."""
 SPREAD = 0.1
 """The standard deviation of the candidates around the uniform merge, in shares of a gene's range."""
 
@@ -41,7 +43,7 @@ class Fleet:
     def __init__(self, count: int, limit: int) -> None:
         config = read_config(QUICKSTART).model_copy(update={"limit": limit})
         self.scorer = Scorer(config, QUICKSTART.parent)
-        host = Processes(partial(open_scorer, config, QUICKSTART.parent), count, threads=1)
+        host = Processes(partial(open_scorer, config, QUICKSTART.parent), count, threads=THREADS)
         self.count, self._pool = count, Pool(host, self.scorer, self.scorer.facts())
 
     def scored(self, recipes: Sequence[Recipe], rivals: Sequence[Score] = ()) -> tuple[float, list[Score]]:
@@ -68,13 +70,17 @@ def generation(space: SearchSpace, count: int) -> list[Recipe]:
     return [space.decode(space.from_unit(np.clip(middle + step, 0.0, 1.0))) for step in steps]
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=2)
+    made.add_argument("--candidates", type=int, default=8)
+    made.add_argument("--limit", type=int, default=40, help="questions of each task")
+    made.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
+    return made
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--candidates", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=40, help="questions of each task")
-    parser.add_argument("--out", type=Path, help="a file to append every round to, as lines of JSON")
-    given = parser.parse_args(words)
+    given = parser().parse_args(words)
     fleets = [Fleet(count, given.limit) for count in FLEETS]
     space = fleets[0].scorer.space
     recipes = generation(space, given.candidates)
@@ -101,6 +107,7 @@ def main(words: Sequence[str] | None = None) -> None:
                         "of": len(recipes) * fleet.scorer.evaluator.items,
                         "seconds": seconds,
                         **measurements.environment(),
+                        "threads": THREADS,
                     }
                     found.append(measurements.append(given.out, line))
                     print(f"{fleet.count} workers, racing {racing}, round {turn}: {seconds:.1f} s", flush=True)

@@ -32,7 +32,6 @@ a real run (`quickstart`), or log-normal with a standard deviation of 0.5 or 1, 
 
 import argparse
 import heapq
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +39,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import asking
+import measurements
 import numpy as np
 import searches
 import tables
@@ -416,7 +417,7 @@ class Run:
         return self._budget - len(self._candidates) if self.fleet.now < self._horizon else 0
 
     def _ask(self, size: int) -> list[int]:
-        suggestions = _answered(self._optimizer.ask(size))
+        suggestions = asking.suggestions(self._optimizer.ask(size), asking.refused)
         self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
         self.last_asked = self.fleet.now
         return self._new(suggestions)
@@ -428,8 +429,8 @@ class Run:
             for place, trials in enumerate(self._heard):
                 self._optimizer.tell(trials)
                 if place < len(self._heard) - 1:
-                    _answered(self._optimizer.ask(size))
-            known.append(_answered(self._optimizer.ask(size)))
+                    asking.suggestions(self._optimizer.ask(size), asking.refused)
+            known.append(asking.suggestions(self._optimizer.ask(size), asking.refused))
             self._heard = []
         suggestions = known[self._generation][:size]
         self._generation += 1
@@ -537,14 +538,6 @@ class Near(Optimizer):
         return ""
 
 
-def _answered(asking: Asking) -> list[Suggestion]:
-    try:
-        next(asking)
-    except StopIteration as done:
-        return done.value
-    raise SystemExit("an optimizer that asks an LLM cannot be simulated here")
-
-
 # The commands
 
 ORDERS = ("whole", "parts", "parts 2", "strict", "strict 2", "single", "steady", "early")
@@ -624,7 +617,7 @@ COMMANDS: dict[str, tuple[Callable[[], Iterator[Scene]], Callable[[Scene, int], 
 def simulate(options: argparse.Namespace) -> None:
     """Add the lines that the file lacks: for each scene the results of all seeds."""
     scenes, measure = COMMANDS[options.of]
-    done = [(line["of"], line["scene"], line["seeds"]) for line in _read(options.out)]
+    done = [(line["of"], line["scene"], line["seeds"]) for line in measurements.read(options.out)]
     for scene in dict.fromkeys(scenes()):
         if options.workers not in (None, scene.workers):
             continue
@@ -633,8 +626,7 @@ def simulate(options: argparse.Namespace) -> None:
             continue
         runs = [measure(scene, seed) for seed in range(options.seeds)]
         line = {"of": options.of, "scene": asdict(scene), "seeds": options.seeds, "runs": _joined(runs)}
-        with options.out.open("a") as out:
-            out.write(json.dumps(line) + "\n")
+        measurements.append(options.out, line)
         print(*key, flush=True)
 
 
@@ -649,16 +641,12 @@ def _joined(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
-
-
 # Tables
 
 
 def table(options: argparse.Namespace) -> None:
     """Print the lines of the file."""
-    lines = [{**line, "scene": Scene(**line["scene"])} for line in _read(options.file)]
+    lines = [{**line, "scene": Scene(**line["scene"])} for line in measurements.read(options.file)]
     seeds = sorted({line["seeds"] for line in lines if line["of"] == "speed"})
     parts = [
         f"{' or '.join(map(str, seeds))} seeds where no other number stands; means and their standard errors.",
@@ -683,7 +671,12 @@ def _speeds(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 str(scene.workers),
                 f"{sum(scene.speeds):g}",
                 _described(scene),
-                *(f"{_mean(own[o]['multiple'])} ({np.mean(own[o]['middle']):.1f})" if o in own else "" for o in orders),
+                *(
+                    f"{tables.with_error(own[o]['multiple'], digits=1)} ({np.mean(own[o]['middle']):.1f})"
+                    if o in own
+                    else ""
+                    for o in orders
+                ),
             ]
             for scene, own in sorted(by_scene.items(), key=lambda one: (one[0].workers, _described(one[0])))
         ),
@@ -723,14 +716,14 @@ def _found(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for line in sorted(lines, key=place):
         scene, runs = line["scene"], line["runs"]
         times = [
-            f"{_mean(own, 3)} ({np.mean(runs['scored'][f'{moment:g}']):.0f})"
+            f"{tables.with_error(own)} ({np.mean(runs['scored'][f'{moment:g}']):.0f})"
             if (own := runs["times"].get(f"{moment:g}"))
             else ""
             for moment in TIMES
         ]
-        counts = [_mean(own, 3) if (own := runs["counts"].get(str(count))) else "" for count in COUNTS[:-1]]
+        counts = [tables.with_error(own) if (own := runs["counts"].get(str(count))) else "" for count in COUNTS[:-1]]
         what = [_described(scene), scene.optimizer, str(scene.workers), scene.order, str(line["seeds"])]
-        throughput = f"{_mean(runs['multiple'])} ({np.mean(runs['middle']):.1f})"
+        throughput = f"{tables.with_error(runs['multiple'], digits=1)} ({np.mean(runs['middle']):.1f})"
         cells.append([*what, throughput, *times, *counts])
     yield from tables.rows(["durations", "optimizer", "workers", "order", "seeds", "throughput", *heads], cells)
 
@@ -745,14 +738,9 @@ def _described(scene: Scene) -> str:
     return ", ".join(parts)
 
 
-def _mean(values: Sequence[float], digits: int = 1) -> str:
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(required=True)
     for name in COMMANDS:
         simulating = commands.add_parser(name, help="simulate the scenes that the file lacks")
         simulating.add_argument("--seeds", type=int, default=20)
@@ -762,7 +750,11 @@ def main(words: Sequence[str] | None = None) -> None:
     showing = commands.add_parser("table", help="print the results")
     showing.add_argument("file", nargs="?", type=Path, default=RESULTS)
     showing.set_defaults(command=table)
-    options = parser.parse_args(words)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     options.command(options)
 
 

@@ -335,8 +335,8 @@ class Racing(Section):
 
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
     """The largest share of wrongly stopped candidates among those that would have become the best. In 40 simulated
-    searches (`benchmarks/simulator.py race`) 0.05 saves 39 % of the questions and changes the score by -0.001 ± 0.003;
-    0.2 saves 49 %, and stops the candidate with the highest score in 7 of them."""
+    searches (`benchmarks/results/racing-simulator.jsonl`) 0.05 saves 39 % of the questions and changes the score by
+    -0.001 ± 0.003; 0.2 saves 49 %, and stops the candidate with the highest score in 7 of them."""
     looks: int = Field(default=5, ge=2)
     """Parts of the questions, after each of which a candidate may be stopped."""
 

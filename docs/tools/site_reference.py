@@ -386,9 +386,11 @@ def _cost(method: Method) -> Iterator[str]:
     if not rows:
         yield "Not measured."
     else:
-        own, other = (median(row["seconds"][name] for row in rows) for name in ("llmevo", "mergekit"))
+        own = median(row["seconds"]["llmevo"] for row in rows)
+        theirs = [row["seconds"]["mergekit"] for row in rows if "mergekit" in row["seconds"]]
+        other = f"{median(theirs):.2f}" if theirs else "–"
         yield (
-            f"{own:.2f} seconds a candidate at the quickstart's size, mergekit {other:.2f}: see"
+            f"{own:.2f} seconds a candidate at the quickstart's size, mergekit {other}: see"
             " [the benchmark of merging](../benchmarks/merging.md)."
         )
     yield ""
