@@ -69,7 +69,7 @@ class Search:
         `budget` the number of candidates, start rows included; `client` the LLM of the optimizers that ask one;
         `root` the folder that relative references start from.
 
-        Raises ConfigError for an unknown optimizer or a client that is missing, and pydantic's ValidationError for a
+        Raises ConfigError for an unknown optimizer, a client that is missing and `layers` below 1, and pydantic's ValidationError for a
         genome that is none.
         """
         known = every()
@@ -83,6 +83,8 @@ class Search:
             first = genome.references[0]
             sources = Sources.open([first], Path(root))
             layers, routers = sources.depth(first), routers_of(sources[first].shapes, sources.config(first))
+        if layers < 1:
+            raise ConfigError(f"layers: {layers} is no number of layers; give that of the models, or leave it out")
         self.space = SearchSpace(genome, layers, routers)
         self.budget = budget
         self.trials: list[Trial] = []

@@ -326,6 +326,16 @@ def test_an_answer_without_a_token_count_is_estimated_so_that_a_cap_on_its_cost_
     assert "estimated" in reply.problems[0]
 
 
+@pytest.mark.parametrize("count", [12.5, 1e300, None, -1])
+def test_numbers_of_a_server_that_are_none_do_not_cost_the_answer(count: float | None) -> None:
+    body = {**chat("x" * 40).body, "model": 5, "usage": {"prompt_tokens": count, "completion_tokens": 3}}
+    with serving(Answer(body)) as server:
+        reply = proposer(server).answer(prompt())
+    assert (reply.text, reply.model) == ("x" * 40, "5")
+    assert (reply.prompt_tokens, reply.completion_tokens) == (6, 10)
+    assert "estimated" in reply.problems[0]
+
+
 def test_an_answer_of_ten_megabytes_is_given_up_after_one_and_one_request() -> None:
     with serving(chat("x" * 10_000_000)) as server:
         with pytest.raises(ProposerError, match="longer than 1,000,000 bytes"):
@@ -643,7 +653,19 @@ def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["not JSON\n", "[]\n", "3\n", "{}\n", '{"event": "prompted"}\n', "", '{"event": "told"}\n', "\xff\xfe"]
+    "text",
+    [
+        '{"event": "prompted", "generation": 1, "model": "m", "reply": "x", "tokens": {"prompt": 1, "completion": 2}}\n',
+        '{"event": "prompted", "generation": 1, "model": "m", "style": "chat", "reply": "x"}\n',
+        "not JSON\n",
+        "[]\n",
+        "3\n",
+        "{}\n",
+        '{"event": "prompted"}\n',
+        "",
+        '{"event": "told"}\n',
+        "\xff\xfe",
+    ],
 )
 def test_a_transcript_that_is_no_log_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "events.jsonl").write_bytes(text.encode("latin-1"))

@@ -43,7 +43,7 @@ def question(over: SearchSpace | None = None, **keys: Any) -> Question:
     over = over or space()
     trials = (trial(3, level(over, 0.4), 0.5), trial(7, level(over, 0.6), 0.7))
     options: dict[str, Any] = {"wanted": 9, "generation": 3, "sigma": 0.15, "used": 17, "budget": 80, "slots": 4}
-    return Question(over, trials, TASKS, **{**options, **keys})
+    return Question(over, trials, **{"tasks": TASKS, **options, **keys})
 
 
 def reading(asked: Question | None = None, table: GeneTable | None = None, **parts: Any) -> Reading:
@@ -348,7 +348,7 @@ def test_the_first_usable_form_of_a_recipe_counts_and_nulls_are_nothing() -> Non
     empty = {"genome": None, "depth": None, "move": None}
     for form in ({"genome": [[30, 30]] * 4}, {"depth": {"all": "0.3"}}, {"move": {"set": {"all": 0.3}}}):
         assert {*proposed({**empty, **form}).values()} == {0.3}
-    assert reading(proposals=[empty]).problems == ["dropped proposal 1: it has 1 numbers, the table 8"]
+    assert reading(proposals=[empty]).problems == ["dropped proposal 1: it has no genome"]
 
 
 # Predictions and purposes
@@ -665,3 +665,55 @@ def test_the_schema_names_the_tasks_as_the_prompt_does() -> None:
         assert len(keys) == 13
         recipe = {"depth": {"model A" if masked else "alpha": "0.3"}, "predicted": {keys[3]: 0.5}}
         assert [*reading(asked, proposals=[recipe]).proposals[0].predicted.values()] == [0.5]
+
+
+NAMED: dict[str, Any] = {
+    "columns": {"beta": 90, "alpha": 10},
+    "columns by row": {"beta": [90, 90, 90, 90], "alpha": 10},
+    "rows": {"layers 0-0": [10, 90], "2": [10, 90], "layers 2-2": [10, 90], "4": {"beta": 90, "alpha": 10}},
+    "rows of columns": [{"beta.weight": 90, "alpha.weight": 10}] * 4,
+    "text": "[[10, 90], [10, 90], [10, 90], [10, 90]]",
+}
+
+
+@pytest.mark.parametrize("genome", NAMED.values(), ids=NAMED)
+def test_a_table_with_names_is_read_by_them(genome: Any) -> None:
+    over = space()
+    genes = proposed({"genome": genome}, question(over))
+    assert (columns(genes, "alpha"), columns(genes, "beta")) == ([0.1] * 4, [0.9] * 4)
+
+
+def test_names_that_a_table_lacks_are_not_guessed() -> None:
+    said = [{"genome": {"gama": 90, "alpha": 10}}, {"genome": {"alpha": 10}}, {"genome": None}]
+    found = reading(proposals=said)
+    assert not found.proposals
+    for problem, words in zip(found.problems, ("'gama'", "a row has no beta.weight", "it has no genome"), strict=True):
+        assert words in problem
+
+
+def test_a_point_makes_decimals_also_of_whole_numbers() -> None:
+    assert columns(proposed({"genome": [[1.0, 1.0]] * 4}), "alpha") == [1.0] * 4
+    assert columns(proposed({"genome": [[1, 1]] * 4}), "alpha") == [0.01] * 4
+
+
+def test_a_predicted_total_in_hundredths_is_a_share_where_scores_are_and_an_absurd_one_is_dropped() -> None:
+    table = [[10, 90]] * 4
+    shares = question(tasks={"sums": (1.0, "acc,none")})
+    (total,) = reading(shares, proposals=[{"genome": table, "predicted": {"score": 78}}]).proposals
+    assert total.expected == 0.78
+    found = reading(shares, proposals=[{"genome": table, "predicted": {"score": 1e308, "sums": 1e300}}])
+    assert (found.proposals[0].expected, found.proposals[0].predicted) == (None, {})
+    assert len([problem for problem in found.problems if "is no score" in problem]) == 2
+
+
+def test_the_answer_may_be_inside_another_object_and_a_later_empty_one_is_passed_over() -> None:
+    whole = {"proposals": [{"genome": [[10, 90]] * 4}]}
+    for text in (json.dumps({"answer": whole}), f"{json.dumps(whole)} {json.dumps({'proposals': []})}"):
+        assert len(read(text, question()).proposals) == 1
+
+
+def test_in_older_logs_answers_are_read_as_they_were() -> None:
+    asked = question(before_rules_4=True)
+    assert columns(proposed({"genome": [[1.0, 1.0]] * 4}, asked), "alpha") == [0.01] * 4
+    (found,) = reading(asked, proposals=[{"genome": [[10, 90]] * 4, "predicted": 78}]).proposals
+    assert found.expected == 78

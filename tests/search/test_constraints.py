@@ -78,6 +78,7 @@ def test_a_constraint_is_read(text: str, read: tuple[object, ...]) -> None:
         (["q_sums_search > 3"], ("constraints: ", "'>' is unknown", ">= or <=")),
         (["q_sums_search >= half"], ("'half' is unknown", "parent")),
         (["q_sums_search >= parents - 0.1"], ("'parents' is unknown", "did you mean 'parent'?")),
+        (["q_sums_search >= 1e400"], ("too large",)),
         (["q_sums_search >= base"], ("'base' is unknown", "nothing else is scored on the search questions")),
         (["q_sums_search >= parent 0.1"], ("'parent 0.1' is no bound",)),
         (["q_sum_search >= 0.4"], ("constraints:", "'q_sum_search'", "did you mean 'q_sums_search'?")),

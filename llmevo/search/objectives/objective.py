@@ -56,6 +56,8 @@ class Constraint:
             )
         if row and bound[2] and number[0] not in "+-":
             raise ValueError(f"{text!r}: {right!r} is no bound; {FORM}")
+        if math.isinf(float(number)):
+            raise ValueError(f"{text!r}: {number} is too large for a bound")
         return cls(" ".join(text.split()), task, sign in (">=", "≥"), row, float(number))
 
     def best(self, values: Iterable[float]) -> float:

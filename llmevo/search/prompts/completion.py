@@ -9,6 +9,7 @@ Small models fail at long lines. Where there are many genes, each prompt asks fo
 stay as in the best recipe, as in EvoLLM.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from statistics import median, mode
@@ -32,8 +33,10 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
     """Return the prompt for a base model."""
     genes = block(question.space.genes, seed)
     elites = question.elites
-    span = max(1, len({trial.value for trial in elites}) - 1)
-    ranks = {value: place for place, value in enumerate(sorted({trial.value for trial in elites}))}
+    values = sorted({trial.value for trial in elites})
+    if len(values) == 1 and not question.before_rules_4:
+        values = [-math.inf, *values]  # the best one is at the top, also where all are equal
+    span, ranks = max(1, len(values) - 1), {value: place for place, value in enumerate(values)}
     rows = [
         (
             round(TOP * ranks[trial.value] / span),

@@ -275,16 +275,17 @@ class _Reader:
         if not isinstance(genome, dict):
             return genome
         try:
+            self._words.column(next(iter(genome)))
+        except ValueError:  # the names are those of rows
             by_row = {label: row for key, row in genome.items() for label in self._words.rows(key)}
-        except ValueError:
-            columns = {name: [*scalars(of)] for name, of in genome.items()}
-            count = len(self._table.slices)
-            if any(len(of) not in (1, count) for of in columns.values()):
-                raise ValueError(f"a column has as many numbers as there are rows, which are {count}") from None
-            rows = [{name: of[place % len(of)] for name, of in columns.items()} for place in range(count)]
-            return [self._row(row) for row in rows]
-        found = [by_row.get(label, []) for label in self._table.slices]
-        return [self._row(row) if isinstance(row, dict) else row for row in found]
+            found = [by_row.get(label, []) for label in self._table.slices]
+            return [self._row(row) if isinstance(row, dict) else row for row in found]
+        columns = {name: [*scalars(of)] for name, of in genome.items()}
+        count = len(self._table.slices)
+        if any(len(of) not in (1, count) for of in columns.values()):
+            raise ValueError(f"a column has as many numbers as there are rows, which are {count}")
+        rows = [{name: of[place % len(of)] for name, of in columns.items()} for place in range(count)]
+        return [self._row(row) for row in rows]
 
     def _row(self, named: dict[str, Any]) -> list[Any]:
         """The numbers of a row that has them by the names of the columns."""
