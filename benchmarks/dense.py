@@ -77,7 +77,8 @@ def collect(options: argparse.Namespace) -> None:
         if name not in done:
             made = options.folder / name.replace(" ", "-").replace(":", "").replace(",", "").replace("'", "")
             if not made.exists():
-                make_dense(str(folder), made, way, text=texts.absolute(), device="cpu", **given)
+                used = texts.absolute() if way in ("average", "widen") else None
+                make_dense(str(folder), made, way, text=used, device="cpu", **given)
             _ask(scorer, name, made, options)
     if REGMEAN not in done:
         made = options.folder / "regmean"

@@ -888,12 +888,12 @@ def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = No
     return _validated(_changed(raw, overrides or {}), origin)
 
 
-def config_text(file: Path, changes: Sequence[str] = ()) -> str:
-    """Return a config file's text; with changes (see `parse_changes`), the same values and those in YAML."""
+def config_text(file: Path, changes: Mapping[str, Any] | None = None) -> str:
+    """Return a config file's text; with changes such as `{"search.budget": 10}`, the same values and those in YAML."""
     text = file.read_text()
     if not changes:
         return text
-    return yaml.safe_dump(_changed(read_yaml(text), parse_changes(changes)), sort_keys=False, width=100)
+    return yaml.safe_dump(_changed(read_yaml(text), changes), sort_keys=False, width=100)
 
 
 def _changed(values: Any, changes: Mapping[str, Any]) -> Any:

@@ -399,7 +399,7 @@ def test_changes_of_the_command_line_reach_every_key(tmp_path: Path) -> None:
     assert (config.search.budget.minutes, config.limit) == (5, 7)
     assert str(config.genome.models[0]) == "other/model"
     assert config_text(file) == file.read_text()
-    assert parse_config(yaml.safe_load(config_text(file, changes)), "") == config
+    assert parse_config(yaml.safe_load(config_text(file, parse_changes(changes))), "") == config
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from llmevo.cli import terminal
-from llmevo.errors import plural
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from llmevo.export.formats import Written
@@ -13,6 +12,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 WORST = 8
 """Matrices that are listed."""
+SHOWN = 0.0005
+"""The least error that is not printed as 0.000; without one there is no list."""
 
 
 def print_written(written: "Written") -> None:
@@ -25,13 +26,8 @@ def print_written(written: "Written") -> None:
 def print_report(report: "LoraReport") -> None:
     """Print the kept energy and the error of an adapter, the matrices with the largest error, and its limits."""
     kept = "exact" if report.exact else f"{report.energy:.2%} of the squared singular values"
-    matrices = sum(of.rank > 0 for of in report.matrices.values())
-    terminal.console.print(
-        f"{kept}, relative error {report.error:.3g}: {report.parameters:,} parameters in"
-        f" {plural(matrices, 'matrix', 'matrices')}, rank {report.rank} at most",
-        soft_wrap=True,
-    )
-    if not report.exact and report.matrices:
+    terminal.console.print(f"{kept}, relative error {report.error:.3g}: {report.size}", soft_wrap=True)
+    if any(of.error >= SHOWN for of in report.matrices.values()):
         table = Table(box=None, pad_edge=False)
         table.add_column("matrices with the largest error", overflow="fold")
         for column in ("rank", "kept energy", "error", "change"):

@@ -1,19 +1,18 @@
 """`llmevo compare`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmevo.cli import options, terminal
-from llmevo.config import config_text
+from llmevo.config import config_text, parse_changes
 from llmevo.errors import ProposerError, UserError
 from llmevo.reports.comparison.compare import Comparison
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.comparison.tables import publish
 from llmevo.reports.terminal.sweep import play, report
-from llmevo.run.log.storage import runs_in
+from llmevo.run.log.storage import runs_in, shared_folder
 from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
 from llmevo.search.paths.registry import every
@@ -28,7 +27,13 @@ def compare(
     ] = "llm,llm-off,cma-es,random",
     seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")] = 3,
     budget: options.Budget = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; runs/CONFIG-compare by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output folder; by default runs/CONFIG-compare, and of finished runs the folder that all of them lie"
+            " in, or the working directory where they lie in several."
+        ),
+    ] = None,
     api_key: options.ApiKey = None,
     base_url: options.BaseUrl = None,
     model: options.Model = None,
@@ -51,8 +56,8 @@ def compare(
     The same command continues after any stop; with more seeds or optimizers it adds runs to those that are there.
     """
     if not what[0].is_file():
-        folder = out or Path(os.path.commonpath([place.absolute() for place in what]))
-        show(compared(runs_in(what)), folder, as_json)
+        runs = runs_in(what)
+        show(compared(runs), out or shared_folder(runs), as_json)
         return
     if len(what) > 1:
         raise UserError(f"compare: one config, or any number of runs; got {', '.join(map(str, what))}")
@@ -72,7 +77,7 @@ def compare(
     )
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
-    text = config_text(what[0], changes or [])
+    text = config_text(what[0], parse_changes(changes or []))
     tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
     try:

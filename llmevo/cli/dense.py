@@ -21,10 +21,15 @@ def dense(
     ] = "average",
     text: Annotated[
         Path | None,
-        typer.Option(help="Texts on which the routers' use is measured: a text a line, or JSON {task: [text, …]}."),
+        typer.Option(
+            help="With --by average or widen: texts on which the routers' use is measured; a text a line, or JSON"
+            " {task: [text, …]}."
+        ),
     ] = None,
-    experts: Annotated[int, typer.Option(help="With --by widen: experts a layer.")] = 2,
-    expert: Annotated[int, typer.Option(help="With --by expert: its number, from 0.")] = 0,
+    experts: Annotated[int | None, typer.Option(help="With --by widen: experts a layer; 2 by default.")] = None,
+    expert: Annotated[
+        int | None, typer.Option(help="With --by expert: its number, from 0; the first by default.")
+    ] = None,
 ) -> None:
     """Make one dense model of a mixture of experts (Mixtral or Qwen3-MoE)."""
     from llmevo.export.dense import WAYS, Way, make_dense  # torch takes seconds to import

@@ -31,7 +31,7 @@ def extract(
         made = extract_adapter(
             fine_tune, base, out, rank=rank or "auto", energy=energy, parameters=parameters, tasks=tasks
         )
-    terminal.console.print(f"{out} is a LoRA adapter for PEFT and vLLM, on {base}", soft_wrap=True)
+    terminal.console.print(f"{out} is a LoRA adapter for {made.report.servers}, on {base}", soft_wrap=True)
     print_report(made.report)
     if made.scores:
         terminal.console.print()

@@ -20,7 +20,7 @@ def inspect(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a config and its models, and show what a run would do; the same as `run --dry-run`."""
+    """Check a config and its models, and show what a run would do, as `run --dry-run` does for all options of a run."""
     settings, root = read_settings(config, changes=changes, engine__workers=workers), config.parent.absolute()
     check_start(settings, root)
     from llmevo.reports.terminal.inspection import show

@@ -13,14 +13,21 @@ from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.text import say
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
-from llmevo.run.log.storage import RunLog, holds_run
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import BEST, ROUTING, RunLog, holds_run
 from llmevo.run.trackers import forwarded
 
 
 def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
-    """Run to the end or to a signal, with a live display and the loggers of `config`."""
-    folder = shlex.quote(str(log.folder))
-    view = Display(terminal.console, experiment.scorer.config, log.folder)
+    """Run to the end or to a signal, with a live display and the loggers of `config`; of a finished run show the
+    summary alone.
+    """
+    folder, before = shlex.quote(str(log.folder)), RunState.fold(iter(log.recorded))
+    if before.finished and not config.loggers and _is_whole(log, before):
+        say(terminal.console, f"{log.folder} is finished; `llmevo resume {folder} --budget N` goes on.")
+        summary(terminal.console, before, log.folder, experiment.config)
+        return
+    view = Display(terminal.console, experiment.scorer.config, log.folder, earlier=len(log.recorded))
     experiment.verdicts.ask_voter = booth(terminal.console, typer.getchar, view.paused) if _in_terminal() else None
     experiment.scorer.warn = view.warn
     view.doing = lambda: experiment.scorer.doing
@@ -48,6 +55,13 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
                 terminal.say_stopped(f"Stopped. Nothing is lost: {again}." if begun else unbegun)
                 raise typer.Exit(130) from None
     summary(terminal.console, state, log.folder, experiment.config)
+
+
+def _is_whole(log: RunLog, state: RunState) -> bool:
+    """Whether a finished run has the files that are written beside its log."""
+    best = state.best
+    mixture = best and state.recipes[best.candidate.id].get("mixture")
+    return all((log.place / name).exists() for name in (BEST, *([ROUTING] if mixture else [])) if best)
 
 
 def warned(text: str) -> None:

@@ -66,7 +66,9 @@ Ranks = Annotated[
 Energy = Annotated[
     float | None, typer.Option(help="Share of the squared singular values that auto keeps; 0.95 by default.")
 ]
-Parameters = Annotated[str | None, typer.Option(help="Numbers in an adapter, such as 10M: the best ranks within them.")]
+Parameters = Annotated[
+    str | None, typer.Option(help="Numbers in the factors, such as 10M: the best ranks within them.")
+]
 DonorFile = Annotated[
     Path | None,
     typer.Option("--donor", metavar="FILE.gguf", help="A GGUF file of the base; gives metadata and tokenizer."),
@@ -79,16 +81,24 @@ def read_settings(
     """Read a config, changed by `--set`, then by options of the command line, named `section__key`; None and False
     change nothing.
     """
+    return read_changed(config, folders, changes, **options)[0]
+
+
+def read_changed(
+    config: Path, folders: list[Path] | None = None, changes: list[str] | None = None, **options: Any
+) -> tuple[Config, dict[str, Any]]:
+    """Return what `read_settings` does, and all that was changed, {key: plain value}."""
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
     if budget := given.get("search.budget"):
-        given["search.budget"] = parse_budget(*budget)
+        given["search.budget"] = parse_budget(*budget).model_dump(mode="json")
     if workers := given.get("engine.workers"):
         given["engine.workers"] = parse_workers(workers)
-    settings = read_config(config, {**parse_changes(changes or []), **given})
+    changed = {**parse_changes(changes or []), **given}
+    settings = read_config(config, changed)
     if not folders:
-        return settings
+        return settings, changed
     paths = [*settings.task_search_path, *(path.absolute() for path in folders)]
-    return settings.model_copy(update={"task_search_path": paths})
+    return settings.model_copy(update={"task_search_path": paths}), {**changed, "task_search_path": [*map(str, paths)]}
 
 
 def with_loggers(config: Config, names: list[str] | None) -> Config:

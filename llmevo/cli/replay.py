@@ -2,8 +2,9 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,14 @@ from llmevo.run import verify as verification
 from llmevo.run.experiment import config_of
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import consistent_log, read_log
+
+USED = {
+    "--verify": ("--json", "--trust"),
+    "--rescore": ("--json", "--trust"),
+    "--picture": (),
+    "--json": ("--generation",),
+}
+"""{what is done instead of showing the run: the options that it uses}; the first one that is given is done."""
 
 
 def replay(
@@ -38,6 +47,18 @@ def replay(
     trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
+    _refuse_unused(
+        {
+            "--verify": verify,
+            "--rescore": rescore,
+            "--picture": picture,
+            "--json": as_json,
+            "--generation": generation,
+            "--speed": speed,
+            "--prompts": prompts,
+            "--trust": trust,
+        }
+    )
     recorded = read_log(run)
     if verify:
         finished = verification.verify(recorded, run, trust)
@@ -71,6 +92,7 @@ def replay(
             canvas.save_svg(str(picture), title="llmevo run")
         except OSError as error:
             raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
+        terminal.console.print(f"{picture} written.", soft_wrap=True)
     elif as_json:
         grown = RunState()
         for event in recorded:
@@ -82,3 +104,15 @@ def replay(
             raise typer.BadParameter("give a number above 0", param_hint="--speed")
         with consistent_log(run):
             play(terminal.console, recorded, config, run, speed, generation, prompts)
+
+
+def _refuse_unused(given: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that what is done does not use."""
+    chosen = {option: value for option, value in given.items() if value is not None and value is not False}
+    done = next((option for option in USED if option in chosen), "")
+    used = (done, *USED[done]) if done else ("--generation", "--speed", "--prompts")
+    for option, value in chosen.items():
+        if option not in used:
+            shown = option if value is True else f"{option} {value}"
+            way = f"{done} does not use it; leave one of them out" if done else "give it with --verify or --rescore"
+            raise UserError(f"{shown}: {way}")

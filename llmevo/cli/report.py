@@ -1,7 +1,6 @@
 """`llmevo report`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +8,18 @@ import typer
 
 from llmevo.cli import terminal
 from llmevo.errors import UserError
-from llmevo.run.log.storage import runs_in
+from llmevo.run.log.storage import runs_in, shared_folder
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="The folder of a run, or of several to compare.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the run's folder by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file; by default report.html in the run's folder, and of several runs in the folder that all"
+            " of them lie in, or in the working directory where they lie in several."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead: a list with the candidates and scores of each run.")
     ] = False,
@@ -34,7 +39,7 @@ def report(
     from llmevo.reports.html.page import run_page
 
     folders = runs_in(runs)
-    together = folders[0] if len(folders) == 1 else Path(os.path.commonpath([place.absolute() for place in folders]))
+    together = shared_folder(folders)
     file = out or together / "report.html"
     text = run_page(folders[0]) if len(folders) == 1 else comparison_page(folders, together.resolve().name)
     try:

@@ -42,7 +42,7 @@ def run(
     trust: options.Trust = False,
 ) -> None:
     """Search for the best merge."""
-    settings = options.read_settings(
+    settings, changed = options.read_changed(
         config,
         task_search_path,
         changes,
@@ -76,7 +76,7 @@ def run(
             carry_on(prepared, log, settings)
         return
     experiment.scorer.warn = warned
-    with new_log(experiment, folder, config_text(config, changes or [])) as log:
+    with new_log(experiment, folder, config_text(config, changed)) as log:
         carry_on(experiment, log, settings)
 
 

@@ -143,8 +143,7 @@ def adapter_facts(report: LoraReport) -> str:
     """Return what an adapter holds, in sentences."""
     kept = "It is exact" if report.exact else f"It keeps {report.energy:.1%} of the squared singular values"
     parts = [
-        f"{kept} (relative error {report.error:.2g}) in {report.parameters:,} parameters of rank {report.rank} at most;"
-        f" `{REPORT}` has every matrix.",
+        f"{kept} (relative error {report.error:.2g}): {report.size}. `{REPORT}` has every matrix.",
         *(f"{limit}." for limit in report.limits),
     ]
     return " ".join(parts)

@@ -24,8 +24,8 @@ def make_dense(
     by: Way = "average",
     *,
     text: Path | str | None = None,
-    experts: int = 2,
-    expert: int = 0,
+    experts: int | None = None,
+    expert: int | None = None,
     device: str | None = None,
     root: Path | str = ".",
     warn: Callable[[str], None] = warnings.warn,
@@ -34,15 +34,25 @@ def make_dense(
     """Write a mixture as one dense model to `out`, a new folder, as `llmevo dense` does.
 
     `by` is `average`, the experts of each layer by what its router uses on the texts of the file `text`; `widen`, the
-    `experts` most used of each layer with all of their neurons; `uniform`, the plain average; or `expert`, one of them.
+    `experts` most used of each layer (2 by default) with all of their neurons; `uniform`, the plain average; or
+    `expert`, the one of the number `expert` (0 by default).
     Return the recipe, which `llmevo merge` carries out as well, and the measured use. Raises SourceError for a model
-    that is no mixture or has no dense class, UserError for a file or number that cannot be used.
+    that is no mixture or has no dense class, UserError for a file or number that cannot be used, and for one that `by`
+    does not use.
     """
     from llmevo.export.merge import merge
 
     of = mixture if isinstance(mixture, ModelReference) else ModelReference.parse(mixture)
     if by not in WAYS:
         raise UserError(f"--by: {by!r} is none of {', '.join(WAYS)}")
+    for option, value, ways in (
+        ("--text", text, ("average", "widen")),
+        ("--experts", experts, ("widen",)),
+        ("--expert", expert, ("expert",)),
+    ):
+        if value is not None and by not in ways:
+            raise UserError(f"{option} {value}: --by {by} does not use it; leave it out, or give --by {ways[0]}")
+    experts, expert = 2 if experts is None else experts, expert or 0
     sources = Sources(Path(root))
     config = sources.config(of)
     count = experts_of(config)
@@ -55,7 +65,7 @@ def make_dense(
             raise UserError(
                 f"--by {by} measures which experts the routers use; give --text FILE, texts of the kind to use"
             )
-        texts = read_texts(str(text), Path(root))
+        texts = read_texts(str(text), Path(root), "--text")
         if by == "widen":
             _check_count(experts, count, of)
         from llmevo.run.calibration.router_use import router_use

@@ -80,6 +80,18 @@ class Format:
             return cls("lora", rank=Rank.of(rank or "auto", energy, parameters) if given else None)
         return cls(kind if kind in ("fp8", "experts") else "model")
 
+    def __str__(self) -> str:
+        """The format in words, as after `written as`."""
+        names = {"model": "a Hugging Face model", "lora": "a LoRA adapter", "fp8": "FP8", "experts": "prepared experts"}
+        return names.get(self.kind) or f"GGUF ({self.type.upper()})"
+
+    @property
+    def rounding(self) -> str | None:
+        """What `quantized` is in the log where weights were scored as this format has them: empty for those of the
+        merge as it is; None for a format in which nothing is scored.
+        """
+        return {"model": "", "gguf": self.type, "fp8": "fp8"}.get(self.kind)
+
     def write(
         self,
         recipe: Recipe,
@@ -119,7 +131,7 @@ class Format:
             return {"mergekit_config.yml": recipe.to_yaml(), **texts("adapter", adapter_facts(report))}
 
         report = write_merge(recipe, sources, out, self.rank, seed, beside, base)
-        return Written(f"{out} is a LoRA adapter for PEFT and vLLM, on {base}", report)
+        return Written(f"{out} is a LoRA adapter for {report.servers}, on {base}", report)
 
     def _write_gguf(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts) -> Written:
         donor = self.donor or self._own_donor(recipe, sources)

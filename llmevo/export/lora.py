@@ -32,6 +32,9 @@ REPORT = "lora_report.json"
 PREFIX = "base_model.model."
 """What the names of modules begin with in PEFT's files."""
 
+LARGEST_RANK = 512
+"""The largest rank that vLLM serves."""
+
 LINEAR_METHODS = ("linear", "task_arithmetic")
 """Methods whose result is a weighted sum of the models."""
 
@@ -66,6 +69,8 @@ class LoraReport:
     """Tensors that are no matrices of linear layers and changed: in the adapter at full size."""
     parameters: int = 0
     """Numbers in the factors."""
+    parameters_whole: int = 0
+    """Numbers in the tensors that are saved whole."""
     _squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def add(self, module: str, shape: tuple[int, ...], factors: Factors, rank: int, base: float) -> None:
@@ -97,6 +102,19 @@ class LoraReport:
         return max((of.rank for of in self.matrices.values()), default=0)
 
     @property
+    def size(self) -> str:
+        """The numbers of parameters, in words."""
+        matrices = plural(sum(of.rank > 0 for of in self.matrices.values()), "matrix", "matrices")
+        whole = plural(len(self.saved_whole), "tensor")
+        factors = f"{self.parameters:,} parameters in the factors of {matrices}, rank {self.rank} at most"
+        return factors + (f"; {self.parameters_whole:,} more in {whole} saved whole" if self.saved_whole else "")
+
+    @property
+    def servers(self) -> str:
+        """What loads the adapter; see `limits`."""
+        return "PEFT" if self.saved_whole or self.rank > LARGEST_RANK else "PEFT and vLLM"
+
+    @property
     def worst(self) -> list[tuple[str, MatrixReport]]:
         """The matrices with their modules, the largest relative error first."""
         return sorted(self.matrices.items(), key=lambda item: -item[1].error)
@@ -106,13 +124,14 @@ class LoraReport:
         """What restricts where the adapter can be served."""
         said: list[str] = []
         if self.saved_whole:
+            are = "is" if len(self.saved_whole) == 1 else "are"
             said.append(
-                f"{plural(len(self.saved_whole), 'tensor')} changed that no low-rank factors can hold, and is saved"
+                f"{plural(len(self.saved_whole), 'tensor')} changed that no low-rank factors can hold, and {are} saved"
                 f" whole ({', '.join(self.saved_whole[:3])}{' …' if len(self.saved_whole) > 3 else ''}): PEFT loads"
                 " the adapter, vLLM does not (it refuses modules_to_save and bias)"
             )
-        if self.rank > 512:
-            said.append(f"Its largest rank is {self.rank}, and vLLM serves 512 at most; give --rank")
+        elif self.rank > LARGEST_RANK:
+            said.append(f"Its largest rank is {self.rank}, and vLLM serves {LARGEST_RANK} at most; give --rank")
         elif self.rank > 16:
             said.append(f"Its largest rank is {self.rank}; vLLM needs --max-lora-rank of that or more (16 by default)")
         return said
@@ -330,16 +349,21 @@ class _Adapter:
                 # A tied head is no tensor of the checkpoint, and PEFT does not change it with the embeddings.
                 for place in filter(None, (module, self._modules.tied.get(module))):
                     self.whole.setdefault(place)
-                    yield PREFIX + place + name[name.rindex(".") :], _dense(weight, self._base.tensor(name))
+                    yield self._saved(place, name, _dense(weight, self._base.tensor(name)))
         for name, bias in biases.items():
             module = self._module(name)
             is_adapted = self.ranks.get(module, 0) > 0
             self.has_biases = True
             self.report.saved_whole.append(name)
-            yield f"{PREFIX}{module}{'.base_layer' if is_adapted else ''}{name[name.rindex('.') :]}", bias
+            yield self._saved(f"{module}{'.base_layer' if is_adapted else ''}", name, bias)
         for name in self._base.shapes:  # the other tensors of modules that are saved whole
             if name not in written and (module := self._modules.module_of(name)) in self.whole:
-                yield f"{PREFIX}{module}{name[name.rindex('.') :]}", self._base.tensor(name)
+                yield self._saved(module, name, self._base.tensor(name))
+
+    def _saved(self, place: str, name: str, tensor: Tensor) -> tuple[str, Tensor]:
+        """Return a tensor that is saved whole, with PEFT's name, and count its numbers."""
+        self.report.parameters_whole += tensor.numel()
+        return f"{PREFIX}{place}{name[name.rindex('.') :]}", tensor
 
     def _pair(self, name: str, module: str, change: Weight) -> Iterator[tuple[str, Tensor]]:
         """Yield A and B of one matrix, unless its rank is 0."""

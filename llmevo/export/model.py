@@ -97,12 +97,13 @@ class Export:
         started = self.shared.state.started
         assert started is not None
 
+        format_ = format_ or Format()
+
         def texts(relation: Relation, facts: str) -> Mapping[str, str]:
-            card = model_card(self.shared, self.published, self.candidate, self.changed, relation, facts)
+            card = model_card(self.shared, self.published, self.candidate, self.changed, format_, relation, facts)
             return {**self.texts, "README.md": card, "mergekit_config.yml": self.texts["best.yml"]}
 
         # The scored model has all rows of the embeddings, so none are trimmed.
-        format_ = format_ or Format()
         recipe = self.carried(self.recipe)
         return format_.write(recipe, sources, out, started.masks, texts, trim=False, published=self.published)
 
@@ -121,13 +122,16 @@ def model_card(
     recipe: Recipe,
     candidate: int,
     changed: Sequence[events.Change] = (),
+    format_: Format | None = None,
     relation: Relation = "merge",
     facts: str = "",
 ) -> str:
     """The README.md of a model: its sources, scores and recipe.
 
-    `changed`: see `Export.of`. `relation` is the hub's, of the model to its parents; `facts` a sentence on its format.
+    `changed`: see `Export.of`. `format_` is what the weights are written as, by default a Hugging Face model;
+    `relation` the hub's, of the model to its parents; `facts` a sentence on its format.
     """
+    format_ = format_ or Format()
     state = shared.state
     started = state.started
     assert started is not None
@@ -139,7 +143,7 @@ def model_card(
         relation,
         shared.local,
         name=f"candidate-{candidate}",
-        results=_results(shared, candidate),
+        results=_results(shared, candidate, format_),
         base=Metadata(base, local=shared.local).base_models if relation == "adapter" else None,
     )
     head = data.to_yaml()
@@ -154,6 +158,8 @@ def model_card(
             " references in `best.yml` by your own folders or hub ids of the same models.",
             "",
         ]
+    makes = "this model again, bit for bit" if format_.kind == "model" else "the merge that this file was made from"
+    again = f"`llmevo merge best.yml MODEL` makes {makes}"
     lines = [
         "# A merge found by llmevo",
         "",
@@ -161,16 +167,14 @@ def model_card(
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
         *_aims(state, trial),
         *changes,
-        *(["", facts] if facts else []),
+        *(["", said] if (said := " ".join(filter(None, (facts, _scored_as(state, candidate, format_))))) else []),
         *(["", *data.notes] if data.notes else []),
         "",
         *models_table(listed),
         *local,
         *_heldout_table(state, candidate),
         *recipe_lines(recipe),
-        f"{recipe.mergekit_clause}."
-        if changed
-        else f"`llmevo merge best.yml MODEL` makes this model again, bit for bit; {recipe.mergekit_clause}.",
+        f"{recipe.mergekit_clause}." if changed else f"{again}; {recipe.mergekit_clause}.",
         "",
         f"Seed {started.seed}; " + ", ".join(f"{name} {number}" for name, number in started.versions.items()) + ".",
         "",
@@ -178,12 +182,28 @@ def model_card(
     return head + "\n".join(lines)
 
 
-def _results(shared: SharedRun, candidate: int) -> list[EvalResult]:
-    """The held-out scores of a candidate, where it was asked those questions."""
+def _results(shared: SharedRun, candidate: int, format_: Format) -> list[EvalResult]:
+    """The held-out scores of a candidate, where it was asked those questions in the format."""
     state = shared.state
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    rows = [row for row in state.heldout.values() if row.candidate == candidate]
+    rows = _rows_in(state, candidate, format_)
     return results_of(rows[0].tasks, metrics, "held-out questions") if rows else []
+
+
+def _rows_in(state: RunState, candidate: int, format_: Format) -> list[events.HeldOut]:
+    """The held-out rows of a candidate whose weights were those that the format has."""
+    rows = [row for row in state.heldout.values() if row.candidate == candidate]
+    return [row for row in rows if row.quantized == format_.rounding]
+
+
+def _scored_as(state: RunState, candidate: int, format_: Format) -> str:
+    """Say whose scores the card has; empty where all are of weights as the format has them."""
+    if state.search_format == format_.rounding:
+        return ""
+    rounded = f"weights rounded to {state.search_format}"
+    said = f"Scores are of {rounded if state.search_format else f'the merge before it was written as {format_}'}."
+    rows = _rows_in(state, candidate, format_)
+    return f"{said} The row `{rows[0].row}` is of the weights as they are here." if rows else said
 
 
 def _found(state: RunState, trial: Trial) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # a run is read without torch and the hub's client, which tak
 
 Warn = Callable[[str], None]
 
+HELD_OUT = {"score", "stderr", "tasks", "items", "candidate", "kind"}
+"""What `Run.as_dict` has of a held-out row; the log has all."""
+
 warn_by_logging: Warn = logging.getLogger("llmevo").warning
 
 
@@ -125,7 +128,7 @@ class Run:
             "finished": self.is_finished,
             "optimizer": self.config.search.optimizer,
             "best": best.id if best else None,
-            "heldout": {name: of.model_dump(mode="json") for name, of in self.heldout.items()},
+            "heldout": {name: of.model_dump(mode="json", include=HELD_OUT) for name, of in self.heldout.items()},
             "trials": [{**vars(row), "recipe": row.recipe.as_dict()} for row in self.trials],
         }
 

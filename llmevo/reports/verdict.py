@@ -38,22 +38,24 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
-    handed = state.trials[best.candidate].candidate if best.candidate in state.trials else None
-    if handed and handed.origin in START_ROWS:
-        return [
-            "No merge that the search found is better than the start row"
-            f" {handed.note or handed.origin}, which best.yml and export hand over. On the held-out questions it scores"
-            f" {with_error(gain, noise, '+')} against {strongest.row}."
-        ]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
         " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
     )
-    text = f"The best merge scores {with_error(gain, noise, '+')} against {strongest.row}, the best of {those}."
+    against = f"{with_error(gain, noise, '+')} against {strongest.row}, the best of {those}."
+    handed = state.trials[best.candidate].candidate if best.candidate in state.trials else None
+    if handed and handed.origin in START_ROWS:
+        name = handed.note or handed.origin
+        text = (
+            f"No merge that the search found is better than the start row {name}, which best.yml and export hand over."
+            f" On the held-out questions {name} scores {against}"
+        )
+    else:
+        name, text = "The best merge", f"The best merge scores {against}"
     if gain <= 0 and not keeping:
-        return [text, "But neither they nor the uniform merge keep the constraints."]
+        return [text, "But no parent and no uniform merge keeps the constraints."]
     if gain <= 0:
         way = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
         way = "" if strongest.candidate is None else way
-        return [text, f"It does not beat it: use {strongest.row} instead{way}."]
-    return [text] if gain > 2 * noise else [text, "That is within two standard errors: it may be luck."]
+        return [text, f"{name} does not beat {strongest.row}: use {strongest.row} instead{way}."]
+    return [text] if gain > 2 * noise else [text, "That is within two standard errors: the gain may be luck."]

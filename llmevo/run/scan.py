@@ -88,10 +88,15 @@ class Row:
         return self.path.split()[0]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it changes all layers and has no block."""
+        return self.kind == ROPE
+
+    @property
     def group(self) -> str:
         """Rows of one group differ in the block's place only."""
         length = self.stop - self.start
-        if self.kind == ROPE:
+        if self.is_whole:
             return f"{ROPE} {self.gain:g}"
         if self.kind == "repeat":
             return f"repeat {length}" + ("" if self.gain == 1.0 else f", gain {self.gain:g}")

@@ -69,8 +69,8 @@ class Search:
         `budget` the number of candidates, start rows included; `client` the LLM of the optimizers that ask one;
         `root` the folder that relative references start from.
 
-        Raises ConfigError for an unknown optimizer, a client that is missing and `layers` below 1, and pydantic's ValidationError for a
-        genome that is none.
+        Raises ConfigError for an unknown optimizer, a client that is missing and `layers` below 1, and pydantic's
+        ValidationError for a genome that is none.
         """
         known = every()
         if optimizer not in known:

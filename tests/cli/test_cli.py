@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from llmevo.cli.app import app
 from llmevo.config import FOREIGN_OPTIONS
@@ -216,7 +217,12 @@ def test_options_win_over_the_config_and_are_kept_in_the_log(workspace: Workspac
     assert started is not None
     assert started.seed == 8
     assert started.config["search"]["budget"] == 5
-    assert (workspace.root / "run" / "config.yml").read_text() == config.read_text()
+    given = {"optimizer": "random", "budget": 5, "seed": 8}
+    values = yaml.safe_load(config.read_text())
+    written = yaml.safe_load((workspace.root / "run" / "config.yml").read_text())
+    assert written == {**values, "search": {**values["search"], **given}}
+    workspace.llmevo("run", config, "--out", "as-given")
+    assert (workspace.root / "as-given" / "config.yml").read_text() == config.read_text()
 
 
 def test_the_options_of_the_llm_are_kept_in_the_log(workspace: Workspace) -> None:

@@ -24,6 +24,7 @@ def test_report_prints_trials_and_heldout_scores(workspace: Workspace) -> None:
     assert state.best is not None
     assert found["best"] == state.best.candidate.id
     assert found["heldout"]["best"]["score"] == state.heldout["best"].score
+    assert found["heldout"]["best"].keys() == {"score", "stderr", "tasks", "items", "candidate", "kind"}
     assert found["trials"][0]["recipe"]["merge_method"] == "task_arithmetic"
     assert not Path("run/report.html").exists()
     status, said = workspace.llmevo("report", "run", "--json", "--out", "page.html")

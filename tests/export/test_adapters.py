@@ -208,6 +208,10 @@ def test_whatever_a_fine_tune_changed_is_in_its_adapter(
     modules = Modules(base)
     assert_near(dict(adapted(Checkpoint(base), Path("lora"), modules)), wanted, atol=1e-5)
     assert bool(report.saved_whole) == any("vLLM does not" in limit for limit in report.limits)
+    assert report.servers == ("PEFT" if report.saved_whole else "PEFT and vLLM")
+    sizes = {name: weight.numel() for name, weight in load_file("lora/adapter_model.safetensors").items()}
+    factors = sum(size for name, size in sizes.items() if ".lora_" in name)
+    assert (report.parameters, report.parameters_whole) == (factors, sum(sizes.values()) - factors)
 
 
 def test_gpt2_is_adapted_though_its_matrices_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +252,13 @@ def test_extract_asks_the_users_tasks_of_all_three_models(workspace: Workspace) 
     assert [*told["scores"]] == ["base", "fine-tune", "adapter"]
     assert "base + adapter" in printed
     assert "matrices with the largest error" in printed
+    assert "lora is a LoRA adapter for PEFT, on base" in printed
+    assert f"; {told['parameters_whole']:,} more in 1 tensor saved whole" in printed
+    assert "1 tensor changed that no low-rank factors can hold, and is saved whole" in printed
+    several = LoraReport("", False, saved_whole=["a", "b", "c"])
+    assert several.limits[0].startswith("3 tensors changed that no low-rank factors can hold, and are saved whole")
+    status, printed = workspace.llmevo("extract", "one", "base", "all", "--rank", "exact")
+    assert (status, "relative error" in printed, "matrices with the largest error" in printed) == (0, True, False)
     exact = extract("one", "base", "exact", rank="exact", tasks=config)
     by_name = {of.model: of for of in exact.scores}
     assert by_name["adapter"].tasks == by_name["fine-tune"].tasks

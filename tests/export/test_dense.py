@@ -1,6 +1,7 @@
 """A mixture is made one dense model by what its routers use."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,10 @@ def test_the_command_writes_each_kind(tmp_path: Path, text: Path) -> None:
         ("Mixtral", "widen", {"experts": 5}, "--experts: 5 of the 4 experts of"),
         ("Mixtral", "widen", {"experts": 0}, "give 1 to 4"),
         ("Mixtral", "average", {"text": None}, "give --text FILE"),
+        ("Mixtral", "average", {"text": "no.txt"}, "--text: no.txt cannot be read (No such file or directory);"),
+        ("Mixtral", "average", {"experts": 3}, "--experts 3: --by average does not use it; leave it out"),
+        ("Mixtral", "widen", {"expert": 0}, "--expert 0: --by widen does not use it"),
+        ("Mixtral", "uniform", {"text": "no.txt"}, "--text no.txt: --by uniform does not use it"),
         ("Mixtral", "expert", {"expert": 9}, "the mixture has 4 experts, #expert=0 to #expert=3"),
         ("Llama", "uniform", {}, "the model is dense"),
         ("Qwen2-MoE", "average", {}, "each of its layers has a shared expert"),
@@ -137,8 +142,8 @@ def test_what_cannot_be_made_dense_is_refused(
     family: str, by: Way, options: dict[str, Any], message: str, tmp_path: Path, text: Path
 ) -> None:
     of = mixture(tmp_path, family)
-    given: dict[str, Any] = {"text": text, **options}
-    with pytest.raises(LlmevoError, match=message.replace("(", r"\(")):
+    given: dict[str, Any] = {**({"text": text} if by in ("average", "widen") else {}), **options}
+    with pytest.raises(LlmevoError, match=re.escape(message)):
         make_dense(of, tmp_path / "dense", by, **given)
     assert not (tmp_path / "dense").exists()
 

@@ -74,6 +74,31 @@ def test_the_held_out_scores_are_the_results_that_the_hub_shows(workspace: Works
     assert "model-index" not in ModelCard(Path("other/README.md").read_text()).data.to_dict()
 
 
+def test_scores_stand_for_the_weights_that_had_them(workspace: Workspace) -> None:
+    engine = {"backend": "hf", "device": "cpu", "self_check": False, "quantize": "fp8"}
+    search = {"optimizer": "random", "budget": 7, "seed": 3, "finalists": 2}
+    workspace.finished(engine=engine, search=search)
+    state, cards = workspace.state("run"), dict[str, ModelCard]()
+    for kind in ("model", "lora", "fp8"):
+        status, printed = workspace.llmevo("export", "run", kind, *([] if kind == "model" else ["--as", kind]))
+        assert status == 0, printed
+        cards[kind] = ModelCard(Path(kind, "README.md").read_text())
+    own = {kind: card.data.to_dict().get("model-index") for kind, card in cards.items()}
+    assert own["lora"] is None
+    for kind, row in (("model", "best"), ("fp8", "best (fp8)")):
+        held = state.heldout[row].tasks["letters_heldout"]["acc,none"]
+        index = own[kind]
+        assert index
+        assert index[0]["results"][0]["metrics"][0]["value"] == pytest.approx(held, abs=1e-6)
+    assert "makes this model again, bit for bit" in cards["model"].text
+    assert "Scores are of" not in cards["model"].text
+    for kind, name in (("lora", "a LoRA adapter"), ("fp8", "FP8")):
+        assert "bit for bit" not in cards[kind].text
+        assert "MODEL` makes the merge that this file was made from;" in cards[kind].text
+        assert f"Scores are of the merge before it was written as {name}." in cards[kind].text
+    assert "The row `best (fp8)` is of the weights as they are here." in cards["fp8"].text
+
+
 def test_a_merged_recipe_has_a_card_and_the_recipe_beside_its_weights(workspace: Workspace) -> None:
     for name in ("one", "two"):
         Path(name, "README.md").write_text("---\nlicense: mit\n---\n# A model\n")

@@ -655,7 +655,7 @@ def test_a_transcript_may_be_the_file_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"event": "prompted", "generation": 1, "model": "m", "reply": "x", "tokens": {"prompt": 1, "completion": 2}}\n',
+        '{"event": "prompted", "generation": 1, "model": "m", "reply": null}\n',
         '{"event": "prompted", "generation": 1, "model": "m", "style": "chat", "reply": "x"}\n',
         "not JSON\n",
         "[]\n",

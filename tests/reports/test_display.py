@@ -51,7 +51,7 @@ def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
         state_of(held_out("a", "parent", 0.6), held_out("uniform", "uniform", 0.4), held_out("best", "best", 0.55))
     )
     assert "-0.050" in lines[0]
-    assert lines[1] == "It does not beat it: use a instead."
+    assert lines[1] == "The best merge does not beat a: use a instead."
 
 
 def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
@@ -60,14 +60,26 @@ def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
     lines = verdict(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
     assert "-0.020" in lines[0]
     assert "against coefficient 0.5, the best of parents, uniform and coefficients" in lines[0]
-    assert lines[1] == "It does not beat it: use coefficient 0.5 instead."
+    assert lines[1] == "The best merge does not beat coefficient 0.5: use coefficient 0.5 instead."
     assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
 
 
 def test_a_verdict_against_a_merge_names_the_command_that_writes_the_better_one() -> None:
     better = held_out("a", "parent", 0.6).model_copy(update={"candidate": 2})
     lines = verdict(state_of(better, held_out("best", "best", 0.55)), Path("runs/x"))
-    assert lines[1] == "It does not beat it: use a instead: `llmevo export runs/x OUT --candidate 2`."
+    assert lines[1] == "The best merge does not beat a: use a instead: `llmevo export runs/x OUT --candidate 2`."
+
+
+def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None:
+    start = asked(0, [0, 1], "parent", ("one", "two"))
+    better = held_out("two", "parent", 0.6).model_copy(update={"candidate": 1})
+    rows = [held_out("one", "parent", 0.5), better, held_out("best", "best", 0.5).model_copy(update={"candidate": 0})]
+    lines = verdict(folded([started(), start, evaluated(0, 0.7), evaluated(1, 0.6), told(0), *rows]), Path("run"))
+    assert lines == [
+        "No merge that the search found is better than the start row one, which best.yml and export hand over. On the"
+        " held-out questions one scores -0.100 ± 0.014 against two, the best of parents and uniform.",
+        "one does not beat two: use two instead: `llmevo export run OUT --candidate 1`.",
+    ]
 
 
 def test_a_gain_within_the_noise_is_called_luck() -> None:
@@ -297,6 +309,15 @@ def test_lines_about_one_proposal_and_one_evaluation_say_so() -> None:
     assert str(config.search.budget) == "1 evaluation"
 
 
+def test_the_generation_shown_is_that_of_the_log() -> None:
+    state = folded(whole_run())
+    console = Console(width=100, file=io.StringIO(), force_terminal=True)
+    with console.capture() as shown:
+        console.print(picture(state, parse_config(state.started.config if state.started else {}, ""), Path("run"), 100))
+    assert state.told[-1].generation == 2
+    assert "generation 2," in shown.get()
+
+
 def test_time_left_is_none_in_the_end_and_some_before() -> None:
     log = whole_run()
     left = [left_of(log[: place + 1]) for place in range(len(log))]
@@ -311,7 +332,7 @@ def test_a_replay_prints_the_lines_of_the_run_and_saves_its_picture(workspace: W
     assert [line for line in live.splitlines() if line.startswith("  [")] == [
         line for line in again.splitlines() if line.startswith("  [")
     ]
-    assert workspace.llmevo("replay", "run", "--picture", "run.svg")[0] == 0
+    assert workspace.llmevo("replay", "run", "--picture", "run.svg") == (0, "run.svg written.\n")
     assert Path("run.svg").read_text().startswith("<svg")
 
 

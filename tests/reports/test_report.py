@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from markupsafe import escape
 from llmevo.reports.html.analysis import (
     ALL,
     FEWEST,
+    Corrected,
     Subject,
     bootstrap_corrected,
     corrected,
@@ -28,7 +30,7 @@ from llmevo.reports.html.page import run_page
 from llmevo.reports.html.predictions import LLM, STATISTICS, predictions
 from llmevo.reports.text import UNSAFE, printable
 from llmevo.run.log import events
-from llmevo.run.log.storage import read_log
+from llmevo.run.log.storage import read_log, shared_folder
 from support import made_logs
 from support.browser import Page
 from support.synthetic import Synthetic
@@ -77,6 +79,14 @@ def test_the_page_says_how_much_of_the_highest_score_is_luck(hostile: tuple[Path
     assert found.low < found.mean < found.score
     page = (hostile[0] / "report.html").read_text()
     assert f"gives {found.mean:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})" in page
+
+
+def test_a_corrected_score_above_the_highest_has_no_luck(
+    hostile: tuple[Path, Synthetic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmevo.reports.html.page.corrected", lambda _: Corrected(0.5, 0.51, 0.4, 0.6))
+    page = run_page(hostile[0])
+    assert "gives 0.510 (95 % interval 0.400 to 0.600): this is no less than the score, so no luck is found." in page
 
 
 def test_effects_are_those_of_the_landscape_task_by_task(tmp_path: Path) -> None:
@@ -142,6 +152,28 @@ def test_the_phases_add_up_to_the_time_of_the_run(hostile: tuple[Path, Synthetic
     assert sum(seconds.values()) == pytest.approx(found.seconds)
     prompts = sum(isinstance(event, events.Prompted) for event in run.log)
     assert (found.calls, found.prompt_tokens, found.money) == (prompts, 1000 * prompts, pytest.approx(0.01 * prompts))
+
+
+def test_questions_and_times_are_those_of_the_log(tmp_path: Path) -> None:
+    taken: dict[str, Any] = {"tasks": {}, "items": 10, "score": 0.5, "stderr": 0.1, "seconds": {}, "cached": True}
+    asked: dict[str, Any] = {**taken, "items": 7, "seconds": {"merge": 1.0, "evaluate": 2.0}, "cached": False}
+    rows: list[events.Event] = [
+        made_logs.started(),
+        made_logs.asked(0, [0, 1, 2]),
+        made_logs.evaluated(0, 0.5).model_copy(update={"items": 4, "rival": 1}),  # stopped, and asked the rest later
+        made_logs.evaluated(0, 0.5),
+        events.Evaluated(candidate=1, **taken),
+        made_logs.failed(2),
+        events.Selected(candidate=0, generation=1, finalists=1, **asked),
+        events.Served(candidate=0, questions="search", generation=1, finalists=1, **asked),
+        events.HeldOut(row="best", kind="best", candidate=0, **asked),
+        events.HeldOut(row="one", kind="parent", candidate=0, **taken),
+    ]
+    found = costs(Subject.of(made_logs.written(tmp_path / "run", rows)))
+    assert (found.questions, found.cached) == (4 + 10 + 7 + 7 + 7, 2)
+    seconds = {phase.name: phase.seconds for phase in found.phases}
+    assert (seconds["merging candidates"], seconds["scoring candidates"]) == (2, 5)
+    assert (seconds["finalists"], seconds["held-out scores"]) == (6, 3)
 
 
 # Its page
@@ -313,6 +345,12 @@ def test_the_command_writes_the_page_where_it_is_asked_to(workspace: Workspace, 
     status, _ = workspace.llmevo("report", comparison / "llm-0", comparison / "cma-es-0", "--out", "both.html")
     assert status == 0
     assert "Which optimizer did best?" in Path("both.html").read_text()
+    assert "Everything on this page is from the runs' logs." in Path("both.html").read_text()
+    shutil.copytree(comparison / "cma-es-0", "elsewhere/cma-es-0")
+    places = (comparison / "llm-0", Path("elsewhere/cma-es-0"))
+    assert workspace.llmevo("report", *places)[0] == workspace.llmevo("compare", *places)[0] == 0
+    assert {"report.html", "comparison.md"} <= {file.name for file in Path().iterdir()}  # not in the common parent
+    assert shared_folder([comparison / "llm-0", comparison / "cma-es-0"]) == comparison
     status, said = workspace.llmevo("report", "nowhere")
     assert (status, "nowhere" in said) == (2, True)
     status, said = workspace.llmevo("report", comparison / "llm-0", "--out", "no/such/place.html")

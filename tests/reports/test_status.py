@@ -36,7 +36,7 @@ def test_a_finished_run_tells_its_scores_and_what_failed(tmp_path: Path) -> None
     found = status(written(tmp_path / "run", whole_run()))
     assert (found.state, found.evaluations, found.failed, found.progress) == ("finished", 9, 1, 1.0)
     assert (found.best, found.score, found.stderr, found.heldout, found.heldout_stderr) == (4, 0.8, 0.05, 0.7, 0.01)
-    assert (found.spent, found.generation, found.left) == ("9 of 9 evaluations", 3, None)
+    assert (found.spent, found.generation, found.left) == ("9 of 9 evaluations", 2, None)
 
 
 def test_a_run_is_running_as_long_as_its_process_lives(tmp_path: Path) -> None:

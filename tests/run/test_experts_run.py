@@ -134,7 +134,9 @@ def test_the_weights_of_model_stock_are_a_start_row(workspace: Workspace) -> Non
         expected = max(0.0, 2 * cosine / (1 + cosine)) / 2
         assert ratio == pytest.approx(2 * cosine / (1 + cosine), abs=1e-4)
         assert row.genes[f"one/{facts['slice']}/weight"] == pytest.approx(expected, abs=2e-4)
-    assert "Share of the models' mean in Model Stock" in workspace.llmevo("inspect", "config.yml")[1]
+    assert (
+        "Model Stock would give the models' mean this weight, by layer" in workspace.llmevo("inspect", "config.yml")[1]
+    )
     assert workspace.llmevo("replay", "run", "--verify")[0] == 0
 
 

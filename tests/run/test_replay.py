@@ -221,6 +221,22 @@ def test_a_picture_that_cannot_be_written_is_named(workspace: Workspace) -> None
     assert (status, "--picture: none/picture.svg cannot be written" in printed) == (2, True), printed
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--verify", "--rescore", 2), "--rescore 2: --verify does not use it; leave one of them out"),
+        (("--verify", "--picture", "x.svg"), "--picture x.svg: --verify does not use it"),
+        (("--picture", "x.svg", "--generation", 0), "--generation 0: --picture does not use it"),
+        (("--json", "--speed", 2), "--speed 2.0: --json does not use it"),
+        (("--rescore", 2, "--prompts"), "--prompts: --rescore does not use it"),
+        (("--trust",), "--trust: give it with --verify or --rescore"),
+    ],
+)
+def test_an_option_that_is_not_used_is_refused(workspace: Workspace, words: tuple[object, ...], says: str) -> None:
+    status, printed = workspace.llmevo("replay", golden("0.1-cma-es"), *words)
+    assert (status, says in printed, Path("x.svg").exists()) == (2, True, False), printed
+
+
 def test_a_log_with_a_score_that_is_no_number_is_refused_with_its_line(workspace: Workspace) -> None:
     lines = golden("0.1-cma-es").read_text().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if '"evaluated"' in line)

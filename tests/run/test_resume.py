@@ -511,6 +511,33 @@ def test_a_log_with_checksums_of_version_0_1_is_compared_by_their_rule_and_its_s
     verified(workspace, "run")
 
 
+def test_options_of_the_command_line_are_in_the_config_of_the_run(workspace: Workspace) -> None:
+    workspace.finished("--seed", 4, "--budget", "7, 1 h", "--task-search-path", "tasks", search=SEARCH)
+    written = read_config(workspace.root / "run" / "config.yml")
+    assert (written.search.seed, written.search.budget.evaluations, written.search.budget.minutes) == (4, 7, 60)
+    status, printed = workspace.llmevo("resume", "run")
+    assert (status, "differs" in printed) == (0, False), printed
+
+
+def test_a_run_that_goes_on_does_not_show_its_log_again(workspace: Workspace) -> None:
+    stopped(workspace)
+    status, printed = workspace.llmevo("resume", "run")
+    assert status == 0, printed
+    assert [line[:7] for line in printed.splitlines() if line.startswith("  [")] == ["  [6/6]"]
+    assert f"5 of 6 evaluations are in the log, best {max(scores_of(workspace)[:5]):.3f}" in printed
+    before = (workspace.root / "run" / LOG).read_bytes()
+    status, printed = workspace.llmevo("resume", "run")
+    assert status == 0, printed
+    assert printed.startswith("run is finished; `llmevo resume run --budget N` goes on.")
+    assert "held-out questions" in printed
+    assert not {"  [6/6]", "Loading"} & {line[:7] for line in printed.splitlines()}
+    assert (workspace.root / "run" / LOG).read_bytes() == before
+
+
+def scores_of(workspace: Workspace) -> list[float]:
+    return [trial.value for trial in workspace.state("run").trials.values()]
+
+
 def test_a_config_that_was_edited_in_the_runs_folder_is_not_passed_over_in_silence(workspace: Workspace) -> None:
     stopped(workspace)
     file = workspace.root / "run" / "config.yml"

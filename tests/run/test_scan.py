@@ -124,6 +124,12 @@ def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspa
     assert max(edits, key=lambda row: row["effect"])["path"] in page
     assert 'id="plot-effects"' in page
     assert "from the scan's rows, scan.jsonl" in page
+    (kind,) = {line.split()[-1] for line in text.splitlines() if line.startswith("rope ")}
+    assert kind == "layers"  # of all: no block, and no worst of one edit
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    kinds = data["figures"]["effects"]["data"][0]["y"]
+    assert kinds
+    assert not [name for name in kinds if name.startswith("rope")]
 
     file = Path("found/scan.jsonl")
     whole = file.read_text().splitlines()

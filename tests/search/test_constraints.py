@@ -230,7 +230,7 @@ def test_a_rival_that_violates_a_constraint_is_not_recommended_instead() -> None
     state = made_logs.folded([*log((0.85, 0.5)), *rows, held_out("best", "best", 2, 0.6, 0.2)])
     assert "the best of parents and uniform that keep the constraints" in verdict(state)[0]
     assert verdict(state)[-1] == (
-        "It does not beat it: use one instead: `llmevo export RUN OUT --candidate 0`."
+        "The best merge does not beat one: use one instead: `llmevo export RUN OUT --candidate 0`."
     )  # two scores more and violates
 
 

@@ -41,6 +41,14 @@ def test_without_an_llm_no_prompt_is_made(kind: str) -> None:
     assert not prompts
 
 
+def test_warnings_of_optuna_are_kept_out_of_the_display(capfd: pytest.CaptureFixture[str]) -> None:
+    import optuna
+
+    OPTIMIZERS["gp"](setup())
+    optuna.logging.get_logger("optuna.study").warning("The 'greenlet' package is unavailable")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("stderr", "lucky"), [(0.0, True), (0.15, False)])
 def test_what_is_recommended_is_the_best_score_where_scores_are_exact_and_the_likeliest_where_they_are_noisy(
     stderr: float, lucky: bool

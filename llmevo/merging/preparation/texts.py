@@ -47,25 +47,32 @@ class Texts:
         return name
 
 
-def read_texts(name: str, root: Path) -> Texts:
+KEY = "prepare.text"
+"""The key of configs and recipes that names a file of texts."""
+
+
+def read_texts(name: str, root: Path, key: str = KEY) -> Texts:
     """Read the texts of a recipe: a JSON object {task: [text, …]}, or a file with a text a line.
 
-    `name` is a file relative to `root`, or one that `Texts.keep` wrote. Raises RecipeError.
+    `name` is a file relative to `root`, or one that `Texts.keep` wrote; errors say that `key` names it. Raises
+    RecipeError.
     """
     file = next((f for f in (root / name, cache_folder() / "texts" / name) if f.is_file()), root / name)
     try:
         content = file.read_text(encoding="utf-8")
         tasks = json.loads(content) if file.suffix == ".json" else {file.stem: content.splitlines()}
     except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        again = "; `llmevo export RUN` makes that of a run again" if key == KEY else ""
         raise RecipeError(
-            f"prepare.text: {file} cannot be read ({error}); it is a JSON file {{task: [text, …]}}, or one with a text"
-            " a line; `llmevo export RUN` makes that of a run again"
+            f"{key}: {file} cannot be read ({reason}); it is a JSON file {{task: [text, …]}}, or one with a text"
+            f" a line{again}"
         ) from error
     if not isinstance(tasks, dict) or not all(_is_texts(texts) for texts in cast(dict[str, object], tasks).values()):
-        raise RecipeError(f"prepare.text: {file} is no JSON object {{task: [text, …]}}")
+        raise RecipeError(f"{key}: {file} is no JSON object {{task: [text, …]}}")
     kept = {task: [text for text in texts if text.strip()] for task, texts in cast(dict[str, list[str]], tasks).items()}
     if not any(kept.values()):
-        raise RecipeError(f"prepare.text: {file} has no text")
+        raise RecipeError(f"{key}: {file} has no text")
     return Texts(kept)
 
 

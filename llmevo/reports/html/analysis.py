@@ -257,7 +257,7 @@ class Costs:
     seconds: float
     """From the first event to the last, pauses included."""
     questions: int
-    """Answered, held-out ones included."""
+    """Answered, those of finalists and held-out ones included."""
     cached: int
     """Scores taken over from equal candidates."""
     calls: int
@@ -271,15 +271,18 @@ class Costs:
 
 
 def costs(subject: Subject) -> Costs:
-    """Add up the log's own times and tokens."""
+    """Add up the log's own times, questions and tokens: those of all events that have `seconds`."""
     state = subject.state
-    trials, rows = [*state.trials.values()], [*state.heldout.values()]
-    prepare, merge = (sum(trial.seconds.get(kind, 0.0) for trial in trials) for kind in ("prepare", "merge"))
+    took = {kind: sum(parts.values()) for kind, parts in state.took.items()}
+    of_candidates = [state.took.get(kind, {}) for kind in ("evaluated", "failed")]
+    prepare, merge = (sum(parts.get(kind, 0.0) for parts in of_candidates) for kind in ("prepare", "merge"))
+    finals = took.get("selected", 0.0) + took.get("served", 0.0)
     parts = {
         **({"preparing models": prepare} if prepare else {}),
         "merging candidates": merge,
-        "scoring candidates": sum(sum(trial.seconds.values()) for trial in trials) - merge - prepare,
-        "held-out scores": sum(sum(row.seconds.values()) for row in rows),
+        "scoring candidates": took.get("evaluated", 0.0) + took.get("failed", 0.0) - merge - prepare,
+        **({"finalists": finals} if finals else {}),
+        "held-out scores": took.get("heldout", 0.0),
         "the LLM": sum(event.seconds for event in state.prompted),
     }
     together, spent = bool(state.fleet.members), sum(parts.values())
@@ -289,8 +292,8 @@ def costs(subject: Subject) -> Costs:
     return Costs(
         phases=[Phase(name, seconds, seconds / whole if whole else 0.0) for name, seconds in parts.items()],
         seconds=state.seconds if together else whole,
-        questions=sum(trial.score.items for trial in trials if trial.score) + sum(row.items for row in rows),
-        cached=sum(bool(trial.score) and not trial.seconds for trial in trials),
+        questions=state.answered,
+        cached=state.taken_over,
         calls=sum(event.calls for event in state.prompted),
         prompt_tokens=sum(event.tokens.get("prompt", 0) for event in state.prompted),
         completion_tokens=sum(event.tokens.get("completion", 0) for event in state.prompted),

@@ -6,7 +6,7 @@ from plotly import graph_objects as go  # pyright: ignore[reportMissingTypeStubs
 
 from llmevo.reports.html.figures import Plot, escaped, plain
 from llmevo.reports.html.page import render
-from llmevo.reports.terminal.scan import groups, remarks
+from llmevo.reports.terminal.scan import groups, remarks, span
 from llmevo.reports.text import with_error
 from llmevo.run.scan import Row, Scan
 
@@ -14,22 +14,25 @@ from llmevo.run.scan import Row, Scan
 def scan_page(scan: Scan, name: str) -> str:
     """Return the page of a scan, finished or not."""
     models = [row for row in scan.rows if row.kind == "model"]
-    found = groups(scan.rows)
+    found, drawn = groups(scan.rows), effects(scan)
     return render(
         "scan.html.j2",
-        {"figures": {"effects": effects(scan)} if found else {}},
+        {"figures": {"effects": drawn} if drawn else {}},
         {},
         name=name,
         scan=scan,
         models=sorted(models, key=lambda row: -(row.score or 0.0)),
         remarks=remarks(scan),
         groups=found,
+        span=span,
     )
 
 
-def effects(scan: Scan) -> Plot:
-    """Draw every edit: kinds as rows, the first layer of the block as columns, coloured by the effect."""
-    found = groups(scan.rows)
+def effects(scan: Scan) -> Plot | None:
+    """Draw every edit of a block: kinds as rows, the first layer as columns, coloured by the effect; None if none."""
+    found = {name: rows for name, rows in groups(scan.rows).items() if not rows[0].is_whole}
+    if not found:
+        return None
     columns = [*range(scan.scorer.layers)]
     table: list[list[Row | None]] = [[None] * len(columns) for _ in found]
     for line, rows in zip(table, found.values(), strict=True):
@@ -64,7 +67,7 @@ def effects(scan: Scan) -> Plot:
 
 def _hover(row: Row) -> str:
     parts: list[Any] = [
-        f"{row.group}, layers {row.start}-{row.stop}",
+        f"{row.group}, layers {span(row)}",
         with_error(row.effect, row.stderr, "+"),
         row.path,
     ]

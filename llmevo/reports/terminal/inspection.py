@@ -153,7 +153,9 @@ def _vectors(found: Inspection) -> Sequence[RenderableType]:
         parts += [f"Cosines between them{more}:", heatmap(rows, cosines)]
         if found.model_stock:
             ratios = " ".join(f"{ratio:.2f}" for ratio in found.model_stock)
-            parts.append(f"Share of the models' mean in Model Stock, the rest being the base, by layer: {ratios}.")
+            parts.append(
+                f"Model Stock would give the models' mean this weight, by layer; the base has the rest: {ratios}."
+            )
     return parts
 
 

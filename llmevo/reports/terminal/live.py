@@ -60,9 +60,10 @@ class LiveView:
 class Display(LiveView):
     """The display of one run; give `show` to the journal as an observer."""
 
-    def __init__(self, console: Console, config: Config, folder: Path, **options: str) -> None:
+    def __init__(self, console: Console, config: Config, folder: Path, earlier: int = 0, **options: str) -> None:
+        """`earlier`: the first events that `show` gets are so many of a log that goes on; they are one line."""
         super().__init__(console, **options)
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.earlier = config, folder, earlier
         self.doing: Callable[[], Sequence[Doing]] = lambda: ()
         """What the workers of a run in this process do now."""
         self._seen: datetime | None = None
@@ -78,12 +79,23 @@ class Display(LiveView):
         if isinstance(event, events.Resumed) and state.started:
             self.config = parse_logged(state.started.config, str(self.folder))
         self._seen = datetime.now(UTC)
-        if self.live:
+        if self.earlier:
+            self.earlier -= 1
+            if not self.earlier:
+                self._catch_up(state)
+        elif self.live:
             if isinstance(event, events.Worker) and event.change != "ready":
                 self.warn(noticed(event))
             self.draw(state)
         elif line := self.line(event, state):
             say(self.console, line)
+
+    def _catch_up(self, state: RunState) -> None:
+        """Show the events that were in the log before."""
+        self.draw(state)
+        if not self.live:
+            best = f", best {outcome(state.best)}" if state.best else ""
+            say(self.console, f"{Spending(self.config.search.budget, state)} are in the log{best}")
 
     @contextmanager
     def paused(self) -> Generator[None]:

@@ -117,7 +117,7 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
     told = state.told[-1] if state.told else None
     failed = failures(state)
     order = state.started.order if state.started else ""
-    facts = [f"generation {len(state.told)}"] if order != "steady" else []
+    facts = [f"generation {state.generation}"] if order != "steady" else []
     if told and told.sigma is not None:
         facts.append(f"step size {told.sigma:.3f}")
     if told and told.trust is not None:

@@ -95,7 +95,9 @@ def _groups(scan: Scan) -> tuple[str, Table]:
     for name, rows in groups(scan.rows).items():
         best, worst = max(rows, key=lambda row: row.effect), min(rows, key=lambda row: row.effect)
         mean = sum(row.effect for row in rows) / len(rows)
-        ends = (f"{best.effect:+.3f}", _span(best), f"{worst.effect:+.3f}", _span(worst))
+        ends = [f"{best.effect:+.3f}", span(best)]
+        if len(rows) > 1:
+            ends += [f"{worst.effect:+.3f}", span(worst)]
         table.add_row(name, str(len(rows)), f"{mean:+.3f}", *ends)
     return "Kinds of edits", table
 
@@ -108,8 +110,9 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _span(row: Row) -> str:
-    return f"{row.start}-{row.stop}"
+def span(row: Row) -> str:
+    """Return the layers of an edit: `2-4`, or `all layers`."""
+    return "all layers" if row.is_whole else f"{row.start}-{row.stop}"
 
 
 def _percent(share: float | None) -> str:

@@ -46,6 +46,7 @@ class Status:
     evaluations: int = 0
     failed: int = 0
     generation: int = 0
+    """The one that was asked for last; 0 for the start rows."""
     best: int | None = None
     """The id of the best candidate so far."""
     score: float | None = None
@@ -113,7 +114,7 @@ def _known(state: RunState, run: Path, written: bool, others: Sequence[RunState]
         "spent": str(Spending(search.budget, state)),
         "evaluations": len(state.trials),
         "failed": len(failures(state)),
-        "generation": len(state.told),
+        "generation": state.generation,
         "best": best.candidate.id if best else None,
         "score": best.value if best else None,
         "stderr": best.score.stderr if best and best.score else None,

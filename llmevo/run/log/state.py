@@ -53,6 +53,12 @@ class RunState:
     busy: float = 0.0
     """Seconds in which candidates were scored or the LLM was asked, with workers: steps at the same time count once,
     pauses between sessions do not count."""
+    took: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """{event: {part: seconds}} of all that was scored or failed: the sums of `seconds`."""
+    answered: int = 0
+    """Questions that models were asked, without those of scores that were taken over."""
+    taken_over: int = 0
+    """Scores that were taken over from an equal candidate."""
     _counted: datetime | None = None
     """Until when `busy` counts."""
     latest: datetime | None = None
@@ -71,6 +77,11 @@ class RunState:
         return state
 
     @property
+    def generation(self) -> int:
+        """The number of the generation that was asked for last; 0 for the start rows."""
+        return self.candidates[next(reversed(self.candidates))].generation if self.candidates else 0
+
+    @property
     def seconds(self) -> float:
         """From the first event to the last, pauses included."""
         if self.started is None or self.latest is None:
@@ -85,6 +96,8 @@ class RunState:
             self.busy += max(0.0, min(since, took))
         if isinstance(event, events.Evaluated | events.Failed | events.Prompted | events.Asked):
             self._counted = self.latest
+        if isinstance(event, events.Scored | events.Failed):
+            self._spend(event)
         match event:
             case events.RunStarted():
                 self.started = event
@@ -137,6 +150,16 @@ class RunState:
         """
         new = self.started is not None and self.started.rules > 3
         return new and isinstance(event, events.Evaluated | events.Failed) and event.candidate in self.searched
+
+    def _spend(
+        self, event: events.Evaluated | events.Selected | events.Served | events.HeldOut | events.Failed
+    ) -> None:
+        took = self.took.setdefault(event.event, {})
+        for part, seconds in event.seconds.items():
+            took[part] = took.get(part, 0.0) + seconds
+        if not isinstance(event, events.Failed):
+            self.answered += event.items if event.seconds else 0
+            self.taken_over += not event.seconds
 
     def _sized(self, event: events.Evaluated) -> Score:
         """The score, with the candidate's sizes among its tasks where an aim is one of them."""

@@ -20,13 +20,15 @@ from llmevo.models.files import sync, write_whole
 from llmevo.run.log import events
 
 LOG = "events.jsonl"
+BEST = "best.yml"
+"""The best recipe so far, in a run's folder."""
 ROUTING = "routing.json"
 """In the folder of a finished search over mixtures: which expert answers which task, in which layer."""
 
 NAN_TEXT = re.compile(rb'"\s*[+-]?(nan|inf|infinity)\s*"', re.IGNORECASE)
 """A string that pydantic reads as a number that JSON does not have."""
 
-WRITTEN = ("config.yml", "best.yml")
+WRITTEN = ("config.yml", BEST)
 """Files that a run writes beside its log."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -331,6 +333,16 @@ def runs_in(places: Sequence[Path]) -> list[Path]:
             raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
         found += inside
     return [*dict.fromkeys(found)]
+
+
+def shared_folder(runs: Sequence[Path]) -> Path:
+    """Return the folder for what is made of several runs: the one that they all lie in, else the working directory; of
+    one run its own.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    parents = {run.absolute().parent for run in runs}
+    return parents.pop() if len(parents) == 1 else Path.cwd()
 
 
 class Tail:

@@ -22,7 +22,7 @@ class OptunaSearch(Optimizer):
     def __init__(self, setup: Setup) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # others would break into the display
         self._space, self._tasks = setup.space, setup.tasks if setup.pareto else {}
         self._constrained = bool(setup.constraints)
         self._history = History(setup.seed)
