@@ -12,7 +12,7 @@ from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
-from llmevo.models.architecture import text_stack
+from llmevo.models.architecture import HEADS, text_stack
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
 from llmevo.models.yaml import read_yaml
@@ -35,7 +35,8 @@ WITHOUT_EFFECT = ("allow_negative_weights",)
 
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 BEFORE_LAYERS = ("embed", "wte", "wpe")
-"""Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
+"""Parts of the names of tensors before the layers (embeddings of tokens and positions, their norms), which take the
+first slice's parameters. All others outside the layers take the last one's, output heads (`embed_out`) among them."""
 
 PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks (\S+))?$", re.MULTILINE)
 
@@ -117,40 +118,45 @@ def _numbers(setting: Setting) -> Iterator[float]:
 
 def value_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str, depth: float) -> float:
     """Return a parameter's value for one tensor. Raises RecipeError where it has none."""
+    value = _at(depth, gradient_of(name, parameter, scopes, tensor), isinstance(parameter.default, bool))
+    if _is_whole(parameter.default) and value != int(value):
+        raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
+    return value
+
+
+def gradient_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str) -> list[float]:
+    """Return the values that a parameter has for one tensor, from the first layer to the last; often a single one.
+
+    Raises RecipeError where it has none.
+    """
     for scope in scopes:
-        if scope and name in scope:
-            value = _evaluate(scope[name], tensor, depth, isinstance(parameter.default, bool))
-            if value is not None and _is_whole(parameter.default) and value != int(value):
-                raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
-            if value is not None:
-                return value
+        if scope and name in scope and (values := _gradient(scope[name], tensor)):
+            return values
     if parameter.default is None:
         raise RecipeError(f"the parameter {name!r} is missing for the tensor {tensor}; give it a value")
-    return float(parameter.default)
+    return [float(parameter.default)]
 
 
-def _evaluate(setting: Setting, tensor: str, depth: float, switch: bool) -> float | None:
-    """Return a setting's value for one tensor at one depth; None when none of its filters holds.
+def _gradient(setting: Setting, tensor: str) -> list[float]:
+    """Return the values of the part of a setting that holds for a tensor; empty when none of its filters holds."""
+    parts = setting if isinstance(setting, list) else [setting]
+    conditionals = [part for part in parts if isinstance(part, Conditional)]
+    if conditionals:
+        return next((_gradient(each.value, tensor) for each in conditionals if each.holds(tensor)), [])
+    return [float(part) for part in parts if not isinstance(part, Conditional)]
+
+
+def _at(depth: float, gradient: Sequence[float], switch: bool) -> float:
+    """Return the value at a depth: values are spread evenly over it, with straight lines between them.
 
     A `switch` is true or false: its gradients go in steps.
     """
-    if isinstance(setting, bool | int | float):
-        return float(setting)
-    if isinstance(setting, Conditional):
-        return _evaluate(setting.value, tensor, depth, switch) if setting.holds(tensor) else None
-    conditionals = [entry for entry in setting if isinstance(entry, Conditional)]
-    if conditionals:
-        return next((_evaluate(c.value, tensor, depth, switch) for c in conditionals if c.holds(tensor)), None)
-    # A gradient: linear interpolation between the values, spread evenly over the depth.
-    values = [entry for entry in setting if not isinstance(entry, Conditional)]
-    if not values:
-        return None
-    place = depth * (len(values) - 1)
+    place = depth * (len(gradient) - 1)
     below = int(place)
     if switch:
-        return values[below]
-    above = min(len(values) - 1, below + 1)
-    return (1 - (place - below)) * values[below] + (place - below) * values[above]
+        return gradient[below]
+    above = min(len(gradient) - 1, below + 1)
+    return (1 - (place - below)) * gradient[below] + (place - below) * gradient[above]
 
 
 class InputModel(Strict):
@@ -627,13 +633,14 @@ class Recipe(Strict):
         return value_of(PREPARE, PREPARED, (of.parameters, self.parameters), tensor, depth) if self.prepare else 0.0
 
     def excludes(self, model: ModelReference, tensor: str) -> bool:
-        """Return whether the recipe gives a model the weight 0 for a tensor, wherever the model takes part."""
+        """Return whether the recipe gives a model the weight 0 for a tensor in every layer and slice of the model."""
         found: list[float] = []
         for of in self.output_slices(1):
             if (weight := self.method_of(of).each.get("weight")) and model != self.origin_of(of):
                 scopes = [[source.parameters, of.parameters, self.parameters] for source in of.sources]
                 held = zip(of.sources, scopes, strict=True)
-                found += [value_of("weight", weight, own, tensor, 1.0) for source, own in held if source.model == model]
+                for source, own in held:
+                    found += gradient_of("weight", weight, own, tensor) if source.model == model else []
         return bool(found) and not any(found)
 
     def check_numbers(self) -> None:
@@ -774,7 +781,7 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         elif number:  # multi-token prediction: its layers follow the last one of the result
             place = number[0] - layers + sum(of.depth for of in slices)
             after.append(_outside(name, slices[-1], f"{stack.start}{place}.{number[1]}"))
-        elif any(part in name for part in BEFORE_LAYERS):
+        elif any(part in name for part in BEFORE_LAYERS) and not HEADS.search(name):
             before.append(_outside(name, slices[0], name))
         else:
             after.append(_outside(name, slices[-1], name))

@@ -31,8 +31,11 @@ USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token"
 FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
 """Beginnings of names that are not those of a language model's layers."""
 
-EMBEDDINGS = re.compile(r"(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
+EMBEDDINGS = re.compile(r"(?<![^.])(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
 """The embeddings of tokens, which stand next to the language model's layers."""
+
+HEADS = re.compile(r"(?<![^.])(?:lm_head|embed_out)\.(?:weight|bias)$|^(?:\D+\.)?output\.(?:weight|bias)$")
+"""Output heads, with a bias in some models. In layers `output` is another matrix, as in RWKV's attention."""
 
 PREDICTION = re.compile(r"(?:^|\.)mtp[^.]*\.")
 """Modules for multi-token prediction that are not among the layers."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmevo.errors import SourceError
+from llmevo.models.architecture import EMBEDDINGS, HEADS
 from llmevo.models.checkpoints import read_object
 from llmevo.models.references import load_pretrained
 
-VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
-"""Weights with one row a token."""
+VOCABULARY = re.compile(f"{EMBEDDINGS.pattern}|{HEADS.pattern}")
+"""Weights with one row a token: embeddings and output heads."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The main files of tokenizers: every tokenizer has one of them."""

@@ -8,7 +8,7 @@ import yaml
 
 from llmevo.errors import RecipeError
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Recipe, plan
 from llmevo.models.references import ModelReference
 from support.checkpoints import mergekit
 
@@ -210,6 +210,23 @@ def test_every_value_equals_mergekits(text: str, tensor: str, depth: float) -> N
     for name in method.each:
         mine = [v for v, s in zip(ours[name], recipe.output_slices(4)[0].sources, strict=True) if "base" not in str(s)]
         assert mine == pytest.approx([values[name] for values in each.values() if values]), name
+
+
+@pytest.mark.parametrize(
+    ("weight", "excluded"),
+    [(0, True), ([0, 0], True), ([1.0, 0.0], False), ([{"filter": "bias", "value": 0}, {"value": 0.5}], True)],
+)
+def test_a_model_is_left_out_of_a_tensor_only_where_its_weight_is_0_in_every_layer(weight: Any, excluded: bool) -> None:
+    recipe = of({"weight": weight}, "task_arithmetic", base_model="org/base")
+    assert recipe.excludes(ModelReference.parse("org/one"), "model.layers.0.self_attn.q_proj.bias") is excluded
+
+
+@pytest.mark.parametrize(("name", "place"), [("embed_out.weight", 1), ("gpt_neox.embed_in.weight", 0)])
+def test_a_head_is_that_of_the_last_slice_and_embeddings_those_of_the_first(name: str, place: int) -> None:
+    source = {"sources": [{"model": "one", "layer_range": [0, 1]}]}
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "slices": [source, source]})
+    outside = next(step for step in plan(recipe, [name, "gpt_neox.layers.0.mlp.weight"], 1) if step.layer is None)
+    assert outside.of is (recipe.slices or [])[place]
 
 
 def test_a_filter_on_a_source_sees_the_name_the_tensor_has_in_that_source() -> None:
