@@ -68,7 +68,7 @@ Settings = Mapping[str, Setting]
 
 
 def check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool, prepared: bool = False) -> None:
-    """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
+    """Raise ValueError for a parameter that none of the methods has at this place, or with a value it cannot have.
 
     `whole`: the place is the recipe or a slice, which may have parameters of the whole merge; `prepared`: the recipe
     has a preparation.
@@ -89,12 +89,15 @@ def check_settings(methods: Sequence[Method], settings: Settings | None, whole: 
                 f"{names}: {name!r} holds for the whole merge, not for one model; put it under the `parameters` of the"
                 " recipe or of a slice"
             )
-        kind = (each | shared)[name].default
+        parameter = (each | shared)[name]
+        kind = parameter.default
         for number in _numbers(setting):
             if isinstance(kind, bool) and number not in (0, 1):
                 raise ValueError(f"{names}: {name} is either true or false, not {number:g}")
             if _is_whole(kind) and number != int(number):
                 raise ValueError(f"{names}: {name} is a whole number, not {number:g}")
+            if parameter.is_share and not 0.0 <= number <= 1.0:
+                raise ValueError(f"{names}: {name} is {number:g}; give a number from 0 to 1")
 
 
 def _is_whole(default: float | bool | None) -> bool:
@@ -313,6 +316,8 @@ class Preparation(Strict):
             raise ValueError(f"{repeated[0]} is listed twice")
         if any(STEPS[name].permutes for name in self.names[1:]):
             raise ValueError("align is the first step: the others compare models neuron by neuron")
+        if empty := next((of for of, tasks in (self.tasks or {}).items() if not tasks), None):
+            raise ValueError(f"tasks: {empty} has none; name its tasks, or leave the model out, which then has all")
         return self
 
     @property
@@ -325,6 +330,11 @@ class Preparation(Strict):
         return any(STEPS[name].measures for name in self.names)
 
     @property
+    def named_tasks(self) -> list[str]:
+        """The tasks of all models, once each."""
+        return [*dict.fromkeys(task for tasks in (self.tasks or {}).values() for task in tasks)]
+
+    @property
     def complete(self) -> list[tuple[str, dict[str, float]]]:
         """Every step with all of its parameters."""
         defaults = {
@@ -333,7 +343,7 @@ class Preparation(Strict):
         return [(name, {**defaults[name], **values}) for step in self.steps for name, values in step.items()]
 
 
-PARTS: Mapping[str | int, type[BaseModel]] = {
+SECTIONS: Mapping[str | int, type[BaseModel]] = {
     "models": InputModel,
     "prepare": Preparation,
     "slices": OutputSlice,
@@ -343,6 +353,27 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
     "router_slices": RouterSlice,
 }
 """The values under a recipe's keys."""
+
+
+FORMS: Mapping[str | int, str] = {
+    "models": "`- model: base`",
+    "slices": "`- sources: [{model: base, layer_range: [0, 8]}]`",
+    "sources": "`- {model: base, layer_range: [0, 8]}`",
+    "parameters": "`parameters: {weight: 0.5}`",
+    "steps": "`prepare: [tsv]` or `prepare: [{tsv: {rank: 0.5}}]`",
+    "tasks": "`tasks: {models/code: [code_questions]}`",
+    "tokens": "`tokens: {'<token>': {source: base}}`",
+    MIXTURE: "`mixture: {experts: [one, two], router: router.json}`",
+    "experts": "`experts: [one, two]`",
+    "layers": "`layers: [[0, 8]]`",
+    "router_slices": "`- {layer_range: [0, 8], temperature: 0.5}`",
+    "bias": "`bias: [0.5, 0]`, a number for each expert",
+    "scales": "`scales: [0.5, 0.5]`, a number for each expert",
+}
+"""How lists and keys of a recipe are written, for messages."""
+
+TYPES = {"string": "text", "int": "whole number", "float": "number", "bool": "truth value"}
+"""Types of values, by the beginnings of pydantic's names of errors."""
 
 
 class Recipe(Strict):
@@ -451,6 +482,9 @@ class Recipe(Strict):
             raise ValueError("prepare: it changes what the models add to their base; give the base_model")
         if self.prepare.reads_text and self.prepare.text is None:
             raise ValueError(f"prepare: {self.prepare.names[0]} reads texts; write prepare: {{steps: […], text: FILE}}")
+        if unknown := next((of for of in self.prepare.tasks or {} if of not in self.merged_references), None):
+            hint = nearest(str(unknown), map(str, self.merged_references))
+            raise ValueError(f"prepare.tasks: {unknown} is none of the merged models{hint}")
 
     def _check_parameter_names(self) -> None:
         """Raise ValueError for an unknown parameter; mergekit ignores those."""
@@ -460,11 +494,11 @@ class Recipe(Strict):
         methods = [METHODS[name] for name in names]
         check_settings(methods, self.parameters, True, prepared)
         for model in self.models or []:
-            check_settings(methods, model.parameters, whole=False)
+            check_settings(methods, model.parameters, False, prepared)
         for of in slices:
             check_settings([self.method_of(of)], of.parameters, True, prepared)
             for source in of.sources:
-                check_settings([self.method_of(of)], source.parameters, whole=False)
+                check_settings([self.method_of(of)], source.parameters, False, prepared)
 
     def _check_models(self, of: OutputSlice, where: str) -> None:
         """Raise ValueError unless the slice has as many models as its method merges, and the base that it needs."""
@@ -716,7 +750,7 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
     if not keys and first["type"] != "value_error":
         return "a recipe has keys, `merge_method` and `models` or `slices` among them"
     if first["type"] == "extra_forbidden":
-        holder = next((PARTS[key] for key in reversed(keys[:-1]) if key in PARTS), recipe)
+        holder = next((SECTIONS[key] for key in reversed(keys[:-1]) if key in SECTIONS), recipe)
         unknown = f"llmevo does not know this key{nearest(str(keys[-1]), holder.model_fields)}"
         message = WITHOUT_MEANING.get(str(keys[-1]), unknown)
     elif keys[:2] == ("tokenizer", "tokens") and len(keys) > 2:
@@ -735,7 +769,25 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
     elif "gains" in keys[:-1] or keys == ("rope",):
         least = "0 or more" if keys[-1:] in (("attention",), ("mlp",)) else "over 0"
         message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
+    elif first["type"] == "literal_error":
+        keys = tuple(key for key in keys if not str(key).startswith("literal["))
+        message = f"{shortened(repr(first['input']), 40)} is none of these; write base, union or a model"
+    else:
+        message = _plain_type(keys, first["type"], first["input"], first.get("ctx") or {}) or message
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
+
+
+def _plain_type(keys: Sequence[str | int], error: str, given: object, bounds: Mapping[str, Any]) -> str:
+    """Return what may stand at a key, for a value of the wrong type or outside its bounds; empty for other errors."""
+    said = shortened(repr(given), 40)
+    if error in ("model_type", "dict_type", "list_type", "tuple_type", "too_short"):
+        form = next((FORMS[key] for key in reversed(keys) if key in FORMS), "")
+        return f"{said} cannot stand here" + (f"; write {form}" if form else "")
+    if error in ("greater_than", "greater_than_equal"):
+        least = f"over {bounds['gt']:g}" if "gt" in bounds else f"{bounds['ge']:g} or more"
+        return f"{said} is too small; give a number, {least}"
+    kind = next((kind for start, kind in TYPES.items() if error.startswith(start)), "")
+    return f"{said} is no {kind}; give one" if kind else ""
 
 
 def _wrong_number(method: Method, origin: bool, count: int) -> str:
@@ -796,8 +848,8 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         for offset in range(of.depth):
             depth = offset / (of.depth - 1) if of.depth > 1 else 1.0
             starts = [source.layer_range[0] for source in of.sources]
-            origin = of.base_model or recipe.base_model
-            base = next((s.layer_range[0] for s in of.sources if s.model == origin), starts[0])
+            base_model = of.base_model or recipe.base_model
+            base_start = next((s.layer_range[0] for s in of.sources if s.model == base_model), starts[0])
             kinds = {start: by_layer.get(start + offset, []) for start in starts}
             for rest in dict.fromkeys(rest for kind in kinds.values() for rest in kind):
                 inputs = tuple(f"{stack.start}{start + offset}.{rest}" for start in starts)
@@ -807,8 +859,8 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
                         f"layer_range: {one} cannot be merged with {lacking[0]}, which the models do not have; only"
                         " layers of one kind can be merged"
                     )
-                called, origin = (f"{stack.start}{number}.{rest}" for number in (layer, base + offset))
-                steps.append(Step(called, of, depth, inputs, origin, layer))
+                called, in_base = (f"{stack.start}{number}.{rest}" for number in (layer, base_start + offset))
+                steps.append(Step(called, of, depth, inputs, in_base, layer))
             layer += 1
     return steps + after
 

@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ INTEGERS = {
 BUFFERS = ("I64", "BOOL")
 """Types of buffers that are copied, such as position ids and masks. Quantized weights are I8, U8, I32 or F8_*."""
 
-MASKS = (".attn.bias", ".attention.bias")
+CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 """Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
 
 PICKLE = ".bin"
@@ -64,6 +65,11 @@ Weight = Tensor | LowRank
 def stored(weight: Weight) -> Tensor:
     """Return the weight's tensor, or the one under the adapter."""
     return weight.origin if isinstance(weight, LowRank) else weight
+
+
+def widest(types: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the narrowest type that holds the numbers of all types without a loss; of one type that type itself."""
+    return reduce(torch.promote_types, types)
 
 
 def same(first: Tensor, second: Tensor) -> bool:
@@ -337,7 +343,7 @@ def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
 
 def check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
     """Raise SourceError for quantized and complex weights. Buffers of integers are copied."""
-    if stored in FLOATS or name.endswith(MASKS):
+    if stored in FLOATS or name.endswith(CAUSAL_MASKS):
         return
     if stored in INTEGERS and not name.endswith((".weight", ".bias")) and (stored in BUFFERS or len(shape) < 2):
         return

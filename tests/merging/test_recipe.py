@@ -116,6 +116,9 @@ NAMED = {"ties": EVERYTHING, "linear": MODELS, "slerp": SLERP, "llm-evo-merge": 
 RECIPES = [pytest.param(text, id=name) for name, text in NAMED.items()]
 
 
+TSV = "merge_method: task_arithmetic\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1}}]\nprepare: [tsv]"
+
+
 def first(recipe: Recipe, tensor: str = "model.norm.weight", depth: float = 0.0, place: int = 0) -> dict[str, Any]:
     """The parameters of one tensor of one slice, each and shared in one."""
     each, shared = recipe.values(recipe.output_slices(4)[place], tensor, depth)
@@ -391,6 +394,22 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
             "merge_method: della\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: 0.9}}]",
             "a/b: density 0.9 with epsilon 0.15: della needs density - epsilon over 0 and density + epsilon under 1; "
             "give an epsilon under 0.1",
+        ),
+        ("merge_method: linear\nmodels: [a/b]", "models.0: 'a/b' cannot stand here; write `- model: base`"),
+        ("merge_method: linear\nmodels: [{model: a/b}]\ndtype: 3", "dtype: 3 is no text"),
+        (TSV.replace("[tsv]", "[]"), "prepare.steps: [] cannot stand here; write `prepare: [tsv]`"),
+        (f"{TSV}\nparameters: {{prepare: 1.7}}", "task_arithmetic: prepare is 1.7; give a number from 0 to 1"),
+        (TSV.replace("1}", "1, prepare: 1}"), "task_arithmetic: 'prepare' holds for the whole merge"),
+        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a: [t]}}"), "prepare.tasks: a is none of the merged models"),
+        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a/b: []}}"), "tasks: a/b has none; name its tasks"),
+        (
+            "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: [1, -0.1]}}]",
+            "ties: density is -0.1; give a number from 0 to 1",
+        ),
+        (
+            "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1}}]\n"
+            "parameters: {density: [{filter: mlp, value: 30}, {value: 1}]}",
+            "ties: density is 30; give a number from 0 to 1",
         ),
         ("merge_method: linear\nmodels: [{model: a/b}]\nmodules: {default: {}}", "`slices` or `modules`"),
         (

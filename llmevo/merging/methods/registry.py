@@ -25,6 +25,8 @@ class Parameter:
     """For a gene: its value in the uniform merge, where the search starts; by default 1/n, the share of a weight."""
     neutral: float | None = None
     """The value with which the method is task arithmetic, bit for bit; None where there is none."""
+    is_share: bool = False
+    """True if it is a share, which no recipe may give below 0 or above 1."""
 
     @property
     def is_gene(self) -> bool:
@@ -58,6 +60,8 @@ class Method:
     """Parameters that mergekit accepts for this method and that change nothing."""
     in_mergekit: bool = True
     """False if mergekit has no such method, so that it refuses a recipe that names it."""
+    random: bool = False
+    """True if it has random masks, which depend on the tensor's name and the models' references."""
     by_entry: bool = False
     """True if an entry of the result depends on the same entry of the models only, and on no norm, rank or angle of the
     tensor; the experts in one tensor need not be merged one by one then."""
@@ -86,10 +90,10 @@ SHARE = Parameter(default=None, low=0.0, high=1.0)
 WEIGHT = Parameter(default=None, low=0.0, high=1.5)
 """The factor of a task vector."""
 
-DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0)
+DENSITY = Parameter(default=1.0, low=0.01, high=1.0, start=1.0, is_share=True)
 """The share of the entries that is kept."""
 
-GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01)
+GAMMA = Parameter(default=0.01, low=0.0, high=0.2, start=0.01, is_share=True)
 """Breadcrumbs: the share of the entries, the largest, that is left out."""
 
 EPSILON = Parameter(default=0.15, low=0.0, high=0.3, start=0.15)
@@ -100,7 +104,14 @@ CHANGED = Parameter(default=1e-5)
 
 
 def _sparse(
-    name: str, paper: str, normalize: bool, rescale: bool, evolve_normalize: bool, function: str = "", **more: Parameter
+    name: str,
+    paper: str,
+    normalize: bool,
+    rescale: bool,
+    evolve_normalize: bool,
+    function: str = "",
+    random: bool = False,
+    **more: Parameter,
 ) -> Method:
     """Return a method of the family of TIES, DARE, Breadcrumbs and DELLA, with its own defaults.
 
@@ -120,10 +131,11 @@ def _sparse(
         function=function,
         takes_base=True,
         normalize=evolve_normalize,
+        random=random,
     )
 
 
-BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
+BLEND = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0, is_share=True)
 """The way from task arithmetic, 0, to the method, 1."""
 
 
@@ -168,8 +180,8 @@ _METHODS = (
         by_entry=True,
     ),
     _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
-    _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare"),
-    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, function="dare"),
+    _sparse("dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare", random=True),
+    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, function="dare", random=True),
     _sparse("breadcrumbs", BREADCRUMBS, normalize=False, rescale=False, evolve_normalize=False, gamma=GAMMA),
     _sparse(
         "breadcrumbs_ties",
@@ -180,9 +192,16 @@ _METHODS = (
         function="breadcrumbs",
         gamma=GAMMA,
     ),
-    _sparse("della", DELLA, normalize=True, rescale=True, evolve_normalize=True, epsilon=EPSILON),
+    _sparse("della", DELLA, normalize=True, rescale=True, evolve_normalize=True, random=True, epsilon=EPSILON),
     _sparse(
-        "della_linear", DELLA, normalize=False, rescale=True, evolve_normalize=False, function="della", epsilon=EPSILON
+        "della_linear",
+        DELLA,
+        normalize=False,
+        rescale=True,
+        evolve_normalize=False,
+        function="della",
+        random=True,
+        epsilon=EPSILON,
     ),
     Method(
         "nuslerp",
@@ -214,7 +233,7 @@ _METHODS = (
     Method(
         "sce",
         "https://arxiv.org/abs/2408.07990",
-        shared={"select_topk": Parameter(default=1.0, low=0.01, high=1.0, start=1.0)},
+        shared={"select_topk": Parameter(default=1.0, low=0.01, high=1.0, start=1.0, is_share=True)},
         takes_base=True,
     ),
     Method("ram", RAM, shared={"epsilon": CHANGED}, takes_base=True),
@@ -250,33 +269,35 @@ _METHODS = (
         "tsv",
         "https://arxiv.org/abs/2412.00081",
         blend=BLEND,
-        rank=Parameter(default=1.0, low=0.05, high=1.0, start=0.5),
+        rank=Parameter(default=1.0, low=0.05, high=1.0, start=0.5, is_share=True),
     ),
     _separating(
-        "wudi", "https://arxiv.org/abs/2503.08099", blend=Parameter(0.5, low=0.0, high=1.0, start=0.5, neutral=0.0)
+        "wudi",
+        "https://arxiv.org/abs/2503.08099",
+        blend=Parameter(0.5, low=0.0, high=1.0, start=0.5, neutral=0.0, is_share=True),
     ),
     _separating(
         "star",
         "https://arxiv.org/abs/2502.10339",
-        eta=Parameter(default=0.4, low=0.05, high=1.0, start=0.4, neutral=1.0),
+        eta=Parameter(default=0.4, low=0.05, high=1.0, start=0.4, neutral=1.0, is_share=True),
     ),
     _separating(
         "knots",
         "https://arxiv.org/abs/2410.19735",
         blend=BLEND,
-        density=Parameter(default=1.0, low=0.01, high=1.0, start=0.5),
+        density=Parameter(default=1.0, low=0.01, high=1.0, start=0.5, is_share=True),
     ),
     _separating(
         "isotropic",
         "https://arxiv.org/abs/2502.04959",
         function="spectrum",
-        gamma=Parameter(default=0.0, low=0.0, high=1.0, start=0.5, neutral=1.0),
+        gamma=Parameter(default=0.0, low=0.0, high=1.0, start=0.5, neutral=1.0, is_share=True),
     ),
     _separating(
         "subspace_boosting",
         "https://arxiv.org/abs/2506.16506",
         function="spectrum",
-        beta=Parameter(default=0.5, low=0.0, high=1.0, start=0.5, neutral=1.0),
+        beta=Parameter(default=0.5, low=0.0, high=1.0, start=0.5, neutral=1.0, is_share=True),
     ),
     _separating(
         "consensus",

@@ -49,7 +49,7 @@ class PreparationStep:
         return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
 
 
-PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0)
+PREPARED = Parameter(default=1.0, low=0.0, high=1.0, start=1.0, neutral=0.0, is_share=True)
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
 
 _STEPS = (
