@@ -49,8 +49,9 @@ class Fp8Model:
 
     def __init__(self, model: MergedModel) -> None:
         self.model = model
-        modules = Modules(model.sources.folder(model.recipe.donor))
-        rounding = quantizer("fp8", model.shapes, model.config())
+        config = model.config()
+        modules = Modules(model.sources.layout(model.recipe.donor), config)
+        rounding = quantizer("fp8", model.shapes, config)
         self.rounded = [name for name, shape in model.shapes.items() if rounding.stored(name, shape) == "fp8"]
         """The tensors that become FP8."""
         held = {name: modules.module_of(name) for name in model.shapes}

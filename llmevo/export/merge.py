@@ -73,7 +73,7 @@ def merge_as(
     from llmevo.merging.vocabulary import open_models
 
     masks: Seed = seed or 0
-    found, beside = None, dict[str, str]()
+    found, beside, text_file = None, dict[str, str](), ""
     if not isinstance(recipe, Recipe):
         file = Path(recipe)
         try:
@@ -89,7 +89,10 @@ def merge_as(
             masks = read_masks(file.parent / found.masks, recipe) if found.masks else found.seed
         root = root_of(file.parent)
         if recipe.prepare and recipe.prepare.text:  # which lies beside the recipe
-            recipe = recipe.with_text(read_texts(recipe.prepare.text, file.parent).keep())
+            text_file = recipe.prepare.text
+            texts = read_texts(text_file, file.parent)
+            texts.check(recipe.prepare.named_tasks, text_file)
+            recipe = recipe.with_text(texts.keep())
         if recipe.mixture and recipe.mixture.router:
             recipe = recipe.with_router(str((file.parent / recipe.mixture.router).absolute()))
     sources = open_models(recipe, Path(root), recipe.excludes)
@@ -107,7 +110,10 @@ def merge_as(
                 say(f"Measured: {cost}.")
             prepared.make()
             prepared.forget()
+    # As the user wrote it, and not with files of the cache folder.
     merged = recipe.with_router(ROUTER)
+    merged = merged.with_text(text_file) if text_file else merged
+    beside["mergekit_config.yml"] = merged.to_yaml()
     written = format_.write(
         recipe,
         sources,

@@ -12,7 +12,7 @@ from llmevo.export.cards import Metadata, Parent, Relation, models_table, recipe
 from llmevo.export.formats import Format, Written
 from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
-from llmevo.merging.merger import MASKS, masks_of
+from llmevo.merging.merger import MASKS_FILE, masks_of
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.models.sources import Sources
@@ -79,13 +79,13 @@ class Export:
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
         texts = {
-            "best.yml": Provenance(started.masks, MASKS if masks else None).sign(published),
+            "best.yml": Provenance(started.masks, MASKS_FILE if masks else None).sign(published),
             "README.md": model_card(shared, published, chosen, changed),
         }
         return cls(
             chosen,
             recipe,
-            {**texts, **({MASKS: masks} if masks else {})},
+            {**texts, **({MASKS_FILE: masks} if masks else {})},
             shared,
             published,
             changed,

@@ -1,5 +1,6 @@
 """The modules of a model, from its config: which weights are matrices of linear layers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ class Modules:
     Made from the config alone: the weights are on torch's `meta` device and need no memory.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises SourceError when transformers cannot build the model."""
+    def __init__(self, folder: Path, changed: Mapping[str, Any] | None = None) -> None:
+        """`changed` is a config to take instead of the one in the folder, of a model of the same class.
+
+        Raises SourceError when transformers cannot build the model.
+        """
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
 
         config = load_pretrained(AutoConfig, folder)
+        config = config if changed is None else type(config).from_dict({**changed})
         try:
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config)

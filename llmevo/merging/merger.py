@@ -9,26 +9,26 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
+from llmevo.errors import CandidateError, RecipeError, SourceError, UserError, plural
 from llmevo.merging.kernels.blocks import in_background
 from llmevo.merging.kernels.task_vectors import is_finite
 from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import METHODS, Method
-from llmevo.merging.mixture.classes import PROJECTIONS, SHARED, Matrix, MixtureClass, class_of, matrices
+from llmevo.merging.mixture.classes import SHARED, Matrix, MixtureClass, class_of, matrices
 from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.mixture.router import Router, read
 from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.recipe import Recipe, Step, plan
-from llmevo.models.architecture import experts_of, is_stack_of_experts, text_config
+from llmevo.models.architecture import PROJECTIONS, experts_of, is_stack_of_experts, text_config
 from llmevo.models.branches import Branches, Fold
-from llmevo.models.checkpoints import LowRank, Weight, same, stored
+from llmevo.models.checkpoints import LowRank, Weight, same, stored, widest
 from llmevo.models.quantize import Quantizer, quantizer
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -42,10 +42,7 @@ AHEAD = 4
 TOGETHER = 1 << 21
 """Entries of one piece of work. A larger tensor is a piece by itself, and all cores work on it."""
 
-RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
-"""Methods with random masks: the masks also depend on the models' references, which others may have to change."""
-
-MASKS = "masks.json"
+MASKS_FILE = "masks.json"
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class _PlannedTensor:
         base = self.base and (str(self.base[0]), self.base[1])
         made = (self.method.name, base, models, {**self.each}, {**self.shared}, str(self.dtype))
         # The name where the bits depend on it: random masks are drawn by name, and formats differ by name.
-        named = self.mask_name if self.method.name in RANDOM or self.rounding else None
+        named = self.mask_name if self.method.random or self.rounding else None
         given = self.given and self.given.digest
         return repr((*made, *filter(None, (self.rounding, self.fold, named, *self.preparation, given))))
 
@@ -293,9 +290,14 @@ class Merger:
         return replace(tensor, step=step, masked_as=tensor.mask_name)
 
     def _mixture_class(self, recipe: Recipe, mixture: Mixture) -> MixtureClass:
-        if recipe.is_path(self.sources.depth(recipe.donor)):
+        depth = self.sources.depth(recipe.donor)
+        if recipe.is_path(depth):
             raise RecipeError(
                 "mixture: the recipe runs other layers than the models; leave out its path, or the mixture"
+            )
+        if outside := next((of for of in mixture.layer_ranges if of[1] > depth), None):
+            raise RecipeError(
+                f"mixture: layers {[*outside]} are outside the {plural(depth, 'layer')} of {recipe.donor}"
             )
         try:
             return class_of(self.sources.config(recipe.donor), mixture)
@@ -335,7 +337,7 @@ class Merger:
                 models=[named[place] for place in places],
                 each={name: [values[place] for place in places] for name, values in each.items()},
                 shared=shared,
-                dtype=dtype or reduce(torch.promote_types, (self.sources[of].dtype(name) for of, name in named)),
+                dtype=dtype or widest(self.sources[of].dtype(name) for of, name in named),
                 rounding=served if served and served.stored(step.name, shapes[step.inputs[0]]) else None,
                 fold=branches.fold(step.inputs[0], step.of.gains)
                 if branches and step.of.gains and step.layer is not None
@@ -590,7 +592,7 @@ def _digest(text: str) -> int:
 
 def masks_of(recipe: Recipe, sources: Sources, seed: Seed) -> str | None:
     """Return the seed of every random mask as JSON, by tensor, models in the recipe's order; None without masks."""
-    if not {recipe.merge_method, *(of.merge_method for of in recipe.slices or [])} & {*RANDOM}:
+    if not any(recipe.method_of(of).random for of in recipe.output_slices(1)):
         return None
     steps = plan(recipe, [*sources[recipe.donor].shapes], sources.depth(recipe.donor))
     models = recipe.references

@@ -12,7 +12,7 @@ from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
-from llmevo.models.architecture import text_stack
+from llmevo.models.architecture import HEADS, text_stack
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
 from llmevo.models.yaml import read_yaml
@@ -35,7 +35,8 @@ WITHOUT_EFFECT = ("allow_negative_weights",)
 
 WITHOUT_MEANING = {"residual_weight": "mergekit reads this key and does nothing with it; remove it"}
 BEFORE_LAYERS = ("embed", "wte", "wpe")
-"""Tensors that come before the layers: they take the first slice's parameters, all others the last one's."""
+"""Parts of the names of tensors before the layers (embeddings of tokens and positions, their norms), which take the
+first slice's parameters. All others outside the layers take the last one's, output heads (`embed_out`) among them."""
 
 PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks (\S+))?$", re.MULTILINE)
 
@@ -67,7 +68,7 @@ Settings = Mapping[str, Setting]
 
 
 def check_settings(methods: Sequence[Method], settings: Settings | None, whole: bool, prepared: bool = False) -> None:
-    """Raise ValueError for a parameter that none of the methods has at this place, or of the wrong kind.
+    """Raise ValueError for a parameter that none of the methods has at this place, or with a value it cannot have.
 
     `whole`: the place is the recipe or a slice, which may have parameters of the whole merge; `prepared`: the recipe
     has a preparation.
@@ -88,12 +89,15 @@ def check_settings(methods: Sequence[Method], settings: Settings | None, whole: 
                 f"{names}: {name!r} holds for the whole merge, not for one model; put it under the `parameters` of the"
                 " recipe or of a slice"
             )
-        kind = (each | shared)[name].default
+        parameter = (each | shared)[name]
+        kind = parameter.default
         for number in _numbers(setting):
             if isinstance(kind, bool) and number not in (0, 1):
                 raise ValueError(f"{names}: {name} is either true or false, not {number:g}")
             if _is_whole(kind) and number != int(number):
                 raise ValueError(f"{names}: {name} is a whole number, not {number:g}")
+            if parameter.is_share and not 0.0 <= number <= 1.0:
+                raise ValueError(f"{names}: {name} is {number:g}; give a number from 0 to 1")
 
 
 def _is_whole(default: float | bool | None) -> bool:
@@ -117,40 +121,45 @@ def _numbers(setting: Setting) -> Iterator[float]:
 
 def value_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str, depth: float) -> float:
     """Return a parameter's value for one tensor. Raises RecipeError where it has none."""
+    value = _at(depth, gradient_of(name, parameter, scopes, tensor), isinstance(parameter.default, bool))
+    if _is_whole(parameter.default) and value != int(value):
+        raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
+    return value
+
+
+def gradient_of(name: str, parameter: Parameter, scopes: Sequence[Settings | None], tensor: str) -> list[float]:
+    """Return the values that a parameter has for one tensor, from the first layer to the last; often a single one.
+
+    Raises RecipeError where it has none.
+    """
     for scope in scopes:
-        if scope and name in scope:
-            value = _evaluate(scope[name], tensor, depth, isinstance(parameter.default, bool))
-            if value is not None and _is_whole(parameter.default) and value != int(value):
-                raise RecipeError(f"the parameter {name!r} is {value:g} for the tensor {tensor}; give whole numbers")
-            if value is not None:
-                return value
+        if scope and name in scope and (values := _gradient(scope[name], tensor)):
+            return values
     if parameter.default is None:
         raise RecipeError(f"the parameter {name!r} is missing for the tensor {tensor}; give it a value")
-    return float(parameter.default)
+    return [float(parameter.default)]
 
 
-def _evaluate(setting: Setting, tensor: str, depth: float, switch: bool) -> float | None:
-    """Return a setting's value for one tensor at one depth; None when none of its filters holds.
+def _gradient(setting: Setting, tensor: str) -> list[float]:
+    """Return the values of the part of a setting that holds for a tensor; empty when none of its filters holds."""
+    parts = setting if isinstance(setting, list) else [setting]
+    conditionals = [part for part in parts if isinstance(part, Conditional)]
+    if conditionals:
+        return next((_gradient(each.value, tensor) for each in conditionals if each.holds(tensor)), [])
+    return [float(part) for part in parts if not isinstance(part, Conditional)]
+
+
+def _at(depth: float, gradient: Sequence[float], switch: bool) -> float:
+    """Return the value at a depth: values are spread evenly over it, with straight lines between them.
 
     A `switch` is true or false: its gradients go in steps.
     """
-    if isinstance(setting, bool | int | float):
-        return float(setting)
-    if isinstance(setting, Conditional):
-        return _evaluate(setting.value, tensor, depth, switch) if setting.holds(tensor) else None
-    conditionals = [entry for entry in setting if isinstance(entry, Conditional)]
-    if conditionals:
-        return next((_evaluate(c.value, tensor, depth, switch) for c in conditionals if c.holds(tensor)), None)
-    # A gradient: linear interpolation between the values, spread evenly over the depth.
-    values = [entry for entry in setting if not isinstance(entry, Conditional)]
-    if not values:
-        return None
-    place = depth * (len(values) - 1)
+    place = depth * (len(gradient) - 1)
     below = int(place)
     if switch:
-        return values[below]
-    above = min(len(values) - 1, below + 1)
-    return (1 - (place - below)) * values[below] + (place - below) * values[above]
+        return gradient[below]
+    above = min(len(gradient) - 1, below + 1)
+    return (1 - (place - below)) * gradient[below] + (place - below) * gradient[above]
 
 
 class InputModel(Strict):
@@ -307,6 +316,8 @@ class Preparation(Strict):
             raise ValueError(f"{repeated[0]} is listed twice")
         if any(STEPS[name].permutes for name in self.names[1:]):
             raise ValueError("align is the first step: the others compare models neuron by neuron")
+        if empty := next((of for of, tasks in (self.tasks or {}).items() if not tasks), None):
+            raise ValueError(f"tasks: {empty} has none; name its tasks, or leave the model out, which then has all")
         return self
 
     @property
@@ -319,6 +330,11 @@ class Preparation(Strict):
         return any(STEPS[name].measures for name in self.names)
 
     @property
+    def named_tasks(self) -> list[str]:
+        """The tasks of all models, once each."""
+        return [*dict.fromkeys(task for tasks in (self.tasks or {}).values() for task in tasks)]
+
+    @property
     def complete(self) -> list[tuple[str, dict[str, float]]]:
         """Every step with all of its parameters."""
         defaults = {
@@ -327,7 +343,7 @@ class Preparation(Strict):
         return [(name, {**defaults[name], **values}) for step in self.steps for name, values in step.items()]
 
 
-PARTS: Mapping[str | int, type[BaseModel]] = {
+SECTIONS: Mapping[str | int, type[BaseModel]] = {
     "models": InputModel,
     "prepare": Preparation,
     "slices": OutputSlice,
@@ -337,6 +353,27 @@ PARTS: Mapping[str | int, type[BaseModel]] = {
     "router_slices": RouterSlice,
 }
 """The values under a recipe's keys."""
+
+
+FORMS: Mapping[str | int, str] = {
+    "models": "`- model: base`",
+    "slices": "`- sources: [{model: base, layer_range: [0, 8]}]`",
+    "sources": "`- {model: base, layer_range: [0, 8]}`",
+    "parameters": "`parameters: {weight: 0.5}`",
+    "steps": "`prepare: [tsv]` or `prepare: [{tsv: {rank: 0.5}}]`",
+    "tasks": "`tasks: {models/code: [code_questions]}`",
+    "tokens": "`tokens: {'<token>': {source: base}}`",
+    MIXTURE: "`mixture: {experts: [one, two], router: router.json}`",
+    "experts": "`experts: [one, two]`",
+    "layers": "`layers: [[0, 8]]`",
+    "router_slices": "`- {layer_range: [0, 8], temperature: 0.5}`",
+    "bias": "`bias: [0.5, 0]`, a number for each expert",
+    "scales": "`scales: [0.5, 0.5]`, a number for each expert",
+}
+"""How lists and keys of a recipe are written, for messages."""
+
+TYPES = {"string": "text", "int": "whole number", "float": "number", "bool": "truth value"}
+"""Types of values, by the beginnings of pydantic's names of errors."""
 
 
 class Recipe(Strict):
@@ -445,6 +482,9 @@ class Recipe(Strict):
             raise ValueError("prepare: it changes what the models add to their base; give the base_model")
         if self.prepare.reads_text and self.prepare.text is None:
             raise ValueError(f"prepare: {self.prepare.names[0]} reads texts; write prepare: {{steps: […], text: FILE}}")
+        if unknown := next((of for of in self.prepare.tasks or {} if of not in self.merged_references), None):
+            hint = nearest(str(unknown), map(str, self.merged_references))
+            raise ValueError(f"prepare.tasks: {unknown} is none of the merged models{hint}")
 
     def _check_parameter_names(self) -> None:
         """Raise ValueError for an unknown parameter; mergekit ignores those."""
@@ -454,11 +494,11 @@ class Recipe(Strict):
         methods = [METHODS[name] for name in names]
         check_settings(methods, self.parameters, True, prepared)
         for model in self.models or []:
-            check_settings(methods, model.parameters, whole=False)
+            check_settings(methods, model.parameters, False, prepared)
         for of in slices:
             check_settings([self.method_of(of)], of.parameters, True, prepared)
             for source in of.sources:
-                check_settings([self.method_of(of)], source.parameters, whole=False)
+                check_settings([self.method_of(of)], source.parameters, False, prepared)
 
     def _check_models(self, of: OutputSlice, where: str) -> None:
         """Raise ValueError unless the slice has as many models as its method merges, and the base that it needs."""
@@ -627,13 +667,14 @@ class Recipe(Strict):
         return value_of(PREPARE, PREPARED, (of.parameters, self.parameters), tensor, depth) if self.prepare else 0.0
 
     def excludes(self, model: ModelReference, tensor: str) -> bool:
-        """Return whether the recipe gives a model the weight 0 for a tensor, wherever the model takes part."""
+        """Return whether the recipe gives a model the weight 0 for a tensor in every layer and slice of the model."""
         found: list[float] = []
         for of in self.output_slices(1):
             if (weight := self.method_of(of).each.get("weight")) and model != self.origin_of(of):
                 scopes = [[source.parameters, of.parameters, self.parameters] for source in of.sources]
                 held = zip(of.sources, scopes, strict=True)
-                found += [value_of("weight", weight, own, tensor, 1.0) for source, own in held if source.model == model]
+                for source, own in held:
+                    found += gradient_of("weight", weight, own, tensor) if source.model == model else []
         return bool(found) and not any(found)
 
     def check_numbers(self) -> None:
@@ -709,7 +750,7 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
     if not keys and first["type"] != "value_error":
         return "a recipe has keys, `merge_method` and `models` or `slices` among them"
     if first["type"] == "extra_forbidden":
-        holder = next((PARTS[key] for key in reversed(keys[:-1]) if key in PARTS), recipe)
+        holder = next((SECTIONS[key] for key in reversed(keys[:-1]) if key in SECTIONS), recipe)
         unknown = f"llmevo does not know this key{nearest(str(keys[-1]), holder.model_fields)}"
         message = WITHOUT_MEANING.get(str(keys[-1]), unknown)
     elif keys[:2] == ("tokenizer", "tokens") and len(keys) > 2:
@@ -728,7 +769,25 @@ def _explain(error: ValidationError, recipe: type[Recipe]) -> str:
     elif "gains" in keys[:-1] or keys == ("rope",):
         least = "0 or more" if keys[-1:] in (("attention",), ("mlp",)) else "over 0"
         message = f"{shortened(str(first['input']), 40)} is no factor; give a number, {least}, such as 0.5"
+    elif first["type"] == "literal_error":
+        keys = tuple(key for key in keys if not str(key).startswith("literal["))
+        message = f"{shortened(repr(first['input']), 40)} is none of these; write base, union or a model"
+    else:
+        message = _plain_type(keys, first["type"], first["input"], first.get("ctx") or {}) or message
     return ": ".join(filter(None, (".".join(map(str, keys)), shortened(message))))
+
+
+def _plain_type(keys: Sequence[str | int], error: str, given: object, bounds: Mapping[str, Any]) -> str:
+    """Return what may stand at a key, for a value of the wrong type or outside its bounds; empty for other errors."""
+    said = shortened(repr(given), 40)
+    if error in ("model_type", "dict_type", "list_type", "tuple_type", "too_short"):
+        form = next((FORMS[key] for key in reversed(keys) if key in FORMS), "")
+        return f"{said} cannot stand here" + (f"; write {form}" if form else "")
+    if error in ("greater_than", "greater_than_equal"):
+        least = f"over {bounds['gt']:g}" if "gt" in bounds else f"{bounds['ge']:g} or more"
+        return f"{said} is too small; give a number, {least}"
+    kind = next((kind for start, kind in TYPES.items() if error.startswith(start)), "")
+    return f"{said} is no {kind}; give one" if kind else ""
 
 
 def _wrong_number(method: Method, origin: bool, count: int) -> str:
@@ -774,7 +833,7 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         elif number:  # multi-token prediction: its layers follow the last one of the result
             place = number[0] - layers + sum(of.depth for of in slices)
             after.append(_outside(name, slices[-1], f"{stack.start}{place}.{number[1]}"))
-        elif any(part in name for part in BEFORE_LAYERS):
+        elif any(part in name for part in BEFORE_LAYERS) and not HEADS.search(name):
             before.append(_outside(name, slices[0], name))
         else:
             after.append(_outside(name, slices[-1], name))
@@ -789,8 +848,8 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         for offset in range(of.depth):
             depth = offset / (of.depth - 1) if of.depth > 1 else 1.0
             starts = [source.layer_range[0] for source in of.sources]
-            origin = of.base_model or recipe.base_model
-            base = next((s.layer_range[0] for s in of.sources if s.model == origin), starts[0])
+            base_model = of.base_model or recipe.base_model
+            base_start = next((s.layer_range[0] for s in of.sources if s.model == base_model), starts[0])
             kinds = {start: by_layer.get(start + offset, []) for start in starts}
             for rest in dict.fromkeys(rest for kind in kinds.values() for rest in kind):
                 inputs = tuple(f"{stack.start}{start + offset}.{rest}" for start in starts)
@@ -800,8 +859,8 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
                         f"layer_range: {one} cannot be merged with {lacking[0]}, which the models do not have; only"
                         " layers of one kind can be merged"
                     )
-                called, origin = (f"{stack.start}{number}.{rest}" for number in (layer, base + offset))
-                steps.append(Step(called, of, depth, inputs, origin, layer))
+                called, in_base = (f"{stack.start}{number}.{rest}" for number in (layer, base_start + offset))
+                steps.append(Step(called, of, depth, inputs, in_base, layer))
             layer += 1
     return steps + after
 

@@ -15,7 +15,14 @@ from llmevo.merging.vocabulary import Vocabulary
 from llmevo.models.checkpoints import LowRank, Source, Weight, read_object
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources, View
-from llmevo.models.tokenizer import VOCABULARY, load_tokenizer, template_of, vocabulary
+from llmevo.models.tokenizer import (
+    VOCABULARY,
+    load_tokenizer,
+    template_of,
+    vocabulary,
+    vocabulary_size,
+    with_vocabulary_size,
+)
 
 
 class Trimmed(View):
@@ -27,7 +34,7 @@ class Trimmed(View):
     def __init__(self, sources: Sources, donor: ModelReference, rows: int) -> None:
         super().__init__(sources)
         self._rows = rows
-        full = int(sources.config(donor).get("vocab_size", 0))
+        full = vocabulary_size(sources.config(donor))
         shapes = sources[donor].shapes.items()
         self._names = {name for name, shape in shapes if VOCABULARY.search(name) and shape[0] == full and full > rows}
 
@@ -36,7 +43,7 @@ class Trimmed(View):
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
         config = self.whole.config(reference)
-        return {**config, "vocab_size": self._rows} if self._names else config
+        return with_vocabulary_size(config, self._rows) if self._names else config
 
 
 class _TrimmedSource(Source):

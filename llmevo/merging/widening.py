@@ -17,7 +17,7 @@ from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import WIDEN
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import text_config
-from llmevo.models.checkpoints import Kept, Source
+from llmevo.models.checkpoints import Kept, Source, widest
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources, View
 
@@ -108,11 +108,8 @@ class _Wide(Source):
 
     def dtype(self, name: str) -> torch.dtype:
         step = self._steps[name]
-        types = [self._whole[source.model].dtype(of) for source, of in zip(step.of.sources, step.inputs, strict=True)]
-        widest = types[0]
-        for other in types[1:]:
-            widest = torch.promote_types(widest, other)
-        return widest
+        named = zip(step.of.sources, step.inputs, strict=True)
+        return widest(self._whole[source.model].dtype(of) for source, of in named)
 
 
 def _widened(name: str, shape: tuple[int, ...], factor: int) -> tuple[int, ...]:

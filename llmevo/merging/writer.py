@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError, UserError
@@ -19,15 +20,14 @@ from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_
 from llmevo.merging.vocabulary import by_token, tokenizer_folder
 from llmevo.merging.widening import widened
 from llmevo.models.architecture import text_config
+from llmevo.models.checkpoints import widest
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
-from llmevo.models.tokenizer import set_chat_template
+from llmevo.models.tokenizer import set_chat_template, tokenizer_files
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-CHAT_FILES = ("chat_template*",)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -98,20 +98,18 @@ class MergedModel:
         are by token and the donor's tokenizer cannot be given their tokens.
         """
         config = {**self.config(), **(changes or {})}
-        if len(dtypes) == 1:
+        if dtype := self._loaded_as(dtypes):
             nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
             for holder in (config, *nested):
-                holder["dtype"] = next(iter(dtypes))
+                holder["dtype"] = dtype
                 holder.pop("torch_dtype", None)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         layout, donor = self.sources.layout(self.recipe.donor), self.recipe.tokenizer_donor
         tokenizer = tokenizer_folder(donor, self._aligned.whole) if self._aligned else self.sources.folder(donor)
         speaker = layout if self._speaker == self.recipe.donor else self.sources.folder(self._speaker)
         files = [speaker / "generation_config.json", *(layout / name for name in PROCESSOR_FILES)]
-        files += [file for pattern in (*TOKENIZER_FILES, *CHAT_FILES) for file in tokenizer.glob(pattern)]
-        for file in files:
-            if file.exists():
-                shutil.copyfile(file, folder / file.name)
+        for file in [*filter(Path.exists, files), *tokenizer_files(tokenizer)]:
+            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / file.name)
         if self._aligned:
             write_tokenizer(self._aligned.vocabulary, folder)
         if self._template:
@@ -119,6 +117,17 @@ class MergedModel:
         if self.recipe.mixture and self.recipe.mixture.router:
             (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
         (folder / "mergekit_config.yml").write_text(self.recipe.with_router(ROUTER).to_yaml())
+
+    def _loaded_as(self, dtypes: set[str]) -> str:
+        """Return the type in which a model with weights of these types is loaded: the widest of them.
+
+        Empty where the donor's config says it: it has the same several types, or there is no floating-point weight.
+        """
+        donor = self.sources[self.recipe.donor]
+        floating = {of for name in dtypes if (of := getattr(torch, name)).is_floating_point}
+        if not floating or (len(floating) > 1 and floating <= {donor.dtype(name) for name in donor.shapes}):
+            return ""
+        return str(widest(floating)).removeprefix("torch.")
 
 
 def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> dict[str, Any]:

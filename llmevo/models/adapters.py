@@ -42,7 +42,7 @@ RANKS: Mapping[str, tuple[str, str]] = {
 }
 """The keys of the rank and of alpha, by the kind of adapter."""
 
-PARTS: Mapping[str, Sequence[str]] = {
+ENDS: Mapping[str, Sequence[str]] = {
     "LORA": ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "magnitude"),
     "ADALORA": ("lora_A", "lora_B", "lora_E"),
     "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
@@ -125,13 +125,13 @@ class LoraModel(Source):
         Tensors that take the place of a weight are put aside.
         """
         found: dict[tuple[str, int], dict[str, str]] = {}
-        ends = {each: each for each in (*PARTS[self.kind], *EVERYWHERE)} | OTHER_NAMES
+        ends = {each: each for each in (*ENDS[self.kind], *EVERYWHERE)} | OTHER_NAMES
         for name in self._adapter.shapes:
             plain = name.removeprefix("base_model.model.")
             if self.kind == "VERA" and plain in ("base_model.vera_A", "base_model.vera_B"):
                 continue
             end = max((end for end in ends if plain.endswith(f".{end}")), key=len, default="")
-            if end and ends[end] in (*PARTS[self.kind], *EVERYWHERE):
+            if end and ends[end] in (*ENDS[self.kind], *EVERYWHERE):
                 module = plain.removesuffix(f".{end}")
                 key = module.replace(".base_layer", ""), module.count(".base_layer")
                 found.setdefault(key, {})[ends[end]] = name
@@ -406,7 +406,7 @@ class LoraModel(Source):
 
     def _read_adalora(self, module: str, parts: Mapping[str, str]) -> None:
         """AdaLoRA (arXiv 2303.10512): A and B, with a diagonal between them."""
-        self._need(parts, *PARTS["ADALORA"])
+        self._need(parts, *ENDS["ADALORA"])
         weight = self._weight_of(module)
         rank = self._adapter.shapes[parts["lora_A"]][0]
         rows, columns = self._matrix(weight)
@@ -425,14 +425,14 @@ class LoraModel(Source):
 
     def _read_loha(self, module: str, parts: Mapping[str, str]) -> None:
         """LoHa (arXiv 2108.06098): the product, entry by entry, of two low-rank matrices."""
-        self._need(parts, *PARTS["LOHA"])
+        self._need(parts, *ENDS["LOHA"])
         weight = self._weight_of(module)
         (rows, columns), rank, scale = self._matrix(weight), int(self._by_module("rank", module)), self._scale(module)
-        for part, shape in zip(PARTS["LOHA"], [(rows, rank), (rank, columns)] * 2, strict=True):
+        for part, shape in zip(ENDS["LOHA"], [(rows, rank), (rank, columns)] * 2, strict=True):
             self._check_size(parts[part], shape)
 
         def change(origin: Tensor) -> Tensor:
-            one, two, three, four = (self._tensor(parts[part]) for part in PARTS["LOHA"])
+            one, two, three, four = (self._tensor(parts[part]) for part in ENDS["LOHA"])
             return torch.add(origin.float(), (one @ two).mul_(three @ four), alpha=scale)
 
         self._add(weight, change)
@@ -488,7 +488,7 @@ class LoraModel(Source):
 
     def _read_vera(self, module: str, parts: Mapping[str, str]) -> None:
         """VeRA (arXiv 2310.11454): factors of two random matrices that all modules share."""
-        self._need(parts, *PARTS["VERA"])
+        self._need(parts, *ENDS["VERA"])
         weight = self._weight_of(module)
         shared = [f"base_model.vera_{each}" for each in "AB"]
         shared = [name if name in self._adapter.shapes else f"base_model.model.{name}" for name in shared]
@@ -630,8 +630,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         )
     config = read_object(file, "an adapter is a folder that PEFT has saved")
     kind = str(config.get("peft_type") or "LORA").upper()
-    if kind not in PARTS:
-        known = ", ".join(PARTS)
+    if kind not in ENDS:
+        known = ", ".join(ENDS)
         raise SourceError(f"{file}: peft_type is {kind!r}; llmevo merges {known}. {MERGE_FIRST}")
     for key, reason in REFUSED.items() if kind == "LORA" else ():
         if config.get(key):

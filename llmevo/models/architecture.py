@@ -31,11 +31,39 @@ USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token"
 FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
 """Beginnings of names that are not those of a language model's layers."""
 
-EMBEDDINGS = re.compile(r"(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
+EMBEDDINGS = re.compile(r"(?<![^.])(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
 """The embeddings of tokens, which stand next to the language model's layers."""
+
+HEADS = re.compile(r"(?<![^.])(?:lm_head|embed_out)\.(?:weight|bias)$|^(?:\D+\.)?output\.(?:weight|bias)$")
+"""Output heads, with a bias in some models. In layers `output` is another matrix, as in RWKV's attention."""
 
 PREDICTION = re.compile(r"(?:^|\.)mtp[^.]*\.")
 """Modules for multi-token prediction that are not among the layers."""
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""The three matrices of a gated MLP, by the last module of their names."""
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Where a class of mixtures has its experts, and what dense models these are with the rest of the model."""
+
+    dense: Mapping[str, str]
+    """{`model_type` of a dense class: its architecture}, the usual one first."""
+    module: str
+    """The module of a layer that holds router and experts."""
+    matrices: tuple[str, str, str]
+    """The names of an expert's gate, up and down projection."""
+
+
+EXPERT_LAYOUTS: Mapping[str, ExpertLayout] = {
+    "mixtral": ExpertLayout(
+        {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}, "block_sparse_moe", ("w1", "w3", "w2")
+    ),
+    "qwen3_moe": ExpertLayout({"qwen3": "Qwen3ForCausalLM"}, "mlp", PROJECTIONS),
+    "qwen2_moe": ExpertLayout({"qwen2": "Qwen2ForCausalLM"}, "mlp", PROJECTIONS),
+}
+"""By the `model_type` of the mixture."""
 
 QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of tensors that only quantized checkpoints have."""
@@ -43,7 +71,7 @@ QUANTIZED_NAMES = (".SCB", ".qweight", ".qzeros", ".scales", ".g_idx", ".absmax"
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 """Keys of a config that determine the shapes of tensors."""
 
-PARTS = (
+OPTIONAL_TENSORS = (
     *("attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm"),
     *("num_experts", "num_local_experts", "n_routed_experts"),
 )
@@ -360,7 +388,7 @@ def _other_names(one: str, first: Shapes, other: str, second: Shapes, configs: C
                 said.append(
                     f"{lack} has it in other layers, so its checkpoint is probably incomplete: download it again"
                 )
-    values = _other_values(PARTS, one, other, configs)
+    values = _other_values(OPTIONAL_TENSORS, one, other, configs)
     rule = "" if incomplete else ". A tensor is merged only if all models have it: leave out the model that differs"
     return f"{'; '.join(said)}{values}{rule}"
 

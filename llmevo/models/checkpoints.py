@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ INTEGERS = {
 BUFFERS = ("I64", "BOOL")
 """Types of buffers that are copied, such as position ids and masks. Quantized weights are I8, U8, I32 or F8_*."""
 
-MASKS = (".attn.bias", ".attention.bias")
+CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 """Causal masks that old checkpoints of GPT-2 and GPT-NeoX carry, also as U8."""
 
 PICKLE = ".bin"
@@ -64,6 +65,11 @@ Weight = Tensor | LowRank
 def stored(weight: Weight) -> Tensor:
     """Return the weight's tensor, or the one under the adapter."""
     return weight.origin if isinstance(weight, LowRank) else weight
+
+
+def widest(types: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the narrowest type that holds the numbers of all types without a loss; of one type that type itself."""
+    return reduce(torch.promote_types, types)
 
 
 def same(first: Tensor, second: Tensor) -> bool:
@@ -120,19 +126,22 @@ class Source:
 class Checkpoint(Source):
     """A folder of safetensors files, one or sharded. Opening reads headers only; tensors are mapped views.
 
-    Without safetensors files, PyTorch's own files (`.bin`) are read, if they hold nothing but tensors: no code in them
-    is run. Raises SourceError for files that are missing or incomplete, and for quantized weights.
+    As in transformers, the file of the whole model (`model.safetensors`) comes first, then the files that an index
+    names; without both all files are read. Without safetensors files, PyTorch's own files (`.bin`) are read, if they
+    hold nothing but tensors: no code in them is run. Raises SourceError for files that are missing or incomplete, for a
+    tensor that is in two files, and for quantized weights.
     """
 
     def __init__(self, folder: Path, pattern: str = "model*.safetensors", quantized: bool = False) -> None:
         """`pattern` are the files with the weights. With `quantized`, tensors of any type are read as they are."""
         self.folder = folder
-        files = weight_files(folder, pattern)
+        files, self._indices = _files_and_indices(folder, pattern)
         self.is_pickled = bool(files) and files[0].suffix == PICKLE
         """Whether the files are PyTorch's own and not safetensors files."""
-        self._indices = sorted(folder.glob(f"{_index_of(files, pattern)}.index.json"))
         if not files:
-            raise SourceError(_no_weights(folder, [*self._indices]))
+            raise SourceError(_no_weights(folder, self._indices))
+        listed = {name: shard for index in self._indices for name, shard in _weight_map(index).items()}
+        found_in: dict[str, str] = {}
         self._handles: dict[str, Any] = {}
         self._views: dict[str, Tensor] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -149,7 +158,15 @@ class Checkpoint(Source):
                 derived |= dict.fromkeys(
                     handle.copies if isinstance(handle, _Pickle) else (), "another name of a weight"
                 )
-                names = [name for name in held if not name.endswith(DERIVED)]
+                names = [
+                    name for name in held if not name.endswith(DERIVED) and listed.get(name, file.name) == file.name
+                ]
+                if twice := next((name for name in names if name in found_in), None):
+                    raise SourceError(
+                        f"{folder}: {twice} is in {found_in[twice]} and in {file.name}; remove the file that does not"
+                        " belong to the model (a leftover of an earlier save), or download the model again"
+                    )
+                found_in |= dict.fromkeys(names, file.name)
                 headers = {name: handle.get_slice(name) for name in names}
                 shapes |= {name: tuple(header.get_shape()) for name, header in headers.items()}
             except (SafetensorError, OSError) as error:
@@ -189,16 +206,29 @@ class Checkpoint(Source):
 
 
 def weight_files(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
-    """Return the files with a folder's weights: those of the pattern, other safetensors files, or `.bin` files."""
+    """Return the files with a folder's weights: those of the pattern, other safetensors files, or `.bin` files.
+
+    Raises SourceError for an index that cannot be read.
+    """
+    return _files_and_indices(folder, pattern)[0]
+
+
+def _files_and_indices(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """Return the files with a folder's weights, and the indices that say what is in them.
+
+    Files of an earlier save may lie beside them: neither these nor an old index beside the whole file are read.
+    """
     pickled = "adapter_model*.bin" if pattern.startswith("adapter") else "pytorch_model*.bin"
-    return next((sorted(found) for p in (pattern, "*.safetensors", pickled) if (found := [*folder.glob(p)])), [])
-
-
-def _index_of(files: Sequence[Path], pattern: str) -> str:
-    """Return the pattern of the files whose index says which shards there are."""
-    if files and files[0].suffix == PICKLE:
-        return "pytorch_model*.bin"
-    return pattern if any(file.match(pattern) for file in files) else "*.safetensors"
+    for each in (pattern, "*.safetensors", pickled):
+        found, main = sorted(folder.glob(each)), folder / each.replace("*", "")
+        if main in found:
+            return [main], []
+        if found:
+            index = main.with_name(f"{main.name}.index.json")
+            indices = [index] if index.exists() else sorted(folder.glob(f"{each}.index.json"))
+            named = {shard for of in indices for shard in _weight_map(of).values()}
+            return [file for file in sorted(folder.iterdir()) if file.name in named] if indices else found, indices
+    return [], sorted(folder.glob("*.safetensors.index.json"))
 
 
 def _open(file: Path) -> Any:
@@ -313,7 +343,7 @@ def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
 
 def check_type(folder: Path, name: str, shape: Sequence[int], stored: str) -> None:
     """Raise SourceError for quantized and complex weights. Buffers of integers are copied."""
-    if stored in FLOATS or name.endswith(MASKS):
+    if stored in FLOATS or name.endswith(CAUSAL_MASKS):
         return
     if stored in INTEGERS and not name.endswith((".weight", ".bias")) and (stored in BUFFERS or len(shape) < 2):
         return

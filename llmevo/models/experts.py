@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import experts_of
+from llmevo.models.architecture import EXPERT_LAYOUTS, PROJECTIONS, ExpertLayout, experts_of
 from llmevo.models.checkpoints import Source, read_object
 from llmevo.models.files import cache_folder, partial_folder, rename_once
+from llmevo.models.tokenizer import tokenizer_files
 
 MARK = "llmevo_expert.json"
 """The file that says which expert of which mixture a folder stands for."""
@@ -26,29 +27,18 @@ MARK = "llmevo_expert.json"
 MIXTURE = "mixture"
 """The link to the mixture's folder next to it."""
 
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-"""The three matrices of a dense MLP."""
-
 FUSED = "gate_up_proj"
 """A tensor of gate and up projections of all experts, the gates' rows first."""
 
-FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
-    *("chat_template*", "generation_config.json", "README.md", "LICENSE*"),
-)
-"""The files of the mixture that its experts have as well."""
+FILES = ("generation_config.json", "README.md", "LICENSE*")
+"""The files of the mixture that its experts have as well, besides the tokenizer's."""
 
 
 @dataclass(frozen=True)
 class DenseClass:
     """A class of mixtures whose experts, with the rest of the model, are models of a dense class."""
 
-    dense: Mapping[str, str]
-    """{`model_type` of a dense class: its architecture}, the usual one first."""
-    module: str
-    """The module of a layer that holds router and experts."""
-    matrices: tuple[str, str, str]
-    """The names of an expert's gate, up and down projection."""
+    layout: ExpertLayout
     size: str
     """The key of the config for an expert's number of neurons."""
     own_keys: tuple[str, ...]
@@ -65,9 +55,7 @@ MIXTURE_KEYS = (
 SAME = {"num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "hidden_size": 4096}
 CLASSES: Mapping[str, DenseClass] = {
     "mixtral": DenseClass(
-        {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"},
-        "block_sparse_moe",
-        ("w1", "w3", "w2"),
+        EXPERT_LAYOUTS["mixtral"],
         "intermediate_size",
         MIXTURE_KEYS,
         {
@@ -82,9 +70,7 @@ CLASSES: Mapping[str, DenseClass] = {
         },
     ),
     "qwen3_moe": DenseClass(
-        {"qwen3": "Qwen3ForCausalLM"},
-        "mlp",
-        PROJECTIONS,
+        EXPERT_LAYOUTS["qwen3_moe"],
         "moe_intermediate_size",
         MIXTURE_KEYS,
         {
@@ -115,7 +101,7 @@ class Expert(Source):
         """
         self._stored, self._expert = stored, expert
         of = CLASSES[str(config["model_type"])]
-        pattern = re.compile(rf"^((?:.+\.)?layers\.\d+\.)(?:{of.module}|mlp)\.(?:gate\.|experts\.)")
+        pattern = re.compile(rf"^((?:.+\.)?layers\.\d+\.)(?:{of.layout.module}|mlp)\.(?:gate\.|experts\.)")
         count, size = experts_of(config), int({**of.defaults, **config}[of.size])
         self._parts: dict[str, tuple[str, int | None, slice | None]] = {}
         derived = dict(stored.derived)
@@ -133,10 +119,10 @@ class Expert(Source):
                 continue
             number, _, matrix = rest.removesuffix(".weight").partition(".")
             if number.isdigit():
-                if matrix not in of.matrices:
+                if matrix not in of.layout.matrices:
                     raise SourceError(f"{called}: {name} has no place in a dense model")
                 if int(number) == expert:
-                    called_dense = PROJECTIONS[of.matrices.index(matrix)]
+                    called_dense = PROJECTIONS[of.layout.matrices.index(matrix)]
                     self._parts[f"{place}{called_dense}.weight"] = name, None, None
                 continue
             rows = {FUSED: (2 * size, shape[-1]), "down_proj": (shape[1], size)}.get(number)
@@ -206,11 +192,11 @@ def dense_config(config: Mapping[str, Any], called: str, like: str = "") -> dict
         dense.pop("rope_theta", None)
     dense["intermediate_size"] = given[of.size]
     # A Mixtral without a sliding window is a Llama as much as a Mistral.
-    fitting = like in of.dense and (like != "llama" or not dense.get("sliding_window"))
-    dense["model_type"] = like if fitting else next(iter(of.dense))
+    fitting = like in of.layout.dense and (like != "llama" or not dense.get("sliding_window"))
+    dense["model_type"] = like if fitting else next(iter(of.layout.dense))
     if dense["model_type"] == "llama":
         dense.pop("sliding_window", None)
-    return {**dense, "architectures": [of.dense[dense["model_type"]]]}
+    return {**dense, "architectures": [of.layout.dense[dense["model_type"]]]}
 
 
 def expert_folder(mixture: Path, expert: int, called: str, like: str = "") -> Path:
@@ -225,7 +211,8 @@ def expert_folder(mixture: Path, expert: int, called: str, like: str = "") -> Pa
     if not 0 <= expert < count:
         raise SourceError(f"{called}: the mixture has {count} experts, #expert=0 to #expert={count - 1}")
     text = json.dumps(dense, indent=2) + "\n"
-    found = sorted({file for pattern in FILES for file in mixture.glob(pattern) if file.is_file()})
+    beside = {file for pattern in FILES for file in mixture.glob(pattern) if file.is_file()}
+    found = sorted({*tokenizer_files(mixture), *beside})
     made = json.dumps([str(mixture.absolute()), expert, text, [file.name for file in found]])
     out = cache_folder() / "experts" / hashlib.sha256(made.encode()).hexdigest()[:24]
     if out.exists():

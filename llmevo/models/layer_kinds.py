@@ -36,9 +36,37 @@ DEFAULTS: Mapping[str, Mapping[str, int]] = {
 
 
 def scale_rope(config: MutableMapping[str, Any], factor: float) -> None:
-    """Multiply the base of the rotary embedding in a language model's config. Raises SourceError where it has none."""
-    if not _scaled_bases(config, factor):
-        raise SourceError(f"its config has no {BASES[0]}, so there is no rotary embedding to change by rope {factor:g}")
+    """Multiply the base of the rotary embedding in a language model's config, or transformers' default of its class.
+
+    Raises SourceError where it has none.
+    """
+    if _scaled_bases(config, factor):
+        return
+    base = _default_base(config)
+    if base is None:
+        raise SourceError(
+            f"its config has no {BASES[0]}, and its class no default of it that rope {factor:g} could change; leave"
+            " rope out"
+        )
+    own = config.get("rope_parameters")
+    if isinstance(own, MutableMapping):
+        own[BASES[0]] = base * factor
+    else:
+        config[BASES[0]] = base * factor
+
+
+def _default_base(config: Mapping[str, Any]) -> float | None:
+    """Return the base that transformers takes where a config has none; None for a class without a single one."""
+    from transformers import AutoConfig  # takes a second
+
+    try:
+        made: Any = AutoConfig.for_model(str(config.get("model_type")))
+    except ValueError:
+        return None
+    found: Any = getattr(made, "rope_parameters", None)
+    # The default of a class with a scaling of its own is one of the whole embedding.
+    is_plain = isinstance(found, Mapping) and found.get("rope_type") == "default"
+    return cast(Mapping[str, float], found).get(BASES[0]) if is_plain else None
 
 
 def _scaled_bases(config: MutableMapping[str, Any], factor: float) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llmevo.models.architecture import text_config
+from llmevo.models.architecture import EMBEDDINGS, HEADS, text_config
 
 FORMATS = ("q8_0", "q4_0", "fp8")
 """The formats of a whole model."""
@@ -31,8 +31,6 @@ FP8_MAX = 448.0
 TOGETHER = 1 << 20
 """Numbers that are rounded at a time, so that memory stays flat."""
 
-HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
-EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|embeddings?)\.weight$")
 ROUTERS = re.compile(r"(^|\.)(gate|router|router\.layer|router\.classifier|shared_expert_gate)\.weight$")
 """Routers of mixtures of experts (the gate of an MLP is `gate_proj`): a few numbers that choose between experts."""
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight$")
@@ -85,7 +83,7 @@ class Quantizer:
         matrix = len(shape) == 2 and name.endswith(".weight") and "norm" not in name.rpartition(".")[0].split(".")[-1]
         if not matrix and not (len(shape) == 3 and EXPERTS.search(name)):
             return None
-        head, embeddings = HEAD.search(name), EMBEDDINGS.search(name)
+        head, embeddings = HEADS.search(name), EMBEDDINGS.search(name)
         if self.format == "fp8":
             return None if head or embeddings else "fp8"
         if shape[-2 if self.is_transposed(name, shape) else -1] % BLOCK:
@@ -130,7 +128,7 @@ def quantizer(format: str, shapes: Mapping[str, Sequence[int]], config: Mapping[
     return Quantizer(
         format,
         tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-        or not any(map(HEAD.search, shapes)),
+        or not any(HEADS.search(name) for name in shapes if name.endswith(".weight")),
         transposed=text.get("model_type") in ("gpt2", "openai-gpt"),
         transposed_experts=any(last == hidden != first for first, last in sides),
     )

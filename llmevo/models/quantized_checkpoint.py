@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.checkpoints import MASKS, Checkpoint, Kept, Source, check_type, read_object
+from llmevo.models.checkpoints import CAUSAL_MASKS, Checkpoint, Kept, Source, check_type, read_object
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json for a quantization."""
@@ -48,7 +48,7 @@ ACTIVATIONS = (
 """Last parts of the names of tensors that are left out: scales of activations and of the key-value cache, which a
 model without quantization does not have."""
 
-PARTS = (
+QUANTIZED_ENDS = (
     *("_scale", "_scale_inv", "_scale_2", "_global_scale", "_zero_point", "_g_idx", "_shape", "_scales", "_blocks"),
     *("_packed", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB", ".absmax", ".quant_map", ".nested_absmax"),
     *(".nested_quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", "_format"),
@@ -219,7 +219,11 @@ class QuantizedCheckpoint(Source):
                 used |= {*weight.parts}
         self.activations = [name for name in self._raw.shapes if _is_of_activations(name)]
         """Scales of activations and of the key-value cache, which are left out."""
-        rest = [name for name in self._raw.shapes if name.endswith(PARTS) and name not in used and name not in shapes]
+        rest = [
+            name
+            for name in self._raw.shapes
+            if name.endswith(QUANTIZED_ENDS) and name not in used and name not in shapes
+        ]
         if lost := next((name for name in rest if name not in self.activations), None):
             raise SourceError(
                 f"{folder}: {lost} belongs to no quantized weight that llmevo can read (quant_method:"
@@ -265,9 +269,9 @@ class _Readers:
                 yield name.removesuffix("qweight") + "weight", self._grouped(name)
             elif name.endswith("_blocks"):
                 yield name.removesuffix("_blocks"), self._mxfp4(name)
-            elif _is_of_activations(name) or (name.endswith(PARTS) and self._is_part(name)):
+            elif _is_of_activations(name) or (name.endswith(QUANTIZED_ENDS) and self._is_part(name)):
                 continue
-            elif kind in CODES and len(self.raw.shapes[name]) > 1 and not name.endswith(MASKS):
+            elif kind in CODES and len(self.raw.shapes[name]) > 1 and not name.endswith(CAUSAL_MASKS):
                 yield name, self._named(name, kind)
             else:
                 check_type(self.raw.folder, name, self.raw.shapes[name], kind)
@@ -276,7 +280,7 @@ class _Readers:
     def _is_part(self, name: str) -> bool:
         """Return whether a tensor belongs to a quantized weight: a router may be called so as well."""
         whole = self.raw.types.keys()
-        stems = [name.removesuffix(end) for end in PARTS if name.endswith(end)]
+        stems = [name.removesuffix(end) for end in QUANTIZED_ENDS if name.endswith(end)]
         beside = ("", "_packed", "_blocks", ".qweight", ".weight")
         return any(f"{stem}{end}" in whole for stem in stems for end in beside) or name.endswith("pre_quant_scale")
 

@@ -26,7 +26,7 @@ PACKAGE = "package:"
 EXPERT = "#expert="
 """What stands between a mixture of experts and the number of one of its experts."""
 
-PARTS = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+LOADED = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
 """The contents that transformers' automatic classes load, other than the model."""
 
 
@@ -151,7 +151,7 @@ def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
             raise
         reason = " ".join(str(error).split())[:300]
         raise SourceError(
-            f"{folder}: transformers cannot load {PARTS.get(kind.__name__, 'it')} ({type(error).__name__}: {reason});"
+            f"{folder}: transformers cannot load {LOADED.get(kind.__name__, 'it')} ({type(error).__name__}: {reason});"
             " if its files are damaged, download them again"
         ) from error
 

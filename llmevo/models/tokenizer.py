@@ -8,14 +8,30 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmevo.errors import SourceError
+from llmevo.models.architecture import EMBEDDINGS, HEADS
 from llmevo.models.checkpoints import read_object
 from llmevo.models.references import load_pretrained
 
-VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(weight|bias)$")
-"""Weights with one row a token."""
+VOCABULARY = re.compile(f"{EMBEDDINGS.pattern}|{HEADS.pattern}")
+"""Weights with one row a token: embeddings and output heads."""
+
+FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    "chat_template*",
+)
+"""The names of a tokenizer's files, with those of its chat template."""
+
+TEMPLATES = "additional_chat_templates"
+"""The folder with a tokenizer's other chat templates, such as `tool_use.jinja`."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """The main files of tokenizers: every tokenizer has one of them."""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of the tokenizer in a folder, and its folder of other chat templates."""
+    found = {file for pattern in FILES for file in folder.glob(pattern) if file.is_file()}
+    return sorted(found | {place for place in (folder / TEMPLATES,) if place.is_dir()})
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
@@ -117,8 +133,8 @@ def check_chat_template(folder: Path, tokenizer: Any, others: Mapping[str, Path]
 
 
 def set_chat_template(folder: Path, template: str) -> None:
-    """Give a tokenizer another chat template, in the file that transformers reads first."""
-    for file in folder.glob("chat_template*"):
+    """Give a tokenizer another chat template, its only one, in the file that transformers reads first."""
+    for file in [*folder.glob("chat_template*"), *folder.glob(TEMPLATES)]:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     (folder / "chat_template.jinja").write_text(template)
     config = folder / "tokenizer_config.json"

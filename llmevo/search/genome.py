@@ -206,6 +206,9 @@ class Genome(BaseModel):
                 raise ValueError(f"bounds: {who} {have} no gene {name!r}{nearest(name, genes)}")
             if not low < high:
                 raise ValueError(f"bounds: {name} needs a lower and a higher number, got [{low}, {high}]")
+            is_share = any(of.is_share for called, of in declared if called == name)
+            if is_share and (low < 0.0 or high > 1.0):
+                raise ValueError(f"bounds: {name} is from 0 to 1, got [{low:g}, {high:g}]")
         for name in self.parameters:
             if name not in fixed:
                 raise ValueError(f"parameters: {who} {have} no {name!r} to fix{nearest(name, fixed)}")

@@ -91,6 +91,14 @@ def test_transformers_loads_the_model_and_answers_nearly_as_before() -> None:
     assert 0.001 < error < 0.2, error
 
 
+def test_a_stack_of_layers_is_rounded_as_well(workspace: Workspace) -> None:
+    slices = [{"sources": [{"model": "one", "layer_range": [0, 1]}]}] * 3
+    merge(Recipe.model_validate({"merge_method": "passthrough", "slices": slices}), "out", as_="fp8")
+    held = load_file("out/model.safetensors")
+    assert held["model.layers.2.mlp.up_proj.weight"].dtype == torch.float8_e4m3fn
+    assert workspace.root == Path.cwd()
+
+
 def test_models_whose_matrices_are_no_linear_layers_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from llmevo.errors import CandidateError, RecipeError, SourceError
-from llmevo.merging.merger import Merger, merge
+from llmevo.merging.merger import Merger, masks_of, merge
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.writer import write_model
 from llmevo.models.architecture import depth_of
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -31,6 +34,7 @@ from support.checkpoints import (
     quietly,
     weights_of,
 )
+from support.tiny_model import save_tiny, tiny_tokenizer
 
 MODELS = ("base", "one", "two", "three")
 
@@ -460,6 +464,53 @@ def test_every_tensor_and_every_model_has_a_mask_of_its_own(root: Path) -> None:
 def test_a_merge_that_is_exported_alone_has_the_masks_of_the_search(root: Path) -> None:
     known = Recipe.from_yaml(Recipe.model_validate(DARE).to_yaml())
     assert_same_bits(dict(merge(known, Sources(root), 3)), merged(DARE, root, seed=3))
+
+
+def test_a_method_with_random_masks_has_them_whatever_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS["dare_linear"]
+    monkeypatch.setitem(METHODS, "mine", replace(method, name="mine", function=method.merge))
+    one = {"sources": [layers("base", 0, 1), layers("one", 0, 1, weight=0.7, density=0.5)]}
+    recipe = Recipe.model_validate({"merge_method": "mine", "base_model": "base", "slices": [one, one]})
+    sources = Sources(root)
+    assert masks_of(recipe, sources, 0)
+    first, second = (f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1))
+    digests, weights = Merger(sources).digests(recipe), dict(Merger(sources).merge(recipe))
+    assert digests[first] != digests[second]
+    assert not torch.equal(weights[first], weights[second])
+
+
+# --- the folder of the result -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("types", "wanted"), [(("bfloat16", "bfloat16"), "bfloat16"), (("bfloat16", "float32"), "float32")]
+)
+def test_the_config_names_the_widest_type_of_the_floating_point_weights(
+    types: Sequence[str], wanted: str, root: Path, tmp_path: Path
+) -> None:
+    for place, name in enumerate(("base", "one")):
+        weights = weights_of(shutil.copytree(root / f"half-{name}", tmp_path / name))
+        up = "model.layers.0.mlp.up_proj.weight"
+        changed = {up: weights[up].to(getattr(torch, types[place])), "model.position_ids": torch.arange(4)}
+        save_file(weights | changed, tmp_path / name / "model.safetensors", {"format": "pt"})
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
+    recipe = {"merge_method": "linear", "models": [model("base", weight=0.5), model("one", weight=0.5)]}
+    write_model(Recipe.model_validate(recipe), Sources(tmp_path), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == wanted
+
+
+def test_the_folder_has_all_chat_templates_and_no_other_folder_of_the_models(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "one")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "tokenizer").mkdir()
+    recipe = {"merge_method": "passthrough", "models": [model("one")]}
+    write_model(Recipe.model_validate(recipe), Sources(tmp_path), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+    write_model(Recipe.model_validate({**recipe, "chat_template": "{{ 1 }}"}), Sources(tmp_path), tmp_path / "own")
+    assert AutoTokenizer.from_pretrained(tmp_path / "own").chat_template == "{{ 1 }}"
 
 
 # --- the tensors of the result ----------------------------------------------------------------------------------

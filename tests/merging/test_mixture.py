@@ -277,6 +277,15 @@ def test_a_base_without_a_class_of_mixtures_is_refused(families: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    "changes", [{"layers": [[0, 3]]}, {"router_slices": [{"layer_range": [2, 4], "temperature": 0.5}]}]
+)
+def test_layers_outside_the_models_are_refused(families: Any, changes: dict[str, Any], tmp_path: Path) -> None:
+    root = families("Llama")
+    with pytest.raises(RecipeError, match=r"mixture: layers \[.*\] are outside .* 2 layers"):
+        llmevo.merge(recipe(root, {"experts": [str(root / "one")] * 2, **changes}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("mixture", "message"),
     [
         ({"experts": ["one", "two"]}, "the router is missing"),

@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+import llmevo
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import RecipeError
 from llmevo.export.experts import write_experts
@@ -19,6 +20,7 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.preparation.registry import STEPS
+from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import LowRank, Weight
@@ -309,6 +311,25 @@ def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> No
     assert magnitudes.model == base
     rows = _inputs(folder, weights_of(folder / "base"), name, magnitudes.texts.all)
     torch.testing.assert_close(magnitudes.open().tensor(name), rows.abs().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_task_is_said_of_the_users_file_or_of_the_search_questions(folder: Path) -> None:
+    given = recipe({"steps": ["regmean"], "text": "texts.json", "tasks": {"base+one": ["leters"]}})
+    (folder / "recipe.yml").write_text(given.to_yaml())
+    said = "has no task 'leters', did you mean 'letters'"
+    with pytest.raises(RecipeError, match=rf"prepare\.tasks: texts\.json {said}"):
+        llmevo.merge(folder / "recipe.yml", folder / "out")
+    prepared = Merger(Sources(folder)).prepared(given.with_text(read_texts("texts.json", folder).keep()))
+    assert prepared
+    with pytest.raises(RecipeError, match=rf"prepare\.tasks: the search questions {said}"):
+        _ = prepared.measurements
+
+
+def test_the_written_recipe_names_the_texts_as_the_user_did(folder: Path) -> None:
+    (folder / "recipe.yml").write_text(recipe({"steps": ["aim"], "text": "texts.json"}).to_yaml())
+    llmevo.merge(folder / "recipe.yml", folder / "out")
+    for name in ("mergekit_config.yml", "README.md"):
+        assert "text: texts.json" in (folder / "out" / name).read_text()
 
 
 @pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")], ids=["adapters", "whole"])

@@ -8,7 +8,7 @@ import yaml
 
 from llmevo.errors import RecipeError
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Recipe
+from llmevo.merging.recipe import Recipe, plan
 from llmevo.models.references import ModelReference
 from support.checkpoints import mergekit
 from support.recipes import parameters_of
@@ -117,6 +117,9 @@ NAMED = {"ties": EVERYTHING, "linear": MODELS, "slerp": SLERP, "llm-evo-merge": 
 RECIPES = [pytest.param(text, id=name) for name, text in NAMED.items()]
 
 
+TSV = "merge_method: task_arithmetic\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1}}]\nprepare: [tsv]"
+
+
 def of(parameters: dict[str, Any], /, method: str = "linear", **keys: Any) -> Recipe:
     return Recipe.model_validate(
         {"merge_method": method, "models": [{"model": "org/one", "parameters": parameters}], **keys}
@@ -205,6 +208,23 @@ def test_every_value_equals_mergekits(text: str, tensor: str, depth: float) -> N
     for name in method.each:
         mine = [v for v, s in zip(ours[name], recipe.output_slices(4)[0].sources, strict=True) if "base" not in str(s)]
         assert mine == pytest.approx([values[name] for values in each.values() if values]), name
+
+
+@pytest.mark.parametrize(
+    ("weight", "excluded"),
+    [(0, True), ([0, 0], True), ([1.0, 0.0], False), ([{"filter": "bias", "value": 0}, {"value": 0.5}], True)],
+)
+def test_a_model_is_left_out_of_a_tensor_only_where_its_weight_is_0_in_every_layer(weight: Any, excluded: bool) -> None:
+    recipe = of({"weight": weight}, "task_arithmetic", base_model="org/base")
+    assert recipe.excludes(ModelReference.parse("org/one"), "model.layers.0.self_attn.q_proj.bias") is excluded
+
+
+@pytest.mark.parametrize(("name", "place"), [("embed_out.weight", 1), ("gpt_neox.embed_in.weight", 0)])
+def test_a_head_is_that_of_the_last_slice_and_embeddings_those_of_the_first(name: str, place: int) -> None:
+    source = {"sources": [{"model": "one", "layer_range": [0, 1]}]}
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "slices": [source, source]})
+    outside = next(step for step in plan(recipe, [name, "gpt_neox.layers.0.mlp.weight"], 1) if step.layer is None)
+    assert outside.of is (recipe.slices or [])[place]
 
 
 def test_a_filter_on_a_source_sees_the_name_the_tensor_has_in_that_source() -> None:
@@ -369,6 +389,22 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
             "merge_method: della\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: 0.9}}]",
             "a/b: density 0.9 with epsilon 0.15: della needs density - epsilon over 0 and density + epsilon under 1; "
             "give an epsilon under 0.1",
+        ),
+        ("merge_method: linear\nmodels: [a/b]", "models.0: 'a/b' cannot stand here; write `- model: base`"),
+        ("merge_method: linear\nmodels: [{model: a/b}]\ndtype: 3", "dtype: 3 is no text"),
+        (TSV.replace("[tsv]", "[]"), "prepare.steps: [] cannot stand here; write `prepare: [tsv]`"),
+        (f"{TSV}\nparameters: {{prepare: 1.7}}", "task_arithmetic: prepare is 1.7; give a number from 0 to 1"),
+        (TSV.replace("1}", "1, prepare: 1}"), "task_arithmetic: 'prepare' holds for the whole merge"),
+        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a: [t]}}"), "prepare.tasks: a is none of the merged models"),
+        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a/b: []}}"), "tasks: a/b has none; name its tasks"),
+        (
+            "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: [1, -0.1]}}]",
+            "ties: density is -0.1; give a number from 0 to 1",
+        ),
+        (
+            "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1}}]\n"
+            "parameters: {density: [{filter: mlp, value: 30}, {value: 1}]}",
+            "ties: density is 30; give a number from 0 to 1",
         ),
         ("merge_method: linear\nmodels: [{model: a/b}]\nmodules: {default: {}}", "`slices` or `modules`"),
         (

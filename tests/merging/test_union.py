@@ -25,8 +25,11 @@ from llmevo.merging.recipe import Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
 from llmevo.merging.writer import write_model
 from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import VOCABULARY
 from llmevo.run.scorer import Scorer
 from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, weights_of
+from support.families import new_family
 from support.parity import LIMIT, distance, theirs
 from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
@@ -159,6 +162,16 @@ def test_tokens_of_equal_number_but_other_text_are_moved(root: Path, tmp_path: P
     tokens["a"], tokens["b"] = tokens["b"], tokens["a"]
     file.write_text(json.dumps(content))
     assert_as_mergekit(recipe_of("linear", ("base", "one")), root, tmp_path)
+
+
+def test_rows_without_a_token_are_cut_off_of_a_multimodal_model_too(tmp_path: Path) -> None:
+    folder = new_family(tmp_path, "Gemma 3", vocab_size=128) / "base"
+    recipe = {"merge_method": "passthrough", "models": [{"model": "base"}], "base_model": "base"}
+    write_model(Recipe.model_validate({**recipe, "tokenizer_source": "base"}), Sources(tmp_path), tmp_path / "out")
+    rows = len(tiny_tokenizer())
+    assert {len(of) for name, of in weights_of(tmp_path / "out").items() if VOCABULARY.search(name)} == {rows}
+    assert json.loads((tmp_path / "out/config.json").read_text())["text_config"]["vocab_size"] == rows
+    assert json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"] == 128
 
 
 def test_rows_without_a_token_are_cut_off_whatever_their_number(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmevo.errors import SourceError
-from llmevo.models.layer_kinds import rearranged
+from llmevo.models.layer_kinds import rearranged, scale_rope
 
 
 def config(**keys: Any) -> dict[str, Any]:
@@ -30,6 +30,18 @@ def test_lists_follow_the_layers() -> None:
         "hybrid_override_pattern": "M--**",
         "full_attention_interval": 4,
     }
+
+
+def test_the_base_of_the_rotary_embedding_is_scaled_where_it_stands_or_from_the_default_of_the_class() -> None:
+    for given, made in (
+        (config(rope_theta=5e5), config(rope_theta=1e6)),
+        (config(rope_scaling={"type": "linear"}), config(rope_scaling={"type": "linear"}, rope_theta=2e4)),
+        (config(rope_parameters={}), config(rope_parameters={"rope_theta": 2e4})),
+    ):
+        scale_rope(given, 2.0)
+        assert given == made
+    with pytest.raises(SourceError, match="leave rope out"):
+        scale_rope({"model_type": "gpt2"}, 2.0)
 
 
 def test_the_lists_of_a_nested_config_follow_too() -> None:

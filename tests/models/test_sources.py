@@ -139,6 +139,25 @@ def test_a_shard_that_no_index_lists_is_missed_by_its_number(sharded: Path, tmp_
         Checkpoint(folder)
 
 
+def test_files_of_an_earlier_save_are_not_read(model: Path, sharded: Path, tmp_path: Path) -> None:
+    other = weights_of(new_checkpoint(tmp_path / "other", seed=2))
+    whole, many = copy_of(model, tmp_path / "whole"), copy_of(sharded, tmp_path / "many")
+    for folder in (whole, many):
+        save_file(other, folder / "model-00001-of-00001.safetensors")
+    save_file(other, whole / "model_ema.safetensors")
+    shutil.copy(sharded / "model.safetensors.index.json", whole)
+    for folder in (whole, many):
+        assert_same_bits(tensors(Checkpoint(folder)), weights_of(model))
+
+
+def test_a_tensor_in_two_files_is_refused_with_both_names(sharded: Path, tmp_path: Path) -> None:
+    folder = copy_of(sharded, tmp_path / "twice")
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(weights_of(sharded), folder / "model_ema.safetensors")
+    with pytest.raises(SourceError, match=r"\S+ is in model-0\S+ and in model_ema.safetensors; remove"):
+        Checkpoint(folder)
+
+
 def test_an_index_without_any_shard_is_named(sharded: Path, tmp_path: Path) -> None:
     folder = copy_of(sharded, tmp_path / "empty")
     for file in folder.glob("*.safetensors"):

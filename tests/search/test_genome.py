@@ -194,6 +194,12 @@ def test_bounds_in_the_wrong_order_are_refused(wrong: list[float]) -> None:
     )
 
 
+def test_bounds_of_a_share_end_at_0_and_1() -> None:
+    assert "bounds: density is from 0 to 1, got [0.5, 1.2]" in refusal(
+        merge_method="ties", base_model="org/base", bounds={"density": [0.5, 1.2]}
+    )
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------
 
 

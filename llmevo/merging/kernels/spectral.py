@@ -98,16 +98,16 @@ def factor(inputs: TensorGroup) -> float:
     return inputs.shared["lambda"] / (divisor(inputs.each["weight"]) if inputs.shared["normalize"] else 1.0)
 
 
-def blended(inputs: TensorGroup, prepared: Sequence[Product], blend: float = 1.0, instead: bool = True) -> Tensor:
-    """Return base + λ Σ wᵢ·((1 - blend)·δᵢ + blend·prepared i) of the models that are used.
+def blended(inputs: TensorGroup, products: Sequence[Product], blend: float = 1.0, instead: bool = True) -> Tensor:
+    """Return base + λ Σ wᵢ·((1 - blend)·δᵢ + blend·Pᵢ) of the models that are used; Pᵢ are their `products`.
 
-    Without `instead` the products are added to the task vectors: base + λ Σ wᵢ·(δᵢ + blend·prepared i).
+    Without `instead` the products are added to the task vectors: base + λ Σ wᵢ·(δᵢ + blend·Pᵢ).
     """
     scale, places = factor(inputs), used(inputs)
     weights = [inputs.each["weight"][place] * scale for place in places]
     models = [inputs.models[place] for place in places]
     plain = [weight * (1.0 - blend if instead else 1.0) for weight in weights]
-    added = [low_rank(inputs.origin, each) for each in prepared]
+    added = [low_rank(inputs.origin, each) for each in products]
     return weighted_sum(
         [*models, *added], [*plain, *(weight * blend for weight in weights)], inputs.origin, inputs.dtype
     )

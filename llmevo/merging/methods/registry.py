@@ -27,6 +27,8 @@ class Parameter:
     """The value with which the method is task arithmetic, bit for bit; None where there is none."""
     meaning: str = ""
     """What it does, in a line for tables and for the LLM's prompt."""
+    is_share: bool = False
+    """True if it is a share, which no recipe may give below 0 or above 1."""
 
     @property
     def is_gene(self) -> bool:
@@ -60,6 +62,8 @@ class Method:
     """Parameters that mergekit accepts for this method and that change nothing."""
     in_mergekit: bool = True
     """False if mergekit has no such method, so that it refuses a recipe that names it."""
+    random: bool = False
+    """True if it has random masks, which depend on the tensor's name and the models' references."""
     by_entry: bool = False
     """True if an entry of the result depends on the same entry of the models only, and on no norm, rank or angle of the
     tensor; the experts in one tensor need not be merged one by one then."""
@@ -95,6 +99,7 @@ DENSITY = Parameter(
     low=0.01,
     high=1.0,
     start=1.0,
+    is_share=True,
     meaning="the share of the task vector's entries that is kept, the largest ones",
 )
 """The share of the entries that is kept."""
@@ -117,6 +122,7 @@ GAMMA = Parameter(
     low=0.0,
     high=0.2,
     start=0.01,
+    is_share=True,
     meaning="the share of the task vector's entries that is left out as the largest",
 )
 """Breadcrumbs: the share of the entries, the largest, that is left out."""
@@ -145,6 +151,7 @@ def _sparse(
     evolve_normalize: bool,
     function: str = "",
     density: Parameter = DENSITY,
+    random: bool = False,
     **more: Parameter,
 ) -> Method:
     """Return a method of the family of TIES, DARE, Breadcrumbs and DELLA, with its own defaults.
@@ -169,6 +176,7 @@ def _sparse(
         function=function,
         takes_base=True,
         normalize=evolve_normalize,
+        random=random,
     )
 
 
@@ -178,6 +186,7 @@ BLEND = Parameter(
     high=1.0,
     start=1.0,
     neutral=0.0,
+    is_share=True,
     meaning="the way from plain task vectors, 0, to separated ones, 1",
 )
 """The way from task arithmetic, 0, to the method, 1."""
@@ -231,9 +240,25 @@ _METHODS = (
     ),
     _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
     _sparse(
-        "dare_linear", DARE, normalize=False, rescale=True, evolve_normalize=False, function="dare", density=DROPPED
+        "dare_linear",
+        DARE,
+        normalize=False,
+        rescale=True,
+        evolve_normalize=False,
+        function="dare",
+        random=True,
+        density=DROPPED,
     ),
-    _sparse("dare_ties", DARE, normalize=False, rescale=True, evolve_normalize=True, function="dare", density=DROPPED),
+    _sparse(
+        "dare_ties",
+        DARE,
+        normalize=False,
+        rescale=True,
+        evolve_normalize=True,
+        function="dare",
+        random=True,
+        density=DROPPED,
+    ),
     _sparse(
         "breadcrumbs", BREADCRUMBS, normalize=False, rescale=False, evolve_normalize=False, density=MIDDLE, gamma=GAMMA
     ),
@@ -248,7 +273,14 @@ _METHODS = (
         gamma=GAMMA,
     ),
     _sparse(
-        "della", DELLA, normalize=True, rescale=True, evolve_normalize=True, density=DROPPED_BY_RANK, epsilon=EPSILON
+        "della",
+        DELLA,
+        normalize=True,
+        rescale=True,
+        evolve_normalize=True,
+        random=True,
+        density=DROPPED_BY_RANK,
+        epsilon=EPSILON,
     ),
     _sparse(
         "della_linear",
@@ -257,6 +289,7 @@ _METHODS = (
         rescale=True,
         evolve_normalize=False,
         function="della",
+        random=True,
         density=DROPPED_BY_RANK,
         epsilon=EPSILON,
     ),
@@ -305,6 +338,7 @@ _METHODS = (
                 low=0.01,
                 high=1.0,
                 start=1.0,
+                is_share=True,
                 meaning="the share of the entries that is merged, those that differ most between the models",
             )
         },
@@ -362,7 +396,12 @@ _METHODS = (
         "https://arxiv.org/abs/2412.00081",
         blend=BLEND,
         rank=Parameter(
-            default=1.0, low=0.05, high=1.0, start=0.5, meaning="the share of each task vector's rank that is kept"
+            default=1.0,
+            low=0.05,
+            high=1.0,
+            start=0.5,
+            is_share=True,
+            meaning="the share of each task vector's rank that is kept",
         ),
     ),
     _separating("wudi", "https://arxiv.org/abs/2503.08099", blend=replace(BLEND, default=0.5, start=0.5)),
@@ -375,6 +414,7 @@ _METHODS = (
             high=1.0,
             start=0.4,
             neutral=1.0,
+            is_share=True,
             meaning="the share of the sum of each task vector's singular values that is kept, the largest ones",
         ),
     ),
@@ -396,6 +436,7 @@ _METHODS = (
             high=1.0,
             start=0.5,
             neutral=1.0,
+            is_share=True,
             meaning="0 makes all directions of the merged task vector equally strong, 1 leaves them as they are",
         ),
     ),
@@ -409,6 +450,7 @@ _METHODS = (
             high=1.0,
             start=0.5,
             neutral=1.0,
+            is_share=True,
             meaning="the share of the sum of singular values after which the smaller ones are raised; 1 raises none",
         ),
     ),

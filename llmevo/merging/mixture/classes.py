@@ -10,9 +10,7 @@ from typing import Any
 
 from llmevo.errors import SourceError, nearest
 from llmevo.merging.mixture.mixture import Mixture
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-"""The three matrices of an expert, by their names in a dense model."""
+from llmevo.models.architecture import EXPERT_LAYOUTS, PROJECTIONS, ExpertLayout
 
 SHARED = 64
 """Neurons of a shared expert that adds 0, in a class that must have one."""
@@ -39,29 +37,30 @@ class MixtureClass:
 
     model_type: str
     architecture: str
-    bases: tuple[str, ...]
-    """The `model_type` of the dense models that it fits."""
-    prefix: str
-    """The module of a layer that holds router and experts."""
-    matrices: tuple[str, str, str]
-    """The names of an expert's gate, up and down projection."""
     count: str
     """The config's key for the number of experts."""
     has_dense_layers: bool = True
     """Whether layers may have no experts. Where not, these layers have copies of one MLP as experts."""
     has_shared_expert: bool = False
 
+    @property
+    def layout(self) -> ExpertLayout:
+        """Where the experts are, and the dense models that the class fits."""
+        return EXPERT_LAYOUTS[self.model_type]
+
     def router(self, layer: str) -> str:
         """Return the name of a layer's router; `layer` is such as `model.layers.0.`."""
-        return f"{layer}{self.prefix}.gate.weight"
+        return f"{layer}{self.layout.module}.gate.weight"
 
     def shared_gate(self, layer: str) -> str:
         """Return the name of the gate of a layer's shared expert."""
-        return f"{layer}{self.prefix}.shared_expert_gate.weight"
+        return f"{layer}{self.layout.module}.shared_expert_gate.weight"
 
     def expert(self, layer: str, place: int, projection: str) -> str:
         """Return the name of one matrix of an expert, by the dense model's name of the projection."""
-        return f"{layer}{self.prefix}.experts.{place}.{self.matrices[PROJECTIONS.index(projection)]}.weight"
+        return (
+            f"{layer}{self.layout.module}.experts.{place}.{self.layout.matrices[PROJECTIONS.index(projection)]}.weight"
+        )
 
 
 CLASSES: Mapping[str, MixtureClass] = {
@@ -70,26 +69,17 @@ CLASSES: Mapping[str, MixtureClass] = {
         MixtureClass(
             model_type="mixtral",
             architecture="MixtralForCausalLM",
-            bases=("llama", "mistral"),
-            prefix="block_sparse_moe",
-            matrices=("w1", "w3", "w2"),
             count="num_local_experts",
             has_dense_layers=False,
         ),
         MixtureClass(
             model_type="qwen3_moe",
             architecture="Qwen3MoeForCausalLM",
-            bases=("qwen3",),
-            prefix="mlp",
-            matrices=PROJECTIONS,
             count="num_experts",
         ),
         MixtureClass(
             model_type="qwen2_moe",
             architecture="Qwen2MoeForCausalLM",
-            bases=("qwen2",),
-            prefix="mlp",
-            matrices=PROJECTIONS,
             count="num_experts",
             has_shared_expert=True,
         ),
@@ -106,9 +96,9 @@ def class_of(config: Mapping[str, Any], mixture: Mixture) -> MixtureClass:
     Raises SourceError where no class fits the base, and for a class that does not.
     """
     kind = str(config.get("model_type"))
-    fitting = next((of for of in CLASSES.values() if kind in of.bases), None)
+    fitting = next((of for of in CLASSES.values() if kind in of.layout.dense), None)
     if fitting is None:
-        known = ", ".join(sorted(base for of in CLASSES.values() for base in of.bases))
+        known = ", ".join(sorted(base for of in CLASSES.values() for base in of.layout.dense))
         raise SourceError(f"no class of mixtures fits model_type {kind!r}; those of {known} have one")
     if mixture.architecture:
         asked = mixture.architecture.lower().replace(" ", "_").replace("-", "_")
@@ -184,6 +174,6 @@ def matrices(of: MixtureClass, mixture: Mixture, layer: int, start: str, project
         for place in range(len(mixture.experts)):
             yield Matrix(of.expert(start, place, projection), place if routed else None)
         if of.has_shared_expert:
-            yield Matrix(f"{start}{of.prefix}.shared_expert.{projection}.weight", None, is_shared=True)
+            yield Matrix(f"{start}{of.layout.module}.shared_expert.{projection}.weight", None, is_shared=True)
 
     return found()

@@ -74,7 +74,7 @@ class Mixture(_Strict):
                 )
         if self.scales is not None and len(self.scales) != count:
             raise ValueError(f"scales: {len(self.scales)} for {plural(count, 'expert')}; give one for each")
-        for start, stop in [*(self.layers or []), *(of.layer_range for of in self.router_slices or [])]:
+        for start, stop in self.layer_ranges:
             if not 0 <= start < stop:
                 raise ValueError(
                     f"mixture: layers {[start, stop]} are none; give the first one, from 0, and the one after the last"
@@ -85,6 +85,11 @@ class Mixture(_Strict):
     def references(self) -> list[ModelReference]:
         """Every model named, once."""
         return [*dict.fromkeys([*self.experts, *filter(None, [self.shared_expert])])]
+
+    @property
+    def layer_ranges(self) -> list[tuple[int, int]]:
+        """Every range of layers that is named."""
+        return [*(self.layers or []), *(of.layer_range for of in self.router_slices or [])]
 
     def has_experts(self, layer: int) -> bool:
         """Return whether a layer has experts."""

@@ -13,10 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmevo.merging.methods.base import TensorGroup
+from llmevo.models.architecture import PROJECTIONS
 from llmevo.models.checkpoints import Weight
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-"""The matrices of an MLP whose neurons are aligned."""
 
 
 def align(inputs: TensorGroup, _: Mapping[str, float], orders: Sequence[Tensor]) -> Sequence[Weight]:

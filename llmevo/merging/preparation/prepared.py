@@ -19,11 +19,12 @@ from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.methods.base import TensorGroup
-from llmevo.merging.preparation.align import PROJECTIONS, order_of
+from llmevo.merging.preparation.align import order_of
 from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all
 from llmevo.merging.preparation.registry import STEPS
-from llmevo.merging.preparation.texts import Texts, read_texts
+from llmevo.merging.preparation.texts import Texts, called, read_texts
 from llmevo.merging.recipe import Recipe
+from llmevo.models.architecture import PROJECTIONS
 from llmevo.models.checkpoints import Checkpoint, LowRank, Weight, same, stored
 from llmevo.models.files import cache_folder, locked, partial_folder, rename_once
 from llmevo.models.references import ModelReference
@@ -81,11 +82,9 @@ class Prepared:
     def _read_by(self) -> Mapping[ModelReference, Texts]:
         """Return the texts of each expert."""
         assert self._texts
+        self._texts.check(self.preparation.named_tasks, called(self.preparation.text or ""))
         tasks = self.preparation.tasks or {}
-        try:
-            return {of: self._texts.of(tasks[of]) if of in tasks else self._texts for of in self.experts}
-        except KeyError as error:
-            raise RecipeError(f"prepare.tasks: {self.preparation.text} has no task {error}") from error
+        return {of: self._texts.of(tasks[of]) if of in tasks else self._texts for of in self.experts}
 
     @cached_property
     def digest(self) -> str:

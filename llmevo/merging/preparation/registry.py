@@ -55,6 +55,7 @@ PREPARED = Parameter(
     high=1.0,
     start=1.0,
     neutral=0.0,
+    is_share=True,
     meaning="the way from the task vectors as they are, 0, to the prepared ones, 1",
 )
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""

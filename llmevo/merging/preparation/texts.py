@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from llmevo.errors import RecipeError
+from llmevo.errors import RecipeError, nearest
 from llmevo.models.files import cache_folder, write_whole
 
 FILE = "prepare-{digest}.json"
@@ -28,6 +29,11 @@ class Texts:
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.all).encode()).hexdigest()
+
+    def check(self, tasks: Iterable[str], called: str) -> None:
+        """Raise RecipeError for a task without texts here. `called` is how the message calls these texts."""
+        if unknown := next((task for task in tasks if task not in self.tasks), None):
+            raise RecipeError(f"prepare.tasks: {called} has no task {unknown!r}{nearest(unknown, self.tasks)}")
 
     def of(self, tasks: Sequence[str]) -> "Texts":
         """Return those of some tasks. Raises KeyError."""
@@ -49,6 +55,11 @@ class Texts:
 
 KEY = "prepare.text"
 """The key of configs and recipes that names a file of texts."""
+
+
+def called(name: str) -> str:
+    """Return how messages call the texts of a recipe: by the user's file, or as a run's search questions."""
+    return "the search questions" if re.fullmatch(FILE.format(digest=r"[0-9a-f]{16}"), name) else name
 
 
 def read_texts(name: str, root: Path, key: str = KEY) -> Texts:
