@@ -33,7 +33,7 @@ from llmevo.cli.app import COMMANDS
 from llmevo.cli.terminal import EXIT_STATUSES
 from llmevo.config import FOREIGN_OPTIONS, REMOVED, REMOVED_VALUES, TRACKERS, Config
 from llmevo.llm.client import Price
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.recipe import Conditional, Recipe, Setting
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import declared_by
@@ -367,10 +367,15 @@ def uses() -> dict[str, str]:
     return dict(rows)
 
 
-def _parameter(name: str, parameter: Parameter, of: str) -> list[str]:
+def genes_of(method: Method) -> list[str]:
+    """The parameters that a search sets; none of a method that no search takes."""
+    return [] if method.name == WIDEN else [name for name, own in declared_by(method).items() if own.is_gene]
+
+
+def _parameter(name: str, parameter: Parameter, of: str, is_gene: bool) -> list[str]:
     kept = "required" if parameter.default is None else f"{parameter.default}".lower()
-    gene = f"{parameter.low:g} to {parameter.high:g}" if parameter.is_gene else "no: `genome.parameters`"
-    start = "" if not parameter.is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
+    gene = f"{parameter.low:g} to {parameter.high:g}" if is_gene else "no: `genome.parameters`"
+    start = "" if not is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
     return [f"`{name}`", of, kept, gene, start]
 
 
@@ -422,13 +427,14 @@ def _models(method: Method) -> str:
 
 def method_page(method: Method) -> str:
     idea, formula = method_texts(method)
-    parameters = [_parameter(name, own, "each model") for name, own in method.each.items()]
-    parameters += [_parameter(name, own, "the merge") for name, own in method.shared.items()]
-    genes = [name for name, own in declared_by(method).items() if own.is_gene]
+    genes = genes_of(method)
+    parameters = [_parameter(name, own, "each model", name in genes) for name, own in method.each.items()]
+    parameters += [_parameter(name, own, "the merge", name in genes) for name, own in method.shared.items()]
     searched = (
         f"Its genes are {', '.join(f'`{name}`' for name in genes)}; `genome.bounds` moves their bounds."
         if genes
-        else "It has no gene: use it as one of several methods, or with `llmevo merge`."
+        else "It has no gene: use it with `llmevo merge`"
+        + (" or `llmevo dense`." if method.name == WIDEN else ", or as one of several methods.")
     )
     heads = ["parameter", "of", "default in a recipe", "gene", "start"]
     return lines(
