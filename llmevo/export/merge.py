@@ -68,7 +68,7 @@ def merge_as(
     """Do what `merge` does; return the recipe and what was written."""
     from llmevo.export.cards import merge_card
     from llmevo.export.pack import root_of
-    from llmevo.merging.merger import Merger, Seed, read_masks
+    from llmevo.merging.merger import MASKS, Merger, Seed, masks_of, read_masks
     from llmevo.merging.preparation.texts import read_texts
     from llmevo.merging.vocabulary import open_models
 
@@ -107,14 +107,18 @@ def merge_as(
                 say(f"Measured: {cost}.")
             prepared.make()
             prepared.forget()
-    merged = recipe.with_router(ROUTER)
+    merged, trims = recipe.with_router(ROUTER), found is None or found.trims
+    if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
+        beside[MASKS] = table
+        signed = Provenance(seed or (found.seed if found else 0), MASKS, trims)
+        beside["mergekit_config.yml"] = signed.sign(merged.seen_from(Path(out), Path(root)))
     written = format_.write(
         recipe,
         sources,
         Path(out),
         masks,
         lambda relation, facts: {"README.md": merge_card(merged, sources, Path(root), relation, facts), **beside},
-        trim=found is None,
+        trim=trims,
     )
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")

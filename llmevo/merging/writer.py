@@ -118,7 +118,8 @@ class MergedModel:
             set_chat_template(folder, self._template)
         if self.recipe.mixture and self.recipe.mixture.router:
             (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
-        (folder / "mergekit_config.yml").write_text(self.recipe.with_router(ROUTER).to_yaml())
+        written = self.recipe.with_router(ROUTER).seen_from(folder, self.sources.root)
+        (folder / "mergekit_config.yml").write_text(written.to_yaml())
 
 
 def with_layers_of(recipe: Recipe, sources: Sources, config: dict[str, Any]) -> dict[str, Any]:
