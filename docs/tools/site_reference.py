@@ -372,9 +372,11 @@ def genes_of(method: Method) -> list[str]:
     return [] if method.name == WIDEN else [name for name, own in declared_by(method).items() if own.is_gene]
 
 
-def _parameter(name: str, parameter: Parameter, of: str, is_gene: bool) -> list[str]:
+def _parameter(method: Method, name: str, parameter: Parameter, of: str) -> list[str]:
+    is_gene = name in genes_of(method)
+    fixed = "no" if method.name == WIDEN else "no: `genome.parameters`"
     kept = "required" if parameter.default is None else f"{parameter.default}".lower()
-    gene = f"{parameter.low:g} to {parameter.high:g}" if is_gene else "no: `genome.parameters`"
+    gene = f"{parameter.low:g} to {parameter.high:g}" if is_gene else fixed
     start = "" if not is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
     return [f"`{name}`", of, kept, gene, start]
 
@@ -428,8 +430,8 @@ def _models(method: Method) -> str:
 def method_page(method: Method) -> str:
     idea, formula = method_texts(method)
     genes = genes_of(method)
-    parameters = [_parameter(name, own, "each model", name in genes) for name, own in method.each.items()]
-    parameters += [_parameter(name, own, "the merge", name in genes) for name, own in method.shared.items()]
+    parameters = [_parameter(method, name, own, "each model") for name, own in method.each.items()]
+    parameters += [_parameter(method, name, own, "the merge") for name, own in method.shared.items()]
     searched = (
         f"Its genes are {', '.join(f'`{name}`' for name in genes)}; `genome.bounds` moves their bounds."
         if genes
