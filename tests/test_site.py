@@ -180,6 +180,12 @@ def test_every_merge_method_has_its_row_with_its_genes_and_its_page() -> None:
             assert len(page.partition(f"## {heading}\n")[2].partition("\n## ")[0].strip()) > 10, (name, heading)
 
 
+@pytest.mark.parametrize("place", site_reference.method_pages())
+def test_the_page_of_a_method_is_that_of_the_code(place: str) -> None:
+    message = "`python docs/tools/site_reference.py` writes the pages of methods anew"
+    assert (DOCS / place).read_text() == GENERATED[place], message
+
+
 def test_every_optimizer_has_its_entry_and_is_explained_among_the_others() -> None:
     page, search = GENERATED["reference/optimizers.md"], TEXTS["docs/concepts/search.md"]
     known = re.findall(r"[\w-]+", site_reference.parameters(run)["--optimizer TEXT"].removeprefix("One of"))

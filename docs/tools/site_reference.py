@@ -1,7 +1,9 @@
 """The reference pages, from the code: config keys, recipes, commands, events, optimizers, methods, the Python API.
 
+    python docs/tools/site_reference.py            # write docs/methods/*.md anew, but for the index
+
 `pages()` has them all as Markdown by their place in `docs`; `site_hooks.py` puts them into the site when it is built,
-so they are never out of date.
+so they are never out of date. Those of the methods are files too, which can be read without the site.
 """
 
 import ast
@@ -55,8 +57,13 @@ def pages() -> dict[str, str]:
         "reference/optimizers.md": optimizers_page(),
         "reference/python.md": python_page(),
         **{f"notebooks/{file.stem}.md": notebook_page(file) for file in sorted(NOTEBOOKS.glob("*.ipynb"))},
-        **{f"methods/{name}.md": method_page(method) for name, method in METHODS.items()},
+        **method_pages(),
     }
+
+
+def method_pages() -> dict[str, str]:
+    """{path in `docs`: Markdown} of the pages that are also written there."""
+    return {f"methods/{name}.md": method_page(method) for name, method in METHODS.items()}
 
 
 def form(kind: Any) -> str:
@@ -455,4 +462,10 @@ def method_page(method: Method) -> str:
         _parity(method),
         "## Reference",
         f"<{method.paper}>",
+        "<!-- Written by docs/tools/site_reference.py. -->",
     )
+
+
+if __name__ == "__main__":
+    for page, content in method_pages().items():
+        (DOCS / page).write_text(content)
