@@ -27,12 +27,15 @@ ROOT = Path(__file__).parent.parent
 RESULTS = "benchmarks/results"
 BLOCK = re.compile(r"^(?P<head><!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(?P<end>^<!-- end -->)$", re.M | re.S)
 MEASURED = re.compile(r"^\|.*(\d\.\d|\d ?%|\de-?\d).*$", re.M)
+MADE = "<!-- Written by docs/tools/site_reference.py. -->"
+"""The mark of a page that is made of the code, whose numbers are no measurements of this folder's commands."""
 CODE = re.compile(r"`[^`\n]*`")
 
 
 def documents() -> list[Path]:
     """Those that may hold tables from data."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / RESULTS).glob("*.md"))]
+    pages = [file for file in sorted((ROOT / "docs").rglob("*.md")) if MADE not in file.read_text()]
+    return [ROOT / "README.md", *pages, *sorted((ROOT / RESULTS).glob("*.md"))]
 
 
 def commands(text: str) -> list[str]:

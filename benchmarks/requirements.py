@@ -78,7 +78,7 @@ def _table(peak: float) -> Iterator[str]:
     small = NUMBERS * 2 / 1e9
     took = f"{candidates} candidates of 320 questions in {minutes:.0f} min"
     beyond = peak - small - CACHE
-    yield f"| 135M (quickstart) | {peak:.1f} GB | none: 2 CPU cores | {small:.1f} GB | {took} | measured |"
+    yield f"| 135M (quickstart-plain) | {peak:.1f} GB | none: 2 CPU cores | {small:.1f} GB | {took} | measured |"
     for name, numbers in SIZES.items():
         weights = numbers * 2 / 1e9
         gpu = next(named for named, room in GPUS.items() if room >= weights * ROOM + CACHE)

@@ -21,7 +21,6 @@ from llmevo.cli.run import run
 from llmevo.config import Config, parse_config, read_config
 from llmevo.merging.methods.registry import METHODS
 from llmevo.models.yaml import read_yaml
-from llmevo.search.genome import declared_by
 from support.browser import browser
 from support.workspace import Workspace
 
@@ -172,14 +171,19 @@ def test_every_merge_method_has_its_row_with_its_genes_and_its_page() -> None:
         name: (link, genes) for name, link, genes in re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| ([^|]+) \|", text, re.M)
     }
     expected = {
-        name: (f"{name}.md", ", ".join(key for key, own in declared_by(method).items() if own.is_gene) or "none")
-        for name, method in METHODS.items()
+        name: (f"{name}.md", ", ".join(site_reference.genes_of(method)) or "none") for name, method in METHODS.items()
     }
     assert rows == expected, "docs/methods/index.md has a row for each method, with its genes"
     for name in METHODS:
         page = GENERATED[f"methods/{name}.md"]
         for heading in ("When to use it", "Formula", "Parameters and genes", "Cost", "Parity", "Reference"):
             assert len(page.partition(f"## {heading}\n")[2].partition("\n## ")[0].strip()) > 10, (name, heading)
+
+
+@pytest.mark.parametrize("place", site_reference.method_pages())
+def test_the_page_of_a_method_is_that_of_the_code(place: str) -> None:
+    message = "`python docs/tools/site_reference.py` writes the pages of methods anew"
+    assert (DOCS / place).read_text() == GENERATED[place], message
 
 
 def test_every_optimizer_has_its_entry_and_is_explained_among_the_others() -> None:
@@ -275,7 +279,12 @@ def test_the_first_merge_runs_as_its_page_says(workspace: Workspace) -> None:
     files["config.yml"] = files["config.yml"].replace("models/", "").replace("budget: 30", "budget: 8")
     for name, content in files.items():
         (workspace.root / name).write_text(content)
-    assert workspace.llmevo("inspect", "config.yml")[0] == 0
+    status, printed = workspace.llmevo("inspect", "config.yml")
+    assert status == 0, printed
+    asked = re.search(r"(\d+) search, (\d+) selection, (\d+) held-out questions; ± (\S+) on the held", printed)
+    assert asked
+    assert sum(map(int, asked.groups()[:3])) == len(more)
+    assert asked[4] == f"{(0.6 * 0.4 / int(asked[3])) ** 0.5:.2f}"
     status, printed = workspace.llmevo("run", "config.yml")
     assert status == 0, printed
     assert "held out: uniform" in printed

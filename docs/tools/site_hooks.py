@@ -29,6 +29,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     for place, text in site_reference.pages().items():
+        if (there := files.get_file_from_path(place)) is not None:
+            files.remove(there)
         files.append(File.generated(config, place, content=text))
     for place, source in published().items():
         files.append(File.generated(config, place, abs_src_path=str(source)))

@@ -1,7 +1,9 @@
 """The reference pages, from the code: config keys, recipes, commands, events, optimizers, methods, the Python API.
 
+    python docs/tools/site_reference.py            # write docs/methods/*.md anew, but for the index
+
 `pages()` has them all as Markdown by their place in `docs`; `site_hooks.py` puts them into the site when it is built,
-so they are never out of date.
+so they are never out of date. Those of the methods are files too, which can be read without the site.
 """
 
 import ast
@@ -33,7 +35,7 @@ from llmevo.cli.app import COMMANDS
 from llmevo.cli.terminal import EXIT_STATUSES
 from llmevo.config import FOREIGN_OPTIONS, REMOVED, REMOVED_VALUES, TRACKERS, Config
 from llmevo.llm.client import Price
-from llmevo.merging.methods.registry import METHODS, Method, Parameter
+from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.recipe import Conditional, Recipe, Setting
 from llmevo.models.references import ModelReference
 from llmevo.search.genome import declared_by
@@ -55,8 +57,13 @@ def pages() -> dict[str, str]:
         "reference/optimizers.md": optimizers_page(),
         "reference/python.md": python_page(),
         **{f"notebooks/{file.stem}.md": notebook_page(file) for file in sorted(NOTEBOOKS.glob("*.ipynb"))},
-        **{f"methods/{name}.md": method_page(method) for name, method in METHODS.items()},
+        **method_pages(),
     }
+
+
+def method_pages() -> dict[str, str]:
+    """{path in `docs`: Markdown} of the pages that are also written there."""
+    return {f"methods/{name}.md": method_page(method) for name, method in METHODS.items()}
 
 
 def form(kind: Any) -> str:
@@ -367,10 +374,17 @@ def uses() -> dict[str, str]:
     return dict(rows)
 
 
-def _parameter(name: str, parameter: Parameter, of: str) -> list[str]:
+def genes_of(method: Method) -> list[str]:
+    """The parameters that a search sets; none of a method that no search takes."""
+    return [] if method.name == WIDEN else [name for name, own in declared_by(method).items() if own.is_gene]
+
+
+def _parameter(method: Method, name: str, parameter: Parameter, of: str) -> list[str]:
+    is_gene = name in genes_of(method)
+    fixed = "no" if method.name == WIDEN else "no: `genome.parameters`"
     kept = "required" if parameter.default is None else f"{parameter.default}".lower()
-    gene = f"{parameter.low:g} to {parameter.high:g}" if parameter.is_gene else "no: `genome.parameters`"
-    start = "" if not parameter.is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
+    gene = f"{parameter.low:g} to {parameter.high:g}" if is_gene else fixed
+    start = "" if not is_gene else "1/n" if parameter.start is None else f"{parameter.start:g}"
     return [f"`{name}`", parameter.meaning, of, kept, gene, start]
 
 
@@ -424,13 +438,14 @@ def _models(method: Method) -> str:
 
 def method_page(method: Method) -> str:
     idea, formula = method_texts(method)
-    parameters = [_parameter(name, own, "each model") for name, own in method.each.items()]
-    parameters += [_parameter(name, own, "the merge") for name, own in method.shared.items()]
-    genes = [name for name, own in declared_by(method).items() if own.is_gene]
+    genes = genes_of(method)
+    parameters = [_parameter(method, name, own, "each model") for name, own in method.each.items()]
+    parameters += [_parameter(method, name, own, "the merge") for name, own in method.shared.items()]
     searched = (
         f"Its genes are {', '.join(f'`{name}`' for name in genes)}; `genome.bounds` moves their bounds."
         if genes
-        else "It has no gene: use it as one of several methods, or with `llmevo merge`."
+        else "It has no gene: use it with `llmevo merge`"
+        + (" or `llmevo dense`." if method.name == WIDEN else ", or as one of several methods.")
     )
     heads = ["parameter", "what it does", "of", "default in a recipe", "gene", "start"]
     return lines(
@@ -449,4 +464,10 @@ def method_page(method: Method) -> str:
         _parity(method),
         "## Reference",
         f"<{method.paper}>",
+        "<!-- Written by docs/tools/site_reference.py. -->",
     )
+
+
+if __name__ == "__main__":
+    for page, content in method_pages().items():
+        (DOCS / page).write_text(content)

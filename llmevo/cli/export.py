@@ -53,7 +53,7 @@ def export(
         terminal.console.print(done, soft_wrap=True)
     else:
         with terminal.console.status("Merging and writing…"):
-            written = exported.write(opened.experiment.sources, out, format_)
+            written = exported.write(opened.experiment.sources, out, format_, to_share=bool(push))
         print_written(written)
     if exported.shared.local and (recipe_only or push):
         terminal.console.print(

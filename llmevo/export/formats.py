@@ -128,7 +128,10 @@ class Format:
 
     def _write_lora(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts, base: str) -> Written:
         def beside(report: LoraReport) -> Mapping[str, str]:
-            return {"mergekit_config.yml": recipe.to_yaml(), **texts("adapter", adapter_facts(report))}
+            return {
+                "mergekit_config.yml": recipe.seen_from(out, sources.root).to_yaml(),
+                **texts("adapter", adapter_facts(report)),
+            }
 
         report = write_merge(recipe, sources, out, self.rank, seed, beside, base)
         return Written(f"{out} is a LoRA adapter for {report.servers}, on {base}", report)
@@ -154,7 +157,9 @@ class Format:
             made.write(folder / name)
             relation: Relation = "merge" if self.type in ("f16", "bf16") else "quantized"
             said = f"`{name}` is a GGUF file for llama.cpp ({kind})."
-            write_texts(folder, {"mergekit_config.yml": recipe.to_yaml(), **texts(relation, said)})
+            write_texts(
+                folder, {"mergekit_config.yml": recipe.seen_from(out, sources.root).to_yaml(), **texts(relation, said)}
+            )
         return Written(f"{out} has a GGUF file ({kind}): llama-server -m {out / name}")
 
     def _own_donor(self, recipe: Recipe, sources: Sources) -> Path:

@@ -68,7 +68,7 @@ def merge_as(
     """Do what `merge` does; return the recipe and what was written."""
     from llmevo.export.cards import merge_card
     from llmevo.export.pack import root_of
-    from llmevo.merging.merger import Merger, Seed, read_masks
+    from llmevo.merging.merger import MASKS_FILE, Merger, Seed, masks_of, read_masks
     from llmevo.merging.preparation.texts import read_texts
     from llmevo.merging.vocabulary import open_models
 
@@ -110,17 +110,23 @@ def merge_as(
                 say(f"Measured: {cost}.")
             prepared.make()
             prepared.forget()
-    # As the user wrote it, and not with files of the cache folder.
-    merged = recipe.with_router(ROUTER)
-    merged = merged.with_text(text_file) if text_file else merged
-    beside["mergekit_config.yml"] = merged.to_yaml()
+    merged, trims = recipe.with_router(ROUTER), found is None or found.trims
+    if text_file:  # instead of the copy in the cache folder
+        merged = merged.with_text(text_file)
+    placed = merged.seen_from(Path(out), Path(root))
+    if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
+        beside[MASKS_FILE] = table
+        signed = Provenance(seed or (found.seed if found else 0), MASKS_FILE, trims)
+        beside["mergekit_config.yml"] = signed.sign(placed)
+    elif text_file:
+        beside["mergekit_config.yml"] = placed.to_yaml()
     written = format_.write(
         recipe,
         sources,
         Path(out),
         masks,
         lambda relation, facts: {"README.md": merge_card(merged, sources, Path(root), relation, facts), **beside},
-        trim=found is None,
+        trim=trims,
     )
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")

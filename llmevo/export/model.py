@@ -34,6 +34,7 @@ class Export:
     shared: SharedRun
     published: Recipe
     """With the references that are published."""
+    provenance: Provenance
     changed: Sequence[events.Change] = ()
     """The models that differ from those of the run."""
     carried: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
@@ -78,8 +79,9 @@ class Export:
         )  # as it was, though caches are emptied
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
+        provenance = Provenance(started.masks, MASKS_FILE if masks else None)
         texts = {
-            "best.yml": Provenance(started.masks, MASKS_FILE if masks else None).sign(published),
+            "best.yml": provenance.sign(published),
             "README.md": model_card(shared, published, chosen, changed),
         }
         return cls(
@@ -88,20 +90,27 @@ class Export:
             {**texts, **({MASKS_FILE: masks} if masks else {})},
             shared,
             published,
+            provenance,
             changed,
             lambda recipe: experiment.scorer.carried(recipe.with_router(router) if router else recipe),
         )
 
-    def write(self, sources: Sources, out: Path, format_: Format | None = None) -> Written:
-        """Write the merged model, by default as a Hugging Face folder. Raises the errors of `Format.write`."""
-        started = self.shared.state.started
+    def write(self, sources: Sources, out: Path, format_: Format | None = None, to_share: bool = False) -> Written:
+        """Write the merged model, by default as a Hugging Face folder. Raises the errors of `Format.write`.
+
+        Its recipe can be merged where it lies; one `to_share`, or outside of the folder where the run's references
+        start, has them as a pack has, without the places of this machine.
+        """
+        started, root = self.shared.state.started, sources.root.resolve()
         assert started is not None
+        stays = not to_share and out.resolve().is_relative_to(root)
+        best = self.provenance.sign(self.published.seen_from(out.resolve(), root) if stays else self.published)
 
         format_ = format_ or Format()
 
         def texts(relation: Relation, facts: str) -> Mapping[str, str]:
             card = model_card(self.shared, self.published, self.candidate, self.changed, format_, relation, facts)
-            return {**self.texts, "README.md": card, "mergekit_config.yml": self.texts["best.yml"]}
+            return {**self.texts, "README.md": card, "best.yml": best, "mergekit_config.yml": best}
 
         # The scored model has all rows of the embeddings, so none are trimmed.
         recipe = self.carried(self.recipe)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
@@ -14,7 +15,7 @@ from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
 from llmevo.models.architecture import HEADS, text_stack
 from llmevo.models.branches import Gains
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, path_from, reference_from
 from llmevo.models.yaml import read_yaml
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -38,7 +39,7 @@ BEFORE_LAYERS = ("embed", "wte", "wpe")
 """Parts of the names of tensors before the layers (embeddings of tokens and positions, their norms), which take the
 first slice's parameters. All others outside the layers take the last one's, output heads (`embed_out`) among them."""
 
-PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks (\S+))?$", re.MULTILINE)
+PROVENANCE = re.compile(r"^# llmevo: seed (-?\d+)(?:, masks ([^\s,]+))?(, rows of tokens)?$", re.MULTILINE)
 
 
 PARAMETERS_WITHOUT_EFFECT = ("int8_mask",)
@@ -656,6 +657,26 @@ class Recipe(Strict):
             return self
         return self.model_copy(update={PREPARE: self.prepare.model_copy(update={"text": name})})
 
+    def seen_from(self, folder: Path, root: Path) -> Self:
+        """Return the recipe as a file in `folder` has it: with the relative paths of its models and texts, which start at
+        `root`, from there.
+        """
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, ModelReference):
+                return reference_from(value, root, folder)
+            if isinstance(value, BaseModel):
+                return value.model_copy(update={name: moved(part) for name, part in value})
+            if isinstance(value, dict):
+                return {moved(key): moved(part) for key, part in cast(dict[Any, Any], value).items()}
+            return [moved(part) for part in cast(list[Any], value)] if isinstance(value, list) else value
+
+        recipe = type(self).model_validate(moved(self).as_dict())
+        text = recipe.prepare.text if recipe.prepare else None
+        if text is None or text == QUESTIONS:
+            return recipe
+        return recipe.with_text(path_from(text, root, folder))
+
     def with_router(self, file: str) -> Self:
         """Return the recipe with another file of its router, where it has one."""
         if self.mixture is None or self.mixture.router is None:
@@ -898,15 +919,19 @@ class Provenance:
     """The seed of random masks."""
     masks: str | None = None
     """A file in the recipe's folder with the seed of every mask, where its models may get other names."""
+    trims: bool = False
+    """Whether rows of the embeddings beyond the last token are cut off; a scored model has all."""
 
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
-        head = f"# `llmevo merge` makes of this the model that was scored, bit for bit; {recipe.mergekit_clause}."
-        return f"{head}\n# llmevo: seed {self.seed}{masks}\n{recipe.to_yaml()}"
+        model = "the model that was written" if self.trims else "the model that was scored"
+        head = f"# `llmevo merge` makes of this {model}, bit for bit; {recipe.mergekit_clause}."
+        rows = ", rows of tokens" if self.trims else ""
+        return f"{head}\n# llmevo: seed {self.seed}{masks}{rows}\n{recipe.to_yaml()}"
 
     @classmethod
     def of(cls, text: str) -> Self | None:
         """Read these lines of a recipe; None for one that llmevo did not write."""
         found = PROVENANCE.search(text)
-        return cls(int(found[1]), found[2]) if found else None
+        return cls(int(found[1]), found[2], bool(found[3])) if found else None

@@ -116,7 +116,8 @@ class MergedModel:
             set_chat_template(folder, self._template)
         if self.recipe.mixture and self.recipe.mixture.router:
             (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
-        (folder / "mergekit_config.yml").write_text(self.recipe.with_router(ROUTER).to_yaml())
+        written = self.recipe.with_router(ROUTER).seen_from(folder, self.sources.root)
+        (folder / "mergekit_config.yml").write_text(written.to_yaml())
 
     def _loaded_as(self, dtypes: set[str]) -> str:
         """Return the type in which a model with weights of these types is loaded: the widest of them.

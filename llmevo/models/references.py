@@ -11,6 +11,7 @@ dense model.
 """
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +117,26 @@ class ModelReference(BaseModel):
     def name(self) -> str:
         """The adapter's name, or the model's."""
         return (self.lora or self.model).name
+
+
+def path_from(path: str, root: Path, folder: Path) -> str:
+    """Return a path that starts at `root` as a file in `folder` names it.
+
+    Only relative paths that exist change: hub ids, absolute paths and files of packages are the same from everywhere.
+    """
+    local = Path(path).expanduser()
+    if path.startswith(PACKAGE) or local.is_absolute() or not (root / local).exists():
+        return path
+    return os.path.relpath(root / local, folder)
+
+
+def reference_from(reference: ModelReference, root: Path, folder: Path) -> ModelReference:
+    """Return a reference whose relative paths start at `root` as a file in `folder` names it."""
+
+    def of(part: ModelPath) -> ModelPath:
+        return part.model_copy(update={"path": path_from(part.path, root, folder)})
+
+    return ModelReference(model=of(reference.model), lora=of(reference.lora) if reference.lora else None)
 
 
 def folder_of(path: ModelPath, root: Path = Path()) -> Path:

@@ -362,6 +362,14 @@ class Experiment:
             return llm.proposer
         return "openai" if self.api_key or llm.base_url or llm.model else "local"
 
+    @property
+    def resolved(self) -> Config:
+        """The config with the LLM client that `auto` means here, where the optimizer asks one."""
+        if not self.asks:
+            return self.config
+        llm = self.config.llm.model_copy(update={"proposer": self.proposer_name})
+        return self.config.model_copy(update={"llm": llm})
+
     @cached_property
     def proposer(self) -> Client:
         llm, name = self.config.llm, self.proposer_name
@@ -429,6 +437,8 @@ class Experiment:
                 f" evaluations{items}"
             )
         _ = self.scan
+        if self.config.search.optimizer in PATHS or self.config.search.spaces == "both":
+            _ = self.space.paths  # fails for bounds that leave no path to edit
         self.scorer.check_filters()
         self.scorer.check_device()
         if self.order == "steady" and self.config.search.optimizer not in STEADY:

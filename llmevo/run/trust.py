@@ -35,12 +35,13 @@ class Use:
         return f"{self.kind} {self.what}"
 
 
-def uses(config: Config, root: Path) -> list[Use]:
+def uses(config: Config, root: Path, key: str = "") -> list[Use]:
     """Return everything that a run of a user's config uses, apart from its models; relative paths start at `root`.
 
-    Reads the task files in its folders, to find those with Python functions.
+    `key` names the place of the LLM's key where the config does not, such as `--api-key`. Reads the task files in the
+    config's folders, to find those with Python functions.
     """
-    found = [*_named(config, root)]
+    found = _named(config, root, key)
     for folder in config.task_search_path:
         if files := _with_functions(root / folder):
             more = f" and {len(files) - 5} more" if len(files) > 5 else ""
@@ -50,9 +51,9 @@ def uses(config: Config, root: Path) -> list[Use]:
     return found
 
 
-def _named(config: Config, root: Path) -> list[Use]:
+def _named(config: Config, root: Path, key: str = "") -> list[Use]:
     """The uses that the config alone shows, without prompt templates, which a log holds itself."""
-    return [*dict.fromkeys((*_code(config, root), *_files(config, root), *_servers(config)))]
+    return [*dict.fromkeys((*_code(config, root), *_files(config, root), *_servers(config, key)))]
 
 
 def _code(config: Config, root: Path) -> Iterator[Use]:
@@ -96,10 +97,13 @@ def _files(config: Config, root: Path) -> Iterator[Use]:
             yield Use("opens", f"the file {root / Path(file).expanduser()} ({key})")
 
 
-def _servers(config: Config) -> Iterator[Use]:
+def _servers(config: Config, key: str) -> Iterator[Use]:
     llm = config.llm
-    if config.search.optimizer in ASKING and (llm.proposer == "openai" or (llm.proposer == "auto" and llm.base_url)):
-        yield _server("prompts", llm.base_url, llm.api_key_file, llm.api_key_env, "llm")
+    names_server = llm.proposer == "openai" or (
+        llm.proposer == "auto" and (llm.base_url or llm.model or llm.api_key_file or llm.api_key_env)
+    )
+    if config.search.optimizer in ASKING and names_server:
+        yield _server("prompts", llm.base_url, llm.api_key_file, key or llm.api_key_env, "llm")
     for task in (*config.tasks, *config.heldout):
         if task.judge:
             of = task.judge

@@ -110,11 +110,14 @@ def test_the_card_of_a_failure_says_why_it_has_no_score(workspace: Workspace, mo
     assert "inf" not in card
 
 
-def test_best_yml_merged_by_hand_gives_the_same_weights(finished: Workspace) -> None:
-    finished.llmevo("export", "run", "out")
-    Path("best.yml").write_text(Path("out/best.yml").read_text())
-    assert finished.llmevo("merge", "best.yml", "again")[0] == 0
-    assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+def test_the_recipes_in_an_exported_folder_give_the_same_weights(finished: Workspace) -> None:
+    finished.llmevo("export", "run", "models/out")
+    for name in ("best.yml", "mergekit_config.yml"):
+        status, printed = finished.llmevo("merge", f"models/out/{name}", f"again-{name}")
+        assert status == 0, printed
+        same = Path("models/out/model.safetensors").read_bytes()
+        assert Path(f"again-{name}/model.safetensors").read_bytes() == same
+    assert finished.llmevo("merge", "again-best.yml/mergekit_config.yml", "third")[0] == 0
 
 
 def test_any_candidate_can_be_exported_and_an_unknown_one_is_named(finished: Workspace) -> None:

@@ -99,6 +99,18 @@ def test_scores_stand_for_the_weights_that_had_them(workspace: Workspace) -> Non
     assert "The row `best (fp8)` is of the weights as they are here." in cards["fp8"].text
 
 
+def test_the_recipe_of_a_merge_with_random_masks_gives_the_same_masks(workspace: Workspace) -> None:
+    models = (
+        "[{model: one, parameters: {weight: 1, density: 0.5}}, {model: two, parameters: {weight: 1, density: 0.5}}]"
+    )
+    Path("recipe.yml").write_text(f"merge_method: dare_linear\nbase_model: base\nmodels: {models}")
+    assert workspace.llmevo("merge", "recipe.yml", "first", "--seed", 5)[0] == 0
+    assert workspace.llmevo("merge", "first/mergekit_config.yml", "models/second")[0] == 0
+    assert workspace.llmevo("merge", "models/second/mergekit_config.yml", "third")[0] == 0
+    first, *others = (Path(name, "model.safetensors").read_bytes() for name in ("first", "models/second", "third"))
+    assert others == [first, first]
+
+
 def test_a_merged_recipe_has_a_card_and_the_recipe_beside_its_weights(workspace: Workspace) -> None:
     for name in ("one", "two"):
         Path(name, "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
@@ -113,7 +125,11 @@ def test_a_merged_recipe_has_a_card_and_the_recipe_beside_its_weights(workspace:
         assert read.data.to_dict()["license"] == "mit"
         assert "| `one` |  | mit |" in read.text
         (text,) = re.findall(r"```yaml\n(.*?)```", read.text, re.DOTALL)
-        assert Recipe.from_yaml(text) == Recipe.from_yaml(Path(out, "mergekit_config.yml").read_text())
+        beside = Recipe.from_yaml(Path(out, "mergekit_config.yml").read_text())
+        assert beside == Recipe.from_yaml(text).seen_from(Path(out), Path())
+        assert [*map(str, beside.references)] == ["../one", "../two"]
+        assert workspace.llmevo("merge", f"{out}/mergekit_config.yml", f"again-{out}", *options)[0] == 0
+        assert Path(f"again-{out}/model.safetensors").read_bytes() == Path(out, "model.safetensors").read_bytes()
         assert str(workspace.root) not in read.content
 
 

@@ -66,6 +66,22 @@ def test_the_code_files_and_servers_of_a_config_are_shown(workspace: Workspace) 
         assert part in printed
 
 
+@pytest.mark.parametrize(
+    ("variable", "words", "key"),
+    [("key", (), "OPENAI_API_KEY"), ("", ("--api-key", "key"), "--api-key"), ("", (), "")],
+)
+def test_the_server_that_a_run_asks_is_shown_though_the_config_names_none(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, variable: str, words: tuple[str, ...], key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", variable)
+    status, printed = workspace.llmevo(
+        "inspect", workspace.config(search={"optimizer": "llm"}, llm={"proposer": "auto"}), *words
+    )
+    assert status == 0, printed
+    assert ("sends prompts" in printed) is bool(key)
+    assert f"sends prompts to OpenAI's server, or that of OPENAI_BASE_URL (llm), with {key}" in printed or not key
+
+
 def test_an_llm_is_promised_only_where_the_budget_leaves_room_for_it(workspace: Workspace) -> None:
     """A base model has 16 % of the evaluations at first: none of the first two, and one of the next three."""
     for optimizer, budget in (("llm", 4), ("llm", 6), ("llm-evo-merge", 4)):

@@ -286,6 +286,15 @@ def test_models_that_are_too_shallow_for_paths_are_refused(workspace: Workspace)
         carry_on(rig(workspace), workspace.root / "run")
 
 
+@pytest.mark.parametrize("search", [{"optimizer": "paths"}, {"optimizer": "llm-off", "spaces": "both"}], ids=str)
+def test_bounds_that_leave_nothing_to_edit_are_refused_before_a_run(deep: Workspace, search: dict[str, Any]) -> None:
+    given = deep.config(genome={**GENOME, "path": {"first": 5, "last": 5}}, search={**search, "budget": 30})
+    status, printed = deep.llmevo("run", given)
+    assert status == 2, printed
+    assert "so nothing is left to edit" in printed
+    assert not (deep.root / "runs").exists()
+
+
 GENOME: dict[str, Any] = {
     "base_model": "base",
     "models": ["one", "two"],

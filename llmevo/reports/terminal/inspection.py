@@ -64,6 +64,15 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
         f" {ahead.start_rows} of them start rows, then {plural(ahead.generations, 'generation')} of {ahead.population};"
         f" {plural(ahead.all_items, 'question')} in all, the held-out ones included. Budget: {found.budget}."
     ]
+    error = (
+        ""
+        if ahead.heldout_error is None
+        else f"; ± {ahead.heldout_error:.2f} on the held-out score at an accuracy of 0.6"
+    )
+    lines.append(
+        f"{ahead.items:,} search, {ahead.selection_items:,} selection, {ahead.heldout_items:,} held-out"
+        f" questions{error}."
+    )
     several = f" with {ahead.workers} workers" if ahead.workers > 1 else ""
     if measured:
         lines.append(

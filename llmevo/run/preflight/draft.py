@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from llmevo.errors import SourceError, TaskError, UserError, shortened
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
-from llmevo.models.references import EXPERT, PACKAGE, ModelReference
+from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import template_of
 
@@ -214,8 +214,7 @@ def placed(text: str, folder: Path) -> str:
 
     def moved(part: str) -> str:
         path, mark, expert = part.partition(EXPERT)
-        is_moved = Path(path).exists() and not Path(path).is_absolute()
-        return f"{os.path.relpath(path, folder)}{mark}{expert}" if is_moved else part
+        return f"{path_from(path, Path(), folder)}{mark}{expert}"
 
     return "+".join(map(moved, parts))
 

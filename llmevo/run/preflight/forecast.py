@@ -30,6 +30,9 @@ EFFICIENCY = 0.35
 ANSWER = 400
 """Tokens of an LLM's answer whose length no prompt fixes."""
 
+EXPECTED = 0.6
+"""The accuracy for which the error of the held-out score is forecast."""
+
 GB = 1e9
 
 
@@ -78,6 +81,11 @@ class Forecast:
     """The basis of the seconds; None where they are an estimate."""
     workers: int = 1
     """Candidates that are scored at the same time."""
+    selection_items: int = 0
+    """Questions that finalists answer besides."""
+    heldout_items: int = 0
+    heldout_error: float | None = None
+    """The standard error of the held-out score at an accuracy of 0.6; None without held-out questions."""
 
 
 def measure(experiment: Experiment) -> Measured:
@@ -167,7 +175,17 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
         measured=measured,
         workers=workers,
+        selection_items=experiment.scorer.selection.items if experiment.scorer.selection else 0,
+        heldout_items=heldout_items,
+        heldout_error=_error(experiment.heldout) if experiment.heldout else None,
     )
+
+
+def _error(evaluator: Evaluator) -> float:
+    """The standard error of a score where each task has the accuracy `EXPECTED`."""
+    counts = {name: sum(len(block.get(name, ())) for block in evaluator.blocks) for name in evaluator.weights}
+    parts = [weight**2 / counts[name] for name, weight in evaluator.weights.items() if counts[name]]
+    return math.sqrt(EXPECTED * (1 - EXPECTED) * sum(parts))
 
 
 def _waves(count: int, workers: int) -> int:

@@ -109,7 +109,7 @@ def gather(experiment: Experiment, measured: bool = False) -> Inspection:
             *noise(scorer),
         ],
         memory=memory_of(scorer),
-        uses=uses(experiment.config, experiment.root),
+        uses=uses(experiment.resolved, experiment.root, "--api-key" if experiment.given_key else ""),
         models=[
             Model(
                 name,
