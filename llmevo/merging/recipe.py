@@ -658,8 +658,8 @@ class Recipe(Strict):
         return self.model_copy(update={PREPARE: self.prepare.model_copy(update={"text": name})})
 
     def seen_from(self, folder: Path, root: Path) -> Self:
-        """Return the recipe as a file in `folder` has it: with the relative paths of its models and texts, which start at
-        `root`, from there.
+        """Return the recipe as a file in `folder` has it: with the relative paths of its models and texts, which start
+        at `root`, from there.
         """
 
         def moved(value: Any) -> Any:

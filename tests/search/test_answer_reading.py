@@ -42,8 +42,16 @@ def question(over: SearchSpace | None = None, **keys: Any) -> Question:
     """With two scored recipes, #3 at 0.4 everywhere, and the best, #7, at 0.6."""
     over = over or space()
     trials = (trial(3, level(over, 0.4), 0.5), trial(7, level(over, 0.6), 0.7))
-    options: dict[str, Any] = {"wanted": 9, "generation": 3, "sigma": 0.15, "used": 17, "budget": 80, "slots": 4}
-    return Question(over, trials, **{"tasks": TASKS, **options, **keys})
+    options: dict[str, Any] = {
+        "tasks": TASKS,
+        "wanted": 9,
+        "generation": 3,
+        "sigma": 0.15,
+        "used": 17,
+        "budget": 80,
+        "slots": 4,
+    }
+    return Question(over, trials, **{**options, **keys})
 
 
 def reading(asked: Question | None = None, table: GeneTable | None = None, **parts: Any) -> Reading:

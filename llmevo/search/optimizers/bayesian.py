@@ -22,7 +22,7 @@ RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's rang
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
 WIDTH = 0.25  # of a presumed value, a share of a gene's range
-REACH = 3.0  # how far below the median a score counts, in times the best one's distance above it
+REACH = 30.0  # how far below the median a score counts, in times the distance of the best one above it
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
 
 
