@@ -37,7 +37,7 @@ Named = Mapping[str, ModelReference | Recipe]
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a path, for `Path.parse`."""
+    """Bounds of a path, for `LayerPath.parse`."""
 
     layers: Mapping[str, int] | None = None
     """The number of layers of every model that a path may name; None allows every name."""
@@ -70,11 +70,11 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Path:
+class LayerPath:
     """A path in its canonical form: adjacent segments are joined and gains rounded, so equal paths are equal values and
     have equal text.
 
-    >>> str(Path.parse("A 0-2 | A 2-4 | B 4-6 attention 0.5 mlp 0.50"))
+    >>> str(LayerPath.parse("A 0-2 | A 2-4 | B 4-6 attention 0.5 mlp 0.50"))
     'A 0-4 | B 4-6 gain 0.5'
     """
 

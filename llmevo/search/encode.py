@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.llm.json import numeral
-from llmevo.merging.path import Path as LayerPath
+from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import PREPARE, Recipe, Step, plan
 from llmevo.search.paths.space import MERGE
 from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmevo.errors import ConfigError, plural
 from llmevo.merging.methods.registry import Method
-from llmevo.merging.path import Path as LayerPath
+from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import BY_SLICE, PREPARE, QUESTIONS, Preparation, Recipe
 from llmevo.models.references import ModelReference, short_names
 from llmevo.search.genome import OTHER, Genome, declared_by, walks

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from inspect import signature
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.merging.merger import Merger
-from llmevo.merging.path import Path
+from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.references import ModelReference
@@ -54,16 +54,16 @@ each_family = pytest.mark.parametrize(
 )
 
 
-def family(folder: Folder, name: str) -> Folder:
+def family(folder: Path, name: str) -> Path:
     return new_family(folder, name, **HYBRID.get(name, {"num_hidden_layers": 4}))
 
 
-def engine_of(root: Folder, dtype: str = "float32") -> HfEngine:
+def engine_of(root: Path, dtype: str = "float32") -> HfEngine:
     return quietly(lambda: HfEngine(root / "base", root / "base", dtype, "cpu", Merger(Sources(root), 0)))
 
 
 def path(text: str, dtype: str = "float32") -> Recipe:
-    return Path.parse(text).recipe(NAMED, dtype=dtype)
+    return LayerPath.parse(text).recipe(NAMED, dtype=dtype)
 
 
 def described(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,7 +94,7 @@ def by_token(model: Any) -> Tensor:
 
 
 @each_family
-def test_a_path_in_memory_is_the_exported_model(name: str, tmp_path: Folder) -> None:
+def test_a_path_in_memory_is_the_exported_model(name: str, tmp_path: Path) -> None:
     root = family(tmp_path, name)
     dtype = "float32" if FAMILIES[name].kind == DENSE else "bfloat16"
     engine = engine_of(root, dtype)
@@ -130,7 +130,7 @@ WITHOUT_ROPE: Mapping[str, str] = {
 
 
 @each_family
-def test_another_base_of_the_rotary_embedding_is_that_of_the_export(name: str, tmp_path: Folder) -> None:
+def test_another_base_of_the_rotary_embedding_is_that_of_the_export(name: str, tmp_path: Path) -> None:
     engine = engine_of(root := family(tmp_path, name))
     depth = engine.model.config.get_text_config().num_hidden_layers
     plain, recipe = path(f"A 0-{depth}"), path(f"A 0-{depth} | rope 0.001")
@@ -158,11 +158,11 @@ def weights(engine: HfEngine) -> dict[int, int]:
 
 
 @pytest.fixture
-def root(tmp_path: Folder) -> Folder:
+def root(tmp_path: Path) -> Path:
     return family(tmp_path, "Llama")
 
 
-def test_only_scaled_copies_take_memory_and_only_they_are_merged(root: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_scaled_copies_take_memory_and_only_they_are_merged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(root)
     engine.swap(path("A 0-4"))
     before = weights(engine)
@@ -189,7 +189,7 @@ def test_only_scaled_copies_take_memory_and_only_they_are_merged(root: Folder, m
 
 
 def test_a_swap_that_fails_halfway_is_replaced_as_a_whole_by_the_next(
-    root: Folder, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, merger = engine_of(root), Merger
     engine.swap(recipe_of("linear", dtype="float32"))
@@ -213,7 +213,7 @@ def test_a_swap_that_fails_halfway_is_replaced_as_a_whole_by_the_next(
         assert answers(engine) == answers(fresh)
 
 
-def test_memory_that_runs_out_spoils_no_later_candidate(root: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_spoils_no_later_candidate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(root)
     engine.swap(path("A 0-4"))
     before = logits_of(engine.model)
@@ -229,10 +229,10 @@ def test_memory_that_runs_out_spoils_no_later_candidate(root: Folder, monkeypatc
     assert torch.equal(logits_of(engine.model), before)
 
 
-def test_random_masks_of_repeated_layers_are_those_of_the_export(root: Folder) -> None:
+def test_random_masks_of_repeated_layers_are_those_of_the_export(root: Path) -> None:
     models = [{"model": name, "parameters": {"weight": 0.5, "density": 0.5}} for name in ("one", "two")]
     merge = recipe_of("linear", merge_method="dare_linear", base_model="base", models=models)
-    recipe = Path.parse("D 0-4 | D 2-4").recipe({"D": merge}, dtype="float32")
+    recipe = LayerPath.parse("D 0-4 | D 2-4").recipe({"D": merge}, dtype="float32")
     engine = engine_of(root)
     engine.swap(path("A 0-4"))
     engine.swap(recipe)
@@ -240,7 +240,7 @@ def test_random_masks_of_repeated_layers_are_those_of_the_export(root: Folder) -
     assert torch.equal(logits_of(engine.model), logits_of(loaded(root / "out", torch.float32)))
 
 
-def test_ready_weights_replace_a_path(root: Folder) -> None:
+def test_ready_weights_replace_a_path(root: Path) -> None:
     engine = engine_of(root)
     engine.swap(path("A 0-3 | A 1-4"))
     model = loaded(root / "two", torch.float32)
@@ -258,7 +258,7 @@ def test_ready_weights_replace_a_path(root: Folder) -> None:
     ],
 )
 def test_a_path_that_cannot_be_exported_is_refused_and_changes_nothing(
-    name: str, text: str, reason: str, tmp_path: Folder
+    name: str, text: str, reason: str, tmp_path: Path
 ) -> None:
     engine = engine_of(family(tmp_path, name))
     engine.swap(recipe_of("linear", dtype="float32"))
@@ -270,7 +270,7 @@ def test_a_path_that_cannot_be_exported_is_refused_and_changes_nothing(
 
 
 @pytest.mark.vllm
-def test_vllm_runs_paths_as_their_exports_with_layers_that_change_nothing(tmp_path: Folder) -> None:
+def test_vllm_runs_paths_as_their_exports_with_layers_that_change_nothing(tmp_path: Path) -> None:
     from llmevo.engines.vllm import PROBES, VllmEngine, deepened
 
     root = family(tmp_path, "Llama")

@@ -2,7 +2,7 @@
 
 import re
 from inspect import signature
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llmevo.errors import RecipeError
 from llmevo.merging.merger import branches_of
-from llmevo.merging.path import Hop, Limits, Path, Segment, padded
+from llmevo.merging.path import Hop, LayerPath, Limits, Segment, padded
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.branches import Branches, Gains
@@ -41,9 +41,9 @@ LIMITS = Limits(layers={"A": 8, "B": 8}, ends="A", deepest=12)
     ],
 )
 def test_a_path_has_one_text(text: str, canonical: str) -> None:
-    path = Path.parse(text, LIMITS)
+    path = LayerPath.parse(text, LIMITS)
     assert str(path) == canonical
-    assert Path.parse(canonical) == path
+    assert LayerPath.parse(canonical) == path
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_path_has_one_text(text: str, canonical: str) -> None:
 )
 def test_a_bad_path_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)) as refused:
-        Path.parse(text, LIMITS)
+        LayerPath.parse(text, LIMITS)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 250
 
@@ -93,29 +93,29 @@ NAMED = {"A": ModelReference.model_validate("a"), "B": ModelReference.model_vali
 
 @given(st.lists(SEGMENTS, min_size=1, max_size=6), st.sampled_from([1.0, 2.0, 0.33333]))
 def test_equal_paths_are_equal_in_every_form(segments: list[Segment], rope: float) -> None:
-    path = Path(tuple(segments), rope)
-    assert Path.parse(str(path)) == path == Path.of_hops(path.hops, path.rope)
-    assert str(Path.of_hops(path.hops, path.rope)) == str(path)
+    path = LayerPath(tuple(segments), rope)
+    assert LayerPath.parse(str(path)) == path == LayerPath.of_hops(path.hops, path.rope)
+    assert str(LayerPath.of_hops(path.hops, path.rope)) == str(path)
     assert len(path.hops) == len(path) == sum(each.stop - each.start for each in segments)
     recipe = path.recipe(NAMED)
-    assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), NAMED) == path
+    assert LayerPath.of_recipe(Recipe.from_yaml(recipe.to_yaml()), NAMED) == path
 
 
 def test_hops_are_single_layers() -> None:
-    assert Path.parse("A 0-2 | B 3-4 mlp 0.5").hops == (Hop("A", 0), Hop("A", 1), Hop("B", 3, Gains(mlp=0.5)))
+    assert LayerPath.parse("A 0-2 | B 3-4 mlp 0.5").hops == (Hop("A", 0), Hop("A", 1), Hop("B", 3, Gains(mlp=0.5)))
 
 
 # --- recipes and checkpoints ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def root(tmp_path: Folder) -> Folder:
+def root(tmp_path: Path) -> Path:
     for seed, name in enumerate("ab"):
         new_checkpoint(tmp_path / name, seed, layers=4)
     return tmp_path
 
 
-def branches(root: Folder, name: str = "a") -> Branches:
+def branches(root: Path, name: str = "a") -> Branches:
     sources = Sources(root)
     reference = ModelReference.model_validate(name)
     return Branches(sources[reference].shapes, sources.config(reference))
@@ -124,14 +124,14 @@ def branches(root: Folder, name: str = "a") -> Branches:
 PLAIN = "A 0-3 | B 1-3 attention 0.5 temperature 0.8 | A 2-4 gain 0.7071"
 
 
-def test_mergekit_reads_a_path_and_makes_the_same_weights(root: Folder) -> None:
-    path = Path.parse(PLAIN)
+def test_mergekit_reads_a_path_and_makes_the_same_weights(root: Path) -> None:
+    path = LayerPath.parse(PLAIN)
     recipe = path.recipe(NAMED, branches(root), dtype="float32")
     assert recipe.merge_method == "passthrough"
     assert recipe.mergekit_clause == "mergekit reads it too"
     mine = ours(recipe.as_dict(), root)
     assert distance(mine, theirs(recipe.as_dict(), root, root / "out")) <= LIMIT
-    assert Path.of_recipe(recipe, NAMED, branches(root)) == path
+    assert LayerPath.of_recipe(recipe, NAMED, branches(root)) == path
     other = path.recipe(NAMED, dtype="float32")  # in gains: the same weights bit for bit
     assert other.merge_method == "by_slice"
     assert "mergekit cannot" in other.mergekit_clause
@@ -139,20 +139,20 @@ def test_mergekit_reads_a_path_and_makes_the_same_weights(root: Folder) -> None:
     assert all(torch.equal(tensor, mine[name]) for name, tensor in ours(other.as_dict(), root).items())
 
 
-def test_a_segment_may_be_a_weight_merge(root: Folder) -> None:
+def test_a_segment_may_be_a_weight_merge(root: Path) -> None:
     merge = Recipe.from_yaml(
         "{merge_method: slerp, base_model: a, models: [{model: b}],"
         " parameters: {t: [{filter: mlp, value: 0.3}, {value: 0.6}]}}"
     )
     named = {**NAMED, "M": merge}
-    path = Path.parse("A 0-2 | M 1-3 gain 0.5 | A 2-4")
+    path = LayerPath.parse("A 0-2 | M 1-3 gain 0.5 | A 2-4")
     recipe = path.recipe(named, branches(root))
-    assert Path.of_recipe(Recipe.from_yaml(recipe.to_yaml()), named) == path
+    assert LayerPath.of_recipe(Recipe.from_yaml(recipe.to_yaml()), named) == path
     made, whole = ours(recipe.as_dict(), root), ours(merge.as_dict(), root)
     assert torch.equal(made["model.layers.3.mlp.up_proj.weight"], whole["model.layers.2.mlp.up_proj.weight"])
     assert torch.equal(made["model.layers.3.mlp.down_proj.weight"], 0.5 * whole["model.layers.2.mlp.down_proj.weight"])
     with pytest.raises(RecipeError, match="no name stands for"):
-        Path.of_recipe(recipe, NAMED)
+        LayerPath.of_recipe(recipe, NAMED)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_segment_may_be_a_weight_merge(root: Folder) -> None:
 )
 def test_a_merge_without_a_meaning_on_some_layers_is_refused(merge: str, reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
-        Path.parse("M 0-4").recipe({"M": Recipe.from_yaml(merge)})
+        LayerPath.parse("M 0-4").recipe({"M": Recipe.from_yaml(merge)})
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_a_merge_without_a_meaning_on_some_layers_is_refused(merge: str, reason:
         ("[{filter: down_proj, value: -1}]", "down_proj.weight is scaled by -1, which is no gain"),
     ],
 )
-def test_a_scale_that_is_no_gain_is_no_path(scale: str, reason: str, root: Folder) -> None:
+def test_a_scale_that_is_no_gain_is_no_path(scale: str, reason: str, root: Path) -> None:
     slices = "[{sources: [{model: a, layer_range: [0, 4]}]}]"
     text = f"{{merge_method: passthrough, slices: {slices}, parameters: {{scale: {scale}}}}}"
     with pytest.raises(RecipeError, match=reason):
-        Path.of_recipe(Recipe.from_yaml(text), NAMED, branches(root))
+        LayerPath.of_recipe(Recipe.from_yaml(text), NAMED, branches(root))
 
 
 def test_gains_need_a_recipe_that_mergekit_refuses() -> None:
@@ -245,14 +245,14 @@ def test_a_bad_recipe_of_a_path_is_refused_in_one_line(old: str, new: str, messa
 
 
 @pytest.mark.parametrize("span", ["[-1, 4]", "[0, 5]", "[7, 9]"])
-def test_layers_that_a_model_does_not_have_are_refused(span: str, root: Folder) -> None:
+def test_layers_that_a_model_does_not_have_are_refused(span: str, root: Path) -> None:
     recipe = Recipe.from_yaml(f"{{merge_method: by_slice, slices: [{SLICE.replace('[0, 4]', span)}]}}")
     with pytest.raises(RecipeError, match=re.escape(f"layer_range {span} of a is outside its 4 layers")):
         write_model(recipe, Sources.open(recipe.references, root), root / "out")
     assert not (root / "out").exists()
 
 
-def loaded(folder: Folder) -> Any:
+def loaded(folder: Path) -> Any:
     return quietly(
         lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
     ).eval()
@@ -262,29 +262,29 @@ TOKENS = torch.arange(5, 15).unsqueeze(0)
 
 
 @torch.no_grad()
-def logits(folder: Folder) -> torch.Tensor:
+def logits(folder: Path) -> torch.Tensor:
     return loaded(folder)(input_ids=TOKENS).logits
 
 
-def written(path: str, root: Folder, out: str, depth: int = 0) -> Folder:
-    recipe = Path.parse(path).recipe(NAMED)
+def written(path: str, root: Path, out: str, depth: int = 0) -> Path:
+    recipe = LayerPath.parse(path).recipe(NAMED)
     recipe = padded(recipe, depth) if depth else recipe
     write_model(recipe, Sources.open(recipe.references, root), root / out)
     return root / out
 
 
-def test_a_hop_that_is_skipped_at_constant_depth_changes_nothing(root: Folder) -> None:
+def test_a_hop_that_is_skipped_at_constant_depth_changes_nothing(root: Path) -> None:
     short, long = written(PLAIN, root, "short"), written(PLAIN, root, "long", 9)
     assert loaded(long).config.num_hidden_layers == 9
     assert torch.equal(logits(short), logits(long))
     assert not weights_of(long)["model.layers.8.mlp.down_proj.weight"].any()
     with pytest.raises(RecipeError, match="has 7 layers in slices; it cannot be filled up to 6"):
-        padded(Path.parse(PLAIN).recipe(NAMED), 6)
+        padded(LayerPath.parse(PLAIN).recipe(NAMED), 6)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma 3 (text)", "Qwen3-Next"])
 @torch.no_grad()
-def test_generation_with_a_cache_is_that_without(name: str, tmp_path: Folder) -> None:
+def test_generation_with_a_cache_is_that_without(name: str, tmp_path: Path) -> None:
     for place, model in enumerate("ab"):
         made = new_model(name, num_hidden_layers=4)
         randomise(made, 0, place)
@@ -302,5 +302,5 @@ def test_generation_with_a_cache_is_that_without(name: str, tmp_path: Folder) ->
     assert torch.allclose(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_recipes_without_gains_need_no_known_architecture(root: Folder) -> None:
-    assert branches_of(Path.parse("A 0-4").recipe(NAMED), Sources(root)) is None
+def test_recipes_without_gains_need_no_known_architecture(root: Path) -> None:
+    assert branches_of(LayerPath.parse("A 0-4").recipe(NAMED), Sources(root)) is None

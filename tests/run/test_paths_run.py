@@ -10,7 +10,7 @@ import yaml
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError, RunError
 from llmevo.export.runs import open_run
-from llmevo.merging.path import Path as LayerPath
+from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import Recipe
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmevo.errors import ConfigError, RecipeError
-from llmevo.merging.path import Path
+from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
 from llmevo.search.paths.edits import Edit, edited, edits_of
 from llmevo.search.paths.space import MERGE
@@ -147,7 +147,7 @@ def test_the_edits_of_a_path_make_it_again(data: st.DataObject) -> None:
 
 
 def test_the_order_of_edits_makes_no_difference() -> None:
-    root = Path.parse("alpha 0-20")
+    root = LayerPath.parse("alpha 0-20")
     edits = [Edit("repeat", 4, 8, factor=0.5), Edit("swap", 6, 10, "beta"), Edit("skip", 12, 13)]
     assert {str(edited(root, order)) for order in (edits, edits[::-1], [edits[1], edits[2], edits[0]])} == {
         "alpha 0-6 | beta 6-8 | alpha 4-6 gain 0.5 | beta 6-8 gain 0.5 | beta 8-10 | alpha 10-12 | alpha 13-20"
@@ -194,4 +194,4 @@ def test_a_path_over_a_merge_has_its_weights_also_of_several_slices() -> None:
         weights[1],
     ]
     named = {**of.paths.models, MERGE: plain.model_copy(update={"dtype": None})}
-    assert str(Path.of_recipe(recipe, named)) == "merge 0-12 | alpha 12-15 gain 0.5 | merge 15-20"
+    assert str(LayerPath.of_recipe(recipe, named)) == "merge 0-12 | alpha 12-15 gain 0.5 | merge 15-20"

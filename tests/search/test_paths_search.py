@@ -11,7 +11,7 @@ import pytest
 
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
-from llmevo.merging.path import Path
+from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
@@ -55,7 +55,7 @@ def test_a_path_has_at_most_so_many_edits_of_the_best_model(name: str) -> None:
     over = space(edits=2)
     for trial in searched(PATHS[name](setup(over)), over, 30):
         if trial.candidate.path:
-            assert len(over.paths.edits(Path.parse(trial.candidate.path), "alpha")) <= 2
+            assert len(over.paths.edits(LayerPath.parse(trial.candidate.path), "alpha")) <= 2
 
 
 def test_the_same_seed_gives_the_same_candidates_and_states(make: Make) -> None:
@@ -131,7 +131,7 @@ def test_it_starts_from_the_best_whole_model() -> None:
 def test_the_first_candidates_are_single_edits_of_every_kind_at_several_depths() -> None:
     over = space()
     trials = searched(PATHS["paths"](setup(over)), over, 12)
-    edits = [over.paths.edits(Path.parse(t.candidate.path), "alpha") for t in trials if t.candidate.path][:6]
+    edits = [over.paths.edits(LayerPath.parse(t.candidate.path), "alpha") for t in trials if t.candidate.path][:6]
     assert {len(of) for of in edits} == {1}
     assert {of[0].kind for of in edits} == {"repeat", "skip", "swap"}
     assert max(of[0].start for of in edits) - min(of[0].start for of in edits) > 6
@@ -277,7 +277,7 @@ def test_a_prompt_about_paths_stays_within_its_tokens() -> None:
 def test_both_spaces_search_weights_then_paths_over_the_best_merge_then_the_numbers_of_the_best_path() -> None:
     over = space()
 
-    def merged(path: Path) -> float:
+    def merged(path: LayerPath) -> float:
         """Layers of the merge are worth more than those of a model; what is repeated with a gain near 1.2 too."""
         gains = [segment.gains.attention for segment in path.segments if segment.gains.attention != 1.0]
         again = len(path) > 20
@@ -304,7 +304,9 @@ def test_both_spaces_search_weights_then_paths_over_the_best_merge_then_the_numb
     assert all(trial.candidate.path for trial in trials[16:])
     merges = {json.dumps(t.candidate.genes) for t in trials[16:30] if "merge" in t.candidate.path}
     assert len(merges) == 1
-    structures = {tuple((s.model, s.start, s.stop) for s in Path.parse(t.candidate.path).segments) for t in trials[30:]}
+    structures = {
+        tuple((s.model, s.start, s.stop) for s in LayerPath.parse(t.candidate.path).segments) for t in trials[30:]
+    }
     assert len(structures) == 1
     assert len({json.dumps(t.candidate.genes) for t in trials[30:]}) > 5
     assert max(t.value for t in trials[30:]) >= max(t.value for t in trials[:30])
@@ -331,5 +333,5 @@ def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
         numbers.tell([scored(Candidate(10 + number, 2, one.origin, one.genes, path=one.path))])
         assert one.genes == {}
         assert one.path.startswith("alpha 0-12 | alpha 8-12")
-    assert abs(Path.parse(one.path).segments[1].gains.attention - 0.5) < 0.3
-    assert height(Path.parse(GOOD)) == pytest.approx(0.62)
+    assert abs(LayerPath.parse(one.path).segments[1].gains.attention - 0.5) < 0.3
+    assert height(LayerPath.parse(GOOD)) == pytest.approx(0.62)

@@ -5,7 +5,7 @@ from typing import Any
 
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
-from llmevo.merging.path import Path
+from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.prompts.question import Prompt, Reading
@@ -32,7 +32,7 @@ def setup(over: SearchSpace | None = None, seed: int = 0, budget: int = 60, styl
     return Setup(over or space(), seed, budget, TASKS, style, Templates(), **keys)
 
 
-def height(path: Path) -> float:
+def height(path: LayerPath) -> float:
     """The score of a path: of layers 8 to 11 run twice with half the gain it gains, of layers 12 to 15 taken from beta
     too; every layer that is left out before 15 costs.
     """
@@ -50,10 +50,10 @@ def height(path: Path) -> float:
     return total - sum(0.03 * (layer < 15) for layer in range(LAYERS) if layer not in seen)
 
 
-def scored(candidate: Candidate, objective: Callable[[Path], float] = height) -> Trial:
+def scored(candidate: Candidate, objective: Callable[[LayerPath], float] = height) -> Trial:
     """The trial of a candidate: a path, a model alone or a merge."""
     if candidate.path:
-        value = objective(Path.parse(candidate.path))
+        value = objective(LayerPath.parse(candidate.path))
     elif candidate.origin == "parent":
         value = WHOLE[candidate.note]
     else:
@@ -84,7 +84,7 @@ def searched(
     evaluations: int,
     size: int = 4,
     answer: Callable[[Prompt], Reading] | None = None,
-    objective: Callable[[Path], float] = height,
+    objective: Callable[[LayerPath], float] = height,
 ) -> list[Trial]:
     """All trials of a search with that many evaluations, the start rows included."""
     trials = told = start_rows(over)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmevo.merging.path import Hop, Path
+from llmevo.merging.path import Hop, LayerPath
 from llmevo.models.branches import Gains
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.cma_es import strategy_in_unit_box
@@ -91,7 +91,7 @@ class ExhaustiveBlocks(RandomEdits):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._left: list[Path] | None = None
+        self._left: list[LayerPath] | None = None
 
     def _next(self, size: int) -> list[Suggestion]:
         if self._left is None:
@@ -154,7 +154,7 @@ class CmaEsIndicators(PlainPaths):
         scales = np.full(len(self._places), np.clip(-low / (high - low), 0.0, 1.0) if high > low else 0.5)
         return strategy_in_unit_box(np.concatenate([indicators, scales]), SIGMA, self._random)
 
-    def _path(self, point: Array) -> Path:
+    def _path(self, point: Array) -> LayerPath:
         """The path of the indicators above a half, with the first and last layer of the root at its ends."""
         count, layers = len(self._places), self._paths.layers
         first, last = self._paths.first, layers - self._paths.last
@@ -167,7 +167,7 @@ class CmaEsIndicators(PlainPaths):
         for place in sorted(kept):
             gain = float(np.exp(low + point[count + place] * (high - low)))
             hops.append(Hop(*self._places[place], scaled(PLAIN, min(max(gain, np.exp(low)), np.exp(high)))))
-        return Path.of_hops([*hops, *(Hop(self._root, layer) for layer in range(last, layers))])
+        return LayerPath.of_hops([*hops, *(Hop(self._root, layer) for layer in range(last, layers))])
 
     def _learn(self) -> None:
         """Learn from the population; points that were never told, or failed, count as the worst."""

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llmevo.merging.path import Path, Segment
+from llmevo.merging.path import LayerPath, Segment
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup
 from llmevo.search.optimizers.bayesian import BayesianOptimization
 from llmevo.search.optimizers.population import History, key
@@ -24,7 +24,7 @@ class FixedPath(SearchSpace):
     where it has one.
     """
 
-    def __init__(self, space: SearchSpace, path: Path, genes: Genes) -> None:
+    def __init__(self, space: SearchSpace, path: LayerPath, genes: Genes) -> None:
         super().__init__(space.genome, space.layers, space.routers, space.by_token)
         self._path, self._start_genes = path, genes
         self._merged = any(segment.model == MERGE for segment in path.segments)
@@ -51,7 +51,7 @@ class FixedPath(SearchSpace):
     def uniform(self) -> Genes:
         return self.start()
 
-    def candidate(self, genes: Genes) -> tuple[Genes, Path]:
+    def candidate(self, genes: Genes) -> tuple[Genes, LayerPath]:
         """Return the weights and the path with the gains of these genes."""
         segments: list[Segment] = []
         for place, segment in enumerate(self._path.segments):

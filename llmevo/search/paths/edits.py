@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmevo.merging.path import DIGITS, ROPE, Hop, Path
+from llmevo.merging.path import DIGITS, ROPE, Hop, LayerPath
 from llmevo.models.branches import Gains
 
 
@@ -44,7 +44,7 @@ def _short(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def edited(root: Path, edits: Sequence[Edit]) -> Path:
+def edited(root: LayerPath, edits: Sequence[Edit]) -> LayerPath:
     """Return the path with all edits; their order makes no difference.
 
     Swaps and temperatures come first, then skips; a repeat runs what is left of its layers. Raises ValueError where
@@ -77,10 +77,10 @@ def edited(root: Path, edits: Sequence[Edit]) -> Path:
     if not found:
         raise ValueError("no layer is left")
     rope = math.prod(edit.factor for edit in edits if edit.kind == ROPE)
-    return Path.of_hops(found, root.rope * rope)
+    return LayerPath.of_hops(found, root.rope * rope)
 
 
-def edits_of(root: str, path: Path) -> list[Edit]:
+def edits_of(root: str, path: LayerPath) -> list[Edit]:
     """Return the edits that make a path of all layers of the model `root`.
 
     A layer's first run is its own place; an earlier layer that runs again is a repeat, a later one skips those between.

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmevo.errors import RecipeError
 from llmevo.llm.json import objects, prediction, writable
 from llmevo.llm.templates import Templates
-from llmevo.merging.path import Limits, Path
+from llmevo.merging.path import LayerPath, Limits
 from llmevo.search.evidence import metric_of
 from llmevo.search.paths.space import MERGE, PathSpace
 from llmevo.search.prompts.chat import TOKENS, tokens
@@ -110,11 +110,11 @@ class Masks:
         self.shown = {**masked, MERGE: MERGE} if question.mask_names else {name: name for name in own}
         self._own = {shown: name for name, shown in self.shown.items()}
 
-    def hidden(self, path: Path) -> Path:
+    def hidden(self, path: LayerPath) -> LayerPath:
         """Return a path with the shown names."""
         return replace(path, segments=tuple(replace(of, model=self.shown[of.model]) for of in path.segments))
 
-    def real(self, path: Path) -> Path:
+    def real(self, path: LayerPath) -> LayerPath:
         """Return a path with the models' own names."""
         return replace(path, segments=tuple(replace(of, model=self._own[of.model]) for of in path.segments))
 
@@ -275,12 +275,12 @@ def read(text: str, about: PathQuestion) -> Reading:
     return Reading(proposals[: about.question.wanted], analysis, problems, text=text)
 
 
-def _path(said: Any, about: PathQuestion, masks: Masks) -> Path:
+def _path(said: Any, about: PathQuestion, masks: Masks) -> LayerPath:
     """Return a path of an answer, with the models' own names. Raises ValueError or RecipeError where it is none."""
     if not isinstance(said, str) or not said.strip():
         raise ValueError("it has no text; write segments such as `A 0-12 | B 12-18`")
     layers = {masks.shown[name]: about.paths.layers for name in (about.root, *about.others)}
-    path = masks.real(Path.parse(said[:TEXT], Limits(layers)))
+    path = masks.real(LayerPath.parse(said[:TEXT], Limits(layers)))
     about.paths.check(path)
     about.paths.check_edits(path)
     return path

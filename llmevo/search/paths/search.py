@@ -8,7 +8,7 @@ import scipy  # its parts are loaded at their first use
 from threadpoolctl import ThreadpoolController
 
 from llmevo.errors import RecipeError
-from llmevo.merging.path import ROPE, Path
+from llmevo.merging.path import ROPE, LayerPath
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.llm import SUCCESS, Share
 from llmevo.search.optimizers.population import History, Recorded
@@ -85,7 +85,7 @@ class PathOptimizer(Recorded):
         merged = {self._paths.name_of(model) for model in self._space.merged}
         return [name for name in (*(n for n in self._paths.models if n in merged), MERGE) if name != self._root]
 
-    def _suggest(self, path: Path, origin: str, note: str = "", expected: float | None = None) -> Suggestion:
+    def _suggest(self, path: LayerPath, origin: str, note: str = "", expected: float | None = None) -> Suggestion:
         """A candidate; its note is the root and its edits, unless there is another."""
         uses = any(segment.model == MERGE for segment in path.segments)
         said = note or f"{self._root}: {', '.join(map(str, self._paths.edits(path, self._root)))}"
@@ -131,8 +131,8 @@ class PathSearch(PathOptimizer):
         super().__init__(setup)
         self._threads = ThreadpoolController()
         self._model = Additive()
-        self._rows: dict[Path, Features] = {}
-        self._spread: list[Path] | None = None
+        self._rows: dict[LayerPath, Features] = {}
+        self._spread: list[LayerPath] | None = None
         self._share = Share(SUCCESS["chat"])
         self._proposed: list[tuple[str, str]] = []
         self._own: set[str] = set()
@@ -173,7 +173,7 @@ class PathSearch(PathOptimizer):
     def _is_root(self, trial: Trial) -> bool:
         return self._path_of(trial) == self._paths.whole(self._root)
 
-    def _path_of(self, trial: Trial) -> Path | None:
+    def _path_of(self, trial: Trial) -> LayerPath | None:
         if trial.candidate.path:
             same = not trial.candidate.genes or trial.candidate.genes == self._merge
             return self._paths.parse(trial.candidate.path) if same else None
@@ -182,7 +182,7 @@ class PathSearch(PathOptimizer):
             return None
         return self._paths.whole(name) if name else None
 
-    def _features(self, path: Path) -> Features:
+    def _features(self, path: LayerPath) -> Features:
         if path not in self._rows:
             row = features_of(self._paths.edits(path, self._root), self._paths.layers, len(path))
             if self._setup.scan:
@@ -205,7 +205,7 @@ class PathSearch(PathOptimizer):
             self._model.fit([*rows, *more], [*values, *map(float, expected)], centre)
         return True
 
-    def _bounds(self, paths: Sequence[Path]) -> list[float]:
+    def _bounds(self, paths: Sequence[LayerPath]) -> list[float]:
         """The upper confidence bounds, less what more layers cost."""
         if not paths:
             return []
@@ -230,7 +230,7 @@ class PathSearch(PathOptimizer):
             chosen.append(one)
         return chosen
 
-    def _next_single(self) -> Path | None:
+    def _next_single(self) -> LayerPath | None:
         """The next single edit that is spread over the depth; None once a share of the evaluations is spent."""
         if self._spread is None:
             begun = len(self._trials)
@@ -242,7 +242,7 @@ class PathSearch(PathOptimizer):
                 return path
         return None
 
-    def _spread_out(self, count: int) -> list[Path]:
+    def _spread_out(self, count: int) -> list[LayerPath]:
         """Single edits of every kind in turn: those of the highest effects in a scan, or at depths of a low discrepancy
         (van der Corput) with a random shift, of every size.
         """
@@ -254,7 +254,7 @@ class PathSearch(PathOptimizer):
         by_kind: dict[str, list[list[Edit]]] = {}
         for (kind, _), group in groups.items():
             by_kind.setdefault(kind, []).append(sorted(group, key=lambda edit: (edit.start + edit.stop, edit)))
-        found: list[Path] = []
+        found: list[LayerPath] = []
         shifts = {
             kind: (float(self._random.random()), int(self._random.integers(len(by_kind[kind])))) for kind in by_kind
         }
@@ -270,9 +270,9 @@ class PathSearch(PathOptimizer):
                 break
         return found[:count]
 
-    def _scanned(self) -> list[Path]:
+    def _scanned(self) -> list[LayerPath]:
         """The scan's single edits of the root that gain, every kind in turn, the clearest first."""
-        by_kind: dict[str, list[tuple[float, str, Path]]] = {}
+        by_kind: dict[str, list[tuple[float, str, LayerPath]]] = {}
         for text, (effect, stderr) in self._setup.scan.items():
             try:
                 path = self._paths.parse(text)
@@ -286,14 +286,14 @@ class PathSearch(PathOptimizer):
         turns = [[group[place][2] for group in ranked if place < len(group)] for place in range(MANY)]
         return [path for turn in turns for path in turn]
 
-    def _prior(self, path: Path) -> float:
+    def _prior(self, path: LayerPath) -> float:
         """The sum of the scan's effects of a path's edits, in their standard deviations."""
         effects = [effect for effect, _ in self._setup.scan.values()]
         alone = (self._paths.edited(self._root, [edit]) for edit in self._paths.edits(path, self._root))
         known = [self._setup.scan[str(one)][0] for one in alone if one and str(one) in self._setup.scan]
         return sum(known) / max(float(np.std(effects)), 1e-9) if known else 0.0
 
-    def _best_of_beam(self) -> Path | None:
+    def _best_of_beam(self) -> LayerPath | None:
         """The new path of the highest bound; None where all are known."""
         if not any(trial.score for trial in self._learnt()):
             return None
@@ -304,7 +304,7 @@ class PathSearch(PathOptimizer):
             return None
         return new[max(range(len(new)), key=lambda place: bounds[place])]
 
-    def _beam(self) -> dict[str, Path]:
+    def _beam(self) -> dict[str, LayerPath]:
         """Paths by their text: of single edits, and of the best of these with more edits before them."""
         singles = [*dict.fromkeys([*self._singles(), *self._more])]
         paths = [(edit, path) for edit in singles if (path := self._paths.edited(self._root, [edit]))]
@@ -313,7 +313,7 @@ class PathSearch(PathOptimizer):
         tried = [edit for _, (edit, _) in ranked[:EXPANDED]]
         beam: list[tuple[Edit, ...]] = [(edit,) for edit in tried[:WIDTH]]
         for _ in range(min(DEPTH, self._paths.settings.edits) - 1):
-            grown: dict[str, tuple[tuple[Edit, ...], Path]] = {}
+            grown: dict[str, tuple[tuple[Edit, ...], LayerPath]] = {}
             for edits in beam:
                 for edit in tried:
                     if edit.stop > min(each.start for each in edits):
@@ -328,10 +328,10 @@ class PathSearch(PathOptimizer):
             found |= {str(path): path for _, (_, path) in ordered}
         return found
 
-    def _neighbours(self) -> dict[str, Path]:
+    def _neighbours(self) -> dict[str, LayerPath]:
         """Of the best paths those with an edit moved by a layer, with another gain, or without one of the edits."""
         best = sorted((t for t in self._learnt() if t.score and t.candidate.path), key=lambda t: t.rank)[-NEAR:]
-        found: dict[str, Path] = {}
+        found: dict[str, LayerPath] = {}
         for trial in best:
             edits = self._paths.edits(self._paths.parse(trial.candidate.path), self._root)
             for place, edit in enumerate(edits):
@@ -419,7 +419,7 @@ class PathSearch(PathOptimizer):
             self._share.observe(worth, trial.candidate.path in self._own)
 
 
-def _rank(entry: tuple[float, tuple[object, Path]]) -> tuple[float, str]:
+def _rank(entry: tuple[float, tuple[object, LayerPath]]) -> tuple[float, str]:
     """The sort key of a bound and its path: the highest first, equal ones by their text."""
     return -entry[0], str(entry[1][1])
 

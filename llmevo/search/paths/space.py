@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from llmevo.errors import ConfigError, RecipeError, plural
-from llmevo.merging.path import Hop, Limits, Path, Segment
+from llmevo.merging.path import Hop, LayerPath, Limits, Segment
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference
 from llmevo.search.paths.edits import Edit, edited, edits_of, rope_edit
@@ -68,17 +68,17 @@ class PathSpace:
         """Return a model's name in paths."""
         return next(name for name, model in self.models.items() if model == reference)
 
-    def whole(self, name: str) -> Path:
+    def whole(self, name: str) -> LayerPath:
         """Return the path of all layers of a model, or of the merge."""
-        return Path((Segment(name, 0, self.layers),))
+        return LayerPath((Segment(name, 0, self.layers),))
 
-    def _parse(self, text: str) -> Path:
+    def _parse(self, text: str) -> LayerPath:
         """Read the text form, of any number of edits. Raises RecipeError for a path outside the bounds."""
-        path = Path.parse(text, self.limits)
+        path = LayerPath.parse(text, self.limits)
         self.check(path)
         return path
 
-    def check(self, path: Path) -> None:
+    def check(self, path: LayerPath) -> None:
         """Raise RecipeError, one line, for a path that is too deep, or that changes the first or last layers."""
         path.check(self.limits)
         ends = {"first": (path.hops[: self.first], 0), "last": (path.hops[-self.last :], self.layers - self.last)}
@@ -103,7 +103,7 @@ class PathSpace:
         if not ROPE_BOUNDS[0] <= path.rope <= ROPE_BOUNDS[1]:
             raise RecipeError(f"path: rope {path.rope:g} is outside {ROPE_BOUNDS[0]:g} to {ROPE_BOUNDS[1]:g}")
 
-    def check_edits(self, path: Path) -> None:
+    def check_edits(self, path: LayerPath) -> None:
         """Raise RecipeError for a path with more edits than allowed, or of kinds that are not, from any model."""
         edits = self.edits(path)
         if len(edits) > self.settings.edits:
@@ -116,21 +116,21 @@ class PathSpace:
             if ("repeat" if edit.kind == "gain" else edit.kind) not in self.settings.kinds:
                 raise RecipeError(f"path: {edit} is not among genome.path.kinds ({', '.join(self.settings.kinds)})")
 
-    def edits(self, path: Path, root: str | None = None) -> list[Edit]:
+    def edits(self, path: LayerPath, root: str | None = None) -> list[Edit]:
         """Return the edits that make a path of a model's own; by default of the model with the fewest."""
         return [*self._edits(path, root or "")]
 
-    def _edits_of(self, path: Path, root: str) -> tuple[Edit, ...]:
+    def _edits_of(self, path: LayerPath, root: str) -> tuple[Edit, ...]:
         named = [root] if root else dict.fromkeys(segment.model for segment in path.segments)
         return min((tuple(edits_of(name, path)) for name in named), key=len)
 
-    def edited(self, root: str, edits: Iterable[Edit]) -> Path | None:
+    def edited(self, root: str, edits: Iterable[Edit]) -> LayerPath | None:
         """Return a model's own path with edits; None where it is outside the bounds, or has too many edits as they are
         counted: layers that are swapped in part and then repeated are two.
         """
         return self._edited(root, tuple(sorted(edits)))
 
-    def _edit(self, root: str, edits: tuple[Edit, ...]) -> Path | None:
+    def _edit(self, root: str, edits: tuple[Edit, ...]) -> LayerPath | None:
         try:
             path = edited(self.whole(root), edits)
             self.check(path)
