@@ -1,5 +1,6 @@
 """A run's best as a model of its own, or as a recipe to share, with a model card."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS_FILE, masks_of
 from llmevo.merging.mixture.mixture import ROUTER
-from llmevo.merging.recipe import Provenance, Recipe
+from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -35,6 +36,8 @@ class Export:
     published: Recipe
     """With the references that are published."""
     provenance: Provenance
+    questions: Path
+    """The file of the run's search questions, where a preparation reads them."""
     changed: Sequence[events.Change] = ()
     """The models that differ from those of the run."""
     carried: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
@@ -91,6 +94,7 @@ class Export:
             shared,
             published,
             provenance,
+            (run / QUESTIONS).resolve(),
             changed,
             lambda recipe: experiment.scorer.carried(recipe.with_router(router) if router else recipe),
         )
@@ -104,8 +108,7 @@ class Export:
         started, root = self.shared.state.started, sources.root.resolve()
         assert started is not None
         stays = not to_share and out.resolve().is_relative_to(root)
-        best = self.provenance.sign(self.published.seen_from(out.resolve(), root) if stays else self.published)
-
+        best = self.provenance.sign(self._placed(out.resolve(), root) if stays else self.published)
         format_ = format_ or Format()
 
         def texts(relation: Relation, facts: str) -> Mapping[str, str]:
@@ -115,6 +118,13 @@ class Export:
         # The scored model has all rows of the embeddings, so none are trimmed.
         recipe = self.carried(self.recipe)
         return format_.write(recipe, sources, out, started.masks, texts, trim=False, published=self.published)
+
+    def _placed(self, out: Path, root: Path) -> Recipe:
+        """The recipe as a file in the folder `out`, with the run's search questions where a preparation reads them."""
+        placed = self.published.seen_from(out, root)
+        if placed.prepare and placed.prepare.text == QUESTIONS:
+            return placed.with_text(os.path.relpath(self.questions, out))
+        return placed
 
     def write_recipe(self, out: Path) -> None:
         """Write the recipe and the run's log: enough to make the same model, for those with its sources.

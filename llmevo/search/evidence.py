@@ -256,9 +256,11 @@ def task_effects(question: Question) -> list[TaskEffect]:
         values = [metric_of(question, trial, task) for trial in question.inside]
         known = [place for place, value in enumerate(values) if value is not None and math.isfinite(value)]
         scores = np.array([values[place] for place in known], dtype=float)
+        if len(known) < FEWEST or np.ptp(scores) == 0:
+            continue
         with np.errstate(over="ignore", under="ignore"):
             spread = float(scores.std())  # the regression's priors are for scores of about this size
-        if len(known) < FEWEST or not 0 < spread < math.inf:
+        if not 0 < spread < math.inf:
             continue
         ridge: Any = BayesianRidge().fit(points[known], scores / spread, sample_weight=nearness[known])
         errors = np.sqrt(np.maximum(np.diag(ridge.sigma_), 0.0))

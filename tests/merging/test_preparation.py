@@ -325,11 +325,13 @@ def test_an_unknown_task_is_said_of_the_users_file_or_of_the_search_questions(fo
         _ = prepared.measurements
 
 
-def test_the_written_recipe_names_the_texts_as_the_user_did(folder: Path) -> None:
+def test_the_written_recipe_names_the_texts_from_its_folder(folder: Path) -> None:
     (folder / "recipe.yml").write_text(recipe({"steps": ["aim"], "text": "texts.json"}).to_yaml())
     llmevo.merge(folder / "recipe.yml", folder / "out")
-    for name in ("mergekit_config.yml", "README.md"):
-        assert "text: texts.json" in (folder / "out" / name).read_text()
+    for name, text in (("mergekit_config.yml", "../texts.json"), ("README.md", "texts.json")):
+        assert f"text: {text}\n" in (folder / "out" / name).read_text()
+    llmevo.merge(folder / "out" / "mergekit_config.yml", folder / "again")
+    assert_same_bits(weights_of(folder / "again"), weights_of(folder / "out"))
 
 
 @pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")], ids=["adapters", "whole"])

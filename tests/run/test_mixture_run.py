@@ -71,9 +71,7 @@ def test_a_search_over_mixtures_verifies_and_exports_what_it_scored(workspace: W
     assert status == 0, printed
     written = weights_of(workspace.root / "out")
     assert json.loads((workspace.root / "out" / "config.json").read_text())["architectures"] == ["MixtralForCausalLM"]
-    for name in ("best.yml", ROUTER):
-        (workspace.root / name).write_text((workspace.root / "out" / name).read_text())
-    status, printed = workspace.llmevo("merge", "best.yml", "again")
+    status, printed = workspace.llmevo("merge", "out/best.yml", "again")
     assert status == 0, printed
     assert_same_bits(weights_of(workspace.root / "again"), written)
     assert (workspace.root / "run" / ROUTER).exists()
@@ -142,17 +140,15 @@ def test_the_rest_of_a_mixture_is_of_prepared_models_and_its_experts_are_the_mod
     status, printed = workspace.llmevo("export", "run", "out", "--candidate", last)
     assert status == 0, printed
     written = weights_of(workspace.root / "out")
-    for file in (workspace.root / "out" / "best.yml", *(workspace.root / "run").glob("*.json")):
-        shutil.copy(file, workspace.root)  # the router, and the questions that a preparation reads
     shutil.rmtree(workspace.root / "cache" / "routers")  # another machine
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "other"))
-    status, printed = workspace.llmevo("merge", "best.yml", "again")
+    status, printed = workspace.llmevo("merge", "out/best.yml", "again")
     assert status == 0, printed
     assert_same_bits(weights_of(workspace.root / "again"), written)
 
-    recipe = Recipe.model_validate(state.recipes[last]).with_router(str(workspace.root / ROUTER))
+    recipe = Recipe.model_validate(state.recipes[last]).with_router(str(workspace.root / "run" / ROUTER))
     if recipe.prepare and recipe.prepare.reads_text:
-        recipe = recipe.with_text(str(workspace.root / "questions.json"))
+        recipe = recipe.with_text(str(workspace.root / "run" / "questions.json"))
     merger = Merger(Sources(workspace.root))
     engine = HfEngine(workspace.root / "out", workspace.root / "base", "float32", "cpu", merger)
     engine.swap(recipe)

@@ -680,6 +680,9 @@ NAMED: dict[str, Any] = {
     "columns by row": {"beta": [90, 90, 90, 90], "alpha": 10},
     "rows": {"layers 0-0": [10, 90], "2": [10, 90], "layers 2-2": [10, 90], "4": {"beta": 90, "alpha": 10}},
     "rows of columns": [{"beta.weight": 90, "alpha.weight": 10}] * 4,
+    "rows by number": {"row 1": [10, 90], "row 2": [10, 90], "row 3": [10, 90], "row 4": [10, 90]},
+    "columns by parameter": {"beta": {"weight": [90, 90, 90, 90]}, "alpha": {"weight": 10}},
+    "in another object": {"rows": [[10, 90]] * 4},
     "text": "[[10, 90], [10, 90], [10, 90], [10, 90]]",
 }
 
@@ -704,6 +707,23 @@ def test_a_point_makes_decimals_also_of_whole_numbers() -> None:
     assert columns(proposed({"genome": [[1, 1]] * 4}), "alpha") == [0.01] * 4
 
 
+def test_the_tables_of_an_answer_hold_decimals_or_hundredths_as_a_whole() -> None:
+    def first_of(*values: float) -> list[float]:
+        found = reading(proposals=[{"genome": [[value, value]] * 4} for value in values]).proposals
+        return [columns(of.genes, "alpha")[0] for of in found]
+
+    assert first_of(0.5, 1) == [0.5, 1.0]
+    assert first_of(1.0, 45.0) == [0.01, 0.45]
+    assert first_of(0.5, 45) == [0.5, 0.45]
+
+
+def test_a_predicted_total_that_the_sum_of_tasks_can_reach_is_no_hundredths() -> None:
+    four = replace(question(tasks={f"task {place}": (1.0, "acc,none") for place in range(4)}), trials=())
+    for said, total in ((3.1, 3.1), (78, 0.78)):
+        (found,) = reading(four, proposals=[{"genome": [[10, 90]] * 4, "predicted": said}]).proposals
+        assert found.expected == total
+
+
 def test_a_predicted_total_in_hundredths_is_a_share_where_scores_are_and_an_absurd_one_is_dropped() -> None:
     table = [[10, 90]] * 4
     shares = question(tasks={"sums": (1.0, "acc,none")})
@@ -723,5 +743,6 @@ def test_the_answer_may_be_inside_another_object_and_a_later_empty_one_is_passed
 def test_in_older_logs_answers_are_read_as_they_were() -> None:
     asked = question(before_rules_4=True)
     assert columns(proposed({"genome": [[1.0, 1.0]] * 4}, asked), "alpha") == [0.01] * 4
-    (found,) = reading(asked, proposals=[{"genome": [[10, 90]] * 4, "predicted": 78}]).proposals
-    assert found.expected == 78
+    for total in (78, 2e6):
+        (found,) = reading(asked, proposals=[{"genome": [[10, 90]] * 4, "predicted": total}]).proposals
+        assert found.expected == total

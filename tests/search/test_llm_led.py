@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from llmevo.llm.client import Connection
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Asking
-from llmevo.search.optimizers.llm import FIRST, GENERATION, LEAST, LEFT, MOST, PROPOSALS, STEP, SUCCESS, Share
+from llmevo.search.optimizers.llm import FIRST, GENERATION, LEFT, PROPOSALS, STEP
+from llmevo.search.optimizers.llm_share import LEAST, MOST, SUCCESS, Share
 from llmevo.search.prompts.question import Belief, Prompt, Question, Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import Genes, SearchSpace

@@ -208,7 +208,7 @@ def test_the_llm_is_told_what_counts_now_and_what_is_to_be_kept() -> None:
         SPACE, rows, TASKS, 2, 1, 0.1, 1, 50, constraints=("sums >= 1",), weights={"sums": 0.3, "loss": 0.7}
     )
     text = STYLES["chat"].ask(question, Templates(), 0).messages[1]["content"]
-    assert "sums: weight 0.30, acc,none, more is better\n- loss: weight 0.70, bits,none, less is better\n" in text
+    assert "sums: weight 0.30, acc, more is better\n- loss: weight 0.70, bits, less is better\n" in text
     assert "CONSTRAINTS: sums >= 1." in text
     assert "violates sums >= 1 (0.75)" in text
     assert "sum of factor" not in text

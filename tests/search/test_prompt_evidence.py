@@ -256,7 +256,7 @@ def test_masks_are_the_same_everywhere_and_names_are_back_without_them() -> None
     assert "FAILED #90 llm [33 100 33 100 33 100] [33 100 33 100 33 100]: method 1: " in text
     assert "of model C: the merged tensor is not finite" in text
     plain = prompt_text(full(over))
-    for name in ("alpha", "beta", "gamma", "sums_task", "acc,none", "weight", "density", "layers 2-3", "dare_ties"):
+    for name in ("alpha", "beta", "gamma", "sums_task", "acc", "weight", "density", "layers 2-3", "dare_ties"):
         assert name in plain
 
 

@@ -788,7 +788,7 @@ def test_parameters_that_all_models_share_have_a_column_of_their_own() -> None:
 def test_the_completion_prompt_says_what_the_numbers_of_methods_name() -> None:
     trial = scored(1, {**WEIGHTED, "merge_method": 1.0}, 0.9)
     text = STYLES["completion"].ask(question((trial,), several()), Templates(), 0).messages[-1]["content"]
-    assert text.startswith("merge methods: 00 ties 01 dare_ties 02 task_arithmetic\n\nscore 00 | 01 20 49 41 89\n")
+    assert text.startswith("merge methods: 00 ties 01 dare_ties 02 task_arithmetic\n\nscore 99 | 01 20 49 41 89\n")
 
 
 def test_a_continuation_may_number_or_name_the_method_and_the_commonest_joins_the_median() -> None:

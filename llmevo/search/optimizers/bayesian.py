@@ -22,7 +22,7 @@ RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's rang
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
 WIDTH = 0.25  # of a presumed value, a share of a gene's range
-REACH = 30.0  # how far below the median a score counts, in times the distance of the best one above it
+FAR, REACH = 100.0, 3.0  # how far below the median a score is very bad, and counts, in distances of the best above it
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
 
 
@@ -34,18 +34,19 @@ class Standard:
     deviation: float
 
     @classmethod
-    def of(cls, scores: Sequence[float], raised: bool = True) -> tuple["Standard", Array]:
+    def of(cls, scores: Sequence[float], raised: bool = True, error: float = 0.0) -> tuple["Standard", Array]:
         """Return the scale and the scaled scores.
 
-        With `raised`, scores that are further below the median than `REACH` times the best one is above it count as
-        so far below: a few very bad ones, as an unbounded metric gives them, would make all others look alike.
+        With `raised`, where a score is further below the median than `FAR` times the best one is above it, low ones
+        count as at most `REACH` times as far below: a few very bad ones, as an unbounded metric gives them, would make
+        all others look alike. The best one counts as above the median by the scores' standard `error` at least.
         """
         finite = [score for score in scores if np.isfinite(score)]
         lowest = min(finite, default=0.0)
         if raised and finite:
             middle = float(np.median(finite))
-            above = max(finite) - middle
-            lowest = max(lowest, middle - REACH * above) if above else lowest
+            above = max(max(finite) - middle, error)
+            lowest = middle - REACH * above if above > 0 and lowest < middle - FAR * above else lowest
         filled = np.maximum(scores, lowest)
         scale = cls(float(filled.mean()), max(float(filled.std()), 1e-12))
         return scale, (filled - scale.mean) / scale.deviation
@@ -145,7 +146,8 @@ class BayesianOptimization(Recorded):
         if not trials:
             return
         points = self._points([trial.candidate.genes for trial in trials])
-        self._scale, values = Standard.of([trial.value for trial in trials], not self._setup.before_rules_4)
+        error = float(np.median([trial.score.stderr for trial in trials if trial.score] or [0.0]))
+        self._scale, values = Standard.of([trial.value for trial in trials], not self._setup.before_rules_4, error)
         mean = self._prior_mean()
         adapt = len(self._trials) >= max(ADAPTED * self._adapted, self._adapted + 1)
         self._model.fit(points, values, mean, adapt)

@@ -1,14 +1,13 @@
 """Bayesian optimization that an LLM leads: the scores of its recipes decide how many of the evaluations are its own."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy  # its `stats` is loaded at its first use
 
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.bayesian import WIDTH, BayesianOptimization
+from llmevo.search.optimizers.llm_share import SUCCESS, Share, probability_of_improvement
 from llmevo.search.optimizers.population import key
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Belief, Hypothesis, Proposed, Question, Reading
@@ -20,47 +19,7 @@ PROPOSALS = 4  # asked for in each prompt, at most
 FIRST = 3  # proposals that are start rows
 LEFT = 4  # the share of the evaluations after the start rows that these may be is 1/LEFT
 
-SUCCESS = {"chat": 0.5, "completion": 0.2}  # the LLM's first rate of success, by the prompting style
-RIVAL_SUCCESS = 0.35  # the numeric engine's
-PRIOR_WEIGHT = 2.0  # candidates that these are worth
-WINDOW = 8  # the latest candidates of each that count
-SHARPNESS = 3.0  # of the share over the rates
-LEAST, MOST = 1 / 32, 0.75  # of the share: a bad LLM is asked again from time to time, as it may have learnt
-PATIENCE = 2  # answers in a row without a proposal before the LLM is asked less often
-
 STEP = 0.17  # a belief's direction as a value: so far from the best recipe, a share of the range
-
-
-class Share:
-    """The share of the evaluations that an LLM has, by what its candidates turned out to be worth.
-
-    A candidate's worth is the probability that it is better than the best one before it, by all scores so far. The
-    share follows the rates of the LLM's candidates and of the numeric ones.
-    """
-
-    def __init__(self, first: float) -> None:
-        self._own: deque[float] = deque(maxlen=WINDOW)
-        self._rival: deque[float] = deque(maxlen=WINDOW)
-        self._first = first
-        self._credit = 0.0
-
-    @property
-    def value(self) -> float:
-        """From 1/32 to 3/4."""
-        own = (PRIOR_WEIGHT * self._first + sum(self._own)) / (PRIOR_WEIGHT + len(self._own))
-        rival = (PRIOR_WEIGHT * RIVAL_SUCCESS + sum(self._rival)) / (PRIOR_WEIGHT + len(self._rival))
-        return min(max(own**SHARPNESS / (own**SHARPNESS + rival**SHARPNESS), LEAST), MOST)
-
-    def slots(self, size: int) -> int:
-        """Return how many of the next `size` candidates are the LLM's."""
-        return int(min(self._credit + self.value * size, size) + 1e-9)
-
-    def spend(self, size: int, slots: int) -> None:
-        """Count a generation of `size` candidates, `slots` of them the LLM's; the rest of its share is saved up."""
-        self._credit = max(min(self._credit + self.value * size, size) - slots, 0.0)
-
-    def observe(self, worth: float, own: bool) -> None:
-        (self._own if own else self._rival).append(worth)
 
 
 class LlmLedSearch(BayesianOptimization):
@@ -84,7 +43,6 @@ class LlmLedSearch(BayesianOptimization):
         self._hypotheses: list[Hypothesis] = []
         self._beliefs: Sequence[Belief] = ()
         self._analysis = ""
-        self._empty = self._since = 0
 
     @property
     def trust(self) -> float | None:
@@ -101,18 +59,13 @@ class LlmLedSearch(BayesianOptimization):
         self._history.add("ask", size)
         self._generation += 1
         size = min(size, max(GENERATION, self._setup.parallel))
-        slots = self._share.slots(size) if self._may_ask() else 0
-        self._since += 1
+        slots = self._share.slots(size) if self._share.may_ask() else 0
         if not slots:
             self._share.spend(size, 0)  # as if it was a whole generation: a prompt is worth more than one recipe
             return self._numeric(self._free(size), self._pending)
         own = yield from self._ask_llm(slots, self._numeric(3, self._pending))
         self._share.spend(size, len(own))
         return [*own, *self._numeric(size - len(own), [*self._pending, *own])]
-
-    def _may_ask(self) -> bool:
-        """After answers without a proposal, the LLM is asked after twice as many generations each time."""
-        return self._empty <= PATIENCE or self._since >= 2 ** min(self._empty - PATIENCE, 5)
 
     def _ask_llm(self, slots: int, numeric: Sequence[Suggestion], start: Sequence[Suggestion] = ()) -> Asking:
         """Ask the LLM, and return its first proposals that are new, in its order."""
@@ -131,7 +84,7 @@ class LlmLedSearch(BayesianOptimization):
             self._proposed.append((proposal, fate, self._generation))
         self._remember(reading)
         self._own |= {key(suggestion.genes): suggestion for suggestion in chosen}
-        self._empty, self._since = (0 if chosen else self._empty + 1), 0
+        self._share.answered(bool(chosen))
         self._history.add("read", [suggestion.genes for suggestion in chosen], self._believes())
         return chosen
 
@@ -210,9 +163,9 @@ class LlmLedSearch(BayesianOptimization):
             self._fit()
             best = max(self._model.mean(self._points([trial.candidate.genes for trial in before])))
             means, deviations = self._model.predict(self._points([trial.candidate.genes for trial in trials]))
-        for trial, mean, deviation in zip(trials, means, deviations, strict=True):
-            worth = float(scipy.stats.norm.cdf((mean - best) / max(float(deviation), 1e-6))) if trial.score else 0.0
-            self._share.observe(worth, key(trial.candidate.genes) in self._own)
+        chances = probability_of_improvement(means, deviations, float(best), 1e-6)
+        for trial, chance in zip(trials, chances, strict=True):
+            self._share.observe(float(chance) if trial.score else 0.0, key(trial.candidate.genes) in self._own)
 
     # Beliefs
 

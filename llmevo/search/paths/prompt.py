@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmevo.errors import RecipeError
-from llmevo.llm.json import objects, prediction, writable
+from llmevo.llm.json import objects, writable
 from llmevo.llm.templates import Templates
 from llmevo.merging.path import LayerPath, Limits
 from llmevo.search.evidence import metric_of
@@ -15,6 +15,7 @@ from llmevo.search.paths.space import MERGE, PathSpace
 from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Messages, Prompt, Question, Reading
+from llmevo.search.prompts.reading import predicted_by
 from llmevo.search.trial import Suggestion, Trial
 
 FILES = ("paths_system.j2", "paths_user.j2", "repair.j2")
@@ -266,7 +267,7 @@ def read(text: str, about: PathQuestion) -> Reading:
         predicted = None
         if said.get("predicted_score") is not None:
             try:
-                predicted = prediction(said["predicted_score"])
+                predicted = predicted_by(about.question, said["predicted_score"])
             except ValueError as error:
                 problems.append(f"dropped a predicted score: {error}")
         reason = writable(str(said.get("reason") or ""))[:200]

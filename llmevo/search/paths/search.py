@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy  # its parts are loaded at their first use
 from threadpoolctl import ThreadpoolController
 
 from llmevo.errors import RecipeError
 from llmevo.merging.path import ROPE, LayerPath
 from llmevo.search.optimizers.base import Asking, Setup
-from llmevo.search.optimizers.llm import SUCCESS, Share
+from llmevo.search.optimizers.llm_share import SUCCESS, Share, probability_of_improvement
 from llmevo.search.optimizers.population import History, Recorded
 from llmevo.search.paths import prompt
 from llmevo.search.paths.edits import Edit, rope_edit
@@ -31,7 +30,6 @@ DAMPED = (0.35, 0.5, 0.7, 1.0)  # gains that a neighbour's repeat may have
 PROPOSALS = 4  # asked for in each prompt, at most
 GENERATION = 3  # candidates between two prompts
 TRIES = 200  # drawn paths, of which the first new one counts
-PATIENCE = 2  # answers in a row without a proposal before the LLM is asked less often
 
 
 class PathOptimizer(Recorded):
@@ -138,7 +136,7 @@ class PathSearch(PathOptimizer):
         self._own: set[str] = set()
         self._more: list[Edit] = []
         self._analysis = ""
-        self._generation = self._empty = self._since = self._scored = 0
+        self._generation = self._scored = 0
 
     @property
     def trust(self) -> float | None:
@@ -151,8 +149,8 @@ class PathSearch(PathOptimizer):
         size = min(size, max(GENERATION, self._setup.parallel))
         with self._threads.limit(limits=1):  # more threads would change the digits
             self._observe()
-        slots = self._share.slots(size) if self._may_ask() else 0
-        self._since += 1
+        asks = self._setup.style == "chat" and self._share.may_ask()
+        slots = self._share.slots(size) if asks else 0
         own = (yield from self._ask_llm(slots)) if slots else []
         self._share.spend(size, len(own))
         with self._threads.limit(limits=1):
@@ -344,12 +342,6 @@ class PathSearch(PathOptimizer):
 
     # The LLM
 
-    def _may_ask(self) -> bool:
-        """After answers without a proposal, the LLM is asked after twice as many generations each time."""
-        if self._setup.style != "chat":
-            return False
-        return self._empty <= PATIENCE or self._since >= 2 ** min(self._empty - PATIENCE, 5)
-
     def _ask_llm(self, slots: int) -> Asking:
         reading = yield prompt.ask(self._question(slots), self._setup.templates)
         self._analysis = reading.analysis or self._analysis
@@ -365,7 +357,7 @@ class PathSearch(PathOptimizer):
                 self._more += self._paths.edits(path, self._root)
                 fate = "scored"
             self._proposed.append((proposal.path, fate))
-        self._empty, self._since = (0 if chosen else self._empty + 1), 0
+        self._share.answered(bool(chosen))
         self._history.add("read", [one.path for one in chosen])
         return chosen
 
@@ -414,9 +406,9 @@ class PathSearch(PathOptimizer):
         rows = [self._features(p) for t in (*before, *fresh) if (p := self._path_of(t))]
         means, deviations = self._model.predict(rows)
         best = float(means[: len(before)].max())
-        for trial, mean, deviation in zip(fresh, means[len(before) :], deviations[len(before) :], strict=True):
-            worth = float(scipy.stats.norm.cdf((mean - best) / max(float(deviation), 1e-9))) if trial.score else 0.0
-            self._share.observe(worth, trial.candidate.path in self._own)
+        chances = probability_of_improvement(means[len(before) :], deviations[len(before) :], best, 1e-9)
+        for trial, chance in zip(fresh, chances, strict=True):
+            self._share.observe(float(chance) if trial.score else 0.0, trial.candidate.path in self._own)
 
 
 def _rank(entry: tuple[float, tuple[object, LayerPath]]) -> tuple[float, str]:

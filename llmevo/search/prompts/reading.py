@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from llmevo.errors import nearest
 from llmevo.llm.json import numeral, objects, prediction, scalars, writable
-from llmevo.search.evidence import Evidence, estimate_effects
+from llmevo.search.evidence import Evidence, ceiling, estimate_effects
 from llmevo.search.prompts.moves import recipes_of, with_columns
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Belief, Hypothesis, Question, Reading
@@ -50,6 +50,11 @@ def choice_of(gene: Gene, value: Any) -> float:
     if name not in gene.choices:
         raise ValueError(f"{gene.parameter} {writable(text[:40])!r} is unknown{nearest(name, gene.choices)}")
     return float(gene.choices.index(name))
+
+
+def predicted_by(question: Question, value: Any) -> float:
+    """Return a score that an answer predicts; of any size in logs with `rules` below 4. Raise ValueError for others."""
+    return numeral(value) if question.before_rules_4 else prediction(value)
 
 
 def admit(
@@ -101,6 +106,8 @@ class _Reader:
         self._words = Vocabulary(question, self._table, self._names)
         self._problems: list[str] = []
         self._moves = 0
+        self._decimal = False
+        """Whether all tables of the answer hold decimals."""
         self._points = [question.space.to_unit(genes) for genes in _known(question)]
 
     def read(self, text: str) -> Reading:
@@ -110,6 +117,8 @@ class _Reader:
             return Reading(problems=["the answer holds no JSON object"])
         if len(raw) > MOST:
             problems.append(f"took the first {MOST} of {len(raw)} proposals")
+        if not self._question.before_rules_4:
+            self._decimal = self._all_decimals(raw[:MOST])
         rows: list[Suggestion] = []
         for place, proposal in enumerate(raw[:MOST], start=1):
             try:
@@ -225,10 +234,9 @@ class _Reader:
             return {}
 
     def _recipes(self, given: dict[str, Any]) -> list[Genes]:
-        method = next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
-        used = next((key for key in RECIPES if given.get(key) not in (None, [], {}, "")), None)
+        method, used = _method_of(given), _form_of(given)
         if used not in ("depth", "move"):
-            return [self._genes(next((given[key] for key in GENOME if key in given), None), method)]
+            return [self._genes(_genome_of(given), method)]
         named = [*scalars(method)] if method is not None else []
         chosen = self._chosen(named) if named else {}
         if used == "depth":
@@ -241,6 +249,11 @@ class _Reader:
         return [{**genes, **chosen} for genes in found]
 
     def _genes(self, genome: Any, method: Any) -> Genes:
+        rows, named = self._rows(genome, method)
+        return {**self._question.incumbent, **self._chosen(named), **self._weights(rows)}
+
+    def _rows(self, genome: Any, method: Any) -> tuple[list[Sequence[Any]], list[Any]]:
+        """The rows of a table, empty where they are missing, and the names of its methods."""
         table = self._table
         named = [*scalars(method)] if method is not None else []
         if not self._question.before_rules_4:
@@ -260,8 +273,7 @@ class _Reader:
             rows = [[*scalars(row)] for row in genome] if isinstance(genome, list) else []
             if count == 1 or len(rows) > count or not any(len(row) == width for row in rows):
                 raise ValueError(f"it has {len(values)} numbers, the table {len(table.numbers)}")
-        chosen = self._chosen(named)
-        return {**self._question.incumbent, **chosen, **self._weights([*rows, *[[]] * (count - len(rows))])}
+        return [*rows, *[[]] * (count - len(rows))], named
 
     def _by_position(self, genome: Any) -> Any:
         """A table as a list of rows, whose rows, columns and numbers may have names. It may be a text of JSON."""
@@ -270,26 +282,45 @@ class _Reader:
                 genome = json.loads(genome)
         if genome in (None, "", [], {}):
             raise ValueError("it has no genome")
-        if isinstance(genome, list):
-            return [self._row(row) if isinstance(row, dict) else row for row in genome]
-        if not isinstance(genome, dict):
+        if isinstance(genome, dict):
+            genome = self._by_name(genome)
+        if not isinstance(genome, list):
             return genome
+        return [self._row(row) if isinstance(row, dict) else row for row in genome]
+
+    def _by_name(self, genome: dict[str, Any]) -> list[Any]:
+        """The rows of a table that has rows or columns by name; a missing row is empty. Raise ValueError for a name of
+        neither.
+        """
+        slices, inner = self._table.slices, next(iter(genome.values()))
+        labels = {name: self._labels(name) for name in genome}
+        lists = all(isinstance(row, list | dict) for row in genome.values())
+        if all(labels.values()) and (lists or len(self._table.columns) == 1):
+            by_row = {label: genome[name] for name, of in labels.items() for label in of}
+            return [by_row.get(label, []) for label in slices]
         try:
-            self._words.column(next(iter(genome)))
-        except ValueError:  # the names are those of rows
-            by_row = {label: row for key, row in genome.items() for label in self._words.rows(key)}
-            found = [by_row.get(label, []) for label in self._table.slices]
-            return [self._row(row) if isinstance(row, dict) else row for row in found]
-        columns = {name: [*scalars(of)] for name, of in genome.items()}
-        count = len(self._table.slices)
-        if any(len(of) not in (1, count) for of in columns.values()):
-            raise ValueError(f"a column has as many numbers as there are rows, which are {count}")
-        rows = [{name: of[place % len(of)] for name, of in columns.items()} for place in range(count)]
-        return [self._row(row) for row in rows]
+            columns = {name: [*scalars(of)] for name, of in _columns(genome).items()}
+            if any(len(of) not in (1, len(slices)) for of in columns.values()):
+                raise ValueError(f"a column has as many numbers as there are rows, which are {len(slices)}")
+            return [
+                self._row({name: of[place % len(of)] for name, of in columns.items()}) for place in range(len(slices))
+            ]
+        except ValueError:
+            if len(genome) == 1 and isinstance(inner, list):  # such as {"rows": [[…], …]}
+                return inner
+            raise
+
+    def _labels(self, name: str) -> list[str]:
+        """The slices of a row's name, such as `row 2`; none where it names no row."""
+        try:
+            return self._words.rows(re.sub(r"^row\s*(?=\d)", "", word(name)))
+        except ValueError:
+            return []
 
     def _row(self, named: dict[str, Any]) -> list[Any]:
         """The numbers of a row that has them by the names of the columns."""
-        by_gene = {gene.name: value for name, value in named.items() for gene in self._words.column(name)}
+        found = _columns(named).items()
+        by_gene = {gene.name: value for name, value in found for gene in self._words.column(name)}
         columns, filters = self._table.columns, len(self._question.space.filters) > 1
         if missing := [self._names.column(gene, filters) for gene in columns if gene.name not in by_gene]:
             raise ValueError(f"a row has no {', '.join(missing)}"[:200])
@@ -312,6 +343,19 @@ class _Reader:
 
     def _weights(self, rows: Sequence[Sequence[Any]]) -> Genes:
         """The genes of every complete row."""
+        found, lost = self._numbers(rows)
+        if not found and lost:
+            raise ValueError(next(iter(lost.values())))
+        if lost:
+            label, why = next(iter(lost.items()))
+            self._problems.append(f"took {len(lost)} of {len(rows)} rows from the best recipe ({label}: {why})")
+        if _lie_inside(found) and (self._decimal or any(not value.is_integer() for value in found.values())):
+            self._problems.append("took decimals as values, not as hundredths")
+            return {gene.name: value for gene, value in found.items()}
+        return {gene.name: value / scale(gene) for gene, value in found.items()}
+
+    def _numbers(self, rows: Sequence[Sequence[Any]]) -> tuple[dict[Gene, float], dict[str, str]]:
+        """The numbers of the complete rows; and why each other row cannot be used."""
         table, width = self._table, len(self._table.columns)
         found: dict[Gene, float] = {}
         lost: dict[str, str] = {}
@@ -324,40 +368,35 @@ class _Reader:
                 lost[label] = str(error)
                 continue
             found |= zip(table.numbers[place * width : (place + 1) * width], numbers, strict=True)
-        if not found and lost:
-            raise ValueError(next(iter(lost.values())))
-        if lost:
-            label, why = next(iter(lost.items()))
-            self._problems.append(f"took {len(lost)} of {len(rows)} rows from the best recipe ({label}: {why})")
-        said = [value for row in rows for value in row]
-        fractions = [*found.values()] if self._question.before_rules_4 else said
-        if self._are_decimals(fractions, found):
-            self._problems.append("took decimals as values, not as hundredths")
-            return {gene.name: value for gene, value in found.items()}
-        return {gene.name: value / scale(gene) for gene, value in found.items()}
+        return found, lost
 
-    def _are_decimals(self, said: Sequence[Any], found: dict[Gene, float]) -> bool:
-        """True if the numbers are values, not hundredths: some are written with a point, and all are inside the bounds.
-
-        In older logs, where `said` are numbers already, some are no integers.
+    def _all_decimals(self, proposals: Sequence[Any]) -> bool:
+        """True if the tables of an answer hold values, not hundredths: some numbers are written with a point, and all
+        are inside the bounds.
         """
-        pointed = [value for value in said if isinstance(value, float)]
-        if self._question.before_rules_4:
-            pointed = [value for value in pointed if not value.is_integer()]
-        return bool(pointed) and all(
-            min(gene.low, 0.0) <= value <= (max(gene.high, 1.0) if scale(gene) == 100 else gene.high)
-            for gene, value in found.items()
-        )
+        pointed = False
+        for proposal in proposals:
+            given: dict[str, Any] = proposal if isinstance(proposal, dict) else {"genome": proposal}
+            if _form_of(given) in ("depth", "move"):
+                continue
+            try:
+                rows, _ = self._rows(_genome_of(given), _method_of(given))
+            except ValueError:
+                continue
+            if not _lie_inside(self._numbers(rows)[0]):
+                return False
+            pointed |= any(isinstance(v, float) or (isinstance(v, str) and "." in v) for v in scalars([*rows]))
+        return pointed
 
     def _predicted(self, value: Any) -> float | None:
         if value is None:
             return None
         try:
-            number = prediction(value)
+            number = predicted_by(self._question, value)
         except ValueError as error:
             self._problems.append(f"dropped a predicted score: {error}")
             return None
-        if self._question.before_rules_4 or not 1 < number <= 100:
+        if self._question.before_rules_4 or not max(1.0, ceiling(self._question)) < number <= 100:
             return number
         totals = [trial.score.total for trial in self._question.scored if trial.score]
         shares = all(map(self._is_share, self._question.tasks)) and all(0 <= total <= 1 for total in totals)
@@ -370,7 +409,7 @@ class _Reader:
             if value is None:
                 continue
             try:
-                task, number = self._words.task(key), prediction(value)
+                task, number = self._words.task(key), predicted_by(self._question, value)
             except ValueError as error:
                 self._problems.append(f"dropped a predicted score: {error}")
                 continue
@@ -411,6 +450,37 @@ class _Reader:
                         f"proposal {place} has {len(bold) - len(backed)} of {len(self._table.numbers)} numbers at their"
                         " lowest or highest without evidence for it"
                     )
+
+
+def _method_of(given: dict[str, Any]) -> Any:
+    """What a proposal says of its merge methods."""
+    return next((given[key] for key in (METHOD, "merge_methods", "method") if key in given), None)
+
+
+def _form_of(given: dict[str, Any]) -> str | None:
+    """The key of a proposal's recipe."""
+    return next((key for key in RECIPES if given.get(key) not in (None, [], {}, "")), None)
+
+
+def _genome_of(given: dict[str, Any]) -> Any:
+    """A proposal's table."""
+    return next((given[key] for key in GENOME if key in given), None)
+
+
+def _columns(said: dict[str, Any]) -> dict[str, Any]:
+    """{column: value} of {column: value} or {model: {parameter: value}}."""
+    found: dict[str, Any] = {}
+    for name, value in said.items():
+        found |= {f"{name}.{key}": of for key, of in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _lie_inside(found: dict[Gene, float]) -> bool:
+    """True if numbers of a table may be values, not hundredths: all are inside the bounds."""
+    return all(
+        min(gene.low, 0.0) <= value <= (max(gene.high, 1.0) if scale(gene) == 100 else gene.high)
+        for gene, value in found.items()
+    )
 
 
 def _answer(text: str, before_rules_4: bool = False) -> tuple[dict[str, Any] | None, list[Any]]:
