@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ QUICKSTART = ROOT / "configs" / "quickstart" / "tasks"
 
 
 @pytest.fixture(scope="module")
-def landscapes() -> Any:
+def landscapes() -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("landscapes", ROOT / "benchmarks" / "landscapes.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["landscapes"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        spec.loader.exec_module(module)
+        yield module
 
 
 def questions(file: Path) -> list[str]:

@@ -79,6 +79,8 @@ class Detail:
     """Models with scores: the best."""
     names: int = 40
     """Characters of a name."""
+    meanings: bool = True
+    """What each parameter does."""
     rows: int = 12
     """Recipes in templates of version 0.2, the contrasts included."""
     contrasts: int = 4
@@ -115,6 +117,8 @@ DETAILS = _levels(
     {"trials": 3, "interactions": 0, "claims": 0, "analysis": 0, "rows": 4, "contrasts": 1, "all_effects": 4},
     {"trials": 2, "rows": 2, "contrasts": 0, "all_effects": 0, "effects": 0, "said": 0},
     {"tasks": 2, "models": 4, "names": 16},
+    {"meanings": False},
+    {"trials": 1, "tasks": 1, "models": 2},
 )
 """From the fullest to the barest; the first that fits is used."""
 
@@ -282,7 +286,7 @@ class Variables:
             ],
             "single": question.is_one_metric,
             "start": self._start(),
-            "meanings": meanings(space, names),
+            "meanings": meanings(space, names) if detail.meanings else {},
             "sums": sums(space, names),
             "sums_to_merge": any(map(space.genome.sums_to_merge, filter(space.genome.scales, space.genome.methods))),
             "roles": self._roles(),
