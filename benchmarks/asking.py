@@ -1,24 +1,8 @@
-"""What an optimizer asks for, its prompts answered on the way."""
+"""Answers to the prompts of optimizers."""
 
-from collections.abc import Callable
-
-from llmevo.search.optimizers.base import Asking
+from llmevo.search.optimizers.base import Answer
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
-from llmevo.search.trial import Suggestion
-
-Answer = Callable[[Prompt], Reading]
-"""What a prompt's reply proposes."""
-
-
-def suggestions(asking: Asking, answer: Answer) -> list[Suggestion]:
-    """Return what an optimizer asks for."""
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(prompt))
-    except StopIteration as done:
-        return done.value
 
 
 def by(proposer: SimulatedClient | None) -> Answer:

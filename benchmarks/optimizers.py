@@ -50,7 +50,7 @@ from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
@@ -159,7 +159,7 @@ def search(problem: Problem, name: str, budget: int) -> list[tuple[float, float]
     for spent in (*(least for least in BUDGETS if least < budget), budget):
         while len(trials) < spent:
             size = min(population, spent - len(trials))
-            scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
+            scored(answered(optimizer.ask(size), asking.by(proposer)))
         best = max(trials, key=lambda trial: trial.value)
         recommended, scored_best = (
             space.to_unit(trial.candidate.genes) for trial in (recommend(space, trials) or best, best)

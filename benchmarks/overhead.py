@@ -29,7 +29,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -60,7 +60,7 @@ def searched(genes: int, evaluations: int, seed: int) -> float:
         optimizer.tell(told)
         if done >= evaluations:
             return seconds + time.perf_counter() - begun
-        asked = asking.suggestions(optimizer.ask(min(POPULATION, evaluations - done)), asking.refused)
+        asked = answered(optimizer.ask(min(POPULATION, evaluations - done)), asking.refused)
         seconds += time.perf_counter() - begun
 
 

@@ -45,7 +45,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
-import asking
 import measurements
 import numpy as np
 import tables
@@ -65,7 +64,7 @@ from llmevo.run.llm_calls import is_repairable, repaired
 from llmevo.run.scorer import Scorer
 from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import ASKING, OPTIMIZERS, Optimizer, Setup, recommend
-from llmevo.search.optimizers.base import Asking
+from llmevo.search.optimizers.base import Asking, answered
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import Genes, SearchSpace
@@ -271,7 +270,7 @@ class Answerer:
 
     def suggestions(self, asked: Asking) -> list[Suggestion]:
         """Return what an optimizer proposes, answering the prompts that it yields."""
-        return asking.suggestions(asked, self._answered)
+        return answered(asked, self._answered)
 
     def _answered(self, prompt: Prompt) -> Reading:
         with self.watch:

@@ -335,7 +335,7 @@ def simulated(
     scored(start_rows(space))
     while len(trials) < budget:
         size = min(4 + int(3 * np.log(len(space.genes))), budget - len(trials))
-        scored(asking.suggestions(optimizer.ask(size), asking.by(proposer)))
+        scored(answered(optimizer.ask(size), asking.by(proposer)))
     full = max(trial.score.items for trial in trials if trial.score)
     ranked = sorted((t for t in trials if t.score and t.score.items == full), key=lambda t: -t.value)
     recommended = recommend(space, [trial for trial in trials if space.contains(trial.candidate.genes)])

@@ -56,7 +56,7 @@ from llmevo.llm.templates import Templates
 from llmevo.run.log.storage import read_log
 from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS, Optimizer, Setup, recommend
-from llmevo.search.optimizers.base import Asking
+from llmevo.search.optimizers.base import Asking, answered
 from llmevo.search.trial import Candidate, Suggestion, Trial
 from llmevo.workers.protocol import Job, Notice, Request, Result
 from llmevo.workers.schedule import Schedule
@@ -417,7 +417,7 @@ class Run:
         return self._budget - len(self._candidates) if self.fleet.now < self._horizon else 0
 
     def _ask(self, size: int) -> list[int]:
-        suggestions = asking.suggestions(self._optimizer.ask(size), asking.refused)
+        suggestions = answered(self._optimizer.ask(size), asking.refused)
         self.fleet.wait(self.fleet.now + self.scene.asking * len(suggestions))
         self.last_asked = self.fleet.now
         return self._new(suggestions)
@@ -429,8 +429,8 @@ class Run:
             for place, trials in enumerate(self._heard):
                 self._optimizer.tell(trials)
                 if place < len(self._heard) - 1:
-                    asking.suggestions(self._optimizer.ask(size), asking.refused)
-            known.append(asking.suggestions(self._optimizer.ask(size), asking.refused))
+                    answered(self._optimizer.ask(size), asking.refused)
+            known.append(answered(self._optimizer.ask(size), asking.refused))
             self._heard = []
         suggestions = known[self._generation][:size]
         self._generation += 1

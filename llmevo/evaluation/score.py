@@ -64,8 +64,7 @@ def aggregate(
                 raise CandidateError(f"{task.name} gave no metric {task.metric}; it gave {others or 'none'}")
             raise CandidateError(f"the metric {task.metric} of {task.name} is {given[task.metric]}, not a number")
         total += task.weight * value
-        name, _, filter_ = task.metric.partition(",")
-        error = f"{name}_stderr,{filter_}"
+        error = _error_of(task.metric)
         if task.name in means:
             found[error] = standard_errors.of_mean(means[task.name])
         stderr = found.get(error, 0.0)
@@ -80,7 +79,7 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
     """
     if len(parts) == 1:
         return parts[0]
-    item_scores = {name: [v for part in parts for v in part.item_scores.get(name, ())] for name in parts[0].item_scores}
+    item_scores = _joined(parts)
     replies = {name: [r for part in parts for r in part.replies.get(name, ())] for name in parts[0].replies}
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -103,20 +102,37 @@ def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
     """The score on several sets of questions together, without the tasks' metrics: each task has the mean over all its
     questions. A metric that is no mean over questions is averaged by the sets' numbers of questions.
     """
-    items = sum(score.items for score in scores)
-    answered = {
-        name: [v for score in scores for v in score.item_scores.get(name, ())] for name in scores[0].item_scores
-    }
+    items, answered = sum(score.items for score in scores), _joined(scores)
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
         if own := answered.get(task.name):
             results[task.name] = {task.metric: math.fsum(own) / len(own)}
             continue
-        name, _, filter_ = task.metric.partition(",")
-        error = f"{name}_stderr,{filter_}"
+        error = _error_of(task.metric)
         shares = [(score.items / items, score.tasks[task.name]) for score in scores]
         value = sum(share * metrics[task.metric] for share, metrics in shares)
         stderr = math.sqrt(sum((share * metrics.get(error, 0.0)) ** 2 for share, metrics in shares))
         results[task.name] = {task.metric: value, error: stderr}
     means = {task.name: own for task in tasks if (own := answered.get(task.name))}
     return replace(aggregate(tasks, results, items, means), tasks={}, item_scores=answered)
+
+
+def averaged(scores: Sequence[Score]) -> Score:
+    """The mean of the scores on several sets of questions, by their numbers of questions, without the tasks' metrics:
+    in logs with `rules` below 4, where tasks with few further questions counted too much.
+    """
+    items = sum(score.items for score in scores)
+    total = sum(score.total * score.items for score in scores) / items
+    stderr = math.sqrt(sum((score.stderr * score.items) ** 2 for score in scores)) / items
+    return Score(total, stderr, {}, items, _joined(scores))
+
+
+def _joined(scores: Sequence[Score]) -> dict[str, list[float]]:
+    """The questions' scores of several sets, one set after the other."""
+    return {name: [v for score in scores for v in score.item_scores.get(name, ())] for name in scores[0].item_scores}
+
+
+def _error_of(metric: str) -> str:
+    """The name of a metric's standard error, as lm-eval has it: `acc_stderr,none` of `acc,none`."""
+    name, _, filter_ = metric.partition(",")
+    return f"{name}_stderr,{filter_}"

@@ -59,17 +59,6 @@ def scalars(value: Any) -> Iterator[Any]:
         yield value
 
 
-MOST = 1e6
-"""The size of a predicted score that is read."""
-
-
-def prediction(value: Any) -> float:
-    """Return a predicted score. Raises ValueError for anything that is no number, or too large to be one."""
-    if abs(number := numeral(value)) > MOST:
-        raise ValueError(f"{str(value)[:20]} is no score")
-    return number
-
-
 def numeral(value: Any) -> float:
     """Return a number, also of a numeral in a string. Raises ValueError for anything else."""
     if isinstance(value, bool) or value is None:

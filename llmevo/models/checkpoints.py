@@ -135,12 +135,12 @@ class Checkpoint(Source):
     def __init__(self, folder: Path, pattern: str = "model*.safetensors", quantized: bool = False) -> None:
         """`pattern` are the files with the weights. With `quantized`, tensors of any type are read as they are."""
         self.folder = folder
-        files, self._indices = _files_and_indices(folder, pattern)
+        files, self._listed = _files_and_indices(folder, pattern)
         self.is_pickled = bool(files) and files[0].suffix == PICKLE
         """Whether the files are PyTorch's own and not safetensors files."""
         if not files:
-            raise SourceError(_no_weights(folder, self._indices))
-        listed = {name: shard for index in self._indices for name, shard in _weight_map(index).items()}
+            raise SourceError(_no_weights(folder))
+        listed = {name: shard for shards in self._listed.values() for name, shard in shards.items()}
         found_in: dict[str, str] = {}
         self._handles: dict[str, Any] = {}
         self._views: dict[str, Tensor] = {}
@@ -181,14 +181,14 @@ class Checkpoint(Source):
 
     def _check_complete(self, files: Sequence[Path]) -> None:
         """Raise SourceError for a missing shard, by the index or without one by the shards' numbers."""
-        for index in self._indices:
-            for name, shard in _weight_map(index).items():
+        for index, shards in self._listed.items():
+            for name, shard in shards.items():
                 if name not in self.shapes and name not in self.derived and not name.endswith(DERIVED):
                     lacks = "which lacks it" if (self.folder / shard).exists() else "which is missing"
                     raise SourceError(
                         f"{self.folder}: {index.name} lists {name} in {shard}, {lacks}; download it again"
                     )
-        numbered = [SHARD.search(file.name) for file in files] if not self._indices else []
+        numbered = [SHARD.search(file.name) for file in files] if not self._listed else []
         if numbered and all(numbered):
             shards = {int(found[1]): found[2] for found in numbered if found}
             of = max(shards.values(), key=int)
@@ -213,8 +213,8 @@ def weight_files(folder: Path, pattern: str = "model*.safetensors") -> list[Path
     return _files_and_indices(folder, pattern)[0]
 
 
-def _files_and_indices(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
-    """Return the files with a folder's weights, and the indices that say what is in them.
+def _files_and_indices(folder: Path, pattern: str) -> tuple[list[Path], dict[Path, dict[str, str]]]:
+    """Return the files with a folder's weights, and of each index that says what is in them every tensor's file.
 
     Files of an earlier save may lie beside them: neither these nor an old index beside the whole file are read.
     """
@@ -222,13 +222,14 @@ def _files_and_indices(folder: Path, pattern: str) -> tuple[list[Path], list[Pat
     for each in (pattern, "*.safetensors", pickled):
         found, main = sorted(folder.glob(each)), folder / each.replace("*", "")
         if main in found:
-            return [main], []
+            return [main], {}
         if found:
             index = main.with_name(f"{main.name}.index.json")
             indices = [index] if index.exists() else sorted(folder.glob(f"{each}.index.json"))
-            named = {shard for of in indices for shard in _weight_map(of).values()}
-            return [file for file in sorted(folder.iterdir()) if file.name in named] if indices else found, indices
-    return [], sorted(folder.glob("*.safetensors.index.json"))
+            listed = {of: _weight_map(of) for of in indices}
+            named = {shard for shards in listed.values() for shard in shards.values()}
+            return [file for file in sorted(folder.iterdir()) if file.name in named] if listed else found, listed
+    return [], {}
 
 
 def _open(file: Path) -> Any:
@@ -326,9 +327,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     return cast(dict[str, str], listed)
 
 
-def _no_weights(folder: Path, indices: Sequence[Path]) -> str:
+def _no_weights(folder: Path) -> str:
     """Return the message for a folder without safetensors files."""
-    if indices:
+    if indices := sorted(folder.glob("*.safetensors.index.json")):
         shards = sorted({*_weight_map(indices[0]).values()})
         return f"{folder}: {indices[0].name} lists {len(shards)} shards, and all are missing; download {shards[0]} …"
     other = next((file.name for file in sorted(folder.glob("*.bin"))), None)

@@ -145,7 +145,7 @@ def finalists_of(state: RunState, count: int, recommended: Trial | None = None) 
     rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
     best = (state.front or complete)[:count]
     # A stopped trial is not known to satisfy the constraints.
-    known = recommended in complete or (state.started and state.started.rules and not state.aims.constraints)
+    known = recommended in complete or (state.rules and not state.aims.constraints)
     if recommended and known and best and recommended not in best and best[-1].violation >= recommended.violation:
         best[-1:] = [recommended]
     others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}

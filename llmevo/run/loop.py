@@ -4,6 +4,7 @@ With a log, the same loop resumes a run; with a log and no way to append to it, 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from llmevo.errors import RunError, plural
 from llmevo.merging.mixture.mixture import ROUTER
@@ -17,7 +18,7 @@ from llmevo.run.log.journal import Journal, Observer, check_score
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import ROUTING, RunLog
 from llmevo.search.objectives.scalarize import random_weights, scalarize
-from llmevo.search.optimizers.base import Asking, Optimizer
+from llmevo.search.optimizers.base import Optimizer, answered
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Request
 
@@ -83,23 +84,15 @@ def check_start_rows(state: RunState) -> None:
 def start(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> list[Suggestion]:
     """Return the start rows: the experiment's and, before anything is scored, the LLM's."""
     rows = experiment.start_rows
-    return [*rows, *answered(experiment, journal, optimizer.ask_start(rows))] if experiment.rules > 2 else rows
+    if experiment.rules < 3:
+        return rows
+    return [*rows, *answered(optimizer.ask_start(rows), partial(answer, experiment, journal))]
 
 
 def ask(experiment: Experiment, journal: Journal, optimizer: Optimizer, size: int) -> list[Suggestion]:
     """Return the optimizer's next candidates."""
     tell(experiment, journal.state, optimizer)
-    return answered(experiment, journal, optimizer.ask(size))
-
-
-def answered(experiment: Experiment, journal: Journal, asking: Asking) -> list[Suggestion]:
-    """Return the candidates of an optimizer that is asked; the LLM answers the prompts that it yields."""
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(experiment, journal, prompt))
-    except StopIteration as done:
-        return done.value
+    return answered(optimizer.ask(size), partial(answer, experiment, journal))
 
 
 def score_generation(

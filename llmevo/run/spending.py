@@ -93,7 +93,7 @@ class Spending:
 
 def _trials(state: RunState) -> list[Trial]:
     """The candidates in their order, as the search scored them; in logs with `rules` below 4 as the finals did."""
-    trials = state.searched if state.started and state.started.rules > 3 else state.trials
+    trials = state.searched if state.rules > 3 else state.trials
     return [trials[number] for number in state.trials]
 
 

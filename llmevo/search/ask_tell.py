@@ -14,7 +14,7 @@ from llmevo.models.architecture import routers_of
 from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import ASKING, recommend
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.paths.registry import PATHS, every
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
@@ -97,7 +97,7 @@ class Search:
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
         rows = start_rows(self.space)
-        self._queue = [*rows, *self._answered(self._optimizer.ask_start(rows))]
+        self._queue = [*rows, *answered(self._optimizer.ask_start(rows), self._answer)]
 
     def ask(self, size: int) -> list[Candidate]:
         """Return the next candidates, at most `size`; none when the budget is spent.
@@ -154,15 +154,7 @@ class Search:
         return [trial for trial in trials if learns or trial.candidate.lies_in(self.space)]
 
     def _propose(self, size: int) -> list[Suggestion]:
-        return self._answered(self._optimizer.ask(size))
-
-    def _answered(self, asking: Asking) -> list[Suggestion]:
-        try:
-            prompt = next(asking)
-            while True:
-                prompt = asking.send(self._answer(prompt))
-        except StopIteration as done:
-            return done.value
+        return answered(self._optimizer.ask(size), self._answer)
 
     def _answer(self, prompt: Prompt) -> Reading:
         if self._client is None:

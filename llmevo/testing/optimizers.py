@@ -10,7 +10,7 @@ import pytest
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.optimizers.base import Answer, Optimizer, Setup, answered
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -19,7 +19,6 @@ SIZE = 6
 """Candidates of a generation."""
 
 Make = Callable[[Setup], Optimizer]
-Answer = Callable[[Prompt], Reading]
 
 
 def silent(_: Prompt) -> Reading:
@@ -60,13 +59,7 @@ def start_rows(over: SearchSpace) -> list[Trial]:
 
 def ask(optimizer: Optimizer, answer: Answer = good, size: int = SIZE) -> tuple[list[Genes], list[str]]:
     """Genes and origins of the next candidates; every prompt is answered by `answer`."""
-    asking = optimizer.ask(size)
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(prompt))
-    except StopIteration as stop:
-        suggestions = stop.value
+    suggestions = answered(optimizer.ask(size), answer)
     return [s.genes for s in suggestions], [s.origin for s in suggestions]
 
 

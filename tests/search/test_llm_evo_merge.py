@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,11 @@ import pytest
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Answer, Setup, answered
 from llmevo.search.optimizers.llm_evo_merge import EXCHANGES, TRIES, LlmEvoMerge, dimensions
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
-
-Answer = Callable[[Prompt], Reading]
 
 
 def space(**keys: Any) -> SearchSpace:
@@ -35,13 +32,7 @@ def scored(place: int, genes: Genes, total: float | None) -> Trial:
 
 
 def ask(optimizer: LlmEvoMerge, answer: Answer, size: int = 99) -> list[Suggestion]:
-    asking = optimizer.ask(size)
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(prompt))
-    except StopIteration as stop:
-        return stop.value
+    return answered(optimizer.ask(size), answer)
 
 
 def mean(*values: Any, thought: str = "t") -> Answer:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmevo.llm.client import Connection
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Asking
+from llmevo.search.optimizers.base import answered
 from llmevo.search.optimizers.llm import FIRST, GENERATION, LEFT, PROPOSALS, STEP
 from llmevo.search.optimizers.llm_share import LEAST, MOST, SUCCESS, Share
 from llmevo.search.prompts.question import Belief, Prompt, Question, Reading
@@ -38,16 +38,6 @@ def rows(over: SearchSpace) -> list[Suggestion]:
 
 def led(over: SearchSpace | None = None, **changes: Any) -> Any:
     return OPTIMIZERS["llm"](replace(setup(over or OVER), **changes))
-
-
-def outcome(asking: Asking, answer: Answer) -> list[Suggestion]:
-    """The candidates; each prompt is answered by `answer`."""
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(prompt))
-    except StopIteration as stop:
-        return stop.value
 
 
 def proposing(*points: Sequence[float] | float, **keys: Any) -> Answer:
@@ -98,14 +88,14 @@ class Searched:
         self.optimizer: Any = OPTIMIZERS[kind](replace(setup(OVER, seed), budget=evaluations + 4))
         answer = watched(self.prompts, answer)
         given = rows(OVER)
-        first = outcome(self.optimizer.ask_start(given), answer)
+        first = answered(self.optimizer.ask_start(given), answer)
         told = scored([*given, *first], objective, 0)
         self.trials = told[len(given) :]
         while True:
             self.optimizer.tell(told)
             if (left := evaluations - len(self.trials)) <= 0:
                 break
-            told = scored(outcome(self.optimizer.ask(min(6, left)), answer), objective, 100 + len(self.trials))
+            told = scored(answered(self.optimizer.ask(min(6, left)), answer), objective, 100 + len(self.trials))
             self.trials += told
         self.own = [of for of in self.trials if of.candidate.origin == "llm"]
         self.regret = 1 - max(of.value for of in self.trials)
@@ -173,7 +163,7 @@ def test_fractions_of_candidates_are_saved_up_and_what_is_not_spent_is_no_debt()
 def test_before_anything_is_scored_the_llm_is_asked_and_its_first_recipes_are_start_rows_in_its_order() -> None:
     prompts: list[Prompt] = []
     optimizer = led()
-    found = outcome(optimizer.ask_start(rows(OVER)), watched(prompts, proposing(0.9, 0.1, 0.6, 0.4)))
+    found = answered(optimizer.ask_start(rows(OVER)), watched(prompts, proposing(0.9, 0.1, 0.6, 0.4)))
     assert [of.genes for of in found] == [OVER.from_unit(np.full(6, level)) for level in (0.9, 0.1, 0.6)]
     assert len(found) == FIRST
     (prompt,) = prompts
@@ -192,10 +182,10 @@ def test_a_start_row_that_is_there_already_is_no_start_row_again() -> None:
     given = rows(OVER)
     parent = OVER.to_unit(given[1].genes).tolist()
     answer = watched(prompts, proposing(parent, 0.2, 0.2))
-    found = outcome(optimizer.ask_start(given), answer)
+    found = answered(optimizer.ask_start(given), answer)
     assert [of.genes for of in found] == [OVER.from_unit(np.full(6, 0.2))]
     optimizer.tell(scored([*given, *found], quadratic, 0))
-    outcome(optimizer.ask(6), answer)
+    answered(optimizer.ask(6), answer)
     assert [of.fate for of in asked(prompts[1]).proposed] == [
         "it repeats a candidate",
         "scored",
@@ -206,22 +196,22 @@ def test_a_start_row_that_is_there_already_is_no_start_row_again() -> None:
 def test_the_llms_start_rows_are_a_part_of_the_budget_that_is_left() -> None:
     answer = proposing(0.9, 0.1, 0.6, 0.4)
     for left in range(20):
-        found = outcome(led(budget=len(rows(OVER)) + left).ask_start(rows(OVER)), answer)
+        found = answered(led(budget=len(rows(OVER)) + left).ask_start(rows(OVER)), answer)
         assert len(found) == min(left // LEFT, FIRST)
 
 
 def test_without_an_answer_there_are_no_more_start_rows() -> None:
     for answer in (silent, lambda _: Reading(lost=True)):
         optimizer = led()
-        assert outcome(optimizer.ask_start(rows(OVER)), answer) == []
+        assert answered(optimizer.ask_start(rows(OVER)), answer) == []
         optimizer.tell(start_rows(OVER))
-        assert outcome(optimizer.ask(6), proposing(0.3))
+        assert answered(optimizer.ask(6), proposing(0.3))
 
 
 def test_a_completion_model_is_not_asked_before_there_are_scores() -> None:
     prompts: list[Prompt] = []
     optimizer = led(style="completion")
-    assert outcome(optimizer.ask_start(rows(OVER)), watched(prompts, good)) == []
+    assert answered(optimizer.ask_start(rows(OVER)), watched(prompts, good)) == []
     assert not prompts
     optimizer.tell(start_rows(OVER))
     for generation in range(20):
@@ -232,7 +222,7 @@ def test_a_completion_model_is_not_asked_before_there_are_scores() -> None:
 
 @pytest.mark.parametrize("kind", [name for name in OPTIMIZERS if name != "llm"])
 def test_other_optimizers_ask_for_no_more_start_rows(kind: str) -> None:
-    assert outcome(OPTIMIZERS[kind](setup(OVER)).ask_start(rows(OVER)), good) == []
+    assert answered(OPTIMIZERS[kind](setup(OVER)).ask_start(rows(OVER)), good) == []
 
 
 # Generations
@@ -241,7 +231,7 @@ def test_other_optimizers_ask_for_no_more_start_rows(kind: str) -> None:
 def started(answer: Answer = silent, count: int = 0, **changes: Any) -> Any:
     """An optimizer that knows its start rows and so many random recipes."""
     optimizer = led(**changes)
-    found = outcome(optimizer.ask_start(rows(OVER)), answer)
+    found = answered(optimizer.ask_start(rows(OVER)), answer)
     points = np.random.default_rng(4).random((count, len(OVER.genes)))
     more = [Suggestion(OVER.from_unit(point), "gaussian") for point in points]
     optimizer.tell(scored([*rows(OVER), *found, *more], quadratic, 0))
@@ -260,13 +250,13 @@ def test_the_llms_recipes_come_first_and_numeric_candidates_fill_the_generation(
 def test_it_asks_for_a_candidate_for_each_worker_and_the_llm_hears_what_is_being_scored() -> None:
     prompts: list[Prompt] = []
     optimizer = started(parallel=8)
-    found = outcome(optimizer.ask(8), watched(prompts, proposing(0.9, 0.1, 0.6)))
+    found = answered(optimizer.ask(8), watched(prompts, proposing(0.9, 0.1, 0.6)))
     assert len(found) == 8
     assert [of.origin for of in found[:3]] == ["llm"] * 3
     optimizer.expect(found[:2])
     optimizer.tell(scored(found[2:], quadratic, 10))
     while len(prompts) < 2:
-        outcome(optimizer.ask(8), watched(prompts, silent))
+        answered(optimizer.ask(8), watched(prompts, silent))
     fates = [of.fate for of in asked(prompts[1]).proposed]
     assert fates[:3] == ["it is being scored", "it is being scored", "scored"]
 
@@ -277,7 +267,7 @@ def test_the_model_of_the_scores_does_not_reject_the_llms_recipes_nor_order_them
     optimizer._fit()
     low, high = optimizer._model.mean(np.array([corner, CENTRE + 0.02]))
     assert low < min(optimizer._model._values) + 0.5 < high  # it expects the corner to be among the worst
-    found = outcome(optimizer.ask(6), proposing(corner, (CENTRE + 0.02).tolist()))
+    found = answered(optimizer.ask(6), proposing(corner, (CENTRE + 0.02).tolist()))
     assert [of.origin for of in found[:2]] == ["llm", "llm"]
     assert found[0].genes == OVER.from_unit(np.array(corner))
 
@@ -325,7 +315,7 @@ def test_an_llm_that_answers_again_is_asked_again_at_once() -> None:
             asked_at.append(now)
             return Reading(lost=True) if len(asked_at) < 5 else proposing(random.random(6).tolist())(_)
 
-        found = outcome(optimizer.ask(6), answer)
+        found = answered(optimizer.ask(6), answer)
         optimizer.tell([trial(10 + 3 * generation + i, of.genes, 0.9, of.origin) for i, of in enumerate(found)])
     recovered = asked_at[4:]
     assert recovered[0] - asked_at[3] > 1
@@ -335,7 +325,7 @@ def test_an_llm_that_answers_again_is_asked_again_at_once() -> None:
 def test_one_evaluation_at_a_time_is_one_candidate_and_the_llm_gets_its_share_of_them() -> None:
     optimizer, origins, random = started(), list[str](), np.random.default_rng(0)
     for place in range(8):
-        found = outcome(optimizer.ask(1), proposing(*random.random((4, 6)).tolist()))
+        found = answered(optimizer.ask(1), proposing(*random.random((4, 6)).tolist()))
         assert len(found) == 1
         origins.append(found[0].origin)
         optimizer.tell([trial(20 + place, found[0].genes, 0.9, found[0].origin)])
@@ -345,7 +335,7 @@ def test_one_evaluation_at_a_time_is_one_candidate_and_the_llm_gets_its_share_of
 def test_a_generation_is_never_larger_than_what_is_asked_for() -> None:
     for size in range(1, 8):
         for answer in (silent, proposing(0.1, 0.2, 0.3, 0.6)):
-            assert 1 <= len(outcome(started().ask(size), answer)) <= min(size, GENERATION)
+            assert 1 <= len(answered(started().ask(size), answer)) <= min(size, GENERATION)
 
 
 def test_nothing_is_asked_for_twice() -> None:
@@ -377,10 +367,10 @@ def test_what_the_llm_said_before_and_what_became_of_it_is_told_again() -> None:
         return replace(proposing(*start)(prompt), analysis=answer.analysis, beliefs=answer.beliefs)
 
     optimizer = started(watched(prompts, first))
-    second = outcome(optimizer.ask(6), watched(prompts, proposing(0.35, 0.36)))
+    second = answered(optimizer.ask(6), watched(prompts, proposing(0.35, 0.36)))
     optimizer.tell(scored(second, quadratic, 50))
     while len(prompts) < 3:
-        optimizer.tell(scored(outcome(optimizer.ask(6), watched(prompts, silent)), quadratic, 60))
+        optimizer.tell(scored(answered(optimizer.ask(6), watched(prompts, silent)), quadratic, 60))
     question, third = asked(prompts[1]), asked(prompts[2])
     assert question.analysis == "late layers matter"
     assert [*question.beliefs] == answer.beliefs != []
@@ -416,7 +406,7 @@ def test_hypotheses_of_all_answers_are_told() -> None:
 
     optimizer = started(watched(prompts, answer))
     for generation in range(6):
-        optimizer.tell(scored(outcome(optimizer.ask(6), watched(prompts, answer)), quadratic, 20 + 3 * generation))
+        optimizer.tell(scored(answered(optimizer.ask(6), watched(prompts, answer)), quadratic, 20 + 3 * generation))
     told = [[of.text for of in asked(prompt).hypotheses] for prompt in prompts]
     assert told[0] == []
     assert len(told) > 2
@@ -500,7 +490,7 @@ def test_where_merge_methods_are_searched_beliefs_have_no_effect_and_do_no_harm(
     made: list[list[Genes]] = []
     for beliefs in ([], [Belief((numbers[0], over.genes[0].name), 1)]):
         optimizer = led(over)
-        outcome(optimizer.ask_start(rows(over)), lambda _, said=beliefs: Reading(beliefs=said))
+        answered(optimizer.ask_start(rows(over)), lambda _, said=beliefs: Reading(beliefs=said))
         optimizer.tell(start_rows(over))
         made.append(ask(optimizer, silent)[0])
     assert made[0] == made[1]
@@ -546,7 +536,7 @@ def test_failures_of_all_recipes_of_the_llm_take_its_share() -> None:
     random = np.random.default_rng(0)
     optimizer = started()
     for generation in range(12):
-        found = outcome(optimizer.ask(6), proposing(*random.random((4, 6)).tolist()))
+        found = answered(optimizer.ask(6), proposing(*random.random((4, 6)).tolist()))
         numeric = 0.5 + generation / 100
         values = [None if of.origin == "llm" else numeric for of in found]
         pairs = enumerate(zip(found, values, strict=True), start=20 + 3 * generation)

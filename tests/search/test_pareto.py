@@ -16,7 +16,7 @@ from llmevo.search.genome import Genome
 from llmevo.search.objectives.objective import Objective, front
 from llmevo.search.objectives.scalarize import random_weights, scalarize
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
 from llmevo.search.space import Genes, SearchSpace
@@ -176,13 +176,7 @@ def test_every_optimizer_takes_constraints_and_several_aims(kind: str, pareto: b
             trials.append(Trial(Candidate(len(trials), generation, kind, genes), found, violation=short))
         optimizer.retell(scalarize(known, trials, aims, weights), weights)
         optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
-        asking = optimizer.ask(4)
-        try:
-            next(asking)
-            while True:
-                asking.send(Reading())
-        except StopIteration as done:
-            new = [suggestion.genes for suggestion in done.value]
+        new = [suggestion.genes for suggestion in answered(optimizer.ask(4), lambda _: Reading())]
         assert all(SPACE.contains(genes) for genes in new)
         states.append(optimizer.state())
     assert len({*states}) == 3

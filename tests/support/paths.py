@@ -7,7 +7,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
 from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.optimizers.base import Optimizer, Setup, answered
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
@@ -69,13 +69,7 @@ def start_rows(over: SearchSpace) -> list[Trial]:
 
 def asked(optimizer: Optimizer, size: int, answer: Callable[[Prompt], Reading] | None = None) -> Sequence[Suggestion]:
     """The next candidates; every prompt is answered by `answer`."""
-    asking = optimizer.ask(size)
-    try:
-        prompt = next(asking)
-        while True:
-            prompt = asking.send(answer(prompt) if answer else Reading(problems=["no answer"], lost=True))
-    except StopIteration as stop:
-        return stop.value
+    return answered(optimizer.ask(size), answer or (lambda _: Reading(problems=["no answer"], lost=True)))
 
 
 def searched(

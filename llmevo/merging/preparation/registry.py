@@ -4,12 +4,12 @@ Only these are needed to read a config or a recipe; the arithmetic is imported w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-from llmevo.merging.methods.registry import METHODS, Parameter
+from llmevo.merging.methods.registry import BLEND, METHODS, Parameter
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from torch import Tensor
@@ -49,15 +49,7 @@ class PreparationStep:
         return getattr(import_module(f"llmevo.merging.preparation.{self.file}"), self.name)
 
 
-PREPARED = Parameter(
-    default=1.0,
-    low=0.0,
-    high=1.0,
-    start=1.0,
-    neutral=0.0,
-    is_share=True,
-    meaning="the way from the task vectors as they are, 0, to the prepared ones, 1",
-)
+PREPARED = replace(BLEND, meaning="the way from the task vectors as they are, 0, to the prepared ones, 1")
 """The recipe's parameter `prepare`: the way from the experts as they are, 0, to the prepared ones, 1."""
 
 REGMEAN_BLEND = Parameter(
@@ -105,15 +97,7 @@ _STEPS = (
         "svd_llm",
         "https://arxiv.org/abs/2403.07378",
         "svd_llm",
-        {
-            "rank": Parameter(
-                default=0.5,
-                low=0.05,
-                high=1.0,
-                neutral=1.0,
-                meaning="the share of each task vector's rank that is kept",
-            )
-        },
+        {"rank": replace(METHODS["tsv"].shared["rank"], default=0.5, neutral=1.0)},
         measures="grams",
     ),
     PreparationStep(

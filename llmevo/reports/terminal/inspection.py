@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llmevo.errors import plural
 from llmevo.reports.text import clock, say
-from llmevo.run.preflight.forecast import GB
+from llmevo.run.preflight.forecast import EXPECTED, GB
 from llmevo.run.preflight.inspection import Inspection
 from llmevo.run.preflight.models import most_alike
 
@@ -67,7 +67,7 @@ def _forecast(found: Inspection) -> Sequence[RenderableType]:
     error = (
         ""
         if ahead.heldout_error is None
-        else f"; ± {ahead.heldout_error:.2f} on the held-out score at an accuracy of 0.6"
+        else f"; ± {ahead.heldout_error:.2f} on the held-out score at an accuracy of {EXPECTED:g}"
     )
     lines.append(
         f"{ahead.items:,} search, {ahead.selection_items:,} selection, {ahead.heldout_items:,} held-out"

@@ -68,7 +68,9 @@ class RunStarted(BaseEvent):
     evaluated candidates lead, and a stopped finalist is asked the remaining questions first. 3: `llm` and `llm-off` are
     Bayesian optimization instead of CMA-ES with a surrogate; the LLM is asked before anything is scored, and its
     recipes are start rows; another process recommends. 4: finalists are compared by each task's mean over all its
-    questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget."""
+    questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget;
+    very low scores are raised for the Gaussian process; the LLM's tables are read by their names, and all of an answer
+    as decimals or as hundredths."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     order: Literal["", "strict", "steady"] = ""

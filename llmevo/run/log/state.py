@@ -1,6 +1,5 @@
 """The state of a run: the fold of its log, shared by the loop and every reader."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import Any, Self
 from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.score import Score, pooled
+from llmevo.evaluation.score import Score, averaged, pooled
 from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
@@ -75,6 +74,11 @@ class RunState:
         for event in log:
             state.apply(event)
         return state
+
+    @property
+    def rules(self) -> int:
+        """See `events.RunStarted`; 0 before it."""
+        return self.started.rules if self.started else 0
 
     @property
     def generation(self) -> int:
@@ -148,8 +152,8 @@ class RunState:
         """Whether a finalist, scored before, answers the questions that racing had spared it; in older logs these were
         taken for the search's.
         """
-        new = self.started is not None and self.started.rules > 3
-        return new and isinstance(event, events.Evaluated | events.Failed) and event.candidate in self.searched
+        scored = isinstance(event, events.Evaluated | events.Failed)
+        return scored and self.rules > 3 and event.candidate in self.searched
 
     def _spend(
         self, event: events.Evaluated | events.Selected | events.Served | events.HeldOut | events.Failed
@@ -298,15 +302,12 @@ class RunState:
         return self._pooled([self.served[trial.candidate.id, questions].read() for questions in self.finals_sets])
 
     def _pooled(self, scores: Sequence[Score]) -> Score:
-        if self.started and self.started.rules > 3:
-            return pooled(self.tasks, scores)
-        return averaged(scores)
+        return pooled(self.tasks, scores) if self.rules > 3 else averaged(scores)
 
     @property
     def leader(self) -> Trial | None:
         """The trial with the highest score on the search questions."""
-        new = self.started is not None and self.started.rules > 1
-        if new or self.aims.constraints:  # a stopped trial is not known to satisfy them
+        if self.rules > 1 or self.aims.constraints:  # a stopped trial is not known to satisfy them
             return next(iter(self.asked_all), None)
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
@@ -326,19 +327,6 @@ class RunState:
         """Return the trial of an origin with the highest search score; None where none has a score."""
         trials = [trial for trial in self.trials.values() if trial.score and trial.candidate.origin == origin]
         return max(trials, key=lambda trial: trial.rank, default=None)
-
-
-def averaged(scores: Sequence[Score]) -> Score:
-    """Return the mean of the scores on several sets of questions, by their numbers of questions, without the tasks'
-    metrics: in logs with `rules` below 4, where tasks with few further questions counted too much.
-    """
-    items = sum(score.items for score in scores)
-    total = sum(score.total * score.items for score in scores) / items
-    stderr = math.sqrt(sum((score.stderr * score.items) ** 2 for score in scores)) / items
-    answered = {
-        task: [value for s in scores for value in s.item_scores.get(task, [])] for task in scores[0].item_scores
-    }
-    return Score(total, stderr, {}, items, answered)
 
 
 def _aims_of(started: events.RunStarted) -> Objective:

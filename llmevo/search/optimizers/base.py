@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,19 @@ Asking = Generator[Prompt, Reading, list[Suggestion]]
 
 So an optimizer needs no LLM, no log and no network: its caller answers from a server or from a recording.
 """
+
+Answer = Callable[[Prompt], Reading]
+"""The reading of a prompt's reply."""
+
+
+def answered(asking: Asking, answer: Answer) -> list[Suggestion]:
+    """Return the candidates of an optimizer that is asked; `answer` answers the prompts that it yields."""
+    try:
+        prompt = next(asking)
+        while True:
+            prompt = asking.send(answer(prompt))
+    except StopIteration as done:
+        return done.value
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from llmevo.llm.templates import Templates
 from llmevo.merging.path import LayerPath, Limits
 from llmevo.search.evidence import metric_of
 from llmevo.search.paths.space import MERGE, PathSpace
-from llmevo.search.prompts.chat import TOKENS, tokens
+from llmevo.search.prompts.chat import TOKENS, fitting
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Messages, Prompt, Question, Reading
 from llmevo.search.prompts.reading import predicted_by
@@ -138,12 +138,11 @@ def ask(about: PathQuestion, templates: Templates) -> PathPrompt:
 
 
 def _messages(about: PathQuestion, templates: Templates) -> list[dict[str, str]]:
-    texts: list[str] = []
-    for detail in DETAILS:
+    def written(detail: Detail) -> list[str]:
         variables = _variables(about, detail)
-        texts = [templates.render(file, **variables) for file in FILES[:2]]
-        if sum(map(tokens, texts)) <= TOKENS:
-            break
+        return [templates.render(file, **variables) for file in FILES[:2]]
+
+    texts = fitting(map(written, DETAILS), TOKENS)
     return [{"role": role, "content": text} for role, text in zip(("system", "user"), texts, strict=True)]
 
 

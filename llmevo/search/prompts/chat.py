@@ -6,6 +6,7 @@ It is made anew each time, and has a bounded number of tokens for any number of 
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from llmevo.llm.templates import Templates
@@ -13,7 +14,7 @@ from llmevo.search.prompts.question import Messages, Prompt, Question
 from llmevo.search.prompts.reading import read
 from llmevo.search.prompts.schema import answer_model
 from llmevo.search.prompts.table import GeneTable
-from llmevo.search.prompts.variables import DETAILS, Facts, Variables
+from llmevo.search.prompts.variables import DETAILS, Detail, Facts, Variables
 
 FILES = ("chat_system.j2", "chat_user.j2", "repair.j2", "chat_short.j2")
 """The templates of the prompt, of the message about an answer that cannot be used, and of the short form."""
@@ -36,6 +37,17 @@ def _tokens(piece: str) -> int:
     return math.ceil(len(piece) / 4) if piece[0].isalpha() else 1
 
 
+def fitting(versions: Iterable[list[str]], most: int) -> list[str]:
+    """Return the first of a prompt's versions, each the texts of its messages, that has at most so many tokens, else
+    the last one.
+    """
+    texts: list[str] = []
+    for texts in versions:
+        if sum(map(tokens, texts)) <= most:
+            break
+    return texts
+
+
 def ask(question: Question, templates: Templates, seed: int) -> Prompt:
     """Return the prompt for a chat model, in as much detail as fits."""
     table = GeneTable.of(question.space, seed)
@@ -53,10 +65,10 @@ def ask(question: Question, templates: Templates, seed: int) -> Prompt:
 def _messages(question: Question, templates: Templates, table: GeneTable, schema: Any) -> list[dict[str, str]]:
     facts, most = Facts(question), SHORT if question.short else TOKENS
     files = {"user": FILES[3]} if question.short else {"system": FILES[0], "user": FILES[1]}
-    texts: list[str] = []
-    for detail in DETAILS:
+
+    def written(detail: Detail) -> list[str]:
         variables = Variables(facts, table, detail).all()
-        texts = [templates.render(file, **variables, schema=json.dumps(schema)) for file in files.values()]
-        if sum(map(tokens, texts)) <= most:
-            break
+        return [templates.render(file, **variables, schema=json.dumps(schema)) for file in files.values()]
+
+    texts = fitting(map(written, DETAILS), most)
     return [{"role": role, "content": text} for role, text in zip(files, texts, strict=True)]

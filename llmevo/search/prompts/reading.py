@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from llmevo.errors import nearest
-from llmevo.llm.json import numeral, objects, prediction, scalars, writable
+from llmevo.llm.json import numeral, objects, scalars, writable
 from llmevo.search.evidence import Evidence, ceiling, estimate_effects
 from llmevo.search.prompts.moves import recipes_of, with_columns
 from llmevo.search.prompts.names import Names
@@ -35,6 +35,7 @@ MOST = 20  # proposals that are read
 BELIEFS, HYPOTHESES, MOVES = 12, 6, 8  # that are read
 TOTAL = ("score", "total")  # keys of the predicted total
 ANALYSIS = 800  # characters that are kept
+LARGEST = 1e6  # predicted score that is read
 REPETITION = 0.01  # the distance from a known point, as a share of a gene's range, below which a point repeats it
 EXTREME = 0.3  # the share of numbers at a bound, without evidence, above which a problem is reported
 
@@ -53,8 +54,11 @@ def choice_of(gene: Gene, value: Any) -> float:
 
 
 def predicted_by(question: Question, value: Any) -> float:
-    """Return a score that an answer predicts; of any size in logs with `rules` below 4. Raise ValueError for others."""
-    return numeral(value) if question.before_rules_4 else prediction(value)
+    """Return a score that an answer predicts. Raise ValueError for anything that is no number, or too large for one."""
+    number = numeral(value)
+    if abs(number) > LARGEST and not question.before_rules_4:
+        raise ValueError(f"{str(value)[:20]} is no score")
+    return number
 
 
 def admit(
