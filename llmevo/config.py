@@ -732,21 +732,21 @@ class Config(Section):
                 " well; keep one of the two"
             )
         names = [task.name for task in self.tasks]
-        if self.search.sizes and not self.aims.pareto:
+        if self.search.sizes and not self.objective.pareto:
             raise ValueError(
                 f"search.sizes: {self.search.sizes[0]} is one of several objectives, and the objective is a sum; add"
                 " `objective: pareto`, or bound it with `constraints: [layers <= 30]`"
             )
-        for constraint in self.aims.constraints:
-            if constraint.task not in names and not self.aims.is_size(constraint.task):
+        for constraint in self.objective.constraints:
+            if constraint.task not in names and not self.objective.is_size(constraint.task):
                 raise ValueError(
                     f"constraints: {constraint.text!r} names {constraint.task!r}, which is not in `tasks:`"
                     f"{nearest(constraint.task, [*names, *SIZES])}"
                 )
-        if self.aims.pareto and len(self.aims.objectives) < 2:
+        if self.objective.pareto and len(self.objective.objectives) < 2:
             raise ValueError("search.objective: pareto needs two tasks or more; there is one, so use `sum`")
         idle = [task.name for task in self.tasks if not task.weight]
-        if self.aims.pareto and idle:
+        if self.objective.pareto and idle:
             raise ValueError(
                 f"search.objective: with pareto the sign of a weight says which way is better, and {idle[0]} has the"
                 " weight 0; give it 1, or -1 where lower is better"
@@ -813,7 +813,7 @@ class Config(Section):
         return self.search.optimizer in PATHS or self.search.spaces == "both" or self.genome.path is not None
 
     @property
-    def aims(self) -> Objective:
+    def objective(self) -> Objective:
         """The objective and the constraints."""
         constraints = tuple(map(Constraint.parse, self.constraints))
         sizes = tuple(self.search.sizes)

@@ -229,7 +229,7 @@ def _found(state: RunState, trial: Trial) -> str:
     """The search score, in total and for every task."""
     if trial.score is None:
         return f"It has no score because it failed: {trial.reason}."
-    values = {task: state.aims.value(trial.score.tasks, task) for task in state.aims.tasks}
+    values = {task: state.objective.value(trial.score.tasks, task) for task in state.objective.tasks}
     each = ", ".join(f"{task} {value:.3f}" for task, value in values.items() if value is not None)
     return f"Search score {_score(trial.value, trial.score.stderr)}{f' ({each})' if len(values) > 1 else ''}."
 
@@ -237,10 +237,10 @@ def _found(state: RunState, trial: Trial) -> str:
 def _aims(state: RunState, trial: Trial) -> list[str]:
     """The constraints that the candidate violates, and its place on the Pareto front."""
     lines: list[str] = []
-    if texts := ", ".join(f"`{constraint.text}`" for constraint in state.aims.constraints):
+    if texts := ", ".join(f"`{constraint.text}`" for constraint in state.objective.constraints):
         lines.append(f"Of the constraints {texts} it {trial.reason or 'violates none'} on the search questions.")
     if trial in state.front:
-        tasks = ", ".join(state.aims.tasks)
+        tasks = ", ".join(state.objective.tasks)
         lines.append(f"It is one of {plural(len(state.front), 'candidate')} on the Pareto front of {tasks}.")
     return lines
 

@@ -32,15 +32,15 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     best = rows["best"]
     rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
     trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
-    keeping = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
-    strongest = max(keeping or rivals, key=lambda row: row.score)
+    feasible = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
+    strongest = max(feasible or rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
     noise = _noise(best, strongest, state)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
-        " that keep the constraints" if 0 < len(keeping) < len(rivals) else ""
+        " that keep the constraints" if 0 < len(feasible) < len(rivals) else ""
     )
     against = f"{with_error(gain, noise, '+')} against {strongest.row}, the best of {those}."
     handed = state.trials[best.candidate].candidate if best.candidate in state.trials else None
@@ -52,7 +52,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
         )
     else:
         name, text = "The best merge", f"The best merge scores {against}"
-    if gain <= 0 and not keeping:
+    if gain <= 0 and not feasible:
         return [text, "But no parent and no uniform merge keeps the constraints."]
     if gain <= 0:
         way = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"

@@ -181,8 +181,8 @@ class Experiment:
         """
         found: list[float] = []
         (layers, others), (active, head) = self._layer_parameters, self._active_parameters
-        for constraint in self.config.aims.constraints:
-            if constraint.at_least or constraint.row or not self.config.aims.is_size(constraint.task):
+        for constraint in self.config.objective.constraints:
+            if constraint.at_least or constraint.row or not self.config.objective.is_size(constraint.task):
                 continue
             if constraint.task == "layers":
                 found.append(constraint.offset)
@@ -518,7 +518,7 @@ class Experiment:
     @cached_property
     def _layer_parameters(self) -> tuple[list[int], int]:
         """The parameters of each layer of the first model, and of its other tensors; none where no aim is of sizes."""
-        if not self.config.aims.counts_sizes:
+        if not self.config.objective.counts_sizes:
             return [], 0
         if self.recorded:
             return self.recorded.layer_parameters, self.recorded.other_parameters
@@ -527,7 +527,7 @@ class Experiment:
     @cached_property
     def _active_parameters(self) -> tuple[list[int], int]:
         """Of these the ones that a token is multiplied by, in each layer and in the output head."""
-        if not self.config.aims.counts_sizes:
+        if not self.config.objective.counts_sizes:
             return [], 0
         if self.recorded:
             return self.recorded.active_parameters, self.recorded.head_parameters

@@ -94,14 +94,14 @@ def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) 
     """See `search.optimizers.recommendation`; None with several objectives, where no single trial is the best,
     and for layer paths, which are no points of one space.
     """
-    if state.aims.pareto or optimizer.learns_paths:
+    if state.objective.pareto or optimizer.learns_paths:
         return None
     if experiment.rules < 2:
         found = optimizer.recommend()
     else:
         everything = [*state.trials.values()]
         inside = [trial for trial in everything if trial.candidate.lies_in(experiment.space)]
-        values = scalarize(inside, everything, state.aims, {})
+        values = scalarize(inside, everything, state.objective, {})
         found = recommend(experiment.space, values, earlier=experiment.rules < 3)
     return state.trials[found.candidate.id] if found else None  # the optimizer may know it with another value
 
@@ -142,10 +142,10 @@ def finalists_of(state: RunState, count: int, recommended: Trial | None = None) 
     complete = state.asked_all
     uniform = next((trial for trial in complete if trial.candidate.origin == "uniform"), None)
     rivals = [state.best_parent, uniform, state.best_of("coefficient")]
-    rows = [state.keeping.row(constraint) for constraint in state.aims.constraints if constraint.row]
+    rows = [state.constraint_checker.row(constraint) for constraint in state.objective.constraints if constraint.row]
     best = (state.front or complete)[:count]
     # A stopped trial is not known to satisfy the constraints.
-    known = recommended in complete or (state.rules and not state.aims.constraints)
+    known = recommended in complete or (state.rules and not state.objective.constraints)
     if recommended and known and best and recommended not in best and best[-1].violation >= recommended.violation:
         best[-1:] = [recommended]
     others = {trial.candidate.id: trial for trial in (*rivals, *rows) if trial and trial not in best}

@@ -233,10 +233,10 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
     # A parent may lie outside the user's bounds: it is a row to beat, but no point of the search space.
     inside = [t for t in everything if optimizer.learns_paths or t.candidate.lies_in(experiment.space)]
     told = [trial for trial in inside if trial.candidate.id in fresh]
-    if not state.aims.plain:
-        weights = random_weights(state.aims, len(state.told))
+    if not state.objective.plain:
+        weights = random_weights(state.objective, len(state.told))
         known = [trial for trial in inside if trial.candidate.id not in fresh]
-        known, told = (scalarize(trials, everything, state.aims, weights) for trials in (known, told))
+        known, told = (scalarize(trials, everything, state.objective, weights) for trials in (known, told))
         optimizer.retell(known, weights)
     if new is not None:
         optimizer.tell(told)

@@ -71,7 +71,7 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     violation: float = 0.0
     """The sum of its shortfalls from the constraints; 0 where it satisfies all."""
-    worth: float | None = None
+    scalarized: float | None = None
     """The value for optimizers where it is not the total: see `objectives.scalarize`."""
 
     @property
@@ -79,7 +79,7 @@ class Trial:
         """The number that optimizers maximise; -inf for a failed candidate."""
         if self.score is None:
             return -math.inf
-        return self.score.total if self.worth is None else self.worth
+        return self.score.total if self.scalarized is None else self.scalarized
 
     @property
     def rank(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Runs that search layer paths: their log, its replay, a stop and a resume, aims of size, and what is exported."""
+"""Runs that search layer paths: their log, its replay, a stop and a resume, sizes as objectives, and the export."""
 
 import json
 from pathlib import Path

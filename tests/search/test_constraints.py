@@ -42,14 +42,14 @@ def trial(place: int, sums: float, words: float, origin: str = "gaussian", **key
     return Trial(Candidate(place, int(origin == "gaussian"), origin, {}), score(sums, words, **keys))
 
 
-def aims(*constraints: str) -> Objective:
+def objective(*constraints: str) -> Objective:
     return Objective(TASKS, tuple(map(Constraint.parse, constraints)))
 
 
 def judged(of: Objective, *trials: Trial, further: Mapping[int, Score] | None = None) -> list[Trial]:
     known = {each.candidate.id: each for each in trials}
-    keeping = ConstraintChecker(of, known, further or {})
-    return [keeping.judged(each) for each in trials]
+    checker = ConstraintChecker(of, known, further or {})
+    return [checker.judged(each) for each in trials]
 
 
 PARENTS = (trial(0, 0.9, 0.2, "parent"), trial(1, 0.3, 0.8, "parent"), trial(2, 0.5, 0.6, "uniform"))
@@ -99,7 +99,7 @@ def test_one_constraint_needs_no_list() -> None:
 
 
 def test_a_parents_bound_is_the_best_parents_at_that_task() -> None:
-    of = aims(f"{SUMS} >= parent - 0.1", f"{WORDS} >= uniform")
+    of = objective(f"{SUMS} >= parent - 0.1", f"{WORDS} >= uniform")
     keeps, misses = judged(of, *PARENTS, trial(3, 0.8, 0.6), trial(4, 0.79, 0.6))[3:]
     assert (keeps.violation, keeps.reason) == (0.0, "")
     assert misses.violation == pytest.approx(0.01 / 0.8)
@@ -107,17 +107,19 @@ def test_a_parents_bound_is_the_best_parents_at_that_task() -> None:
 
 
 def test_where_less_is_to_be_kept_the_best_parent_is_the_lowest() -> None:
-    assert [each.violation for each in judged(aims(f"{SUMS} <= parent"), *PARENTS)] == pytest.approx([2.0, 0.0, 2 / 3])
+    assert [each.violation for each in judged(objective(f"{SUMS} <= parent"), *PARENTS)] == pytest.approx(
+        [2.0, 0.0, 2 / 3]
+    )
 
 
 def test_a_row_without_a_score_binds_nobody() -> None:
     failed = Trial(Candidate(0, 0, "parent", {}), None, "NaN")
-    found = judged(aims(f"{SUMS} >= parent"), failed, trial(1, 0.1, 0.1))
+    found = judged(objective(f"{SUMS} >= parent"), failed, trial(1, 0.1, 0.1))
     assert [(each.violation, each.reason) for each in found] == [(0.0, "NaN"), (0.0, "")]
 
 
 def test_who_keeps_the_constraints_ranks_first_and_who_misses_less_before_who_misses_more() -> None:
-    keeps, near, far = judged(aims(f"{SUMS} >= 0.5"), trial(0, 0.5, 0.1), trial(1, 0.4, 0.9), trial(2, 0.2, 1.0))
+    keeps, near, far = judged(objective(f"{SUMS} >= 0.5"), trial(0, 0.5, 0.1), trial(1, 0.4, 0.9), trial(2, 0.2, 1.0))
     failed = Trial(Candidate(3, 1, "gaussian", {}), None, "NaN")
     assert sorted([failed, far, near, keeps], key=lambda each: each.rank, reverse=True) == [keeps, near, far, failed]
 
@@ -125,12 +127,12 @@ def test_who_keeps_the_constraints_ranks_first_and_who_misses_less_before_who_mi
 def test_a_stopped_candidate_is_held_against_the_same_questions() -> None:
     parent = trial(0, 0.5, 0.5, "parent", items={SUMS: [1, 1, 0, 0], WORDS: [1, 0, 1, 0]})
     stopped = trial(1, 0.5, 0.5, count=2, items={SUMS: [1, 0], WORDS: [1, 0]})
-    _, found = judged(aims(f"{SUMS} >= parent"), parent, stopped)
+    _, found = judged(objective(f"{SUMS} >= parent"), parent, stopped)
     assert found.violation == pytest.approx(0.5)  # 1 of 2, where the parent has 2 of 2
 
 
 def test_finalists_are_judged_by_all_they_were_asked() -> None:
-    of, finalist = aims(f"{SUMS} >= parent"), trial(3, 0.95, 0.5)
+    of, finalist = objective(f"{SUMS} >= parent"), trial(3, 0.95, 0.5)
     further = {3: score(0.7, 0.5), 0: score(0.9, 0.1)}
     assert not judged(of, *PARENTS, finalist)[3].violation
     assert not judged(of, *PARENTS, finalist, further={3: further[3]})[3].violation  # not the parent's questions yet
@@ -138,7 +140,7 @@ def test_finalists_are_judged_by_all_they_were_asked() -> None:
 
 
 def test_what_optimizers_are_told_has_the_same_order_and_stays_near_the_scores() -> None:
-    random, of = np.random.default_rng(0), aims(f"{SUMS} >= 0.5")
+    random, of = np.random.default_rng(0), objective(f"{SUMS} >= 0.5")
     points = random.random((40, 2)).tolist()
     trials = judged(of, *(trial(place, float(a), float(b)) for place, (a, b) in enumerate(points)))
     told = scalarize(trials, trials, of, {})
@@ -152,7 +154,7 @@ def test_what_optimizers_are_told_has_the_same_order_and_stays_near_the_scores()
 
 
 def test_without_constraints_trials_are_told_as_they_are() -> None:
-    assert scalarize(PARENTS, PARENTS, aims(), {}) == [*PARENTS]
+    assert scalarize(PARENTS, PARENTS, objective(), {}) == [*PARENTS]
 
 
 # In a log
@@ -284,6 +286,6 @@ def test_a_run_keeps_to_its_constraints_and_can_be_recomputed(workspace: Workspa
 
 def test_a_log_without_constraints_reads_as_ever() -> None:
     state = RunState.fold(iter(made_logs.whole_run()))
-    assert state.aims.plain
+    assert state.objective.plain
     assert not state.front
     assert not state.heldout_kept

@@ -1,4 +1,4 @@
-"""Several aims at once: the Pareto front, what optimizers are told of it, and runs that end with one."""
+"""Several objectives at once: the Pareto front, what optimizers are told of it, and runs that end with one."""
 
 import json
 from collections.abc import Sequence
@@ -119,22 +119,22 @@ def two_ends(genes: Genes) -> Score:
     return score(1 - 4 * float(np.mean((point - 0.25) ** 2)), 4 * float(np.mean((point - 0.75) ** 2)), error=0.0)
 
 
-def searched(kind: str, aims: Objective, budget: int = 70) -> list[Trial]:
+def searched(kind: str, objective: Objective, budget: int = 70) -> list[Trial]:
     """A search as the loop does it."""
     optimizer = OPTIMIZERS[kind](Setup(SPACE, 0, budget, TASKS, "", Templates(), pareto=True))
     trials: list[Trial] = []
     new = [SPACE.parent(model) for model in SPACE.merged] + [SPACE.uniform()]
     for generation in range(budget):
-        weights, known = random_weights(aims, generation), [*trials]
+        weights, known = random_weights(objective, generation), [*trials]
         trials += [
             Trial(Candidate(len(known) + place, generation, kind, g), two_ends(g)) for place, g in enumerate(new)
         ]
-        optimizer.retell(scalarize(known, trials, aims, weights), weights)
-        optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
+        optimizer.retell(scalarize(known, trials, objective, weights), weights)
+        optimizer.tell(scalarize(trials[len(known) :], trials, objective, weights))
         if len(trials) >= budget:
             break
-        weights = random_weights(aims, generation + 1)
-        optimizer.retell(scalarize(trials, trials, aims, weights), weights)
+        weights = random_weights(objective, generation + 1)
+        optimizer.retell(scalarize(trials, trials, objective, weights), weights)
         asking = optimizer.ask(min(6, budget - len(trials)))
         try:
             next(asking)
@@ -165,17 +165,17 @@ def test_an_optimizer_finds_more_of_the_front_than_chance(kind: str) -> None:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_takes_constraints_and_several_aims(kind: str, pareto: bool) -> None:
     setup = Setup(SPACE, 0, 40, TASKS, "chat", Templates(), pareto=pareto, constraints=("sums >= 0.5",))
-    aims = PARETO if pareto else Objective(TASKS)
+    objective = PARETO if pareto else Objective(TASKS)
     optimizer, states, trials = OPTIMIZERS[kind](setup), list[str](), list[Trial]()
     new = [SPACE.parent(model) for model in SPACE.merged] + [SPACE.uniform()]
     for generation in range(3):
-        weights, known = random_weights(aims, generation), [*trials]
+        weights, known = random_weights(objective, generation), [*trials]
         for genes in new:
             found = two_ends(genes)
             short = max(0.0, 0.5 - found.tasks["sums"]["acc,none"])
             trials.append(Trial(Candidate(len(trials), generation, kind, genes), found, violation=short))
-        optimizer.retell(scalarize(known, trials, aims, weights), weights)
-        optimizer.tell(scalarize(trials[len(known) :], trials, aims, weights))
+        optimizer.retell(scalarize(known, trials, objective, weights), weights)
+        optimizer.tell(scalarize(trials[len(known) :], trials, objective, weights))
         new = [suggestion.genes for suggestion in answered(optimizer.ask(4), lambda _: Reading())]
         assert all(SPACE.contains(genes) for genes in new)
         states.append(optimizer.state())
@@ -211,7 +211,7 @@ def test_the_llm_is_told_what_counts_now_and_what_is_to_be_kept() -> None:
 # In a run
 
 
-def test_a_run_with_two_aims_ends_with_a_front_and_any_of_it_can_be_had(workspace: Workspace) -> None:
+def test_a_run_with_two_objectives_ends_with_a_front_and_any_of_it_can_be_had(workspace: Workspace) -> None:
     write_task(workspace.root, "words", 5, size=20)
     write_task(workspace.root, "letters", 0, size=20)
     search = {"optimizer": "nsga2", "budget": 14, "seed": 2, "objective": "pareto"}

@@ -105,7 +105,7 @@ def test_with_several_objectives_the_values_of_earlier_trials_change(make: Make)
     rows = start_rows(over)
     optimizer.retell([], {"sums": 1.0})
     optimizer.tell(rows)
-    optimizer.retell([replace(row, worth=1 - row.value) for row in rows], {"sums": 1.0})
+    optimizer.retell([replace(row, scalarized=1 - row.value) for row in rows], {"sums": 1.0})
     assert asked(optimizer, 2)
 
 

@@ -123,8 +123,8 @@ def test_choices_are_features_of_their_own_and_what_a_method_lacks_makes_no_diff
     assert (rows[1] == rows[2]).all()
     assert (rows[0] != rows[3]).any()
     assert UNUSED in rows[1]
-    assert features.essence(linear) == features.essence({**linear, density: 0.3})
-    assert features.essence(genes) != features.essence(linear)
+    assert features.model_key(linear) == features.model_key({**linear, density: 0.3})
+    assert features.model_key(genes) != features.model_key(linear)
 
 
 # The distribution

@@ -228,7 +228,7 @@ def _conditions(state: RunState, config: Config) -> dict[str, Any]:
         "genes": {gene["name"]: gene for gene in started.genes},
         "merge settings": config.genome.model_dump(mode="json", exclude={"models", "base_model", "tokenizer_source"}),
         "tasks": [task.model_dump() for task in config.tasks],
-        "aims": [config.search.objective, *config.constraints],
+        "objective and constraints": [config.search.objective, *config.constraints],
         "held-out tasks": [task.model_dump() for task in config.heldout_tasks],
         "number of questions": [started.items, started.heldout_items],
         "questions": started.questions,

@@ -46,9 +46,9 @@ def places(subject: Subject) -> list[Place]:
 
 def _values(subject: Subject, trial: Trial) -> list[tuple[float, float]]:
     """NaN where a score lacks a task."""
-    aims, metrics = subject.state.aims, trial.score.tasks if trial.score else {}
-    values = [aims.value(metrics, name) for name in aims.objectives]
-    errors = [aims.error(metrics, name) for name in aims.objectives]
+    objective, metrics = subject.state.objective, trial.score.tasks if trial.score else {}
+    values = [objective.value(metrics, name) for name in objective.objectives]
+    errors = [objective.error(metrics, name) for name in objective.objectives]
     return [(math.nan if value is None else value, error) for value, error in zip(values, errors, strict=True)]
 
 
@@ -70,18 +70,18 @@ def covered(subject: Subject) -> Covered | None:
     state = subject.state
     start = [trial for trial in state.asked_all if trial.candidate.generation == 0]
 
-    def heights(trials: Sequence[Trial]) -> NDArray[np.float64]:
-        found = [state.aims.heights(trial.score.tasks) for trial in trials if trial.score]
-        return np.array([each for each in found if each is not None]).reshape(-1, len(state.aims.objectives))
+    def maximized(trials: Sequence[Trial]) -> NDArray[np.float64]:
+        found = [state.objective.maximized(trial.score.tasks) for trial in trials if trial.score]
+        return np.array([each for each in found if each is not None]).reshape(-1, len(state.objective.objectives))
 
     if not state.front or state.unmet:
         return None
-    rows = heights(start)
+    rows = maximized(start)
     if not len(rows) or not (spread := np.ptp(rows, axis=0)).all():
         return None
     low = rows.min(axis=0)
-    kept = (heights([trial for trial in start if not trial.violation]) - low) / spread
-    found = (heights(state.front) - low) / spread
+    kept = (maximized([trial for trial in start if not trial.violation]) - low) / spread
+    found = (maximized(state.front) - low) / spread
     return Covered(hypervolume(kept), hypervolume(np.vstack([kept, found])))
 
 
@@ -108,7 +108,7 @@ def front(subject: Subject) -> Plot | None:
     found = places(subject)
     if not found:
         return None
-    return _two(subject, found) if len(subject.state.aims.objectives) == 2 else _many(subject, found)
+    return _two(subject, found) if len(subject.state.objective.objectives) == 2 else _many(subject, found)
 
 
 def _two(subject: Subject, found: Sequence[Place]) -> Plot:
@@ -144,7 +144,7 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
     """Draw parallel coordinates: every task from the worst to the best of the front, so that scales do not matter."""
     figure = go.Figure()
     values = np.array([[value for value, _ in place.values] for place in found])
-    values *= [*subject.state.aims.objectives.values()]
+    values *= [*subject.state.objective.objectives.values()]
     low, spread = values.min(axis=0), np.ptp(values, axis=0)
     shares = np.where(spread > 0, (values - low) / np.where(spread > 0, spread, 1.0), 0.5)
     for number, place in enumerate(found):
@@ -163,4 +163,4 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
 
 def _names(subject: Subject) -> list[str]:
     """The shown names of the objectives."""
-    return [escaped(name) for name in (*subject.tasks.values(), *subject.state.aims.sizes)]
+    return [escaped(name) for name in (*subject.tasks.values(), *subject.state.objective.sizes)]

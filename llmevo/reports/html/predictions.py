@@ -29,7 +29,7 @@ def predictions(subject: Subject) -> list[Prediction]:
     """All of them, in the order of the candidates; those of failures are left out. None where every task is an aim of
     its own: what was predicted is the score under one generation's emphasis.
     """
-    if subject.state.aims.pareto:
+    if subject.state.objective.pareto:
         return []
     told = {**_logged(subject), **_replied(subject)}
     return [

@@ -126,7 +126,7 @@ def _facts(state: RunState, config: Config, since: Callable[[], float]) -> Rende
     given, most = votes(state, config)
     if most:
         facts.append(f"{given} of at most {plural(most, 'vote')}")
-    if state.aims.pareto:
+    if state.objective.pareto:
         facts.append(f"front of {len(state.front)}")
     waiting = [of for number, of in state.candidates.items() if number not in state.trials]
     if state.finished or state.heldout:
@@ -236,17 +236,17 @@ def served(state: RunState) -> RenderableType:
 
 def front(state: RunState, width: int | None = None) -> RenderableType:
     """Return the Pareto front as a table."""
-    aims, best = state.aims, state.best
+    objective, best = state.objective, state.best
     shown = state.front
-    table, tasks = _table([_called(trial) for trial in shown], [*aims.tasks], width, SCORE)
+    table, tasks = _table([_called(trial) for trial in shown], [*objective.tasks], width, SCORE)
     for trial in shown:
         if trial.score:
             metrics = trial.score.tasks
-            values = [with_error(aims.value(metrics, task), aims.error(metrics, task)) for task in tasks]
+            values = [with_error(objective.value(metrics, task), objective.error(metrics, task)) for task in tasks]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
             table.add_row(Text(_called(trial)), str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one task and worse at no other", style="italic")
-    return Group(title, _with_rest(table, 0, len(aims.tasks) - len(tasks)))
+    return Group(title, _with_rest(table, 0, len(objective.tasks) - len(tasks)))
 
 
 def _strongest(rows: Sequence[Row], room: int | None, rank: Callable[[Row], Any]) -> list[Row]:

@@ -15,7 +15,7 @@ from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
 from llmevo.run.log.fleet import Fleet
-from llmevo.search.objectives.constraints import ConstraintChecker, Held, held, paired
+from llmevo.search.objectives.constraints import ConstraintChecker, HeldoutConstraint, check_heldout, paired
 from llmevo.search.objectives.objective import COUNT, Objective, front
 from llmevo.search.trial import Candidate, Trial
 
@@ -65,7 +65,7 @@ class RunState:
     searched: dict[int, Trial] = field(default_factory=dict[int, Trial])
     """Each candidate as the search scored it, which is what counts in the budget: a finalist that racing had stopped is
     asked the remaining questions later."""
-    aims: Objective = field(default_factory=Objective)
+    objective: Objective = field(default_factory=Objective)
     """The objective of the run's config."""
 
     @classmethod
@@ -105,7 +105,7 @@ class RunState:
         match event:
             case events.RunStarted():
                 self.started = event
-                self.aims = _aims_of(event)
+                self.objective = _objective_of(event)
             case events.Resumed():
                 self._resume(event)
             case events.Prompted():
@@ -168,7 +168,7 @@ class RunState:
     def _sized(self, event: events.Evaluated) -> Score:
         """The score, with the candidate's sizes among its tasks where an aim is one of them."""
         score = event.read()
-        if not self.aims.counts_sizes or self.started is None:
+        if not self.objective.counts_sizes or self.started is None:
             return score
         slices: Any = self.recipes[event.candidate].get("slices")
         ranges = [of["sources"][0]["layer_range"] for of in slices or [{"sources": [{"layer_range": [0, 0]}]}]]
@@ -195,19 +195,19 @@ class RunState:
         return self.candidates[number]
 
     @property
-    def keeping(self) -> ConstraintChecker:
+    def constraint_checker(self) -> ConstraintChecker:
         return ConstraintChecker(
-            self.aims, self.trials, {number: event.read() for number, event in self.selected.items()}
+            self.objective, self.trials, {number: event.read() for number, event in self.selected.items()}
         )
 
     def _judge(self, candidate: Candidate | None = None) -> None:
         """Check a candidate, or all of them, against the constraints, once the start rows give the bounds."""
         begun = len(self.trials) == len(self.candidates) or any(c.generation for c in self.candidates.values())
-        if not self.aims.constraints or not begun:
+        if not self.objective.constraints or not begun:
             return
-        keeping, single = self.keeping, candidate is not None and candidate.generation
+        checker, single = self.constraint_checker, candidate is not None and candidate.generation
         for number in [candidate.id] if candidate and single else [*self.trials]:
-            self.trials[number] = keeping.judged(self.trials[number])
+            self.trials[number] = checker.judged(self.trials[number])
 
     def _resume(self, event: events.Resumed) -> None:
         """A finished run that is resumed is unfinished; held-out rows of other questions or models are dropped."""
@@ -238,15 +238,15 @@ class RunState:
         return parse_logged(self.started.config, ORIGIN).heldout_tasks if self.started else []
 
     @property
-    def heldout_kept(self) -> list[Held]:
+    def heldout_kept(self) -> list[HeldoutConstraint]:
         """Each constraint, checked for the best on the held-out questions; empty without these."""
-        best, tasks = self.heldout.get("best"), self.heldout_tasks if self.aims.constraints else []
+        best, tasks = self.heldout.get("best"), self.heldout_tasks if self.objective.constraints else []
         if best is None or not tasks:
             return []
         metrics = {task.name: task.metric for task in tasks}
-        pairs = {task: (other, metrics[other]) for task, other in paired([*self.aims.tasks], [*metrics]).items()}
+        pairs = {task: (other, metrics[other]) for task, other in paired([*self.objective.tasks], [*metrics]).items()}
         rows = {row.candidate: row.read() for row in self.heldout.values() if row.candidate is not None}
-        return held(self.keeping, pairs, rows, best.read())
+        return check_heldout(self.constraint_checker, pairs, rows, best.read())
 
     @property
     def unmet(self) -> str:
@@ -257,7 +257,7 @@ class RunState:
     @property
     def front(self) -> list[Trial]:
         """The Pareto front of the fully evaluated trials, the highest score first; empty for a sum objective."""
-        return front(self.asked_all, self.aims) if self.aims.pareto else []
+        return front(self.asked_all, self.objective) if self.objective.pareto else []
 
     @property
     def best(self) -> Trial | None:
@@ -307,7 +307,7 @@ class RunState:
     @property
     def leader(self) -> Trial | None:
         """The trial with the highest score on the search questions."""
-        if self.rules > 1 or self.aims.constraints:  # a stopped trial is not known to satisfy them
+        if self.rules > 1 or self.objective.constraints:  # a stopped trial is not known to satisfy them
             return next(iter(self.asked_all), None)
         scored = [trial for trial in self.trials.values() if trial.score]
         return max(scored, key=lambda trial: trial.value, default=None)
@@ -329,13 +329,13 @@ class RunState:
         return max(trials, key=lambda trial: trial.rank, default=None)
 
 
-def _aims_of(started: events.RunStarted) -> Objective:
+def _objective_of(started: events.RunStarted) -> Objective:
     """Return the objective; for most logs without reading the whole config, which takes long."""
     search = started.config.get("search") or {}
     if not started.config.get("constraints") and search.get("objective", "sum") == "sum":
         return Objective()
     try:
-        return parse_logged(started.config, ORIGIN).aims
+        return parse_logged(started.config, ORIGIN).objective
     except ConfigError:  # of another version: readers that need the config report it
         return Objective()
 

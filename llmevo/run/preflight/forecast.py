@@ -226,8 +226,8 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         trials = [Trial(candidate, Score(0.0, 0.0, zeros, 0)) for candidate in told]
         optimizer.tell(trials)
         known += trials
-        if experiment.config.aims.pareto:
-            optimizer.retell(known, random_weights(experiment.config.aims, generation))
+        if experiment.config.objective.pareto:
+            optimizer.retell(known, random_weights(experiment.config.objective, generation))
         asking = optimizer.ask(min(experiment.evaluations - count, population(experiment)))
         try:
             return FirstPrompt(next(asking), generation)

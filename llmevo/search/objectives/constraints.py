@@ -13,9 +13,9 @@ from llmevo.search.trial import Trial
 class ConstraintChecker:
     """The constraints with all trials; a bound that names a start row is that row's value on the same questions."""
 
-    aims: Objective
+    objective: Objective
     trials: Mapping[int, Trial]
-    further: Mapping[int, Score]
+    selection: Mapping[int, Score]
     """The finalists' scores on the selection questions."""
 
     def judged(self, trial: Trial) -> Trial:
@@ -27,7 +27,7 @@ class ConstraintChecker:
         if trial.score is None:
             return trial
         violation, missed = 0.0, list[str]()
-        for constraint in self.aims.constraints:
+        for constraint in self.objective.constraints:
             value, bound = self._compared(constraint, trial, trial.score)
             short = 0.0 if value is None or bound is None else constraint.shortfall(value, bound)
             if short:
@@ -42,7 +42,7 @@ class ConstraintChecker:
             number: value
             for number, trial in self.trials.items()
             if trial.candidate.origin == constraint.row and trial.score
-            if (value := self.aims.value(trial.score.tasks, constraint.task)) is not None
+            if (value := self.objective.value(trial.score.tasks, constraint.task)) is not None
         }
         if not rows:
             return None
@@ -52,27 +52,27 @@ class ConstraintChecker:
     def _compared(self, constraint: Constraint, trial: Trial, score: Score) -> tuple[float | None, float | None]:
         """A trial's value and its bound on the same questions."""
         task, number = constraint.task, trial.candidate.id
-        value = self.aims.value(score.tasks, task)
+        value = self.objective.value(score.tasks, task)
         if not constraint.row:
             return self._pooled(number, task, value), constraint.offset
         row = self.row(constraint)
         if row is None or row.score is None:
             return value, None
-        reference = self.aims.value(row.score.tasks, task)
+        reference = self.objective.value(row.score.tasks, task)
         asked, all_asked = score.item_scores.get(task, ()), row.score.item_scores.get(task, ())
         if 0 < len(asked) < len(all_asked):  # it was stopped
             reference = sum(all_asked[: len(asked)]) / len(asked)
-        elif number in self.further and row.candidate.id in self.further:
+        elif number in self.selection and row.candidate.id in self.selection:
             value = self._pooled(number, task, value)
             reference = self._pooled(row.candidate.id, task, reference)
         return value, None if reference is None else reference + constraint.offset
 
     def _pooled(self, number: int, task: str, value: float | None) -> float | None:
         """The metric on search and selection questions together, as far as there are both."""
-        if number not in self.further or value is None:
+        if number not in self.selection or value is None:
             return value
-        first, second = self.trials[number].score, self.further[number]
-        other = self.aims.value(second.tasks, task)
+        first, second = self.trials[number].score, self.selection[number]
+        other = self.objective.value(second.tasks, task)
         if first is None or other is None:
             return value
         one, two = (len(score.item_scores.get(task, ())) for score in (first, second))
@@ -82,7 +82,7 @@ class ConstraintChecker:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldoutConstraint:
     """One constraint, checked for the best on the held-out questions of its task."""
 
     constraint: str
@@ -100,28 +100,28 @@ class Held:
         return f"{self.constraint} {verdict} on held-out questions: {self.value:.3f} against {self.bound:.3f}"
 
 
-def held(
-    keeping: ConstraintChecker, tasks: Mapping[str, tuple[str, str]], rows: Mapping[int, Score], best: Score
-) -> list[Held]:
+def check_heldout(
+    checker: ConstraintChecker, tasks: Mapping[str, tuple[str, str]], rows: Mapping[int, Score], best: Score
+) -> list[HeldoutConstraint]:
     """Return each constraint, checked for the best's held-out score.
 
     `tasks` is {search task: (held-out task, its metric)}, `rows` the held-out scores by candidate: a bound is the
     held-out score of the start row that it has in the search.
     """
-    found: list[Held] = []
-    for constraint in keeping.aims.constraints:
-        if keeping.aims.is_size(constraint.task):  # the same for all questions
+    found: list[HeldoutConstraint] = []
+    for constraint in checker.objective.constraints:
+        if checker.objective.is_size(constraint.task):  # the same for all questions
             continue
         name, metric = tasks.get(constraint.task, ("", ""))
-        row = keeping.row(constraint) if constraint.row else None
+        row = checker.row(constraint) if constraint.row else None
         reference = rows.get(row.candidate.id) if row else None
         own = best.tasks.get(name, {}).get(metric)
         base = reference.tasks.get(name, {}).get(metric) if reference else None if constraint.row else 0.0
         if own is None or base is None:
-            found.append(Held(constraint.text, name))
+            found.append(HeldoutConstraint(constraint.text, name))
             continue
         bound = base + constraint.offset
-        found.append(Held(constraint.text, name, own, bound, not constraint.shortfall(own, bound)))
+        found.append(HeldoutConstraint(constraint.text, name, own, bound, not constraint.shortfall(own, bound)))
     return found
 
 

@@ -18,7 +18,7 @@ WHOLE = re.compile(r"(.+?)\s*(>=|<=|>|<|==?|≥|≤)\s*(.+)")
 BOUND = re.compile(r"([a-z_]+)?\s*([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)?", re.IGNORECASE)
 FORM = "write `task >= 0.4`, `task >= parent - 0.01` or `task <= uniform`"
 SIZES = ("layers", "parameters", "time")
-"""Aims beside the tasks, for layer paths: what a candidate has of them is known before it is scored."""
+"""Objectives beside the tasks, for layer paths: what a candidate has of them is known before it is scored."""
 COUNT = "count"  # the metric of a size
 ROUNDING = 1e-9  # means of equal answers may differ by so much
 
@@ -122,8 +122,8 @@ class Objective:
         metric, _, filter_ = self.tasks[task][1].partition(",")
         return tasks.get(task, {}).get(f"{metric}_stderr,{filter_}", 0.0)
 
-    def heights(self, tasks: Metrics) -> tuple[float, ...] | None:
-        """Return all counted metrics, with signs so that higher is better; None where the score lacks one."""
+    def maximized(self, tasks: Metrics) -> tuple[float, ...] | None:
+        """Return the value of every objective, signed so that higher is better; None where the score lacks one."""
         values = [self.value(tasks, name) for name in self.objectives]
         if any(value is None for value in values):
             return None
@@ -131,22 +131,22 @@ class Objective:
         return tuple(sign * value for sign, value in signed if value is not None)
 
 
-def front(trials: Sequence[Trial], aims: Objective) -> list[Trial]:
+def front(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
     """Return the trials that no other dominates, in the order given; all have scores on the same questions.
 
     Feasible trials dominate infeasible ones (Deb et al. 2002, https://doi.org/10.1109/4235.996017, section VI); without
     a feasible one the front is the trial with the least violation. Standard errors do not count.
     """
-    keeping = [trial for trial in trials if trial.score and not trial.violation]
-    if not keeping:
+    feasible = [trial for trial in trials if trial.score and not trial.violation]
+    if not feasible:
         scored = [trial for trial in trials if trial.score]
         return [min(scored, key=lambda trial: trial.violation)] if scored else []
     placed = [
-        (trial, heights)
-        for trial in keeping
-        if trial.score and (heights := aims.heights(trial.score.tasks)) is not None
+        (trial, maximized)
+        for trial in feasible
+        if trial.score and (maximized := objective.maximized(trial.score.tasks)) is not None
     ]
     if not placed:
         return []
-    points = np.array([heights for _, heights in placed])
+    points = np.array([maximized for _, maximized in placed])
     return [trial for trial, own in placed if not ((points >= own).all(axis=1) & (points > own).any(axis=1)).any()]

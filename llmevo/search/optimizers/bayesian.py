@@ -111,7 +111,7 @@ class BayesianOptimization(Recorded):
     def tell(self, trials: Sequence[Trial]) -> None:
         self._history.told(trials)
         self._trials += trials
-        self._known |= {self._features.essence(trial.candidate.genes) for trial in trials}
+        self._known |= {self._features.model_key(trial.candidate.genes) for trial in trials}
 
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
         self._history.told(trials)
@@ -203,5 +203,7 @@ class BayesianOptimization(Recorded):
 
     def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
         """True if neither a trial nor one of the others makes the same model."""
-        essence = self._features.essence(genes)
-        return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)
+        model_key = self._features.model_key(genes)
+        return model_key not in self._known and all(
+            model_key != self._features.model_key(other.genes) for other in others
+        )

@@ -43,7 +43,7 @@ class Features:
             self._used[chosen] = self._space.active(genes)
         return self._used[chosen]
 
-    def essence(self, genes: Genes) -> tuple[float, ...]:
+    def model_key(self, genes: Genes) -> tuple[float, ...]:
         """Return a key that is equal for candidates that make the same model."""
         values = np.array([genes[gene.name] for gene in self._space.genes])
         return tuple(np.where(self.used(genes), values, UNUSED).tolist())

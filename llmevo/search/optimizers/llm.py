@@ -52,7 +52,7 @@ class LlmLedSearch(BayesianOptimization):
         left = (self._setup.budget - len(rows)) // LEFT
         if self._setup.style != "chat" or left < 1:
             return []
-        self._known |= {self._features.essence(row.genes) for row in rows if self._space.contains(row.genes)}
+        self._known |= {self._features.model_key(row.genes) for row in rows if self._space.contains(row.genes)}
         return (yield from self._ask_llm(min(FIRST, left), (), rows))
 
     def ask(self, size: int) -> Asking:

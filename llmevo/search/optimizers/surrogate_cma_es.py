@@ -142,7 +142,7 @@ class SurrogateCmaEs(Recorded):
         for trial in trials:
             self._trials.append(trial)
             self._points.append(self._space.to_unit(trial.candidate.genes))
-            self._known.add(self._features.essence(trial.candidate.genes))
+            self._known.add(self._features.model_key(trial.candidate.genes))
         if self._begun:  # the start rows are samples of no distribution
             self._learn([trial for trial in trials if trial.score and self._may_lead(trial)])
         self._begun = True
@@ -304,8 +304,10 @@ class SurrogateCmaEs(Recorded):
 
     def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
         """True if neither a trial nor one of the others makes the same model."""
-        essence = self._features.essence(genes)
-        return essence not in self._known and all(essence != self._features.essence(other.genes) for other in others)
+        model_key = self._features.model_key(genes)
+        return model_key not in self._known and all(
+            model_key != self._features.model_key(other.genes) for other in others
+        )
 
     def _apart(self, point: Array, others: Sequence[Array], least: float = APART) -> bool:
         """True if a point is so many standard deviations a gene from others, in the root mean square."""
