@@ -96,8 +96,7 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        rows = start_rows(self.space)
-        self._queue = [*rows, *answered(self._optimizer.ask_start(rows), self._answer)]
+        self._queue = start_rows(self.space)
 
     def ask(self, size: int) -> list[Candidate]:
         """Return the next candidates, at most `size`; none when the budget is spent.

@@ -330,6 +330,16 @@ def test_tasks_that_ask_the_same_questions_show_them_once() -> None:
     assert "- dates_task: 0.3 × exact_match,number; 20 questions, those of sums_task\n" in text
 
 
+def test_it_is_told_while_every_recipe_has_one_weight_for_all_models() -> None:
+    caveat = "All models weigh the same in each of these recipes."
+    assert caveat in messages(question(ALPHA, BETA, WORSE))
+    assert caveat not in messages(question(ALPHA, BETA, WORSE, BEST))
+    assert caveat not in messages(question(ALPHA, BETA))
+    alone = space(models=1)
+    row = trial(0, dict.fromkeys([gene.name for gene in alone.genes], 0.5), score(sums=first(9)), "uniform")
+    assert caveat not in messages(question(row, over=alone))
+
+
 # What it said before
 
 
@@ -339,9 +349,7 @@ def test_every_proposal_is_told_with_its_fate_and_every_hypothesis_with_its_verd
     assert "- [90 10] [20 30] (learn) 0.400, not scored: no slot left (alpha helps sums)\n" in text
     assert re.search(r"- supported: alpha drives sums \(sums_task: #2 over #3 by \+50±1\d\)\n", text)
     assert re.search(r"- refuted: less is more of alpha \(score: #3 over #2 by -0\.250±0\.\d+\)\n", text)
-    assert (
-        "by the scores they now have the influence 0.37 of 1\n- beta.weight row 2: higher, confidence 0.8 (beta" in text
-    )
+    assert "\nBeliefs\n- beta.weight row 2: higher, confidence 0.8 (beta" in text
     assert "Analysis: Late beta drives dates.\n" in text
     assert (
         "Your last 1 prediction of scores: on average 0.200 too high; of tasks (predicted - actual): sums_task +10.\n"

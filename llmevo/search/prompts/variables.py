@@ -285,7 +285,6 @@ class Variables:
                 for p, g in by_parameter.items()
             ],
             "single": question.is_one_metric,
-            "start": self._start(),
             "meanings": meanings(space, names) if detail.meanings else {},
             "sums": sums(space, names),
             "sums_to_merge": any(map(space.genome.sums_to_merge, filter(space.genome.scales, space.genome.methods))),
@@ -353,9 +352,10 @@ class Variables:
         return [f"{shown[one]} with {shown[other]}" for one, other in pairs]
 
     def _earlier_versions(self) -> dict[str, Any]:
-        """Variables that only templates of versions before 0.3 use: runs resume with the templates in their log."""
+        """Variables that only templates in earlier logs use: a run resumes with those of its log."""
         return {
             "tasks": [(self._names.tasks[task], *self._question.tasks[task]) for task in self._tasks],
+            "start": self._start(),
             "rows": [self._trial(trial, REASON) for trial in self._shown()],
             "effects": self._effects(),
             "target": target(self._question),
@@ -390,9 +390,16 @@ class Variables:
             "gaps": self._gaps(),
             "task_effects": self._task_effects(),
             "left": left,
+            "alike": self._alike(),
             "last": 0 < left <= slots,
             "ending": slots < left <= (ENDING + 1) * slots,
         }
+
+    def _alike(self) -> bool:
+        """Whether every scored recipe but the models alone has one weight for all models."""
+        weights = [gene.name for gene in self._table.numbers if gene.parameter == "weight" and gene.model]
+        mixed = [trial.candidate.genes for trial in self._facts.ranked if trial.candidate.origin != "parent"]
+        return len(weights) > 1 and bool(mixed) and all(len({genes[name] for name in weights}) == 1 for genes in mixed)
 
     def _memory(self) -> dict[str, Any]:
         """What the LLM said before, and what came of it."""
@@ -414,7 +421,8 @@ class Variables:
         question, detail = self._question, self._detail
         factor, metric = question.tasks[task]
         chance, texts = question.chances.get(task), question.texts.get(task, ())
-        count = detail.samples if not question.scored else min(1, detail.samples)
+        is_first = not question.scored or (question.generation == 1 and not question.proposed)
+        count = detail.samples if is_first else min(1, detail.samples)
         shown = not question.mask_names
         same = next((other for other in self._tasks if texts and question.texts.get(other) == texts), task)
         # Questions of a file are often sorted: they are taken from all over it.
