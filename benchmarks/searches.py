@@ -15,8 +15,7 @@ changed since; then the new line counts, and the old one is removed at the end o
 (`llmevo/search/optimizers`) or of `RIVALS` (`rivals.py`); `llm:POLICY` has a simulated LLM
 (`llmevo/search/simulated_llm.py`), and `llm@URL` asks a server, with `--masked` without names (`llm@NAME+masked`), with
 `--short` in the short form for small models (`llm@NAME+short`).
-`llm@NAME+first` is an LLM that was asked before anything was scored, as runs with `rules` 3 and 4 do, and `+once` has
-a recorded LLM's first answer, its recipes and beliefs, and no further one; both are repeated from recorded replies.
+`llm@NAME+once` has what a recorded LLM answered before any score, its recipes and beliefs, and no further answer.
 `llm-off+model_stock` has Model Stock's weights as a prior (`search.prior`).
 
 The rules are those of a run: the same start rows for every optimizer, generations of the config's default size, one
@@ -237,16 +236,14 @@ class RecordedReplies:
     style = "chat"
 
     def __init__(self, model: str, lines: Iterable[Mapping[str, Any]], once: bool = False) -> None:
-        """With `once` only the first prompt is answered."""
+        """With `once` only the prompt before any score is answered."""
         self.model, self._lines, self._once = model, deque(lines), once
-        self.first: int = self._lines[0]["generation"]
-        """The generation of the first prompt: 0 if that came before anything was scored."""
 
     def check(self) -> None:
         """Do nothing: the file is read already."""
 
     def answer(self, request: Any) -> Reply:
-        if self._once and request.generation != self.first:
+        if self._once and request.generation:
             raise ProposerError("only the first prompt is answered")
         line = self._lines.popleft() if self._lines else None
         if line is None or line["generation"] != request.generation:
@@ -427,8 +424,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     generation, watch, rows = 0, Stopwatch(), start_rows(space)
     with watch:
         optimizer = maker(plan.optimizer)(setup)
-        if isinstance(client, RecordedReplies) and not client.first:
-            rows += answerer.suggestions(optimizer.ask_start(rows))
+        rows += answerer.suggestions(optimizer.ask_start(rows))
     proposed = rows[:budget]
     while proposed:
         points = np.array([space.to_unit(suggestion.genes) for suggestion in proposed])

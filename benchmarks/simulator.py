@@ -51,7 +51,7 @@ from llmevo.llm.templates import Templates
 from llmevo.run.scorer import Scorer
 from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS
-from llmevo.search.optimizers.base import Setup
+from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
@@ -312,12 +312,12 @@ def simulated(
     whole: list[float] = []  # what full evaluation would have said
     asked = 0
     truths: list[float] = []
-    answered: list[Mapping[str, Point]] = []
+    given: list[Mapping[str, Point]] = []
 
     def evaluated(point: Point) -> Score:
         nonlocal asked
         answers = {t: simulator.answers(t, point[None], d, seed)[0] for t, d in difficulties.items()}
-        answered.append(answers)
+        given.append(answers)
         whole.append(sum(w * float(answers[t].mean()) for t, w in weights.items()))
         truths.append(float(simulator.truth(point[None])[0]))
         score = raced(answers, [t.score for t in trials if t.score], weights, rules)
@@ -374,7 +374,7 @@ def simulated(
         lost=lost,
         curve=tuple(curve),
         alike=truths[alike.candidate.id],
-        answers=tuple(answered),
+        answers=tuple(given),
         picked=picked.candidate.id,
     )
 

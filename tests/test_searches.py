@@ -215,22 +215,6 @@ def test_a_recorded_search_is_repeated_from_its_replies(searches: Any, tmp_path:
         run(searches, tmp_path / "three.jsonl", "llm:recombiner", "--recorded", str(transcript))
 
 
-def test_an_llm_that_was_asked_before_anything_was_scored_is_asked_then_again(searches: Any, tmp_path: Path) -> None:
-    transcript, again = tmp_path / "replies.jsonl", tmp_path / "again.jsonl"
-    run(searches, tmp_path / "one.jsonl", "llm:recombiner", "--transcript", str(transcript), "--seeds", "1")
-    said = [json.loads(text) for text in transcript.read_text().splitlines()]
-    assert said[0]["generation"] == 1
-    assert "No recipe is scored yet" not in said[0]["messages"][1]["content"]
-    first = {**said[0], "generation": 0, "reply": '{"proposals": [{"genome": [[30, 80]]}]}'}
-    transcript.write_text("".join(json.dumps(each) + "\n" for each in [first, *said]))
-    words = ("--recorded", str(transcript), "--transcript", str(again), "--seeds", "1")
-    run(searches, tmp_path / "two.jsonl", "llm:recombiner+once", *words)
-    asked = [json.loads(text) for text in again.read_text().splitlines()]
-    assert [line["generation"] for line in asked][:2] == [0, 1]
-    assert "No recipe is scored yet" in asked[0]["messages"][1]["content"]
-    assert [line["reply"] for line in asked] == [first["reply"], *[None] * (len(asked) - 1)]
-
-
 def test_a_server_is_asked_and_its_model_stands_for_it_in_the_results(searches: Any, tmp_path: Path) -> None:
     transcript = tmp_path / "replies.jsonl"
     with serving(chat("no recipe")) as server:
@@ -256,13 +240,35 @@ def test_the_proposals_of_a_small_model_are_asked_for_in_the_short_form_and_have
     (generation, truth), *more = line["proposed"]
     space = searches.surfaces["bowl"].space
     point = space.to_unit({"one/all/weight": 0.3, "two/all/weight": 0.8})
-    assert (generation, truth) == (1, round(float(searches.surfaces["bowl"].truth(point[None])[0]), 5))
+    assert (generation, truth) == (0, round(float(searches.surfaces["bowl"].truth(point[None])[0]), 5))
     assert not more
     capsys.readouterr()
     searches.main(["proposals", str(out)])
     rows = capsys.readouterr().out.splitlines()
-    assert rows[2:3] == [f"| `bowl` | llm@small+short |  | {truth:.3f} | 1 | 1 |"]
+    assert rows[2:3] == [f"| `bowl` | llm@small+short | {truth:.3f} |  | 1 | 1 |"]
     assert rows[3].startswith("| `bowl` | none: any recipe | 0.")
+
+
+def test_candidates_that_an_optimizer_wants_among_the_start_rows_are_scored_with_them(
+    searches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers = importlib.import_module("llmevo.search.optimizers")
+    kind: Any = optimizers.OPTIMIZERS["random"]
+    told: list[int] = []
+
+    class Eager(kind):
+        def ask_start(self, rows: Sequence[Any]) -> Any:
+            genes = dict.fromkeys(rows[0].genes, 0.25)
+            return [type(rows[0])(genes, "eager")]
+            yield
+
+        def tell(self, trials: Sequence[Any]) -> None:
+            told.append(len(trials))
+
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "eager", Eager)
+    run(searches, tmp_path / "s.jsonl", "eager", "--seeds", "1")
+    assert told[0] == len(searches.start_rows(searches.surfaces["bowl"].space)) + 1
+    assert sum(told) == 15
 
 
 def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,9 +82,9 @@ def check_start_rows(state: RunState) -> None:
 
 
 def start(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> list[Suggestion]:
-    """Return the start rows: the experiment's and, in logs with `rules` 3 and 4, the LLM's."""
+    """Return the start rows: the experiment's and, before anything is scored, the LLM's."""
     rows = experiment.start_rows
-    if experiment.rules not in (3, 4):
+    if experiment.rules < 3:
         return rows
     return [*rows, *answered(optimizer.ask_start(rows), partial(answer, experiment, journal))]
 

@@ -96,7 +96,8 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        self._queue = start_rows(self.space)
+        rows = start_rows(self.space)
+        self._queue = [*rows, *answered(self._optimizer.ask_start(rows), self._answer)]
 
     def ask(self, size: int) -> list[Candidate]:
         """Return the next candidates, at most `size`; none when the budget is spent.

@@ -96,8 +96,10 @@ def test_proposals_of_a_server_become_candidates_with_its_reasons(workspace: Wor
     assert "both models help" in printed
     asked = [body for body in server.requests if body["path"].endswith("/chat/completions")]
     assert asked[0]["authorization"] == f"Bearer {KEY}"
-    assert "#0 uniform" in asked[0]["messages"][1]["content"]  # the scores of the start rows
-    assert not [c for c in proposed if c.generation == 0]
+    assert "No recipe is scored yet" in asked[0]["messages"][1]["content"]
+    assert "uniform" in asked[-1]["messages"][1]["content"]
+    first = [c for c in proposed if c.generation == 0]
+    assert [c.id for c in first] == [4]  # after the start rows of the run, and before anything is scored
 
 
 @pytest.mark.parametrize("masked", [False, True])

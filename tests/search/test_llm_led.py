@@ -157,7 +157,7 @@ def test_fractions_of_candidates_are_saved_up_and_what_is_not_spent_is_no_debt()
     assert share.slots(1) == 0
 
 
-# Start rows of the LLM, in logs with `rules` 3 and 4
+# Start rows
 
 
 def test_before_anything_is_scored_the_llm_is_asked_and_its_first_recipes_are_start_rows_in_its_order() -> None:
@@ -173,7 +173,7 @@ def test_before_anything_is_scored_the_llm_is_asked_and_its_first_recipes_are_st
     assert not question.suggestions
     text = prompt.messages[1]["content"]
     assert f"NOW: {len(rows(OVER))} of {question.budget} evaluations are used" in text
-    assert "No recipe is scored yet.\n" in text
+    assert "No recipe is scored yet. Used without you: each model alone.\n" in text
 
 
 def test_a_start_row_that_is_there_already_is_no_start_row_again() -> None:

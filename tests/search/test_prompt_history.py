@@ -330,14 +330,13 @@ def test_tasks_that_ask_the_same_questions_show_them_once() -> None:
     assert "- dates_task: 0.3 × exact_match,number; 20 questions, those of sums_task\n" in text
 
 
-def test_it_is_told_while_every_recipe_has_one_weight_for_all_models() -> None:
-    caveat = "All models weigh the same in each of these recipes."
-    assert caveat in messages(question(ALPHA, BETA, WORSE))
-    assert caveat not in messages(question(ALPHA, BETA, WORSE, BEST))
-    assert caveat not in messages(question(ALPHA, BETA))
-    alone = space(models=1)
-    row = trial(0, dict.fromkeys([gene.name for gene in alone.genes], 0.5), score(sums=first(9)), "uniform")
-    assert caveat not in messages(question(row, over=alone))
+def test_before_any_score_the_weights_of_the_start_rows_are_told() -> None:
+    levels = {"uniform": 0.25, "coefficient": 0.5}
+    start = [Suggestion(SPACE.from_unit(np.full(len(SPACE.genes), level)), of) for of, level in levels.items()]
+    shown = [round(100 * next(iter(row.genes.values()))) for row in start]
+    text = messages(full(trials=(), start=[*start, Suggestion(ALPHA.candidate.genes, "parent")]))
+    assert f"Used without you: the uniform merge ({shown[0]}), each model alone, 1 with" in text
+    assert f"other values that all models share ({shown[1]}).\n" in text
 
 
 # What it said before

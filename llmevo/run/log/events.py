@@ -70,7 +70,7 @@ class RunStarted(BaseEvent):
     recipes are start rows; another process recommends. 4: finalists are compared by each task's mean over all its
     questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget;
     very low scores are raised for the Gaussian process; the LLM's tables are read by their names, and all of an answer
-    as decimals or as hundredths. 5: the LLM is asked when the start rows have scores; none of its recipes is one."""
+    as decimals or as hundredths."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     order: Literal["", "strict", "steady"] = ""

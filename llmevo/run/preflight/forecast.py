@@ -104,7 +104,7 @@ def measure(experiment: Experiment) -> Measured:
 
 @dataclass(frozen=True)
 class FirstPrompt:
-    """The first prompt of a run, and its generation."""
+    """The first prompt of a run, and its generation: 0 if it is made before the start rows are scored."""
 
     prompt: Prompt
     generation: int
@@ -209,6 +209,13 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
         return None
     zeros = {name: {metric: 0.0} for name, (_, metric) in experiment.config.counted.items()}
     optimizer = experiment.optimizer()
+    asking = optimizer.ask_start(experiment.start_rows)
+    try:
+        return FirstPrompt(next(asking), 0)
+    except StopIteration:
+        pass  # it asks after the first scores
+    finally:
+        asking.close()
     candidates = [Candidate(i, 0, s.origin, s.genes, s.note) for i, s in enumerate(experiment.start_rows)]
     # As in the run, parents that are no points of the space are not told.
     told = [each for each in candidates if optimizer.learns_paths or each.lies_in(experiment.space)]

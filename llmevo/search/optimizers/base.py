@@ -137,9 +137,7 @@ class Optimizer(ABC):
         raise NotImplementedError(f"{type(self).__name__} learns from whole generations")
 
     def ask_start(self, rows: Sequence[Suggestion]) -> Asking:
-        """Propose start rows in addition to `rows`, before anything is scored; none by default. Called for logs with
-        `rules` 3 and 4 only: an LLM that is told the scores of the start rows proposes better recipes.
-        """
+        """Propose start rows in addition to `rows`, before anything is scored; none by default."""
         return []
         yield  # makes this a generator, as Asking is
 

@@ -16,7 +16,7 @@ from llmevo.search.trial import Suggestion, Trial
 
 GENERATION = 3  # candidates between two prompts
 PROPOSALS = 4  # asked for in each prompt, at most
-FIRST = 3  # proposals that are start rows, in logs with `rules` 3 and 4
+FIRST = 3  # proposals that are start rows
 LEFT = 4  # the share of the evaluations after the start rows that these may be is 1/LEFT
 
 STEP = 0.17  # a belief's direction as a value: so far from the best recipe, a share of the range
@@ -25,9 +25,9 @@ STEP = 0.17  # a belief's direction as a value: so far from the best recipe, a s
 class LlmLedSearch(BayesianOptimization):
     """Bayesian optimization that an LLM leads.
 
-    When the start rows have scores, the LLM is asked for recipes, as long as they are worth more than the numeric ones
-    for most of each generation. They are scored in the order of the answer, whatever the model of the scores predicts
-    for them. The LLM's beliefs are a prior mean of that model, with a weight that the scores decide. An
+    The LLM is asked for recipes before anything is scored, and then, as long as its recipes are worth more than the
+    numeric ones, for most of each generation. They are scored in the order of the answer, whatever the model of the
+    scores predicts for them. The LLM's beliefs are a prior mean of that model, with a weight that the scores decide. An
     answer without a recipe does not lower the LLM's share; its evaluations go to the statistical model. Use it whenever
     there is an LLM; the more it knows of the models, the better.
     """

@@ -285,6 +285,7 @@ class Variables:
                 for p, g in by_parameter.items()
             ],
             "single": question.is_one_metric,
+            "start": self._start(),
             "meanings": meanings(space, names) if detail.meanings else {},
             "sums": sums(space, names),
             "sums_to_merge": any(map(space.genome.sums_to_merge, filter(space.genome.scales, space.genome.methods))),
@@ -337,11 +338,19 @@ class Variables:
         """The start rows, which are scored without the LLM."""
         count = Counter(row.origin for row in self._question.start)
         said = {"uniform": "the uniform merge", "parent": "each model alone"}
-        parts = [text for origin, text in said.items() if count[origin]]
+        parts = [f"{text}{self._shared(origin)}" for origin, text in said.items() if count[origin]]
         if count["coefficient"]:
-            parts.append(f"{count['coefficient']} with other values that all models share")
+            parts.append(f"{count['coefficient']} with other values that all models share{self._shared('coefficient')}")
         others = count.total() - sum(count[origin] for origin in (*said, "coefficient"))
         return ", ".join([*parts, *([plural(others, "given recipe")] if others else [])])
+
+    def _shared(self, origin: str) -> str:
+        """The weights that all models share in the start rows of an origin, as integers of the table."""
+        weights = [gene for gene in self._table.numbers if gene.parameter == "weight"]
+        rows = [row.genes for row in self._question.start if row.origin == origin]
+        shown = [{round(genes[gene.name] * scale(gene)) for gene in weights} for genes in rows]
+        values = [str(*values) for values in shown if len(values) == 1]
+        return f" ({', '.join(values)})" if values and origin != "parent" else ""
 
     def _roles(self) -> list[str]:
         """The models that change roles at the layer `split`."""
@@ -352,10 +361,9 @@ class Variables:
         return [f"{shown[one]} with {shown[other]}" for one, other in pairs]
 
     def _earlier_versions(self) -> dict[str, Any]:
-        """Variables that only templates in earlier logs use: a run resumes with those of its log."""
+        """Variables that only templates of versions before 0.3 use: runs resume with the templates in their log."""
         return {
             "tasks": [(self._names.tasks[task], *self._question.tasks[task]) for task in self._tasks],
-            "start": self._start(),
             "rows": [self._trial(trial, REASON) for trial in self._shown()],
             "effects": self._effects(),
             "target": target(self._question),
@@ -390,16 +398,9 @@ class Variables:
             "gaps": self._gaps(),
             "task_effects": self._task_effects(),
             "left": left,
-            "alike": self._alike(),
             "last": 0 < left <= slots,
             "ending": slots < left <= (ENDING + 1) * slots,
         }
-
-    def _alike(self) -> bool:
-        """Whether every scored recipe but the models alone has one weight for all models."""
-        weights = [gene.name for gene in self._table.numbers if gene.parameter == "weight" and gene.model]
-        mixed = [trial.candidate.genes for trial in self._facts.ranked if trial.candidate.origin != "parent"]
-        return len(weights) > 1 and bool(mixed) and all(len({genes[name] for name in weights}) == 1 for genes in mixed)
 
     def _memory(self) -> dict[str, Any]:
         """What the LLM said before, and what came of it."""
@@ -421,8 +422,7 @@ class Variables:
         question, detail = self._question, self._detail
         factor, metric = question.tasks[task]
         chance, texts = question.chances.get(task), question.texts.get(task, ())
-        is_first = not question.scored or (question.generation == 1 and not question.proposed)
-        count = detail.samples if is_first else min(1, detail.samples)
+        count = detail.samples if not question.scored else min(1, detail.samples)
         shown = not question.mask_names
         same = next((other for other in self._tasks if texts and question.texts.get(other) == texts), task)
         # Questions of a file are often sorted: they are taken from all over it.
