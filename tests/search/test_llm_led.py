@@ -173,7 +173,7 @@ def test_before_anything_is_scored_the_llm_is_asked_and_its_first_recipes_are_st
     assert not question.suggestions
     text = prompt.messages[1]["content"]
     assert f"NOW: {len(rows(OVER))} of {question.budget} evaluations are used" in text
-    assert "No recipe is scored yet. Used without you: each model alone.\n" in text
+    assert "No recipe is scored yet. Tried without you, so not to be proposed: each model alone.\n" in text
 
 
 def test_a_start_row_that_is_there_already_is_no_start_row_again() -> None:

@@ -335,7 +335,7 @@ def test_before_any_score_the_weights_of_the_start_rows_are_told() -> None:
     start = [Suggestion(SPACE.from_unit(np.full(len(SPACE.genes), level)), of) for of, level in levels.items()]
     shown = [round(100 * next(iter(row.genes.values()))) for row in start]
     text = messages(full(trials=(), start=[*start, Suggestion(ALPHA.candidate.genes, "parent")]))
-    assert f"Used without you: the uniform merge ({shown[0]}), each model alone, 1 with" in text
+    assert f"Tried without you, so not to be proposed: the uniform merge ({shown[0]}), each model alone, 1 with" in text
     assert f"other values that all models share ({shown[1]}).\n" in text
 
 
