@@ -347,10 +347,11 @@ class Variables:
     def _shared(self, origin: str) -> str:
         """The weights that all models share in the start rows of an origin, as integers of the table."""
         weights = [gene for gene in self._table.numbers if gene.parameter == "weight"]
-        rows = [row.genes for row in self._question.start if row.origin == origin]
-        shown = [{round(genes[gene.name] * scale(gene)) for gene in weights} for genes in rows]
+        rows = [row.genes for row in self._question.start if row.origin == origin != "parent"]
+        known = [genes for genes in rows if all(gene.name in genes for gene in weights)]  # of a mixture's rows not all
+        shown = [{round(genes[gene.name] * scale(gene)) for gene in weights} for genes in known]
         values = [str(*values) for values in shown if len(values) == 1]
-        return f" ({', '.join(values)})" if values and origin != "parent" else ""
+        return f" ({', '.join(values)})" if values else ""
 
     def _roles(self) -> list[str]:
         """The models that change roles at the layer `split`."""
