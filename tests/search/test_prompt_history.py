@@ -337,6 +337,8 @@ def test_before_any_score_the_weights_of_the_start_rows_are_told() -> None:
     text = messages(full(trials=(), start=[*start, Suggestion(ALPHA.candidate.genes, "parent")]))
     assert f"Tried without you, so not to be proposed: the uniform merge ({shown[0]}), each model alone, 1 with" in text
     assert f"other values that all models share ({shown[1]}).\n" in text
+    # Without these words fewer LLMs propose pairs of models that cover all tasks: docs/benchmarks/optimizers.md.
+    assert "of several that are good at the same, some may have none (0)" in text
 
 
 # What it said before
