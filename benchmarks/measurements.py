@@ -67,8 +67,15 @@ def append(file: Path | None, line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The call of the running script, without the folder of the script."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The call of the running script, with files by their place in the repository, those outside by their name."""
+    return shlex.join([Path(sys.argv[0]).name, *map(_told, sys.argv[1:])])
+
+
+def _told(word: str) -> str:
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -135,6 +135,9 @@ def test_a_line_says_its_command_and_the_threads_that_are_known(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     measurements, file = importlib.import_module("measurements"), tmp_path / "made.jsonl"
     monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    inside, outside = str(BENCHMARKS / "results" / "merge.jsonl"), str(file)
+    monkeypatch.setattr("sys.argv", ["benchmarks/merge.py", "--base", inside, "--out", outside])
+    assert measurements.command() == "merge.py --base benchmarks/results/merge.jsonl --out made.jsonl"
     monkeypatch.setattr("sys.argv", ["benchmarks/merge.py", "--methods", "linear,ties"])
     here = measurements.environment()
     for line in (here, here | {"threads": None}):

@@ -64,7 +64,7 @@ def aggregate(
                 raise CandidateError(f"{task.name} gave no metric {task.metric}; it gave {others or 'none'}")
             raise CandidateError(f"the metric {task.metric} of {task.name} is {given[task.metric]}, not a number")
         total += task.weight * value
-        error = _error_of(task.metric)
+        error = error_of(task.metric)
         if task.name in means:
             found[error] = standard_errors.of_mean(means[task.name])
         stderr = found.get(error, 0.0)
@@ -108,7 +108,7 @@ def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
         if own := answered.get(task.name):
             results[task.name] = {task.metric: math.fsum(own) / len(own)}
             continue
-        error = _error_of(task.metric)
+        error = error_of(task.metric)
         shares = [(score.items / items, score.tasks[task.name]) for score in scores]
         value = sum(share * metrics[task.metric] for share, metrics in shares)
         stderr = math.sqrt(sum((share * metrics.get(error, 0.0)) ** 2 for share, metrics in shares))
@@ -132,7 +132,7 @@ def _joined(scores: Sequence[Score]) -> dict[str, list[float]]:
     return {name: [v for score in scores for v in score.item_scores.get(name, ())] for name in scores[0].item_scores}
 
 
-def _error_of(metric: str) -> str:
-    """The name of a metric's standard error, as lm-eval has it: `acc_stderr,none` of `acc,none`."""
+def error_of(metric: str) -> str:
+    """Return the name of a metric's standard error, as lm-eval has it: `acc_stderr,none` of `acc,none`."""
     name, _, filter_ = metric.partition(",")
     return f"{name}_stderr,{filter_}"

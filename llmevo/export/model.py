@@ -184,7 +184,7 @@ def model_card(
         "",
         f"Candidate {candidate} of {len(state.trials)}, merged by `{recipe.merge_method}`; it came from"
         f" `{trial.candidate.origin}`. {_found(state, trial)}",
-        *_aims(state, trial),
+        *_objective(state, trial),
         *changes,
         *(["", said] if (said := " ".join(filter(None, (facts, _scored_as(state, candidate, format_))))) else []),
         *(["", *data.notes] if data.notes else []),
@@ -234,7 +234,7 @@ def _found(state: RunState, trial: Trial) -> str:
     return f"Search score {_score(trial.value, trial.score.stderr)}{f' ({each})' if len(values) > 1 else ''}."
 
 
-def _aims(state: RunState, trial: Trial) -> list[str]:
+def _objective(state: RunState, trial: Trial) -> list[str]:
     """The constraints that the candidate violates, and its place on the Pareto front."""
     lines: list[str] = []
     if texts := ", ".join(f"`{constraint.text}`" for constraint in state.objective.constraints):

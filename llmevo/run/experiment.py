@@ -517,7 +517,9 @@ class Experiment:
 
     @cached_property
     def _layer_parameters(self) -> tuple[list[int], int]:
-        """The parameters of each layer of the first model, and of its other tensors; none where no aim is of sizes."""
+        """The parameters of each layer of the first model, and of its other tensors; none where no size
+        counts.
+        """
         if not self.config.objective.counts_sizes:
             return [], 0
         if self.recorded:

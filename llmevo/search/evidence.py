@@ -15,6 +15,7 @@ import numpy as np
 import scipy  # its `stats` is loaded at its first use
 
 from llmevo.evaluation.racing import difference
+from llmevo.evaluation.score import error_of
 from llmevo.evaluation.standard_errors import of_mean
 from llmevo.search.prompts.question import Hypothesis, Question
 from llmevo.search.space import Array, Gene
@@ -328,8 +329,7 @@ def stderr_of(question: Question, trial: Trial, task: str | None = None) -> floa
         return 0.0
     if task is None:
         return trial.score.stderr
-    name, _, filter_ = question.tasks[task][1].partition(",")
-    error = trial.score.tasks.get(task, {}).get(f"{name}_stderr,{filter_}")
+    error = trial.score.tasks.get(task, {}).get(error_of(question.tasks[task][1]))
     if error is None and (items := trial.score.item_scores.get(task)):
         error = of_mean(items)
     return error if error is not None and math.isfinite(error) else 0.0

@@ -26,7 +26,7 @@ def settings(at: str = "finalists", **changes: Any) -> dict[str, Any]:
     return {"search": SEARCH, "limit": 8, "engine": engine, **changes}
 
 
-def model_key(log: list[events.Event]) -> list[dict[str, Any]]:
+def essence(log: list[events.Event]) -> list[dict[str, Any]]:
     """Events without times."""
     kept = [event.model_dump(mode="json", exclude={"time", "seconds", "cached"}) for event in log]
     return [event for event in kept if event["event"] != "resumed"]
@@ -55,7 +55,7 @@ def test_the_search_is_that_of_a_run_without_formats(workspace: Workspace) -> No
     workspace.finished(out="plain", **settings(engine=PLAIN))
     workspace.finished(**settings())
     kinds = events.Asked | events.Evaluated | events.Selected
-    one, other = (model_key([e for e in workspace.events(run) if isinstance(e, kinds)]) for run in ("run", "plain"))
+    one, other = (essence([e for e in workspace.events(run) if isinstance(e, kinds)]) for run in ("run", "plain"))
     assert one == other
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_in_the_finals_ends_as_if_it_was_not(workspace: W
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:cut]))
     status, printed = workspace.llmevo("resume", "run")
     assert status == 0, printed
-    assert model_key(workspace.events("run")) == model_key(whole)
+    assert essence(workspace.events("run")) == essence(whole)
 
 
 def test_a_raised_budget_takes_the_scores_of_earlier_finalists_over(workspace: Workspace) -> None:

@@ -19,7 +19,7 @@ from llmevo.run.sweep import Entry, Sweep
 from llmevo.run.verify import verify
 from llmevo.search.simulated_llm import SimulatedClient
 from support.scripted import Script
-from support.scripted_run import ScriptedRig, config_in, model_key
+from support.scripted_run import ScriptedRig, config_in, essence
 from support.workspace import write_questions
 
 OPTIMIZERS = ("llm-off", "random")
@@ -53,7 +53,7 @@ def logs(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     for entry in sweep.entries:
         log = read_log(entry.folder)
         assert verify(log, entry.folder)
-        found[entry.name] = [{k: v for k, v in said.items() if k != "cached"} for said in model_key(log)]
+        found[entry.name] = [{k: v for k, v in said.items() if k != "cached"} for said in essence(log)]
     return found
 
 

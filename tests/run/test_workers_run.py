@@ -26,7 +26,7 @@ from llmevo.run.verify import verify
 from llmevo.workers.local import Local
 from support import scripted_run
 from support.scripted import Script
-from support.scripted_run import config_in, model_key
+from support.scripted_run import config_in, essence
 from support.workers import assert_gone, until
 from support.workspace import Workspace, write_task
 
@@ -137,7 +137,7 @@ def test_a_run_is_the_same_with_any_number_of_workers(place: Place, kind: str) -
     logs = [place.run(f"with-{count}", alive=count, **SEARCHES[kind]) for count in counts]
     for count, log in zip(counts, logs, strict=True):
         check_whole(log, place.root / f"with-{count}")
-        assert model_key(log) == model_key(logs[0])
+        assert essence(log) == essence(logs[0])
     kinds = {event.event for event in logs[0]}
     assert ({"selected", "heldout"} <= kinds) == (kind != "pareto")  # there all questions are the search's
     raced = any(isinstance(event, events.Evaluated) and event.rival is not None for event in logs[0])
@@ -157,7 +157,7 @@ def test_a_run_loses_workers_at_any_time_and_is_the_same(place: Place) -> None:
     }
     log = place.run("losing", acts=acts)
     check_whole(log, place.root / "losing")
-    assert model_key(log) == model_key(whole)
+    assert essence(log) == essence(whole)
     lost = [event for event in log if isinstance(event, events.Worker) and event.change == "lost"]
     assert {event.request for event in lost} == {None, 0, 5, 6, 9, "held-out row one", "held-out row two"}
     losses = sum(event.losses for event in log if isinstance(event, events.Scored))
@@ -189,7 +189,7 @@ def test_a_machine_that_is_ill_stops_the_run_which_goes_on_when_it_is_well(place
     assert log[: len(stopped)] == stopped
     check_whole(log, place.root / "run")
     if order == "strict":
-        assert model_key(log) == model_key(place.run("whole"))
+        assert essence(log) == essence(place.run("whole"))
 
 
 @pytest.mark.parametrize("order", ["strict", "steady"])
@@ -204,7 +204,7 @@ def test_a_run_goes_on_with_another_number_of_workers(place: Place, order: str) 
         log = place.run(folder.name, alive=alive, search={"order": order})
         check_whole(log, folder)
         if order == "strict":
-            assert model_key(log) == model_key(whole)
+            assert essence(log) == essence(whole)
 
 
 Start = Callable[..., BaseProcess]
@@ -254,7 +254,7 @@ def test_a_driver_that_ends_takes_its_workers_with_it_and_the_run_goes_on(
     assert log[: len(stopped)] == stopped
     check_whole(log, place.root / "run")
     if order == "strict":
-        assert model_key(log) == model_key(place.run("whole"))
+        assert essence(log) == essence(place.run("whole"))
 
 
 PREPARED = {
@@ -277,7 +277,7 @@ def test_engines_in_workers_score_alike(
     """Four workers, then the same run from its beginning with one, two, and in this process."""
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     if more and search["optimizer"] != "llm-off":
-        pytest.skip("once is enough")
+        pytest.skip("these are independent of the optimizer")
     write_task(workspace.root, "letters", 0, size=24)
     engine = {"backend": "hf", "device": "cpu", "workers": 4, "on": "processes"}
     options = {"budget": 14, "population": 4, "seed": 3, "racing": {"looks": 3}, "order": "strict", **search}
@@ -296,7 +296,7 @@ def test_engines_in_workers_score_alike(
             experiment.scorer.config = experiment.config.model_copy(update={"engine": changed})
             assert experiment.scorer.workers.count == workers
             carry_on(experiment, log)
-        assert model_key(read_log(folder)) == model_key(whole)
+        assert essence(read_log(folder)) == essence(whole)
     for run in ("run", "again-2-processes"):
         status, printed = workspace.llmevo("replay", run, "--verify")
         assert status == 0, printed
@@ -339,7 +339,7 @@ def test_engines_that_are_killed_at_any_moment_change_nothing(workspace: Workspa
     killer.stop()
     assert status == 0, printed
     log = workspace.events("losing")
-    assert model_key(log) == model_key(workspace.events("whole"))
+    assert essence(log) == essence(workspace.events("whole"))
     lost = sum(isinstance(event, events.Worker) and event.change == "lost" for event in log)
     assert 1 <= lost <= len(killer.killed)  # the log does not have those that were killed after the last score
     assert killer.killed

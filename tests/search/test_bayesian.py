@@ -326,8 +326,8 @@ def test_the_best_of_several_merge_methods_is_found_where_each_has_a_score() -> 
         assert max(trials, key=lambda of: of.value).candidate.genes[method] == 1
         assert sum(of.candidate.genes[method] == 1 for of in trials[-10:]) >= 8
         features: Any = BayesianOptimization(setup(over))
-        essences = {features._features.model_key(of.candidate.genes) for of in trials}
-        assert len(essences) == len(trials)  # what a method does not use makes no new model
+        models = {features._features.model_key(of.candidate.genes) for of in trials}
+        assert len(models) == len(trials)  # what a method does not use makes no new model
 
 
 def test_it_learns_where_candidates_fail() -> None:

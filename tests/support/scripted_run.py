@@ -104,7 +104,7 @@ def in_child(config: Config, root: Path, script: Script, folder: Path, output: P
             raise SystemExit(end.exit_code) from None
 
 
-def model_key(log: list[Event]) -> list[dict[str, Any]]:
+def essence(log: list[Event]) -> list[dict[str, Any]]:
     """What a log says, but for times, workers and the order of arrival."""
     kept: list[dict[str, Any]] = []
     arriving: list[dict[str, Any]] = []

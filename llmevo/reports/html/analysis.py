@@ -14,6 +14,7 @@ import numpy as np
 from llmevo.config import Config
 from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.evaluation.racing import difference
+from llmevo.evaluation.score import error_of
 from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -91,8 +92,7 @@ class Subject:
 def metric_of(tasks: Mapping[str, Mapping[str, float]], name: str, metric: str) -> tuple[float | None, float | None]:
     """Return a task's counted metric and its standard error; None where the score lacks them."""
     found = tasks.get(name, {})
-    base, _, filter_ = metric.partition(",")
-    return found.get(metric), found.get(f"{base}_stderr,{filter_}")
+    return found.get(metric), found.get(error_of(metric))
 
 
 # Effects of genes, by the evidence that an LLM is shown

@@ -26,8 +26,8 @@ class Prediction:
 
 
 def predictions(subject: Subject) -> list[Prediction]:
-    """All of them, in the order of the candidates; those of failures are left out. None where every task is an aim of
-    its own: what was predicted is the score under one generation's emphasis.
+    """All of them, in the order of the candidates; those of failures are left out. None where every task is an
+    objective of its own: what was predicted is the score under one generation's emphasis.
     """
     if subject.state.objective.pareto:
         return []

@@ -166,7 +166,7 @@ class RunState:
             self.taken_over += not event.seconds
 
     def _sized(self, event: events.Evaluated) -> Score:
-        """The score, with the candidate's sizes among its tasks where an aim is one of them."""
+        """The score, with the candidate's sizes among its tasks where an objective or a constraint is of one."""
         score = event.read()
         if not self.objective.counts_sizes or self.started is None:
             return score

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 
 from llmevo.errors import nearest
-from llmevo.evaluation.score import Metrics
+from llmevo.evaluation.score import Metrics, error_of
 from llmevo.search.trial import Trial
 
 ROWS = ("parent", "uniform")  # in a bound: the best parent on the task, and the uniform merge, as measured in the run
@@ -119,8 +119,7 @@ class Objective:
         """Return the standard error of that; 0 where the score lacks it."""
         if self.is_size(task):
             return 0.0
-        metric, _, filter_ = self.tasks[task][1].partition(",")
-        return tasks.get(task, {}).get(f"{metric}_stderr,{filter_}", 0.0)
+        return tasks.get(task, {}).get(error_of(self.tasks[task][1]), 0.0)
 
     def maximized(self, tasks: Metrics) -> tuple[float, ...] | None:
         """Return the value of every objective, signed so that higher is better; None where the score lacks one."""

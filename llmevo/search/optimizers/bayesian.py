@@ -203,7 +203,4 @@ class BayesianOptimization(Recorded):
 
     def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
         """True if neither a trial nor one of the others makes the same model."""
-        model_key = self._features.model_key(genes)
-        return model_key not in self._known and all(
-            model_key != self._features.model_key(other.genes) for other in others
-        )
+        return self._features.is_new(genes, self._known, [other.genes for other in others])

@@ -1,6 +1,6 @@
 """A Gaussian process of the scores: features of points, scaled scores, and the model that joins them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Features:
         """Return a key that is equal for candidates that make the same model."""
         values = np.array([genes[gene.name] for gene in self._space.genes])
         return tuple(np.where(self.used(genes), values, UNUSED).tolist())
+
+    def is_new(self, genes: Genes, known: Set[tuple[float, ...]], others: Iterable[Genes]) -> bool:
+        """Return whether no candidate with one of the `known` keys, and none of the others, makes the same model."""
+        own = self.model_key(genes)
+        return own not in known and all(own != self.model_key(other) for other in others)
 
     def of(self, points: Sequence[Array] | Array) -> Array:
         """Return the features (points, size) of points of the unit cube."""

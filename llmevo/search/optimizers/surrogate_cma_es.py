@@ -304,10 +304,7 @@ class SurrogateCmaEs(Recorded):
 
     def _is_new(self, genes: Genes, others: Sequence[Suggestion]) -> bool:
         """True if neither a trial nor one of the others makes the same model."""
-        model_key = self._features.model_key(genes)
-        return model_key not in self._known and all(
-            model_key != self._features.model_key(other.genes) for other in others
-        )
+        return self._features.is_new(genes, self._known, [other.genes for other in others])
 
     def _apart(self, point: Array, others: Sequence[Array], least: float = APART) -> bool:
         """True if a point is so many standard deviations a gene from others, in the root mean square."""

@@ -118,7 +118,7 @@ class Question:
     beliefs: Sequence[Belief] = ()
     """Its latest beliefs."""
     belief_weight: float | None = None
-    """The weight, 0 to 1, that the scores give to its beliefs; None before they can tell."""
+    """The weight, 0 to 1, that the scores give to its beliefs; None before they can tell. Earlier templates show it."""
     share: float | None = None
     """The share of the evaluations that it has now."""
     analysis: str = ""

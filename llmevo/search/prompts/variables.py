@@ -337,8 +337,8 @@ class Variables:
     def _start(self) -> str:
         """The start rows, which are scored without the LLM."""
         count = Counter(row.origin for row in self._question.start)
-        said = {"uniform": "the uniform merge", "parent": "each model alone"}
-        parts = [f"{text}{self._shared(origin)}" for origin, text in said.items() if count[origin]]
+        said = {"uniform": f"the uniform merge{self._shared('uniform')}", "parent": "each model alone"}
+        parts = [text for origin, text in said.items() if count[origin]]
         if count["coefficient"]:
             parts.append(f"{count['coefficient']} with other values that all models share{self._shared('coefficient')}")
         others = count.total() - sum(count[origin] for origin in (*said, "coefficient"))
@@ -347,7 +347,7 @@ class Variables:
     def _shared(self, origin: str) -> str:
         """The weights that all models share in the start rows of an origin, as integers of the table."""
         weights = [gene for gene in self._table.numbers if gene.parameter == "weight"]
-        rows = [row.genes for row in self._question.start if row.origin == origin != "parent"]
+        rows = [row.genes for row in self._question.start if row.origin == origin]
         known = [genes for genes in rows if all(gene.name in genes for gene in weights)]  # of a mixture's rows not all
         shown = [{round(genes[gene.name] * scale(gene)) for gene in weights} for genes in known]
         values = [str(*values) for values in shown if len(values) == 1]
