@@ -361,10 +361,19 @@ class Merger:
             self._experts[donor] = experts_of(self.sources.config(donor))
         return self._experts[donor]
 
-    def _weight(self, tensor: _PlannedTensor, model: ModelReference, name: str) -> Weight:
-        if tensor.prepared:
-            return tensor.prepared.weight(model, name, tensor.share)
-        return self.sources[model].weight(name)
+    def _weights(self, tensor: _PlannedTensor) -> tuple[Sequence[Weight], Mapping[str, Sequence[float]]]:
+        """Return the weights to merge, and the values of the method's parameters for each.
+
+        A linear method gets what is between an expert and the prepared one as two weights: both are read once.
+        """
+        prepared, each = tensor.prepared, tensor.each
+        if prepared is None:
+            return [self.sources[of].weight(name) for of, name in tensor.models], each
+        if not tensor.method.is_linear:
+            return [prepared.weight(*of, tensor.share) for of in tensor.models], each
+        terms = [prepared.terms(*of, tensor.share) for of in tensor.models]
+        scales = [weight * part for weight, parts in zip(each["weight"], terms, strict=True) for _, part in parts]
+        return [weight for parts in terms for weight, _ in parts], {"weight": scales}
 
     def count(self, recipe: Recipe) -> TensorCounts:
         """Count the tensors of the models and the result; reads no floating-point weights but maps them.
@@ -396,7 +405,7 @@ class Merger:
             return "integers"
         if tensor.fold:
             return ""
-        if self._unchanged(tensor) is not None:
+        if self._unchanged(tensor, self._weights(tensor)[0]) is not None:
             lent = self._lent(tensor)
             return f"only in {models[0]}: {' and '.join(sorted(lent))}" if lent else "no model changes them"
         is_base = tensor.method.keeps_base and not any(tensor.each["weight"])
@@ -430,12 +439,12 @@ class Merger:
         base, (of, name) = self._base(tensor), tensor.models[0]
         return base if base is not None else stored(self.sources[of].weight(name))
 
-    def _unchanged(self, tensor: _PlannedTensor) -> Tensor | None:
+    def _unchanged(self, tensor: _PlannedTensor, models: Sequence[Weight]) -> Tensor | None:
         """Return the tensor to copy, if it holds no floating-point numbers, or no model changes the base's, or has it.
 
         Without an origin, weights need not add up to 1, but what only the base has is not scaled.
         """
-        models, first = [self._weight(tensor, *of) for of in tensor.models], self._first(tensor)
+        first = self._first(tensor)
         same_memory = all(isinstance(model, Tensor) and same(model, first) for model in models)
         unchanged = same_memory and (tensor.base is not None or self._lent(tensor))
         return first if unchanged or not first.is_floating_point() else None
@@ -488,19 +497,19 @@ class Merger:
             model, name = tensor.copied
             if not tensor.prepared:
                 return self.sources[model].tensor(name)
-            weight = self._weight(tensor, model, name)
+            weight = tensor.prepared.weight(model, name, tensor.share)
             return weight.dense() if isinstance(weight, LowRank) else weight
         used = tensor.each.get("weight", [1.0] * len(tensor.models))
         read = [of for of, weight in zip(tensor.models, used, strict=True) if weight != 0.0]
         for model, name in [*read, *([tensor.base] if tensor.base else [])]:
             self._check_finite(model, name)
-        if (unchanged := self._unchanged(tensor)) is not None:
+        models, each = self._weights(tensor)
+        if (unchanged := self._unchanged(tensor, models)) is not None:
             return unchanged
-        base, models = self._base(tensor), [self._weight(tensor, *of) for of in tensor.models]
         seeds = [seed_of(self.seed, tensor.mask_name, model) for model, _ in tensor.models]
         # What is between an expert and the prepared one is of this candidate alone: nothing of it is kept.
         keys = [] if 0.0 < tensor.share < 1.0 else [(tensor.base, *of, *tensor.preparation) for of in tensor.models]
-        group = TensorGroup(base, models, tensor.each, tensor.shared, seeds, tensor.dtype, keys, self.cache)
+        group = TensorGroup(self._base(tensor), models, each, tensor.shared, seeds, tensor.dtype, keys, self.cache)
         if tensor.experts and not tensor.method.by_entry:
             return _expert_by_expert(tensor.method, group, stored(models[0]).shape)
         return tensor.method.merge(group)

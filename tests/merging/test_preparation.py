@@ -233,18 +233,29 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear"])  # the latter, with density 1, for all methods
+@pytest.mark.parametrize("step", ["wudi", "tsv"])
 @pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")])
 def test_the_parameter_prepare_goes_from_the_experts_to_the_prepared_ones(
-    folder: Path, models: tuple[str, ...], cache: Path
+    folder: Path, models: tuple[str, ...], step: str, method: str, cache: Path
 ) -> None:
-    steps = ["wudi"]
-    plain = merged(recipe(None, models), folder)
-    none = merged(recipe(steps, models, parameters={"prepare": 0.0}), folder)
-    assert_same_bits(none, plain)
+    def made(share: float | None) -> dict[str, Tensor]:
+        own = {} if share is None else {"parameters": {"prepare": share}}
+        return merged(recipe(None if share is None else [step], models, merge_method=method, **own), folder)
+
+    plain = made(None)
+    assert_same_bits(made(0.0), plain)
     assert not (cache / "prepared").exists()
-    whole, half = (merged(recipe(steps, models, parameters={"prepare": s}), folder) for s in (1.0, 0.5))
+    whole = made(1.0)
     assert difference(whole, plain) > 1e-3
-    assert difference(half, {name: (plain[name] + whole[name]) / 2 for name in plain}) < 1e-5
+    for share in (0.5, 0.2):
+        expected = {name: torch.lerp(plain[name], whole[name], share) for name in plain}
+        assert difference(made(share), expected) < 1e-5
+
+
+@pytest.mark.parametrize("models", [("base+one", "base+two"), ("base+one", "tuned")])
+def test_a_step_makes_what_the_method_of_its_name_does(folder: Path, models: tuple[str, ...]) -> None:
+    whole = merged(recipe(["wudi"], models), folder)
     by_method = merged(recipe(None, models, merge_method="wudi"), folder)
     layers = [name for name in whole if name.endswith("proj.weight")]
     assert difference({n: whole[n] for n in layers}, {n: by_method[n] for n in layers}) < 1e-4

@@ -67,6 +67,9 @@ class Method:
     by_entry: bool = False
     """True if an entry of the result depends on the same entry of the models only, and on no norm, rank or angle of the
     tensor; the experts in one tensor need not be merged one by one then."""
+    is_linear: bool = False
+    """True if the result is a sum of the models, each times a factor made of the weights: a model may be given as
+    several, among which its weight is divided."""
 
     @property
     def keeps_base(self) -> bool:
@@ -220,6 +223,7 @@ _METHODS = (
         shared={"normalize": Parameter(default=True, meaning=NORMALIZE)},
         normalize=True,
         by_entry=True,
+        is_linear=True,
     ),
     Method(
         "slerp",
@@ -237,6 +241,7 @@ _METHODS = (
         normalize=False,
         without_effect=("density", "rescale"),
         by_entry=True,
+        is_linear=True,
     ),
     _sparse("ties", TIES, normalize=True, rescale=False, evolve_normalize=True),
     _sparse(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
+from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.align import order_of
 from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all
@@ -106,19 +107,24 @@ class Prepared:
 
     def weight(self, model: ModelReference, name: str, share: float = 1.0) -> Weight:
         """Return a model's weight, `share` of the way from the expert as it is to the prepared one."""
+        return _sum_of(self.terms(model, name, share))
+
+    def terms(self, model: ModelReference, name: str, share: float) -> Sequence[tuple[Weight, float]]:
+        """Return such a weight as a sum: one weight, or the expert's and the prepared one, and the factor of each."""
         plain = self.sources[model].weight(name)
         if share == 0.0 or model not in self.experts:
-            return plain
+            return [(plain, 1.0)]
         key, file = f"{self.experts.index(model)}/{name}", self._file
         if key in file.shapes:
-            return between(plain, file.tensor(key), share)
+            return _between(plain, file.tensor(key), share)
         if key + DOWN not in file.shapes:
-            return plain
+            return [(plain, 1.0)]
         down = file.tensor(key + DOWN)
         if key + UP in file.shapes:
-            return between(plain, LowRank(self.sources[self.base].tensor(name), file.tensor(key + UP), down), share)
+            prepared = LowRank(self.sources[self.base].tensor(name), file.tensor(key + UP), down)
+            return _between(plain, prepared, share)
         assert isinstance(plain, LowRank)
-        return LowRank(plain.origin, plain.up, torch.lerp(plain.down, down, share) if share < 1.0 else down)
+        return [(LowRank(plain.origin, plain.up, torch.lerp(plain.down, down, share) if share < 1.0 else down), 1.0)]
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -218,12 +224,17 @@ def _dense(weight: Weight) -> Tensor:
     return weight.dense() if isinstance(weight, LowRank) else weight.float()
 
 
-def between(plain: Weight, prepared: Weight, share: float) -> Weight:
-    """Return the weight that is `share` of the way from one to the other; low-rank if both are over the same tensor."""
-    if share == 1.0:
-        return prepared
-    if isinstance(plain, Tensor) or isinstance(prepared, Tensor) or not same(plain.origin, prepared.origin):
-        first, second = (of.dense() if isinstance(of, LowRank) else of.float() for of in (plain, prepared))
-        return torch.lerp(first, second, share)
-    ups = torch.cat([plain.up * (1.0 - share), prepared.up * share], dim=1)
-    return LowRank(plain.origin, ups, torch.cat([plain.down, prepared.down]))
+def _between(plain: Weight, prepared: Weight, share: float) -> Sequence[tuple[Weight, float]]:
+    return [(prepared, 1.0)] if share == 1.0 else [(plain, 1.0 - share), (prepared, share)]
+
+
+def _sum_of(terms: Sequence[tuple[Weight, float]]) -> Weight:
+    """Return the sum, of weights whose factors add up to 1; low-rank if all are, over the same tensor."""
+    weights, factors = zip(*terms, strict=True)
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    if not all(isinstance(of, LowRank) and same(of.origin, stored(first)) for of in weights):
+        return weighted_sum(weights, factors, None, torch.float32)
+    ups = torch.cat([of.up * factor for of, factor in terms if isinstance(of, LowRank)], dim=1)
+    return LowRank(stored(first), ups, torch.cat([of.down for of in weights if isinstance(of, LowRank)]))
