@@ -182,7 +182,9 @@ def explain(detail: Any, root: type[BaseModel]) -> str:
         return f"{place}: this key is missing"
     if not place:
         return shortened(message)  # of several sections together: the message names them
-    given = "" if isinstance(detail["input"], dict) else f" (it is {shortened(repr(detail['input']), 200)})"
+    value = detail["input"]
+    is_named = isinstance(value, dict) or (isinstance(value, str) and repr(value) in message)
+    given = "" if is_named else f" (it is {shortened(repr(value), 200)})"
     return f"{place}: {shortened(message)}{given}"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llmevo.config import Config, parse_budget, parse_changes, parse_workers, read_config, read_loggers
-from llmevo.errors import ConfigError
+from llmevo.errors import ConfigError, UserError
 from llmevo.run.trackers import LOGGERS, check_installed
 from llmevo.search.paths.registry import every
 
@@ -22,9 +22,22 @@ Changes = Annotated[
         help="Change a key of the config, such as search.racing.looks=3 or genome.models.0=my-model; may be repeated.",
     ),
 ]
+
+
+def _no_blank(key: str | None) -> str | None:
+    """Refuse what `--api-key "$VARIABLE"` gives without that variable: the search would go on without its LLM."""
+    if key is not None and not key.strip():
+        raise UserError("--api-key: the key is empty; set the variable that it is taken from, or leave the option out")
+    return key
+
+
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only."),
+    typer.Option(
+        "--api-key",
+        callback=_no_blank,
+        help="API key of the LLM's server. OPENAI_API_KEY is used for OpenAI only.",
+    ),
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
 Model = Annotated[str | None, typer.Option(help="The LLM that proposes candidates.")]

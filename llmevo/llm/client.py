@@ -142,14 +142,16 @@ def read_key(
     for this server, or None.
 
     Relative paths start at `root`. Raises UserError, with the section `place` of the config, for a file that cannot be
-    read, a variable that is not set, and OPENAI_API_KEY for another server.
+    read or has no key, a variable that is not set, and OPENAI_API_KEY for another server.
     """
     if file is not None:
         try:
-            return (root / Path(file).expanduser()).read_text().strip()
+            if key := (root / Path(file).expanduser()).read_text().strip():
+                return key
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise UserError(f"{place}.api_key_file: {file} cannot be read ({reason})") from error
+        raise UserError(f"{place}.api_key_file: {file} is empty; write the key into it")
     if variable == VARIABLE and not is_own_server(base_url):
         raise UserError(
             f"{place}.api_key_env: {VARIABLE} is for its own server only; keep the key of"

@@ -93,6 +93,7 @@ def test_a_misspelt_task_is_found_before_anything_is_loaded(workspace: Workspace
     ("words", "says"),
     [
         (("--seed", "-1"), ("search.seed", "(it is -1)")),
+        (("--api-key", ""), ("--api-key: the key is empty",)),
         (("--max-llm-calls", "-1"), ("llm.max_calls", "(it is -1)")),
         (("--max-fevals", "100"), ("--max-fevals: there is no such option here; use --budget",)),
         (("--max-fevals=100",), ("--max-fevals: there is no such option here; use --budget",)),

@@ -287,6 +287,8 @@ def test_the_key_comes_from_a_file_or_is_asked_for_and_files_must_be_there(tmp_p
         judging(server, tmp_path, rubric="blank.md")
     with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.api_key_file: away cannot be read"):
         judging(server, tmp_path, api_key_file="away")
+    with pytest.raises(TaskError, match=r"tasks\.chat\.judge\.api_key_file: blank\.md is empty; write the key"):
+        judging(server, tmp_path, api_key_file="blank.md")
     with pytest.raises(ProposerRefused, match=r"tasks\.chat\.judge: there is no API key; set OPENAI_API_KEY"):
         LlmJudge("chat", Judge(model="m"), tmp_path, Rubric("chat", Judge(model="m"), tmp_path))
 
