@@ -6,6 +6,7 @@
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME --recorded FILE   # the same again
     python benchmarks/searches.py run --landscape quickstart --optimizers llm@NAME+once --recorded FILE   # once
     python benchmarks/searches.py table [FILE]             # Markdown
+    python benchmarks/searches.py summary [FILE]           # one table of several landscapes
     python benchmarks/searches.py proposals [FILE]         # the true scores of what LLMs proposed
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
@@ -707,10 +708,9 @@ def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[st
     some = next(iter(next(iter(lines.values())).values()))
     marks: list[int] = some["marks"]
     place = marks.index(at) if at in marks else len(marks) - 1
-    low, high = some["coefficient"], some["optimum"]
     curves = {name: {seed: np.array(line[curve]) for seed, line in own.items()} for name, own in lines.items()}
     means = {name: float(np.mean([of[place] for of in own.values()])) for name, own in curves.items()}
-    yield f"{group.title}; best coefficient {low:.3f}, optimum {high:.3f}"
+    yield f"{group.title}; best coefficient {some['coefficient']:.3f}, optimum {some['optimum']:.3f}"
     yield ""
     bases = [base for base in BASES if base in curves]
     heads = ["search", *map(str, marks), f"of the way at {marks[place]}", *(f"against {base}" for base in bases)]
@@ -720,7 +720,7 @@ def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[st
     for name in sorted(curves, key=lambda name: (-means[name], name)):
         own = curves[name]
         values = np.array([own[seed] for seed in sorted(own)])
-        way = 100 * (values[:, place] - low) / (high - low)
+        way = [_way(some, value) for value in values[:, place]]
         cells = [tables.with_error(column) for column in values.T]
         cells.append(tables.with_error(way, digits=0) + " %")
         for base in bases:
@@ -729,6 +729,39 @@ def _rows(group: Group, lines: Lines, at: int | None, curve: str) -> Iterator[st
             cells.append("" if base == name or not common else tables.with_error(differences, "+"))
         seconds = np.mean([line["seconds"] for line in lines[name].values()])
         yield f"| {' | '.join([name, *cells, str(len(own)), f'{seconds:.1f}'])} |"
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print how much of the way from the best coefficient to the optimum the searches went, in percent."""
+    shown, wanted = options.landscape.split(","), options.optimizers.split(",")
+    mode = "fixed" if options.questions else "exact"
+    found = {
+        group.landscape: lines
+        for group, lines in groups(options.file).items()
+        if (group.questions, group.budget, group.mode) == (options.questions, options.budget, mode)
+    }
+    heads = [f"`{landscape}` {mark}" for landscape in shown for mark in options.at]
+    print(
+        "\n".join(
+            tables.rows(["search", *heads], (_shares(name, [found[of] for of in shown], options.at) for name in wanted))
+        )
+    )
+
+
+def _shares(search: str, landscapes: Sequence[Lines], marks: Sequence[int]) -> list[str]:
+    """The cells of a search."""
+    cells = [search]
+    for lines in landscapes:
+        own = [*lines.get(search, {}).values()]
+        for mark in marks:
+            ways = [_way(line, line["handed"][line["marks"].index(mark)]) for line in own]
+            cells.append(tables.with_error(ways, digits=0))
+    return cells
+
+
+def _way(line: Mapping[str, Any], score: float) -> float:
+    """How far a true score is from the best coefficient's to the optimum's, in percent."""
+    return 100 * (score - line["coefficient"]) / (line["optimum"] - line["coefficient"])
 
 
 def proposals(options: argparse.Namespace) -> None:
@@ -827,13 +860,19 @@ def parser() -> argparse.ArgumentParser:
     showing = commands.add_parser("table", help="what the searches in the file found")
     showing.add_argument("--landscape", help="these only, with commas between them")
     showing.add_argument("--at", type=int, help="the mark at which searches are compared; by default the end")
+    short = commands.add_parser("summary", help="one table of several landscapes")
+    short.add_argument("--landscape", default="quickstart,overlap,trimming", help="these, with commas between them")
+    short.add_argument("--optimizers", default="llm-off,cma-es", help="these, with commas between them")
+    short.add_argument("--budget", type=int, default=60, help="only searches of so many evaluations")
+    short.add_argument("--questions", type=int, default=64, help="only searches of so many questions a task")
+    short.add_argument("--at", type=int, nargs="+", default=[15, 30, 60], help="the marks")
     worth = commands.add_parser("proposals", help="what the proposals of LLMs are worth")
     drawing = commands.add_parser("picture", help="the mean curves")
     drawing.add_argument("--out", type=Path, default=SEARCHES.with_suffix(".png"))
     drawing.add_argument("--landscape", help="only this one")
     drawing.add_argument("--optimizers", help="only these, with commas between them")
     drawing.add_argument("--questions", type=int, help="only searches of so many questions a task")
-    for command, function in ((showing, table), (drawing, picture), (worth, proposals)):
+    for command, function in ((showing, table), (short, summary), (drawing, picture), (worth, proposals)):
         command.add_argument("file", nargs="?", type=Path, default=SEARCHES)
         command.set_defaults(command=function)
     for command in (showing, drawing):

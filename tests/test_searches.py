@@ -288,6 +288,26 @@ def test_the_table_pairs_searches_by_seed(searches: Any, tmp_path: Path, capsys:
     assert "cma-es" in (tmp_path / "s.svg").read_text()
 
 
+def test_the_summary_has_the_share_of_the_way_to_the_optimum(
+    searches: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "s.jsonl"
+    lines = run(searches, file, "cma-es,random")
+    capsys.readouterr()
+    words = "--landscape bowl --budget 15 --questions 16 --at 10 15 --optimizers random,tpe".split()
+    searches.main(["summary", str(file), *words])
+    head, _, random, tpe = capsys.readouterr().out.splitlines()
+    assert head == "| search | `bowl` 10 | `bowl` 15 |"
+    own = [line for line in lines if line["search"] == "random"]
+    ways = [
+        [(line["handed"][place] - line["coefficient"]) / (line["optimum"] - line["coefficient"]) for line in own]
+        for place in (1, 2)
+    ]
+    cells = [f"{100 * np.mean(of):.0f} ± {100 * np.std(of, ddof=1) / 2**0.5:.0f}" for of in ways]
+    assert random == f"| random | {' | '.join(cells)} |"
+    assert tpe == "| tpe |  |  |"
+
+
 def test_the_published_table_of_searches_is_recomputed_from_its_file(
     searches: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
