@@ -294,8 +294,8 @@ def test_the_summary_has_the_share_of_the_way_to_the_optimum(
     file = tmp_path / "s.jsonl"
     lines = run(searches, file, "cma-es,random")
     capsys.readouterr()
-    words = "--landscape bowl --budget 15 --questions 16 --at 10 15 --optimizers random,tpe".split()
-    searches.main(["summary", str(file), *words])
+    words = ["--landscape", "bowl", "--budget", "15", "--questions", "16", "--at", "10", "15"]
+    searches.main(["summary", str(file), *words, "--optimizers", "random,tpe"])
     head, _, random, tpe = capsys.readouterr().out.splitlines()
     assert head == "| search | `bowl` 10 | `bowl` 15 |"
     own = [line for line in lines if line["search"] == "random"]

@@ -27,12 +27,19 @@ class HfEngine:
     """A transformers model and its scorer. It runs on any machine; no weight is written to disk."""
 
     def __init__(
-        self, folder: Path, tokenizer: Path, dtype: str, device: str | None = None, merger: Merger | None = None
+        self,
+        folder: Path,
+        tokenizer: Path,
+        dtype: str,
+        device: str | None = None,
+        merger: Merger | None = None,
+        seed: int = 0,
     ) -> None:
         """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
 
         `device` is by default the first GPU, or the CPU; `merger` makes the candidates, and without it the engine
-        loads ready weights only. Raises SourceError when transformers cannot load the folders.
+        loads ready weights only; `seed` is for tasks that sample. Raises SourceError when transformers cannot load the
+        folders.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vocabulary = load_tokenizer(tokenizer)
@@ -40,7 +47,7 @@ class HfEngine:
         model = load_pretrained(kind, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
         use_fastest_products(self.model)
-        self.lm = HfScorer(self.model, vocabulary)
+        self.lm = HfScorer(self.model, vocabulary, seed)
         self.merger = merger
         self._places: Places | None = None
         self._layers: Layers | None = None

@@ -26,7 +26,7 @@ class ReadyScores:
             tasks, root = read_config(Path(tasks)), Path(tasks).parent
         if not tasks.tasks:
             raise ConfigError("--tasks: the config names no tasks")
-        self._device = tasks.engine.device
+        self._device, self._seed = tasks.engine.device, tasks.evaluation_seed
         self._evaluator = Scorer(tasks, root.absolute()).evaluator
 
     def of(
@@ -35,7 +35,7 @@ class ReadyScores:
         """Yield each model's name and score. `folder` has the config and tokenizer of all of them; `names` are the
         tensors that each of them has.
         """
-        engine = HfEngine(folder, folder, dtype, self._device)
+        engine = HfEngine(folder, folder, dtype, self._device, seed=self._seed)
         try:
             for model, weights in models.items():
                 engine.load(weights, names)

@@ -558,7 +558,7 @@ class Scorer:
         from llmevo.engines.hf import HfEngine
 
         merger = Merger(self.sources, seed, engine.cache_gb)
-        return HfEngine(folder, self.tokenizer_folder, dtype, engine.device, merger)
+        return HfEngine(folder, self.tokenizer_folder, dtype, engine.device, merger, seed)
 
     def _check_finite(self, recipe: Recipe) -> None:
         """Name the models with weights that are NaN or infinite: raise SourceError for the base, which every merge

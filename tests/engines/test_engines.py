@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,39 @@ def test_generated_texts_are_those_of_lm_evals_own_engine(name: str, zoo: dict[s
     stops = [long[0][5], long[1][3:5], "nowhere to be found"]
     assert generate({**free, "until": stops}) != long
     generate({**free, "until": long[2][2:4], "max_gen_toks": 5, "temperature": 0.0})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 12},
+        {"max_gen_toks": None, "max_tokens": 5},
+        {"temperature": 0.7, "do_sample": False},
+    ],
+    ids=str,
+)
+def test_a_tasks_options_of_generation_have_the_effect_that_they_have_in_lm_eval(
+    options: dict[str, Any], zoo: dict[str, Any]
+) -> None:
+    own, lm = reference(zoo["llama"], tiny_tokenizer()), HfScorer(zoo["llama"], tiny_tokenizer())
+    given: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False, **options}
+    asked = requests("generate_until", [(text(seed, 7), given) for seed in range(4)])
+    assert lm.generate_until(asked) == [own.generate_until([one], disable_tqdm=True)[0] for one in asked]
+
+
+def test_sampled_texts_follow_from_the_seed_and_not_from_what_was_sampled_before(zoo: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.5}
+    asked = requests("generate_until", [*[(text(1, 7), given)] * 3, (text(2, 9), given)])
+    lm = HfScorer(zoo["llama"], tiny_tokenizer(), seed=1)
+    state = torch.random.get_rng_state()
+    first = lm.generate_until(asked)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert lm.generate_until(asked) == first
+    assert len({*first}) == 4  # three samples of one text
+    assert HfScorer(zoo["llama"], tiny_tokenizer(), seed=2).generate_until(asked) != first
 
 
 def test_requests_of_different_kinds_come_back_in_their_order(zoo: dict[str, Any]) -> None:
@@ -489,7 +523,8 @@ def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) 
     assert found == [own.generate_until([one], disable_tqdm=True)[0] for one in asked] != plain
 
 
-def test_sampling_is_left_to_transformers(zoo: dict[str, Any]) -> None:
+def test_sampling_is_left_to_transformers(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HfScorer, "_seeded", lambda *_: nullcontext())
     options: dict[str, Any] = {"until": ["\n"], "max_gen_toks": 10, "do_sample": True, "temperature": 5.0}
     asked = requests("generate_until", [("abc", options)])
     lm, own = HfScorer(zoo["llama"], tiny_tokenizer()), reference(zoo["llama"], tiny_tokenizer())

@@ -24,7 +24,7 @@ from llmevo.engines.scoring import vllm as vllm_scoring
 from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
-from llmevo.errors import CandidateError, ConfigError, SourceError
+from llmevo.errors import CandidateError, ConfigError, SourceError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.merging.merger import Merger, merge
@@ -483,9 +483,14 @@ def test_texts_are_those_of_transformers(exact: tuple[Any, Any]) -> None:
     assert any(long)
     assert generate({**free, "until": [long[0][5], long[1][3:5], "nowhere to be found"]}) != long
     generate({**free, "until": long[2][2:4], "max_gen_toks": 5, "temperature": 0.0})
-    sampled = requests("generate_until", [(contexts[0], {**free, "temperature": 2.0, "do_sample": True})])
-    assert lm.generate_until(sampled) == lm.generate_until(sampled)
-    assert lm.generate_until(sampled)[0] != long[0]
+    assert generate({**free, "repetition_penalty": 1.5}) != long
+    assert generate({"until": [], "max_tokens": 12, "temperature": 0.7, "do_sample": False, "num_beams": 1}) == long
+    sampled = requests("generate_until", [(contexts[0], {**free, "temperature": 2.0, "do_sample": True})] * 2)
+    found = lm.generate_until(sampled)
+    assert lm.generate_until(sampled) == found
+    assert len({*found, long[0]}) == 3
+    with pytest.raises(TaskError, match=r"vLLM cannot use num_beams .*engine: {backend: hf}"):
+        lm.generate_until(requests("generate_until", [("abc", {**free, "num_beams": 2})]))
 
 
 @pytest.mark.vllm

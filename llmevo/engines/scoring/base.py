@@ -1,10 +1,12 @@
 """The part of lm-eval's model interface that is the same for every engine: texts to tokens, chats to texts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmevo.engines.scoring.packing import Encoded
@@ -15,8 +17,34 @@ DEFAULT_NEW_TOKENS = 256
 KEPT_CHARACTERS = 1 << 26
 """Characters of text whose tokens stay in memory: about half a gigabyte."""
 
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
+"""Values of generation options that have no effect."""
+
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 """lm-eval's request for a log-likelihood: (context, continuation) as texts, then each as tokens."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a text is continued, as lm-eval reads a task's `generation_kwargs`."""
+
+    room: int
+    """The most new tokens."""
+    until: list[str]
+    """Stop strings."""
+    sampled: bool
+    """False for the likeliest tokens, whatever `temperature` says."""
+    options: dict[str, Any]
+    """Further ones that may have an effect, such as penalties, and the temperature where tokens are sampled."""
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Generation":
+        options: dict[str, Any] = dict(normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
+        room, until, sampled = (options.pop(key) for key in ("max_gen_toks", "until", "do_sample"))
+        if not sampled:
+            options.pop("temperature", None)
+        used = {key: of for key, of in options.items() if of is not None and of is not False and of != NEUTRAL.get(key)}
+        return cls(room, [stop for stop in until if stop], sampled, used)
 
 
 class TokenScorer(TemplateLM):

@@ -4,17 +4,19 @@ The choices of a multiple-choice item share their context, and items share solve
 as trees in which each token attends to its own text only. Logits are computed only for tokens that are scored.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import torch
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from llmevo.engines.scoring.backbone import Backbone, BatchTensors, supported_layouts
-from llmevo.engines.scoring.base import DEFAULT_NEW_TOKENS, TokenRequest, TokenScorer
+from llmevo.engines.scoring.base import NEUTRAL, Generation, TokenRequest, TokenScorer
 from llmevo.engines.scoring.packing import Batch, Encoded, filled, packed_batches, stem_groups
 
 CPU_BATCH, GPU_BATCH = 1024, 16384
@@ -31,10 +33,7 @@ GREEDY_OPTIONS = {
     *("max_length", "max_new_tokens", "use_cache", "output_attentions", "output_hidden_states", "output_scores"),
     *("transformers_version", "return_dict_in_generate", "_from_model_config"),
 }
-"""Options of a model's generation config that have no effect on greedy decoding."""
-
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
-"""Values of other options that have none either."""
+"""Options of a model's generation config or of a task that have no effect on greedy decoding."""
 
 
 class HfScorer(TokenScorer):
@@ -44,10 +43,11 @@ class HfScorer(TokenScorer):
     scores. Layouts of requests in batches are cached, since every candidate gets the same requests.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, seed: int = 0) -> None:
+        """`seed` is for generation that samples."""
         text = model.config.get_text_config()  # a model of images and text has a config of each
         super().__init__(tokenizer, getattr(text, "max_position_embeddings", None) or 2048)
-        self.model = model
+        self.model, self.seed = model, seed
         # A mask of ours must not hide what a sliding window hides: longer texts get plain rows.
         spans = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
         self._reach: int = min([self.max_length, *filter(None, spans)])
@@ -102,49 +102,56 @@ class HfScorer(TokenScorer):
         for place, request in enumerate(requests):
             kinds.setdefault(repr(request.args[1]), []).append(place)
         for places in kinds.values():
-            options: dict[str, Any] = dict(normalize_gen_kwargs(requests[places[0]].args[1], DEFAULT_NEW_TOKENS))
-            room = options.pop("max_gen_toks")
-            stops = handle_stop_sequences(options.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
-            kept = max(1, self.max_length - room)
+            asked = Generation.of(requests[places[0]].args[1])
+            stops = handle_stop_sequences(asked.until, eos=self.tokenizer.decode(self.eot_token_id))
+            kept = max(1, self.max_length - asked.room)
             encoded = [Encoded(place, self.tok_encode(requests[place].args[0])[-kept:], []) for place in places]
-            for request, tokens in self._continued(encoded, room, stops, options):
+            for request, tokens in self._continued(encoded, asked, stops):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request.place] = postprocess_generated_text(text, stops, None)
         return texts
 
     def _continued(
-        self, requests: list[Encoded], room: int, stops: list[str], options: dict[str, Any]
+        self, requests: list[Encoded], asked: Generation, stops: list[str]
     ) -> Iterator[tuple[Encoded, list[int]]]:
-        """Each context with up to `room` new tokens."""
-        stopped = StopStrings(self.tokenizer, stops)
-        greedy = self.packs and not options.get("do_sample") and _is_greedy(self.model.generation_config)
+        """Each context with its new tokens."""
+        stopped, room = StopStrings(self.tokenizer, stops), asked.room
+        given: Mapping[str, Any] = {**self.model.generation_config.to_diff_dict(), **asked.options}
+        greedy = self.packs and not asked.sampled and _is_greedy(given)
         ordered = sorted(requests, key=lambda request: request.context)
         for stem, members in stem_groups(ordered, self._reach - room if greedy and self.stems else 0):
-            for batch in _generation_batches(members, room, even=not greedy):
+            for number, batch in enumerate(_generation_batches(members, room, even=not greedy)):
                 rows = [request.context[len(stem) :] for request in batch]
                 if greedy:
                     made = _continue_greedily(self._backbone, stem, rows, room, self._ends(), stopped)
                 else:
-                    made = self._by_transformers(rows, room, stopped, options)
+                    with self._seeded(number, rows):
+                        made = self._by_transformers(rows, asked, stopped)
                 yield from zip(batch, made, strict=True)
 
-    def _by_transformers(
-        self, rows: list[list[int]], room: int, stopped: "StopStrings", options: dict[str, Any]
-    ) -> list[list[int]]:
-        """Sampling, penalties and other options of a model's generation config. Rows have equal length: padding would
-        count as text to a penalty, and to some models.
+    @contextmanager
+    def _seeded(self, number: int, rows: list[list[int]]) -> Generator[None]:
+        """Let equal texts be continued by equal random numbers, whatever was sampled before."""
+        device = self.model.device
+        key = hashlib.blake2b(repr((self.seed, number, rows)).encode(), digest_size=7).digest()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(key))
+            yield
+
+    def _by_transformers(self, rows: list[list[int]], asked: Generation, stopped: "StopStrings") -> list[list[int]]:
+        """Sampling, penalties and other options of a task or of a model's generation config. Rows have equal length:
+        padding would count as text to a penalty, and to some models.
         """
         tokens, mask = _padded_left(rows, self.eot_token_id, self.model.device)
-        if not options.get("do_sample"):
-            options = {key: value for key, value in options.items() if key != "temperature"}
         made = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
-            max_new_tokens=room,
+            max_new_tokens=asked.room,
             pad_token_id=self.eot_token_id,
             eos_token_id=self._ends(),
             stopping_criteria=StoppingCriteriaList([_StopRows(stopped, tokens.shape[1])]),
-            **options,
+            do_sample=asked.sampled,
+            **asked.options,
         )
         return made[:, tokens.shape[1] :].tolist()
 
@@ -154,9 +161,8 @@ class HfScorer(TokenScorer):
         return [*dict.fromkeys([self.eot_token_id, *(own if isinstance(own, list) else [own] if own else [])])]
 
 
-def _is_greedy(config: Any) -> bool:
-    """True if a model's generation config leaves greedy decoding as it is: no penalties, no beams."""
-    options: dict[str, Any] = config.to_diff_dict()
+def _is_greedy(options: Mapping[str, Any]) -> bool:
+    """True if options leave greedy decoding as it is: no penalties, no beams."""
     return all(key in GREEDY_OPTIONS or value in (None, False, NEUTRAL.get(key)) for key, value in options.items())
 
 

@@ -1,12 +1,14 @@
 """lm-eval's requests, answered by a live vLLM model."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from llmevo.engines.scoring.base import DEFAULT_NEW_TOKENS, TokenRequest, TokenScorer
+from llmevo.engines.scoring.base import Generation, TokenRequest, TokenScorer
 from llmevo.engines.scoring.packing import Encoded
+from llmevo.errors import TaskError
 
 MAX_LOGPROBS = 128
 """Tokens whose log-probability one request may return: vLLM's limit."""
@@ -83,20 +85,34 @@ class VllmScorer(TokenScorer):
         prompts: list[list[int]] = []
         parameters: list[Any] = []
         stops: list[list[str]] = []
-        for context, options in (request.args for request in requests):
-            until = options.get("until") or []
-            stops.append([until] if isinstance(until, str) else [*until])
-            room = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
-            prompts.append(self.tok_encode(context)[-max(1, self.max_length - room) :])
-            sampling: dict[str, Any] = {"temperature": 0.0}
-            if options.get("do_sample") or float(options.get("temperature") or 0.0) > 0:
-                sampling = {key: options[key] for key in ("temperature", "top_p", "top_k") if key in options}
-            # Special tokens stay in the text that vLLM searches for stop strings, as a stop string may be one.
-            fixed = {"max_tokens": room, "stop": stops[-1], "seed": self.seed, "skip_special_tokens": False}
-            parameters.append(self._parameters(**fixed, **sampling))
+        earlier: Counter[str] = Counter()
+        for context, given in (request.args for request in requests):
+            asked = Generation.of(given)
+            stops.append(asked.until)
+            prompts.append(self.tok_encode(context)[-max(1, self.max_length - asked.room) :])
+            parameters.append(self._sampling(asked, earlier[context]))
+            earlier[context] += 1
         answers = self._generate_all(prompts, parameters)
         texts = [self.tokenizer.decode(answer.outputs[0].token_ids, skip_special_tokens=True) for answer in answers]
         return [postprocess_generated_text(text, stop, None) for text, stop in zip(texts, stops, strict=True)]
+
+    def _sampling(self, asked: Generation, repeated: int) -> Any:
+        """vLLM's parameters for a text that was asked for `repeated` times before: another sample each time.
+
+        Raises TaskError for an option that vLLM has not.
+        """
+        options = {key: value for key, value in asked.options.items() if key != "use_cache"}
+        if not asked.sampled:
+            options["temperature"] = 0.0
+        fixed = {"max_tokens": asked.room, "stop": asked.until, "seed": self.seed + repeated}
+        try:
+            # Special tokens stay in the text that vLLM searches for stop strings, as a stop string may be one.
+            return self._parameters(**options, **fixed, skip_special_tokens=False)
+        except TypeError as error:
+            raise TaskError(
+                f"generation_kwargs of a task: vLLM cannot use {', '.join(options)} ({error}); leave out what it has"
+                " not, or use engine: {backend: hf}"
+            ) from error
 
 
 def _steps(request: Encoded) -> Iterator[tuple[tuple[int, ...], int]]:
