@@ -42,6 +42,8 @@ def export(
         raise UserError(f"--as {as_} and --recipe-only: a recipe has no weights in a format; leave one out")
     if push and out.suffix == ".gguf":
         raise UserError(f"--push {push}: {out} is a file; give a folder, which gets the GGUF file and its card")
+    if private and not push:
+        raise UserError("--private: nothing is published; name the repository with --push, or leave it out")
     opened = open_run(run)
     exported = opened.prepare_export(out, candidate, recipe_only, force, warned)
     if violated := opened.state.trials[exported.candidate].reason:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -55,7 +56,7 @@ def aggregate(
     total, variance = 0.0, standard_errors.covariance(deviations, same)
     metrics: dict[str, dict[str, float]] = {}
     for task in tasks:
-        found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, float | int)}
+        found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, Real)}
         value = found.get(task.metric, math.nan)
         if not math.isfinite(value):
             given = results[task.name]

@@ -116,7 +116,7 @@ def merge_as(
     placed = merged.seen_from(Path(out), Path(root))
     if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
         beside[MASKS_FILE] = table
-        signed = Provenance(seed or (found.seed if found else 0), MASKS_FILE, trims)
+        signed = Provenance(seed if seed is not None else found.seed if found else 0, MASKS_FILE, trims)
         beside["mergekit_config.yml"] = signed.sign(placed)
     elif text_file:
         beside["mergekit_config.yml"] = placed.to_yaml()

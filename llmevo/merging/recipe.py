@@ -479,6 +479,8 @@ class Recipe(Strict):
     def _check_preparation(self) -> None:
         if self.prepare is None:
             return
+        if self.merge_method == WIDEN:
+            raise ValueError(f"prepare: {WIDEN} takes the models as they are; leave one of them out")
         if self.base_model is None:
             raise ValueError("prepare: it changes what the models add to their base; give the base_model")
         if self.prepare.reads_text and self.prepare.text is None:

@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import EMBEDDINGS, HEADS
+from llmevo.models.architecture import EMBEDDINGS, HEADS, text_config
 from llmevo.models.checkpoints import read_object
 from llmevo.models.references import load_pretrained
 
@@ -61,15 +62,16 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 def vocabulary_size(config: Mapping[str, Any]) -> int:
     """Return the number of rows of the embeddings that a model's config names; 0 where it names none."""
-    inner = config.get("text_config")
-    return int(config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, Mapping) else 0) or 0)
+    return int(text_config(config).get("vocab_size") or config.get("vocab_size") or 0)
 
 
 def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config with another number of rows of the embeddings."""
-    inner = config.get("text_config")
-    changed = {"text_config": {**inner, "vocab_size": rows}} if isinstance(inner, Mapping) else {}
-    return {**config, **changed, **({"vocab_size": rows} if "vocab_size" in config or not changed else {})}
+    """Return a config with another number of rows of the embeddings: that of the language model, and its own."""
+    changed = deepcopy({**config})
+    text = cast(dict[str, Any], text_config(changed))
+    for holder in [text, changed] if "vocab_size" in changed else [text]:
+        holder["vocab_size"] = rows
+    return changed
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -300,6 +300,17 @@ def test_a_metric_that_is_no_number_is_named_with_its_task(tmp_path: Path, lm: H
         evaluator(tmp_path, odd).score(lm)
 
 
+@pytest.mark.parametrize("value", ["np.float32(0.5)", "np.int64(1)", "np.bool_(True)", "torch.tensor(0.5)"])
+def test_metrics_of_numpy_and_torch_count_as_those_of_python(tmp_path: Path, lm: HfScorer, value: str) -> None:
+    code = f"import numpy as np, torch\ndef run(doc, results):\n    return {{'acc': {value}}}\n"
+    own = with_code(tmp_path, "own", "process_results", code)
+    number = 0.5 if "0.5" in value else 1.0
+    for blocks in (1, 2):
+        score = Evaluator([own], AskingOptions(blocks=blocks), [tmp_path]).score(lm)
+        assert score.total == number
+        assert score.item_scores == {"own": [number] * 4}
+
+
 def test_a_question_that_cannot_be_said_is_found_before_the_first_candidate(tmp_path: Path) -> None:
     code = "def run(doc):\n    return {'0 + 0 =': 'nought'}[doc['question']]\n"
     odd = with_code(tmp_path, "odd", "doc_to_text", code)

@@ -137,6 +137,11 @@ def test_a_pack_rebuilds_the_model_bit_for_bit_wherever_it_lies_and_tells_nothin
     # The masks matter: another seed makes another model.
     assert absolute.llmevo("merge", "pack/mine.yml", "other", "--seed", 4)[0] == 0
     assert Path("other/model.safetensors").read_bytes() != wanted
+    # Seed 0 is one as well, and merging the result's recipe again gives the same.
+    assert absolute.llmevo("merge", "pack/mine.yml", "zero", "--seed", 0)[0] == 0
+    assert "# llmevo: seed 0" in Path("zero/mergekit_config.yml").read_text()
+    assert absolute.llmevo("merge", "zero/mergekit_config.yml", "again")[0] == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("zero/model.safetensors").read_bytes() != wanted
 
 
 def test_the_best_yml_of_a_run_is_merged_as_it_was_scored(absolute: Workspace) -> None:
@@ -253,6 +258,8 @@ def test_a_model_and_a_recipe_are_uploaded_as_they_were_written(absolute: Worksp
     place.error = refusal(500)
     status, printed = absolute.llmevo("export", "run", "kept", "--recipe-only", "--push", "me/merge")
     assert (status, "kept is written" in printed) == (1, True), printed
+    status, printed = absolute.llmevo("export", "run", "never", "--private")
+    assert (status, "--private: nothing is published" in printed) == (2, True), printed
     # Without a login nothing is begun.
     absolute.monkeypatch.setattr(hub, "get_token", lambda: None)
     status, printed = absolute.llmevo("export", "run", "never", "--push", "me/merge")

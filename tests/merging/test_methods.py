@@ -329,6 +329,13 @@ def test_random_masks_follow_the_seed_and_nothing_else(name: str) -> None:
     assert torch.equal(masked(2**64 - 1), masked(2**64 - 1))
 
 
+@pytest.mark.parametrize("distance", [1e-8, 3e-10, 1e-16])
+def test_a_density_just_under_1_keeps_everything(distance: float) -> None:
+    base, model = torch.zeros(40, 40), torch.ones(40, 40)
+    kept = merged(METHODS["dare_linear"], base, [model], {"density": [1.0 - distance]}, {"rescale": 0.0}, [3])
+    assert torch.equal(kept, model)
+
+
 def test_the_masks_of_two_seeds_have_nothing_to_do_with_each_other() -> None:
     ones, zeros = torch.ones(LARGE), torch.zeros(LARGE)
     for second in (8, 7 + 2**32, 7 + 2**63):

@@ -439,6 +439,11 @@ def test_a_preparation_that_cannot_be_made_is_refused_in_one_line(folder: Path, 
     assert "\n" not in str(error.value)
 
 
+def test_widen_which_takes_the_models_as_they_are_has_no_preparation() -> None:
+    with pytest.raises(RecipeError, match="prepare: widen takes the models as they are"):
+        Recipe.from_yaml(recipe(["wudi"]).to_yaml().replace("task_arithmetic", "widen"))
+
+
 def test_a_recipe_with_a_preparation_says_that_mergekit_cannot_read_it_and_stays_the_same_in_yaml() -> None:
     given = recipe([{"wudi": {"blend": 0.9}}, "star"], parameters={"prepare": 0.5})
     assert Recipe.from_yaml(given.to_yaml()) == given

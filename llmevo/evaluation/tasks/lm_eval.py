@@ -7,7 +7,7 @@ No other module reads lm-eval's private attributes. A leaf is one of lm-eval's t
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -295,6 +295,14 @@ def cache_requests(leaf: Any) -> None:
     leaf.build_all_requests = build_all_requests
 
 
+def _number(metric: str, value: Any) -> float:
+    """A metric of one question as Python's own number: tasks may give those of NumPy and torch."""
+    if not isinstance(value, str | bytes):
+        with suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    raise TypeError(f"its metric {metric!r} is {value!r}, not a number")
+
+
 def name_failing_questions(leaf: Any) -> None:
     """Let errors name the question at whose reply the task's own code fails, or gives a metric that has no mean."""
     process: Any = leaf.process_results
@@ -302,11 +310,8 @@ def name_failing_questions(leaf: Any) -> None:
 
     def process_results(document: Any, results: Any) -> Any:
         try:
-            values: Any = process(document, results)
-            for metric in averaged & {*values}:
-                if values[metric] is None or isinstance(values[metric], str | bytes | Mapping | Sequence):
-                    raise TypeError(f"its metric {metric!r} is {values[metric]!r}, not a number")
-            return values
+            values: dict[str, Any] = {**process(document, results)}
+            return values | {metric: _number(metric, values[metric]) for metric in averaged & {*values}}
         except LlmevoError:
             raise
         except Exception as error:

@@ -54,6 +54,7 @@ def random_mask(seed: int, density: float, inverse: bool) -> Mask:
     shares = round(density * loops.SHARES)
     whole = math.isclose(shares, density * loops.SHARES, rel_tol=1e-9)
     below = -(-(shares << 32) // loops.SHARES) if whole else math.ceil(density * 2**32)
+    below = min(below, 2**32 - 1)  # a density within 2⁻³² of 1
     fields = {"mask": loops.DROP, "seed": seed, "threshold": below, "lowest": density, "inverse": inverse}
     return Mask(fields, shares=shares if whole else None)
 
