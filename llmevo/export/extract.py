@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from llmevo.config import Config
 from llmevo.errors import SourceError
 from llmevo.export.cards import adapter_card
-from llmevo.export.lora import PREFIX, REPORT, LoraReport, write_adapter
+from llmevo.export.lora import REPORT, LoraReport, write_adapter
 from llmevo.export.low_rank import Rank
-from llmevo.export.modules import CONV1D, Modules
+from llmevo.export.modules import Modules
 from llmevo.merging.writer import check_new
+from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import check_compatible
-from llmevo.models.checkpoints import Checkpoint, Source, Weight
+from llmevo.models.checkpoints import Weight
 from llmevo.models.files import write_whole
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -98,10 +97,11 @@ def extract(
     )
     scores: list[Scored] = []
     if asked:
+        adapted = LoraModel(below, out)
         models = {
             "base": ((name, below.tensor(name)) for name in below.shapes),
             "fine-tune": ((name, source.tensor(name)) for name in below.shapes),
-            "adapter": adapted(below, out, modules),
+            "adapter": ((name, adapted.tensor(name).to(below.dtype(name))) for name in below.shapes),
         }
         dtype = str(next(below.tensor(name).dtype for name in below.shapes)).removeprefix("torch.")
         for name, score in asked.of(models, sources.folder(origin), dtype, below.shapes):
@@ -117,19 +117,3 @@ def _reference(text: str) -> ModelReference:
         return ModelReference.parse(text)
     except ValueError:
         raise SourceError(f"{text!r} is not a model reference; write MODEL or MODEL+ADAPTER") from None
-
-
-def adapted(base: Source, adapter: Path, modules: Modules) -> Iterator[tuple[str, Tensor]]:
-    """Yield the base's weights with a written adapter in them, in the base's types."""
-    held = Checkpoint(adapter, "adapter_model*.safetensors")
-    for name in base.shapes:
-        weight, end = base.tensor(name), name[name.rindex(".") :]
-        module = f"{PREFIX}{modules.module_of(name)}"
-        saved = next((each for each in (f"{module}{end}", f"{module}.base_layer{end}") if each in held.shapes), None)
-        if saved:
-            weight = held.tensor(saved)
-        elif end == ".weight" and f"{module}.lora_A.weight" in held.shapes:
-            delta = held.tensor(f"{module}.lora_B.weight") @ held.tensor(f"{module}.lora_A.weight")
-            is_turned = modules.kinds[module.removeprefix(PREFIX)] == CONV1D
-            weight = (weight.float() + (delta.T if is_turned else delta)).to(weight.dtype)
-        yield name, weight

@@ -7,6 +7,7 @@ computed when they are read, in float32. What cannot be merged exactly is refuse
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import HEAD
+from llmevo.models.architecture import HEAD, TextStack, stack_of
 from llmevo.models.checkpoints import Checkpoint, Kept, LowRank, Source, Weight, read_object
 from llmevo.models.tokenizer import VOCABULARY
+from llmevo.models.towers import places
 
 MERGE_FIRST = "Merge the adapter into its model with PEFT's merge_and_unload, save that, and name the saved model"
 
@@ -105,6 +107,8 @@ class LoraModel(Source):
         self._by_row: set[str] = set()
         """Weights of which single rows were trained."""
         self._unchanged: dict[str, bool] = {}
+        self._named: dict[str, str] = {}
+        """{a module of the model, as its checkpoint names it: its name in the adapter}, where the two differ."""
         self._kept = Kept()
         modules = self._modules()
         for module, parts in modules.items():
@@ -133,15 +137,44 @@ class LoraModel(Source):
             end = max((end for end in ends if plain.endswith(f".{end}")), key=len, default="")
             if end and ends[end] in (*ENDS[self.kind], *EVERYWHERE):
                 module = plain.removesuffix(f".{end}")
-                key = module.replace(".base_layer", ""), module.count(".base_layer")
+                key = self._place(module.replace(".base_layer", "")), module.count(".base_layer")
                 found.setdefault(key, {})[ends[end]] = name
             else:
                 self._put_aside(name, plain)
         return found
 
+    @cached_property
+    def _held(self) -> set[str]:
+        """The modules of the model."""
+        return {name[: dot.start()] for name in self.model.shapes for dot in re.finditer(r"\.", name)}
+
+    @cached_property
+    def _stacks(self) -> tuple[TextStack, TextStack] | None:
+        """The layers of the model, and the same layers as the adapter names them; None where it names none."""
+        names = [name.removeprefix("base_model.model.") for name in self._adapter.shapes]
+        try:
+            return stack_of({}, self.model.shapes), stack_of({}, names)
+        except SourceError:
+            return None
+
+    def _place(self, module: str) -> str:
+        """Return the module that an adapter names, as the model's checkpoint has it.
+
+        PEFT names modules as transformers does, which gives those of some older checkpoints and of multimodal models
+        other names.
+        """
+        if module in self._held or self._stacks is None:
+            return module
+        moved = (name.removesuffix(".weight") for name in places(f"{module}.weight", *self._stacks))
+        found = next((name for name in moved if name in self._held), module)
+        if found != module:
+            self._named[found] = module
+        return found
+
     def _put_aside(self, name: str, plain: str) -> None:
         """Note a tensor that takes the place of a weight: a bias, a norm, or one of `modules_to_save`."""
-        weight = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)\b", "", plain)
+        module, _, end = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)\b", "", plain).rpartition(".")
+        weight = f"{self._place(module)}.{end}"
         shape, own = self._adapter.shapes[name], self.model.shapes.get(weight)
         if weight == HEAD and own is None and self._tied_embeddings():
             self._head = name
@@ -247,9 +280,12 @@ class LoraModel(Source):
                 )
 
     def _weight_of(self, module: str) -> str:
-        if f"{module}.weight" not in self.model.shapes:
+        weight = f"{module}.weight"
+        if weight == HEAD and self._tied_embeddings():
+            raise self._is_tied(module)
+        if weight not in self.model.shapes:
             raise self._lacks(module)
-        return f"{module}.weight"
+        return weight
 
     def _tensor(self, name: str) -> Tensor:
         return self._adapter.tensor(name).float()
@@ -482,7 +518,7 @@ class LoraModel(Source):
             return origin.float() * (factors.T if turned else factors)
 
         self._add(weight, change)
-        of_outputs = shape == (outputs, 1) and not _is_of(self.config.get("feedforward_modules"), module)
+        of_outputs = shape == (outputs, 1) and not _is_of(self.config.get("feedforward_modules"), self._called(module))
         if of_outputs and (bias := f"{module}.bias") in self.model.shapes:
             self._add(bias, lambda origin: origin.float() * self._tensor(name).flatten())
 
@@ -518,7 +554,7 @@ class LoraModel(Source):
         weight = self._weight_of(module)
         given = self.config.get("token_indices" if self.kind == "TRAINABLE_TOKENS" else "trainable_token_indices")
         if isinstance(given, dict):
-            given = next((rows for key, rows in given.items() if _is_of([key], module)), None)
+            given = next((rows for key, rows in given.items() if _is_of([key], self._called(module))), None)
         rows, shape = self._shape_of(weight)[0], self._adapter.shapes[name]
         is_rows = isinstance(given, list) and all(isinstance(row, int) and 0 <= row < rows for row in given)
         if not is_rows or shape != (len(cast(list[int], given)), *self.model.shapes[weight][1:]):
@@ -578,8 +614,14 @@ class LoraModel(Source):
             )
         return exchanged
 
+    def _called(self, module: str) -> str:
+        """Return the adapter's name of a module, or of a parameter of a module."""
+        head, _, last = module.rpartition(".")
+        return self._named.get(module) or (f"{self._named[head]}.{last}" if head in self._named else module)
+
     def _by_module(self, key: str, module: str) -> float:
         """Return the module's own `rank` or `alpha` where the adapter's config has one, or that of all modules."""
+        module = self._called(module)
         pattern: dict[str, float] = self.config.get(f"{key}_pattern") or {}
         default = self.config[RANKS[self.kind][0 if key == "rank" else 1]]
         # Keys are regular expressions on the end of a module's name, as PEFT reads them.

@@ -87,7 +87,7 @@ def fit(
     names: dict[str, str] = {}
     extra: list[str] = []
     for name in second.shapes:
-        place = next((place for place in _places(name, *stacks) if place in first.shapes), None)
+        place = next((place for place in places(name, *stacks) if place in first.shapes), None)
         if place is None or place in names:
             extra.append(name)
         else:
@@ -108,7 +108,7 @@ def fit(
     return Fit(names, lent, left_out, rest, any(map(stacks[1].predicts, rest)))
 
 
-def _places(name: str, base: TextStack, own: TextStack) -> Sequence[str]:
+def places(name: str, base: TextStack, own: TextStack) -> Sequence[str]:
     """Return the names that a model's tensor may have in the base, the likeliest first."""
     if base.start == own.start or base.start.startswith(WRAPPED) or own.start.startswith(WRAPPED):
         return [name]

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llmevo.errors import SourceError, UserError
-from llmevo.export.extract import adapted, extract
+from llmevo.export.extract import extract
 from llmevo.export.lora import REPORT, LoraReport, write_merge
 from llmevo.export.low_rank import Rank, decompose, rank_of, share_parameters
 from llmevo.export.merge import merge
-from llmevo.export.modules import Modules
 from llmevo.merging.recipe import Recipe
+from llmevo.models.adapters import LoraModel
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
-from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, weights_of
+from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, tensors, weights_of
 from support.tiny_model import save_tiny
 from support.workspace import Workspace
 
@@ -205,8 +205,7 @@ def test_whatever_a_fine_tune_changed_is_in_its_adapter(
     changed = {name for name, weight in wanted.items() if not torch.equal(weight, weights_of(base)[name])}
     held = {f"{module}.weight" for module in report.matrices} | {*report.saved_whole}
     assert held == changed
-    modules = Modules(base)
-    assert_near(dict(adapted(Checkpoint(base), Path("lora"), modules)), wanted, atol=1e-5)
+    assert_near(tensors(LoraModel(Checkpoint(base), Path("lora"))), wanted, atol=1e-5)
     assert bool(report.saved_whole) == any("vLLM does not" in limit for limit in report.limits)
     assert report.servers == ("PEFT" if report.saved_whole else "PEFT and vLLM")
     sizes = {name: weight.numel() for name, weight in load_file("lora/adapter_model.safetensors").items()}

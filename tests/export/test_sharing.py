@@ -140,8 +140,8 @@ def test_a_pack_rebuilds_the_model_bit_for_bit_wherever_it_lies_and_tells_nothin
     # Seed 0 is one as well, and merging the result's recipe again gives the same.
     assert absolute.llmevo("merge", "pack/mine.yml", "zero", "--seed", 0)[0] == 0
     assert "# llmevo: seed 0" in Path("zero/mergekit_config.yml").read_text()
-    assert absolute.llmevo("merge", "zero/mergekit_config.yml", "again")[0] == 0
-    assert Path("again/model.safetensors").read_bytes() == Path("zero/model.safetensors").read_bytes() != wanted
+    assert absolute.llmevo("merge", "zero/mergekit_config.yml", "twice")[0] == 0
+    assert Path("twice/model.safetensors").read_bytes() == Path("zero/model.safetensors").read_bytes() != wanted
 
 
 def test_the_best_yml_of_a_run_is_merged_as_it_was_scored(absolute: Workspace) -> None:
