@@ -55,7 +55,12 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     if gain <= 0 and not feasible:
         return [text, "But no parent and no uniform merge keeps the constraints."]
     if gain <= 0:
-        way = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
-        way = "" if strongest.candidate is None else way
-        return [text, f"{name} does not beat {strongest.row}: use {strongest.row} instead{way}."]
+        command = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
+        apart = "." if -gain > 2 * noise else ", and within two standard errors the two cannot be told apart."
+        return [
+            text,
+            f"{name} does not beat {strongest.row}{apart}",
+            f"{strongest.row} is the simpler choice{'' if strongest.candidate is None else command}. Chosen by its"
+            " held-out score, that score is no longer unbiased.",
+        ]
     return [text] if gain > 2 * noise else [text, "That is within two standard errors: the gain may be luck."]

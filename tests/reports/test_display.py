@@ -51,7 +51,12 @@ def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
         state_of(held_out("a", "parent", 0.6), held_out("uniform", "uniform", 0.4), held_out("best", "best", 0.55))
     )
     assert "-0.050" in lines[0]
-    assert lines[1] == "The best merge does not beat a: use a instead."
+    assert lines[1:] == [
+        "The best merge does not beat a.",
+        "a is the simpler choice. Chosen by its held-out score, that score is no longer unbiased.",
+    ]
+    apart = verdict(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.57, 0.03)))[1]
+    assert apart == "The best merge does not beat a, and within two standard errors the two cannot be told apart."
 
 
 def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
@@ -60,14 +65,14 @@ def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
     lines = verdict(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
     assert "-0.020" in lines[0]
     assert "against coefficient 0.5, the best of parents, uniform and coefficients" in lines[0]
-    assert lines[1] == "The best merge does not beat coefficient 0.5: use coefficient 0.5 instead."
+    assert lines[1].startswith("The best merge does not beat coefficient 0.5")
     assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
 
 
 def test_a_verdict_against_a_merge_names_the_command_that_writes_the_better_one() -> None:
     better = held_out("a", "parent", 0.6).model_copy(update={"candidate": 2})
     lines = verdict(state_of(better, held_out("best", "best", 0.55)), Path("runs/x"))
-    assert lines[1] == "The best merge does not beat a: use a instead: `llmevo export runs/x OUT --candidate 2`."
+    assert lines[2].startswith("a is the simpler choice: `llmevo export runs/x OUT --candidate 2`. ")
 
 
 def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None:
@@ -78,7 +83,9 @@ def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None
     assert lines == [
         "No merge that the search found is better than the start row one, which best.yml and export hand over. On the"
         " held-out questions one scores -0.100 ± 0.014 against two, the best of parents and uniform.",
-        "one does not beat two: use two instead: `llmevo export run OUT --candidate 1`.",
+        "one does not beat two.",
+        "two is the simpler choice: `llmevo export run OUT --candidate 1`. Chosen by its held-out score, that score is"
+        " no longer unbiased.",
     ]
 
 
