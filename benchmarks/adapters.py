@@ -24,11 +24,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmevo.config import read_config
-from llmevo.export.extract import adapted
 from llmevo.export.lora import base_of, write_merge
 from llmevo.export.low_rank import Rank
-from llmevo.export.modules import Modules
 from llmevo.merging.recipe import Recipe
+from llmevo.models.adapters import LoraModel
 from llmevo.models.sources import Sources
 from llmevo.run.ready_weights import ReadyScores
 
@@ -55,11 +54,12 @@ def measure(options: argparse.Namespace) -> None:
     recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "models": models})
     sources = Sources.open(recipe.references, CONFIGS)
     origin, folder = sources[base_of(recipe)], sources.folder(base_of(recipe))
-    asked, modules = ReadyScores(config, CONFIGS), Modules(folder)
+    asked = ReadyScores(config, CONFIGS)
     done = {line["row"] for line in measurements.read(options.out)}
     with TemporaryDirectory() as place:
         exact_report = write_merge(recipe, sources, Path(place) / "exact", None)
-        exact = {name: weight.float() for name, weight in adapted(_Whole(origin), Path(place) / "exact", modules)}
+        whole = LoraModel(origin, Path(place) / "exact")  # computed in float32, so that nothing is rounded
+        exact = {name: whole.tensor(name).float() for name in origin.shapes}
         rows: list[tuple[str, dict[str, Any], Weights]] = [("base", {"error": 1.0, "energy": 0.0}, _all(origin))]
         for rank in RANKS:
             out = Path(place) / str(rank)
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> None:
             report = exact_report if rank == "exact" else write_merge(recipe, sources, out, Rank.of(rank))
             facts = {"rank": report.rank, "parameters": report.parameters, "energy": report.energy}
             facts |= {"error": report.error, "seconds": time.perf_counter() - began}
-            rows.append((f"rank {rank}", facts, lambda out=out: adapted(origin, out, modules)))
+            rows.append((f"rank {rank}", facts, _adapted(origin, out)))
         for kind, more in PEFT.items():
             deltas = _by_peft(folder, kind, more)
             error = _error(deltas, exact, origin)
@@ -85,12 +85,15 @@ def measure(options: argparse.Namespace) -> None:
             print(row, line.get("score"), line["error"], flush=True)
 
 
-class _Whole:
-    """A source whose tensors are float32, so that nothing is rounded."""
+def _adapted(source: Any, adapter: Path) -> Weights:
+    """The source's weights with a written adapter in them, in the source's types."""
 
-    def __init__(self, source: Any) -> None:
-        self.shapes = source.shapes
-        self.tensor = lambda name: source.tensor(name).float()
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        model = LoraModel(source, adapter)
+        for name in source.shapes:
+            yield name, model.tensor(name).to(source.dtype(name))
+
+    return weights
 
 
 def _all(source: Any) -> Weights:

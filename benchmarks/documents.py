@@ -16,11 +16,13 @@ such place is an error too: it would have no data.
 import argparse
 import difflib
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import chdir, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -48,11 +50,18 @@ def printed(command: str) -> str:
     script, *words = shlex.split(command)
     if not all((ROOT / word).exists() for word in words if word.startswith(RESULTS)):
         return ""
-    call = [sys.executable, str(ROOT / "benchmarks" / script), *words]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"`{command}` failed:\n{done.stderr}")
-    return done.stdout.strip("\n") + "\n"
+    # In this process: torch and transformers are imported once, not for every table.
+    file, given, said = ROOT / "benchmarks" / script, sys.argv, StringIO()
+    sys.argv = [str(file), *words]
+    try:
+        with chdir(ROOT), redirect_stdout(said):
+            runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise SystemExit(f"`{command}` failed: {end.code}") from end
+    finally:
+        sys.argv = given
+    return said.getvalue().strip("\n") + "\n"
 
 
 def filled(text: str) -> str:

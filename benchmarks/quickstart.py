@@ -217,7 +217,7 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     fixed = rivals(first)
     for label, right in (
         ("best expert", fixed["the best expert"]["right"]),
-        ("on each task the expert that is best at it: several models", specialists(first)),
+        ("the best expert of each task (four models, not one)", specialists(first)),
         ("best coefficient (one weight for all)", fixed["the best coefficient"]["right"]),
     ):
         mean, error = score(first, right)
