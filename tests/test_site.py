@@ -94,11 +94,14 @@ def test_the_tasks_of_an_example_config_are_asked_as_it_says(name: str, workspac
     values["tasks"] = [task for task in values["tasks"] if task not in public]
     values |= {"constraints": []} if public else {}
     values["genome"] |= {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
+    if prepare := values["genome"].get("prepare"):
+        prepare["tasks"] = dict(zip(("one", "two"), prepare["tasks"].values(), strict=True))
     values |= {"heldout": [], "apply_chat_template": False}
     (workspace.root / "config.yml").write_text(yaml.safe_dump(values))
     status, printed = workspace.llmevo("inspect", "config.yml")
     assert status == 0, printed
     assert "no finalists" not in printed
+    assert "genome.prepare" not in printed
 
 
 MISTAKES: list[dict[str, Any]] = [

@@ -70,6 +70,34 @@ def test_the_config_for_own_models_and_questions_runs(workspace: Workspace) -> N
     assert workspace.state("run").heldout["best"].items
 
 
+@pytest.mark.parametrize(
+    ("tasks", "pairs"),
+    [
+        (["red"], {"one": ["red"], "two": ["TASK"]}),
+        (["red", "blue"], {"one": ["red"], "two": ["blue"]}),
+        (["red", "blue", "green"], {"one": ["red", "green"], "two": ["blue"]}),
+    ],
+)
+def test_a_comment_has_the_preparation_for_models_whose_tasks_are_known(
+    workspace: Workspace, tasks: Sequence[str], pairs: dict[str, list[str]]
+) -> None:
+    words = [word for name in tasks for word in ("--task", str(questions(f"{name}.jsonl")))]
+    assert workspace.llmevo("init", "one", "two", "--base", "base", *words)[0] == 0
+    text = Path("config.yml").read_text()
+    assert read_config(Path("config.yml")).genome.prepare is None
+    genome = yaml.safe_load(text.replace("# prepare:", "prepare:"))["genome"]
+    assert genome["prepare"] == {"steps": ["regmean"], "tasks": pairs}
+
+
+@pytest.mark.parametrize("words", [("one", "two"), ("base", "one", "--base", "base")], ids=str)
+def test_models_without_a_base_or_another_expert_get_no_such_comment(
+    workspace: Workspace, words: Sequence[str]
+) -> None:
+    questions("colours.jsonl")
+    assert workspace.llmevo("init", *words, "--task", "colours.jsonl")[0] == 0
+    assert "prepare" not in Path("config.yml").read_text()
+
+
 def test_paths_are_those_of_the_config(workspace: Workspace) -> None:
     questions("colours.jsonl")
     assert workspace.llmevo("init", "one", "two", "--task", "colours.jsonl", "--out", "configs/my.yml")[0] == 0

@@ -9,6 +9,7 @@ from llmevo.errors import LlmevoError
 from llmevo.run.preflight.base import Finding, Findings
 from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
+from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
 from llmevo.run.preflight.questions import directions, finalists, lengths, questions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
@@ -21,6 +22,7 @@ CHECKS: Sequence[Check] = (
     directions,
     questions,
     finalists,
+    preparation,
     lengths,
     chat_templates,
     system_messages,

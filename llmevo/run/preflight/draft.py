@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from llmevo.errors import SourceError, TaskError, UserError, shortened
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
-from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from
+from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from, short_names
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import template_of
 
@@ -104,6 +104,7 @@ class Draft:
         lines += ["  models:", *(f"    - {_scalar(model)}" for model in self.models)]
         method = "task_arithmetic" if self.base else "linear"
         lines.append(f"  merge_method: {method}  # or several, among which the search chooses: [{method}, ties]")
+        lines += self._preparation()
         if half:
             lines.append(f"  layer_granularity: {half}  # two slices of the layers, each with weights of its own")
         split = not all(task.heldout for task in self.tasks)
@@ -129,6 +130,23 @@ class Draft:
         else:
             lines.append("llm: {proposer: auto}  # an LLM takes part if `llmevo run` gets --api-key or --model")
         return "\n".join([*lines, ""])
+
+    def _preparation(self) -> list[str]:
+        """Return the comment with the preparation for experts whose tasks are known; empty for fewer than two experts of
+        a base. Tasks go to the models in turn, and a model that is left without one has `TASK`.
+        """
+        experts = [ModelReference.parse(model) for model in self.models if model != self.base]
+        if self.base is None or len(experts) < 2:
+            return []
+        names = [task.name for task in self.tasks]
+        own = {
+            name: names[place :: len(experts)] or ["TASK"] for place, name in enumerate(short_names(experts).values())
+        }
+        tasks = ", ".join(f"{_scalar(name)}: [{', '.join(map(_scalar, of))}]" for name, of in own.items())
+        return [
+            "  # If you know which task each model was trained for, name it here: see docs/preparation.md.",
+            f"  # prepare: {{steps: [regmean], tasks: {{{tasks}}}}}",
+        ]
 
 
 def _scalar(text: str) -> str:
