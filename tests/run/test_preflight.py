@@ -25,7 +25,7 @@ from llmevo.run.preflight.models import (
     vectors,
 )
 from llmevo.run.preflight.preparation import preparation
-from llmevo.run.preflight.questions import questions
+from llmevo.run.preflight.questions import questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 from support.checkpoints import new_adapter
@@ -335,7 +335,7 @@ def prepared(workspace: Workspace, **prepare: Any) -> list[Finding]:
     return [*preparation(scorer(workspace, genome=genome))]
 
 
-@pytest.mark.parametrize("tasks", [None, dict.fromkeys(PARTS, ["letters"])], ids=["none", "equal"])
+@pytest.mark.parametrize("tasks", [None, {name: ["letters"] for name in PARTS}], ids=["none", "equal"])
 def test_models_that_regmean_measures_on_the_same_texts_are_said_to_merge_to_their_mean(
     workspace: Workspace, tasks: Any
 ) -> None:
@@ -360,3 +360,12 @@ def test_a_preparation_that_knows_whose_tasks_are_whose_or_needs_none_is_not_war
 ) -> None:
     shutil.copytree(workspace.root / "two", workspace.root / "three")
     assert not prepared(workspace, **prepare)
+
+
+def test_repeated_questions_of_a_task_are_counted_over_its_sets(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.jsonl"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows, *rows[:5]]) + "\n")
+    split = {"search": 0.5, "selection": 0.2, "heldout": 0.3}
+    found = only(repetitions(scorer(workspace, split=split, heldout=None)))
+    assert (found.model, found.what) == ("letters", "5 of its 17 questions are repeated")

@@ -11,7 +11,7 @@ from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
 from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
-from llmevo.run.preflight.questions import directions, finalists, lengths, questions
+from llmevo.run.preflight.questions import directions, finalists, lengths, questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 
@@ -24,6 +24,7 @@ CHECKS: Sequence[Check] = (
     finalists,
     preparation,
     lengths,
+    repetitions,
     chat_templates,
     system_messages,
     vocabularies,
