@@ -58,6 +58,8 @@ def init(
     origin = draft.placed(origin, out.parent) if origin else None
     folders = draft.folders(tasks, out.parent)
     made = draft.Draft(placed, origin, tasks, size, model or "", base_url or "", layers, folders, chat)
+    for repeated in filter(None, (each.repeated for each in tasks)):
+        terminal.console.print(f"! {repeated}, and make no score more certain; leave them out.", soft_wrap=True)
     _write(out, made.text(), {each.file: each.description for each in tasks if each.file})
 
 

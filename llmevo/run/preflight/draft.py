@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import metadata_load
 
 from llmevo.errors import SourceError, TaskError, UserError, shortened
+from llmevo.evaluation.questions import repeated
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
 from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from, short_names
@@ -64,11 +65,15 @@ class DraftTask:
     """The task file that is to be written beside the questions."""
     description: str = ""
     """Its content."""
+    repeated: str = ""
+    """How many of the questions are repeated, in words; empty where none is."""
 
-    def line(self, name: str) -> str:
+    def line(self, name: str, count: int) -> str:
+        """Its line in a list of so many tasks, each with an equal weight; the weights' sum is 1."""
+        weight = f", weight: {1 / count:.4g}" if count > 1 else ""
         metric = f', metric: "{self.metric}"' if self.metric else ""
         more = f"  # or {', '.join(self.others)}" if self.others else ""
-        return f"  - {{name: {name}{metric}}}{more}"
+        return f"  - {{name: {name}{weight}{metric}}}{more}"
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,17 @@ class Draft:
         lines.append(f"  merge_method: {method}  # or several, among which the search chooses: [{method}, ties]")
         lines += self._preparation()
         if half:
-            lines.append(f"  layer_granularity: {half}  # two slices of the layers, each with weights of its own")
+            lines.append(f"  # layer_granularity: {half}  # two slices of the layers, each with weights of its own")
         split = not all(task.heldout for task in self.tasks)
-        lines += ["", "# Asked of every candidate. The result is the merge with the best mean.", "tasks:"]
-        lines += [task.line(task.name) for task in self.tasks]
-        lines.append(f"limit: {preset.limit}  # questions of each task")
+        count = len(self.tasks)
+        best = "the best mean, the sum of weight times score" if count > 1 else "the best score"
+        lines += ["", f"# Asked of every candidate. The result is the merge with {best}.", "tasks:"]
+        lines += [task.line(task.name, count) for task in self.tasks]
+        lines.append(f"limit: {preset.limit}  # search questions of each task, at most")
         if split:
             lines.append(f"split: {SHARES}  # of each task's questions; the last are asked once, at the end")
         else:
-            lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout) for task in self.tasks)]
+            lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout, count) for task in self.tasks)]
         lines.append(
             "apply_chat_template: true  # asked as chat messages; false: as texts that the model continues"
             if self.chat
@@ -132,8 +139,8 @@ class Draft:
         return "\n".join([*lines, ""])
 
     def _preparation(self) -> list[str]:
-        """Return the comment with the preparation for experts whose tasks are known; empty for fewer than two experts of
-        a base. Tasks go to the models in turn, and a model that is left without one has `TASK`.
+        """Return the comment with the preparation for experts of known tasks: empty for fewer than two of a base.
+        Tasks go to the models in turn, and a model that is left without one has `TASK`.
         """
         experts = [ModelReference.parse(model) for model in self.models if model != self.base]
         if self.base is None or len(experts) < 2:
@@ -268,11 +275,17 @@ def _listed(names: Sequence[str]) -> Mapping[str, Any]:
 
     known = {task.name: task for task in list_tasks([], built_in=True)}
     for name in names:
-        if name not in known and name.removesuffix("_train") not in known:
+        if name in known or name.removesuffix("_train") in known:
+            continue
+        if Path(name).is_file():
             raise TaskError(
-                f"--task {name}: there is no such task{near(name, known)}; `llmevo tasks --built-in` lists lm-eval's;"
-                " your own questions are a file, NAME.jsonl"
+                f"--task {name}: only questions in JSON Lines are read, a file NAME.jsonl with one object a line;"
+                " convert the file, or describe it in a task file of lm-eval (docs/guides/tasks.md)"
             )
+        raise TaskError(
+            f"--task {name}: there is no such task{near(name, known)}; `llmevo tasks --built-in` lists lm-eval's; your"
+            " own questions are a file, NAME.jsonl"
+        )
     return {name: known.get(name) or known[name.removesuffix("_train")] for name in names}
 
 
@@ -304,6 +317,10 @@ def own_task(file: Path) -> DraftTask:
         )
     for number, row in enumerate(rows, 1):
         _check_row(row, question, answer, "choices" in first, f"{file}, line {number}")
+    same = repeated(str(row[question]) for row in rows)
+    said = f"{same} of the {len(rows)} questions of {file} are repeated" if same else ""
+    if len(rows) - same < LEAST:
+        raise TaskError(f"{said}; a search and a held-out score need at least {LEAST} different ones, better 200")
     task: dict[str, Any] = {
         "task": name,
         "dataset_path": "json",
@@ -341,7 +358,11 @@ def own_task(file: Path) -> DraftTask:
     text = f"# The questions of {file.name} as a task of lm-eval; change what is asked here.\n"
     metric = "acc,none" if "choices" in first else "exact_match,none"
     return DraftTask(
-        name, metric, file=file.with_suffix(".yaml"), description=text + yaml.safe_dump(task, sort_keys=False)
+        name,
+        metric,
+        file=file.with_suffix(".yaml"),
+        description=text + yaml.safe_dump(task, sort_keys=False),
+        repeated=said,
     )
 
 
