@@ -194,6 +194,19 @@ def test_a_file_of_another_kind_is_no_misspelt_task(workspace: Workspace, monkey
     assert "there is no such task" not in printed
 
 
+def test_a_file_of_questions_may_be_held_out(workspace: Workspace) -> None:
+    shutil.rmtree("tasks")
+    Path("later").mkdir()
+    words = ("--task", questions("colours.jsonl"), "--heldout", questions("later/shades.jsonl", "target"))
+    assert workspace.llmevo("init", "one", "two", "--base", "base", *words)[0] == 0
+    values = yaml.safe_load(Path("config.yml").read_text())
+    assert values["tasks"] == [{"name": "colours", "metric": "acc,none"}]
+    assert values["heldout"] == [{"name": "shades", "metric": "exact_match,none"}]
+    assert values["task_search_path"] == [".", "later"]
+    assert Path("later/shades.yaml").exists()
+    assert "split" not in values
+
+
 def test_repeated_questions_are_counted(workspace: Workspace) -> None:
     rows = questions("colours.jsonl", count=58).read_text().splitlines()
     Path("colours.jsonl").write_text("\n".join((rows * 2)[:100]) + "\n")

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class DraftTask:
     metric: str = ""
     others: Sequence[str] = ()
     """Further metrics that it has."""
-    heldout: str = ""
-    """The name of the task with the questions that are held out; empty where the questions are split."""
+    heldout: "DraftTask | None" = None
+    """The task with the questions that are held out; None where the questions are split."""
     file: Path | None = None
     """The task file that is to be written beside the questions."""
     description: str = ""
@@ -68,12 +68,12 @@ class DraftTask:
     repeated: str = ""
     """How many of the questions are repeated, in words; empty where none is."""
 
-    def line(self, name: str, count: int) -> str:
+    def line(self, count: int) -> str:
         """Its line in a list of so many tasks, each with an equal weight; the weights' sum is 1."""
         weight = f", weight: {1 / count:.4g}" if count > 1 else ""
         metric = f', metric: "{self.metric}"' if self.metric else ""
         more = f"  # or {', '.join(self.others)}" if self.others else ""
-        return f"  - {{name: {name}{weight}{metric}}}{more}"
+        return f"  - {{name: {self.name}{weight}{metric}}}{more}"
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,16 @@ class Draft:
         lines += self._preparation()
         if half:
             lines.append(f"  # layer_granularity: {half}  # two slices of the layers, each with weights of its own")
-        split = not all(task.heldout for task in self.tasks)
+        held_out = [task.heldout for task in self.tasks if task.heldout]
         count = len(self.tasks)
         best = "the best mean, the sum of weight times score" if count > 1 else "the best score"
         lines += ["", f"# Asked of every candidate. The result is the merge with {best}.", "tasks:"]
-        lines += [task.line(task.name, count) for task in self.tasks]
+        lines += [task.line(count) for task in self.tasks]
         lines.append(f"limit: {preset.limit}  # search questions of each task, at most")
-        if split:
+        if len(held_out) < count:
             lines.append(f"split: {SHARES}  # of each task's questions; the last are asked once, at the end")
         else:
-            lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout, count) for task in self.tasks)]
+            lines += ["# Asked once, at the end.", "heldout:", *(task.line(count) for task in held_out)]
         lines.append(
             "apply_chat_template: true  # asked as chat messages; false: as texts that the model continues"
             if self.chat
@@ -255,16 +255,16 @@ def draft_tasks(names: Sequence[str], heldout: Sequence[str]) -> list[DraftTask]
     """Return the tasks of a config.
 
     A name is one of lm-eval's tasks or a file of questions, `.jsonl`. A public benchmark is searched on its training
-    split; its test split is held out. With `heldout`, the names are taken as they are. Raises TaskError.
+    split; its test split is held out. With `heldout`, names of lm-eval's tasks are taken as they are. Raises TaskError.
     """
-    files = {name: own_task(Path(name)) for name in names if name.endswith((".jsonl", ".json"))}
-    listed = _listed([name for name in names if name not in files])
+    if heldout and len(heldout) != len(names):
+        raise TaskError(f"--heldout: give one for each --task, {len(names)} and not {len(heldout)}")
+    every = [*names, *heldout]
+    files = {name: own_task(Path(name)) for name in every if name.endswith((".jsonl", ".json"))}
+    listed = _listed([name for name in every if name not in files])
     if heldout:
-        if len(heldout) != len(names):
-            raise TaskError(f"--heldout: give one for each --task, {len(names)} and not {len(heldout)}")
-        pairs = dict(zip(names, heldout, strict=True))
-        _listed([name for name in heldout if not name.endswith(".jsonl")])
-        return [DraftTask(name, heldout=pairs[name]) for name in names]
+        taken = [files.get(name) or DraftTask(name) for name in every]
+        return [replace(task, heldout=held) for task, held in zip(taken, taken[len(names) :], strict=False)]
     return [files[name] if name in files else _trainable(listed[name]) for name in names]
 
 
@@ -297,7 +297,8 @@ def _trainable(task: Any) -> DraftTask:
             f" `--task OTHER --heldout {task.name}` keeps this one for the end"
         )
     metric, *others = task.metrics or [""]
-    return DraftTask(task.train, metric if others else "", others, heldout=task.name)
+    scored = DraftTask(task.name, metric if others else "", others)
+    return replace(scored, name=task.train, heldout=scored)
 
 
 def own_task(file: Path) -> DraftTask:
