@@ -94,11 +94,14 @@ def test_the_tasks_of_an_example_config_are_asked_as_it_says(name: str, workspac
     values["tasks"] = [task for task in values["tasks"] if task not in public]
     values |= {"constraints": []} if public else {}
     values["genome"] |= {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
+    if prepare := values["genome"].get("prepare"):
+        prepare["tasks"] = dict(zip(("one", "two"), prepare["tasks"].values(), strict=True))
     values |= {"heldout": [], "apply_chat_template": False}
     (workspace.root / "config.yml").write_text(yaml.safe_dump(values))
     status, printed = workspace.llmevo("inspect", "config.yml")
     assert status == 0, printed
     assert "no finalists" not in printed
+    assert "genome.prepare" not in printed
 
 
 MISTAKES: list[dict[str, Any]] = [
@@ -267,23 +270,40 @@ def test_the_commands_in_a_document_exist_with_their_options(path: str) -> None:
                 assert option in (*options[call[1]].replace(",", " ").split(), "--help"), line
 
 
-def test_the_first_merge_runs_as_its_page_says(workspace: Workspace) -> None:
+def first_merge() -> dict[str, str]:
+    """The files of the page, with sixty questions instead of two."""
     text = TEXTS["docs/first-merge.md"]
     files = dict(re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```$", text, re.M | re.S))
-    assert files.keys() == {"questions.jsonl", "tasks/support.yaml", "config.yml"}
-    questions = [json.loads(line) for line in files["questions.jsonl"].splitlines()]
-    more = [
-        {**questions[number % 2], "question": f"{questions[number % 2]['question']} ({number})"} for number in range(60)
-    ]
-    files["questions.jsonl"] = "".join(json.dumps(row) + "\n" for row in more)
-    files["config.yml"] = files["config.yml"].replace("models/", "").replace("budget: 30", "budget: 8")
+    assert files.keys() == {"support.jsonl", "support.yaml", "config.yml"}
+    two = [json.loads(line) for line in files["support.jsonl"].splitlines()]
+    rows = [{**two[place % 2], "question": f"{two[place % 2]['question']} ({place})"} for place in range(60)]
+    files["support.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    files["config.yml"] = files["config.yml"].replace("models/", "")
+    return files
+
+
+def test_init_writes_the_files_of_the_first_merge(workspace: Workspace) -> None:
+    files = first_merge()
+    (workspace.root / "support.jsonl").write_text(files["support.jsonl"])
+    settings = workspace.root / "base" / "tokenizer_config.json"
+    plain = {key: value for key, value in json.loads(settings.read_text()).items() if key != "chat_template"}
+    settings.write_text(json.dumps(plain))
+    (workspace.root / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    assert workspace.llmevo("init", "one", "two", "--base", "base", "--task", "support.jsonl")[0] == 0
+    for name in ("support.yaml", "config.yml"):
+        assert read_yaml((workspace.root / name).read_text()) == read_yaml(files[name])
+
+
+def test_the_first_merge_runs_as_its_page_says(workspace: Workspace) -> None:
+    files = first_merge()
+    files["config.yml"] = files["config.yml"].replace("budget: 60", "budget: 8")
     for name, content in files.items():
         (workspace.root / name).write_text(content)
     status, printed = workspace.llmevo("inspect", "config.yml")
     assert status == 0, printed
     asked = re.search(r"(\d+) search, (\d+) selection, (\d+) held-out questions; ± (\S+) on the held", printed)
     assert asked
-    assert sum(map(int, asked.groups()[:3])) == len(more)
+    assert sum(map(int, asked.groups()[:3])) == 60
     assert asked[4] == f"{(0.6 * 0.4 / int(asked[3])) ** 0.5:.2f}"
     status, printed = workspace.llmevo("run", "config.yml")
     assert status == 0, printed

@@ -56,9 +56,12 @@ def init(
     chat = draft.has_chat_template(origin or listed[0])
     placed = [draft.placed(each, out.parent) for each in listed]
     origin = draft.placed(origin, out.parent) if origin else None
-    folders = draft.folders(tasks, out.parent)
+    every = [*tasks, *(each.heldout for each in tasks if each.heldout)]
+    folders = draft.folders(every, out.parent)
     made = draft.Draft(placed, origin, tasks, size, model or "", base_url or "", layers, folders, chat)
-    _write(out, made.text(), {each.file: each.description for each in tasks if each.file})
+    for repeated in filter(None, (each.repeated for each in every)):
+        terminal.console.print(f"! {repeated}, and make no score more certain; leave them out.", soft_wrap=True)
+    _write(out, made.text(), {each.file: each.description for each in every if each.file})
 
 
 def _asked(question: str, option: str, default: str | None = None) -> str:

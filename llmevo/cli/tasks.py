@@ -1,6 +1,7 @@
 """`llmevo tasks`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from llmevo.cli import terminal
 from llmevo.cli.options import TaskFolders
 from llmevo.config import read_config
+from llmevo.evaluation.tasks.files import near
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import
     from llmevo.evaluation.tasks.listing import ListedTask
@@ -37,22 +39,34 @@ def tasks(
     folders = [*(task_search_path or [])]
     if config is not None:
         folders += [config.parent / folder for folder in read_config(config).task_search_path]
+    known = [*list_tasks(folders, built_in or not folders)]
     found = [
         task
-        for task in list_tasks(folders, built_in or not folders)
-        if fnmatch(task.name, match) and (task.train or not trainable)
+        for task in known
+        if (task.train or not trainable)
+        and (fnmatch(task.name, match) or (trainable and fnmatch(task.train or "", match)))
     ]
     if as_json:
         print(json.dumps([asdict(task) for task in found], indent=1))
     elif found:
         terminal.console.print(table(found, trainable))
-    elif trainable:
-        terminal.console.print(
+    else:
+        terminal.console.print(_nothing(known, match, trainable, built_in or not folders))
+
+
+def _nothing(known: "Sequence[ListedTask]", match: str, trainable: bool, built_in: bool) -> str:
+    """Say why no task is listed, and what to do."""
+    if not trainable and (of := next((task for task in known if task.train and fnmatch(task.train, match)), None)):
+        return f"{of.train} is {of.name} on its training split, {of.train_split!r}; add --trainable to list such names."
+    if trainable and match == "*":
+        return (
             "None of these tasks has a training split. Your own may be searched on as they are;"
             " `llmevo tasks --built-in --trainable` lists lm-eval's that have one."
         )
-    else:
-        terminal.console.print("There is no such task; `llmevo tasks --built-in` lists lm-eval's own.")
+    if trainable and any(fnmatch(task.name, match) for task in known):
+        return f"No task that matches {match!r} has a training split; without --trainable they are listed."
+    more = "" if built_in else "; `llmevo tasks --built-in` lists lm-eval's own"
+    return f"No task matches {match!r}{near(match, [task.name for task in known])}{more}."
 
 
 def table(found: "list[ListedTask]", trainable: bool) -> Table:

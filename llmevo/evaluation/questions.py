@@ -48,6 +48,8 @@ def select_questions(
     if protocol.share:
         low, high = protocol.share
         why = f" in the {high - low:.0%} of its {count} that `split` gives one of the sets (shares {low:g} to {high:g})"
+        if same := repeated(map(text, range(count))):
+            why += f", and {same} of the {count} are repeated, which all go into one set"
     raise TaskError(f"tasks: {name} has no questions{why}; check its split and `limit`")
 
 
@@ -72,6 +74,12 @@ def hash_text(text: str, seed: int) -> float:
 def words(text: str) -> tuple[str, ...]:
     """The words and signs of a question, without case and spacing: `1 - 2` is not `1 + 2`."""
     return tuple(re.findall(r"\w+|[^\w\s]", text.casefold()))
+
+
+def repeated(texts: Iterable[str]) -> int:
+    """The number of questions that are asked before in the same words."""
+    keys = [*map(words, texts)]
+    return len(keys) - len({*keys})
 
 
 def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Question]) -> None:

@@ -49,7 +49,8 @@ def test_the_config_for_own_models_and_questions_runs(workspace: Workspace) -> N
     assert status == 0, printed
     config = read_config(Path("config.yml"))
     assert ([*map(str, config.genome.models)], str(config.genome.base_model)) == (["one", "two"], "base")
-    assert (config.genome.layer_granularity, config.search.budget.evaluations, config.limit) == (1, 20, 50)
+    assert (config.genome.layer_granularity, config.search.budget.evaluations, config.limit) == (0, 20, 50)
+    assert [task.weight for task in config.tasks] == pytest.approx([1 / 3] * 3, abs=1e-4)
     assert config.apply_chat_template
     line, file = Path("config.yml").read_text().splitlines()[0].split("=")
     assert line == "# yaml-language-server: $schema"
@@ -68,6 +69,34 @@ def test_the_config_for_own_models_and_questions_runs(workspace: Workspace) -> N
     )
     assert status == 0, printed
     assert workspace.state("run").heldout["best"].items
+
+
+@pytest.mark.parametrize(
+    ("tasks", "pairs"),
+    [
+        (["red"], {"one": ["red"], "two": ["TASK"]}),
+        (["red", "blue"], {"one": ["red"], "two": ["blue"]}),
+        (["red", "blue", "green"], {"one": ["red", "green"], "two": ["blue"]}),
+    ],
+)
+def test_a_comment_has_the_preparation_for_models_whose_tasks_are_known(
+    workspace: Workspace, tasks: Sequence[str], pairs: dict[str, list[str]]
+) -> None:
+    words = [word for name in tasks for word in ("--task", str(questions(f"{name}.jsonl")))]
+    assert workspace.llmevo("init", "one", "two", "--base", "base", *words)[0] == 0
+    text = Path("config.yml").read_text()
+    assert read_config(Path("config.yml")).genome.prepare is None
+    genome = yaml.safe_load(text.replace("# prepare:", "prepare:"))["genome"]
+    assert genome["prepare"] == {"steps": ["regmean"], "tasks": pairs}
+
+
+@pytest.mark.parametrize("words", [("one", "two"), ("base", "one", "--base", "base")], ids=str)
+def test_models_without_a_base_or_another_expert_get_no_such_comment(
+    workspace: Workspace, words: Sequence[str]
+) -> None:
+    questions("colours.jsonl")
+    assert workspace.llmevo("init", *words, "--task", "colours.jsonl")[0] == 0
+    assert "prepare" not in Path("config.yml").read_text()
 
 
 def test_paths_are_those_of_the_config(workspace: Workspace) -> None:
@@ -138,6 +167,59 @@ def test_a_benchmark_is_searched_on_its_training_split(workspace: Workspace, mon
     status, printed = workspace.llmevo("init", *models, "--task", "arcs", "--out", "c.yml")
     assert status == 2
     assert "did you mean 'arc'?" in printed
+
+
+def test_held_out_benchmarks_have_the_weights_of_their_tasks(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_tasks(*_: object, **__: object) -> Sequence[ListedTask]:
+        return [listed("arc", True), listed("book", True)]
+
+    monkeypatch.setattr(listing, "list_tasks", list_tasks)
+    words = ("owner/one", "owner/two", "--base", "owner/base", "--task", "arc", "--task", "book")
+    assert workspace.llmevo("init", *words)[0] == 0
+    config = read_config(Path("config.yml"))
+    assert [task.weight for task in (*config.tasks, *config.heldout)] == [0.5] * 4
+
+
+def test_a_file_of_another_kind_is_no_misspelt_task(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_tasks(*_: object, **__: object) -> Sequence[ListedTask]:
+        return [listed("arc", True)]
+
+    monkeypatch.setattr(listing, "list_tasks", list_tasks)
+    Path("mine.csv").write_text("question,answer\na,b\n")
+    status, printed = workspace.llmevo("init", "one", "two", "--task", "mine.csv")
+    assert status == 2
+    assert "--task mine.csv: only questions in JSON Lines are read" in printed
+    assert "there is no such task" not in printed
+
+
+def test_a_file_of_questions_may_be_held_out(workspace: Workspace) -> None:
+    shutil.rmtree("tasks")
+    Path("later").mkdir()
+    words = ("--task", questions("colours.jsonl"), "--heldout", questions("later/shades.jsonl", "target"))
+    assert workspace.llmevo("init", "one", "two", "--base", "base", *words)[0] == 0
+    values = yaml.safe_load(Path("config.yml").read_text())
+    assert values["tasks"] == [{"name": "colours", "metric": "acc,none"}]
+    assert values["heldout"] == [{"name": "shades", "metric": "exact_match,none"}]
+    assert values["task_search_path"] == [".", "later"]
+    assert Path("later/shades.yaml").exists()
+    assert "split" not in values
+
+
+def test_repeated_questions_are_counted(workspace: Workspace) -> None:
+    rows = questions("colours.jsonl", count=58).read_text().splitlines()
+    Path("colours.jsonl").write_text("\n".join((rows * 2)[:100]) + "\n")
+    status, printed = workspace.llmevo("init", "one", "two", "--task", "colours.jsonl")
+    assert status == 0
+    assert "! 42 of the 100 questions of colours.jsonl are repeated" in printed
+
+
+def test_too_few_different_questions_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n' * 100)
+    with pytest.raises(TaskError, match=r"99 of the 100 questions of .* are repeated; .* at least 40 different ones"):
+        own_task(file)
 
 
 def test_what_is_missing_is_asked_in_a_terminal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def test_what_a_limit_leaves_can_be_asked_by_another() -> None:
         taken(TEXTS[:2], share=(0.0, 0.01))
 
 
+def test_a_set_that_repetitions_leave_without_questions_says_so() -> None:
+    text = "What is 1 + 2?"
+    with pytest.raises(TaskError, match=r"no questions in the .*, and 99 of the 100 are repeated, which all go into"):
+        taken([text] * 100, share=(0.0, hash_text(text, 0)))
+
+
 def test_every_block_has_its_share_of_every_task() -> None:
     parts = blocks({"a": range(10), "b": range(100, 107)}, 3)
     assert [part["a"] for part in parts] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]

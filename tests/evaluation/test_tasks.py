@@ -356,3 +356,25 @@ def test_tasks_are_listed_from_their_files(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("tasks", "--task-search-path", "nowhere")
     assert status == 2
     assert "nowhere" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--match", "bench_train"), "bench_train is bench on its training split, 'train'; add --trainable"),
+        (("--match", "leters"), "No task matches 'leters', did you mean 'letters'?; `llmevo tasks --built-in`"),
+        (("--match", "letters*", "--trainable"), "No task that matches 'letters*' has a training split"),
+    ],
+    ids=str,
+)
+def test_a_pattern_that_matches_no_task_says_why(workspace: Workspace, options: tuple[str, ...], said: str) -> None:
+    write(workspace.root / "tasks", "bench", **{**HUB, "training_split": "train"})
+    status, printed = workspace.llmevo("tasks", "--task-search-path", "tasks", *options)
+    assert status == 0
+    assert said in printed
+
+
+def test_the_name_of_a_training_split_is_matched_where_such_names_are_listed(workspace: Workspace) -> None:
+    write(workspace.root / "tasks", "bench", **{**HUB, "training_split": "train"})
+    words = ("--task-search-path", "tasks", "--trainable", "--match", "bench_train", "--json")
+    assert [task["train"] for task in json.loads(workspace.llmevo("tasks", *words)[1])] == ["bench_train"]

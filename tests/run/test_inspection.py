@@ -228,6 +228,14 @@ def test_finalists_and_the_best_are_scored_once_more_as_they_are_served(workspac
     assert everything.all_items == plain.all_items + 12
 
 
+def test_the_error_of_the_held_out_score_takes_repeated_questions_for_one_answer(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters_heldout.jsonl"
+    once = ahead_of(workspace).heldout_error
+    file.write_text(file.read_text() * 2)
+    twice = ahead_of(workspace)
+    assert (twice.heldout_items, twice.heldout_error) == (24, pytest.approx(once))
+
+
 def test_with_workers_more_candidates_fit_into_minutes(workspace: Workspace) -> None:
     search = {**SIX, "budget": "4 min"}
     alone, three = (ahead_of(workspace, search=search, engine={"workers": count}) for count in (1, 3))

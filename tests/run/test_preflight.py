@@ -24,7 +24,8 @@ from llmevo.run.preflight.models import (
     tied_heads,
     vectors,
 )
-from llmevo.run.preflight.questions import questions
+from llmevo.run.preflight.preparation import preparation
+from llmevo.run.preflight.questions import questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 from support.checkpoints import new_adapter
@@ -324,3 +325,47 @@ def test_held_out_questions_that_are_nearly_searched_on_are_counted(workspace: W
     found = only(questions(scorer(workspace)))
     assert found.model == "heldout questions"
     assert found.what.startswith("1 are nearly search questions")
+
+
+PARTS = {"one": ["letters"], "two": ["words"], "three": ["letters", "words"]}
+
+
+def prepared(workspace: Workspace, **prepare: Any) -> list[Finding]:
+    genome = {**GENOME, "models": [*PARTS], "prepare": prepare}
+    return [*preparation(scorer(workspace, genome=genome))]
+
+
+@pytest.mark.parametrize("tasks", [None, {name: ["letters"] for name in PARTS}], ids=["none", "equal"])
+def test_models_that_regmean_measures_on_the_same_texts_are_said_to_merge_to_their_mean(
+    workspace: Workspace, tasks: Any
+) -> None:
+    shutil.copytree(workspace.root / "two", workspace.root / "three")
+    found = only(prepared(workspace, steps=["svd_llm", "regmean"], tasks=tasks))
+    assert found.model == "genome.prepare"
+    assert found.what == "regmean measures all models on the same texts, so the merge is near their mean"
+
+
+def test_models_that_are_measured_on_the_texts_of_all_tasks_beside_others_are_named(workspace: Workspace) -> None:
+    shutil.copytree(workspace.root / "two", workspace.root / "three")
+    found = only(prepared(workspace, steps=["regmean"], tasks={"one": ["letters"]}))
+    assert found.model == "genome.prepare.tasks"
+    assert found.what.startswith("two, three are not listed")
+
+
+@pytest.mark.parametrize(
+    "prepare", [{"steps": ["regmean"], "tasks": PARTS}, {"steps": ["aim", "wudi"]}, {"steps": ["svd_llm"]}], ids=str
+)
+def test_a_preparation_that_knows_whose_tasks_are_whose_or_needs_none_is_not_warned_of(
+    workspace: Workspace, prepare: Any
+) -> None:
+    shutil.copytree(workspace.root / "two", workspace.root / "three")
+    assert not prepared(workspace, **prepare)
+
+
+def test_repeated_questions_of_a_task_are_counted_over_its_sets(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.jsonl"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows, *rows[:5]]) + "\n")
+    split = {"search": 0.5, "selection": 0.2, "heldout": 0.3}
+    found = only(repetitions(scorer(workspace, split=split, heldout=None)))
+    assert (found.model, found.what) == ("letters", "5 of its 17 questions are repeated")

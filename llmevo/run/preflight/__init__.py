@@ -9,8 +9,9 @@ from llmevo.errors import LlmevoError
 from llmevo.run.preflight.base import Finding, Findings
 from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
+from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
-from llmevo.run.preflight.questions import directions, finalists, lengths, questions
+from llmevo.run.preflight.questions import directions, finalists, lengths, questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 
@@ -21,7 +22,9 @@ CHECKS: Sequence[Check] = (
     directions,
     questions,
     finalists,
+    preparation,
     lengths,
+    repetitions,
     chat_templates,
     system_messages,
     vocabularies,

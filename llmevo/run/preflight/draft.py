@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import yaml
 from huggingface_hub import metadata_load
 
 from llmevo.errors import SourceError, TaskError, UserError, shortened
+from llmevo.evaluation.questions import repeated
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
-from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from
+from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from, short_names
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import template_of
 
@@ -58,17 +59,21 @@ class DraftTask:
     metric: str = ""
     others: Sequence[str] = ()
     """Further metrics that it has."""
-    heldout: str = ""
-    """The name of the task with the questions that are held out; empty where the questions are split."""
+    heldout: "DraftTask | None" = None
+    """The task with the questions that are held out; None where the questions are split."""
     file: Path | None = None
     """The task file that is to be written beside the questions."""
     description: str = ""
     """Its content."""
+    repeated: str = ""
+    """How many of the questions are repeated, in words; empty where none is."""
 
-    def line(self, name: str) -> str:
+    def line(self, count: int) -> str:
+        """Its line in a list of so many tasks, each with an equal weight; the weights' sum is 1."""
+        weight = f", weight: {1 / count:.4g}" if count > 1 else ""
         metric = f', metric: "{self.metric}"' if self.metric else ""
         more = f"  # or {', '.join(self.others)}" if self.others else ""
-        return f"  - {{name: {name}{metric}}}{more}"
+        return f"  - {{name: {self.name}{weight}{metric}}}{more}"
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,19 @@ class Draft:
         lines += ["  models:", *(f"    - {_scalar(model)}" for model in self.models)]
         method = "task_arithmetic" if self.base else "linear"
         lines.append(f"  merge_method: {method}  # or several, among which the search chooses: [{method}, ties]")
+        lines += self._preparation()
         if half:
-            lines.append(f"  layer_granularity: {half}  # two slices of the layers, each with weights of its own")
-        split = not all(task.heldout for task in self.tasks)
-        lines += ["", "# Asked of every candidate. The result is the merge with the best mean.", "tasks:"]
-        lines += [task.line(task.name) for task in self.tasks]
-        lines.append(f"limit: {preset.limit}  # questions of each task")
-        if split:
+            lines.append(f"  # layer_granularity: {half}  # two slices of the layers, each with weights of its own")
+        held_out = [task.heldout for task in self.tasks if task.heldout]
+        count = len(self.tasks)
+        best = "the best mean, the sum of weight times score" if count > 1 else "the best score"
+        lines += ["", f"# Asked of every candidate. The result is the merge with {best}.", "tasks:"]
+        lines += [task.line(count) for task in self.tasks]
+        lines.append(f"limit: {preset.limit}  # search questions of each task, at most")
+        if len(held_out) < count:
             lines.append(f"split: {SHARES}  # of each task's questions; the last are asked once, at the end")
         else:
-            lines += ["# Asked once, at the end.", "heldout:", *(task.line(task.heldout) for task in self.tasks)]
+            lines += ["# Asked once, at the end.", "heldout:", *(task.line(count) for task in held_out)]
         lines.append(
             "apply_chat_template: true  # asked as chat messages; false: as texts that the model continues"
             if self.chat
@@ -129,6 +137,23 @@ class Draft:
         else:
             lines.append("llm: {proposer: auto}  # an LLM takes part if `llmevo run` gets --api-key or --model")
         return "\n".join([*lines, ""])
+
+    def _preparation(self) -> list[str]:
+        """Return the comment with the preparation for experts of known tasks: empty for fewer than two of a base.
+        Tasks go to the models in turn, and a model that is left without one has `TASK`.
+        """
+        experts = [ModelReference.parse(model) for model in self.models if model != self.base]
+        if self.base is None or len(experts) < 2:
+            return []
+        names = [task.name for task in self.tasks]
+        own = {
+            name: names[place :: len(experts)] or ["TASK"] for place, name in enumerate(short_names(experts).values())
+        }
+        tasks = ", ".join(f"{_scalar(name)}: [{', '.join(map(_scalar, of))}]" for name, of in own.items())
+        return [
+            "  # If you know which task each model was trained for, name it here: see docs/preparation.md.",
+            f"  # prepare: {{steps: [regmean], tasks: {{{tasks}}}}}",
+        ]
 
 
 def _scalar(text: str) -> str:
@@ -230,16 +255,16 @@ def draft_tasks(names: Sequence[str], heldout: Sequence[str]) -> list[DraftTask]
     """Return the tasks of a config.
 
     A name is one of lm-eval's tasks or a file of questions, `.jsonl`. A public benchmark is searched on its training
-    split; its test split is held out. With `heldout`, the names are taken as they are. Raises TaskError.
+    split; its test split is held out. With `heldout`, names of lm-eval's tasks are taken as they are. Raises TaskError.
     """
-    files = {name: own_task(Path(name)) for name in names if name.endswith((".jsonl", ".json"))}
-    listed = _listed([name for name in names if name not in files])
+    if heldout and len(heldout) != len(names):
+        raise TaskError(f"--heldout: give one for each --task, {len(names)} and not {len(heldout)}")
+    every = [*names, *heldout]
+    files = {name: own_task(Path(name)) for name in every if name.endswith((".jsonl", ".json"))}
+    listed = _listed([name for name in every if name not in files])
     if heldout:
-        if len(heldout) != len(names):
-            raise TaskError(f"--heldout: give one for each --task, {len(names)} and not {len(heldout)}")
-        pairs = dict(zip(names, heldout, strict=True))
-        _listed([name for name in heldout if not name.endswith(".jsonl")])
-        return [DraftTask(name, heldout=pairs[name]) for name in names]
+        taken = [files.get(name) or DraftTask(name) for name in every]
+        return [replace(task, heldout=held) for task, held in zip(taken, taken[len(names) :], strict=False)]
     return [files[name] if name in files else _trainable(listed[name]) for name in names]
 
 
@@ -250,11 +275,17 @@ def _listed(names: Sequence[str]) -> Mapping[str, Any]:
 
     known = {task.name: task for task in list_tasks([], built_in=True)}
     for name in names:
-        if name not in known and name.removesuffix("_train") not in known:
+        if name in known or name.removesuffix("_train") in known:
+            continue
+        if Path(name).is_file():
             raise TaskError(
-                f"--task {name}: there is no such task{near(name, known)}; `llmevo tasks --built-in` lists lm-eval's;"
-                " your own questions are a file, NAME.jsonl"
+                f"--task {name}: only questions in JSON Lines are read, a file NAME.jsonl with one object a line;"
+                " convert the file, or describe it in a task file of lm-eval (docs/guides/tasks.md)"
             )
+        raise TaskError(
+            f"--task {name}: there is no such task{near(name, known)}; `llmevo tasks --built-in` lists lm-eval's; your"
+            " own questions are a file, NAME.jsonl"
+        )
     return {name: known.get(name) or known[name.removesuffix("_train")] for name in names}
 
 
@@ -266,7 +297,8 @@ def _trainable(task: Any) -> DraftTask:
             f" `--task OTHER --heldout {task.name}` keeps this one for the end"
         )
     metric, *others = task.metrics or [""]
-    return DraftTask(task.train, metric if others else "", others, heldout=task.name)
+    scored = DraftTask(task.name, metric if others else "", others)
+    return replace(scored, name=task.train, heldout=scored)
 
 
 def own_task(file: Path) -> DraftTask:
@@ -286,6 +318,10 @@ def own_task(file: Path) -> DraftTask:
         )
     for number, row in enumerate(rows, 1):
         _check_row(row, question, answer, "choices" in first, f"{file}, line {number}")
+    same = repeated(str(row[question]) for row in rows)
+    said = f"{same} of the {len(rows)} questions of {file} are repeated" if same else ""
+    if len(rows) - same < LEAST:
+        raise TaskError(f"{said}; a search and a held-out score need at least {LEAST} different ones, better 200")
     task: dict[str, Any] = {
         "task": name,
         "dataset_path": "json",
@@ -323,7 +359,11 @@ def own_task(file: Path) -> DraftTask:
     text = f"# The questions of {file.name} as a task of lm-eval; change what is asked here.\n"
     metric = "acc,none" if "choices" in first else "exact_match,none"
     return DraftTask(
-        name, metric, file=file.with_suffix(".yaml"), description=text + yaml.safe_dump(task, sort_keys=False)
+        name,
+        metric,
+        file=file.with_suffix(".yaml"),
+        description=text + yaml.safe_dump(task, sort_keys=False),
+        repeated=said,
     )
 
 

@@ -4,6 +4,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,10 +183,12 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
 
 
 def _error(evaluator: Evaluator) -> float:
-    """The standard error of a score where each task has the accuracy `EXPECTED`."""
-    counts = {name: sum(len(block.get(name, ())) for block in evaluator.blocks) for name in evaluator.weights}
-    parts = [weight**2 / counts[name] for name, weight in evaluator.weights.items() if counts[name]]
-    return math.sqrt(EXPECTED * (1 - EXPECTED) * sum(parts))
+    """The standard error of a score where each task has the accuracy `EXPECTED`, and a repeated question one answer."""
+    squares = 0.0
+    for name, weight in evaluator.weights.items():
+        if asked := evaluator.same.get(name):
+            squares += weight**2 * sum(count**2 for count in Counter(asked).values()) / len(asked) ** 2
+    return math.sqrt(EXPECTED * (1 - EXPECTED) * squares)
 
 
 def _waves(count: int, workers: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from llmevo.evaluation.questions import near_duplicates
+from llmevo.evaluation.questions import near_duplicates, repeated
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.run.scorer import Scorer
@@ -23,6 +23,21 @@ def questions(scorer: Scorer) -> Findings:
                 f"{name} questions",
                 f"{len(found)} are nearly search questions, such as {text[:60]!r} of {task} and {other[:60]!r}",
                 "Leave them out, or expect a score that flatters",
+            )
+
+
+def repetitions(scorer: Scorer) -> Findings:
+    """Questions that are asked more than once, in the sets of a task together."""
+    asked: dict[str, list[str]] = defaultdict(list)
+    for evaluator in scorer.evaluators.values():
+        for task, text in evaluator.questions():
+            asked[task].append(text)
+    for task, texts in asked.items():
+        if same := repeated(texts):
+            yield Finding(
+                task,
+                f"{same} of its {len(texts)} questions are repeated",
+                "Leave them out: they take time, and make no score more certain",
             )
 
 
