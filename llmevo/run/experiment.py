@@ -41,8 +41,9 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.models.sources import Sources
     from llmevo.run.scorer import Scorer
 
-RULES = 4
-"""The `rules` of new runs: see `events.RunStarted`."""
+RULES = 5
+"""The `rules` of new runs: see `events.RunStarted`. 5: where no candidate is left, `spaces: both` goes on with its next
+part and `paths-ga` with random edits."""
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""
@@ -72,6 +73,8 @@ class Experiment:
     so that their results do not depend on the number of workers."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in this run, shared by its journal and its judged tasks."""
+    exhausted: bool = field(default=False, init=False)
+    """Whether the optimizer has no candidate left, which ends the search."""
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -312,6 +315,7 @@ class Experiment:
             short=self.asks_short,
             from_uniform=self.rules < 2,
             before_rules_4=self.rules < 4,
+            before_rules_5=self.rules < 5,
             parallel=self.workers,
             scan=self.scan,
             presumed=self.presumed,
@@ -560,8 +564,10 @@ def population(experiment: Experiment) -> int:
 
 def ask_size(experiment: Experiment, state: RunState, wanted: int | None = None) -> int:
     """Return the size of the next generation: `wanted`, by default the population, or one candidate for each worker if
-    that is more; 0 when the budget has no room for another candidate.
+    that is more; 0 when the budget has no room for another candidate, or the optimizer none left.
     """
+    if experiment.exhausted:
+        return 0
     return Spending(experiment.config.search.budget, state).next_size(
         wanted or max(population(experiment), experiment.workers)
     )

@@ -115,10 +115,19 @@ def score_generation(
 def search_by_generations(
     experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer
 ) -> None:
-    """Ask for candidates, score all of them, and tell the optimizer, until the budget is spent."""
+    """Ask for candidates, score all of them, and tell the optimizer, until the budget is spent or none is left."""
     while size := ask_size(experiment, journal.state):
         optimizer.extend(experiment.evaluations)
-        score_generation(experiment, journal, dispatcher, optimizer, ask(experiment, journal, optimizer, size))
+        suggestions = ask(experiment, journal, optimizer, size)
+        score_generation(experiment, journal, dispatcher, optimizer, suggestions)
+        # A log in which the optimizer was asked again, as earlier versions did, goes on as it says.
+        if not suggestions and journal.recorded_next not in (events.Prompted, events.Asked):
+            experiment.exhausted = True
+            if journal.ahead:
+                experiment.scorer.warn(
+                    f"The search ends with budget left: {experiment.config.search.optimizer!r} finds no further path."
+                    " Allow more edits, kinds or layers in genome.path for more candidates"
+                )
 
 
 def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> None:

@@ -117,6 +117,12 @@ def test_edits_with_a_surrogate_beat_random_ones_and_single_blocks_at_equal_eval
     assert found["paths"] > max(found["paths-random"], found["paths-exhaustive"]) + 0.04
 
 
+def test_the_genetic_algorithm_draws_random_edits_where_all_mutants_of_the_best_are_known() -> None:
+    over = space(kinds=["skip"], edits=1)
+    trials = searched(PATHS["paths-ga"](setup(over)), over, 30, objective=lambda path: 0.9 * (len(path) == 19))
+    assert len(trials) == 30
+
+
 def test_it_starts_from_the_best_whole_model() -> None:
     over = space(kinds=["skip"])
     rows = [
@@ -318,6 +324,13 @@ def test_where_no_path_is_better_the_last_part_goes_on_with_the_weights() -> Non
     trials = searched(optimizer, over, 20, objective=lambda _: 0.0)
     assert [bool(trial.candidate.path) for trial in trials[8:14]] == [True] * 6
     assert [trial.candidate.origin for trial in trials[14:]] == ["random"] * 6
+
+
+def test_the_last_part_begins_early_where_no_path_is_left() -> None:
+    over = space(4, deepest=4, kinds=["skip"], edits=1, first=1, last=1)  # two layers may be left out, or both
+    optimizer = BothSpaces(setup(over, budget=30), OPTIMIZERS["random"], (0.2, 0.5, 0.3))
+    origins = [trial.candidate.origin for trial in searched(optimizer, over, 30, objective=lambda _: 0.0)]
+    assert origins[3:] == ["random"] * 3 + ["paths"] * 3 + ["random"] * 21
 
 
 def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:

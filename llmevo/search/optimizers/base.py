@@ -73,6 +73,8 @@ class Setup:
     before_rules_4: bool = False
     """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
     earlier rules."""
+    before_rules_5: bool = False
+    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
@@ -128,7 +130,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def ask(self, size: int) -> Asking:
-        """Propose at least one and at most `size` new candidates."""
+        """Propose at most `size` new candidates; none where none is left, which ends the search."""
 
     def expect(self, pending: Sequence[Suggestion]) -> None:
         """Know the candidates that are being scored, before `ask`, in an order of asking and telling without

@@ -124,8 +124,8 @@ class BothSpaces(Optimizer):
     """Weights by an optimizer of weights, then paths over the models and the best merge, then the gains and weights of
     the best path together, as in the paper (Akiba et al., https://arxiv.org/abs/2403.13187), within one budget.
 
-    Each part begins when the parts before have had their share of the evaluations. Where no path is better than the
-    best merge, the last part goes on with its weights.
+    Each part begins when the parts before have had their share of the evaluations, or have no candidate left. Where no
+    path is better than the best merge, the last part goes on with its weights.
     """
 
     learns_paths = True
@@ -166,6 +166,9 @@ class BothSpaces(Optimizer):
             self._enter(part)
         left = [end - len(self._trials) for end in ends][self._part : self._part + 1]
         found = yield from self._current.ask(max(1, min([size, *left])))
+        while not found and self._part < 2 and not self._setup.before_rules_5:
+            self._enter(self._part + 1)
+            found = yield from self._current.ask(size)
         self._history.add("asked", self._part)
         return found
 
