@@ -15,7 +15,7 @@ from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
-from llmevo.search.paths.both import BothSpaces, FixedPathSearch
+from llmevo.search.paths.both import BothSpaces, FixedPath, FixedPathSearch
 from llmevo.search.paths.prompt import PathPrompt, PathQuestion
 from llmevo.search.paths.prompt import ask as ask_for_paths
 from llmevo.search.paths.registry import PATHS
@@ -348,3 +348,44 @@ def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
         assert one.path.startswith("alpha 0-12 | alpha 8-12")
     assert abs(LayerPath.parse(one.path).segments[1].gains.attention - 0.5) < 0.3
     assert height(LayerPath.parse(GOOD)) == pytest.approx(0.62)
+
+
+@pytest.mark.parametrize(
+    ("path", "numbers"),
+    [
+        ("alpha 0-8 | alpha 6-8 attention 0.5 | alpha 8-20", []),
+        ("alpha 0-8 | beta 8-12 | alpha 12-14 | alpha 12-14 gain 0.5 | alpha 14-20", ["gain/3"]),
+        ("alpha 0-8 | alpha 8-10 gain 0.5 | alpha 10-20", ["gain/1"]),
+        ("alpha 0-8 | alpha 6-8 temperature 0.8 | alpha 8-20", ["gain/1"]),
+        ("alpha 0-8 | alpha 6-8 attention 0.5 | alpha 8-12 | alpha 10-12 gain 0.7 | alpha 12-20", ["gain/3"]),
+    ],
+)
+def test_the_numbers_of_a_path_are_single_gains_of_segments_that_repeat_layers_or_have_a_gain(
+    path: str, numbers: list[str]
+) -> None:
+    parsed = LayerPath.parse(path)
+    fixed = FixedPath(space(), parsed, {})
+    assert [gene.name for gene in fixed.genes] == numbers
+    assert fixed.candidate(fixed.start()) == ({}, parsed)
+
+
+def test_the_score_of_a_path_outside_the_bounds_of_gains_is_no_score_of_a_path_inside() -> None:
+    over = space(gains=(0.25, 0.9))
+    trial = scored(Candidate(9, 1, "paths", {}, path="alpha 0-10 | alpha 8-10 | beta 10-12 | alpha 12-20"))
+    states: list[str] = []
+    for told in ([trial], []):
+        numbers = FixedPathSearch(setup(over), trial)
+        numbers.tell(told)
+        states.append(numbers.state())
+    assert states[0] == states[1]
+
+
+def test_in_logs_before_rules_5_all_segments_but_the_first_and_the_last_have_a_gain() -> None:
+    path = "alpha 0-8 | beta 8-12 | alpha 12-14 | alpha 12-14 attention 0.5 | alpha 14-20"
+    trial = scored(Candidate(9, 1, "paths", {}, path=path))
+    numbers = FixedPathSearch(setup(before_rules_5=True), trial)
+    numbers.tell([trial])
+    (one,) = asked(numbers, 1)
+    assert all(
+        segment.gains.attention == segment.gains.mlp != 1.0 for segment in LayerPath.parse(one.path).segments[1:-1]
+    )

@@ -74,7 +74,8 @@ class Setup:
     """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
     earlier rules."""
     before_rules_5: bool = False
-    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again."""
+    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, and all inner
+    segments of a path have a gain in the last part of `spaces: both`."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
