@@ -43,7 +43,9 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
 
 RULES = 5
 """The `rules` of new runs: see `events.RunStarted`. 5: where no candidate is left, `spaces: both` goes on with its next
-part and `paths-ga` with random edits; the numbers of a path are the gains of repeated or scaled segments alone."""
+part and `paths-ga` with random edits; the numbers of a path are the gains of repeated or scaled segments alone;
+where minutes or cost bound the search, optimizers that learn from generations plan with a forecast of the evaluations.
+"""
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""
@@ -316,6 +318,7 @@ class Experiment:
             from_uniform=self.rules < 2,
             before_rules_4=self.rules < 4,
             before_rules_5=self.rules < 5,
+            budget_is_known=not self.forecasts,
             parallel=self.workers,
             scan=self.scan,
             presumed=self.presumed,
@@ -332,6 +335,11 @@ class Experiment:
         if budget.items is None:
             return budget.evaluations
         return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether minutes or cost bound the search, so that only what is spent tells how many evaluations fit."""
+        return bool({"minutes", "cost"} & self.config.search.budget.bounds.keys())
 
     @property
     def asks(self) -> bool:
@@ -560,6 +568,13 @@ def config_of(started: events.RunStarted, origin: str) -> Config:
 def population(experiment: Experiment) -> int:
     """Return the candidates a generation: the config's, or λ of CMA-ES (https://arxiv.org/abs/1604.00772, eq. 48)."""
     return experiment.config.search.population_of(len(experiment.space.genes))
+
+
+def planned_evaluations(experiment: Experiment, state: RunState) -> int:
+    """Return the evaluations to plan with: where minutes or cost bound the search, a forecast from what was spent."""
+    if experiment.rules < 5 or not experiment.forecasts:
+        return experiment.evaluations
+    return len(state.trials) + Spending(experiment.config.search.budget, state).evaluations_ahead
 
 
 def ask_size(experiment: Experiment, state: RunState, wanted: int | None = None) -> int:

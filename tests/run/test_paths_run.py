@@ -12,6 +12,7 @@ from llmevo.errors import ConfigError, RunError
 from llmevo.export.runs import open_run
 from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import Recipe
+from llmevo.run import experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
@@ -97,6 +98,29 @@ def test_a_run_is_verified_and_goes_on_after_every_stop_as_if_there_was_none(
 
 def _essence(event: events.Event) -> dict[str, Any]:
     return event.model_dump(mode="json", exclude={"time", "seconds", "schema_", "root", "cached"})
+
+
+FORTY = {"minutes": 40 * 0.25 / 60}
+"""Room for 40 candidates."""
+
+
+def test_both_spaces_have_their_shares_of_the_evaluations_that_fit_into_the_minutes(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, "random", search={"budget": FORTY, "spaces": "both"}), folder)
+    origins = [candidate.origin for candidate in state_of(folder).candidates.values()]
+    assert (len(origins), origins.index("paths"), origins.index("path-numbers")) == (40, 20, 31)
+    assert verify(read_log(folder), folder)
+
+
+def test_a_log_of_rules_4_is_verified_with_the_shares_of_all_evaluations_that_a_run_may_have(
+    deep: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = deep.root / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(experiment, "RULES", 4)
+        carry_on(rig(deep, "random", search={"budget": FORTY, "spaces": "both"}), folder)
+    assert not any(candidate.path for candidate in state_of(folder).candidates.values())
+    assert verify(read_log(folder), folder)
 
 
 FEW = {"deepest": LAYERS, "kinds": ["skip"], "edits": 1}

@@ -326,6 +326,17 @@ def test_where_no_path_is_better_the_last_part_goes_on_with_the_weights() -> Non
     assert [trial.candidate.origin for trial in trials[14:]] == ["random"] * 6
 
 
+def test_another_budget_is_that_of_all_parts() -> None:
+    found: list[list[tuple[str, str]]] = []
+    for begun in (30, 1000):
+        over = space()
+        optimizer = BothSpaces(setup(over, budget=begun), OPTIMIZERS["random"], (0.2, 0.6, 0.2))
+        optimizer.extend(30)
+        trials = searched(optimizer, over, 30)
+        found.append([(trial.candidate.origin, trial.candidate.path) for trial in trials])
+    assert found[0] == found[1]
+
+
 def test_the_last_part_begins_early_where_no_path_is_left() -> None:
     over = space(4, deepest=4, kinds=["skip"], edits=1, first=1, last=1)  # two layers may be left out, or both
     optimizer = BothSpaces(setup(over, budget=30), OPTIMIZERS["random"], (0.2, 0.5, 0.3))

@@ -218,6 +218,8 @@ class BothSpaces(Optimizer):
 
     def extend(self, evaluations: int) -> None:
         self._budget = evaluations
+        if not self._setup.before_rules_5:
+            self._setup = replace(self._setup, budget=evaluations, budget_is_known=True)
         for part in (self._weights, self._paths, self._numbers):
             if part:
                 part.extend(evaluations)
