@@ -17,6 +17,9 @@ LONGEST = 200_000
 STARTS = 2000
 """The most braces that begin no object, after which the rest is noise: each costs a pass through the text."""
 
+DEEPEST = 400
+"""Levels from which on an object is noise. Python's own limit is higher, but depends on the version and the caller."""
+
 
 def objects(text: str) -> list[dict[str, Any]]:
     """Return the complete JSON objects of a text, in their order: after thoughts, in fences or bare.
@@ -36,27 +39,42 @@ def _objects(text: str) -> list[dict[str, Any]]:
     while place >= 0 and left:
         try:
             value, end = decoder.raw_decode(text, place)
-        except RecursionError:  # nested thousands deep: noise
+        except RecursionError:  # noise, as below
             return found
         except ValueError:
             left -= 1
             place = text.find("{", place + 1)
             continue
+        if _is_deep(value):
+            return found
         if isinstance(value, dict):
             found.append(value)
         place = text.find("{", end)
     return found
 
 
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested `DEEPEST` levels deep or more."""
+    level = [value]
+    for _ in range(DEEPEST):
+        nested = [of for of in level if isinstance(of, list | dict)]
+        level = [inner for of in nested for inner in (of.values() if isinstance(of, dict) else of)]
+        if not level:
+            return False
+    return True
+
+
 def scalars(value: Any) -> Iterator[Any]:
     """Yield the scalars in nested lists and objects."""
-    if isinstance(value, list):
-        for entry in value:
-            yield from scalars(entry)
-    elif isinstance(value, dict):
-        yield from scalars([*value.values()])
-    else:
-        yield value
+    waiting = [value]
+    while waiting:
+        first = waiting.pop()
+        if isinstance(first, dict):
+            first = [*first.values()]
+        if isinstance(first, list):
+            waiting += reversed(first)
+        else:
+            yield first
 
 
 def numeral(value: Any) -> float:

@@ -41,8 +41,11 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.models.sources import Sources
     from llmevo.run.scorer import Scorer
 
-RULES = 4
-"""The `rules` of new runs: see `events.RunStarted`."""
+RULES = 5
+"""The `rules` of new runs: see `events.RunStarted`. 5: where no candidate is left, `spaces: both` goes on with its next
+part and `paths-ga` with random edits; the numbers of a path are the gains of repeated or scaled segments alone;
+where minutes or cost bound the search, optimizers that learn from generations plan with a forecast of the evaluations.
+"""
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""
@@ -72,6 +75,8 @@ class Experiment:
     so that their results do not depend on the number of workers."""
     verdicts: VerdictMemory = field(default_factory=VerdictMemory)
     """The verdicts of judges and voters in this run, shared by its journal and its judged tasks."""
+    exhausted: bool = field(default=False, init=False)
+    """Whether the optimizer has no candidate left, which ends the search."""
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -312,6 +317,8 @@ class Experiment:
             short=self.asks_short,
             from_uniform=self.rules < 2,
             before_rules_4=self.rules < 4,
+            before_rules_5=self.rules < 5,
+            budget_is_known=not self.forecasts,
             parallel=self.workers,
             scan=self.scan,
             presumed=self.presumed,
@@ -328,6 +335,11 @@ class Experiment:
         if budget.items is None:
             return budget.evaluations
         return budget.evaluations_of(self.recorded.items if self.recorded else self.evaluator.items)
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether minutes or cost bound the search, so that only what is spent tells how many evaluations fit."""
+        return bool({"minutes", "cost"} & self.config.search.budget.bounds.keys())
 
     @property
     def asks(self) -> bool:
@@ -558,10 +570,19 @@ def population(experiment: Experiment) -> int:
     return experiment.config.search.population_of(len(experiment.space.genes))
 
 
+def planned_evaluations(experiment: Experiment, state: RunState) -> int:
+    """Return the evaluations to plan with: where minutes or cost bound the search, a forecast from what was spent."""
+    if experiment.rules < 5 or not experiment.forecasts:
+        return experiment.evaluations
+    return len(state.trials) + Spending(experiment.config.search.budget, state).evaluations_ahead
+
+
 def ask_size(experiment: Experiment, state: RunState, wanted: int | None = None) -> int:
     """Return the size of the next generation: `wanted`, by default the population, or one candidate for each worker if
-    that is more; 0 when the budget has no room for another candidate.
+    that is more; 0 when the budget has no room for another candidate, or the optimizer none left.
     """
+    if experiment.exhausted:
+        return 0
     return Spending(experiment.config.search.budget, state).next_size(
         wanted or max(population(experiment), experiment.workers)
     )

@@ -10,7 +10,7 @@ from llmevo.errors import RunError, plural
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.run.dispatch import Dispatcher
-from llmevo.run.experiment import Experiment, ask_size
+from llmevo.run.experiment import Experiment, ask_size, planned_evaluations
 from llmevo.run.finals import finished, hold_out, select_finalists
 from llmevo.run.llm_calls import answer
 from llmevo.run.log import events
@@ -115,10 +115,19 @@ def score_generation(
 def search_by_generations(
     experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer
 ) -> None:
-    """Ask for candidates, score all of them, and tell the optimizer, until the budget is spent."""
+    """Ask for candidates, score all of them, and tell the optimizer, until the budget is spent or none is left."""
     while size := ask_size(experiment, journal.state):
-        optimizer.extend(experiment.evaluations)
-        score_generation(experiment, journal, dispatcher, optimizer, ask(experiment, journal, optimizer, size))
+        optimizer.extend(planned_evaluations(experiment, journal.state))
+        suggestions = ask(experiment, journal, optimizer, size)
+        score_generation(experiment, journal, dispatcher, optimizer, suggestions)
+        # A log in which the optimizer was asked again, as earlier versions did, goes on as it says.
+        if not suggestions and journal.recorded_next not in (events.Prompted, events.Asked):
+            experiment.exhausted = True
+            if journal.ahead:
+                experiment.scorer.warn(
+                    f"The search ends with budget left: {experiment.config.search.optimizer!r} finds no further path."
+                    " Allow more edits, kinds or layers in genome.path for more candidates"
+                )
 
 
 def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> None:
@@ -132,6 +141,7 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
         free, recorded = experiment.workers - len(waiting), journal.recorded_next
         size = ask_size(experiment, state, max(free, optimizer.batch)) if free > 0 else 0
         if size and (recorded is None or recorded in (events.Prompted, events.Asked)):
+            # A replay reads the judgements of waiting candidates later than they were made, so no forecast is the same.
             optimizer.extend(experiment.evaluations)
             optimizer.expect([state.candidates[number].suggestion for number in waiting])
             suggestions = ask(experiment, journal, optimizer, size)

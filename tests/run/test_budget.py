@@ -13,9 +13,11 @@ from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.run.log.events import Prompted, RunStarted
 from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import read_log
 from llmevo.run.spending import Spending
 from llmevo.search.trial import Candidate, Trial
 from support.fake_server import Answer, chat, serving
+from support.resumable import CountedRig, carry_on, config_in
 from support.workspace import Workspace
 
 
@@ -198,6 +200,20 @@ def test_a_run_that_ends_by_its_cost_makes_no_call_that_would_exceed_it(workspac
         state = searched(workspace, search=search, llm=llm)
     assert sum(event.cost for event in state.prompted) == pytest.approx(4.0)
     assert 3 < len(state.trials) < 60
+
+
+def test_an_llm_is_told_how_many_evaluations_fit_into_the_minutes_once_that_is_known(workspace: Workspace) -> None:
+    config = config_in(workspace.root, "llm", 1, search={"budget": {"minutes": 20 * 0.25 / 60}})
+    folder = workspace.root / "run"
+    carry_on(CountedRig(config, workspace.root), folder)
+    state = RunState.fold(iter(read_log(folder)))
+    first, *later = [event.messages[-1]["content"] for event in state.prompted]
+    assert "\nNOW: 4 evaluations are used; " in first
+    assert later
+    for text in later:
+        told = re.search(r"\nNOW: \d+ of (\d+) evaluations are used, \d+ left; ", text)
+        assert told
+        assert int(told[1]) <= 20
 
 
 @pytest.mark.parametrize(

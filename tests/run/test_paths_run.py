@@ -12,7 +12,9 @@ from llmevo.errors import ConfigError, RunError
 from llmevo.export.runs import open_run
 from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import Recipe
+from llmevo.run import experiment
 from llmevo.run.log import events
+from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log, trust
 from llmevo.run.verify import verify
@@ -96,6 +98,73 @@ def test_a_run_is_verified_and_goes_on_after_every_stop_as_if_there_was_none(
 
 def _essence(event: events.Event) -> dict[str, Any]:
     return event.model_dump(mode="json", exclude={"time", "seconds", "schema_", "root", "cached"})
+
+
+FORTY = {"minutes": 40 * 0.25 / 60}
+"""Room for 40 candidates."""
+
+
+def test_both_spaces_have_their_shares_of_the_evaluations_that_fit_into_the_minutes(deep: Workspace) -> None:
+    folder = deep.root / "run"
+    carry_on(rig(deep, "random", search={"budget": FORTY, "spaces": "both"}), folder)
+    origins = [candidate.origin for candidate in state_of(folder).candidates.values()]
+    assert (len(origins), origins.index("paths"), origins.index("path-numbers")) == (40, 20, 31)
+    assert verify(read_log(folder), folder)
+
+
+def test_a_log_of_rules_4_is_verified_with_the_shares_of_all_evaluations_that_a_run_may_have(
+    deep: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = deep.root / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(experiment, "RULES", 4)
+        carry_on(rig(deep, "random", search={"budget": FORTY, "spaces": "both"}), folder)
+    assert not any(candidate.path for candidate in state_of(folder).candidates.values())
+    assert verify(read_log(folder), folder)
+
+
+FEW = {"deepest": LAYERS, "kinds": ["skip"], "edits": 1}
+"""Settings of fewer paths than a budget of 40."""
+
+
+def asked_in_vain(folder: Path) -> int:
+    return sum(isinstance(event, events.Asked) and not event.candidates for event in read_log(folder))
+
+
+@pytest.mark.parametrize("optimizer", ["paths", "paths-random", "paths-ga", "paths-exhaustive"])
+def test_a_search_whose_paths_are_used_up_ends_with_the_finals_and_says_so(deep: Workspace, optimizer: str) -> None:
+    folder, said, scorer = deep.root / "run", list[str](), rig(deep, optimizer, FEW, search={"budget": 40})
+    scorer.warn = said.append
+    carry_on(scorer, folder)
+    state = state_of(folder)
+    assert state.finished
+    assert 10 < len(state.trials) < 40
+    assert asked_in_vain(folder) == 1
+    assert [line for line in said if "genome.path" in line] == [
+        f"The search ends with budget left: '{optimizer}' finds no further path. Allow more edits, kinds or layers in"
+        " genome.path for more candidates"
+    ]
+    assert verify(read_log(folder), folder)
+
+
+def test_a_log_in_which_used_up_paths_were_asked_for_again_verifies_and_goes_on(
+    deep: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = deep.root / "run"
+    with monkeypatch.context() as earlier:
+        vain = iter([events.Asked] * 3)
+        earlier.setattr(Journal, "recorded_next", property(lambda _: next(vain, None)))
+        carry_on(rig(deep, "paths", FEW, search={"budget": 40}), folder)
+    assert asked_in_vain(folder) == 4
+    assert verify(read_log(folder), folder)
+    again = deep.root / "again"
+    again.mkdir()
+    text = (folder / LOG).read_bytes()
+    (again / LOG).write_bytes(text[: text.index(b"\n", text.rindex(b'"event":"told"')) + 1])
+    trust(again)
+    carry_on(rig(deep, "paths", FEW, search={"budget": 40}), again)
+    assert state_of(again).finished
+    assert asked_in_vain(again) == 4
 
 
 def test_a_changed_path_in_a_log_is_found(deep: Workspace) -> None:

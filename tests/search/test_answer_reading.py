@@ -503,6 +503,26 @@ def test_a_recipe_that_was_not_scored_decides_nothing() -> None:
         assert not reading(asked, hypotheses=[{"claim": "", "better": reference, "worse": "#7"}]).hypotheses
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"beliefs": [{"model": "all", "direction": "higher"}]},
+        {"proposals": [{"depth": {"all": "0.5*depth"}}]},
+        {"proposals": [{"move": {"towards": "#3", "steps": [0.5]}}]},
+        {"proposals": [{"move": {"scale": {"model": "all", "by": 0.5}}}]},
+    ],
+    ids=["belief", "depth", "towards", "scale"],
+)
+def test_an_answer_is_about_the_numbers_of_slices_where_the_experts_per_token_are_a_gene_of_the_whole_recipe(
+    part: dict[str, Any], masked: bool
+) -> None:
+    over = space(architecture="moe", mixture={"experts_per_token": [1, 2]})
+    found = reading(question(over, mask_names=masked), **part)
+    assert len(found.proposals) + len(found.beliefs) == 1, found.problems
+    assert not any("experts_per_token" in name for belief in found.beliefs for name in belief.genes)
+
+
 def test_only_so_many_beliefs_and_hypotheses_are_read() -> None:
     claim = {"claim": "c", "better": "#7", "worse": "#3"}
     found = reading(beliefs=[{"direction": "higher"}] * 99, hypotheses=[claim] * 99)

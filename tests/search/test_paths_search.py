@@ -15,7 +15,7 @@ from llmevo.merging.path import LayerPath
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
-from llmevo.search.paths.both import BothSpaces, FixedPathSearch
+from llmevo.search.paths.both import BothSpaces, FixedPath, FixedPathSearch
 from llmevo.search.paths.prompt import PathPrompt, PathQuestion
 from llmevo.search.paths.prompt import ask as ask_for_paths
 from llmevo.search.paths.registry import PATHS
@@ -115,6 +115,12 @@ def test_edits_with_a_surrogate_beat_random_ones_and_single_blocks_at_equal_eval
         over = space()
         found[name] = fmean(best_of(searched(PATHS[name](setup(over, seed)), over, 50)).value for seed in range(2))
     assert found["paths"] > max(found["paths-random"], found["paths-exhaustive"]) + 0.04
+
+
+def test_the_genetic_algorithm_draws_random_edits_where_all_mutants_of_the_best_are_known() -> None:
+    over = space(kinds=["skip"], edits=1)
+    trials = searched(PATHS["paths-ga"](setup(over)), over, 30, objective=lambda path: 0.9 * (len(path) == 19))
+    assert len(trials) == 30
 
 
 def test_it_starts_from_the_best_whole_model() -> None:
@@ -320,6 +326,24 @@ def test_where_no_path_is_better_the_last_part_goes_on_with_the_weights() -> Non
     assert [trial.candidate.origin for trial in trials[14:]] == ["random"] * 6
 
 
+def test_another_budget_is_that_of_all_parts() -> None:
+    found: list[list[tuple[str, str]]] = []
+    for begun in (30, 1000):
+        over = space()
+        optimizer = BothSpaces(setup(over, budget=begun), OPTIMIZERS["random"], (0.2, 0.6, 0.2))
+        optimizer.extend(30)
+        trials = searched(optimizer, over, 30)
+        found.append([(trial.candidate.origin, trial.candidate.path) for trial in trials])
+    assert found[0] == found[1]
+
+
+def test_the_last_part_begins_early_where_no_path_is_left() -> None:
+    over = space(4, deepest=4, kinds=["skip"], edits=1, first=1, last=1)  # two layers may be left out, or both
+    optimizer = BothSpaces(setup(over, budget=30), OPTIMIZERS["random"], (0.2, 0.5, 0.3))
+    origins = [trial.candidate.origin for trial in searched(optimizer, over, 30, objective=lambda _: 0.0)]
+    assert origins[3:] == ["random"] * 3 + ["paths"] * 3 + ["random"] * 21
+
+
 def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
     over = space()
     trial = scored(Candidate(9, 1, "paths", {}, path="alpha 0-8 | alpha 9-20"))
@@ -335,3 +359,44 @@ def test_a_path_without_numbers_is_searched_no_further_by_numbers() -> None:
         assert one.path.startswith("alpha 0-12 | alpha 8-12")
     assert abs(LayerPath.parse(one.path).segments[1].gains.attention - 0.5) < 0.3
     assert height(LayerPath.parse(GOOD)) == pytest.approx(0.62)
+
+
+@pytest.mark.parametrize(
+    ("path", "numbers"),
+    [
+        ("alpha 0-8 | alpha 6-8 attention 0.5 | alpha 8-20", []),
+        ("alpha 0-8 | beta 8-12 | alpha 12-14 | alpha 12-14 gain 0.5 | alpha 14-20", ["gain/3"]),
+        ("alpha 0-8 | alpha 8-10 gain 0.5 | alpha 10-20", ["gain/1"]),
+        ("alpha 0-8 | alpha 6-8 temperature 0.8 | alpha 8-20", ["gain/1"]),
+        ("alpha 0-8 | alpha 6-8 attention 0.5 | alpha 8-12 | alpha 10-12 gain 0.7 | alpha 12-20", ["gain/3"]),
+    ],
+)
+def test_the_numbers_of_a_path_are_single_gains_of_segments_that_repeat_layers_or_have_a_gain(
+    path: str, numbers: list[str]
+) -> None:
+    parsed = LayerPath.parse(path)
+    fixed = FixedPath(space(), parsed, {})
+    assert [gene.name for gene in fixed.genes] == numbers
+    assert fixed.candidate(fixed.start()) == ({}, parsed)
+
+
+def test_the_score_of_a_path_outside_the_bounds_of_gains_is_no_score_of_a_path_inside() -> None:
+    over = space(gains=(0.25, 0.9))
+    trial = scored(Candidate(9, 1, "paths", {}, path="alpha 0-10 | alpha 8-10 | beta 10-12 | alpha 12-20"))
+    states: list[str] = []
+    for told in ([trial], []):
+        numbers = FixedPathSearch(setup(over), trial)
+        numbers.tell(told)
+        states.append(numbers.state())
+    assert states[0] == states[1]
+
+
+def test_in_logs_before_rules_5_all_segments_but_the_first_and_the_last_have_a_gain() -> None:
+    path = "alpha 0-8 | beta 8-12 | alpha 12-14 | alpha 12-14 attention 0.5 | alpha 14-20"
+    trial = scored(Candidate(9, 1, "paths", {}, path=path))
+    numbers = FixedPathSearch(setup(before_rules_5=True), trial)
+    numbers.tell([trial])
+    (one,) = asked(numbers, 1)
+    assert all(
+        segment.gains.attention == segment.gains.mlp != 1.0 for segment in LayerPath.parse(one.path).segments[1:-1]
+    )

@@ -411,6 +411,7 @@ NONSENSE = {
     "unfinished thoughts": "<think> 30 or 60?",
     "nested too deep": '{"genome":' + "[" * 50_000,
     "objects too deep": '{"a":' * 20_000,
+    "a genome too deep": '{"proposals": [{"genome": ' + '{"a":' * 600 + "1" + "}" * 600 + "}]}",
     "text proposals": '{"proposals": "none"}',
     "no genome": '{"proposals": [{"reason": "lazy"}]}',
     "an empty list": answer(),

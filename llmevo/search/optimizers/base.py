@@ -73,6 +73,11 @@ class Setup:
     before_rules_4: bool = False
     """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
     earlier rules."""
+    before_rules_5: bool = False
+    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, and in
+    `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start."""
+    budget_is_known: bool = True
+    """False where `budget` is only the most, before a first forecast: see `extend`."""
     from_uniform: bool = False
     """True if optimizers that start from one point take the uniform merge, as in logs with `rules` below 2, instead of
     the best start row."""
@@ -98,6 +103,7 @@ class Setup:
             chances=self.chances,
             short=self.short,
             before_rules_4=self.before_rules_4,
+            budget_is_known=self.budget_is_known,
         )
 
 
@@ -128,7 +134,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def ask(self, size: int) -> Asking:
-        """Propose at least one and at most `size` new candidates."""
+        """Propose at most `size` new candidates; none where none is left, which ends the search."""
 
     def expect(self, pending: Sequence[Suggestion]) -> None:
         """Know the candidates that are being scored, before `ask`, in an order of asking and telling without
@@ -158,7 +164,7 @@ class Optimizer(ABC):
         """
 
     def extend(self, evaluations: int) -> None:
-        """Plan with another budget, in evaluations, after the user raised it."""
+        """Plan with another budget, in evaluations, after the user raised it, or by a forecast from what was spent."""
 
     def recommend(self) -> Trial | None:
         """Return the trial to hand over in runs with `rules` below 2; newer runs use `search.optimizers.recommend`."""

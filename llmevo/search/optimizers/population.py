@@ -41,7 +41,7 @@ class Recorded(Optimizer):
     def extend(self, evaluations: int) -> None:
         """Plan with another budget; an LLM is told how many evaluations are left."""
         if evaluations != self._setup.budget:
-            self._setup = replace(self._setup, budget=evaluations)
+            self._setup = replace(self._setup, budget=evaluations, budget_is_known=True)
             self._history.add("budget", evaluations)
 
     def state(self) -> str:

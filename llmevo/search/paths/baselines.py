@@ -48,7 +48,9 @@ class RandomEdits(PlainPaths):
 
 
 class GeneticPaths(PlainPaths):
-    """A (1+λ) genetic algorithm with λ = 8: the best path so far, with an edit added, removed, moved or damped."""
+    """A (1+λ) genetic algorithm with λ = 8: the best path so far, with an edit added, removed, moved or damped; where
+    all of these are known, random edits.
+    """
 
     origin = "paths-ga"
 
@@ -60,7 +62,11 @@ class GeneticPaths(PlainPaths):
         if best and not any(trial.rank >= best.rank for trial in root):
             parent = self._paths.edits(self._paths.parse(best.candidate.path), self._root)
         found = (self._mutant(parent) for _ in range(min(size, OFFSPRING)))
-        return [one for one in found if one]
+        mutants = [one for one in found if one]
+        if mutants or self._setup.before_rules_5:
+            return mutants
+        other = self._draw(self._paths.settings.edits)
+        return [other] if other else []
 
     def _mutant(self, parent: Sequence[Edit]) -> Suggestion | None:
         for _ in range(TRIES):

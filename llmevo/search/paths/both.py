@@ -20,15 +20,17 @@ GAINS = 8  # genes of gains at most
 
 
 class FixedPath(SearchSpace):
-    """The numbers of one path: the gains of its segments between the first and the last, and the weights of the merge
-    where it has one.
+    """The numbers of one path: the gain of each segment that repeats layers or has one already, between the first
+    segment and the last, and the weights of the merge where it has one. Segments with several gains keep these.
     """
 
-    def __init__(self, space: SearchSpace, path: LayerPath, genes: Genes) -> None:
+    def __init__(self, space: SearchSpace, path: LayerPath, genes: Genes, before_rules_5: bool = False) -> None:
+        """`before_rules_5`: see `Setup`; every segment between the first and the last then has a gain."""
         super().__init__(space.genome, space.layers, space.routers, space.by_token)
         self._path, self._start_genes = path, genes
         self._merged = any(segment.model == MERGE for segment in path.segments)
-        self._places = [*range(1, len(path.segments) - 1)][:GAINS]
+        inside = range(1, len(path.segments) - 1)
+        self._places = [place for place in inside if before_rules_5 or _has_gain(path, place)][:GAINS]
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
@@ -62,6 +64,13 @@ class FixedPath(SearchSpace):
         return weights if self._merged else {}, replace(self._path, segments=tuple(segments))
 
 
+def _has_gain(path: LayerPath, place: int) -> bool:
+    """Whether one gain, of both branches, is a number of this segment of a path."""
+    segment, before = path.segments[place], path.segments[:place]
+    again = segment.stop <= max(each.stop for each in before)
+    return segment.gains.attention == segment.gains.mlp and (again or segment.gains.attention != 1.0)
+
+
 class FixedPathSearch(Optimizer):
     """Bayesian optimization of the numbers of one path."""
 
@@ -69,11 +78,18 @@ class FixedPathSearch(Optimizer):
     origin = "path-numbers"
 
     def __init__(self, setup: Setup, best: Trial) -> None:
-        self._space = FixedPath(setup.space, setup.space.paths.parse(best.candidate.path), best.candidate.genes)
+        path, genes = setup.space.paths.parse(best.candidate.path), best.candidate.genes
+        self._space = FixedPath(setup.space, path, genes, setup.before_rules_5)
         self._inner = (
             BayesianOptimization(replace(setup, space=self._space, presumed={})) if self._space.genes else None
         )
-        self._asked = {_identity(best.candidate.path, best.candidate.genes): self._space.start()}
+        self._asked: dict[tuple[str, tuple[float, ...]], Genes] = {}
+        start = self._space.start()
+        if setup.before_rules_5 or self._space.candidate(start) == (
+            genes,
+            path,
+        ):  # not where its gains are out of bounds
+            self._asked[_identity(best.candidate.path, genes)] = start
 
     @property
     def is_empty(self) -> bool:
@@ -124,8 +140,8 @@ class BothSpaces(Optimizer):
     """Weights by an optimizer of weights, then paths over the models and the best merge, then the gains and weights of
     the best path together, as in the paper (Akiba et al., https://arxiv.org/abs/2403.13187), within one budget.
 
-    Each part begins when the parts before have had their share of the evaluations. Where no path is better than the
-    best merge, the last part goes on with its weights.
+    Each part begins when the parts before have had their share of the evaluations, or have no candidate left. Where no
+    path is better than the best merge, the last part goes on with its weights.
     """
 
     learns_paths = True
@@ -166,6 +182,9 @@ class BothSpaces(Optimizer):
             self._enter(part)
         left = [end - len(self._trials) for end in ends][self._part : self._part + 1]
         found = yield from self._current.ask(max(1, min([size, *left])))
+        while not found and self._part < 2 and not self._setup.before_rules_5:
+            self._enter(self._part + 1)
+            found = yield from self._current.ask(size)
         self._history.add("asked", self._part)
         return found
 
@@ -199,6 +218,8 @@ class BothSpaces(Optimizer):
 
     def extend(self, evaluations: int) -> None:
         self._budget = evaluations
+        if not self._setup.before_rules_5:
+            self._setup = replace(self._setup, budget=evaluations, budget_is_known=True)
         for part in (self._weights, self._paths, self._numbers):
             if part:
                 part.extend(evaluations)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmevo.search.genome import OTHER
-from llmevo.search.mixtures import BIAS, TEMPERATURE
+from llmevo.search.mixtures import BIAS, TEMPERATURE, TOP_K
 from llmevo.search.space import Gene, SearchSpace
 
 TENSOR = re.compile(r"\b\w+(?:\.\w+)*\.(?:weight|bias)\b")
@@ -25,7 +25,7 @@ class Names:
         own = space.names
         models = [own[reference] for reference in [*space.merged, *(r for r in own if r not in space.merged)]]
         parameters = [*dict.fromkeys(name for method in genome.methods for name in genome.declared(method))]
-        parameters += [TEMPERATURE, BIAS] if space.routing else []
+        parameters += [TEMPERATURE, BIAS, TOP_K] if space.routing else []
         filters = [*(genome.filters or ())]
         self.methods = {method.name: method.name for method in genome.methods}
         self.slices = {label: "all layers" if label == "all" else f"layers {label}" for label in space.slices}

@@ -137,6 +137,8 @@ class Question:
     """Ask in a short form, for small models."""
     before_rules_4: bool = False
     """Read the answer as in logs with `rules` below 4."""
+    budget_is_known: bool = True
+    """False where minutes or cost bound the search, before they tell how many evaluations fit."""
 
     @cached_property
     def scored(self) -> list[Trial]:

@@ -12,7 +12,7 @@ from llmevo.search.genome import OTHER
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Question
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.space import SHARES, SPLIT, Gene, Genes
+from llmevo.search.space import SHARES, Gene, Genes
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Vocabulary:
     @cached_property
     def _columns(self) -> dict[str, list[Gene]]:
         """{form: genes}: `model.filter.parameter`, where any of the three may be missing."""
-        numbers = [gene for gene in self._question.space.genes if not gene.choices and gene.name != SPLIT]
+        numbers = [gene for gene in self._question.space.genes if not gene.choices and gene.slice is not None]
         main: dict[str | None, str] = {}
         for gene in sorted(numbers, key=lambda gene: gene.parameter not in SHARES):
             main.setdefault(gene.model, gene.parameter)
