@@ -30,9 +30,10 @@ EARLIER = {
         "548bbfba65c077b4c73548897dfee3b5",
         "a8c938f4ee7a2267b6dc4f29619234f9",
         "d19928f9972a8e1c5966c8f0f6b7b67e",
+        "4790ddb7e2e7b38c0fd6a142904019ce",
     ),
     "paths_system.j2": ("905cc58ad6a3a5519fda8050a53cbd40",),
-    "paths_user.j2": ("e0c64798ea6c6e4065ee7c08cc66fa29",),
+    "paths_user.j2": ("e0c64798ea6c6e4065ee7c08cc66fa29", "3706472f617b087ab9ad2d6073739fed"),
 }
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 

@@ -85,10 +85,8 @@ class FixedPathSearch(Optimizer):
         )
         self._asked: dict[tuple[str, tuple[float, ...]], Genes] = {}
         start = self._space.start()
-        if setup.before_rules_5 or self._space.candidate(start) == (
-            genes,
-            path,
-        ):  # not where its gains are out of bounds
+        # Its gains may be out of bounds.
+        if setup.before_rules_5 or self._space.candidate(start) == (genes, path):
             self._asked[_identity(best.candidate.path, genes)] = start
 
     @property
