@@ -1,9 +1,8 @@
 """After the search: finalists answer further questions, and the best of them is scored on held-out questions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -33,10 +32,12 @@ def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispa
     if experiment.rules > 1:
         finalists = [trial for trial in _completed(experiment, journal, dispatcher, finalists) if trial.score]
     further = [(trial, "selection") for trial in finalists if state.started.selection_items]
+    if not _ask_finalists(experiment, journal, dispatcher, further, len(finalists)):
+        return False
+    failed = {event.candidate for event in state.failed_in("selected")}
+    finalists = [trial for trial in finalists if trial.candidate.id not in failed]
     again = [(trial, questions) for trial in finalists for questions in state.finals_sets if served]
-    return _ask_finalists(experiment, journal, dispatcher, further, len(finalists)) and _ask_finalists(
-        experiment, journal, dispatcher, again, len(finalists), served
-    )
+    return _ask_finalists(experiment, journal, dispatcher, again, len(finalists), served)
 
 
 def _ask_finalists(
@@ -47,7 +48,8 @@ def _ask_finalists(
     count: int,
     served: str = "",
 ) -> bool:
-    """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights.
+    """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights. One
+    that fails is logged with the reason.
 
     Return False as `select_finalists` does.
     """
@@ -55,6 +57,7 @@ def _ask_finalists(
     quantize = served or experiment.config.engine.search_format
     known = {(number, "selection"): event for number, event in state.selected.items()}
     scored: Mapping[tuple[int, str], events.Selected | events.Served] = {**state.served} if served else known
+    step: Literal["selected", "served"] = "served" if served else "selected"
     requests: dict[tuple[int, str], Request] = {}
     for trial, questions in asked:
         number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes, trial.candidate.path)
@@ -77,14 +80,18 @@ def _ask_finalists(
             earlier: events.Selected | events.Served | None = earlier,
             request: Request = request,
             ahead: Sequence[Request] = ahead,
-        ) -> events.Selected | events.Served:
+        ) -> events.Selected | events.Served | events.Unscored:
             if earlier:
                 return _taken_over(earlier, place)
-            return kind(**place, **events.scored(_scored(dispatcher.of(request, ahead)), quantize))
+            result = dispatcher.of(request, ahead)
+            if result.score is None:
+                return events.unscored(result, step, quantized=quantize, **place)
+            return kind(**place, **events.scored(result, quantize))
 
-        made = journal.once(kind, make)
+        made = journal.once((kind, events.Unscored), make)
         journal.expect(made, **place, quantized=quantize)
-        check_sum(journal, made, counted)
+        if isinstance(made, events.Scored):
+            check_sum(journal, made, counted)
         if ask_size(experiment, state):
             return False
     return True
@@ -158,18 +165,12 @@ def _taken_over(known: events.Selected | events.Served, place: Mapping[str, Any]
     return type(known)(**place, **earlier, seconds={}, cached=True)
 
 
-def _scored(result: Result) -> Result:
-    """Raise CandidateError for a result without a score: the model was scored on the search questions before."""
-    if result.score is None:
-        raise CandidateError(f"{result.id}: {result.reason}")
-    return result
-
-
 def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -> bool:
     """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions; with
     `engine.quantize` the best also in its other form: rounded, or as it is where all others are rounded.
 
-    Rows that were held out before the budget was raised are not scored again. Return False as `select_finalists` does.
+    Rows that were held out before the budget was raised are not scored again. One that fails is logged with the reason.
+    Return False as `select_finalists` does.
     """
     state, space, best = journal.state, experiment.space, journal.state.best
     tasks = experiment.config.heldout_tasks
@@ -200,10 +201,12 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
         place = {"row": name, "kind": kind, "candidate": number}
         ahead = requests[requests.index(request) + 1 :]
         row = journal.once(
-            events.HeldOut, lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p, r.quantize)
+            (events.HeldOut, events.Unscored),
+            lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p, r.quantize),
         )
         journal.expect(row, **place, quantized=request.quantize)
-        check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
+        if isinstance(row, events.Scored):
+            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
         if ask_size(experiment, state):
             return False
     return True
@@ -234,26 +237,31 @@ def best_coefficient(state: RunState) -> Trial | None:
     return best or state.best_of("coefficient")
 
 
-def _held_out(result: Result, place: Mapping[str, str | int | None], quantized: str) -> events.HeldOut:
-    score = _scored(result).score
-    replies = {task: [*texts] for task, texts in score.replies.items()} if score else {}
+def _held_out(
+    result: Result, place: Mapping[str, str | int | None], quantized: str
+) -> events.HeldOut | events.Unscored:
+    if result.score is None:
+        return events.unscored(result, "heldout", quantized=quantized, **place)
+    replies = {task: [*texts] for task, texts in result.score.replies.items()}
     return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(result, quantized)})
 
 
 def finished(state: RunState) -> events.RunFinished:
     """Return the last event; all of it follows from the events before."""
     best, rows = state.best, state.heldout
+    held, failed = rows.get("best"), [*state.failed_rows]
     return events.RunFinished(
         best=best.candidate.id if best else None,
         search_score=best.value if best else None,
         violated=best.reason if best else "",
         front=[trial.candidate.id for trial in state.front],
         heldout={
-            "score": rows["best"].score,
-            "stderr": rows["best"].stderr,
+            "score": held.score if held else None,
+            "stderr": held.stderr if held else None,
             "rows": [row.model_dump(include=HELDOUT_FIELDS) for row in rows.values()],
+            **({"failed": failed} if failed else {}),
         }
-        if rows
+        if rows or failed
         else None,
         proposals=proposals(state),
     )

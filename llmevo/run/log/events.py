@@ -306,12 +306,45 @@ OF_BEST = ("best", "served", "plain")
 """The kinds of held-out rows that are of the best."""
 
 
+class Unscored(BaseEvent):
+    """A finalist or a held-out row that could not be scored: it stands in the place of the event `step`."""
+
+    event: Literal["unscored"] = "unscored"
+    step: Literal["selected", "served", "heldout"]
+    candidate: int | None
+    """None for the held-out row of the base."""
+    reason: str
+    row: str = ""
+    """Like `kind`, of a held-out row: see `HeldOut`."""
+    kind: str = ""
+    questions: str = ""
+    """Of a finalist in the format in which it will be served: `search` or `selection`."""
+    generation: int = 0
+    """Like `finalists`, of a finalist: see `Selected`."""
+    finalists: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict[str, float])
+    workers: dict[str, int] = Field(default_factory=dict[str, int])
+    """See `Scored`."""
+    losses: int = 0
+    quantized: str = ""
+
+    @property
+    def name(self) -> str:
+        """What failed, such as `finalist 7` or `held-out row best`."""
+        if self.step == "heldout":
+            return f"held-out row {self.row}"
+        form = f" in {self.quantized}, {self.questions} questions" if self.step == "served" else ""
+        return f"finalist {self.candidate}{form}"
+
+
 class RunFinished(BaseEvent):
     event: Literal["run_finished"] = "run_finished"
     best: int | None
     search_score: float | None
     heldout: dict[str, Any] | None
-    """score, stderr and rows; None when the config names no held-out tasks."""
+    """score, stderr and rows, and where rows failed their names as `failed`; None when the config names no held-out
+    tasks. Without a score of the row `best`, score and stderr are None.
+    """
     violated: str = ""
     """The constraints that the best violates, where no candidate satisfies all."""
     front: list[int] = Field(default_factory=list[int])
@@ -361,6 +394,7 @@ Event = Annotated[
     | Served
     | Told
     | HeldOut
+    | Unscored
     | RunFinished,
     Field(discriminator="event"),
 ]
@@ -400,6 +434,12 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
             for i, (s, recipe) in enumerate(pairs)
         ],
     )
+
+
+def unscored(result: Result, step: Literal["selected", "served", "heldout"], **place: Any) -> Unscored:
+    """Return the event of a finalist or a held-out row without a score."""
+    rest: dict[str, Any] = {"workers": {**result.workers}, "losses": result.losses}
+    return Unscored(step=step, reason=result.reason, seconds=rounded(result.seconds), **place, **rest)
 
 
 def of_notice(notice: Notice) -> Worker:

@@ -105,6 +105,8 @@ class Fleet:
                 self._add(self.finals, gap, event.seconds, event.workers, f"finalist {event.candidate}")
             case events.HeldOut():
                 self._add(self.finals, gap, event.seconds, event.workers, f"held-out row {event.row}")
+            case events.Unscored():
+                self._add(self.finals, gap, event.seconds, event.workers, event.name)
             case events.Prompted() if steady and self.members:
                 self._pass(self.search, min(gap, event.seconds))
             case _:

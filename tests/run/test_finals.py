@@ -1,0 +1,131 @@
+"""The finals of a run: finalists and held-out rows of which some cannot be scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from llmevo.errors import CandidateError
+from llmevo.evaluation.score import Score
+from llmevo.merging.recipe import Recipe
+from llmevo.run.log import events
+from llmevo.run.log.state import RunState
+from llmevo.run.log.storage import RunLog, read_log
+from llmevo.run.progress import seconds_left
+from llmevo.run.verify import verify
+from support.resumable import CountedRig, carry_on, config_in
+from support.workspace import Workspace
+
+REASON = "the metric perplexity is inf"
+
+Failing = Callable[[Recipe, str, str], bool]
+"""Whether a recipe fails on a set of questions in a format."""
+
+
+def nothing(*_: object) -> bool:
+    return False
+
+
+@dataclass
+class FailingRig(CountedRig):
+    """Raises CandidateError where `fails` says so."""
+
+    fails: Failing = nothing
+
+    def score(
+        self, recipe: Recipe, questions: str = "search", rivals: Sequence[Score] = (), quantize: str = ""
+    ) -> tuple[Score, Mapping[str, float]]:
+        if self.fails(recipe, questions, quantize):
+            raise CandidateError(REASON)
+        return super().score(recipe, questions, rivals, quantize)
+
+
+def is_base(recipe: Recipe) -> bool:
+    return [str(reference) for reference in recipe.references] == ["base"]
+
+
+def played(workspace: Workspace, fails: Failing, out: str = "run", **changes: Any) -> RunState:
+    """The end of a run, whose log verifies."""
+    folder = workspace.root / out
+    carry_on(FailingRig(config_in(workspace.root, "random", 9, **changes), workspace.root, fails=fails), folder)
+    log = read_log(folder)
+    assert verify(log, folder)
+    return RunState.fold(iter(log))
+
+
+def best_of(state: RunState) -> Recipe:
+    assert state.best
+    return Recipe.model_validate(state.recipes[state.best.candidate.id])
+
+
+def without_best(workspace: Workspace, **changes: Any) -> tuple[RunState, RunState]:
+    """A run, and one whose best finalist fails on questions that the search did not ask, or in its served format."""
+    whole = played(workspace, nothing, out="whole", **changes)
+    best = best_of(whole)
+
+    def fails(recipe: Recipe, questions: str, quantize: str) -> bool:
+        return recipe == best and (questions == "selection" or bool(quantize))
+
+    return whole, played(workspace, fails, **changes)
+
+
+def test_a_held_out_row_that_fails_is_logged_and_the_run_ends(workspace: Workspace) -> None:
+    state = played(workspace, lambda recipe, questions, _: questions == "heldout" and is_base(recipe))
+    assert {name: event.reason for name, event in state.failed_rows.items()} == {"base": REASON}
+    assert {"one", "two", "uniform", "best"} <= state.heldout.keys()
+    assert state.finished
+    assert state.finished.heldout
+    assert state.finished.heldout["failed"] == ["base"]
+    assert state.finished.heldout["score"] == state.heldout["best"].score
+
+
+def test_a_run_whose_best_cannot_be_held_out_ends_without_its_held_out_score(workspace: Workspace) -> None:
+    best = best_of(played(workspace, nothing, out="whole"))
+    state = played(workspace, lambda recipe, questions, _: questions == "heldout" and recipe == best)
+    assert "best" in state.failed_rows
+    assert state.finished
+    assert state.finished.heldout
+    assert state.finished.heldout["score"] is None
+
+
+@pytest.mark.parametrize("changes", [{"limit": 8}, {"engine": {"quantize": "fp8"}}], ids=["selected", "served"])
+def test_a_finalist_that_fails_is_not_the_best_and_the_others_are_compared(
+    workspace: Workspace, changes: dict[str, Any]
+) -> None:
+    whole, state = without_best(workspace, **changes)
+    assert whole.best
+    assert state.best
+    failed = {event.candidate for event in state.failed_finals if event.step != "heldout"}
+    assert failed == {whole.best.candidate.id}
+    others = state.served_finalists or [state.trials[number] for number in state.selected]
+    score = state.as_served if state.served_finalists else state.as_merged
+    assert state.best == max(others, key=lambda trial: score(trial).total)
+    assert len(others) > 1
+    assert state.finished
+
+
+def test_where_all_finalists_fail_as_served_the_best_is_that_of_the_merges(workspace: Workspace) -> None:
+    state = played(workspace, lambda *asked: bool(asked[-1]), engine={"quantize": "fp8"})
+    assert not state.served_finalists
+    assert state.best == state.leader
+    assert [*state.failed_rows] == ["best (fp8)"]
+    assert state.finished
+
+
+def test_a_row_that_failed_is_asked_again_with_a_higher_budget(workspace: Workspace) -> None:
+    played(workspace, lambda recipe, questions, _: questions == "heldout" and is_base(recipe))
+    with RunLog(workspace.root / "run", resume=True) as log:
+        log.append(events.Resumed(reason="budget 12", budget=12))
+    state = played(workspace, nothing)
+    assert not state.failed_rows
+    assert "base" in state.heldout
+
+
+def test_no_time_is_left_for_what_has_failed(workspace: Workspace) -> None:
+    config = {"limit": 8, "engine": {"quantize": "fp8"}}
+    without_best(workspace, **config)
+    *log, _ = read_log(workspace.root / "run")
+    state = RunState.fold(iter(log))
+    assert state.failed_finals
+    assert seconds_left(state, config_in(workspace.root, "random", 9, **config)) == 0
