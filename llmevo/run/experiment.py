@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.models.sources import Sources
     from llmevo.run.scorer import Scorer
 
-RULES = 4
+RULES = 5
 """The `rules` of new runs: see `events.RunStarted`."""
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]

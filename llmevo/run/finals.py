@@ -185,17 +185,22 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
     for name, kind, candidate in _heldout_candidates(state, best):
         rows.append((name, kind, candidate.id, space.decode(candidate.genes, candidate.path)))
     engine = experiment.config.engine
-    formats = {name: engine.search_format for name, *_ in rows}
     if engine.quantize:
-        name, kind = (
-            (f"best ({engine.quantize})", "served") if engine.finals_format else (f"best ({genome.dtype})", "plain")
-        )
-        formats[name] = engine.finals_format
-        rows.append((name, kind, best.candidate.id, space.decode(best.candidate.genes, best.candidate.path)))
+        form, kind = (engine.quantize, "served") if engine.finals_format else (genome.dtype, "plain")
+        recipe = space.decode(best.candidate.genes, best.candidate.path)
+        rows.append((f"best ({form})", kind, best.candidate.id, recipe))
+    if experiment.rules > 4:
+        taken = {name for name, kind, *_ in rows if kind != "parent"}
+        rows = [
+            (name + events.PARENT if kind == "parent" and name in taken else name, kind, candidate, recipe)
+            for name, kind, candidate, recipe in rows
+        ]
     held = {name: row.candidate for name, row in state.heldout.items()}
     rows = [row for row in rows if row[0] not in held or held[row[0]] != row[2]]
+    forms = [engine.finals_format if kind in ("served", "plain") else engine.search_format for _, kind, *_ in rows]
     requests = [
-        Request(f"held-out row {name}", recipe, "heldout", quantize=formats[name]) for name, _, _, recipe in rows
+        Request(f"held-out row {name}", recipe, "heldout", quantize=form)
+        for (name, _, _, recipe), form in zip(rows, forms, strict=True)
     ]
     for request, (name, kind, number, _) in zip(requests, rows, strict=True):
         place = {"row": name, "kind": kind, "candidate": number}

@@ -9,7 +9,7 @@ from typing import Self
 
 from llmevo.config import Config
 from llmevo.llm.client import patience
-from llmevo.run.log.events import OF_BEST, HeldOut, Selected, Served, Unscored
+from llmevo.run.log.events import OF_BEST, PARENT, HeldOut, Selected, Served, Unscored
 from llmevo.run.log.state import RunState
 from llmevo.run.spending import Spending
 
@@ -304,7 +304,7 @@ def _rows_left(state: RunState, config: Config, known: _Known) -> int:
 def _held_out(state: RunState) -> set[str]:
     """The names of the rows but the best; that of the merge with one weight for all models is `coefficient`."""
     rows = [row for row in _rows(state) if row.kind not in OF_BEST]
-    return {row.kind if row.kind == "coefficient" else row.row for row in rows}
+    return {row.kind if row.kind == "coefficient" else row.row.removesuffix(PARENT) for row in rows}
 
 
 def _rows(state: RunState) -> list[HeldOut | Unscored]:

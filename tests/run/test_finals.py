@@ -1,5 +1,6 @@
 """The finals of a run: finalists and held-out rows of which some cannot be scored."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from llmevo.errors import CandidateError
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
+from llmevo.run import experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import RunLog, read_log
@@ -120,6 +122,40 @@ def test_a_row_that_failed_is_asked_again_with_a_higher_budget(workspace: Worksp
     state = played(workspace, nothing)
     assert not state.failed_rows
     assert "base" in state.heldout
+
+
+@pytest.fixture
+def named_best(workspace: Workspace) -> dict[str, Any]:
+    """The keys of a config with a model of the name of a row."""
+    shutil.copytree(workspace.root / "two", workspace.root / "best")
+    return {"genome": {"base_model": "base", "models": ["one", "best"], "merge_method": "task_arithmetic"}}
+
+
+def test_a_parent_with_the_name_of_another_row_has_its_own_row(
+    workspace: Workspace, named_best: dict[str, Any]
+) -> None:
+    state = played(workspace, nothing, **named_best)
+    assert state.heldout["best"].kind == "best"
+    assert state.heldout["best (parent)"].kind == "parent"
+    assert state.finished
+    assert state.finished.heldout
+    assert len(state.finished.heldout["rows"]) == len(state.heldout) == 6
+    with RunLog(workspace.root / "run", resume=True) as log:
+        log.append(events.Resumed(reason="budget 10", budget=10))
+    again = played(workspace, nothing, **named_best)
+    assert again.heldout["best (parent)"] == state.heldout["best (parent)"]
+    assert again.heldout["best"].kind == "best"
+
+
+def test_a_log_from_before_parents_had_rows_of_their_own_verifies(
+    workspace: Workspace, named_best: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "RULES", 4)
+        before = played(workspace, nothing, **named_best)
+    assert (before.rules, "best (parent)" in before.heldout) == (4, False)
+    log = read_log(workspace.root / "run")
+    assert verify(log, workspace.root / "run")
 
 
 def test_no_time_is_left_for_what_has_failed(workspace: Workspace) -> None:

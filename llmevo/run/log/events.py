@@ -70,7 +70,8 @@ class RunStarted(BaseEvent):
     recipes are start rows; another process recommends. 4: finalists are compared by each task's mean over all its
     questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget;
     very low scores are raised for the Gaussian process; the LLM's tables are read by their names, and all of an answer
-    as decimals or as hundredths."""
+    as decimals or as hundredths. 5: a parent with the name of another held-out row, such as `best`, is `best (parent)`
+    there."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     order: Literal["", "strict", "steady"] = ""
@@ -289,8 +290,8 @@ class HeldOut(Scored):
 
     event: Literal["heldout"] = "heldout"
     row: str
-    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name; with `engine.quantize` also
-    the best in the other form, such as `best (q4_0)`."""
+    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name, with ` (parent)` where
+    another row has that name; with `engine.quantize` also the best in the other form, such as `best (q4_0)`."""
     kind: str
     """`base`, `parent`, `uniform`, `coefficient` or `best`; `served` for the best rounded to the format of
     `engine.quantize`, or `plain` for the best as it is, where all other rows are rounded."""
@@ -304,6 +305,9 @@ class HeldOut(Scored):
 
 OF_BEST = ("best", "served", "plain")
 """The kinds of held-out rows that are of the best."""
+
+PARENT = " (parent)"
+"""The end of a parent's row where the parent has the name of another row, such as `best`."""
 
 
 class Unscored(BaseEvent):
