@@ -21,7 +21,7 @@ EVENT_FIELDS: Mapping[str, str] = {
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
     " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
     " scan layer_parameters other_parameters active_parameters head_parameters",
-    "resumed": "reason budget versions",
+    "resumed": "reason budget counts versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
     "judged": "generation task questions model verdicts[key value] calls tokens cost",

@@ -23,14 +23,18 @@ def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispa
     """Score the finalists on questions that no candidate of the search was asked, to choose among them by both; with
     `engine.quantize` then on all these questions in the format in which the best will be served.
 
-    Return False where a `resumed` event in the log raised the budget here: the search then goes on.
+    Return False where a `resumed` event in the log raised the budget here: the search then goes on; or where it changed
+    the questions or models: the finals then begin again.
     """
     state, served = journal.state, experiment.config.engine.finals_format
+    resumed = len(state.resumed)
     if not state.started or not (state.started.selection_items or served):
         return True
     finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
     if experiment.rules > 1:
         finalists = [trial for trial in _completed(experiment, journal, dispatcher, finalists) if trial.score]
+        if _changed(state, resumed):
+            return False
     further = [(trial, "selection") for trial in finalists if state.started.selection_items]
     if not _ask_finalists(experiment, journal, dispatcher, further, len(finalists)):
         return False
@@ -54,6 +58,7 @@ def _ask_finalists(
     Return False as `select_finalists` does.
     """
     state, counted = journal.state, experiment.config.counted
+    resumed = len(state.resumed)
     quantize = served or experiment.config.engine.search_format
     known = {(number, "selection"): event for number, event in state.selected.items()}
     scored: Mapping[tuple[int, str], events.Selected | events.Served] = {**state.served} if served else known
@@ -92,9 +97,14 @@ def _ask_finalists(
         journal.expect(made, **place, quantized=quantize)
         if isinstance(made, events.Scored):
             check_sum(journal, made, counted)
-        if ask_size(experiment, state):
+        if ask_size(experiment, state) or _changed(state, resumed):
             return False
     return True
+
+
+def _changed(state: RunState, resumed: int) -> bool:
+    """Whether the questions or models have changed since so many `resumed` events."""
+    return any(event.counts for event in state.resumed[resumed:])
 
 
 def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) -> Trial | None:
@@ -173,7 +183,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
     Return False as `select_finalists` does.
     """
     state, space, best = journal.state, experiment.space, journal.state.best
-    tasks = experiment.config.heldout_tasks
+    tasks, resumed = experiment.config.heldout_tasks, len(state.resumed)
     if not tasks or best is None:
         return True
     genome = experiment.config.genome
@@ -212,7 +222,7 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
         journal.expect(row, **place, quantized=request.quantize)
         if isinstance(row, events.Scored):
             check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
-        if ask_size(experiment, state):
+        if ask_size(experiment, state) or _changed(state, resumed):
             return False
     return True
 

@@ -87,7 +87,7 @@ def prepare(
         found += changed_facts(scorer, state.started)
     if found and not force:
         raise RunError(refused(log.folder, found, "--force goes on all the same, and the log will say so"))
-    if goes_on and (event := _resumed(state.started, found, raised)):
+    if goes_on and (event := _resumed(state.started, found, raised, scorer)):
         log.append(event)
         log.recorded.append(event)
     if goes_on and not begun.order and (count := scorer.count_workers()) > 1:
@@ -207,7 +207,10 @@ def _current_sources(scorer: "Scorer", started: events.RunStarted) -> changes.Fa
 
 
 def _resumed(
-    started: events.RunStarted, found: Sequence[events.Change], raised: int | dict[str, float] | None
+    started: events.RunStarted,
+    found: Sequence[events.Change],
+    raised: int | dict[str, float] | None,
+    scorer: "Scorer",
 ) -> events.Resumed | None:
     """The event of the changes; None where there are none."""
     here = versions()
@@ -219,4 +222,12 @@ def _resumed(
     ]
     if not any(reasons):
         return None
-    return events.Resumed(reason="; ".join(filter(None, reasons)), budget=raised, forced=[*found], versions=others)
+    asked = scorer.evaluators if any(change.key.startswith(("questions.", "sources.")) for change in found) else {}
+    return events.Resumed(
+        reason="; ".join(filter(None, reasons)),
+        budget=raised,
+        forced=[*found],
+        counts={name: evaluator.items for name, evaluator in asked.items()},
+        texts={name: evaluator.texts() for name, evaluator in asked.items()},
+        versions=others,
+    )

@@ -13,7 +13,7 @@ from llmevo.merging.recipe import Recipe
 from llmevo.run import experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import RunLog, read_log
+from llmevo.run.log.storage import LOG, RunLog, read_log
 from llmevo.run.progress import seconds_left
 from llmevo.run.verify import verify
 from support.resumable import CountedRig, carry_on, config_in
@@ -122,6 +122,35 @@ def test_a_row_that_failed_is_asked_again_with_a_higher_budget(workspace: Worksp
     state = played(workspace, nothing)
     assert not state.failed_rows
     assert "base" in state.heldout
+
+
+OTHER_QUESTIONS = events.Resumed(
+    reason="--force in spite of 2 changes",
+    forced=[events.Change(key=f"questions.{name}", before="ab", now="cd") for name in ("selection", "heldout")],
+    counts={"search": 12, "selection": 4, "heldout": 12},
+)
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("selected", {}), ("served", {"quantize": "fp8"}), ("heldout", {})])
+def test_finals_that_go_on_with_other_questions_begin_again(
+    workspace: Workspace, kind: str, engine: dict[str, Any]
+) -> None:
+    played(workspace, nothing, limit=8, engine=engine)
+    file = workspace.root / "run" / LOG
+    places = [place for place, event in enumerate(read_log(workspace.root / "run")) if event.event == kind]
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[: places[0] + 2]))
+    with RunLog(workspace.root / "run", resume=True) as log:
+        log.append(OTHER_QUESTIONS)
+    state = played(workspace, nothing, limit=8, engine=engine)
+    log = read_log(workspace.root / "run")
+    after = log[next(place for place, event in enumerate(log) if event.event == "resumed") :]
+    scored = [event for event in after if isinstance(event, events.Scored)]
+    assert not any(event.cached for event in scored)
+    assert [*state.selected] == [event.candidate for event in scored if isinstance(event, events.Selected)]
+    assert len(state.selected) == next(iter(state.selected.values())).finalists
+    assert len(state.served) == (2 * len(state.selected) if engine else 0)
+    assert [*state.heldout] == [event.row for event in scored if isinstance(event, events.HeldOut)]
+    assert {"base", "one", "best"} <= state.heldout.keys()
 
 
 @pytest.fixture

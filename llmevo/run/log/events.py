@@ -379,6 +379,13 @@ class Resumed(BaseEvent):
     """The new `search.budget` in the form of the config; None where it stays."""
     forced: list[Change] = Field(default_factory=list[Change])
     """Changes allowed with `--force`."""
+    counts: dict[str, int] = Field(default_factory=dict[str, int])
+    """{set of questions: how many it has now}, where questions or models have changed; empty in older logs. Scores of
+    finalists and held-out rows before it then do not count."""
+    texts: dict[str, dict[str, list[tuple[str, str]]]] = Field(
+        default_factory=dict[str, dict[str, list[tuple[str, str]]]]
+    )
+    """The questions as they are now, with `counts`: see `RunStarted`."""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
     """Versions that differ from `run_started`."""
 

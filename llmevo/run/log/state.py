@@ -37,6 +37,8 @@ class RunState:
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    asked_later: dict[int, int] = field(default_factory=dict[int, int])
+    """{candidate: the number of search questions then}, of those scored after the questions or models have changed."""
     selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
     served: dict[tuple[int, str], events.Served] = field(default_factory=dict[tuple[int, str], events.Served])
     """Scores of finalists in the format in which they will be served, by candidate and set of questions."""
@@ -129,6 +131,8 @@ class RunState:
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
+                if self.started and any(resumed.counts for resumed in self.resumed):
+                    self.asked_later[event.candidate] = self.started.items
                 self._add(Trial(candidate, self._sized(event), seconds=event.seconds))
                 self._judge(candidate)
             case events.Selected():
@@ -224,13 +228,23 @@ class RunState:
             self.trials[number] = checker.judged(self.trials[number])
 
     def _resume(self, event: events.Resumed) -> None:
-        """A finished run that is resumed is unfinished; held-out rows of other questions or models are dropped."""
+        """A finished run that is resumed is unfinished; scores of the finals on other questions or models are dropped,
+        and those of the search are no longer compared question by question.
+        """
         self.resumed.append(event)
         self.started = applied(self.started, event) if self.started else None
         vars(self).pop("tasks", None)
         self.finished = None
-        if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
+        changed = {change.key for change in event.forced}
+        if any(key.startswith(("questions.", "sources.")) for key in changed):
             self.heldout = {}
+        if event.counts:
+            self.selected, self.served, self.failed_finalists, self.failed_rows = {}, {}, {}, {}
+        if event.counts and changed & {"questions.search", "questions.order"}:  # these are compared one by one
+            self.trials = {
+                number: replace(trial, score=replace(trial.score, item_scores={})) if trial.score else trial
+                for number, trial in self.trials.items()
+            }
 
     def asked(self, questions: str) -> str:
         """Return the number of questions of `search` or `heldout`: `640`, or `640 answers to 512` where tasks share
@@ -342,8 +356,9 @@ class RunState:
     @property
     def asked_all(self) -> list[Trial]:
         """The fully evaluated trials, the best first, the earlier of equals."""
-        items = max((trial.score.items for trial in self.trials.values() if trial.score), default=0)
-        whole = [trial for trial in self.trials.values() if trial.score and trial.score.items == items]
+        scored, later = {n: trial.score for n, trial in self.trials.items() if trial.score}, self.asked_later
+        items = max((score.items for n, score in scored.items() if n not in later), default=0)
+        whole = [self.trials[n] for n, score in scored.items() if score.items == later.get(n, items)]
         return sorted(whole, key=lambda trial: trial.rank, reverse=True)
 
     @property
