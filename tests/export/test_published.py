@@ -21,6 +21,7 @@ SECRET = "jane"
 
 WITHHELD = {
     "run_started.texts.1.1",
+    "resumed.texts.1.1",
     "heldout.replies.1",
     "evaluated.replies.1",
     "judged.problems",

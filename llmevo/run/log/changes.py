@@ -128,7 +128,7 @@ def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunSt
     if counts := resumed.counts:
         questions.pop("order", None)  # that of the texts
         sizes = {"heldout_items": counts.get("heldout", 0), "selection_items": counts.get("selection", 0)}
-        update |= {"items": counts["search"], **sizes, "texts": resumed.texts}
+        update |= {"items": counts.get("search", started.items), **sizes, "texts": resumed.texts}
     return started.model_copy(update=update)
 
 
