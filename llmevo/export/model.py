@@ -255,6 +255,7 @@ def _heldout_table(state: RunState, candidate: int) -> list[str]:
     for row in rows:
         values = [f"{row.tasks[task][metrics.get(task, 'acc,none')]:.3f}" for task in tasks]
         table.append([row.row, _score(row.score, row.stderr), *values])
+    table += [[name, "failed", *["–"] * len(tasks)] for name in state.failed_rows]
     note = "Held-out questions took no part in any choice; ± is one standard error."
     own = [row.row for row in rows if row.candidate == candidate]
     kept = [f"- {each}" for each in state.heldout_kept] if "best" in own else []  # they are of the best

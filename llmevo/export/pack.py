@@ -21,7 +21,7 @@ EVENT_FIELDS: Mapping[str, str] = {
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
     " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
     " scan layer_parameters other_parameters active_parameters head_parameters",
-    "resumed": "reason budget versions",
+    "resumed": "reason budget counts versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
     "judged": "generation task questions model verdicts[key value] calls tokens cost",
@@ -39,6 +39,7 @@ EVENT_FIELDS: Mapping[str, str] = {
     "told": "generation state sigma best trust candidates violations",
     "heldout": "row kind candidate score stderr tasks items item_scores item_probabilities seconds cached workers"
     " losses quantized",
+    "unscored": "step candidate reason row kind questions generation finalists seconds workers losses quantized",
     "run_finished": "best search_score heldout violated front proposals",
 }
 """The published fields of each event, besides its kind, time and schema; brackets hold the fields of a list's entries.
@@ -220,7 +221,7 @@ class SharedRun:
         files: list[str] = []
         if started:
             public_config(started.config, files)
-        reasons = {event.reason for event in recorded if isinstance(event, events.Failed)}
+        reasons = {event.reason for event in recorded if isinstance(event, events.Failed | events.Unscored)}
         self._replacements = [*_quotations(reasons), *self._places(files)]
         self.lines = [self._line(event) for event in recorded]
         self.state = RunState.fold(events.EVENTS.validate_python(line) for line in self.lines)
@@ -250,7 +251,7 @@ class SharedRun:
                 kept["replies"] = []
             case events.Prompted():
                 kept["messages"] = [{**each, "content": without_quotes(each["content"])} for each in kept["messages"]]
-            case events.Failed():
+            case events.Failed() | events.Unscored():
                 kept["reason"] = unquoted(event.reason)
             case _:
                 pass

@@ -28,9 +28,12 @@ def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
 
 
 def _gain(state: RunState, run: object) -> Sequence[str]:
-    rows = {row.row: row for row in state.heldout.values()}
-    best = rows["best"]
-    rivals = [row for row in rows.values() if row.kind in ("parent", "uniform", "coefficient")]
+    if (best := state.heldout.get("best")) is None:
+        failed = state.failed_rows.get("best")
+        return [f"The best merge has no held-out score, for it failed: {failed.reason}."] if failed else []
+    rivals = [row for row in state.heldout.values() if row.kind in ("parent", "uniform", "coefficient")]
+    if not rivals:
+        return ["No parent and no uniform merge has a held-out score to compare the best merge with."]
     trials = {row.row: None if row.candidate is None else state.trials.get(row.candidate) for row in rivals}
     feasible = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
     strongest = max(feasible or rivals, key=lambda row: row.score)

@@ -42,10 +42,7 @@ if TYPE_CHECKING:  # torch and lm-eval take seconds to import, and reading a run
     from llmevo.run.scorer import Scorer
 
 RULES = 5
-"""The `rules` of new runs: see `events.RunStarted`. 5: where no candidate is left, `spaces: both` goes on with its next
-part and `paths-ga` with random edits; the numbers of a path are the gains of repeated or scaled segments alone;
-where minutes or cost bound the search, optimizers that learn from generations plan with a forecast of the evaluations.
-"""
+"""The `rules` of new runs: see `events.RunStarted`."""
 
 STEADY = [name for name, kind in OPTIMIZERS.items() if getattr(kind, "is_steady", False)]
 """The optimizers that need no generations."""

@@ -1,9 +1,8 @@
 """After the search: finalists answer further questions, and the best of them is scored on held-out questions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from llmevo.errors import CandidateError
 from llmevo.merging.recipe import Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size
@@ -24,19 +23,25 @@ def select_finalists(experiment: Experiment, journal: Journal, dispatcher: Dispa
     """Score the finalists on questions that no candidate of the search was asked, to choose among them by both; with
     `engine.quantize` then on all these questions in the format in which the best will be served.
 
-    Return False where a `resumed` event in the log raised the budget here: the search then goes on.
+    Return False where a `resumed` event in the log raised the budget here: the search then goes on; or where it changed
+    the questions or models: the finals then begin again.
     """
     state, served = journal.state, experiment.config.engine.finals_format
+    resumed = len(state.resumed)
     if not state.started or not (state.started.selection_items or served):
         return True
     finalists = finalists_of(state, experiment.config.search.finalists, _recommended(experiment, state, optimizer))
     if experiment.rules > 1:
         finalists = [trial for trial in _completed(experiment, journal, dispatcher, finalists) if trial.score]
+        if _changed(state, resumed):
+            return False
     further = [(trial, "selection") for trial in finalists if state.started.selection_items]
+    if not _ask_finalists(experiment, journal, dispatcher, further, len(finalists)):
+        return False
+    failed = {event.candidate for event in state.failed_in("selected")}
+    finalists = [trial for trial in finalists if trial.candidate.id not in failed]
     again = [(trial, questions) for trial in finalists for questions in state.finals_sets if served]
-    return _ask_finalists(experiment, journal, dispatcher, further, len(finalists)) and _ask_finalists(
-        experiment, journal, dispatcher, again, len(finalists), served
-    )
+    return _ask_finalists(experiment, journal, dispatcher, again, len(finalists), served)
 
 
 def _ask_finalists(
@@ -47,14 +52,17 @@ def _ask_finalists(
     count: int,
     served: str = "",
 ) -> bool:
-    """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights.
+    """Score finalists, of which there are `count`, on sets of questions; `served` is the format of their weights. One
+    that fails is logged with the reason.
 
     Return False as `select_finalists` does.
     """
     state, counted = journal.state, experiment.config.counted
+    resumed = len(state.resumed)
     quantize = served or experiment.config.engine.search_format
     known = {(number, "selection"): event for number, event in state.selected.items()}
     scored: Mapping[tuple[int, str], events.Selected | events.Served] = {**state.served} if served else known
+    step: Literal["selected", "served"] = "served" if served else "selected"
     requests: dict[tuple[int, str], Request] = {}
     for trial, questions in asked:
         number, recipe = trial.candidate.id, experiment.space.decode(trial.candidate.genes, trial.candidate.path)
@@ -77,17 +85,26 @@ def _ask_finalists(
             earlier: events.Selected | events.Served | None = earlier,
             request: Request = request,
             ahead: Sequence[Request] = ahead,
-        ) -> events.Selected | events.Served:
+        ) -> events.Selected | events.Served | events.Unscored:
             if earlier:
                 return _taken_over(earlier, place)
-            return kind(**place, **events.scored(_scored(dispatcher.of(request, ahead)), quantize))
+            result = dispatcher.of(request, ahead)
+            if result.score is None:
+                return events.unscored(result, step, quantized=quantize, **place)
+            return kind(**place, **events.scored(result, quantize))
 
-        made = journal.once(kind, make)
+        made = journal.once((kind, events.Unscored), make)
         journal.expect(made, **place, quantized=quantize)
-        check_sum(journal, made, counted)
-        if ask_size(experiment, state):
+        if isinstance(made, events.Scored):
+            check_sum(journal, made, counted)
+        if ask_size(experiment, state) or _changed(state, resumed):
             return False
     return True
+
+
+def _changed(state: RunState, resumed: int) -> bool:
+    """Whether the questions or models have changed since so many `resumed` events."""
+    return any(event.counts for event in state.resumed[resumed:])
 
 
 def _recommended(experiment: Experiment, state: RunState, optimizer: Optimizer) -> Trial | None:
@@ -158,21 +175,15 @@ def _taken_over(known: events.Selected | events.Served, place: Mapping[str, Any]
     return type(known)(**place, **earlier, seconds={}, cached=True)
 
 
-def _scored(result: Result) -> Result:
-    """Raise CandidateError for a result without a score: the model was scored on the search questions before."""
-    if result.score is None:
-        raise CandidateError(f"{result.id}: {result.reason}")
-    return result
-
-
 def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -> bool:
     """Score base, parents, uniform merge, best coefficient and best candidate on the held-out questions; with
     `engine.quantize` the best also in its other form: rounded, or as it is where all others are rounded.
 
-    Rows that were held out before the budget was raised are not scored again. Return False as `select_finalists` does.
+    Rows that were held out before the budget was raised are not scored again. One that fails is logged with the reason.
+    Return False as `select_finalists` does.
     """
     state, space, best = journal.state, experiment.space, journal.state.best
-    tasks = experiment.config.heldout_tasks
+    tasks, resumed = experiment.config.heldout_tasks, len(state.resumed)
     if not tasks or best is None:
         return True
     genome = experiment.config.genome
@@ -184,27 +195,34 @@ def hold_out(experiment: Experiment, journal: Journal, dispatcher: Dispatcher) -
     for name, kind, candidate in _heldout_candidates(state, best):
         rows.append((name, kind, candidate.id, space.decode(candidate.genes, candidate.path)))
     engine = experiment.config.engine
-    formats = {name: engine.search_format for name, *_ in rows}
     if engine.quantize:
-        name, kind = (
-            (f"best ({engine.quantize})", "served") if engine.finals_format else (f"best ({genome.dtype})", "plain")
-        )
-        formats[name] = engine.finals_format
-        rows.append((name, kind, best.candidate.id, space.decode(best.candidate.genes, best.candidate.path)))
+        form, kind = (engine.quantize, "served") if engine.finals_format else (genome.dtype, "plain")
+        recipe = space.decode(best.candidate.genes, best.candidate.path)
+        rows.append((f"best ({form})", kind, best.candidate.id, recipe))
+    if experiment.rules > 4:
+        taken = {name for name, kind, *_ in rows if kind != "parent"}
+        rows = [
+            (name + events.PARENT if kind == "parent" and name in taken else name, kind, candidate, recipe)
+            for name, kind, candidate, recipe in rows
+        ]
     held = {name: row.candidate for name, row in state.heldout.items()}
     rows = [row for row in rows if row[0] not in held or held[row[0]] != row[2]]
+    forms = [engine.finals_format if kind in ("served", "plain") else engine.search_format for _, kind, *_ in rows]
     requests = [
-        Request(f"held-out row {name}", recipe, "heldout", quantize=formats[name]) for name, _, _, recipe in rows
+        Request(f"held-out row {name}", recipe, "heldout", quantize=form)
+        for (name, _, _, recipe), form in zip(rows, forms, strict=True)
     ]
     for request, (name, kind, number, _) in zip(requests, rows, strict=True):
         place = {"row": name, "kind": kind, "candidate": number}
         ahead = requests[requests.index(request) + 1 :]
         row = journal.once(
-            events.HeldOut, lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p, r.quantize)
+            (events.HeldOut, events.Unscored),
+            lambda p=place, r=request, a=ahead: _held_out(dispatcher.of(r, a), p, r.quantize),
         )
         journal.expect(row, **place, quantized=request.quantize)
-        check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
-        if ask_size(experiment, state):
+        if isinstance(row, events.Scored):
+            check_sum(journal, row, {task.name: (task.weight, task.metric) for task in tasks})
+        if ask_size(experiment, state) or _changed(state, resumed):
             return False
     return True
 
@@ -234,26 +252,31 @@ def best_coefficient(state: RunState) -> Trial | None:
     return best or state.best_of("coefficient")
 
 
-def _held_out(result: Result, place: Mapping[str, str | int | None], quantized: str) -> events.HeldOut:
-    score = _scored(result).score
-    replies = {task: [*texts] for task, texts in score.replies.items()} if score else {}
+def _held_out(
+    result: Result, place: Mapping[str, str | int | None], quantized: str
+) -> events.HeldOut | events.Unscored:
+    if result.score is None:
+        return events.unscored(result, "heldout", quantized=quantized, **place)
+    replies = {task: [*texts] for task, texts in result.score.replies.items()}
     return events.HeldOut.model_validate({**place, "replies": replies, **events.scored(result, quantized)})
 
 
 def finished(state: RunState) -> events.RunFinished:
     """Return the last event; all of it follows from the events before."""
     best, rows = state.best, state.heldout
+    held, failed = rows.get("best"), [*state.failed_rows]
     return events.RunFinished(
         best=best.candidate.id if best else None,
         search_score=best.value if best else None,
         violated=best.reason if best else "",
         front=[trial.candidate.id for trial in state.front],
         heldout={
-            "score": rows["best"].score,
-            "stderr": rows["best"].stderr,
+            "score": held.score if held else None,
+            "stderr": held.stderr if held else None,
             "rows": [row.model_dump(include=HELDOUT_FIELDS) for row in rows.values()],
+            **({"failed": failed} if failed else {}),
         }
-        if rows
+        if rows or failed
         else None,
         proposals=proposals(state),
     )

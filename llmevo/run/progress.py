@@ -9,7 +9,7 @@ from typing import Self
 
 from llmevo.config import Config
 from llmevo.llm.client import patience
-from llmevo.run.log.events import OF_BEST
+from llmevo.run.log.events import OF_BEST, PARENT, HeldOut, Selected, Served, Unscored
 from llmevo.run.log.state import RunState
 from llmevo.run.spending import Spending
 
@@ -227,7 +227,8 @@ def seconds_left(state: RunState, config: Config) -> float:
 def seconds_spent(state: RunState) -> float:
     """Return the time of scoring and of the LLM so far, without pauses between sessions."""
     scored = [*state.trials.values(), *state.selected.values(), *state.served.values(), *state.heldout.values()]
-    return sum(_total(each.seconds) for each in scored) + sum(event.seconds for event in state.prompted)
+    failed = [*state.failed_finalists.values(), *state.failed_rows.values()]
+    return sum(_total(each.seconds) for each in (*scored, *failed)) + sum(event.seconds for event in state.prompted)
 
 
 def candidates_left(state: RunState, config: Config) -> int:
@@ -261,7 +262,8 @@ def _population(state: RunState, config: Config) -> int:
 def _finalists_left(state: RunState, config: Config) -> int:
     if state.started is None or not state.started.selection_items:
         return 0
-    chosen = [event for event in state.selected.values() if event.generation == len(state.told)]
+    chosen: list[Selected | Unscored] = [e for e in state.selected.values() if e.generation == len(state.told)]
+    chosen += state.failed_in("selected")
     most = finalists_at_most(config.search.finalists, len(config.constraints), _origins(state))
     return max(0, (chosen[0].finalists if chosen else most) - len(chosen))
 
@@ -270,8 +272,9 @@ def _served_left(state: RunState, config: Config) -> int:
     """Scorings of finalists in the format in which they will be served; on each set of questions one."""
     if state.started is None or not config.engine.finals_format:
         return 0
-    now = [event for event in state.served.values() if event.generation == len(state.told)]
-    chosen = [event for event in (*now, *state.selected.values()) if event.generation == len(state.told)]
+    now: list[Served | Unscored] = [each for each in state.served.values() if each.generation == len(state.told)]
+    now += state.failed_in("served")
+    chosen = [*now, *(event for event in state.selected.values() if event.generation == len(state.told))]
     most = finalists_at_most(config.search.finalists, len(config.constraints), _origins(state))
     return max(0, (chosen[0].finalists if chosen else most) * len(state.finals_sets) - len(now))
 
@@ -288,20 +291,25 @@ def _rows_left(state: RunState, config: Config, known: _Known) -> int:
     rows = {candidate.note or candidate.origin for candidate in start if candidate.id not in failed}
     if genome.base_model and genome.base_model not in [m for method in genome.methods for m in genome.merged(method)]:
         rows.add("base")
-    held = state.heldout.get("best")
+    held = state.heldout.get("best") or state.failed_rows.get("best")
     done = best is not None and (best.candidate in start or (held is not None and held.candidate == best.candidate.id))
     if "coefficient" in _origins(state):
         rows.add("coefficient")
     # The best is held out in both forms: see `finals.hold_out`.
-    both = [row for row in state.heldout.values() if row.kind in ("served", "plain")]
+    both = [row for row in _rows(state) if row.kind in ("served", "plain")]
     other = bool(config.engine.quantize) and not (best and both and both[0].candidate == best.candidate.id)
     return len(rows - _held_out(state) - known.rows) + (candidates_left(state, config) > 0 or not done) + other
 
 
 def _held_out(state: RunState) -> set[str]:
     """The names of the rows but the best; that of the merge with one weight for all models is `coefficient`."""
-    rows = [row for row in state.heldout.values() if row.kind not in OF_BEST]
-    return {row.kind if row.kind == "coefficient" else row.row for row in rows}
+    rows = [row for row in _rows(state) if row.kind not in OF_BEST]
+    return {row.kind if row.kind == "coefficient" else row.row.removesuffix(PARENT) for row in rows}
+
+
+def _rows(state: RunState) -> list[HeldOut | Unscored]:
+    """The held-out rows so far, those that failed among them."""
+    return [*state.heldout.values(), *state.failed_rows.values()]
 
 
 def finalists_at_most(count: int, constraints: int, origins: Sequence[str]) -> int:

@@ -84,11 +84,10 @@ def prepare(
                 f"{log.folder}/{CONFIG} has changed since the run began, and a run goes on as its log says:\n"
                 f"{changes.table(edited)}\nchange that back; or go on as the log says, with --force"
             )
-        found += changes.differences(recorded_facts(state.started), current_facts(scorer, state.started))
-        found += changes.reordered(state.started, scorer.evaluator.texts())
+        found += changed_facts(scorer, state.started)
     if found and not force:
-        raise RunError(_refused(log, found, "--force goes on all the same, and the log will say so"))
-    if goes_on and (event := _resumed(state.started, found, raised)):
+        raise RunError(refused(log.folder, found, "--force goes on all the same, and the log will say so"))
+    if goes_on and (event := _resumed(state.started, found, raised, scorer)):
         log.append(event)
         log.recorded.append(event)
     if goes_on and not begun.order and (count := scorer.count_workers()) > 1:
@@ -119,7 +118,7 @@ def _config_changes(log: RunLog, before: Config, now: Config) -> list[events.Cha
     found = [change for change in changes.differences(one, other) if change.key != changes.BUDGET]
     if fixed := [change for change in found if changes.is_fixed(change)]:
         way_out = f"to go on, give the old value; or begin another run with `start_from: [{log.folder}/best.yml]`"
-        raise RunError(_refused(log, fixed, f"the candidates so far depend on it: {way_out}"))
+        raise RunError(refused(log.folder, fixed, f"the candidates so far depend on it: {way_out}"))
     return found
 
 
@@ -147,9 +146,10 @@ def _edited(log: RunLog, known: Sequence[events.RunStarted], warn: Callable[[str
     return [change for change in found if change not in options]
 
 
-def _refused(log: RunLog, found: Sequence[events.Change], way_out: str) -> str:
+def refused(folder: Path, found: Sequence[events.Change], way_out: str) -> str:
+    """Return the text of an error: what has changed since the run in a folder began."""
     kinds = dict.fromkeys(SUBJECTS[change.key.partition(".")[0]] for change in found)
-    return f"{log.folder}: {' and '.join(kinds)} has changed since the run began:\n{changes.table(found)}\n{way_out}"
+    return f"{folder}: {' and '.join(kinds)} has changed since the run began:\n{changes.table(found)}\n{way_out}"
 
 
 def _new_budget(before: Config, given: Config, budget: Budget | None, state: RunState) -> int | dict[str, float] | None:
@@ -173,6 +173,14 @@ def recorded_facts(started: events.RunStarted) -> changes.Facts:
 def current_facts(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
     """Return the questions and models as they are now; reads them, and loads no engine."""
     return {**changes.question_facts(scorer.questions), **_current_sources(scorer, started)}
+
+
+def changed_facts(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
+    """Return the questions and models that are not those of the run, and search questions in another order; reads
+    them, and loads no engine.
+    """
+    found = changes.differences(recorded_facts(started), current_facts(scorer, started))
+    return found + changes.reordered(started, scorer.evaluator.texts())
 
 
 def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
@@ -199,7 +207,10 @@ def _current_sources(scorer: "Scorer", started: events.RunStarted) -> changes.Fa
 
 
 def _resumed(
-    started: events.RunStarted, found: Sequence[events.Change], raised: int | dict[str, float] | None
+    started: events.RunStarted,
+    found: Sequence[events.Change],
+    raised: int | dict[str, float] | None,
+    scorer: "Scorer",
 ) -> events.Resumed | None:
     """The event of the changes; None where there are none."""
     here = versions()
@@ -211,4 +222,12 @@ def _resumed(
     ]
     if not any(reasons):
         return None
-    return events.Resumed(reason="; ".join(filter(None, reasons)), budget=raised, forced=[*found], versions=others)
+    asked = scorer.evaluators if any(change.key.startswith(("questions.", "sources.")) for change in found) else {}
+    return events.Resumed(
+        reason="; ".join(filter(None, reasons)),
+        budget=raised,
+        forced=[*found],
+        counts={name: evaluator.items for name, evaluator in asked.items()},
+        texts={name: evaluator.texts() for name, evaluator in asked.items()},
+        versions=others,
+    )

@@ -22,6 +22,7 @@ from llmevo.run.experiment import Experiment
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, Tail, read_log
+from llmevo.run.resume import changed_facts, refused
 from llmevo.search.paths.registry import every
 
 if TYPE_CHECKING:  # see `Experiment`
@@ -104,7 +105,9 @@ class Sweep:
         return self.config.model_copy(update={"search": self.config.search.model_copy(update=search)})
 
     def check(self) -> None:
-        """Raise UserError for a mistake in the config of any optimizer, and for folders of other comparisons."""
+        """Raise UserError for a mistake in the config of any optimizer, for folders of other comparisons, and for
+        questions or models that have changed since a run began, unless all runs are finished.
+        """
         for kind in {"minutes", "cost"} & self.config.search.budget.bounds.keys():
             raise ConfigError(f"search.budget: {self.config.search.budget}: {UNFAIR[kind]}")
         if voted := next((task.name for task in self.config.tasks if task.votes), None):
@@ -113,7 +116,8 @@ class Sweep:
                 " scores hold for every run, such as one with `judge:`"
             )
         ahead: dict[str, Entry] = {}
-        for entry, state in self.states().items():
+        states = self.states()
+        for entry, state in states.items():
             if state.started:
                 _check_same(entry, parse_logged(state.started.config, str(entry.folder)), self.config_of(entry))
             if not state.finished:
@@ -121,6 +125,9 @@ class Sweep:
                 if state.started:
                     recorded = read_log(entry.folder)
                     trust.check(recorded, entry.folder, self.trusted, self.config_of(entry), self.root)
+        for entry, state in states.items():
+            if ahead and state.started and (found := changed_facts(self.scorer, state.started)):
+                raise RunError(refused(entry.folder, found, "change that back, or compare anew in another --out"))
         for entry in ahead.values():
             self._experiment(entry).check()
 

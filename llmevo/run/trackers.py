@@ -365,6 +365,8 @@ def _contents(event: events.Event, state: RunState) -> tuple[Mapping[str, float]
             values = {"llm/proposals": event.used, "llm/seconds": event.seconds, "llm/cost": event.cost, **tokens}
             if thought := "\n".join([event.analysis, *event.problems]).strip():
                 texts = {"llm/thought": thought}
+        case events.Unscored():
+            texts = {"failure": f"{event.name}: {event.reason}"}
         case events.HeldOut():
             row = f"heldout/{event.row}"
             values = {f"{row}/score": event.score, f"{row}/stderr": event.stderr, **_metrics(row, event)}

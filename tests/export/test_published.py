@@ -14,13 +14,14 @@ from llmevo.config import Config, parse_config
 from llmevo.export.pack import SharedRun
 from llmevo.models.references import ModelReference
 from llmevo.run.log import events
-from support.made_logs import asked, failed, folded, prompted, started, whole_run
+from support.made_logs import asked, failed, folded, prompted, started, unscored, whole_run
 
 SECRET = "jane"
 """A part of every text: of the folder that the file in it lies in."""
 
 WITHHELD = {
     "run_started.texts.1.1",
+    "resumed.texts.1.1",
     "heldout.replies.1",
     "evaluated.replies.1",
     "judged.problems",
@@ -220,6 +221,13 @@ def test_a_reply_that_a_failure_quotes_is_left_out_there_and_in_the_prompts_that
     assert shared.state.trials[3].reason == "gate: of 8 short replies 5 are degenerate (5 empty), such as …"
     said = shared.state.prompted[1].messages[0]["content"].splitlines()
     assert said == [f"FAILED #5: {reason[:61]}…", f"FAILED #6: {reason[:61]}…", "BEST #4"]
+
+
+def test_a_reply_that_a_failure_of_the_finals_quotes_is_left_out() -> None:
+    reason = "gate: of 8 short replies 5 are degenerate (5 empty), such as 'a reply of the model'"
+    shared = SharedRun([*whole_run()[:-1], unscored("base", "base", reason)], Path("/elsewhere/root"))
+    assert "a reply" not in shared.log()
+    assert shared.state.failed_rows["base"].reason.endswith("such as …")
 
 
 def test_questions_and_replies_that_a_prompt_quotes_are_left_out() -> None:

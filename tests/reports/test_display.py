@@ -36,6 +36,7 @@ from support.made_logs import (
     prompted,
     started,
     told,
+    unscored,
     whole_run,
     written,
 )
@@ -96,6 +97,16 @@ def test_a_gain_within_the_noise_is_called_luck() -> None:
 
 def test_a_clear_gain_stands_alone() -> None:
     assert len(verdict(state_of(held_out("a", "parent", 0.4), held_out("best", "best", 0.6)))) == 1
+
+
+def test_a_best_that_failed_on_the_held_out_questions_is_said_to() -> None:
+    state = folded([*whole_run()[:-2], unscored("best", "best", "the metric is inf")])
+    assert verdict(state) == ["The best merge has no held-out score, for it failed: the metric is inf."]
+
+
+def test_nothing_is_said_of_a_gain_where_no_other_row_has_a_score() -> None:
+    lines = verdict(folded([held_out("base", "base", 0.6), held_out("best", "best", 0.7), unscored("one", "parent")]))
+    assert lines == ["No parent and no uniform merge has a held-out score to compare the best merge with."]
 
 
 def test_answers_to_the_same_held_out_questions_are_no_further_evidence(workspace: Workspace) -> None:
@@ -190,13 +201,16 @@ def hard_run() -> list[Event]:
 
 @pytest.mark.parametrize("width", [60, 80, 118])
 @pytest.mark.parametrize("height", [20, 24, 50])
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("held", "lost"), [(0, 0), (12, 0), (12, 1), (6, 6), (1, 12)])
 @pytest.mark.parametrize("make", [whole_run, hard_run])
-def test_the_picture_fits_the_terminal(make: Callable[[], list[Event]], held: bool, height: int, width: int) -> None:
+def test_the_picture_fits_the_terminal(
+    make: Callable[[], list[Event]], held: int, lost: int, height: int, width: int
+) -> None:
     tasks = tuple(folded(make()).started.config["tasks"][i]["name"] for i in range(2))  # pyright: ignore
     log = [event for event in make() if event.event not in ("heldout", "run_finished")]
-    rows = [held_out(f"a-model-with-a-rather-long-name-{i}", "parent", 0.4, tasks=tasks) for i in range(12)]
-    lines = drawn(log + (rows if held else []), width, height, "runs/" + "a-long-name-" * 12)
+    log += [held_out(f"a-model-with-a-rather-long-name-{i}", "parent", 0.4, tasks=tasks) for i in range(held)]
+    log += [unscored(f"a-lost-model-with-a-long-name-{i}", "parent", "NaN " * 99) for i in range(lost)]
+    lines = drawn(log, width, height, "runs/" + "a-long-name-" * 12)
     assert len(lines) < height
     assert {cell_len(line) for line in lines} == {width}
     assert lines[0].startswith("╭─ llmevo")
@@ -223,6 +237,15 @@ def test_the_picture_shows_where_a_run_stands(width: int) -> None:
         assert words in text, words
     assert re.search(r"one +0 +0\.300 ± 0\.050 +0\.300 +0\.300", text)
     assert re.search(r"latest +5 +failed", text)
+
+
+def test_a_held_out_row_that_failed_is_in_the_picture_and_its_reason_below_it(tmp_path: Path) -> None:
+    log = [*whole_run()[:-1], unscored("base", "base", "the metric is inf"), whole_run()[-1]]
+    assert re.search(r"base +failed", "\n".join(drawn(log, 80, 24)))
+    console = Terminal(width=120, file=io.StringIO(), record=True)
+    config = parse_config(folded(log).started.config, "test")  # pyright: ignore[reportOptionalMemberAccess]
+    play(console, log, config, tmp_path, sleep=lambda _: None)
+    assert console.export_text().count("held-out row base failed: the metric is inf") == 2  # as a line, and in the end
 
 
 def test_what_has_no_room_is_counted_and_the_strongest_stay() -> None:

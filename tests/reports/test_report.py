@@ -265,6 +265,15 @@ def test_older_logs_have_no_section_of_questions(tmp_path: Path) -> None:
     assert 'id="candidates"' in page
 
 
+def test_a_held_out_row_that_failed_is_shown_with_its_reason(tmp_path: Path) -> None:
+    run = Synthetic(12)
+    kept = [event for event in run.log if not (isinstance(event, events.HeldOut) and event.row == "best")]
+    run.log = [*kept[:-1], made_logs.unscored("best", "best", "the metric is <inf>"), kept[-1]]
+    page = run_page(run.write(tmp_path))
+    assert "The best merge has no held-out score" in page
+    assert "held-out row best failed: the metric is &lt;inf&gt;" in page
+
+
 @pytest.mark.parametrize("length", [1, 2, 4, 9, 20])
 def test_a_run_that_goes_on_says_how_far_it_is(tmp_path: Path, length: int) -> None:
     run = Synthetic(30)

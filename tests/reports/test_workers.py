@@ -90,6 +90,16 @@ def test_the_picture_has_a_line_for_each_worker_from_the_log() -> None:
     assert "now #3 llm and 6 more" in text
 
 
+@pytest.mark.parametrize("kind", [events.Selected, events.Served])
+def test_the_questions_of_finalists_count_for_their_workers(kind: type[events.Selected | events.Served]) -> None:
+    before = begun()
+    scored = score(5, 0.5, {"1": 10}).model_dump(exclude={"event"})
+    state = folded([*before, kind.model_validate({**scored, "questions": "search", "generation": 1, "finalists": 1})])
+    assert state.fleet.questions == folded(before).fleet.questions + 10
+    assert state.fleet.members["1"].last == "finalist 5"
+    assert state.fleet.finals.busy == pytest.approx(3.0)
+
+
 def test_the_driver_also_says_what_each_worker_does_now() -> None:
     doing = [Doing("1", "scoring", time.monotonic() - 70, 7), Doing("2", "loading", time.monotonic() - 3)]
     text = shown(begun(), 140, 40, [*doing, Doing("4", "idle", time.monotonic() - 3)])

@@ -70,6 +70,7 @@ EXAMPLES: tuple[events.Event, ...] = (
     events.HeldOut(
         row="base", kind="base", candidate=None, score=0.5, stderr=0.1, tasks=TASKS, items=9, seconds={"evaluate": 2.0}
     ),
+    events.Unscored(step="heldout", candidate=None, reason="NaN", row="base", kind="base"),
     events.RunFinished(best=4, search_score=0.5, heldout={"score": 0.4, "rows": {}}, proposals={"asked": 1}),
     events.Judged(
         generation=1,
@@ -130,6 +131,7 @@ PROMISED = {
     "served": "candidate questions generation finalists score tasks items",
     "told": "generation state sigma",
     "heldout": "row score stderr tasks",
+    "unscored": "step candidate reason",
     "run_finished": "best search_score heldout",
     "judged": "generation task model verdicts calls tokens cost",
     "presented": "task poll player replies",

@@ -236,6 +236,14 @@ def test_the_error_of_the_held_out_score_takes_repeated_questions_for_one_answer
     assert (twice.heldout_items, twice.heldout_error) == (24, pytest.approx(once))
 
 
+def test_finalists_answer_the_selection_questions_besides(workspace: Workspace) -> None:
+    ahead, finalists, rows = ahead_of(workspace, limit=8), 4 + 3, 6
+    assert (ahead.items, ahead.selection_items, ahead.heldout_items) == (8, 4, 12)
+    assert ahead.all_items == ahead.evaluations * 8 + finalists * 4 + rows * 12
+    each, final, last = (2.0 + 18.0 * asked / 8 for asked in (8, 4, 12))
+    assert ahead.seconds == pytest.approx(ahead.evaluations * each + finalists * final + rows * last)
+
+
 def test_with_workers_more_candidates_fit_into_minutes(workspace: Workspace) -> None:
     search = {**SIX, "budget": "4 min"}
     alone, three = (ahead_of(workspace, search=search, engine={"workers": count}) for count in (1, 3))

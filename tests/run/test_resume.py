@@ -30,6 +30,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, read_log
 from llmevo.run.scorer import Scorer
 from support import resumable
+from support.made_logs import asked, evaluated, folded, started
 from support.workspace import Workspace, write_task
 
 
@@ -431,6 +432,28 @@ def test_a_changed_config_is_refused_with_its_difference_and_force_is_logged(wor
     assert [trial.score.items for trial in state.trials.values() if trial.score] == [12] * 5 + [7] * 3
     verified(workspace, "run")
     assert workspace.llmevo(*command)[0] == 0  # what was forced once is how it is now
+
+
+@pytest.mark.parametrize("limit", [7, 10])
+def test_candidates_scored_on_other_questions_can_be_the_best(workspace: Workspace, limit: int) -> None:
+    stopped(workspace, limit=8)
+    config = workspace.config(search=SEARCH, limit=limit)
+    assert workspace.llmevo("run", config, "--out", "run", "--resume", "--force")[0] == 0
+    state = workspace.state("run")
+    assert state.started
+    assert (state.started.items, state.started.selection_items) == (limit, 12 - limit)
+    assert len(state.started.texts["search"]["letters"]) == limit
+    assert {trial.candidate.id for trial in state.asked_all} == {*range(6)}
+    verified(workspace, "run")
+
+
+def test_scores_on_other_questions_are_not_compared_question_by_question() -> None:
+    scored = evaluated(0, 0.5).model_copy(update={"item_scores": {"q_words_search": [1] * 10}})
+    change = events.Change(key="questions.search", before="ab", now="cd")
+    resumed = events.Resumed(reason="--force", forced=[change], counts={"search": 10})
+    before, now = (folded([started(), asked(0, [0]), scored, *after]) for after in ([], [resumed]))
+    scores = [state.trials[0].score for state in (before, now)]
+    assert [score and bool(score.item_scores) for score in scores] == [True, False]
 
 
 @pytest.mark.parametrize("command", [("resume", "run"), ("run", "config.yml", "--out", "run", "--resume")])

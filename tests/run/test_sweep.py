@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmevo.errors import ProposerRefused
+from llmevo.errors import ProposerRefused, RunError
 from llmevo.llm.client import Reply, Request
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -20,6 +20,7 @@ from llmevo.run.verify import verify
 from llmevo.search.simulated_llm import SimulatedClient
 from support.scripted import Script
 from support.scripted_run import ScriptedRig, config_in, essence
+from support.tiny_model import save_tiny
 from support.workspace import write_questions
 
 OPTIMIZERS = ("llm-off", "random")
@@ -119,6 +120,45 @@ def test_ctrl_c_stops_all_runs_and_the_comparison_goes_on(place: Path, at: int) 
     played(comparison(place, "stopped", 2))
     assert all(file.read_bytes().startswith(text) for file, text in before.items())
     assert logs(whole) == logs(stopped)
+
+
+def change_a_question(place: Path) -> None:
+    file = place / "tasks" / "letters.jsonl"
+    file.write_text(file.read_text().replace("letters 0", "letters zero"))
+
+
+def change_a_model(place: Path) -> None:
+    save_tiny(place / "two", 9, tied=True)
+
+
+CHANGES = [(change_a_question, "questions.search"), (change_a_model, "sources.two.checksum")]
+
+
+@pytest.mark.parametrize(("change", "key"), CHANGES)
+def test_a_run_is_not_carried_on_with_other_questions_or_models(
+    place: Path, change: Callable[[Path], None], key: str
+) -> None:
+    begun = comparison(place, "c", 1, ["random"], 1)
+    played(begun)
+    log = begun.entries[0].folder / LOG
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-4]))
+    change(place)
+    with pytest.raises(RunError, match=f"(?s)random-3: .* has changed since the run began:\n  {key}: .*another --out"):
+        played(comparison(place, "c", 1, ["random"], 1))
+
+
+def test_runs_are_not_added_to_finished_ones_of_other_models(place: Path) -> None:
+    played(comparison(place, "c", 1, ["random"], 1))
+    change_a_model(place)
+    with pytest.raises(RunError, match=r"random-3: a model has changed"):
+        played(comparison(place, "c", 1, ["random"], 2))
+
+
+def test_finished_runs_are_compared_whatever_has_changed(place: Path) -> None:
+    whole = comparison(place, "c", 1, ["random"], 1)
+    played(whole)
+    change_a_model(place)
+    assert played(comparison(place, "c", 1, ["random"], 1)) == whole.entries
 
 
 def test_an_llm_that_refuses_one_run_ends_all_and_their_logs_are_whole(

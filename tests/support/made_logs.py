@@ -90,6 +90,10 @@ def held_out(row: str, kind: str, score: float, stderr: float = 0.01, tasks: tup
     )
 
 
+def unscored(row: str, kind: str, reason: str = "the merge is not finite") -> events.Unscored:
+    return events.Unscored(step="heldout", candidate=None, reason=reason, row=row, kind=kind)
+
+
 def finished(best: int, score: float) -> events.RunFinished:
     return events.RunFinished(
         best=best, search_score=score, heldout=None, proposals={"prompts": 1, "answered": 1, "used": 1}

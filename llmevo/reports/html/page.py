@@ -138,7 +138,7 @@ def report(subject: Subject, live: Live | None = None) -> str:
         live=live,
         name=subject.folder.resolve().name,
         spending=Spending(subject.config.search.budget, subject.state),
-        verdict=verdict(subject.state, subject.folder) if "best" in subject.state.heldout else [],
+        verdict=verdict(subject.state, subject.folder),
         heldout=[
             {
                 "row": event.row,

@@ -154,6 +154,8 @@ class Display(LiveView):
                 return f"  finalist #{event.candidate} in {event.quantized}: {total(event.read())} on {asked}"
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
+            case events.Unscored():
+                return f"  {event.name} failed: {event.reason}"
             case _:
                 return None
 
@@ -177,9 +179,12 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
             say(console, line)
     else:
         console.print(scores(state, config, console.width))
-        console.print(
-            "No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow"
-        )
+        if not state.failed_rows:
+            console.print(
+                "No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow"
+            )
+    for failed in state.failed_finals:
+        say(console, f"{failed.name} failed: {failed.reason}", "red")
     if state.unmet:
         console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
     if state.front:

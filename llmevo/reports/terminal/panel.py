@@ -200,18 +200,22 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
 def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
     """Return the scores on held-out questions."""
     metrics = {task.name: task.metric for task in state.heldout_tasks}
-    held = [*state.heldout.values()]
-    room = None if rows is None else rows - 3
+    held, failed = [*state.heldout.values()], [*state.failed_rows.values()]
+    shown = failed[: None if rows is None else max(0, rows - 4)]
+    room = None if rows is None else rows - 3 - len(shown)
     first = (*OF_BEST, "uniform", "coefficient")
     kept = _strongest(held, room, lambda row: (row.kind in first, row.score))
-    table, tasks = _table([row.row for row in kept], [*metrics], width)
+    table, tasks = _table([row.row for row in (*kept, *shown)], [*metrics], width)
     for row in kept:
         values = [_number(row.tasks, task, metrics[task]) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
-    asked = state.asked("heldout")
+    for row in shown:
+        place = "" if row.candidate is None else str(row.candidate)
+        table.add_row(Text(row.row), place, "failed", *["–"] * len(tasks), style="red")
+    asked, hidden = state.asked("heldout"), len(held) - len(kept) + len(failed) - len(shown)
     title = Text(f"{asked} held-out question{'' if asked == '1' else 's'} (± one standard error)", style="italic")
-    parts: list[RenderableType] = [title, _with_rest(table, len(held) - len(kept), len(metrics) - len(tasks))]
+    parts: list[RenderableType] = [title, _with_rest(table, hidden, len(metrics) - len(tasks))]
     if rows is None:
         parts += [Text(str(each), style="" if each.holds else VIOLATES) for each in state.heldout_kept]
     return Group(*parts)

@@ -55,7 +55,8 @@ def play(
         for event in recorded:
             now, before = len(state.told), state.latest
             state.apply(event)
-            if generation is not None and (now != generation or isinstance(event, events.HeldOut | events.RunFinished)):
+            final = isinstance(event, events.HeldOut | events.Unscored | events.RunFinished)
+            if generation is not None and (now != generation or final):
                 continue
             shown += 1
             sleep(_pause(console, before, event, speed))

@@ -124,7 +124,11 @@ def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunSt
         elif kind == "questions":
             questions[name] = value
     versions = {**started.versions, **resumed.versions}
-    update = {"config": config, "questions": questions, "sources": sources, "versions": versions}
+    update: dict[str, Any] = {"config": config, "questions": questions, "sources": sources, "versions": versions}
+    if counts := resumed.counts:
+        questions.pop("order", None)  # that of the texts
+        sizes = {"heldout_items": counts.get("heldout", 0), "selection_items": counts.get("selection", 0)}
+        update |= {"items": counts.get("search", started.items), **sizes, "texts": resumed.texts}
     return started.model_copy(update=update)
 
 

@@ -70,7 +70,10 @@ class RunStarted(BaseEvent):
     recipes are start rows; another process recommends. 4: finalists are compared by each task's mean over all its
     questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget;
     very low scores are raised for the Gaussian process; the LLM's tables are read by their names, and all of an answer
-    as decimals or as hundredths."""
+    as decimals or as hundredths. 5: a parent with the name of another held-out row, such as `best`, is `best (parent)`
+    there; where no path is left, `spaces: both` goes on with its next part and `paths-ga` with random edits; the numbers
+    of a path are the gains of repeated or scaled segments alone; where minutes or cost bound the search, optimizers plan
+    with a forecast of the evaluations."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
     order: Literal["", "strict", "steady"] = ""
@@ -289,8 +292,8 @@ class HeldOut(Scored):
 
     event: Literal["heldout"] = "heldout"
     row: str
-    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name; with `engine.quantize` also
-    the best in the other form, such as `best (q4_0)`."""
+    """`base`, `uniform`, `coefficient 0.5` (the best of these), `best`, or a parent's name, with ` (parent)` where
+    another row has that name; with `engine.quantize` also the best in the other form, such as `best (q4_0)`."""
     kind: str
     """`base`, `parent`, `uniform`, `coefficient` or `best`; `served` for the best rounded to the format of
     `engine.quantize`, or `plain` for the best as it is, where all other rows are rounded."""
@@ -305,13 +308,49 @@ class HeldOut(Scored):
 OF_BEST = ("best", "served", "plain")
 """The kinds of held-out rows that are of the best."""
 
+PARENT = " (parent)"
+"""The end of a parent's row where the parent has the name of another row, such as `best`."""
+
+
+class Unscored(BaseEvent):
+    """A finalist or a held-out row that could not be scored: it stands in the place of the event `step`."""
+
+    event: Literal["unscored"] = "unscored"
+    step: Literal["selected", "served", "heldout"]
+    candidate: int | None
+    """None for the held-out row of the base."""
+    reason: str
+    row: str = ""
+    """Like `kind`, of a held-out row: see `HeldOut`."""
+    kind: str = ""
+    questions: str = ""
+    """Of a finalist in the format in which it will be served: `search` or `selection`."""
+    generation: int = 0
+    """Like `finalists`, of a finalist: see `Selected`."""
+    finalists: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict[str, float])
+    workers: dict[str, int] = Field(default_factory=dict[str, int])
+    """See `Scored`."""
+    losses: int = 0
+    quantized: str = ""
+
+    @property
+    def name(self) -> str:
+        """What failed, such as `finalist 7` or `held-out row best`."""
+        if self.step == "heldout":
+            return f"held-out row {self.row}"
+        form = f" in {self.quantized}, {self.questions} questions" if self.step == "served" else ""
+        return f"finalist {self.candidate}{form}"
+
 
 class RunFinished(BaseEvent):
     event: Literal["run_finished"] = "run_finished"
     best: int | None
     search_score: float | None
     heldout: dict[str, Any] | None
-    """score, stderr and rows; None when the config names no held-out tasks."""
+    """score, stderr and rows, and where rows failed their names as `failed`; None when the config names no held-out
+    tasks. Without a score of the row `best`, score and stderr are None.
+    """
     violated: str = ""
     """The constraints that the best violates, where no candidate satisfies all."""
     front: list[int] = Field(default_factory=list[int])
@@ -342,6 +381,13 @@ class Resumed(BaseEvent):
     """The new `search.budget` in the form of the config; None where it stays."""
     forced: list[Change] = Field(default_factory=list[Change])
     """Changes allowed with `--force`."""
+    counts: dict[str, int] = Field(default_factory=dict[str, int])
+    """{set of questions: how many it has now}, where questions or models have changed; empty in older logs. Scores of
+    finalists and held-out rows before it then do not count."""
+    texts: dict[str, dict[str, list[tuple[str, str]]]] = Field(
+        default_factory=dict[str, dict[str, list[tuple[str, str]]]]
+    )
+    """The questions as they are now, with `counts`: see `RunStarted`."""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
     """Versions that differ from `run_started`."""
 
@@ -361,6 +407,7 @@ Event = Annotated[
     | Served
     | Told
     | HeldOut
+    | Unscored
     | RunFinished,
     Field(discriminator="event"),
 ]
@@ -400,6 +447,12 @@ def asked(generation: int, first: int, suggestions: Sequence[Suggestion], recipe
             for i, (s, recipe) in enumerate(pairs)
         ],
     )
+
+
+def unscored(result: Result, step: Literal["selected", "served", "heldout"], **place: Any) -> Unscored:
+    """Return the event of a finalist or a held-out row without a score."""
+    rest: dict[str, Any] = {"workers": {**result.workers}, "losses": result.losses}
+    return Unscored(step=step, reason=result.reason, seconds=rounded(result.seconds), **place, **rest)
 
 
 def of_notice(notice: Notice) -> Worker:

@@ -101,10 +101,12 @@ class Fleet:
             case events.Evaluated() | events.Failed():
                 work = self.search if generation else self.start
                 self.generation += self._add(work, gap, event.seconds, event.workers, f"candidate {event.candidate}")
-            case events.Selected():
+            case events.Selected() | events.Served():
                 self._add(self.finals, gap, event.seconds, event.workers, f"finalist {event.candidate}")
             case events.HeldOut():
                 self._add(self.finals, gap, event.seconds, event.workers, f"held-out row {event.row}")
+            case events.Unscored():
+                self._add(self.finals, gap, event.seconds, event.workers, event.name)
             case events.Prompted() if steady and self.members:
                 self._pass(self.search, min(gap, event.seconds))
             case _:

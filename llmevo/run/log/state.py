@@ -37,11 +37,19 @@ class RunState:
     candidates: dict[int, Candidate] = field(default_factory=dict[int, Candidate])
     recipes: dict[int, dict[str, object]] = field(default_factory=dict[int, dict[str, object]])
     trials: dict[int, Trial] = field(default_factory=dict[int, Trial])
+    asked_later: dict[int, int] = field(default_factory=dict[int, int])
+    """{candidate: the number of search questions then}, of those scored after the questions or models have changed."""
     selected: dict[int, events.Selected] = field(default_factory=dict[int, events.Selected])
     served: dict[tuple[int, str], events.Served] = field(default_factory=dict[tuple[int, str], events.Served])
     """Scores of finalists in the format in which they will be served, by candidate and set of questions."""
+    failed_finalists: dict[tuple[int, str, str], events.Unscored] = field(
+        default_factory=dict[tuple[int, str, str], events.Unscored]
+    )
+    """Finalists without a score, by candidate, step and set of questions."""
     told: list[events.Told] = field(default_factory=list[events.Told])
     heldout: dict[str, events.HeldOut] = field(default_factory=dict[str, events.HeldOut])
+    failed_rows: dict[str, events.Unscored] = field(default_factory=dict[str, events.Unscored])
+    """Held-out rows without a score, by their names."""
     finished: events.RunFinished | None = None
     workers: list[events.Worker] = field(default_factory=list[events.Worker])
     """The changes among the workers."""
@@ -100,7 +108,7 @@ class RunState:
             self.busy += max(0.0, min(since, took))
         if isinstance(event, events.Evaluated | events.Failed | events.Prompted | events.Asked):
             self._counted = self.latest
-        if isinstance(event, events.Scored | events.Failed):
+        if isinstance(event, events.Scored | events.Failed | events.Unscored):
             self._spend(event)
         match event:
             case events.RunStarted():
@@ -123,6 +131,8 @@ class RunState:
                 self.recipes |= {candidate["id"]: candidate["recipe"] for candidate in event.candidates}
             case events.Evaluated():
                 candidate = self._candidate(event.candidate)
+                if self.started and any(resumed.counts for resumed in self.resumed):
+                    self.asked_later[event.candidate] = self.started.items
                 self._add(Trial(candidate, self._sized(event), seconds=event.seconds))
                 self._judge(candidate)
             case events.Selected():
@@ -140,6 +150,13 @@ class RunState:
                 self.told.append(event)
             case events.HeldOut():
                 self.heldout[event.row] = event
+                self.failed_rows.pop(event.row, None)
+            case events.Unscored() if event.step == "heldout":
+                self.heldout.pop(event.row, None)  # of an earlier best
+                self.failed_rows[event.row] = event
+            case events.Unscored():
+                assert event.candidate is not None
+                self.failed_finalists[event.candidate, event.step, event.questions] = event
             case events.RunFinished():
                 self.finished = event
         candidate = (
@@ -156,12 +173,13 @@ class RunState:
         return scored and self.rules > 3 and event.candidate in self.searched
 
     def _spend(
-        self, event: events.Evaluated | events.Selected | events.Served | events.HeldOut | events.Failed
+        self,
+        event: events.Evaluated | events.Selected | events.Served | events.HeldOut | events.Failed | events.Unscored,
     ) -> None:
-        took = self.took.setdefault(event.event, {})
+        took = self.took.setdefault(event.step if isinstance(event, events.Unscored) else event.event, {})
         for part, seconds in event.seconds.items():
             took[part] = took.get(part, 0.0) + seconds
-        if not isinstance(event, events.Failed):
+        if not isinstance(event, events.Failed | events.Unscored):
             self.answered += event.items if event.seconds else 0
             self.taken_over += not event.seconds
 
@@ -210,13 +228,23 @@ class RunState:
             self.trials[number] = checker.judged(self.trials[number])
 
     def _resume(self, event: events.Resumed) -> None:
-        """A finished run that is resumed is unfinished; held-out rows of other questions or models are dropped."""
+        """A finished run that is resumed is unfinished; scores of the finals on other questions or models are dropped,
+        and those of the search are no longer compared question by question.
+        """
         self.resumed.append(event)
         self.started = applied(self.started, event) if self.started else None
         vars(self).pop("tasks", None)
         self.finished = None
-        if any(change.key.startswith(("questions.", "sources.")) for change in event.forced):
+        changed = {change.key for change in event.forced}
+        if any(key.startswith(("questions.", "sources.")) for key in changed):
             self.heldout = {}
+        if event.counts:
+            self.selected, self.served, self.failed_finalists, self.failed_rows = {}, {}, {}, {}
+        if event.counts and changed & {"questions.search", "questions.order"}:  # these are compared one by one
+            self.trials = {
+                number: replace(trial, score=replace(trial.score, item_scores={})) if trial.score else trial
+                for number, trial in self.trials.items()
+            }
 
     def asked(self, questions: str) -> str:
         """Return the number of questions of `search` or `heldout`: `640`, or `640 answers to 512` where tasks share
@@ -263,12 +291,13 @@ class RunState:
     def best(self) -> Trial | None:
         """The trial to export: the leader, or once all finalists were scored on the selection questions, the best
         finalist by all its questions; with `engine.quantize`, once all were scored in that format, by these scores.
-        Trials that satisfy the constraints come first; the earlier of equals.
+        Trials that satisfy the constraints come first; the earlier of equals. A finalist that failed is none of them.
         """
         if served := self.served_finalists:
             return max(served, key=lambda trial: (-trial.violation, self.as_served(trial).total))
         finalists = [self.trials[n] for n, event in self.selected.items() if event.generation == len(self.told)]
-        if finalists and len(finalists) == self.selected[finalists[0].candidate.id].finalists:
+        asked = len(finalists) + len(self.failed_in("selected"))
+        if finalists and asked == self.selected[finalists[0].candidate.id].finalists:
             return max(finalists, key=lambda trial: (-trial.violation, self.as_merged(trial).total))
         return self.leader
 
@@ -287,9 +316,21 @@ class RunState:
     def served_finalists(self) -> list[Trial]:
         """The finalists, once all of them were scored in the format in which they will be served."""
         now = [event for event in self.served.values() if event.generation == len(self.told)]
-        if not now or len(now) < now[0].finalists * len(self.finals_sets):
+        failed = self.failed_in("served")
+        if not now or len(now) + len(failed) < now[0].finalists * len(self.finals_sets):
             return []
-        return [self.trials[number] for number in dict.fromkeys(event.candidate for event in now)]
+        without = {event.candidate for event in failed}
+        return [self.trials[n] for n in dict.fromkeys(event.candidate for event in now) if n not in without]
+
+    def failed_in(self, step: str) -> list[events.Unscored]:
+        """Return the failures of the finalists in the step `selected` or `served`, since the search was last told."""
+        failed = self.failed_finalists.values()
+        return [event for event in failed if event.step == step and event.generation == len(self.told)]
+
+    @property
+    def failed_finals(self) -> list[events.Unscored]:
+        """The finalists and held-out rows without a score."""
+        return [*self.failed_in("selected"), *self.failed_in("served"), *self.failed_rows.values()]
 
     def as_merged(self, trial: Trial) -> Score:
         """Return a finalist's score on all its questions, the weights in the type of the search."""
@@ -315,8 +356,9 @@ class RunState:
     @property
     def asked_all(self) -> list[Trial]:
         """The fully evaluated trials, the best first, the earlier of equals."""
-        items = max((trial.score.items for trial in self.trials.values() if trial.score), default=0)
-        whole = [trial for trial in self.trials.values() if trial.score and trial.score.items == items]
+        scored, later = {n: trial.score for n, trial in self.trials.items() if trial.score}, self.asked_later
+        items = max((score.items for n, score in scored.items() if n not in later), default=0)
+        whole = [self.trials[n] for n, score in scored.items() if score.items == later.get(n, items)]
         return sorted(whole, key=lambda trial: trial.rank, reverse=True)
 
     @property

@@ -61,7 +61,7 @@ class Forecast:
     items: int
     """Search questions of a candidate."""
     all_items: int
-    """Questions of the whole run, held-out ones included."""
+    """Questions of the whole run, selection and held-out ones included."""
     tokens: int
     """Tokens of the search questions."""
     seconds: float
@@ -122,15 +122,17 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         return sum(len(tokenizer.encode(text)) for text in evaluator.model_inputs()) if evaluator else 0
 
     items, searched, held_out = experiment.evaluator.items, tokens(experiment.evaluator), tokens(experiment.heldout)
-    heldout_items = experiment.heldout.items if experiment.heldout else 0
+    selection, heldout_items = experiment.scorer.selection, experiment.heldout.items if experiment.heldout else 0
+    selection_items = selection.items if selection else 0
     if measured:
         each = measured.merge + measured.evaluate
+        final = measured.merge + measured.evaluate * selection_items / items
         last = measured.merge + measured.evaluate * heldout_items / items
     else:
         shapes = experiment.sources[config.genome.references[0]].shapes
         parameters = sum(math.prod(shape) for name, shape in shapes.items() if "embed" not in name)
         speed = _speed() * EFFICIENCY * _share(experiment)
-        each, last = (count * 2 * parameters / speed for count in (searched, held_out))
+        each, final, last = (count * 2 * parameters / speed for count in (searched, tokens(selection), held_out))
     origins = [row.origin for row in experiment.start_rows]
     workers = experiment.workers if experiment.order else 1
     evaluations, size = experiment.evaluations, max(population(experiment), workers)
@@ -147,7 +149,8 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
     rows = heldout_rows(origins, bool(config.engine.quantize)) if experiment.heldout else 0
     finalists = finalists_at_most(config.search.finalists, len(config.constraints), origins)
     again = finalists if config.engine.finals_format else 0  # each on all its questions
-    all_its = items + (experiment.scorer.selection.items if experiment.scorer.selection else 0)
+    all_its = items + selection_items
+    selected = finalists if selection else 0
     generations = max(0, math.ceil((evaluations - len(origins)) / size))
     prompt, price = first.prompt if first else None, config.llm.price
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
@@ -161,9 +164,11 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         generations=generations,
         population=size,
         items=items,
-        all_items=evaluations * items + again * all_its + rows * heldout_items,
+        all_items=evaluations * items + selected * selection_items + again * all_its + rows * heldout_items,
         tokens=searched,
-        seconds=(start + waves + _waves(again, workers) * all_its / items) * each + _waves(rows, workers) * last,
+        seconds=(start + waves + _waves(again, workers) * all_its / items) * each
+        + _waves(selected, workers) * final
+        + _waves(rows, workers) * last,
         prompts=prompts,
         prompt_tokens=read,
         completion_tokens=written,
@@ -172,11 +177,12 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         else (read * price.prompt + written * price.completion) / 1e6,
         by_server=by_server,
         inquiries=(evaluations + again) * experiment.evaluator.inquiries
+        + (selected + again) * (selection.inquiries if selection else 0)
         + rows * (experiment.heldout.inquiries if experiment.heldout else 0),
-        votes=votes_at_most(config, evaluations, origins, experiment.scorer.selection is not None),
+        votes=votes_at_most(config, evaluations, origins, selection is not None),
         measured=measured,
         workers=workers,
-        selection_items=experiment.scorer.selection.items if experiment.scorer.selection else 0,
+        selection_items=selection_items,
         heldout_items=heldout_items,
         heldout_error=_error(experiment.heldout) if experiment.heldout else None,
     )
