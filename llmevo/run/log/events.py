@@ -71,8 +71,8 @@ class RunStarted(BaseEvent):
     questions instead of the mean of the scores on both sets; what finalists are asked does not count in the budget;
     very low scores are raised for the Gaussian process; the LLM's tables are read by their names, and all of an answer
     as decimals or as hundredths. 5: a parent with the name of another held-out row, such as `best`, is `best (parent)`
-    there; where no path is left, `spaces: both` goes on with its next part and `paths-ga` with random edits; the numbers
-    of a path are the gains of repeated or scaled segments alone; where minutes or cost bound the search, optimizers plan
+    there; where no path is left, `spaces: both` goes on with its next part and `paths-ga` with random edits; numbers of
+    a path are the gains of repeated or scaled segments alone; where minutes or cost bound the search, optimizers plan
     with a forecast of the evaluations."""
     proposer: str
     """The LLM client, `auto` resolved; empty for an optimizer without an LLM."""
