@@ -120,6 +120,12 @@ WITH_PRIOR = ("llm", "llm-off")
 """The optimizers with `search.prior`."""
 
 
+KINDS = {"model_type": "give a mapping", "dict_type": "give a mapping", "list_type": "give a list"}
+"""{type of a pydantic error about a wrong kind of value: what to give}."""
+
+BOUNDS = "genome.bounds"
+
+
 def check_values(values: Mapping[str, Any], origin: str) -> None:
     """Raise RunError where the config of a log has a removed value: its candidates cannot be computed again."""
     for place, ways in REMOVED_VALUES.items():
@@ -169,11 +175,11 @@ def explain(detail: Any, root: type[BaseModel]) -> str:
         return f"{place}: this key was removed; {REMOVED[place]}"
     if isinstance(detail["input"], str) and detail["input"] in REMOVED_VALUES.get(place, ()):
         return f"{place}: {detail['input']!r} was removed; {REMOVED_VALUES[place][detail['input']]}"
+    if place.startswith(BOUNDS) and detail["type"] in ("tuple_type", "too_long", "missing"):
+        name = detail["loc"][len(BOUNDS.split("."))]
+        return f"{BOUNDS}.{name}: give [low, high], such as [0, 1] (it is {shortened(repr(detail['input']), 80)})"
     if detail["type"] == "extra_forbidden":
-        model: type[BaseModel] | None = root
-        for part in detail["loc"][:-1]:
-            model = _section(model, str(part)) if model else None
-        known = [*model.model_fields] if model else []
+        known = _keys_of(root, detail["loc"][:-1])
         key = str(detail["loc"][-1])
         foreign = _foreign_option(key, in_config=True)
         hint = f"; {foreign}" if foreign else _right_section(key, place, root) or nearest(key, known)
@@ -183,6 +189,9 @@ def explain(detail: Any, root: type[BaseModel]) -> str:
     if not place:
         return shortened(message)  # of several sections together: the message names them
     value = detail["input"]
+    if detail["type"] in KINDS:
+        keys = _keys_of(root, detail["loc"]) if detail["type"] == "model_type" else []
+        message = KINDS[detail["type"]] + (f" with keys such as `{keys[0]}`" if keys else "")
     is_named = isinstance(value, dict) or (isinstance(value, str) and repr(value) in message)
     given = "" if is_named else f" (it is {shortened(repr(value), 200)})"
     return f"{place}: {shortened(message)}{given}"
@@ -195,6 +204,14 @@ def _right_section(key: str, place: str, root: type[BaseModel]) -> str:
     sections = {name: _section(root, name) for name in root.model_fields}
     homes = [name for name, section in sections.items() if section and key in section.model_fields]
     return f"; use {homes[0]}.{key}" if len(homes) == 1 and not place.startswith(f"{homes[0]}.") else ""
+
+
+def _keys_of(root: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a place; none where there is no section."""
+    model: type[BaseModel] | None = root
+    for part in place:
+        model = _section(model, str(part)) if model else None
+    return [*model.model_fields] if model else []
 
 
 def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
@@ -886,7 +903,13 @@ def read_config(file: Path, overrides: Mapping[str, Any] | None = None) -> Confi
 def parse_config(raw: Any, origin: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config from plain values of `origin`; see `read_config`."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin}: a config is a mapping with `genome:` and `tasks:`, this is {type(raw).__name__}")
+        this = "it is empty" if raw is None else f"it is {shortened(repr(raw), 80)}"
+        raise ConfigError(f"{origin}: {this}; a config is a mapping with `genome:` and `tasks:`")
+    if "merge_method" in raw and not {"genome", "tasks"} & raw.keys():
+        raise ConfigError(
+            f"{origin}: this is a recipe, not the config of a search; merge it with `llmevo merge`, or write a config"
+            " with `llmevo init`"
+        )
     return _validated(_changed(raw, overrides or {}), origin)
 
 

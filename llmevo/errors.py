@@ -83,12 +83,21 @@ class ProposerError(LlmevoError):
     """The LLM did not answer; the generation uses numeric candidates."""
 
 
+FEW = 4
+"""Words that a hint for a misspelt word names, at most."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word: `, did you mean 'weight'?`, or the known words when none is near."""
+    """A hint for a misspelt word: `, did you mean 'weight'?`; for the beginning of a few words all of these; and the
+    known words where none is near.
+    """
     choices = [*known]
     # Two swapped letters in a word of six leave a similarity of 0.83; unrelated words have up to 0.65.
     near = get_close_matches(word, choices, n=1, cutoff=0.7)
-    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(map(str, choices))}"
+    if not near and len(word) > 2:
+        begun = [choice for choice in choices if choice.startswith(word)]
+        near = begun if len(begun) <= FEW else []
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(map(str, choices))}"
 
 
 def shortened(text: str, length: int = 600) -> str:

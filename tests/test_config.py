@@ -324,6 +324,38 @@ def test_a_section_of_the_wrong_kind_is_refused(raw: Any) -> None:
     assert message_of(raw).startswith("my.yml: ")
 
 
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (plain(genome=[1]), "genome: give a mapping with keys such as `models` (it is [1])"),
+        (plain(tasks=[[1]]), "tasks.0: give a mapping with keys such as `name` (it is [1])"),
+        (plain(tasks=1), "tasks: give a list (it is 1)"),
+        (plain(engine={"options": 3}), "engine.options: give a mapping (it is 3)"),
+        (None, "it is empty; a config is a mapping with `genome:` and `tasks:`"),
+        ([1], "it is [1]; a config is a mapping with `genome:` and `tasks:`"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_the_words_of_a_config(raw: Any, says: str) -> None:
+    assert message_of(raw) == f"my.yml: {says}"
+
+
+@pytest.mark.parametrize("given", [1, [1], [0, 1, 2]])
+def test_bounds_that_are_no_pair_are_told_as_one(given: Any) -> None:
+    message = message_of(plain(genome={**plain()["genome"], "bounds": {"weight": given}}))
+    assert message == f"my.yml: genome.bounds.weight: give [low, high], such as [0, 1] (it is {given})"
+
+
+def test_a_recipe_instead_of_a_config_is_told_as_such() -> None:
+    message = message_of({"merge_method": "linear", "models": [{"model": "a"}], "dtype": "float32"})
+    assert message.startswith("my.yml: this is a recipe, not the config of a search; merge it with `llmevo merge`")
+    assert len(message.splitlines()) == 1
+
+
+def test_the_beginning_of_a_few_methods_suggests_all_of_them() -> None:
+    message = message_of(plain(genome={**plain()["genome"], "merge_method": "dare"}))
+    assert message.endswith("merge_method 'dare' is unknown, did you mean 'dare_linear' or 'dare_ties'?")
+
+
 @pytest.mark.parametrize("text", ["genome: [", "a: b: c", "\tgenome: 1", "a: \x01"])
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"config\.yml: it is not YAML"):

@@ -38,7 +38,7 @@ from llmevo.llm.client import Price
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.recipe import Conditional, Recipe, Setting
 from llmevo.models.references import ModelReference
-from llmevo.search.genome import declared_by
+from llmevo.search.genome import declared_by, walks
 from llmevo.search.optimizers import ASKING
 from llmevo.search.paths.registry import every
 
@@ -433,7 +433,13 @@ def _models(method: Method) -> str:
     count = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
     base = " and a base model" if method.takes_base or method.pair else ""
     optional = ", with or without a base model" if method.may_take_base else ""
-    return f"It merges {count} {'model' if (least, most) == (1, 1) else 'models'}{base or optional}."
+    merges = f"It merges {count} {'model' if (least, most) == (1, 1) else 'models'}{base or optional}."
+    if not walks(method):
+        return merges
+    return (
+        f"{merges} In a search over two models it goes from the first to the second. Of more models each has a share"
+        " `t` as its gene, and every slice merges the two with the highest, in the ratio of their shares."
+    )
 
 
 def method_page(method: Method) -> str:

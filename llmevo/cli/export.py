@@ -51,7 +51,12 @@ def export(
     address = hub.create(push, private) if push else ""
     if recipe_only:
         exported.write_recipe(out)
-        done = f"{out} has the recipe and its origin; `llmevo merge {out}/best.yml MODEL` makes the model"
+        needed = [f"its models, where local paths start at {out}"] if exported.shared.local else []
+        prepare = exported.recipe.prepare
+        if prepare and prepare.text:
+            needed += [f"{prepare.text}, which holds the texts of its preparation and is not published"]
+        given = f" from {' and '.join(needed)}" if needed else ""
+        done = f"{out} has the recipe and its origin; `llmevo merge {out}/best.yml MODEL` makes the model{given}"
         terminal.console.print(done, soft_wrap=True)
     else:
         with terminal.console.status("Merging and writing…"):

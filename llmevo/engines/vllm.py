@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def deepened(recipe: Recipe, sources: Sources, depth: int) -> Path:
     return placeholder(model.config(), model.shapes, dtypes)
 
 
+def check_installed() -> None:
+    """Raise ConfigError where vLLM is not installed. Imports nothing of it."""
+    if find_spec("vllm") is None:
+        raise _missing("it is not installed")
+
+
+def _missing(reason: object) -> ConfigError:
+    return ConfigError(
+        f"engine.backend: vLLM cannot be imported ({reason}); on a machine with a GPU `pip install 'llmevo[vllm]'`, on"
+        " one without `make vllm` in llmevo's folder, or use the backend hf"
+    )
+
+
 def _import_vllm() -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -190,10 +204,7 @@ def _import_vllm() -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module("vllm")
     except ImportError as error:
-        raise ConfigError(
-            f"engine.backend: vLLM cannot be imported ({error}); on a machine with a GPU `pip install"
-            " 'llmevo[vllm]'`, on one without `make vllm` in llmevo's folder, or use the backend hf"
-        ) from error
+        raise _missing(error) from error
 
 
 def _on_cpu() -> bool:

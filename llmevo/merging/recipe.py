@@ -533,6 +533,7 @@ class Recipe(Strict):
             if isinstance(given, dict) and "genome" in given:
                 raise RecipeError("genome: this is the config of a search, not a recipe; start it with `llmevo run`")
             recipe = cls.model_validate(given)
+            recipe.check_required()
             recipe.check_numbers()
         except ValidationError as error:
             raise RecipeError(f"{origin}: {_explain(error, cls)}") from error
@@ -700,6 +701,17 @@ class Recipe(Strict):
                     found += gradient_of("weight", weight, own, tensor) if source.model == model else []
         return bool(found) and not any(found)
 
+    def check_required(self) -> None:
+        """Raise RecipeError for a parameter that its method needs and nothing gives, for any tensor."""
+        for place, of in enumerate(self.output_slices(1)):
+            method, scopes = self.method_of(of), (of.parameters, self.parameters)
+            _check_given(method, method.shared, scopes, f"slices.{place}: " if len(self.slices or []) > 1 else "")
+            for number, source in enumerate(of.sources):
+                if source.model != self.origin_of(of):
+                    key = f"slices.{place}.sources.{number}" if self.slices else f"models.{number}"
+                    own = (source.parameters, *scopes)
+                    _check_given(method, method.each, own, f"{key} ({source.model}): ")
+
     def check_numbers(self) -> None:
         """Raise RecipeError for plain numbers that fail for every tensor; in a search only the candidate fails."""
         for of in self.output_slices(1):
@@ -717,6 +729,18 @@ class Recipe(Strict):
                         "epsilon over 0 and density + epsilon under 1; give an epsilon under "
                         f"{min(density, 1.0 - density):.4g}"
                     )
+
+
+def _check_given(
+    method: Method, parameters: Mapping[str, Parameter], scopes: Sequence[Settings | None], where: str
+) -> None:
+    """Raise RecipeError for a parameter without a default that none of the scopes gives."""
+    for name, parameter in parameters.items():
+        if parameter.default is None and not any(scope and name in scope for scope in scopes):
+            example = 0.5 if parameter.start is None else parameter.start
+            raise RecipeError(
+                f"{where}{method.name} needs {name!r}; add `parameters: {{{name}: {example:g}}}`, or another number"
+            )
 
 
 def _without_modules(given: dict[str, Any]) -> dict[str, Any]:

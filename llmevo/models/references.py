@@ -157,7 +157,7 @@ def place_of(path: ModelPath, root: Path = Path()) -> Path:
 
     Downloads it if need be. Raises SourceError where there is none.
     """
-    return _local(path, root) or _download(path)
+    return _local(path, root) or _download(path, root)
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
@@ -198,8 +198,10 @@ def _local(path: ModelPath, root: Path) -> Path | None:
     return None
 
 
-def _download(path: ModelPath) -> Path:
-    """Download from the hub, or find in its cache."""
+def _download(path: ModelPath, root: Path) -> Path:
+    """Download from the hub, or find in its cache. Raises SourceError, for a path in a folder of `root` that it does
+    not exist: there may be a folder here with the name of the hub id's owner.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -214,6 +216,11 @@ def _download(path: ModelPath) -> Path:
             folder = Path(snapshot_download(path.path, revision=path.revision, allow_patterns=pickled))
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        first, *_ = Path(path.path).parts
+        if (root / first).is_dir():
+            raise SourceError(
+                f"{path}: {(root / path.path).absolute()} does not exist, and the Hugging Face hub gives no such model"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
             f"{path}: neither a local folder nor available from the Hugging Face hub ({reason})"

@@ -433,7 +433,15 @@ class Experiment:
         return (self.recorded.texts if self.recorded else self.texts).get("search", {})
 
     def check(self) -> None:
-        """Raise an error for every mistake in the config that shows before anything is written or computed."""
+        """Raise an error for every mistake that shows before anything is written or computed, and ask the servers."""
+        self.check_config()
+        if self.asks:
+            self.proposer.check()
+        for evaluator in self.scorer.evaluators.values():
+            evaluator.check()
+
+    def check_config(self) -> None:
+        """Raise an error for every mistake in the config that shows before a server is asked."""
         rows, budget = len(self.start_rows), self.config.search.budget
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
@@ -469,9 +477,7 @@ class Experiment:
                 self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations, short=self.asks_short
             )
             len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
-            self.proposer.check()
-        for evaluator in self.scorer.evaluators.values():
-            evaluator.check()
+        self.scorer.check_texts()
         _ = self.texts  # fails for a question without a right answer
         if self.config.gate:
             _ = self.scorer.gate_prompts

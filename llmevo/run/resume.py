@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmevo.config import Budget, Config, check_values, parse_logged, read_config, with_places
-from llmevo.errors import ConfigError, RunError
+from llmevo.errors import ConfigError, RunError, plural
 from llmevo.run import trust
 from llmevo.run.experiment import Experiment, config_of
 from llmevo.run.log import changes, events
@@ -159,9 +159,9 @@ def _new_budget(before: Config, given: Config, budget: Budget | None, state: Run
         return None
     spending = Spending(new, state)
     if over := [kind for kind, left in spending.left.items() if left < 0]:
-        raise ConfigError(
-            f"search.budget: {new} is too low, for the run has spent {spending} already; give more {over[0]}"
-        )
+        kind, spent = over[0], spending.spent[over[0]]
+        done = f"scored {plural(int(spent), 'candidate')}" if kind == "evaluations" else f"spent {spent:,.6g} {kind}"
+        raise ConfigError(f"search.budget: {new} is too low, for the run has {done}; give more than {spent:,.6g}")
     return new.model_dump(mode="json")
 
 

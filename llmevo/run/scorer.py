@@ -371,14 +371,24 @@ class Scorer:
                 )
 
     def check_device(self) -> None:
-        """Raise ConfigError for an `engine.device` that torch does not have here."""
+        """Raise ConfigError for an `engine.device` that torch does not have here, and for vLLM where it is missing."""
         engine = self.config.engine
-        if self.backend == "hf" and engine.device is not None and engine.on != "ray":
+        if engine.on == "ray":
+            return
+        if self.backend == "vllm":
+            from llmevo.engines.vllm import check_installed
+
+            check_installed()
+        elif engine.device is not None:
             try:
                 torch.empty(0, device=engine.device)
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
-                raise ConfigError(f"engine.device: {engine.device!r} cannot be used ({reason})") from error
+                why = "" if reason.startswith("Expected one of") else f" ({reason})"  # a list of all devices of torch
+                known = "cpu, cuda or cuda:N" if torch.cuda.is_available() else "cpu"
+                raise ConfigError(
+                    f"engine.device: {engine.device!r} cannot be used{why}; give {known}, or leave it out"
+                ) from error
 
     def check_model(self) -> None:
         """Raise SourceError unless the engine can run the first model, no merge loses a tensor, and the first model's
@@ -396,6 +406,19 @@ class Scorer:
         if self.config.apply_chat_template:
             models = {each.model.name: self.sources.folder(each) for each in self.config.genome.references}
             check_chat_template(folder, tokenizer, models)
+
+    def check_texts(self) -> None:
+        """Raise RecipeError for a task of `prepare.tasks` that the texts of the preparation lack, and for a file of
+        texts that cannot be read.
+        """
+        prepare = self.config.genome.prepare
+        if prepare is None:
+            return
+        if prepare.text:
+            read_texts(prepare.text, self.root).check(prepare.named_tasks, prepare.text)
+        elif prepare.named_tasks:
+            searched: dict[str, list[str]] = {task: [] for task, _ in self.evaluator.questions()}
+            Texts(searched).check(prepare.named_tasks, "`tasks:`")
 
     # Tasks
 

@@ -1,14 +1,16 @@
 """The beginning of a run: what a config is checked for, and the log that a run writes."""
 
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llmevo.config import Config, Elastic, Engine
-from llmevo.errors import ConfigError
+from llmevo.errors import ConfigError, ProposerRefused, UserError
 from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.experiment import Experiment
-from llmevo.run.log.storage import RunLog, check_free
+from llmevo.run.log import events
+from llmevo.run.log.storage import RunLog, check_free, read_log
 
 MOST_SEED = 2**32 - 1
 """cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
@@ -49,8 +51,9 @@ def _check_cluster(engine: Engine) -> None:
 def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunLog]:
     """Open the log of a new run, after every check that needs no scoring; `config` is the text of its config.yml.
 
-    The scorer's `warn` is told what the models and the LLM may do wrong. Raises RunError when the folder holds a run,
-    and what `Experiment.check` raises.
+    The scorer's `warn` is told what the models and the LLM may do wrong. A new folder is removed again if a mistake of
+    the user's ends the run before any candidate is scored or fails, unless the run can be resumed (ProposerRefused).
+    Raises RunError when the folder holds a run, and what `Experiment.check` raises.
     """
     from llmevo.run.preflight import brief, forecast  # torch takes seconds to import
 
@@ -60,6 +63,17 @@ def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunL
     for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(scorer)]:
         scorer.warn(line)
     _ = scorer.checksums  # reads the models, which may take a while
+    existed = folder.exists()
     with RunLog(folder) as log:
         log.write("config.yml", config)
-        yield log
+        try:
+            yield log
+        except UserError as error:
+            if not (existed or isinstance(error, ProposerRefused) or log.missing or _has_result(log)):
+                shutil.rmtree(log.place)
+            raise
+
+
+def _has_result(log: RunLog) -> bool:
+    """Return whether a candidate was scored or failed."""
+    return any(isinstance(event, events.Evaluated | events.Failed) for event in read_log(log.place))

@@ -24,7 +24,8 @@ class Genome(BaseModel):
     models: list[ModelReference] = Field(min_length=1)
     """The models to merge."""
     merge_method: str | list[str]
-    """One of llmevo's merge methods, or a list of methods among which the search chooses."""
+    """One of llmevo's merge methods, or a list of methods among which the search chooses. `slerp` merges two models: of
+    more, each has a share `t` as its gene, and every slice merges the two with the highest, in the ratio of these."""
     method_per_slice: bool = False
     """With several methods: choose one for every slice instead of one for the whole recipe."""
     base_model: ModelReference | None = None

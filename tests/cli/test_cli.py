@@ -12,10 +12,13 @@ import yaml
 
 from llmevo.cli.app import app
 from llmevo.config import FOREIGN_OPTIONS
+from llmevo.errors import CandidateError, ProposerRefused, SourceError
+from llmevo.run.scorer import Scorer
 from support.fake_server import refusal, serving
 from support.workspace import Workspace, write_task
 
 GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
+FEW: dict[str, Any] = {"optimizer": "random", "budget": 4}
 
 
 def fails(workspace: Workspace, config: object, *says: str, options: tuple[object, ...] = ()) -> str:
@@ -67,7 +70,15 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"llm": {"max_cost": 2}}, ("max_cost", "price: {prompt:")),
         ({"search": {"sigma_rule": "cma"}}, ("search.sigma_rule", "'cma'")),
         ({"search": {"start_from": ["nowhere.yml"]}}, ("search.start_from", "nowhere.yml")),
-        ({"engine": {"device": "tpu"}}, ("engine.device: 'tpu' cannot be used",)),
+        ({"engine": {"device": "tpu"}}, ("engine.device: 'tpu' cannot be used; give cpu",)),
+        (
+            {"genome": {**GENOME, "prepare": {"steps": ["regmean"], "tasks": {"one": ["leters"]}}}},
+            ("prepare.tasks: `tasks:` has no task 'leters', did you mean 'letters'",),
+        ),
+        (
+            {"genome": {**GENOME, "prepare": {"steps": ["regmean"], "text": "nowhere.json"}}},
+            ("prepare.text: ", "nowhere.json cannot be read"),
+        ),
         ({"search": {"seed": -1}}, ("search.seed", "-1")),
         ({"search": {"evaluation_seed": -1}}, ("search.evaluation_seed", "-1")),
         ({"search": {"seed": 2**32}}, ("search.seed: 4294967296", "largest seed")),
@@ -81,7 +92,18 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
 def test_a_wrong_value_is_named_with_the_way_out(
     workspace: Workspace, changes: dict[str, Any], says: tuple[str, ...]
 ) -> None:
-    fails(workspace, workspace.config(**changes), *says)
+    given = workspace.config(**changes)
+    assert "Loading models" not in fails(workspace, given, *says)
+    status, inspected = workspace.llmevo("inspect", given)
+    assert (status, [words for words in says if words not in inspected]) == (2, [])
+
+
+def test_vllm_that_is_not_installed_is_found_before_anything_is_loaded(workspace: Workspace) -> None:
+    workspace.monkeypatch.setitem(sys.modules, "vllm", None)
+    given = workspace.config(engine={"backend": "vllm"})
+    assert "Loading models" not in fails(workspace, given, "engine.backend: vLLM cannot be imported")
+    status, inspected = workspace.llmevo("inspect", given)
+    assert (status, "engine.backend: vLLM cannot be imported" in inspected) == (2, True)
 
 
 def test_a_misspelt_task_is_found_before_anything_is_loaded(workspace: Workspace) -> None:
@@ -204,10 +226,49 @@ def test_inspect_shows_the_same(workspace: Workspace) -> None:
 
 
 def test_runs_without_out_get_folders_of_their_own(workspace: Workspace) -> None:
-    config = workspace.config(search={"optimizer": "random", "budget": 4}, heldout=None)
+    config = workspace.config(search=FEW, heldout=None)
     for _ in range(2):
         assert workspace.llmevo("run", config)[0] == 0
     assert {path.name for path in Path("runs").iterdir()} == {"config", "config-2"}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_mistake_that_shows_before_anything_is_scored_leaves_no_new_folder(
+    workspace: Workspace, existed: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SourceError("models: they cannot be loaded")
+
+    workspace.monkeypatch.setattr(Scorer, "_start_engine", refuse)
+    if existed:
+        Path("runs/config").mkdir(parents=True)
+    status, printed = workspace.llmevo("run", workspace.config(), "--out", "runs/config")
+    assert (status, "they cannot be loaded" in printed) == (2, True)
+    assert Path("runs/config").exists() is existed
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), ProposerRefused("the key is refused")])
+def test_a_run_that_was_stopped_before_anything_was_scored_can_be_resumed(
+    workspace: Workspace, stop: BaseException
+) -> None:
+    def stopped(*_: object) -> None:
+        raise stop
+
+    with workspace.monkeypatch.context() as patched:
+        patched.setattr(Scorer, "_start_engine", stopped)
+        assert workspace.llmevo("run", workspace.config(search=FEW), "--out", "run")[0] in (2, 130)
+    status, printed = workspace.llmevo("resume", "run")
+    assert status == 0, printed
+
+
+def test_a_run_whose_candidates_all_failed_keeps_its_log(workspace: Workspace) -> None:
+    def failed(*_: object) -> None:
+        raise CandidateError("it cannot be merged")
+
+    workspace.monkeypatch.setattr(Scorer, "score", failed)
+    status, printed = workspace.llmevo("run", workspace.config(search=FEW), "--out", "run")
+    assert (status, "all 4 start rows failed" in printed) == (2, True)
+    assert len(workspace.state("run").trials) == 4
 
 
 def test_options_win_over_the_config_and_are_kept_in_the_log(workspace: Workspace) -> None:

@@ -99,6 +99,7 @@ def absolute(workspace: Workspace) -> Workspace:
         status, printed = workspace.llmevo(*words)
         assert status == 0, printed
     assert f"Only this machine has ./{root.name}/base, ./{root.name}/one, two" in printed
+    assert "makes the model from its models, where local paths start at pack\n" in printed
     return workspace
 
 

@@ -391,6 +391,19 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
             "give an epsilon under 0.1",
         ),
         ("merge_method: linear\nmodels: [a/b]", "models.0: 'a/b' cannot stand here; write `- model: base`"),
+        (
+            "merge_method: linear\nmodels: [{model: a/b, parameters: {weight: 1}}, {model: c/d}]",
+            "models.1 (c/d): linear needs 'weight'; add `parameters: {weight: 0.5}`",
+        ),
+        (
+            "merge_method: ties\nbase_model: a/b\nslices: [{sources: [{model: a/b, layer_range: [0, 1]}, "
+            "{model: c/d, layer_range: [0, 1]}]}]",
+            "slices.0.sources.1 (c/d): ties needs 'weight'; add `parameters: {weight: 0.5}`",
+        ),
+        (
+            "merge_method: slerp\nbase_model: a/b\nmodels: [{model: a/b}, {model: c/d}]",
+            "slerp needs 't'; add `parameters: {t: 0.5}`",
+        ),
         ("merge_method: linear\nmodels: [{model: a/b}]\ndtype: 3", "dtype: 3 is no text"),
         (TSV.replace("[tsv]", "[]"), "prepare.steps: [] cannot stand here; write `prepare: [tsv]`"),
         (f"{TSV}\nparameters: {{prepare: 1.7}}", "task_arithmetic: prepare is 1.7; give a number from 0 to 1"),
@@ -532,7 +545,7 @@ def test_by_slice_needs_slices() -> None:
 
 def test_a_tokenizer_section_that_names_a_source_is_a_tokenizer_source() -> None:
     def source(text: str) -> object:
-        recipe = Recipe.from_yaml(f"merge_method: linear\nmodels: [{{model: a/b}}]\n{text}")
+        recipe = Recipe.from_yaml(f"merge_method: linear\nmodels: [{{model: a/b, parameters: {{weight: 1}}}}]\n{text}")
         return recipe.tokenizer_source and str(recipe.tokenizer_source)
 
     assert source("") is None

@@ -125,6 +125,13 @@ def test_a_missing_folder_is_not_mistaken_for_a_hub_id(path: str, tmp_path: Path
         folder_of(ModelPath(path=path), tmp_path)
 
 
+@pytest.mark.usefixtures("offline")
+def test_of_a_path_whose_first_folder_is_here_it_is_said_that_it_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(SourceError, match=rf"models/nope: {tmp_path}/models/nope does not exist"):
+        folder_of(ModelPath(path="models/nope"), tmp_path)
+
+
 def test_a_file_that_is_no_gguf_file_is_refused_with_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").touch()
     with pytest.raises(SourceError, match=r"is a file; give the folder of a model, or a \.gguf file"):

@@ -25,7 +25,7 @@ from llmevo.run.preflight.models import (
     vectors,
 )
 from llmevo.run.preflight.preparation import preparation
-from llmevo.run.preflight.questions import questions, repetitions
+from llmevo.run.preflight.questions import heldout, questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 from support.checkpoints import new_adapter
@@ -58,6 +58,15 @@ def test_models_of_one_making_have_nothing_to_be_said_of_but_their_licence(works
     for name in ("base", "one", "two"):
         card(workspace.root / name, "mit")
     assert preflight.preflight(scorer(workspace)) == []
+
+
+def test_a_search_without_held_out_questions_is_said_at_its_beginning(workspace: Workspace) -> None:
+    assert [*heldout(scorer(workspace))] == []
+    split = {"search": 0.5, "heldout": 0.5}
+    assert [*heldout(scorer(workspace, heldout=None, split=split))] == []
+    found = only(heldout(scorer(workspace, heldout=None)))
+    assert "no questions are held out" in found.what
+    assert str(found) in preflight.brief(scorer(workspace, heldout=None))
 
 
 def test_tokens_with_other_numbers_are_named(workspace: Workspace) -> None:

@@ -52,6 +52,9 @@ def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     recipe = Recipe.model_validate(state.recipes[best])
     assert recipe.prepare
     assert recipe.prepare.names == [name if isinstance(name, str) else next(iter(name)) for name in prepare]
+    status, printed = workspace.llmevo("export", "run", "pack", "--candidate", best, "--recipe-only")
+    assert status == 0, printed
+    assert ("questions.json, which holds the texts of its preparation" in printed) is (prepare != ["wudi"])
     assert workspace.llmevo("export", "run", "out", "--candidate", best)[0] == 0
     written = weights_of(workspace.root / "out")
     text = (workspace.root / "out" / "best.yml").read_text()

@@ -317,7 +317,7 @@ def test_a_budget_below_what_is_spent_is_refused(workspace: Workspace) -> None:
     content = (workspace.root / "run" / LOG).read_bytes()
     status, printed = workspace.llmevo("resume", "run", "--budget", "4")
     assert status == 2
-    assert "4 evaluations is too low" in printed
+    assert "4 evaluations is too low, for the run has scored 5 candidates; give more than 5" in printed
     assert (workspace.root / "run" / LOG).read_bytes() == content
 
 

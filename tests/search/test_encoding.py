@@ -176,7 +176,7 @@ TIES = "merge_method: ties\nmodels: [{model: one, parameters: {weight: 1.0}}]\nb
     [
         (TIES, "mine is no point of this search space"),
         (TIES.replace("ties", "tiess"), "mine.yml: .*'tiess' is unknown, did you mean 'ties'"),
-        (TIES.replace("{weight: 1.0}", "{}"), "mine.yml: the parameter 'weight' is missing"),
+        (TIES.replace("{weight: 1.0}", "{}"), r"mine.yml: .*models\.0 \(one\): ties needs 'weight'"),
         (None, "mine.yml: cannot be read"),
     ],
 )

@@ -11,7 +11,7 @@ from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
 from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
-from llmevo.run.preflight.questions import directions, finalists, lengths, questions, repetitions
+from llmevo.run.preflight.questions import directions, finalists, heldout, lengths, questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 
@@ -19,6 +19,7 @@ Check = Callable[[Scorer], Findings]
 
 CHECKS: Sequence[Check] = (
     memory,
+    heldout,
     directions,
     questions,
     finalists,

@@ -92,11 +92,10 @@ def by_layer(scorer: Scorer) -> list[SliceGeometry]:
 
 def gather(experiment: Experiment, measured: bool = False) -> Inspection:
     """Return the inspection of an experiment; with `measured`, the engine scores the uniform merge once. Raises
-    SourceError for a model that the engine cannot run.
+    what `Experiment.check_config` raises.
     """
+    experiment.check_config()
     scorer, uniform = experiment.scorer, experiment.space.uniform()
-    scorer.check_filters()
-    scorer.check_model()
     lost, first = rounding_loss(scorer), first_prompt(experiment)
     genes = [{**gene.described(), "uniform": gene.shown(uniform[gene.name])} for gene in experiment.space.genes]
     return Inspection(

@@ -1,4 +1,4 @@
-"""Checks of the questions: overlap, length and the direction of their metrics."""
+"""Checks of the questions: held-out ones, overlap, length and the direction of their metrics."""
 
 from collections import defaultdict
 
@@ -9,6 +9,16 @@ from llmevo.run.scorer import Scorer
 
 COUNTED = 64
 """Questions of a task whose tokens are counted: the longest."""
+
+
+def heldout(scorer: Scorer) -> Findings:
+    """No held-out questions, so that no score of the result is free of the search's choice."""
+    if scorer.heldout is None:
+        yield Finding(
+            "heldout",
+            "no questions are held out, and the search score of the result is the best of many and flatters",
+            "List tasks under `heldout:`, or hold out some of `tasks:`, such as split: {search: 0.7, heldout: 0.3}",
+        )
 
 
 def questions(scorer: Scorer) -> Findings:
