@@ -240,7 +240,7 @@ def test_the_parameter_prepare_goes_from_the_experts_to_the_prepared_ones(
     folder: Path, models: tuple[str, ...], step: str, method: str, cache: Path
 ) -> None:
     def made(share: float | None) -> dict[str, Tensor]:
-        own = {} if share is None else {"parameters": {"prepare": share}}
+        own: dict[str, Any] = {} if share is None else {"parameters": {"prepare": share}}
         return merged(recipe(None if share is None else [step], models, merge_method=method, **own), folder)
 
     plain = made(None)
