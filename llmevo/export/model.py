@@ -178,6 +178,8 @@ def model_card(
             "",
         ]
     makes = "this model again, bit for bit" if format_.kind == "model" else "the merge that this file was made from"
+    if recipe.prepare and recipe.prepare.text:
+        makes = f"it again with {recipe.prepare.text}, which is not published, up to rounding"
     again = f"`llmevo merge best.yml MODEL` makes {makes}"
     lines = [
         "# A merge found by llmevo",

@@ -59,6 +59,9 @@ def test_a_search_over_prepared_models_verifies_and_exports_what_it_scored(
     written = weights_of(workspace.root / "out")
     text = (workspace.root / "out" / "best.yml").read_text()
     assert "mergekit cannot: it has no prepare" in text
+    card = (workspace.root / "out" / "README.md").read_text()
+    assert ("bit for bit" in card) is (prepare == ["wudi"])
+    assert ("with questions.json, which is not published, up to rounding" in card) is (prepare != ["wudi"])
     again = dict(Merger(Sources(workspace.root)).merge(_with_texts(recipe, workspace.root / "run")))
     assert_same_bits(written, again)
 
