@@ -267,21 +267,29 @@ PREPARED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", [{"optimizer": "cma-es"}, {"optimizer": "llm-off"}, {"optimizer": "llm"}], ids=str)
 @pytest.mark.parametrize(
-    "more", [{}, {"gate": True}, {"constraints": ["letters >= parent - 0.5"]}, {"genome": PREPARED}], ids=str
+    ("optimizer", "more"),
+    [
+        ("llm-off", {}),
+        ("llm", {}),
+        ("llm-off", {"gate": True, "constraints": ["letters >= parent - 0.5"]}),
+        ("llm-off", {"genome": PREPARED}),
+    ],
+    ids=str,
 )
 def test_engines_in_workers_score_alike(
-    workspace: Workspace, search: dict[str, str], more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, optimizer: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four workers, then the same run from its beginning with one, two, and in this process."""
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
-    if more and search["optimizer"] != "llm-off":
-        pytest.skip("these are independent of the optimizer")
     write_task(workspace.root, "letters", 0, size=24)
     engine = {"backend": "hf", "device": "cpu", "workers": 4, "on": "processes"}
-    options = {"budget": 14, "population": 4, "seed": 3, "racing": {"looks": 3}, "order": "strict", **search}
-    config = {"engine": engine, "search": options, "llm": {"proposer": "simulated", "model": "random"}}
+    search = {"optimizer": optimizer, "budget": 14, "population": 4, "seed": 3, "order": "strict"}
+    config = {
+        "engine": engine,
+        "search": {**search, "racing": {"looks": 3}},
+        "llm": {"proposer": "simulated", "model": "random"},
+    }
     status, printed = workspace.llmevo("run", workspace.config(**config, **more), "--out", "run")
     assert status == 0, printed
     whole, lines = workspace.events("run"), (workspace.root / "run" / "events.jsonl").read_bytes().splitlines(True)

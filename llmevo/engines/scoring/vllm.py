@@ -110,8 +110,8 @@ class VllmScorer(TokenScorer):
             return self._parameters(**options, **fixed, skip_special_tokens=False)
         except TypeError as error:
             raise TaskError(
-                f"generation_kwargs of a task: vLLM cannot use {', '.join(options)} ({error}); leave out what it has"
-                " not, or use engine: {backend: hf}"
+                f"generation_kwargs of a task: vLLM cannot use {', '.join(asked.options)} ({error}); leave out what it"
+                " has not, or use engine: {backend: hf}"
             ) from error
 
 
