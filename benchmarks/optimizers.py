@@ -4,6 +4,7 @@
     python benchmarks/optimizers.py table benchmarks/results/optimizers-bbob.jsonl
     python benchmarks/optimizers.py summary benchmarks/results/optimizers-bbob.jsonl
     python benchmarks/optimizers.py llms benchmarks/results/optimizers-bbob.jsonl
+    python benchmarks/optimizers.py changes FILE benchmarks/results/optimizers-bbob.jsonl
     python benchmarks/optimizers.py draw benchmarks/results/optimizers-bbob.jsonl benchmarks/results/optimizers-bbob.png
 
 How a function becomes a search for a merge:
@@ -383,6 +384,22 @@ def llms(options: argparse.Namespace) -> None:
         print(f"| {name.removeprefix('llm:')} | {' | '.join(cells)} |")
 
 
+def changes(options: argparse.Namespace) -> None:
+    """The table of each optimizer relative to the `llm-off` of an earlier file, on the same runs."""
+    lines, earlier = read(options.file), read(options.earlier)
+    noises = sorted({line["noise"] for line in lines})
+    heads = [f"{_title(noise)}, {budget}" for noise in noises for budget in BUDGETS]
+    print(f"| optimizer | {' | '.join(heads)} | pairs |\n|{'---|' * (len(heads) + 2)}")
+    for name in sorted({line["optimizer"] for line in lines}, reverse=True):
+        found = [
+            figure(runs(lines, noise)[name], runs(earlier, noise)["llm-off"], budget, None)
+            for noise in noises
+            for budget in BUDGETS
+        ]
+        cells = [f"{f.ratio:.2f}{f.interval}" if f else "–" for f in found]
+        print(f"| {name} | {' | '.join(cells)} | {sum(f.pairs for f in found if f) // len(BUDGETS)} |")
+
+
 def coverage(options: argparse.Namespace) -> None:
     """How many instances of how many functions a file has of every optimizer."""
     done: dict[str, dict[int, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
@@ -466,6 +483,10 @@ def parser() -> argparse.ArgumentParser:
         short = commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
         short.add_argument("file")
         short.set_defaults(command=command)
+    against = commands.add_parser("changes", help=(changes.__doc__ or "").splitlines()[0])
+    against.add_argument("file")
+    against.add_argument("earlier")
+    against.set_defaults(command=changes)
     drawing = commands.add_parser("draw", help="draw the results")
     drawing.add_argument("file")
     drawing.add_argument("out")
