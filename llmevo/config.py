@@ -123,8 +123,6 @@ WITH_PRIOR = ("llm", "llm-off")
 KINDS = {"model_type": "give a mapping", "dict_type": "give a mapping", "list_type": "give a list"}
 """{type of a pydantic error about a wrong kind of value: what to give}."""
 
-BOUNDS = "genome.bounds"
-
 
 def check_values(values: Mapping[str, Any], origin: str) -> None:
     """Raise RunError where the config of a log has a removed value: its candidates cannot be computed again."""
@@ -175,9 +173,6 @@ def explain(detail: Any, root: type[BaseModel]) -> str:
         return f"{place}: this key was removed; {REMOVED[place]}"
     if isinstance(detail["input"], str) and detail["input"] in REMOVED_VALUES.get(place, ()):
         return f"{place}: {detail['input']!r} was removed; {REMOVED_VALUES[place][detail['input']]}"
-    if place.startswith(BOUNDS) and detail["type"] in ("tuple_type", "too_long", "missing"):
-        name = detail["loc"][len(BOUNDS.split("."))]
-        return f"{BOUNDS}.{name}: give [low, high], such as [0, 1] (it is {shortened(repr(detail['input']), 80)})"
     if detail["type"] == "extra_forbidden":
         known = _keys_of(root, detail["loc"][:-1])
         key = str(detail["loc"][-1])

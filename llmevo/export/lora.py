@@ -21,6 +21,7 @@ from llmevo.merging.merger import Merger, Seed
 from llmevo.merging.methods.base import coefficients
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.writer import whole_folder, write_texts
+from llmevo.models.adapters import PREFIX
 from llmevo.models.checkpoints import LowRank, Source, Weight, same
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, returning_memory, write_file
@@ -28,9 +29,6 @@ from llmevo.models.sources import Sources
 
 REPORT = "lora_report.json"
 """The file with the kept energy and the error of every matrix, beside the adapter."""
-
-PREFIX = "base_model.model."
-"""What the names of modules begin with in PEFT's files."""
 
 LARGEST_RANK = 512
 """The largest rank that vLLM serves."""

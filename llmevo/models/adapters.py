@@ -20,6 +20,9 @@ from llmevo.models.checkpoints import Checkpoint, Kept, LowRank, Source, Weight,
 from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import places
 
+PREFIX = "base_model.model."
+"""What the names of modules begin with in PEFT's files."""
+
 MERGE_FIRST = "Merge the adapter into its model with PEFT's merge_and_unload, save that, and name the saved model"
 
 REFUSED: Mapping[str, str] = {
@@ -131,7 +134,7 @@ class LoraModel(Source):
         found: dict[tuple[str, int], dict[str, str]] = {}
         ends = {each: each for each in (*ENDS[self.kind], *EVERYWHERE)} | OTHER_NAMES
         for name in self._adapter.shapes:
-            plain = name.removeprefix("base_model.model.")
+            plain = name.removeprefix(PREFIX)
             if self.kind == "VERA" and plain in ("base_model.vera_A", "base_model.vera_B"):
                 continue
             end = max((end for end in ends if plain.endswith(f".{end}")), key=len, default="")
@@ -151,7 +154,7 @@ class LoraModel(Source):
     @cached_property
     def _stacks(self) -> tuple[TextStack, TextStack] | None:
         """The layers of the model, and the same layers as the adapter names them; None where it names none."""
-        names = [name.removeprefix("base_model.model.") for name in self._adapter.shapes]
+        names = [name.removeprefix(PREFIX) for name in self._adapter.shapes]
         try:
             return stack_of({}, self.model.shapes), stack_of({}, names)
         except SourceError:
@@ -527,7 +530,7 @@ class LoraModel(Source):
         self._need(parts, *ENDS["VERA"])
         weight = self._weight_of(module)
         shared = [f"base_model.vera_{each}" for each in "AB"]
-        shared = [name if name in self._adapter.shapes else f"base_model.model.{name}" for name in shared]
+        shared = [name if name in self._adapter.shapes else f"{PREFIX}{name}" for name in shared]
         if lost := next((name for name in shared if name not in self._adapter.shapes), None):
             raise SourceError(
                 f"{self._adapter.folder}: {lost.removeprefix('base_model.model.')} is missing (save_projection: false):"

@@ -1,9 +1,9 @@
 """The genome: the models, the merge methods and the granularity of a search."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from llmevo.errors import nearest, plural
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
@@ -14,6 +14,16 @@ from llmevo.search.mixtures import Mixtures, check_experts
 from llmevo.search.paths.settings import Paths
 
 OTHER = "other"  # the name of the catch-all filter: the tensors that no other filter matches
+
+
+def _pair(given: Any) -> Any:
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise ValueError("give [low, high], such as [0, 1]")
+    return given
+
+
+Bounds = Annotated[tuple[float, float], BeforeValidator(_pair)]
+"""The least and the largest value of a gene."""
 
 
 class Genome(BaseModel):
@@ -52,7 +62,7 @@ class Genome(BaseModel):
     the same order. The uniform merge, the parents and the first candidates have no such layer."""
     path: Paths | None = None
     """The layer paths that the optimizers `paths…` and `search.spaces: both` may try: `{deepest: 36, edits: 2}`."""
-    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
+    bounds: dict[str, Bounds] = Field(default_factory=dict[str, Bounds])
     """{parameter: [lowest, highest value of its genes]}; by default the methods' own, the widest of several."""
     parameters: dict[str, float | bool] = Field(default_factory=dict[str, float | bool])
     """Fixed values for the methods' other parameters, such as `lambda` or `rescale`."""

@@ -17,7 +17,13 @@ DEFAULT_NEW_TOKENS = 256
 KEPT_CHARACTERS = 1 << 26
 """Characters of text whose tokens stay in memory: about half a gigabyte."""
 
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
+NEUTRAL = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "use_cache": True,
+}
 """Values of generation options that have no effect."""
 
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]

@@ -101,9 +101,7 @@ class VllmScorer(TokenScorer):
 
         Raises TaskError for an option that vLLM has not.
         """
-        options = {key: value for key, value in asked.options.items() if key != "use_cache"}
-        if not asked.sampled:
-            options["temperature"] = 0.0
+        options = asked.options if asked.sampled else {**asked.options, "temperature": 0.0}
         fixed = {"max_tokens": asked.room, "stop": asked.until, "seed": self.seed + repeated}
         try:
             # Special tokens stay in the text that vLLM searches for stop strings, as a stop string may be one.

@@ -155,7 +155,7 @@ class Display(LiveView):
             case events.HeldOut():
                 return f"  held out: {event.row} {total(event.read())}"
             case events.Unscored():
-                return f"  {event.name} failed: {event.reason}"
+                return f"  {event}"
             case _:
                 return None
 
@@ -184,7 +184,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
                 "No `heldout:` tasks were given: the search score is the best of many and flatters.", style="yellow"
             )
     for failed in state.failed_finals:
-        say(console, f"{failed.name} failed: {failed.reason}", "red")
+        say(console, str(failed), "red")
     if state.unmet:
         console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
     if state.front:

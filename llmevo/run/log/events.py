@@ -342,6 +342,9 @@ class Unscored(BaseEvent):
         form = f" in {self.quantized}, {self.questions} questions" if self.step == "served" else ""
         return f"finalist {self.candidate}{form}"
 
+    def __str__(self) -> str:
+        return f"{self.name} failed: {self.reason}"
+
 
 class RunFinished(BaseEvent):
     event: Literal["run_finished"] = "run_finished"
