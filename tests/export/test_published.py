@@ -91,6 +91,8 @@ def filled(kind: Any, place: str) -> Any:
             return filled(min(inner, key=lambda of: (not is_model(of), of not in TEXTS, of is types.NoneType)), place)
         case typing.Literal:
             return inner[0]
+        case typing.Annotated:
+            return filled(inner[0], place)
         case builtins.dict:
             return {"1": filled(inner[1], f"{place}.1")}
         case builtins.list:
