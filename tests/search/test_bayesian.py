@@ -219,9 +219,10 @@ def searched(
     seed: int = 0,
     kind: str = "llm-off",
     start: Sequence[Genes] = (),
+    before_rules_5: bool = False,
 ) -> list[Trial]:
     """The trials of a search after the start rows."""
-    optimizer = OPTIMIZERS[kind](setup(over, seed))
+    optimizer = OPTIMIZERS[kind](replace(setup(over, seed), before_rules_5=before_rules_5))
     rows = start or [row.candidate.genes for row in start_rows(over)]
     told = [trial(place, genes, objective(genes)) for place, genes in enumerate(rows)]
     trials: list[Trial] = []
@@ -256,6 +257,12 @@ def test_it_finds_the_optimum_of_a_smooth_function_in_few_evaluations() -> None:
     }
     assert regrets["llm-off"] < 0.1 * regrets["random"]
     assert regrets["llm-off"] < 0.005
+
+
+def test_exact_scores_are_refined_further_than_in_logs_of_earlier_rules() -> None:
+    """A search of exact scores ended at the distance that its smallest samples have."""
+    earlier, now = (1 - best(searched(quadratic(SIX), 50, before_rules_5=before)) for before in (True, False))
+    assert now < 0.2 * earlier
 
 
 def test_a_candidate_is_one_at_a_time_and_is_never_a_repetition() -> None:
@@ -366,9 +373,13 @@ def test_in_many_dimensions_samples_move_a_few_genes_and_the_search_still_climbs
     assert moved[250:].min() == len(over.genes)
     objective = quadratic(over)
     start = max(objective(row.candidate.genes) for row in start_rows(over))
-    regrets = {kind: 1 - best(searched(objective, 60, over, kind=kind)) for kind in ("llm-off", "random")}
+
+    def regret(kind: str) -> float:
+        return fmean(1 - best(searched(objective, 60, over, seed, kind)) for seed in range(3))
+
+    regrets = {kind: regret(kind) for kind in ("llm-off", "random")}
     assert regrets["llm-off"] < 0.2 * (1 - start)
-    assert regrets["llm-off"] < 0.5 * regrets["random"]
+    assert regrets["llm-off"] < 0.7 * regrets["random"]
 
 
 # Its state

@@ -74,8 +74,9 @@ class Setup:
     """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
     earlier rules."""
     before_rules_5: bool = False
-    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, and in
-    `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start."""
+    """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, in
+    `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start, and
+    Bayesian optimization refines no further where scores have little noise."""
     budget_is_known: bool = True
     """False where `budget` is only the most, before a first forecast: see `extend`."""
     from_uniform: bool = False

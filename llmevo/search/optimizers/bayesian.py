@@ -8,7 +8,7 @@ from threadpoolctl import ThreadpoolController
 
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.gaussian_process import Features, training_set
-from llmevo.search.optimizers.matern_process import MaternProcess, Mean
+from llmevo.search.optimizers.matern_process import LEAST_NOISE, MaternProcess, Mean
 from llmevo.search.optimizers.population import History, Recorded, redraw_choices
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
@@ -21,6 +21,8 @@ ANYWHERE = 500
 RADIUS = 0.15  # the standard deviation of the samples, a share of a gene's range
 REDRAWN = 0.1  # the share of choices drawn anew
 REFINED, REFINEMENTS = 200, 2  # samples around the best one found, in rounds of half the radius
+EXACT = 1e-3  # the noise variance below which scores are next to exact, where they have variance 1
+LEAST_NOISE_EXACT = -14.0  # the least logarithm of the noise variance
 WIDTH = 0.25  # of a presumed value, a share of a gene's range
 FAR, REACH = 100.0, 3.0  # how far below the median a score is very bad, and counts, in distances of the best above it
 ADAPTED = 1.05  # the model's parameters are fitted again when there are so many times the trials
@@ -72,7 +74,8 @@ class BayesianOptimization(Recorded):
         self._random = np.random.default_rng(setup.seed)
         self._history = History(setup.seed, setup.budget, [gene.described() for gene in setup.space.genes])
         self._features = Features(setup.space)
-        self._model = MaternProcess(self._features.size)
+        least_noise = LEAST_NOISE if setup.before_rules_5 else LEAST_NOISE_EXACT
+        self._model = MaternProcess(self._features.size, least_noise)
         self._threads = ThreadpoolController()
         self.largest = setup.parallel
         self._trials: list[Trial] = []
@@ -172,7 +175,7 @@ class BayesianOptimization(Recorded):
         centres = known[np.argsort(-expected, kind="stable")[:CENTRES]]
         samples = np.vstack([*(self._around(centre, AROUND, RADIUS) for centre in centres), anywhere])
         bounds = self._bounds(samples)
-        for round_ in range(1, REFINEMENTS + 1):
+        for round_ in range(1, self._refinements + 1):
             best = samples[int(np.argmax(bounds))]
             nearer = self._around(best, REFINED, RADIUS / 2**round_)
             samples, bounds = np.vstack([samples, nearer]), np.concatenate([bounds, self._bounds(nearer)])
@@ -182,6 +185,13 @@ class BayesianOptimization(Recorded):
                 expected = float(f"{self._scale.score(float(self._model.mean(self._points([genes]))[0])):.4g}")
                 return Suggestion(genes, "gaussian", f"expected {expected:.4g}", expected=expected)
         return Suggestion(self._space.from_unit(anywhere[0]), "gaussian")  # nothing new is left
+
+    @property
+    def _refinements(self) -> int:
+        """Rounds of samples around the best one: more where scores are next to exact and tell near points apart."""
+        noise = self._model.noise
+        is_exact = noise < EXACT and not self._setup.before_rules_5
+        return int(-np.log2(noise) / 2) if is_exact else REFINEMENTS
 
     def _bounds(self, samples: Array) -> Array:
         means, deviations = self._model.predict(self._features.of(samples))

@@ -14,7 +14,8 @@ CENTRES = np.log([0.5, 1.0, 0.05])  # of length scale, signal variance and noise
 FEATURES = 8  # the number of features for which this length scale is meant
 SPREADS = np.array([1.0, 1.0, 1.5])  # the priors' standard deviations of these logarithms
 RELEVANCE = 0.5  # the prior's standard deviation of the logarithm of a feature's own factor of the length scale
-BOUNDS = ((-3.0, 3.0), (-4.0, 4.0), (-9.0, 1.0))
+BOUNDS = ((-3.0, 3.0), (-4.0, 4.0))
+LEAST_NOISE, MOST_NOISE = -9.0, 1.0
 FACTOR_BOUNDS = (-2.0, 2.0)
 STEPS = 30  # quasi-Newton steps of a fit
 
@@ -37,13 +38,20 @@ class MaternProcess:
     of the process is linear in κ, the posterior mean of κ replaces the average over it.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, least_noise: float = LEAST_NOISE) -> None:
+        """`least_noise` is the least logarithm of the noise variance, where scores have variance 1."""
         self._size = features
+        self._bounds = [*BOUNDS, (least_noise, MOST_NOISE), *[FACTOR_BOUNDS] * features]
         self._logs = self._centres
         self.belief = 0.0
         """The posterior mean of κ."""
         self.belief_probability: float | None = None
         """P(κ > 0); None without a prior mean."""
+
+    @property
+    def noise(self) -> float:
+        """The variance of the noise, where scores have variance 1."""
+        return float(np.exp(self._logs[2]))
 
     @property
     def _centres(self) -> Array:
@@ -58,9 +66,10 @@ class MaternProcess:
         self._points, self._values, self._mean = points, values, mean
         if adapt:
             limits: Any = {"maxiter": STEPS}
-            bounds = [*BOUNDS, *[FACTOR_BOUNDS] * self._size]
             fits: list[Any] = [
-                scipy.optimize.minimize(self._loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
+                scipy.optimize.minimize(
+                    self._loss, start, jac=True, method="L-BFGS-B", bounds=self._bounds, options=limits
+                )
                 for start in (self._logs, self._centres)
             ]
             self._logs = min(fits, key=lambda fit: fit.fun).x
