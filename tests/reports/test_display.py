@@ -18,7 +18,7 @@ from llmevo.config import parse_config
 from llmevo.errors import plural
 from llmevo.evaluation.tasks.task import short
 from llmevo.reports.terminal.live import Display
-from llmevo.reports.terminal.panel import fitted, picture
+from llmevo.reports.terminal.panel import fitted, heldout, picture
 from llmevo.reports.terminal.replay import play
 from llmevo.reports.text import clock
 from llmevo.reports.verdict import verdict
@@ -141,6 +141,16 @@ def test_the_picture_shows_progress_scores_the_last_answer_and_the_held_out_tabl
     text = console.export_text()
     for words in ("24 of 24", "best so far", "uniform", "proposals in", "held-out questions", "LLM trust"):
         assert words in text
+
+
+def test_scores_of_held_out_tasks_have_their_errors_where_all_have_room(workspace: Workspace) -> None:
+    workspace.finished("--budget", 24)
+    row, tasks = r"^base +\d\.\d{3} ± \d\.\d{3}", len(workspace.state("run").heldout_tasks)
+    for width, cell in ((140, r"\d\.\d{3} ± \d\.\d{3}"), (46, r"\d\.\d{3}")):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(heldout(workspace.state("run"), width))
+        text = console.export_text()
+        assert re.search(rf"{row}( +{cell}){{{tasks}}} *$", text, re.M), text
 
 
 def left_of(log: list[Event]) -> float:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from llmevo.config import Config
 from llmevo.errors import plural
-from llmevo.evaluation.score import Metrics, Score
+from llmevo.evaluation.score import Metrics, Score, error_of
 from llmevo.evaluation.tasks.task import short
 from llmevo.reports.serving import finalists
 from llmevo.reports.terminal import workers
@@ -198,16 +198,20 @@ def scores(state: RunState, config: Config, width: int | None = None, rows: int 
 
 
 def heldout(state: RunState, width: int | None = None, rows: int | None = None) -> RenderableType:
-    """Return the scores on held-out questions."""
+    """Return the scores on held-out questions; those of tasks with their errors where all have room."""
     metrics = {task.name: task.metric for task in state.heldout_tasks}
     held, failed = [*state.heldout.values()], [*state.failed_rows.values()]
     shown = failed[: None if rows is None else max(0, rows - 4)]
     room = None if rows is None else rows - 3 - len(shown)
     first = (*OF_BEST, "uniform", "coefficient")
     kept = _strongest(held, room, lambda row: (row.kind in first, row.score))
-    table, tasks = _table([row.row for row in (*kept, *shown)], [*metrics], width)
+    names = [row.row for row in (*kept, *shown)]
+    table, tasks = _table(names, [*metrics], width, SCORE)
+    errors = len(tasks) == len(metrics)
+    if not errors:
+        table, tasks = _table(names, [*metrics], width)
     for row in kept:
-        values = [_number(row.tasks, task, metrics[task]) for task in tasks]
+        values = [_number(row.tasks, task, metrics[task], errors) for task in tasks]
         place = "" if row.candidate is None else str(row.candidate)
         table.add_row(Text(row.row), place, total(row.read()), *values, style=BEST if row.kind == "best" else "")
     for row in shown:
@@ -307,9 +311,9 @@ def _with_rest(table: Table, models: int, tasks: int) -> RenderableType:
     return Group(table, Text(f"and {' and '.join(rest)} more", style="dim")) if rest else table
 
 
-def _number(tasks: Metrics, task: str, metric: str) -> str:
-    value = tasks.get(task, {}).get(metric)
-    return "–" if value is None else f"{value:.3f}"
+def _number(tasks: Metrics, task: str, metric: str, error: bool = False) -> str:
+    values = tasks.get(task, {})
+    return with_error(values.get(metric), values.get(error_of(metric)) if error else None) or "–"
 
 
 def _last_prompt(state: RunState, width: int) -> list[RenderableType]:
