@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # as the command line has it
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("OPENAI_API_KEY", None)
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llmevo-tests-")
+STATE = os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llmevo-tests-")
 
 import pytest
 import torch
@@ -28,6 +28,10 @@ NEEDS = {
     "gpu": (torch.cuda.is_available(), "a CUDA device"),
 }
 """Whether this machine has it, by marker."""
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(STATE, ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
