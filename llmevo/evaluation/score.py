@@ -137,3 +137,9 @@ def error_of(metric: str) -> str:
     """Return the name of a metric's standard error, as lm-eval has it: `acc_stderr,none` of `acc,none`."""
     name, _, filter_ = metric.partition(",")
     return f"{name}_stderr,{filter_}"
+
+
+def metric_of(tasks: Metrics, name: str, metric: str) -> tuple[float | None, float | None]:
+    """Return a task's counted metric and its standard error; None where the score lacks them."""
+    found = tasks.get(name, {})
+    return found.get(metric), found.get(error_of(metric))

@@ -533,7 +533,7 @@ class LoraModel(Source):
         shared = [name if name in self._adapter.shapes else f"{PREFIX}{name}" for name in shared]
         if lost := next((name for name in shared if name not in self._adapter.shapes), None):
             raise SourceError(
-                f"{self._adapter.folder}: {lost.removeprefix('base_model.model.')} is missing (save_projection: false):"
+                f"{self._adapter.folder}: {lost.removeprefix(PREFIX)} is missing (save_projection: false):"
                 f" the adapter's random matrices are made anew by PEFT. {MERGE_FIRST}"
             )
         rows, columns = self._matrix(weight)

@@ -373,13 +373,9 @@ def test_in_many_dimensions_samples_move_a_few_genes_and_the_search_still_climbs
     assert moved[250:].min() == len(over.genes)
     objective = quadratic(over)
     start = max(objective(row.candidate.genes) for row in start_rows(over))
-
-    def regret(kind: str) -> float:
-        return fmean(1 - best(searched(objective, 60, over, seed, kind)) for seed in range(3))
-
-    regrets = {kind: regret(kind) for kind in ("llm-off", "random")}
+    regrets = {kind: 1 - best(searched(objective, 60, over, kind=kind)) for kind in ("llm-off", "random")}
     assert regrets["llm-off"] < 0.2 * (1 - start)
-    assert regrets["llm-off"] < 0.7 * regrets["random"]
+    assert regrets["llm-off"] < 0.5 * regrets["random"]
 
 
 # Its state

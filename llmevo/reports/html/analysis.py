@@ -14,7 +14,6 @@ import numpy as np
 from llmevo.config import Config
 from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.evaluation.racing import difference
-from llmevo.evaluation.score import error_of
 from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -87,12 +86,6 @@ class Subject:
             budget=len(trials),
             mask_names=self.config.llm.mask_names,
         )
-
-
-def metric_of(tasks: Mapping[str, Mapping[str, float]], name: str, metric: str) -> tuple[float | None, float | None]:
-    """Return a task's counted metric and its standard error; None where the score lacks them."""
-    found = tasks.get(name, {})
-    return found.get(metric), found.get(error_of(metric))
 
 
 # Effects of genes, by the evidence that an LLM is shown

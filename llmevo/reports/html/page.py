@@ -19,8 +19,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from llmevo.errors import plural
+from llmevo.evaluation.score import metric_of
 from llmevo.reports.html import figures
-from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of, metric_of
+from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of
 from llmevo.reports.html.pareto import covered, front, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.html.thoughts import thoughts

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from llmevo.config import Config
 from llmevo.errors import plural
-from llmevo.evaluation.score import Metrics, Score, error_of
+from llmevo.evaluation.score import Metrics, Score, metric_of
 from llmevo.evaluation.tasks.task import short
 from llmevo.reports.serving import finalists
 from llmevo.reports.terminal import workers
@@ -312,8 +312,8 @@ def _with_rest(table: Table, models: int, tasks: int) -> RenderableType:
 
 
 def _number(tasks: Metrics, task: str, metric: str, error: bool = False) -> str:
-    values = tasks.get(task, {})
-    return with_error(values.get(metric), values.get(error_of(metric)) if error else None) or "–"
+    value, stderr = metric_of(tasks, task, metric)
+    return with_error(value, stderr if error else None) or "–"
 
 
 def _last_prompt(state: RunState, width: int) -> list[RenderableType]:

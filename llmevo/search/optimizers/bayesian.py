@@ -188,7 +188,9 @@ class BayesianOptimization(Recorded):
 
     @property
     def _refinements(self) -> int:
-        """Rounds of samples around the best one: more where scores are next to exact and tell near points apart."""
+        """Rounds of samples around the best one: more where scores are next to exact and tell near points apart. The
+        radius then ends at about `RADIUS` times the standard deviation of the noise.
+        """
         noise = self._model.noise
         is_exact = noise < EXACT and not self._setup.before_rules_5
         return int(-np.log2(noise) / 2) if is_exact else REFINEMENTS
