@@ -12,9 +12,9 @@ search questions prefer only, so that no setting is chosen by them. A method aft
 prepared by the steps before it.
 
 `search` compares searches that choose the method (`genome.merge_method` a list) with those that have the config's own
-method, both with the optimizer that the config has without an LLM. Its NAME may also be `regmean`, the config of
-`configs/quickstart.yml`: the experts are prepared by RegMean, and how much of it is used is a gene of all its searches.
-Each run goes on from one budget to the next, and a line is written at each. `picks` shows what was chosen, and the
+method, both with the optimizer that the config has without an LLM. Its NAME may also be `regmean` or `regmean_plusplus`,
+the config of `configs/quickstart.yml` with this preparation: how much of it is used is a gene of all its searches.
+With `--only own` there is no choice of methods. Each run goes on from one budget to the next, and a line is written at each. `picks` shows what was chosen, and the
 held-out scores.
 """
 
@@ -209,14 +209,15 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
-SEARCHED = {**CONFIGS, "regmean": HERE.parent / "configs" / "quickstart.yml"}
+PREPARED = ("regmean", "regmean_plusplus")
+"""The steps that a search may have; the config has one of them."""
+
+SEARCHED = {**CONFIGS, **dict.fromkeys(PREPARED, HERE.parent / "configs" / "quickstart.yml")}
 """The configs of searches."""
 
-CHOICES = {
-    "quickstart": ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"],
-    "regmean": ["task_arithmetic", "tsv", "isotropic", "ties"],
-}
-"""The methods of a search that may choose; the first one is the config's own. `overlap` has those of `quickstart`."""
+PLAIN = ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"]
+CHOICES = dict.fromkeys(CONFIGS, PLAIN) | dict.fromkeys(PREPARED, ["task_arithmetic", "tsv", "isotropic", "ties"])
+"""The methods of a search that may choose; the first one is the config's own."""
 
 
 def search(options: argparse.Namespace) -> None:
@@ -224,8 +225,9 @@ def search(options: argparse.Namespace) -> None:
     file = SEARCHED[options.name]
     config = read_config(file)
     done = {(line["config"], line["methods"], line["seed"], line["budget"]) for line in measurements.read(options.out)}
-    several = CHOICES.get(options.name, CHOICES["quickstart"])
-    for seed, methods in itertools.product(options.seeds, (several[0], several)):
+    several = CHOICES[options.name]
+    searched = {"own": [several[0]], "choice": [several], "both": [several[0], several]}[options.only]
+    for seed, methods in itertools.product(options.seeds, searched):
         named = " ".join(methods) if isinstance(methods, list) else methods
         folder = options.runs / f"{options.name}-{'choice' if methods is several else methods}-{seed}"
         for budget in sorted(options.budgets):
@@ -233,6 +235,8 @@ def search(options: argparse.Namespace) -> None:
                 continue
             given = config.model_dump(mode="json", exclude_unset=True)
             given["genome"]["merge_method"] = methods
+            if options.name in PREPARED:
+                given["genome"]["prepare"]["steps"] = [options.name]
             given["search"] |= {"seed": seed, "budget": budget}
             if seed != config.evaluation_seed:  # as in `llmevo compare`, so that other runs' baselines are known
                 given["search"] |= {"evaluation_seed": config.evaluation_seed}
@@ -306,6 +310,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
     command.add_argument("--budgets", type=int, nargs="+", default=[35, 60])
     command.add_argument("--seeds", type=int, nargs="+", default=[*range(5)], help="0 1 2 3 4 by default")
+    command.add_argument("--only", choices=("own", "choice", "both"), default="both", help="which of the two searches")
     command.set_defaults(run=search)
     command = commands.add_parser("picks")
     command.add_argument("file", type=Path)
