@@ -12,10 +12,10 @@ search questions prefer only, so that no setting is chosen by them. A method aft
 prepared by the steps before it.
 
 `search` compares searches that choose the method (`genome.merge_method` a list) with those that have the config's own
-method, both with the optimizer that the config has without an LLM. Its NAME may also be `regmean` or `regmean_plusplus`,
-the config of `configs/quickstart.yml` with this preparation: how much of it is used is a gene of all its searches.
-With `--only own` there is no choice of methods. Each run goes on from one budget to the next, and a line is written at each. `picks` shows what was chosen, and the
-held-out scores.
+method (`--only own` runs just these), both with the optimizer that the config has without an LLM. Its NAME may also be
+`regmean` or `regmean_plusplus`, the config of `configs/quickstart.yml` with this preparation: how much of it is used is
+a gene of all its searches. Each run goes on from one budget to the next, and a line is written at each. `picks` shows
+what was chosen, and the held-out scores.
 """
 
 import argparse
@@ -215,8 +215,10 @@ PREPARED = ("regmean", "regmean_plusplus")
 SEARCHED = {**CONFIGS, **dict.fromkeys(PREPARED, HERE.parent / "configs" / "quickstart.yml")}
 """The configs of searches."""
 
-PLAIN = ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"]
-CHOICES = dict.fromkeys(CONFIGS, PLAIN) | dict.fromkeys(PREPARED, ["task_arithmetic", "tsv", "isotropic", "ties"])
+CHOICES = {
+    **{name: ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"] for name in CONFIGS},
+    **{name: ["task_arithmetic", "tsv", "isotropic", "ties"] for name in PREPARED},
+}
 """The methods of a search that may choose; the first one is the config's own."""
 
 
