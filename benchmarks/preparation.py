@@ -212,7 +212,7 @@ def large_rows() -> Iterator[str]:
             products = f"{4 * grams(LARGE) / 1e9:.0f} GB" if of.measures == "grams" else ""
             reading = 2.0 * parameters * TOKENS * {"": 0, "magnitudes": 1, "grams": COUNT}[of.measures]
             if of.sequential:
-                reading *= 3  # to know the masks of all layers, in the expert's, and in the merged ones
+                reading *= 2  # in the expert's layers, and in the merged ones
             yield (
                 f"| {kind} | {step} | {f'{reading:.1e}' if reading else ''} | {2 * work:.1e} | × {work / small:,.0f}"
                 f" | {COUNT * stored(step, kind, LARGE) / 1e9:.1f} GB | {products} |"

@@ -375,7 +375,7 @@ class Passes:
     def __init__(self, lm: HfScorer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int, int]] = []
         backbone: Any = lm._backbone  # pyright: ignore[reportPrivateUsage]
-        forward = backbone._body.forward
+        forward = backbone.body.forward
 
         def watched(*args: Any, **options: Any) -> Any:
             cache = options.get("cache", options.get("past_key_values"))  # named by the version of transformers
@@ -383,7 +383,7 @@ class Passes:
             self.seen.append((0 if cache is None else cache.get_seq_length(), rows, length))
             return forward(*args, **options)
 
-        monkeypatch.setattr(backbone._body, "forward", watched)
+        monkeypatch.setattr(backbone.body, "forward", watched)
 
     @property
     def tokens(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import llmevo
 from llmevo.engines.hf import HfEngine
-from llmevo.errors import RecipeError
+from llmevo.errors import RecipeError, SourceError
 from llmevo.export.experts import write_experts
 from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import TensorGroup
@@ -28,8 +28,10 @@ from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.calibration.activations import Sums
 from llmevo.run.calibration.layer_inputs import device_for, measure
+from llmevo.run.calibration.sequential import SequentialPass
 from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
+from support.families import new_family
 from support.tiny_model import save_tiny, tiny_llama
 
 Matrix = NDArray[np.float64]
@@ -373,6 +375,62 @@ def test_regmean_plusplus_measures_each_layer_above_merged_ones(folder: Path, mo
     assert {of.folder for of in regmean.all_measurements}.isdisjoint(of.folder for of in prepared.all_measurements)
     name = "model.layers.1.mlp.down_proj.weight"
     assert difference({name: made[name]}, {name: merged(plain, folder)[name]}) > 1e-5
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_blocks_run_for_their_arguments_only_where_these_depend_on_the_blocks_below(
+    folder: Path, depends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"letters": ["abc def", "x y z"], "digits": ["12 34", "5 6 7 8"]}
+    tasks = {model: [task] for model, task in zip(("base+one", "tuned"), texts, strict=True)}
+    given = recipe({"steps": ["regmean_plusplus"], "text": "texts.json", "tasks": tasks}, (*tasks,), (1.0, 1.0))
+    sources = Sources(folder)
+    prepared = Merger(sources).prepared(given)
+    assert prepared
+    of = prepared.all_measurements[0].sequential
+    assert of
+    found: list[dict[str, Tensor]] = []
+    runs: list[int] = []
+    for forced in (False, True):
+        engine = HfEngine(sources.engine_folder(of.base), folder / "base", "float32", "cpu", Merger(sources))
+        first, second = engine.model.model.layers
+        if depends:
+            second.register_forward_pre_hook(
+                lambda _, args, named: (args, {**named, "note": args[0].mean()}), with_kwargs=True
+            )
+        runs.append(0)
+
+        def count(*_: Any) -> None:
+            runs[-1] += 1
+
+        first.self_attn.register_forward_hook(count)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            if forced:
+                patch.setattr("llmevo.run.calibration.sequential._alike", lambda *_: False)
+            blocks = SequentialPass(of, engine, sources)
+            found.append({f"{model} {name}": mean for model, means in blocks for name, mean in means.items()})
+        engine.close()
+    assert_same_bits(*found)
+    batches = 4  # two texts of different lengths an expert; each is measured, then merged
+    assert runs == [1 + 2 * batches + batches * depends, 1 + 3 * batches]
+
+
+@pytest.mark.parametrize("family", ["Zamba2", "GPT-2"])
+@pytest.mark.parametrize("step", ["aim", "regmean_plusplus"])
+def test_other_blocks_are_measured_or_refused_in_one_line(tmp_path: Path, family: str, step: str) -> None:
+    """Zamba2's blocks have arguments without a name; GPT-2's layers are of another class, and transposed."""
+    new_family(tmp_path, family)
+    (tmp_path / "texts.json").write_text('{"letters": ["abc def"]}')
+    given = recipe({"steps": [step], "text": "texts.json"}, ("one", "two"), (1.0, 1.0))
+    (tmp_path / "recipe.yml").write_text(given.to_yaml())
+    if family == "GPT-2":
+        with pytest.raises(SourceError, match="GPT2LMHeadModel has no layers of the class"):
+            llmevo.merge(tmp_path / "recipe.yml", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    else:
+        llmevo.merge(tmp_path / "recipe.yml", tmp_path / "out")
+        plain = merged(given.model_copy(update={"prepare": None}), tmp_path)
+        assert difference(weights_of(tmp_path / "out"), plain) > 1e-4
 
 
 @pytest.mark.parametrize(("free", "expected"), [(3 * 2**30, "cuda"), (2**30, "cpu")])

@@ -90,7 +90,7 @@ class Backbone:
             self._use(model, lambda logits: logits)
 
     def _use(self, body: Any, head: Callable[[Tensor], Tensor]) -> None:
-        self._body, self.head = body, head
+        self.body, self.head = body, head
         # Newer transformers call the argument `cache`.
         self._cache = "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
 
@@ -121,7 +121,7 @@ class Backbone:
     def hidden(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
         """(rows, length, width) before the head. `cache` holds the keys and values before the rows."""
         given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, self._cache: cache}
-        return self._body(input_ids=tokens, attention_mask=mask, position_ids=positions, **given)[0]
+        return self.body(input_ids=tokens, attention_mask=mask, position_ids=positions, **given)[0]
 
     def answers(self, inputs: BatchTensors, stem: Stem | None) -> Iterator[tuple[int, float, bool]]:
         """(request, log-probability of one of its tokens, True if that is the likeliest token), in one pass."""

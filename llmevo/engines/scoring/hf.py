@@ -57,6 +57,12 @@ class HfScorer(TokenScorer):
         self._batch = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
         self.packs, self.stems = supported_layouts(self._batch_scores, text.vocab_size)
 
+    def read(self, tokens: Tensor) -> None:
+        """Run the model on tokens (texts, length) without its head, for hooks on its layers: logits of a large
+        vocabulary would take time and memory.
+        """
+        self._backbone.body(input_ids=tokens.to(self.model.device), use_cache=False)
+
     # Log-likelihoods
 
     def _loglikelihood_tokens(self, requests: list[TokenRequest], **_: Any) -> list[tuple[float, bool]]:

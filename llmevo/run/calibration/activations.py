@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.loading import Places
-from llmevo.errors import TaskError
+from llmevo.errors import SourceError, TaskError
 from llmevo.models.architecture import TextStack, stack_of
 from llmevo.models.tokenizer import VOCABULARY
 
@@ -75,8 +76,10 @@ class Sums:
         if first != name:
             return
         rows = given.detach().reshape(-1, given.shape[-1]).float()
-        added = (rows.T @ rows if self.kind == "grams" else rows.abs().sum(0)).to(self.device or rows.device)
-        self._sums[name] = self._sums[name].add_(added) if name in self._sums else added
+        if name not in self._sums:
+            shape = rows.shape[1:] * (2 if self.kind == "grams" else 1)
+            self._sums[name] = torch.zeros(shape, device=self.device or rows.device)
+        _add(rows, self._sums[name])
         self._counts[name] = self._counts.get(name, 0) + len(rows)
 
     @property
@@ -87,7 +90,20 @@ class Sums:
     def means(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the mean of each layer."""
         for name, first in self._first.items():
-            yield name, (self._sums[first] / self._counts[first]).cpu()
+            mean = self._sums[first] / self._counts[first]
+            yield name, (mean.tril() + mean.tril(-1).T if mean.ndim == 2 else mean).cpu()
+
+
+def _add(rows: Tensor, total: Tensor) -> None:
+    """Add the sum over rows of |x|, or the lower triangle of that of xxᵀ, to a total."""
+    if total.ndim == 1:
+        total.add_(rows.abs().sum(0).to(total.device))
+    elif rows.device != total.device:
+        total.add_((rows.T @ rows).to(total.device))
+    elif rows.device.type == "cpu":  # one triangle is half of the work; BLAS has it by columns, so the other way round
+        ssyrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=True)
+    else:
+        total.addmm_(rows.T, rows)
 
 
 def stack_in(model: Any) -> TextStack:
@@ -101,11 +117,18 @@ def layers_of(model: Any) -> list[Any]:
 
 
 def linear_layers(model: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return the linear layers by the names of their weights in the checkpoint."""
+    """Return the linear layers by the names of their weights in the checkpoint. Raises SourceError for a model without
+    any: one whose layers are of another class, such as GPT-2's, whose matrices are transposed.
+    """
     targets = {part.target: name for name, part in Places(model, names).parts.items() if part.converter is None}
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         name = targets.get(f"{path}.weight")
         if name and isinstance(module, torch.nn.Linear) and not VOCABULARY.search(name):
             found[name] = module
+    if not found:
+        raise SourceError(
+            f"prepare: {type(model).__name__} has no layers of the class torch.nn.Linear, whose inputs this step reads;"
+            " give another step"
+        )
     return found

@@ -1,6 +1,6 @@
 """The measurements that prepared models need (`merging.preparation`), made where the cache lacks them.
 
-One forward pass a model, for some steps three. The sums are written to the cache folder, by the content of the model
+One forward pass a model, for `regmean_plusplus` two or three. The sums are written to the cache folder, by the content of the model
 and the texts.
 """
 
@@ -76,7 +76,7 @@ def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     sums = Sums(of.kind, device_for(engine.device, [layer.in_features for layer in layers.values()], of.kind))
     with torch.no_grad(), watched(layers, sums.add):
         for _, tokens in groups:
-            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+            engine.lm.read(tokens)
     _write(of, sums)
     return sum(tokens.numel() for _, tokens in groups)
 

@@ -91,7 +91,7 @@ def _measured(mixture: ModelReference, sources: Sources, texts: Texts, device: s
         with torch.no_grad(), watched(routers, add):
             for _, tokens in groups:
                 counted.shape = (tokens.shape[0], tokens.shape[1])
-                engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+                engine.lm.read(tokens)
     finally:
         engine.close()
     total = sum(tokens.numel() for _, tokens in groups)
@@ -171,7 +171,7 @@ def routed_shares(
 
     with watched(routers, add):
         for place[0], (own, tokens) in enumerate(groups):
-            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+            engine.lm.read(tokens)
             for text in own:
                 counts[tasks[text]] = counts.get(tasks[text], 0) + tokens.shape[1]
     return {task: (table / counts[task]).tolist() for task, table in totals.items()}

@@ -171,5 +171,5 @@ def inputs_of(engine: HfEngine, texts: Sequence[str]) -> list[Inputs]:
 
     with watched({number: layer.mlp for number, layer in enumerate(layers)}, add):
         for place[0], (_, tokens) in enumerate(groups):
-            engine.model(input_ids=tokens.to(engine.device), use_cache=False)
+            engine.lm.read(tokens)
     return found

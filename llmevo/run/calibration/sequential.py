@@ -6,9 +6,11 @@ inputs of its linear layers are summed; then the block is merged by the step wit
 next one. In memory are the sums of one block, of all experts, and a hidden state of every token.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
@@ -24,6 +26,16 @@ from llmevo.run.calibration.activations import Sums, batches, layers_of, linear_
 
 Means = Mapping[str, Tensor]
 """{a weight: the mean over tokens of xxᵀ, x being its input}"""
+
+
+class Arguments(NamedTuple):
+    """What a block is given beside the hidden state."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def run(self, block: Any, hidden: Tensor) -> Any:
+        return block(hidden, *self.positional, **self.named)
 
 
 class SequentialPass:
@@ -42,6 +54,7 @@ class SequentialPass:
             self.names[stack.layer(part.target)].append(name)
         self.tokens = 0
         """How many were read, once the pass has begun."""
+        self._can_skip: bool | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -61,34 +74,53 @@ class SequentialPass:
                 self._put(place, {name: _dense(source.weight(name)) for name in self.names[place]})
                 with watched(inside, sums.add):
                     for hidden, given in batches_of:
-                        module(hidden, **given[place])
+                        given[place].run(module, hidden)
                 means[expert] = dict(sums.means())
             yield from means.items()
             self._put(place, dict(self._merged(place, means)))
             for batch in (batch for of_expert in read.values() for batch in of_expert):
-                made = module(batch[0], **batch[1][place])
+                made = batch[1][place].run(module, batch[0])
                 batch[0] = made if isinstance(made, Tensor) else made[0]
 
     def _beginning(self, expert: ModelReference) -> list[list[Any]]:
-        """Return [what the first block reads, {block: its other inputs}] of each batch of an expert's texts."""
-        found: list[list[Any]] = []
+        """Return [what the first block reads, {block: its other arguments}] of each batch of an expert's texts.
+
+        The blocks are not run, unless their arguments depend on what those below make, which one batch tells.
+        """
+        groups = [tokens for _, tokens in batches(self.engine, self.of.read_by[expert].all, "prepare: the texts")]
+        if self._can_skip is None:
+            self._can_skip = self._same_if_skipped(groups[0])
+        with _skipped(self.blocks if self._can_skip else []):
+            return [self._arguments(tokens) for tokens in groups]
+
+    def _arguments(self, tokens: Tensor) -> list[Any]:
+        """Return [what the first block reads, {block: its other arguments}]."""
+        found: list[Any] = [None, {}]
         places = {module: place for place, module in enumerate(self.blocks)}
 
-        def keep(module: Any, given: Sequence[Tensor], named: dict[str, Any]) -> None:
-            named = dict(named)
-            hidden = given[0] if given else named.pop("hidden_states")
+        def keep(module: Any, given: Sequence[Any], named: dict[str, Any]) -> None:
             if places[module] == 0:
-                found.append([hidden, {}])
-            found[-1][1][places[module]] = named
+                found[0] = given[0] if given else named["hidden_states"]
+            named = {name: value for name, value in named.items() if name != "hidden_states"}
+            found[1][places[module]] = Arguments(tuple(given[1:]), named)
 
-        handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in self.blocks]
-        try:
-            for _, tokens in batches(self.engine, self.of.read_by[expert].all, "prepare: the texts"):
-                self.model(input_ids=tokens.to(self.engine.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            for module in self.blocks:
+                stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            self.engine.lm.read(tokens)
         return found
+
+    def _same_if_skipped(self, tokens: Tensor) -> bool:
+        """Return whether the arguments of all blocks are the same where the blocks are not run."""
+        made: list[Any] = []
+        with ExitStack() as stack:
+            for module in self.blocks:
+                stack.callback(module.register_forward_hook(lambda _, __, output: made.append(output)).remove)
+            run = self._arguments(tokens)
+        if not all(isinstance(output, Tensor) for output in made):
+            return False
+        with _skipped(self.blocks):
+            return _alike(self._arguments(tokens), run)
 
     def _merged(self, block: int | None, means: Mapping[ModelReference, Means]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a block after the step, with weights 1."""
@@ -110,6 +142,38 @@ class SequentialPass:
     def _put(self, block: int | None, tensors: Mapping[str, Tensor]) -> None:
         for _, tensor, own in self.places.pairs((name, tensors[name]) for name in self.names[block]):
             own.copy_(tensor)
+
+
+@contextmanager
+def _skipped(blocks: Sequence[Any]) -> Generator[None]:
+    """Let blocks return the hidden state that they are given."""
+
+    def same(*given: Tensor, hidden_states: Tensor | None = None, **_: Any) -> Tensor | None:
+        return given[0] if given else hidden_states
+
+    own = [vars(module).get("forward") for module in blocks]
+    try:
+        for module in blocks:
+            module.forward = same
+        yield
+    finally:
+        for module, forward in zip(blocks, own, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether two arguments, or lists and tables of them, are the same to the last bit."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        of: Sequence[Any] = one
+        return type(other) is type(one) and len(of) == len(other) and all(map(_alike, of, other))
+    if isinstance(one, dict):
+        table: dict[Any, Any] = one
+        return type(other) is dict and table.keys() == other.keys() and all(_alike(table[k], other[k]) for k in table)
+    return bool(one == other)
 
 
 def _dense(weight: Weight) -> Tensor:
