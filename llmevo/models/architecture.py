@@ -34,6 +34,9 @@ FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
 EMBEDDINGS = re.compile(r"(?<![^.])(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
 """The embeddings of tokens, which stand next to the language model's layers."""
 
+POSITIONS = re.compile(r"(?<![^.])(?:wpe|embed_positions)\.weight$")
+"""The learnt embeddings of positions."""
+
 HEADS = re.compile(r"(?<![^.])(?:lm_head|embed_out)\.(?:weight|bias)$|^(?:\D+\.)?output\.(?:weight|bias)$")
 """Output heads, with a bias in some models. In layers `output` is another matrix, as in RWKV's attention."""
 

@@ -87,6 +87,35 @@ def test_experts_of_a_mixture_are_aligned(tmp_path: Path) -> None:
     assert sorted(plain.sum(0).tolist()) == pytest.approx(sorted(aligned.sum(0).tolist()), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["Phi-3", "GLM-4", "Nemotron"])
+def test_gate_and_up_projection_may_be_one_matrix_and_the_gate_missing(tmp_path: Path, family: str) -> None:
+    new_family(tmp_path, family)
+    tuned = load_file(tmp_path / "one" / "model.safetensors")
+    moved, order = dict(tuned), torch.randperm(96, generator=torch.Generator().manual_seed(7))
+    for name, weight in tuned.items():
+        if name.endswith((".mlp.up_proj.weight", ".mlp.gate_up_proj.weight")):
+            moved[name] = torch.cat([part[order] for part in weight.split(96)])
+        elif name.endswith(".mlp.down_proj.weight"):
+            moved[name] = weight[:, order].clone()
+    assert sum(not torch.equal(moved[name], tuned[name]) for name in tuned) == 4
+    save_file(moved, tmp_path / "one" / "model.safetensors", {"format": "pt"})
+    prepared = Merger(Sources(tmp_path)).prepared(recipe("one"))
+    assert prepared
+    for name, weight in tuned.items():
+        aligned = prepared.weight(prepared.experts[0], name)
+        assert isinstance(aligned, Tensor)
+        assert torch.equal(aligned, weight)
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "Phi", "Mixtral"])
+def test_a_model_without_such_matrices_is_refused(tmp_path: Path, family: str) -> None:
+    new_family(tmp_path, family)
+    with pytest.raises(
+        RecipeError, match="align orders the neurons of gate_proj, up_proj and down_proj; base has none"
+    ):
+        dict(Merger(Sources(tmp_path)).merge(recipe("one")))
+
+
 def test_it_is_the_first_step() -> None:
     with pytest.raises(RecipeError, match="align is the first step"):
         Recipe.from_yaml("merge_method: ties\nbase_model: a\nmodels: [{model: b}]\nprepare: [wudi, align]")

@@ -1,10 +1,11 @@
 """Alignment of hidden neurons (Git Re-Basin, https://arxiv.org/abs/2209.04836, section 3.2).
 
-The neurons of an MLP may stand in any order: rows of gate and up projections and columns of the down projection are
-permuted together, and the MLP computes the same. Models that were not tuned from one model have their neurons in orders
-of their own, and entry by entry nothing of them fits.
+The neurons of an MLP may stand in any order: rows of gate and up projections, which may be one matrix (`gate_up_proj`),
+and columns of the down projection are permuted together, and the MLP computes the same. Models that were not tuned from
+one model have their neurons in orders of their own, and entry by entry nothing of them fits.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmevo.merging.methods.base import TensorGroup
-from llmevo.models.architecture import PROJECTIONS
 from llmevo.models.checkpoints import Weight
+
+FUSED, DOWN = "gate_up_proj", "down_proj"
+MLP = re.compile(rf"\.mlp\.(gate_proj|up_proj|{FUSED}|{DOWN})\.weight$")
+"""The matrices of the MLPs whose neurons are ordered; those without a gate have no gate projection."""
 
 
 def align(inputs: TensorGroup, _: Mapping[str, float], orders: Sequence[Tensor]) -> Sequence[Weight]:
@@ -31,14 +35,29 @@ def align(inputs: TensorGroup, _: Mapping[str, float], orders: Sequence[Tensor])
     return found
 
 
-def order_of(base: Callable[[str], Tensor], model: Callable[[str], Tensor]) -> Tensor:
+def order_of(base: Callable[[str], Tensor], model: Callable[[str], Tensor], projections: Sequence[str]) -> Tensor:
     """Return which neuron of a model is most like each neuron of the base, every one once.
 
     The sum over all neurons of ⟨gᵢ, gⱼ⟩ + ⟨uᵢ, uⱼ⟩ + ⟨dᵢ, dⱼ⟩ is the largest that any order has (equation 2, for one
     MLP). `base` and `model` return a projection by its name.
     """
-    likeness = base(PROJECTIONS[0]) @ model(PROJECTIONS[0]).T
-    likeness += base(PROJECTIONS[1]) @ model(PROJECTIONS[1]).T
-    likeness += base(PROJECTIONS[2]).T @ model(PROJECTIONS[2])
+    pairs = [pair for name in projections for pair in zip(_by_neuron(base, name), _by_neuron(model, name), strict=True)]
+    (own, other), *others = pairs
+    likeness = own @ other.T
+    for own, other in others:
+        likeness += own @ other.T
     solved: Any = linear_sum_assignment(likeness.numpy(), maximize=True)
     return torch.from_numpy(solved[1]).long()
+
+
+def _by_neuron(projection: Callable[[str], Tensor], name: str) -> Sequence[Tensor]:
+    """Return the parts of a matrix with one row a neuron."""
+    matrix = projection(name)
+    return [matrix.T] if name == DOWN else matrix.chunk(2) if name == FUSED else [matrix]
+
+
+def of_matrix(name: str, order: Tensor) -> Tensor:
+    """Return the order of the rows of a matrix, as a column, or that of its columns, as a row."""
+    if name == DOWN:
+        return order.view(1, -1)
+    return (torch.cat([order, order + len(order)]) if name == FUSED else order).view(-1, 1)

@@ -6,7 +6,6 @@ one of these changes.
 
 import hashlib
 import json
-import re
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,12 +19,12 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
-from llmevo.merging.preparation.align import order_of
+from llmevo.merging.preparation.align import MLP, of_matrix, order_of
 from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import Texts, called, read_texts
 from llmevo.merging.recipe import Recipe
-from llmevo.models.architecture import PROJECTIONS
+from llmevo.models.architecture import POSITIONS
 from llmevo.models.checkpoints import Checkpoint, LowRank, Weight, same, stored
 from llmevo.models.files import cache_folder, locked, partial_folder, rename_once
 from llmevo.models.references import ModelReference
@@ -33,10 +32,8 @@ from llmevo.models.safetensors_writer import header_size, write_file
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import VOCABULARY
 
-RULES = 1
+RULES = 2
 """Raised by every change of the arithmetic."""
-
-MLP = re.compile(rf"\.mlp\.({'|'.join(PROJECTIONS)})\.weight$")
 
 UP, DOWN = "/up", "/down"
 """The ends of the names of the two factors of a low-rank change; without the first one it is that of the expert."""
@@ -138,11 +135,18 @@ class Prepared:
     def make(self) -> None:
         """Write the prepared experts where the cache lacks them.
 
-        Raises RecipeError where the inputs are not measured, SourceError when the cache cannot be written.
+        Raises RecipeError where the inputs are not measured or a step fits no matrix, SourceError when the cache cannot
+        be written.
         """
         folder = self.folder
         if folder.exists():
             return
+        permutes = any(STEPS[step].permutes for step, _ in self.preparation.complete)
+        if permutes and not any(map(MLP.search, self._matrices())):
+            raise RecipeError(
+                f"prepare: align orders the neurons of gate_proj, up_proj and down_proj; {self.base} has none of these"
+                " outside mixtures of experts; leave the step out"
+            )
         measured = open_all(self.measurements)
         shapes = {f"{place}/{n}{UP}": s for place in range(2 * len(self.experts)) for n, s in self._matrices().items()}
         try:
@@ -165,7 +169,8 @@ class Prepared:
 
     def _matrices(self) -> dict[str, tuple[int, ...]]:
         shapes = self.sources[self.base].shapes
-        return {name: shape for name, shape in shapes.items() if len(shape) == 2 and not VOCABULARY.search(name)}
+        embeddings = [name for name in shapes if VOCABULARY.search(name) or POSITIONS.search(name)]
+        return {name: shape for name, shape in shapes.items() if len(shape) == 2 and name not in embeddings}
 
     def _changed(self, measured: Mapping[str, Sequence[Checkpoint]]) -> Iterator[tuple[str, Tensor]]:
         """Yield what the steps change, matrix by matrix."""
@@ -205,8 +210,8 @@ class Prepared:
         found = MLP.search(name)
         if found is None:
             return None
-        start = name[: found.start(1)]
-        biases = [of for of in self.sources[self.base].shapes if of.startswith(start) and of.endswith(".bias")]
+        start, shapes = name[: found.start(1)], self.sources[self.base].shapes
+        biases = [of for of in shapes if of.startswith(start) and of.endswith(".bias")]
         if biases:
             raise RecipeError(f"prepare: align cannot order the neurons of {biases[0]}; leave the step out")
         if start not in self._known_orders:
@@ -214,10 +219,10 @@ class Prepared:
             def read(of: ModelReference) -> Callable[[str], Tensor]:
                 return lambda projection: _dense(self.sources[of].weight(f"{start}{projection}.weight"))
 
+            own = [matrix[1] for of in shapes if of.startswith(start) and (matrix := MLP.search(of))]
             base = read(self.base)
-            self._known_orders = {start: [order_of(base, read(of)) for of in self.experts]}
-        is_down = found[1] == PROJECTIONS[-1]
-        return [order.view(1, -1) if is_down else order.view(-1, 1) for order in self._known_orders[start]]
+            self._known_orders = {start: [order_of(base, read(of), own) for of in self.experts]}
+        return [of_matrix(found[1], order) for order in self._known_orders[start]]
 
 
 def _dense(weight: Weight) -> Tensor:

@@ -1,7 +1,7 @@
 """The measurements that prepared models need (`merging.preparation`), made where the cache lacks them.
 
-One forward pass a model, for `regmean_plusplus` two or three. The sums are written to the cache folder, by the content of the model
-and the texts.
+One forward pass a model, for `regmean_plusplus` two or three. The sums are written to the cache folder, by the content
+of the model and the texts.
 """
 
 import time
