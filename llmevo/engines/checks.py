@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig
 
 from llmevo.engines.base import Engine
-from llmevo.engines.loading import Places, class_of
 from llmevo.errors import CandidateError, EngineError, SourceError, UserError
 from llmevo.merging.merger import not_finite
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
+from llmevo.models.conversion import Places, class_of
 from llmevo.models.files import partial_folder
 from llmevo.models.sources import Sources
 

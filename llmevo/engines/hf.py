@@ -11,13 +11,13 @@ from transformers import AutoConfig
 
 from llmevo.engines.half_precision import use_fastest_products
 from llmevo.engines.layers import Layers
-from llmevo.engines.loading import Part, Places, class_of
 from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, RecipeError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import scale_rope_of, with_layers_of
 from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.conversion import Part, Places, class_of
 from llmevo.models.layer_kinds import scale_rope
 from llmevo.models.references import load_pretrained
 from llmevo.models.tokenizer import load_tokenizer

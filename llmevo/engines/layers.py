@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from llmevo.engines.loading import Part, Places
 from llmevo.errors import CandidateError
 from llmevo.models.architecture import stack_of
+from llmevo.models.conversion import Part, Places
 
 NUMBERS = ("layer_idx", "layer_id", "layer_number")
 """The attributes by which modules know the number of their layer: keys and values are cached by it."""

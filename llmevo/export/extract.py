@@ -80,7 +80,7 @@ def extract(
     def changes() -> Iterator[tuple[str, Weight]]:
         return ((name, source.weight(name)) for name in below.shapes)
 
-    modules = Modules(sources.folder(origin))
+    modules = Modules(sources.folder(origin), sources[origin].shapes)
     asked = None
     if tasks is not None:
         from llmevo.run.ready_weights import ReadyScores  # lm-eval takes seconds to import

@@ -124,7 +124,8 @@ class Format:
             count = write_experts(recipe, sources, out, seed, {})
             return Written(f"{out} has {count} prepared models; mergekit-yaml {out / RECIPE} MODEL merges them")
         write_model(recipe, sources, out, seed, texts("merge", ""), trim)
-        return Written(f"{out} is a Hugging Face model: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+        kind = "ImageTextToText" if "vision_config" in sources.config(recipe.donor) else "CausalLM"
+        return Written(f"{out} is a Hugging Face model: AutoModelFor{kind}.from_pretrained({str(out)!r})")
 
     def _write_lora(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts, base: str) -> Written:
         def beside(report: LoraReport) -> Mapping[str, str]:

@@ -50,7 +50,12 @@ class Fp8Model:
     def __init__(self, model: MergedModel) -> None:
         self.model = model
         config = model.config()
-        modules = Modules(model.sources.layout(model.recipe.donor), config)
+        modules = Modules(model.sources.layout(model.recipe.donor), model.shapes, config)
+        if modules.is_multimodal:
+            raise UserError(
+                f"--as fp8: {model.recipe.donor} is a multimodal model, which llmevo does not write in FP8; export the"
+                " whole model (without --as) and quantize it with llm-compressor"
+            )
         rounding = quantizer("fp8", model.shapes, config)
         self.rounded = [name for name, shape in model.shapes.items() if rounding.stored(name, shape) == "fp8"]
         """The tensors that become FP8."""

@@ -216,7 +216,7 @@ def write_merge(
         changes = lambda: Merger(sources, seed).merge(whole)  # noqa: E731
         _check_layers(recipe, sources, base)
     choice = (Rank() if is_exact else Rank.of("auto")) if rank is None else rank
-    modules = Modules(sources.folder(base))
+    modules = Modules(sources.folder(base), sources[base].shapes)
     return write_adapter(changes, sources[base], modules, base_model or str(base), out, choice, is_exact, texts)
 
 

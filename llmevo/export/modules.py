@@ -1,7 +1,9 @@
 """The modules of a model, from its config: which weights are matrices of linear layers."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,19 +21,25 @@ class Modules:
     Made from the config alone: the weights are on torch's `meta` device and need no memory.
     """
 
-    def __init__(self, folder: Path, changed: Mapping[str, Any] | None = None) -> None:
-        """`changed` is a config to take instead of the one in the folder, of a model of the same class.
+    def __init__(self, folder: Path, names: Iterable[str], changed: Mapping[str, Any] | None = None) -> None:
+        """`names` are those of the checkpoint's tensors, which some models have other names for; `changed` is a config
+        to take instead of the one in the folder, of a model of the same class.
 
         Raises SourceError when transformers cannot build the model.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
         from transformers.pytorch_utils import Conv1D
 
+        from llmevo.models.conversion import Places, class_of  # transformers takes seconds to import
+
         config = load_pretrained(AutoConfig, folder)
-        config = config if changed is None else type(config).from_dict({**changed})
+        if changed is not None:
+            with TemporaryDirectory() as place:  # a file may have numbers, such as infinity, that a table may not
+                (file := Path(place) / "config.json").write_text(json.dumps(changed))
+                config = type(config).from_json_file(file)
         try:
             with torch.device("meta"):
-                model: Any = AutoModelForCausalLM.from_config(config)
+                model: Any = class_of(config).from_config(config)
         except (ValueError, ImportError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise SourceError(
@@ -49,13 +57,13 @@ class Modules:
         is_tied = bool(getattr(config, "tie_word_embeddings", False)) and isinstance(keys, dict)
         self.tied = {_module(source): _module(target) for target, source in keys.items()} if is_tied else {}
         """{module: another that has the same weight}, such as embeddings and output head."""
-        self._prefix = f"{model.base_model_prefix}."
+        parts = Places(model, names).parts.items()
+        self._targets = {name: _module(part.target) for name, part in parts if part.converter is None}
+        self.is_multimodal = config.get_text_config() is not config
 
     def module_of(self, tensor: str) -> str | None:
         """Return the name of the module that holds a tensor of a checkpoint; None where no module has it."""
-        module = _module(tensor)
-        # Checkpoints of the model without its head lack the prefix, as those of GPT-2 on the hub do.
-        return next((name for name in (module, self._prefix + module) if name in self.kinds), None)
+        return next((name for name in (_module(tensor), self._targets.get(tensor)) if name in self.kinds), None)
 
 
 def _module(tensor: str) -> str:

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.loading import Part, Places
 from llmevo.errors import CandidateError
 from llmevo.merging.merger import Merger, merge
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.conversion import Part, Places
 from llmevo.models.sources import Sources
 from support.families import DENSE, FAMILIES, new_family, new_model
 from support.family_checks import (

@@ -1,6 +1,7 @@
 """Merges and fine-tunes as LoRA adapters: PEFT reads them, and what they hold is what they report."""
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel
 
 from llmevo.errors import SourceError, UserError
 from llmevo.export.extract import extract
@@ -22,6 +23,7 @@ from llmevo.models.adapters import LoraModel
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, tensors, weights_of
+from support.families import FAMILIES, VISION, new_family
 from support.tiny_model import save_tiny
 from support.workspace import Workspace
 
@@ -34,6 +36,9 @@ models:
 dtype: float32
 parameters: {{{more}}}
 """
+
+PROJECTED = re.compile(r"^(?!.*vis).*layers\.\d+\.(?:self_attn|mlp)\.\w+_proj\.weight$")
+"""The matrices of a language model's layers, beside those of an image's."""
 
 
 @pytest.fixture
@@ -211,6 +216,30 @@ def test_whatever_a_fine_tune_changed_is_in_its_adapter(
     sizes = {name: weight.numel() for name, weight in load_file("lora/adapter_model.safetensors").items()}
     factors = sum(size for name, size in sizes.items() if ".lora_" in name)
     assert (report.parameters, report.parameters_whole) == (factors, sum(sizes.values()) - factors)
+
+
+@pytest.mark.parametrize("family", [name for name, of in FAMILIES.items() if of.kind == VISION])
+def test_a_model_of_images_and_text_is_adapted_though_its_file_has_other_names(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_family(tmp_path, family)
+    base, tuned = weights_of(Path("base")), weights_of(Path("one"))
+    wanted = {name: tuned[name] if PROJECTED.search(name) else weight for name, weight in base.items()}
+    save_file(wanted, "one/model.safetensors", {"format": "pt"})
+    report = extract("one", "base", "lora", energy=1 - 1e-10).report
+    assert len(report.matrices) == 14  # the tower is as it was
+    assert not report.saved_whole
+    assert_near(tensors(LoraModel(Checkpoint(Path("base")), Path("lora"))), wanted, atol=1e-5)
+    plain, own = (loaded_images(Path(name)) for name in ("base", "one"))
+    before = logits(plain)
+    adapted = quietly(lambda: PeftModel.from_pretrained(plain, "lora")).eval()
+    assert torch.allclose(logits(adapted), logits(own), atol=1e-3)
+    assert not torch.allclose(before, logits(own), atol=0.1)
+
+
+def loaded_images(folder: Path) -> Any:
+    return quietly(lambda: AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)).eval()
 
 
 def test_gpt2_is_adapted_though_its_matrices_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

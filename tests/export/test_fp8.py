@@ -14,6 +14,7 @@ from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.quantize import quantizer
 from support.checkpoints import quietly, weights_of
+from support.families import new_family
 from support.workspace import Workspace
 
 HALVES = """
@@ -21,6 +22,7 @@ merge_method: linear
 models: [{model: one, parameters: {weight: 0.6}}, {model: two, parameters: {weight: 0.4}}]
 dtype: bfloat16
 """
+ONE = Recipe.from_yaml("merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}]")
 
 
 @pytest.fixture
@@ -99,12 +101,27 @@ def test_a_stack_of_layers_is_rounded_as_well(workspace: Workspace) -> None:
     assert workspace.root == Path.cwd()
 
 
+def test_a_config_with_an_infinite_number_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_family(tmp_path, "Mamba 2")
+    assert "Infinity" in Path("base/config.json").read_text()
+    merge(ONE, "out", as_="fp8")
+    assert any(weight.dtype == torch.float8_e4m3fn for weight in weights_of(Path("out")).values())
+
+
+def test_a_model_of_images_and_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_family(tmp_path, "Qwen3-VL")
+    with pytest.raises(UserError, match="--as fp8: one is a multimodal model"):
+        merge(ONE, "out", as_="fp8")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
 def test_models_whose_matrices_are_no_linear_layers_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=4)).save_pretrained("one")
-    recipe = Recipe.from_yaml("merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}]")
     with pytest.raises(UserError, match=r"--as fp8: transformer\.h\.0\.\S+\.weight is a matrix, but of no"):
-        merge(recipe, "out", as_="fp8")
+        merge(ONE, "out", as_="fp8")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]

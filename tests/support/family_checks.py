@@ -19,12 +19,12 @@ from transformers import AutoConfig
 from llmevo.engines.checks import check_loadable
 from llmevo.engines.half_precision import use_fastest_products
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.loading import class_of
 from llmevo.errors import LlmevoError
 from llmevo.merging.merger import Merger, merge
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.conversion import class_of
 from llmevo.models.sources import Sources
 from support.checkpoints import quietly
 from support.families import FAMILIES, NUMBER, new_family

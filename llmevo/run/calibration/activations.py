@@ -12,9 +12,9 @@ from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.loading import Places
 from llmevo.errors import SourceError, TaskError
 from llmevo.models.architecture import TextStack, stack_of
+from llmevo.models.conversion import Places
 from llmevo.models.tokenizer import VOCABULARY
 
 LONGEST = 1024

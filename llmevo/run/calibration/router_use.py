@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.loading import Places
 from llmevo.errors import SourceError
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger
@@ -22,6 +21,7 @@ from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.preparation.texts import Texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import experts_of, routers_of, stack_of, text_config
+from llmevo.models.conversion import Places
 from llmevo.models.files import cache_folder, write_whole
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
-from llmevo.engines.loading import Places
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.measured import Sequential
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import Recipe
 from llmevo.models.checkpoints import LowRank, Weight, same
+from llmevo.models.conversion import Places
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.calibration.activations import Sums, batches, layers_of, linear_layers, stack_in, watched
