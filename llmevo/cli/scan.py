@@ -26,13 +26,16 @@ def scan(
     backend: options.Backend = None,
     workers: options.Workers = None,
     task_search_path: options.TaskFolders = None,
+    changes: options.Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Measure what leaving out, repeating and swapping each block of layers does to your tasks.
 
     The same command goes on after a stop. It writes scan.jsonl, the page scan.html, and best.yml, a recipe.
     """
-    settings = options.read_settings(config, task_search_path, engine__backend=backend, engine__workers=workers)
+    settings = options.read_settings(
+        config, task_search_path, changes, engine__backend=backend, engine__workers=workers
+    )
     root = config.parent.absolute()
     check_start(settings, root)
     from llmevo.reports.html.scan import scan_page  # torch and plotly take seconds to import

@@ -203,6 +203,7 @@ def test_a_row_is_what_the_models_scores_say(deep: Workspace) -> None:
         (("--of", "three"), "--of 'three' is no model of the config"),
         (("--limit", 4), "is of a scan of other models, questions or settings"),
         (("--limit", 1), "Invalid value for '--limit'"),
+        (("--set", "limit=0"), "limit: Input should be greater than or equal to 1 (it is 0)"),
     ],
 )
 def test_a_mistake_is_named(deep: Workspace, words: tuple[Any, ...], reason: str) -> None:
