@@ -242,10 +242,15 @@ def loaded_images(folder: Path) -> Any:
     return quietly(lambda: AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)).eval()
 
 
-def test_gpt2_is_adapted_though_its_matrices_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prefix", ["transformer.", ""], ids=["prefix", "as on the hub"])
+def test_gpt2_is_adapted_though_its_matrices_are_turned(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=4)).save_pretrained("base")
+    named = {name.replace("transformer.", prefix, 1): weight for name, weight in weights_of(Path("base")).items()}
+    save_file(named, "base/model.safetensors", {"format": "pt"})
     fine_tune(Path("tuned"), Path("base"), "c_", 1)
     report = extract("tuned", "base", "lora", rank="exact").report
     assert report.matrices["transformer.h.0.mlp.c_fc"].rank == 16
