@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from scipy.linalg.blas import ssyrk
+from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
@@ -22,6 +23,9 @@ LONGEST = 1024
 
 TOGETHER = 16
 """Texts that are read at a time."""
+
+SYRK: Any = get_blas_funcs("syrk", dtype=np.float32)
+"""α·aaᵀ + β·c, of which it writes one triangle."""
 
 Key = TypeVar("Key")
 
@@ -101,7 +105,7 @@ def _add(rows: Tensor, total: Tensor) -> None:
     elif rows.device != total.device:
         total.add_((rows.T @ rows).to(total.device))
     elif rows.device.type == "cpu":  # one triangle is half of the work; BLAS has it by columns, so the other way round
-        ssyrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=True)
+        SYRK(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=True)
     else:
         total.addmm_(rows.T, rows)
 
