@@ -278,7 +278,7 @@ def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The table's lines. A weight is at its bound where it is the highest that the config allows."""
     yield (
         "| config | search over | evaluations | seeds | chosen | share of the preparation | weights at the bound"
-        " | search | held out |\n|---|---|---|---|---|---|---|---|---|"
+        " | search | held out | over the best coefficient |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for group in sorted({(line["config"], line["methods"], line["budget"]) for line in lines}):
         config, methods, budget = group
@@ -290,9 +290,16 @@ def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         weights = [value for line in mine for name, value in line["genes"].items() if name.endswith("/weight")]
         bound = sum(value >= highest - 1e-6 for value in weights)
         scores = [tables.with_error([line["search"][0] for line in mine])]
-        scores += [tables.with_error([line["heldout"]["best"][0] for line in mine if "best" in line["heldout"]])]
+        asked = [line["heldout"] for line in mine if "best" in line["heldout"]]
+        scores += [tables.with_error([rows["best"][0] for rows in asked])]
+        scores += [tables.with_error([rows["best"][0] - _coefficient(rows) for rows in asked], "+")]
         cells = [f"{fmean(shares):.2f}" if shares else "", f"{bound} of {len(weights)}", *scores]
         yield f"| {config} | {methods.replace(' ', ', ')} | {budget} | {len(mine)} | {named} | {' | '.join(cells)} |"
+
+
+def _coefficient(rows: Mapping[str, Sequence[float]]) -> float:
+    """The held-out score of the best coefficient, whose row is named by its weight."""
+    return next(score for name, (score, _) in rows.items() if name.startswith("coefficient"))
 
 
 def parser() -> argparse.ArgumentParser:
