@@ -5,11 +5,8 @@ around the weights of the result. Weights that are equal in several layers are i
 """
 
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from llmevo.errors import CandidateError
 from llmevo.models.architecture import stack_of
-from llmevo.models.conversion import Part, Places
+from llmevo.models.conversion import Part, Places, transformers_config
 
 NUMBERS = ("layer_idx", "layer_id", "layer_number")
 """The attributes by which modules know the number of their layer: keys and values are cached by it."""
@@ -156,7 +153,7 @@ class Layers:
         self._changed.clear()
         if own == arranged:
             return
-        pair = [_read(type(self.model.config), config) for config in (own, arranged)]
+        pair = [transformers_config(type(self.model.config), config) for config in (own, arranged)]
         for one, other in (pair, [config.get_text_config() for config in pair]):
             said = {key: value for key, value in vars(other).items() if value != vars(one).get(key)}
             said = {key: value for key, value in said.items() if not isinstance(value, PreTrainedConfig)}
@@ -164,14 +161,6 @@ class Layers:
                 if type(config) is type(other):
                     self._changed += [(config, key, vars(config).get(key)) for key in said]
                     vars(config).update(deepcopy(said))
-
-
-def _read(kind: Any, config: Mapping[str, Any]) -> Any:
-    """Return a config as transformers reads it from a file, in which infinity has a form of its own."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
-        file.write_text(json.dumps(config))
-        return kind.from_json_file(file)
 
 
 def _configs_in(model: Any) -> list[Any]:

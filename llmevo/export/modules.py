@@ -1,9 +1,7 @@
 """The modules of a model, from its config: which weights are matrices of linear layers."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,13 +28,12 @@ class Modules:
         from transformers import AutoConfig
         from transformers.pytorch_utils import Conv1D
 
-        from llmevo.models.conversion import Places, class_of  # transformers takes seconds to import
+        # transformers takes seconds to import
+        from llmevo.models.conversion import Places, class_of, transformers_config
 
         config = load_pretrained(AutoConfig, folder)
         if changed is not None:
-            with TemporaryDirectory() as place:  # a file may have numbers, such as infinity, that a table may not
-                (file := Path(place) / "config.json").write_text(json.dumps(changed))
-                config = type(config).from_json_file(file)
+            config = transformers_config(type(config), changed)
         try:
             with torch.device("meta"):
                 model: Any = class_of(config).from_config(config)

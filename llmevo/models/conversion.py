@@ -5,10 +5,13 @@ in another form: the experts of a layer, separate in the checkpoint, are one 3-D
 (`transformers.conversion_mapping`) says which, so every family that it loads has its places here.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -34,6 +37,14 @@ def class_of(config: Any) -> Any:
     """Return the automatic class that makes the language model of a config, with its vision part where it has one."""
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForCausalLM if type(config) in known else AutoModelForImageTextToText
+
+
+def transformers_config(kind: Any, config: Mapping[str, Any]) -> Any:
+    """Return a config of a class as transformers reads it from a file, in which infinity has a form of its own."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config))
+        return kind.from_json_file(file)
 
 
 @dataclass

@@ -14,10 +14,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmevo.merging.methods.base import TensorGroup
+from llmevo.models.architecture import PROJECTIONS
 from llmevo.models.checkpoints import Weight
 
-FUSED, DOWN = "gate_up_proj", "down_proj"
-MLP = re.compile(rf"\.mlp\.(gate_proj|up_proj|{FUSED}|{DOWN})\.weight$")
+FUSED, DOWN = "gate_up_proj", PROJECTIONS[-1]
+MLP = re.compile(rf"\.mlp\.({'|'.join((*PROJECTIONS, FUSED))})\.weight$")
 """The matrices of the MLPs whose neurons are ordered; those without a gate have no gate projection."""
 
 
@@ -41,11 +42,14 @@ def order_of(base: Callable[[str], Tensor], model: Callable[[str], Tensor], proj
     The sum over all neurons of ⟨gᵢ, gⱼ⟩ + ⟨uᵢ, uⱼ⟩ + ⟨dᵢ, dⱼ⟩ is the largest that any order has (equation 2, for one
     MLP). `base` and `model` return a projection by its name.
     """
-    pairs = [pair for name in projections for pair in zip(_by_neuron(base, name), _by_neuron(model, name), strict=True)]
-    (own, other), *others = pairs
-    likeness = own @ other.T
-    for own, other in others:
-        likeness += own @ other.T
+    products = (
+        own @ other.T
+        for name in projections
+        for own, other in zip(_by_neuron(base, name), _by_neuron(model, name), strict=True)
+    )
+    likeness = next(products)
+    for product in products:
+        likeness += product
     solved: Any = linear_sum_assignment(likeness.numpy(), maximize=True)
     return torch.from_numpy(solved[1]).long()
 

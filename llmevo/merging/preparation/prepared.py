@@ -169,8 +169,8 @@ class Prepared:
 
     def _matrices(self) -> dict[str, tuple[int, ...]]:
         shapes = self.sources[self.base].shapes
-        embeddings = [name for name in shapes if VOCABULARY.search(name) or POSITIONS.search(name)]
-        return {name: shape for name, shape in shapes.items() if len(shape) == 2 and name not in embeddings}
+        matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        return {name: of for name, of in matrices.items() if not (VOCABULARY.search(name) or POSITIONS.search(name))}
 
     def _changed(self, measured: Mapping[str, Sequence[Checkpoint]]) -> Iterator[tuple[str, Tensor]]:
         """Yield what the steps change, matrix by matrix."""

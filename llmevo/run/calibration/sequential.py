@@ -54,7 +54,6 @@ class SequentialPass:
             self.names[stack.layer(part.target)].append(name)
         self.tokens = 0
         """How many were read, once the pass has begun."""
-        self._can_skip: bool | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -64,8 +63,14 @@ class SequentialPass:
     def __iter__(self) -> Iterator[tuple[ModelReference, Means]]:
         """Yield the means of each expert in each block. Raises TaskError for texts without tokens."""
         self._put(None, dict(self._merged(None, {})))
-        read = {expert: self._beginning(expert) for expert in self.of.read_by}
-        self.tokens = sum(batch[0].shape[:2].numel() for each in read.values() for batch in each)
+        groups = {
+            expert: [tokens for _, tokens in batches(self.engine, texts.all, "prepare: the texts")]
+            for expert, texts in self.of.read_by.items()
+        }
+        self.tokens = sum(tokens.numel() for of_expert in groups.values() for tokens in of_expert)
+        first, *_ = next(iter(groups.values()))
+        with _skipped(self.blocks if self._same_if_skipped(first) else []):
+            read = {expert: [self._arguments(each) for each in of_expert] for expert, of_expert in groups.items()}
         for place, module in enumerate(self.blocks):
             inside = {name: layer for name, layer in self.layers.items() if name in self.names[place]}
             means: dict[ModelReference, Means] = {}
@@ -82,19 +87,8 @@ class SequentialPass:
                 made = batch[1][place].run(module, batch[0])
                 batch[0] = made if isinstance(made, Tensor) else made[0]
 
-    def _beginning(self, expert: ModelReference) -> list[list[Any]]:
-        """Return [what the first block reads, {block: its other arguments}] of each batch of an expert's texts.
-
-        The blocks are not run, unless their arguments depend on what those below make, which one batch tells.
-        """
-        groups = [tokens for _, tokens in batches(self.engine, self.of.read_by[expert].all, "prepare: the texts")]
-        if self._can_skip is None:
-            self._can_skip = self._same_if_skipped(groups[0])
-        with _skipped(self.blocks if self._can_skip else []):
-            return [self._arguments(tokens) for tokens in groups]
-
     def _arguments(self, tokens: Tensor) -> list[Any]:
-        """Return [what the first block reads, {block: its other arguments}]."""
+        """Return [what the first block reads, {block: its other arguments}] of a batch."""
         found: list[Any] = [None, {}]
         places = {module: place for place, module in enumerate(self.blocks)}
 
@@ -111,7 +105,10 @@ class SequentialPass:
         return found
 
     def _same_if_skipped(self, tokens: Tensor) -> bool:
-        """Return whether the arguments of all blocks are the same where the blocks are not run."""
+        """Return whether the arguments of all blocks are the same where the blocks are not run, which saves a pass.
+
+        In some families they depend on what the blocks below make.
+        """
         made: list[Any] = []
         with ExitStack() as stack:
             for module in self.blocks:
