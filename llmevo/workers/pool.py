@@ -67,6 +67,10 @@ class Stage(Enum):
     BUSY = "scoring"
 
 
+AT_WORK = {Stage.GREETING, Stage.LOADING, Stage.TESTED, Stage.BUSY}
+"""Stages that end with an answer, or with the loss of the worker after a time."""
+
+
 @dataclass
 class Slot:
     """The place of one worker; a new one takes it when the worker is lost."""
@@ -80,6 +84,8 @@ class Slot:
     """Starts that failed, in a row."""
     starts: int = 0
     place: str = ""
+    welcomed: str = ""
+    """The name of its last worker that could score."""
     closed: bool = False
     """No worker is started here any more."""
 
@@ -168,7 +174,7 @@ class Pool:
     """Workers on a host. A thread of its own serves them, so they go on while the LLM is asked.
 
     A worker that takes the place of a lost one is tested first, with `Scoring.control`: so a machine that loses every
-    worker is told from a recipe that kills engines.
+    worker is told from a recipe that kills engines. Where no such worker starts, one that has no work is tested.
     """
 
     def __init__(
@@ -346,6 +352,15 @@ class Pool:
                 slot.job = job
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
+        if self._schedule.awaits_answer and not any(slot.stage in AT_WORK for slot in self._slots if slot.worker):
+            idle = (slot for slot in self._slots if slot.worker and slot.stage is Stage.IDLE)
+            if slot := next(idle, None):
+                self._test(slot)
+
+    def _test(self, slot: Slot) -> None:
+        assert slot.worker
+        self._set(slot, Stage.TESTED)
+        slot.worker.send(self._scoring.control())
 
     def _set(self, slot: Slot, stage: Stage) -> None:
         slot.stage, slot.since = stage, self._clock()
@@ -362,8 +377,7 @@ class Pool:
                     self._set(slot, Stage.LOADING)
                     slot.worker.begin()
             case Ready() if slot.starts > 1:
-                self._set(slot, Stage.TESTED)
-                slot.worker.send(self._scoring.control())
+                self._test(slot)
             case Answered() | Unscorable() if slot.stage is Stage.TESTED:
                 self._give_further()
                 self._welcome(slot)
@@ -395,7 +409,9 @@ class Pool:
         assert slot.worker
         slot.failures = 0
         self._set(slot, Stage.IDLE)
-        self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
+        if slot.welcomed != slot.worker.name:  # else it was tested again
+            slot.welcomed = slot.worker.name
+            self._note(Notice(worker=slot.worker.name, change="ready", place=slot.place))
 
     def _lose(self, slot: Slot, reason: str, left: bool = False) -> None:
         """Give a lost worker's job to others, and start another worker, unless two starts in a row failed."""

@@ -92,6 +92,11 @@ class Schedule:
         """Requests that no worker has begun."""
         return sum(not each.is_begun for each in self._open.values())
 
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether a request has cost several workers and is given up with the next answer of any: see `further`."""
+        return any(of.counted >= MOST_LOSSES for of in self._open.values())
+
     def add(self, request: Request) -> Result | None:
         """Open a request, or return its result if the score is known already."""
         known, parts = self._scoring.known(request), self._scoring.parts(request.questions)

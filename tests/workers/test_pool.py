@@ -1,7 +1,10 @@
 """A pool in virtual time: whatever becomes of its workers, each request has one result, and that is the right one."""
 
+import heapq
 import random
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,10 +12,10 @@ import pytest
 from llmevo.errors import MachineError
 from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
-from llmevo.workers.pool import Limits, Pool
-from llmevo.workers.protocol import Job, Notice, Request
+from llmevo.workers.pool import Desk, Limits, Pool
+from llmevo.workers.protocol import Hello, Job, Lost, Notice, Request
 from support.scripted import FACTS, PARTS, ScriptedScoring, expected_score, part_score, recipe_of, whole_score
-from support.virtual import Fate, VirtualHost
+from support.virtual import Fate, VirtualHost, VirtualWorker
 
 RIVAL = replace(whole_score(Request(0, recipe_of(900))), item_scores={"scripted": [1.0] * sum(PARTS)}, total=1.0)
 
@@ -22,6 +25,28 @@ class Judging(ScriptedScoring):
 
     def judged(self, job: Job, responses: Responses, run: str) -> Score:
         return part_score(job)
+
+
+class OneStaysAway(VirtualHost):
+    """Worker 1 is late, and the third and fourth workers in the place of 2 do not start."""
+
+    def launch(self, name: str) -> VirtualWorker:
+        worker = VirtualWorker(name, self)
+        self.workers.append(worker)
+        message = Lost("it does not start") if name in ("2.3", "2.4") else Hello(FACTS, "nowhere")
+        heapq.heappush(self.events, (self.now + (1000 if name == "1" else 1), -len(self.workers), worker, message))
+        return worker
+
+
+def desk_of(pool: Pool, host: VirtualHost) -> Desk:
+    """A desk at which waiting for a result without end is an error."""
+
+    @contextmanager
+    def waiting() -> Generator[None]:
+        assert host.now < 30_000, "no worker does anything"
+        yield
+
+    return pool.desk(waiting=waiting)
 
 
 @pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 200, 50)], ids=str)
@@ -35,15 +60,15 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
         fate = Fate(chance.choice([0, 0.05, 0.3]), chance.choice([0, 0.02]), killers, failing, seed % 4 == 0)
         host = VirtualHost(chance.randint(1, 5), chance, fate, one_at_a_time=chance.random() < 0.3)
         pool = Pool(host, Judging(), FACTS, Limits(20, 20, 20, 20, 2), clock=host.clock)
-        notices: list[Notice] = []
-        pool.observe = notices.append
+        desk, notices = desk_of(pool, host), list[Notice]()
+        desk.observe = notices.append
         requests = [Request(n, recipe_of(n), rivals=[RIVAL] if chance.random() < 0.6 else []) for n in range(count)]
         for request in requests:
-            pool.submit(request)
+            desk.submit(request)
         results = {}
         try:
             for _ in requests:
-                result = pool.result()
+                result = desk.result()
                 assert result.id not in results, seed
                 results[result.id] = result
         except MachineError:
@@ -66,6 +91,21 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
             assert sum(of.values()) - len(of) <= lost[number], seed
         assert fate.death or fate.hang or len(results) == count or len(killers) > 2, seed
     assert ended < len(seeds) / 2
+
+
+def test_a_recipe_that_killed_two_workers_is_given_up_where_none_starts_in_their_place() -> None:
+    host = OneStaysAway(2, random.Random(0), Fate(killers=frozenset({0})))
+    pool = Pool(host, Judging(), FACTS, Limits(greeting=2000), clock=host.clock)
+    desk, notices = desk_of(pool, host), list[Notice]()
+    desk.observe = notices.append
+    desk.submit(Request(0, recipe_of(0)))
+    try:
+        result = desk.result()
+    finally:
+        pool.close()
+    assert result.reason == "lost twice on different workers: the recipe killed it"
+    assert [(notice.worker, notice.change) for notice in notices if notice.worker == "1"] == [("1", "ready")]
+    assert [notice.worker for notice in notices if notice.change == "refused"] == ["2.4"]
 
 
 def test_answers_for_a_judge_may_come_after_their_request_has_failed() -> None:
