@@ -71,6 +71,7 @@ def workspace(
     capsys: pytest.CaptureFixture[str],
 ) -> Workspace:
     """A user's folder, and the working directory."""
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     for shift, name in enumerate(("letters", "letters_heldout")):
         write_task(tmp_path, name, shift)
