@@ -225,6 +225,17 @@ def test_no_point_within_the_bounds_crashes_or_gives_what_is_not_finite(method: 
     assert torch.isfinite(result).all()
 
 
+BLENDED = [name for name, method in METHODS.items() if "blend" in method.shared]
+
+
+@pytest.mark.parametrize("name", BLENDED)
+@pytest.mark.parametrize("blend", [5e-324, 1e-310, 1e-9])
+def test_the_least_blend_is_next_to_none(name: str, blend: float) -> None:
+    base, *models = some_fine_tunes(4, (7, 11), 0)
+    plain, least = (merged(METHODS[name], base, models, shared={"blend": value}) for value in (0.0, blend))
+    assert torch.allclose(plain, least, atol=1e-5)
+
+
 # --- the family on task vectors ---------------------------------------------------------------------------------
 
 

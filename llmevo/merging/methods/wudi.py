@@ -16,8 +16,9 @@ from llmevo.merging.kernels.spectral import Product
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.task_arithmetic import task_arithmetic
 
-LEAST_RIDGE = 1e-6
-"""The ridge, relative to the mean eigenvalue of ΣGᵢ, with blend 1: none at all makes the inverse noise."""
+LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e12
+"""The ridge, relative to the mean eigenvalue of ΣGᵢ, with blend 1, and next to blend 0: none at all makes the inverse
+noise, and an endless one is no number."""
 
 
 def wudi(inputs: TensorGroup) -> Tensor:
@@ -41,7 +42,8 @@ def changes(inputs: TensorGroup, blend: float) -> Sequence[Product]:
     rows = [each.values[:, None] * place for each, place in zip(found, coordinates, strict=True)]
     grams = [row.T @ row / max(float(np.square(row).sum()), np.finfo(np.float64).tiny) for row in rows]
     total = np.sum(grams, axis=0)
-    ridge = max((1.0 - blend) / blend, LEAST_RIDGE) * max(float(np.trace(total)) / max(len(total), 1), 1e-30)
+    mean = max(float(np.trace(total)) / max(len(total), 1), 1e-30)
+    ridge = min(max((1.0 - blend) / blend, LEAST_RIDGE), MOST_RIDGE) * mean
     unit = np.eye(len(total))
     changed = [np.linalg.solve(total + ridge * unit, gram + ridge * unit).T - unit for gram in grams]
     # (G + λI)(ΣG + λI)⁻¹ is the transpose of (ΣG + λI)⁻¹(G + λI), as all of them are symmetric.
