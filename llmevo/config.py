@@ -58,7 +58,7 @@ def read_loggers(entries: Any) -> list[dict[str, Any]]:
     return [*read.values()]
 
 
-STEP = "leave it out: the optimizers set their step size themselves (`search.sigma_rule` says how `llm` does)"
+STEP = "leave it out: the optimizers set their step size themselves"
 MEMORY = "leave it out: candidates are always merged in memory"
 
 FOREIGN_OPTIONS: Mapping[str, str | tuple[str, str]] = {
@@ -394,7 +394,9 @@ class Search(Section):
     """Candidates to score, start rows included; or several bounds, the first of which ends the search:
     `{evaluations: 100, items: 50000, minutes: 60, cost: 5}`."""
     population: int | None = Field(default=None, ge=2)
-    """Candidates a generation; default 4 + ⌊3 ln genes⌋, the rule of CMA-ES."""
+    """Candidates a generation, and of those that `cma-es`, `mergekit-evolve`, `sep-cma-es` and `nsga2` learn from at
+    once; default 4 + ⌊3 ln genes⌋, the rule of CMA-ES. `llm` and `llm-off` take fewer at once, as they learn from
+    each."""
     seed: int = Field(default=0, ge=0)
     """Seed of candidates, random masks and the order of shuffled questions."""
     evaluation_seed: int | None = Field(default=None, ge=0)
@@ -436,8 +438,7 @@ class Search(Section):
     """With `spaces: both`: the shares of the evaluations for weights with the start rows, for paths, and for both
     together."""
     sigma_rule: str = "csa"
-    """The step size of the `llm` optimizers: `csa`, by the length of the path (CMA-ES), or `llm`, the same and the
-    widths of the samples around proposals by the LLM's answers for each slice."""
+    """The step size of `llm` in logs with `rules` below 3; of no use in a config."""
 
     def population_of(self, genes: int) -> int:
         """Candidates a generation for this many genes; default: eq. 48 of https://arxiv.org/abs/1604.00772."""
@@ -448,6 +449,8 @@ class Search(Section):
     def _known(cls, value: str, info: ValidationInfo) -> str:
         known = every() if info.field_name == "optimizer" else SIGMA_RULES
         removed = REMOVED_VALUES[f"search.{info.field_name}"] if info.context == LOGGED else ()
+        if info.field_name == "sigma_rule" and value != "csa" and info.context != LOGGED:
+            raise ValueError(f"this key has no effect any more; {STEP}")
         if value not in known and value not in removed:
             raise ValueError(f"{info.field_name} {value!r} is unknown{nearest(value, known)}")
         return value

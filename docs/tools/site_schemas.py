@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from llmevo.config import SIGMA_RULES, TRACKERS, Config
+from llmevo.config import TRACKERS, Config
 from llmevo.llm import CLIENTS
 from llmevo.merging.methods.registry import METHODS
 from llmevo.merging.preparation.registry import STEPS
@@ -131,7 +131,7 @@ def config_schema() -> Schema:
     _also(schema, "loggers", tracker)
     _also(parts["Search"], "racing", switch)
     _one_of(parts["Search"], "optimizer", every())
-    _one_of(parts["Search"], "sigma_rule", SIGMA_RULES)
+    del parts["Search"]["properties"]["sigma_rule"]  # of logs alone
     _one_of(parts["Llm"], "proposer", ["auto", *CLIENTS, "simulated"])
     methods: Schema = {"enum": [*METHODS]}
     genome = parts["Genome"]["properties"]

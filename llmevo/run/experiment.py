@@ -315,8 +315,9 @@ class Experiment:
             from_uniform=self.rules < 2,
             before_rules_4=self.rules < 4,
             before_rules_5=self.rules < 5,
-            budget_is_known=not self.forecasts,
+            budget_is_known=not {"minutes", "cost"} & search.budget.bounds.keys(),
             parallel=self.workers,
+            population=search.population if self.rules > 4 else None,
             scan=self.scan,
             presumed=self.presumed,
         )
@@ -335,8 +336,11 @@ class Experiment:
 
     @property
     def forecasts(self) -> bool:
-        """Whether minutes or cost bound the search, so that only what is spent tells how many evaluations fit."""
-        return bool({"minutes", "cost"} & self.config.search.budget.bounds.keys())
+        """Whether only what is spent tells how many evaluations fit: minutes or cost bound the search, or questions, of
+        which racing leaves some out.
+        """
+        raced = {"items"} if self.config.search.racing and self.rules > 4 else set[str]()
+        return bool({"minutes", "cost", *raced} & self.config.search.budget.bounds.keys())
 
     @property
     def asks(self) -> bool:
@@ -456,6 +460,11 @@ class Experiment:
         _ = self.scan
         if self.config.search.optimizer in PATHS or self.config.search.spaces == "both":
             _ = self.space.paths  # fails for bounds that leave no path to edit
+        if self.config.search.optimizer in PATHS and self.asks and self.style != "chat" and not self.recorded:
+            raise ConfigError(
+                f"llm.proposer: {self.proposer_name} completes texts, and layer paths are asked of a chat model; give"
+                " one with llm.base_url and llm.model, or leave llm out for a search without an LLM"
+            )
         self.scorer.check_filters()
         self.scorer.check_device()
         if self.order == "steady" and self.config.search.optimizer not in STEADY:
@@ -574,7 +583,7 @@ def population(experiment: Experiment) -> int:
 
 
 def planned_evaluations(experiment: Experiment, state: RunState) -> int:
-    """Return the evaluations to plan with: where minutes or cost bound the search, a forecast from what was spent."""
+    """Return the evaluations to plan with, where need be by a forecast from what was spent."""
     if experiment.rules < 5 or not experiment.forecasts:
         return experiment.evaluations
     return len(state.trials) + Spending(experiment.config.search.budget, state).evaluations_ahead

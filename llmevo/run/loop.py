@@ -122,12 +122,7 @@ def search_by_generations(
         score_generation(experiment, journal, dispatcher, optimizer, suggestions)
         # A log in which the optimizer was asked again, as earlier versions did, goes on as it says.
         if not suggestions and journal.recorded_next not in (events.Prompted, events.Asked):
-            experiment.exhausted = True
-            if journal.ahead:
-                experiment.scorer.warn(
-                    f"The search ends with budget left: {experiment.config.search.optimizer!r} finds no further path."
-                    " Allow more edits, kinds or layers in genome.path for more candidates"
-                )
+            exhaust(experiment, journal)
 
 
 def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> None:
@@ -145,12 +140,25 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
             optimizer.extend(experiment.evaluations)
             optimizer.expect([state.candidates[number].suggestion for number in waiting])
             suggestions = ask(experiment, journal, optimizer, size)
+            if not suggestions:
+                exhaust(experiment, journal)
             rivals = rivals_of(experiment, state, state.generations)
             waiting |= {number: (recipe, rivals) for number, recipe in ask_for(experiment, journal, suggestions)}
         elif waiting:
             told(experiment, journal, optimizer, [score_one(experiment, journal, dispatcher, waiting)])
         else:
             return
+
+
+def exhaust(experiment: Experiment, journal: Journal) -> None:
+    """End the search, which has no candidate left."""
+    experiment.exhausted = True
+    if journal.ahead:
+        optimizer = experiment.config.search.optimizer
+        found, more = "path", "Allow more edits, kinds or layers in genome.path for more candidates"
+        if not experiment.optimizer().learns_paths:
+            found, more = "candidate", "All models that the genome allows are scored; give it more methods or numbers"
+        experiment.scorer.warn(f"The search ends with budget left: {optimizer!r} finds no further {found}. {more}")
 
 
 def ask_for(experiment: Experiment, journal: Journal, suggestions: Sequence[Suggestion]) -> list[tuple[int, Recipe]]:
@@ -242,6 +250,7 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
     everything, fresh = [*state.trials.values()], {trial.candidate.id for trial in new or ()}
     # A parent may lie outside the user's bounds: it is a row to beat, but no point of the search space.
     inside = [t for t in everything if optimizer.learns_paths or t.candidate.lies_in(experiment.space)]
+    optimizer.beside = [trial for trial in everything if not trial.candidate.lies_in(experiment.space)]
     told = [trial for trial in inside if trial.candidate.id in fresh]
     if not state.objective.plain:
         weights = random_weights(state.objective, len(state.told))

@@ -68,8 +68,8 @@ class Spending:
             return 0
         spent = self.spent
         each = {"evaluations": 1.0, "items": self.state.started.items if self.state.started else 0}
-        if spent["evaluations"]:
-            each |= {kind: spent[kind] / spent["evaluations"] for kind in ("minutes", "cost")}
+        if spent["evaluations"]:  # racing leaves questions out
+            each |= {kind: spent[kind] / spent["evaluations"] for kind in ("items", "minutes", "cost")}
         return max(0, int(min(amount / each[kind] for kind, amount in self.left.items() if each.get(kind))))
 
     @property

@@ -133,6 +133,7 @@ class Search:
         self.trials.append(trial)
         self._told.append(trial)
         if not self._open and not self._queue:
+            self._optimizer.beside = [trial for trial in self.trials if not trial.candidate.lies_in(self.space)]
             self._optimizer.tell(self._inside(sorted(self._told, key=lambda told: told.candidate.id)))
             self._told = []
 

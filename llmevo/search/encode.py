@@ -44,7 +44,8 @@ def read_start(
                 space.paths.check(path)
                 return _along(space, path, name)
             return Suggestion(encode(space, recipe, tensors), "user", name)
-        genes = {key: numeral(value) for key, value in entry.items()}
+        choices = {gene.name: gene.choices for gene in space.genes}
+        genes = {key: _number(value, choices.get(key, ())) for key, value in entry.items()}
         return Suggestion(_bounded(space, _complete(space, genes)), "user", name)
     except RecipeError as error:
         raise ConfigError(f"search.start_from: {name if name == PATH else entry}: {error}") from error
@@ -108,6 +109,11 @@ def encode(space: SearchSpace, recipe: Recipe, tensors: Sequence[str]) -> Genes:
             return genes
     assert failure
     raise failure
+
+
+def _number(value: float | str, choices: Sequence[str]) -> float:
+    """A gene's number, also of a choice by its name. Raise ValueError."""
+    return float(choices.index(value)) if isinstance(value, str) and value in choices else numeral(value)
 
 
 def _complete(space: SearchSpace, genes: Mapping[str, float]) -> Mapping[str, float]:

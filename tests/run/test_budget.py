@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,14 @@ from pydantic import ValidationError
 from llmevo.config import MANY, Budget, parse_budget
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
-from llmevo.run.log.events import Prompted, RunStarted
+from llmevo.run.log.events import Evaluated, Prompted, RunStarted
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
 from llmevo.run.spending import Spending
 from llmevo.search.trial import Candidate, Trial
 from support.fake_server import Answer, chat, serving
 from support.resumable import CountedRig, carry_on, config_in
-from support.workspace import Workspace
+from support.workspace import Workspace, write_questions
 
 
 def started(items: int) -> RunStarted:
@@ -133,6 +134,30 @@ def test_a_search_whose_start_rows_took_all_ends_after_them() -> None:
         assert Spending(budget, rows).evaluations_ahead == 0
 
 
+def test_an_llm_is_told_how_many_evaluations_its_questions_make_when_racing_leaves_some_out(
+    workspace: Workspace, models: Path
+) -> None:
+    write_questions(workspace.root, models)
+    config = workspace.config(
+        heldout=None,
+        llm={"proposer": "simulated", "model": "random"},
+        search={"budget": {"items": 1200}, "seed": 3, "racing": {"error_rate": 0.4}, "finalists": 0},
+    )
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    events = workspace.events("run")
+    told = [
+        [*map(int, found)]
+        for event in events
+        if isinstance(event, Prompted)
+        for found in re.findall(r"NOW: (\d+) of (\d+) evaluations", f"{event.messages}")
+    ]
+    scored = sum(isinstance(event, Evaluated) for event in events)
+    assert scored > told[0][1] == 20
+    assert [used for used, budget in told if used >= budget] == []
+    assert abs(told[-1][1] - scored) <= 3
+
+
 def test_scores_taken_over_from_elsewhere_count_as_evaluations_and_take_no_time() -> None:
     known = Past([0.0] * 6).state
     assert Spending(Budget(minutes=1), known).next_size(4) == 4
@@ -145,6 +170,9 @@ def test_progress_is_that_of_the_kind_nearest_its_end_and_forecasts_go_by_the_me
     assert Spending(Budget(evaluations=40, minutes=2), ten).progress == 0.5
     assert Spending(Budget(evaluations=40, minutes=2), ten).evaluations_ahead == 10
     assert Spending(Budget(evaluations=40, items=300), ten).evaluations_ahead == 5
+    half = {place: replace(trial, score=Score(0.5, 0.0, {}, 10)) for place, trial in ten.trials.items()}
+    raced = replace(ten, trials=half)  # racing left half of the questions out
+    assert Spending(Budget(evaluations=40, items=300), raced).evaluations_ahead == 20
     assert Budget(items=300).evaluations_of(20) == 15
     assert Budget(evaluations=9, items=300).evaluations_of(20) == 9
 

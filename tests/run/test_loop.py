@@ -1,6 +1,7 @@
 """The run as a user sees it, on tiny models."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -301,9 +302,14 @@ def test_random_init_adds_a_random_start_row(workspace: Workspace) -> None:
 
 def test_a_parent_outside_the_bounds_is_a_row_but_not_a_point(workspace: Workspace) -> None:
     genome = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "dtype": "float32"}
-    config = workspace.config(genome={**genome, "bounds": {"weight": [0.0, 0.7]}})
+    genome = {**genome, "bounds": {"weight": [0.0, 0.7]}}
+    llm = {"proposer": "simulated", "model": "recombiner"}
+    config = workspace.config(genome=genome, llm=llm, search={"optimizer": "llm", "budget": 12, "seed": 3})
     assert workspace.llmevo("run", config, "--out", "run")[0] == 0
     state = workspace.state("run")
+    prompt = state.prompted[-1].messages[-1]["content"]  # the LLM is shown it, with its score
+    assert f"- one #1: {state.trials[1].value:.3f}" in prompt
+    assert int(re.findall(r"NOW: (\d+) of 12", prompt)[0]) > 4
     assert state.candidates[1].genes == {"one/all/weight": 1.0, "two/all/weight": 0.0}
     later = [c for c in state.candidates.values() if c.generation > 0]
     assert max(value for c in later for value in c.genes.values()) <= 0.7
@@ -328,6 +334,24 @@ def test_lora_adapters_are_parents_like_any_model(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("run", workspace.config(genome=genome), "--out", "run", "--budget", 5)
     assert status == 0, printed
     assert workspace.state("run").candidates[3].note == "adapter"
+
+
+def test_a_search_of_choices_alone_ends_when_all_of_them_are_scored(workspace: Workspace) -> None:
+    genome = {"base_model": "base", "models": ["one", "two"], "merge_method": ["karcher", "model_stock"]}
+    config = workspace.config(genome=genome, heldout=None, search={"optimizer": "llm-off", "budget": 12})
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert "'llm-off' finds no further candidate" in " ".join(printed.split())
+    state = workspace.state("run")
+    assert [candidate.generation for candidate in state.candidates.values()] == [0, 0, 0, 1]
+    assert workspace.llmevo("replay", "run", "--verify")[0] == 0
+
+
+def test_the_size_of_populations_is_that_of_the_config(workspace: Workspace) -> None:
+    search = {"optimizer": "cma-es", "budget": 16, "population": 5, "seed": 3}
+    assert workspace.llmevo("run", workspace.config(heldout=None, search=search), "--out", "run")[0] == 0
+    candidates = workspace.state("run").candidates.values()
+    assert [sum(c.generation == place for c in candidates) for place in range(4)] == [4, 5, 5, 2]
 
 
 def test_population_follows_the_rule_of_cma_es(workspace: Workspace) -> None:

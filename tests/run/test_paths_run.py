@@ -123,6 +123,13 @@ def test_a_log_of_rules_4_is_verified_with_the_shares_of_all_evaluations_that_a_
     assert verify(read_log(folder), folder)
 
 
+def test_a_model_that_completes_texts_is_not_taken_for_paths(deep: Workspace) -> None:
+    config = deep.config(search={"optimizer": "paths", "budget": 16}, llm={"proposer": "local"})
+    status, printed = deep.llmevo("run", config, "--out", "run")
+    assert status == 2
+    assert "llm.proposer: local completes texts, and layer paths are asked of a chat" in " ".join(printed.split())
+
+
 FEW = {"deepest": LAYERS, "kinds": ["skip"], "edits": 1}
 """Settings of fewer paths than a budget of 40."""
 

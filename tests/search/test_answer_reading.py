@@ -682,6 +682,12 @@ def test_a_short_answer_is_read_without_a_problem() -> None:
     assert (found.proposals[0].expected, found.beliefs[0].genes, found.problems) == (0.7, ("alpha/3-3/weight",), [])
 
 
+def test_a_task_may_have_any_name() -> None:
+    tasks = dict.fromkeys(("name", "self", "score", "field_0"), (1.0, "acc,none"))
+    for short in (False, True):
+        assert answer_model(replace(question(short=short), tasks=tasks)).model_json_schema()
+
+
 def test_the_schema_names_the_tasks_as_the_prompt_does() -> None:
     tasks = {f"a very long name of a task, which is number {place}": (1.0, "acc,none") for place in range(20)}
     for masked in (False, True):

@@ -145,6 +145,14 @@ def test_genes_by_name_are_checked_too(tmp_path: Path) -> None:
             read_start(of, wrong, tmp_path, TENSORS)
 
 
+def test_the_method_of_a_start_row_is_given_by_name_or_place(tmp_path: Path) -> None:
+    over = space(merge_method=["task_arithmetic", "ties"])
+    for method in ("ties", 1, "1"):
+        entry = {gene.name: method if gene.choices else 0.5 for gene in over.genes}
+        found = read_start(over, entry, tmp_path, TENSORS)
+        assert over.decode(found.genes).merge_method == "ties"
+
+
 def test_a_search_starts_from_the_users_recipes(workspace: Workspace) -> None:
     mine = {
         "merge_method": "task_arithmetic",

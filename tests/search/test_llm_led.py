@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llmevo.llm.client import Connection
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import answered
+from llmevo.search.optimizers.gaussian_process import Features
 from llmevo.search.optimizers.llm import FIRST, GENERATION, LEFT, PROPOSALS, STEP
 from llmevo.search.optimizers.llm_share import LEAST, MOST, SUCCESS, Share
 from llmevo.search.prompts.question import Belief, Prompt, Question, Reading
@@ -484,16 +485,40 @@ def test_right_beliefs_alone_lead_the_numeric_candidates() -> None:
     assert distance(believing(CENTRE.tolist())) < 0.6 * distance(silent)
 
 
-def test_where_merge_methods_are_searched_beliefs_have_no_effect_and_do_no_harm() -> None:
+def test_beliefs_count_where_merge_methods_are_searched_but_for_no_method_by_genes_that_only_it_has() -> None:
     over = space(method=["ties", "linear"], layer_granularity=2)
     numbers = [gene.name for gene in over.genes if not gene.choices]
-    made: list[list[Genes]] = []
-    for beliefs in ([], [Belief((numbers[0], over.genes[0].name), 1)]):
+    weights, densities = ([name for name in numbers if part in name] for part in ("weight", "density"))
+    assert weights
+    assert densities
+    features = Features(over)
+    for believed in (weights, densities):
+        beliefs = [Belief((name, over.genes[0].name), 0, value=0.9) for name in believed]
         optimizer = led(over)
         answered(optimizer.ask_start(rows(over)), lambda _, said=beliefs: Reading(beliefs=said))
         optimizer.tell(start_rows(over))
-        made.append(ask(optimizer, silent)[0])
-    assert made[0] == made[1]
+        mean = optimizer._prior_mean()
+        points = np.random.default_rng(0).random((4000, len(over.genes)))
+        values, method = mean(features.of(points)), np.array([features.chosen(point)[0] for point in points])
+        kinds = [values[method == kind] for kind in range(2)]
+        assert np.isclose(kinds[0].mean(), kinds[1].mean(), rtol=0.05)
+        assert [kind.std() > 0.01 for kind in kinds] == [True, believed is weights]
+        near = np.array([over.to_unit(over.clamp({**over.uniform(), **dict.fromkeys(believed, 0.9)}))])
+        assert mean(features.of(near)) > values.mean()
+
+
+def test_a_model_alone_that_is_no_point_of_the_space_is_shown_and_counted_but_not_learnt_from() -> None:
+    prompts: list[Prompt] = []
+    optimizer = led()
+    answered(optimizer.ask_start(rows(OVER)), watched(prompts, silent))
+    inside, outside = start_rows(OVER)[:-1], start_rows(OVER)[-1]
+    optimizer.beside = [outside]
+    optimizer.tell(inside)
+    answered(optimizer.ask(6), watched(prompts, silent))
+    question = asked(prompts[-1])
+    assert [*question.trials] == [*inside, outside]
+    assert question.used == len(rows(OVER))
+    assert outside not in optimizer._trials
 
 
 # Good and bad LLMs

@@ -102,6 +102,16 @@ def test_a_search_starts_from_the_best_start_row_and_as_mergekit_evolve_from_the
         assert min(far, key=lambda name: far[name]) == ("uniform" if kind == "mergekit-evolve" else "best")
 
 
+@pytest.mark.parametrize("kind", ["llm", "llm-off", "tpe", "gp", "nsga2", "cma-es", "sep-cma-es", "random"])
+def test_no_worker_is_idle(kind: str) -> None:
+    optimizer = OPTIMIZERS[kind](replace(setup(), parallel=8))
+    optimizer.tell(start_rows(space()))
+    for place in range(4):
+        asked = ask(optimizer, silent, 8)[0]
+        assert len(asked) == len({tuple(genes.values()) for genes in asked}) == 8
+        optimizer.tell([trial(10 + 8 * place + i, genes, 0.1 * i) for i, genes in enumerate(asked)])
+
+
 @pytest.mark.parametrize("kind", ["cma-es", "sep-cma-es", "spsa"])
 def test_a_log_of_before_starts_from_the_uniform_merge(kind: str) -> None:
     over, asked = space(), list[list[Genes]]()

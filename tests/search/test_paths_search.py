@@ -20,7 +20,7 @@ from llmevo.search.paths.prompt import PathPrompt, PathQuestion
 from llmevo.search.paths.prompt import ask as ask_for_paths
 from llmevo.search.paths.registry import PATHS
 from llmevo.search.prompts.chat import TOKENS, tokens
-from llmevo.search.prompts.question import Prompt, Reading
+from llmevo.search.prompts.question import Prompt, Question, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
 from support.paths import asked, height, scored, searched, setup, space, start_rows
@@ -257,6 +257,15 @@ def test_with_masks_no_name_is_in_the_prompt_and_the_answer_uses_letters() -> No
     assert [one.path for one in found if one.origin == "llm"] == [
         "alpha 0-12 | alpha 8-12 gain 0.5 | beta 12-14 | alpha 14-20"
     ]
+
+
+def test_a_mask_is_the_same_model_in_paths_and_in_texts() -> None:
+    over = space()
+    failed = Trial(Candidate(0, 1, "paths", {}, path="alpha 0-12 | beta 12-20"), None, "alpha and beta do not fit")
+    keys: dict[str, Any] = {"generation": 1, "sigma": 0.0, "used": 1, "budget": 40, "slots": 1, "mask_names": True}
+    question = Question(over, [failed], {"sums": (1.0, "acc,none")}, 2, **keys)
+    text = ask_for_paths(PathQuestion(question, over.paths, "alpha", ["beta"]), Templates()).messages[-1]["content"]
+    assert "B 0-12 | C 12-20: model B and model C do not fit" in text
 
 
 def test_a_prompt_about_paths_stays_within_its_tokens() -> None:

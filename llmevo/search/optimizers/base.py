@@ -70,13 +70,17 @@ class Setup:
     """{gene: where the best value is presumed before anything is scored}: a prior of `llm` and `llm-off`."""
     parallel: int = 1
     """How many candidates are scored at the same time: an optimizer that asks for single ones asks for so many."""
+    population: int | None = None
+    """The size of populations that the config gives; None for the optimizer's own. One candidate for each worker if
+    that is more."""
     before_rules_4: bool = False
     """True in logs with `rules` below 4: scores far below the others are not raised, and the LLM's answers are read by
     earlier rules."""
     before_rules_5: bool = False
     """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, in
-    `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start, and
-    Bayesian optimization refines no further where scores have little noise."""
+    `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start.
+    Bayesian optimization refines no further where scores have little noise, believes nothing where methods are
+    searched, and repeats candidates where no new one is left. Optuna's samplers give one candidate at a time."""
     budget_is_known: bool = True
     """False where `budget` is only the most, before a first forecast: see `extend`."""
     from_uniform: bool = False
@@ -122,6 +126,8 @@ class Optimizer(ABC):
     """Whether it is told of layer paths, and of models alone that are no points of the space."""
     is_steady = False
     """Whether it can be asked while candidates are being scored, and told of each when it is scored."""
+    beside: Sequence[Trial] = ()
+    """Trials that are no points of its space, of which it is not told: an LLM is shown those of models alone."""
 
     @property
     def sigma(self) -> float | None:

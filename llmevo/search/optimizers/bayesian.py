@@ -121,27 +121,38 @@ class BayesianOptimization(Recorded):
         self._trials, self._weights = [*trials], weights
 
     def _prior_mean(self) -> Mean | None:
-        """What is believed of the scores before they are known: -½ Σ ((x - centre) / width)² / √(believed genes)."""
-        if self._believed is None or self._features.choices:
-            return None
-        centres, precisions = self._believed
-        count = max(1.0, float((precisions > 0).sum()))
+        """What is believed of the scores before they are known: -½ Σ ((x - centre) / width)² / √(believed genes).
 
-        def mean(points: Array) -> Array:
-            return -0.5 * ((points - centres) ** 2 @ precisions) / np.sqrt(count)
+        A gene that the chosen method does not have counts as the average over its range, so that what is believed of it
+        is for no method and against none.
+        """
+        if self._believed is None or (self._features.choices and self._setup.before_rules_5):
+            return None
+        numbers = self._features.numbers
+        centres, precisions = (part[numbers] for part in self._believed)
+        count = max(1.0, float((precisions > 0).sum()))
+        average = 1 / 3 - centres + centres**2  # of (x - centre)² over the unit interval
+
+        def mean(features: Array) -> Array:
+            squares = (features[:, : len(numbers)] - centres) ** 2
+            if self._features.choices:
+                squares = np.where(self._features.numbers_used(features), squares, average)
+            return -0.5 * (squares @ precisions) / np.sqrt(count)
 
         return mean
 
     def _numeric(self, count: int, pending: Sequence[Suggestion] = ()) -> list[Suggestion]:
-        """The next candidates. Each is chosen as if those before it, and the `pending` ones, had scored what is
-        expected of them (the "kriging believer", Ginsbourger et al. 2010).
+        """The next candidates, fewer where no further one makes a new model. Each is chosen as if those before it, and
+        the `pending` ones, had scored what is expected of them (the "kriging believer", Ginsbourger et al. 2010).
         """
         chosen: list[Suggestion] = []
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
             for _ in range(count):
                 others = [*pending, *chosen]
                 self._fit(others)
-                chosen.append(self._next(others))
+                if (found := self._next(others)) is None:
+                    break
+                chosen.append(found)
         return chosen
 
     def _fit(self, pending: Sequence[Suggestion] = ()) -> None:
@@ -164,8 +175,10 @@ class BayesianOptimization(Recorded):
         """The features of points."""
         return self._features.of([self._space.to_unit(one) for one in genes])
 
-    def _next(self, pending: Sequence[Suggestion]) -> Suggestion:
-        """The new point with the highest upper confidence bound."""
+    def _next(self, pending: Sequence[Suggestion]) -> Suggestion | None:
+        """The new point with the highest upper confidence bound; None where nothing new is left, as in a space of
+        choices alone.
+        """
         count = len(self._space.genes)
         anywhere = self._random.random((ANYWHERE, count))
         if not self._trials:
@@ -184,7 +197,7 @@ class BayesianOptimization(Recorded):
             if self._is_new(genes, pending):
                 expected = float(f"{self._scale.score(float(self._model.mean(self._points([genes]))[0])):.4g}")
                 return Suggestion(genes, "gaussian", f"expected {expected:.4g}", expected=expected)
-        return Suggestion(self._space.from_unit(anywhere[0]), "gaussian")  # nothing new is left
+        return Suggestion(self._space.from_unit(anywhere[0]), "gaussian") if self._setup.before_rules_5 else None
 
     @property
     def _refinements(self) -> int:

@@ -29,8 +29,8 @@ class CmaEs(PopulationSearch):
     """pycma with the settings of mergekit-evolve, bounded to the genes' ranges.
 
     It starts from the best start row with step size 1/6 and a population of 4 + ⌊3 ln genes⌋ (Hansen,
-    https://arxiv.org/abs/1604.00772, equation 48), or of one candidate for each worker if that is more. Use it as
-    the baseline, or for more than a thousand evaluations.
+    https://arxiv.org/abs/1604.00772, equation 48) or of the config's `search.population`, or of one candidate for each
+    worker if that is more. Use it as the baseline, or for more than a thousand evaluations.
     """
 
     origin = "cma-es"
@@ -42,8 +42,8 @@ class CmaEs(PopulationSearch):
 
     def begin(self, start: Array) -> None:
         start = at_least_two(start)
-        more = {"popsize": self._parallel} if self._parallel > 4 + int(3 * np.log(len(start))) else {}
-        self._strategy = strategy_in_unit_box(start, SIGMA, self._random, **more)
+        size = max(self._parallel, self._population or 4 + int(3 * np.log(len(start))))
+        self._strategy = strategy_in_unit_box(start, SIGMA, self._random, popsize=size)
 
     def draw(self) -> list[Array]:
         return self._strategy.ask()
@@ -79,7 +79,7 @@ class SepCmaEs(PopulationSearch):
         padded = at_least_two(start)
         bounds = np.tile([0.0, 1.0], (len(padded), 1))
         seed = int(self._random.integers(2**31))
-        size = max(self._parallel, 4 + int(3 * np.log(len(padded))))
+        size = max(self._parallel, self._population or 4 + int(3 * np.log(len(padded))))
         self._strategy = SepCMA(mean=padded, sigma=SIGMA, bounds=bounds, seed=seed, population_size=size)
 
     def draw(self) -> list[Array]:

@@ -109,12 +109,13 @@ class LlmLedSearch(BayesianOptimization):
             for of in proposed
             if of.suggestion.expected is not None and of.trial and of.trial.score
         ]
+        alone = [trial for trial in self.beside if not trial.candidate.path]
         return replace(
             self._setup.question,
-            trials=tuple(self._trials),
+            trials=tuple(sorted([*self._trials, *alone], key=lambda trial: trial.candidate.id)),
             wanted=min(slots + 1, PROPOSALS),  # one more, in the place of a repetition
             generation=self._generation,
-            used=len(self._trials),
+            used=len(self._trials) + len(self.beside),
             suggestions=self._expectations(numeric),
             predictions=predictions,
             weights=self._weights,

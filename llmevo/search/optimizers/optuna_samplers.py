@@ -13,7 +13,7 @@ from llmevo.search.trial import Suggestion, Trial
 
 
 class OptunaSearch(Optimizer):
-    """One of Optuna's samplers, asked for one candidate at a time, as it works best."""
+    """One of Optuna's samplers, asked for one candidate for each worker: more would learn from fewer scores."""
 
     origin = ""
     rows_asked = False
@@ -30,7 +30,8 @@ class OptunaSearch(Optimizer):
             warnings.simplefilter("ignore")  # that parts of it are experimental
             directions: Any = ["maximize"] * max(1, len(self._tasks))
             self._study: Any = optuna.create_study(directions=directions, sampler=self.sampler(setup))
-        self._asked: dict[tuple[float, ...], Any] = {}
+        self._at_once = 1 if setup.before_rules_5 else setup.parallel
+        self._asked: dict[tuple[float, ...], list[Any]] = {}
         self._distributions = {gene.name: self._distribution(gene) for gene in setup.space.genes}
 
     @abstractmethod
@@ -44,7 +45,12 @@ class OptunaSearch(Optimizer):
         return CategoricalDistribution(gene.choices) if gene.choices else FloatDistribution(gene.low, gene.high)
 
     def ask(self, size: int) -> Asking:
-        self._history.add("ask")
+        count = max(1, min(size, self._at_once))
+        self._history.add("ask", *([count] if count > 1 else []))
+        return [self._suggestion() for _ in range(count)]
+        yield  # makes this a generator, as Asking is
+
+    def _suggestion(self) -> Suggestion:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask(self._distributions)
@@ -53,9 +59,8 @@ class OptunaSearch(Optimizer):
             for gene in self._space.genes
         }
         genes = self._space.clamp(values)
-        self._asked[key(genes)] = trial
-        return [Suggestion(genes, self.origin)]
-        yield  # makes this a generator, as Asking is
+        self._asked.setdefault(key(genes), []).append(trial)
+        return Suggestion(genes, self.origin)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         from optuna.trial import TrialState, create_trial
@@ -65,7 +70,8 @@ class OptunaSearch(Optimizer):
             self._history.add([(self._values(trial), trial.violation) for trial in trials])
         for trial in trials:
             genes, values = trial.candidate.genes, self._values(trial)
-            known = self._asked.pop(key(genes), None)
+            waiting = self._asked.get(key(genes))
+            known = waiting.pop(0) if waiting else None
             if known is None:
                 if values is None or not self._space.contains(genes):
                     continue
@@ -106,7 +112,9 @@ class Tpe(OptunaSearch):
     def sampler(self, setup: Setup) -> Any:
         from optuna.samplers import TPESampler
 
-        return TPESampler(seed=setup.seed, multivariate=True)
+        several = setup.parallel > 1 and not setup.before_rules_5
+        # Candidates that are being scored count as bad ones, so that those asked for together are different.
+        return TPESampler(seed=setup.seed, multivariate=True, constant_liar=several)
 
 
 class Gp(OptunaSearch):
@@ -144,5 +152,5 @@ class Nsga2(OptunaSearch):
         from optuna.samplers import NSGAIISampler
         from optuna.samplers.nsgaii import SBXCrossover
 
-        size = min(LARGEST, max(SMALLEST, setup.budget // GENERATIONS))
+        size = setup.population or min(LARGEST, max(SMALLEST, setup.budget // GENERATIONS))
         return NSGAIISampler(population_size=size, crossover=SBXCrossover(), seed=setup.seed)

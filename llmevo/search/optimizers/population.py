@@ -83,7 +83,7 @@ class PopulationSearch(Optimizer):
     def __init__(self, setup: Setup) -> None:
         self._space = setup.space
         self._budget = setup.budget
-        self._parallel = setup.parallel
+        self._parallel, self._population = setup.parallel, setup.population
         self._random = np.random.default_rng(setup.seed)
         self._numbers = [place for place, gene in enumerate(setup.space.genes) if not gene.choices]
         self._choices = [place for place, gene in enumerate(setup.space.genes) if gene.choices]

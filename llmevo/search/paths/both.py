@@ -179,6 +179,7 @@ class BothSpaces(Optimizer):
         if part > self._part:
             self._enter(part)
         left = [end - len(self._trials) for end in ends][self._part : self._part + 1]
+        self._weights.beside = self.beside
         found = yield from self._current.ask(max(1, min([size, *left])))
         while not found and self._part < 2 and not self._setup.before_rules_5:
             self._enter(self._part + 1)

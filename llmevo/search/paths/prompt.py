@@ -105,8 +105,8 @@ class Masks:
 
     def __init__(self, about: PathQuestion) -> None:
         question = about.question
-        self.names = Names(question.space, question.tasks, question.mask_names)
         own = [*about.paths.models, MERGE]
+        self.names = Names(question.space, question.tasks, question.mask_names, order=own)
         masked = {name: chr(ord("A") + place) if place < 26 else f"M{place}" for place, name in enumerate(own)}
         self.shown = {**masked, MERGE: MERGE} if question.mask_names else {name: name for name in own}
         self._own = {shown: name for name, shown in self.shown.items()}

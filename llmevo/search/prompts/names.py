@@ -18,12 +18,19 @@ class Names:
     """The shown name of everything that has one, of at most `longest` characters."""
 
     def __init__(
-        self, space: SearchSpace, tasks: Mapping[str, tuple[float, str]], masked: bool = False, longest: int = 40
+        self,
+        space: SearchSpace,
+        tasks: Mapping[str, tuple[float, str]],
+        masked: bool = False,
+        longest: int = 40,
+        order: Sequence[str] = (),
     ) -> None:
+        """`order` are the models in the order of their masks; by default those that are merged come first."""
         genome = space.genome
         self.masked = masked
         own = space.names
-        models = [own[reference] for reference in [*space.merged, *(r for r in own if r not in space.merged)]]
+        merged = [own[reference] for reference in space.merged]
+        models = [*dict.fromkeys([*(name for name in order if name in own.values()), *merged, *own.values()])]
         parameters = [*dict.fromkeys(name for method in genome.methods for name in genome.declared(method))]
         parameters += [TEMPERATURE, BIAS, TOP_K] if space.routing else []
         filters = [*(genome.filters or ())]

@@ -29,7 +29,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=_bare)
 
 
-def _part(name: str, **fields: Any) -> Any:
+def _part(name: str, /, **fields: Any) -> Any:
     """A model whose fields are all required; those of names that Python reserves, or any others, by their aliases."""
     given: dict[str, Any] = {f"field_{place}": (of, Field(alias=key)) for place, (key, of) in enumerate(fields.items())}
     return create_model(name, __base__=_Part, **given)
