@@ -16,11 +16,11 @@ quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in config
 test: $(VENV)/.dev  ## the tests that have no marker
 	$(PARALLEL) -m "not ($(MARKED))"
 
-# The tests of Ray wait for processes most of the time, so they run beside those of vLLM.
+# The tests of Ray wait for processes most of the time, so they run beside others.
 test-rest: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.ray  ## the tests that have a marker; those without Chromium or GPU are skipped
-	$(PARALLEL) -m "(slow or browser) and not (vllm or ray or gpu)"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray > $(VENV)/ray.log 2>&1 & ray=$$!; $(BIN)/pytest -m "vllm or gpu"; vllm=$$?; \
-	  wait $$ray; ray=$$?; cat $(VENV)/ray.log; exit $$((vllm | ray))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray > $(VENV)/ray.log 2>&1 & ray=$$!; \
+	  $(PARALLEL) -m "(slow or browser) and not (vllm or ray or gpu)"; slow=$$?; \
+	  $(BIN)/pytest -m "vllm or gpu"; vllm=$$?; wait $$ray; ray=$$?; cat $(VENV)/ray.log; exit $$((slow | vllm | ray))
 
 test-all: test test-rest  ## all tests
 
