@@ -27,7 +27,11 @@ PACKAGE = "package:"
 EXPERT = "#expert="
 """What stands between a mixture of experts and the number of one of its experts."""
 
-LOADED = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+LOADED = {
+    "AutoTokenizer": "its tokenizer",
+    "AutoConfig": "config.json",
+    "GenerationConfig": "its generation config",
+}
 """The contents that transformers' automatic classes load, other than the model."""
 
 
