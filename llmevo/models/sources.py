@@ -193,21 +193,22 @@ class Sources:
         return self._checkpoint(self.folder(reference))
 
     def _checkpoint(self, folder: Path) -> Source:
-        if folder not in self._checkpoints:
+        """Return the weights in a folder, opened once whatever path leads to it."""
+        place = folder.resolve()
+        if place not in self._checkpoints:
             if of := mixture_of(folder):
                 mixture = read_object(of[0] / "config.json")
-                self._checkpoints[folder] = Expert(
-                    self._checkpoint(of[0].resolve()), mixture, of[1], str(of[0].resolve())
-                )
-                return self._checkpoints[folder]
+                whole = of[0].resolve()
+                self._checkpoints[place] = Expert(self._checkpoint(whole), mixture, of[1], str(whole))
+                return self._checkpoints[place]
             given = quantization_of(folder)
             source = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
             try:
                 config = read_object(folder / "config.json")
             except SourceError:  # said where the config is needed
                 config = {}
-            self._checkpoints[folder] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
-        return self._checkpoints[folder]
+            self._checkpoints[place] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
+        return self._checkpoints[place]
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the config.json that describes `self[reference]`, without a quantization: merges are not quantized.

@@ -517,6 +517,19 @@ def test_models_that_fit_are_opened_once_each(model: Path, adapter: Path) -> Non
     assert source.model is sources[plain]
 
 
+def test_a_model_is_opened_once_whatever_path_leads_to_it(model: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "here")
+    (tmp_path / "link").symlink_to("here")
+    names = ("here", str(tmp_path / "here"), f"link+{adapter}", f"{tmp_path}/../{tmp_path.name}/here+{adapter}")
+    known = references(*names)
+    sources = Sources.open(known, tmp_path)
+    first = sources[known[0]].tensor(KEY)
+    assert all(sources[each].tensor(KEY) is first for each in known)
+    weight = sources[known[2]].weight(QUERY)
+    assert isinstance(weight, LowRank)
+    assert weight.origin is sources[known[0]].tensor(QUERY)
+
+
 def test_the_config_comes_from_the_models_folder_and_is_named_when_it_cannot_be_read(
     model: Path, tmp_path: Path
 ) -> None:
