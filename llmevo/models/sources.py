@@ -49,6 +49,7 @@ class Sources:
         self._own: dict[ModelReference, Source] = {}
         self._sources: dict[ModelReference, Source] = {}
         self._folders: dict[ModelReference, tuple[Path, Path | None]] = {}
+        self._trained_on: dict[ModelReference, ModelReference] = {}
         self._depths: dict[ModelReference, int] = {}
 
     @classmethod
@@ -113,6 +114,13 @@ class Sources:
         """Return the folder with the model's config and tokenizer."""
         return self._places(reference)[0]
 
+    def without_adapter(self, reference: ModelReference) -> ModelReference:
+        """Return a reference without its adapter; of an adapter alone, the model that it names as its own."""
+        if reference.lora:
+            return ModelReference(model=reference.model)
+        self._places(reference)
+        return self._trained_on.get(reference, reference)
+
     def _places(self, reference: ModelReference) -> tuple[Path, Path | None]:
         """Return the folders of the model and of the adapter on it; an adapter alone names its model itself."""
         if reference not in self._folders:
@@ -121,7 +129,8 @@ class Sources:
                 folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
             if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
-                folder, adapter = self._base_of(reference, folder), folder
+                (base, folder), adapter = self._base_of(reference, folder), folder
+                self._trained_on[reference] = ModelReference(model=base)
             self._folders[reference] = folder, adapter
         return self._folders[reference]
 
@@ -131,8 +140,8 @@ class Sources:
             return str(self._known_config(self.dense).get("model_type"))
         return str(read_object(self.base / "config.json").get("model_type")) if self.base else ""
 
-    def _base_of(self, reference: ModelReference, adapter: Path) -> Path:
-        """Return the folder of the model that an adapter was trained on. Raises SourceError where it is not found."""
+    def _base_of(self, reference: ModelReference, adapter: Path) -> tuple[ModelPath, Path]:
+        """Return the model that an adapter was trained on, and its folder. Raises SourceError where it is not found."""
         config = read_object(adapter / ADAPTER)
         named = config.get("base_model_name_or_path")
         said = f"{reference} is an adapter (it has {ADAPTER} and no config.json)"
@@ -149,7 +158,7 @@ class Sources:
             ) from error
         if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
             raise SourceError(f"{said} on another adapter ({named}); merge that into its model first")
-        return folder
+        return base, folder
 
     def __getitem__(self, reference: ModelReference) -> Source:
         """Return a model's weights, those of a `Tower` if its tensors are not those of the base."""
@@ -307,6 +316,9 @@ class View(Sources):
 
     def folder(self, reference: ModelReference) -> Path:
         return self.whole.folder(reference)
+
+    def without_adapter(self, reference: ModelReference) -> ModelReference:
+        return self.whole.without_adapter(reference)
 
     def own(self, reference: ModelReference) -> Source:
         return self.whole.own(reference)
