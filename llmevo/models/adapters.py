@@ -115,7 +115,8 @@ class LoraModel(Source):
         self._kept = Kept()
         modules = self._modules()
         for module, parts in modules.items():
-            self._read(module, parts)
+            if not self._repeats_rows(module[0], parts, modules):
+                self._read(module, parts)
         self._check_saved()
         self._check_tied()
         if not self._low_rank and not self._changes and not self._trained:
@@ -176,7 +177,11 @@ class LoraModel(Source):
 
     def _put_aside(self, name: str, plain: str) -> None:
         """Note a tensor that takes the place of a weight: a bias, a norm, or one of `modules_to_save`."""
-        module, _, end = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)\b", "", plain).rpartition(".")
+        stem = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save|token_adapter)\b", "", plain)
+        is_copy = plain != stem and f"{name.removesuffix(plain)}{stem}" in self._adapter.shapes
+        if is_copy or ".original_module." in plain:  # with a new vocabulary PEFT saves the weight before training too
+            return
+        module, _, end = stem.rpartition(".")
         weight = f"{self._place(module)}.{end}"
         shape, own = self._adapter.shapes[name], self.model.shapes.get(weight)
         if weight == HEAD and own is None and self._tied_embeddings():
@@ -200,6 +205,14 @@ class LoraModel(Source):
         """Return the name of the embeddings if the model has no head of its own."""
         names = self.model.shapes
         return next((name for name in names if VOCABULARY.search(name)), None) if HEAD not in names else None
+
+    def _repeats_rows(self, module: str, parts: Mapping[str, str], modules: Mapping[Any, Mapping[str, str]]) -> bool:
+        """Return whether a module is the head and has the trained rows of the embeddings, which are the same weight."""
+        tied = self._tied_embeddings()
+        if f"{module}.weight" != HEAD or tied is None or [*parts] != ["trainable_tokens_delta"]:
+            return False
+        other = modules.get((tied.removesuffix(".weight"), 0), {})
+        return [*other] == [*parts] and torch.equal(*(self._tensor(*each.values()) for each in (parts, other)))
 
     def _is_tied(self, name: str) -> SourceError:
         return SourceError(
