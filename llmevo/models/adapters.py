@@ -372,6 +372,22 @@ class LoraModel(Source):
 
         self._add_low_rank(weight, factors, parts.get("magnitude"), 1)
 
+    def _is_turned(self, module: str) -> bool:
+        """Return whether a module's weight has rows and columns exchanged, as GPT-2's layers have (`Conv1D`).
+
+        PEFT goes by the module's class; `fan_in_fan_out` in the adapter's config is of the last module only.
+        """
+        shape, bias = self.model.shapes[f"{module}.weight"], self.model.shapes.get(f"{module}.bias")
+        if bias is None or len(shape) != 2:
+            return False
+        return bias == shape[1:] if shape[0] != shape[1] else self._has_turned
+
+    @cached_property
+    def _has_turned(self) -> bool:
+        """Whether a bias of the model has an entry for each column of its matrix."""
+        matrices = [name for name, shape in self.model.shapes.items() if len(shape) == 2 and shape[0] != shape[1]]
+        return any(self._is_turned(name.removesuffix(".weight")) for name in matrices if name.endswith(".weight"))
+
     def _shape_of(self, weight: str) -> tuple[int, ...]:
         """Return the shape of a weight, of the trained one where there is."""
         return self._adapter.shapes[self._trained[weight]] if weight in self._trained else self.model.shapes[weight]
@@ -462,7 +478,7 @@ class LoraModel(Source):
         weight = self._weight_of(module)
         rank = self._adapter.shapes[parts["lora_A"]][0]
         rows, columns = self._matrix(weight)
-        exchanged = bool(self.config.get("fan_in_fan_out"))
+        exchanged = self._is_turned(module)
         self._check_size(parts["lora_A"], (rank, rows if exchanged else columns))
         self._check_size(parts["lora_B"], (columns if exchanged else rows, rank))
         self._check_size(parts["lora_E"], (rank, 1))
@@ -523,7 +539,7 @@ class LoraModel(Source):
         """(IA)³ (arXiv 2205.05638): factors of the outputs, or of the inputs of feed-forward layers."""
         weight, (name,) = self._weight_of(module), parts.values()
         rows, columns = self._matrix(weight)
-        turned = bool(self.config.get("fan_in_fan_out"))
+        turned = self._is_turned(module)
         outputs, inputs = (columns, rows) if turned else (rows, columns)
         shape = self._adapter.shapes[name]
         if shape not in ((outputs, 1), (1, inputs)):
@@ -550,7 +566,7 @@ class LoraModel(Source):
                 f" the adapter's random matrices are made anew by PEFT. {MERGE_FIRST}"
             )
         rows, columns = self._matrix(weight)
-        exchanged = bool(self.config.get("fan_in_fan_out"))
+        exchanged = self._is_turned(module)
         outputs, inputs = (columns, rows) if exchanged else (rows, columns)
         rank = self._adapter.shapes[shared[0]][0]
         self._check_size(parts["vera_lambda_b"], (outputs,))
@@ -622,7 +638,7 @@ class LoraModel(Source):
                 f"{adapter}: {module} has rank {first[0]} in lora_A, {second[1]} in lora_B and {rank:g} in"
                 " adapter_config.json (r, rank_pattern); download the adapter again"
             )
-        product, exchanged = (second[0], first[1]), bool(self.config.get("fan_in_fan_out"))
+        product, exchanged = (second[0], first[1]), self._is_turned(module)
         if (product[::-1] if exchanged else product) != weight:
             raise SourceError(
                 f"{adapter}: {module}: lora_B {second} times lora_A {first} does not fit the weight {weight} of"

@@ -151,6 +151,19 @@ def test_a_layer_of_gpt2_has_rows_and_columns_exchanged(tmp_path: Path) -> None:
         assert_near(tensors(adapted), {name: expected[name] for name in adapted.shapes}, atol=2e-6)
 
 
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["c_attn", "c_fc", "lm_head"]], ids=str)
+def test_a_head_of_gpt2s_own_is_adapted_beside_its_exchanged_layers(targets: list[str], tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+    quietly(lambda: GPT2LMHeadModel(config).save_pretrained(tmp_path / "model"))
+    for place, given in enumerate((lora(target_modules=targets), peft.IA3Config(target_modules=targets))):
+        if place:
+            given.feedforward_modules = []
+        adapter = new_peft(tmp_path / str(place), tmp_path / "model", given)
+        adapted = LoraModel(Checkpoint(tmp_path / "model"), adapter)
+        expected = merged(tmp_path / "model", adapter)
+        assert_near(tensors(adapted), {name: expected[name] for name in adapted.shapes}, atol=2e-6)
+
+
 def old_gpt2(folder: Path) -> Callable[[str], str]:
     """Save a GPT-2 with the names of the hub's; return how transformers calls a tensor."""
     quietly(lambda: GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(folder))
