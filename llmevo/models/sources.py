@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import check_compatible, check_layers, text_config
+from llmevo.models.architecture import EMBEDDINGS, HEADS, check_compatible, check_layers, text_config
 from llmevo.models.cards import excerpt
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
@@ -216,6 +218,8 @@ class Sources:
                 config = read_object(folder / "config.json")
             except SourceError:  # said where the config is needed
                 config = {}
+            if isinstance(source, Checkpoint):
+                _leave_out_tied_head(source, config)
             self._checkpoints[place] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
         return self._checkpoints[place]
 
@@ -305,6 +309,20 @@ class Sources:
         if adapter:
             files += [*_weights_in(adapter, "adapter_model*.safetensors"), *adapter.glob(ADAPTER)]
         return files
+
+
+def _leave_out_tied_head(source: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Leave out a head that a file holds though the config ties it to the embeddings, where the numbers are the same.
+
+    Merged by itself it may become another weight than the embeddings, as random masks go by the tensor's name.
+    """
+    if not (config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")):
+        return
+    tables = [name for name in source.shapes if EMBEDDINGS.search(name)]
+    for head in [name for name in source.shapes if HEADS.search(name)]:
+        if any(torch.equal(source.tensor(head), source.tensor(name)) for name in tables):
+            source.shapes = {name: shape for name, shape in source.shapes.items() if name != head}
+            source.derived = {**source.derived, head: "another name of a weight"}
 
 
 class View(Sources):
