@@ -233,8 +233,11 @@ class LoraModel(Source):
         return f" (base_model_name_or_path: {base})" if base else ""
 
     def _check_saved(self) -> None:
-        """Raise SourceError for a module of `modules_to_save` without weights."""
+        """Raise SourceError for a module of `modules_to_save` without weights, if the model has one of the name."""
+        held = {part for name in (*self.model.shapes, HEAD) for part in name.split(".")}
         for module in self.config.get("modules_to_save") or []:
+            if str(module).rpartition(".")[2] not in held:  # PEFT names `score` and `classifier` of its own accord
+                continue
             inside = [*self._trained, *([HEAD] if self._head else [])]
             if not any(re.search(rf"(^|\.){re.escape(str(module))}\.", name) for name in inside):
                 raise SourceError(

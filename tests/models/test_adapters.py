@@ -271,6 +271,13 @@ def test_what_is_not_exact_or_not_whole_is_refused_by_its_key(
         LoraModel(Checkpoint(model), changed(saved("plain"), tmp_path / "adapter", **{key: value}))
 
 
+def test_a_saved_module_that_no_model_of_the_kind_has_is_passed_over(
+    model: Path, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adapter = changed(saved("plain"), tmp_path / "adapter", modules_to_save=["classifier", "score"])
+    assert_near(tensors(LoraModel(Checkpoint(model), adapter)), merged(model, adapter), rtol=1e-5, atol=2e-6)
+
+
 def part(module: str, end: str) -> str:
     return f"base_model.model.{module}.{end}"
 
