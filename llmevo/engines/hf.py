@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from llmevo.engines.half_precision import use_fastest_products
 from llmevo.engines.layers import Layers
@@ -35,7 +35,8 @@ class HfEngine:
         merger: Merger | None = None,
         seed: int = 0,
     ) -> None:
-        """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
+        """`folder` gives the architecture, `tokenizer` the vocabulary, chat template and generation config, `dtype` the
+        weights' type.
 
         `device` is by default the first GPU, or the CPU; `merger` makes the candidates, and without it the engine
         loads ready weights only; `seed` is for tasks that sample. Raises SourceError when transformers cannot load the
@@ -46,6 +47,8 @@ class HfEngine:
         kind = class_of(load_pretrained(AutoConfig, folder))
         model = load_pretrained(kind, folder, dtype=getattr(torch, dtype))
         self.model: Any = model.to(self.device).eval()
+        if tokenizer != folder and (found := _generation_config(tokenizer)):
+            self.model.generation_config = found
         use_fastest_products(self.model)
         self.lm = HfScorer(self.model, vocabulary, seed)
         self.merger = merger
@@ -187,6 +190,15 @@ class HfEngine:
 
     def close(self) -> None:
         self.model = self._places = self._layers = None
+
+
+def _generation_config(folder: Path) -> Any:
+    """Return the generation config of a model's folder, as transformers loads it; None for a tokenizer alone."""
+    if (folder / "generation_config.json").exists():
+        return load_pretrained(GenerationConfig, folder)
+    if (folder / "config.json").exists():
+        return load_pretrained(GenerationConfig, folder, config_file_name="config.json", _from_model_config=True)
+    return None
 
 
 def _send_to(model: Any, count: int) -> None:

@@ -86,7 +86,8 @@ class VllmEngine:
         by_token: Recipe | None = None,
         deepest: int | None = None,
     ) -> None:
-        """`folder` gives the architecture, `tokenizer` the vocabulary and chat template, `dtype` the weights' type.
+        """`folder` gives the architecture, `tokenizer` the vocabulary, chat template and generation config, `dtype` the
+        weights' type.
 
         References in recipes start at `root`; `seed` and `cache_gb` are the merger's. `options` are keywords of
         `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len or enforce_eager. `base` is the
@@ -97,6 +98,8 @@ class VllmEngine:
         """
         vllm = _import_vllm()
         longest, keywords = _keywords(folder, options or {})
+        if (tokenizer / "config.json").exists():
+            keywords.setdefault("generation_config", str(tokenizer))
         vocabulary = load_tokenizer(tokenizer)
         try:
             with _starting(int(keywords.get("tensor_parallel_size", 1)) == 1):

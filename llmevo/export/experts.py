@@ -34,7 +34,7 @@ def write_experts(recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts
         for place, expert in enumerate(experts):
             name = f"{place}-{expert.name}"
             alone = _alone(recipe, expert)
-            if sum_of_adapters(alone, sources, base_of(recipe)) is not None:
+            if sum_of_adapters(alone, sources, sources.without_adapter(recipe.donor)) is not None:
                 write_merge(alone, sources, folder / name, None, seed, base_model=str(folder_of_base))
                 names[str(expert)] = f"{folder_of_base}+{(out / name).absolute()}"
             else:

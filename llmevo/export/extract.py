@@ -69,9 +69,9 @@ def extract(
     check_new(out)
     sources = Sources(Path(root))
     tuned, origin = (_reference(name) for name in (fine_tune, base))
-    if origin.lora:
-        raise SourceError(f"BASE {base}: it has an adapter; name the plain model, {origin.model}")
-    if (sources.folder(tuned), tuned.lora) == (sources.folder(origin), None):
+    if (plain := sources.without_adapter(origin)) != origin:
+        raise SourceError(f"BASE {base}: it has an adapter; name the plain model, {plain}")
+    if sources.without_adapter(tuned) == tuned and sources.folder(tuned) == sources.folder(origin):
         raise SourceError(f"{fine_tune} and {base} are the same model; there is nothing to extract")
     source, below = sources[tuned], sources[origin]
     configs = sources.config(tuned), sources.config(origin)

@@ -115,7 +115,10 @@ class Format:
                 f"--as {self.kind}: a mixture of experts is written as a Hugging Face folder only; leave --as out"
             )
         if self.kind == "lora":
-            return self._write_lora(recipe, sources, out, seed, texts, str(base_of(published or recipe)))
+            base = sources.without_adapter(recipe.donor)
+            if base.model == recipe.donor.model:  # an adapter alone names its model itself
+                base = base_of(published or recipe)
+            return self._write_lora(recipe, sources, out, seed, texts, str(base))
         if self.kind == "gguf":
             return self._write_gguf(recipe, sources, out, seed, texts)
         if self.kind == "fp8":

@@ -21,7 +21,7 @@ from llmevo.merging.writer import MergedModel
 from llmevo.models.quantize import ggml_bytes, quantize, quantizer
 from llmevo.models.safetensors_writer import returning_memory
 from llmevo.models.sources import Sources
-from llmevo.models.tokenizer import vocabulary
+from llmevo.models.tokenizer import load_tokenizer, template_of, vocabulary
 
 TYPES = ("q8_0", "q4_0", "f16", "bf16")
 
@@ -273,6 +273,20 @@ class GgufModel:
         sources: Sources = self.model.sources
         return sources.folder(self.model.recipe.tokenizer_donor)
 
+    def _special(self) -> dict[str, int | str]:
+        """Return the special tokens and the chat template of the model whose tokenizer the recipe names."""
+        recipe = self.model.recipe
+        if recipe.tokenizer_donor == recipe.donor:
+            return {}
+        tokenizer = load_tokenizer(self.folder_of_tokenizer)
+        found = {
+            "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
+            "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
+            "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
+            "tokenizer.chat_template": template_of(self.folder_of_tokenizer),
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
     def stored(self, name: str) -> str:
         """Return the type of a tensor in the file: `f32` for norms, biases and whatever is no matrix."""
         found = self._quantizer.stored(name, self.model.shapes[name])
@@ -296,7 +310,8 @@ class GgufModel:
         writer.data_alignment = self.donor.alignment
         kept = {key: self.donor.raw(key) for key in self.donor.values if not key.startswith(("split.", "quantize."))}
         for key, number in (("general.file_type", FILE_TYPES[self.kind]), ("general.quantization_version", 2)):
-            kept[key] = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<II", 4, number)
+            kept[key] = _value(key, number)
+        kept |= {key: _value(key, value) for key, value in self._special().items()}
         writer.kv_data[0] = {key: GGUFValue(value, GGUFValueType.STRING) for key, value in kept.items()}
         for old, new in self.names.items():
             kind = GGMLQuantizationType[self.stored(old).upper()]
@@ -338,6 +353,15 @@ class GgufModel:
         elif ".q_proj." not in name:
             return weight
         return weight.unflatten(0, (heads, 2, -1)).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _value(key: str, value: int | str) -> bytes:
+    """Return the bytes of a key with a number or a text, as they stand in a GGUF file."""
+    name = key.encode()
+    start = struct.pack("<Q", len(name)) + name
+    if isinstance(value, int):
+        return start + struct.pack("<II", 4, value)
+    return start + struct.pack("<IQ", STRING, len(value.encode())) + value.encode()
 
 
 def _bytes(name: str, weight: Tensor, kind: str) -> "np.ndarray[Any, Any]":

@@ -208,7 +208,7 @@ def write_merge(
     kept. For other merges the difference to the base, in float32, is truncated by an SVD, by default to the energy of
     `auto`. Raises UserError when an adapter cannot hold a change, and what `Merger.merge` raises.
     """
-    base = base_of(recipe)
+    base = sources.without_adapter(recipe.donor)
     changes = sum_of_adapters(recipe, sources, base)
     is_exact = changes is not None
     if changes is None:

@@ -160,10 +160,10 @@ def open_models(recipe: Recipe, root: Path = Path(), excludes: Excludes | None =
 
 def tokenizer_folder(reference: ModelReference, sources: Sources) -> Path:
     """Return the folder with a model's tokenizer: the adapter's where an adapter changes the number of rows."""
-    folder = sources.folder(reference)
-    if reference.lora and _rows(reference, sources) != _rows(ModelReference(model=reference.model), sources):
-        return folder_of(reference.lora, sources.root)
-    return folder
+    plain = sources.without_adapter(reference)
+    if plain != reference and _rows(reference, sources) != _rows(plain, sources):
+        return folder_of(reference.lora or reference.model, sources.root)
+    return sources.folder(reference)
 
 
 class Aligned(View):
@@ -177,11 +177,11 @@ class Aligned(View):
         super().__init__(sources)
         self.vocabulary = vocabulary
         self._aligned: dict[ModelReference, _AlignedSource] = {}
-        self._tables: dict[tuple[ModelReference, str], Tensor] = {}
+        self._tables: dict[tuple[ModelReference | Path, str], Tensor] = {}
         self._making = threading.Lock()
         self._names = {reference: _checked_names(reference, sources, vocabulary) for reference in vocabulary.rows}
-        adapted = [reference for reference in vocabulary.rows if reference.lora]
-        self._on_model = [of for of in adapted if tokenizer_folder(of, sources) == sources.folder(of)]
+        folders = {of: sources.folder(of) for of in vocabulary.rows}
+        self._models = {of: at.resolve() for of, at in folders.items() if tokenizer_folder(of, sources) == at}
 
     def __getitem__(self, reference: ModelReference) -> Source:
         if reference not in self._names:
@@ -212,18 +212,19 @@ class Aligned(View):
 
     def _table(self, reference: ModelReference, name: str, own: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return one model's stored rows in the order of the merged vocabulary."""
-        plain = ModelReference(model=reference.model)
+        whose: ModelReference | Path = reference
         if rows is None:
             rows = self.vocabulary.rows[reference]
-            if reference in self._on_model and same(own, self.whole[plain].tensor(name)):
-                reference = plain  # adapters that leave the embeddings alone share those of their model
+            plain = self.whole.without_adapter(reference)
+            if reference in self._models and same(own, self.whole[plain].tensor(name)):
+                whose = self._models[reference]  # adapters that leave the embeddings alone share those of their model
         size, count = self.vocabulary.size, len(rows)
         if size == count and torch.equal(rows, torch.arange(count)):
             return own[:size]
         with self._making:  # tensors are merged side by side
-            if (reference, name) not in self._tables:
-                self._tables[reference, name] = self._new_table(name, own, rows)
-            return self._tables[reference, name]
+            if (whose, name) not in self._tables:
+                self._tables[whose, name] = self._new_table(name, own, rows)
+            return self._tables[whose, name]
 
     def _new_table(self, name: str, own: Tensor, rows: Tensor) -> Tensor:
         size, count, dtype = self.vocabulary.size, len(rows), own.dtype

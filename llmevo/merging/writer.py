@@ -74,17 +74,18 @@ class MergedModel:
 
     @property
     def _speaker(self) -> ModelReference:
-        """The model whose special tokens and generation config the result has."""
-        return self.recipe.tokenizer_donor if self._aligned else self.recipe.donor
+        """The model whose special tokens and generation config the result has: the one whose tokenizer it gets."""
+        return self.recipe.tokenizer_donor
 
     def config(self) -> dict[str, Any]:
         """Return the donor's config with the result's layers.
 
-        By token, the numbers of special tokens are those of the model whose tokenizer the result gets.
+        The numbers of special tokens are those of the model whose tokenizer the result gets.
         """
         recipe, config = self.recipe, self.sources.config(self.recipe.donor)
-        if self._aligned and self._speaker != recipe.donor:
-            numbers = self._aligned.whole.config(self._speaker)
+        if self._speaker != recipe.donor:
+            numbers = self.sources.own_config(self._speaker)
+            config = {key: value for key, value in config.items() if key not in TOKEN_IDS}
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
         if recipe.rope:
             config = deepcopy(config)

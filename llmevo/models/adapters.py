@@ -115,7 +115,8 @@ class LoraModel(Source):
         self._kept = Kept()
         modules = self._modules()
         for module, parts in modules.items():
-            self._read(module, parts)
+            if not self._repeats_rows(module[0], parts, modules):
+                self._read(module, parts)
         self._check_saved()
         self._check_tied()
         if not self._low_rank and not self._changes and not self._trained:
@@ -176,7 +177,11 @@ class LoraModel(Source):
 
     def _put_aside(self, name: str, plain: str) -> None:
         """Note a tensor that takes the place of a weight: a bias, a norm, or one of `modules_to_save`."""
-        module, _, end = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)\b", "", plain).rpartition(".")
+        stem = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save|token_adapter)\b", "", plain)
+        is_copy = plain != stem and f"{name.removesuffix(plain)}{stem}" in self._adapter.shapes
+        if is_copy or ".original_module." in plain:  # with a new vocabulary PEFT saves the weight before training too
+            return
+        module, _, end = stem.rpartition(".")
         weight = f"{self._place(module)}.{end}"
         shape, own = self._adapter.shapes[name], self.model.shapes.get(weight)
         if weight == HEAD and own is None and self._tied_embeddings():
@@ -201,6 +206,14 @@ class LoraModel(Source):
         names = self.model.shapes
         return next((name for name in names if VOCABULARY.search(name)), None) if HEAD not in names else None
 
+    def _repeats_rows(self, module: str, parts: Mapping[str, str], modules: Mapping[Any, Mapping[str, str]]) -> bool:
+        """Return whether a module is the head and has the trained rows of the embeddings, which are the same weight."""
+        tied = self._tied_embeddings()
+        if f"{module}.weight" != HEAD or tied is None or [*parts] != ["trainable_tokens_delta"]:
+            return False
+        other = modules.get((tied.removesuffix(".weight"), 0), {})
+        return [*other] == [*parts] and torch.equal(*(self._tensor(*each.values()) for each in (parts, other)))
+
     def _is_tied(self, name: str) -> SourceError:
         return SourceError(
             f"{self._adapter.folder}: {name} changes the embeddings or the head alone, and {self._name} has one weight"
@@ -220,8 +233,11 @@ class LoraModel(Source):
         return f" (base_model_name_or_path: {base})" if base else ""
 
     def _check_saved(self) -> None:
-        """Raise SourceError for a module of `modules_to_save` without weights."""
+        """Raise SourceError for a module of `modules_to_save` without weights, if the model has one of the name."""
+        held = {part for name in (*self.model.shapes, HEAD) for part in name.split(".")}
         for module in self.config.get("modules_to_save") or []:
+            if str(module).rpartition(".")[2] not in held:  # PEFT names `score` and `classifier` of its own accord
+                continue
             inside = [*self._trained, *([HEAD] if self._head else [])]
             if not any(re.search(rf"(^|\.){re.escape(str(module))}\.", name) for name in inside):
                 raise SourceError(
@@ -359,6 +375,22 @@ class LoraModel(Source):
 
         self._add_low_rank(weight, factors, parts.get("magnitude"), 1)
 
+    def _is_turned(self, module: str) -> bool:
+        """Return whether a module's weight has rows and columns exchanged, as GPT-2's layers have (`Conv1D`).
+
+        PEFT goes by the module's class; `fan_in_fan_out` in the adapter's config is of the last module only.
+        """
+        shape, bias = self.model.shapes[f"{module}.weight"], self.model.shapes.get(f"{module}.bias")
+        if bias is None or len(shape) != 2:
+            return False
+        return bias == shape[1:] if shape[0] != shape[1] else self._has_turned
+
+    @cached_property
+    def _has_turned(self) -> bool:
+        """Whether a bias of the model has an entry for each column of its matrix."""
+        matrices = [name for name, shape in self.model.shapes.items() if len(shape) == 2 and shape[0] != shape[1]]
+        return any(self._is_turned(name.removesuffix(".weight")) for name in matrices if name.endswith(".weight"))
+
     def _shape_of(self, weight: str) -> tuple[int, ...]:
         """Return the shape of a weight, of the trained one where there is."""
         return self._adapter.shapes[self._trained[weight]] if weight in self._trained else self.model.shapes[weight]
@@ -449,7 +481,7 @@ class LoraModel(Source):
         weight = self._weight_of(module)
         rank = self._adapter.shapes[parts["lora_A"]][0]
         rows, columns = self._matrix(weight)
-        exchanged = bool(self.config.get("fan_in_fan_out"))
+        exchanged = self._is_turned(module)
         self._check_size(parts["lora_A"], (rank, rows if exchanged else columns))
         self._check_size(parts["lora_B"], (columns if exchanged else rows, rank))
         self._check_size(parts["lora_E"], (rank, 1))
@@ -510,7 +542,7 @@ class LoraModel(Source):
         """(IA)³ (arXiv 2205.05638): factors of the outputs, or of the inputs of feed-forward layers."""
         weight, (name,) = self._weight_of(module), parts.values()
         rows, columns = self._matrix(weight)
-        turned = bool(self.config.get("fan_in_fan_out"))
+        turned = self._is_turned(module)
         outputs, inputs = (columns, rows) if turned else (rows, columns)
         shape = self._adapter.shapes[name]
         if shape not in ((outputs, 1), (1, inputs)):
@@ -537,7 +569,7 @@ class LoraModel(Source):
                 f" the adapter's random matrices are made anew by PEFT. {MERGE_FIRST}"
             )
         rows, columns = self._matrix(weight)
-        exchanged = bool(self.config.get("fan_in_fan_out"))
+        exchanged = self._is_turned(module)
         outputs, inputs = (columns, rows) if exchanged else (rows, columns)
         rank = self._adapter.shapes[shared[0]][0]
         self._check_size(parts["vera_lambda_b"], (outputs,))
@@ -609,7 +641,7 @@ class LoraModel(Source):
                 f"{adapter}: {module} has rank {first[0]} in lora_A, {second[1]} in lora_B and {rank:g} in"
                 " adapter_config.json (r, rank_pattern); download the adapter again"
             )
-        product, exchanged = (second[0], first[1]), bool(self.config.get("fan_in_fan_out"))
+        product, exchanged = (second[0], first[1]), self._is_turned(module)
         if (product[::-1] if exchanged else product) != weight:
             raise SourceError(
                 f"{adapter}: {module}: lora_B {second} times lora_A {first} does not fit the weight {weight} of"

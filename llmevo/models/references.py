@@ -27,7 +27,11 @@ PACKAGE = "package:"
 EXPERT = "#expert="
 """What stands between a mixture of experts and the number of one of its experts."""
 
-LOADED = {"AutoTokenizer": "its tokenizer", "AutoConfig": "config.json"}
+LOADED = {
+    "AutoTokenizer": "its tokenizer",
+    "AutoConfig": "config.json",
+    "GenerationConfig": "its generation config",
+}
 """The contents that transformers' automatic classes load, other than the model."""
 
 
@@ -228,7 +232,10 @@ def _download(path: ModelPath, root: Path) -> Path:
 
 
 def _converted(file: Path) -> Path:
-    """Return the bf16 Hugging Face folder of a GGUF file, in the cache; converts it the first time."""
+    """Return the bf16 Hugging Face folder of a GGUF file, in the cache; converts it the first time.
+
+    Raises SourceError, also for a file that is one part of several, or lacks a weight of the model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -238,20 +245,45 @@ def _converted(file: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial_folder(out) as partial:
+            _check_whole(file)
             tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             dequantized = GgufConfig(dequantize=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=dequantized
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=dequantized,
+                output_loading_info=True,
             )
+            model, loading = loaded
+            if missing := sorted(loading["missing_keys"]):  # transformers gives these random numbers
+                raise SourceError(
+                    f"{file}: it lacks {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''} of the"
+                    " model; download it again"
+                )
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             rename_once(partial, out)
+    except SourceError:
+        raise
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
     except Exception as error:  # transformers and its GGUF reader raise many kinds
         hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out
+
+
+def _check_whole(file: Path) -> None:
+    """Raise SourceError for a GGUF file that is one part of a split file. Raises ImportError without `gguf`."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("split.count")
+    if field and (count := int(field.contents())) > 1:
+        raise SourceError(
+            f"{file}: it is one of {count} parts of a model; join them (`llama-gguf-split --merge FIRST_PART OUT.gguf`)"
+            " and name the whole file"
+        )
 
 
 def short_names(references: Sequence[ModelReference]) -> dict[ModelReference, str]:

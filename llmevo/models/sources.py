@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import check_compatible, check_layers, text_config
+from llmevo.models.architecture import EMBEDDINGS, HEADS, check_compatible, check_layers, text_config
 from llmevo.models.cards import excerpt
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
@@ -49,6 +51,7 @@ class Sources:
         self._own: dict[ModelReference, Source] = {}
         self._sources: dict[ModelReference, Source] = {}
         self._folders: dict[ModelReference, tuple[Path, Path | None]] = {}
+        self._trained_on: dict[ModelReference, ModelReference] = {}
         self._depths: dict[ModelReference, int] = {}
 
     @classmethod
@@ -113,6 +116,13 @@ class Sources:
         """Return the folder with the model's config and tokenizer."""
         return self._places(reference)[0]
 
+    def without_adapter(self, reference: ModelReference) -> ModelReference:
+        """Return a reference without its adapter; of an adapter alone, the model that it names as its own."""
+        if reference.lora:
+            return ModelReference(model=reference.model)
+        self._places(reference)
+        return self._trained_on.get(reference, reference)
+
     def _places(self, reference: ModelReference) -> tuple[Path, Path | None]:
         """Return the folders of the model and of the adapter on it; an adapter alone names its model itself."""
         if reference not in self._folders:
@@ -121,7 +131,8 @@ class Sources:
                 folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
             if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
-                folder, adapter = self._base_of(reference, folder), folder
+                (base, folder), adapter = self._base_of(reference, folder), folder
+                self._trained_on[reference] = ModelReference(model=base)
             self._folders[reference] = folder, adapter
         return self._folders[reference]
 
@@ -131,8 +142,8 @@ class Sources:
             return str(self._known_config(self.dense).get("model_type"))
         return str(read_object(self.base / "config.json").get("model_type")) if self.base else ""
 
-    def _base_of(self, reference: ModelReference, adapter: Path) -> Path:
-        """Return the folder of the model that an adapter was trained on. Raises SourceError where it is not found."""
+    def _base_of(self, reference: ModelReference, adapter: Path) -> tuple[ModelPath, Path]:
+        """Return the model that an adapter was trained on, and its folder. Raises SourceError where it is not found."""
         config = read_object(adapter / ADAPTER)
         named = config.get("base_model_name_or_path")
         said = f"{reference} is an adapter (it has {ADAPTER} and no config.json)"
@@ -149,7 +160,7 @@ class Sources:
             ) from error
         if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
             raise SourceError(f"{said} on another adapter ({named}); merge that into its model first")
-        return folder
+        return base, folder
 
     def __getitem__(self, reference: ModelReference) -> Source:
         """Return a model's weights, those of a `Tower` if its tensors are not those of the base."""
@@ -193,21 +204,24 @@ class Sources:
         return self._checkpoint(self.folder(reference))
 
     def _checkpoint(self, folder: Path) -> Source:
-        if folder not in self._checkpoints:
+        """Return the weights in a folder, opened once whatever path leads to it."""
+        place = folder.resolve()
+        if place not in self._checkpoints:
             if of := mixture_of(folder):
                 mixture = read_object(of[0] / "config.json")
-                self._checkpoints[folder] = Expert(
-                    self._checkpoint(of[0].resolve()), mixture, of[1], str(of[0].resolve())
-                )
-                return self._checkpoints[folder]
+                whole = of[0].resolve()
+                self._checkpoints[place] = Expert(self._checkpoint(whole), mixture, of[1], str(whole))
+                return self._checkpoints[place]
             given = quantization_of(folder)
             source = QuantizedCheckpoint(folder, given) if given else Checkpoint(folder)
             try:
                 config = read_object(folder / "config.json")
             except SourceError:  # said where the config is needed
                 config = {}
-            self._checkpoints[folder] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
-        return self._checkpoints[folder]
+            if isinstance(source, Checkpoint):
+                _leave_out_tied_head(source, config)
+            self._checkpoints[place] = Unrolled(source, config, str(folder)) if is_rolled(config) else source
+        return self._checkpoints[place]
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the config.json that describes `self[reference]`, without a quantization: merges are not quantized.
@@ -297,6 +311,20 @@ class Sources:
         return files
 
 
+def _leave_out_tied_head(source: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Leave out a head that a file holds though the config ties it to the embeddings, where the numbers are the same.
+
+    Merged by itself it may become another weight than the embeddings, as random masks go by the tensor's name.
+    """
+    if not (config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")):
+        return
+    tables = [name for name in source.shapes if EMBEDDINGS.search(name)]
+    for head in [name for name in source.shapes if HEADS.search(name)]:
+        if any(torch.equal(source.tensor(head), source.tensor(name)) for name in tables):
+            source.shapes = {name: shape for name, shape in source.shapes.items() if name != head}
+            source.derived = {**source.derived, head: "another name of a weight"}
+
+
 class View(Sources):
     """Other models as they are in `whole`, but for what a subclass changes of their weights and configs."""
 
@@ -306,6 +334,9 @@ class View(Sources):
 
     def folder(self, reference: ModelReference) -> Path:
         return self.whole.folder(reference)
+
+    def without_adapter(self, reference: ModelReference) -> ModelReference:
+        return self.whole.without_adapter(reference)
 
     def own(self, reference: ModelReference) -> Source:
         return self.whole.own(reference)

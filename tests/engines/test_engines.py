@@ -1,5 +1,6 @@
 """The transformers engine: lm-eval's requests answered as lm-eval's own engine does, and weights swapped in place."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -734,3 +735,31 @@ def test_an_engine_holds_its_model_in_the_type_it_was_asked_for(tmp_path: Path) 
 def test_a_folder_that_transformers_cannot_load_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="empty"):
         HfEngine(tmp_path / "empty", tmp_path / "empty", "float32", "cpu")
+
+
+@pytest.mark.parametrize("how", ["another tokenizer", "pickled base", "without a generation config"])
+def test_texts_end_as_those_of_the_exported_model(how: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "chat")):
+        save_tiny(tmp_path / name, seed)
+    speaker = tmp_path / ("base" if how == "pickled base" else "chat")
+    if how == "without a generation config":
+        (speaker / "generation_config.json").unlink()
+        config = read_object(speaker / "config.json")
+        (speaker / "config.json").write_text(json.dumps({**config, "eos_token_id": [3, 5]}))
+    else:
+        settings = {"eos_token_id": [3, 5], "pad_token_id": 1, "repetition_penalty": 1.3}
+        (speaker / "generation_config.json").write_text(json.dumps(settings))
+    if how == "pickled base":
+        torch.save(tiny_llama(0).state_dict(), speaker / "pytorch_model.bin")
+        (speaker / "model.safetensors").unlink()
+    models = [{"model": "chat", "parameters": {"weight": 0.5}}]
+    keys = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "dtype": "float32"}
+    recipe = Recipe.model_validate({**keys, "tokenizer_source": "base" if how == "pickled base" else "chat"})
+    sources = Sources.open(recipe.references, tmp_path)
+    folder, tokenizer = sources.engine_folder(recipe.donor), sources.folder(recipe.tokenizer_donor)
+    engine = HfEngine(folder, tokenizer, "float32", "cpu", Merger(sources))
+    write_model(recipe, sources, tmp_path / "out")
+    exported: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    found, wanted = (model.generation_config.to_dict() for model in (engine.model, exported))
+    assert found == wanted
+    assert found["eos_token_id"] == [3, 5]

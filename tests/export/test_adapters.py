@@ -340,6 +340,23 @@ def test_a_wrong_option_is_one_clear_line_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("adapters")
+def test_adapters_alone_are_merged_as_adapters_on_their_model() -> None:
+    made: list[dict[str, Tensor]] = []
+    for out, names in (("whole", ("base+a", "base+b")), ("alone", ("a", "b"))):
+        models = [{"model": name, "parameters": {"weight": 0.5}} for name in names]
+        merge(Recipe.model_validate({"merge_method": "linear", "models": models, "dtype": "float32"}), out, as_="lora")
+        report = json.loads(Path(out, "lora_report.json").read_text())
+        assert report["exact"]
+        named = json.loads(Path(out, "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert Path(named).resolve() == Path("base").resolve()
+        made.append(merged_by_peft(Path("base"), Path(out)))
+    assert_near(made[0], made[1], atol=1e-6)
+    assert extract("a", "base", "out", rank="exact").report.rank == 2
+    with pytest.raises(SourceError, match=r"BASE a: it has an adapter; name the plain model, .*base"):
+        extract("b", "a", "again")
+
+
+@pytest.mark.usefixtures("adapters")
 def test_what_an_adapter_cannot_hold_is_refused() -> None:
     stacked = """
 merge_method: passthrough

@@ -1,5 +1,6 @@
 """Merges as GGUF files: what transformers reads from them is what was merged."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,20 @@ def test_the_alignment_of_the_donor_is_kept(tmp_path: Path) -> None:
     assert reader.alignment == 64
     assert all(tensor.data_offset % 64 == 0 for tensor in reader.tensors)
     assert replies(read(tmp_path / "out.gguf"))
+
+
+def test_special_tokens_and_template_are_those_of_the_tokenizer_that_the_recipe_names(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        save_tiny(tmp_path / name, seed, tied=True)
+    file = tmp_path / "two" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "a", "pad_token": None}))
+    (tmp_path / "two" / "chat_template.jinja").write_text("{{ messages }}")
+    donor = donor_of(tmp_path / "one", "llama, tied", tmp_path / "base.gguf")
+    for source, end, template in (("two", tiny_tokenizer().vocab["a"], "{{ messages }}"), ("base", 3, None)):
+        recipe = Recipe.model_validate({**recipe_of("one", "two").as_dict(), "tokenizer_source": source})
+        merge(recipe, tmp_path / f"as-{source}.gguf", as_="gguf:bf16", donor=donor, root=tmp_path)
+        found = GGUFReader(tmp_path / f"as-{source}.gguf")
+        assert found.fields["tokenizer.ggml.eos_token_id"].contents() == end
+        field = found.fields.get("tokenizer.chat_template")
+        assert (field.contents() if field else None) == template
+        assert len(found.fields["tokenizer.ggml.tokens"].contents()) == len(tiny_tokenizer())

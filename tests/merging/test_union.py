@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lm_eval.api.instance import Instance
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 from torch import Tensor
@@ -28,7 +29,7 @@ from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import VOCABULARY
 from llmevo.run.scorer import Scorer
-from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, weights_of
+from support.checkpoints import assert_near, assert_same_bits, merged_by_peft, new_adapter, quietly, weights_of
 from support.families import new_family
 from support.parity import LIMIT, distance, theirs
 from support.tiny_model import tiny_llama, tiny_tokenizer
@@ -296,13 +297,34 @@ def test_an_adapter_on_the_head_is_merged_by_token(method: str, root: Path, tmp_
 
 def test_adapters_that_leave_the_embeddings_alone_share_their_models_table(root: Path) -> None:
     new_adapter(root / "lora", root / "two")
-    names = ("base", "one", "two", "two+lora")
+    names = ("base", "one", "two", "two+lora", "lora")
     models = [{"model": name, "parameters": {"weight": 1.0}} for name in names]
     recipe = Recipe.model_validate({"merge_method": "linear", "models": models, "tokenizer_source": "union"})
     sources = open_models(recipe, root)
-    two, adapted = (sources[ModelReference.parse(name)].tensor(EMBEDDINGS) for name in names[2:])
-    assert two.data_ptr() == adapted.data_ptr()
+    two, *adapted = (sources[ModelReference.parse(name)].tensor(EMBEDDINGS) for name in names[2:])
+    assert all(two.data_ptr() == each.data_ptr() for each in adapted)
     assert isinstance(sources, Aligned)
+
+
+def test_tokens_that_an_adapter_alone_has_added_are_in_the_union(tmp_path: Path) -> None:
+    base, adapter = save(tmp_path / "base", 0), tmp_path / "adapter"
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([START, END])  # pyright: ignore[reportArgumentType]
+    tokenizer.save_pretrained(adapter)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    lora = LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], init_lora_weights=False
+    )
+    quietly(lambda: get_peft_model(model, lora).save_pretrained(str(adapter), save_embedding_layers=False))
+    made: list[dict[str, Tensor]] = []
+    for place, name in enumerate(("base+adapter", "adapter")):
+        models = [{"model": of, "parameters": {"weight": 0.5}} for of in ("base", name)]
+        recipe = {"merge_method": "linear", "base_model": "base", "models": models, "tokenizer_source": "union"}
+        made.append(merged(recipe, tmp_path, tmp_path / str(place)))
+        assert AutoTokenizer.from_pretrained(tmp_path / str(place)).get_vocab()["<|im_end|>"] == BASE + 1
+    assert len(made[0][EMBEDDINGS]) == BASE + 2
+    assert_same_bits(*made)
 
 
 @pytest.mark.vllm

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from llmevo.models.checkpoints import read_object
 from llmevo.models.tokenizer import template_of
 from support.workspace import Workspace
 
@@ -36,6 +37,10 @@ def exchange(file: Path) -> None:
     tokens = content["model"]["vocab"]
     tokens["a"], tokens["b"] = tokens["b"], tokens["a"]
     file.write_text(json.dumps(content))
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_a_union_of_equal_vocabularies_is_the_base_models(workspace: Workspace) -> None:
@@ -116,3 +121,18 @@ def test_a_merge_names_the_filters_that_match_no_tensor_of_any_slice(workspace: 
     )
     status, printed = workspace.llmevo("merge", recipe(workspace), "plain")
     assert (status, "match no tensor" in printed) == (0, False)
+
+
+def test_with_equal_tokens_the_special_ones_are_those_of_the_named_model(workspace: Workspace) -> None:
+    change(workspace.root / "base" / "config.json", pad_token_id=0)
+    for name in ("config.json", "generation_config.json"):
+        change(workspace.root / "two" / name, eos_token_id=[3, 5], pad_token_id=None)
+    for source, ends in (("two", [3, 5]), ("base", 3)):
+        file = recipe(workspace, base_model="base", merge_method="task_arithmetic", tokenizer_source=source)
+        status, printed = workspace.llmevo("merge", file, f"as-{source}")
+        assert status == 0, printed
+        for name in ("config.json", "generation_config.json"):
+            assert read_object(workspace.root / f"as-{source}" / name)["eos_token_id"] == ends
+        assert read_object(workspace.root / f"as-{source}" / "config.json")["pad_token_id"] == (
+            None if source == "two" else 0
+        )

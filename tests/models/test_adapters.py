@@ -74,9 +74,17 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
-def new_peft(folder: Path, model: Path, config: Any, binary: bool = False) -> Path:
+def loaded(model: Path, rows: int | None) -> Any:
+    """A model, with more or fewer rows of its embeddings if `rows` are given."""
+    plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if rows is not None:
+        plain.resize_token_embeddings(rows, mean_resizing=False)
+    return plain
+
+
+def new_peft(folder: Path, model: Path, config: Any, binary: bool = False, rows: int | None = None) -> Path:
     """Save an adapter of any kind with random numbers in all that was trained."""
-    adapted: Any = quietly(lambda: get_peft_model(AutoModelForCausalLM.from_pretrained(model), config))
+    adapted: Any = quietly(lambda: get_peft_model(loaded(model, rows), config))
     random = torch.Generator().manual_seed(4)
     trained = ("lora_", "hada_", "lokr_", "ia3_", "vera_lambda", "modules_to_save", "trainable_tokens", "ln_tuning")
     with torch.no_grad():
@@ -87,10 +95,9 @@ def new_peft(folder: Path, model: Path, config: Any, binary: bool = False) -> Pa
     return folder
 
 
-def merged(model: Path, adapter: Path) -> dict[str, Tensor]:
-    plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    loaded: Any = quietly(lambda: PeftModel.from_pretrained(plain, adapter))
-    return dict(quietly(lambda: loaded.merge_and_unload()).state_dict())
+def merged(model: Path, adapter: Path, rows: int | None = None) -> dict[str, Tensor]:
+    adapted: Any = quietly(lambda: PeftModel.from_pretrained(loaded(model, rows), adapter))
+    return dict(quietly(lambda: adapted.merge_and_unload()).state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +148,19 @@ def test_a_layer_of_gpt2_has_rows_and_columns_exchanged(tmp_path: Path) -> None:
         expected = {
             name: weight for name, weight in merged(tmp_path / "model", adapter).items() if "lm_head" not in name
         }
+        assert_near(tensors(adapted), {name: expected[name] for name in adapted.shapes}, atol=2e-6)
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["c_attn", "c_fc", "lm_head"]], ids=str)
+def test_a_head_of_gpt2s_own_is_adapted_beside_its_exchanged_layers(targets: list[str], tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=16, n_positions=16, n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+    quietly(lambda: GPT2LMHeadModel(config).save_pretrained(tmp_path / "model"))
+    for place, given in enumerate((lora(target_modules=targets), peft.IA3Config(target_modules=targets))):
+        if place:
+            given.feedforward_modules = []
+        adapter = new_peft(tmp_path / str(place), tmp_path / "model", given)
+        adapted = LoraModel(Checkpoint(tmp_path / "model"), adapter)
+        expected = merged(tmp_path / "model", adapter)
         assert_near(tensors(adapted), {name: expected[name] for name in adapted.shapes}, atol=2e-6)
 
 
@@ -251,6 +271,13 @@ def test_what_is_not_exact_or_not_whole_is_refused_by_its_key(
         LoraModel(Checkpoint(model), changed(saved("plain"), tmp_path / "adapter", **{key: value}))
 
 
+def test_a_saved_module_that_no_model_of_the_kind_has_is_passed_over(
+    model: Path, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adapter = changed(saved("plain"), tmp_path / "adapter", modules_to_save=["classifier", "score"])
+    assert_near(tensors(LoraModel(Checkpoint(model), adapter)), merged(model, adapter), rtol=1e-5, atol=2e-6)
+
+
 def part(module: str, end: str) -> str:
     return f"base_model.model.{module}.{end}"
 
@@ -326,6 +353,29 @@ def test_rows_of_tied_embeddings_are_changed_in_both(tmp_path: Path) -> None:
     torch.testing.assert_close(
         LoraModel(Checkpoint(tied), adapter).tensor(f"{EMBEDDINGS}.weight"), expected["lm_head.weight"]
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [3, 65]},
+        {"modules_to_save": ["embed_tokens", "norm"]},
+    ],
+    ids=str,
+)
+def test_adapters_of_a_larger_vocabulary_equal_what_peft_merges(
+    kind: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    base = new_checkpoint(tmp_path / "base", family="qwen2", layers=1, tied=tied)
+    ties = {"ensure_weight_tying": True} if tied and "modules_to_save" in kind else {}
+    adapter = new_peft(tmp_path / "adapter", base, lora(**kind, **ties), rows=66)
+    expected, adapted = merged(base, adapter, rows=66), LoraModel(Checkpoint(base), adapter)
+    if tied:
+        assert torch.equal(expected.pop("lm_head.weight"), expected[f"{EMBEDDINGS}.weight"])
+    assert_near(tensors(adapted), expected, rtol=1e-5, atol=2e-6)
+    assert adapted.shapes[f"{EMBEDDINGS}.weight"] == (66, 16)
 
 
 # --- files ------------------------------------------------------------------------------------------------------

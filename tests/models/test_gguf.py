@@ -1,5 +1,6 @@
 """GGUF files of quantized types as sources, against the `gguf` package's own dequantization."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from llmevo.models.sources import Sources
 HIDDEN, WIDE, TOKENS = 256, 512, 40
 
 
-def new_gguf(file: Path, kind: GGMLQuantizationType) -> dict[str, torch.Tensor]:
-    """Write a tiny Llama with MLPs of a type; return these as the package reads them."""
+def new_gguf(
+    file: Path, kind: GGMLQuantizationType, without: Sequence[str] = (), parts: int = 0
+) -> dict[str, torch.Tensor]:
+    """Write a tiny Llama with MLPs of a type; return these as the package reads them.
+
+    It lacks some tensors, and says that it is one of several parts.
+    """
     writer = GGUFWriter(str(file), "llama")
     writer.add_block_count(1)
     writer.add_context_length(32)
@@ -39,8 +45,12 @@ def new_gguf(file: Path, kind: GGMLQuantizationType) -> dict[str, torch.Tensor]:
     writer.add_eos_token_id(TOKENS - 1)
     random = np.random.default_rng(1)
 
+    if parts:
+        writer.add_uint16("split.count", parts)
+
     def plain(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+        if name not in without:
+            writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
 
     plain("token_embd.weight", TOKENS, HIDDEN)
     plain("output.weight", TOKENS, HIDDEN)
@@ -110,3 +120,30 @@ def test_a_torn_file_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(SourceError, match=r"tiny\.gguf: could not be converted to a Hugging Face folder"):
         Sources(tmp_path)[ModelReference.parse("tiny.gguf")]
     assert not [*(tmp_path / "cache" / "gguf").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("without", "parts", "says"),
+    [
+        (["blk.0.attn_q.weight"], 0, r"it lacks model\.layers\.0\.self_attn\.q_proj\.weight of the model"),
+        (["blk.0.attn_q.weight", "output_norm.weight"], 0, r"it lacks model\.layers\.0.* and 1 more of the model"),
+        ([], 2, r"one of 2 parts of a model; join them \(`llama-gguf-split --merge"),
+    ],
+)
+def test_a_file_without_all_weights_is_refused_and_leaves_nothing(
+    without: list[str], parts: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    new_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0, without, parts)
+    with pytest.raises(SourceError, match=says):
+        Sources(tmp_path)[ModelReference.parse("tiny.gguf")]
+    assert not [*(tmp_path / "cache" / "gguf").iterdir()]
+
+
+def test_a_file_without_a_head_has_the_embeddings_as_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    new_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0, ["output.weight"], parts=1)
+    reference = ModelReference.parse("tiny.gguf")
+    sources = Sources(tmp_path)
+    assert "lm_head.weight" not in sources[reference].shapes
+    assert sources.config(reference)["tie_word_embeddings"]

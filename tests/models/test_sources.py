@@ -517,6 +517,32 @@ def test_models_that_fit_are_opened_once_each(model: Path, adapter: Path) -> Non
     assert source.model is sources[plain]
 
 
+def test_a_model_is_opened_once_whatever_path_leads_to_it(model: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "here")
+    (tmp_path / "link").symlink_to("here")
+    names = ("here", str(tmp_path / "here"), f"link+{adapter}", f"{tmp_path}/../{tmp_path.name}/here+{adapter}")
+    known = references(*names)
+    sources = Sources.open(known, tmp_path)
+    first = sources[known[0]].tensor(KEY)
+    assert all(sources[each].tensor(KEY) is first for each in known)
+    weight = sources[known[2]].weight(QUERY)
+    assert isinstance(weight, LowRank)
+    assert weight.origin is sources[known[0]].tensor(QUERY)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stored_head_is_left_out_where_it_is_the_tied_embeddings(same: bool, tmp_path: Path) -> None:
+    folder = new_checkpoint(tmp_path / "model", tied=True)
+    weights = weights_of(folder)
+    head = weights["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 0.0 if same else 1.0
+    save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    (one,) = references("model")
+    sources = Sources.open([one], tmp_path)
+    assert ("lm_head.weight" in sources[one].shapes) != same
+    assert ("lm_head.weight" in sources.left_out(one)) == same
+
+
 def test_the_config_comes_from_the_models_folder_and_is_named_when_it_cannot_be_read(
     model: Path, tmp_path: Path
 ) -> None:
