@@ -150,7 +150,7 @@ class VllmEngine:
         """
         reference = self.reference(folder)
         requests = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
-        own, other = self.lm.loglikelihood(requests), reference.lm.loglikelihood(requests)
+        own, other = self.lm.likelihoods(requests), reference.lm.likelihoods(requests)
         reference.close()
         counts = [len(self.lm.tok_encode(rest)) for _, rest in PROBES]
         return [

@@ -1,6 +1,7 @@
 """The part of lm-eval's model interface that is the same for every engine: texts to tokens, chats to texts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmevo.engines.scoring.packing import Encoded
+from llmevo.errors import CandidateError
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens to generate when a task sets no limit, as in lm-eval."""
@@ -25,6 +27,12 @@ NEUTRAL = {
     "use_cache": True,
 }
 """Values of generation options that have no effect."""
+
+NOT_NUMBERS = (
+    "the model's outputs are not numbers (NaN); where its dtype is float16, whose numbers end at 65504, bfloat16 or"
+    " float32 may help"
+)
+"""Why a candidate fails whose outputs cannot be compared."""
 
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 """lm-eval's request for a log-likelihood: (context, continuation) as texts, then each as tokens."""
@@ -117,6 +125,13 @@ class TokenScorer(TemplateLM):
             return rendered(folded)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Raises CandidateError where one is NaN."""
+        found = self.likelihoods(requests)
+        check_numbers(score for score, _ in found)
+        return found
+
+    def likelihoods(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """The same, with those that are NaN."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
@@ -135,6 +150,7 @@ class TokenScorer(TemplateLM):
         totals = [0.0] * len(requests)
         for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[owner] += score
+        check_numbers(totals)
         return totals
 
     def _encoded(self, requests: Sequence[TokenRequest]) -> list[Encoded]:
@@ -146,6 +162,12 @@ class TokenScorer(TemplateLM):
             room = max(1, self.max_length + 1 - len(continuation))
             encoded.append(Encoded(place, context[-room:], continuation[-self.max_length :]))
         return encoded
+
+
+def check_numbers(logprobs: Iterable[float]) -> None:
+    """Raise CandidateError where one is NaN."""
+    if any(map(math.isnan, logprobs)):
+        raise CandidateError(NOT_NUMBERS)
 
 
 def _fold_system_messages(chat: Sequence[dict[str, str]]) -> list[dict[str, str]]:
