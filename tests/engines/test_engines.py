@@ -42,7 +42,7 @@ from llmevo.engines.half_precision import fastest_products
 from llmevo.engines.hf import HfEngine
 from llmevo.engines.scoring.base import check_numbers
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
-from llmevo.errors import CandidateError, SourceError
+from llmevo.errors import CandidateError, SourceError, TaskError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
@@ -539,6 +539,19 @@ def test_a_model_whose_outputs_are_not_numbers_has_no_scores_and_no_texts(option
         lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("abc d",)]))
     with pytest.raises(CandidateError, match="not numbers"):
         lm.generate_until(requests("generate_until", [("abc", options)]))
+
+
+@pytest.mark.parametrize("pair", [("Is it?", ""), ("", ""), ("", "<s>")])
+def test_an_answer_without_a_token_is_named(pair: tuple[str, str], zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    with pytest.raises(TaskError, match=f"the answer {pair[1]!r} to the question {pair[0]!r}".replace("?", r"\?")):
+        lm.loglikelihood(requests("loglikelihood", [("Is it?", "yes"), pair]))
+
+
+def test_a_question_without_a_token_is_named(zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    with pytest.raises(TaskError, match="the question '' has no token"):
+        lm.generate_until(requests("generate_until", [("abc", {}), ("", {})]))
 
 
 def test_a_log_probability_may_be_infinite() -> None:
