@@ -227,11 +227,17 @@ class Evaluator:
         """(task, model input, tokens of the reply at most) of the questions that must fit into the context at once: all
         but texts that are read in windows.
         """
+        replies = self.reply_tokens
         for (name, leaf, _), text in zip(self._documents(), self.model_inputs(), strict=True):
             if leaf.OUTPUT_TYPE != "loglikelihood_rolling":
-                options: dict[str, Any] = leaf.get_config("generation_kwargs") or {}
-                writes = leaf.OUTPUT_TYPE == "generate_until"
-                yield name, text, int(options.get("max_gen_toks") or 256) if writes else 0
+                yield name, text, replies.get(name, 0)
+
+    @property
+    def reply_tokens(self) -> dict[str, int]:
+        """{task: the tokens of a reply at most}, of tasks with written replies."""
+        writing = {name: leaf for name, leaf in self._leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
+        options: dict[str, Any] = {name: leaf.get_config("generation_kwargs") or {} for name, leaf in writing.items()}
+        return {name: int(of.get("max_gen_toks") or 256) for name, of in options.items()}
 
     def prompts(self, count: int) -> list[str]:
         """The first questions that have a written reply."""

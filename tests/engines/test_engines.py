@@ -554,6 +554,15 @@ def test_a_question_without_a_token_is_named(zoo: dict[str, Any]) -> None:
         lm.generate_until(requests("generate_until", [("abc", {}), ("", {})]))
 
 
+def test_a_reply_as_long_as_the_context_leaves_no_question(zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    asked = requests("generate_until", [("abc", {"max_gen_toks": POSITIONS - 1, "until": []})])
+    assert len(lm.generate_until(asked)) == 1
+    asked = requests("generate_until", [("abc", {"max_gen_toks": POSITIONS})])
+    with pytest.raises(TaskError, match=f"max_gen_toks: {POSITIONS} leaves no token of the {POSITIONS}"):
+        lm.generate_until(asked)
+
+
 def test_a_log_probability_may_be_infinite() -> None:
     check_numbers([-1.0, -math.inf])
 

@@ -421,6 +421,11 @@ def test_a_model_whose_outputs_are_not_numbers_has_no_scores_and_no_texts() -> N
             ask(some)
 
 
+def test_a_reply_as_long_as_the_context_leaves_no_question() -> None:
+    with pytest.raises(TaskError, match="max_gen_toks: 64 leaves no token of the 64"):
+        scripted(-1.0).generate_until(requests("generate_until", [("abc", {"max_gen_toks": 64})]))
+
+
 @pytest.mark.vllm
 def test_wrong_options_are_told(models: Path) -> None:
     base = models / "tied" / "base"

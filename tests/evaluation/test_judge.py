@@ -567,7 +567,7 @@ def test_a_run_whose_judge_is_lost_goes_on_where_it_was_and_pays_for_nothing_twi
 
 def test_a_judge_that_does_not_answer_is_found_out_before_the_run(workspace: Workspace) -> None:
     write_prompts(workspace.root)
-    judge = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0}
+    judge = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0, "reply_tokens": 8}
     task = {"name": "chat", "prompts": "prompts.jsonl", "judge": judge}
     status, printed = workspace.llmevo("run", workspace.config(tasks=[task], heldout=None), "--out", "run")
     assert status == 2

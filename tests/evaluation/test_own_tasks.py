@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llmevo.config import read_config
 from llmevo.engines.scoring.hf import HfScorer
+from llmevo.engines.vllm import longest_text
 from llmevo.errors import CandidateError, MachineError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks.task import AskingOptions, Task
@@ -372,6 +373,29 @@ def test_questions_longer_than_the_context_are_said(workspace: Workspace) -> Non
     (said,) = lengths(Scorer(read_config(workspace.config(tasks=["long"])), workspace.root))
     assert said.model == "long"
     assert said.what.startswith("2 of its questions take up to 84 tokens with the reply, and the model holds 64")
+
+
+def test_questions_longer_than_what_vllm_reads_are_said(workspace: Workspace) -> None:
+    rows = [{"question": "x" * size, "choices": ["a", "b"], "answer": 0} for size in (10, 50)]
+    add_task(workspace.root / "tasks", "long", rows)
+    engine = {"backend": "vllm", "options": {"max_model_len": 40}}
+    (said,) = lengths(Scorer(read_config(workspace.config(tasks=["long"], engine=engine)), workspace.root))
+    assert said.what.startswith("1 of its questions take up to 54 tokens with the reply, and the engine reads 40")
+    assert said.remedy.endswith("raise engine.options.max_model_len")
+    assert longest_text(131072, {}) == 4096
+    assert longest_text(131072, {"max_model_len": 8192}) == 8192
+    assert longest_text(64, {}) == 64
+
+
+def test_a_reply_as_long_as_the_context_is_refused_before_the_run(workspace: Workspace) -> None:
+    written: dict[str, Any] = {**GENERATION, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64}}
+    add_task(workspace.root / "tasks", "written", **written)
+    task = {"name": "written", "metric": "exact_match,none"}
+    status, printed = workspace.llmevo("inspect", workspace.config(tasks=[task]))
+    assert status == 2
+    assert "tasks: written: max_gen_toks: 64 leaves no token of the 64 that the model reads" in " ".join(
+        printed.split()
+    )
 
 
 def test_a_run_on_a_text_and_a_function(workspace: Workspace) -> None:

@@ -140,12 +140,19 @@ class TokenScorer(TemplateLM):
                 raise _without_token(context, continuation)  # lm-eval looks at its first token
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    def tokens_of(self, context: str) -> list[int]:
-        """The tokens of a text to be continued. Raises TaskError where it has none."""
+    def prompt(self, context: str, room: int) -> list[int]:
+        """The tokens of a text to be continued by up to `room` tokens, truncated from the left to what the model holds.
+        Raises TaskError where none is left.
+        """
+        if room >= self.max_length:
+            raise TaskError(
+                f"generation_kwargs: max_gen_toks: {room} leaves no token of the {self.max_length} that the model reads"
+                f" for the question; give less (reply_tokens of a judge or of votes, tokens of the gate)"
+            )
         tokens = self.tok_encode(context)
         if not tokens:
             raise TaskError(f"tasks: the question {context!r} has no token, so there is no text to continue")
-        return tokens
+        return tokens[room - self.max_length :]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         windows: list[TokenRequest] = []

@@ -111,8 +111,7 @@ class HfScorer(TokenScorer):
         for places in kinds.values():
             asked = Generation.of(requests[places[0]].args[1])
             stops = handle_stop_sequences(asked.until, eos=self.tokenizer.decode(self.eot_token_id))
-            kept = max(1, self.max_length - asked.room)
-            encoded = [Encoded(place, self.tokens_of(requests[place].args[0])[-kept:], []) for place in places]
+            encoded = [Encoded(place, self.prompt(requests[place].args[0], asked.room), []) for place in places]
             for request, tokens in self._continued(encoded, asked, stops):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request.place] = postprocess_generated_text(text, stops, None)

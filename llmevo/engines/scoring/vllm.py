@@ -89,7 +89,7 @@ class VllmScorer(TokenScorer):
         for context, given in (request.args for request in requests):
             asked = Generation.of(given)
             stops.append(asked.until)
-            prompts.append(self.tokens_of(context)[-max(1, self.max_length - asked.room) :])
+            prompts.append(self.prompt(context, asked.room))
             parameters.append(self._sampling(asked, earlier[context]))
             earlier[context] += 1
         answers = self._generate_all(prompts, parameters)
