@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.questions import blocks, select_questions, words
+from llmevo.evaluation.questions import Compared, blocks, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.recording import Recorder
 from llmevo.evaluation.responses import Responses, Unjudged
@@ -28,6 +28,7 @@ from llmevo.evaluation.tasks.lm_eval import (
     answer_text,
     cache_requests,
     check_metric,
+    choices_of,
     lm_eval_text,
     mean_metrics,
     members,
@@ -150,6 +151,11 @@ class Evaluator:
         """(task, text) of every question."""
         for name, leaf, document in self._documents():
             yield name, question_text(leaf, document)
+
+    def compared(self) -> Iterator[Compared]:
+        """(task, text, choices) of every question: what tells it from another one."""
+        for name, leaf, document in self._documents():
+            yield name, question_text(leaf, document), choices_of(leaf, document)
 
     def _documents(self) -> Iterator[tuple[str, Any, Any]]:
         """(task, leaf, document) task by task, in the order in which they are asked."""

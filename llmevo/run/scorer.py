@@ -445,7 +445,7 @@ class Scorer:
             return None
         heldout = self._load_tasks(self.config.heldout_tasks, self.config.heldout_protocol)
         for other in (self.evaluator, self.selection):
-            check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
+            check_disjoint("heldout", heldout.compared(), other.compared() if other else ())
         return heldout
 
     @cached_property
@@ -456,7 +456,7 @@ class Scorer:
             return None
         if self.config.split:
             selection = self._load_tasks(self.config.tasks, protocol)
-            check_disjoint("selection", selection.questions(), self.evaluator.questions())
+            check_disjoint("selection", selection.compared(), self.evaluator.compared())
             return selection
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same question
         try:

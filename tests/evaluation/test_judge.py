@@ -346,9 +346,9 @@ def test_prompts_are_questions_like_others(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     first, rest = evaluator(tmp_path, line(), limit=4), evaluator(tmp_path, line(), after=4)
     assert [text for _, text in first.questions()] == [f"Say {i}." for i in range(4)]
-    check_disjoint("heldout", rest.questions(), first.questions())
+    check_disjoint("heldout", rest.compared(), first.compared())
     with pytest.raises(TaskError, match="heldout: 4 questions of chat are also searched on"):
-        check_disjoint("heldout", evaluator(tmp_path, line()).questions(), first.questions())
+        check_disjoint("heldout", evaluator(tmp_path, line()).compared(), first.compared())
     shares = [evaluator(tmp_path, line(), share=share).items for share in ((0.0, 0.5), (0.5, 1.0))]
     assert sum(shares) == 6
 

@@ -16,6 +16,7 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.engines.vllm import longest_text
 from llmevo.errors import CandidateError, MachineError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.evaluation.tasks.text import cut
 from llmevo.run.log import events
@@ -344,6 +345,26 @@ def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Pa
     parts = [evaluator(tmp_path, Task(name="gaps"), share=share, seed=3) for share in ((0.0, 0.5), (0.5, 1.0))]
     assert sorted(pair for part in parts for pair in part.questions()) == sorted(scoring.questions())
     assert scoring.score(lm).items == 6
+
+
+def test_questions_of_sentences_alone_are_told_apart(tmp_path: Path) -> None:
+    rows = [{"question": "", "choices": [f"the cat {i} sleeps", f"the cat {i} sleep"], "answer": 0} for i in range(20)]
+    task = add_task(tmp_path, "pairs", rows)
+    asked = evaluator(tmp_path, task)
+    assert [text for _, text in asked.questions()][:1] == ["the cat 0 sleeps / the cat 0 sleep"]
+    halves = [evaluator(tmp_path, task, share=share) for share in ((0.0, 0.5), (0.5, 1.0))]
+    assert sum(half.items for half in halves) == 20
+    check_disjoint("heldout", halves[1].compared(), halves[0].compared())
+    with pytest.raises(TaskError, match="also searched"):
+        check_disjoint("heldout", asked.compared(), halves[0].compared())
+
+
+def test_the_digest_of_such_questions_is_that_of_older_logs(tmp_path: Path) -> None:
+    rows = [{"question": "", "choices": [f"{i} a", f"{i} b"], "answer": 0} for i in range(3)]
+    assert (
+        evaluator(tmp_path, add_task(tmp_path, "pairs", rows)).digest
+        == "254d2f79cb1c2cd7a524c4a117e2d6ec7fdd14d5e1cd5920f941d7a198ae2879"
+    )
 
 
 def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None:

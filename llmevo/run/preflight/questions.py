@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from llmevo.evaluation.questions import near_duplicates, repeated
+from llmevo.evaluation.questions import near_duplicates, repeated, with_choices
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.run.scorer import Scorer
@@ -40,8 +40,8 @@ def repetitions(scorer: Scorer) -> Findings:
     """Questions that are asked more than once, in the sets of a task together."""
     asked: dict[str, list[str]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
-        for task, text in evaluator.questions():
-            asked[task].append(text)
+        for task, text, choices in evaluator.compared():
+            asked[task].append(with_choices(text, choices))
     for task, texts in asked.items():
         if same := repeated(texts):
             yield Finding(
