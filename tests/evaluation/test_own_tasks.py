@@ -367,6 +367,24 @@ def test_the_digest_of_such_questions_is_that_of_older_logs(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("by_size", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_the_standard_error_of_a_group_follows_from_those_of_its_tasks(
+    tmp_path: Path, lm: HfScorer, by_size: bool, limit: int | None
+) -> None:
+    rows = [{"question": f"{i}?", "choices": ["a", "b"], "answer": 0} for i in range(8)]
+    tasks = [add_task(tmp_path, "eight", rows), add_task(tmp_path, "three", rows[:3])]
+    metrics = [{"metric": "acc", "weight_by_size": by_size}]
+    group = json.dumps({"group": "both", "task": ["eight", "three"], "aggregate_metric_list": metrics})
+    (tmp_path / "both.yaml").write_text(group)
+    found = evaluator(tmp_path, Task(name="both"), limit=limit).score(lm)
+    alone = [evaluator(tmp_path, task, limit=limit).score(lm) for task in tasks]
+    sizes = [score.items if by_size else 1 for score in alone]
+    expected = math.hypot(*(size * score.stderr for size, score in zip(sizes, alone, strict=True))) / sum(sizes)
+    assert found.stderr == pytest.approx(expected)
+    assert found.stderr > 0
+
+
 def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None:
     perplexity = [{"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}]
     rolling: dict[str, Any] = {

@@ -287,6 +287,12 @@ def mean_metrics(leaf: Any) -> set[str]:
     return {metric for metric, aggregate in leaf.aggregation().items() if aggregate is mean}
 
 
+def is_size_weighted(task: Task, loaded: Any) -> bool:
+    """Whether a group's metric is the mean over all questions of its tasks, and not over the tasks."""
+    metric = task.metric.split(",")[0]
+    return any(of.weight_by_size for of in loaded["groups"][task.name].aggregate_metric_list if of.metric == metric)
+
+
 # Scoring
 
 
