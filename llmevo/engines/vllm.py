@@ -153,7 +153,7 @@ class VllmEngine:
         """
         reference = self.reference(folder)
         requests = [Instance("loglikelihood", {}, probe, 0) for probe in PROBES]
-        own, other = self.lm.loglikelihood(requests), reference.lm.loglikelihood(requests)
+        own, other = self.lm.likelihoods(requests), reference.lm.likelihoods(requests)
         reference.close()
         counts = [len(self.lm.tok_encode(rest)) for _, rest in PROBES]
         return [
@@ -218,6 +218,11 @@ def _in_process() -> bool:
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
 
 
+def longest_text(holds: int | None, options: Mapping[str, Any]) -> int:
+    """The tokens of the longest text that vLLM reads, of a model that holds so many, with these keywords."""
+    return int(options.get("max_model_len") or min(DEFAULT_MAX_LENGTH, holds or DEFAULT_MAX_LENGTH))
+
+
 def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """The longest text, and the keywords of `vllm.LLM`: the user's over defaults that suit scoring."""
     if taken := RESERVED & given.keys():
@@ -232,8 +237,7 @@ def _keywords(folder: Path, given: Mapping[str, Any]) -> tuple[int, dict[str, An
         # takes most of the machine's memory.
         keywords |= {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 1 << 30}
     config = load_pretrained(AutoConfig, folder).get_text_config()
-    holds = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
-    longest = int(given.get("max_model_len") or min(DEFAULT_MAX_LENGTH, holds))
+    longest = longest_text(getattr(config, "max_position_embeddings", None), given)
     # vLLM requires room for one token after each text, though scoring computes nothing there.
     return longest, {**keywords, **given, "max_model_len": longest + 1}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,18 +17,20 @@ from lm_eval.api.model import LM
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.questions import blocks, select_questions, words
+from llmevo.evaluation.questions import Compared, blocks, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.recording import Recorder
 from llmevo.evaluation.responses import Responses, Unjudged
-from llmevo.evaluation.score import Score, aggregate, concatenate
-from llmevo.evaluation.standard_errors import Clusters, clusters
+from llmevo.evaluation.score import Score, aggregate, concatenate, error_of
+from llmevo.evaluation.standard_errors import Clusters, ItemScores, clusters, of_mean
 from llmevo.evaluation.tasks.lm_eval import (
     TEXT,
     JudgedTask,
     answer_text,
     cache_requests,
     check_metric,
+    choices_of,
+    is_size_weighted,
     lm_eval_text,
     mean_metrics,
     members,
@@ -151,6 +154,11 @@ class Evaluator:
         for name, leaf, document in self._documents():
             yield name, question_text(leaf, document)
 
+    def compared(self) -> Iterator[Compared]:
+        """(task, text, choices) of every question: what tells it from another one."""
+        for name, leaf, document in self._documents():
+            yield name, question_text(leaf, document), choices_of(leaf, document)
+
     def _documents(self) -> Iterator[tuple[str, Any, Any]]:
         """(task, leaf, document) task by task, in the order in which they are asked."""
         for name, leaf in self._leaves.items():
@@ -227,11 +235,17 @@ class Evaluator:
         """(task, model input, tokens of the reply at most) of the questions that must fit into the context at once: all
         but texts that are read in windows.
         """
+        replies = self.reply_tokens
         for (name, leaf, _), text in zip(self._documents(), self.model_inputs(), strict=True):
             if leaf.OUTPUT_TYPE != "loglikelihood_rolling":
-                options: dict[str, Any] = leaf.get_config("generation_kwargs") or {}
-                writes = leaf.OUTPUT_TYPE == "generate_until"
-                yield name, text, int(options.get("max_gen_toks") or 256) if writes else 0
+                yield name, text, replies.get(name, 0)
+
+    @property
+    def reply_tokens(self) -> dict[str, int]:
+        """{task: the tokens of a reply at most}, of tasks with written replies."""
+        writing = {name: leaf for name, leaf in self._leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
+        options: dict[str, Any] = {name: leaf.get_config("generation_kwargs") or {} for name, leaf in writing.items()}
+        return {name: int(of.get("max_gen_toks") or 256) for name, of in options.items()}
 
     def prompts(self, count: int) -> list[str]:
         """The first questions that have a written reply."""
@@ -324,6 +338,24 @@ class Evaluator:
         """
         return self.score_questions(lm, self.blocks[place], self.same if place == 0 else None)
 
+    def _group_error(self, task: Task, found: Mapping[str, Any], item_scores: ItemScores) -> float | None:
+        """The standard error of a group's metric from those of its tasks; None where it is not their mean. lm-eval has
+        none for a task of one question, and 0 where all its answers are alike.
+        """
+        if task.name in self._leaves or task.name not in found:
+            return None
+        leaves = members(task, self._loaded)
+        own = {name: item_scores.get(name, ()) for name in leaves}
+        metric = task.metric.split(",")[0]
+        if not all(own[name] and metric in mean_metrics(leaf) for name, leaf in leaves.items()):
+            return None
+        sizes = {name: len(of) if is_size_weighted(task, self._loaded) else 1 for name, of in own.items()}
+        shares = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+        mean = sum(share * fmean(own[name]) for name, share in shares.items())
+        if abs(mean - found[task.name].get(task.metric, math.nan)) > 1e-3:  # a group of groups
+            return None
+        return math.sqrt(sum((share * of_mean(own[name])) ** 2 for name, share in shares.items()))
+
     def score_questions(self, lm: LM, block: Mapping[str, Sequence[int]], same: Clusters | None = None) -> Score:
         """The score on questions by their places in each task; see `score_block`. `same` names those asked twice."""
         protocol = self.protocol
@@ -360,6 +392,9 @@ class Evaluator:
                 # As the log has them, so that what follows from them is the same when it is read again.
                 item_scores[name] = [round(float(value), 4) for value in values]
         found = results["results"] | (results.get("groups") or {})
+        for task in self.tasks:
+            if (stderr := self._group_error(task, found, item_scores)) is not None:
+                found[task.name] = {**found[task.name], error_of(task.metric): stderr}
         means = {task: own for task, own in item_scores.items() if task in self._means}
         score = aggregate(
             [task for task in self.tasks if task.name in found],

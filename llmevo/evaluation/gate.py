@@ -16,6 +16,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -78,7 +79,10 @@ class Gate:
         be one live model.
         """
         pool = tuple(dict.fromkeys((*self.prompts, *PROMPTS)))
-        said = {name: replace(self, prompts=pool).replies(parent) for name, parent in parents}
+        said: dict[str, list[str]] = {}
+        for name, parent in parents:
+            with suppress(CandidateError):  # a parent that says nothing sets no limit
+                said[name] = replace(self, prompts=pool).replies(parent)
         faults = {name: [fault(reply) for reply in replies] for name, replies in said.items()}
         places = [*range(len(self.prompts))]
         if _worst(faults, places) > self.share:

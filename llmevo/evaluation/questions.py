@@ -19,6 +19,9 @@ https://doi.org/10.1109/SEQUEN.1997.666900)."""
 Question = tuple[str, str]
 """Its task and its text."""
 
+Compared = tuple[str, str, Sequence[str]]
+"""The same, with its choices; none where it has no choices."""
+
 
 def select_questions(
     name: str,
@@ -82,10 +85,26 @@ def repeated(texts: Iterable[str]) -> int:
     return len(keys) - len({*keys})
 
 
-def check_disjoint(name: str, questions: Iterable[Question], others: Iterable[Question]) -> None:
-    """Raise TaskError when a question of the set `name` is also one of the others: a score on it would mean nothing."""
-    known = {words(text): task for task, text in others}
-    shared = [(known[key], task) for task, text in questions if (key := words(text)) in known]
+def with_choices(text: str, choices: Sequence[str]) -> str:
+    """A question and its choices, in whatever order it has them."""
+    return " / ".join([text, *sorted(choices, key=words)])
+
+
+def check_disjoint(name: str, questions: Iterable[Compared], others: Iterable[Compared]) -> None:
+    """Raise TaskError when a question of the set `name` is also one of the others: a score on it would mean nothing.
+    Equal texts with other choices are other questions; without choices, a text is the same as with any.
+    """
+    known: dict[tuple[str, ...], str] = {}
+    alone: dict[tuple[str, ...], str] = {}
+    texts: dict[tuple[str, ...], str] = {}
+    for task, text, choices in others:
+        known[words(with_choices(text, choices))] = texts[words(text)] = task
+        if not choices:
+            alone[words(text)] = task
+    shared: list[tuple[str, str]] = []
+    for task, text, choices in questions:
+        found = known.get(words(with_choices(text, choices))) or (alone if choices else texts).get(words(text))
+        shared += [(found, task)] if found else []
     if shared:
         one, other = shared[0]
         raise TaskError(

@@ -488,6 +488,7 @@ class Experiment:
             len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
         self.scorer.check_texts()
         _ = self.texts  # fails for a question without a right answer
+        self.scorer.check_lengths()
         if self.config.gate:
             _ = self.scorer.gate_prompts
 

@@ -176,11 +176,14 @@ def current_facts(scorer: "Scorer", started: events.RunStarted) -> changes.Facts
 
 
 def changed_facts(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:
-    """Return the questions and models that are not those of the run, and search questions in another order; reads
-    them, and loads no engine.
+    """Return the questions and models that are not those of the run, search questions in another order, and other
+    answers to the same questions; reads them, and loads no engine.
     """
     found = changes.differences(recorded_facts(started), current_facts(scorer, started))
-    return found + changes.reordered(started, scorer.evaluator.texts())
+    told = {change.key for change in found}
+    texts = {name: evaluator.texts() for name, evaluator in scorer.evaluators.items()}
+    same = {name: asked for name, asked in texts.items() if f"questions.{name}" not in told}
+    return found + changes.reordered(started, texts["search"]) + changes.answered(started, same)
 
 
 def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.Change]:

@@ -420,6 +420,17 @@ class Scorer:
             searched: dict[str, list[str]] = {task: [] for task, _ in self.evaluator.questions()}
             Texts(searched).check(prepare.named_tasks, "`tasks:`")
 
+    def check_lengths(self) -> None:
+        """Raise TaskError for a task whose replies may be as long as the model's context."""
+        context = self.context
+        for evaluator in self.evaluators.values() if context else ():
+            for task, written in evaluator.reply_tokens.items():
+                if context and written >= context:
+                    raise TaskError(
+                        f"tasks: {task}: max_gen_toks: {written} leaves no token of the {context} that the model reads"
+                        " for the question; give less (reply_tokens where a judge or a person reads the replies)"
+                    )
+
     # Tasks
 
     @cached_property
@@ -434,7 +445,7 @@ class Scorer:
             return None
         heldout = self._load_tasks(self.config.heldout_tasks, self.config.heldout_protocol)
         for other in (self.evaluator, self.selection):
-            check_disjoint("heldout", heldout.questions(), other.questions() if other else ())
+            check_disjoint("heldout", heldout.compared(), other.compared() if other else ())
         return heldout
 
     @cached_property
@@ -445,7 +456,7 @@ class Scorer:
             return None
         if self.config.split:
             selection = self._load_tasks(self.config.tasks, protocol)
-            check_disjoint("selection", selection.questions(), self.evaluator.questions())
+            check_disjoint("selection", selection.compared(), self.evaluator.compared())
             return selection
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same question
         try:
@@ -540,6 +551,17 @@ class Scorer:
         config = text_config(self.sources.config(uniform.donor))
         zeros = Router.of_copies(self.layers, len(uniform.mixture.experts), int(config["hidden_size"]))
         return self.carried(uniform.with_router(str(zeros.keep())))
+
+    @property
+    def context(self) -> int | None:
+        """The tokens of the longest text that the engine reads; None where the first model's config does not say."""
+        holds = text_config(self.sources.config(self.config.genome.references[0])).get("max_position_embeddings")
+        holds = holds if isinstance(holds, int) else None
+        if self.backend != "vllm":
+            return holds
+        from llmevo.engines.vllm import longest_text
+
+        return longest_text(holds, self.config.engine.options)
 
     @property
     def deepest(self) -> int | None:

@@ -13,8 +13,10 @@ import yaml
 
 from llmevo.config import read_config
 from llmevo.errors import TaskError
+from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks import listing
 from llmevo.evaluation.tasks.listing import ListedTask
+from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.run.preflight.draft import own_task
 from support.workspace import Workspace
 
@@ -263,6 +265,29 @@ def test_what_cannot_be_used_is_named(workspace: Workspace, words: Sequence[str]
     assert not Path("colours.yaml").exists()
 
 
+@pytest.mark.parametrize("kind", ["place", "text", "list"])
+def test_questions_and_answers_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(40):
+        row: dict[str, Any] = {"question": f"first {number}\u2028second\x85third", "choices": ["a b", "[2]"]}
+        match kind:
+            case "place":
+                row["answer"] = 1
+            case "text":
+                row["answer"] = "[2]"
+            case _:
+                row = {"question": row["question"], "answer": "[2]"}
+        rows.append(row)
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    task = own_task(file)
+    assert task.file
+    task.file.write_text(task.description)
+    loaded = Task(name="mine", metric=task.metric)
+    asked = Evaluator([loaded], AskingOptions(apply_chat_template=False), [tmp_path], tmp_path).texts()["mine"]
+    assert asked == [(f"{row['question']}\nAnswer:", "[2]") for row in rows]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -272,6 +297,15 @@ def test_what_cannot_be_used_is_named(workspace: Workspace, words: Sequence[str]
         ('{"question": "a", "answer": ""}', "line 1: 'answer' is missing or empty"),
         ('{"question": "a", "choices": "ab", "answer": "a"}', "line 1: choices is no list but 'ab'"),
         ('{"question": "a", "choices": ["a"], "answer": 1}', "line 1: answer is 1; give the place of the right choice"),
+        (
+            '{"question": "a", "choices": [1, 2], "answer": 1}',
+            "line 1: choices are not all texts: [1, 2]; write them in",
+        ),
+        ('\ufeff{"question": "a", "answer": "b"}', "it begins with a byte order mark"),
+        (
+            '{"question": "a", "choices": ["a"], "answer": 0}\n{"question": "b", "choices": ["a"], "answer": "a"}',
+            "line 2: answer is 'a', and in the first line 0; write all as texts or none",
+        ),
         ('{"question": "a", "choices": ["a"], "answer": "b"}', "line 1: answer is 'b'; give the place"),
     ],
 )

@@ -1,6 +1,7 @@
 """The transformers engine: lm-eval's requests answered as lm-eval's own engine does, and weights swapped in place."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -40,8 +41,9 @@ from transformers import (
 
 from llmevo.engines.half_precision import fastest_products
 from llmevo.engines.hf import HfEngine
+from llmevo.engines.scoring.base import check_numbers
 from llmevo.engines.scoring.hf import HfScorer, StopStrings
-from llmevo.errors import CandidateError, SourceError
+from llmevo.errors import CandidateError, SourceError, TaskError
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
@@ -522,6 +524,48 @@ def test_what_a_models_generation_config_asks_for_is_done(wish: dict[str, Any]) 
     found = HfScorer(model, tokenizer).generate_until(asked)
     own = reference(model, tokenizer)
     assert found == [own.generate_until([one], disable_tqdm=True)[0] for one in asked] != plain
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": False, "repetition_penalty": 2.0}])
+def test_a_model_whose_outputs_are_not_numbers_has_no_scores_and_no_texts(options: dict[str, Any]) -> None:
+    model = tiny_llama()
+    lm, options = HfScorer(model, tiny_tokenizer()), {"until": [], "max_gen_toks": 5, **options}
+    with torch.no_grad():
+        model.lm_head.weight[7] *= 1e30
+        model.model.norm.weight.fill_(3e38)
+    assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+    with pytest.raises(CandidateError, match=r"not numbers \(NaN\); .*float16.*bfloat16 or float32"):
+        lm.loglikelihood(requests("loglikelihood", [("abc", " d")]))
+    with pytest.raises(CandidateError, match="not numbers"):
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("abc d",)]))
+    with pytest.raises(CandidateError, match="not numbers"):
+        lm.generate_until(requests("generate_until", [("abc", options)]))
+
+
+@pytest.mark.parametrize("pair", [("Is it?", ""), ("", ""), ("", "<s>")])
+def test_an_answer_without_a_token_is_named(pair: tuple[str, str], zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    with pytest.raises(TaskError, match=f"the answer {pair[1]!r} to the question {pair[0]!r}".replace("?", r"\?")):
+        lm.loglikelihood(requests("loglikelihood", [("Is it?", "yes"), pair]))
+
+
+def test_a_question_without_a_token_is_named(zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    with pytest.raises(TaskError, match="the question '' has no token"):
+        lm.generate_until(requests("generate_until", [("abc", {}), ("", {})]))
+
+
+def test_a_reply_as_long_as_the_context_leaves_no_question(zoo: dict[str, Any]) -> None:
+    lm = HfScorer(zoo["llama"], tiny_tokenizer())
+    asked = requests("generate_until", [("abc", {"max_gen_toks": POSITIONS - 1, "until": []})])
+    assert len(lm.generate_until(asked)) == 1
+    asked = requests("generate_until", [("abc", {"max_gen_toks": POSITIONS})])
+    with pytest.raises(TaskError, match=f"max_gen_toks: {POSITIONS} leaves no token of the {POSITIONS}"):
+        lm.generate_until(asked)
+
+
+def test_a_log_probability_may_be_infinite() -> None:
+    check_numbers([-1.0, -math.inf])
 
 
 def test_sampling_is_left_to_transformers(zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

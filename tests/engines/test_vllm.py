@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from llmevo.engines import vllm_worker
 from llmevo.engines.scoring import vllm as vllm_scoring
 from llmevo.engines.scoring.hf import HfScorer
+from llmevo.engines.scoring.vllm import VllmScorer
 from llmevo.engines.vllm import VllmEngine
 from llmevo.engines.vllm_worker import part_of
 from llmevo.errors import CandidateError, ConfigError, SourceError, TaskError
@@ -393,6 +395,35 @@ def test_a_missing_vllm_is_told_with_the_way_out(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install 'llmevo\[vllm\]'.*make vllm"):
         VllmEngine(tmp_path, tmp_path, DTYPE)
+
+
+def scripted(logprob: float, max_length: int = 64) -> VllmScorer:
+    """A scorer over a vLLM that gives every token this log-probability and writes `a`."""
+
+    def generate(inputs: Any, *_: Any, **__: Any) -> list[Any]:
+        token = SimpleNamespace(logprob=logprob, rank=1)
+        output = SimpleNamespace(logprobs=[dict.fromkeys(range(200), token)], token_ids=[70])
+        return [SimpleNamespace(outputs=[output]) for _ in inputs]
+
+    cache = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=cache), generate=generate)
+    return VllmScorer(llm, lambda **_: None, tiny_tokenizer(), max_length, 0)
+
+
+def test_a_model_whose_outputs_are_not_numbers_has_no_scores_and_no_texts() -> None:
+    asked = requests("loglikelihood", [("abc", "d")]), requests("generate_until", [("abc", {"max_gen_toks": 5})])
+    lm = scripted(-1.0)
+    assert lm.loglikelihood(asked[0]) == [(-1.0, False)]
+    assert lm.generate_until(asked[1]) == [tiny_tokenizer().decode([70])]
+    lm = scripted(math.nan)
+    for ask, some in zip((lm.loglikelihood, lm.generate_until), asked, strict=True):
+        with pytest.raises(CandidateError, match="not numbers"):
+            ask(some)
+
+
+def test_a_reply_as_long_as_the_context_leaves_no_question() -> None:
+    with pytest.raises(TaskError, match="max_gen_toks: 64 leaves no token of the 64"):
+        scripted(-1.0).generate_until(requests("generate_until", [("abc", {"max_gen_toks": 64})]))
 
 
 @pytest.mark.vllm

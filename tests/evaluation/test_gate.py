@@ -87,6 +87,20 @@ def test_what_a_parent_does_is_no_fault() -> None:
         guard.check(Said(loop))
 
 
+class Silent:
+    """A model whose outputs are not numbers."""
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        raise CandidateError("the model's outputs are not numbers")
+
+
+def test_a_parent_that_says_nothing_sets_no_limit() -> None:
+    guard = gate(Silent(), Said(*SENSE))
+    guard.check(Said(*SENSE))
+    with pytest.raises(CandidateError, match="not numbers"):
+        guard.check(Silent())
+
+
 class Expert:
     """A model that talks sense only at prompts with one of these words in it."""
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import EngineError, JudgeError, ProposerRefused, TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.judge import ROW, LlmJudge, Rubric, Written
-from llmevo.evaluation.judges.verdicts import Judgement, VerdictMemory
+from llmevo.evaluation.judges.verdicts import Judgement, Verdict, VerdictMemory
 from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.recording import Replay
 from llmevo.evaluation.tasks.task import AskingOptions, Judge, Task
@@ -116,6 +117,26 @@ def test_what_was_judged_is_not_asked_again() -> None:
         judging(server, scale=[1, 5]).scores(written("ho"), book)
         judging(server, model="other").scores(written("ho"), book)
         assert len(server.requests) == 4
+
+
+def test_a_model_of_another_server_is_another_judge() -> None:
+    one, other = (judging(url).rubric.grade("Say hello.", "hi") for url in ("http://one/v1", "http://two/v1"))
+    assert one.key != other.key
+    assert one.older == other.older
+    plain = Rubric("chat", Judge(model="m"), Path()).grade("Say hello.", "hi")
+    assert plain.key == plain.older == one.older
+
+
+def test_verdicts_of_older_logs_count_for_their_own_task() -> None:
+    judge = judging("http://127.0.0.1:9/v1")
+    older = judge.rubric.grade("Say hello.", "hi").older
+    for task, is_known in (("chat", True), ("other", False)):
+        memory = VerdictMemory()
+        verdict = Verdict(key=older, value=0.25, reason="", replies=["hi"])
+        said = {"task": task, "seconds": 0.0, "model": "m", "calls": 1, "tokens": {}, "cost": 0.0}
+        memory.take(Judgement.model_validate({**said, "verdicts": [verdict.model_dump()]}))
+        with nullcontext() if is_known else pytest.raises((JudgeError, ProposerRefused)):
+            assert judge.scores(written("hi"), memory) == [0.25]
 
 
 def test_requests_go_out_together_but_only_so_many() -> None:
@@ -240,11 +261,13 @@ def test_a_judge_that_gives_no_answer_is_lost_and_what_it_said_is_kept(answer: A
     with serving(graded(10), graded(10), answer) as server:
         timeout = 0.5 if answer.silent else 20.0
         with pytest.raises(JudgeError, match=rf"the judge m is lost: gives no answer.*{says}"):
-            judging(server, timeout=timeout).scores(written("a", "b", "c", "d"), book)
+            (first := judging(server, timeout=timeout)).scores(written("a", "b", "c", "d"), book)
         before = len(server.requests)
     assert len(book.verdicts) == 2
     with serving(graded(1)) as server:
-        assert sorted(filter(None, judging(server).scores(written("a", "b", "c", "d"), book))) == [1.0, 1.0]
+        again = judging(server)
+        again.rubric = first.rubric  # the same server, at another port
+        assert sorted(filter(None, again.scores(written("a", "b", "c", "d"), book))) == [1.0, 1.0]
         assert len(server.requests) == 2
     assert before <= 2 + (judge.retries + 1)
 
@@ -346,9 +369,9 @@ def test_prompts_are_questions_like_others(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     first, rest = evaluator(tmp_path, line(), limit=4), evaluator(tmp_path, line(), after=4)
     assert [text for _, text in first.questions()] == [f"Say {i}." for i in range(4)]
-    check_disjoint("heldout", rest.questions(), first.questions())
+    check_disjoint("heldout", rest.compared(), first.compared())
     with pytest.raises(TaskError, match="heldout: 4 questions of chat are also searched on"):
-        check_disjoint("heldout", evaluator(tmp_path, line()).questions(), first.questions())
+        check_disjoint("heldout", evaluator(tmp_path, line()).compared(), first.compared())
     shares = [evaluator(tmp_path, line(), share=share).items for share in ((0.0, 0.5), (0.5, 1.0))]
     assert sum(shares) == 6
 
@@ -567,7 +590,7 @@ def test_a_run_whose_judge_is_lost_goes_on_where_it_was_and_pays_for_nothing_twi
 
 def test_a_judge_that_does_not_answer_is_found_out_before_the_run(workspace: Workspace) -> None:
     write_prompts(workspace.root)
-    judge = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0}
+    judge = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0, "reply_tokens": 8}
     task = {"name": "chat", "prompts": "prompts.jsonl", "judge": judge}
     status, printed = workspace.llmevo("run", workspace.config(tasks=[task], heldout=None), "--out", "run")
     assert status == 2

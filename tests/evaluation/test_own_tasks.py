@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from llmevo.config import read_config
 from llmevo.engines.scoring.hf import HfScorer
+from llmevo.engines.vllm import longest_text
 from llmevo.errors import CandidateError, MachineError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
+from llmevo.evaluation.questions import check_disjoint
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.evaluation.tasks.text import cut
 from llmevo.run.log import events
@@ -345,6 +347,44 @@ def test_questions_that_only_differ_in_their_choices_are_told_apart(tmp_path: Pa
     assert scoring.score(lm).items == 6
 
 
+def test_questions_of_sentences_alone_are_told_apart(tmp_path: Path) -> None:
+    rows = [{"question": "", "choices": [f"the cat {i} sleeps", f"the cat {i} sleep"], "answer": 0} for i in range(20)]
+    task = add_task(tmp_path, "pairs", rows)
+    asked = evaluator(tmp_path, task)
+    assert [text for _, text in asked.questions()][:1] == ["the cat 0 sleeps / the cat 0 sleep"]
+    halves = [evaluator(tmp_path, task, share=share) for share in ((0.0, 0.5), (0.5, 1.0))]
+    assert sum(half.items for half in halves) == 20
+    check_disjoint("heldout", halves[1].compared(), halves[0].compared())
+    with pytest.raises(TaskError, match="also searched"):
+        check_disjoint("heldout", asked.compared(), halves[0].compared())
+
+
+def test_the_digest_of_such_questions_is_that_of_older_logs(tmp_path: Path) -> None:
+    rows = [{"question": "", "choices": [f"{i} a", f"{i} b"], "answer": 0} for i in range(3)]
+    assert (
+        evaluator(tmp_path, add_task(tmp_path, "pairs", rows)).digest
+        == "254d2f79cb1c2cd7a524c4a117e2d6ec7fdd14d5e1cd5920f941d7a198ae2879"
+    )
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_the_standard_error_of_a_group_follows_from_those_of_its_tasks(
+    tmp_path: Path, lm: HfScorer, by_size: bool, limit: int | None
+) -> None:
+    rows = [{"question": f"{i}?", "choices": ["a", "b"], "answer": 0} for i in range(8)]
+    tasks = [add_task(tmp_path, "eight", rows), add_task(tmp_path, "three", rows[:3])]
+    metrics = [{"metric": "acc", "weight_by_size": by_size}]
+    group = json.dumps({"group": "both", "task": ["eight", "three"], "aggregate_metric_list": metrics})
+    (tmp_path / "both.yaml").write_text(group)
+    found = evaluator(tmp_path, Task(name="both"), limit=limit).score(lm)
+    alone = [evaluator(tmp_path, task, limit=limit).score(lm) for task in tasks]
+    sizes = [score.items if by_size else 1 for score in alone]
+    expected = math.hypot(*(size * score.stderr for size, score in zip(sizes, alone, strict=True))) / sum(sizes)
+    assert found.stderr == pytest.approx(expected)
+    assert found.stderr > 0
+
+
 def test_a_weight_that_would_make_it_worse_is_said(workspace: Workspace) -> None:
     perplexity = [{"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}]
     rolling: dict[str, Any] = {
@@ -372,6 +412,29 @@ def test_questions_longer_than_the_context_are_said(workspace: Workspace) -> Non
     (said,) = lengths(Scorer(read_config(workspace.config(tasks=["long"])), workspace.root))
     assert said.model == "long"
     assert said.what.startswith("2 of its questions take up to 84 tokens with the reply, and the model holds 64")
+
+
+def test_questions_longer_than_what_vllm_reads_are_said(workspace: Workspace) -> None:
+    rows = [{"question": "x" * size, "choices": ["a", "b"], "answer": 0} for size in (10, 50)]
+    add_task(workspace.root / "tasks", "long", rows)
+    engine = {"backend": "vllm", "options": {"max_model_len": 40}}
+    (said,) = lengths(Scorer(read_config(workspace.config(tasks=["long"], engine=engine)), workspace.root))
+    assert said.what.startswith("1 of its questions take up to 54 tokens with the reply, and the engine reads 40")
+    assert said.remedy.endswith("raise engine.options.max_model_len")
+    assert longest_text(131072, {}) == 4096
+    assert longest_text(131072, {"max_model_len": 8192}) == 8192
+    assert longest_text(64, {}) == 64
+
+
+def test_a_reply_as_long_as_the_context_is_refused_before_the_run(workspace: Workspace) -> None:
+    written: dict[str, Any] = {**GENERATION, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64}}
+    add_task(workspace.root / "tasks", "written", **written)
+    task = {"name": "written", "metric": "exact_match,none"}
+    status, printed = workspace.llmevo("inspect", workspace.config(tasks=[task]))
+    assert status == 2
+    assert "tasks: written: max_gen_toks: 64 leaves no token of the 64 that the model reads" in " ".join(
+        printed.split()
+    )
 
 
 def test_a_run_on_a_text_and_a_function(workspace: Workspace) -> None:

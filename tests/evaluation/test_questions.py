@@ -1,5 +1,6 @@
 """Which questions belong to which set."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -61,11 +62,22 @@ def test_a_task_with_fewer_questions_than_parts_is_asked_in_the_first_part() -> 
 
 
 def test_a_question_both_searched_on_and_held_out_is_refused() -> None:
-    search = [("sums", text) for text in TEXTS[:8]]
+    search = [("sums", text, ()) for text in TEXTS[:8]]
     with pytest.raises(TaskError, match=r"heldout: 2 questions of other .*task sums"):
-        check_disjoint("heldout", [("other", text.upper()) for text in TEXTS[6:]], search)
-    check_disjoint("heldout", [("other", text) for text in TEXTS[8:]], search)
-    check_disjoint("heldout", [("other", text.replace("+", "-")) for text in TEXTS], search)
+        check_disjoint("heldout", [("other", text.upper(), ()) for text in TEXTS[6:]], search)
+    check_disjoint("heldout", [("other", text, ()) for text in TEXTS[8:]], search)
+    check_disjoint("heldout", [("other", text.replace("+", "-"), ()) for text in TEXTS], search)
+
+
+@pytest.mark.parametrize(
+    ("held", "is_shared"),
+    [(("apple", "stone"), True), (("Stone ", "apple"), True), ((), True), (("dog", "pear"), False)],
+)
+def test_equal_texts_with_other_choices_are_other_questions(held: tuple[str, ...], is_shared: bool) -> None:
+    text = "Which is a fruit?"
+    for one, other in ((held, ("apple", "stone")), (("apple", "stone"), held)):
+        with pytest.raises(TaskError, match="also searched") if is_shared else nullcontext():
+            check_disjoint("heldout", [("b", text, one)], [("a", text, other)])
 
 
 def test_near_duplicates_are_found_and_short_questions_are_not_judged() -> None:

@@ -13,8 +13,9 @@ from llmevo.config import parse_config, read_config
 from llmevo.errors import RunError
 from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.reports.comparison.chart import draw
-from llmevo.reports.comparison.compare import compare
-from llmevo.reports.comparison.tables import markdown
+from llmevo.reports.comparison.compare import Pair, compare
+from llmevo.reports.comparison.statistics import holm, paired
+from llmevo.reports.comparison.tables import markdown, verdict
 from llmevo.reports.terminal.sweep import Scoreboard
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -190,6 +191,19 @@ def test_what_judges_took_is_summed_and_has_a_table_only_where_there_are_any(tmp
 def test_two_llms_are_two_rows(tmp_path: Path) -> None:
     runs = [finished(tmp_path / model, "llm", 0, (0.1, 0.2, 0.3), model=model) for model in ("small", "large")]
     assert {of.name for of in compare(runs).optimizers} == {"llm (small)", "llm (large)"}
+
+
+@pytest.mark.parametrize(("count", "needed"), [(1, 6), (2, 7), (3, 7), (6, 8)])
+def test_seeds_are_too_few_where_the_correction_leaves_no_p_significant(count: int, needed: int) -> None:
+    def said(seeds: int) -> str:
+        result = paired([1.0 + 0.01 * i for i in range(seeds)], [0.013 * i for i in range(seeds)])
+        assert result
+        ps = holm([result.p] * count)
+        return verdict([Pair(f"a{i}", f"b{i}", "search", result, 1.0, p) for i, p in enumerate(ps)])
+
+    assert said(needed).startswith("Significant at 0.05")
+    assert said(needed - 1).startswith("Nothing here is conclusive")
+    assert said(needed - 1).endswith(f"take {needed} or more.")
 
 
 def test_few_seeds_are_said_to_prove_nothing_and_many_may(tmp_path: Path) -> None:

@@ -271,6 +271,16 @@ def test_a_score_that_is_another_now_fails_and_says_what_has_changed(workspace: 
 
 
 @pytest.mark.usefixtures("run")
+def test_other_answers_to_the_same_questions_explain_another_score(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "answer": (row["answer"] + 1) % 4}) + "\n" for row in rows))
+    status, printed = workspace.llmevo("replay", "run", "--rescore", 1)
+    assert status == 1, printed
+    assert "questions.search.answers: {'letters: Q: abc A:': ' a'" in printed
+
+
+@pytest.mark.usefixtures("run")
 def test_a_candidate_that_fails_now_is_a_difference(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmevo.errors import CandidateError
 

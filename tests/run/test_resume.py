@@ -470,6 +470,32 @@ def test_changed_questions_are_refused(workspace: Workspace, command: tuple[str,
     verified(workspace, "run")
 
 
+def test_a_corrected_answer_is_refused_and_named(workspace: Workspace) -> None:
+    stopped(workspace)
+    file = workspace.root / "tasks" / "letters.jsonl"
+    first, *rest = [json.loads(line) for line in file.read_text().splitlines()]
+    now = 1 - first["answer"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{**first, "answer": now}, *rest]))
+    status, printed = workspace.llmevo("resume", "run")
+    before, after = ({f"letters: Q: {first['question']} A:": first["choices"][at]} for at in (first["answer"], now))
+    assert status == 2
+    assert f"questions.search.answers: {before} before, {after} now" in printed
+    assert "questions.search:" not in printed
+    assert workspace.llmevo("resume", "run", "--force")[0] == 0
+    assert [change.key for change in workspace.state("run").resumed[0].forced] == ["questions.search.answers"]
+    assert workspace.llmevo("resume", "run")[0] == 0
+    verified(workspace, "run")
+
+
+def test_a_question_may_have_another_form_in_an_older_log() -> None:
+    old = {"search": {"letters": [("", "a")]}}
+    for rules, keys in ((4, []), (5, ["questions.search.answers"])):
+        log = started().model_copy(update={"rules": rules, "texts": old})
+        assert changes.answered(log, old) == []
+        assert [change.key for change in changes.answered(log, {"search": {"letters": [("a / b", "a")]}})] == keys
+        assert len(changes.answered(log, {"search": {"letters": [("", "b")]}})) == 1
+
+
 def test_questions_in_another_order_are_refused(workspace: Workspace) -> None:
     stopped(workspace)
     log = workspace.root / "run" / "events.jsonl"

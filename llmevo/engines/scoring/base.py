@@ -1,6 +1,7 @@
 """The part of lm-eval's model interface that is the same for every engine: texts to tokens, chats to texts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,16 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmevo.engines.scoring.packing import Encoded
+from llmevo.errors import CandidateError, TaskError
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens to generate when a task sets no limit, as in lm-eval."""
 
 KEPT_CHARACTERS = 1 << 26
 """Characters of text whose tokens stay in memory: about half a gigabyte."""
+
+SHOWN = 60
+"""Characters of a question in an error, its end."""
 
 NEUTRAL = {
     "num_beams": 1,
@@ -25,6 +30,12 @@ NEUTRAL = {
     "use_cache": True,
 }
 """Values of generation options that have no effect."""
+
+NOT_NUMBERS = (
+    "the model's outputs are not numbers (NaN); where its dtype is float16, whose numbers end at 65504, bfloat16 or"
+    " float32 may help"
+)
+"""Why a candidate fails whose outputs cannot be compared."""
 
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 """lm-eval's request for a log-likelihood: (context, continuation) as texts, then each as tokens."""
@@ -117,7 +128,31 @@ class TokenScorer(TemplateLM):
             return rendered(folded)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Raises CandidateError where one is NaN, and TaskError for a continuation without a token."""
+        found = self.likelihoods(requests)
+        check_numbers(score for score, _ in found)
+        return found
+
+    def likelihoods(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """The same, with those that are NaN."""
+        for context, continuation in (request.args for request in requests):
+            if not context and not self.tok_encode(continuation, add_special_tokens=False):
+                raise _without_token(context, continuation)  # lm-eval looks at its first token
         return super().loglikelihood(requests, disable_tqdm=True)
+
+    def prompt(self, context: str, room: int) -> list[int]:
+        """The tokens of a text to be continued by up to `room` tokens, truncated from the left to what the model holds.
+        Raises TaskError where none is left.
+        """
+        if room >= self.max_length:
+            raise TaskError(
+                f"generation_kwargs: max_gen_toks: {room} leaves no token of the {self.max_length} that the model reads"
+                f" for the question; give less (reply_tokens of a judge or of votes, tokens of the gate)"
+            )
+        tokens = self.tok_encode(context)
+        if not tokens:
+            raise TaskError(f"tasks: the question {context!r} has no token, so there is no text to continue")
+        return tokens[room - self.max_length :]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         windows: list[TokenRequest] = []
@@ -135,17 +170,33 @@ class TokenScorer(TemplateLM):
         totals = [0.0] * len(requests)
         for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[owner] += score
+        check_numbers(totals)
         return totals
 
     def _encoded(self, requests: Sequence[TokenRequest]) -> list[Encoded]:
         """The requests, truncated from the left to what the model holds, as lm-eval does; the last token is never an
-        input.
+        input. Raises TaskError for a continuation without a token, which would be certain.
         """
         encoded: list[Encoded] = []
-        for place, (_, context, continuation) in enumerate(requests):
+        for place, (texts, context, continuation) in enumerate(requests):
+            if not continuation:
+                raise _without_token(*texts)
             room = max(1, self.max_length + 1 - len(continuation))
             encoded.append(Encoded(place, context[-room:], continuation[-self.max_length :]))
         return encoded
+
+
+def _without_token(context: str, continuation: str) -> TaskError:
+    return TaskError(
+        f"tasks: the answer {continuation!r} to the question {context[-SHOWN:]!r} has no token and so no likelihood;"
+        " correct the question's choices, or its target"
+    )
+
+
+def check_numbers(logprobs: Iterable[float]) -> None:
+    """Raise CandidateError where one is NaN."""
+    if any(map(math.isnan, logprobs)):
+        raise CandidateError(NOT_NUMBERS)
 
 
 def _fold_system_messages(chat: Sequence[dict[str, str]]) -> list[dict[str, str]]:

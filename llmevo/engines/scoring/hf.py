@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llmevo.engines.scoring.backbone import Backbone, BatchTensors, supported_layouts
-from llmevo.engines.scoring.base import NEUTRAL, Generation, TokenRequest, TokenScorer
+from llmevo.engines.scoring.base import NEUTRAL, NOT_NUMBERS, Generation, TokenRequest, TokenScorer
 from llmevo.engines.scoring.packing import Batch, Encoded, filled, packed_batches, stem_groups
+from llmevo.errors import CandidateError
 
 CPU_BATCH, GPU_BATCH = 1024, 16384
 """Tokens of a batch, padding included. A CPU is fastest while a batch stays in its cache."""
@@ -110,8 +111,7 @@ class HfScorer(TokenScorer):
         for places in kinds.values():
             asked = Generation.of(requests[places[0]].args[1])
             stops = handle_stop_sequences(asked.until, eos=self.tokenizer.decode(self.eot_token_id))
-            kept = max(1, self.max_length - asked.room)
-            encoded = [Encoded(place, self.tok_encode(requests[place].args[0])[-kept:], []) for place in places]
+            encoded = [Encoded(place, self.prompt(requests[place].args[0], asked.room), []) for place in places]
             for request, tokens in self._continued(encoded, asked, stops):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request.place] = postprocess_generated_text(text, stops, None)
@@ -155,6 +155,7 @@ class HfScorer(TokenScorer):
             max_new_tokens=asked.room,
             pad_token_id=self.eot_token_id,
             eos_token_id=self._ends(),
+            logits_processor=LogitsProcessorList([_CheckNumbers()]),
             stopping_criteria=StoppingCriteriaList([_StopRows(stopped, tokens.shape[1])]),
             do_sample=asked.sampled,
             **asked.options,
@@ -207,6 +208,15 @@ class _StopRows(StoppingCriteria):
         return torch.tensor([self.stopped(row) for row in rows], device=input_ids.device, dtype=torch.bool)
 
 
+class _CheckNumbers(LogitsProcessor):
+    """Raises CandidateError in transformers' own generation where a logit is NaN."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if bool(scores.isnan().any()):
+            raise CandidateError(NOT_NUMBERS)
+        return scores
+
+
 def _padded_left(rows: Sequence[list[int]], padding: int, device: Any) -> tuple[Tensor, Tensor]:
     """Tokens and mask, (rows, longest) each."""
     longest = max(map(len, rows))
@@ -223,7 +233,8 @@ def _continue_greedily(
     ends: Sequence[int],
     stopped: Callable[[Sequence[int]], bool],
 ) -> list[list[int]]:
-    """The likeliest tokens after `stem` and each row, until `room` tokens, one of `ends` or a stop string.
+    """The likeliest tokens after `stem` and each row, until `room` tokens, one of `ends` or a stop string. Raises
+    CandidateError where a logit is NaN.
 
     A finished row leaves the batch. Texts longer than a sliding window must come without a stem: the padding between
     stem and row would count as distance.
@@ -242,7 +253,7 @@ def _continue_greedily(
     live = [*range(len(rows))]
     while True:
         hidden = backbone.hidden(tokens, mask, positions, cache)
-        for row, token in zip(live, backbone.head(hidden[:, -1]).argmax(-1).tolist(), strict=True):
+        for row, token in zip(live, _likeliest(backbone.head(hidden[:, -1])), strict=True):
             made[row].append(token)
         going = [
             i
@@ -259,3 +270,12 @@ def _continue_greedily(
         tokens = torch.tensor([[made[row][-1]] for row in live], device=device)
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    """The likeliest token of each row. Raises CandidateError where a logit is NaN."""
+    best = logits.argmax(-1, keepdim=True)  # of a row with NaN the place of one
+    tokens = best.masked_fill(logits.gather(-1, best).isnan(), -1).flatten().tolist()  # one transfer from the device
+    if -1 in tokens:
+        raise CandidateError(NOT_NUMBERS)
+    return tokens

@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from llmevo.engines.scoring.base import Generation, TokenRequest, TokenScorer
+from llmevo.engines.scoring.base import Generation, TokenRequest, TokenScorer, check_numbers
 from llmevo.engines.scoring.packing import Encoded
 from llmevo.errors import TaskError
 
@@ -89,12 +89,20 @@ class VllmScorer(TokenScorer):
         for context, given in (request.args for request in requests):
             asked = Generation.of(given)
             stops.append(asked.until)
-            prompts.append(self.tok_encode(context)[-max(1, self.max_length - asked.room) :])
+            prompts.append(self.prompt(context, asked.room))
             parameters.append(self._sampling(asked, earlier[context]))
             earlier[context] += 1
         answers = self._generate_all(prompts, parameters)
+        self._check_outputs(prompts[:1])
         texts = [self.tokenizer.decode(answer.outputs[0].token_ids, skip_special_tokens=True) for answer in answers]
         return [postprocess_generated_text(text, stop, None) for text, stop in zip(texts, stops, strict=True)]
+
+    def _check_outputs(self, prompts: Sequence[list[int]]) -> None:
+        """Raise CandidateError where the outputs after a prompt are NaN: vLLM generates from those as well, and says so
+        in log-probabilities only, which take time at every token.
+        """
+        steps = [(prompt, [self.eot_token_id]) for prompt in prompts]
+        check_numbers(_of_token(answer, self.eot_token_id)[0] for answer in self._next_tokens(steps))
 
     def _sampling(self, asked: Generation, repeated: int) -> Any:
         """vLLM's parameters for a text that was asked for `repeated` times before: another sample each time.

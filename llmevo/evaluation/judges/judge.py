@@ -60,7 +60,9 @@ class Inquiry:
     """The value (0 to 1; of two replies, the share that is the first one's) and the reason in an answer.
     Raises ValueError that names the answer's fault."""
     key: str
-    """A digest of the judge's model and the messages."""
+    """A digest of the judge's model, the messages, and the server where one is given."""
+    older: str
+    """The same without the server, as in older logs."""
     replies: Sequence[str]
 
 
@@ -139,8 +141,11 @@ class Rubric:
             "required": ["reason", name],
             "additionalProperties": False,
         }
-        key = hashlib.sha256(json.dumps([self._judge.model, messages]).encode()).hexdigest()[:16]
-        return Inquiry(messages, form, read, key, replies)
+        asked = [self._judge.model, messages]
+        keys = [
+            hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16] for of in ([*asked, self._judge.base_url], asked)
+        ]
+        return Inquiry(messages, form, read, keys[0] if self._judge.base_url else keys[1], keys[1], replies)
 
 
 class LlmJudge:
@@ -171,7 +176,10 @@ class LlmJudge:
         """
         rows = [self._inquiries(one) for one in written]
         self._ask_missing([inquiry for row in rows for inquiry in row], memory)
-        return [_score([memory.verdicts.get(inquiry.key) for inquiry in row]) for row in rows]
+        return [_score([self._known(inquiry, memory) for inquiry in row]) for row in rows]
+
+    def _known(self, inquiry: Inquiry, memory: VerdictMemory) -> Verdict | None:
+        return memory.verdicts.get(inquiry.key) or memory.by_task.get((self.task, inquiry.older))
 
     def _inquiries(self, one: Written) -> list[Inquiry]:
         """None for a reply that equals its reference, which is a tie."""
@@ -183,8 +191,8 @@ class LlmJudge:
         return [self.rubric.compare(one.prompt, *order) for order in orders]
 
     def _ask_missing(self, inquiries: Sequence[Inquiry], memory: VerdictMemory) -> None:
-        missing = {i.key: i for i in inquiries if i.key not in memory.verdicts}
-        self._control = self._control or next((i for i in inquiries if i.key in memory.verdicts), None)
+        missing = {i.key: i for i in inquiries if not self._known(i, memory)}
+        self._control = self._control or next((i for i in inquiries if self._known(i, memory)), None)
         left = iter(missing.values())
         with ThreadPoolExecutor(self.judge.parallel) as pool:
             waiting = {pool.submit(self._ask, inquiry) for inquiry in islice(left, self.judge.parallel)}

@@ -206,6 +206,8 @@ class VerdictMemory:
 
     verdicts: dict[str, Verdict] = field(default_factory=dict[str, Verdict])
     """By their keys."""
+    by_task: dict[tuple[str, str], Verdict] = field(default_factory=dict[tuple[str, str], Verdict])
+    """By task and key: keys of older logs do not tell judges on several servers apart."""
     polls: dict[str, Poll] = field(default_factory=dict[str, Poll])
     latest: dict[str, Presentation] = field(default_factory=dict[str, Presentation])
     """The last presentation of each task."""
@@ -227,6 +229,7 @@ class VerdictMemory:
         match statement:
             case Judgement():
                 self.verdicts |= {verdict.key: verdict for verdict in statement.verdicts}
+                self.by_task |= {(statement.task, verdict.key): verdict for verdict in statement.verdicts}
             case Presentation():
                 self.poll(statement.poll).present(statement)
                 self.latest[statement.task] = statement

@@ -287,6 +287,12 @@ def mean_metrics(leaf: Any) -> set[str]:
     return {metric for metric, aggregate in leaf.aggregation().items() if aggregate is mean}
 
 
+def is_size_weighted(task: Task, loaded: Any) -> bool:
+    """Whether a group's metric is the mean over all questions of its tasks, and not over the tasks."""
+    metric = task.metric.split(",")[0]
+    return any(of.weight_by_size for of in loaded["groups"][task.name].aggregate_metric_list if of.metric == metric)
+
+
 # Scoring
 
 
@@ -346,8 +352,8 @@ def end_of(text: str) -> str:
 def question_text(leaf: Any, document: Any) -> str:
     """The words that tell one question from another.
 
-    lm-eval has no question for tasks that predict a whole text, and the number of the right choice for those that fill
-    a gap: there it is the text itself, and the choices. Raises TaskError.
+    lm-eval has no question for tasks that predict a whole text or compare sentences, and the number of the right choice
+    for those that fill a gap: there it is the text itself, and the choices. Raises TaskError.
     """
     with _naming(leaf, document):
         text = leaf.doc_to_text(document)
@@ -355,7 +361,14 @@ def question_text(leaf: Any, document: Any) -> str:
             return str(text) or str(leaf.doc_to_target(document))
         if isinstance(text, int) and leaf.config.doc_to_choice is not None:
             return " / ".join(map(str, leaf.doc_to_choice(document))) + f" … {leaf.doc_to_target(document)}"
-        return str(text)
+        return str(text) or " / ".join(choices_of(leaf, document))
+
+
+def choices_of(leaf: Any, document: Any) -> list[str]:
+    """The choices of a question; none where a reply is written."""
+    if leaf.OUTPUT_TYPE != "multiple_choice" or leaf.config.doc_to_choice is None:
+        return []
+    return [*map(str, leaf.doc_to_choice(document))]
 
 
 def lm_eval_text(leaf: Any, document: Any) -> str:

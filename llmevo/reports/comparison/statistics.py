@@ -83,6 +83,11 @@ class Paired:
         return (self.wins + self.ties / 2) / self.pairs
 
 
+def enough(tests: int) -> int:
+    """Return the seeds with which one of so many tests can be significant after correction."""
+    return 2 + math.floor(math.log2(tests / LEVEL))
+
+
 def best_so_far(scores: Sequence[float | None]) -> list[float | None]:
     """Return the highest score after each evaluation; None stands for a failure, and for no score yet."""
     best: list[float | None] = []

@@ -11,7 +11,7 @@ from llmevo.errors import plural
 from llmevo.models.files import write_whole
 from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import Comparison, Optimizer, Pair
-from llmevo.reports.comparison.statistics import ENOUGH, LEVEL, Mean
+from llmevo.reports.comparison.statistics import LEVEL, Mean, enough, holm
 from llmevo.reports.text import with_error
 
 
@@ -106,11 +106,12 @@ def pairs(comparison: Comparison) -> Table:
 
 def verdict(chosen: Sequence[Pair]) -> str:
     """Return the conclusion in one sentence."""
-    least = min((pair.result.least for pair in chosen), default=1.0)
+    least = min(holm([pair.result.least for pair in chosen]), default=1.0)
     if least >= LEVEL:
+        corrected = " after correction" if len(chosen) > 1 else ""
         return (
-            f"Nothing here is conclusive: with so few seeds no p can be below {least:.2g}, whatever the scores;"
-            f" take {ENOUGH} or more."
+            f"Nothing here is conclusive: with so few seeds no p{corrected} can be below {least:.2g}, whatever the"
+            f" scores; take {enough(max(1, len(chosen)))} or more."
         )
     clear = [pair for pair in chosen if pair.p_holm < LEVEL]
     if not clear:

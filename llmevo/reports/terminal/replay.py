@@ -19,7 +19,7 @@ from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.text import say
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
-from llmevo.run.resume import current_facts, recorded_facts
+from llmevo.run.resume import changed_facts
 from llmevo.run.verify import Rescored
 from llmevo.run.versions import VERSIONED, versions
 
@@ -109,7 +109,7 @@ def show_rescored(console: Console, rows: Sequence[Rescored], started: events.Ru
         origin = row.trial.candidate.note or row.trial.candidate.origin
         table.add_row(f"#{row.trial.candidate.id}", origin[:40], f"{row.logged.score:.6f}", now, off, note)
     console.print(table)
-    found = changes.differences(recorded_facts(started), current_facts(scorer, started))
+    found = changed_facts(scorer, started)
     equal = not any(row.differing for row in rows)
     if equal and not found:
         return True

@@ -6,9 +6,12 @@ Facts are the places in `run_started` that decide scores and candidates, by dott
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from llmevo.evaluation.standard_errors import Questions
 from llmevo.run.log import events
 
 SECTIONS = ("genome", "search", "llm", "engine")
@@ -34,6 +37,12 @@ PLACES = ("workers", "on", "address", "gpus_per_worker")
 """Keys of `engine` that say where workers run: no score and no candidate depends on them once a run has begun."""
 
 BUDGET = "config.search.budget"
+
+SHOWN = 40
+"""Characters that are shown of a question with another answer, its end, and of the answer."""
+
+FEW = 3
+"""Questions with another answer that are shown, at most."""
 
 Facts = Mapping[str, Any]
 
@@ -63,7 +72,7 @@ def question_facts(questions: Mapping[str, str]) -> dict[str, Any]:
     return {f"questions.{name}": digest for name, digest in questions.items()}
 
 
-def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[str]]]) -> list[events.Change]:
+def reordered(started: events.RunStarted, now: Questions) -> list[events.Change]:
     """Return the change when the same search questions have another order: scores are compared question by question.
 
     `now` is {task: (question, answer) of each}.
@@ -74,6 +83,29 @@ def reordered(started: events.RunStarted, now: Mapping[str, Sequence[Sequence[st
     orders = [hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest() for texts in (one, other)]
     known = started.questions.get("order", orders[0])
     return [events.Change(key="questions.order", before=known, now=orders[1])] if same and known != orders[1] else []
+
+
+def answered(started: events.RunStarted, now: Mapping[str, Questions]) -> list[events.Change]:
+    """Return a change for each set of questions that has other answers, or other choices in its texts; digests are of
+    lm-eval's own question texts, which have neither.
+
+    `now` is {set: {task: (question, answer) of each}}. The texts of older logs may have other forms of a question.
+    """
+    found: list[events.Change] = []
+    for name, texts in now.items():
+        one, other = (_pairs(asked) for asked in (started.texts.get(name, {}), texts))
+        same = Counter(pair[:2] for pair in one.elements()) == Counter(pair[:2] for pair in other.elements())
+        if one and one != other and (same or started.rules >= 5):
+            before, after = (
+                {f"{task}: {text[-SHOWN:]}": answer[:SHOWN] for task, text, answer in islice(pairs, FEW)}
+                for pairs in (one - other, other - one)
+            )
+            found.append(events.Change(key=f"questions.{name}.answers", before=before, now=after))
+    return found
+
+
+def _pairs(asked: Questions) -> Counter[tuple[str, str, str]]:
+    return Counter((task, question, answer) for task, pairs in asked.items() for question, answer in pairs)
 
 
 def differences(before: Facts, now: Facts) -> list[events.Change]:
@@ -126,7 +158,7 @@ def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunSt
     versions = {**started.versions, **resumed.versions}
     update: dict[str, Any] = {"config": config, "questions": questions, "sources": sources, "versions": versions}
     if counts := resumed.counts:
-        questions.pop("order", None)  # that of the texts
+        questions = {name: of for name, of in questions.items() if name != "order" and not name.endswith(".answers")}
         sizes = {"heldout_items": counts.get("heldout", 0), "selection_items": counts.get("selection", 0)}
         update |= {"items": counts.get("search", started.items), **sizes, "texts": resumed.texts}
     return started.model_copy(update=update)

@@ -317,7 +317,11 @@ def own_task(file: Path) -> DraftTask:
             f" answer one of {', '.join(ANSWERS)}, with `choices` for a list to choose from"
         )
     for number, row in enumerate(rows, 1):
-        _check_row(row, question, answer, "choices" in first, f"{file}, line {number}")
+        place = f"{file}, line {number}"
+        _check_row(row, question, answer, "choices" in first, place)
+        if isinstance(row[answer], str) != isinstance(first[answer], str):
+            one, other = (shortened(repr(of[answer]), 80) for of in (row, first))
+            raise TaskError(f"{place}: {answer} is {one}, and in the first line {other}; write all as texts or none")
     same = repeated(str(row[question]) for row in rows)
     said = f"{same} of the {len(rows)} questions of {file} are repeated" if same else ""
     if len(rows) - same < LEAST:
@@ -329,11 +333,11 @@ def own_task(file: Path) -> DraftTask:
         "test_split": "test",
     }
     if "choices" in first:
-        target = f"{{{{{answer}}}}}" if isinstance(first[answer], int) else f"{{{{choices.index({answer})}}}}"
+        target = answer if isinstance(first[answer], int) else f"{{{{choices.index({answer})}}}}"
         task |= {
             "output_type": "multiple_choice",
             "doc_to_text": f"{{{{{question}}}}}\nAnswer:",
-            "doc_to_choice": "{{choices}}",
+            "doc_to_choice": "choices",
             "doc_to_target": target,
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }
@@ -343,7 +347,8 @@ def own_task(file: Path) -> DraftTask:
         task |= {
             "output_type": "generate_until",
             "doc_to_text": f"{{{{{question}}}}}\nAnswer:",
-            "doc_to_target": f"{{{{{answer}}}}}",
+            # lm-eval reads the text of a template as Python where it looks like a list.
+            "doc_to_target": answer if isinstance(first[answer], str) else f"{{{{{answer}}}}}",
             "generation_kwargs": {
                 "until": ["\n\n" if lines else "\n"],
                 "max_gen_toks": max(16, min(512, longest)),
@@ -375,6 +380,8 @@ def _check_row(row: Mapping[str, Any], question: str, answer: str, chosen: bool,
         choices, given = row["choices"], row[answer]
         if not isinstance(choices, list):
             raise TaskError(f"{place}: choices is no list but {shortened(repr(choices), 80)}")
+        if not all(isinstance(choice, str) for choice in choices):
+            raise TaskError(f"{place}: choices are not all texts: {shortened(repr(choices), 80)}; write them in quotes")
         right = given in range(len(choices)) if isinstance(given, int) else given in choices
         if not right:
             raise TaskError(
@@ -385,9 +392,11 @@ def _check_row(row: Mapping[str, Any], question: str, answer: str, chosen: bool,
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines as they are
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{file}: cannot be read ({error})") from error
+    if lines[0].startswith("\ufeff"):
+        raise TaskError(f"{file}: it begins with a byte order mark, which `datasets` cannot read; save it without one")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

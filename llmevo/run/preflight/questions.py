@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from llmevo.evaluation.questions import near_duplicates, repeated
+from llmevo.evaluation.questions import near_duplicates, repeated, with_choices
 from llmevo.models.tokenizer import load_tokenizer
 from llmevo.run.preflight.base import Finding, Findings, tokenizer_donor
 from llmevo.run.scorer import Scorer
@@ -40,8 +40,8 @@ def repetitions(scorer: Scorer) -> Findings:
     """Questions that are asked more than once, in the sets of a task together."""
     asked: dict[str, list[str]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
-        for task, text in evaluator.questions():
-            asked[task].append(text)
+        for task, text, choices in evaluator.compared():
+            asked[task].append(with_choices(text, choices))
     for task, texts in asked.items():
         if same := repeated(texts):
             yield Finding(
@@ -77,9 +77,8 @@ def directions(scorer: Scorer) -> Findings:
 
 def lengths(scorer: Scorer) -> Findings:
     """Questions that do not fit into the model's context: engines cut their beginning off, as lm-eval does."""
-    config = scorer.sources.config(scorer.config.genome.references[0])
-    context = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
-    if not isinstance(context, int):
+    context = scorer.context
+    if context is None:
         return
     asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for evaluator in scorer.evaluators.values():
@@ -89,6 +88,9 @@ def lengths(scorer: Scorer) -> Findings:
     if not asked:
         return
     tokenizer = load_tokenizer(tokenizer_donor(scorer)[1])
+    reader, more = "model holds", ""
+    if scorer.backend == "vllm":
+        reader, more = "engine reads", "; where the model holds more, raise engine.options.max_model_len"
     for name, texts in asked.items():
         longest = sorted(texts, key=lambda pair: -len(pair[0]))[:COUNTED]
         counts = [len(tokenizer.encode(text)) + written for text, written in longest]
@@ -97,7 +99,7 @@ def lengths(scorer: Scorer) -> Findings:
             yield Finding(
                 name,
                 f"{over}{' or more' if over == COUNTED else ''} of its questions take up to {max(counts)} tokens with"
-                f" the reply, and the model holds {context}: their beginnings will be cut off",
+                f" the reply, and the {reader} {context}: their beginnings will be cut off",
                 "Leave the longest out, or ask with fewer solved examples (num_fewshot) or for shorter replies"
-                " (max_gen_toks; reply_tokens where a judge or a person reads them)",
+                f" (max_gen_toks; reply_tokens where a judge or a person reads them){more}",
             )
