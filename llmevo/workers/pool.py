@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -47,7 +47,9 @@ class Limits:
     loading: float = 3600.0
     """For its engine to load and be checked."""
     unmeasured: float = 3600.0
-    """For the first part that any worker answers."""
+    """For a part of a set of questions of which no part is answered yet, or more: see `question`."""
+    question: float = 30.0
+    """For each question of such a part."""
     least: float = 600.0
     slack: float = 20.0
     """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
@@ -98,15 +100,16 @@ class Slot:
 class _Pace:
     """The time that parts take."""
 
-    question: float = 0.0
-    """The longest time of a question so far."""
+    question: dict[str, float] = field(default_factory=dict[str, float])
+    """{set of questions: the longest time of one of them so far}."""
     merge: float = 0.0
-    measured: bool = False
 
-    def add(self, seconds: Mapping[str, float], took: float, questions: int) -> None:
+    def add(self, questions: str, count: int, took: float, seconds: Mapping[str, float]) -> None:
+        """Take in the time of a part of a set of questions."""
         merge = seconds.get("merge", 0.0)
-        self.question = max(self.question, (took - merge - seconds.get("prepare", 0.0)) / max(1, questions))
-        self.merge, self.measured = max(self.merge, merge), True
+        each = (took - merge - seconds.get("prepare", 0.0)) / max(1, count)
+        self.question[questions] = max(self.question.get(questions, 0.0), each)
+        self.merge = max(self.merge, merge)
 
 
 @dataclass(frozen=True)
@@ -385,7 +388,7 @@ class Pool:
                 self._welcome(slot)
             case Answered(score=score, seconds=seconds) if job:
                 took, slot.job, self._losses = self._clock() - slot.since, None, 0
-                self._pace.add(seconds, took, score.items)
+                self._pace.add(job.questions, score.items, took, seconds)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
                     if desk := self._owners.get(job.id):  # else another part has failed
@@ -493,10 +496,15 @@ class Pool:
 
     def _limit(self, job: Job | None) -> float:
         """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""
-        if not self._pace.measured:
-            return self._limits.unmeasured
-        questions = self._scoring.parts(job.questions)[job.part] if job else self._scoring.parts("search")[0]
-        return max(self._limits.least, self._limits.slack * (self._pace.merge + questions * self._pace.question))
+        limits, pace = self._limits, self._pace
+        questions, part = (job.questions, job.part) if job else ("search", 0)
+        count = self._scoring.parts(questions)[part]
+        if questions in pace.question:
+            least, each = limits.least, pace.question[questions]
+        else:  # of other tasks, which may be slower
+            least = max(limits.unmeasured, limits.question * count)
+            each = max(pace.question.values(), default=0.0)
+        return max(least, limits.slack * (pace.merge + count * each))
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import heapq
 import random
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,6 +25,13 @@ class Judging(ScriptedScoring):
 
     def judged(self, job: Job, responses: Responses, run: str) -> Score:
         return part_score(job)
+
+
+class ManyHeldOut(Judging):
+    """The first part of the held-out questions has many."""
+
+    def parts(self, questions: str) -> Sequence[int]:
+        return (400, *PARTS[1:]) if questions == "heldout" else PARTS
 
 
 class OneStaysAway(VirtualHost):
@@ -59,7 +66,7 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
         failing = frozenset(n for n in range(count) if n not in killers and chance.random() < 0.1)
         fate = Fate(chance.choice([0, 0.05, 0.3]), chance.choice([0, 0.02]), killers, failing, seed % 4 == 0)
         host = VirtualHost(chance.randint(1, 5), chance, fate, one_at_a_time=chance.random() < 0.3)
-        pool = Pool(host, Judging(), FACTS, Limits(20, 20, 20, 20, 2), clock=host.clock)
+        pool = Pool(host, Judging(), FACTS, Limits(20, 20, 20, 2, 20, 2), clock=host.clock)
         desk, notices = desk_of(pool, host), list[Notice]()
         desk.observe = notices.append
         requests = [Request(n, recipe_of(n), rivals=[RIVAL] if chance.random() < 0.6 else []) for n in range(count)]
@@ -106,6 +113,29 @@ def test_a_recipe_that_killed_two_workers_is_given_up_where_none_starts_in_their
     assert result.reason == "lost twice on different workers: the recipe killed it"
     assert [(notice.worker, notice.change) for notice in notices if notice.worker == "1"] == [("1", "ready")]
     assert [notice.worker for notice in notices if notice.change == "refused"] == ["2.4"]
+
+
+def losses_of(pool: Pool, requests: Sequence[Request]) -> list[Notice]:
+    """Have requests scored; return the losses of workers."""
+    notices = list[Notice]()
+    pool.observe = notices.append
+    try:
+        for request in requests:
+            pool.submit(request)
+        assert all(pool.result().score for _ in requests)
+    finally:
+        pool.close()
+    return [notice for notice in notices if notice.change != "ready"]
+
+
+def test_held_out_questions_may_be_slower_than_those_of_the_search() -> None:
+    def seconds(job: Job) -> Mapping[str, float]:
+        return {"merge": 5.0, "evaluate": 4000.0 if job.questions == "heldout" and job.part == 0 else 0.1}
+
+    host = VirtualHost(2, random.Random(0), Fate(), seconds=seconds)
+    pool = Pool(host, ManyHeldOut(), FACTS, clock=host.clock)
+    rows = [Request(f"held-out row {number}", recipe_of(number), "heldout") for number in range(3)]
+    assert not losses_of(pool, [Request(number, recipe_of(number)) for number in range(3)] + rows)
 
 
 def test_answers_for_a_judge_may_come_after_their_request_has_failed() -> None:

@@ -30,7 +30,7 @@ KINDS = ["processes", pytest.param("ray", marks=MARKS)]
 """The hosts of pools."""
 
 FOREVER = 300.0
-SHORT = {"unmeasured": 1.0}
+SHORT = {"unmeasured": 1.0, "question": 0.0}
 
 RIVAL = replace(whole_score(Request(0, recipe_of(900))), item_scores={"scripted": [1.0] * sum(PARTS)}, total=1.0)
 
