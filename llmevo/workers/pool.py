@@ -82,6 +82,8 @@ class Slot:
     stage: Stage = Stage.GREETING
     since: float = 0.0
     job: Job | None = None
+    limit: float = 0.0
+    """The seconds after which it counts as hung, by what was known when its job was handed out."""
     failures: int = 0
     """Starts that failed, in a row."""
     starts: int = 0
@@ -352,7 +354,7 @@ class Pool:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue
             if job := self._schedule.job_for(slot.worker.name, ahead):
-                slot.job = job
+                slot.job, slot.limit = job, self._limit(job)
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
         if self._schedule.awaits_answer and not any(slot.stage in AT_WORK for slot in self._slots if slot.worker):
@@ -362,6 +364,7 @@ class Pool:
 
     def _test(self, slot: Slot) -> None:
         assert slot.worker
+        slot.limit = self._limit(None)
         self._set(slot, Stage.TESTED)
         slot.worker.send(self._scoring.control())
 
@@ -473,7 +476,7 @@ class Pool:
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
-                late = spent > self._limit(slot.job)
+                late = spent > max(slot.limit, self._limit(slot.job))
             if late:
                 doing = f"{slot.stage.value} for {spent:.0f} s without an answer"
                 self._lose(slot, f"it hung ({doing})")

@@ -138,6 +138,19 @@ def test_held_out_questions_may_be_slower_than_those_of_the_search() -> None:
     assert not losses_of(pool, [Request(number, recipe_of(number)) for number in range(3)] + rows)
 
 
+def test_workers_may_wait_for_what_the_first_of_them_prepares() -> None:
+    jobs = list[Job]()
+
+    def seconds(job: Job) -> Mapping[str, float]:
+        jobs.append(job)
+        waits = {"prepare": 1200.0} if len(jobs) == 1 else {"evaluate": 1220.0} if len(jobs) <= host.most else {}
+        return {"merge": 5.0, **waits}
+
+    host = VirtualHost(4, random.Random(0), Fate(), seconds=seconds)
+    pool = Pool(host, Judging(), FACTS, clock=host.clock)
+    assert not losses_of(pool, [Request(number, recipe_of(number)) for number in range(8)])
+
+
 def test_answers_for_a_judge_may_come_after_their_request_has_failed() -> None:
     for seed in range(20):
         host = VirtualHost(3, random.Random(seed), Fate(failing=frozenset({0}), judged=True))
