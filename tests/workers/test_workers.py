@@ -304,6 +304,14 @@ def test_a_worker_that_does_not_start_twice_is_left_out(host: str, tmp_path: Pat
     assert watched.changes("refused")
 
 
+def test_a_candidate_that_fails_takes_time(host: str, tmp_path: Path) -> None:
+    script = Script(tmp_path, {1: "wait 0.2", (1, 0): "fail"})
+    with pool_on(host, script, 1) as watched:
+        result = watched.score(requests_for(1))[1]
+    assert result.score is None
+    assert result.seconds["evaluate"] >= 0.2
+
+
 def test_a_candidate_that_fails_in_several_parts_has_one_reason(host: str, tmp_path: Path) -> None:
     script = Script(tmp_path, {(1, 0): "fail", (1, 1): "wait 0.1", (1, 2): "fail"})
     with pool_on(host, script, 3) as watched:
