@@ -42,7 +42,7 @@ TICK = 0.2
 class Limits:
     """When a worker that says nothing counts as hung. In seconds."""
 
-    greeting: float = 300.0
+    greeting: float = 3600.0
     """For its process to start, import its libraries, and read the checksums of the models."""
     loading: float = 3600.0
     """For its engine to load and be checked."""

@@ -35,7 +35,9 @@ class ManyHeldOut(Judging):
 
 
 class OneStaysAway(VirtualHost):
-    """Worker 1 is late, and the third and fourth workers in the place of 2 do not start."""
+    """Worker 1 takes long to read the checksums of the models; the third and fourth workers in the place of 2 do not
+    start.
+    """
 
     def launch(self, name: str) -> VirtualWorker:
         worker = VirtualWorker(name, self)
@@ -102,7 +104,7 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
 
 def test_a_recipe_that_killed_two_workers_is_given_up_where_none_starts_in_their_place() -> None:
     host = OneStaysAway(2, random.Random(0), Fate(killers=frozenset({0})))
-    pool = Pool(host, Judging(), FACTS, Limits(greeting=2000), clock=host.clock)
+    pool = Pool(host, Judging(), FACTS, clock=host.clock)
     desk, notices = desk_of(pool, host), list[Notice]()
     desk.observe = notices.append
     desk.submit(Request(0, recipe_of(0)))
