@@ -7,6 +7,7 @@ the order of work, and `protocol.Host` for where workers run.
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -200,8 +201,8 @@ class Pool:
         """Held while the schedule and the desks are used: by the pool's thread, and by those of runs."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
-        self._losses = 0
-        """Workers lost since the last answer of a candidate."""
+        self._losses = Counter[int | str | None]()
+        """{request, None for those without: workers lost since the last answer of a candidate}."""
         self._gathered = False
         """There were as many workers at once as it takes to begin."""
         self._short_since, self._short_said = self._clock(), False
@@ -329,6 +330,7 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
+            self._losses.pop(result.id, None)  # a request that is given up was at fault, not the machine
             desk = self._owners.pop(result.id)
             desk.waits = False
             desk.box.put(result)
@@ -390,7 +392,8 @@ class Pool:
             case Ready():
                 self._welcome(slot)
             case Answered(score=score, seconds=seconds) if job:
-                took, slot.job, self._losses = self._clock() - slot.since, None, 0
+                took, slot.job = self._clock() - slot.since, None
+                self._losses.clear()
                 self._pace.add(job.questions, score.items, took, seconds)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
@@ -400,7 +403,8 @@ class Pool:
                     self._give(self._schedule.answered(name, job, score, seconds))
                 self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
-                slot.job, self._losses = None, 0
+                slot.job = None
+                self._losses.clear()
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.unscorable(name, job, reason, seconds))
                 self._give_further()
@@ -425,19 +429,17 @@ class Pool:
         worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
-        self._losses += 1
-        slot.failures += not (started or left)
         request = job.id if job else None
+        self._losses[request] += 1
+        slot.failures += not (started or left)
         change = "refused" if slot.failures > 1 else "lost"
         self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
         if job:
             self._schedule.lost(worker.name, job, reason)
         if slot.failures > 1:
             self._shut(slot, f"worker {slot.number} did not start twice: {reason}", MachineError)
-        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 4:
-            raise MachineError(
-                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}", "engine"
-            )
+        elif (lost := self._losses.total()) >= 2 * sum(not each.closed for each in self._slots) + 4:
+            raise MachineError(f"{plural(lost, 'worker')} were lost in a row, the last one because: {reason}", "engine")
 
     def _refuse(self, slot: Slot, reason: str) -> None:
         assert slot.worker
