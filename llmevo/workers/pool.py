@@ -394,7 +394,8 @@ class Pool:
             case Answered(score=score, seconds=seconds) if job:
                 took, slot.job = self._clock() - slot.since, None
                 self._losses.clear()
-                self._pace.add(job.questions, score.items, took, seconds)
+                count = self._scoring.parts(job.questions)[job.part]  # as in `_limit`: a scan counts 1, its score more
+                self._pace.add(job.questions, count, took, seconds)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
                     if desk := self._owners.get(job.id):  # else another part has failed

@@ -34,6 +34,16 @@ class ManyHeldOut(Judging):
         return (400, *PARTS[1:]) if questions == "heldout" else PARTS
 
 
+class OfAScan(Judging):
+    """All questions are one part, and count as one."""
+
+    def known(self, request: Request) -> None:
+        return None
+
+    def parts(self, questions: str) -> Sequence[int]:
+        return [1]
+
+
 class OneStaysAway(VirtualHost):
     """Worker 1 takes long to read the checksums of the models; the third and fourth workers in the place of 2 do not
     start.
@@ -151,6 +161,12 @@ def test_workers_may_wait_for_what_the_first_of_them_prepares() -> None:
     host = VirtualHost(4, random.Random(0), Fate(), seconds=seconds)
     pool = Pool(host, Judging(), FACTS, clock=host.clock)
     assert not losses_of(pool, [Request(number, recipe_of(number)) for number in range(8)])
+
+
+def test_rows_of_a_scan_may_take_long() -> None:
+    host = VirtualHost(2, random.Random(0), Fate(), seconds=lambda _: {"evaluate": 720.0})
+    pool = Pool(host, OfAScan(), FACTS, Limits(slack=2.0), clock=host.clock)
+    assert not losses_of(pool, [Request(number, recipe_of(number)) for number in range(6)])
 
 
 class Leaving(VirtualHost):
