@@ -38,6 +38,9 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
     except (KeyboardInterrupt, ProposerError, ProposerRefused, JudgeError, MachineError) as error:
         if missing := log.missing:
             raise LogError(missing) from error
+        begun = holds_run(log.folder)
+        if not (begun or isinstance(error, KeyboardInterrupt)):
+            raise  # there is nothing to resume
         again = f"`llmevo resume {folder}` goes on"
         match error:
             case ProposerError():
@@ -50,7 +53,6 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
             case JudgeError():
                 raise JudgeError(f"{error}. Nothing that was scored or judged is lost: {again} from here") from error
             case _:
-                begun = holds_run(log.folder)
                 unbegun = "Stopped before the run began; start it with the same command."
                 terminal.say_stopped(f"Stopped. Nothing is lost: {again}." if begun else unbegun)
                 raise typer.Exit(130) from None

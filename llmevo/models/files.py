@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ THREADS = 8
 
 REMEMBERED = 4096
 """The number of files, the latest, whose checksums are remembered."""
+
+WRITTEN_EVERY = 5.0
+"""Seconds of reading after which the checksums so far are remembered: a process that is killed has not read in vain."""
 
 END = 1 << 20
 
@@ -141,11 +145,21 @@ def content_checksums(files: Iterable[Path]) -> dict[Path, str]:
     unread = [file for file in wanted if file not in found]
     if not unread:
         return found
+    new, written = dict[str, Any](), time.monotonic()
     with ThreadPoolExecutor(min(THREADS, len(unread), os.cpu_count() or 1)) as pool:
-        found |= zip(unread, pool.map(read_sha256, unread), strict=True)
-    # A file that was written to while it was read is read again the next time.
-    new = {_key(f): {"stamp": stamps[f], "sha256": found[f]} for f in unread if _stamp(f) == stamps[f]}
-    _write_cache({**_read_cache(), **new})
+        reading = {pool.submit(read_sha256, file): file for file in unread}
+        try:
+            for done in as_completed(reading):
+                file = reading[done]
+                found[file] = done.result()
+                if _stamp(file) == stamps[file]:  # else it was written to meanwhile, and is read again the next time
+                    new[_key(file)] = {"stamp": stamps[file], "sha256": found[file]}
+                if time.monotonic() - written >= WRITTEN_EVERY:
+                    _write_cache({**_read_cache(), **new})
+                    written = time.monotonic()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _write_cache({**_read_cache(), **new})
     return found
 
 

@@ -10,7 +10,7 @@ from llmevo.errors import ConfigError, ProposerRefused, UserError
 from llmevo.evaluation.tasks.files import check_names
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
-from llmevo.run.log.storage import RunLog, check_free, read_log
+from llmevo.run.log.storage import RunLog, check_free, holds_run, read_log
 
 MOST_SEED = 2**32 - 1
 """cmaes and optuna seed numpy's RandomState, which takes 32 bits."""
@@ -51,9 +51,9 @@ def _check_cluster(engine: Engine) -> None:
 def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunLog]:
     """Open the log of a new run, after every check that needs no scoring; `config` is the text of its config.yml.
 
-    The scorer's `warn` is told what the models and the LLM may do wrong. A new folder is removed again if a mistake of
-    the user's ends the run before any candidate is scored or fails, unless the run can be resumed (ProposerRefused).
-    Raises RunError when the folder holds a run, and what `Experiment.check` raises.
+    The scorer's `warn` is told what the models and the LLM may do wrong. A new folder is removed again if the run ends
+    before its first event, or by a mistake of the user's before any candidate is scored or fails, unless the run can be
+    resumed (ProposerRefused). Raises RunError when the folder holds a run, and what `Experiment.check` raises.
     """
     from llmevo.run.preflight import brief, forecast  # torch takes seconds to import
 
@@ -65,12 +65,14 @@ def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunL
     _ = scorer.checksums  # reads the models, which may take a while
     existed = folder.exists()
     with RunLog(folder) as log:
-        log.write("config.yml", config)
         try:
+            log.write("config.yml", config)
             yield log
-        except UserError as error:
-            if not (existed or isinstance(error, ProposerRefused) or log.missing or _has_result(log)):
-                shutil.rmtree(log.place)
+        except BaseException as error:
+            if not (existed or log.missing):
+                mistake = isinstance(error, UserError) and not isinstance(error, ProposerRefused)
+                if not holds_run(log.place) or (mistake and not _has_result(log)):
+                    shutil.rmtree(log.place)
             raise
 
 

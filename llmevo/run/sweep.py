@@ -5,6 +5,7 @@ worker, so their results do not depend on the number of workers.
 """
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -163,7 +164,7 @@ class Sweep:
 
     def _play_together(self, ahead: "deque[Entry]", watch: Watch) -> Generator[Entry]:
         """Carry several runs on at the same time, each in a thread of its own."""
-        turns, ended = Turns(), Ended()
+        turns, ended, stderr = Turns(), Ended(), sys.stderr
         running: dict[Entry, threading.Thread] = {}
 
         def carry_on(entry: Entry) -> None:
@@ -190,6 +191,7 @@ class Sweep:
             turns.stop()
             for thread in running.values():
                 thread.join(PATIENCE)
+            sys.stderr = stderr  # a run that is left behind may have redirected it, as tasks do while they are scored
 
     def _experiment(self, entry: Entry) -> Experiment:
         return Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer, name=entry.name)

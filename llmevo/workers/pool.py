@@ -7,9 +7,10 @@ the order of work, and `protocol.Host` for where workers run.
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -42,12 +43,14 @@ TICK = 0.2
 class Limits:
     """When a worker that says nothing counts as hung. In seconds."""
 
-    greeting: float = 300.0
+    greeting: float = 3600.0
     """For its process to start, import its libraries, and read the checksums of the models."""
     loading: float = 3600.0
     """For its engine to load and be checked."""
     unmeasured: float = 3600.0
-    """For the first part that any worker answers."""
+    """For a part of a set of questions of which no part is answered yet, or more: see `question`."""
+    question: float = 30.0
+    """For each question of such a part."""
     least: float = 600.0
     slack: float = 20.0
     """So many times as long as the slowest so far, a question. A candidate that never stops writing is slow, not lost.
@@ -80,6 +83,8 @@ class Slot:
     stage: Stage = Stage.GREETING
     since: float = 0.0
     job: Job | None = None
+    limit: float = 0.0
+    """The seconds after which it counts as hung, by what was known when its job was handed out."""
     failures: int = 0
     """Starts that failed, in a row."""
     starts: int = 0
@@ -98,15 +103,16 @@ class Slot:
 class _Pace:
     """The time that parts take."""
 
-    question: float = 0.0
-    """The longest time of a question so far."""
+    question: dict[str, float] = field(default_factory=dict[str, float])
+    """{set of questions: the longest time of one of them so far}."""
     merge: float = 0.0
-    measured: bool = False
 
-    def add(self, seconds: Mapping[str, float], took: float, questions: int) -> None:
+    def add(self, questions: str, count: int, took: float, seconds: Mapping[str, float]) -> None:
+        """Take in the time of a part of a set of questions."""
         merge = seconds.get("merge", 0.0)
-        self.question = max(self.question, (took - merge - seconds.get("prepare", 0.0)) / max(1, questions))
-        self.merge, self.measured = max(self.merge, merge), True
+        each = (took - merge - seconds.get("prepare", 0.0)) / max(1, count)
+        self.question[questions] = max(self.question.get(questions, 0.0), each)
+        self.merge = max(self.merge, merge)
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,8 @@ class Pool:
         """Held while the schedule and the desks are used: by the pool's thread, and by those of runs."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
-        self._losses = 0
-        """Workers lost since the last answer of a candidate."""
+        self._losses = Counter[int | str | None]()
+        """{request, None for those without: workers lost since the last answer of a candidate}."""
         self._gathered = False
         """There were as many workers at once as it takes to begin."""
         self._short_since, self._short_said = self._clock(), False
@@ -324,6 +330,7 @@ class Pool:
 
     def _give(self, result: Result | None) -> None:
         if result:
+            self._losses.pop(result.id, None)  # a request that is given up was at fault, not the machine
             desk = self._owners.pop(result.id)
             desk.waits = False
             desk.box.put(result)
@@ -349,7 +356,7 @@ class Pool:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue
             if job := self._schedule.job_for(slot.worker.name, ahead):
-                slot.job = job
+                slot.job, slot.limit = job, self._limit(job)
                 self._set(slot, Stage.BUSY)
                 slot.worker.send(job)
         if self._schedule.awaits_answer and not any(slot.stage in AT_WORK for slot in self._slots if slot.worker):
@@ -359,6 +366,7 @@ class Pool:
 
     def _test(self, slot: Slot) -> None:
         assert slot.worker
+        slot.limit = self._limit(None)
         self._set(slot, Stage.TESTED)
         slot.worker.send(self._scoring.control())
 
@@ -384,8 +392,10 @@ class Pool:
             case Ready():
                 self._welcome(slot)
             case Answered(score=score, seconds=seconds) if job:
-                took, slot.job, self._losses = self._clock() - slot.since, None, 0
-                self._pace.add(seconds, took, score.items)
+                took, slot.job = self._clock() - slot.since, None
+                self._losses.clear()
+                count = self._scoring.parts(job.questions)[job.part]  # as in `_limit`: a scan counts 1, its score more
+                self._pace.add(job.questions, count, took, seconds)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
                     if desk := self._owners.get(job.id):  # else another part has failed
@@ -394,7 +404,8 @@ class Pool:
                     self._give(self._schedule.answered(name, job, score, seconds))
                 self._give_further()
             case Unscorable(reason=reason, seconds=seconds) if job:
-                slot.job, self._losses = None, 0
+                slot.job = None
+                self._losses.clear()
                 self._set(slot, Stage.IDLE)
                 self._give(self._schedule.unscorable(name, job, reason, seconds))
                 self._give_further()
@@ -419,19 +430,17 @@ class Pool:
         worker, job, started = slot.worker, slot.job, slot.is_ready
         worker.kill()
         slot.worker, slot.job = None, None
-        self._losses += 1
-        slot.failures += not (started or left)
         request = job.id if job else None
+        self._losses[request] += 1
+        slot.failures += not (started or left)
         change = "refused" if slot.failures > 1 else "lost"
         self._note(Notice(worker=worker.name, change=change, place=slot.place, reason=reason, request=request))
         if job:
             self._schedule.lost(worker.name, job, reason)
         if slot.failures > 1:
             self._shut(slot, f"worker {slot.number} did not start twice: {reason}", MachineError)
-        elif self._losses >= 2 * sum(not each.closed for each in self._slots) + 4:
-            raise MachineError(
-                f"{plural(self._losses, 'worker')} were lost in a row, the last one because: {reason}", "engine"
-            )
+        elif (lost := self._losses.total()) >= 2 * sum(not each.closed for each in self._slots) + 4:
+            raise MachineError(f"{plural(lost, 'worker')} were lost in a row, the last one because: {reason}", "engine")
 
     def _refuse(self, slot: Slot, reason: str) -> None:
         assert slot.worker
@@ -470,7 +479,7 @@ class Pool:
             elif slot.stage is Stage.LOADING:
                 late = spent > limits.loading
             else:
-                late = spent > self._limit(slot.job)
+                late = spent > max(slot.limit, self._limit(slot.job))
             if late:
                 doing = f"{slot.stage.value} for {spent:.0f} s without an answer"
                 self._lose(slot, f"it hung ({doing})")
@@ -493,10 +502,15 @@ class Pool:
 
     def _limit(self, job: Job | None) -> float:
         """The seconds after which a worker with a job, or with the control, counts as hung, from the speed so far."""
-        if not self._pace.measured:
-            return self._limits.unmeasured
-        questions = self._scoring.parts(job.questions)[job.part] if job else self._scoring.parts("search")[0]
-        return max(self._limits.least, self._limits.slack * (self._pace.merge + questions * self._pace.question))
+        limits, pace = self._limits, self._pace
+        questions, part = (job.questions, job.part) if job else ("search", 0)
+        count = self._scoring.parts(questions)[part]
+        if questions in pace.question:
+            least, each = limits.least, pace.question[questions]
+        else:  # of other tasks, which may be slower
+            least = max(limits.unmeasured, limits.question * count)
+            each = max(pace.question.values(), default=0.0)
+        return max(least, limits.slack * (pace.merge + count * each))
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> Iterator[str]:

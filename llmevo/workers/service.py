@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +54,11 @@ class Service:
 
         def score() -> Message:
             assert self.scorer
-            return Answered(*self.scorer.score_part(job))
+            started = time.monotonic()
+            try:
+                return Answered(*self.scorer.score_part(job))
+            except CandidateError as error:
+                return Unscorable(str(error), {"evaluate": time.monotonic() - started})
 
         return _spoken(score)
 

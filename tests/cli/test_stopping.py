@@ -24,6 +24,7 @@ import typer
 
 from llmevo.cli import live, terminal
 from llmevo.config import Llm
+from llmevo.errors import MachineError
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG, RunLog
 from support import resumable
@@ -216,6 +217,28 @@ main()
         f"Stopped by {number.name}; the same command starts again: `llmevo run config.yml --out run --api-key ***`"
     )
     assert not (workspace.root / "run").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), MachineError("the GPU is gone")], ids=repr)
+def test_a_run_that_ends_before_its_first_event_leaves_no_folder_of_its_own(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    def started(_: Experiment) -> None:
+        raise end
+
+    workspace.config(search={"optimizer": "random", "budget": 5, "seed": 3}, heldout=None)
+    folder = Path("given")
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "started", started)
+        for out in ([], ["--out", folder]):
+            status, text = workspace.llmevo("run", "config.yml", *out)
+            assert status
+            assert "llmevo resume" not in text
+    assert not [*Path("runs").iterdir()]
+    assert folder.exists()
+    assert workspace.llmevo("run", "config.yml")[0] == 0
+    assert [*Path("runs").iterdir()] == [Path("runs/config")]
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -31,6 +31,7 @@ from support.checkpoints import (
     tensors,
     weights_of,
 )
+from support.workers import until
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -603,6 +604,37 @@ def test_a_file_is_read_once_as_long_as_it_is_unchanged(tmp_path: Path, monkeypa
     (tmp_path / "other").replace(file)  # of the same size and age
     assert unread_bytes([file]) == 1000
     assert content_checksums([file]) != {file: before}
+
+
+def test_files_are_remembered_while_others_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "THREADS", 1)
+    monkeypatch.setattr(files, "WRITTEN_EVERY", 0.0)
+    first, last = tmp_path / "first", tmp_path / "last"
+    for file in (first, last):
+        file.write_bytes(b"a" * 1000)
+    real = files.read_sha256
+
+    def read(file: Path) -> str:
+        if file == last:
+            until(lambda: not unread_bytes([first]))
+        return real(file)
+
+    monkeypatch.setattr(files, "read_sha256", read)
+    assert [*content_checksums([first, last])] == [first, last]
+
+
+def test_a_file_that_cannot_be_read_leaves_the_others_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "THREADS", 1)
+    first = tmp_path / "first"
+    first.write_bytes(b"a" * 1000)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        content_checksums([first, tmp_path / "folder"])
+    assert unread_bytes([first]) == 0
 
 
 @pytest.mark.parametrize("torn", ["", "[]", "{", '{"x": 1}'])

@@ -2,6 +2,7 @@
 
 import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from llmevo.errors import ProposerRefused, RunError
+from llmevo.evaluation.tasks.lm_eval import quiet
 from llmevo.llm.client import Reply, Request
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -186,6 +188,35 @@ def test_an_llm_that_refuses_one_run_ends_all_and_their_logs_are_whole(
     for said in (said for found in kept for log in found.values() for said in log):
         said.pop("seconds", None)
     assert kept[0] == kept[1]
+
+
+def test_the_error_that_ends_a_comparison_is_printed_while_a_run_that_is_left_behind_redirects_errors(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, ends, stderr = threading.Event(), threading.Event(), sys.stderr
+    real = SimulatedClient.answer
+
+    def slow(client: SimulatedClient, request: Request) -> Reply:
+        with quiet():
+            waits.set()
+            assert ends.wait(60)
+        return real(client, request)
+
+    def watch(entry: Entry, _: events.Event, __: RunState) -> None:
+        if entry.optimizer == "random" and waits.is_set():
+            raise ProposerRefused("no more credit")
+
+    monkeypatch.setattr(SimulatedClient, "answer", slow)
+    monkeypatch.setattr("llmevo.run.sweep.PATIENCE", 0.1)
+    with pytest.raises(ProposerRefused, match="no more credit"):
+        played(comparison(place, "c", 2, ("llm", "random")), watch)
+    assert waits.is_set()
+    left, printed_to = [thread for thread in threading.enumerate() if "seed" in thread.name], sys.stderr
+    ends.set()
+    for thread in left:
+        thread.join(60)
+    assert left
+    assert printed_to is stderr is sys.stderr
 
 
 def test_other_runs_go_on_while_an_llm_is_awaited(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import heapq
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmevo.evaluation.responses import Responses
@@ -44,7 +44,8 @@ class VirtualWorker:
             self.host.will(self, Unscorable(f"{job.id} is no model", {"evaluate": 1.0}))
         else:
             answers = Responses(PARTS[job.part]) if self.host.fate.judged else part_score(job)
-            self.host.will(self, Answered(answers, {"merge": 0.1, "evaluate": 1.0}))
+            seconds = self.host.seconds(job) if self.host.seconds else {"merge": 0.1, "evaluate": 1.0}
+            self.host.will(self, Answered(answers, seconds), sum(seconds.values()) if self.host.seconds else None)
 
     def receive(self) -> Message:
         return self.host.inbox.pop(self.name)
@@ -64,6 +65,8 @@ class VirtualHost:
     fate: Fate
     least: int = 1
     one_at_a_time: bool = False
+    seconds: Callable[[Job], Mapping[str, float]] | None = None
+    """Of each kind of work that a job takes; by default a job takes a random time."""
     now: float = 0.0
     events: list[tuple[float, int, VirtualWorker, Message]] = field(
         default_factory=list[tuple[float, int, VirtualWorker, Message]]
@@ -76,14 +79,15 @@ class VirtualHost:
     def clock(self) -> float:
         return self.now
 
-    def will(self, worker: VirtualWorker, message: Message) -> None:
-        """A worker gives a message after a random time, or is lost, or never does."""
+    def will(self, worker: VirtualWorker, message: Message, after: float | None = None) -> None:
+        """A worker gives a message after a time, by default a random one, or is lost, or never does."""
         if self.random.random() < self.fate.hang:
             return
         if self.random.random() < self.fate.death:
             message = Lost("fate")
         self.count += 1
-        heapq.heappush(self.events, (self.now + self.random.lognormvariate(0, 1), self.count, worker, message))
+        after = self.random.lognormvariate(0, 1) if after is None else after
+        heapq.heappush(self.events, (self.now + after, self.count, worker, message))
 
     def launch(self, name: str) -> VirtualWorker:
         worker = VirtualWorker(name, self)
