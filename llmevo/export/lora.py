@@ -361,6 +361,11 @@ class _Adapter:
             elif self._modules.kinds[module] != OTHER:  # a bias: its name depends on whether the matrix is adapted
                 biases[name] = _dense(weight, self._base.tensor(name))
             else:
+                if inside := self._modules.inside(module):
+                    raise UserError(
+                        f"--as lora: {name} changed, and PEFT saves {module} only whole, with {inside[0]} and all else"
+                        " in it; export the whole model (without --as)"
+                    )
                 self.report.saved_whole.append(name)
                 written.add(name)
                 # A tied head is no tensor of the checkpoint, and PEFT does not change it with the embeddings.
@@ -404,7 +409,7 @@ class _Adapter:
         ranks = {module: rank for module, rank in self.ranks.items() if rank}
         largest = max(ranks.values(), default=1)
         pattern = {module: rank for module, rank in ranks.items() if rank != largest}
-        linear = [module for module, kind in self._modules.kinds.items() if kind != OTHER]
+        names = self._modules.names
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -414,8 +419,8 @@ class _Adapter:
             "lora_alpha": largest,
             "rank_pattern": pattern,
             "alpha_pattern": pattern,
-            "target_modules": _short(list(ranks), linear) or "dummy-target-modules",  # PEFT's word for none
-            "modules_to_save": _short(list(self.whole), [*self._modules.kinds]) or None,
+            "target_modules": _short(list(ranks), names, ".") or "dummy-target-modules",  # PEFT's word for none
+            "modules_to_save": _short(list(self.whole), names, "") or None,  # found without a dot before it
             "ensure_weight_tying": any(module in self.whole for module in self._modules.tied),
             "bias": "all" if self.has_biases else "none",
             "fan_in_fan_out": CONV1D in {self._modules.kinds[module] for module in ranks},
@@ -426,15 +431,18 @@ class _Adapter:
         }
 
 
-def _short(modules: list[str], known: list[str]) -> list[str]:
-    """Return the last parts of modules' names where they stand for these modules and no other; else whole names."""
+def _short(modules: list[str], known: list[str], before: str) -> list[str]:
+    """Return the last parts of modules' names where they stand for these modules and no other; else whole names.
+
+    PEFT takes every module whose name ends with the part, with `before` in front of it.
+    """
     wanted = {*modules}
-    short: dict[str, bool] = {}
-    for module in known:
-        last = module.rpartition(".")[2]
-        short[last] = short.get(last, True) and module in wanted
-    named = [module.rpartition(".")[2] if short[module.rpartition(".")[2]] else module for module in modules]
-    return [*dict.fromkeys(named)]
+    named = {module: module.rpartition(".")[2] for module in modules}
+    clear = {
+        last: all(name in wanted for name in known if name == last or name.endswith(f"{before}{last}"))
+        for last in {*named.values()}
+    }
+    return [*dict.fromkeys(last if clear[last] else module for module, last in named.items())]
 
 
 def _dense(weight: Weight, base: Tensor) -> Tensor:

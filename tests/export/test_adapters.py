@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForImageTextToText,
     GPT2Config,
     GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -199,6 +201,7 @@ def fine_tune(folder: Path, base: Path, part: str, seed: int = 5) -> dict[str, T
         ("", True, "llama"),
         ("layers.1", False, "qwen2"),  # biases of q, k and v; norms of one layer only
         ("norm", False, "llama"),
+        ("model.norm", False, "llama"),  # the names of all norms end so
         ("embed", True, "llama"),
         ("bias", False, "qwen2"),
     ],
@@ -263,6 +266,22 @@ def test_gpt2_is_adapted_though_its_matrices_are_turned(
     assert report.matrices["transformer.h.0.mlp.c_fc"].rank == 16
     tuned: Any = AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32).eval()
     assert torch.allclose(logits(with_peft(Path("base"), Path("lora"))), logits(tuned), atol=1e-4)
+
+
+def test_a_parameter_beside_matrices_in_its_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)).save_pretrained(
+        "base"
+    )
+    fine_tune(Path("tuned"), Path("base"), "in_proj")
+    report = extract("tuned", "base", "lora", rank="exact").report
+    tuned: Any = AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32).eval()
+    assert len(report.matrices) == 2
+    assert torch.allclose(logits(with_peft(Path("base"), Path("lora"))), logits(tuned), atol=1e-4)
+    fine_tune(Path("more"), Path("tuned"), "A_log")
+    with pytest.raises(UserError, match=r"mixer\.A_log changed, and PEFT saves backbone\.layers\.0\.mixer only whole"):
+        extract("more", "base", "out", rank="exact")
+    assert not Path("out").exists()
 
 
 def test_a_large_matrix_is_decomposed_at_random_with_its_true_error(monkeypatch: pytest.MonkeyPatch) -> None:
