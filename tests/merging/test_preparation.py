@@ -477,6 +477,15 @@ def test_prepared_adapters_are_exported_as_adapters_that_mergekit_merges(folder:
     assert difference(merged(Recipe.from_yaml(text), folder), merged(given, folder)) < 1e-5
 
 
+def test_prepared_experts_of_a_base_with_an_adapter_are_merged_on_that_base(folder: Path) -> None:
+    given = recipe(["tsv"], base_model="base+three", parameters={"prepare": 1.0})
+    new_adapter(folder / "three", folder / "base", 3, target_modules=["q_proj", "up_proj"])
+    assert write_experts(given, Sources(folder), folder / "out", 0, {}) == 2
+    again = Recipe.from_yaml((folder / "out" / "recipe.yml").read_text())
+    assert str(again.base_model) == f"{folder / 'base'}+{folder / 'three'}"
+    assert difference(merged(again, folder), merged(given, folder)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
