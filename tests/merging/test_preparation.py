@@ -1,5 +1,6 @@
 """Preparation: the steps against their papers' formulas in float64, and recipes that have one."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from llmevo.run.calibration.sequential import SequentialPass
 from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.families import new_family
-from support.tiny_model import save_tiny, tiny_llama
+from support.tiny_model import save_tiny, tiny_llama, tiny_tokenizer
 
 Matrix = NDArray[np.float64]
 ONES = (1.0, 1.0, 1.0)
@@ -298,6 +299,24 @@ def test_the_running_model_has_the_weights_that_are_exported(
         engine.swap(given)
     write_model(given, Sources(folder), folder / "out")
     assert engine.differences(folder / "out") == []
+
+
+@pytest.mark.parametrize("step", ["aim", "regmean", "regmean_plusplus"])
+def test_models_that_read_texts_otherwise_are_measured_again(folder: Path, step: str) -> None:
+    given = recipe({"steps": [step], "text": "texts.json"}, models=("base+one", "tuned"))
+
+    def places() -> set[Path]:
+        prepared = Merger(Sources(folder)).prepared(given)
+        assert prepared
+        return {prepared.folder, *(of.folder for of in prepared.all_measurements)}
+
+    first = places()
+    assert places() == first
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "rope_theta": 100.0}))
+    second = places()
+    tiny_tokenizer(begin=True).save_pretrained(folder / "base")
+    assert len(first | second | places()) == 3 * len(first)
 
 
 def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> None:
