@@ -10,7 +10,7 @@ from llmevo.export.lora import base_of, sum_of_adapters, write_adapter
 from llmevo.export.low_rank import Rank
 from llmevo.export.modules import Modules
 from llmevo.merging.merger import Seed
-from llmevo.merging.recipe import PREPARE, Recipe, plan
+from llmevo.merging.recipe import BY_SLICE, PREPARE, Recipe, plan
 from llmevo.merging.vocabulary import plain
 from llmevo.merging.writer import whole_folder, write_model, write_texts
 from llmevo.models.references import ModelReference, folder_of
@@ -68,14 +68,21 @@ def _alone(recipe: Recipe, expert: ModelReference) -> Recipe:
 
     given = recipe.as_dict()
     kept = {key: given[key] for key in ("base_model", "prepare", "tokenizer_source", "dtype") if key in given}
-    if "slices" in given:
+    kept["merge_method"] = "task_arithmetic"
+    if recipe.slices:
+        kept["merge_method"] = BY_SLICE
         kept["slices"] = [
-            {"sources": [alone(source) for source in of["sources"]], "parameters": prepared(of)}
-            for of in given["slices"]
+            {
+                "sources": [alone(source) for source in of["sources"]],
+                "base_model": of.get("base_model"),
+                "merge_method": "task_arithmetic" if recipe.origin_of(own) else "linear",  # it needs no base
+                "parameters": prepared(of),
+            }
+            for own, of in zip(recipe.slices, given["slices"], strict=True)
         ]
     else:
         kept["models"] = [alone(model) for model in given["models"]]
-    return Recipe.model_validate({**kept, "merge_method": "task_arithmetic", "parameters": prepared(given)})
+    return Recipe.model_validate({**kept, "parameters": prepared(given)})
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:

@@ -496,6 +496,31 @@ def test_prepared_adapters_are_exported_as_adapters_that_mergekit_merges(folder:
     assert difference(merged(Recipe.from_yaml(text), folder), merged(given, folder)) < 1e-5
 
 
+@pytest.mark.parametrize(("method", "bases"), [("linear", (None, None)), ("task_arithmetic", ("base", "tuned"))])
+def test_prepared_experts_of_slices_with_bases_of_their_own_or_without_one_are_exported(
+    folder: Path, method: str, bases: tuple[str | None, ...]
+) -> None:
+    slices: list[dict[str, Any]] = []
+    for layer, base in enumerate(bases):
+        names = ["base+one", "base+two", *([base] if base else [])]
+        sources = [{"model": name, "layer_range": [layer, layer + 1]} for name in names]
+        slices.append({"sources": sources, "base_model": base})
+    parameters = {"prepare": 1.0, "weight": 0.6}
+    given = Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": "base",
+            "slices": slices,
+            "prepare": ["tsv"],
+            "parameters": parameters,
+            "dtype": "float32",
+        }
+    )
+    write_experts(given, Sources(folder), folder / "out", 0, {})
+    again = Recipe.from_yaml((folder / "out" / "recipe.yml").read_text())
+    assert difference(merged(again, folder), merged(given, folder)) < 1e-5
+
+
 def test_prepared_experts_of_a_base_with_an_adapter_are_merged_on_that_base(folder: Path) -> None:
     given = recipe(["tsv"], base_model="base+three", parameters={"prepare": 1.0})
     new_adapter(folder / "three", folder / "base", 3, target_modules=["q_proj", "up_proj"])
