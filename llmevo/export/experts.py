@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llmevo.errors import UserError
-from llmevo.export.lora import base_of, sum_of_adapters, write_merge
+from llmevo.export.lora import sum_of_adapters, write_adapter
+from llmevo.export.low_rank import Rank
+from llmevo.export.modules import Modules
 from llmevo.merging.merger import Seed
-from llmevo.merging.recipe import PREPARE, Recipe, plan
+from llmevo.merging.recipe import BY_SLICE, PREPARE, Recipe, plan
+from llmevo.merging.vocabulary import plain
 from llmevo.merging.writer import whole_folder, write_model, write_texts
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, folder_of
 from llmevo.models.sources import Sources
 
 RECIPE = "recipe.yml"
@@ -28,14 +31,16 @@ def write_experts(recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts
     if any(name != step.name for step in steps for name in (*step.inputs, step.base)):
         raise UserError("--as experts: the recipe moves layers, and a prepared expert is a whole model; leave --as out")
     experts = [reference for reference in recipe.references if reference != recipe.base_model]
-    folder_of_base = sources.folder(base_of(recipe)).absolute()
-    names: dict[str, str] = {str(recipe.base_model): str(folder_of_base)}
+    base = sources.without_adapter(recipe.donor)
+    folder_of_base, stored = sources.folder(base).absolute(), plain(sources)[base]
+    names: dict[str, str] = {str(recipe.base_model): _placed(recipe.base_model, sources)}
     with whole_folder(out) as folder:
         for place, expert in enumerate(experts):
             name = f"{place}-{expert.name}"
             alone = _alone(recipe, expert)
-            if sum_of_adapters(alone, sources, sources.without_adapter(recipe.donor)) is not None:
-                write_merge(alone, sources, folder / name, None, seed, base_model=str(folder_of_base))
+            if changes := sum_of_adapters(alone, sources, base):
+                modules = Modules(folder_of_base, stored.shapes)
+                write_adapter(changes, stored, modules, str(folder_of_base), folder / name, Rank(), is_sum=True)
                 names[str(expert)] = f"{folder_of_base}+{(out / name).absolute()}"
             else:
                 whole = alone.model_copy(update={"dtype": "float32", "out_dtype": None})
@@ -43,6 +48,13 @@ def write_experts(recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts
                 names[str(expert)] = str((out / name).absolute())
         write_texts(folder, {**texts, RECIPE: Recipe.model_validate(_plain(recipe, names)).to_yaml()})
     return len(experts)
+
+
+def _placed(reference: ModelReference, sources: Sources) -> str:
+    """Return the absolute place of a model, with that of the adapter on it."""
+    folder, own = sources.folder(reference), folder_of(reference.lora or reference.model, sources.root)
+    is_adapted = reference.lora is not None or (reference.model.expert is None and own != folder)
+    return f"{folder.absolute()}+{own.absolute()}" if is_adapted else str(folder.absolute())
 
 
 def _alone(recipe: Recipe, expert: ModelReference) -> Recipe:
@@ -56,14 +68,21 @@ def _alone(recipe: Recipe, expert: ModelReference) -> Recipe:
 
     given = recipe.as_dict()
     kept = {key: given[key] for key in ("base_model", "prepare", "tokenizer_source", "dtype") if key in given}
-    if "slices" in given:
+    kept["merge_method"] = "task_arithmetic"
+    if recipe.slices:
+        kept["merge_method"] = BY_SLICE
         kept["slices"] = [
-            {"sources": [alone(source) for source in of["sources"]], "parameters": prepared(of)}
-            for of in given["slices"]
+            {
+                "sources": [alone(source) for source in of["sources"]],
+                "base_model": of.get("base_model"),
+                "merge_method": "task_arithmetic" if recipe.origin_of(own) else "linear",  # it needs no base
+                "parameters": prepared(of),
+            }
+            for own, of in zip(recipe.slices, given["slices"], strict=True)
         ]
     else:
         kept["models"] = [alone(model) for model in given["models"]]
-    return Recipe.model_validate({**kept, "merge_method": "task_arithmetic", "parameters": prepared(given)})
+    return Recipe.model_validate({**kept, "parameters": prepared(given)})
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:

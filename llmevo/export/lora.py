@@ -20,12 +20,15 @@ from llmevo.export.modules import CONV1D, OTHER, Modules
 from llmevo.merging.merger import Merger, Seed
 from llmevo.merging.methods.base import coefficients
 from llmevo.merging.recipe import Recipe, plan
-from llmevo.merging.writer import whole_folder, write_texts
+from llmevo.merging.vocabulary import Aligned, plain, tokenizer_folder
+from llmevo.merging.writer import TOKEN_IDS, MergedModel, whole_folder, write_texts
 from llmevo.models.adapters import PREFIX
+from llmevo.models.architecture import text_config
 from llmevo.models.checkpoints import LowRank, Source, Weight, same
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, returning_memory, write_file
 from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import load_tokenizer, vocabulary
 
 REPORT = "lora_report.json"
 """The file with the kept energy and the error of every matrix, beside the adapter."""
@@ -156,9 +159,7 @@ def sum_of_adapters(recipe: Recipe, sources: Sources, base: ModelReference) -> C
         return None
     if any(of.gains for of in recipe.slices or []):  # their factors are of the whole weight, the base's part as well
         return None
-    if recipe.rope:  # is no weight
-        return None
-    origin, prepared = sources[base], Merger(sources).prepared(recipe)
+    origin, prepared = plain(sources)[base], Merger(sources).prepared(recipe)
     steps = plan(recipe, [*origin.shapes], sources.depth(recipe.donor))
     if [step.name for step in steps] != [*dict.fromkeys(step.name for step in steps)]:
         return None
@@ -209,24 +210,42 @@ def write_merge(
     `auto`. Raises UserError when an adapter cannot hold a change, and what `Merger.merge` raises.
     """
     base = sources.without_adapter(recipe.donor)
+    if reason := obstacle(recipe, sources, base):
+        raise UserError(f"--as lora: {reason}: export the whole model (without --as)")
     changes = sum_of_adapters(recipe, sources, base)
     is_exact = changes is not None
     if changes is None:
         whole = recipe.model_copy(update={"out_dtype": "float32"})  # rounding has full rank
         changes = lambda: Merger(sources, seed).merge(whole)  # noqa: E731
-        _check_layers(recipe, sources, base)
     choice = (Rank() if is_exact else Rank.of("auto")) if rank is None else rank
-    modules = Modules(sources.folder(base), sources[base].shapes)
-    return write_adapter(changes, sources[base], modules, base_model or str(base), out, choice, is_exact, texts)
+    stored = plain(sources)[base]
+    modules = Modules(sources.folder(base), stored.shapes)
+    return write_adapter(changes, stored, modules, base_model or str(base), out, choice, is_exact, texts)
 
 
-def _check_layers(recipe: Recipe, sources: Sources, base: ModelReference) -> None:
-    depth = sources.depth(base)
-    if (layers := sum(of.depth for of in recipe.output_slices(depth))) != depth:
-        raise UserError(
-            f"--as lora: the merge has {layers} layers and {base} has {depth}; an adapter cannot add or remove layers:"
-            " export the whole model (without --as)"
+def obstacle(recipe: Recipe, sources: Sources, base: ModelReference) -> str:
+    """Return why no adapter on the stored base has the function of a merge; empty where only weights differ."""
+    merged, known = MergedModel(recipe, sources, trim=False), plain(sources)
+    depth = known.depth(base)
+    if (layers := len(recipe.origins(depth))) != depth:
+        return f"the merge has {layers} layers and {base} has {depth}; an adapter cannot add or remove layers"
+    folder = tokenizer_folder(base, known)
+    numbers = merged.sources.vocabulary.numbers if isinstance(merged.sources, Aligned) else None
+    if numbers and vocabulary(folder) and numbers != dict(load_tokenizer(folder).get_vocab()):
+        return f"the tokens of the merge are not those of {base}; an adapter has no tokenizer"
+    shapes = known[base].shapes
+    if name := next((name for name, shape in merged.shapes.items() if shapes.get(name) != shape), None):
+        return (
+            f"{name} is {merged.shapes[name]} in the merge and {shapes.get(name, 'missing')} in {base}; an adapter"
+            " cannot change shapes"
         )
+    config, own = merged.config(), known.config(base)
+    for one, other in ((text_config(config), text_config(own)), (config, own)):
+        if key := next(
+            (key for key in {**one, **other} if one.get(key) != other.get(key) and key not in TOKEN_IDS), ""
+        ):
+            return f"the merge has another {key} in its config.json than {base}; an adapter changes weights only"
+    return ""
 
 
 def write_adapter(
@@ -342,6 +361,11 @@ class _Adapter:
             elif self._modules.kinds[module] != OTHER:  # a bias: its name depends on whether the matrix is adapted
                 biases[name] = _dense(weight, self._base.tensor(name))
             else:
+                if inside := self._modules.inside(module):
+                    raise UserError(
+                        f"--as lora: {name} changed, and PEFT saves {module} only whole, with {inside[0]} and all else"
+                        " in it; export the whole model (without --as)"
+                    )
                 self.report.saved_whole.append(name)
                 written.add(name)
                 # A tied head is no tensor of the checkpoint, and PEFT does not change it with the embeddings.
@@ -385,7 +409,7 @@ class _Adapter:
         ranks = {module: rank for module, rank in self.ranks.items() if rank}
         largest = max(ranks.values(), default=1)
         pattern = {module: rank for module, rank in ranks.items() if rank != largest}
-        linear = [module for module, kind in self._modules.kinds.items() if kind != OTHER]
+        names = self._modules.names
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -395,8 +419,8 @@ class _Adapter:
             "lora_alpha": largest,
             "rank_pattern": pattern,
             "alpha_pattern": pattern,
-            "target_modules": _short(list(ranks), linear) or "dummy-target-modules",  # PEFT's word for none
-            "modules_to_save": _short(list(self.whole), [*self._modules.kinds]) or None,
+            "target_modules": _short(list(ranks), names, ".") or "dummy-target-modules",  # PEFT's word for none
+            "modules_to_save": _short(list(self.whole), names, "") or None,  # found without a dot before it
             "ensure_weight_tying": any(module in self.whole for module in self._modules.tied),
             "bias": "all" if self.has_biases else "none",
             "fan_in_fan_out": CONV1D in {self._modules.kinds[module] for module in ranks},
@@ -407,15 +431,18 @@ class _Adapter:
         }
 
 
-def _short(modules: list[str], known: list[str]) -> list[str]:
-    """Return the last parts of modules' names where they stand for these modules and no other; else whole names."""
+def _short(modules: list[str], known: list[str], before: str) -> list[str]:
+    """Return the last parts of modules' names where they stand for these modules and no other; else whole names.
+
+    PEFT takes every module whose name ends with the part, with `before` in front of it.
+    """
     wanted = {*modules}
-    short: dict[str, bool] = {}
-    for module in known:
-        last = module.rpartition(".")[2]
-        short[last] = short.get(last, True) and module in wanted
-    named = [module.rpartition(".")[2] if short[module.rpartition(".")[2]] else module for module in modules]
-    return [*dict.fromkeys(named)]
+    named = {module: module.rpartition(".")[2] for module in modules}
+    clear = {
+        last: all(name in wanted for name in known if name == last or name.endswith(f"{before}{last}"))
+        for last in {*named.values()}
+    }
+    return [*dict.fromkeys(last if clear[last] else module for module, last in named.items())]
 
 
 def _dense(weight: Weight, base: Tensor) -> Tensor:

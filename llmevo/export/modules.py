@@ -43,6 +43,8 @@ class Modules:
                 f"{folder}: transformers has no language model for its config.json ({reason}), so its linear layers"
                 " are not known; export the whole model (without --as)"
             ) from error
+        self.names = [name for name, _ in model.named_modules() if name]
+        """All modules, those without weights and those that only hold others as well."""
         kinds = {torch.nn.Linear: LINEAR, Conv1D: CONV1D}
         self.kinds: dict[str, str] = {
             name: next((kind for of, kind in kinds.items() if isinstance(module, of)), OTHER)
@@ -57,6 +59,10 @@ class Modules:
         parts = Places(model, names).parts.items()
         self._targets = {name: _module(part.target) for name, part in parts if part.converter is None}
         self.is_multimodal = config.get_text_config() is not config
+
+    def inside(self, module: str) -> list[str]:
+        """Return the modules with weights that a module holds."""
+        return [name for name in self.kinds if name.startswith(f"{module}.")]
 
     def module_of(self, tensor: str) -> str | None:
         """Return the name of the module that holds a tensor of a checkpoint; None where no module has it."""

@@ -11,7 +11,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from llmevo.errors import SourceError, UserError
 from llmevo.export.extract import extract
@@ -24,7 +33,7 @@ from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, tensors, weights_of
 from support.families import FAMILIES, VISION, new_family
-from support.tiny_model import save_tiny
+from support.tiny_model import save_tiny, tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
 
 TEXT = """
@@ -192,6 +201,7 @@ def fine_tune(folder: Path, base: Path, part: str, seed: int = 5) -> dict[str, T
         ("", True, "llama"),
         ("layers.1", False, "qwen2"),  # biases of q, k and v; norms of one layer only
         ("norm", False, "llama"),
+        ("model.norm", False, "llama"),  # the names of all norms end so
         ("embed", True, "llama"),
         ("bias", False, "qwen2"),
     ],
@@ -256,6 +266,22 @@ def test_gpt2_is_adapted_though_its_matrices_are_turned(
     assert report.matrices["transformer.h.0.mlp.c_fc"].rank == 16
     tuned: Any = AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32).eval()
     assert torch.allclose(logits(with_peft(Path("base"), Path("lora"))), logits(tuned), atol=1e-4)
+
+
+def test_a_parameter_beside_matrices_in_its_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)).save_pretrained(
+        "base"
+    )
+    fine_tune(Path("tuned"), Path("base"), "in_proj")
+    report = extract("tuned", "base", "lora", rank="exact").report
+    tuned: Any = AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32).eval()
+    assert len(report.matrices) == 2
+    assert torch.allclose(logits(with_peft(Path("base"), Path("lora"))), logits(tuned), atol=1e-4)
+    fine_tune(Path("more"), Path("tuned"), "A_log")
+    with pytest.raises(UserError, match=r"mixer\.A_log changed, and PEFT saves backbone\.layers\.0\.mixer only whole"):
+        extract("more", "base", "out", rank="exact")
+    assert not Path("out").exists()
 
 
 def test_a_large_matrix_is_decomposed_at_random_with_its_true_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +408,68 @@ slices: [{sources: [{model: base, layer_range: [0, 4]}]}, {sources: [{model: bas
         extract("base+a", "base", "taken")
     assert not [path for path in Path().iterdir() if "out" in path.name]
     assert [path.name for path in Path("taken").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.usefixtures("adapters")
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_an_adapter_of_another_function_than_the_merge_is_refused(method: str) -> None:
+    names = ["base+a", "base+b", *(["base"] if method == "ties" else [])]
+    given = {"merge_method": method, "base_model": "base", "parameters": {"weight": 0.5}, "dtype": "float32"}
+    sources = [{"model": name, "layer_range": [0, 3]} for name in names]
+    with pytest.raises(UserError, match="--as lora: the merge has 3 layers and base has 4"):
+        merge(Recipe.model_validate({**given, "slices": [{"sources": sources}]}), "out", as_="lora")
+    models = [{"model": name} for name in names]
+    with pytest.raises(UserError, match="the merge has another rope_parameters in its config"):
+        merge(Recipe.model_validate({**given, "models": models, "rope": 0.5}), "out", as_="lora")
+    assert not Path("out").exists()
+
+
+def test_layers_of_several_kinds_in_another_order_are_no_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinds = ["full_attention", "full_attention", "sliding_attention"]
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = Qwen2Config(
+        vocab_size=64, num_hidden_layers=3, layer_types=kinds, sliding_window=2, use_sliding_window=True, **shape
+    )
+    Qwen2ForCausalLM(config).save_pretrained("base")
+    slices = [{"sources": [{"model": "base", "layer_range": [at, at + 1]}]} for at in (1, 0, 2)]
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "slices": slices})
+    merge(recipe, "alike", as_="lora")  # these are of one kind
+    swapped = Recipe.model_validate({"merge_method": "passthrough", "slices": [slices[place] for place in (0, 2, 1)]})
+    with pytest.raises(UserError, match="the merge has another layer_types in its config"):
+        merge(swapped, "out", as_="lora")
+
+
+def test_an_adapter_of_a_merge_by_token_needs_the_tokens_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(Path("base"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tiny_llama(1, vocab_size=len(tokenizer)).save_pretrained("more")
+    tokenizer.save_pretrained("more")
+    new_adapter(Path("a"), Path("base"))
+    text = """
+merge_method: task_arithmetic
+base_model: base
+models: [{model: more, parameters: {weight: 0.5}}, {model: base+a, parameters: {weight: 0.5}}]
+tokenizer_source: %s
+dtype: float32
+"""
+    with pytest.raises(UserError, match="the tokens of the merge are not those of base"):
+        merge(Recipe.from_yaml(text % "union"), "out", as_="lora")
+    recipe = Recipe.from_yaml(text % "base")
+    merge(recipe, "lora", as_="lora", rank="exact")
+    merge(recipe, "whole")
+    assert_near(merged_by_peft(Path("base"), Path("lora")), weights_of(Path("whole")), atol=1e-5)
 
 
 def test_a_weight_that_is_not_finite_is_refused_and_leaves_nothing(

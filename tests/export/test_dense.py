@@ -62,6 +62,11 @@ def test_the_use_is_what_the_routers_say(
     assert len(said) == 1
     again = router_use(of, Path(), TEXTS, "cpu", said.append)
     assert (again.mean, again.seconds, len(said)) == (use.mean, 0.0, 1)
+    config = Path(of.model.path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_experts_per_tok": 1}))
+    other = router_use(of, Path(), TEXTS, "cpu", said.append)
+    assert len(said) == 2
+    assert other.mean != use.mean
 
 
 def test_an_average_has_the_experts_of_each_layer_by_their_use(tmp_path: Path, text: Path) -> None:

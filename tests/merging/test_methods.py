@@ -1,17 +1,21 @@
 """What every merge method promises, and that it computes what mergekit computes."""
 
+import gc
 import itertools
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.errors import CandidateError
-from llmevo.merging.methods.base import TensorGroup, divisor
+from llmevo.merging.methods.base import Cache, TensorGroup, divisor
 from llmevo.merging.methods.registry import METHODS, Method, Parameter
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.models.checkpoints import Weight
@@ -237,6 +241,50 @@ def test_the_least_blend_is_next_to_none(name: str, blend: float) -> None:
 
 
 # --- the family on task vectors ---------------------------------------------------------------------------------
+
+
+def test_a_value_of_the_last_genes_is_kept_within_the_limit_of_memory() -> None:
+    made: list[int] = []
+
+    def array(entries: int) -> NDArray[np.float32]:
+        made.append(entries)
+        return np.zeros(entries, np.float32)
+
+    cache = Cache(400)
+    for _ in range(2):
+        cache.latest("a", 0.5, lambda: array(60))
+    assert (made, cache.used) == ([60], 240)
+    cache.latest("b", 0.5, lambda: array(50))
+    assert cache.used == 240
+    cache.latest("a", 0.6, lambda: array(30))
+    assert cache.used == 120
+    for _ in range(2):
+        cache.latest("b", 0.6, lambda: array(50))
+    assert (made, cache.used) == ([60, 50, 30, 50], 320)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_with_a_limit_of_0_no_array_of_a_merge_is_kept(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[object]] = []
+
+    def watched(make: Callable[[], object]) -> Callable[[], object]:
+        def made() -> object:
+            value = make()
+            for part in value if isinstance(value, tuple) else [value]:
+                if getattr(part, "nbytes", 0):
+                    held.append(weakref.ref(part))
+            return value
+
+        return made
+
+    get, latest = Cache.get, Cache.latest
+    monkeypatch.setattr(Cache, "get", lambda self, key, make: get(self, key, watched(make)))
+    monkeypatch.setattr(Cache, "latest", lambda self, key, tag, make: latest(self, key, tag, watched(make)))
+    inputs, cache = TestEveryMethod().typical(method, (40, 50)), Cache(0)
+    method.merge(replace(inputs, keys=[*range(len(inputs.models))], cache=cache))
+    gc.collect()
+    assert not [of for of in held if of() is not None]
+    assert cache.used == 0
 
 
 def test_the_divisor_of_a_sum_near_0_is_1() -> None:

@@ -1,5 +1,6 @@
 """Preparation: the steps against their papers' formulas in float64, and recipes that have one."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from llmevo.run.calibration.sequential import SequentialPass
 from merging.test_separating import NEUTRAL, SEPARATING, adapters, deltas, dense, random, with_values
 from support.checkpoints import assert_same_bits, mergekit, new_adapter, weights_of
 from support.families import new_family
-from support.tiny_model import save_tiny, tiny_llama
+from support.tiny_model import save_tiny, tiny_llama, tiny_tokenizer
 
 Matrix = NDArray[np.float64]
 ONES = (1.0, 1.0, 1.0)
@@ -300,6 +301,24 @@ def test_the_running_model_has_the_weights_that_are_exported(
     assert engine.differences(folder / "out") == []
 
 
+@pytest.mark.parametrize("step", ["aim", "regmean", "regmean_plusplus"])
+def test_models_that_read_texts_otherwise_are_measured_again(folder: Path, step: str) -> None:
+    given = recipe({"steps": [step], "text": "texts.json"}, models=("base+one", "tuned"))
+
+    def places() -> set[Path]:
+        prepared = Merger(Sources(folder)).prepared(given)
+        assert prepared
+        return {prepared.folder, *(of.folder for of in prepared.all_measurements)}
+
+    first = places()
+    assert places() == first
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "rope_theta": 100.0}))
+    second = places()
+    tiny_tokenizer(begin=True).save_pretrained(folder / "base")
+    assert len(first | second | places()) == 3 * len(first)
+
+
 def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> None:
     tasks = {"base+one": ["letters"], "base+two": ["digits"]}
     given = recipe({"steps": ["aim", "regmean"], "text": "texts.json", "tasks": tasks})
@@ -475,6 +494,40 @@ def test_prepared_adapters_are_exported_as_adapters_that_mergekit_merges(folder:
     text = (folder / "out" / "recipe.yml").read_text()
     mergekit("config").MergeConfiguration.model_validate(yaml.safe_load(text))
     assert difference(merged(Recipe.from_yaml(text), folder), merged(given, folder)) < 1e-5
+
+
+@pytest.mark.parametrize(("method", "bases"), [("linear", (None, None)), ("task_arithmetic", ("base", "tuned"))])
+def test_prepared_experts_of_slices_with_bases_of_their_own_or_without_one_are_exported(
+    folder: Path, method: str, bases: tuple[str | None, ...]
+) -> None:
+    slices: list[dict[str, Any]] = []
+    for layer, base in enumerate(bases):
+        names = ["base+one", "base+two", *([base] if base else [])]
+        sources = [{"model": name, "layer_range": [layer, layer + 1]} for name in names]
+        slices.append({"sources": sources, "base_model": base})
+    parameters = {"prepare": 1.0, "weight": 0.6}
+    given = Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": "base",
+            "slices": slices,
+            "prepare": ["tsv"],
+            "parameters": parameters,
+            "dtype": "float32",
+        }
+    )
+    write_experts(given, Sources(folder), folder / "out", 0, {})
+    again = Recipe.from_yaml((folder / "out" / "recipe.yml").read_text())
+    assert difference(merged(again, folder), merged(given, folder)) < 1e-5
+
+
+def test_prepared_experts_of_a_base_with_an_adapter_are_merged_on_that_base(folder: Path) -> None:
+    given = recipe(["tsv"], base_model="base+three", parameters={"prepare": 1.0})
+    new_adapter(folder / "three", folder / "base", 3, target_modules=["q_proj", "up_proj"])
+    assert write_experts(given, Sources(folder), folder / "out", 0, {}) == 2
+    again = Recipe.from_yaml((folder / "out" / "recipe.yml").read_text())
+    assert str(again.base_model) == f"{folder / 'base'}+{folder / 'three'}"
+    assert difference(merged(again, folder), merged(given, folder)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -33,19 +33,29 @@ class Cache:
         if key in self._values:
             return self._values[key]
         value = make()
-        size = int(getattr(value, "nbytes", 0))
         with self._lock:
-            if self.used + size <= self.limit:
-                self.used += size
+            if self.used + _size(value) <= self.limit:
+                self.used += _size(value)
                 self._values[key] = value
         return value
 
     def latest(self, key: Hashable, tag: Hashable, make: Callable[[], Value]) -> Value:
-        """Like `get` for a value that depends on genes: only that of the last `tag` is kept, outside of the limit."""
+        """Like `get` for a value that depends on genes: only that of the last `tag` is kept."""
         held = self._values.get(key)
-        if held is None or held[0] != tag:
-            held = self._values[key] = (tag, make())
-        return held[1]
+        if held is not None and held[0] == tag:
+            return held[1]
+        value = make()
+        with self._lock:
+            if before := self._values.pop(key, None):
+                self.used -= _size(before[1])
+            if self.used + _size(value) <= self.limit:
+                self.used += _size(value)
+                self._values[key] = (tag, value)
+        return value
+
+
+def _size(value: object) -> int:
+    return int(getattr(value, "nbytes", 0))
 
 
 @dataclass(frozen=True)

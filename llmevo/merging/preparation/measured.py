@@ -8,16 +8,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llmevo.errors import RecipeError
+from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.preparation.registry import Measured
 from llmevo.merging.preparation.texts import Texts
+from llmevo.merging.vocabulary import plain, tokenizer_folder
 from llmevo.models.checkpoints import Checkpoint
-from llmevo.models.files import cache_folder
+from llmevo.models.files import cache_folder, content_checksums
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import tokenizer_files
 
 RULES = 1
 """Raised by every change of how it is measured."""
+
+
+def reading(sources: Sources, *models: ModelReference) -> str:
+    """Return a digest of what decides, beside their weights, how models read texts: their configs and tokenizers.
+
+    Raises SourceError for a file that cannot be read.
+    """
+    made: list[object] = []
+    for model in models:
+        folder = tokenizer_folder(model, plain(sources))
+        files = [file for file in tokenizer_files(folder) if file.is_file()]
+        try:
+            checksums = content_checksums(files)
+        except OSError as error:
+            raise SourceError(f"{model}: cannot be read ({error})") from error
+        made.append([sources.config(model), [(file.name, checksums[file]) for file in files]])
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -31,12 +50,14 @@ class Sequential:
     """The experts, and the texts of each."""
     checksums: Sequence[str]
     """Of the base and the experts."""
+    reading: str
+    """How they read texts: see `reading`."""
 
     @property
     def made_of(self) -> list[object]:
         """All that decides the merge."""
         texts = [of.digest for of in self.read_by.values()]
-        return [self.step, dict(self.parameters), [*self.checksums], texts]
+        return [self.step, dict(self.parameters), [*self.checksums], texts, self.reading]
 
 
 @dataclass(frozen=True)
@@ -46,20 +67,16 @@ class Measurement:
     kind: Measured
     model: ModelReference
     checksum: str
+    reading: str
+    """How the model and the base, whose tokenizer it has, read texts: see `reading`."""
     texts: Texts
     sequential: Sequential | None = None
     """What the layers below are instead of the model's own."""
 
-    @classmethod
-    def of(
-        cls, kind: Measured, model: ModelReference, sources: Sources, texts: Texts, sequential: Sequential | None = None
-    ) -> "Measurement":
-        return cls(kind, model, sources.checksum(model), texts, sequential)
-
     @property
     def folder(self) -> Path:
         """Where it is kept: {weight: its input} in one file."""
-        made = [RULES, self.kind, self.checksum, self.texts.digest]
+        made = [RULES, self.kind, self.checksum, self.reading, self.texts.digest]
         if self.sequential:
             made += self.sequential.made_of
         return cache_folder() / "activations" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:24]

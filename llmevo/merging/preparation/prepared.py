@@ -20,8 +20,8 @@ from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.align import MLP, of_matrix, order_of
-from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all
-from llmevo.merging.preparation.registry import STEPS
+from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all, reading
+from llmevo.merging.preparation.registry import STEPS, Measured
 from llmevo.merging.preparation.texts import Texts, called, read_texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import POSITIONS
@@ -68,9 +68,16 @@ class Prepared:
                 sequential = None
                 if STEPS[name].sequential:
                     checksums = [self.sources.checksum(of) for of in (self.base, *read)]
-                    sequential = Sequential(name, parameters, self.base, read, checksums)
-                found[name] = [Measurement.of(kind, of, self.sources, texts, sequential) for of, texts in read.items()]
+                    known = reading(self.sources, self.base, *read)
+                    sequential = Sequential(name, parameters, self.base, read, checksums, known)
+                found[name] = [self._measurement(kind, of, texts, sequential) for of, texts in read.items()]
         return found
+
+    def _measurement(
+        self, kind: Measured, of: ModelReference, texts: Texts, sequential: Sequential | None
+    ) -> Measurement:
+        known = reading(self.sources, self.base, of)
+        return Measurement(kind, of, self.sources.checksum(of), known, texts, sequential)
 
     @property
     def all_measurements(self) -> list[Measurement]:

@@ -18,6 +18,7 @@ from llmevo.errors import SourceError
 from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger
 from llmevo.merging.mixture.mixture import Mixture
+from llmevo.merging.preparation.measured import reading
 from llmevo.merging.preparation.texts import Texts
 from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import experts_of, routers_of, stack_of, text_config
@@ -57,7 +58,7 @@ def router_use(
         raise SourceError(
             f"{mixture}: the model is dense (its config.json names no experts); name a mixture of experts"
         )
-    made = [RULES, TEMPERATURE, sources.checksum(mixture), texts.digest]
+    made = [RULES, TEMPERATURE, sources.checksum(mixture), reading(sources, mixture), texts.digest]
     file = cache_folder() / "routing" / f"{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:24]}.json"
     if file.exists():
         return replace(RouterUse(**json.loads(file.read_text())), seconds=0.0)
