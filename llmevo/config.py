@@ -564,7 +564,9 @@ class Engine(Section):
     """Compare one merge in the engine with the same merge exported before the search. Needs room for one model in the
     temporary folder."""
     cache_gb: float = Field(default=0.5, ge=0)
-    """Memory, in 10⁹ bytes, for values that no gene changes: norms, angles, magnitudes, ranks, products of adapters."""
+    """Memory, in 10⁹ bytes, for values that no gene changes: norms, angles, magnitudes, ranks, products of adapters.
+    `tsv`, `wudi`, `star`, `knots`, `isotropic` and `subspace_boosting` keep the singular vectors of full fine-tunes
+    beyond it, 3 to 11 times the size of a model, unless it is 0: then they compute them for each candidate."""
     quantize: Format | None = None
     """The format in which the model will be served: GGUF's `q8_0` or `q4_0`, or `fp8` (e4m3, a scale for each output
     channel). Merged weights are rounded to it and back before they are scored; the engine computes in its own type."""

@@ -243,24 +243,19 @@ def test_the_least_blend_is_next_to_none(name: str, blend: float) -> None:
 # --- the family on task vectors ---------------------------------------------------------------------------------
 
 
-def test_a_value_of_the_last_genes_is_kept_within_the_limit_of_memory() -> None:
-    made: list[int] = []
+def test_a_value_of_the_last_genes_is_kept_unless_nothing_is() -> None:
+    made: list[float] = []
 
-    def array(entries: int) -> NDArray[np.float32]:
-        made.append(entries)
-        return np.zeros(entries, np.float32)
+    def array(tag: float) -> NDArray[np.float32]:
+        made.append(tag)
+        return np.zeros(60, np.float32)
 
-    cache = Cache(400)
-    for _ in range(2):
-        cache.latest("a", 0.5, lambda: array(60))
-    assert (made, cache.used) == ([60], 240)
-    cache.latest("b", 0.5, lambda: array(50))
-    assert cache.used == 240
-    cache.latest("a", 0.6, lambda: array(30))
-    assert cache.used == 120
-    for _ in range(2):
-        cache.latest("b", 0.6, lambda: array(50))
-    assert (made, cache.used) == ([60, 50, 30, 50], 320)
+    for limit, again in ((400, []), (100, []), (0, [0.5, 0.6])):
+        cache = Cache(limit)
+        made.clear()
+        for tag in (0.5, 0.5, 0.6, 0.6):
+            cache.latest("a", tag, lambda tag=tag: array(tag))
+        assert sorted(made) == sorted([0.5, 0.6, *again])
 
 
 @pytest.mark.parametrize("method", EVERY)

@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 class Cache:
-    """Arrays and numbers that are the same for all candidates, kept within a limit of memory.
+    """Arrays and numbers that are the same for all candidates, kept within a limit of memory; see `latest` for more.
 
     The first entries stay: candidates go over all tensors in the same order, so a cache that dropped the oldest entry
     for the newest would never have the one that is needed next.
@@ -40,17 +40,16 @@ class Cache:
         return value
 
     def latest(self, key: Hashable, tag: Hashable, make: Callable[[], Value]) -> Value:
-        """Like `get` for a value that depends on genes: only that of the last `tag` is kept."""
+        """Like `get` for a value that depends on genes: only that of the last `tag` is kept.
+
+        It is kept beyond the limit unless that is 0: singular vectors take minutes to make, and a merge seconds.
+        """
         held = self._values.get(key)
         if held is not None and held[0] == tag:
             return held[1]
         value = make()
-        with self._lock:
-            if before := self._values.pop(key, None):
-                self.used -= _size(before[1])
-            if self.used + _size(value) <= self.limit:
-                self.used += _size(value)
-                self._values[key] = (tag, value)
+        if self.limit or not _size(value):
+            self._values[key] = (tag, value)
         return value
 
 
