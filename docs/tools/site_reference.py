@@ -27,7 +27,7 @@ from typer.models import ArgumentInfo
 sys.path.insert(0, str(Path(__file__).parent))
 
 from site_notebooks import NOTEBOOKS, notebook_page
-from site_schemas import event_models, field_docs, models_in
+from site_schemas import OF_LOGS, event_models, field_docs, models_in
 
 import llmevo
 from llmevo import testing
@@ -145,6 +145,8 @@ def keys(model: type[BaseModel], path: str, places: Mapping[type[BaseModel], str
     """An entry for each key of a section. `places`: the path of every section."""
     docs = field_docs(model)
     for name, field in model.model_fields.items():
+        if name in OF_LOGS:
+            continue
         key = field.serialization_alias or field.alias or name
         place = f"{path}.{key}" if path else key
         facts = [form(field.annotation), bounds(field), default(field)]

@@ -29,6 +29,9 @@ FOLDER = Path(__file__).parents[1] / "schemas"
 
 Schema = dict[str, Any]
 
+OF_LOGS = ("sigma_rule",)
+"""Keys of `search` that only logs have."""
+
 TEXT: Schema = {"type": "string"}
 STEP: Schema = {
     "anyOf": [
@@ -131,7 +134,8 @@ def config_schema() -> Schema:
     _also(schema, "loggers", tracker)
     _also(parts["Search"], "racing", switch)
     _one_of(parts["Search"], "optimizer", every())
-    del parts["Search"]["properties"]["sigma_rule"]  # of logs alone
+    for key in OF_LOGS:
+        del parts["Search"]["properties"][key]
     _one_of(parts["Llm"], "proposer", ["auto", *CLIENTS, "simulated"])
     methods: Schema = {"enum": [*METHODS]}
     genome = parts["Genome"]["properties"]
