@@ -482,7 +482,8 @@ class Llm(Section):
 
     proposer: str = "auto"
     """`openai` (any OpenAI-compatible server), `local` (a model on this machine), `recorded` (the replies of an earlier
-    run), or `auto`: openai if a key, a base_url or a model is given, else none: the search is that of `llm-off`."""
+    run), or `auto`: openai if a key, a base_url or a model is given. Else `llm` and `paths` run without an LLM, and
+    `llm-evo-merge` asks the base model on this machine."""
     model: str | None = None
     """The server's name of the model (default gpt-4o), or a model reference for `local` (default: the base model)."""
     base_url: str | None = None

@@ -23,7 +23,7 @@ pytest.register_assert_rewrite("llmevo.testing")
 
 NEEDS = {
     "vllm": (importlib.util.find_spec("vllm") is not None, "vLLM: make vllm"),
-    "ray": (importlib.util.find_spec("ray") is not None, "Ray: pip install 'llmevo[ray]'"),
+    "ray": (importlib.util.find_spec("ray") is not None, "Ray: pip install '.[ray]'"),
     "browser": (bool(BROWSER and DRIVER), "Chromium: apt-get install chromium chromium-driver"),
     "gpu": (torch.cuda.is_available(), "a CUDA device"),
 }

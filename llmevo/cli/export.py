@@ -8,7 +8,7 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.adapters import print_written
 from llmevo.cli.live import warned
-from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks, RunFolder
+from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks, RunFolder, Trust
 from llmevo.errors import LlmevoError, UserError
 from llmevo.export.runs import open_run
 
@@ -26,6 +26,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Export although a model has changed; the card says so.")
     ] = False,
+    trust: Trust = False,
     as_: As = None,
     rank: Ranks = None,
     energy: Energy = None,
@@ -45,7 +46,7 @@ def export(
     if private and not push:
         raise UserError("--private: nothing is published; name the repository with --push, or leave it out")
     opened = open_run(run)
-    exported = opened.prepare_export(out, candidate, recipe_only, force, warned)
+    exported = opened.prepare_export(out, candidate, recipe_only, force, trust, warned)
     if violated := opened.state.trials[exported.candidate].reason:
         terminal.console.print(f"Candidate {exported.candidate}: {violated}", style="yellow")
     address = hub.create(push, private) if push else ""

@@ -194,8 +194,8 @@ def check_installed() -> None:
 
 def _missing(reason: object) -> ConfigError:
     return ConfigError(
-        f"engine.backend: vLLM cannot be imported ({reason}); on a machine with a GPU `pip install 'llmevo[vllm]'`, on"
-        " one without `make vllm` in llmevo's folder, or use the backend hf"
+        f"engine.backend: vLLM cannot be imported ({reason}); in the clone of llmevo run `pip install '.[vllm]'` on a"
+        " machine with a GPU, or `make vllm` on one without; or use the backend hf"
     )
 
 

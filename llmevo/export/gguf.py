@@ -215,7 +215,7 @@ class GgufModel:
         try:
             from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
         except ImportError as error:
-            raise UserError(f"--as gguf needs `pip install 'llmevo[gguf]'` ({error})") from error
+            raise UserError(f"--as gguf needs `pip install '.[gguf]'` in the clone of llmevo ({error})") from error
         number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self.architecture)
         known = get_tensor_name_map(number, int(self._config["num_hidden_layers"]))
         names: dict[str, str] = {}

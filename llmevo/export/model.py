@@ -15,6 +15,7 @@ from llmevo.export.lora import base_of
 from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS_FILE, masks_of
 from llmevo.merging.mixture.mixture import ROUTER
+from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
@@ -42,6 +43,8 @@ class Export:
     """The models that differ from those of the run."""
     carried: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
     """See `Scorer.carried`."""
+    loads_tasks: bool = False
+    """Whether to merge it loads the run's tasks, whose questions or router the run's folder lacks."""
 
     @classmethod
     def of(
@@ -80,6 +83,18 @@ class Export:
         router = (
             str(file.absolute()) if (file := run / ROUTER).is_file() else ""
         )  # as it was, though caches are emptied
+        routed = recipe.mixture and recipe.mixture.router == ROUTER
+        questions = (run / QUESTIONS).resolve()
+        asks_questions, has_questions = recipe.prepare and recipe.prepare.text == QUESTIONS, questions.is_file()
+
+        def as_it_was(recipe: Recipe) -> Recipe:
+            """The recipe with the router and the texts that lie beside the log."""
+            if router:
+                recipe = recipe.with_router(router)
+            if asks_questions and has_questions:
+                recipe = recipe.with_text(read_texts(str(questions), run, QUESTIONS).keep())
+            return recipe
+
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
         provenance = Provenance(started.masks, MASKS_FILE if masks else None)
@@ -94,9 +109,10 @@ class Export:
             shared,
             published,
             provenance,
-            (run / QUESTIONS).resolve(),
+            questions,
             changed,
-            lambda recipe: experiment.scorer.carried(recipe.with_router(router) if router else recipe),
+            lambda recipe: experiment.scorer.carried(as_it_was(recipe)),
+            bool(asks_questions and not has_questions) or bool(routed and not router),
         )
 
     def write(self, sources: Sources, out: Path, format_: Format | None = None, to_share: bool = False) -> Written:

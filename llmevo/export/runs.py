@@ -151,17 +151,20 @@ class Run:
         donor: Path | str | None = None,
         recipe_only: bool = False,
         force: bool = False,
+        trust: bool = False,
     ) -> Path:
         """Write a candidate, by default the best, as a Hugging Face model into a new folder, and return the folder.
 
         `as_` and the options after it choose another format: see `llmevo.merge`. `recipe_only` writes recipe, card,
         config and log instead, to share. Raises RunError when a model has changed since the run, unless `force` is set,
-        and UserError when `out` holds something or an option cannot be used.
+        and when a log from elsewhere names tasks that are to be loaded, unless `trust` is set: only where `prepare`
+        reads questions, or a mixture has a router, that the run's folder lacks. Raises UserError when `out` holds
+        something or an option cannot be used.
         """
         from llmevo.export.formats import Format
 
         format_ = Format.of(as_, rank, energy, parameters, donor)
-        exported = self.prepare_export(Path(out), candidate, recipe_only, force)
+        exported = self.prepare_export(Path(out), candidate, recipe_only, force, trust)
         if recipe_only:
             exported.write_recipe(Path(out))
         else:
@@ -169,12 +172,19 @@ class Run:
         return Path(out)
 
     def prepare_export(
-        self, out: Path, candidate: int | None, recipe_only: bool, force: bool, warn: Warn = warn_by_logging
+        self,
+        out: Path,
+        candidate: int | None,
+        recipe_only: bool,
+        force: bool,
+        trust: bool = False,
+        warn: Warn = warn_by_logging,
     ) -> "Export":
         """Check everything that `export` checks and return what it writes."""
         from llmevo.export.model import Export
         from llmevo.merging.writer import check_new
         from llmevo.run.resume import changed_models
+        from llmevo.run.trust import check
 
         experiment = self.experiment
         assert self.state.started is not None
@@ -188,7 +198,10 @@ class Run:
                 " that the model has changed"
             )
         with consistent_log(self.folder):
-            return Export.of(self.folder, self.events, experiment, candidate, changed)
+            exported = Export.of(self.folder, self.events, experiment, candidate, changed)
+        if exported.loads_tasks and (exported.recipe.mixture or not recipe_only):
+            check(self.events, self.folder, trust)
+        return exported
 
 
 def open_run(folder: Path | str) -> Run:

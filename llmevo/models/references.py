@@ -267,9 +267,9 @@ def _converted(file: Path) -> Path:
     except SourceError:
         raise
     except ImportError as error:
-        raise SourceError(f"{file}: GGUF files need `pip install 'llmevo[gguf]'` ({error})") from error
+        raise SourceError(f"{file}: GGUF files need `pip install '.[gguf]'` in llmevo's clone ({error})") from error
     except Exception as error:  # transformers and its GGUF reader raise many kinds
-        hint = "; GGUF files need `pip install 'llmevo[gguf]'`" if "accelerate" in str(error) else ""
+        hint = "; GGUF files need `pip install '.[gguf]'` in llmevo's clone" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out
 

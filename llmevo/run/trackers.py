@@ -214,8 +214,8 @@ def check_installed(entries: Sequence[Mapping[str, Any]]) -> None:
         name = entry["name"]
         if find_spec(name) is None:
             raise ConfigError(
-                f"loggers: the package that {name} needs is not installed; `pip install 'llmevo[{name}]'`, or leave the"
-                " logger out"
+                f"loggers: the package that {name} needs is not installed; run `pip install '.[{name}]'` in the clone"
+                " of llmevo, or leave the logger out"
             )
 
 

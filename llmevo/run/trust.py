@@ -1,8 +1,10 @@
 """The code, files and servers that a config uses, and the user's consent to those of a log from elsewhere.
 
 A config is code that its user has chosen. A log is data, which may come from elsewhere or may have been edited. To
-show, report, export and verify a log uses nothing that it names but its models. To resume it or score it again uses all
-of it, so a log that this user has not begun on this machine (`run.log.storage.is_own`) needs `--trust` for that.
+show, report and verify a log uses nothing that it names. To export it reads its models and the texts of its `prepare`;
+it loads the tasks only where these texts, or a mixture's router, are made from questions that the run's folder lacks.
+To resume it or score it again uses all of it. A log that this user has not begun on this machine
+(`run.log.storage.is_own`) needs `--trust` to load its tasks, to be resumed or to be scored again.
 """
 
 import re

@@ -254,7 +254,8 @@ def _ray() -> Any:
             return importlib.import_module("ray")
         except ImportError as error:
             raise ConfigError(
-                f"engine.on: workers on ray need Ray ({error}); install it with `pip install 'llmevo[ray]'`"
+                f"engine.on: workers on ray need Ray ({error}); install it with `pip install '.[ray]'` in the"
+                " clone of llmevo"
             ) from None
 
 

@@ -393,7 +393,7 @@ def test_a_candidate_that_is_not_finite_fails_and_costs_nothing_else(
 
 def test_a_missing_vllm_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'llmevo\[vllm\]'.*make vllm"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[vllm\]'.*make vllm"):
         VllmEngine(tmp_path, tmp_path, DTYPE)
 
 

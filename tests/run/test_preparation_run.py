@@ -9,6 +9,7 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.models.sources import Sources
 from llmevo.reports.html.analysis import Subject, costs
+from llmevo.run.scorer import Scorer
 from support.checkpoints import assert_same_bits, weights_of
 from support.ray_cluster import MARKS
 from support.workspace import Workspace
@@ -98,6 +99,30 @@ def test_llmevo_merge_reads_the_texts_beside_a_runs_best_recipe(
     assert status == 0, printed
     assert workspace.llmevo("export", "run", "out")[0] == 0
     assert_same_bits(weights_of(workspace.root / "merged"), weights_of(workspace.root / "out"))
+
+
+def test_an_export_of_a_log_from_elsewhere_loads_its_tasks_only_with_consent(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
+    search = {"optimizer": "cma-es", "budget": 6, "population": 2, "seed": 3}
+    config = workspace.config(genome=genome(["aim"], bounds={"prepare": [0.5, 1.0]}), search=search)
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    monkeypatch.setenv("XDG_STATE_HOME", str(workspace.root / "state"))
+    monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "other"))  # another machine
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "evaluator", property(lambda _: pytest.fail("the tasks are loaded")))
+        status, printed = workspace.llmevo("export", "run", "out")
+        assert status == 0, printed
+        (workspace.root / "run" / "questions.json").rename(workspace.root / "kept.json")
+        assert workspace.llmevo("export", "run", "pack", "--recipe-only")[0] == 0
+        status, printed = workspace.llmevo("export", "run", "again")
+        assert (status, "task_search_path" in printed, "--trust" in printed) == (2, True, True), printed
+        assert not (workspace.root / "again").exists()
+    status, printed = workspace.llmevo("export", "run", "again", "--trust")
+    assert status == 0, printed
+    assert_same_bits(weights_of(workspace.root / "out"), weights_of(workspace.root / "again"))
 
 
 def test_a_run_whose_texts_have_changed_is_not_resumed(workspace: Workspace) -> None:

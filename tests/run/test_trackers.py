@@ -298,10 +298,10 @@ def test_a_logger_that_cannot_be_is_refused_with_the_way_out(given: list[Any], m
 def test_a_missing_package_is_told_before_anything_starts(workspace: Workspace) -> None:
     workspace.monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run", "--logger", "mlflow")
-    assert (status, "pip install 'llmevo[mlflow]'" in printed, Path("run").exists()) == (2, True, False)
+    assert (status, "pip install '.[mlflow]'" in printed, Path("run").exists()) == (2, True, False)
     status, printed = workspace.llmevo("run", workspace.config(), "--out", "run", "--logger", "nobody")
     assert (status, "--logger: logger 'nobody' is unknown" in printed) == (2, True)
-    with pytest.raises(ConfigError, match=r"llmevo\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"\.\[wandb\]"):
         check_installed([{"name": "wandb"}])
 
 

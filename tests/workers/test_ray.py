@@ -291,7 +291,7 @@ def test_ray_is_not_installed(workspace: Workspace, monkeypatch: pytest.MonkeyPa
     workspace.config(engine={"on": "ray", "workers": 2})
     status, printed = workspace.llmevo("run", "config.yml", "--out", "run")
     assert status == 2
-    assert "install it with `pip install 'llmevo[ray]'`" in printed
+    assert "install it with `pip install '.[ray]'` in the clone" in printed
     assert not Path("run").exists()
 
 
