@@ -317,7 +317,8 @@ def test_the_cache_is_given_by_the_name_that_the_models_code_has_for_it() -> Non
     renamed = tiny_llama()
     renamed.model.__class__ = Renamed
     own, lm = HfScorer(tiny_llama(), tiny_tokenizer()), HfScorer(renamed, tiny_tokenizer())
-    asked = requests("generate_until", [("abc 012", {"until": ["?"], "max_gen_toks": 6}), ("abc", {"until": ["?"]})])
+    kwargs = [{"until": ["?"], "max_gen_toks": most} for most in (6, 40)]
+    asked = requests("generate_until", [*zip(("abc 012", "abc"), kwargs, strict=True)])
     assert lm.generate_until(asked) == own.generate_until(asked)
     asked = requests("loglikelihood", PAIRS)
     assert lm.loglikelihood(asked) == own.loglikelihood(asked)
@@ -552,7 +553,7 @@ def test_an_answer_without_a_token_is_named(pair: tuple[str, str], zoo: dict[str
 def test_a_question_without_a_token_is_named(zoo: dict[str, Any]) -> None:
     lm = HfScorer(zoo["llama"], tiny_tokenizer())
     with pytest.raises(TaskError, match="the question '' has no token"):
-        lm.generate_until(requests("generate_until", [("abc", {}), ("", {})]))
+        lm.generate_until(requests("generate_until", [(text, {"max_gen_toks": 6}) for text in ("abc", "")]))
 
 
 def test_a_reply_as_long_as_the_context_leaves_no_question(zoo: dict[str, Any]) -> None:
