@@ -44,7 +44,7 @@ KINDS = ("tied", "untied")
 """Llama with the embeddings as its output head, and Qwen2 with a head of its own and with biases."""
 
 CONTEXTS = ("abc", "the quick brown fox jumps over it", "0 1 2 0 1 2 0 1 ", "x")
-PAIRS = [(context, choice) for context in CONTEXTS for choice in ("a", " b", " yes", "12", "\n", " a longer one")]
+PAIRS = [(context, choice) for context in CONTEXTS for choice in ("a", " b", " yes", "12", "?", " a longer one")]
 
 
 def save_model(folder: Path, kind: str, seed: int, shape: Mapping[str, Any]) -> None:
