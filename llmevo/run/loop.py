@@ -122,7 +122,7 @@ def search_by_generations(
         score_generation(experiment, journal, dispatcher, optimizer, suggestions)
         # A log in which the optimizer was asked again, as earlier versions did, goes on as it says.
         if not suggestions and journal.recorded_next not in (events.Prompted, events.Asked):
-            exhaust(experiment, journal)
+            exhaust(experiment, journal, optimizer)
 
 
 def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispatcher, optimizer: Optimizer) -> None:
@@ -141,7 +141,7 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
             optimizer.expect([state.candidates[number].suggestion for number in waiting])
             suggestions = ask(experiment, journal, optimizer, size)
             if not suggestions:
-                exhaust(experiment, journal)
+                exhaust(experiment, journal, optimizer)
             rivals = rivals_of(experiment, state, state.generations)
             waiting |= {number: (recipe, rivals) for number, recipe in ask_for(experiment, journal, suggestions)}
         elif waiting:
@@ -150,15 +150,15 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
             return
 
 
-def exhaust(experiment: Experiment, journal: Journal) -> None:
+def exhaust(experiment: Experiment, journal: Journal, optimizer: Optimizer) -> None:
     """End the search, which has no candidate left."""
     experiment.exhausted = True
     if journal.ahead:
-        optimizer = experiment.config.search.optimizer
+        name = experiment.config.search.optimizer
         found, more = "path", "Allow more edits, kinds or layers in genome.path for more candidates"
-        if not experiment.optimizer().learns_paths:
+        if not optimizer.learns_paths:
             found, more = "candidate", "All models that the genome allows are scored; give it more methods or numbers"
-        experiment.scorer.warn(f"The search ends with budget left: {optimizer!r} finds no further {found}. {more}")
+        experiment.scorer.warn(f"The search ends with budget left: {name!r} finds no further {found}. {more}")
 
 
 def ask_for(experiment: Experiment, journal: Journal, suggestions: Sequence[Suggestion]) -> list[tuple[int, Recipe]]:
@@ -249,8 +249,9 @@ def tell(experiment: Experiment, state: RunState, optimizer: Optimizer, new: Seq
     """
     everything, fresh = [*state.trials.values()], {trial.candidate.id for trial in new or ()}
     # A parent may lie outside the user's bounds: it is a row to beat, but no point of the search space.
-    inside = [t for t in everything if optimizer.learns_paths or t.candidate.lies_in(experiment.space)]
-    optimizer.beside = [trial for trial in everything if not trial.candidate.lies_in(experiment.space)]
+    points = {trial.candidate.id for trial in everything if trial.candidate.lies_in(experiment.space)}
+    inside = [trial for trial in everything if optimizer.learns_paths or trial.candidate.id in points]
+    optimizer.beside = [trial for trial in everything if trial.candidate.id not in points]
     told = [trial for trial in inside if trial.candidate.id in fresh]
     if not state.objective.plain:
         weights = random_weights(state.objective, len(state.told))

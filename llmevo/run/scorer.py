@@ -422,10 +422,11 @@ class Scorer:
 
     def check_lengths(self) -> None:
         """Raise TaskError for a task whose replies may be as long as the model's context."""
-        context = self.context
-        for evaluator in self.evaluators.values() if context else ():
+        if (context := self.context) is None:
+            return
+        for evaluator in self.evaluators.values():
             for task, written in evaluator.reply_tokens.items():
-                if context and written >= context:
+                if written >= context:
                     raise TaskError(
                         f"tasks: {task}: max_gen_toks: {written} leaves no token of the {context} that the model reads"
                         " for the question; give less (reply_tokens where a judge or a person reads the replies)"

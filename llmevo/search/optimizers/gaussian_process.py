@@ -70,14 +70,12 @@ class Features:
         return np.hstack([numbers, *kinds])
 
     def numbers_used(self, features: Array) -> NDArray[np.bool_]:
-        """Return which numeric genes each row of features depends on (rows, numeric genes)."""
+        """Return which numeric genes each row of features depends on (rows, numeric genes), in a space with choices."""
         kinds, first = [], len(self.numbers)
         for place in self.choices:
             count = len(self._space.genes[place].choices)
             kinds.append(features[:, first : first + count].argmax(axis=1))
             first += count
-        if not kinds:
-            return np.ones((len(features), first), dtype=bool)
         names = [self._space.genes[place].name for place in self.choices]
         others = {gene.name: gene.low for gene in self._space.genes}
         combinations, of = np.unique(np.column_stack(kinds), axis=0, return_inverse=True)
