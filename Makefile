@@ -7,6 +7,7 @@ MARKED := slow or vllm or ray or browser or gpu
 # One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, which would compile llmevo and the tests each time
 
 .PHONY: quickstart test test-rest test-all check docs vllm parity families experts tasks clean
 

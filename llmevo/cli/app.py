@@ -1,6 +1,7 @@
 """The entry point: the commands, each with an example."""
 
 import io
+import logging
 import os
 import sys
 from importlib.metadata import version as version_of
@@ -31,9 +32,12 @@ from llmevo.errors import UserError
 from llmevo.merging.methods.registry import METHODS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
-# transformers reads this when a command imports it.
+# These libraries read this when a command imports them; lm-eval's loggers take the level that they have.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DATASETS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+for logger in ("lm_eval", "lm-eval"):
+    logging.getLogger(logger).setLevel(logging.ERROR)
 
 COMMANDS = {
     init: "llmevo init my-fine-tune another-one --base their-base --task questions.jsonl",

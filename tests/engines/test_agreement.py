@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart-plain.yml"
-LIMIT = 16
+LIMIT = 10
 DTYPE = "float32"
 LEVELS = (0.0, 0.25, 0.5)
 """Weights of all experts: merges that no chance confuses."""

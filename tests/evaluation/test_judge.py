@@ -526,9 +526,8 @@ def test_judges_are_asked_by_the_run_and_never_by_its_workers(workspace: Workspa
     one, two = workspace.events("with1"), workspace.events("with2")
     assert facts(one) == facts(two)
     assert any(isinstance(event, events.Evaluated) and event.rival is not None for event in one)  # raced
-    for out in ("with1", "with2"):
-        assert workspace.llmevo("replay", out, "--verify")[0] == 0
-    status, printed = workspace.llmevo("replay", "with2", "--rescore", 2)
+    assert workspace.llmevo("replay", "with2", "--verify")[0] == 0
+    status, printed = workspace.llmevo("replay", "with1", "--rescore", 2)
     assert status == 0, printed
 
 

@@ -149,7 +149,7 @@ def test_kill_9_at_random_moments_loses_nothing(workspace: Workspace, start: Sta
         before, pages = lines(run), (root / "diary").read_text()
         known = read_log(run) if before else []
         process = start(resumable.in_child, root, run, 0.01, None, root / "output")
-        at = before + moments.randint(2, 8)
+        at = before + moments.randint(4, 12)
         wait_for(lambda process=process, at=at: lines(run) >= at or not process.is_alive())
         time.sleep(moments.uniform(0, 0.02))
         process.kill()

@@ -280,10 +280,10 @@ PREPARED = {
 def test_engines_in_workers_score_alike(
     workspace: Workspace, optimizer: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four workers, then the same run from its beginning with one, two, and in this process."""
+    """Three workers, then the same run from its beginning with two, and in this process."""
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     write_task(workspace.root, "letters", 0, size=24)
-    engine = {"backend": "hf", "device": "cpu", "workers": 4, "on": "processes"}
+    engine = {"backend": "hf", "device": "cpu", "workers": 3, "on": "processes"}
     search = {"optimizer": optimizer, "budget": 14, "population": 4, "seed": 3, "order": "strict"}
     config = {
         "engine": engine,
@@ -293,7 +293,7 @@ def test_engines_in_workers_score_alike(
     status, printed = workspace.llmevo("run", workspace.config(**config, **more), "--out", "run")
     assert status == 0, printed
     whole, lines = workspace.events("run"), (workspace.root / "run" / "events.jsonl").read_bytes().splitlines(True)
-    for workers, on in ((1, "processes"), (2, "processes"), (1, None)):
+    for workers, on in ((2, "processes"), (1, None)):
         folder = workspace.root / f"again-{workers}-{on}"
         folder.mkdir()
         (folder / "events.jsonl").write_bytes(lines[0])
@@ -305,8 +305,8 @@ def test_engines_in_workers_score_alike(
             assert experiment.scorer.workers.count == workers
             carry_on(experiment, log)
         assert essence(read_log(folder)) == essence(whole)
-    for run in ("run", "again-2-processes"):
-        status, printed = workspace.llmevo("replay", run, "--verify")
+    if optimizer == "llm":
+        status, printed = workspace.llmevo("replay", "again-2-processes", "--verify")
         assert status == 0, printed
     scored = [event for event in whole if isinstance(event, events.Evaluated)]
     assert any(event.rival is not None for event in scored) or more

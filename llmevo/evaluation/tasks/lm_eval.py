@@ -50,7 +50,8 @@ SHOWN = 60
 @contextmanager
 def quiet() -> Generator[None]:
     """Keep lm-eval's and datasets' progress bars and remarks out of the display; errors are raised, not printed."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    every = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    loggers = [logger for logger in every if logger.level != logging.ERROR]  # a change takes about a millisecond
     levels = [logger.level for logger in loggers]
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
