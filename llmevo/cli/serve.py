@@ -39,17 +39,17 @@ def serve(
     server = Server(runs, host, port, access, runs.say)
     with suppress(OSError):
         os.nice(10)  # the run goes first
-    with server.serving():
-        say(terminal.console, f"{place} is shown at {server.url} (Ctrl-C ends it)")
-        if access.is_open:
-            note = "Everyone in the network who has this address can read it, and it is not encrypted."
-            say(
-                terminal.console,
-                f"! {note} An SSH tunnel needs no --host: ssh -L {port}:localhost:{port} HOST",
-                "yellow",
-            )
-        try:
+    try:
+        with server.serving():
+            say(terminal.console, f"{place} is shown at {server.url} (Ctrl-C ends it)")
+            if access.is_open:
+                note = "Everyone in the network who has this address can read it, and it is not encrypted."
+                say(
+                    terminal.console,
+                    f"! {note} An SSH tunnel needs no --host: ssh -L {port}:localhost:{port} HOST",
+                    "yellow",
+                )
             threading.Event().wait()
-        except KeyboardInterrupt:
-            terminal.say_stopped("No longer shown; the runs are left as they are.")
-            raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        terminal.say_stopped("No longer shown; the runs are left as they are.")
+        raise typer.Exit(130) from None
