@@ -43,8 +43,14 @@ class Screen:
 
     process: BaseProcess
     device: int
+    other: int
+    """The program's side of the terminal."""
     written: list[bytes] = field(default_factory=list[bytes])
     closed: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
 
     @property
     def text(self) -> str:
@@ -63,9 +69,17 @@ class Screen:
     def end(self) -> int:
         """The exit status."""
         self.process.join(PATIENCE)
-        time.sleep(0.2)  # what it has written last is still to be read
         assert self.process.exitcode is not None
+        self.close()
         return self.process.exitcode
+
+
+    def close(self) -> None:
+        """Read what was written last: there is no more once both sides of the terminal are closed."""
+        if self.other >= 0:
+            os.close(self.other)
+            self.other = -1
+        self.reader.join()
 
 
 def carry_on(root: Path, url: str, name: str) -> None:
@@ -94,17 +108,13 @@ def in_terminal(root: Path, url: str) -> Generator[Screen]:
     context.set_forkserver_preload(["resumable", "lm_eval.evaluator", "lm_eval.tasks", "optuna", "torch"])
     process = context.Process(target=carry_on, args=(root, url, os.ttyname(other)))
     process.start()
-    screen = Screen(process, device)
-    reader = threading.Thread(target=screen.read)
-    reader.start()
+    screen = Screen(process, device, other)
     try:
         yield screen
     finally:
         process.kill()
         process.join()
-        screen.closed.set()
-        reader.join()
-        os.close(other)
+        screen.close()
 
 
 def wait_for_llm(screen: Screen, model: str = "served-model") -> None:
