@@ -73,7 +73,6 @@ class Screen:
         self.close()
         return self.process.exitcode
 
-
     def close(self) -> None:
         """Read what was written last: there is no more once both sides of the terminal are closed."""
         if self.other >= 0:
