@@ -311,10 +311,11 @@ class TrackerThread:
         self._warn(f"The logger {self.name} is off, the run goes on without it: {reason}")
 
     def close(self) -> None:
-        """Wait until everything is sent, or the patience is over."""
-        if self._thread is None or self._off:
+        """Wait until everything is sent, or it is said why not, or the patience is over."""
+        if self._thread is None:
             return
-        self._put(None)
+        if not self._off:
+            self._put(None)
         self._thread.join(max(0.0, self._patience))
         if self._thread.is_alive():
             self._fail("it has not sent everything in time")

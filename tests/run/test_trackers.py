@@ -29,7 +29,12 @@ def send(log: Sequence[events.Event], entries: Sequence[Mapping[str, Any]], fold
     """Send a log as a run does; what it warns of."""
     warnings: list[str] = []
     folder.mkdir(exist_ok=True)
-    with forwarded(entries, folder, warnings.append) as observers:
+
+    def warn(text: str) -> None:
+        time.sleep(0.1)  # the run waits until it is said
+        warnings.append(text)
+
+    with forwarded(entries, folder, warn) as observers:
         state = RunState()
         for event in log:
             state.apply(event)
