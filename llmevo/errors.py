@@ -10,6 +10,7 @@ candidates would fail the same way: the run stops and can be resumed with the sa
 """
 
 import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -108,6 +109,11 @@ def shortened(text: str, length: int = 600) -> str:
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """`1 question`, `2 questions`, `1,200 questions`; `nouns` is an irregular plural."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def without_passwords(text: str) -> str:
+    """Return a text without the users and passwords of addresses in it."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 MESSAGES = {

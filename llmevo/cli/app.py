@@ -81,7 +81,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 def main() -> None:
     """Hide the key from the list of processes, and run the command."""
-    setproctitle.setproctitle(terminal.command_line())
+    setproctitle.setproctitle(terminal.command_line().encode(errors="replace").decode())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that an output file can be followed
     with terminal.errors_shown(), terminal.stoppable(), terminal.stop_shown():

@@ -79,7 +79,10 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
     from llmevo.run.preflight import draft
 
     parse_config(yaml.safe_load(text), str(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent} cannot be made ({error.strerror}); name another file with --out") from error
     if there := [file for file in files if file.exists() and file.read_text() != files[file]]:
         raise UserError(f"{there[0]} exists and describes another task; remove it, or rename the file of questions")
     for file, content in {**files, out.parent / draft.SCHEMA: draft.schema_text(), out: text}.items():

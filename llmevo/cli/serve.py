@@ -44,9 +44,10 @@ def serve(
             say(terminal.console, f"{place} is shown at {server.url} (Ctrl-C ends it)")
             if access.is_open:
                 note = "Everyone in the network who has this address can read it, and it is not encrypted."
+                at = server.server_port
                 say(
                     terminal.console,
-                    f"! {note} An SSH tunnel needs no --host: ssh -L {port}:localhost:{port} HOST",
+                    f"! {note} An SSH tunnel needs no --host: ssh -L {at}:localhost:{at} HOST",
                     "yellow",
                 )
             threading.Event().wait()

@@ -1,5 +1,6 @@
 """`llmevo watch`."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -32,9 +33,8 @@ def watch(
     if config and terminal.console.is_terminal:
         view = Display(terminal.console, config, run)
         terminal.console.print(view.picture(state, terminal.console.height - 2))
-    say(
-        terminal.console,
-        f"No process writes {run} any more, and it is not finished; `llmevo resume {run}` goes on with it.",
-        "yellow",
+    on = (
+        f"`llmevo resume {shlex.quote(str(run))}` goes on with it" if config else "start it with `llmevo run` as before"
     )
+    say(terminal.console, f"No process writes {run} any more, and it is not finished; {on}.", "yellow")
     raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llmevo.errors import UserError
+from llmevo.errors import UserError, without_passwords
 from llmevo.merging.writer import whole_folder
 from llmevo.models.references import PACKAGE, ModelPath, ModelReference
 from llmevo.run.log import events
@@ -286,7 +286,7 @@ class SharedRun:
             return value
         for pattern, name in self._replacements:
             value = pattern.sub(name.replace("\\", r"\\"), value)
-        return PLACES.sub("", re.sub(r"://[^/@\s]+@", "://", value))
+        return PLACES.sub("", without_passwords(value))
 
     def log(self) -> str:
         """The text of the log."""

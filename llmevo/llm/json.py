@@ -32,6 +32,12 @@ def objects(text: str) -> list[dict[str, Any]]:
     return found if found or after is text else _objects(text)
 
 
+def without_thoughts(text: str) -> str:
+    """Return what follows the thoughts of a reasoning model; nothing where they were cut off."""
+    _, end, after = text.rpartition("</think>")
+    return after if end or not text.lstrip().startswith("<think>") else ""
+
+
 def _objects(text: str) -> list[dict[str, Any]]:
     decoder = json.JSONDecoder()
     found: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import httpx
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from llmevo.errors import ProposerError, ProposerRefused
+from llmevo.errors import ProposerError, ProposerRefused, without_passwords
 from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
 from llmevo.llm.json import writable
 
@@ -150,14 +150,20 @@ class OpenAIClient:
         requests = [] if is_own_server(connection.base_url) else [_strip_headers]
         hooks = {"request": requests, "response": [_bounded(connection.timeout)]}
         http: Any = httpx.Client(timeout=connection.timeout, follow_redirects=True, event_hooks=hooks)
-        self._client = openai.OpenAI(
-            api_key=connection.api_key or "none",
-            base_url=connection.base_url,
-            timeout=connection.timeout,
-            max_retries=0,  # tenacity retries
-            default_headers=PLAIN,
-            http_client=http,
-        )
+        try:
+            self._client = openai.OpenAI(
+                api_key=connection.api_key or "none",
+                base_url=connection.base_url,
+                timeout=connection.timeout,
+                max_retries=0,  # tenacity retries
+                default_headers=PLAIN,
+                http_client=http,
+            )
+        except Exception as error:  # a port that is no number, …; the text may hold a password
+            raise ProposerRefused(
+                f"{connection.section}: the address of the server is no valid one ({type(error).__name__}); check"
+                f" {connection.way('base_url')}"
+            ) from None
         # Other servers may not know the new name, and some ignore unknown options.
         longest = "max_tokens" if connection.base_url else "max_completion_tokens"
         self._options: dict[str, Any] = {longest: connection.max_tokens, "seed": None}
@@ -258,12 +264,12 @@ class OpenAIClient:
 
     def _reply(self, request: Request, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
-        text = writable(self._redacted((choice.message.content if choice else None) or ""))
+        text = writable(self._redacted(_text(choice.message.content) if choice else ""))
         if choice and choice.finish_reason == "length":
             most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
             problems.append(f"the answer was cut at {most}")
         usage = completion.usage
-        spent = _tokens(usage.prompt_tokens, usage.completion_tokens) if usage else None
+        spent = _tokens(getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
         if not spent:
             read = sum(len(message["content"]) for message in request.messages)
             spent = read // LETTERS, len(text) // LETTERS
@@ -282,12 +288,21 @@ class OpenAIClient:
 
     def _hidden(self, error: BaseException | None) -> str:
         """Return an error's text without the key, which servers often repeat."""
-        text = re.sub(r"://[^/@\s]+@", "://", f"{type(error).__name__}: {error}")  # passwords in addresses
+        text = without_passwords(f"{type(error).__name__}: {error}")
         return self._redacted(text, 1)[:300]  # cut last, or half a key could stay
 
     def _redacted(self, text: str, least: int = SECRET) -> str:
         """Return a text of the server's without the key, if the key has at least so many characters."""
         return self._key.sub("***", text) if self._key and len(self._connection.api_key or "") >= least else text
+
+
+def _text(content: Any) -> str:
+    """Return the text of an answer. Some servers send a list of parts, thoughts among them, which are left out."""
+    if not isinstance(content, list):
+        return content or ""
+    parts: list[Any] = content
+    texts = [part["text"] for part in parts if isinstance(part, dict) and part.get("type", "text") == "text"]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    return "".join(texts)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _tokens(prompt: Any, completion: Any) -> tuple[int, int] | None:

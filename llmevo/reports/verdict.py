@@ -55,7 +55,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
         )
     else:
         name, text = "The best merge", f"The best merge scores {against}"
-    if gain <= 0 and not feasible:
+    if gain <= 0 and not feasible and not state.unmet:
         return [text, "But no parent and no uniform merge keeps the constraints."]
     if gain <= 0:
         command = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"

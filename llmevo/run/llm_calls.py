@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from llmevo.config import Llm
-from llmevo.errors import ProposerError, plural
+from llmevo.errors import ProposerError, machine_error, plural
 from llmevo.llm.templates import Templates
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -75,6 +75,10 @@ def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool)
         if experiment.config.llm.strict and not cap:
             raise
         reading.problems.append(str(error))
+    except Exception as error:
+        if found := machine_error(error):  # a local LLM, for which a GPU has no memory left
+            raise found from error
+        raise
     return events.Prompted(
         generation=prompt.generation,
         model=reply.model if reply else experiment.proposer.model,

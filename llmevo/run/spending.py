@@ -3,6 +3,7 @@
 Everything follows from the log, so a replay ends where the run ended. Finals and held-out rows are not counted.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,10 +57,22 @@ class Spending:
             seconds = self.budget.minutes * 60 - self.spent["seconds"] - asking
             at_once = state.started.workers if state.started else 1
             sizes.append(at_once * (seconds // slowest) - pending if slowest else wanted * (seconds > 0))
-        if "cost" in left:
+        if "cost" in left and state.rules > 4:
+            asking = _largest_generation((event.generation, event.cost) for event in state.prompted)
+            judging, room = self._judging, left["cost"] - asking
+            fits = left["cost"] > 0 and room >= 0
+            sizes.append(room / judging + 1e-9 - pending if fits and judging else wanted * fits)
+        elif "cost" in left:
             largest = _largest_generation((event.generation, event.cost) for event in _paid(state))
             sizes.append(wanted * (left["cost"] > 0 and left["cost"] >= largest))
         return max(0, int(min(sizes)))
+
+    @property
+    def _judging(self) -> float:
+        """What judges took for a candidate, in the most expensive generation."""
+        sizes = Counter(trial.candidate.generation for trial in self.state.trials.values())
+        costs = _by_generation((event.generation, event.cost) for event in _judged(self.state))
+        return max((cost / sizes[number] for number, cost in costs.items() if sizes[number]), default=0.0)
 
     @property
     def evaluations_ahead(self) -> int:
@@ -103,12 +116,21 @@ def _seconds(trial: Trial) -> float:
 
 def _paid(state: RunState) -> list[Prompted | Judged]:
     """Prompts and judgements of the search, without those of finalists and held-out rows."""
-    return [*state.prompted, *(event for event in state.judged if event.questions == "search")]
+    return [*state.prompted, *_judged(state)]
+
+
+def _judged(state: RunState) -> list[Judged]:
+    return [event for event in state.judged if event.questions == "search"]
 
 
 def _largest_generation(amounts: Iterable[tuple[int, float]]) -> float:
     """The largest sum of a generation."""
+    return max(_by_generation(amounts).values(), default=0.0)
+
+
+def _by_generation(amounts: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """The sum of each generation."""
     sums: dict[int, float] = {}
     for generation, amount in amounts:
         sums[generation] = sums.get(generation, 0.0) + amount
-    return max(sums.values(), default=0.0)
+    return sums

@@ -28,6 +28,9 @@ PATIENCE = 30.0
 SHOWN = ("genome", "tasks", "heldout", "limit", "search")
 """Sections of a config that are sent; others may name files, servers and keys."""
 
+PRIVATE = ("base_url", "api_key_file", "api_key_env")
+"""Keys in these sections that are not sent."""
+
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value that every store of MLflow takes."""
 
@@ -323,7 +326,7 @@ class TrackerThread:
 
 def about_run(started: events.RunStarted, folder: Path) -> About:
     """Return the description of a run for its loggers."""
-    config = {key: started.config[key] for key in SHOWN if key in started.config}
+    config = {key: _public(started.config[key]) for key in SHOWN if key in started.config}
     flat = dict(_flat(config)) | {"seed": started.seed, "questions": started.items, "genes": len(started.genes)}
     flat |= {f"versions.{name}": number for name, number in started.versions.items()}
     if started.proposer:
@@ -336,6 +339,13 @@ def about_run(started: events.RunStarted, folder: Path) -> About:
 def _clean(name: str) -> str:
     """A name that all loggers take: `tasks/arc/exact_match,strict` has a comma, which MLflow refuses."""
     return re.sub(r"[^\w\-. /]", "_", name.removesuffix(",none").replace(",", "."))
+
+
+def _public(value: Any) -> Any:
+    """A part of the config without the servers and key files of judges."""
+    if isinstance(value, Mapping):
+        return {key: _public(of) for key, of in value.items() if key not in PRIVATE}
+    return [_public(of) for of in value] if isinstance(value, list) else value
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

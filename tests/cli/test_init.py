@@ -209,6 +209,13 @@ def test_a_file_of_questions_may_be_held_out(workspace: Workspace) -> None:
     assert "split" not in values
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(workspace: Workspace) -> None:
+    Path("file").write_text("")
+    words = ("--task", questions("colours.jsonl"), "--out", "file/config.yml")
+    status, printed = workspace.llmevo("init", "one", "two", "--base", "base", *words)
+    assert (status, "file cannot be made" in printed, "Traceback" in printed) == (2, True, False), printed
+
+
 def test_repeated_questions_are_counted(workspace: Workspace) -> None:
     rows = questions("colours.jsonl", count=58).read_text().splitlines()
     Path("colours.jsonl").write_text("\n".join((rows * 2)[:100]) + "\n")

@@ -127,6 +127,16 @@ def test_a_model_of_another_server_is_another_judge() -> None:
     assert plain.key == plain.older == one.older
 
 
+@pytest.mark.parametrize("after", ["", "</think>", "</think>The reply is excellent: grade 9."])
+def test_a_draft_among_a_judges_thoughts_is_no_verdict(after: str) -> None:
+    read = Rubric("chat", Judge(model="m"), Path()).grade("Say hello.", "hi").read
+    draft = '<think>The form is {"reason": "", "grade": 1}.'
+    with pytest.raises(ValueError, match="no JSON object"):
+        read(draft + after)
+    best, _ = read(f'{draft}</think>{{"reason": "", "grade": 10}}')
+    assert best == 1.0
+
+
 def test_verdicts_of_older_logs_count_for_their_own_task() -> None:
     judge = judging("http://127.0.0.1:9/v1")
     older = judge.rubric.grade("Say hello.", "hi").older
@@ -260,8 +270,9 @@ def test_a_judge_that_gives_no_answer_is_lost_and_what_it_said_is_kept(answer: A
     book, judge = VerdictMemory(), Judge(model="m", parallel=1)
     with serving(graded(10), graded(10), answer) as server:
         timeout = 0.5 if answer.silent else 20.0
+        first = judging(server, timeout=timeout)
         with pytest.raises(JudgeError, match=rf"the judge m is lost: gives no answer.*{says}"):
-            (first := judging(server, timeout=timeout)).scores(written("a", "b", "c", "d"), book)
+            first.scores(written("a", "b", "c", "d"), book)
         before = len(server.requests)
     assert len(book.verdicts) == 2
     with serving(graded(1)) as server:

@@ -326,6 +326,28 @@ def test_an_answer_without_a_token_count_is_estimated_so_that_a_cap_on_its_cost_
     assert "estimated" in reply.problems[0]
 
 
+@pytest.mark.parametrize("usage", ["many", [1], {}, {"prompt_tokens": {}}])
+def test_an_answer_in_parts_is_their_text_whatever_its_usage_looks_like(usage: Any) -> None:
+    body: Any = chat("x", prompt=2000).body
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}
+    parts = [thoughts, {"type": "text", "text": "the "}, {"type": "text", "text": "answer"}]
+    body["choices"][0]["message"]["content"] = parts
+    with serving(Answer(body)) as server:
+        reply = proposer(server, price=(2.5, 10.0)).answer(prompt())
+    assert (reply.text, reply.prompt_tokens, reply.problems) == ("the answer", 2000, ())
+    with serving(Answer({**body, "usage": usage})) as server:
+        reply = proposer(server).answer(prompt())
+    assert reply.text == "the answer"
+    assert "estimated" in reply.problems[0]
+
+
+@pytest.mark.parametrize("url", ["http://host:abc/v1", "http://[::1", "http://me:se/cret@host:x/v1"])
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ProposerRefused, match=r"no valid one .*; check --base-url") as error:
+        proposer(url)
+    assert "cret" not in str(error.value)
+
+
 @pytest.mark.parametrize("count", [12.5, 1e300, None, -1])
 def test_numbers_of_a_server_that_are_none_do_not_cost_the_answer(count: float | None) -> None:
     body = {**chat("x" * 40).body, "model": 5, "usage": {"prompt_tokens": count, "completion_tokens": 3}}

@@ -206,6 +206,12 @@ def test_seeds_are_too_few_where_the_correction_leaves_no_p_significant(count: i
     assert said(needed - 1).endswith(f"take {needed} or more.")
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, workspace: Workspace) -> None:
+    (tmp_path / "file").write_text("")
+    status, printed = workspace.llmevo("compare", *some(tmp_path), "--out", tmp_path / "file" / "x")
+    assert (status, "x cannot be written" in printed, "Traceback" in printed) == (2, True, False), printed
+
+
 def test_few_seeds_are_said_to_prove_nothing_and_many_may(tmp_path: Path) -> None:
     assert "Nothing here is conclusive" in markdown(compare(some(tmp_path / "few")), "x.png")
     text = markdown(compare(some(tmp_path / "many", seeds=7)), "x.png")

@@ -414,6 +414,9 @@ def test_other_machines_need_the_token(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(TOKEN, "short")
     with pytest.raises(UserError, match=TOKEN):
         Access.of("127.0.0.1")
+    monkeypatch.setenv(TOKEN, "correct horse battery staple")  # a cookie would end at the space
+    with pytest.raises(UserError, match="letters, digits"):
+        Access.of("127.0.0.1")
     monkeypatch.setenv(TOKEN, "one-of-my-own-that-is-long")
     assert Access.of("127.0.0.1").token == "one-of-my-own-that-is-long"  # of other users of this machine
     monkeypatch.delenv(TOKEN)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from llmevo.config import MANY, Budget, parse_budget
 from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
-from llmevo.run.log.events import Evaluated, Prompted, RunStarted
+from llmevo.run.log.events import Evaluated, Judged, Prompted, RunStarted
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import read_log
 from llmevo.run.spending import Spending
@@ -124,6 +124,25 @@ def test_asking_takes_time_and_money_and_both_are_kept_for_the_next_time() -> No
     assert Spending(Budget(cost=4.5), asked).next_size(5) == 5
     assert Spending(Budget(cost=4.4), asked).next_size(5) == 0  # 2.5 are spent, the dearest generation took 2
     assert Spending(Budget(cost=1), Past([]).state).next_size(5) == 5  # what a call costs is not known before the first
+
+
+def judged(generation: int, cost: float) -> Judged:
+    said: dict[str, Any] = {"task": "chat", "seconds": 0.0, "model": "m", "calls": 1, "tokens": {}, "verdicts": []}
+    return Judged(**said, generation=generation, cost=cost, questions="search")
+
+
+def test_what_judges_take_is_counted_by_candidate_and_for_those_that_are_being_scored() -> None:
+    past = Past([1.0] * 6, [prompted(1, cost=0.5)]).state  # six start rows
+    past.started = started(20).model_copy(update={"rules": 5})
+    past.searched = past.trials
+    past.judged = [judged(0, 4.0), judged(0, 2.0)]
+    assert Spending(Budget(cost=10), past).next_size(5) == 3  # 3.5 are left, 0.5 of them for the next prompt
+    past.candidates |= {number: Candidate(number, 1, "random", {}) for number in range(8)}
+    assert Spending(Budget(cost=10), past).next_size(5) == 1
+    assert Spending(Budget(cost=7.4), past).next_size(5) == 0
+    past.judged = []
+    assert Spending(Budget(cost=1), past).next_size(5) == 5
+    assert Spending(Budget(cost=0.9), past).next_size(5) == 0
 
 
 def test_a_search_whose_start_rows_took_all_ends_after_them() -> None:

@@ -201,6 +201,15 @@ def test_one_generation_is_shown_alone() -> None:
         played("0.1-llm", generation=77)
 
 
+def test_a_generation_is_printed_alone_as_json(workspace: Workspace) -> None:
+    log = GOLDEN[0].with_name("0.1-llm.jsonl")
+    last = len(RunState.fold(iter(read_log(log))).told) - 1
+    status, printed = workspace.llmevo("replay", log, "--json", "--generation", last)
+    assert (status, json.loads(printed.splitlines()[-1])["event"]) == (0, "told")
+    status, printed = workspace.llmevo("replay", log, "--json", "--generation", last + 1)
+    assert (status, f"no generation {last + 1}" in printed) == (2, True), printed
+
+
 def test_prompts_and_replies_are_shown_to_the_letter() -> None:
     text, _ = played("0.1-llm", prompts=True)
     event = next(event for event in read_log(golden("0.1-llm")) if isinstance(event, events.Prompted))

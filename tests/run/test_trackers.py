@@ -319,11 +319,14 @@ def test_nothing_is_imported_before_it_is_used() -> None:
 def test_what_a_logger_is_told_of_the_config_opens_nothing() -> None:
     started = whole_run()[0]
     assert isinstance(started, events.RunStarted)
-    secret = {
+    secret: dict[str, Any] = {
         "llm": {"api_key_file": "/home/me/key", "base_url": "https://me:word@host"},
         "engine": {"options": {"a": 1}},
     }
+    judge = {"model": "m", "base_url": "https://me:word@host", "api_key_file": "/home/me/key"}
+    secret["tasks"] = [{"name": "chat", "judge": judge}]
     about = about_run(started.model_copy(update={"config": {**started.config, **secret}}), Path("run"))
+    assert "'judge': {'model': 'm'}" in str(about.config["tasks"])
     assert "home" not in str(about.config)
     assert "host" not in str(about.config)
     assert about.config["search.optimizer"] == "llm"

@@ -24,7 +24,7 @@ from llmevo.evaluation.judges.verdicts import Judgement, Verdict, VerdictMemory
 from llmevo.evaluation.tasks.task import Judge
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, Request, read_key
-from llmevo.llm.json import numeral, objects, writable
+from llmevo.llm.json import numeral, objects, without_thoughts, writable
 from llmevo.llm.templates import Templates
 
 REASON, JUDGED = 200, 300
@@ -121,6 +121,7 @@ class Rubric:
         """`name` is the key of the answer that `value` reads."""
 
         def read(text: str) -> tuple[float, str]:
+            text = without_thoughts(text)  # a draft in them is no verdict
             answers = [found for found in objects(text) if name in found]
             if not answers:
                 said = f", but {' '.join(text.split())[:QUOTED]!r}" if text.strip() else ": it is empty"

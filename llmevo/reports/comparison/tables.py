@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from llmevo.errors import plural
+from llmevo.errors import UserError, plural
 from llmevo.models.files import write_whole
 from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import Comparison, Optimizer, Pair
@@ -167,12 +167,18 @@ def markdown(comparison: Comparison, picture: str) -> str:
 
 
 def publish(comparison: Comparison, out: Path) -> str:
-    """Write comparison.json, comparison.png and comparison.md, each as a whole or not at all. Return the first."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write comparison.json, comparison.png and comparison.md, each as a whole or not at all. Return the first. Raises
+    UserError where they cannot be written.
+    """
     numbers = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
-    write_whole(out / "comparison.json", f"{numbers}\n".encode())
-    write_whole(out / "comparison.png", draw(comparison))
-    write_whole(out / "comparison.md", markdown(comparison, "comparison.png").encode())
+    picture, text = draw(comparison), markdown(comparison, "comparison.png")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "comparison.json", f"{numbers}\n".encode())
+        write_whole(out / "comparison.png", picture)
+        write_whole(out / "comparison.md", text.encode())
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
     return numbers
 
 

@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
-from llmevo.errors import plural
+from llmevo.errors import plural, without_passwords
 from llmevo.evaluation.score import metric_of
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of
@@ -165,8 +166,13 @@ def report(subject: Subject, live: Live | None = None) -> str:
         failed=[row for row in listed if row["score"] is None],
         items=by_item,
         costs=costs(subject),
-        config=yaml.safe_dump(subject.started.config, sort_keys=False, width=100),
+        config=without_passwords(yaml.safe_dump(subject.started.config, sort_keys=False, width=100)),
     )
+
+
+def _quoted(place: object) -> str:
+    """A place as a word of a command."""
+    return shlex.quote(str(place))
 
 
 def render(
@@ -218,7 +224,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.shown_origin}
+    filters: Any = {
+        "number": number,
+        "clock": clock,
+        "plural": plural,
+        "origin": figures.shown_origin,
+        "quoted": _quoted,
+    }
     environment.filters |= filters
     environment.filters["breakable"] = breakable
     return environment

@@ -189,7 +189,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
     if state.front:
         console.print(front(state, console.width))
-        export = f"`llmevo export {folder} OUT --candidate N` writes any other."
+        export = f"`llmevo export {shlex.quote(str(folder))} OUT --candidate N` writes any other."
         console.print(f"The best by the weighted sum is #{best.candidate.id}; {export}", highlight=False)
     counts, place = finished.proposals, shlex.quote(str(folder))
     if counts["prompts"]:

@@ -1,5 +1,6 @@
 """A finished run shown again, event by event, and its best candidates scored again."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -67,13 +68,20 @@ def play(
             elif line := view.line(event, state):
                 say(console, line)
     if generation is not None and not shown:
-        raise RunError(f"{run}: has no generation {generation}; it has 0 to {len(state.told) - 1}")
+        raise no_generation(run, generation, state)
     if live:
         console.print(view.picture(state))
     if state.finished:
         summary(console, state, run, config)
     else:
-        console.print(f"The run is unfinished; `llmevo resume {run}` goes on with it.", highlight=False)
+        console.print(
+            f"The run is unfinished; `llmevo resume {shlex.quote(str(run))}` goes on with it.", highlight=False
+        )
+
+
+def no_generation(run: Path, generation: int, state: RunState) -> RunError:
+    """Return the error for a generation that is not in the log."""
+    return RunError(f"{run}: has no generation {generation}; it has 0 to {max(0, len(state.told) - 1)}")
 
 
 def _pause(console: Console, before: datetime | None, event: events.Event, speed: float | None) -> float:

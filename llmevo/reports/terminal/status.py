@@ -165,7 +165,7 @@ def table(statuses: Sequence[Status]) -> RenderableType:
 
 def _row(of: Status) -> list[str]:
     return [
-        Path(of.run).name,
+        Path(of.run).resolve().name,
         of.state,
         of.spent.removesuffix(" evaluations") + (f", {of.failed} failed" if of.failed else ""),
         str(of.generation) if of.spent else "",

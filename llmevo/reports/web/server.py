@@ -8,6 +8,7 @@ this machine (DNS rebinding) could read the answers otherwise. Other machines ne
 import errno
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import sys
@@ -50,13 +51,15 @@ class Access:
     @classmethod
     def of(cls, host: str, names: Sequence[str] = ()) -> "Access":
         """Return the access to a server that listens at `host`. With any but a loopback address a token is needed: that
-        of the environment, else a new one. Raises UserError for a short one.
+        of the environment, else a new one. Raises UserError for a short one, and for one that no cookie holds.
         """
         token = os.environ.get(TOKEN, "")
         if token and len(token) < SHORTEST:
             raise UserError(
                 f"{TOKEN}: it has {len(token)} characters; give {SHORTEST} or more, or unset it for a new one"
             )
+        if not re.fullmatch(r"[\w.~-]*", token, re.ASCII):
+            raise UserError(f"{TOKEN}: a browser keeps letters, digits and -._~ only; leave the other characters out")
         if not token and not is_loopback(host):
             token = secrets.token_urlsafe(24)
         own = {"localhost"} if is_loopback(host) else {"localhost", socket.gethostname(), socket.getfqdn()}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from llmevo.errors import without_passwords
 from llmevo.evaluation.standard_errors import Questions
 from llmevo.run.log import events
 
@@ -165,5 +166,5 @@ def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunSt
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = without_passwords(repr(value))
     return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"

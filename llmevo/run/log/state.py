@@ -240,7 +240,8 @@ class RunState:
             self.heldout = {}
         if event.counts:
             self.selected, self.served, self.failed_finalists, self.failed_rows = {}, {}, {}, {}
-        if event.counts and changed & {"questions.search", "questions.order"}:  # these are compared one by one
+        compared = {"questions.search", "questions.search.answers", "questions.order"}  # one by one
+        if event.counts and changed & compared:
             self.trials = {
                 number: replace(trial, score=replace(trial.score, item_scores={})) if trial.score else trial
                 for number, trial in self.trials.items()
