@@ -32,11 +32,11 @@ from llmevo.errors import UserError
 from llmevo.merging.methods.registry import METHODS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data loaders warn about it otherwise
-# These libraries read this when a command imports them; lm-eval's loggers take the level that they have.
+# transformers and datasets read this when a command imports them.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DATASETS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-for logger in ("lm_eval", "lm-eval"):
+for logger in ("lm_eval", "lm-eval"):  # once for the whole command; else for every block of questions, which takes time
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 COMMANDS = {

@@ -1,6 +1,5 @@
 """A run shown live, to its end or to a signal that stops it; shared by `run` and `resume`."""
 
-import shlex
 import sys
 
 import typer
@@ -10,7 +9,7 @@ from llmevo.cli.voting import booth
 from llmevo.config import Config
 from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused
 from llmevo.reports.terminal.live import Display, summary
-from llmevo.reports.text import say
+from llmevo.reports.text import quoted, say
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.state import RunState
@@ -22,7 +21,7 @@ def carry_on(experiment: Experiment, log: RunLog, config: Config) -> None:
     """Run to the end or to a signal, with a live display and the loggers of `config`; of a finished run show the
     summary alone.
     """
-    folder, before = shlex.quote(str(log.folder)), RunState.fold(iter(log.recorded))
+    folder, before = quoted(log.folder), RunState.fold(iter(log.recorded))
     if before.finished and not config.loggers and _is_whole(log, before):
         say(terminal.console, f"{log.folder} is finished; `llmevo resume {folder} --budget N` goes on.")
         summary(terminal.console, before, log.folder, experiment.config)

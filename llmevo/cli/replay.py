@@ -12,10 +12,9 @@ from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder, Trust
 from llmevo.errors import RunError, UserError
 from llmevo.reports.terminal.live import Display
-from llmevo.reports.terminal.replay import no_generation, play, show_rescored
+from llmevo.reports.terminal.replay import is_of_generation, no_generation, play, show_rescored
 from llmevo.run import verify as verification
 from llmevo.run.experiment import config_of
-from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import consistent_log, read_log
 
@@ -95,16 +94,14 @@ def replay(
             raise UserError(f"--picture: {picture} cannot be written ({error.strerror}); name another file") from error
         terminal.console.print(f"{picture} written.", soft_wrap=True)
     elif as_json:
-        grown, chosen = RunState(), list[events.Event]()
+        grown, shown = RunState(), 0
         for event in recorded:
-            final = isinstance(event, events.HeldOut | events.Unscored | events.RunFinished)
-            if generation is None or (generation == len(grown.told) and not final):
-                chosen.append(event)
+            if is_of_generation(event, grown, generation):
+                print(event.model_dump_json(by_alias=True))
+                shown += 1
             grown.apply(event)
-        if generation is not None and not chosen:
+        if generation is not None and not shown:
             raise no_generation(run, generation, state)
-        for event in chosen:
-            print(event.model_dump_json(by_alias=True))
     else:
         if speed is not None and not speed > 0:
             raise typer.BadParameter("give a number above 0", param_hint="--speed")

@@ -1,6 +1,5 @@
 """`llmevo watch`."""
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from llmevo.cli.options import RunFolder
 from llmevo.config import parse_logged
 from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.terminal.live import watch as follow
-from llmevo.reports.text import say
+from llmevo.reports.text import quoted, say
 
 
 def watch(
@@ -33,8 +32,6 @@ def watch(
     if config and terminal.console.is_terminal:
         view = Display(terminal.console, config, run)
         terminal.console.print(view.picture(state, terminal.console.height - 2))
-    on = (
-        f"`llmevo resume {shlex.quote(str(run))}` goes on with it" if config else "start it with `llmevo run` as before"
-    )
+    on = f"`llmevo resume {quoted(run)}` goes on with it" if config else "start it with `llmevo run` as before"
     say(terminal.console, f"No process writes {run} any more, and it is not finished; {on}.", "yellow")
     raise typer.Exit(1)

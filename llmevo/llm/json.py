@@ -27,7 +27,7 @@ def objects(text: str) -> list[dict[str, Any]]:
     Of an object that was cut off, the complete ones inside it are returned.
     """
     text = text[-LONGEST:]
-    after = text.rpartition("</think>")[2]
+    after = without_thoughts(text)
     found = _objects(after)
     return found if found or after is text else _objects(text)
 

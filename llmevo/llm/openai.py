@@ -300,9 +300,14 @@ def _text(content: Any) -> str:
     """Return the text of an answer. Some servers send a list of parts, thoughts among them, which are left out."""
     if not isinstance(content, list):
         return content or ""
-    parts: list[Any] = content
-    texts = [part["text"] for part in parts if isinstance(part, dict) and part.get("type", "text") == "text"]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return "".join(texts)  # pyright: ignore[reportUnknownArgumentType]
+    texts: list[str] = []
+    for part in cast(list[Any], content):
+        match part:
+            case {"text": str(text)} if part.get("type", "text") == "text":
+                texts.append(text)
+            case _:
+                pass
+    return "".join(texts)
 
 
 def _tokens(prompt: Any, completion: Any) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Notation of numbers and times, and the texts of others without control characters."""
 
 import re
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +34,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quoted(place: object) -> str:
+    """Return a file or folder as a word of a shell's command."""
+    return shlex.quote(str(place))
 
 
 def say(console: Console, line: str, style: str = "") -> None:

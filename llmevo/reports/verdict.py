@@ -1,12 +1,11 @@
 """The conclusion of a run: the gain of the merge over the best start row, on held-out questions."""
 
-import shlex
 from collections.abc import Sequence
 
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.reports.serving import served_best
-from llmevo.reports.text import with_error
+from llmevo.reports.text import quoted, with_error
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
@@ -58,7 +57,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     if gain <= 0 and not feasible and not state.unmet:
         return [text, "But no parent and no uniform merge keeps the constraints."]
     if gain <= 0:
-        command = f": `llmevo export {shlex.quote(str(run))} OUT --candidate {strongest.candidate}`"
+        command = f": `llmevo export {quoted(run)} OUT --candidate {strongest.candidate}`"
         apart = "." if -gain > 2 * noise else ", and within two standard errors the two cannot be told apart."
         return [
             text,

@@ -330,7 +330,7 @@ def test_an_answer_without_a_token_count_is_estimated_so_that_a_cap_on_its_cost_
 def test_an_answer_in_parts_is_their_text_whatever_its_usage_looks_like(usage: Any) -> None:
     body: Any = chat("x", prompt=2000).body
     thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}
-    parts = [thoughts, {"type": "text", "text": "the "}, {"type": "text", "text": "answer"}]
+    parts = [thoughts, {"type": "text", "text": "the "}, {"type": "text"}, 5, {"text": "answer"}]
     body["choices"][0]["message"]["content"] = parts
     with serving(Answer(body)) as server:
         reply = proposer(server, price=(2.5, 10.0)).answer(prompt())

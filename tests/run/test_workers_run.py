@@ -234,15 +234,16 @@ def test_a_driver_that_ends_takes_its_workers_with_it_and_the_run_goes_on(
     place: Place, start: Start, number: signal.Signals, order: str
 ) -> None:
     config = config_in(place.root, search={"order": order})
-    script = place.script("run", {"load": "child"}, seconds=0.05)
+    script = place.script("run", {"load": "child"}, seconds=0.2)  # the last worker is there before the end
     output = place.root / "output"
     driver = start(config, place.root, script, place.root / "run", output)
     assert driver.pid
-    until(lambda: len(script.asked()) > 12, output.read_text() if output.exists() else "")
+    until(
+        lambda: len(script.asked()) > 12 and len(script.children()) == 4, output.read_text() if output.exists() else ""
+    )
     os.killpg(driver.pid, number)  # the group of a terminal, to which Ctrl-C goes
     driver.join(60)
-    assert script.children()
-    assert len(script.processes()) <= 4  # some may not have begun
+    assert len(script.children()) == len(script.processes()) == 4
     assert_gone([*script.processes(), *script.children()])
     printed = output.read_text()
     if number == signal.SIGINT:

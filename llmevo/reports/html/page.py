@@ -8,7 +8,6 @@ import base64
 import gzip
 import hashlib
 import json
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from llmevo.reports.html.pareto import covered, front, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.html.thoughts import thoughts
 from llmevo.reports.serving import finalists
-from llmevo.reports.text import UNSAFE, clock, printable
+from llmevo.reports.text import UNSAFE, clock, printable, quoted
 from llmevo.reports.verdict import verdict
 from llmevo.run.spending import Spending
 from llmevo.search.prompts.names import Names
@@ -170,11 +169,6 @@ def report(subject: Subject, live: Live | None = None) -> str:
     )
 
 
-def _quoted(place: object) -> str:
-    """A place as a word of a command."""
-    return shlex.quote(str(place))
-
-
 def render(
     template: str, data: dict[str, Any], details: dict[str, Any], live: Live | None = None, **values: Any
 ) -> str:
@@ -224,15 +218,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: Any = {
-        "number": number,
-        "clock": clock,
-        "plural": plural,
-        "origin": figures.shown_origin,
-        "quoted": _quoted,
-    }
+    filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.shown_origin}
     environment.filters |= filters
-    environment.filters["breakable"] = breakable
+    environment.filters |= {"breakable": breakable, "quoted": quoted}
     return environment
 
 

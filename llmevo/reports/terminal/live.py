@@ -1,6 +1,5 @@
 """A run as it goes on: a live picture in a terminal, lines elsewhere; its summary; and following it from outside."""
 
-import shlex
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from llmevo.errors import RunError, plural
 from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, served, total
 from llmevo.reports.terminal.workers import noticed
-from llmevo.reports.text import clock, say
+from llmevo.reports.text import clock, quoted, say
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -189,9 +188,9 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(f"{state.unmet[0].upper()}{state.unmet[1:]}.", style="yellow", highlight=False)
     if state.front:
         console.print(front(state, console.width))
-        export = f"`llmevo export {shlex.quote(str(folder))} OUT --candidate N` writes any other."
+        export = f"`llmevo export {quoted(folder)} OUT --candidate N` writes any other."
         console.print(f"The best by the weighted sum is #{best.candidate.id}; {export}", highlight=False)
-    counts, place = finished.proposals, shlex.quote(str(folder))
+    counts, place = finished.proposals, quoted(folder)
     if counts["prompts"]:
         note = f" ({best.candidate.note})" if best.candidate.note else ""
         console.print(

@@ -1,6 +1,5 @@
 """A finished run shown again, event by event, and its best candidates scored again."""
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from rich.text import Text
 from llmevo.config import Config
 from llmevo.errors import RunError, plural
 from llmevo.reports.terminal.live import Display, summary
-from llmevo.reports.text import say
+from llmevo.reports.text import quoted, say
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.resume import changed_facts
@@ -54,10 +53,9 @@ def play(
     shown = 0
     with live or nullcontext():
         for event in recorded:
-            now, before = len(state.told), state.latest
+            chosen, before = is_of_generation(event, state, generation), state.latest
             state.apply(event)
-            final = isinstance(event, events.HeldOut | events.Unscored | events.RunFinished)
-            if generation is not None and (now != generation or final):
+            if not chosen:
                 continue
             shown += 1
             sleep(_pause(console, before, event, speed))
@@ -74,9 +72,15 @@ def play(
     if state.finished:
         summary(console, state, run, config)
     else:
-        console.print(
-            f"The run is unfinished; `llmevo resume {shlex.quote(str(run))}` goes on with it.", highlight=False
-        )
+        console.print(f"The run is unfinished; `llmevo resume {quoted(run)}` goes on with it.", highlight=False)
+
+
+def is_of_generation(event: events.Event, state: RunState, generation: int | None) -> bool:
+    """Return whether an event that follows `state` is of a generation; every one is where it is None. Held-out scores
+    and the end are of none.
+    """
+    final = isinstance(event, events.HeldOut | events.Unscored | events.RunFinished)
+    return generation is None or (generation == len(state.told) and not final)
 
 
 def no_generation(run: Path, generation: int, state: RunState) -> RunError:

@@ -240,7 +240,7 @@ class RunState:
             self.heldout = {}
         if event.counts:
             self.selected, self.served, self.failed_finalists, self.failed_rows = {}, {}, {}, {}
-        compared = {"questions.search", "questions.search.answers", "questions.order"}  # one by one
+        compared = {"questions.search", "questions.search.answers", "questions.order"}  # question by question
         if event.counts and changed & compared:
             self.trials = {
                 number: replace(trial, score=replace(trial.score, item_scores={})) if trial.score else trial
