@@ -120,10 +120,9 @@ def change_of(weight: Weight, base: Tensor) -> Weight | None:
         if same(weight.origin, base) or torch.equal(weight.origin, base):
             return weight if weight.up.shape[1] and weight.up.any() and weight.down.any() else None
         weight = weight.dense()
-    if same(weight, base):
+    if same(weight, base) or torch.equal(weight, base):
         return None
-    delta = weight.float() - base.float()
-    return delta if delta.any() else None
+    return weight.to(torch.float32, copy=True).sub_(base.float())
 
 
 def decompose(change: Weight, wanted: int | None = None) -> Factors:

@@ -18,7 +18,7 @@ SHARD_BYTES = 5 * 10**9
 """The largest size of a weight file, except for a single larger weight; as in mergekit."""
 
 KEPT_BYTES = 50 * 10**6
-"""Bytes that are written between two returns of freed memory."""
+"""Bytes of weights, as float32, between two returns of freed memory."""
 
 SAFETENSORS_TYPES: dict[torch.dtype, str] = {
     getattr(torch, name): kind for kind, name in (FLOATS | INTEGERS | {"F8_E4M3": "float8_e4m3fn"}).items()
@@ -87,7 +87,7 @@ def returning_memory(weights: Iterable[tuple[str, Named]]) -> Iterator[tuple[str
     kept = 0
     for name, weight in weights:
         yield name, weight
-        kept += (weight.origin if isinstance(weight, LowRank) else weight).nbytes
+        kept += 4 * (weight.origin if isinstance(weight, LowRank) else weight).numel()  # most is computed in float32
         if kept > KEPT_BYTES:
             kept = 0
             _return_memory()

