@@ -258,7 +258,7 @@ def _objective(state: RunState, trial: Trial) -> list[str]:
     if texts := ", ".join(f"`{constraint.text}`" for constraint in state.objective.constraints):
         lines.append(f"Of the constraints {texts} it {trial.reason or 'violates none'} on the search questions.")
     if trial in state.front:
-        tasks = ", ".join(state.objective.tasks)
+        tasks = ", ".join(state.objective.objectives)
         lines.append(f"It is one of {plural(len(state.front), 'candidate')} on the Pareto front of {tasks}.")
     return lines
 

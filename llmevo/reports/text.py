@@ -29,6 +29,11 @@ def with_error(value: float | None, stderr: float | None, sign: str = "") -> str
     return f"{value:{sign}.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
 
 
+def size(value: float, name: str) -> str:
+    """Return a layer path's size: `layers`, `parameters` (in millions), or `time`, a share of the first model's."""
+    return {"layers": f"{value:.0f}", "parameters": f"{value / 1e6:,.1f} M"}.get(name, f"{value:.3f}")
+
+
 def clock(seconds: float) -> str:
     """Return a time span as `4:05` or `1:04:05`."""
     minutes, rest = divmod(round(seconds), 60)

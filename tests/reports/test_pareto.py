@@ -1,16 +1,21 @@
 """The Pareto front in the report: its drawing, its hypervolume and its candidates."""
 
 import json
+import re
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from llmevo.evaluation.score import Score
 from llmevo.reports.html.analysis import Subject
+from llmevo.reports.html.page import report
 from llmevo.reports.html.pareto import Covered, covered, front, hypervolume, places
+from llmevo.reports.terminal import panel
 from llmevo.run.log import events
 from llmevo.workers.protocol import Result
 from support import made_logs
@@ -49,6 +54,22 @@ def test_the_report_draws_the_front_with_the_numbers_of_its_candidates(tmp_path:
     assert all(f"#{number}" in shown for number in (0, 1, 2))
     names = [trace["name"] for trace in figure["data"]]
     assert names == (["not on the front", "front"] if width == 2 else ["#2 (best)", "#0", "#1"])
+
+
+def test_sizes_are_columns_of_the_front_beside_the_tasks(tmp_path: Path) -> None:
+    rows = log((0.9, 0.1), (0.1, 0.9), (0.6, 0.7))
+    rows[0].config["search"]["sizes"] = ["layers", "parameters"]
+    numbers = {"layer_parameters": [3_000_000, 4_000_000], "other_parameters": 500_000}
+    rows[0] = rows[0].model_copy(update=numbers)
+    subject = Subject.of(made_logs.written(tmp_path / "run", rows))
+    page = re.sub(r"\s+", " ", report(subject))
+    table = page[page.index("The Pareto front") :]
+    head, first = table[table.index("<thead>") : table.index("</thead>")], table[table.index('class="best"') :]
+    assert [cell in head for cell in ("layers", "parameters")] == [True, True]
+    assert [cell.split("<")[0] for cell in first.split("<td>")[1:6]] == ["0.600", "0.700", "2", "7.5 M", "numeric"]
+    console = Console(width=120, file=StringIO(), record=True)
+    console.print(panel.front(subject.state, 120))
+    assert "7.5 M" in console.export_text()
 
 
 def test_the_hypervolume_is_that_of_monte_carlo_and_what_misses_a_constraint_covers_nothing(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from llmevo.errors import plural, without_passwords
 from llmevo.evaluation.score import metric_of
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of
-from llmevo.reports.html.pareto import covered, front, places
+from llmevo.reports.html.pareto import covered, front, names, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.html.thoughts import thoughts
 from llmevo.reports.serving import finalists
-from llmevo.reports.text import UNSAFE, clock, printable, quoted
+from llmevo.reports.text import UNSAFE, clock, printable, quoted, size
 from llmevo.reports.verdict import verdict
 from llmevo.run.spending import Spending
 from llmevo.search.prompts.names import Names
@@ -153,6 +153,7 @@ def report(subject: Subject, live: Live | None = None) -> str:
         served=finalists(subject.state),
         kept=subject.state.heldout_kept,
         front=places(subject),
+        objectives=names(subject),
         covered=covered(subject),
         corrected=corrected(subject),
         effects=by_task,
@@ -220,7 +221,7 @@ def _environment() -> jinja2.Environment:
     )
     filters: Any = {"number": number, "clock": clock, "plural": plural, "origin": figures.shown_origin}
     environment.filters |= filters
-    environment.filters |= {"breakable": breakable, "quoted": quoted}
+    environment.filters |= {"breakable": breakable, "quoted": quoted, "size": size}
     return environment
 
 

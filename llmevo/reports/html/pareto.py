@@ -12,7 +12,7 @@ from llmevo.errors import plural
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.analysis import Subject
 from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
-from llmevo.reports.text import with_error
+from llmevo.reports.text import size, with_error
 from llmevo.search.trial import Trial
 
 BELOW = "The table below has their scores."
@@ -142,9 +142,9 @@ def _two(subject: Subject, found: Sequence[Place]) -> Plot:
 
 def _many(subject: Subject, found: Sequence[Place]) -> Plot:
     """Draw parallel coordinates: every task from the worst to the best of the front, so that scales do not matter."""
-    figure = go.Figure()
+    figure, objective = go.Figure(), subject.state.objective
     values = np.array([[value for value, _ in place.values] for place in found])
-    values *= [*subject.state.objective.objectives.values()]
+    values *= [*objective.objectives.values()]
     low, spread = values.min(axis=0), np.ptp(values, axis=0)
     shares = np.where(spread > 0, (values - low) / np.where(spread > 0, spread, 1.0), 0.5)
     for number, place in enumerate(found):
@@ -154,7 +154,10 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
             mode="lines+markers",
             name=f"#{place.id}{' (best)' if place.best else ''}",
             line={"color": COLOURS[number % len(COLOURS)], "width": 4 if place.best else 1.5},
-            text=[with_error(value, error) for value, error in place.values],
+            text=[
+                size(value, name) if objective.is_size(name) else with_error(value, error)
+                for name, (value, error) in zip(objective.objectives, place.values, strict=True)
+            ],
             hovertemplate=f"#{place.id}, %{{x}}: %{{text}}<extra></extra>",
         )
     figure.update_layout(yaxis_title="from the front's worst to its best", hovermode="closest")
@@ -162,5 +165,10 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
 
 
 def _names(subject: Subject) -> list[str]:
-    """The shown names of the objectives."""
-    return [escaped(name) for name in (*subject.tasks.values(), *subject.state.objective.sizes)]
+    """The shown names of the objectives, for a figure."""
+    return [escaped(name) for name in names(subject).values()]
+
+
+def names(subject: Subject) -> dict[str, str]:
+    """Return {objective: its shown name}: the tasks, and the sizes of layer paths."""
+    return {**subject.tasks, **{name: name for name in subject.state.objective.sizes}}

@@ -80,7 +80,8 @@ class Setup:
     """True in logs with `rules` below 5: an optimizer of paths that has no candidate left is asked again, in
     `spaces: both` all inner segments of a path have a gain, and paths are searched with the budget of the start.
     Bayesian optimization refines no further where scores have little noise, believes nothing where methods are
-    searched, and repeats candidates where no new one is left. Optuna's samplers give one candidate at a time."""
+    searched, repeats candidates where no new one is left, and merges no sets of models that cover the tasks. Optuna's
+    samplers give one candidate at a time."""
     budget_is_known: bool = True
     """False where `budget` is only the most, before a first forecast: see `extend`."""
     from_uniform: bool = False

@@ -1,7 +1,7 @@
 """Bayesian optimization: a Gaussian process of all scores, and candidates of the highest upper confidence bound."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -10,6 +10,7 @@ from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.gaussian_process import Features, training_set
 from llmevo.search.optimizers.matern_process import LEAST_NOISE, MaternProcess, Mean
 from llmevo.search.optimizers.population import History, Recorded, redraw_choices
+from llmevo.search.optimizers.set_cover import covers, used_models
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
@@ -60,7 +61,8 @@ class Standard:
 class BayesianOptimization(Recorded):
     """A Gaussian process of all scores, and one candidate at a time with the highest upper confidence bound (GP-UCB,
     Srinivas et al. 2010, https://arxiv.org/abs/0912.3995) among samples around the points of the highest expectation
-    and samples anywhere.
+    and samples anywhere. Its first candidates are merges of the fewest models that cover the tasks, where not all are
+    needed (`set_cover`).
 
     Use it where there is no LLM, and as the baseline that shows what the LLM adds to `llm`: for 10 to 400 evaluations
     of a model's score. The noise of the scores is learnt, not given: the errors of candidates that answer the same
@@ -79,6 +81,7 @@ class BayesianOptimization(Recorded):
         self._threads = ThreadpoolController()
         self.largest = setup.parallel
         self._trials: list[Trial] = []
+        self._covers: list[Suggestion] | None = None
         self._pending: Sequence[Suggestion] = ()
         self._known: set[tuple[float, ...]] = set()
         self._weights: Mapping[str, float] = {}
@@ -145,15 +148,25 @@ class BayesianOptimization(Recorded):
         """The next candidates, fewer where no further one makes a new model. Each is chosen as if those before it, and
         the `pending` ones, had scored what is expected of them (the "kriging believer", Ginsbourger et al. 2010).
         """
-        chosen: list[Suggestion] = []
+        chosen = self._untried_covers(pending)[:count]
         with self._threads.limit(limits=1):  # more threads would be slower here, and their number change the digits
-            for _ in range(count):
+            for _ in range(count - len(chosen)):
                 others = [*pending, *chosen]
                 self._fit(others)
                 if (found := self._next(others)) is None:
                     break
                 chosen.append(found)
         return chosen
+
+    def _untried_covers(self, pending: Sequence[Suggestion]) -> list[Suggestion]:
+        """The merges of few models that cover the tasks, without those whose models were merged before."""
+        if self._covers is None and self._trials and not self._setup.before_rules_5:
+            self._covers = covers(replace(self._setup.question, trials=[*self._trials, *self.beside]))
+        if not self._covers:
+            return []
+        tried = [*(trial.candidate.genes for trial in self._trials), *(one.genes for one in pending)]
+        sets = {used_models(self._space, genes) for genes in tried}
+        return [one for one in self._covers if used_models(self._space, one.genes) not in sets]
 
     def _fit(self, pending: Sequence[Suggestion] = ()) -> None:
         trials = training_set(self._trials)

@@ -1,5 +1,6 @@
 """Bayesian optimization that an LLM leads: the scores of its recipes decide how many of the evaluations are its own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,8 +29,9 @@ class LlmLedSearch(BayesianOptimization):
     The LLM is asked for recipes before anything is scored, and then, as long as its recipes are worth more than the
     numeric ones, for most of each generation. They are scored in the order of the answer, whatever the model of the
     scores predicts for them. The LLM's beliefs are a prior mean of that model, with a weight that the scores decide. An
-    answer without a recipe does not lower the LLM's share; its evaluations go to the statistical model. Use it whenever
-    there is an LLM; the more it knows of the models, the better.
+    answer without a recipe does not lower the LLM's share; its evaluations go to the statistical model. Merges of the
+    fewest models that cover the tasks are proposed only where none of the LLM's first recipes is the best start row.
+    Use it whenever there is an LLM; the more it knows of the models, the better.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -154,6 +156,9 @@ class LlmLedSearch(BayesianOptimization):
         if not before:  # start rows: the first scores say what the LLM's recipes are worth beside them
             before = [trial for trial in trials if key(trial.candidate.genes) not in self._own]
             trials = [trial for trial in trials if key(trial.candidate.genes) in self._own]
+            own, others = (max((one.value for one in some), default=-math.inf) for some in (trials, before))
+            if own > others:
+                self._covers = []  # the LLM knows a better place to begin
         self._observe(before, trials)
 
     def _observe(self, before: Sequence[Trial], trials: Sequence[Trial]) -> None:
