@@ -81,6 +81,8 @@ class Row:
     seconds: float = 0.0
     failed: str = ""
     """Why it cannot be measured."""
+    merge: str = ""
+    """The digest of the merge's recipe, where the merge is in the path."""
 
     @property
     def name(self) -> str:
@@ -259,7 +261,8 @@ class Scan:
         self.check()
         known = self._open()
         try:
-            models = [Row("model", str(self.space.whole(name)), self.scorer.layers) for name in self.models]
+            whole = [str(self.space.whole(name)) for name in self.models]
+            models = [Row("model", path, self.scorer.layers, merge=self._merge_in(path)) for path in whole]
             self._measure(models, known, watch)
             measured = [row for row in self.rows if row.score is not None]
             self.of = self.of or max(measured, key=lambda row: row.score or 0.0, default=self.rows[0]).name
@@ -273,7 +276,17 @@ class Scan:
     def _row(self, edit: Edit) -> Row:
         """Return an edit's row, to be measured."""
         path = edited(self.space.whole(self.of), [edit])
-        return Row(edit.kind, str(path), len(path), edit.start, edit.stop, edit.model, edit.factor)
+        block = edit.start, edit.stop, edit.model, edit.factor
+        return Row(edit.kind, str(path), len(path), *block, merge=self._merge_in(str(path)))
+
+    def _merge_in(self, path: str) -> str:
+        """Return the digest of the merge's recipe where the merge is in a path; its name says nothing of its weights."""
+        return self._merge if MERGE in path.split() else ""
+
+    @cached_property
+    def _merge(self) -> str:
+        recipe = self.recipe(str(self.space.whole(MERGE))).as_dict()
+        return hashlib.sha256(json.dumps([recipe, self.config.evaluation_seed]).encode()).hexdigest()[:16]
 
     def _measure(
         self,
@@ -415,7 +428,8 @@ class Scan:
                 f"{file} is of a scan of other models, questions or settings; name another folder with --out, or"
                 " remove it"
             )
-        return {row.path: row for row in (Row(**line) for line in lines)}
+        rows = [Row(**line) for line in lines]
+        return {row.path: row for row in rows if row.merge == self._merge_in(row.path)}
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

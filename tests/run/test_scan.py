@@ -104,6 +104,25 @@ def lines(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(folder) / "scan.jsonl").read_text().splitlines()]
 
 
+def test_a_merge_with_another_recipe_is_measured_anew(deep: Workspace) -> None:
+    def scanned(*settings: str) -> list[dict[str, Any]]:
+        options = ("--of", "merge", "--limit", 2, "--step", 3, "--out", "found")
+        status, text = deep.llmevo("scan", "config.yml", *options, *settings)
+        assert status == 0, text
+        return lines("found")[1:]
+
+    other = ("--set", "genome.parameters.lambda=2.0")
+    first = scanned()
+    both = scanned(*other)
+    assert both[: len(first)] == first
+    of_merge = [row for row in first if row["merge"]]
+    assert len(of_merge) > 3
+    again = {row["path"]: row["score"] for row in both[len(first) :]}
+    assert [*again] == [row["path"] for row in of_merge]
+    assert not [row["path"] for row in of_merge if row["score"] == again[row["path"]]]
+    assert scanned(*other) == both
+
+
 def test_a_scan_measures_models_and_edits_and_goes_on_after_a_stop(deep: Workspace) -> None:
     status, text = deep.llmevo("scan", "config.yml", "--limit", 8, "--out", "found")
     assert status == 0, text
