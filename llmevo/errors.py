@@ -113,7 +113,7 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text without the users and passwords of addresses in it."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
+    return re.sub(r"""://[^/\s"'<>]+@""", "://", text)  # up to the last @: a password may hold one
 
 
 MESSAGES = {

@@ -43,7 +43,7 @@ def report(
     file = out or together / "report.html"
     text = run_page(folders[0]) if len(folders) == 1 else comparison_page(folders, together.resolve().name)
     try:
-        file.write_text(text)
+        file.write_bytes(text.encode(errors="replace"))  # a folder's name may be no UTF-8
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}); name another file with --out") from error
     terminal.console.print(f"{file} opens in any browser.", soft_wrap=True)

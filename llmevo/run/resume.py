@@ -153,10 +153,17 @@ def refused(folder: Path, found: Sequence[events.Change], way_out: str) -> str:
 
 
 def _new_budget(before: Config, given: Config, budget: Budget | None, state: RunState) -> int | dict[str, float] | None:
-    """A changed budget, in the form of the config. Raises ConfigError where it is below the spending."""
+    """A changed budget, in the form of the config. Raises ConfigError where it is below the spending, or below the
+    candidates that are asked for.
+    """
     new = budget or given.search.budget
     if new == before.search.budget:
         return None
+    if "evaluations" in new.bounds and new.evaluations < (asked := len(state.candidates)) > len(state.trials):
+        raise ConfigError(
+            f"search.budget: {new} is too low, for the run has asked for {plural(asked, 'candidate')}; give {asked} or"
+            " more"
+        )
     spending = Spending(new, state)
     if over := [kind for kind, left in spending.left.items() if left < 0]:
         kind, spent = over[0], spending.spent[over[0]]

@@ -280,7 +280,7 @@ class Scan:
         return Row(edit.kind, str(path), len(path), *block, merge=self._merge_in(str(path)))
 
     def _merge_in(self, path: str) -> str:
-        """Return the digest of the merge's recipe where the merge is in a path; its name says nothing of its weights."""
+        """Return the digest of the merge's recipe where the merge is in a path, whose name says nothing of weights."""
         return self._merge if MERGE in path.split() else ""
 
     @cached_property

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from llmevo.errors import ConfigError, ProposerError, ProposerRefused, UserError
+from llmevo.errors import ConfigError, ProposerError, ProposerRefused, UserError, without_passwords
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.local import LocalClient
 from llmevo.llm.openai import OpenAIClient
@@ -346,6 +346,11 @@ def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> No
     with pytest.raises(ProposerRefused, match=r"no valid one .*; check --base-url") as error:
         proposer(url)
     assert "cret" not in str(error.value)
+
+
+def test_users_and_passwords_of_addresses_are_left_out_of_a_text() -> None:
+    text = 'https://me:p@ss@host/v1 and "http://key@host:80", "a@b"; ftp://host/a@b'
+    assert without_passwords(text) == 'https://host/v1 and "http://host:80", "a@b"; ftp://host/a@b'
 
 
 @pytest.mark.parametrize("count", [12.5, 1e300, None, -1])

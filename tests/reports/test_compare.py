@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -212,6 +215,18 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, workspace: Wor
     assert (status, "x cannot be written" in printed, "Traceback" in printed) == (2, True, False), printed
 
 
+def test_a_page_is_written_into_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/runs\xff"))
+    runs = [finished(folder / f"{seed}", "tpe", seed, (0.1, 0.2, 0.3), 0.4) for seed in range(2)]
+    done = subprocess.run(
+        [sys.executable, "-c", "from llmevo.cli.app import main; main()", "report", *runs],
+        check=False,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "tpe" in (folder / "report.html").read_text()
+
+
 def test_few_seeds_are_said_to_prove_nothing_and_many_may(tmp_path: Path) -> None:
     assert "Nothing here is conclusive" in markdown(compare(some(tmp_path / "few")), "x.png")
     text = markdown(compare(some(tmp_path / "many", seeds=7)), "x.png")
@@ -232,6 +247,14 @@ def test_a_comparison_without_held_out_questions_is_by_search_scores_and_says_so
     assert comparison.reference is None
     assert "flatter" in markdown(comparison, "x.png")
     assert draw(comparison).startswith(PNG)
+
+
+def test_a_best_without_a_held_out_score_is_named(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"{seed}", "tpe", seed, (0.1, 0.2, 0.3), 0.4) for seed in range(2)]
+    runs.append(finished(tmp_path / "2", "tpe", 2, (0.1, 0.2, 0.3), started={"heldout_items": 20}))
+    text = markdown(compare(runs), "x.png")
+    assert f"The best of {runs[2]} has no held-out score: the mean is over the other seeds." in text
+    assert "has no held-out score" not in markdown(compare(runs[:2]), "x.png")
 
 
 def test_runs_whose_every_candidate_failed_are_still_compared(tmp_path: Path) -> None:

@@ -322,6 +322,15 @@ def test_only_places_that_exist_are_served(tmp_path: Path) -> None:
         Runs(tmp_path / "file", print)
 
 
+def test_the_folder_of_runs_may_be_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(Path("runs"), print)
+    assert not runs.runs
+    written(tmp_path / "runs/config", whole_run()[:3])
+    assert runs.discover()
+    assert [run.name for run in runs.runs] == ["config"]
+
+
 # The server
 
 

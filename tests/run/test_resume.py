@@ -319,6 +319,14 @@ def test_a_budget_below_what_is_spent_is_refused(workspace: Workspace) -> None:
     assert status == 2
     assert "4 evaluations is too low, for the run has scored 5 candidates; give more than 5" in printed
     assert (workspace.root / "run" / LOG).read_bytes() == content
+    # Stopped while candidates that were asked for are scored.
+    asked = max(place for place, event in enumerate(workspace.events("run")) if isinstance(event, events.Asked))
+    stopped = b"".join(content.splitlines(keepends=True)[: asked + 1])
+    (workspace.root / "run" / LOG).write_bytes(stopped)
+    status, printed = workspace.llmevo("resume", "run", "--budget", "4")
+    assert status == 2
+    assert "4 evaluations is too low, for the run has asked for 5 candidates; give 5 or more" in printed
+    assert (workspace.root / "run" / LOG).read_bytes() == stopped
 
 
 def test_a_resumed_run_whose_nothing_changed_logs_nothing_of_it(workspace: Workspace) -> None:

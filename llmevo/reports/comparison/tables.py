@@ -71,6 +71,8 @@ def scores(comparison: Comparison) -> Table:
         note += " “questions”: the standard error from the choice of held-out questions, which more seeds do not lower."
     else:
         note += " There are no held-out questions: search scores are the best of many and flatter."
+    if lacking := [run.folder for run in comparison.runs if held and run.heldout is None]:
+        note += f" The best of {', '.join(lacking)} has no held-out score: the mean is over the other seeds."
     if missed := [run.folder for run in comparison.runs if run.violated]:
         note += f" No candidate keeps all constraints in {', '.join(missed)}: the scores are of those that miss least."
     return Table("Scores", note, header, rows)
@@ -176,7 +178,7 @@ def publish(comparison: Comparison, out: Path) -> str:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "comparison.json", f"{numbers}\n".encode())
         write_whole(out / "comparison.png", picture)
-        write_whole(out / "comparison.md", text.encode())
+        write_whole(out / "comparison.md", text.encode(errors="replace"))  # a folder's name may be no UTF-8
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
     return numbers

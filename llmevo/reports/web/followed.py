@@ -28,6 +28,8 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, consistent_log, is_written, runs_below
 from llmevo.run.sweep import siblings
 
+RUNS = Path("runs")
+"""The folder in which runs are made where no other is given."""
 POLL = 0.5
 """Seconds between two looks at the logs while a page is open."""
 IDLE = 3.0
@@ -280,10 +282,12 @@ class Runs:
     """A run, or all runs of a folder, those that appear later included; followed by one thread for all viewers."""
 
     def __init__(self, place: Path, say: Callable[[str], None]) -> None:
-        """`say` prints a line about a run that is broken or deleted. Raises RunError where there is no such place."""
-        if not place.exists():
+        """`say` prints a line about a run that is broken or deleted. Raises RunError where there is no such place;
+        `RUNS` may appear later.
+        """
+        if not place.exists() and place != RUNS:
             raise RunError(f"{place}: there is no such run or folder; `llmevo run CONFIG` makes runs in ./runs")
-        if not place.is_dir():
+        if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file; give the folder of a run, or one that holds runs")
         self.place, self.say = place, say
         self.single = (place / LOG).exists()
