@@ -31,7 +31,7 @@ PROBE = 5.0
 """Seconds in which a machine has to accept a connection."""
 CONNECTING = 60.0
 """Seconds in which Ray has to start, or to connect."""
-ATTEMPTS = 3
+ATTEMPTS = 5
 """Times to connect through a cluster's port for clients, where Ray forks a process for each client from one that has
 threads: that fails now and then, and Ray does not try again."""
 LOOK = 2.0
