@@ -83,7 +83,7 @@ def one(options: argparse.Namespace) -> None:
     assert prepared
     wanted = [of for every in prepared.measurements.values() for of in every]
     started = time.process_time()
-    cost = measure(wanted, sources, scorer.tokenizer_folder, "cpu")
+    cost = measure(wanted, prepared.base, sources, scorer.tokenizer_folder, "cpu")
     measuring, before = time.process_time() - started, measurements.peak()
     started = time.process_time()
     prepared.make()

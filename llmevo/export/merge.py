@@ -1,5 +1,6 @@
 """Carry out a mergekit recipe: read it, merge it, write the model in a format of choice."""
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from llmevo.merging.recipe import Provenance, Recipe, dead_filters
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from llmevo.export.formats import Format, Written
+    from llmevo.merging.preparation.prepared import Prepared
+    from llmevo.models.sources import Sources
 
 
 def merge(
@@ -71,9 +74,10 @@ def merge_as(
     from llmevo.merging.merger import MASKS_FILE, Merger, Seed, masks_of, read_masks
     from llmevo.merging.preparation.texts import read_texts
     from llmevo.merging.vocabulary import open_models
+    from llmevo.merging.writer import check_new, merged_tokenizer
 
     masks: Seed = seed or 0
-    found, beside, text_file = None, dict[str, str](), ""
+    found, beside, text_file, beside_file = None, dict[str, str](), "", Path()
     if not isinstance(recipe, Recipe):
         file = Path(recipe)
         try:
@@ -90,6 +94,7 @@ def merge_as(
         root = root_of(file.parent)
         if recipe.prepare and recipe.prepare.text:  # which lies beside the recipe
             text_file = recipe.prepare.text
+            beside_file = file.parent / text_file
             texts = read_texts(text_file, file.parent)
             texts.check(recipe.prepare.named_tasks, text_file)
             recipe = recipe.with_text(texts.keep())
@@ -100,20 +105,17 @@ def merge_as(
     names = [*dict.fromkeys([*sources[recipe.donor].shapes, *excluded])]
     if dead := dead_filters(recipe, names, sources.depth(recipe.donor)):
         warn(f"These filters match no tensor, so their values are not used: {'; '.join(dead)}.")
+    check_new(Path(out))
     merger = Merger(sources)
     counted = merger.count(recipe)
-    if (prepared := merger.prepared(recipe)) and not prepared.folder.exists():
-        from llmevo.run.calibration.layer_inputs import measure
-
-        with prepared.locked():
-            if (cost := measure(prepared.all_measurements, sources, sources.folder(recipe.donor))).models:
-                say(f"Measured: {cost}.")
-            prepared.make()
-            prepared.forget()
+    if prepared := merger.prepared(recipe):
+        _prepare(prepared, sources, merged_tokenizer(recipe, sources), say)
     merged, trims = recipe.with_router(ROUTER), found is None or found.trims
     if text_file:  # instead of the copy in the cache folder
         merged = merged.with_text(text_file)
     placed = merged.seen_from(Path(out), Path(root))
+    if text_file:
+        placed = placed.with_text(text_file if Path(text_file).is_absolute() else os.path.relpath(beside_file, out))
     if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
         beside[MASKS_FILE] = table
         signed = Provenance(seed if seed is not None else found.seed if found else 0, MASKS_FILE, trims)
@@ -131,6 +133,21 @@ def merge_as(
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")
     return recipe, written
+
+
+def _prepare(prepared: "Prepared", sources: "Sources", tokenizer: Path, say: Callable[[str], None]) -> None:
+    """Make the prepared experts where the cache lacks them, and say what it took."""
+    from llmevo.run.calibration.layer_inputs import measure
+
+    if not prepared.folder.exists():
+        with prepared.locked():
+            if not prepared.folder.exists():  # another process may have made them meanwhile
+                if (cost := measure(prepared.all_measurements, prepared.base, sources, tokenizer)).models:
+                    say(f"Measured: {cost}.")
+                prepared.make()
+                if prepared.without:
+                    say(f"Prepared{prepared.without}.")
+    prepared.forget()  # also what an interrupt left
 
 
 def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:

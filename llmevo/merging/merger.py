@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError, plural
 from llmevo.merging.kernels.blocks import in_background
-from llmevo.merging.kernels.task_vectors import is_finite
+from llmevo.merging.kernels.task_vectors import is_finite, is_finite_weight
 from llmevo.merging.methods.base import Cache, TensorGroup
 from llmevo.merging.methods.registry import METHODS, Method
 from llmevo.merging.mixture.classes import SHARED, Matrix, MixtureClass, class_of, matrices
@@ -516,7 +516,7 @@ class Merger:
 
     def _check_finite(self, model: ModelReference, name: str) -> None:
         """Raise CandidateError for a source's weight that is not finite; trimming might drop such entries unseen."""
-        if not self.cache.get(("finite", model, name), lambda: _is_finite_weight(self.sources[model].weight(name))):
+        if not self.cache.get(("finite", model, name), lambda: is_finite_weight(self.sources[model].weight(name))):
             raise CandidateError(
                 f"in {model} it is not finite (NaN or infinite); download the model again, or leave it out"
             )
@@ -576,16 +576,11 @@ def not_finite(sources: Sources, models: Iterable[ModelReference]) -> str:
     found: list[str] = []
     for model in models:
         source = sources[model]
-        wrong = [name for name in source.shapes if not _is_finite_weight(source.weight(name))]
+        wrong = [name for name in source.shapes if not is_finite_weight(source.weight(name))]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         if wrong:
             found.append(f"{model} has weights that are not finite (NaN or infinite): {', '.join(wrong[:3])}{more}")
     return f"{'; '.join(found)}. Candidates fail with it: download the model again, or leave it out" if found else ""
-
-
-def _is_finite_weight(weight: Weight) -> bool:
-    tensors = [weight.origin, weight.up, weight.down] if isinstance(weight, LowRank) else [weight]
-    return all(is_finite(tensor) for tensor in tensors if tensor.is_floating_point())
 
 
 def seed_of(seed: Seed, tensor: str, model: ModelReference) -> int:

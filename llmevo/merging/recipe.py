@@ -317,6 +317,10 @@ class Preparation(Strict):
             raise ValueError(f"{repeated[0]} is listed twice")
         if any(STEPS[name].permutes for name in self.names[1:]):
             raise ValueError("align is the first step: the others compare models neuron by neuron")
+        if self.tasks and not any(STEPS[name].measures == "grams" for name in self.names):
+            readers = ", ".join(name for name, step in STEPS.items() if step.measures == "grams")
+            steps = " and ".join(self.names)
+            raise ValueError(f"tasks: they are for {readers}, and not for {steps}; leave them out")
         if empty := next((of for of, tasks in (self.tasks or {}).items() if not tasks), None):
             raise ValueError(f"tasks: {empty} has none; name its tasks, or leave the model out, which then has all")
         return self
@@ -485,6 +489,8 @@ class Recipe(Strict):
             raise ValueError("prepare: it changes what the models add to their base; give the base_model")
         if self.prepare.reads_text and self.prepare.text is None:
             raise ValueError(f"prepare: {self.prepare.names[0]} reads texts; write prepare: {{steps: […], text: FILE}}")
+        if self.base_model in (self.prepare.tasks or {}):
+            raise ValueError(f"prepare.tasks: {self.base_model} is the base, which has none; leave it out")
         if unknown := next((of for of in self.prepare.tasks or {} if of not in self.merged_references), None):
             hint = nearest(str(unknown), map(str, self.merged_references))
             raise ValueError(f"prepare.tasks: {unknown} is none of the merged models{hint}")

@@ -1,5 +1,6 @@
 """A merged model written as a normal Hugging Face folder: whole, or not at all."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping
@@ -17,11 +18,11 @@ from llmevo.merging.mixture.classes import mixture_config
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
-from llmevo.merging.vocabulary import by_token, tokenizer_folder
+from llmevo.merging.vocabulary import Aligned, by_token, tokenizer_folder
 from llmevo.merging.widening import widened
 from llmevo.models.architecture import text_config
 from llmevo.models.checkpoints import widest
-from llmevo.models.files import partial_folder, sync
+from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once, sync
 from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, write_weights
@@ -188,6 +189,22 @@ def check_new(out: Path) -> None:
         raise UserError(f"{out} cannot be written ({error})") from error
     if taken:
         raise UserError(f"{out} exists already; choose another folder, or remove it")
+
+
+def merged_tokenizer(recipe: Recipe, sources: Sources) -> Path:
+    """Return the folder with the tokenizer of a merge: the model's whose it is, or one in the cache folder, with the
+    merge's config, where no model has its tokens.
+    """
+    if not isinstance(sources, Aligned):
+        return sources.folder(recipe.tokenizer_donor)
+    folders = cache_folder() / "vocabularies"
+    folders.mkdir(parents=True, exist_ok=True)
+    with partial_folder(folders / "new") as written:
+        MergedModel(recipe, sources).write_files(written, set())
+        contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
+        out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
+        rename_once(written, out)
+    return out
 
 
 @contextmanager

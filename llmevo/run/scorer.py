@@ -6,7 +6,6 @@ their answers.
 """
 
 import gc
-import hashlib
 import json
 import math
 import threading
@@ -47,15 +46,12 @@ from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
-from llmevo.merging.writer import MergedModel
+from llmevo.merging.writer import MergedModel, merged_tokenizer
 from llmevo.models.architecture import active_parameters, routers_of, stack_of, text_config
 from llmevo.models.files import (
     WHOLE,
     cache_folder,
     locked,
-    partial_folder,
-    read_sha256,
-    rename_once,
     unread_bytes,
     write_whole,
 )
@@ -191,24 +187,12 @@ class Scorer:
         """Norms of and cosines between the task vectors of each slice; reads the weights."""
         return measure(self.space, self.sources)
 
-    @property
+    @cached_property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer of every candidate."""
         if self.vocabulary:
-            return self._settings
-        return self.sources.folder(self.space.decode(self.space.uniform()).tokenizer_donor)
-
-    @cached_property
-    def _settings(self) -> Path:
-        """A folder in the cache with the config and tokenizer of all candidates, which no model has."""
-        folders = cache_folder() / "vocabularies"
-        folders.mkdir(parents=True, exist_ok=True)
-        with partial_folder(folders / "new") as written:
-            MergedModel(self.space.alone(self.config.genome.references[0]), self.sources).write_files(written, set())
-            contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
-            out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
-            rename_once(written, out)
-        return out
+            return merged_tokenizer(self.space.alone(self.config.genome.references[0]), self.sources)
+        return merged_tokenizer(self.space.decode(self.space.uniform()), self.sources)
 
     # Preparation
 
@@ -326,6 +310,7 @@ class Scorer:
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared
         if prepared.folder.exists():
+            prepared.forget()  # what an interrupt left
             return
         with prepared.locked():
             self._make(prepared)
@@ -336,7 +321,7 @@ class Scorer:
         if prepared.folder.exists():
             return
         device, wanted = self.config.engine.device, prepared.all_measurements
-        cost = measure(wanted, self.sources, self.tokenizer_folder, device, self.warn)
+        cost = measure(wanted, prepared.base, self.sources, self.tokenizer_folder, device, self.warn)
         if cost.models:
             self.warn(f"Measured: {cost}.")
         started = time.monotonic()
@@ -344,7 +329,7 @@ class Scorer:
         prepared.forget()
         took = time.monotonic() - started
         self._spent_preparing += cost.seconds + took
-        self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s.")
+        self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s{prepared.without}.")
 
     def router_use(self, mixture: ModelReference) -> RouterUse:
         """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""

@@ -87,6 +87,18 @@ def test_experts_of_a_mixture_are_aligned(tmp_path: Path) -> None:
     assert sorted(plain.sum(0).tolist()) == pytest.approx(sorted(aligned.sum(0).tolist()), abs=1e-5)
 
 
+def test_an_mlp_with_a_norm_of_its_neurons_is_refused(tmp_path: Path) -> None:
+    new_family(tmp_path, "Llama")
+    for model in ("base", "one"):
+        weights = load_file(tmp_path / model / "model.safetensors")
+        weights["model.layers.1.mlp.ffn_sub_norm.weight"] = torch.ones(96)  # as in BitNet
+        save_file(weights, tmp_path / model / "model.safetensors", {"format": "pt"})
+    prepared = Merger(Sources(tmp_path)).prepared(recipe("one"))
+    assert prepared
+    with pytest.raises(RecipeError, match=r"align cannot order the neurons of model\.layers\.1\.mlp\.ffn_sub_norm"):
+        prepared.make()
+
+
 @pytest.mark.parametrize("family", ["Phi-3", "GLM-4", "Nemotron"])
 def test_gate_and_up_projection_may_be_one_matrix_and_the_gate_missing(tmp_path: Path, family: str) -> None:
     new_family(tmp_path, family)

@@ -1,6 +1,8 @@
 """Preparation: the steps against their papers' formulas in float64, and recipes that have one."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,18 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 import llmevo
 from llmevo.engines.hf import HfEngine
-from llmevo.errors import RecipeError, SourceError
+from llmevo.errors import RecipeError, SourceError, UserError
 from llmevo.export.experts import write_experts
 from llmevo.merging.merger import Merger
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import METHODS
+from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.recipe import Recipe
@@ -328,9 +333,9 @@ def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> No
     prepared = Merger(sources).prepared(given)
     assert prepared
     wanted = [of for every in prepared.measurements.values() for of in every]
-    cost = measure(wanted, sources, folder / "base", "cpu")
+    cost = measure(wanted, prepared.base, sources, folder / "base", "cpu")
     assert (cost.models, cost.texts) == (3, 4 + 2 + 2)
-    assert measure(wanted, sources, folder / "base", "cpu").models == 0
+    assert measure(wanted, prepared.base, sources, folder / "base", "cpu").models == 0
     assert difference(merged(given, folder), merged(recipe(None), folder)) > 1e-3
 
     one, base = ModelReference.parse("base+one"), ModelReference.parse("base")
@@ -345,6 +350,102 @@ def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> No
     torch.testing.assert_close(magnitudes.open().tensor(name), rows.abs().mean(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("step", ["regmean", "regmean_plusplus"])
+def test_experts_are_measured_with_the_config_of_the_base_whatever_their_own(folder: Path, step: str) -> None:
+    shutil.copytree(folder / "tuned", folder / "other")
+    given = recipe({"steps": [step], "text": "texts.json"}, models=("tuned", "base+one"))
+    renamed = recipe({"steps": [step], "text": "texts.json"}, models=("other", "base+one"))
+    config = json.loads((folder / "other" / "config.json").read_text())
+    (folder / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 100.0, "rms_norm_eps": 0.1}))
+    found: list[list[dict[str, Tensor]]] = []
+    for of in (given, renamed):
+        sources = Sources(folder)
+        prepared = Merger(sources).prepared(of)
+        assert prepared
+        measure(prepared.all_measurements, prepared.base, sources, folder / "base", "cpu")
+        every = sorted(prepared.all_measurements, key=lambda each: "one" in str(each.model))
+        found.append([weights_of(each.folder) for each in every])
+    assert [difference(one, other) for one, other in zip(*found, strict=True)] == [0.0, 0.0]
+
+
+def test_the_texts_are_read_with_the_tokenizer_of_the_result(folder: Path) -> None:
+    other = tiny_llama(1)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["abc"])
+    other.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    other.save_pretrained(folder / "other")
+    tokenizer.save_pretrained(folder / "other")
+    tiny_tokenizer().save_pretrained(folder / "tuned")
+    said: list[str] = []
+    counts: list[int] = []
+    for source in ("base", "union"):
+        given = recipe({"steps": ["regmean"], "text": "texts.json"}, ("tuned", "other"), tokenizer_source=source)
+        llmevo.merge(given, folder / f"by {source}", root=folder, say=said.append)
+        reader = AutoTokenizer.from_pretrained(folder / f"by {source}")
+        counts.append(2 * sum(len(reader(text)["input_ids"]) for text in read_texts("texts.json", folder).all))
+    assert counts[0] != counts[1]
+    told = [line for line in said if line.startswith("Measured")]
+    assert [f"over {count} tokens" in line for count, line in zip(counts, told, strict=True)] == [True, True]
+
+
+def test_texts_are_cut_at_the_positions_that_a_model_has(tmp_path: Path) -> None:
+    new_family(tmp_path, "OPT")
+    (tmp_path / "texts.json").write_text(json.dumps({"letters": ["abc " * 400]}))
+    llmevo.merge(
+        recipe({"steps": ["regmean"], "text": "texts.json"}, ("one",), (1.0,)), tmp_path / "out", root=tmp_path
+    )
+
+
+@pytest.mark.parametrize("step", ["wudi", "star", "svd_llm", "regmean", "aim"])
+def test_adapters_of_different_layers_stay_adapters(folder: Path, step: str) -> None:
+    for seed, (name, layer) in enumerate((("query", "q_proj"), ("value", "v_proj")), 5):
+        new_adapter(folder / name, folder / "base", seed, target_modules=[layer])
+    text = {"text": "texts.json"} if STEPS[step].measures else {}
+    given = recipe({"steps": [step], **text}, ("base+query", "base+value"))
+    llmevo.merge(given, folder / "out", root=folder, as_="lora")
+    assert json.loads((folder / "out" / "lora_report.json").read_text())["exact"]
+    prepared = Merger(Sources(folder)).prepared(given)
+    assert prepared
+    assert {name[-3:] for name in weights_of(prepared.folder)} <= {"/up", "own"}
+
+
+def test_an_interrupt_leaves_no_products_of_inputs_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recipe({"steps": ["regmean"], "text": "texts.json"})
+
+    def stopped(_: Prepared) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Prepared, "forget", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            llmevo.merge(given, folder / "out", root=folder)
+    kept = folder / "cache" / "activations"
+    assert len([*kept.iterdir()]) == 2
+    llmevo.merge(given, folder / "out", root=folder)
+    assert [*kept.iterdir()] == []
+    with pytest.raises(UserError, match="exists already"):
+        llmevo.merge(recipe({"steps": ["aim"], "text": "texts.json"}), folder / "out", root=folder)
+    assert [*kept.iterdir()] == []
+
+
+def test_a_model_that_is_not_finite_is_named_with_its_tensor(folder: Path) -> None:
+    weights = weights_of(folder / "tuned")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(weights, folder / "tuned" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"prepare: model\.layers\.1\.mlp\.up_proj\.weight of tuned is not finite"):
+        merged(recipe(["tsv"], ("base+one", "tuned")), folder)
+
+
+def test_matrices_whose_inputs_are_not_read_are_counted(tmp_path: Path) -> None:
+    new_family(tmp_path, "Qwen3-MoE")
+    (tmp_path / "texts.json").write_text('{"letters": ["abc def"]}')
+    said: list[str] = []
+    given = recipe({"steps": ["regmean"], "text": "texts.json"}, ("one",), (1.0,))
+    llmevo.merge(given, tmp_path / "out", root=tmp_path, say=said.append)
+    left = next(line for line in said if line.startswith("Prepared"))
+    assert re.fullmatch(r"Prepared \(regmean left \d+ matrices as before: no single linear layer has them\)\.", left)
+
+
 def test_an_unknown_task_is_said_of_the_users_file_or_of_the_search_questions(folder: Path) -> None:
     given = recipe({"steps": ["regmean"], "text": "texts.json", "tasks": {"base+one": ["leters"]}})
     (folder / "recipe.yml").write_text(given.to_yaml())
@@ -357,10 +458,12 @@ def test_an_unknown_task_is_said_of_the_users_file_or_of_the_search_questions(fo
         _ = prepared.measurements
 
 
-def test_the_written_recipe_names_the_texts_from_its_folder(folder: Path) -> None:
-    (folder / "recipe.yml").write_text(recipe({"steps": ["aim"], "text": "texts.json"}).to_yaml())
+@pytest.mark.parametrize("texts", ["texts.json", "questions.json"])  # the latter is the name in an export
+def test_the_written_recipe_names_the_texts_from_its_folder(folder: Path, texts: str) -> None:
+    (folder / "texts.json").rename(folder / texts)
+    (folder / "recipe.yml").write_text(recipe({"steps": ["aim"], "text": texts}).to_yaml())
     llmevo.merge(folder / "recipe.yml", folder / "out")
-    for name, text in (("mergekit_config.yml", "../texts.json"), ("README.md", "texts.json")):
+    for name, text in (("mergekit_config.yml", f"../{texts}"), ("README.md", texts)):
         assert f"text: {text}\n" in (folder / "out" / name).read_text()
     llmevo.merge(folder / "out" / "mergekit_config.yml", folder / "again")
     assert_same_bits(weights_of(folder / "again"), weights_of(folder / "out"))
@@ -375,7 +478,7 @@ def test_regmean_plusplus_measures_each_layer_above_merged_ones(folder: Path, mo
     sources = Sources(folder)
     prepared = Merger(sources).prepared(given)
     assert prepared
-    cost = measure(prepared.all_measurements, sources, folder / "base", "cpu")
+    cost = measure(prepared.all_measurements, prepared.base, sources, folder / "base", "cpu")
     assert (cost.models, cost.texts) == (2, 4)
     made = merged(given, folder)
     for of in prepared.all_measurements:
@@ -390,7 +493,7 @@ def test_regmean_plusplus_measures_each_layer_above_merged_ones(folder: Path, mo
     plain = recipe({"steps": ["regmean"], "text": "texts.json", "tasks": tasks}, models, (1.0, 1.0))
     regmean = Merger(sources).prepared(plain)
     assert regmean
-    measure(regmean.all_measurements, sources, folder / "base", "cpu")
+    measure(regmean.all_measurements, regmean.base, sources, folder / "base", "cpu")
     assert {of.folder for of in regmean.all_measurements}.isdisjoint(of.folder for of in prepared.all_measurements)
     name = "model.layers.1.mlp.down_proj.weight"
     assert difference({name: made[name]}, {name: merged(plain, folder)[name]}) > 1e-5
@@ -541,9 +644,13 @@ def test_prepared_experts_of_a_base_with_an_adapter_are_merged_on_that_base(fold
         (["aim"], "aim reads texts; write prepare"),
         ({"steps": ["aim"], "text": "none.json"}, "none.json cannot be read"),
         ({"steps": ["regmean"], "text": "texts.json", "tasks": {"base+one": ["x"]}}, "texts.json has no task 'x'"),
+        ({"steps": ["regmean"], "text": "texts.json", "tasks": {"base+one": ["none"]}}, "no text of the task 'none'"),
+        ({"steps": ["regmean"], "text": "texts.json", "tasks": {"base": ["letters"]}}, "base is the base, which has"),
+        ({"steps": ["aim"], "text": "texts.json", "tasks": {"base+one": ["letters"]}}, "regmean.*, and not for aim"),
     ],
 )
 def test_a_preparation_that_cannot_be_made_is_refused_in_one_line(folder: Path, prepare: Any, reason: str) -> None:
+    (folder / "texts.json").write_text('{"letters": ["abc def"], "none": []}')
     text = recipe(None).to_yaml() + f"prepare: {prepare!r}\n"
     with pytest.raises(RecipeError, match=reason) as error:
         merged(Recipe.from_yaml(text), folder)

@@ -198,6 +198,12 @@ def is_finite(tensor: Tensor) -> bool:
     return all(over_chunks(operand.size, lambda start, stop: loops.finite(records, start, stop)))
 
 
+def is_finite_weight(weight: Weight) -> bool:
+    """Return whether no entry is NaN or infinite; of a low-rank weight none of its parts."""
+    tensors = [weight.origin, weight.up, weight.down] if isinstance(weight, LowRank) else [weight]
+    return all(is_finite(tensor) for tensor in tensors if tensor.is_floating_point())
+
+
 def merge_sparse(inputs: TensorGroup, make_mask: MakeMask, elected: bool) -> Tensor:
     """Return base + λ · Σ wᵢ · masked task vector i, with `elected` of the entries that agree with the majority."""
     terms = [

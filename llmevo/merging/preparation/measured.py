@@ -11,24 +11,25 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.preparation.registry import Measured
 from llmevo.merging.preparation.texts import Texts
-from llmevo.merging.vocabulary import plain, tokenizer_folder
+from llmevo.merging.vocabulary import Aligned, plain, tokenizer_folder
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.files import cache_folder, content_checksums
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import tokenizer_files
 
-RULES = 1
+RULES = 2
 """Raised by every change of how it is measured."""
 
 
 def reading(sources: Sources, *models: ModelReference) -> str:
-    """Return a digest of what decides, beside their weights, how models read texts: their configs and tokenizers.
+    """Return a digest of what decides, beside their weights, how models read texts: their configs and tokenizers, and
+    the numbers of the tokens where these are the merge's own.
 
     Raises SourceError for a file that cannot be read.
     """
-    made: list[object] = []
-    for model in models:
+    made: list[object] = [sources.vocabulary.digest] if isinstance(sources, Aligned) else []
+    for model in dict.fromkeys(models):
         folder = tokenizer_folder(model, plain(sources))
         files = [file for file in tokenizer_files(folder) if file.is_file()]
         try:
@@ -68,7 +69,8 @@ class Measurement:
     model: ModelReference
     checksum: str
     reading: str
-    """How the model and the base, whose tokenizer it has, read texts: see `reading`."""
+    """How the base, whose config it has, the model, and the one whose tokenizer the merge has, read texts: see
+    `reading`."""
     texts: Texts
     sequential: Sequential | None = None
     """What the layers below are instead of the model's own."""

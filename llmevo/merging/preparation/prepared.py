@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmevo.errors import RecipeError, SourceError
-from llmevo.merging.kernels.task_vectors import weighted_sum
+from llmevo.errors import RecipeError, SourceError, plural
+from llmevo.merging.kernels.task_vectors import is_finite_weight, weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.preparation.align import MLP, of_matrix, order_of
 from llmevo.merging.preparation.measured import Measurement, Sequential, of_weight, open_all, reading
@@ -54,6 +54,9 @@ class Prepared:
         found = [(sources.checksum(of), str(of), of) for of in recipe.merged_references if of != self.base]
         self.experts = [reference for *_, reference in sorted(found, key=lambda each: each[:2])]
         """In an order that is the same for all recipes."""
+        self._tokenizer = recipe.tokenizer_donor
+        self.left_alone: dict[str, int] = {}
+        """{step: the matrices whose inputs were not measured}, once they are made."""
         self._texts = read_texts(self.preparation.text, sources.root) if self.preparation.text else None
         self._known_orders: dict[str, list[Tensor]] = {}
         self._making = threading.Lock()  # tensors are merged side by side
@@ -68,7 +71,7 @@ class Prepared:
                 sequential = None
                 if STEPS[name].sequential:
                     checksums = [self.sources.checksum(of) for of in (self.base, *read)]
-                    known = reading(self.sources, self.base, *read)
+                    known = reading(self.sources, self.base, *read, self._tokenizer)
                     sequential = Sequential(name, parameters, self.base, read, checksums, known)
                 found[name] = [self._measurement(kind, of, texts, sequential) for of, texts in read.items()]
         return found
@@ -76,7 +79,7 @@ class Prepared:
     def _measurement(
         self, kind: Measured, of: ModelReference, texts: Texts, sequential: Sequential | None
     ) -> Measurement:
-        known = reading(self.sources, self.base, of)
+        known = reading(self.sources, self.base, of, self._tokenizer)
         return Measurement(kind, of, self.sources.checksum(of), known, texts, sequential)
 
     @property
@@ -174,6 +177,12 @@ class Prepared:
                 if of.kind == "grams":
                     shutil.rmtree(of.folder, ignore_errors=True)
 
+    @property
+    def without(self) -> str:
+        """What the steps left as it is, once they are made: the end of a sentence, or an empty text."""
+        found = [f"{step} left {plural(count, 'matrix', 'matrices')}" for step, count in self.left_alone.items()]
+        return f" ({', '.join(found)} as before: no single linear layer has them)" if found else ""
+
     def _matrices(self) -> dict[str, tuple[int, ...]]:
         shapes = self.sources[self.base].shapes
         matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
@@ -185,6 +194,7 @@ class Prepared:
             base, models = self.sources[self.base].tensor(name), [self.sources[of].weight(name) for of in self.experts]
             if not base.is_floating_point() or all(isinstance(of, Tensor) and same(of, base) for of in models):
                 continue
+            self._check_finite(name, [base, *models])
             for place, (before, weight) in enumerate(
                 zip(models, self._stepped(name, base, models, measured), strict=True)
             ):
@@ -203,24 +213,37 @@ class Prepared:
         for step, parameters in self.preparation.complete:
             inputs = self._orders(name) if STEPS[step].permutes else of_weight(name, measured.get(step, ()))
             if inputs is None or (STEPS[step].measures and not inputs):
+                if STEPS[step].measures:
+                    self.left_alone[step] = self.left_alone.get(step, 0) + 1
                 continue
             shared = {"normalize": 0.0, "lambda": 1.0}
             group = TensorGroup(base, models, {"weight": [1.0] * len(models)}, shared, [0] * len(models))
-            models = STEPS[step].prepare(group, parameters, inputs)
+            made = STEPS[step].prepare(group, parameters, inputs)
+            # The base's own tensor stays as it is, so that no adapter grows to a whole model.
+            own = [isinstance(of, Tensor) and same(of, base) and not STEPS[step].permutes for of in models]
+            models = [before if kept else after for before, after, kept in zip(models, made, own, strict=True)]
         return models
+
+    def _check_finite(self, name: str, weights: Sequence[Weight]) -> None:
+        """Raise SourceError for a weight of the base or an expert that is not finite."""
+        for model, weight in zip((self.base, *self.experts), weights, strict=True):
+            if not is_finite_weight(weight):
+                raise SourceError(
+                    f"prepare: {name} of {model} is not finite (NaN or infinite); download the model again, or leave it"
+                    " out"
+                )
 
     def _orders(self, name: str) -> Sequence[Tensor] | None:
         """Return the order of each expert's neurons, for a matrix of an MLP; None for another one.
 
-        Raises RecipeError for an MLP with biases, which no step changes.
+        Raises RecipeError for an MLP with biases, or a norm of its neurons, which no step changes.
         """
         found = MLP.search(name)
         if found is None:
             return None
         start, shapes = name[: found.start(1)], self.sources[self.base].shapes
-        biases = [of for of in shapes if of.startswith(start) and of.endswith(".bias")]
-        if biases:
-            raise RecipeError(f"prepare: align cannot order the neurons of {biases[0]}; leave the step out")
+        if other := next((of for of in shapes if of.startswith(start) and not MLP.search(of)), None):
+            raise RecipeError(f"prepare: align cannot order the neurons of {other}; leave the step out")
         if start not in self._known_orders:
 
             def read(of: ModelReference) -> Callable[[str], Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +30,12 @@ class Texts:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.all).encode()).hexdigest()
 
-    def check(self, tasks: Iterable[str], called: str) -> None:
-        """Raise RecipeError for a task without texts here. `called` is how the message calls these texts."""
+    def check(self, tasks: Sequence[str], called: str) -> None:
+        """Raise RecipeError for a task that is unknown or has no text. `called` is what messages call them."""
         if unknown := next((task for task in tasks if task not in self.tasks), None):
             raise RecipeError(f"prepare.tasks: {called} has no task {unknown!r}{nearest(unknown, self.tasks)}")
+        if empty := next((task for task in tasks if not self.tasks[task]), None):
+            raise RecipeError(f"prepare.tasks: {called} has no text of the task {empty!r}; add some, or leave it out")
 
     def of(self, tasks: Sequence[str]) -> "Texts":
         """Return those of some tasks. Raises KeyError."""

@@ -35,9 +35,12 @@ def batches(engine: HfEngine, texts: Sequence[str], words: str) -> list[tuple[li
 
     Texts without tokens are left out. Raises TaskError where that is all of them; `words` name the texts.
     """
+    # More than a model has learned positions for cannot be read by one without rotary embeddings.
+    config = engine.model.config.get_text_config()
+    longest = min(LONGEST, getattr(config, "max_position_embeddings", None) or LONGEST)
     by_length: dict[int, list[tuple[int, Tensor]]] = {}
     for place, text in enumerate(texts):
-        tokens = engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :LONGEST]
+        tokens = engine.lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :longest]
         if tokens.numel():
             by_length.setdefault(tokens.shape[1], []).append((place, tokens))
     if not by_length:

@@ -18,6 +18,7 @@ from llmevo.merging.merger import Merger
 from llmevo.merging.preparation.measured import Measurement
 from llmevo.merging.recipe import Recipe
 from llmevo.models.files import partial_folder, rename_once
+from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import WeightFile, header_size, write_file
 from llmevo.models.sources import Sources
 from llmevo.run.calibration.activations import Sums, batches, linear_layers, watched
@@ -41,12 +42,14 @@ class Cost:
 
 def measure(
     measurements: Iterable[Measurement],
+    base: ModelReference,
     sources: Sources,
     tokenizer: Path,
     device: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Cost:
-    """Make the measurements that the cache lacks. `say` is called before the first one.
+    """Make the measurements that the cache lacks, each with the base's config, which the merged model has. `say` is
+    called before the first one.
 
     Raises SourceError when a model cannot be loaded or the cache cannot be written, TaskError for texts without tokens.
     """
@@ -57,9 +60,8 @@ def measure(
     say(f"Measuring the inputs of the layers: {len(missing)} models, {count} texts…")
     started = time.monotonic()
     on_gpu = torch.cuda.is_available() and device != "cpu"
-    engine = HfEngine(
-        sources.engine_folder(missing[0].model), tokenizer, "bfloat16" if on_gpu else "float32", device, Merger(sources)
-    )
+    dtype = "bfloat16" if on_gpu else "float32"
+    engine = HfEngine(sources.engine_folder(base), tokenizer, dtype, device, Merger(sources))
     try:
         tokens = sum(_measure(of, engine, sources) for of in missing if of.sequential is None)
         tokens += _measure_sequentially([of for of in missing if of.sequential], engine, sources)
@@ -71,7 +73,7 @@ def measure(
 def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
     """Measure one model; return the number of tokens."""
     engine.swap(Recipe.of_one(of.model, str(engine.model.dtype).removeprefix("torch.")))
-    groups = batches(engine, of.texts.all, "prepare: the texts")
+    groups = batches(engine, of.texts.all, f"prepare: the texts for {of.model}")
     layers = linear_layers(engine.model, sources[of.model].shapes)
     sums = Sums(of.kind, device_for(engine.device, [layer.in_features for layer in layers.values()], of.kind))
     with torch.no_grad(), watched(layers, sums.add):

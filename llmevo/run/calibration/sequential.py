@@ -64,7 +64,7 @@ class SequentialPass:
         """Yield the means of each expert in each block. Raises TaskError for texts without tokens."""
         self._put(None, dict(self._merged(None, {})))
         groups = {
-            expert: [tokens for _, tokens in batches(self.engine, texts.all, "prepare: the texts")]
+            expert: [tokens for _, tokens in batches(self.engine, texts.all, f"prepare: the texts for {expert}")]
             for expert, texts in self.of.read_by.items()
         }
         self.tokens = sum(tokens.numel() for of_expert in groups.values() for tokens in of_expert)
