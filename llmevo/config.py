@@ -398,10 +398,10 @@ class Search(Section):
     once; default 4 + ⌊3 ln genes⌋, the rule of CMA-ES. `llm` and `llm-off` take fewer at once, as they learn from
     each."""
     seed: int = Field(default=0, ge=0)
-    """Seed of candidates, random masks and the order of shuffled questions."""
+    """Seed of candidates; and of what `evaluation_seed` is the seed of, where that is not given."""
     evaluation_seed: int | None = Field(default=None, ge=0)
-    """Seed of random masks, shuffled questions and few-shot examples; default `seed`. `llmevo compare` gives all its
-    runs the same one, so they are scored alike."""
+    """Seed of random masks, shuffled questions, few-shot examples and the sets of `split`; default `seed`. `llmevo
+    compare` gives all its runs the same one, so they are scored alike, and runs that start from one another need it."""
     order: Literal["auto", "strict", "steady"] = "auto"
     """With several workers. `strict`: the candidates of a generation are scored at the same time, and the next one is
     asked for when all are scored; the candidates do not depend on the number of workers that are alive. `steady`: a

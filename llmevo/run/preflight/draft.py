@@ -135,7 +135,7 @@ class Draft:
             server = f", base_url: {_scalar(self.server)}" if self.server else ""
             lines.append(f"llm: {{model: {_scalar(self.llm)}{server}}}  # --api-key KEY, where the server wants one")
         else:
-            lines.append("llm: {proposer: auto}  # an LLM takes part if `llmevo run` gets --api-key or --model")
+            lines.append("llm: {proposer: auto}  # an LLM takes part with --api-key, or --base-url and --model")
         return "\n".join([*lines, ""])
 
     def _preparation(self) -> list[str]:
