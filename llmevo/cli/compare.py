@@ -12,6 +12,7 @@ from llmevo.reports.comparison.compare import Comparison
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.comparison.tables import publish
 from llmevo.reports.terminal.sweep import play, report
+from llmevo.reports.text import say
 from llmevo.run.log.storage import runs_in, shared_folder
 from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
@@ -80,6 +81,12 @@ def compare(
     text = config_text(what[0], parse_changes(changes or []))
     tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
+    for name in tournament.without_llm:
+        text = (
+            f"! {name} runs without an LLM, as llm-off does, for no key, base_url or model is given. Give --api-key, or"
+        )
+        text += f" --base-url and --model; or leave {name} out of --optimizers"
+        say(terminal.failures, text, "yellow")
     try:
         show(play(terminal.failures if as_json else terminal.console, tournament), folder, as_json)
     except KeyboardInterrupt:

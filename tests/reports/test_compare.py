@@ -357,6 +357,13 @@ def test_a_config_is_run_seed_by_seed_and_every_recipe_is_scored_once(workspace:
         assert run["heldout"] == state.heldout["best"].score
 
 
+def test_an_llm_that_there_is_none_of_is_said(workspace: Workspace) -> None:
+    status, printed = compared(workspace, "--optimizers", "llm", "--seeds", 1, llm={"proposer": "auto"})
+    assert status == 0, printed
+    assert "! llm runs without an LLM, as llm-off does" in printed
+    assert "runs without an LLM" not in compared(workspace, out="d")[1]
+
+
 def test_a_comparison_stopped_anywhere_goes_on_to_what_it_would_have_been(workspace: Workspace) -> None:
     compared(workspace, out="whole")
     for at in (0, 4, 13):
