@@ -114,8 +114,8 @@ def merge_as(
     if text_file:  # instead of the copy in the cache folder
         merged = merged.with_text(text_file)
     placed = merged.seen_from(Path(out), Path(root))
-    if text_file:
-        placed = placed.with_text(text_file if Path(text_file).is_absolute() else os.path.relpath(beside_file, out))
+    if text_file and beside_file.is_file() and not Path(text_file).is_absolute():
+        placed = placed.with_text(os.path.relpath(beside_file, out))
     if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
         beside[MASKS_FILE] = table
         signed = Provenance(seed if seed is not None else found.seed if found else 0, MASKS_FILE, trims)
@@ -139,15 +139,16 @@ def _prepare(prepared: "Prepared", sources: "Sources", tokenizer: Path, say: Cal
     """Make the prepared experts where the cache lacks them, and say what it took."""
     from llmevo.run.calibration.layer_inputs import measure
 
-    if not prepared.folder.exists():
-        with prepared.locked():
-            if not prepared.folder.exists():  # another process may have made them meanwhile
-                if (cost := measure(prepared.all_measurements, prepared.base, sources, tokenizer)).models:
-                    say(f"Measured: {cost}.")
-                prepared.make()
-                if prepared.without:
-                    say(f"Prepared{prepared.without}.")
-    prepared.forget()  # also what an interrupt left
+    if prepared.is_done:
+        return
+    with prepared.locked():
+        if not prepared.folder.exists():  # another process may have made them meanwhile
+            if (cost := measure(prepared.all_measurements, prepared.base, sources, tokenizer)).models:
+                say(f"Measured: {cost}.")
+            prepared.make()
+            if prepared.without:
+                say(f"Prepared{prepared.without}.")
+        prepared.forget()  # also what an interrupt left
 
 
 def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:

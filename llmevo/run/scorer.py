@@ -309,8 +309,7 @@ class Scorer:
         """
         prepared = Merger(self.sources).prepared(recipe)
         assert prepared
-        if prepared.folder.exists():
-            prepared.forget()  # what an interrupt left
+        if prepared.is_done:
             return
         with prepared.locked():
             self._make(prepared)
@@ -319,6 +318,7 @@ class Scorer:
         from llmevo.run.calibration.layer_inputs import measure
 
         if prepared.folder.exists():
+            prepared.forget()  # what an interrupt left
             return
         device, wanted = self.config.engine.device, prepared.all_measurements
         cost = measure(wanted, prepared.base, self.sources, self.tokenizer_folder, device, self.warn)

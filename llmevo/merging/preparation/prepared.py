@@ -167,15 +167,23 @@ class Prepared:
         except OSError as error:
             raise SourceError(f"{folder}: the prepared models cannot be written ({error})") from error
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the prepared experts are in the cache, and what they were made of is forgotten."""
+        return self.folder.exists() and not any(of.folder.exists() for of in self._forgotten)
+
+    @property
+    def _forgotten(self) -> list[Measurement]:
+        return [of for of in self.all_measurements if of.kind == "grams"]
+
     def forget(self) -> None:
-        """Remove the products of inputs from the cache once the prepared experts are in it.
+        """Remove the products of inputs from the cache once the prepared experts are in it; only while it is `locked`.
 
         They are many times larger than those, and only needed again for other parameters: they are then measured again.
         """
         if self.folder.exists():
-            for of in self.all_measurements:
-                if of.kind == "grams":
-                    shutil.rmtree(of.folder, ignore_errors=True)
+            for of in self._forgotten:
+                shutil.rmtree(of.folder, ignore_errors=True)
 
     @property
     def without(self) -> str:
