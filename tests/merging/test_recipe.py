@@ -117,6 +117,7 @@ NAMED = {"ties": EVERYTHING, "linear": MODELS, "slerp": SLERP, "llm-evo-merge": 
 RECIPES = [pytest.param(text, id=name) for name, text in NAMED.items()]
 
 
+REGMEAN = "{steps: [regmean], text: t.json, tasks: "
 TSV = "merge_method: task_arithmetic\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1}}]\nprepare: [tsv]"
 
 
@@ -408,8 +409,8 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         (TSV.replace("[tsv]", "[]"), "prepare.steps: [] cannot stand here; write `prepare: [tsv]`"),
         (f"{TSV}\nparameters: {{prepare: 1.7}}", "task_arithmetic: prepare is 1.7; give a number from 0 to 1"),
         (TSV.replace("1}", "1, prepare: 1}"), "task_arithmetic: 'prepare' holds for the whole merge"),
-        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a: [t]}}"), "prepare.tasks: a is none of the merged models"),
-        (TSV.replace("[tsv]", "{steps: [tsv], tasks: {a/b: []}}"), "tasks: a/b has none; name its tasks"),
+        (TSV.replace("[tsv]", f"{REGMEAN}{{a: [t]}}}}"), "prepare.tasks: a is none of the merged models"),
+        (TSV.replace("[tsv]", f"{REGMEAN}{{a/b: []}}}}"), "tasks: a/b has none; name its tasks"),
         (
             "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: [1, -0.1]}}]",
             "ties: density is -0.1; give a number from 0 to 1",

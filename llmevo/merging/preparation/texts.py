@@ -34,7 +34,7 @@ class Texts:
         """Raise RecipeError for a task that is unknown or has no text. `called` is what messages call them."""
         if unknown := next((task for task in tasks if task not in self.tasks), None):
             raise RecipeError(f"prepare.tasks: {called} has no task {unknown!r}{nearest(unknown, self.tasks)}")
-        if empty := next((task for task in tasks if not self.tasks[task]), None):
+        if self.all and (empty := next((task for task in tasks if not self.tasks[task]), None)):
             raise RecipeError(f"prepare.tasks: {called} has no text of the task {empty!r}; add some, or leave it out")
 
     def of(self, tasks: Sequence[str]) -> "Texts":
