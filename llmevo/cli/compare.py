@@ -82,11 +82,9 @@ def compare(
     tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
     tournament.check()
     for name in tournament.without_llm:
-        text = (
-            f"! {name} runs without an LLM, as llm-off does, for no key, base_url or model is given. Give --api-key, or"
-        )
-        text += f" --base-url and --model; or leave {name} out of --optimizers"
-        say(terminal.failures, text, "yellow")
+        lacking = f"! {name} runs without an LLM, as llm-off does, for no key, base_url or model is given."
+        way_out = f"Give --api-key, or --base-url and --model; or leave {name} out of --optimizers"
+        say(terminal.failures, f"{lacking} {way_out}", "yellow")
     try:
         show(play(terminal.failures if as_json else terminal.console, tournament), folder, as_json)
     except KeyboardInterrupt:

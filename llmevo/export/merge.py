@@ -14,8 +14,6 @@ from llmevo.merging.recipe import Provenance, Recipe, dead_filters
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from llmevo.export.formats import Format, Written
-    from llmevo.merging.preparation.prepared import Prepared
-    from llmevo.models.sources import Sources
 
 
 def merge(
@@ -108,8 +106,11 @@ def merge_as(
     check_new(Path(out))
     merger = Merger(sources)
     counted = merger.count(recipe)
-    if prepared := merger.prepared(recipe):
-        _prepare(prepared, sources, merged_tokenizer(recipe, sources), say)
+    if (prepared := merger.prepared(recipe)) and not prepared.is_done:
+        from llmevo.run.calibration.layer_inputs import make_prepared
+
+        if make_prepared(prepared, sources, merged_tokenizer(recipe, sources), say=say) and prepared.without:
+            say(f"Prepared{prepared.without}.")
     merged, trims = recipe.with_router(ROUTER), found is None or found.trims
     if text_file:  # instead of the copy in the cache folder
         merged = merged.with_text(text_file)
@@ -133,22 +134,6 @@ def merge_as(
     if any(counted.unmerged.values()):
         say(f"Tensors: {counted}.")
     return recipe, written
-
-
-def _prepare(prepared: "Prepared", sources: "Sources", tokenizer: Path, say: Callable[[str], None]) -> None:
-    """Make the prepared experts where the cache lacks them, and say what it took."""
-    from llmevo.run.calibration.layer_inputs import measure
-
-    if prepared.is_done:
-        return
-    with prepared.locked():
-        if not prepared.folder.exists():  # another process may have made them meanwhile
-            if (cost := measure(prepared.all_measurements, prepared.base, sources, tokenizer)).models:
-                say(f"Measured: {cost}.")
-            prepared.make()
-            if prepared.without:
-                say(f"Prepared{prepared.without}.")
-        prepared.forget()  # also what an interrupt left
 
 
 def _mixture(text: str, file: Path, say: Callable[[str], None]) -> Recipe:

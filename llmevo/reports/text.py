@@ -2,9 +2,12 @@
 
 import re
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:  # numpy is not needed for a line of text
+    from llmevo.search.objectives.objective import Objective
 
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters except tab and newline, and those that change the direction of writing: in a terminal, texts of
@@ -32,6 +35,13 @@ def with_error(value: float | None, stderr: float | None, sign: str = "") -> str
 def size(value: float, name: str) -> str:
     """Return a layer path's size: `layers`, `parameters` (in millions), or `time`, a share of the first model's."""
     return {"layers": f"{value:.0f}", "parameters": f"{value / 1e6:,.1f} M"}.get(name, f"{value:.3f}")
+
+
+def objective_value(objective: "Objective", name: str, value: float | None, stderr: float | None) -> str:
+    """Return the value of one of several objectives: a size, or a task's metric with its standard error."""
+    if value is not None and objective.is_size(name):
+        return size(value, name)
+    return with_error(value, stderr)
 
 
 def clock(seconds: float) -> str:

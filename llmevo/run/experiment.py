@@ -354,6 +354,12 @@ class Experiment:
         llm = self.config.llm
         return self.config.search.optimizer not in OPTIONAL or llm.proposer != "auto" or self.proposer_name == "openai"
 
+    @property
+    def lacks_llm(self) -> bool:
+        """Whether the optimizer of a space of weights asks an LLM, and there is none."""
+        optimizer = self.config.search.optimizer
+        return not self.asks and optimizer in ASKING and optimizer not in PATHS
+
     @cached_property
     def templates(self) -> Templates:
         if self.recorded:

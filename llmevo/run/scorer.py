@@ -42,7 +42,6 @@ from llmevo.merging.dense import RouterUse
 from llmevo.merging.merger import Merger, not_finite
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.mixture.router import Router
-from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
 from llmevo.merging.vocabulary import Aligned, open_models
@@ -311,25 +310,13 @@ class Scorer:
         assert prepared
         if prepared.is_done:
             return
-        with prepared.locked():
-            self._make(prepared)
+        from llmevo.run.calibration.layer_inputs import make_prepared
 
-    def _make(self, prepared: Prepared) -> None:
-        from llmevo.run.calibration.layer_inputs import measure
-
-        if prepared.folder.exists():
-            prepared.forget()  # what an interrupt left
-            return
-        device, wanted = self.config.engine.device, prepared.all_measurements
-        cost = measure(wanted, prepared.base, self.sources, self.tokenizer_folder, device, self.warn)
-        if cost.models:
-            self.warn(f"Measured: {cost}.")
-        started = time.monotonic()
-        prepared.make()
-        prepared.forget()
-        took = time.monotonic() - started
-        self._spent_preparing += cost.seconds + took
-        self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s{prepared.without}.")
+        device = self.config.engine.device
+        if made := make_prepared(prepared, self.sources, self.tokenizer_folder, device, self.warn, self.warn):
+            cost, took = made
+            self._spent_preparing += cost.seconds + took
+            self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s{prepared.without}.")
 
     def router_use(self, mixture: ModelReference) -> RouterUse:
         """Return how much a mixture uses its experts on the search questions; measured where the cache lacks it."""

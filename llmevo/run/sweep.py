@@ -24,8 +24,7 @@ from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, Tail, read_log
 from llmevo.run.resume import changed_facts, refused
-from llmevo.search.optimizers import ASKING
-from llmevo.search.paths.registry import PATHS, every
+from llmevo.search.paths.registry import every
 
 if TYPE_CHECKING:  # see `Experiment`
     from llmevo.run.scorer import Scorer
@@ -137,8 +136,7 @@ class Sweep:
     def without_llm(self) -> list[str]:
         """The optimizers that ask an LLM, and here have none."""
         seed = self.config.search.seed
-        asking = [name for name in self.optimizers if name in ASKING and name not in PATHS]
-        return [name for name in asking if not self._experiment(Entry(name, seed, self.out)).asks]
+        return [name for name in self.optimizers if self._experiment(Entry(name, seed, self.out)).lacks_llm]
 
     def states(self) -> dict[Entry, RunState]:
         """Return the state of every run, empty where it has not begun."""

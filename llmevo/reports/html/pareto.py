@@ -12,7 +12,7 @@ from llmevo.errors import plural
 from llmevo.reports.comparison.chart import COLOURS
 from llmevo.reports.html.analysis import Subject
 from llmevo.reports.html.figures import GREY, Plot, add_points, escaped, plain, shown_origin
-from llmevo.reports.text import size, with_error
+from llmevo.reports.text import objective_value
 from llmevo.search.trial import Trial
 
 BELOW = "The table below has their scores."
@@ -155,7 +155,7 @@ def _many(subject: Subject, found: Sequence[Place]) -> Plot:
             name=f"#{place.id}{' (best)' if place.best else ''}",
             line={"color": COLOURS[number % len(COLOURS)], "width": 4 if place.best else 1.5},
             text=[
-                size(value, name) if objective.is_size(name) else with_error(value, error)
+                objective_value(objective, name, value, error)
                 for name, (value, error) in zip(objective.objectives, place.values, strict=True)
             ],
             hovertemplate=f"#{place.id}, %{{x}}: %{{text}}<extra></extra>",

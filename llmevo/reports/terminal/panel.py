@@ -20,7 +20,7 @@ from llmevo.evaluation.score import Metrics, Score, metric_of
 from llmevo.evaluation.tasks.task import short
 from llmevo.reports.serving import finalists
 from llmevo.reports.terminal import workers
-from llmevo.reports.text import clock, size, with_error
+from llmevo.reports.text import clock, objective_value, with_error
 from llmevo.run.log.events import OF_BEST
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.progress import left, llm_wait, votes
@@ -247,16 +247,13 @@ def front(state: RunState, width: int | None = None) -> RenderableType:
     objective, best = state.objective, state.best
     shown = state.front
     table, tasks = _table([_called(trial) for trial in shown], [*objective.objectives], width, SCORE)
-
-    def cell(metrics: Metrics, name: str) -> str:
-        value = objective.value(metrics, name)
-        if value is not None and objective.is_size(name):
-            return size(value, name)
-        return with_error(value, objective.error(metrics, name))
-
     for trial in shown:
         if trial.score:
-            values = [cell(trial.score.tasks, name) for name in tasks]
+            metrics = trial.score.tasks
+            values = [
+                objective_value(objective, name, objective.value(metrics, name), objective.error(metrics, name))
+                for name in tasks
+            ]
             style = BEST if best and trial.candidate.id == best.candidate.id else ""
             table.add_row(Text(_called(trial)), str(trial.candidate.id), total(trial.score), *values, style=style)
     title = Text(f"Pareto front of {len(shown)}: none is better at one objective and worse at no other", style="italic")

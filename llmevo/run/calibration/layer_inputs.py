@@ -16,6 +16,7 @@ from llmevo.engines.hf import HfEngine
 from llmevo.errors import SourceError
 from llmevo.merging.merger import Merger
 from llmevo.merging.preparation.measured import Measurement
+from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.recipe import Recipe
 from llmevo.models.files import partial_folder, rename_once
 from llmevo.models.references import ModelReference
@@ -38,6 +39,33 @@ class Cost:
 
     def __str__(self) -> str:
         return f"{self.models} forward passes over {self.tokens} tokens of {self.texts} texts in {self.seconds:.0f} s"
+
+
+def make_prepared(
+    prepared: Prepared,
+    sources: Sources,
+    tokenizer: Path,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> tuple[Cost, float] | None:
+    """Make prepared experts, and forget what they are made of. Return what measuring cost and the seconds of the rest;
+    None where another process has made them.
+
+    Of the processes of one machine the first one does so, and the others wait. `say` is told what was measured,
+    `announce` what is going to be. Raises what `measure` and `Prepared.make` raise.
+    """
+    with prepared.locked():
+        made = None
+        if not prepared.folder.exists():
+            cost = measure(prepared.all_measurements, prepared.base, sources, tokenizer, device, announce)
+            if cost.models:
+                say(f"Measured: {cost}.")
+            started = time.monotonic()
+            prepared.make()
+            made = cost, time.monotonic() - started
+        prepared.forget()  # also what an interrupt left
+    return made
 
 
 def measure(

@@ -20,8 +20,6 @@ from llmevo.run.preflight.base import Finding, Findings, folders, names, tokeniz
 from llmevo.run.progress import finalists_at_most, heldout_rows, votes_at_most
 from llmevo.run.scorer import Scorer
 from llmevo.search.objectives.scalarize import random_weights
-from llmevo.search.optimizers import ASKING
-from llmevo.search.paths.registry import PATHS
 from llmevo.search.prompts.question import Prompt
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
@@ -253,8 +251,7 @@ def first_prompt(experiment: Experiment) -> FirstPrompt | None:
 
 def unasked(experiment: Experiment, first: FirstPrompt | None) -> list[Finding]:
     """Return a warning where the optimizer asks an LLM and there is none, or the budget leaves no prompt for it."""
-    optimizer = experiment.config.search.optimizer
-    if not experiment.asks and optimizer in ASKING and optimizer not in PATHS:
+    if experiment.lacks_llm:
         return [
             Finding(
                 "llm.proposer",
