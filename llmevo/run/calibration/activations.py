@@ -7,9 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from llmevo.engines.hf import HfEngine
@@ -23,9 +21,6 @@ LONGEST = 1024
 
 TOGETHER = 16
 """Texts that are read at a time."""
-
-SYRK: Any = get_blas_funcs("syrk", dtype=np.float32)
-"""α·aaᵀ + β·c, of which it writes one triangle."""
 
 Key = TypeVar("Key")
 
@@ -102,14 +97,12 @@ class Sums:
 
 
 def _add(rows: Tensor, total: Tensor) -> None:
-    """Add the sum over rows of |x|, or the lower triangle of that of xxᵀ, to a total."""
+    """Add the sum over rows of |x| or xxᵀ to a total."""
     if total.ndim == 1:
         total.add_(rows.abs().sum(0).to(total.device))
     elif rows.device != total.device:
         total.add_((rows.T @ rows).to(total.device))
-    elif rows.device.type == "cpu":  # one triangle is half of the work; BLAS has it by columns, so the other way round
-        SYRK(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=True)
-    else:
+    else:  # by torch: a BLAS with threads of its own takes the processor from the layers in between
         total.addmm_(rows.T, rows)
 
 
