@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 MARKED := slow or vllm or ray or browser or gpu
 # One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+BESIDE = -n $$(cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 8 ? 8 : cores > 1 ? cores - 1 : 1))) --dist worksteal
 export HF_HUB_OFFLINE ?= 1
+export PIP_NO_COMPILE ?= 1  # Python compiles the modules that are imported; pip would compile all
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, which would compile llmevo and the tests each time
 
 .PHONY: quickstart test test-rest test-all check docs vllm parity families experts tasks clean
@@ -17,11 +19,12 @@ quickstart: $(VENV)/.quickstart  ## evolve a merge of the four experts in config
 test: $(VENV)/.dev  ## the tests that have no marker
 	$(PARALLEL) -m "not ($(MARKED))"
 
-# The tests of Ray wait for processes most of the time, so they run beside others.
+# Tests of vLLM and Ray have a core or more of their own, and start their processes themselves.
 test-rest: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.ray  ## the tests that have a marker; those without Chromium or GPU are skipped
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray > $(VENV)/ray.log 2>&1 & ray=$$!; \
-	  $(PARALLEL) -m "(slow or browser) and not (vllm or ray or gpu)"; slow=$$?; \
-	  $(BIN)/pytest -m "vllm or gpu"; vllm=$$?; wait $$ray; ray=$$?; cat $(VENV)/ray.log; exit $$((slow | vllm | ray))
+	{ $(BIN)/pytest -m "vllm or gpu"; vllm=$$?; OMP_NUM_THREADS=1 $(BIN)/pytest -m ray; exit $$((vllm | $$?)); } \
+	    > $(VENV)/rest.log 2>&1 & rest=$$!; \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest $(BESIDE) -m "(slow or browser) and not (vllm or ray or gpu)"; slow=$$?; \
+	  wait $$rest; rest=$$?; cat $(VENV)/rest.log; exit $$((slow | rest))
 
 test-all: test test-rest  ## all tests
 

@@ -43,6 +43,8 @@ def export(
         raise UserError(f"--as {as_} and --recipe-only: a recipe has no weights in a format; leave one out")
     if push and out.suffix == ".gguf":
         raise UserError(f"--push {push}: {out} is a file; give a folder, which gets the GGUF file and its card")
+    if push and format_.kind == "experts":
+        raise UserError(f"--push {push}: prepared experts are for mergekit on this machine; leave --push out")
     if private and not push:
         raise UserError("--private: nothing is published; name the repository with --push, or leave it out")
     opened = open_run(run)

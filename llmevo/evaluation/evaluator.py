@@ -21,7 +21,7 @@ from llmevo.evaluation.questions import Compared, blocks, select_questions, word
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.recording import Recorder
 from llmevo.evaluation.responses import Responses, Unjudged
-from llmevo.evaluation.score import Score, aggregate, concatenate, error_of
+from llmevo.evaluation.score import Score, aggregate, concatenate, error_of, logged
 from llmevo.evaluation.standard_errors import Clusters, ItemScores, clusters, of_mean
 from llmevo.evaluation.tasks.lm_eval import (
     TEXT,
@@ -390,7 +390,7 @@ class Evaluator:
             values = [sample.get(metric) for sample in samples]
             if values and all(isinstance(value, float | int) for value in values):
                 # As the log has them, so that what follows from them is the same when it is read again.
-                item_scores[name] = [round(float(value), 4) for value in values]
+                item_scores[name] = [logged(float(value)) for value in values]
         found = results["results"] | (results.get("groups") or {})
         for task in self.tasks:
             if (stderr := self._group_error(task, found, item_scores)) is not None:

@@ -14,8 +14,19 @@ from llmevo.evaluation import standard_errors
 from llmevo.evaluation.standard_errors import Clusters, ItemScores
 from llmevo.evaluation.tasks.task import Task
 
+SAMPLES = "sample_len"
+"""lm-eval's key of a task's number of questions."""
+
 Metrics = Mapping[str, Mapping[str, float]]
 """{task: {metric: value}}, with the names of lm-eval (`acc,none`, `acc_stderr,none`)."""
+
+
+DIGITS = 4
+
+
+def logged(value: float) -> float:
+    """Return a value as the log has it: with four digits after the point, or of small ones four that count."""
+    return round(value, DIGITS) if abs(value) >= 0.1 else float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
             # A standard error falls with the number of questions; the counted metric's follows from its questions.
             is_error = "_stderr," in key
             value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
+            value = float(values.sum()) if key == SAMPLES else value
             results.setdefault(task.name, {})[key] = value
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)

@@ -9,6 +9,7 @@ from llmevo.errors import SourceError, UserError
 from llmevo.merging.dense import RouterUse, average, expert_of, uniform, widened
 from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.writer import check_new
 from llmevo.models.architecture import experts_of
 from llmevo.models.experts import dense_config
 from llmevo.models.references import ModelReference
@@ -59,6 +60,7 @@ def make_dense(
     if not count:
         raise SourceError(f"{of}: the model is dense (its config.json names no experts); name a mixture of experts")
     dense_config(config, str(of))  # raises for what has no dense class
+    check_new(Path(out))  # before anything is measured
     use = None
     if by in ("average", "widen"):
         if text is None:

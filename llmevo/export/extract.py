@@ -11,13 +11,19 @@ from llmevo.export.cards import adapter_card
 from llmevo.export.lora import REPORT, LoraReport, write_adapter
 from llmevo.export.low_rank import Rank
 from llmevo.export.modules import Modules
-from llmevo.merging.writer import check_new
+from llmevo.merging.writer import TOKEN_IDS, check_new
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import check_compatible
+from llmevo.models.architecture import check_compatible, text_config
 from llmevo.models.checkpoints import Weight
 from llmevo.models.files import write_whole
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelReference, load_pretrained
 from llmevo.models.sources import Sources
+
+NEUTRAL = {
+    *(*TOKEN_IDS, "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "initializer_range"),
+    *("max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
+}
+"""Keys of a config.json that change nothing of what the weights compute."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def extract(
     source, below = sources[tuned], sources[origin]
     configs = sources.config(tuned), sources.config(origin)
     check_compatible(str(tuned), source.shapes, str(origin), below.shapes, configs)
+    _check_computes_alike(tuned, origin, sources)
 
     def changes() -> Iterator[tuple[str, Weight]]:
         return ((name, source.weight(name)) for name in below.shapes)
@@ -110,6 +117,22 @@ def extract(
         facts["scores"] = {of.model: {"score": of.score, "stderr": of.stderr, "tasks": of.tasks} for of in scores}
         write_whole(out / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
     return Extraction(report, scores)
+
+
+def _check_computes_alike(tuned: ModelReference, origin: ModelReference, sources: Sources) -> None:
+    """Raise SourceError where the configs let the same weights compute something else. Keys that only one of them has
+    are of tools that wrote it.
+    """
+    from transformers import AutoConfig  # takes a second
+
+    one, other = (load_pretrained(AutoConfig, sources.folder(of)).to_dict() for of in (tuned, origin))
+    for mine, theirs in ((text_config(one), text_config(other)), (one, other)):
+        for key in (key for key in mine if key in theirs and key not in NEUTRAL and "dropout" not in key):
+            if mine[key] != theirs[key] and not (key.endswith("_config") and isinstance(mine[key], dict)):
+                raise SourceError(
+                    f"{tuned}: {key} is {mine[key]!r} in its config.json and {theirs[key]!r} in that of {origin}; an"
+                    " adapter changes weights only, so that on this base it would be another model"
+                )
 
 
 def _reference(text: str) -> ModelReference:

@@ -15,6 +15,7 @@ from llmevo.export.low_rank import Rank
 from llmevo.merging.merger import Seed
 from llmevo.merging.methods.registry import WIDEN
 from llmevo.merging.recipe import Recipe
+from llmevo.merging.tokenizer import chat_template
 from llmevo.merging.writer import MergedModel, check_new, whole_folder, write_model, write_texts
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.references import place_of
@@ -77,7 +78,7 @@ class Format:
             return cls("gguf", type_, donor=Path(donor) if donor is not None else None)
         if kind == "lora":
             given = any(value is not None for value in ranks.values())
-            return cls("lora", rank=Rank.of(rank or "auto", energy, parameters) if given else None)
+            return cls("lora", rank=Rank.of("auto" if rank is None else rank, energy, parameters) if given else None)
         return cls(kind if kind in ("fp8", "experts") else "model")
 
     def __str__(self) -> str:
@@ -108,6 +109,8 @@ class Format:
         Raises what `write_model` raises, and UserError for what the format cannot hold.
         """
         check_new(out)
+        if out.suffix == ".gguf" and self.kind != "gguf":
+            raise UserError(f"{out}: it would be a folder; add --as gguf:q8_0 for a GGUF file, or give another name")
         if recipe.merge_method == WIDEN and self.kind in ("lora", "experts"):
             raise UserError(f"--as {self.kind}: a model of {WIDEN} has more neurons than its base; write it whole")
         if recipe.mixture and self.kind != "model":
@@ -134,6 +137,7 @@ class Format:
         def beside(report: LoraReport) -> Mapping[str, str]:
             return {
                 "mergekit_config.yml": recipe.seen_from(out, sources.root).to_yaml(),
+                **({"chat_template.jinja": template} if (template := chat_template(recipe, sources)) else {}),
                 **texts("adapter", adapter_facts(report)),
             }
 

@@ -38,7 +38,13 @@ ROTATED = ("llama",)
 NORMS_FROM_ONE = ("gemma", "gemma2", "gemma3")
 """Architectures whose norm weights are w in transformers and 1 + w in GGUF."""
 
-DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+SCALED = ("linear", "yarn")
+"""The scalings of positions that stand in the metadata."""
+
+LLAMA3 = "rope_freqs.weight"
+"""The tensor by which Llama 3 scales positions."""
+
+DERIVED = (LLAMA3, "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that GGUF files have and checkpoints do not: they follow from the config, and are the donor's."""
 
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
@@ -190,7 +196,8 @@ class GgufModel:
                 f"{self._label}: general.architecture is {arch!r}, and the merge is a"
                 f" {config['model_type']} ({self.architecture!r} in GGUF); name a GGUF file of the merge's own base"
             )
-        rope: Mapping[str, Any] = config.get("rope_parameters") or {}
+        rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = str(rope.get("rope_type") or rope.get("type") or "default")
         wanted = {
             "block_count": config.get("num_hidden_layers"),
             "embedding_length": config.get("hidden_size"),
@@ -199,7 +206,10 @@ class GgufModel:
             "attention.head_count_kv": config.get("num_key_value_heads"),
             "attention.layer_norm_rms_epsilon": config.get("rms_norm_eps"),
             "rope.freq_base": rope.get("rope_theta") or config.get("rope_theta"),
+            "rope.scaling.factor": rope.get("factor") if kind in SCALED else None,
         }
+        if not any(isinstance(value, Mapping) for value in rope.values()):  # each kind of layers has its own
+            self._check_scaling(kind)
         for key, value in wanted.items():
             other = found.value(f"{arch}.{key}")
             if value is None or other is None:
@@ -209,6 +219,19 @@ class GgufModel:
                     f"{self._label}: {arch}.{key} is {other:g}, and {float(value):g} in the merge's config.json; name a"
                     " GGUF file of the merge's own base"
                 )
+
+    def _check_scaling(self, kind: str) -> None:
+        """Raise UserError unless the donor's positions are scaled as the merge's, by metadata or by a tensor."""
+        key = f"{self.donor.architecture}.rope.scaling.type"
+        donors = self.donor.value(key)
+        if LLAMA3 in self.donor.tensors:
+            donors = "llama3"
+        known = {"default", "llama3", *SCALED}
+        if kind in known and donors in {None, "none", *known} and kind != (donors if donors in known else "default"):
+            raise UserError(
+                f"{self._label}: its positions are scaled by {donors or 'nothing'} ({key}, or the tensor {LLAMA3}), and"
+                f" by {kind} in the merge's config.json; name a GGUF file of the merge's own base"
+            )
 
     def _map_names(self) -> dict[str, str]:
         """Return the GGUF name of each tensor."""
@@ -275,15 +298,15 @@ class GgufModel:
 
     def _special(self) -> dict[str, int | str]:
         """Return the special tokens and the chat template of the model whose tokenizer the recipe names."""
-        recipe = self.model.recipe
+        recipe, own = self.model.recipe, self.model.chat_template
         if recipe.tokenizer_donor == recipe.donor:
-            return {}
+            return {"tokenizer.chat_template": own} if own else {}
         tokenizer = load_tokenizer(self.folder_of_tokenizer)
         found = {
             "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
             "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
             "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
-            "tokenizer.chat_template": template_of(self.folder_of_tokenizer),
+            "tokenizer.chat_template": own or template_of(self.folder_of_tokenizer),
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -97,7 +97,7 @@ class Export:
 
         masks = masks_of(recipe, experiment.sources, started.masks)
         published = Recipe.model_validate(shared.state.recipes[chosen])
-        provenance = Provenance(started.masks, MASKS_FILE if masks else None)
+        provenance = Provenance(started.masks, MASKS_FILE if masks else None, changed=bool(changed))
         texts = {
             "best.yml": provenance.sign(published),
             "README.md": model_card(shared, published, chosen, changed),
@@ -178,7 +178,7 @@ def model_card(
         relation,
         shared.local,
         name=f"candidate-{candidate}",
-        results=_results(shared, candidate, format_),
+        results=[] if changed else _results(shared, candidate, format_),
         base=Metadata(base, local=shared.local).base_models if relation == "adapter" else None,
     )
     head = data.to_yaml()

@@ -11,14 +11,17 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from llmevo.errors import ProposerError, ProposerRefused, without_passwords
 from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
-from llmevo.llm.json import writable
+from llmevo.llm.json import scalars, writable
 
 DEFAULT_MODEL = "gpt-4o"
 LONGEST = 1_000_000
 """The most bytes of an answer; a long one of a thinking model has a tenth of that."""
 
+LONGEST_COMPRESSED = LONGEST // 100
+"""The most bytes of a compressed answer, which may grow a thousandfold."""
+
 PLAIN = {"accept-encoding": "identity"}
-"""The header that asks for uncompressed answers: compressed ones could grow past any limit while they are read."""
+"""The header that asks for uncompressed answers; a server need not heed it."""
 
 WORTH_RETRYING = (
     openai.APIConnectionError,  # includes timeouts
@@ -37,6 +40,9 @@ SAID_OF = {
 }
 """The words by which a refusal names an option."""
 
+TOO_LARGE = ("at most", "context", "exceed", "less than", "maximum", "too large", "too long")
+"""Words of a refusal of so many tokens, which is no refusal of the option."""
+
 OTHERWISE = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
 """Other servers' names of options."""
 
@@ -46,6 +52,9 @@ OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS."""
 
 SECRET = 8
 """The length from which a key is removed from replies too; a shorter one may be a word, such as `none`."""
+
+LONGEST_NAME = 200
+"""Characters of the name that a server gives its model."""
 
 MOST_TOKENS = 10**9
 """More are no number of tokens of one answer."""
@@ -67,15 +76,15 @@ class TooLongError(openai.OpenAIError):
 class _Bounded(httpx.SyncByteStream):
     """A stream that raises when it is too long or too late; httpx's own timeouts start again with every byte."""
 
-    def __init__(self, stream: httpx.SyncByteStream, end: float) -> None:
-        self._stream, self._end = stream, end
+    def __init__(self, stream: httpx.SyncByteStream, end: float, longest: int) -> None:
+        self._stream, self._end, self._longest = stream, end, longest
 
     def __iter__(self) -> Iterator[bytes]:
         length = 0
         for chunk in self._stream:
             length += len(chunk)
-            if length > LONGEST:
-                raise TooLongError(f"the answer is longer than {LONGEST:,} bytes")
+            if length > self._longest:
+                raise TooLongError(f"the answer is longer than {self._longest:,} bytes")
             if time.monotonic() > self._end:
                 raise httpx.ReadTimeout("the answer did not end in time")
             yield chunk
@@ -89,7 +98,9 @@ def _bounded(seconds: float) -> Callable[[httpx.Response], None]:
 
     def hook(response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _Bounded(response.stream, time.monotonic() + seconds)
+        plain = response.headers.get("content-encoding", "identity") == "identity"
+        longest = LONGEST if plain else LONGEST_COMPRESSED
+        response.stream = _Bounded(response.stream, time.monotonic() + seconds, longest)
 
     return hook
 
@@ -188,7 +199,7 @@ class OpenAIClient:
                 f"{self._connection.section}: no server answers at {self._address} ({self._hidden(error)});"
                 f" check {self._connection.way('base_url')}"
             ) from None
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError, RecursionError):
             pass  # a server without a list of models may still answer
 
     def answer(self, request: Request) -> Reply:
@@ -206,7 +217,7 @@ class OpenAIClient:
             completion = attempts(self._complete, request, problems)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from None
-        except (openai.OpenAIError, ValueError) as error:  # a ValueError for invalid JSON
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # the last two for invalid or deep JSON
             raise ProposerError(f"{self._address}: {self._hidden(error)}") from None
         try:
             reply = self._reply(request, completion, problems)
@@ -220,9 +231,10 @@ class OpenAIClient:
     def _complete(self, request: Request, problems: list[str]) -> Any:
         """Send one request. An option that the server refuses is left out and the request repeated.
 
-        An option that the refusal names is left out of later requests too, or sent in the form of other servers. A
-        schema is also left out when the refusal names nothing, but then for this request only: the cause may be
-        another. Some servers refuse with the status of a failure.
+        An option that the refusal names is left out of later requests too, or sent in the form of other servers; but
+        for this request only where so many tokens are too many. A schema is also left out when the refusal names
+        nothing, but then for this request only: the cause may be another. Some servers refuse with the status of a
+        failure.
         """
         options: dict[str, Any] = {
             name: request.seed if name == "seed" else value for name, value in self._options.items()
@@ -235,7 +247,8 @@ class OpenAIClient:
                     model=self.model, messages=cast(Any, request.messages), **asked
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
-                named = next((name for name in asked if any(word in str(error) for word in SAID_OF[name])), None)
+                said = _wording(error)
+                named = _named_option(error, said, asked)
                 failed = isinstance(error, openai.InternalServerError)
                 refused = named or ("response_format" if formats and not failed else None)
                 if refused is None:
@@ -244,6 +257,9 @@ class OpenAIClient:
                     formats = formats[1:] if named else []
                     self._format += bool(named)
                     instead = "another form of it" if formats else ""
+                elif refused in OTHERWISE and any(word in said.lower() for word in TOO_LARGE):
+                    del options[refused]
+                    instead = ""
                 else:
                     instead = self._leave_out(refused, options)
                 then = f"asked with {instead} instead" if instead else "asked without it"
@@ -259,23 +275,27 @@ class OpenAIClient:
         renamed = other if other and other not in self._tried else ""
         if renamed:
             options[renamed] = value
-        self._options = dict(options)
+        self._options.pop(name, None)
+        if renamed:
+            self._options[renamed] = value
         return renamed
 
     def _reply(self, request: Request, completion: Any, problems: list[str]) -> Reply:
         choice = next(iter(completion.choices), None)
-        text = writable(self._redacted(_text(choice.message.content) if choice else ""))
+        text = self._redacted(_text(choice.message.content) if choice else "")
         if choice and choice.finish_reason == "length":
             most = f"{self._connection.max_tokens} tokens; raise {self._connection.section}.max_tokens"
             problems.append(f"the answer was cut at {most}")
         usage = completion.usage
-        spent = _tokens(getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        counts = (getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion", "total"))
+        spent = _tokens(*counts)
         if not spent:
             read = sum(len(message["content"]) for message in request.messages)
             spent = read // LETTERS, len(text) // LETTERS
             problems.append("the server counts no tokens; they are estimated from the texts' lengths")
         cost = sum(tokens * price for tokens, price in zip(spent, self._connection.price, strict=True)) / 1e6
-        return Reply(text, self._redacted(str(completion.model or self.model)), *spent, cost, tuple(problems))
+        model = self._redacted(str(completion.model or self.model))[:LONGEST_NAME]
+        return Reply(text, model, *spent, cost, tuple(problems))
 
     def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
         of = self._connection
@@ -288,12 +308,39 @@ class OpenAIClient:
 
     def _hidden(self, error: BaseException | None) -> str:
         """Return an error's text without the key, which servers often repeat."""
-        text = without_passwords(f"{type(error).__name__}: {error}")
+        text = without_passwords(_wording(error))
         return self._redacted(text, 1)[:300]  # cut last, or half a key could stay
 
     def _redacted(self, text: str, least: int = SECRET) -> str:
-        """Return a text of the server's without the key, if the key has at least so many characters."""
+        """Return a text of the server's as a log can hold it, without a key of at least so many characters."""
+        text = writable(text)
         return self._key.sub("***", text) if self._key and len(self._connection.api_key or "") >= least else text
+
+
+def _wording(error: BaseException | None) -> str:
+    """Return an error's text, with what the server said."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, openai.APIStatusError) and error.body and str(error) == f"Error code: {error.status_code}":
+        text += f" - {_said(error)}"  # the client repeats texts in OpenAI's form only
+    return text
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """Return what a refusal says; of FastAPI's details, which may repeat the request, the places and messages."""
+    body: Any = error.body
+    details: Any = body.get("detail", body) if isinstance(body, dict) else body
+    if isinstance(details, list) and details and all(isinstance(each, dict) and "msg" in each for each in details):
+        return "; ".join(f"{'.'.join(map(str, scalars(each.get('loc', []))))}: {each['msg']}" for each in details)
+    return details if isinstance(details, str) else error.response.text
+
+
+def _named_option(error: openai.APIStatusError, said: str, asked: Mapping[str, Any]) -> str | None:
+    """Return the option that a refusal names, first of all in its `param`."""
+    for text in (str(error.param or ""), said):
+        for name in asked:
+            if any(word in text for word in SAID_OF[name]):
+                return name
+    return None
 
 
 def _text(content: Any) -> str:
@@ -310,10 +357,15 @@ def _text(content: Any) -> str:
     return "".join(texts)
 
 
-def _tokens(prompt: Any, completion: Any) -> tuple[int, int] | None:
-    """Return a server's numbers of tokens; None where it sent something else."""
+def _tokens(prompt: Any, completion: Any, total: Any) -> tuple[int, int] | None:
+    """Return a server's numbers of tokens, of which some count those of thoughts in the total only; None where it sent
+    something else.
+    """
     counts = [of for of in (prompt, completion) if isinstance(of, int) and 0 <= of <= MOST_TOKENS]
-    return (counts[0], counts[1]) if counts[1:] else None
+    if not counts[1:]:
+        return None
+    thoughts = total - sum(counts) if isinstance(total, int) and total <= MOST_TOKENS else 0
+    return counts[0], counts[1] + max(thoughts, 0)
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

@@ -15,6 +15,7 @@ EARLIER = {
         "c5225d2de019004664756d1bacd53ca7",
         "3715cb46c6b5bd24f8d51bcf6b14f853",
         "a0593316a328342f4141d090def2c8b3",
+        "7237b25895b7a6fa9b5ee358b3824024",
     ),
     "chat_system.j2": (
         "2ac7551153e3e6734afcffe605c0200e",
@@ -31,9 +32,14 @@ EARLIER = {
         "a8c938f4ee7a2267b6dc4f29619234f9",
         "d19928f9972a8e1c5966c8f0f6b7b67e",
         "4790ddb7e2e7b38c0fd6a142904019ce",
+        "c11d79eb171e3e773b5cbcde2d817c87",
     ),
     "paths_system.j2": ("905cc58ad6a3a5519fda8050a53cbd40",),
-    "paths_user.j2": ("e0c64798ea6c6e4065ee7c08cc66fa29", "3706472f617b087ab9ad2d6073739fed"),
+    "paths_user.j2": (
+        "e0c64798ea6c6e4065ee7c08cc66fa29",
+        "3706472f617b087ab9ad2d6073739fed",
+        "09eb09f145f2959734b44d3f572f0122",
+    ),
 }
 """The first 32 digits of the SHA-256 of earlier versions' templates, which logs hold."""
 

@@ -953,12 +953,15 @@ class Provenance:
     """A file in the recipe's folder with the seed of every mask, where its models may get other names."""
     trims: bool = False
     """Whether rows of the embeddings beyond the last token are cut off; a scored model has all."""
+    changed: bool = False
+    """Whether a model has changed since the merge was scored."""
 
     def sign(self, recipe: Recipe) -> str:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
         model = "the model that was written" if self.trims else "the model that was scored"
-        head = f"# `llmevo merge` makes of this {model}, bit for bit; {recipe.mergekit_clause}."
+        makes = "`llmevo merge` makes a model of this" if self.changed else f"`llmevo merge` makes of this {model}"
+        head = f"# {makes}{'' if self.changed else ', bit for bit'}; {recipe.mergekit_clause}."
         rows = ", rows of tokens" if self.trims else ""
         return f"{head}\n# llmevo: seed {self.seed}{masks}{rows}\n{recipe.to_yaml()}"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_
 from llmevo.merging.vocabulary import Aligned, by_token, tokenizer_folder
 from llmevo.merging.widening import widened
 from llmevo.models.architecture import text_config
-from llmevo.models.checkpoints import widest
+from llmevo.models.checkpoints import read_object, widest
 from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once, sync
 from llmevo.models.layer_kinds import rearranged, scale_rope
 from llmevo.models.references import ModelReference
@@ -31,6 +32,9 @@ from llmevo.models.tokenizer import set_chat_template, tokenizer_files
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+OF_A_PLACE = ("auto_map", "_name_or_path")
+"""Keys of configs that name files beside them, or the place of a model."""
 
 
 class MergedModel:
@@ -64,7 +68,8 @@ class MergedModel:
         """Every tensor's name in the first source of its slice; empty for a mixture."""
         if recipe.mixture:
             self.shapes, self.origins = Merger(sources).shapes(recipe), {}
-        self._template = chat_template(self.recipe, sources)
+        self.chat_template = chat_template(self.recipe, sources)
+        """The template that the recipe asks for; empty where the tokenizer keeps its own."""
         self._aligned = aligned
         branches_of(recipe, sources)  # raises for gains that cannot be folded
         self.config()  # raises for layers that it cannot describe
@@ -106,6 +111,7 @@ class MergedModel:
                 holder["dtype"] = dtype
                 holder.pop("torch_dtype", None)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _leave_code_out(folder / "config.json")
         layout, donor = self.sources.layout(self.recipe.donor), self.recipe.tokenizer_donor
         tokenizer = tokenizer_folder(donor, self._aligned.whole) if self._aligned else self.sources.folder(donor)
         speaker = layout if self._speaker == self.recipe.donor else self.sources.folder(self._speaker)
@@ -114,8 +120,9 @@ class MergedModel:
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / file.name)
         if self._aligned:
             write_tokenizer(self._aligned.vocabulary, folder)
-        if self._template:
-            set_chat_template(folder, self._template)
+        _leave_code_out(folder / "tokenizer_config.json")
+        if self.chat_template:
+            set_chat_template(folder, self.chat_template)
         if self.recipe.mixture and self.recipe.mixture.router:
             (folder / ROUTER).write_text((self.sources.root / self.recipe.mixture.router).read_text())
         written = self.recipe.with_router(ROUTER).seen_from(folder, self.sources.root)
@@ -175,6 +182,19 @@ def write_model(
         write_texts(folder, extra)
 
 
+def _leave_code_out(file: Path) -> None:
+    """Remove from a config the names of Python files, which a merge does not have, and where a model once lay."""
+    if not file.exists():
+        return
+    content = read_object(file)
+    holders = [content, *(of for of in content.values() if isinstance(of, dict))]
+    if any(key in of for of in holders for key in OF_A_PLACE):
+        for holder in holders:
+            for key in OF_A_PLACE:
+                holder.pop(key, None)
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
     """Write text files into a folder, over those of the same names."""
     for name, text in (texts or {}).items():
@@ -182,8 +202,10 @@ def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raise UserError unless the folder is new or empty."""
+    """Raise UserError unless the folder is new or empty, and can be renamed to."""
     try:
+        if os.path.ismount(out):
+            raise UserError(f"{out} is where a disk is mounted, which nothing can be renamed to; give a folder in it")
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error})") from error
@@ -215,13 +237,14 @@ def whole_folder(out: Path) -> Generator[Path]:
     """
     check_new(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial_folder(out) as partial:
+        place = out.resolve()  # beside a link, and from inside `.`, nothing can be renamed
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with partial_folder(place) as partial:
             yield partial
             partial.chmod(0o755)
-            for place in (*partial.rglob("*"), partial):  # before the name, so that a power cut loses both or none
-                sync(place)
-            partial.replace(out)
-            sync(out.parent)
+            for part in (*partial.rglob("*"), partial):  # before the name, so that a power cut loses both or none
+                sync(part)
+            partial.replace(place)
+            sync(place.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error})") from error

@@ -2,6 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+from llmevo.models.yaml import read_yaml
 
 LARGEST = 200_000
 """Characters of a card that are read."""
@@ -37,6 +40,19 @@ def excerpt(folder: Path, longest: int = 300) -> str:
             return plain(card.read(LARGEST), longest)
     except OSError:
         return ""
+
+
+def licence(folder: Path) -> str | None:
+    """Return the licence in the front matter of a folder's model card; None without one, or with several."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as card:
+            head = FRONT_MATTER.match(card.read(LARGEST).replace("\r\n", "\n"))
+        content: Any = read_yaml(head[0].strip().removeprefix("---").removesuffix("---")) if head else None
+    except (OSError, ValueError):
+        return None
+    found: Any = content.get("license") if isinstance(content, dict) else None
+    names = found if isinstance(found, list) else [found]
+    return names[0] if len(names) == 1 and isinstance(names[0], str) and names[0] else None
 
 
 def plain(card: str, longest: int = 300) -> str:

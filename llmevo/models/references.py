@@ -131,7 +131,8 @@ def path_from(path: str, root: Path, folder: Path) -> str:
     local = Path(path).expanduser()
     if path.startswith(PACKAGE) or local.is_absolute() or not (root / local).exists():
         return path
-    return os.path.relpath(root / local, folder)
+    # From the real folder: `..` behind a link is another place.
+    return os.path.relpath(root.resolve() / local, folder.resolve())
 
 
 def reference_from(reference: ModelReference, root: Path, folder: Path) -> ModelReference:
@@ -268,7 +269,9 @@ def _converted(file: Path) -> Path:
         raise
     except ImportError as error:
         raise SourceError(f"{file}: GGUF files need `pip install '.[gguf]'` in llmevo's clone ({error})") from error
-    except Exception as error:  # transformers and its GGUF reader raise many kinds
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # transformers and its GGUF reader raise many kinds; Rust code, panics
         hint = "; GGUF files need `pip install '.[gguf]'` in llmevo's clone" if "accelerate" in str(error) else ""
         raise SourceError(f"{file}: could not be converted to a Hugging Face folder ({error}){hint}") from error
     return out

@@ -1,7 +1,6 @@
 """The models that a recipe may name, opened once each."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import EMBEDDINGS, HEADS, check_compatible, check_layers, text_config
-from llmevo.models.cards import excerpt
+from llmevo.models.cards import excerpt, licence
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
@@ -22,8 +21,6 @@ from llmevo.models.references import ModelPath, ModelReference, folder_of
 from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import Tower, fit
 from llmevo.models.unrolled import Unrolled, is_rolled, unrolled_config
-
-LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 
 ADAPTER = "adapter_config.json"
 
@@ -265,10 +262,8 @@ class Sources:
     def licence(self, reference: ModelReference) -> str | None:
         """Return the licence that the adapter's card, or the model's, declares."""
         for folder in self._with_cards(reference):
-            card = folder / "README.md"
-            found = LICENCE.search(card.read_text(errors="replace")) if card.is_file() else None
-            if found:
-                return found[1]
+            if found := licence(folder):
+                return found
         return None
 
     def card(self, reference: ModelReference) -> str:

@@ -17,7 +17,7 @@ VOCABULARY = re.compile(f"{EMBEDDINGS.pattern}|{HEADS.pattern}")
 """Weights with one row a token: embeddings and output heads."""
 
 FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "tekken.json"),
     "chat_template*",
 )
 """The names of a tokenizer's files, with those of its chat template."""
@@ -141,6 +141,6 @@ def set_chat_template(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     config = folder / "tokenizer_config.json"
     if config.exists():
-        content = json.loads(config.read_text())
+        content = read_object(config)
         content.pop("chat_template", None)
         config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -4,16 +4,18 @@ import time
 from dataclasses import replace
 
 from llmevo.config import Llm
-from llmevo.errors import ProposerError, machine_error, plural
+from llmevo.errors import ProposerError, ProposerRefused, machine_error, plural
+from llmevo.llm.json import without_thoughts
 from llmevo.llm.templates import Templates
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
+from llmevo.search.prompts.chat import LETTERS, tokens
 from llmevo.search.prompts.question import Messages, Prompt, Reading
 
-QUOTED = 4000
-"""Characters of an unreadable answer that are shown to the LLM again."""
+QUOTED, QUOTED_SHORT = 1000, 300
+"""Tokens of an unreadable answer that are shown to the LLM again, and of one in the short form."""
 
 
 def answer(experiment: Experiment, journal: Journal, prompt: Prompt) -> Reading:
@@ -39,13 +41,22 @@ def is_repairable(prompt: Prompt, reading: Reading) -> bool:
 
 def repaired(prompt: Prompt, reply: str, reading: Reading, templates: Templates) -> Prompt:
     """Return the prompt that asks once more, with the reply and its problems."""
-    problems, said = "; ".join(reading.problems[:5]), reply[:QUOTED]
+    problems = "; ".join(reading.problems[:5])
+    said = _beginning(without_thoughts(reply), QUOTED_SHORT if prompt.question and prompt.question.short else QUOTED)
 
     def messages() -> list[dict[str, str]]:
         again = templates.render("repair.j2", problems=problems)
         return [*prompt.messages, {"role": "assistant", "content": said}, {"role": "user", "content": again}]
 
     return replace(prompt, messages=Messages(messages))
+
+
+def _beginning(text: str, most: int) -> str:
+    """Return as much of a text as has at most so many tokens; for nothing `(no answer)`, as servers want some text."""
+    text = text.strip()[: LETTERS * most]
+    while tokens(text) > most:
+        text = text[: len(text) * 3 // 4]
+    return text or "(no answer)"
 
 
 def _turn(
@@ -63,7 +74,9 @@ def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Read
 
 
 def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
-    """Ask the LLM. Raises ProposerError for an LLM that cannot be reached where `llm.strict` is set."""
+    """Ask the LLM. Raises ProposerError where it cannot be reached and `llm.strict` is set, and ProposerRefused where
+    its server refuses the first request, or any of a strict run.
+    """
     started, reply, reading = time.monotonic(), None, Reading()
     cap = capped(experiment.config.llm, state)
     try:
@@ -71,8 +84,10 @@ def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool)
             raise ProposerError(cap)
         reply = experiment.proposer.answer(prompt)
         reading = prompt.read(reply.text)
-    except ProposerError as error:
-        if experiment.config.llm.strict and not cap:
+    except (ProposerError, ProposerRefused) as error:
+        # A server that has answered may refuse for what stands in one prompt.
+        is_first = not any(event.reply is not None for event in state.prompted)
+        if (experiment.config.llm.strict and not cap) or (isinstance(error, ProposerRefused) and is_first):
             raise
         reading.problems.append(str(error))
     except Exception as error:

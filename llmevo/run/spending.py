@@ -52,7 +52,7 @@ class Spending:
         if "items" in left and state.started:
             sizes.append(left["items"] // state.started.items - pending)
         if self.budget.minutes is not None:
-            slowest = max((_seconds(trial) for trial in _trials(state)[-wanted:]), default=0.0)
+            slowest = max((_seconds(trial) - self._once(trial) for trial in _trials(state)[-wanted:]), default=0.0)
             asking = _largest_generation((event.generation, event.seconds) for event in state.prompted)
             seconds = self.budget.minutes * 60 - self.spent["seconds"] - asking
             at_once = state.started.workers if state.started else 1
@@ -66,6 +66,10 @@ class Spending:
             largest = _largest_generation((event.generation, event.cost) for event in _paid(state))
             sizes.append(wanted * (left["cost"] > 0 and left["cost"] >= largest))
         return max(0, int(min(sizes)))
+
+    def _once(self, trial: Trial) -> float:
+        """The seconds of a preparation, which is made for all candidates once; in logs with `rules` below 5 none."""
+        return trial.seconds.get("prepare", 0.0) if self.state.rules > 4 else 0.0
 
     @property
     def _judging(self) -> float:
@@ -83,6 +87,7 @@ class Spending:
         each = {"evaluations": 1.0, "items": self.state.started.items if self.state.started else 0}
         if spent["evaluations"]:  # racing leaves questions out
             each |= {kind: spent[kind] / spent["evaluations"] for kind in ("items", "minutes", "cost")}
+            each["minutes"] -= sum(map(self._once, _trials(self.state))) / 60 / spent["evaluations"]
         return max(0, int(min(amount / each[kind] for kind, amount in self.left.items() if each.get(kind))))
 
     @property

@@ -83,11 +83,14 @@ def _with_functions(folder: Path) -> list[str]:
 
 
 def _files(config: Config, root: Path) -> Iterator[Use]:
-    llm, gate = config.llm, config.gate
+    llm, gate, genome = config.llm, config.gate, config.genome
     named: list[tuple[str, Path | str | None]] = [
         ("llm.api_key_file", llm.api_key_file),
         ("llm.transcript", llm.transcript if llm.proposer == "recorded" else None),
         ("gate.prompts", gate.prompts if gate else None),
+        ("genome.prepare.text", genome.prepare.text if genome.prepare else None),
+        ("genome.path.scan", genome.path.scan if genome.path else None),
+        *(("search.start_from", file) for file in config.search.start_from if isinstance(file, Path)),
     ]
     for task in (*config.tasks, *config.heldout):
         place = f"tasks.{task.name}"

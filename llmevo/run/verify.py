@@ -1,12 +1,14 @@
 """Verify a run: recompute its log, or score its best candidates again, which gives the same scores bit for bit."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmevo.config import check_values
 from llmevo.errors import CandidateError, RunError
+from llmevo.evaluation.score import SAMPLES
 from llmevo.merging.recipe import Recipe
 from llmevo.run import loop, trust
 from llmevo.run.experiment import Experiment, config_of
@@ -23,6 +25,9 @@ if TYPE_CHECKING:  # see `Experiment`
 COMPARED = ("score", "tasks", "items", "item_scores")
 """Fields compared: not standard errors, for which older versions had another formula."""
 
+PRECISION = 1e-9
+"""Of tasks' metrics: racing joins them of other blocks of questions, so that the last digit may be another one."""
+
 
 @dataclass(frozen=True)
 class Rescored:
@@ -38,8 +43,10 @@ class Rescored:
         """The fields that differ; those that an older log lacks are not compared."""
         if self.now is None:
             return ["score"]
-        one, other = (_without_errors(event.model_dump(mode="json")) for event in (self.logged, self.now))
-        return [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
+        one, other = (event.model_dump(mode="json") for event in (self.logged, self.now))
+        differing = [name for name in COMPARED if one[name] != other[name] and one[name] not in ({}, None)]
+        same = _are_equal(*(_metrics(of["tasks"]) for of in (one, other)))
+        return [name for name in differing if not (name == "tasks" and same)]
 
     def as_dict(self) -> dict[str, Any]:
         """The row in plain values, as `llmevo replay --rescore --json` prints it."""
@@ -53,10 +60,15 @@ class Rescored:
         }
 
 
-def _without_errors(event: dict[str, Any]) -> dict[str, Any]:
-    tasks: dict[str, dict[str, float]] = event["tasks"]
-    shown = {name: {k: v for k, v in of.items() if "_stderr," not in k} for name, of in tasks.items()}
-    return {**event, "tasks": shown}
+def _metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
+    """{(task, metric): value}, without standard errors, and without numbers of questions, which some logs average."""
+    found = {(name, metric): value for name, of in tasks.items() for metric, value in of.items()}
+    return {key: value for key, value in found.items() if "_stderr," not in key[1] and key[1] != SAMPLES}
+
+
+def _are_equal(one: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float]) -> bool:
+    close = (math.isclose(value, other.get(key, math.nan), rel_tol=PRECISION) for key, value in one.items())
+    return one.keys() == other.keys() and all(close)
 
 
 def rescore(recorded: Sequence[events.Event], scorer: "Scorer", count: int) -> list[Rescored]:

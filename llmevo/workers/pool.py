@@ -276,19 +276,26 @@ class Pool:
 
     def judge(self, answers: Unjudged, run: str) -> None:
         """Have the answers to a part judged, in the thread of the run."""
-        worker, job, seconds = answers.worker, answers.job, answers.seconds
+        worker, job = answers.worker, answers.job
         with self._using:
             if not self._schedule.is_open(job):  # another part has failed
                 return
+        started = time.monotonic()
+
+        def seconds() -> dict[str, float]:
+            """With those of the judges, which are part of scoring as in a run without workers."""
+            scoring = answers.seconds.get("evaluate", 0.0) + time.monotonic() - started
+            return {**answers.seconds, "evaluate": scoring}
+
         try:
             score = self._scoring.judged(job, answers.responses, run)
         except CandidateError as error:
             with self._using:
-                self._give(self._schedule.unscorable(worker, job, str(error), seconds))
+                self._give(self._schedule.unscorable(worker, job, str(error), seconds()))
                 self._give_further()
         else:
             with self._using:
-                self._give(self._schedule.answered(worker, job, score, seconds))
+                self._give(self._schedule.answered(worker, job, score, seconds()))
                 self._give_further()
         self._host.wake()  # its next part may be asked now
 

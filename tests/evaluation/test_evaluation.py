@@ -9,12 +9,13 @@ from typing import Any
 
 import lm_eval
 import pytest
+from lm_eval.api import metrics
 from lm_eval.tasks import TaskManager
 
 from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import CandidateError, TaskError
 from llmevo.evaluation.evaluator import Evaluator
-from llmevo.evaluation.score import Score, aggregate, concatenate, pooled
+from llmevo.evaluation.score import Score, aggregate, concatenate, logged, pooled
 from llmevo.evaluation.standard_errors import of_mean
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from support.tasks import GENERATION, ROWS, add_task, asked
@@ -56,6 +57,33 @@ def test_scores_are_those_of_lm_eval(tmp_path: Path, lm: HfScorer) -> None:
     assert score.stderr == pytest.approx(math.hypot(*(of_mean(own) for own in score.item_scores.values())))
     assert 0 < score.tasks["sums"]["acc,none"] < 1
     assert score.items == 40
+
+
+def test_errors_that_need_resamples_are_those_of_lm_eval_without_a_fork_or_a_word(
+    tmp_path: Path, lm: HfScorer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own: Any = metrics._bootstrap_internal_no_mp  # pyright: ignore[reportPrivateUsage]
+    listed = [
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+    ]
+    task = add_task(
+        tmp_path, "words", output_type="loglikelihood", doc_to_target="x", doc_to_choice=None, metric_list=listed
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "bootstrap_stderr", lambda f, xs, iters: metrics.sample_stddev(own(f, xs, iters)))
+        results = by_lm_eval(tmp_path, lm, "words")
+    capfd.readouterr()
+    monkeypatch.setattr("os.fork", None)
+    score = evaluator(tmp_path, task).score(lm)
+    for key in ("perplexity,none", "perplexity_stderr,none"):
+        assert score.tasks["words"][key] == pytest.approx(results["words"][key])
+    assert score.tasks["words"]["perplexity_stderr,none"] > 0
+    assert capfd.readouterr().out == ""
+
+
+def test_values_of_small_numbers_keep_their_order() -> None:
+    assert [logged(value) for value in (0.333333, 1.0, 0.00002, 0.0000251234)] == [0.3333, 1.0, 0.00002, 0.00002512]
 
 
 def test_a_generated_answer_that_is_right_counts(tmp_path: Path, lm: HfScorer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,23 @@ slices: [{sources: [{model: base, layer_range: [0, 4]}]}, {sources: [{model: bas
         extract("base+a", "base", "taken")
     assert not [path for path in Path().iterdir() if "out" in path.name]
     assert [path.name for path in Path("taken").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_fine_tune_whose_config_computes_something_else_is_no_adapter() -> None:
+    shutil.copytree("base", "tuned")
+    weights = load_file("base/model.safetensors")
+    save_file({name: weight * 1.1 for name, weight in weights.items()}, "tuned/model.safetensors", {"format": "pt"})
+    file = Path("tuned/config.json")
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "max_position_embeddings": 4096, "unsloth_version": "1", "use_cache": False}))
+    assert extract("tuned", "base", "same").report.rank
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    for key, value in (("rms_norm_eps", 0.5), ("rope_parameters", rope)):
+        file.write_text(json.dumps({**config, key: value}))
+        with pytest.raises(SourceError, match=f"tuned: {key} is .* in its config.json and .* in that of base"):
+            extract("tuned", "base", "out")
+        assert not Path("out").exists()
 
 
 @pytest.mark.usefixtures("adapters")

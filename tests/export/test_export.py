@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.evaluation.evaluator import Evaluator
+from llmevo.export.merge import merge
 from llmevo.merging import writer as writing
 from llmevo.merging.recipe import Recipe
 from llmevo.models import safetensors_writer as shards
@@ -196,7 +197,8 @@ def test_another_model_at_the_same_place_is_not_exported_under_the_scores_of_the
     assert status == 0, printed
     card = Path("out/README.md").read_text()
     assert "These are not the weights that were scored:** `two` had changed" in card
-    assert "bit for bit" not in card
+    assert "bit for bit" not in card + Path("out/best.yml").read_text()
+    assert "model-index" not in card
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(finished: Workspace) -> None:
@@ -214,6 +216,58 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(finished: Workspace, 
     for words in ((), ("--recipe-only",)):
         status, printed = finished.llmevo("export", "run", out, *words)
         assert (status, f"{out} cannot be written" in printed) == (2, True), printed
+
+
+def test_a_merge_behind_a_link_lies_there_and_its_recipe_names_the_models_from_there(workspace: Workspace) -> None:
+    for folder in ("disk/deep/real", "disk/one"):  # `../one` behind the link, which is another folder than before it
+        Path(folder).mkdir(parents=True)
+    for link, to in (("runs", "disk/deep"), ("link", "disk/deep/real"), ("dangling", "disk/deep/new")):
+        Path(link).symlink_to(to)
+    recipe = Recipe.from_yaml("merge_method: linear\nmodels: [{model: one, parameters: {weight: 1.0}}]")
+    for out in ("runs/out", "link", "dangling"):
+        merge(recipe, out)
+        assert load_file(f"{out}/model.safetensors").keys() == load_file("one/model.safetensors").keys()
+        merge(Path(out, "mergekit_config.yml"), f"again-{Path(out).name}")
+    workspace.monkeypatch.chdir("disk")
+    Path("here").mkdir()
+    workspace.monkeypatch.chdir("here")
+    merge(recipe, ".", root=workspace.root)
+    assert Path("../here/config.json").exists()
+
+
+def test_nothing_of_the_place_of_a_model_stays_in_a_merge(workspace: Workspace) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        file = workspace.root / "one" / name
+        content = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**content, "auto_map": {"AutoConfig": "own.Config"}, "_name_or_path": "/home/me"}))
+    recipe = "merge_method: linear\nmodels: [{model: one, parameters: {weight: 1.0}}]"
+    merge(Recipe.from_yaml(recipe), "out")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert not {"auto_map", "_name_or_path"} & json.loads(Path("out", name).read_text()).keys()
+    (workspace.root / "one" / "tokenizer_config.json").write_text("{broken")
+    with pytest.raises(SourceError, match=r"tokenizer_config.json is not valid JSON"):
+        merge(Recipe.from_yaml(recipe), "again")
+    assert not Path("again").exists()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_chat_template_of_a_recipe_is_in_every_format() -> None:
+    text = "{{ messages[0].content }} and more"
+    recipe = Recipe.from_yaml(
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: one, parameters: {weight: 0.5}}]"
+    )
+    recipe = recipe.model_copy(update={"chat_template": text})
+    for out, as_ in (("whole", None), ("adapter", "lora")):
+        merge(recipe, out, as_=as_)
+        assert Path(out, "chat_template.jinja").read_text() == text
+    with pytest.raises(UserError, match=r"out.gguf: it would be a folder; add --as gguf:q8_0"):
+        merge(recipe, "out.gguf")
+
+
+@pytest.mark.usefixtures("finished")
+def test_prepared_experts_are_not_pushed(finished: Workspace) -> None:
+    status, printed = finished.llmevo("export", "run", "out", "--as", "experts", "--push", "me/x")
+    assert (status, "prepared experts are for mergekit on this machine" in printed) == (2, True), printed
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole(workspace: Workspace) -> None:

@@ -190,6 +190,17 @@ def test_a_donor_of_another_model_is_refused_with_the_key_that_differs(case: str
     assert not Path("out").exists()
 
 
+def test_a_donor_whose_positions_are_scaled_otherwise_is_refused(workspace: Workspace) -> None:
+    donor = donor_of(Path("base"), "llama, tied", Path("base.gguf"))
+    for kind in ("linear", "yarn", "llama3"):
+        rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10000.0}
+        for name in ("one", "two"):
+            file = workspace.root / name / "config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "rope_parameters": rope}))
+        with pytest.raises(UserError, match=f"its positions are scaled by nothing .* and by {kind} in the merge's"):
+            merge(recipe_of("one", "two"), "out", as_="gguf:f16", donor=donor)
+
+
 def test_donors_with_other_tensors_vocabularies_and_files_that_are_none(workspace: Workspace) -> None:
     shapes = shapes_of(weights_of(Path("base")), LLAMA)
     less = {name: shape for name, shape in shapes.items() if name != "blk.1.ffn_up.weight"}

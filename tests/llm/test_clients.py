@@ -311,6 +311,51 @@ def test_an_option_that_a_refusal_names_is_never_sent_again(option: str) -> None
     assert all("response_format" in request for request in server.requests)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+        {"detail": "unknown field: seed"},
+        {"error": "unknown field: seed"},
+        {"error": {"message": "unknown option", "param": "seed"}},
+        "unknown field: seed",
+    ],
+    ids=["FastAPI", "a detail", "an error", "a param", "a text"],
+)
+def test_a_refusal_of_any_form_is_understood_and_shown(body: Any) -> None:
+    with serving(Answer(body, 422), chat("x")) as server:
+        reply = proposer(server).answer(prompt())
+    assert ["seed" in request for request in server.requests] == [True, False]
+    assert "the server refused a request with seed" in reply.problems[0]
+    assert "permitted" in reply.problems[0] or "unknown" in reply.problems[0]
+
+
+def test_details_that_repeat_the_request_cost_no_option_that_they_do_not_name() -> None:
+    echoed = {"temperature": 0.1, "response_format": {"type": "json_schema"}, "max_tokens": 5}
+    detail = {"type": "x", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": echoed}
+    with serving(Answer({"detail": [detail]}, 422), chat("x")) as server:
+        proposer(server, temperature=0.1).answer(prompt())
+    assert [key for key in ("temperature", "response_format", "max_tokens") if key in server.requests[1]] == [*echoed]
+
+
+def test_a_request_that_is_too_long_for_its_answer_does_not_take_the_limit_from_later_ones() -> None:
+    too_large = "'max_tokens' is too large: 4096. This model's maximum context length is 8192 tokens"
+    with serving(refusal(400, too_large), chat("x")) as server:
+        asking = proposer(server)
+        asking.answer(prompt())
+        asking.answer(prompt())
+    assert ["max_tokens" in request for request in server.requests] == [True, False, True]
+
+
+def test_thoughts_that_are_counted_in_the_total_only_are_paid() -> None:
+    body: Any = chat("x", prompt=7, completion=3).body
+    body["usage"]["total_tokens"] = 1010
+    with serving(Answer(body)) as server:
+        reply = proposer(server, price=(1.0, 1.0)).answer(prompt())
+    assert (reply.prompt_tokens, reply.completion_tokens) == (7, 1003)
+    assert reply.cost == pytest.approx(1010e-6)
+
+
 @pytest.mark.parametrize("answer", [chat(None), chat(""), Answer({**chat("x").body, "choices": []})])
 def test_an_answer_without_content_is_an_empty_reply(answer: Answer) -> None:
     with serving(answer) as server:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmevo.models.cards import excerpt, plain
+from llmevo.models.cards import excerpt, licence, plain
 
 CARD = """---
 license: mit
@@ -61,3 +61,21 @@ def test_a_long_card_is_cut_between_words_and_keeps_its_rows() -> None:
     found = plain("word " * 1000 + "\n\n| data | the corpus |\n", 100)
     assert found.endswith("…; data: the corpus")
     assert "word…" in found
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense:\n- apache-2.0\n---\n", "apache-2.0"),
+        ("---\nlicense: [apache-2.0]\n---\n", "apache-2.0"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense:\ntags: [x]\n---\n", None),
+        ("---\ntags: [x]\n---\n```\nlicense: mit\n```\n", None),
+        ("---\n{broken\n---\n", None),
+        ("No front matter.", None),
+    ],
+)
+def test_the_licence_is_that_of_the_front_matter(card: str, expected: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert licence(tmp_path) == expected

@@ -153,6 +153,17 @@ def test_a_search_whose_start_rows_took_all_ends_after_them() -> None:
         assert Spending(budget, rows).evaluations_ahead == 0
 
 
+def test_a_preparation_is_spent_once_and_not_expected_again() -> None:
+    past = Past([10.0] * 6).state
+    past.started, past.searched = started(20).model_copy(update={"rules": 5}), past.trials
+    plain = Spending(Budget(minutes=10), past)
+    assert (plain.next_size(8), plain.evaluations_ahead) == (8, 54)
+    past.trials[0] = replace(past.trials[0], seconds={"evaluate": 10.0, "prepare": 600.0})
+    prepared = Spending(Budget(minutes=20), past)
+    assert prepared.spent["minutes"] == 11
+    assert (prepared.next_size(8), prepared.evaluations_ahead) == (8, 54)
+
+
 def test_an_llm_is_told_how_many_evaluations_its_questions_make_when_racing_leaves_some_out(
     workspace: Workspace, models: Path
 ) -> None:

@@ -163,6 +163,41 @@ def test_a_cap_on_the_cost_without_prices_says_what_is_missing(workspace: Worksp
     assert "price" in printed
 
 
+def named(model: str) -> Answer:
+    answer = chat(GOOD)
+    answer.body["model"] = model
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        named("half an emoji \ud83d"),
+        Answer({"error": {"message": "half an emoji \ud83d"}}, 400),
+        Answer('{"choices":' + "[" * 5000 + "]" * 5000 + "}", headers={"content-type": "application/json"}),
+        refusal(403, "flagged by moderation"),
+        refusal(404, "the tunnel is offline"),
+    ],
+    ids=["a model's name", "an error", "a deep body", "moderation", "a tunnel"],
+)
+def test_no_answer_after_a_good_one_ends_a_run(workspace: Workspace, answer: Answer) -> None:
+    with serving(Answer({"data": []}), chat(GOOD), answer) as server:
+        status, printed = searched(workspace, server, budget=16)
+    assert status == 0, printed
+    assert len(workspace.state("run").trials) == 16
+    assert workspace.state("run").prompted[0].used
+
+
+def test_letters_that_only_look_like_a_hidden_name_are_hidden_too(workspace: Workspace) -> None:
+    said = chat(json.dumps({"analysis": "letter\u017f decide", "proposals": [{"genome": [[40, 47], [33, 61]]}]}))
+    with serving(Answer({"data": []}), said, *different()) as server:
+        status, printed = searched(workspace, server, "--mask-names", budget=16)
+    assert status == 0, printed
+    later = [message["content"] for event in workspace.state("run").prompted[1:] for message in event.messages]
+    assert any("Analysis: task 1 decide" in text for text in later)
+    assert not any("letter" in text.lower() for text in later)
+
+
 def test_a_strict_run_stops_when_the_llm_is_lost_and_goes_on_when_it_is_back(workspace: Workspace) -> None:
     with serving(Answer({"data": []}), chat(GOOD), refusal(500, "broken"), refusal(500, "broken")) as server:
         status, printed = searched(workspace, server, "--strict-llm", "--api-key", KEY, budget=44)

@@ -180,7 +180,13 @@ def test_a_configs_code_files_and_servers_are_listed(workspace: Workspace) -> No
     (workspace.root / "tasks" / "own.yaml").write_text("task: own\nprocess_results: !function code.run\n")
     (workspace.root / "my-prompts").mkdir()
     raw = {
-        "genome": {"models": ["one", "two"], "merge_method": "linear"},
+        "genome": {
+            "base_model": "base",
+            "models": ["one", "two"],
+            "merge_method": "task_arithmetic",
+            "prepare": {"steps": ["aim"], "text": "t.txt"},
+        },
+        "search": {"start_from": ["other/best.yml"]},
         "tasks": [
             {"name": "letters", "function": "code.py:measure"},
             {
@@ -194,7 +200,17 @@ def test_a_configs_code_files_and_servers_are_listed(workspace: Workspace) -> No
         "loggers": ["wandb"],
     }
     listed = "\n".join(map(str, uses(parse_config(raw, "here"), workspace.root)))
-    for part in ("code.py", "own.yaml", "my-prompts", "p.txt", "http://judge.example/v1", "OpenAI's server", "wandb"):
+    for part in (
+        "code.py",
+        "own.yaml",
+        "my-prompts",
+        "p.txt",
+        "t.txt",
+        "other/best.yml",
+        "http://judge.example/v1",
+        "OpenAI's server",
+        "wandb",
+    ):
         assert part in listed
     assert "letters.yaml" not in listed
     assert "word" not in listed

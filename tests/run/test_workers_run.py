@@ -272,7 +272,6 @@ PREPARED = {
 @pytest.mark.parametrize(
     ("optimizer", "more"),
     [
-        ("llm-off", {}),
         ("llm", {}),
         ("llm-off", {"gate": True, "constraints": ["letters >= parent - 0.5"]}),
         ("llm-off", {"genome": PREPARED}),
@@ -282,10 +281,13 @@ PREPARED = {
 def test_engines_in_workers_score_alike(
     workspace: Workspace, optimizer: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three workers, then the same run from its beginning with two, and in this process."""
+    """In workers, and the same run from its beginning in this process; for one of them with another number of workers
+    too.
+    """
     monkeypatch.setenv("LLMEVO_HOME", str(workspace.root / "cache"))
     write_task(workspace.root, "letters", 0, size=24)
-    engine = {"backend": "hf", "device": "cpu", "workers": 3, "on": "processes"}
+    again = [(2, "processes"), (1, None)] if optimizer == "llm" else [(1, None)]
+    engine = {"backend": "hf", "device": "cpu", "workers": 1 + again[0][0], "on": "processes"}
     search = {"optimizer": optimizer, "budget": 14, "population": 4, "seed": 3, "order": "strict"}
     config = {
         "engine": engine,
@@ -295,7 +297,7 @@ def test_engines_in_workers_score_alike(
     status, printed = workspace.llmevo("run", workspace.config(**config, **more), "--out", "run")
     assert status == 0, printed
     whole, lines = workspace.events("run"), (workspace.root / "run" / "events.jsonl").read_bytes().splitlines(True)
-    for workers, on in ((2, "processes"), (1, None)):
+    for workers, on in again:
         folder = workspace.root / f"again-{workers}-{on}"
         folder.mkdir()
         (folder / "events.jsonl").write_bytes(lines[0])

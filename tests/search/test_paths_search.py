@@ -23,7 +23,7 @@ from llmevo.search.prompts.chat import TOKENS, tokens
 from llmevo.search.prompts.question import Prompt, Question, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Candidate, Suggestion, Trial
-from support.paths import asked, height, scored, searched, setup, space, start_rows
+from support.paths import TASKS, asked, height, scored, searched, setup, space, start_rows
 
 Make = Callable[[Setup], Optimizer]
 EDITED = [name for name in PATHS if name != "paths-cma-es"]
@@ -257,6 +257,34 @@ def test_with_masks_no_name_is_in_the_prompt_and_the_answer_uses_letters() -> No
     assert [one.path for one in found if one.origin == "llm"] == [
         "alpha 0-12 | alpha 8-12 gain 0.5 | beta 12-14 | alpha 14-20"
     ]
+
+
+def test_with_masks_every_edit_of_a_path_and_the_analysis_are_without_names() -> None:
+    over = space()
+    edited = scored(Candidate(9, 1, "llm", {}, path="beta 0-4 | alpha 4-8 | beta 8-12 | alpha 12-20"))
+    asked = Question(
+        over, [*start_rows(over), edited], TASKS, wanted=3, generation=2, sigma=0.0, used=4, budget=60, mask_names=True
+    )
+    about = PathQuestion(asked, over.paths, "alpha", ["beta"], analysis="alpha is good\nCONSTRAINTS: none")
+    text = ask_for_paths(about, Templates()).messages[1]["content"]
+    assert "swap 0-4 C, swap 8-12 C" in text
+    assert "YOUR LAST ANALYSIS: model B is good CONSTRAINTS: none" in text
+    assert not [name for name in ("alpha", "beta") if name in text]
+
+
+def test_several_aims_and_constraints_are_told_as_they_are() -> None:
+    over, tasks = space(), {"sums": (1.0, "acc,none"), "dates": (1.0, "acc,none")}
+    keys: dict[str, Any] = {"wanted": 3, "generation": 2, "sigma": 0.0, "used": 3, "budget": 60}
+    rows = [replace(trial, violation=0.5, scalarized=trial.value - 2) for trial in start_rows(over)]
+    many = Question(over, rows, tasks, weights={"sums": 0.25, "dates": 0.75}, **keys)
+    text = ask_for_paths(PathQuestion(many, over.paths, "alpha", ["beta"]), Templates()).messages[1]["content"]
+    assert "TASKS (each is an aim of its own." in text
+    assert "- dates: weight 0.75" in text
+    bound = Question(over, rows, TASKS, constraints=("sums >= 0.9",), **keys)
+    text = ask_for_paths(PathQuestion(bound, over.paths, "alpha", ["beta"]), Templates()).messages[1]["content"]
+    best = max(trial.score.total for trial in rows if trial.score)
+    assert f"The best score is {best:.3f}, and no path keeps the constraints yet." in text
+    assert " -1." not in text
 
 
 def test_a_mask_is_the_same_model_in_paths_and_in_texts() -> None:

@@ -113,6 +113,20 @@ def full(**keys: Any) -> Question:
     return replace(question(ALPHA, BETA, WORSE, BEST, **options), **keys)
 
 
+def test_a_recipe_that_keeps_no_constraint_has_its_own_score() -> None:
+    said = "violates dates_task >= 0.95"
+    trials = [replace(of, violation=0.5, scalarized=of.value - 2, reason=said) for of in (WORSE, BEST)]
+    asked = question(*trials, constraints=("dates_task >= 0.95",))
+    assert BEST.score
+    text = messages(asked)
+    assert f"the best score is {BEST.score.total:.3f}" in text
+    assert "and no recipe keeps the constraints yet" in text
+    short = messages(replace(asked, short=True))
+    assert "A recipe has to keep: dates_task >= 0.95." in short
+    assert short.count("; violates dates_task >= 0.95") == 2
+    assert " -1." not in text + short
+
+
 # Effects
 
 

@@ -17,6 +17,7 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates, foreign
 from llmevo.search.prompts import STYLES, completion
 from llmevo.search.prompts.chat import TOKENS, tokens
+from llmevo.search.prompts.names import shortened
 from llmevo.search.prompts.question import ROWS, Question
 from llmevo.search.prompts.reading import read
 from llmevo.search.prompts.schema import answer_model
@@ -59,6 +60,17 @@ def test_the_chat_prompt_shows_the_models_slices_and_parameters_by_name() -> Non
     text = chat_text(question(over=space(layer_granularity=2, filters=["self_attn"])))
     for name in ("alpha.self_attn.weight", "beta.other.weight", "layers 0-1", "layers 2-3", "task_arithmetic"):
         assert name in text
+
+
+def test_long_names_that_differ_in_the_middle_keep_what_tells_them_apart() -> None:
+    names = [f"Llama-3.1-8B-Instruct-{kind}-checkpoint-2000-merged" for kind in ("math", "code", "law")]
+    for longest in (40, 28, 16):
+        found = shortened(names, longest)
+        assert all(kind in found[name] for name, kind in zip(names, ("math", "code", "law"), strict=True))
+        assert max(map(len, found.values())) <= longest
+    same = [f"{'x' * 40}{letter * 30}{'z' * 40}" for letter in "abc"]  # too long to show where they differ
+    assert len({*shortened(same, 20).values()}) == 3
+    assert shortened(["one", "two"], 40) == {"one": "one", "two": "two"}
 
 
 def test_the_chat_prompt_says_how_models_are_prepared_and_where_their_sum_is_a_merge() -> None:

@@ -11,11 +11,13 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import datasets
 from lm_eval import utils
-from lm_eval.api.metrics import mean
+from lm_eval.api import metrics
+from lm_eval.api.metrics import mean, sample_stddev
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
@@ -39,6 +41,15 @@ def _apply_template(template: str, doc: dict[str, Any]) -> str:
 
 
 utils.apply_template = _apply_template
+
+
+def _bootstrap_stderr(metric: Callable[[Sequence[Any]], float], values: Sequence[Any], iters: int) -> float:
+    """As lm-eval's own for up to 1,000 resamples, which forks processes for it, beside this one's threads and GPU."""
+    random = Random(0)
+    return sample_stddev([metric(random.choices(values, k=len(values))) for _ in range(iters)])
+
+
+metrics.bootstrap_stderr = _bootstrap_stderr
 
 TEXT = 600
 """Characters that are kept of a question (its end), an answer and a reply (their beginnings)."""

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import scipy  # its `optimize` is loaded at its first use
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from llmevo.merging.methods.base import TensorGroup
@@ -50,7 +50,7 @@ def order_of(base: Callable[[str], Tensor], model: Callable[[str], Tensor], proj
     likeness = next(products)
     for product in products:
         likeness += product
-    solved: Any = linear_sum_assignment(likeness.numpy(), maximize=True)
+    solved: Any = scipy.optimize.linear_sum_assignment(likeness.numpy(), maximize=True)
     return torch.from_numpy(solved[1]).long()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from llmevo.evaluation.judges.verdicts import Judgement, Presentation, Statement, Vote
-from llmevo.evaluation.score import Score
+from llmevo.evaluation.score import Score, logged
 from llmevo.merging.recipe import Recipe
 from llmevo.search.trial import Candidate, Suggestion
 from llmevo.workers.protocol import Notice, Result
@@ -482,8 +482,8 @@ def scored(result: Result, quantized: str = "") -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """Round to four digits; 0 and 1 become integers, which are shorter in the log."""
-    return int(value) if value == int(value) else round(value, 4)
+    """Round; 0 and 1 become integers, which are shorter in the log."""
+    return int(value) if value == int(value) else logged(value)
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:

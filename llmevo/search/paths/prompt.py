@@ -168,13 +168,13 @@ def _variables(about: PathQuestion, detail: Detail) -> Mapping[str, Any]:
 
     def row(trial: Trial) -> dict[str, Any]:
         path = paths.parse(trial.candidate.path)
-        edits = ", ".join(map(str, paths.edits(path, about.root)))
+        edits = ", ".join(masks.edits(str(edit)) for edit in paths.edits(path, about.root))
         return {
             "id": trial.candidate.id,
             "path": str(masks.hidden(path)),
             "layers": len(path),
-            "edits": masks.edits(edits) or "none",
-            "score": trial.value if trial.score else None,
+            "edits": edits or "none",
+            "score": trial.score.total if trial.score else None,
             "tasks": scores(trial) if trial.score else "",
             "reason": names.text(trial.reason, detail.reason),
         }
@@ -204,14 +204,14 @@ def _variables(about: PathQuestion, detail: Detail) -> Mapping[str, Any]:
         "models": [
             {
                 "name": shown[name],
-                "score": parents[note].value if note in parents else None,
+                "score": score.total if note in parents and (score := parents[note].score) else None,
                 "tasks": scores(parents[note]) if note in parents else "",
                 "card": names.text(cards.get(note, ""), detail.card) if place < detail.cards else "",
             }
             for place, (name, note) in enumerate(own.items())
         ],
         "merge": shown[MERGE],
-        "merge_score": merge.value if merge else None,
+        "merge_score": merge.score.total if merge and merge.score else None,
         "merge_tasks": scores(merge) if merge else "",
         "single": question.is_one_metric,
         "hidden_tasks": len(question.tasks) - len(tasks),
@@ -219,6 +219,7 @@ def _variables(about: PathQuestion, detail: Detail) -> Mapping[str, Any]:
             {
                 "name": names.tasks[task],
                 "factor": question.tasks[task][0],
+                "weight": question.weights.get(task, 0.0),
                 "description": names.text(descriptions.get(task, ""), detail.reason),
             }
             for task in tasks
@@ -230,8 +231,10 @@ def _variables(about: PathQuestion, detail: Detail) -> Mapping[str, Any]:
         "effects": [(masks.edits(edit), mean, deviation) for edit, mean, deviation in strongest],
         "numeric": [str(masks.hidden(paths.parse(text))) for text in about.numeric],
         "proposed": [said(path, fate) for path, fate in about.proposed[-detail.proposed or len(about.proposed) :]],
-        "analysis": about.analysis,
-        "best": best.value if best else None,
+        "analysis": names.text(about.analysis, ANALYSIS),
+        "best": best.score.total if best and best.score else None,
+        "violated": best is not None and best.violation > 0,
+        "weights": question.weights,
         "left": max(0, question.budget - question.used),
     }
 

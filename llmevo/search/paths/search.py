@@ -45,6 +45,8 @@ class PathOptimizer(Recorded):
         self._random = np.random.default_rng(setup.seed)
         self._history = History(setup.seed, setup.budget, self._paths.settings.model_dump(mode="json"))
         self._trials: list[Trial] = []
+        self._weights: Mapping[str, float] = {}
+        """Of the objectives, where there are several."""
         self._root = ""
         self._merge: Genes = {}
         self._known: set[str] = set()
@@ -57,6 +59,7 @@ class PathOptimizer(Recorded):
     def retell(self, trials: Sequence[Trial], weights: Mapping[str, float]) -> None:
         self._history.told(trials)
         self._trials = [*trials]
+        self._weights = weights
 
     def _begin(self) -> None:
         """Choose the root and the weight merge that paths may take layers of, from the scores so far."""
@@ -386,6 +389,7 @@ class PathSearch(PathOptimizer):
                 slots=slots,
                 generation=self._generation,
                 used=len(self._trials),
+                weights=self._weights,
             ),
             paths=self._paths,
             root=self._root,

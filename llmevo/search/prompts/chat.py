@@ -22,6 +22,9 @@ FILES = ("chat_system.j2", "chat_user.j2", "repair.j2", "chat_short.j2")
 TOKENS = 8000  # of a whole prompt, at most, by an estimate from above (tokenizers count about 6500)
 SHORT = 1500  # of a prompt in the short form, at most
 
+LETTERS = 4
+"""Letters of a token in words."""
+
 PIECE = re.compile(r"[A-Za-z]+|[^\W_A-Za-z]|\n+|[^\S\n]+(?=[^A-Za-z])|[^\w\s]|_")
 """Words; digits and letters of other scripts; ends of lines; spaces that no word takes with it; signs."""
 
@@ -34,7 +37,7 @@ def tokens(text: str) -> int:
 def _tokens(piece: str) -> int:
     if not piece.isascii():
         return len(piece.encode())
-    return math.ceil(len(piece) / 4) if piece[0].isalpha() else 1
+    return math.ceil(len(piece) / LETTERS) if piece[0].isalpha() else 1
 
 
 def fitting(versions: Iterable[list[str]], most: int) -> list[str]:

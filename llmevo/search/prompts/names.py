@@ -5,6 +5,7 @@ A search with masks shows what the LLM's knowledge of the names contributes.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 from llmevo.search.genome import OTHER
 from llmevo.search.mixtures import BIAS, TEMPERATURE, TOP_K
@@ -39,6 +40,9 @@ class Names:
         self.models, self.tasks = shortened(models, longest), shortened([*tasks], longest)
         self.parameters = {name: name for name in parameters}
         self.filters = {**shortened(filters, longest), OTHER: OTHER}
+        named = (_numbered_apart(each, longest) for each in (models, [*tasks], filters))
+        self.earlier = {name: short for each in named for name, short in each.items()}
+        """Short names of earlier versions, which the answers in their logs use."""
         if masked:
             self.methods = _numbered("method", self.methods)
             self.slices = _numbered("slice", self.slices)
@@ -63,6 +67,11 @@ class Names:
             known |= {metric: f"the metric of {self.tasks[task]}", metric.partition(",")[0]: "a metric"}
         return {name.lower(): mask for name, mask in known.items()}
 
+    def _mask(self, found: str) -> str:
+        """The mask of a real name in any case; letters such as `ſ` have a lower case of their own."""
+        mask = self._masks.get(found.lower())
+        return mask or next(mask for name, mask in self._masks.items() if re.fullmatch(re.escape(name), found, re.I))
+
     def column(self, gene: Gene, filters: bool) -> str:
         """Return a gene's name without its slice: `model.parameter`, or `model.filter.parameter` with `filters`."""
         parts = [self.models[gene.model] if gene.model else "all models"]
@@ -74,7 +83,7 @@ class Names:
         line = printable(text[: 20 * longest])
         if self.masked:
             line = LAYER.sub("a layer", TENSOR.sub("a tensor", line))
-            line = self._real.sub(lambda found: self._masks[found[0].lower()], line)
+            line = self._real.sub(lambda found: self._mask(found[0]), line)
         return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
@@ -84,11 +93,41 @@ def printable(text: str) -> str:
 
 
 def shortened(names: Sequence[str], longest: int) -> dict[str, str]:
-    """Return {name: short name}, without the middle of long ones; no two become equal."""
+    """Return {name: short name}, long ones without their middle, or without what they have in common where they differ
+    in the middle; no two become equal.
+    """
+    long = [name for name in names if len(name) > longest]
+    start, end = _in_common(long), _in_common([name[::-1] for name in long])
+    for short in (_without_middle, lambda name, most: _around(name, start, end, most)):
+        found = {name: short(name, longest) if name in long else name for name in names}
+        if len({*found.values()}) == len(found) and max(map(len, found.values()), default=0) <= longest:
+            return found
+    return _numbered_apart(names, longest)
+
+
+def _in_common(names: Sequence[str]) -> int:
+    """Return the number of letters at their beginning that are the same in all names."""
+    return sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False)))
+
+
+def _without_middle(name: str, longest: int) -> str:
+    head = longest // 2
+    return name if len(name) <= longest else f"{name[:head]}…{name[len(name) - (longest - head - 1) :]}"
+
+
+def _around(name: str, start: int, end: int, longest: int) -> str:
+    """Return a name with what stands between a start and an end that others share, and as much of these as fits."""
+    own = name[start : max(len(name) - end, start)]
+    room = longest - len(own) - 2
+    head, tail = max(room // 2, 0), max(room - room // 2, 0)
+    return f"{name[: min(head, start)]}…{own}…{name[len(name) - min(tail, end) :]}"
+
+
+def _numbered_apart(names: Sequence[str], longest: int) -> dict[str, str]:
+    """Return {name: name without its middle}, with a number where two would be equal."""
     found: dict[str, str] = {}
     for name in names:
-        head = longest // 2
-        short = name if len(name) <= longest else f"{name[:head]}…{name[len(name) - (longest - head - 1) :]}"
+        short = _without_middle(name, longest)
         found[name] = short if short not in found.values() else f"{short[: longest - 4]}~{len(found)}"
     return found
 

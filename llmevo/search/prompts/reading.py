@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from llmevo.errors import nearest
@@ -139,7 +140,7 @@ class _Reader:
         self._remark_on_extremes(admitted)
         if self._names.masked:  # the repair prompt quotes them
             problems[:] = [self._names.text(problem, 400) for problem in problems]
-        analysis = writable(str(answer.get("analysis", "")))[:ANALYSIS]
+        analysis = writable(str(answer.get("analysis") or ""))[:ANALYSIS]
         return Reading(admitted, analysis, problems, beliefs, hypotheses)
 
     def _each(self, said: Any, kind: str, most: int, reader: Callable[[dict[str, Any]], T]) -> list[T]:
@@ -297,10 +298,10 @@ class _Reader:
         neither.
         """
         slices, inner = self._table.slices, next(iter(genome.values()))
-        labels = {name: self._labels(name) for name in genome}
+        labels = [*takewhile(bool, map(self._labels, genome))]
         lists = all(isinstance(row, list | dict) for row in genome.values())
-        if all(labels.values()) and (lists or len(self._table.columns) == 1):
-            by_row = {label: genome[name] for name, of in labels.items() for label in of}
+        if len(labels) == len(genome) and (lists or len(self._table.columns) == 1):
+            by_row = {label: row for row, of in zip(genome.values(), labels, strict=True) for label in of}
             return [by_row.get(label, []) for label in slices]
         try:
             columns = {name: [*scalars(of)] for name, of in _columns(genome).items()}

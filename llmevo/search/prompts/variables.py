@@ -139,6 +139,8 @@ class Row:
     """The reason of a failure, or the violated constraints."""
     items: int = 0
     """The questions that it was asked."""
+    violates: bool = False
+    """Whether it violates a constraint."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ class Variables:
             "surprise_error": surprise_error,
             "noise": mean_and_error([t.score.stderr for t in question.whole if t.score])[0],
             "questions": best.score.items if best and best.score else 0,
-            "best": best.value if best else None,
+            "best": best.score.total if best and best.score else None,
+            "violated": best is not None and best.violation > 0,
             "stagnation": len(question.trials) - 1 - [*question.trials].index(best) if best else 0,
             **self._earlier_versions(),
             **self._progress(),
@@ -697,6 +700,7 @@ class Variables:
             self._scores(trial),
             self._names.text(trial.reason, longest),
             trial.score.items if trial.score else 0,
+            trial.violation > 0,
         )
 
     def _row(self, name: str, genes: Genes, score: float | None = None, stderr: float = 0.0) -> Row:

@@ -60,7 +60,7 @@ class Vocabulary:
 
     def _shown(self, names: Mapping[str, str], name: str) -> set[str]:
         """The forms of a name that the LLM may use."""
-        return {names[name]} if self._names.masked else {names[name], name}
+        return {names[name]} if self._names.masked else {names[name], name, self._names.earlier.get(name, name)}
 
     @cached_property
     def _columns(self) -> dict[str, list[Gene]]:
