@@ -13,11 +13,12 @@ from llmevo.export.low_rank import Rank
 from llmevo.export.modules import Modules
 from llmevo.merging.writer import TOKEN_IDS, check_new
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import check_compatible, text_config
+from llmevo.models.architecture import Shapes, check_compatible, text_config
 from llmevo.models.checkpoints import Weight
 from llmevo.models.files import write_whole
 from llmevo.models.references import ModelReference, load_pretrained
 from llmevo.models.sources import Sources
+from llmevo.models.tokenizer import VOCABULARY
 
 NEUTRAL = {
     *(*TOKEN_IDS, "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "initializer_range"),
@@ -81,6 +82,7 @@ def extract(
         raise SourceError(f"{fine_tune} and {base} are the same model; there is nothing to extract")
     source, below = sources[tuned], sources[origin]
     configs = sources.config(tuned), sources.config(origin)
+    _check_vocabulary(tuned, source.shapes, origin, below.shapes)
     check_compatible(str(tuned), source.shapes, str(origin), below.shapes, configs)
     _check_computes_alike(tuned, origin, sources)
 
@@ -117,6 +119,21 @@ def extract(
         facts["scores"] = {of.model: {"score": of.score, "stderr": of.stderr, "tasks": of.tasks} for of in scores}
         write_whole(out / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
     return Extraction(report, scores)
+
+
+def _check_vocabulary(tuned: ModelReference, mine: Shapes, origin: ModelReference, theirs: Shapes) -> None:
+    """Raise SourceError for other rows of the embeddings, and a head that the base lacks."""
+    for name in (name for name in mine if VOCABULARY.search(name)):
+        if name not in theirs:
+            raise SourceError(
+                f"{tuned} has an output head of its own ({name}) and {origin} uses its embeddings as the head; an"
+                " adapter cannot part them"
+            )
+        if mine[name] != theirs[name] and mine[name][1:] == theirs[name][1:]:
+            raise SourceError(
+                f"{name} has {mine[name][0]} rows in {tuned} and {theirs[name][0]} in {origin}; an adapter cannot"
+                " add or remove tokens"
+            )
 
 
 def _check_computes_alike(tuned: ModelReference, origin: ModelReference, sources: Sources) -> None:

@@ -398,6 +398,18 @@ slices: [{sources: [{model: base, layer_range: [0, 4]}]}, {sources: [{model: bas
         extract("wide", "base", "out")
     with pytest.raises(SourceError, match="are the same model"):
         extract("base", "base", "out")
+    new_checkpoint(Path("tied"), tied=True)
+    weights = load_file("tied/model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    for change, says in (
+        ({"model.embed_tokens.weight": torch.cat([embeddings, embeddings[:2]])}, "an adapter cannot add or remove"),
+        ({"lm_head.weight": embeddings * 2}, "has an output head of its own .* an adapter cannot part them"),
+    ):
+        shutil.rmtree("tuned", ignore_errors=True)
+        shutil.copytree("tied", "tuned")
+        save_file({**weights, **change}, "tuned/model.safetensors", {"format": "pt"})
+        with pytest.raises(SourceError, match=says):
+            extract("tuned", "tied", "out")
     with pytest.raises(SourceError, match=r"BASE base\+a: it has an adapter; name the plain model, base"):
         extract("base", "base+a", "out")
     alone = Recipe.from_yaml("merge_method: linear\nmodels: [{model: base, parameters: {weight: 1}}]")
