@@ -22,6 +22,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 
 DIGITS = 4
+"""Of a value in the log."""
 
 
 def logged(value: float) -> float:

@@ -8,7 +8,7 @@ To resume it or score it again uses all of it. A log that this user has not begu
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,9 @@ def uses(config: Config, root: Path, key: str = "") -> list[Use]:
     `key` names the place of the LLM's key where the config does not, such as `--api-key`. Reads the task files in the
     config's folders, to find those with Python functions.
     """
-    found = _named(config, root, key)
+    found, path = _named(config, root, key), config.genome.path
+    rows = [("search.start_from", row) for row in config.search.start_from if isinstance(row, Path)]
+    found += _opened([("genome.path.scan", path.scan if path else None), *rows], root)
     for folder in config.task_search_path:
         if files := _with_functions(root / folder):
             more = f" and {len(files) - 5} more" if len(files) > 5 else ""
@@ -54,7 +56,7 @@ def uses(config: Config, root: Path, key: str = "") -> list[Use]:
 
 
 def _named(config: Config, root: Path, key: str = "") -> list[Use]:
-    """The uses that the config alone shows, without prompt templates, which a log holds itself."""
+    """The uses that the config alone shows, without what a log holds itself: prompt templates, start rows, a scan."""
     return [*dict.fromkeys((*_code(config, root), *_files(config, root), *_servers(config, key)))]
 
 
@@ -83,20 +85,22 @@ def _with_functions(folder: Path) -> list[str]:
 
 
 def _files(config: Config, root: Path) -> Iterator[Use]:
-    llm, gate, genome = config.llm, config.gate, config.genome
+    llm, gate, prepare = config.llm, config.gate, config.genome.prepare
     named: list[tuple[str, Path | str | None]] = [
         ("llm.api_key_file", llm.api_key_file),
         ("llm.transcript", llm.transcript if llm.proposer == "recorded" else None),
         ("gate.prompts", gate.prompts if gate else None),
-        ("genome.prepare.text", genome.prepare.text if genome.prepare else None),
-        ("genome.path.scan", genome.path.scan if genome.path else None),
-        *(("search.start_from", file) for file in config.search.start_from if isinstance(file, Path)),
+        ("genome.prepare.text", prepare.text if prepare else None),
     ]
     for task in (*config.tasks, *config.heldout):
         place = f"tasks.{task.name}"
         named += [(f"{place}.text", task.text), (f"{place}.prompts", task.prompts)]
         if task.judge:
             named += [(f"{place}.judge.{key}", getattr(task.judge, key)) for key in ("rubric", "api_key_file")]
+    yield from _opened(named, root)
+
+
+def _opened(named: Iterable[tuple[str, Path | str | None]], root: Path) -> Iterator[Use]:
     for key, file in named:
         if file is not None:
             yield Use("opens", f"the file {root / Path(file).expanduser()} ({key})")
