@@ -11,20 +11,14 @@ from llmevo.export.cards import adapter_card
 from llmevo.export.lora import REPORT, LoraReport, write_adapter
 from llmevo.export.low_rank import Rank
 from llmevo.export.modules import Modules
-from llmevo.merging.writer import TOKEN_IDS, check_new
+from llmevo.merging.writer import check_new
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import Shapes, check_compatible, text_config
+from llmevo.models.architecture import Shapes, check_compatible, computing, text_config
 from llmevo.models.checkpoints import Weight
 from llmevo.models.files import write_whole
 from llmevo.models.references import ModelReference, load_pretrained
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import VOCABULARY
-
-NEUTRAL = {
-    *(*TOKEN_IDS, "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "initializer_range"),
-    *("max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
-}
-"""Keys of a config.json that change nothing of what the weights compute."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +136,10 @@ def _check_computes_alike(tuned: ModelReference, origin: ModelReference, sources
     """
     from transformers import AutoConfig  # takes a second
 
-    one, other = (load_pretrained(AutoConfig, sources.folder(of)).to_dict() for of in (tuned, origin))
+    configs = (load_pretrained(AutoConfig, sources.folder(of)).to_dict() for of in (tuned, origin))
+    one, other = map(computing, configs)
     for mine, theirs in ((text_config(one), text_config(other)), (one, other)):
-        for key in (key for key in mine if key in theirs and key not in NEUTRAL and "dropout" not in key):
+        for key in (key for key in mine if key in theirs):
             if mine[key] != theirs[key] and not (key.endswith("_config") and isinstance(mine[key], dict)):
                 raise SourceError(
                     f"{tuned}: {key} is {mine[key]!r} in its config.json and {theirs[key]!r} in that of {origin}; an"

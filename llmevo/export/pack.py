@@ -17,7 +17,7 @@ from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, parse_event
 
 EVENT_FIELDS: Mapping[str, str] = {
-    "run_started": "root prompts versions sources[reference revision checksum licence] seed evaluation_seed"
+    "run_started": "root prompts versions sources[reference revision checksum config licence] seed evaluation_seed"
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
     " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
     " scan layer_parameters other_parameters active_parameters head_parameters",

@@ -85,6 +85,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
+NEUTRAL = {
+    *("_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "initializer_range"),
+    *("id2label", "label2id", "max_position_embeddings", "torch_dtype", "transformers_version", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+"""Keys of a config.json that change nothing of what the weights compute."""
+
+
+def computing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a config that may change what the weights compute. Dropout acts in training only."""
+    kept = {key: value for key, value in config.items() if key not in NEUTRAL and "dropout" not in str(key)}
+    return {key: computing(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config of the language model: the model's own, or the nested one of a multimodal model."""
     nested = next((config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), Mapping)), None)

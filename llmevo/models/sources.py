@@ -1,6 +1,7 @@
 """The models that a recipe may name, opened once each."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
-from llmevo.models.architecture import EMBEDDINGS, HEADS, check_compatible, check_layers, text_config
+from llmevo.models.architecture import EMBEDDINGS, HEADS, check_compatible, check_layers, computing, text_config
 from llmevo.models.cards import excerpt, licence
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
@@ -230,6 +231,11 @@ class Sources:
     def own_config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the model's own config.json, without a quantization. Raises SourceError when it cannot be read."""
         return self._read_config(reference, self.folder(reference))
+
+    def config_digest(self, reference: ModelReference) -> str:
+        """Return a digest of the config's part that may change what the weights compute."""
+        text = json.dumps(computing(self.own_config(reference)), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def _read_config(self, reference: ModelReference, folder: Path) -> dict[str, Any]:
         config = read_object(folder / "config.json", f"{reference} must be a folder that transformers has saved")

@@ -571,6 +571,7 @@ class Experiment:
             "reference": str(reference),
             "revision": (reference.lora or reference.model).revision,
             "checksum": self.scorer.checksums[str(reference)],
+            "config": self.sources.config_digest(reference),
             "licence": self.sources.licence(reference),
         }
 

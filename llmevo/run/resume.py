@@ -204,12 +204,13 @@ def changed_models(scorer: "Scorer", started: events.RunStarted) -> list[events.
 
 def _current_sources(scorer: "Scorer", started: events.RunStarted) -> changes.Facts:
     """The models as they are now, with checksums by the rule of the run."""
-    recorded: dict[str, str] = {source["reference"]: source["checksum"] for source in started.sources}
+    recorded = {source["reference"]: source for source in started.sources}
     sources = [
         {
             "reference": str(r),
             "revision": (r.lora or r.model).revision,
-            "checksum": scorer.checksum_as(r, recorded.get(str(r), "")),
+            "checksum": scorer.checksum_as(r, recorded.get(str(r), {}).get("checksum", "")),
+            **({"config": scorer.sources.config_digest(r)} if "config" in recorded.get(str(r), {}) else {}),
         }
         for r in scorer.config.genome.references
     ]

@@ -201,6 +201,16 @@ def test_another_model_at_the_same_place_is_not_exported_under_the_scores_of_the
     assert "model-index" not in card
 
 
+def test_a_config_that_computes_something_else_since_the_run_is_noticed(finished: Workspace) -> None:
+    file = finished.root / "two" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "use_cache": False, "transformers_version": "9"}))
+    assert finished.llmevo("export", "run", "out")[0] == 0
+    file.write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    status, printed = finished.llmevo("export", "run", "again")
+    assert (status, "sources.two.config" in printed, "--force" in printed) == (2, True, True), printed
+
+
 def test_a_folder_that_holds_something_is_not_overwritten(finished: Workspace) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")

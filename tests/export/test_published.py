@@ -64,7 +64,7 @@ TEXTS = (str, Path, Any, ModelReference)
 OWN: Mapping[str, Any] = {
     "asked.candidates": [mapping("origin", "note", id=1, genes={"a/all/weight": 0.5}, recipe={"models": []})],
     "prompted.messages": [mapping("role", "content")],
-    "run_started.sources": [mapping("reference", "revision", "checksum", "licence")],
+    "run_started.sources": [mapping("reference", "revision", "checksum", "config", "licence")],
     "run_started.genes": [mapping("name", low=0, high=1, choices=["x"])],
     "run_started.start_from": [mapping("name", genes={"a/all/weight": 0.5})],
     "run_started.geometry": [{"name": "a"}],

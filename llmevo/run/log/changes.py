@@ -62,9 +62,12 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_facts(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the facts of the models, given as in `run_started`."""
+    """Return the facts of the models, given as in `run_started`; older logs have none of their configs."""
     return {
-        f"sources.{source['reference']}.{kind}": source[kind] for source in sources for kind in ("revision", "checksum")
+        f"sources.{source['reference']}.{kind}": source[kind]
+        for source in sources
+        for kind in ("revision", "checksum", "config")
+        if kind in source
     }
 
 

@@ -43,7 +43,7 @@ class RunStarted(BaseEvent):
     """The texts of the prompt templates."""
     versions: dict[str, str]
     sources: list[dict[str, Any]]
-    """Each model's reference, revision, checksum and licence."""
+    """Each model's reference, revision, checksum of the weights, digest of the config, and licence."""
     seed: int
     evaluation_seed: int | None = None
     """The seed of random masks, shuffled questions and solved examples; `seed` where it is None."""
