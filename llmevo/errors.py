@@ -51,6 +51,10 @@ class ProposerRefused(UserError):
     """The LLM's server refuses, and retrying does not help."""
 
 
+class RequestRefused(ProposerRefused):
+    """The LLM's server refuses a request, which may lie in that request alone: moderation, or a gateway's state."""
+
+
 class RunError(UserError):
     """A run folder cannot be used as requested."""
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from llmevo.errors import ProposerError, ProposerRefused, without_passwords
+from llmevo.errors import ProposerError, ProposerRefused, RequestRefused, without_passwords
 from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
 from llmevo.llm.json import scalars, writable
 
@@ -298,10 +298,11 @@ class OpenAIClient:
         return Reply(text, model, *spent, cost, tuple(problems))
 
     def _refused(self, error: openai.OpenAIError) -> ProposerRefused:
+        kind = ProposerRefused if isinstance(error, openai.AuthenticationError) else RequestRefused
         of = self._connection
         unsent = withheld(of.api_key, of.base_url)
         key = f"{unsent}: give this server's key with {of.key_ways()}; or check" if unsent else "check the API key,"
-        return ProposerRefused(
+        return kind(
             f"{of.section}: {self._address} refuses ({self._hidden(error)}); {key} {of.way('base_url')} and"
             f" {of.way('model')} {self.model}"
         )

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from llmevo.config import Llm
-from llmevo.errors import ProposerError, ProposerRefused, machine_error, plural
+from llmevo.errors import ProposerError, RequestRefused, machine_error, plural
 from llmevo.llm.json import without_thoughts
 from llmevo.llm.templates import Templates
 from llmevo.run.experiment import Experiment
@@ -74,8 +74,8 @@ def _is_worth_repairing(llm: Llm, state: RunState, prompt: Prompt, reading: Read
 
 
 def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool) -> events.Prompted:
-    """Ask the LLM. Raises ProposerError where it cannot be reached and `llm.strict` is set, and ProposerRefused where
-    its server refuses the first request, or any of a strict run.
+    """Ask the LLM. Raises ProposerRefused where its server refuses the key or the first request, and where `llm.strict`
+    is set every error of the LLM.
     """
     started, reply, reading = time.monotonic(), None, Reading()
     cap = capped(experiment.config.llm, state)
@@ -84,10 +84,9 @@ def _call(experiment: Experiment, state: RunState, prompt: Prompt, repair: bool)
             raise ProposerError(cap)
         reply = experiment.proposer.answer(prompt)
         reading = prompt.read(reply.text)
-    except (ProposerError, ProposerRefused) as error:
-        # A server that has answered may refuse for what stands in one prompt.
+    except (ProposerError, RequestRefused) as error:
         is_first = not any(event.reply is not None for event in state.prompted)
-        if (experiment.config.llm.strict and not cap) or (isinstance(error, ProposerRefused) and is_first):
+        if (experiment.config.llm.strict and not cap) or (isinstance(error, RequestRefused) and is_first):
             raise
         reading.problems.append(str(error))
     except Exception as error:
