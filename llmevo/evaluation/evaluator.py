@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval import evaluator
 from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
@@ -245,7 +246,8 @@ class Evaluator:
         """{task: the tokens of a reply at most}, of tasks with written replies."""
         writing = {name: leaf for name, leaf in self._leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
         options: dict[str, Any] = {name: leaf.get_config("generation_kwargs") or {} for name, leaf in writing.items()}
-        return {name: int(of.get("max_gen_toks") or 256) for name, of in options.items()}
+        with quiet():
+            return {name: normalize_gen_kwargs(of)["max_gen_toks"] for name, of in options.items()}
 
     def prompts(self, count: int) -> list[str]:
         """The first questions that have a written reply."""

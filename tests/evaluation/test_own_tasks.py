@@ -426,8 +426,9 @@ def test_questions_longer_than_what_vllm_reads_are_said(workspace: Workspace) ->
     assert longest_text(64, {}) == 64
 
 
-def test_a_reply_as_long_as_the_context_is_refused_before_the_run(workspace: Workspace) -> None:
-    written: dict[str, Any] = {**GENERATION, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64}}
+@pytest.mark.parametrize("key", ["max_gen_toks", "max_new_tokens", "max_tokens"])  # as lm-eval reads them
+def test_a_reply_as_long_as_the_context_is_refused_before_the_run(workspace: Workspace, key: str) -> None:
+    written: dict[str, Any] = {**GENERATION, "generation_kwargs": {"until": ["\n"], key: 64}}
     add_task(workspace.root / "tasks", "written", **written)
     task = {"name": "written", "metric": "exact_match,none"}
     status, printed = workspace.llmevo("inspect", workspace.config(tasks=[task]))
