@@ -247,7 +247,8 @@ class Evaluator:
         writing = {name: leaf for name, leaf in self._leaves.items() if leaf.OUTPUT_TYPE == "generate_until"}
         options: dict[str, Any] = {name: leaf.get_config("generation_kwargs") or {} for name, leaf in writing.items()}
         with quiet():
-            return {name: normalize_gen_kwargs(of)["max_gen_toks"] for name, of in options.items()}
+            read: dict[str, Any] = {name: normalize_gen_kwargs(of) for name, of in options.items()}
+        return {name: of["max_gen_toks"] for name, of in read.items()}
 
     def prompts(self, count: int) -> list[str]:
         """The first questions that have a written reply."""
