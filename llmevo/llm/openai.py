@@ -154,6 +154,12 @@ class OpenAIClient:
                 f"{connection.section}: the address {connection.base_url!r} of the server has no scheme; write"
                 f" {connection.way('base_url')} http://{connection.base_url.removeprefix('//')}, or https://…"
             )
+        if connection.base_url and "?" in connection.base_url:  # which may hold a key
+            raise ProposerRefused(
+                f"{connection.section}: the address {without_password(connection.base_url.partition('?')[0])} of the"
+                f" server has a query after it (?…), which no path can follow; leave it out of"
+                f" {connection.way('base_url')}, and give a key with {connection.key_ways()}"
+            )
         self._connection = connection
         self._key = _pattern_of(connection.api_key) if connection.api_key else None
         self.model = connection.model or DEFAULT_MODEL

@@ -163,6 +163,12 @@ def test_an_address_without_a_scheme_is_told_so(monkeypatch: pytest.MonkeyPatch)
         proposer("localhost:8000/v1")
 
 
+def test_an_address_with_a_query_is_refused_without_showing_it() -> None:
+    with pytest.raises(ProposerRefused, match=r"the address https://x\.example/v1 of the server has a query") as raised:
+        proposer("https://x.example/v1?key=sk-0123456789")
+    assert "sk-0" not in str(raised.value)
+
+
 @pytest.mark.parametrize("status", [200, 400, 401, 429])
 def test_a_key_that_the_server_repeats_is_removed_wherever_it_comes_back(status: int) -> None:
     with serving(refusal(status, f"you sent Bearer {KEY}") if status > 200 else chat(f"your key {KEY}")) as server:
