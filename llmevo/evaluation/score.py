@@ -102,9 +102,10 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
         for key in parts[0].tasks[task.name]:
             values = np.array([part.tasks[task.name].get(key, math.nan) for part in asking])
             # A standard error falls with the number of questions; the counted metric's follows from its questions.
-            is_error = "_stderr," in key
-            value = math.sqrt(float((shares**2 * values**2).sum())) if is_error else float((shares * values).sum())
-            value = float(values.sum()) if key == SAMPLES else value
+            if "_stderr," in key:
+                value = math.sqrt(float((shares**2 * values**2).sum()))
+            else:
+                value = float((values if key == SAMPLES else shares * values).sum())
             results.setdefault(task.name, {})[key] = value
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)

@@ -223,14 +223,13 @@ class GgufModel:
     def _check_scaling(self, kind: str) -> None:
         """Raise UserError unless the donor's positions are scaled as the merge's, by metadata or by a tensor."""
         key = f"{self.donor.architecture}.rope.scaling.type"
-        donors = self.donor.value(key)
-        if LLAMA3 in self.donor.tensors:
-            donors = "llama3"
-        known = {"default", "llama3", *SCALED}
-        if kind in known and donors in {None, "none", *known} and kind != (donors if donors in known else "default"):
+        donors = "llama3" if LLAMA3 in self.donor.tensors else self.donor.value(key)
+        unscaled = (None, "none", "default")
+        mine, other = ("nothing" if of in unscaled else of for of in (kind, donors))
+        if mine != other and {mine, other} <= {"nothing", "llama3", *SCALED}:
             raise UserError(
-                f"{self._label}: its positions are scaled by {donors or 'nothing'} ({key}, or the tensor {LLAMA3}), and"
-                f" by {kind} in the merge's config.json; name a GGUF file of the merge's own base"
+                f"{self._label}: its positions are scaled by {other} ({key}, or the tensor {LLAMA3}), and by {mine} in"
+                " the merge's config.json; name a GGUF file of the merge's own base"
             )
 
     def _map_names(self) -> dict[str, str]:

@@ -21,9 +21,9 @@ from llmevo.merging.merger import Merger, Seed
 from llmevo.merging.methods.base import coefficients
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.vocabulary import Aligned, plain, tokenizer_folder
-from llmevo.merging.writer import TOKEN_IDS, MergedModel, whole_folder, write_texts
+from llmevo.merging.writer import MergedModel, whole_folder, write_texts
 from llmevo.models.adapters import PREFIX
-from llmevo.models.architecture import text_config
+from llmevo.models.architecture import TOKEN_IDS, text_config
 from llmevo.models.checkpoints import LowRank, Source, Weight, same
 from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import header_size, returning_memory, write_file

@@ -23,6 +23,9 @@ class Price(BaseModel):
     """Of the tokens that it writes, reasoning included."""
 
 
+LETTERS = 4
+"""Letters of a token, roughly."""
+
 LONGEST_PAUSE = 20.0
 """The most seconds between two tries, where the server names no time to come back."""
 

@@ -10,7 +10,16 @@ import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from llmevo.errors import ProposerError, ProposerRefused, RequestRefused, without_passwords
-from llmevo.llm.client import LONGEST_PAUSE, Connection, Reply, Request, is_own_server, withheld, without_password
+from llmevo.llm.client import (
+    LETTERS,
+    LONGEST_PAUSE,
+    Connection,
+    Reply,
+    Request,
+    is_own_server,
+    withheld,
+    without_password,
+)
 from llmevo.llm.json import scalars, writable
 
 DEFAULT_MODEL = "gpt-4o"
@@ -58,9 +67,6 @@ LONGEST_NAME = 200
 
 MOST_TOKENS = 10**9
 """More are no number of tokens of one answer."""
-
-LETTERS = 4
-"""Letters of a token, roughly: for servers that do not count tokens."""
 
 LONGEST_WAIT = 60.0
 """The most seconds to wait for a server that names a time to come back."""

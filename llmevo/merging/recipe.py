@@ -960,8 +960,8 @@ class Provenance:
         """Return the recipe as YAML, with these lines above it."""
         masks = f", masks {self.masks}" if self.masks else ""
         model = "the model that was written" if self.trims else "the model that was scored"
-        makes = "`llmevo merge` makes a model of this" if self.changed else f"`llmevo merge` makes of this {model}"
-        head = f"# {makes}{'' if self.changed else ', bit for bit'}; {recipe.mergekit_clause}."
+        makes = "a model of this" if self.changed else f"of this {model}, bit for bit"
+        head = f"# `llmevo merge` makes {makes}; {recipe.mergekit_clause}."
         rows = ", rows of tokens" if self.trims else ""
         return f"{head}\n# llmevo: seed {self.seed}{masks}{rows}\n{recipe.to_yaml()}"
 

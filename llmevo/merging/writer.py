@@ -21,7 +21,7 @@ from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import Aligned, by_token, tokenizer_folder
 from llmevo.merging.widening import widened
-from llmevo.models.architecture import text_config
+from llmevo.models.architecture import TOKEN_IDS, text_config
 from llmevo.models.checkpoints import read_object, widest
 from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once, sync
 from llmevo.models.layer_kinds import rearranged, scale_rope
@@ -31,8 +31,6 @@ from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import set_chat_template, tokenizer_files
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
 OF_A_PLACE = ("auto_map", "_name_or_path")
 """Keys of configs that name files beside them, or the place of a model."""
 
@@ -110,8 +108,7 @@ class MergedModel:
             for holder in (config, *nested):
                 holder["dtype"] = dtype
                 holder.pop("torch_dtype", None)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        _leave_code_out(folder / "config.json")
+        (folder / "config.json").write_text(json.dumps(_without_places(config), indent=2) + "\n")
         layout, donor = self.sources.layout(self.recipe.donor), self.recipe.tokenizer_donor
         tokenizer = tokenizer_folder(donor, self._aligned.whole) if self._aligned else self.sources.folder(donor)
         speaker = layout if self._speaker == self.recipe.donor else self.sources.folder(self._speaker)
@@ -120,7 +117,9 @@ class MergedModel:
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / file.name)
         if self._aligned:
             write_tokenizer(self._aligned.vocabulary, folder)
-        _leave_code_out(folder / "tokenizer_config.json")
+        file = folder / "tokenizer_config.json"
+        if file.exists() and (plain := _without_places(content := read_object(file))) != content:
+            file.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
         if self.chat_template:
             set_chat_template(folder, self.chat_template)
         if self.recipe.mixture and self.recipe.mixture.router:
@@ -182,17 +181,10 @@ def write_model(
         write_texts(folder, extra)
 
 
-def _leave_code_out(file: Path) -> None:
-    """Remove from a config the names of Python files, which a merge does not have, and where a model once lay."""
-    if not file.exists():
-        return
-    content = read_object(file)
-    holders = [content, *(of for of in content.values() if isinstance(of, dict))]
-    if any(key in of for of in holders for key in OF_A_PLACE):
-        for holder in holders:
-            for key in OF_A_PLACE:
-                holder.pop(key, None)
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without the names of Python files, which a merge does not have, and the place of a model."""
+    kept = {key: value for key, value in config.items() if key not in OF_A_PLACE}
+    return {key: _without_places(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:

@@ -85,10 +85,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 NEUTRAL = {
+    *TOKEN_IDS,
     *("_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "initializer_range"),
     *("id2label", "label2id", "max_position_embeddings", "torch_dtype", "transformers_version", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 """Keys of a config.json that change nothing of what the weights compute."""
 

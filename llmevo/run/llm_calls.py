@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from llmevo.config import Llm
 from llmevo.errors import ProposerError, RequestRefused, machine_error, plural
+from llmevo.llm.client import LETTERS
 from llmevo.llm.json import without_thoughts
 from llmevo.llm.templates import Templates
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
-from llmevo.search.prompts.chat import LETTERS, tokens
+from llmevo.search.prompts.chat import tokens
 from llmevo.search.prompts.question import Messages, Prompt, Reading
 
 QUOTED, QUOTED_SHORT = 1000, 300

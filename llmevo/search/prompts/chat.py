@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from llmevo.llm.client import LETTERS
 from llmevo.llm.templates import Templates
 from llmevo.search.prompts.question import Messages, Prompt, Question
 from llmevo.search.prompts.reading import read
@@ -21,9 +22,6 @@ FILES = ("chat_system.j2", "chat_user.j2", "repair.j2", "chat_short.j2")
 
 TOKENS = 8000  # of a whole prompt, at most, by an estimate from above (tokenizers count about 6500)
 SHORT = 1500  # of a prompt in the short form, at most
-
-LETTERS = 4
-"""Letters of a token in words."""
 
 PIECE = re.compile(r"[A-Za-z]+|[^\W_A-Za-z]|\n+|[^\S\n]+(?=[^A-Za-z])|[^\w\s]|_")
 """Words; digits and letters of other scripts; ends of lines; spaces that no word takes with it; signs."""
