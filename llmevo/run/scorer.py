@@ -313,7 +313,7 @@ class Scorer:
         from llmevo.run.calibration.layer_inputs import make_prepared
 
         device = self.config.engine.device
-        if made := make_prepared(prepared, self.sources, self.tokenizer_folder, device, self.warn, self.warn):
+        if made := make_prepared(prepared, self.sources, self.tokenizer_folder, device, self.warn):
             cost, took = made
             self._spent_preparing += cost.seconds + took
             self.warn(f"Prepared {len(prepared.experts)} models in {took:.0f} s{prepared.without}.")

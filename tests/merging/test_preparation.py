@@ -324,7 +324,7 @@ def test_models_that_read_texts_otherwise_are_measured_again(folder: Path, step:
     assert len(first | second | places()) == 3 * len(first)
 
 
-def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> None:
+def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = {"base+one": ["letters"], "base+two": ["digits"]}
     given = recipe({"steps": ["aim", "regmean"], "text": "texts.json", "tasks": tasks})
     with pytest.raises(RecipeError, match="not measured"):
@@ -333,8 +333,14 @@ def test_aim_and_regmean_measure_the_inputs_of_linear_layers(folder: Path) -> No
     prepared = Merger(sources).prepared(given)
     assert prepared
     wanted = [of for every in prepared.measurements.values() for of in every]
-    cost = measure(wanted, prepared.base, sources, folder / "base", "cpu")
+    monkeypatch.setattr("llmevo.run.calibration.progress.EVERY", 0.0)
+    said: list[str] = []
+    cost = measure(wanted, prepared.base, sources, folder / "base", "cpu", said.append)
     assert (cost.models, cost.texts) == (3, 4 + 2 + 2)
+    shares = [float(found[1]) for line in said if (found := re.match(r"  (\d+)% measured", line))]
+    assert shares == sorted(shares)
+    assert {33, 67} <= {*shares}
+    assert 100 not in shares
     assert measure(wanted, prepared.base, sources, folder / "base", "cpu").models == 0
     assert difference(merged(given, folder), merged(recipe(None), folder)) > 1e-3
 

@@ -23,6 +23,7 @@ from llmevo.models.references import ModelReference
 from llmevo.models.safetensors_writer import WeightFile, header_size, write_file
 from llmevo.models.sources import Sources
 from llmevo.run.calibration.activations import Sums, batches, linear_layers, watched
+from llmevo.run.calibration.progress import Progress
 from llmevo.run.calibration.sequential import SequentialPass
 
 FILE = "model.safetensors"
@@ -47,18 +48,17 @@ def make_prepared(
     tokenizer: Path,
     device: str | None = None,
     say: Callable[[str], None] = lambda _: None,
-    announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Cost, float] | None:
     """Make prepared experts, and forget what they are made of. Return what measuring cost and the seconds of the rest;
     None where another process has made them.
 
-    Of the processes of one machine the first one does so, and the others wait. `say` is told what was measured,
-    `announce` what is going to be. Raises what `measure` and `Prepared.make` raise.
+    Of the processes of one machine the first one does so, and the others wait. `say` is told what is measured, and how
+    much of it is done. Raises what `measure` and `Prepared.make` raise.
     """
     with prepared.locked():
         made = None
         if not prepared.folder.exists():
-            cost = measure(prepared.all_measurements, prepared.base, sources, tokenizer, device, announce)
+            cost = measure(prepared.all_measurements, prepared.base, sources, tokenizer, device, say)
             if cost.models:
                 say(f"Measured: {cost}.")
             started = time.monotonic()
@@ -77,7 +77,7 @@ def measure(
     say: Callable[[str], None] = lambda _: None,
 ) -> Cost:
     """Make the measurements that the cache lacks, each with the base's config, which the merged model has. `say` is
-    called before the first one.
+    called before the first one, and told how much is done meanwhile.
 
     Raises SourceError when a model cannot be loaded or the cache cannot be written, TaskError for texts without tokens.
     """
@@ -86,29 +86,29 @@ def measure(
         return Cost()
     count = sum(len(of.texts.all) for of in missing)
     say(f"Measuring the inputs of the layers: {len(missing)} models, {count} texts…")
-    started = time.monotonic()
+    started, progress = time.monotonic(), Progress(len(missing), say)
     on_gpu = torch.cuda.is_available() and device != "cpu"
     dtype = "bfloat16" if on_gpu else "float32"
     engine = HfEngine(sources.engine_folder(base), tokenizer, dtype, device, Merger(sources))
     try:
-        tokens = sum(_measure(of, engine, sources) for of in missing if of.sequential is None)
-        tokens += _measure_sequentially([of for of in missing if of.sequential], engine, sources)
+        tokens = sum(_measure(of, engine, sources, progress) for of in missing if of.sequential is None)
+        tokens += _measure_sequentially([of for of in missing if of.sequential], engine, sources, progress)
     finally:
         engine.close()
     return Cost(len(missing), count, tokens, time.monotonic() - started)
 
 
-def _measure(of: Measurement, engine: HfEngine, sources: Sources) -> int:
+def _measure(of: Measurement, engine: HfEngine, sources: Sources, progress: Progress) -> int:
     """Measure one model; return the number of tokens."""
     engine.swap(Recipe.of_one(of.model, str(engine.model.dtype).removeprefix("torch.")))
     groups = batches(engine, of.texts.all, f"prepare: the texts for {of.model}")
     layers = linear_layers(engine.model, sources[of.model].shapes)
     sums = Sums(of.kind, device_for(engine.device, [layer.in_features for layer in layers.values()], of.kind))
     with torch.no_grad(), watched(layers, sums.add):
-        for _, tokens in groups:
+        for _, tokens in progress.through(groups, sizes := [tokens.numel() for _, tokens in groups]):
             engine.lm.read(tokens)
     _write(of, sums)
-    return sum(tokens.numel() for _, tokens in groups)
+    return sum(sizes)
 
 
 def device_for(device: str, widths: Iterable[int], kind: str) -> str:
@@ -122,7 +122,7 @@ def device_for(device: str, widths: Iterable[int], kind: str) -> str:
 
 
 @torch.no_grad()
-def _measure_sequentially(every: Sequence[Measurement], engine: HfEngine, sources: Sources) -> int:
+def _measure_sequentially(every: Sequence[Measurement], engine: HfEngine, sources: Sources, progress: Progress) -> int:
     """Measure the experts of each merge together, written block by block; return the number of tokens."""
     count, merges = 0, dict[str, list[Measurement]]()
     for of in every:
@@ -136,7 +136,7 @@ def _measure_sequentially(every: Sequence[Measurement], engine: HfEngine, source
                 of.model: stack.enter_context(WeightFile(folder / FILE, room))
                 for of, folder in zip(own, folders, strict=True)
             }
-            for expert, means in blocks:
+            for expert, means in progress.through(blocks, [1] * len(blocks), len(own)):
                 for name, mean in means.items() if expert in files else ():
                     files[expert].add(name, mean)
         count += blocks.tokens

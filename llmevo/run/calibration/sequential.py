@@ -60,6 +60,9 @@ class SequentialPass:
         """The shapes of all means, or more: not every layer reads something."""
         return {name: (layer.in_features,) * 2 for name, layer in self.layers.items()}
 
+    def __len__(self) -> int:
+        return len(self.blocks) * len(self.of.read_by)
+
     def __iter__(self) -> Iterator[tuple[ModelReference, Means]]:
         """Yield the means of each expert in each block. Raises TaskError for texts without tokens."""
         self._put(None, dict(self._merged(None, {})))
