@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import astuple
@@ -399,6 +400,18 @@ def test_more_seeds_add_to_what_is_there_and_another_config_is_refused(workspace
     assert status == 2
     assert "c/random-5 was begun with another config:\n  config.search.budget: 5 before, 6 now\n" in printed
     assert log.read_bytes() == before
+
+
+def test_a_comparison_that_goes_on_shows_what_is_in_the_log_as_one_line(workspace: Workspace) -> None:
+    options = ("--optimizers", "random", "--seeds", 1)
+    assert compared(workspace, *options)[0] == 0
+    log = Path(f"c/random-5/{LOG}")
+    lines = log.read_text().splitlines(keepends=True)
+    scored = [number for number, line in enumerate(lines) if '"event":"evaluated"' in line]
+    log.write_text("".join(lines[: scored[3] + 1]))
+    status, printed = compared(workspace, *options)
+    assert status == 0, printed
+    assert re.findall(r"random, seed 5: (\S+),", printed) == ["4/5", "5/5", "finished"]
 
 
 def test_questions_and_masks_stay_the_same_whatever_the_seed(workspace: Workspace) -> None:

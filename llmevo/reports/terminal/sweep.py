@@ -27,6 +27,8 @@ class Scoreboard(LiveView):
         super().__init__(console)
         self.tournament = tournament
         self._states, self._entries = tournament.states(), tournament.entries
+        self._scored = {entry: len(state.trials) for entry, state in self._states.items()}
+        """The candidates in the log of each run, which is read again from its beginning where the run goes on."""
         self._now: dict[Entry, None] = {}
         """The runs that go on, in the order in which they began, and the one that changed last."""
 
@@ -37,7 +39,9 @@ class Scoreboard(LiveView):
         return super().__enter__()
 
     def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
-        """Show one event of a run."""
+        """Show one event of a run; of those that were in its log before, the last candidate only."""
+        if len(state.trials) < self._scored[entry]:
+            return
         self._states[entry] = state
         self._now = {each: None for each in self._now if not self._states[each].finished} | {entry: None}
         if self.live:
