@@ -193,11 +193,16 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def short(options: argparse.Namespace) -> None:
-    """Markdown: experts, the best coefficient, and the best merges of CMA-ES and of llmevo, held out."""
+    """Markdown: experts, the best coefficient, and the best merges of each search, held out."""
     print("\n".join(_short(measurements.read(options.file))))
 
 
-SEARCHES = {"cma-es": "CMA-ES", "llm-off": "**llmevo without an LLM**", "llm": "**llmevo, led by an LLM**"}
+SEARCHES = {
+    "cma-es": "CMA-ES",
+    "gp": "Optuna's Gaussian process",
+    "llm-off": "**llmevo without an LLM**",
+    "llm": "**llmevo, led by an LLM**",
+}
 
 
 def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -207,12 +212,12 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     seeds = " or ".join(map(str, sorted(counts))) + (" seed" if counts == {1} else " seeds")
     yield (
         f"{' or '.join(map(str, sorted(candidates)))} candidates each, {seeds};"
-        f" held out are {sum(map(len, runs[0]['questions'].values()))} answers."
-        " ± is the standard error between questions."
+        f" held out are {sum(map(len, runs[0]['questions'].values()))} answers. ± is the standard error between"
+        f" {'seeds, in brackets that between questions' if max(counts) > 1 else 'questions'}."
     )
     yield ""
-    yield "| | held out |"
-    yield "|---|---|"
+    yield "| | held out | over the best coefficient |"
+    yield "|---|---|---|"
     first = next(iter(own.values()))[0]
     fixed = rivals(first)
     for label, right in (
@@ -221,11 +226,13 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ("best coefficient (one weight for all)", fixed["the best coefficient"]["right"]),
     ):
         mean, error = score(first, right)
-        yield f"| {label} | {mean:.3f} ± {error:.3f} |"
+        within = f"± {error:.3f}"
+        yield f"| {label} | {mean:.3f} {within if max(counts) == 1 else f'({within})'} | |"
     for name, some in own.items():
-        found = [score(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in some]
-        mean, error = (float(np.mean(values)) for values in zip(*found, strict=True))
-        yield f"| {SEARCHES[name]} | {mean:.3f} ± {error:.3f} |"
+        pairs = [(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in some]
+        found = [score(run, right) for run, right in pairs]
+        gained = [gain(run, right, rivals(run)["the best coefficient"]["right"]) for run, right in pairs]
+        yield f"| {SEARCHES[name]} | {_over_seeds(found, '')} | {_over_seeds(gained, '+')} |"
 
 
 def specialists(run: Mapping[str, Any]) -> Right:

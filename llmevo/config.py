@@ -444,6 +444,17 @@ class Search(Section):
         """Candidates a generation for this many genes; default: eq. 48 of https://arxiv.org/abs/1604.00772."""
         return self.population or 4 + int(3 * math.log(max(1, genes)))
 
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _rows(cls, value: object) -> object:
+        for row in value if isinstance(value, list) else ():
+            genes = [*dict[Any, Any](row).values()] if isinstance(row, Mapping) else []
+            if not isinstance(row, str | Path | Mapping) or not all(isinstance(of, int | float | str) for of in genes):
+                raise ValueError(
+                    f"{shortened(repr(row), 80)} is no recipe; give a file, a mapping of genes, or model_stock"
+                )
+        return value
+
     @field_validator("optimizer", "sigma_rule")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
@@ -537,13 +548,7 @@ class Elastic(Section):
     min: int = Field(default=1, ge=1)
     """With fewer, the run does not begin."""
     max: int = Field(ge=1)
-    """As many are started, as far as there is room for them."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
-        return self
+    """As many are started, as far as there is room for them. Not below `min`."""
 
 
 Format = Literal["q8_0", "q4_0", "fp8"]
@@ -586,6 +591,23 @@ class Engine(Section):
     gpus_per_worker: float | None = Field(default=None, gt=0)
     """GPUs of a worker: a whole number, or a share such as 0.5. Default: where there are GPUs, as many as vLLM uses by
     `options` (tensor_parallel_size), or one. For a Ray cluster whose GPUs come later, say `1`."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _counted(cls, value: object) -> object:
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if value == "auto" or isinstance(value, Elastic) or (type(value) is int and value >= 1):
+            return value
+        if isinstance(value, Mapping):
+            keys, given = [*Elastic.model_fields], dict[Any, Any](value)
+            for key in given.keys() - {*keys}:
+                raise ValueError(f"there is no key {key!r} in it{nearest(str(key), keys)}")
+            if "max" in given and all(type(of) is int and of >= 1 for of in given.values()):
+                if given.get("min", 1) > given["max"]:
+                    raise ValueError(f"min ({given['min']}) is more than max ({given['max']})")
+                return given
+        raise ValueError("give a number of 1 or more, `auto`, or with `on: ray` such as {min: 2, max: 32}")
 
     @field_validator("quantize", mode="before")
     @classmethod

@@ -380,8 +380,21 @@ BOMB = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
         ("[" * 5000, "nested too deeply"),
         ("merge_method: " + "x" * 100_000 + "\ngenome: 1\ntasks: " + "x" * 100_000, ""),
         ("merge_method: linear\nmodels: [" + "x, " * 90_000 + "]", ""),
+        ("a: 1\nlimit: 2020-13-45", "line 2: '2020-13-45' looks like a date and is none .*write it in quotes"),
+        ("limit: " + "1" * 5000, "line 1: '1{40}' looks like a number and is none .*write it in quotes"),
     ],
-    ids=["a key", "a section", "in a line", "aliases", "endless", "deep", "a long text", "a long list"],
+    ids=[
+        "a key",
+        "a section",
+        "in a line",
+        "aliases",
+        "endless",
+        "deep",
+        "a long text",
+        "a long list",
+        "a date",
+        "digits",
+    ],
 )
 def test_what_is_hardly_meant_is_refused_in_a_few_lines(
     tmp_path: Path, read: Callable[[Path], object], text: str, says: str
@@ -553,6 +566,26 @@ def test_workers_that_cannot_be(says: str) -> None:
     message = message_of(plain(engine=WORKERS[says]))
     assert message.startswith("my.yml: engine")
     assert says in message
+
+
+@pytest.mark.parametrize("workers", [0, -2, "two", True, [2], {"min": 1}, {"max": "x"}, {"min": 0, "max": 2}])
+def test_workers_that_are_no_number_are_told_in_one_line(workers: Any) -> None:
+    message = message_of(plain(engine={"workers": workers, "on": "ray"}))
+    wanted = "my.yml: engine.workers: give a number of 1 or more, `auto`, or with `on: ray` such as {min: 2, max: 32}"
+    assert message.startswith(wanted)
+    assert len(message.splitlines()) == 1
+
+
+def test_a_misspelt_bound_of_workers_is_named() -> None:
+    message = message_of(plain(engine={"workers": {"min": 1, "mx": 4}, "on": "ray"}))
+    assert message == "my.yml: engine.workers: there is no key 'mx' in it, did you mean 'max'?"
+
+
+@pytest.mark.parametrize("row", [3, [1], {"one/all/weight": [1]}])
+def test_a_start_row_that_is_no_recipe_is_told_in_one_line(row: Any) -> None:
+    message = message_of(plain(search={"start_from": [row]}))
+    assert message.startswith(f"my.yml: search.start_from: {row!r} is no recipe; give a file, a mapping of genes, or")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 def main() -> None:
     """Hide the key from the list of processes, and run the command."""
     setproctitle.setproctitle(terminal.command_line().encode(errors="replace").decode())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that an output file can be followed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an output file can be followed, in any encoding
+            stream.reconfigure(line_buffering=True, errors="replace")
     with terminal.errors_shown(), terminal.stoppable(), terminal.stop_shown():
         for option in REMOVED.keys() & {word.partition("=")[0] for word in sys.argv[1:]}:
             raise UserError(f"{option}: this option was removed; {REMOVED[option]}")

@@ -18,6 +18,9 @@ from llmevo.run.start import check_start
 from llmevo.run.sweep import Sweep, contestants
 from llmevo.search.paths.registry import every
 
+OPTIMIZERS, SEEDS = "llm,llm-off,cma-es,random", 3
+"""What a config is compared with by default."""
+
 
 def compare(
     what: Annotated[
@@ -25,8 +28,10 @@ def compare(
     ],
     optimizers: Annotated[
         str, typer.Option(help=f"Of a config: some of {', '.join(every())}. llm adds llm-off.")
-    ] = "llm,llm-off,cma-es,random",
-    seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")] = 3,
+    ] = OPTIMIZERS,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")
+    ] = SEEDS,
     budget: options.Budget = None,
     out: Annotated[
         Path | None,
@@ -58,6 +63,24 @@ def compare(
     """
     if not what[0].is_file():
         runs = runs_in(what)
+        given = {
+            "--optimizers": None if optimizers == OPTIMIZERS else optimizers,
+            "--seeds": None if seeds == SEEDS else seeds,
+            "--budget": budget and " ".join(budget),
+            "--api-key": api_key and "KEY",
+            "--base-url": base_url,
+            "--model": model,
+            "--backend": backend,
+            "--workers": workers,
+            "--task-search-path": task_search_path and " ".join(map(str, task_search_path)),
+            "--set": changes and " ".join(changes),
+            "--mask-names": mask_names,
+            "--max-llm-calls": max_llm_calls,
+            "--max-cost": max_cost,
+            "--strict-llm": strict_llm,
+            "--trust": trust,
+        }
+        options.refuse_unused(given, (), "finished runs are compared as they are; leave it out, or give a config")
         show(compared(runs), out or shared_folder(runs), as_json)
         return
     if len(what) > 1:

@@ -50,6 +50,8 @@ def init(
     tasks = draft.draft_tasks(names, heldout or [])
     if model is None and sys.stdin.isatty():
         model = _asked("The LLM that proposes, such as gpt-4o (empty: chosen when the run starts)", "--model", "")
+    if base_url and not model:
+        raise UserError(f"--base-url {base_url}: give --model too, the LLM that this server has")
     size = preset or ("standard" if not sys.stdin.isatty() else _asked("quick, standard or thorough", "", "standard"))
     if size not in draft.PRESETS:
         raise UserError(f"--preset: {size!r} is unknown; give one of {', '.join(draft.PRESETS)}")
@@ -71,6 +73,10 @@ def _asked(question: str, option: str, default: str | None = None) -> str:
     return typer.prompt(question, default=default, show_default=bool(default))
 
 
+def _holds(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_bytes() == text.encode()
+
+
 def _write(out: Path, text: str, files: dict[Path, str]) -> None:
     import yaml
 
@@ -83,7 +89,7 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent} cannot be made ({error.strerror}); name another file with --out") from error
-    if there := [file for file in files if file.exists() and file.read_text() != files[file]]:
+    if there := [file for file in files if file.exists() and not _holds(file, files[file])]:
         raise UserError(f"{there[0]} exists and describes another task; remove it, or rename the file of questions")
     for file, content in {**files, out.parent / draft.SCHEMA: draft.schema_text(), out: text}.items():
         try:

@@ -1,5 +1,6 @@
 """Options that several commands share, and the config with them."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +102,10 @@ def read_changed(
     config: Path, folders: list[Path] | None = None, changes: list[str] | None = None, **options: Any
 ) -> tuple[Config, dict[str, Any]]:
     """Return what `read_settings` does, and all that was changed, {key: plain value}."""
-    given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, False)}
+    # Not `in (None, False)`: 0 equals False.
+    given = {
+        name.replace("__", "."): value for name, value in options.items() if value is not None and value is not False
+    }
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget).model_dump(mode="json")
     if workers := given.get("engine.workers"):
@@ -123,3 +127,10 @@ def with_loggers(config: Config, names: list[str] | None) -> Config:
         raise ConfigError(f"--logger: {error}") from None
     check_installed(loggers)
     return config.model_copy(update={"loggers": loggers}) if loggers else config
+
+
+def refuse_unused(given: Mapping[str, Any], used: Collection[str], way: str) -> None:
+    """Raise UserError for an option that has a value and is not used; `way` says what to do instead."""
+    for option, value in given.items():
+        if value is not None and value is not False and option not in used:
+            raise UserError(f"{option if value is True else f'{option} {value}'}: {way}")

@@ -31,6 +31,7 @@ from llmevo.evaluation.tasks.lm_eval import (
     cache_requests,
     check_metric,
     choices_of,
+    exclude_own_question,
     is_size_weighted,
     lm_eval_text,
     mean_metrics,
@@ -95,11 +96,14 @@ class Evaluator:
         places = {name: self._select(name, leaf, known) for name, leaf in self._leaves.items()}
         self.blocks = blocks(places, protocol.blocks if self.raceable else 1)
         """The questions that are asked together: {task: places} of each block."""
+        self._excluded = False
+        """Whether lm-eval alone would show some questions among their own solved examples."""
         for leaf in self._leaves.values():
             if protocol.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
                 leaf.set_config(key="num_fewshot", value=protocol.num_fewshot)
             elif leaf.get_config("num_fewshot") is None:
                 leaf.set_config(key="num_fewshot", value=0)
+            self._excluded |= exclude_own_question(leaf)
             leaf.set_fewshot_seed(seed=protocol.seed)
             cache_requests(leaf)
             name_failing_questions(leaf)
@@ -201,7 +205,9 @@ class Evaluator:
         )
         asked: list[Any] = [[task.model_dump() for task in self.tasks], protocol, examples, texts]
         prints = {name: leaf.fingerprint for name, leaf in self._leaves.items() if hasattr(leaf, "fingerprint")}
-        return hashlib.sha256(json.dumps([*asked, prints] if prints else asked).encode()).hexdigest()
+        asked += [prints] if prints else []
+        asked += ["own question excluded"] if self._excluded else []
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def texts(self) -> dict[str, list[tuple[str, str]]]:
         """{task: (question, right answer) of each}, shortened: for people."""
@@ -391,7 +397,9 @@ class Evaluator:
             samples = [sample for sample in results["samples"][name] if sample["filter"] == filter_]
             replies[name] = [reply_text(self._leaves[name], sample) for sample in samples]
             values = [sample.get(metric) for sample in samples]
-            if values and all(isinstance(value, float | int) for value in values):
+            # Of another metric they are no parts of a sum: a log-likelihood each, of a perplexity.
+            is_mean = metric in mean_metrics(self._leaves[name])
+            if is_mean and values and all(isinstance(value, float | int) for value in values):
                 # As the log has them, so that what follows from them is the same when it is read again.
                 item_scores[name] = [logged(float(value)) for value in values]
         found = results["results"] | (results.get("groups") or {})

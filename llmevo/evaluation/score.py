@@ -78,11 +78,13 @@ def aggregate(
             raise CandidateError(f"the metric {task.metric} of {task.name} is {given[task.metric]}, not a number")
         total += task.weight * value
         error = error_of(task.metric)
-        if task.name in means:
-            found[error] = standard_errors.of_mean(means[task.name])
-        stderr = found.get(error, 0.0)
+        own = means.get(task.name)
+        stderr = found.get(error, 0.0) if own is None else standard_errors.of_mean(own)
         variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
-        metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value) and key != "alias"}
+        if own is not None:
+            alone = (np.asarray(own, dtype=float) - np.mean(own)) / len(own)
+            found[error] = math.sqrt(stderr**2 + standard_errors.covariance({task.name: alone}, same))
+        metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value)}
     return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
 
 

@@ -183,7 +183,9 @@ class Format:
     def _write_fp8(self, model: MergedModel, out: Path, texts: Texts) -> Written:
         made = Fp8Model(model)
         with whole_folder(out) as folder:
+            model.write_files(folder)
+            (folder / "config.json").unlink()  # comes last, with the quantization
             dtypes = write_weights(made.weights(), folder, header_size(made.shapes.items())) - {"float8_e4m3fn"}
-            model.write_files(folder, dtypes, {"quantization_config": made.config})
+            model.write_config(folder, dtypes, {"quantization_config": made.config})
             write_texts(folder, texts("quantized", "The linear layers are in FP8 (e4m3), with a scale a channel."))
         return Written(f"{out} is a Hugging Face model in FP8 for vLLM: vllm serve {out}")

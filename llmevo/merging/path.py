@@ -119,7 +119,7 @@ class LayerPath:
         rope = 1.0
         for place, part in enumerate(parts := text.split("|"), 1):
             try:
-                words = part.replace("=", " ").split()
+                words = _words(part)
                 if place == len(parts) > 1 and len(words) == 2 and words[0] == ROPE and not SPAN.fullmatch(words[1]):
                     rope = _positive(ROPE, words[1])
                 else:
@@ -251,9 +251,17 @@ def _written(gains: Gains) -> str:
     return "".join(f" {key} {value:.{DIGITS}g}" for key, value in values.items() if value != 1.0)
 
 
+def _words(text: str) -> list[str]:
+    """Return the words of a segment: the model as it is written, a span as one word, keys and values apart."""
+    model, _, rest = text.strip().partition(" ")
+    if model.partition("=")[0] in (*KEYS, ROPE):
+        model, rest = "", text
+    return [*model.split(), *re.sub(r"(?<=\d)\s*[-–—]\s*(?=\d)", "-", rest).replace("=", " ").split()]
+
+
 def _segment(text: str, layers: Mapping[str, int] | None) -> Segment:
     """Read one segment. Raises ValueError with the reason."""
-    words = re.sub(r"(?<=\d)\s*[-–—]\s*(?=\d)", "-", text).replace("=", " ").split()
+    words = _words(text)
     if not words:
         raise ValueError("it is empty; leave out one `|`")
     if len(words) == 1:

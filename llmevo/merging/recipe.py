@@ -13,7 +13,7 @@ from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
-from llmevo.models.architecture import HEADS, text_stack
+from llmevo.models.architecture import FOREIGN, HEADS, TextStack, text_stack
 from llmevo.models.branches import Gains
 from llmevo.models.references import ModelReference, path_from, reference_from
 from llmevo.models.yaml import read_yaml
@@ -680,7 +680,13 @@ class Recipe(Strict):
                 return {moved(key): moved(part) for key, part in cast(dict[Any, Any], value).items()}
             return [moved(part) for part in cast(list[Any], value)] if isinstance(value, list) else value
 
-        recipe = type(self).model_validate(moved(self).as_dict())
+        try:
+            recipe = type(self).model_validate(moved(self).as_dict())
+        except ValidationError as error:  # one model under two spellings of its path
+            raise RecipeError(
+                f"{error.errors()[0]['msg'].removeprefix('Value error, ')}, once its path is written in one way; write"
+                " each model's path in the same way everywhere"
+            ) from error
         text = recipe.prepare.text if recipe.prepare else None
         if text is None or text == QUESTIONS:
             return recipe
@@ -868,6 +874,12 @@ class Step:
     """The layer of the result that it belongs to; None outside the language model's layers."""
 
 
+def is_before_layers(name: str, stack: TextStack) -> bool:
+    """Return whether a tensor comes before the language model's layers; those of towers do not."""
+    own = name.startswith(stack.parent) and not FOREIGN.search(name)
+    return own and any(part in name for part in BEFORE_LAYERS) and not HEADS.search(name)
+
+
 def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
     """Return every tensor of the result, in the order of a checkpoint: before the layers, the layers, after them.
 
@@ -886,7 +898,7 @@ def plan(recipe: Recipe, names: list[str], layers: int) -> list[Step]:
         elif number:  # multi-token prediction: its layers follow the last one of the result
             place = number[0] - layers + sum(of.depth for of in slices)
             after.append(_outside(name, slices[-1], f"{stack.start}{place}.{number[1]}"))
-        elif any(part in name for part in BEFORE_LAYERS) and not HEADS.search(name):
+        elif is_before_layers(name, stack):
             before.append(_outside(name, slices[0], name))
         else:
             after.append(_outside(name, slices[-1], name))

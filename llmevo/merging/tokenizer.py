@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.recipe import Recipe
-from llmevo.merging.vocabulary import Vocabulary
+from llmevo.merging.vocabulary import Vocabulary, tokenizer_folder
 from llmevo.models.checkpoints import LowRank, Source, Weight, read_object
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources, View
@@ -70,7 +70,9 @@ class _TrimmedSource(Source):
 
 def token_count(donor: ModelReference, sources: Sources) -> int | None:
     """Return the number of tokens of a model's tokenizer; None when numbers below it belong to no token."""
-    tokens = vocabulary(sources.folder(donor))
+    folder = tokenizer_folder(donor, sources)
+    # As transformers loads it: it may add tokens that only tokenizer_config.json names.
+    tokens: dict[str, int] = {**load_tokenizer(folder).get_vocab()} if vocabulary(folder) else {}
     return len(tokens) if tokens and max(tokens.values()) < len(tokens) else None
 
 
@@ -154,7 +156,7 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
     if not wanted:
         return None
     if wanted == "auto":
-        found = [template for r in recipe.references if (template := template_of(sources.folder(r)))]
+        found = [template for r in recipe.references if (template := template_of(tokenizer_folder(r, sources)))]
         return Counter(found).most_common(1)[0][0] if found else None
     if "{" in wanted:
         return wanted

@@ -18,13 +18,15 @@ from torch import Tensor
 from llmevo.errors import SourceError, plural
 from llmevo.merging.recipe import Recipe, TokenRow, TokenSource
 from llmevo.models.architecture import stack_of
-from llmevo.models.checkpoints import LowRank, Source, Weight, same, stored
+from llmevo.models.checkpoints import LowRank, Source, Weight, read_object, same, stored
 from llmevo.models.references import ModelReference, folder_of
 from llmevo.models.sources import Excludes, Sources, View
 from llmevo.models.tokenizer import (
+    TOKENIZERS,
     VOCABULARY,
     load_tokenizer,
     same_tokenizer_file,
+    template_of,
     vocabulary,
     vocabulary_size,
     with_vocabulary_size,
@@ -159,11 +161,23 @@ def open_models(recipe: Recipe, root: Path = Path(), excludes: Excludes | None =
 
 
 def tokenizer_folder(reference: ModelReference, sources: Sources) -> Path:
-    """Return the folder with a model's tokenizer: the adapter's where an adapter changes the number of rows."""
-    plain = sources.without_adapter(reference)
-    if plain != reference and _rows(reference, sources) != _rows(plain, sources):
-        return folder_of(reference.lora or reference.model, sources.root)
-    return sources.folder(reference)
+    """Return the folder with a model's tokenizer: that of an adapter where it has one, and where it changes the number
+    of rows. A tokenizer beside an adapter that has more tokens than rows is not used.
+    """
+    model, without = sources.folder(reference), sources.without_adapter(reference)
+    if without == reference:
+        return model
+    adapter, rows = folder_of(reference.lora or reference.model, sources.root), _rows(reference, sources)
+    if rows != _rows(without, sources):
+        return adapter
+    config = adapter / "tokenizer_config.json"
+    if not any((adapter / name).exists() for name in TOKENIZERS) or not config.exists():
+        return model
+    if not read_object(config).get("tokenizer_class"):  # transformers takes it from config.json then
+        return model
+    if same_tokenizer_file(adapter, model) and template_of(adapter) == template_of(model):
+        return model
+    return adapter if max(vocabulary(adapter).values(), default=0) < min(rows.values(), default=0) else model
 
 
 class Aligned(View):
@@ -181,7 +195,9 @@ class Aligned(View):
         self._making = threading.Lock()
         self._names = {reference: _checked_names(reference, sources, vocabulary) for reference in vocabulary.rows}
         folders = {of: sources.folder(of) for of in vocabulary.rows}
-        self._models = {of: at.resolve() for of, at in folders.items() if tokenizer_folder(of, sources) == at}
+        self._models = {
+            of: at.resolve() for of, at in folders.items() if same_tokenizer_file(tokenizer_folder(of, sources), at)
+        }
 
     def __getitem__(self, reference: ModelReference) -> Source:
         if reference not in self._names:
@@ -450,11 +466,17 @@ def _plain(token: str) -> Any:
 
 
 def _in_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in a temporary file that has no name. Raises OSError when the disk is full."""
+    """Return a tensor in a temporary file that has no name. Raises SourceError when the disk is full."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    with tempfile.TemporaryFile() as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a crash later
-        memory = mmap.mmap(file.fileno(), size)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a crash later
+            memory = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise SourceError(
+            f"the embeddings by token need {size / 1e9:.3g} GB in the folder of temporary files,"
+            f" {tempfile.gettempdir()} ({error.strerror}); make room, or set TMPDIR to another folder"
+        ) from error
     return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 
 

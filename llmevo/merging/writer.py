@@ -19,7 +19,7 @@ from llmevo.merging.mixture.classes import mixture_config
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
-from llmevo.merging.vocabulary import Aligned, by_token, tokenizer_folder
+from llmevo.merging.vocabulary import Aligned, by_token, plain, tokenizer_folder
 from llmevo.merging.widening import widened
 from llmevo.models.architecture import TOKEN_IDS, text_config
 from llmevo.models.checkpoints import read_object, widest
@@ -45,6 +45,7 @@ class MergedModel:
     """
 
     def __init__(self, recipe: Recipe, sources: Sources, seed: Seed = 0, trim: bool = True) -> None:
+        self._whole = plain(sources)
         if aligned := by_token(recipe, sources):
             if recipe.mixture:
                 raise RecipeError(
@@ -96,12 +97,8 @@ class MergedModel:
             scale_rope_of(recipe, config)
         return with_layers_of(recipe, self.sources, config)
 
-    def write_files(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
-        """Write config, generation config, tokenizer, a processor's files and the recipe.
-
-        `dtypes` are the types of the weights, `changes` further keys of the config. Raises SourceError when the models
-        are by token and the donor's tokenizer cannot be given their tokens.
-        """
+    def write_config(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
+        """Write the config. `dtypes` are the types of the weights, `changes` further keys."""
         config = {**self.config(), **(changes or {})}
         if dtype := self._loaded_as(dtypes):
             nested = [of for of in config.values() if isinstance(of, dict) and {"dtype", "torch_dtype"} & of.keys()]
@@ -109,17 +106,28 @@ class MergedModel:
                 holder["dtype"] = dtype
                 holder.pop("torch_dtype", None)
         (folder / "config.json").write_text(json.dumps(_without_places(config), indent=2) + "\n")
+
+    def write_files(self, folder: Path) -> None:
+        """Write config, generation config, tokenizer, a processor's files and the recipe: all but the weights.
+
+        Raises SourceError for a tokenizer's file that is damaged, and when the models are by token and the donor's
+        tokenizer cannot be given their tokens.
+        """
+        self.write_config(folder, set())
         layout, donor = self.sources.layout(self.recipe.donor), self.recipe.tokenizer_donor
-        tokenizer = tokenizer_folder(donor, self._aligned.whole) if self._aligned else self.sources.folder(donor)
+        tokenizer = tokenizer_folder(donor, self._whole)
         speaker = layout if self._speaker == self.recipe.donor else self.sources.folder(self._speaker)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (tokenizer / name).exists():
+                read_object(tokenizer / name)  # an error names the model's own file
         files = [speaker / "generation_config.json", *(layout / name for name in PROCESSOR_FILES)]
         for file in [*filter(Path.exists, files), *tokenizer_files(tokenizer)]:
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / file.name)
         if self._aligned:
             write_tokenizer(self._aligned.vocabulary, folder)
         file = folder / "tokenizer_config.json"
-        if file.exists() and (plain := _without_places(content := read_object(file))) != content:
-            file.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+        if file.exists() and (known := _without_places(content := read_object(file))) != content:
+            file.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
         if self.chat_template:
             set_chat_template(folder, self.chat_template)
         if self.recipe.mixture and self.recipe.mixture.router:
@@ -176,8 +184,9 @@ def write_model(
     """
     model = MergedModel(recipe, sources, seed, trim)
     with whole_folder(out) as folder:
-        dtypes = write_weights(model.weights(), folder, header_size(model.shapes.items()))
-        model.write_files(folder, dtypes)
+        model.write_files(folder)  # first, as a file may be damaged and merging take hours
+        (folder / "config.json").unlink()  # comes last: without it the folder is no model
+        model.write_config(folder, write_weights(model.weights(), folder, header_size(model.shapes.items())))
         write_texts(folder, extra)
 
 
@@ -210,11 +219,11 @@ def merged_tokenizer(recipe: Recipe, sources: Sources) -> Path:
     merge's config, where no model has its tokens.
     """
     if not isinstance(sources, Aligned):
-        return sources.folder(recipe.tokenizer_donor)
+        return tokenizer_folder(recipe.tokenizer_donor, sources)
     folders = cache_folder() / "vocabularies"
     folders.mkdir(parents=True, exist_ok=True)
     with partial_folder(folders / "new") as written:
-        MergedModel(recipe, sources).write_files(written, set())
+        MergedModel(recipe, sources).write_files(written)
         contents = [f"{file.name} {read_sha256(file)}" for file in sorted(written.iterdir())]
         out = folders / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:24]
         rename_once(written, out)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.architecture import HEAD, TextStack, stack_of
+from llmevo.models.architecture import HEAD, HEADS, TextStack, stack_of
 from llmevo.models.checkpoints import Checkpoint, Kept, LowRank, Source, Weight, read_object
 from llmevo.models.tokenizer import VOCABULARY
 from llmevo.models.towers import places
@@ -71,6 +71,9 @@ OTHER_NAMES = {
 
 FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 """The names of an expert's own weights on disk, whose rows follow each other in what transformers makes of them."""
+
+MIXTURE = ".block_sparse_moe."
+"""What `.mlp.` is called on disk in Mixtral and its kin."""
 
 Factors = Callable[[], tuple[Tensor, Tensor]]
 """The factors (rows, rank) and (rank, columns) of a change, float32, with the scale in one of them."""
@@ -167,9 +170,13 @@ class LoraModel(Source):
         PEFT names modules as transformers does, which gives those of some older checkpoints and of multimodal models
         other names.
         """
-        if module in self._held or self._stacks is None:
+        if module in self._held:
             return module
-        moved = (name.removesuffix(".weight") for name in places(f"{module}.weight", *self._stacks))
+        named = [*places(f"{module}.weight", *self._stacks)] if self._stacks else []
+        if f"{module}.weight" == HEAD and self._own_head:
+            named.append(self._own_head)
+        moved = [name.removesuffix(".weight") for name in named]
+        moved += [name.replace(".mlp.", MIXTURE) for name in (module, *moved)]
         found = next((name for name in moved if name in self._held), module)
         if found != module:
             self._named[found] = module
@@ -201,10 +208,16 @@ class LoraModel(Source):
             )
         self._trained[weight] = name
 
+    @cached_property
+    def _own_head(self) -> str | None:
+        """The model's output head, which is called so in most models; None where it is tied to the embeddings."""
+        heads = (name for name in self.model.shapes if HEADS.search(name))
+        return next((name for name in heads if name.endswith(".weight")), None)
+
     def _tied_embeddings(self) -> str | None:
         """Return the name of the embeddings if the model has no head of its own."""
         names = self.model.shapes
-        return next((name for name in names if VOCABULARY.search(name)), None) if HEAD not in names else None
+        return None if self._own_head else next((name for name in names if VOCABULARY.search(name)), None)
 
     def _repeats_rows(self, module: str, parts: Mapping[str, str], modules: Mapping[Any, Mapping[str, str]]) -> bool:
         """Return whether a module is the head and has the trained rows of the embeddings, which are the same weight."""
@@ -235,10 +248,16 @@ class LoraModel(Source):
     def _check_saved(self) -> None:
         """Raise SourceError for a module of `modules_to_save` without weights, if the model has one of the name."""
         held = {part for name in (*self.model.shapes, HEAD) for part in name.split(".")}
-        for module in self.config.get("modules_to_save") or []:
+        saved = self.config.get("modules_to_save") or []
+        if not isinstance(saved, list):
+            raise SourceError(
+                f"{self._adapter.folder}: modules_to_save is {saved!r} and no list; correct its adapter_config.json"
+            )
+        for module in cast(list[Any], saved):
             if str(module).rpartition(".")[2] not in held:  # PEFT names `score` and `classifier` of its own accord
                 continue
-            inside = [*self._trained, *([HEAD] if self._head else [])]
+            inside = [f"{self._called(name.rpartition('.')[0])}." for name in self._trained]
+            inside += [HEAD] if self._head else []
             if not any(re.search(rf"(^|\.){re.escape(str(module))}\.", name) for name in inside):
                 raise SourceError(
                     f"{self._adapter.folder}: modules_to_save names {module!r}, and its weights are missing; download"

@@ -227,6 +227,8 @@ def _files_and_indices(folder: Path, pattern: str) -> tuple[list[Path], dict[Pat
             index = main.with_name(f"{main.name}.index.json")
             indices = [index] if index.exists() else sorted(folder.glob(f"{each}.index.json"))
             listed = {of: _weight_map(of) for of in indices}
+            if empty := next((of for of, shards in listed.items() if not shards), None):
+                raise SourceError(f"{empty} names no weights; download it again")
             named = {shard for shards in listed.values() for shard in shards.values()}
             return [file for file in sorted(folder.iterdir()) if file.name in named] if listed else found, listed
     return [], {}

@@ -12,12 +12,15 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from llmevo.errors import SourceError
 
 PARTIAL = ".llmevo-partial"
 """The end of the names of folders that are being written."""
@@ -43,9 +46,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LLMEVO_HOME") or Path(cache) / "llmevo")
 
 
+def kept_file(place: str, name: str, content: bytes) -> Path:
+    """Return a file of the cache folder, in its folder `place`, which is written where it is missing. Raises
+    SourceError.
+    """
+    file = cache_folder() / place / name
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+    except OSError as error:
+        raise SourceError(
+            f"{file} cannot be written ({error.strerror or error}); make room in the cache folder, or set LLMEVO_HOME"
+            " to another one"
+        ) from error
+    return file
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Replace a file as a whole or not at all, also at a power cut."""
-    partial = file.with_name(f".{file.name}.partial")  # one name: the rest of a crash is overwritten
+    # Of several processes that write the same file each has a part of its own.
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with partial.open("wb") as stream:
             stream.write(content)

@@ -17,10 +17,16 @@ BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
 PATTERN = "hybrid_override_pattern"
 """A text with a letter for each layer."""
 
-MORE_LISTS = ("block_configs", "attn_type_list", "activation_sparsity_pattern", "moe_layer_freq", "intermediate_size")
+MORE_LISTS = (
+    *("block_configs", "attn_type_list", "activation_sparsity_pattern", "moe_layer_freq", "intermediate_size"),
+    *("layer_rope_theta", "attention_layers"),
+)
 """Keys of a config that have an entry for each layer in some models; others have a number there, or no such key."""
 
-NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")
+NUMBERS = (
+    *("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs"),
+    *("hybrid_layer_ids", "cross_attention_layers"),
+)
 """The keys of a config that list the numbers of the layers of one kind."""
 
 DEFAULTS: Mapping[str, Mapping[str, int]] = {
@@ -108,6 +114,8 @@ RULES = (
     Rule("moe_layer_freq", offset=0),
     Rule("moe_layer_interval"),
     Rule("first_k_dense_replace", ("mlp_layer_types",), kind="first"),
+    Rule("num_dense_layers", ("mlp_layer_types",), kind="first"),
+    Rule("global_attn_every_n_layers", ("layer_types",), offset=0),
     Rule("moe_layer_start_index", kind="first"),
     Rule("moe_layer_end_index", kind="last"),
     Rule("max_window_layers", ("layer_types",), kind="first", only_with="use_sliding_window"),
@@ -138,6 +146,11 @@ def rearranged(config: dict[str, Any], layers: int, origins: Sequence[int]) -> d
         for key in NUMBERS:
             if isinstance(holder.get(key), list):
                 holder[key] = [place for place, origin in enumerate(origins) if origin in holder[key]]
+        if isinstance(blocks := holder.get("block_types"), list) and blocks:  # which repeats from layer to layer
+            holder["block_types"] = [blocks[origin % len(blocks)] for origin in origins]
+        if isinstance(counted := holder.get("attention_types"), list):  # GPT-Neo's: kinds, and how often these repeat
+            kinds = [kind for of, count in counted for _ in range(count) for kind in of]
+            holder["attention_types"] = [[[kinds[origin]], 1] for origin in origins]
         for key in DEPTH_KEYS:
             if key in holder:
                 holder[key] = len(origins)

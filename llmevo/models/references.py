@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 from pydantic_core.core_schema import CoreSchema, to_string_ser_schema
 
 from llmevo.errors import SourceError
-from llmevo.models.files import cache_folder, partial_folder, read_sha256, rename_once
+from llmevo.models.files import cache_folder, content_checksums, partial_folder, rename_once
 
 PACKAGE = "package:"
 EXPERT = "#expert="
@@ -150,7 +150,7 @@ def folder_of(path: ModelPath, root: Path = Path()) -> Path:
     Relative paths start at `root`. Raises SourceError where there is none.
     """
     local = place_of(path, root)
-    if local.suffix == ".gguf":
+    if local.suffix == ".gguf" and local.is_file():
         return _converted(local)
     if not local.is_dir():
         raise SourceError(f"{path}: {local} is a file; give the folder of a model, or a .gguf file")
@@ -240,10 +240,15 @@ def _converted(file: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    out = cache_folder() / "gguf" / f"{file.stem}-{read_sha256(file)[:16]}"
+    out = cache_folder() / "gguf" / f"{file.stem}-{content_checksums([file])[file][:16]}"
     if out.exists():
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"{out.parent} cannot be written ({error.strerror or error}); set LLMEVO_HOME to another folder"
+        ) from error
     try:
         with partial_folder(out) as partial:
             _check_whole(file)

@@ -19,7 +19,7 @@ from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.placeholder import placeholder
 from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
 from llmevo.models.references import ModelPath, ModelReference, folder_of
-from llmevo.models.tokenizer import VOCABULARY
+from llmevo.models.tokenizer import VOCABULARY, with_vocabulary_size
 from llmevo.models.towers import Tower, fit
 from llmevo.models.unrolled import Unrolled, is_rolled, unrolled_config
 
@@ -128,7 +128,7 @@ class Sources:
             if reference.model.expert is not None:
                 folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
-            if adapter is None and (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+            if adapter is None and _is_adapter(folder):
                 (base, folder), adapter = self._base_of(reference, folder), folder
                 self._trained_on[reference] = ModelReference(model=base)
             self._folders[reference] = folder, adapter
@@ -144,7 +144,7 @@ class Sources:
         """Return the model that an adapter was trained on, and its folder. Raises SourceError where it is not found."""
         config = read_object(adapter / ADAPTER)
         named = config.get("base_model_name_or_path")
-        said = f"{reference} is an adapter (it has {ADAPTER} and no config.json)"
+        said = f"{reference} is an adapter (it has {ADAPTER} and no weights of a model)"
         write = f"write the model it was trained on before it: MODEL+{reference}"
         if not isinstance(named, str) or not named:
             raise SourceError(f"{said} and names no model (base_model_name_or_path is {named!r}); {write}")
@@ -156,7 +156,7 @@ class Sources:
             raise SourceError(
                 f"{said}, and its model {named} (base_model_name_or_path) cannot be found ({error}); {write}"
             ) from error
-        if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+        if _is_adapter(folder):
             raise SourceError(f"{said} on another adapter ({named}); merge that into its model first")
         return base, folder
 
@@ -226,7 +226,16 @@ class Sources:
 
         Raises SourceError when it cannot be read.
         """
-        return self._read_config(reference, self.layout(reference))
+        config, rows = self._read_config(reference, self.layout(reference)), self._own_rows(reference)
+        return with_vocabulary_size(config, rows) if rows else config
+
+    def _own_rows(self, reference: ModelReference) -> int:
+        """Return the number of rows of the embeddings where an adapter changes it; else 0."""
+        if self._places(reference)[1] is None:
+            return 0
+        shapes, before = self.own(reference).shapes, self.model(reference).shapes
+        tables = [name for name in shapes if EMBEDDINGS.search(name)]
+        return next((shapes[name][0] for name in tables if name in before and shapes[name] != before[name]), 0)
 
     def own_config(self, reference: ModelReference) -> dict[str, Any]:
         """Return the model's own config.json, without a quantization. Raises SourceError when it cannot be read."""
@@ -249,7 +258,8 @@ class Sources:
         """
         folder = self.folder(reference)
         source = self._checkpoint(folder)
-        return folder if isinstance(source, Checkpoint) and not source.is_pickled else self._placeholder(reference)
+        plain = isinstance(source, Checkpoint) and not source.is_pickled and not self._own_rows(reference)
+        return folder if plain else self._placeholder(reference)
 
     def _placeholder(self, reference: ModelReference) -> Path:
         source = self[reference]
@@ -310,6 +320,14 @@ class Sources:
         if adapter:
             files += [*_weights_in(adapter, "adapter_model*.safetensors"), *adapter.glob(ADAPTER)]
         return files
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, and no weights of a model; some hold the model's config as well."""
+    if not (folder / ADAPTER).exists():
+        return False
+    own = [file for file in weight_files(folder) if not file.name.startswith("adapter")]
+    return not (folder / "config.json").exists() or not (own or any(folder.glob("pytorch_model*.bin")))
 
 
 def _leave_out_tied_head(source: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -109,10 +109,13 @@ def template_of(folder: Path) -> str | None:
     """Return the chat template of a model's tokenizer, from either file that may have it."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
-        return file.read_text().strip()
+        try:
+            return file.read_text("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{file} is not UTF-8 ({error}); download it again") from error
     template = read_object(config).get("chat_template") if config.exists() else None
     if isinstance(template, list):
-        named = cast(list[dict[str, Any]], template)
+        named = [cast(dict[str, Any], entry) for entry in template if isinstance(entry, dict)]
         template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
     return template.strip() if isinstance(template, str) else None
 

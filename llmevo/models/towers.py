@@ -39,15 +39,28 @@ class Tower(Source):
             name: held.get(name, shape) for name, shape in base.shapes.items() if name in held or name in fit.lent
         }
         self.shapes = shapes | {name: own.shapes[name] for name in fit.extra}
+        origins = {name: self._origin(name) for name in self.shapes}
+        self.quantized = {name for name, (source, origin) in origins.items() if origin in source.quantized}
+
+    def _origin(self, name: str) -> tuple[Source, str]:
+        """Return the model that a tensor is of, and its name there."""
+        return (self._base, name) if name in self.fit.lent else (self.own, self.fit.names.get(name, name))
 
     def tensor(self, name: str) -> Tensor:
-        return self._base.tensor(name) if name in self.fit.lent else self.own.tensor(self.fit.names.get(name, name))
+        source, origin = self._origin(name)
+        return source.tensor(origin)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._base.dtype(name) if name in self.fit.lent else self.own.dtype(self.fit.names.get(name, name))
+        source, origin = self._origin(name)
+        return source.dtype(origin)
 
     def weight(self, name: str) -> Weight:
-        return self._base.weight(name) if name in self.fit.lent else self.own.weight(self.fit.names.get(name, name))
+        source, origin = self._origin(name)
+        return source.weight(origin)
+
+    def noise(self, name: str) -> float:
+        source, origin = self._origin(name)
+        return source.noise(origin)
 
 
 @dataclass(frozen=True)

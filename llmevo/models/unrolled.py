@@ -58,6 +58,7 @@ class Unrolled(Source):
             for rest, name in by_layer.get(layer, []):
                 self._origins[f"{stack.start}{hop}.{rest}"] = name, after if ".down_proj." in rest else 1.0
         self.shapes = {name: stored.shapes[origin] for name, (origin, _) in self._origins.items()}
+        self.quantized = {name for name, (origin, _) in self._origins.items() if origin in stored.quantized}
         unused = "no hop runs its layer"
         used = {origin for origin, _ in self._origins.values()}
         self.derived = {
@@ -74,6 +75,10 @@ class Unrolled(Source):
 
     def dtype(self, name: str) -> torch.dtype:
         return self._stored.dtype(self._origins[name][0])
+
+    def noise(self, name: str) -> float:
+        origin, scale = self._origins[name]
+        return self._stored.noise(origin) * scale**2
 
 
 def is_rolled(config: Mapping[str, Any]) -> bool:

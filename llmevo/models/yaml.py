@@ -7,6 +7,8 @@ import yaml
 LARGEST = 100_000
 """The most values of a file, with repetitions by aliases: a few lines of them can stand for billions."""
 
+KINDS = {"timestamp": "a date", "int": "a number", "float": "a number"}
+
 
 def read_yaml(text: str) -> Any:
     """Return the value of a YAML text with one document.
@@ -45,6 +47,14 @@ def _check(node: yaml.Node, sizes: dict[yaml.Node, int], above: tuple[yaml.Node,
         size += sum(_check(part, sizes, above) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check(part, sizes, above) for part in node.value)
+    elif (kind := KINDS.get(node.tag.rpartition(":")[2])) and isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_object(node)
+        except ValueError as error:
+            reason = str(error).partition(";")[0]
+            raise ValueError(
+                f"line {_line(node)}: {node.value[:40]!r} looks like {kind} and is none ({reason}); write it in quotes"
+            ) from error
     if size > LARGEST:
         raise ValueError(f"line {_line(node)}: with its aliases this is more than {LARGEST:,} values; write fewer")
     sizes[node] = size

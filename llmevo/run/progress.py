@@ -47,7 +47,7 @@ class Left:
         """Return the seconds left when the step in progress began `since` seconds ago. A step that takes longer than
         expected changes nothing in the later ones.
         """
-        return max(0.0, self.now - since) + self.later
+        return max(0.0, self.now - max(0.0, since)) + self.later
 
 
 @dataclass(frozen=True)

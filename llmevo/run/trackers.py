@@ -1,5 +1,6 @@
 """Sends a run's events to experiment trackers while it goes on. The run goes on when a tracker fails."""
 
+import hashlib
 import logging
 import os
 import re
@@ -33,6 +34,9 @@ PRIVATE = ("base_url", "api_key_file", "api_key_env")
 
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value that every store of MLflow takes."""
+
+LONGEST_NAME = 80
+"""Characters of a folder's name in the id of a run: names in Weights & Biases have 128 at most."""
 
 BATCH, PARAMETER_BATCH = 1000, 100
 """Metrics and parameters in one request to MLflow, at most."""
@@ -183,6 +187,7 @@ class Mlflow(Logger):
         found = self._client.search_runs([number], f"tags.`llmevo.id` = '{run.id}'", max_results=1)
         entry = found[0] if found else self._client.create_run(number, tags={"llmevo.id": run.id}, run_name=run.name)
         self._id: str = entry.info.run_id
+        self._texts: dict[str, int] = {}
         self.events = int(entry.data.metrics.get("events", 0))
         if found:
             self._client.update_run(self._id, status="RUNNING")
@@ -198,7 +203,9 @@ class Mlflow(Logger):
             self._client.log_batch(self._id, metrics=metrics[first : first + BATCH])
 
     def text(self, name: str, text: str, step: int) -> None:
-        self._client.log_text(self._id, text, f"{name}/{step:05d}.txt")
+        place = f"{name}/{step:05d}"
+        self._texts[place] = count = self._texts.get(place, 0) + 1  # a prompt and its repair have one step
+        self._client.log_text(self._id, text, f"{place}{f'-{count}' if count > 1 else ''}.txt")
 
     def file(self, name: str, text: str, step: int) -> None:
         self._client.log_text(self._id, text, name)
@@ -333,7 +340,10 @@ def about_run(started: events.RunStarted, folder: Path) -> About:
         flat["proposer"] = started.proposer
     name = folder.absolute().name
     number = re.sub(r"\D", "", started.time)[:17]
-    return About(re.sub(r"[^\w-]", "-", f"{name}-{number}"), name, folder, flat)
+    short = name
+    if len(name) > LONGEST_NAME:
+        short = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return About(re.sub(r"[^\w-]", "-", f"{short}-{number}"), name, folder, flat)
 
 
 def _clean(name: str) -> str:

@@ -1,5 +1,6 @@
 """Every mistake a user can make: one clear message, exit status 2, nothing half-written."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from llmevo.cli.app import app
 from llmevo.config import FOREIGN_OPTIONS
 from llmevo.errors import CandidateError, ProposerRefused, SourceError
+from llmevo.run.log.storage import LOG
 from llmevo.run.scorer import Scorer
 from support.fake_server import refusal, serving
 from support.workspace import Workspace, write_task
@@ -34,6 +36,59 @@ def fails(workspace: Workspace, config: object, *says: str, options: tuple[objec
 
 def test_a_config_that_is_not_there(workspace: Workspace) -> None:
     fails(workspace, "nowhere.yml", "nowhere.yml", "no such file")
+
+
+def test_a_zero_on_the_command_line_is_a_value(workspace: Workspace) -> None:
+    config = workspace.config(search={**FEW, "seed": 3})
+    assert workspace.llmevo("run", config, "--seed", 0, "--out", "zero")[0] == 0
+    begun = workspace.state("zero").started
+    assert begun
+    assert begun.seed == 0
+    fails(workspace, config, "llm.max_cost", "greater than 0", options=("--max-cost", 0))
+    status, printed = workspace.llmevo(
+        *("run", config, "--dry-run", "--optimizer", "llm", "--model", "x", "--base-url", "http://localhost:1/v1"),
+        *("--max-llm-calls", 0, "--set", "llm.proposer=openai"),
+    )
+    assert status == 0, printed
+    assert "The LLM is asked" not in printed
+
+
+def test_a_terminal_of_another_encoding_loses_letters_and_no_run(workspace: Workspace) -> None:
+    config = workspace.config(search=FEW)
+    for words in (("run", config, "--out", "run"), ("status", "run"), ("replay", "run")):
+        done = subprocess.run(
+            [Path(sys.executable).with_name("llmevo"), *map(str, words)],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b""), words
+        assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("place", ["one", "config.yml", "config.yml/x"])
+def test_a_run_is_written_into_no_model_and_no_file(workspace: Workspace, place: str) -> None:
+    config = workspace.config(search=FEW)
+    before = sorted(Path("one").iterdir())
+    status, printed = workspace.llmevo("run", config, "--out", place)
+    assert status == 2, printed
+    assert "choose another --out" in printed
+    assert sorted(Path("one").iterdir()) == before
+
+
+def test_the_log_of_a_run_is_no_folder(workspace: Workspace) -> None:
+    workspace.finished(search=FEW)
+    status, printed = workspace.llmevo("resume", f"run/{LOG}")
+    assert (status, f"run/{LOG} is the log of a run; give its folder, run" in printed) == (2, True)
+
+
+def test_finished_runs_are_compared_without_the_options_of_a_config(workspace: Workspace) -> None:
+    workspace.finished(search=FEW)
+    for words in (("--seeds", 5), ("--budget", 5), ("--set", "limit=3"), ("--workers", 2), ("--trust",)):
+        status, printed = workspace.llmevo("compare", "run", *words)
+        assert status == 2, printed
+        assert f"{' '.join(map(str, words))}: finished runs are compared as they are" in printed
+    assert workspace.llmevo("compare", "run")[0] == 0
 
 
 def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:

@@ -1,6 +1,7 @@
 """`llmevo init`: a config for the models and questions of a user."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -326,3 +327,74 @@ def test_questions_that_cannot_be_read_are_named(tmp_path: Path, line: str, reas
     file.write_text('{"question": "a", "answer": "b"}\n' * 3)
     with pytest.raises(TaskError, match="it has 3 questions; a search and a held-out score need at least 40"):
         own_task(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("2024-01-{:02d}", "2024-01-{:02d}"),  # `datasets` reads these as times
+        (" a{} ", "a{}"),
+        ("a{}\n", "a{}"),
+        ("First a{}\n\nSecond", "First a{}\n\nSecond"),
+    ],
+)
+def test_a_model_that_writes_the_answers_has_all_right(tmp_path: Path, given: str, right: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    places = range(1, 31)
+    rows = [{"question": f"q{place}-{half}", "answer": given.format(place)} for place in places for half in (0, 1)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = own_task(file)
+    assert task.file
+    task.file.write_text(task.description)
+    asked = Evaluator([Task(name="mine", metric=task.metric)], AskingOptions(apply_chat_template=False), [tmp_path])
+    assert [answer for _, answer in asked.texts()["mine"]] == [right.format(place) for place in places for _ in (0, 1)]
+    (stop,) = yaml.safe_load(task.description)["generation_kwargs"]["until"]
+    assert stop not in right
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"question": "a", "answer": 1}, {"question": "b", "answer": 0.5}], "line 2: answer is 0.5, and in the first"),
+        ([{"question": "a", "answer": "2024-01-02 10:00"}], "answer are times, such as '2024-01-02 10:00'"),
+        (
+            [{"question": "a", "choices": ["2024-01-02", "2024-01-03"], "answer": 0}],
+            "choices are times, such as '2024-01-02'",
+        ),
+    ],
+)
+def test_answers_that_datasets_would_change_are_refused(tmp_path: Path, rows: list[Any], reason: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    every = [{**row, "question": f"{row['question']}{place}"} for place in range(60) for row in rows]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in every))
+    with pytest.raises(TaskError, match=re.escape(reason)):
+        own_task(file)
+
+
+@pytest.mark.parametrize("name", ["my [v2]", "a,b", "123", "null", "{x}"])
+def test_a_files_name_may_look_like_yaml(workspace: Workspace, name: str) -> None:
+    questions(f"{name}.jsonl")
+    status, printed = workspace.llmevo("init", "one", "two", "--base", "base", "--task", f"{name}.jsonl")
+    assert status == 0, printed
+    assert [task.name for task in read_config(Path("config.yml")).tasks] == [name.replace(" ", "_")]
+
+
+def test_what_init_cannot_do_with_two_tasks_of_a_name_or_half_an_llm_is_refused(workspace: Workspace) -> None:
+    questions("q.jsonl")
+    Path("other").mkdir()
+    questions("other/q.jsonl")
+    one = ("init", "one", "two", "--base", "base", "--task", "q.jsonl")
+    for words, reason in (
+        (("--task", "q.jsonl"), "--task q.jsonl: it is given twice; leave one out"),
+        (("--heldout", "q.jsonl"), "--task q.jsonl: it is given twice; leave one out"),
+        (("--task", "other/q.jsonl"), "--task other/q.jsonl: q.jsonl makes a task q too; rename one of the files"),
+        (("--base-url", "http://localhost:1/v1"), "--base-url http://localhost:1/v1: give --model too"),
+    ):
+        status, printed = workspace.llmevo(*one, *words)
+        assert status == 2, printed
+        assert reason in printed
+    Path("q.yaml").write_bytes(b"\xff")
+    status, printed = workspace.llmevo(*one)
+    assert status == 2, printed
+    assert "q.yaml exists and describes another task" in printed
+    assert not Path("config.yml").exists()

@@ -390,3 +390,29 @@ def test_scoring_leaves_the_terminal_alone(tmp_path: Path, lm: HfScorer, capfd: 
 def test_a_task_is_read_from_its_name_alone() -> None:
     task = Task.model_validate("sums")
     assert (task.name, task.weight, task.metric) == ("sums", 1.0, "acc,none")
+
+
+def test_a_perplexity_has_no_scores_of_questions_that_could_be_averaged(tmp_path: Path, lm: HfScorer) -> None:
+    listed = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    task = add_task(
+        tmp_path, "words", output_type="loglikelihood", doc_to_target="x", doc_to_choice=None, metric_list=listed
+    ).model_copy(update={"metric": "perplexity,none", "weight": -1.0})
+    first, second = evaluator(tmp_path, task, limit=5).score(lm), evaluator(tmp_path, task, limit=5, after=5).score(lm)
+    assert first.item_scores == second.item_scores == {}
+    assert first.total < -1.0  # a mean of log-likelihoods would be positive with this weight
+    assert pooled([task], [first, second]).total == pytest.approx((first.total + second.total) / 2)
+
+
+def test_a_question_is_never_among_its_own_solved_examples(tmp_path: Path, lm: HfScorer) -> None:
+    """lm-eval leaves it out by the names in the task's file only, and `init` writes files with a test split alone."""
+    rows = [{"question": f"number {place} is", "choices": ["odd", "even"], "answer": 0} for place in range(8)]
+    own = add_task(tmp_path, "own", rows)
+    named = add_task(tmp_path, "named", rows, fewshot_split="test")
+    made = evaluator(tmp_path, own, named, num_fewshot=6)
+    for _, leaf, requests in made.requests(lm):
+        for request in requests:
+            shown = leaf.doc_to_text(request.doc)
+            assert request.args[0].count(shown) == 1, request.args[0]
+    assert made.digest != evaluator(tmp_path, own, named).digest
+    with pytest.raises(TaskError, match=r"own has 8 questions, too few for num_fewshot: 8.*`fewshot_split`"):
+        evaluator(tmp_path, own, num_fewshot=8)

@@ -407,6 +407,11 @@ def test_whatever_decides_a_score_shows_in_the_digest(tmp_path: Path) -> None:
         ("p.jsonl", "", "no questions: .*is empty"),
         ("p.jsonl", '{"prompt": "a"}\nhello\n', r"p\.jsonl:2: is not JSON"),
         ("p.jsonl", '{"promt": "a"}', r"p\.jsonl:1: has no `prompt`"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "referance": "b"}',
+            r"p\.jsonl:1: unknown key 'referance', did you mean 'reference'",
+        ),
         ("p.jsonl", '{"prompt": "a", "reference": 3}', r"p\.jsonl:1: its `reference` is 3"),
         ("away.jsonl", None, r"there is no file .*away\.jsonl"),
     ],
@@ -422,6 +427,14 @@ def test_prompts_may_be_plain_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("Say 1.\n\n  Say 2.\n")
     scoring = evaluator(tmp_path, line().model_copy(update={"prompts": "p.txt"}))
     assert [text for _, text in scoring.questions()] == ["Say 1.", "Say 2."]
+
+
+@pytest.mark.parametrize("name", ["p.JSONL", "p.json", "p.ndjson", "p.txt"])
+def test_prompts_in_json_lines_are_known_by_their_first_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"prompt": "Say 1.", "id": 3}\n{"prompt": "Say 2.", "reference": "2"}\n')
+    scoring = evaluator(tmp_path, line().model_copy(update={"prompts": name}))
+    assert [text for _, text in scoring.questions()] == ["Say 1.", "Say 2."]
+    assert [answer for _, answer in scoring.texts()["chat"]] == ["", "2"]
 
 
 @pytest.mark.parametrize(

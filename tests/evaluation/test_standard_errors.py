@@ -93,3 +93,14 @@ def test_the_size_of_an_unlike_answer_is_the_metrics_own() -> None:
     assert unit([[10, 20, 30], [13, 20]]) == 3
     assert unit([[10, 20, 30], [10, 20, 30]]) == 20
     assert unit([[5, 5], [5, 5]]) == 1
+
+
+def test_a_task_that_asks_its_questions_again_has_their_error() -> None:
+    once = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
+    task, metric = Task(name="sums", metric="acc,none"), "acc_stderr,none"
+    results = {"sums": {"acc,none": 0.5}}
+    single = aggregate([task], results, 6, {"sums": once})
+    again = aggregate([task], results, 24, {"sums": once * 4}, {"sums": [*range(6)] * 4})
+    assert again.tasks["sums"][metric] == again.stderr
+    assert again.stderr == pytest.approx(single.stderr, rel=0.1)
+    assert aggregate([task], results, 24, {"sums": once * 4}).stderr < 0.6 * again.stderr

@@ -472,6 +472,13 @@ def test_multislerp_is_linear_where_the_directions_cancel_out() -> None:
     torch.testing.assert_close(result, torch.zeros_like(model), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [0.5, -0.5, -2.0])
+def test_della_needs_chances_between_0_and_1(epsilon: float) -> None:
+    base, *models = some(3)
+    with pytest.raises(CandidateError, match="density ± epsilon must lie between 0 and 1"):
+        merged(METHODS["della"], base, models, {"density": [0.5, 0.5], "epsilon": [epsilon] * 2})
+
+
 def test_karcher_is_as_far_from_each_of_three_directions() -> None:
     result = merged(METHODS["karcher"], None, [*(3.0 * torch.eye(3))])
     torch.testing.assert_close(result, torch.full((3,), 3.0**0.5), rtol=1e-5, atol=0)

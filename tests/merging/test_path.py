@@ -46,6 +46,13 @@ def test_a_path_has_one_text(text: str, canonical: str) -> None:
     assert LayerPath.parse(canonical) == path
 
 
+@pytest.mark.parametrize("name", ["lr=1e-5", "steps=2-3"])
+def test_a_model_may_have_the_signs_of_a_path_in_its_name(name: str) -> None:
+    path = LayerPath.parse(f"{name} 0-4 gain=0.5 | {name} 4-8", Limits(layers={name: 8}))
+    assert str(path) == f"{name} 0-4 gain 0.5 | {name} 4-8"
+    assert LayerPath.parse(str(path)) == path
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

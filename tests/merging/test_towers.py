@@ -140,6 +140,22 @@ def test_slices_and_gradients_are_of_text_layers(both: Path, tmp_path: Path) -> 
     assert torch.equal(gradient["model.layers.0.mlp.up_proj.weight"], vision["model.layers.0.mlp.up_proj.weight"])
 
 
+@pytest.mark.parametrize("both", ["Qwen2.5-VL", "Gemma 3", "LLaVA"], indirect=True)
+def test_a_vision_tower_is_whole_and_of_one_slice(both: Path) -> None:
+    weights = weights_of(both / "vision")
+    (both / "second").mkdir()
+    shutil.copytree(both / "vision", both / "second", dirs_exist_ok=True)
+    changed = {name: of + 1 if of.is_floating_point() else of for name, of in weights.items()}
+    save_file(changed, both / "second" / "model.safetensors", {"format": "pt"})
+    slices = [{"sources": [{"model": of, "layer_range": [0, 2]}]} for of in ("vision", "second")]
+    stacked = Recipe.model_validate({"merge_method": "passthrough", "slices": slices})
+    merged = dict(merge(stacked, Sources.open(stacked.references, both)))
+    tower = [name for name in weights if "vision" in name or "visual" in name or "projector" in name]
+    assert len({*(torch.equal(merged[name], weights[name]) for name in tower)}) == 1
+    (embeddings,) = [name for name in weights if name.endswith("embed_tokens.weight")]
+    assert torch.equal(merged[embeddings], weights[embeddings])
+
+
 @pytest.mark.parametrize("both", ["Qwen2.5-VL"], indirect=True)
 def test_embeddings_with_other_rows_are_refused_as_a_vocabulary(both: Path) -> None:
     held = weights_of(both / "text")

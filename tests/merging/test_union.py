@@ -327,6 +327,60 @@ def test_tokens_that_an_adapter_alone_has_added_are_in_the_union(tmp_path: Path)
     assert_same_bits(*made)
 
 
+def test_adapters_with_the_same_new_tokens_make_a_model_that_loads(tmp_path: Path) -> None:
+    base, tokenizer = save(tmp_path / "base", 0), tiny_tokenizer()
+    tokenizer.add_tokens([START, END])  # pyright: ignore[reportArgumentType]
+    for name in ("first", "second"):
+        model: Any = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        lora = LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], init_lora_weights=False
+        )
+        quietly(
+            lambda made=model, to=str(tmp_path / name), config=lora: get_peft_model(made, config).save_pretrained(to)
+        )
+        tokenizer.save_pretrained(tmp_path / name)
+    models = [{"model": f"base+{name}", "parameters": {"weight": 0.5}} for name in ("first", "second")]
+    for place, source in enumerate((None, "union", "base+first")):
+        recipe = {"merge_method": "linear", "models": models, **({"tokenizer_source": source} if source else {})}
+        weights = merged(recipe, tmp_path, tmp_path / str(place))
+        assert len(weights[EMBEDDINGS]) == BASE + 2
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / str(place))
+        assert loaded.config.vocab_size == BASE + 2
+        assert AutoTokenizer.from_pretrained(tmp_path / str(place)).get_vocab()["<|im_end|>"] == BASE + 1
+
+
+def test_the_tokenizer_beside_an_adapter_is_the_models(root: Path, tmp_path: Path) -> None:
+    new_adapter(root / "lora", root / "two")
+    recipe = {"merge_method": "linear", "models": [{"model": "two+lora", "parameters": {"weight": 1.0}}]}
+    tokenizer: Any = AutoTokenizer.from_pretrained(root / "two")
+    tokenizer.chat_template = "{{ messages }} of the adapter"
+    tokenizer.save_pretrained(root / "lora")
+    for place, keys in enumerate(({}, {"chat_template": "auto"}, {"tokenizer_source": "two+lora"})):
+        merged({**recipe, **keys}, root, tmp_path / str(place))
+        made: Any = AutoTokenizer.from_pretrained(tmp_path / str(place))
+        assert made.chat_template == tokenizer.chat_template
+    tokenizer.add_tokens(["<more>"])  # of which the model has no row
+    tokenizer.save_pretrained(root / "lora")
+    merged(recipe, root, tmp_path / "without")
+    assert "<more>" not in AutoTokenizer.from_pretrained(tmp_path / "without").get_vocab()
+
+
+def test_a_token_that_only_the_tokenizers_config_names_keeps_its_row(tmp_path: Path) -> None:
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("base", "one")]
+    for seed, name in enumerate(("base", "one")):
+        tiny_llama(seed, vocab_size=BASE + 5).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        file = tmp_path / name / "tokenizer_config.json"
+        given = {key: of for key, of in json.loads(file.read_text()).items() if key != "added_tokens_decoder"}
+        file.write_text(json.dumps({**given, "pad_token": "[PAD]"}))
+    weights = merged(
+        {"merge_method": "linear", "models": models, "tokenizer_source": "base"}, tmp_path, tmp_path / "out"
+    )
+    loaded: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (loaded.pad_token_id, len(weights[EMBEDDINGS])) == (BASE, BASE + 1)
+
+
 @pytest.mark.vllm
 def test_vllm_runs_the_union_without_the_folder_that_it_began_with(workspace: Workspace) -> None:
     shape = {"hidden_size": 128, "intermediate_size": 160, "initializer_range": 0.15, "max_position_embeddings": 256}

@@ -46,11 +46,11 @@ def change(file: Path, **values: Any) -> None:
 def test_a_union_of_equal_vocabularies_is_the_base_models(workspace: Workspace) -> None:
     recipes: list[Any] = []
     for source in ("base", "union"):
-        status, printed = workspace.llmevo("run", config(workspace, source), "--out", source)
+        status, printed = workspace.llmevo("run", config(workspace, source), "--out", f"by-{source}")
         assert status == 0, printed
-        recipes.append([*workspace.state(source).recipes.values()])
+        recipes.append([*workspace.state(f"by-{source}").recipes.values()])
     assert recipes[0] == recipes[1]
-    status, printed = workspace.llmevo("export", "union", "out")
+    status, printed = workspace.llmevo("export", "by-union", "out")
     assert status == 0, printed
     base, out = (workspace.root / name / "tokenizer.json" for name in ("base", "out"))
     assert out.read_text() == base.read_text()
@@ -90,6 +90,36 @@ def test_a_list_of_chat_templates_without_names_is_none(workspace: Workspace) ->
     file = workspace.root / "one" / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": [{"template": "x"}]}))
     assert template_of(workspace.root / "one") is None
+
+
+def test_a_damaged_tokenizer_is_found_before_the_weights_are_merged(workspace: Workspace) -> None:
+    file = workspace.root / "one" / "tokenizer_config.json"
+    file.write_text("{")
+    workspace.monkeypatch.setattr("llmevo.merging.writer.write_weights", None)
+    status, printed = workspace.llmevo("merge", recipe(workspace), "out")
+    assert (status, f"{file} is not valid JSON" in printed) == (2, True), printed
+    file.write_text("{}")
+    (workspace.root / "one" / "chat_template.jinja").write_bytes(b"\xff")
+    status, printed = workspace.llmevo("merge", recipe(workspace, chat_template="auto"), "out")
+    assert (status, "chat_template.jinja is not UTF-8" in printed) == (2, True), printed
+
+
+def test_one_model_under_two_spellings_is_refused_in_one_line(workspace: Workspace) -> None:
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("one", "./one")]
+    status, printed = workspace.llmevo("merge", recipe(workspace, models=models), "out")
+    assert status == 2, printed
+    assert "one is listed twice" in printed
+    assert "write each model's path in the same way" in printed
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(workspace: Workspace) -> None:
+    (workspace.root / "texts.json").write_text(json.dumps({"letters": ["a b"]}))
+    workspace.monkeypatch.setenv("LLMEVO_HOME", "/dev/null/x")
+    prepare = {"steps": ["aim"], "text": "texts.json"}
+    file = recipe(workspace, merge_method="task_arithmetic", base_model="base", prepare=prepare)
+    status, printed = workspace.llmevo("merge", file, "out")
+    assert status == 2, printed
+    assert "cannot be written (Not a directory); make room in the cache folder, or set LLMEVO_HOME" in printed
 
 
 def test_a_merge_without_a_tokenizer_says_so(workspace: Workspace) -> None:

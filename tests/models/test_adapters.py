@@ -19,8 +19,14 @@ from transformers import (
     AutoModelForImageTextToText,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3MoeConfig,
@@ -29,6 +35,7 @@ from transformers import (
 
 from llmevo.errors import SourceError
 from llmevo.models.adapters import LoraModel
+from llmevo.models.architecture import HEADS
 from llmevo.models.checkpoints import Checkpoint, LowRank
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -214,13 +221,20 @@ MOE: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["stored as one", "stored by expert"])
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "stored as one": lambda: GptOssForCausalLM(GptOssConfig(**MOE, num_local_experts=3, num_experts_per_tok=2)),
+    "stored by expert": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**MOE, moe_intermediate_size=24, num_experts=3, num_experts_per_tok=2)
+    ),
+    "stored under another name": lambda: MixtralForCausalLM(
+        MixtralConfig(**MOE, num_local_experts=3, num_experts_per_tok=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
 def test_experts_are_adapted_each_by_its_part_of_the_factors(kind: str, tmp_path: Path) -> None:
-    made: Any = (
-        GptOssForCausalLM(GptOssConfig(**MOE, num_local_experts=3, num_experts_per_tok=2))
-        if kind == "stored as one"
-        else Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE, moe_intermediate_size=24, num_experts=3, num_experts_per_tok=2))
-    )
+    made = MIXTURES[kind]()
     quietly(lambda: made.save_pretrained(tmp_path / "model"))
     target = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     given = lora(target_modules=["q_proj"], target_parameters=target, rank_pattern={"down_proj": 3})
@@ -233,6 +247,36 @@ def test_experts_are_adapted_each_by_its_part_of_the_factors(kind: str, tmp_path
     assert_near(tensors(adapted), expected, atol=2e-6)
     changed = [n for n in expected if "experts" in n and not torch.equal(adapted.tensor(n), adapted.model.tensor(n))]
     assert len(changed) == (2 if kind == "stored as one" else 9)
+
+
+@pytest.mark.parametrize("how", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}])
+def test_a_head_of_another_name_is_no_tied_one(how: dict[str, Any], tmp_path: Path) -> None:
+    """LLaVA's checkpoint has `language_model.lm_head`, GPT-NeoX's `embed_out`."""
+    text = {**MOE, "model_type": "llama"}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlavaConfig(text_config=text, vision_config={**vision, "model_type": "clip_vision_model", "image_size": 8})
+    quietly(lambda: LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava"))
+    neox = GPTNeoXConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    quietly(lambda: GPTNeoXForCausalLM(neox).save_pretrained(tmp_path / "neox"))
+    other = {key: [name.replace("q_proj", "dense") for name in names] for key, names in how.items()}
+    for kind, folder, given in (
+        (AutoModelForImageTextToText, tmp_path / "llava", how),
+        (AutoModelForCausalLM, tmp_path / "neox", {"target_modules": ["dense"], **other}),
+    ):
+        adapted: Any = quietly(lambda k=kind, f=folder, g=given: get_peft_model(k.from_pretrained(f), lora(**g)))
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "modules_to_save" in name:
+                    weight.add_(1.0)
+        adapter = folder.with_name(f"{folder.name}-adapter")
+        quietly(lambda a=adapted, to=adapter: a.save_pretrained(to))
+        quietly(lambda a=adapted, to=adapter: a.merge_and_unload().save_pretrained(f"{to}-merged"))
+        found, expected = LoraModel(Checkpoint(folder), adapter), weights_of(Path(f"{adapter}-merged"))
+        (head,) = [name for name in found.shapes if HEADS.search(name)]
+        assert_near({head: found.tensor(head)}, {head: expected[head]}, atol=2e-6)
+        assert not torch.allclose(found.tensor(head), found.model.tensor(head))
 
 
 # --- refused ----------------------------------------------------------------------------------------------------
@@ -447,6 +491,9 @@ def test_an_adapter_alone_is_its_model_with_it(model: Path, saved: Callable[[str
     change_config(adapter, "adapter_config.json", lora_alpha=7)
     assert Sources(tmp_path).checksum(alone) != sources.checksum(base)
     assert Sources(tmp_path).checksum(alone) == Sources(tmp_path).checksum(both)
+    shutil.copyfile(model / "config.json", adapter / "config.json")  # some trainers write it beside the adapter
+    beside = Sources.open([base, alone], tmp_path)
+    assert_near(tensors(beside[alone]), tensors(Sources.open([base, both], tmp_path)[both]), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

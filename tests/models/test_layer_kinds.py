@@ -32,6 +32,22 @@ def test_lists_follow_the_layers() -> None:
     }
 
 
+def test_kinds_that_repeat_or_are_counted_follow_the_layers() -> None:
+    given = config(
+        block_types=["r", "r", "a"],
+        attention_types=[[["g", "l"], 4]],
+        attention_layers=list("glglglgl"),
+        layer_rope_theta=[1.0, 2.0] * 4,
+        hybrid_layer_ids=[2, 5],
+    )
+    made = rearranged(given, 8, [1, 2, 5])
+    assert made["block_types"] == ["r", "a", "a"]
+    assert made["attention_types"] == [[["l"], 1], [["g"], 1], [["l"], 1]]
+    assert made["attention_layers"] == ["l", "g", "l"]
+    assert made["layer_rope_theta"] == [2.0, 1.0, 2.0]
+    assert made["hybrid_layer_ids"] == [1, 2]
+
+
 def test_the_base_of_the_rotary_embedding_is_scaled_where_it_stands_or_from_the_default_of_the_class() -> None:
     for given, made in (
         (config(rope_theta=5e5), config(rope_theta=1e6)),
@@ -77,13 +93,15 @@ BROKEN = [0, 1, 2, 2, 3, 4, 5, 6, 7]
         ({"moe_layer_freq": 4}, "moe_layer_freq is 4: layer 3 of the model would be layer 4"),
         ({"moe_layer_end_index": 5}, "keep the layers after 5 last"),
         ({"first_k_dense_replace": 3}, "keep the first 3 layers first"),
+        ({"num_dense_layers": 3}, "keep the first 3 layers first"),
+        ({"global_attn_every_n_layers": 4}, "global_attn_every_n_layers is 4: layer 3 of the model would be layer 4"),
         ({"max_window_layers": 3, "use_sliding_window": True}, "max_window_layers is 3"),
     ],
 )
 def test_a_pattern_that_a_number_cannot_say_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(SourceError, match=said):
         rearranged(config(**keys), 8, BROKEN)
-    if not {"first_k_dense_replace", "max_window_layers", "moe_layer_end_index"} & keys.keys():
+    if not {"first_k_dense_replace", "num_dense_layers", "max_window_layers", "moe_layer_end_index"} & keys.keys():
         assert rearranged(config(**keys), 8, PERIOD)["num_hidden_layers"] == 12
 
 

@@ -177,6 +177,20 @@ def test_a_merge_of_quantized_models_is_that_of_the_dequantized_ones(method: str
     assert_same_bits(merged("q"), merged("d"))
 
 
+def test_the_rounding_of_a_model_with_a_tied_head_is_known_behind_that_of_the_base(tmp_path: Path) -> None:
+    new_checkpoint(tmp_path / "base", hidden=64, layers=2)
+    quantized_checkpoint(tmp_path / "model", FP8, seed=1)
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name: weight for name, weight in weights_of(file.parent).items() if "lm_head" not in name}, file)
+    change_config(tmp_path / "model", tie_word_embeddings=True)
+    base, model = references("base", "model")
+    sources = Sources.open([base, model], tmp_path)
+    behind, own = sources[model], sources.own(model)
+    assert (type(behind).__name__, type(own).__name__) == ("Tower", "QuantizedCheckpoint")
+    assert {*behind.quantized} == {*own.quantized}
+    assert behind.noise(f"{UP}.weight") == own.noise(f"{UP}.weight") > 0
+
+
 @pytest.mark.parametrize("dtype", ["float32", None])
 def test_a_merge_is_written_without_a_quantization(dtype: str | None, tmp_path: Path) -> None:
     quantized_checkpoint(tmp_path / "one", FP8, seed=1, dtype=torch.bfloat16)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llmevo.merging.methods.base import TensorGroup
 from llmevo.models import files
 from llmevo.models.adapters import LoraModel
 from llmevo.models.checkpoints import Checkpoint, LowRank
-from llmevo.models.files import content_checksums, unread_bytes
+from llmevo.models.files import cache_folder, content_checksums, kept_file, unread_bytes
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from support.checkpoints import (
@@ -649,3 +650,12 @@ def test_without_a_cache_that_can_be_read_or_written_checksums_are_the_same(
     monkeypatch.setenv("LLMEVO_HOME", str(tmp_path))
     (tmp_path / "checksums.json").write_text(torn)
     assert content_checksums([file]) == wanted == content_checksums([file])
+
+
+def test_a_file_of_the_cache_may_be_written_by_many_at_a_time() -> None:
+    content = b"x" * 200_000
+    with ThreadPoolExecutor(8) as pool:
+        for place in range(5):
+            found = [*pool.map(lambda _, p=place: kept_file("texts", f"{p}.json", content), range(16))]
+            assert {file.read_bytes() for file in found} == {content}
+    assert not [*(cache_folder() / "texts").glob(".*")]

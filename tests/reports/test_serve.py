@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -393,6 +394,20 @@ def test_a_foreign_name_is_refused(tmp_path: Path) -> None:
         for host in ("localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8420"):
             assert asked(at, "/", Host=host)[0].status == 200, host
     assert Access.of("127.0.0.1", ["Box.example"]).admits("box.example:8420")
+    for name in ("box.example:8420", "http://box.example"):
+        with pytest.raises(UserError, match=f"--allow-host {name}: give the name of a machine alone"):
+            Access.of("127.0.0.1", [name])
+
+
+def test_what_is_no_address_has_an_answer_and_no_word_in_the_terminal(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (
+        served(written(tmp_path / "run", whole_run()), said=said) as at,
+        socket.create_connection(("127.0.0.1", at.server_port), timeout=20) as link,
+    ):
+        link.sendall(b"GET http://[bad/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert link.recv(20).startswith(b"HTTP/1.1 400")
+    assert said == []
 
 
 def test_other_machines_need_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +432,12 @@ def test_other_machines_need_the_token(tmp_path: Path, monkeypatch: pytest.Monke
         assert (answer.status, answer.getheader("Location")) == (303, "/evil.example/?run=a")
         cookie = answer.getheader("Set-Cookie") or ""
         assert "HttpOnly; SameSite=Strict" in cookie
-        for headers in ({"Cookie": cookie.partition(";")[0]}, {"Authorization": f"Bearer {token}"}):
+        assert asked(at, f"/\\evil.example/?token={token}")[0].getheader("Location") == "/evil.example/"
+        kept = cookie.partition(";")[0]  # other services of the host may have set cookies that are no cookies
+        foreign = [
+            {"Cookie": f"{other}; {kept}; z=1"} for other in ('prefs={"a":1}', "theme=dark mode", 'x="un', "name=Jörg")
+        ]
+        for headers in ({"Cookie": kept}, {"Authorization": f"Bearer {token}"}, *foreign):
             answer, text = asked(at, "/", **headers)
             assert (answer.status, "Every candidate" in text, token in text) == (200, True, False)
     monkeypatch.setenv(TOKEN, "short")

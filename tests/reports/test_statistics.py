@@ -136,3 +136,17 @@ def test_holm_is_what_it_is_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06)]
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_differences_that_are_equal_but_for_rounding_have_one_rank() -> None:
+    first = [k / 40 for k in (21, 29, 19, 33, 23, 37, 27, 39)]
+    second = [k / 40 for k in (20, 28, 18, 32, 22, 36, 28, 40)]  # six wins and two losses, each of one question
+    found = paired(first, second)
+    assert found
+    assert found.p == pytest.approx(sum(math.comb(8, wins) for wins in (0, 1, 2, 6, 7, 8)) / 2**8)
+
+
+def test_ties_are_left_out_however_many_they_are() -> None:
+    found = paired([0.5] * 40 + [0.6, 0.7, 0.8], [0.5] * 40 + [0.5, 0.5, 0.5])  # all flips would be 2^43
+    assert found
+    assert (found.pairs, found.ties, found.p) == (43, 40, 0.25)

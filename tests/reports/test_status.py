@@ -1,9 +1,9 @@
 """What `llmevo status` says of runs in every state."""
 
 import json
-import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from llmevo.run.log.events import HeldOut
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, runs_below
 from llmevo.run.progress import ECONOMY
-from support.made_logs import asked, evaluated, started, told, whole_run, written
+from support.made_logs import asked, evaluated, folded, started, told, whole_run, written
 from support.workspace import Workspace
 
 WRITER = """
@@ -114,6 +114,10 @@ def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
         "runs/b-compare/random-0",
     ]
     assert runs_below(tmp_path / "runs" / "a") == [tmp_path / "runs" / "a"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "run").symlink_to(tmp_path / "runs" / "a")
+    (tmp_path / "linked" / "round").symlink_to(tmp_path / "linked")
+    assert runs_below(tmp_path / "linked") == [tmp_path / "linked" / "run"]
 
 
 def test_the_command_lists_all_runs_below_runs_within_80_columns(workspace: Workspace) -> None:
@@ -139,11 +143,24 @@ def test_a_place_without_a_run_is_named(workspace: Workspace) -> None:
     assert (code, "one holds no run" in printed) == (2, True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_log_that_may_not_be_read_is_broken(tmp_path: Path) -> None:
-    run = written(tmp_path / "run", whole_run())
-    (run / LOG).chmod(0)
-    assert status(run).state == "broken"
+def test_a_log_that_may_not_be_read_is_broken(workspace: Workspace) -> None:
+    run = Path("runs/run")
+    (run / LOG).mkdir(parents=True)  # root may read every file
+    assert (status(run).state, "cannot be read" in status(run).reason) == ("broken", True)
+    for command in ("watch", "replay", "report"):
+        code, printed = workspace.llmevo(command, run)
+        assert (code, f"{run / LOG} cannot be read" in printed) == (2, True), printed
+    written(Path("runs/other"), whole_run())
+    code, printed = workspace.llmevo("status")
+    assert (code, "other " in printed) == (0, True), printed
+
+
+def test_a_clock_that_was_set_back_gives_no_time_below_zero(tmp_path: Path) -> None:
+    ahead = (datetime.now(UTC) + timedelta(minutes=2)).isoformat(timespec="milliseconds")
+    log = [event.model_copy(update={"time": ahead}) for event in whole_run()]
+    assert status(written(tmp_path / "ahead", log)).left is None
+    back = [log[0], *whole_run()[1:]]
+    assert folded(back).seconds == 0
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (90, "90 s"), (600, "10 min"), (9e3, "2 h"), (9e5, "10 d")])

@@ -173,10 +173,12 @@ def test_a_run_is_written_to_its_folder_though_the_working_directory_changes(
 
 
 def test_a_folder_that_cannot_be_made_holds_no_run_to_go_on_with(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     with pytest.raises(LogError, match="No run was begun") as caught:
-        RunLog(tmp_path / "file" / "run")
+        RunLog(tmp_path / ("x" * 300))
     assert "resume" not in str(caught.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"is no place for a run: .*file is a file; choose another --out"):
+        RunLog(tmp_path / "file" / "run")
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:

@@ -198,6 +198,12 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert run.data.params["genome.merge_method"] == "linear"
     assert "weight: 0.04" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/best.yml")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/llm/thought/00003.txt") == "Words want more of two."
+    place = next(number for number, event in enumerate(log) if isinstance(event, events.Prompted))
+    again = [*log[: place + 1], log[place].model_copy(update={"analysis": "It is repaired."})]
+    assert send(again, [entry], tmp_path / "other") == []
+    (other,) = client.search_runs([client.get_experiment_by_name("merges").experiment_id], "run_name = 'other'")
+    first, second = (f"{other.info.artifact_uri}/llm/thought/00003{end}.txt" for end in ("", "-2"))
+    assert [*map(mlflow.artifacts.load_text, (first, second))] == ["Words want more of two.", "It is repaired."]
 
 
 @pytest.fixture
@@ -308,6 +314,15 @@ def test_a_missing_package_is_told_before_anything_starts(workspace: Workspace) 
     assert (status, "--logger: logger 'nobody' is unknown" in printed) == (2, True)
     with pytest.raises(ConfigError, match=r"\.\[wandb\]"):
         check_installed([{"name": "wandb"}])
+
+
+def test_the_id_of_a_run_is_short_enough_for_all_trackers(tmp_path: Path) -> None:
+    begun = whole_run()[0]
+    assert isinstance(begun, events.RunStarted)
+    names = [about_run(begun, tmp_path / ("n" * 140 + end)).id for end in "ab"]
+    assert names[0] != names[1]
+    assert max(map(len, names)) <= 128 - len("-mergekit_config.yml")
+    assert about_run(begun, tmp_path / "short").id.startswith("short-20")
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

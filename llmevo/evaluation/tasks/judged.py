@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from llmevo.errors import TaskError
+from llmevo.errors import TaskError, nearest
 from llmevo.evaluation.judges.judge import LlmJudge, Rubric, Written
 from llmevo.evaluation.judges.verdicts import (
     AskVoter,
@@ -139,7 +140,7 @@ def _config(task: Task, rows: list[dict[str, str]], metrics: Mapping[str, tuple[
 
 def _read_prompts(name: str, file: Path) -> list[dict[str, str]]:
     """The prompts in a file, each with its reference reply (empty where there is none): JSON Lines with `prompt` and
-    perhaps `reference` where its name ends with .jsonl, else a prompt a line. Raises TaskError with the line.
+    perhaps `reference` where its name or first line says so, else a prompt a line. Raises TaskError with the line.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -148,13 +149,22 @@ def _read_prompts(name: str, file: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"tasks: {name}: {file} cannot be read ({error})") from error
     rows: list[dict[str, str]] = []
+    is_json = file.suffix.lower() == ".jsonl" or _is_object(next(filter(str.strip, lines), ""))
     for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"tasks: {name}: {file}:{number}"
-            rows.append(_row(line, place) if file.suffix == ".jsonl" else {"prompt": line.strip(), "reference": ""})
+            rows.append(_row(line, place) if is_json else {"prompt": line.strip(), "reference": ""})
     if not rows:
         raise TaskError(f"tasks: {name} has no questions: {file} is empty")
     return rows
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object with a prompt."""
+    with suppress(ValueError):
+        row: Any = json.loads(line)
+        return isinstance(row, dict) and "prompt" in row
+    return False
 
 
 def _row(line: str, place: str) -> dict[str, str]:
@@ -164,6 +174,10 @@ def _row(line: str, place: str) -> dict[str, str]:
         raise TaskError(f"{place}: is not JSON ({error}); write one object a line, or plain lines in a .txt") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise TaskError(f'{place}: has no `prompt`; write {{"prompt": "…"}}, and a "reference" if you like')
+    for key in row.keys() - {"prompt", "reference"}:
+        hint = nearest(key, ["prompt", "reference"])
+        if hint.startswith(","):  # others, such as a number, may stand there
+            raise TaskError(f"{place}: unknown key {key!r}{hint}")
     reference = row.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise TaskError(f"{place}: its `reference` is {reference!r}; give a text, a reply to compare others with")

@@ -26,10 +26,19 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error, nearest
+from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error, nearest, plural
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.evaluation.responses import Unjudged
-from llmevo.evaluation.tasks.files import SUFFIX, Config, files_of, leaves, locate_data, near, training_changes
+from llmevo.evaluation.tasks.files import (
+    SUFFIX,
+    Config,
+    files_of,
+    leaves,
+    locate_data,
+    near,
+    scored_split,
+    training_changes,
+)
 from llmevo.evaluation.tasks.task import Task
 
 _template = lru_cache(1024)(utils.env.from_string)
@@ -306,6 +315,29 @@ def is_size_weighted(task: Task, loaded: Any) -> bool:
 
 
 # Scoring
+
+
+def exclude_own_question(leaf: Any) -> bool:
+    """Let lm-eval leave a question out of its own solved examples, where these come from the split that is scored;
+    return whether it would not do so itself: it compares the names in the task's file only.
+
+    Raises TaskError for a split with too few questions.
+    """
+    examples, config = leaf.fewshot_cfg, leaf.config
+    source, scored = examples.split, scored_split(vars(config))
+    if source is None and examples.samples is None:
+        source = next((of for of in (config.training_split, config.validation_split) if of is not None), scored)
+    count = leaf.get_config("num_fewshot")
+    if not count or source is None or source != scored:
+        return False
+    if count >= len(leaf.eval_docs):
+        raise TaskError(
+            f"tasks: {leaf.task_name} has {plural(len(leaf.eval_docs), 'question')}, too few for num_fewshot: {count},"
+            " as its solved examples come from the other questions; lower num_fewshot, or name another `fewshot_split`"
+            " in the task's file"
+        )
+    excluded, examples.split = examples.split == config.test_split, config.test_split
+    return not excluded
 
 
 def cache_requests(leaf: Any) -> None:

@@ -24,7 +24,7 @@ def drop_by_rank(inputs: TensorGroup, model: int, operand: Operand) -> Mask | No
         return None
     if density <= 0.0:
         return NOTHING
-    if not (density - epsilon > 0.0 and density + epsilon < 1.0):
+    if not (density - abs(epsilon) > 0.0 and density + abs(epsilon) < 1.0):
         raise CandidateError(
             f"epsilon {epsilon:g} is too large for density {density:g}: density ± epsilon must lie between 0 and 1"
         )

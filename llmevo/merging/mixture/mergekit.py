@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmevo.errors import RecipeError, nearest, shortened
@@ -18,7 +17,7 @@ GateMode = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random
 class Expert(BaseModel):
     """An expert and the prompts that are to be sent to it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source_model: ModelReference
     positive_prompts: list[str] | None = None
@@ -38,7 +37,7 @@ class Expert(BaseModel):
 class MixtureRecipe(BaseModel):
     """A config of mergekit-moe. llmevo's own are the `gate_mode` `inputs`, and adapters as experts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base_model: ModelReference
     """It gives everything but the experts, and the tokenizer."""
@@ -78,8 +77,8 @@ class MixtureRecipe(BaseModel):
     def holds(cls, text: str) -> bool:
         """Return whether a YAML file is a config of mergekit-moe: it has `experts` and no `merge_method`."""
         try:
-            given = yaml.safe_load(text)
-        except yaml.YAMLError:
+            given = read_yaml(text)
+        except ValueError:  # said where it is read
             return False
         return isinstance(given, dict) and "experts" in given and "merge_method" not in given
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llmevo.errors import UserError
 from llmevo.merging.mixture.mixture import Mixture
-from llmevo.models.files import cache_folder, write_whole
+from llmevo.models.files import kept_file
 
 RIDGE = 0.01
 """The ridge, as a share of the mean square of an input's entries."""
@@ -76,12 +76,8 @@ class Router:
         return json.dumps({name: _packed(part) for name, part in parts.items() if part is not None}) + "\n"
 
     def keep(self) -> Path:
-        """Write it to the cache folder, and return the file."""
-        file = cache_folder() / "routers" / f"{self.digest}.json"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, self.to_json().encode())
-        return file.absolute()
+        """Write it to the cache folder, and return the file. Raises SourceError."""
+        return kept_file("routers", f"{self.digest}.json", self.to_json().encode()).absolute()
 
 
 def _packed(tensor: Tensor) -> dict[str, Any]:

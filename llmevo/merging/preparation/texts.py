@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from llmevo.errors import RecipeError, nearest
-from llmevo.models.files import cache_folder, write_whole
+from llmevo.models.files import cache_folder, kept_file
 
 FILE = "prepare-{digest}.json"
 """The name of the texts that a run takes from its search questions."""
@@ -45,14 +45,9 @@ class Texts:
         return json.dumps(self.tasks, indent=1, ensure_ascii=False) + "\n"
 
     def keep(self) -> str:
-        """Write them to the cache folder, and return the name under which a recipe names them."""
+        """Write them to the cache folder, and return the name under which a recipe names them. Raises SourceError."""
         content = self.to_json().encode()
-        name = FILE.format(digest=hashlib.sha256(content).hexdigest()[:16])
-        file = cache_folder() / "texts" / name
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content)
-        return name
+        return kept_file("texts", FILE.format(digest=hashlib.sha256(content).hexdigest()[:16]), content).name
 
 
 KEY = "prepare.text"

@@ -113,6 +113,7 @@ class Comparison:
 
     budget: int
     start_rows: int
+    """Of all runs; those whose first rows an LLM adds to have more."""
     items: int
     heldout_items: int
     runs: list[Result]
@@ -148,7 +149,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     runs = [run for of in by_name.values() for run in of.values()]
     return Comparison(
         budget=max(len(run.scores) for run in runs),
-        start_rows=runs[0].start_rows,
+        start_rows=min(run.start_rows for run in runs),  # an LLM may add some of its own
         items=runs[0].items,
         heldout_items=runs[0].heldout_items,
         runs=runs,

@@ -17,6 +17,8 @@ ENOUGH = 6
 """Pairs from which Wilcoxon's test is used: with fewer no exact two-sided test can come below 0.05."""
 SAME = 1e-12
 """Scores are sums of fractions: nearer than this they are ties."""
+TIE = 11
+"""Digits after the point of a difference: without those after them, equal differences of such sums are equal."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def median_reached(places: Sequence[int | None]) -> float | None:
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired | None:
     """Test two optimizers' scores seed by seed; None without pairs."""
-    differences = [0.0 if abs(a - b) <= SAME else a - b for a, b in zip(first, second, strict=True)]
+    differences = [round(a - b, TIE) for a, b in zip(first, second, strict=True)]
     mean = Mean.of(differences)
     if mean is None:
         return None
@@ -125,11 +127,14 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired | None:
 
 
 def _sign_flip(differences: Sequence[float]) -> float:
-    """Return the share of all sign flips whose mean lies as far from 0 as the observed one."""
-    if len(differences) < 2:
+    """Return the share of all sign flips whose mean lies as far from 0 as the observed one. Differences of 0, which no
+    flip changes, are left out.
+    """
+    told = [difference for difference in differences if difference]
+    if len(told) < 2:
         return 1.0
     result: Any = scipy.stats.permutation_test(
-        (differences,), lambda x: abs(np.mean(x)), permutation_type="samples", alternative="greater", n_resamples=np.inf
+        (told,), lambda x: abs(np.mean(x)), permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
     return float(result.pvalue)
 

@@ -35,7 +35,8 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        lines = [cells[0], ["---", *["---:"] * (len(self.header) - 1)], *cells[1:]]
         return "\n".join([f"## {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines), "", self.note])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from llmevo.config import Config
 from llmevo.evaluation.judges.verdicts import Bill
 from llmevo.evaluation.racing import difference
+from llmevo.evaluation.standard_errors import clusters
 from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -211,6 +212,7 @@ def items(subject: Subject) -> list[TaskItems]:
     if best is None or rival is None:
         return []
     found: list[TaskItems] = []
+    same = clusters(texts)
     for name, asked in texts.items():
         ours, theirs = best.item_scores.get(name, []), rival.item_scores.get(name, [])
         if not asked or not len(ours) == len(theirs) == len(asked):
@@ -223,7 +225,7 @@ def items(subject: Subject) -> list[TaskItems]:
             for (question, answer), score, other, reply, other_reply in zip(asked, ours, theirs, *replies, strict=True)
         ]
         differences = [sign * (row.best - row.rival) for row in rows]
-        stderr = difference({name: ours}, {name: theirs}, {name: 1.0}).error
+        stderr = difference({name: ours}, {name: theirs}, {name: 1.0}, same).error
         gained, lost = ([row for row, by in zip(rows, differences, strict=True) if by * way > 0] for way in (1, -1))
         found.append(TaskItems(shown, len(rows), gained, lost, float(np.mean(differences)), stderr))
     return found

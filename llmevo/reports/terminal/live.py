@@ -19,7 +19,7 @@ from llmevo.reports.text import clock, quoted, say
 from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
-from llmevo.run.log.storage import LOG, Tail, is_written
+from llmevo.run.log.storage import LOG, Tail, is_written, readable
 from llmevo.run.progress import seconds_left
 from llmevo.run.spending import Spending
 from llmevo.workers.protocol import Doing
@@ -219,6 +219,8 @@ def watch(console: Console, run: Path, patience: float, sleep: Callable[[float],
     RunError when none comes, or when the log is broken.
     """
     tail, state = Tail(run), RunState()
+    with readable(tail.file):
+        is_written(run)
     for event in _first_events(console, tail, patience, sleep):
         state.apply(event)
     if state.started is None:

@@ -18,7 +18,7 @@ from llmevo.reports.terminal.workers import lines
 from llmevo.reports.text import clock, with_error
 from llmevo.run.log.fleet import Member
 from llmevo.run.log.state import RunState, failures
-from llmevo.run.log.storage import LOG, Tail, is_written
+from llmevo.run.log.storage import LOG, Tail, is_written, readable
 from llmevo.run.progress import Left, left
 from llmevo.run.spending import Spending
 from llmevo.run.sweep import siblings
@@ -76,12 +76,14 @@ class Status:
 
 def status(run: Path) -> Status:
     """Return the status of one run. A log that cannot be read is a status, not an error."""
-    state, reason, written, tail = RunState(), "", is_written(run), Tail(run)
+    state, reason, written, tail = RunState(), "", False, Tail(run)
     try:
-        while found := tail.new():
-            for event in found:
-                state.apply(event)
-    except (RunError, OSError) as error:
+        with readable(tail.file):
+            written = is_written(run)
+            while found := tail.new():
+                for event in found:
+                    state.apply(event)
+    except RunError as error:
         reason = str(error)
     return status_of(run, state, written, reason, siblings(run, state.started) if state.started and written else ())
 

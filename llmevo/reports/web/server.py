@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, parse_qsl, unquote_to_bytes, urlencode, urlsplit
@@ -62,6 +61,9 @@ class Access:
             raise UserError(f"{TOKEN}: a browser keeps letters, digits and -._~ only; leave the other characters out")
         if not token and not is_loopback(host):
             token = secrets.token_urlsafe(24)
+        for name in names:
+            if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+", name):
+                raise UserError(f"--allow-host {name}: give the name of a machine alone, without a scheme or a port")
         own = {"localhost"} if is_loopback(host) else {"localhost", socket.gethostname(), socket.getfqdn()}
         return cls(
             frozenset(name.lower().rstrip(".") for name in {*own, host, *names} if name), token, not is_loopback(host)
@@ -175,7 +177,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer, if the request may be answered."""
-        access, place = self.owner.access, urlsplit(self.path)
+        access = self.owner.access
+        try:
+            place = urlsplit(self.path)
+        except ValueError:
+            self._say(HTTPStatus.BAD_REQUEST, "This is no address.")
+            return
         query = parse_qs(place.query)
         if not access.admits(self.headers.get("Host", "")):
             text = (
@@ -186,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(place.path, query)
         elif "token" in query and access.knows(query["token"][-1]):
             rest = urlencode([(name, value) for name, value in parse_qsl(place.query) if name != "token"])
-            where = "/" + place.path.lstrip("/") + (f"?{rest}" if rest else "")
+            where = "/" + place.path.lstrip("/\\") + (f"?{rest}" if rest else "")
             cookie = f"{self._cookie}={access.token}; HttpOnly; SameSite=Strict; Path=/"
             self._send(HTTPStatus.SEE_OTHER, b"", Location=where, **{"Set-Cookie": cookie})
         else:
@@ -206,11 +213,9 @@ class Handler(BaseHTTPRequestHandler):
         kind, _, given = self.headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer" and access.knows(given.strip()):
             return True
-        try:
-            found = SimpleCookie(self.headers.get("Cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return found is not None and access.knows(found.value)
+        # By hand: other services of the host share the cookies, and `http.cookies` drops all after one that is odd.
+        pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
+        return any(name == self._cookie and access.knows(value) for name, _, value in pairs)
 
     def _answer(self, path: str, query: dict[str, list[str]]) -> None:
         runs = self.owner.runs

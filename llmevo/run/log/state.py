@@ -98,7 +98,8 @@ class RunState:
         """From the first event to the last, pauses included."""
         if self.started is None or self.latest is None:
             return 0.0
-        return (self.latest - datetime.fromisoformat(self.started.time)).total_seconds()
+        # A clock may have been set back.
+        return max(0.0, (self.latest - datetime.fromisoformat(self.started.time)).total_seconds())
 
     def apply(self, event: events.Event) -> None:
         self.latest = datetime.fromisoformat(event.time)

@@ -51,6 +51,8 @@ class RunLog:
         self.folder, self.file = folder, folder / LOG
         self.place = folder.absolute()
         """The absolute path: the working directory may change."""
+        if resume and folder.name == LOG and folder.is_file():
+            raise RunError(f"{folder} is the log of a run; give its folder, {folder.parent}")
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
@@ -242,7 +244,15 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Raise RunError when the folder holds a run, or files that a run would overwrite."""
+    """Raise RunError where the place is no folder, and when the folder holds a run, a model, or files that a run would
+    overwrite; LogError for a name that no folder can have.
+    """
+    with _errors(folder / LOG, begun=False):
+        file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    if file:
+        raise RunError(f"{folder} is no place for a run: {file} is a file; choose another --out")
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        raise RunError(f"{folder} holds a model; choose another --out for the run")
     if holds_run(folder):
         raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
     taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
@@ -258,7 +268,19 @@ def read_log(run: Path) -> list[events.Event]:
     file = run / LOG if run.is_dir() else run
     if not file.exists():
         raise RunError(f"{run} holds no run (there is no {LOG})")
-    return [*_events(file.read_bytes(), file)]
+    with readable(file):
+        content = file.read_bytes()
+    return [*_events(content, file)]
+
+
+@contextmanager
+def readable(file: Path) -> Generator[None]:
+    """Raise RunError for a log that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{file} cannot be read ({reason}); make it readable, or give another folder") from error
 
 
 @contextmanager
@@ -266,6 +288,8 @@ def consistent_log(run: Path) -> Generator[None]:
     """Raise RunError that names the log of `run` if its events do not fit together, as after an edit by hand."""
     try:
         yield
+    except UnicodeError:  # of a terminal
+        raise
     except (LookupError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(
@@ -327,7 +351,7 @@ def runs_in(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if not place.exists():
-            raise RunError(f"{place}: there is no such config or run")
+            raise RunError(f"{place}: there is no such file or folder")
         inside = [place] if (place / LOG).exists() else sorted(file.parent for file in place.glob(f"*/{LOG}"))
         if not inside:
             raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
@@ -393,9 +417,17 @@ def is_written(run: Path) -> bool:
 
 
 def runs_below(place: Path) -> list[Path]:
-    """Return the folder itself where it is a run, else all runs below it, but for those inside of a run."""
+    """Return the folder itself where it is a run, else all runs below it, but for those inside of a run. Links are
+    followed, each folder once.
+    """
     found: list[Path] = []
-    for folder, inside, files in os.walk(place):
+    known: set[str] = set()
+    for folder, inside, files in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in known:
+            inside.clear()
+            continue
+        known.add(real)
         if LOG in files:
             found.append(Path(folder))
             inside.clear()

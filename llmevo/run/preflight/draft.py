@@ -50,6 +50,9 @@ QUESTIONS = ("question", "prompt", "instruction", "input", "query")
 ANSWERS = ("answer", "target", "output", "response", "completion", "label")
 """The names of the columns that hold a question and its answer, those that are looked for first in front."""
 
+TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d)?)?Z?)?")
+DATE = "%Y-%m-%d"
+
 
 @dataclass(frozen=True)
 class DraftTask:
@@ -73,7 +76,7 @@ class DraftTask:
         weight = f", weight: {1 / count:.4g}" if count > 1 else ""
         metric = f', metric: "{self.metric}"' if self.metric else ""
         more = f"  # or {', '.join(self.others)}" if self.others else ""
-        return f"  - {{name: {self.name}{weight}{metric}}}{more}"
+        return f"  - {{name: {_scalar(self.name)}{weight}{metric}}}{more}"
 
 
 @dataclass(frozen=True)
@@ -264,8 +267,17 @@ def draft_tasks(names: Sequence[str], heldout: Sequence[str]) -> list[DraftTask]
     listed = _listed([name for name in every if name not in files])
     if heldout:
         taken = [files.get(name) or DraftTask(name) for name in every]
-        return [replace(task, heldout=held) for task, held in zip(taken, taken[len(names) :], strict=False)]
-    return [files[name] if name in files else _trainable(listed[name]) for name in names]
+        made = [replace(task, heldout=held) for task, held in zip(taken, taken[len(names) :], strict=False)]
+    else:
+        taken = made = [files[name] if name in files else _trainable(listed[name]) for name in names]
+    given: dict[str, str] = {}
+    for task, name in zip(taken, every, strict=True):
+        if task.name in given:
+            other = given[task.name]
+            same = f"{other} makes a task {task.name} too; rename one of the files"
+            raise TaskError(f"--task {name}: {'it is given twice; leave one out' if other == name else same}")
+        given[task.name] = name
+    return made
 
 
 def _listed(names: Sequence[str]) -> Mapping[str, Any]:
@@ -319,7 +331,7 @@ def own_task(file: Path) -> DraftTask:
     for number, row in enumerate(rows, 1):
         place = f"{file}, line {number}"
         _check_row(row, question, answer, "choices" in first, place)
-        if isinstance(row[answer], str) != isinstance(first[answer], str):
+        if type(row[answer]) is not type(first[answer]):  # `datasets` would write 1 as 1.0 beside 0.5
             one, other = (shortened(repr(of[answer]), 80) for of in (row, first))
             raise TaskError(f"{place}: {answer} is {one}, and in the first line {other}; write all as texts or none")
     same = repeated(str(row[question]) for row in rows)
@@ -333,6 +345,7 @@ def own_task(file: Path) -> DraftTask:
         "test_split": "test",
     }
     if "choices" in first:
+        _check_times("choices", [choice for row in rows for choice in row["choices"]], file)
         target = answer if isinstance(first[answer], int) else f"{{{{choices.index({answer})}}}}"
         task |= {
             "output_type": "multiple_choice",
@@ -342,16 +355,17 @@ def own_task(file: Path) -> DraftTask:
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }
     else:
-        longest = max(len(str(row[answer])) for row in rows)
-        lines = any("\n" in str(row[answer]) for row in rows)
+        given = [row[answer] for row in rows]
+        answers = [str(of).strip() for of in given]
+        if texts := isinstance(given[0], str):
+            _check_times(answer, given, file)
         task |= {
             "output_type": "generate_until",
             "doc_to_text": f"{{{{{question}}}}}\nAnswer:",
-            # lm-eval reads the text of a template as Python where it looks like a list.
-            "doc_to_target": answer if isinstance(first[answer], str) else f"{{{{{answer}}}}}",
+            "doc_to_target": _target(answer, given) if texts else f"{{{{{answer}}}}}",
             "generation_kwargs": {
-                "until": ["\n\n" if lines else "\n"],
-                "max_gen_toks": max(16, min(512, longest)),
+                "until": [_stop(answers)],
+                "max_gen_toks": max(16, min(512, max(map(len, answers)))),
                 "do_sample": False,
             },
             "filter_list": [
@@ -370,6 +384,35 @@ def own_task(file: Path) -> DraftTask:
         description=text + yaml.safe_dump(task, sort_keys=False),
         repeated=said,
     )
+
+
+def _target(column: str, texts: Sequence[str]) -> str:
+    """Return lm-eval's `doc_to_target` of texts in a column; replies are compared without spaces at their ends."""
+    if _are_times(texts):
+        return f"{{{{{column}.strftime('{DATE}')}}}}"
+    if all(text == text.strip() for text in texts):
+        return column  # lm-eval reads the text of a template as Python where it looks like a list
+    return f"{{{{{column}|trim}}}}"
+
+
+def _are_times(texts: Sequence[str]) -> bool:
+    """Return whether `datasets` reads a column of texts as times, which is so where all of them look like one."""
+    return all(map(TIME.fullmatch, texts))
+
+
+def _check_times(column: str, texts: Sequence[str], file: Path) -> None:
+    """Raise TaskError for a column that `datasets` reads as times and that no template writes again."""
+    if _are_times(texts) and (column == "choices" or any(len(text) != len("2000-01-01") for text in texts)):
+        raise TaskError(
+            f"{file}: {column} are times, such as {texts[0]!r}, which `datasets` writes in another way; write the"
+            " months' names, as in 2 January 2000"
+        )
+
+
+def _stop(answers: Sequence[str]) -> str:
+    """Return a text that ends a reply: line ends that no answer holds."""
+    stops = ("\n" * count for count in range(1, max(map(len, answers)) + 2))
+    return next(stop for stop in stops if not any(stop in of for of in answers))
 
 
 def _check_row(row: Mapping[str, Any], question: str, answer: str, chosen: bool, place: str) -> None:

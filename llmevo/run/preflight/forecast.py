@@ -154,6 +154,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
     asked = sum(len(tokenizer.encode(message["content"])) for message in prompt.messages) if prompt else 0
     answered = prompt.integers * prompt.digits * prompt.samples if prompt and prompt.integers else ANSWER
     prompts = max(0, generations - first.generation + 1) if first else 0
+    prompts = min(prompts, prompts if config.llm.max_calls is None else config.llm.max_calls)
     read, written = prompts * asked * 2, prompts * answered  # prompts grow with the number of trials
     by_server = prompts > 0 and experiment.proposer_name == "openai"
     return Forecast(
