@@ -1,11 +1,12 @@
 """The scores of models in the format in which they are served, beside those of the merges as they are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmevo.config import parse_logged
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.score import Score
-from llmevo.evaluation.standard_errors import clusters
+from llmevo.evaluation.standard_errors import Questions, clusters
 from llmevo.reports.text import with_error
 from llmevo.run.log.state import ORIGIN, RunState
 from llmevo.search.trial import Trial
@@ -34,7 +35,7 @@ def finalists(state: RunState) -> list[ServedFinalist]:
     found: list[ServedFinalist] = []
     for trial in state.served_finalists:
         merged, served = state.as_merged(trial), state.as_served(trial)
-        error = _error(served, merged, weights, asked)
+        error = error_of_difference(served, merged, weights, asked)
         found.append(ServedFinalist(trial, merged, served, served.total - merged.total, error))
     return sorted(found, key=lambda of: of.served.total, reverse=True)
 
@@ -70,11 +71,12 @@ def served_best(state: RunState) -> ServedBest | None:
     merged, served = (best, other) if other.kind == "served" else (other, best)
     weights = {task.name: task.weight for task in state.heldout_tasks}
     texts = state.started.texts.get("heldout", {}) if state.started else {}
-    error = _error(served.read(), merged.read(), weights, texts)
+    error = error_of_difference(served.read(), merged.read(), weights, texts)
     return ServedBest(served.quantized, other.kind == "plain", merged.read(), served.read(), error)
 
 
-def _error(one: Score, other: Score, weights: dict[str, float], texts: dict[str, list[tuple[str, str]]]) -> float:
+def error_of_difference(one: Score, other: Score, weights: Mapping[str, float], texts: Questions) -> float:
+    """Return the standard error of the difference of two scores: paired where every question's score is known."""
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
         return difference(one.item_scores, other.item_scores, weights, clusters(texts) if texts else None).error
     return (one.stderr**2 + other.stderr**2) ** 0.5

@@ -2,22 +2,10 @@
 
 from collections.abc import Sequence
 
-from llmevo.evaluation.racing import difference
-from llmevo.evaluation.standard_errors import clusters
-from llmevo.reports.serving import served_best
+from llmevo.reports.serving import error_of_difference, served_best
 from llmevo.reports.text import quoted, with_error
-from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
-
-
-def _noise(one: events.HeldOut, other: events.HeldOut, state: RunState) -> float:
-    """Return the standard error of the difference of two rows: paired where every question's score is known."""
-    weights = {task.name: task.weight for task in state.heldout_tasks}
-    if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
-        same = clusters(state.started.texts.get("heldout", {})) if state.started else None
-        return difference(one.item_scores, other.item_scores, weights, same).error
-    return (one.stderr**2 + other.stderr**2) ** 0.5
 
 
 def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
@@ -37,7 +25,9 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     feasible = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
     strongest = max(feasible or rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
-    noise = _noise(best, strongest, state)
+    weights = {task.name: task.weight for task in state.heldout_tasks}
+    asked = state.started.texts.get("heldout", {}) if state.started else {}
+    noise = error_of_difference(best.read(), strongest.read(), weights, asked)
     if best.candidate is not None and best.candidate == strongest.candidate:
         return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
     scaled = any(row.kind == "coefficient" for row in rivals)
