@@ -119,7 +119,13 @@ def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
     """The score on several sets of questions together, without the tasks' metrics: each task has the mean over all its
     questions. A metric that is no mean over questions is averaged by the sets' numbers of questions.
     """
-    items, answered = sum(score.items for score in scores), _joined(scores)
+    items, joined = sum(score.items for score in scores), _joined(scores)
+    # Earlier logs have values of the questions of a perplexity, and later ones none.
+    answered = {
+        name: own
+        for name, own in joined.items()
+        if all(name in score.item_scores for score in scores if name in score.tasks)
+    }
     results: dict[str, dict[str, float]] = {}
     for task in tasks:
         if own := answered.get(task.name):

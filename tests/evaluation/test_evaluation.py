@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,7 +401,10 @@ def test_a_perplexity_has_no_scores_of_questions_that_could_be_averaged(tmp_path
     first, second = evaluator(tmp_path, task, limit=5).score(lm), evaluator(tmp_path, task, limit=5, after=5).score(lm)
     assert first.item_scores == second.item_scores == {}
     assert first.total < -1.0  # a mean of log-likelihoods would be positive with this weight
-    assert pooled([task], [first, second]).total == pytest.approx((first.total + second.total) / 2)
+    both = (first.total + second.total) / 2
+    assert pooled([task], [first, second]).total == pytest.approx(both)
+    earlier = replace(first, item_scores={"words": [-9.0] * 5})  # a log of before
+    assert pooled([task], [earlier, second]).total == pytest.approx(both)
 
 
 def test_a_question_is_never_among_its_own_solved_examples(tmp_path: Path, lm: HfScorer) -> None:
