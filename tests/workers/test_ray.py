@@ -422,16 +422,16 @@ def without_places(line: Mapping[str, Any]) -> dict[str, Any]:
 def test_a_run_on_ray_is_that_on_processes(cluster: Any, workspace: Workspace) -> None:
     search = {"optimizer": "cma-es", "budget": 9, "population": 4, "seed": 3}
     for out, engine in (
-        ("one", {"on": "processes", "workers": 2}),
-        ("two", {"on": "ray", "workers": 2, "address": cluster.address}),
+        ("here", {"on": "processes", "workers": 2}),
+        ("there", {"on": "ray", "workers": 2, "address": cluster.address}),
     ):
         workspace.config(engine=engine, search=search)
         status, printed = workspace.llmevo("run", "config.yml", "--out", out)
         assert status == 0, printed
         assert "raylet" not in printed
-    assert facts_of(workspace.events("one")) == facts_of(workspace.events("two"))
-    workers = [event.workers for event in workspace.events("two") if isinstance(event, events.Evaluated)]
+    assert facts_of(workspace.events("here")) == facts_of(workspace.events("there"))
+    workers = [event.workers for event in workspace.events("there") if isinstance(event, events.Evaluated)]
     assert {name for each in workers for name in each} <= {"1", "2"}
     assert any(workers)
-    status, printed = workspace.llmevo("replay", "two", "--verify")
+    status, printed = workspace.llmevo("replay", "there", "--verify")
     assert status == 0, printed
