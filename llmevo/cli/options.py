@@ -102,10 +102,7 @@ def read_changed(
     config: Path, folders: list[Path] | None = None, changes: list[str] | None = None, **options: Any
 ) -> tuple[Config, dict[str, Any]]:
     """Return what `read_settings` does, and all that was changed, {key: plain value}."""
-    # Not `in (None, False)`: 0 equals False.
-    given = {
-        name.replace("__", "."): value for name, value in options.items() if value is not None and value is not False
-    }
+    given = {name.replace("__", "."): value for name, value in options.items() if is_given(value)}
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget).model_dump(mode="json")
     if workers := given.get("engine.workers"):
@@ -129,8 +126,13 @@ def with_loggers(config: Config, names: list[str] | None) -> Config:
     return config.model_copy(update={"loggers": loggers}) if loggers else config
 
 
+def is_given(value: object) -> bool:
+    """Return whether an option has a value, which may be 0."""
+    return value is not None and value is not False
+
+
 def refuse_unused(given: Mapping[str, Any], used: Collection[str], way: str) -> None:
     """Raise UserError for an option that has a value and is not used; `way` says what to do instead."""
     for option, value in given.items():
-        if value is not None and value is not False and option not in used:
+        if is_given(value) and option not in used:
             raise UserError(f"{option if value is True else f'{option} {value}'}: {way}")

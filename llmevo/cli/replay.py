@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.options import RunFolder, Trust, refuse_unused
+from llmevo.cli.options import RunFolder, Trust, is_given, refuse_unused
 from llmevo.errors import RunError, UserError
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.replay import is_of_generation, no_generation, play, show_rescored
@@ -111,7 +111,7 @@ def replay(
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
     """Raise UserError for an option that what is done does not use."""
-    done = next((option for option in USED if given[option] is not None and given[option] is not False), "")
+    done = next((option for option in USED if is_given(given[option])), "")
     used = (done, *USED[done]) if done else ("--generation", "--speed", "--prompts")
     way = f"{done} does not use it; leave one of them out" if done else "give it with --verify or --rescore"
     refuse_unused(given, used, way)

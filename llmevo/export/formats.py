@@ -19,7 +19,6 @@ from llmevo.merging.tokenizer import chat_template
 from llmevo.merging.writer import MergedModel, check_new, whole_folder, write_model, write_texts
 from llmevo.models.files import partial_folder, sync
 from llmevo.models.references import place_of
-from llmevo.models.safetensors_writer import header_size, write_weights
 from llmevo.models.sources import Sources
 
 NAMES = ("lora", "fp8", "experts", *(f"gguf:{kind}" for kind in TYPES))
@@ -183,9 +182,6 @@ class Format:
     def _write_fp8(self, model: MergedModel, out: Path, texts: Texts) -> Written:
         made = Fp8Model(model)
         with whole_folder(out) as folder:
-            model.write_files(folder)
-            (folder / "config.json").unlink()  # comes last, with the quantization
-            dtypes = write_weights(made.weights(), folder, header_size(made.shapes.items())) - {"float8_e4m3fn"}
-            model.write_config(folder, dtypes, {"quantization_config": made.config})
+            model.write(folder, made.weights(), made.shapes, {"quantization_config": made.config})
             write_texts(folder, texts("quantized", "The linear layers are in FP8 (e4m3), with a scale a channel."))
         return Written(f"{out} is a Hugging Face model in FP8 for vLLM: vllm serve {out}")

@@ -97,6 +97,19 @@ class MergedModel:
             scale_rope_of(recipe, config)
         return with_layers_of(recipe, self.sources, config)
 
+    def write(
+        self,
+        folder: Path,
+        weights: Iterator[tuple[str, Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the model with these weights, its own or those in another format, and `changes` of the config."""
+        self.write_files(folder)  # first, as a file may be damaged and merging take hours
+        (folder / "config.json").unlink()  # comes last: without it the folder is no model
+        dtypes = write_weights(weights, folder, header_size(shapes.items()))
+        self.write_config(folder, dtypes - {"float8_e4m3fn"}, changes)  # in which nothing is computed
+
     def write_config(self, folder: Path, dtypes: set[str], changes: Mapping[str, Any] | None = None) -> None:
         """Write the config. `dtypes` are the types of the weights, `changes` further keys."""
         config = {**self.config(), **(changes or {})}
@@ -184,9 +197,7 @@ def write_model(
     """
     model = MergedModel(recipe, sources, seed, trim)
     with whole_folder(out) as folder:
-        model.write_files(folder)  # first, as a file may be damaged and merging take hours
-        (folder / "config.json").unlink()  # comes last: without it the folder is no model
-        model.write_config(folder, write_weights(model.weights(), folder, header_size(model.shapes.items())))
+        model.write(folder, model.weights(), model.shapes)
         write_texts(folder, extra)
 
 
