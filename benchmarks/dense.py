@@ -137,7 +137,7 @@ def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) ->
 def table(options: argparse.Namespace) -> None:
     """Markdown: held-out scores, next to those of the quickstart's rows."""
     lines = {line["row"]: line for line in measurements.read(options.file)}
-    runs = {words: next((r for r in measurements.read(of) if r["seed"] == 0), None) for words, of in SEARCHES.items()}
+    runs = {words: next(iter(quickstart.of_llmevo(measurements.read(of))), None) for words, of in SEARCHES.items()}
     print(measurements.made_on([*lines.values(), *filter(None, runs.values())]), end="\n\n")
     print("| model | parameters, 10⁶ | active, 10⁶ | held out | ± |\n|---|---:|---:|---:|---:|")
     for name in (MIXTURE, *ROWS, REGMEAN):

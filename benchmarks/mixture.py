@@ -21,6 +21,7 @@ from statistics import fmean, median
 from typing import Any
 
 import measurements
+import quickstart
 import tables
 import torch
 from measurements import QUICKSTART
@@ -157,10 +158,11 @@ def _row(name: str, questions: int, score: Sequence[float], values: Any, rest: S
     return f"| {name} | {' | '.join(shown)} |"
 
 
-def _dense_runs() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The runs of the quickstart with experts as they are, and with prepared ones."""
-    plain = [run for run in measurements.read(RESULTS / "quickstart-plain.jsonl") if run["optimizer"] == "llm"]
-    return plain, measurements.read(RESULTS / "quickstart.jsonl")
+def _dense_runs() -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """llmevo's own searches on the quickstart with experts as they are, and with prepared ones."""
+    files = (RESULTS / "quickstart-plain.jsonl", RESULTS / "quickstart.jsonl")
+    plain, prepared = (quickstart.of_llmevo(measurements.read(file)) for file in files)
+    return plain, prepared
 
 
 def _dense(tasks: Sequence[str], count: int) -> Iterator[tuple[str, tuple[float, float], list[float]]]:

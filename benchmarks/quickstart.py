@@ -138,8 +138,14 @@ def rivals(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def of_llmevo(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """llmevo's own searches: those with an LLM or, where there are none, those without."""
+    with_llm = [run for run in runs if run["optimizer"] == "llm"]
+    return with_llm or [run for run in runs if run["optimizer"] == "llm-off"]
+
+
 def table(options: argparse.Namespace) -> None:
-    """Markdown: the held-out table of the first run with an LLM, and the gains of all runs of each optimizer."""
+    """Markdown: the held-out table of the first of llmevo's own runs, and the gains of all runs of each optimizer."""
     runs = measurements.read(options.file)
     if not runs:
         raise SystemExit(f"{options.file}: there is no such file, or it is empty")
@@ -147,7 +153,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 def _table(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    first = next((run for run in runs if run["optimizer"] == "llm"), runs[0])
+    first = (of_llmevo(runs) or runs)[0]
     where = [*measurements.machines(runs)]
     distinct = {question for own in first["questions"].values() for question in own}
     count = sum(map(len, first["questions"].values()))
