@@ -196,6 +196,25 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(runs) > len({run["optimizer"] for run in runs}):
         yield ""
         yield "The first ± is between seeds, the one in brackets between questions."
+        yield from _apart(runs)
+
+
+def _apart(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """By how much llmevo's searches are ahead of others with the same seeds, whose start rows are the same."""
+    own = of_llmevo(runs)
+    for rival in dict.fromkeys(run["optimizer"] for run in runs if run not in own):
+        others = {run["seed"]: run for run in runs if run["optimizer"] == rival}
+        pairs = [(run, others[run["seed"]]) for run in own if run["seed"] in others]
+        if len(pairs) > 1:
+            found = [_over_coefficient(run) - _over_coefficient(other) for run, other in pairs]
+            mean, error = np.mean(found), np.std(found, ddof=1) / len(found) ** 0.5
+            yield f"`{own[0]['optimizer']}` is ahead of `{rival}` by {mean:+.3f} ± {error:.3f}, on {len(found)} seeds."
+
+
+def _over_coefficient(run: Mapping[str, Any]) -> float:
+    """The gain of the best merge over the best coefficient of the same run, both scored on the same machine."""
+    best = next(row for row in run["rows"] if row["kind"] == "best")
+    return gain(run, best["right"], rivals(run)["the best coefficient"]["right"])[0]
 
 
 def short(options: argparse.Namespace) -> None:
