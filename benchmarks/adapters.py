@@ -29,7 +29,7 @@ from llmevo.export.low_rank import Rank
 from llmevo.merging.recipe import Recipe
 from llmevo.models.adapters import LoraModel
 from llmevo.models.sources import Sources
-from llmevo.run.ready_weights import ReadyScores
+from llmevo.run.model_scores import ModelScorer
 
 CONFIGS = measurements.ROOT / "configs"
 COEFFICIENT = 0.5
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> None:
     recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "models": models})
     sources = Sources.open(recipe.references, CONFIGS)
     origin, folder = sources[base_of(recipe)], sources.folder(base_of(recipe))
-    asked = ReadyScores(config, CONFIGS)
+    asked = ModelScorer(config, CONFIGS)
     done = {line["row"] for line in measurements.read(options.out)}
     with TemporaryDirectory() as place:
         exact_report = write_merge(recipe, sources, Path(place) / "exact", None)

@@ -90,7 +90,7 @@ def heldout(config: Any, root: Path, limit: int | None = None) -> Any:
     from llmevo.evaluation.evaluator import Evaluator
 
     places = [root / place for place in config.task_search_path]
-    return Evaluator(config.heldout_tasks, replace(config.heldout_protocol, limit=limit), places, root)
+    return Evaluator(config.heldout_tasks, replace(config.heldout_asking, limit=limit), places, root)
 
 
 def peak() -> int:

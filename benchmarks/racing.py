@@ -36,9 +36,9 @@ from llmevo.evaluation.questions import blocks
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.score import Score
 from llmevo.evaluation.standard_errors import Clusters, ItemScores, unit
+from llmevo.run.comparison import ComparisonRuns
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
-from llmevo.run.sweep import Sweep
 
 RESULTS = Path(__file__).parent / "results" / "quickstart-racing.jsonl"
 
@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     search = config.search.model_copy(update={"racing": RULES[options.rule]})
     config = config.model_copy(update={"search": search})
     text = QUICKSTART.read_text()
-    tournament = Sweep(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
-    tournament.check()
-    for entry in tournament.play(lambda entry, event, _: print(entry.name, event.event, flush=True)):
+    runs_to_compare = ComparisonRuns(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
+    runs_to_compare.check()
+    for entry in runs_to_compare.play(lambda entry, event, _: print(entry.name, event.event, flush=True)):
         print(f"{entry.name} is at its end", flush=True)
 
 

@@ -44,7 +44,7 @@ def collect(options: argparse.Namespace) -> None:
     scores = torch.nn.functional.one_hot(right, len(skills)).float()
     dense = {
         "uniform": space.decode(space.uniform()).model_copy(update={"mixture": None, "prepare": None}),
-        "prepared": scorer.carried(space.typical.model_copy(update={"mixture": None})),
+        "prepared": scorer.localized(space.typical.model_copy(update={"mixture": None})),
     }
     routers: dict[str, Router] = {}
     engine = _engine(scorer, dense["uniform"])

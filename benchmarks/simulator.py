@@ -49,12 +49,12 @@ from llmevo.evaluation.score import Score
 from llmevo.llm.client import Connection
 from llmevo.llm.templates import Templates
 from llmevo.run.scorer import Scorer
-from llmevo.search.ask_tell import start_rows
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
+from llmevo.search.start_rows import usual
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
@@ -333,7 +333,7 @@ def simulated(
             trials.append(told[-1])
         optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
 
-    scored(start_rows(space))
+    scored(usual(space))
     while len(trials) < budget:
         size = min(4 + int(3 * np.log(len(space.genes))), budget - len(trials))
         scored(answered(optimizer.ask(size), asking.by(proposer)))

@@ -83,7 +83,7 @@ FOREIGN_OPTIONS: Mapping[str, str | tuple[str, str]] = {
     "timeout": ('--budget "30 min"', "search.budget, such as `30 min`"),
     "trust-remote-code": "leave it out: llmevo does not run code of model repositories",
     "wandb": ("--logger wandb", "`loggers: [wandb]`"),
-    "no-wandb": "leave it out: llmevo uses wandb only with --logger wandb",
+    "no-wandb": "leave it out: llmevo uses wandb only where `loggers` or --logger names it",
     "wandb-project": "`loggers: [{name: wandb, project: NAME}]` in the config",
     "wandb-entity": "`loggers: [{name: wandb, entity: NAME}]` in the config",
     "i-understand-the-depths-of-the-evils-i-am-unleashing": "`allow_benchmark_tasks: true` in the config",
@@ -398,7 +398,7 @@ class Search(Section):
     once; default 4 + ⌊3 ln genes⌋, the rule of CMA-ES. `llm` and `llm-off` take fewer at once, as they learn from
     each."""
     seed: int = Field(default=0, ge=0)
-    """Seed of candidates; and of what `evaluation_seed` is the seed of, where that is not given."""
+    """Seed of the candidates, and the default of `evaluation_seed`."""
     evaluation_seed: int | None = Field(default=None, ge=0)
     """Seed of random masks, shuffled questions, few-shot examples and the sets of `split`; default `seed`. `llmevo
     compare` gives all its runs the same one, so they are scored alike, and runs that start from one another need it."""
@@ -475,7 +475,7 @@ class Search(Section):
             )
         if self.prior and self.optimizer not in WITH_PRIOR:
             raise ValueError(
-                f"prior: {self.optimizer} presumes nothing before the scores; give an optimizer that does,"
+                f"prior: {self.optimizer} has no prior; give an optimizer that has one,"
                 f" {' or '.join(WITH_PRIOR)}, or take the weights as a start row: start_from: [{self.prior}]"
             )
         if self.spaces == "both" and self.optimizer in PATHS:
@@ -522,7 +522,8 @@ class Llm(Section):
     max_calls: int | None = Field(default=None, ge=0)
     """Maximum number of answers, repairs included, retries not; then the search continues without the LLM."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Maximum cost, in the units of `price`: a call as dear as the dearest so far must not exceed it."""
+    """Maximum cost, in the units of `price`. No call is made that would exceed it at the cost of the
+    most expensive one so far."""
     strict: bool = False
     """Stop, resumably, when the LLM is lost, instead of continuing without it."""
     transcript: Path | None = None
@@ -563,7 +564,7 @@ class Engine(Section):
     """`hf`: transformers, in this process. `vllm`: a vLLM engine whose workers merge. `auto`: vllm if a GPU and vLLM
     are available, else hf."""
     device: str | None = None
-    """For `hf`: `cuda`, `cuda:1`, `cpu`; default: the first GPU."""
+    """For `hf`, which `auto` then is: `cuda`, `cuda:1`, `cpu`; default: the first GPU."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """For `vllm`: keywords of `vllm.LLM`, such as tensor_parallel_size, gpu_memory_utilization, max_model_len."""
     self_check: bool = True
@@ -587,7 +588,8 @@ class Engine(Section):
     runs in this process, and several in processes."""
     address: str | None = None
     """For `ray`: the cluster's address. `auto`: the one that this machine belongs to, or RAY_ADDRESS;
-    `ray://HOST:10001`: another one; `none`, the default: a new one on this machine. `backend: auto` is decided here."""
+    `ray://HOST:10001`: another one; `none`, the default: a new one on this machine. `backend: auto` is
+    resolved on this machine, not on the workers'."""
     gpus_per_worker: float | None = Field(default=None, gt=0)
     """GPUs of a worker: a whole number, or a share such as 0.5. Default: where there are GPUs, as many as vLLM uses by
     `options` (tensor_parallel_size), or one. For a Ray cluster whose GPUs come later, say `1`."""
@@ -736,7 +738,7 @@ class Config(Section):
     shuffle: bool = False
     """Choose the questions within `limit` at random instead of the first ones."""
     random_init: bool = False
-    """Start from a random point instead of the uniform merge."""
+    """Score a random point as one more start row, after the uniform merge and the models alone."""
     apply_chat_template: bool = True
     """Ask the questions as chat messages, in the base model's chat template."""
     fewshot_as_multiturn: bool = True
@@ -862,14 +864,14 @@ class Config(Section):
         return Objective(self.counted, constraints, self.search.objective, self.search.seed, sizes)
 
     @property
-    def protocol(self) -> AskingOptions:
+    def asking(self) -> AskingOptions:
         """The asking options of search tasks."""
         looks = self.racing.looks if self.racing else 1
         share = (0.0, self.split.search) if self.split else None
         return replace(self._asked, limit=self.limit, share=share, blocks=looks)
 
     @property
-    def selection_protocol(self) -> AskingOptions | None:
+    def selection_asking(self) -> AskingOptions | None:
         """The asking options of the finalists' further questions; None if there are none."""
         if not self.search.finalists:
             return None
@@ -879,7 +881,7 @@ class Config(Section):
         return replace(self._asked, after=self.limit, limit=self.limit) if self.limit else None
 
     @property
-    def heldout_protocol(self) -> AskingOptions:
+    def heldout_asking(self) -> AskingOptions:
         """The asking options of held-out tasks: all their questions."""
         if self.split and self.split.heldout:
             low = self.split.search + self.split.selection
@@ -959,7 +961,9 @@ def _replaced(values: Any, keys: Sequence[str], value: Any, path: str) -> Any:
     if isinstance(values, list):
         found: list[Any] = [*values]
         if not (key.isascii() and key.isdigit() and int(key) < len(found)):
-            raise ConfigError(f"{path}: {key!r} is no place in a list of {len(found)}; count from 0, or set all of it")
+            raise ConfigError(
+                f"{path}: there is no entry {key!r} in a list of {len(found)}; count from 0, or set the whole list"
+            )
         found[int(key)] = _replaced(found[int(key)], rest, value, path)
         return found
     if values is None or values is True:  # a section that is empty, or enabled with its defaults

@@ -83,6 +83,9 @@ class JudgeError(LlmevoError):
 class CandidateError(LlmevoError):
     """One candidate cannot be merged or scored; it ranks last, and its reason is logged."""
 
+    seconds: float | None = None
+    """Those of merging and scoring until then, without loading the engine; None where they were not taken."""
+
 
 class ProposerError(LlmevoError):
     """The LLM did not answer; the generation uses numeric candidates."""

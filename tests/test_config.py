@@ -112,9 +112,9 @@ def test_a_config_of_llm_evo_merge_is_a_config(tmp_path: Path) -> None:
     assert config.genome.smooth
     assert config.genome.allow_negative_weights
     assert config.counted == {"kobest_copa": (1.0, "acc,none"), "word_perplexity_task": (-0.2, "word_perplexity,none")}
-    assert (config.protocol.limit, config.protocol.num_fewshot, config.protocol.shuffle) == (100, 5, True)
+    assert (config.asking.limit, config.asking.num_fewshot, config.asking.shuffle) == (100, 5, True)
     assert config.random_init
-    assert (config.protocol.apply_chat_template, config.protocol.fewshot_as_multiturn) == (False, False)
+    assert (config.asking.apply_chat_template, config.asking.fewshot_as_multiturn) == (False, False)
 
 
 def test_what_those_configs_leave_out_has_the_defaults_of_their_tools() -> None:
@@ -142,11 +142,11 @@ def test_filters_are_a_list_of_parts_of_tensor_names() -> None:
 def test_held_out_tasks_are_written_like_tasks_and_asked_in_full() -> None:
     config = parse_config(plain(heldout=["later", {"name": "last", "weight": 2}], limit=3, num_fewshot=1), "my.yml")
     assert [(task.name, task.weight) for task in config.heldout] == [("later", 1.0), ("last", 2.0)]
-    assert (config.heldout_protocol.limit, config.heldout_protocol.num_fewshot) == (None, 1)
+    assert (config.heldout_asking.limit, config.heldout_asking.num_fewshot) == (None, 1)
 
 
 def test_the_seed_of_the_search_orders_the_questions_too() -> None:
-    assert parse_config(plain(search={"seed": 7}, shuffle=True), "my.yml").protocol.seed == 7
+    assert parse_config(plain(search={"seed": 7}, shuffle=True), "my.yml").asking.seed == 7
 
 
 UNKNOWN = {
@@ -455,8 +455,8 @@ def test_changes_of_the_command_line_reach_every_key(tmp_path: Path) -> None:
         ("search..budget=5", "is no KEY=VALUE"),
         ("search.budget=[", "--set search.budget: it is not YAML"),
         ("search.budget.minutes=5", "search.budget.minutes: search.budget is 40, which has no keys; set search.budget"),
-        ("genome.models.9=a/b", "genome.models.9: '9' is no place in a list of"),
-        ("genome.models.first=a/b", "genome.models.first: 'first' is no place in a list of"),
+        ("genome.models.9=a/b", "genome.models.9: there is no entry '9' in a list of"),
+        ("genome.models.first=a/b", "genome.models.first: there is no entry 'first' in a list of"),
         ("search.bugdet=5", "search.bugdet: there is no such key, did you mean 'budget'?"),
     ],
 )
@@ -475,9 +475,9 @@ def test_a_config_comes_back_from_its_plain_values() -> None:
 
 def test_an_evaluation_seed_takes_questions_and_masks_out_of_the_hands_of_the_seed() -> None:
     both = parse_config(plain(search={"seed": 4, "evaluation_seed": 1}, shuffle=True), "my.yml")
-    assert (both.evaluation_seed, both.protocol.seed, both.heldout_protocol.seed) == (1, 1, 1)
+    assert (both.evaluation_seed, both.asking.seed, both.heldout_asking.seed) == (1, 1, 1)
     one = parse_config(plain(search={"seed": 4}), "my.yml")
-    assert (one.evaluation_seed, one.protocol.seed) == (4, 4)
+    assert (one.evaluation_seed, one.asking.seed) == (4, 4)
 
 
 def test_own_recipes_to_start_from_are_files_or_genes() -> None:

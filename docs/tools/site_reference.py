@@ -281,7 +281,7 @@ def events_page() -> str:
         table(
             ["event", ""],
             [
-                (f"[`{event_name(model)}`](#{event_name(model)})", text_of(model).partition("\n\n")[0] or _first(model))
+                (f"[`{event_name(model)}`](#{event_name(model)})", text_of(model).partition("\n\n")[0])
                 for model in event_models()
             ],
         ),
@@ -293,7 +293,7 @@ def events_page() -> str:
             for name, field in model.model_fields.items()
             if name not in ("event", "time", "schema_")
         ]
-        parts += [f"## `{event_name(model)}`", text_of(model) or _first(model), table(["field", "value", ""], rows)]
+        parts += [f"## `{event_name(model)}`", text_of(model), table(["field", "value", ""], rows)]
     inner = {
         one for model in event_models() for field in model.model_fields.values() for one in models_in(field.annotation)
     }
@@ -302,22 +302,6 @@ def events_page() -> str:
         rows = [(f"`{name}`", form(field.annotation), docs.get(name, "")) for name, field in model.model_fields.items()]
         parts += [f"## Section {model.__name__}", text_of(model), table(["field", "value", ""], rows)]
     return lines(*parts)
-
-
-FIRST = {
-    "run_started": "The beginning: the config, the models, the questions and the genes. Always the first line.",
-    "prompted": "A prompt to the LLM, with its reply.",
-    "asked": "The candidates that an optimizer suggests.",
-    "evaluated": "A candidate's score on the search questions.",
-    "failed": "A candidate that could not be merged or scored, or did not pass the gate.",
-    "told": "The optimizer was told scores; its state follows from all lines before.",
-    "run_finished": "The end: the best candidate and the held-out scores.",
-}
-"""What an event is that has no docstring of its own."""
-
-
-def _first(model: type[BaseModel]) -> str:
-    return FIRST[event_name(model)]
 
 
 def optimizers_page() -> str:

@@ -11,27 +11,23 @@ from llmevo.errors import ProposerError, UserError
 from llmevo.reports.comparison.compare import Comparison
 from llmevo.reports.comparison.compare import compare as compared
 from llmevo.reports.comparison.tables import publish
-from llmevo.reports.terminal.sweep import play, report
+from llmevo.reports.terminal.comparison import play, report
 from llmevo.reports.text import say
+from llmevo.run.comparison import ComparisonRuns, optimizers_of
 from llmevo.run.log.storage import runs_in, shared_folder
 from llmevo.run.start import check_start
-from llmevo.run.sweep import Sweep, contestants
 from llmevo.search.paths.registry import every
-
-OPTIMIZERS, SEEDS = "llm,llm-off,cma-es,random", 3
-"""What a config is compared with by default."""
 
 
 def compare(
+    context: typer.Context,
     what: Annotated[
         list[Path], typer.Argument(metavar="CONFIG|RUN…", help="A config to run, or finished runs to compare.")
     ],
     optimizers: Annotated[
         str, typer.Option(help=f"Of a config: some of {', '.join(every())}. llm adds llm-off.")
-    ] = OPTIMIZERS,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")
-    ] = SEEDS,
+    ] = "llm,llm-off,cma-es,random",
+    seeds: Annotated[int, typer.Option(min=1, help="Of a config: runs of each optimizer, from search.seed on.")] = 3,
     budget: options.Budget = None,
     out: Annotated[
         Path | None,
@@ -63,24 +59,8 @@ def compare(
     """
     if not what[0].is_file():
         runs = runs_in(what)
-        given = {
-            "--optimizers": None if optimizers == OPTIMIZERS else optimizers,
-            "--seeds": None if seeds == SEEDS else seeds,
-            "--budget": budget and " ".join(budget),
-            "--api-key": api_key and "KEY",
-            "--base-url": base_url,
-            "--model": model,
-            "--backend": backend,
-            "--workers": workers,
-            "--task-search-path": task_search_path and " ".join(map(str, task_search_path)),
-            "--set": changes and " ".join(changes),
-            "--mask-names": mask_names,
-            "--max-llm-calls": max_llm_calls,
-            "--max-cost": max_cost,
-            "--strict-llm": strict_llm,
-            "--trust": trust,
-        }
-        options.refuse_unused(given, (), "finished runs are compared as they are; leave it out, or give a config")
+        way = "finished runs are compared as they are; leave it out, or give a config"
+        options.refuse_unused(options.on_command_line(context), ("--out", "--json"), way)
         show(compared(runs), out or shared_folder(runs), as_json)
         return
     if len(what) > 1:
@@ -102,14 +82,14 @@ def compare(
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
     text = config_text(what[0], parse_changes(changes or []))
-    tournament = Sweep(settings, text, root, folder, contestants(optimizers), seeds, api_key, trust)
-    tournament.check()
-    for name in tournament.without_llm:
+    runs_to_compare = ComparisonRuns(settings, text, root, folder, optimizers_of(optimizers), seeds, api_key, trust)
+    runs_to_compare.check()
+    for name in runs_to_compare.without_llm:
         lacking = f"! {name} runs without an LLM, as llm-off does, for no key, base_url or model is given."
         way_out = f"Give --api-key, or --base-url and --model; or leave {name} out of --optimizers"
         say(terminal.failures, f"{lacking} {way_out}", "yellow")
     try:
-        show(play(terminal.failures if as_json else terminal.console, tournament), folder, as_json)
+        show(play(terminal.failures if as_json else terminal.console, runs_to_compare), folder, as_json)
     except KeyboardInterrupt:
         terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{terminal.command_line()}`")
         raise typer.Exit(130) from None

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.adapters import print_written
 from llmevo.cli.live import warned
 from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks, RunFolder, Trust
+from llmevo.cli.written import print_written
 from llmevo.errors import LlmevoError, UserError
 from llmevo.export.runs import open_run
 

@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 
 from llmevo.cli import terminal
-from llmevo.cli.adapters import print_report
 from llmevo.cli.options import Energy, Parameters, Ranks
+from llmevo.cli.written import print_report
 
 
 def extract(

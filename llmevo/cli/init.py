@@ -36,7 +36,7 @@ def init(
     """
     if out.exists():
         raise UserError(f"{out} exists; name another file with --out")
-    from llmevo.run.preflight import draft  # torch takes seconds to import
+    from llmevo.run import draft  # torch takes seconds to import
 
     listed = models or _asked("Models to merge, with spaces between them", "MODEL…").split()
     if len(listed) < 2 and base is None:
@@ -82,7 +82,7 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
 
     from llmevo.config import parse_config
     from llmevo.models.files import write_whole
-    from llmevo.run.preflight import draft
+    from llmevo.run import draft
 
     parse_config(yaml.safe_load(text), str(out))
     try:

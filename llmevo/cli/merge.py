@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.adapters import print_written
 from llmevo.cli.options import As, DonorFile, Energy, Parameters, Ranks
+from llmevo.cli.written import print_written
 
 
 def merge(

@@ -75,13 +75,14 @@ As = Annotated[
     typer.Option("--as", metavar="FORMAT", help="lora, fp8, gguf:q8_0, gguf:q4_0, gguf:f16, gguf:bf16; experts."),
 ]
 Ranks = Annotated[
-    str | None, typer.Option("--rank", help="Of an adapter: a number, auto (by --energy or --parameters) or exact.")
+    str | None,
+    typer.Option("--rank", help="Rank of the adapter: a number, auto (by --energy or --parameters) or exact."),
 ]
 Energy = Annotated[
     float | None, typer.Option(help="Share of the squared singular values that auto keeps; 0.95 by default.")
 ]
 Parameters = Annotated[
-    str | None, typer.Option(help="Numbers in the factors, such as 10M: the best ranks within them.")
+    str | None, typer.Option(help="Number of parameters of the adapter, such as 10M; the best ranks for it are chosen.")
 ]
 DonorFile = Annotated[
     Path | None,
@@ -102,7 +103,10 @@ def read_changed(
     config: Path, folders: list[Path] | None = None, changes: list[str] | None = None, **options: Any
 ) -> tuple[Config, dict[str, Any]]:
     """Return what `read_settings` does, and all that was changed, {key: plain value}."""
-    given = {name.replace("__", "."): value for name, value in options.items() if is_given(value)}
+    # 0 is a value, and equal to False.
+    given = {
+        name.replace("__", "."): value for name, value in options.items() if value is not None and value is not False
+    }
     if budget := given.get("search.budget"):
         given["search.budget"] = parse_budget(*budget).model_dump(mode="json")
     if workers := given.get("engine.workers"):
@@ -126,13 +130,22 @@ def with_loggers(config: Config, names: list[str] | None) -> Config:
     return config.model_copy(update={"loggers": loggers}) if loggers else config
 
 
-def is_given(value: object) -> bool:
-    """Return whether an option has a value, which may be 0."""
-    return value is not None and value is not False
+def on_command_line(context: typer.Context) -> dict[str, Any]:
+    """Return the options that the command line gives, {option: value}."""
+    options = {of.name: of.opts[0] for of in context.command.params if of.name and of.opts[0].startswith("--")}
+    sources = {name: context.get_parameter_source(name) for name in options}
+    return {
+        options[name]: context.params[name]
+        for name, source in sources.items()
+        if source and source.name == "COMMANDLINE"
+    }
 
 
 def refuse_unused(given: Mapping[str, Any], used: Collection[str], way: str) -> None:
-    """Raise UserError for an option that has a value and is not used; `way` says what to do instead."""
+    """Raise UserError for an option that is not used; `way` says what to do instead. A key is not shown."""
     for option, value in given.items():
-        if is_given(value) and option not in used:
-            raise UserError(f"{option if value is True else f'{option} {value}'}: {way}")
+        if option in used:
+            continue
+        values: list[Any] = [] if value is True else value if isinstance(value, list) else [value]
+        shown = ["KEY"] if option == "--api-key" else map(str, values)
+        raise UserError(f"{' '.join([option, *shown])}: {way}")

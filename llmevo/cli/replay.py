@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmevo.cli import terminal
-from llmevo.cli.options import RunFolder, Trust, is_given, refuse_unused
+from llmevo.cli.options import RunFolder, Trust, on_command_line, refuse_unused
 from llmevo.errors import RunError, UserError
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.replay import is_of_generation, no_generation, play, show_rescored
@@ -28,6 +28,7 @@ USED = {
 
 
 def replay(
+    context: typer.Context,
     run: RunFolder,
     speed: Annotated[
         float | None,
@@ -47,18 +48,7 @@ def replay(
     trust: Trust = False,
 ) -> None:
     """Show a run again, from its log alone."""
-    _refuse_unused(
-        {
-            "--verify": verify,
-            "--rescore": rescore,
-            "--picture": picture,
-            "--json": as_json,
-            "--generation": generation,
-            "--speed": speed,
-            "--prompts": prompts,
-            "--trust": trust,
-        }
-    )
+    _refuse_unused(on_command_line(context))
     recorded = read_log(run)
     if verify:
         finished = verification.verify(recorded, run, trust)
@@ -111,7 +101,7 @@ def replay(
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
     """Raise UserError for an option that what is done does not use."""
-    done = next((option for option in USED if is_given(given[option])), "")
+    done = next((option for option in USED if option in given), "")
     used = (done, *USED[done]) if done else ("--generation", "--speed", "--prompts")
     way = f"{done} does not use it; leave one of them out" if done else "give it with --verify or --rescore"
     refuse_unused(given, used, way)

@@ -20,7 +20,11 @@ def scan(
     ] = "",
     limit: Annotated[int, typer.Option(min=2, help="Questions of each task.")] = 32,
     step: Annotated[
-        int, typer.Option(min=1, help="Left out and repeated blocks begin at every so many layers; a smaller one adds.")
+        int,
+        typer.Option(
+            min=1,
+            help="Layers between the starts of left-out and repeated blocks; a later scan with fewer adds blocks.",
+        ),
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/CONFIG-scan by default.")] = None,
     backend: options.Backend = None,

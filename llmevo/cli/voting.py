@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llmevo.evaluation.judges.verdicts import AskVoter, Showing
+from llmevo.evaluation.judges.verdicts import AskVoter, ShownPair
 
 Choice = Literal["first", "second", "tie", "skip"]
 KEYS: dict[str, Choice] = {"a": "first", "b": "second", "t": "tie", "s": "skip"}
@@ -19,13 +19,13 @@ HELP = "Which is better?  a  b  t(ie)  s(kip)  q(uit; `llmevo resume` goes on he
 def booth(console: Console, key: Callable[[], str], paused: Callable[[], AbstractContextManager[None]]) -> AskVoter:
     """Return a function that asks for one vote. `key` waits for one key; `paused` hides everything else meanwhile."""
 
-    def ask(showing: Showing) -> Choice:
+    def ask(showing: ShownPair) -> Choice:
         try:
             return voted(showing)
         except OSError as error:  # the terminal is gone: closed, or its connection lost
             raise KeyboardInterrupt from error
 
-    def voted(showing: Showing) -> Choice:
+    def voted(showing: ShownPair) -> Choice:
         with paused():
             console.rule(Text(f"{showing.task}: {showing.left} to vote on"), align="left")
             console.print(Panel(Text(showing.prompt), title="prompt", title_align="left"))

@@ -145,6 +145,7 @@ class HfEngine:
         self._turn(1.0)
         if self._layers:
             self._layers.restore()
+            self._places = None  # those of a path's layers, which are no longer in the model
         if names is None:
             weights = [*weights]
             names = [name for name, _ in weights]

@@ -54,7 +54,7 @@ class Evaluator:
     def __init__(
         self,
         tasks: Sequence[Task],
-        protocol: AskingOptions,
+        asking: AskingOptions,
         search_path: Sequence[Path] = (),
         root: Path = Path(),
         benchmarks: bool = True,
@@ -70,7 +70,7 @@ class Evaluator:
         `verdicts`, by default a memory of this evaluator's own. Without `judges`, replies are judged in another
         process: see `responses`. Raises ProposerRefused where a judge's key is missing.
         """
-        self.tasks, self.protocol = tasks, protocol
+        self.tasks, self.asking = tasks, asking
         self.weights = {task.name: task.weight for task in tasks}
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
@@ -80,7 +80,7 @@ class Evaluator:
         self._leaves: dict[str, Any] = self._loaded["tasks"]
         self._judged = [leaf for leaf in self._leaves.values() if isinstance(leaf, JudgedTask)]
         for leaf in self._judged:
-            leaf.seed = protocol.seed
+            leaf.seed = asking.seed
             if judges:
                 leaf.open()
         self.note_in((verdicts or VerdictMemory()) if judges else None)
@@ -94,17 +94,17 @@ class Evaluator:
         }
         known = {words(text) for text in without}
         places = {name: self._select(name, leaf, known) for name, leaf in self._leaves.items()}
-        self.blocks = blocks(places, protocol.blocks if self.raceable else 1)
+        self.blocks = blocks(places, asking.blocks if self.raceable else 1)
         """The questions that are asked together: {task: places} of each block."""
         self._excluded = False
         """Whether lm-eval alone would show some questions among their own solved examples."""
         for leaf in self._leaves.values():
-            if protocol.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
-                leaf.set_config(key="num_fewshot", value=protocol.num_fewshot)
+            if asking.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
+                leaf.set_config(key="num_fewshot", value=asking.num_fewshot)
             elif leaf.get_config("num_fewshot") is None:
                 leaf.set_config(key="num_fewshot", value=0)
             self._excluded |= exclude_own_question(leaf)
-            leaf.set_fewshot_seed(seed=protocol.seed)
+            leaf.set_fewshot_seed(seed=asking.seed)
             cache_requests(leaf)
             name_failing_questions(leaf)
 
@@ -119,7 +119,7 @@ class Evaluator:
         def text(place: int) -> str:
             return question_text(leaf, documents[place])
 
-        return select_questions(name, len(documents), text, self.protocol, without)
+        return select_questions(name, len(documents), text, self.asking, without)
 
     @property
     def raceable(self) -> bool:
@@ -127,7 +127,7 @@ class Evaluator:
         return len(self._means) == len(self.tasks)
 
     @cached_property
-    def same(self) -> Clusters:
+    def clusters(self) -> Clusters:
         """The questions with the same text, in the order in which they are asked."""
         texts: dict[str, list[tuple[str, str]]] = {}
         for name, text in self.questions():
@@ -174,14 +174,14 @@ class Evaluator:
 
     def requests(self, lm: LM) -> Iterator[tuple[str, Any, list[Any]]]:
         """(task, leaf, lm-eval's requests) of all questions, as `score` makes them; `lm` gives the chat template."""
-        chat = self.protocol.apply_chat_template
+        chat = self.asking.apply_chat_template
         for name, leaf in self._leaves.items():
-            leaf.set_fewshot_seed(seed=self.protocol.seed)
+            leaf.set_fewshot_seed(seed=self.asking.seed)
             with quiet():
                 leaf.build_all_requests(
                     samples=[place for block in self.blocks for place in block.get(name, ())],
                     apply_chat_template=chat,
-                    fewshot_as_multiturn=self.protocol.fewshot_as_multiturn and chat,
+                    fewshot_as_multiturn=self.asking.fewshot_as_multiturn and chat,
                     chat_template=lm.apply_chat_template if chat else None,
                     tokenizer_name=lm.tokenizer_name if chat else "",
                 )
@@ -189,21 +189,21 @@ class Evaluator:
 
     @property
     def digest(self) -> str:
-        """Of all questions, how they are asked, and which metrics count.
+        """Return a digest of all questions, of how they are asked, and of the metrics that count.
 
         The seed belongs to it only where solved examples are drawn with it: its shuffling shows in the questions. The
         questions of lm-eval's tasks are lm-eval's own texts, as in the logs of all versions.
         """
         examples = [leaf.get_config("num_fewshot") for leaf in self._leaves.values()]
-        protocol = {**asdict(self.protocol), "seed": self.protocol.seed if any(examples) else None, "shuffle": None}
+        asking = {**asdict(self.asking), "seed": self.asking.seed if any(examples) else None, "shuffle": None}
         for shown in ("share", "after", "blocks"):
-            del protocol[shown]
+            del asking[shown]
         described = {task.name for task in self.tasks if task.kind}
         texts = sorted(
             (name, (question_text if name in described else lm_eval_text)(leaf, document))
             for name, leaf, document in self._documents()
         )
-        asked: list[Any] = [[task.model_dump() for task in self.tasks], protocol, examples, texts]
+        asked: list[Any] = [[task.model_dump() for task in self.tasks], asking, examples, texts]
         prints = {name: leaf.fingerprint for name, leaf in self._leaves.items() if hasattr(leaf, "fingerprint")}
         asked += [prints] if prints else []
         asked += ["own question excluded"] if self._excluded else []
@@ -285,7 +285,7 @@ class Evaluator:
 
     def joined(self, parts: Sequence[Score]) -> Score:
         """The score on several blocks together, the first ones first."""
-        return concatenate(self.tasks, parts, self.same)
+        return concatenate(self.tasks, parts, self.clusters)
 
     def race(self, lm: LM, rivals: Sequence[Score], error_rate: float, begun: Score | None = None) -> Score:
         """The score block by block, until the model cannot overtake the best rival on all questions: see `stopped`. A
@@ -307,7 +307,7 @@ class Evaluator:
         """
         own, field = score.item_scores, [rival.item_scores for rival in rivals]
         gap = difference(own, field[0], self.weights).mean
-        if not is_beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate, self.same):
+        if not is_beaten(own, field, self.weights, self.parts_of(score), len(self.blocks), error_rate, self.clusters):
             return None
         return replace(score, total=rivals[0].total + gap)
 
@@ -319,7 +319,7 @@ class Evaluator:
         for look in range(1, self.parts_of(score)):
             asked = {name: sum(len(block.get(name, ())) for block in self.blocks[:look]) for name in self.weights}
             own = {name: score.item_scores[name][:count] for name, count in asked.items()}
-            if is_beaten(own, field, self.weights, look, len(self.blocks), error_rate, self.same):
+            if is_beaten(own, field, self.weights, look, len(self.blocks), error_rate, self.clusters):
                 return False
         return True
 
@@ -345,7 +345,7 @@ class Evaluator:
         """The score on one block of the questions; see `score`. Raises MachineError when the machine fails and not the
         model.
         """
-        return self.score_questions(lm, self.blocks[place], self.same if place == 0 else None)
+        return self.score_questions(lm, self.blocks[place], self.clusters if place == 0 else None)
 
     def _group_error(self, task: Task, found: Mapping[str, Any], item_scores: ItemScores) -> float | None:
         """The standard error of a group's metric from those of its tasks; None where it is not their mean. lm-eval has
@@ -365,13 +365,13 @@ class Evaluator:
             return None
         return math.sqrt(sum((share * of_mean(own[name])) ** 2 for name, share in shares.items()))
 
-    def score_questions(self, lm: LM, block: Mapping[str, Sequence[int]], same: Clusters | None = None) -> Score:
-        """The score on questions by their places in each task; see `score_block`. `same` names those asked twice."""
-        protocol = self.protocol
+    def score_questions(self, lm: LM, block: Mapping[str, Sequence[int]], clusters: Clusters | None = None) -> Score:
+        """The score on questions by their places in each task; see `score_block`. `clusters` are those asked twice."""
+        asking = self.asking
         loaded: Any = {**self._loaded, "tasks": {name: leaf for name, leaf in self._leaves.items() if name in block}}
         for leaf in loaded["tasks"].values():
             # A task draws its examples from one generator that runs on: every candidate must see the same ones.
-            leaf.set_fewshot_seed(seed=protocol.seed)
+            leaf.set_fewshot_seed(seed=asking.seed)
         try:
             with quiet():
                 results: Any = evaluator.evaluate(
@@ -379,8 +379,8 @@ class Evaluator:
                     task_dict=loaded,
                     samples={name: [*places] for name, places in block.items()},
                     bootstrap_iters=BOOTSTRAP,
-                    apply_chat_template=protocol.apply_chat_template,
-                    fewshot_as_multiturn=protocol.fewshot_as_multiturn and protocol.apply_chat_template,
+                    apply_chat_template=asking.apply_chat_template,
+                    fewshot_as_multiturn=asking.fewshot_as_multiturn and asking.apply_chat_template,
                 )
         except (LlmevoError, KeyboardInterrupt):
             raise
@@ -412,6 +412,6 @@ class Evaluator:
             found,
             sum(map(len, block.values())),
             means,
-            same,  # later blocks are joined to the first one
+            clusters,  # later blocks are joined to the first one
         )
         return replace(score, item_scores=item_scores, replies=replies)

@@ -216,7 +216,7 @@ def _foreign(text: str, known: frozenset[str]) -> str:
 
 
 def _probabilities(text: str) -> dict[str, float]:
-    """Of every language; of none where the text is too short."""
+    """Return the probability of every language; empty where the text is too short."""
     words = [word for word in text.split() if not next(filter(str.isalpha, word), "A").isupper()]
     counted = " ".join(words)
     return dict(_identifier().rank(counted)) if len(counted.encode()) >= LEAST else {}

@@ -20,7 +20,7 @@ from llmevo.evaluation.tasks.lm_eval import JudgedTask
 
 @dataclass(frozen=True)
 class Gold:
-    """What one model gives the right answers."""
+    """How probable one model finds the right answers."""
 
     logprobs: ItemScores
     """{task: of each question}, in nats: among the question's choices where it has some, else per token."""
@@ -82,9 +82,10 @@ class GoldAnswers:
             count = min(limit or len(asked), len(asked))
             for place in range(count):
                 requests = asked[place * len(asked) // count]
-                if not found._add(name, leaf, requests, evaluator.protocol.apply_chat_template, lm):
+                if not found._add(name, leaf, requests, evaluator.asking.apply_chat_template, lm):
                     places = [place for block in evaluator.blocks for place in block.get(name, ())]
                     found.counted[name] = places[:count]
+                    found.questions = [question for question in found.questions if question.task != name]
                     break
         if not found.questions and not found.counted:
             raise TaskError(

@@ -27,29 +27,29 @@ def select_questions(
     name: str,
     count: int,
     text: Callable[[int], str],
-    protocol: AskingOptions,
+    asking: AskingOptions,
     without: Collection[Sequence[str]] = (),
 ) -> list[int]:
-    """The places of the questions that a protocol takes of a task's `count`, in the order in which they are asked,
+    """The places of the questions that are asked of a task's `count`, in the order in which they are asked,
     except those whose `words` are in `without`. `text` returns the question at a place.
 
     Raises TaskError when none is left.
     """
     places = [*range(count)]
-    if protocol.share:
-        low, high = protocol.share
-        places = [place for place in places if low <= hash_text(text(place), protocol.seed) < high]
-    if protocol.shuffle:
-        random.Random(f"{protocol.seed}/{name}").shuffle(places)
-    end = None if protocol.limit is None else protocol.after + protocol.limit
-    places = sorted(places[protocol.after : end])
+    if asking.share:
+        low, high = asking.share
+        places = [place for place in places if low <= hash_text(text(place), asking.seed) < high]
+    if asking.shuffle:
+        random.Random(f"{asking.seed}/{name}").shuffle(places)
+    end = None if asking.limit is None else asking.after + asking.limit
+    places = sorted(places[asking.after : end])
     if without:
         places = [place for place in places if words(text(place)) not in without]
     if places:
         return places
-    why = f" after the first {protocol.after} of its {count}" if protocol.after else ""
-    if protocol.share:
-        low, high = protocol.share
+    why = f" after the first {asking.after} of its {count}" if asking.after else ""
+    if asking.share:
+        low, high = asking.share
         why = f" in the {high - low:.0%} of its {count} that `split` gives one of the sets (shares {low:g} to {high:g})"
         if same := repeated(map(text, range(count))):
             why += f", and {same} of the {count} are repeated, which all go into one set"

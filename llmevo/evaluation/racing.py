@@ -52,7 +52,7 @@ class Difference:
 
 
 def difference(
-    own: ItemScores, rival: ItemScores, weights: Mapping[str, float], same: Clusters | None = None
+    own: ItemScores, rival: ItemScores, weights: Mapping[str, float], clusters: Clusters | None = None
 ) -> Difference:
     """The paired difference on the questions that both were asked, the rival's first ones, as an estimate for all
     questions of their kind. `same` names the questions that are asked twice.
@@ -63,13 +63,13 @@ def difference(
     residuals = {task: _centred(gap) / units[task] for task, gap in gaps.items()}
     by_task, _ = spreads(residuals)
     parts = {task: (scales[task] ** 2 * len(gaps[task]) * by_task[task].variance, by_task[task]) for task in weights}
-    twice = covariance({task: scales[task] * residuals[task] for task in weights}, same)
+    twice = covariance({task: scales[task] * residuals[task] for task in weights}, clusters)
     variance = sum(part for part, _ in parts.values()) + twice
     return Difference(_weighted(gaps, weights), math.sqrt(variance), satterthwaite(parts))
 
 
 def predict_gap(
-    own: ItemScores, field: Sequence[ItemScores], weights: Mapping[str, float], same: Clusters | None = None
+    own: ItemScores, field: Sequence[ItemScores], weights: Mapping[str, float], clusters: Clusters | None = None
 ) -> Difference:
     """The predicted difference of a candidate to the first of the field on all questions. The field, the best first,
     was asked them all; the candidate the first ones of each task.
@@ -106,7 +106,7 @@ def predict_gap(
         of_slopes = max(spread.variance * float(pull.sum()), float((pull * residuals[task] ** 2).sum()))
         parts[task] = of_mean + of_slopes, spread
     variance = sum(part for part, _ in parts.values()) + pooled * RIDGE * float(shifted @ shifted)
-    variance += covariance(terms, same)
+    variance += covariance(terms, clusters)
     mean = _weighted(gaps, weights) + float(slopes @ shift)
     return Difference(mean, math.sqrt(variance), satterthwaite(parts))
 
@@ -118,7 +118,7 @@ def is_beaten(
     look: int,
     looks: int,
     error_rate: float,
-    same: Clusters | None = None,
+    clusters: Clusters | None = None,
 ) -> bool:
     """Return whether a candidate can be stopped at this look (from 1) of so many: a lead of an answer or more over the
     first of the field is ruled out, with this error rate. See `predict_gap`. A candidate that leads so far goes on, so
@@ -128,7 +128,7 @@ def is_beaten(
         return False
     if _weighted(_gaps(own, field[0], weights), weights) > 0:
         return False
-    gap, units = predict_gap(own, field, weights, same), _units(own, field, weights)
+    gap, units = predict_gap(own, field, weights, clusters), _units(own, field, weights)
     steps = [abs(weight) * units[task] / len(field[0][task]) for task, weight in weights.items() if weight]
     level = scipy.special.ndtr(bound(looks, error_rate))
     return bool(gap.mean - min(steps, default=0.0) < -scipy.special.stdtrit(gap.freedom, level) * gap.error)

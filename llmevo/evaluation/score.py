@@ -53,7 +53,7 @@ def aggregate(
     results: Mapping[str, Mapping[str, Any]],
     items: int,
     means: ItemScores = MappingProxyType({}),
-    same: Clusters | None = None,
+    clusters: Clusters | None = None,
 ) -> Score:
     """The objective, Σ weight · metric, and its standard error: see `llmevo.evaluation.standard_errors`.
 
@@ -65,7 +65,7 @@ def aggregate(
         for task in tasks
         if (own := means.get(task.name)) is not None
     }
-    total, variance = 0.0, standard_errors.covariance(deviations, same)
+    total, variance = 0.0, standard_errors.covariance(deviations, clusters)
     metrics: dict[str, dict[str, float]] = {}
     for task in tasks:
         found = {key: float(value) for key, value in results[task.name].items() if isinstance(value, Real)}
@@ -83,12 +83,12 @@ def aggregate(
         variance += (task.weight * stderr) ** 2 if math.isfinite(stderr) else 0.0
         if own is not None:
             alone = (np.asarray(own, dtype=float) - np.mean(own)) / len(own)
-            found[error] = math.sqrt(stderr**2 + standard_errors.covariance({task.name: alone}, same))
+            found[error] = math.sqrt(stderr**2 + standard_errors.covariance({task.name: alone}, clusters))
         metrics[task.name] = {key: value for key, value in found.items() if math.isfinite(value)}
     return Score(total=total, stderr=math.sqrt(variance), tasks=metrics, items=items)
 
 
-def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | None = None) -> Score:
+def concatenate(tasks: Sequence[Task], parts: Sequence[Score], clusters: Clusters | None = None) -> Score:
     """The score on several blocks together, as if they had been asked at once. Only for tasks whose metrics are means
     over questions. The first block has questions of every task.
     """
@@ -111,7 +111,7 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], same: Clusters | 
             results.setdefault(task.name, {})[key] = value
         own = item_scores[task.name]
         results[task.name][task.metric] = sum(own) / len(own)
-    whole = aggregate(tasks, results, sum(map(len, item_scores.values())), item_scores, same)
+    whole = aggregate(tasks, results, sum(map(len, item_scores.values())), item_scores, clusters)
     return replace(whole, item_scores=item_scores, replies=replies)
 
 

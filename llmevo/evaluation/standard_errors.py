@@ -96,19 +96,19 @@ def satterthwaite(parts: Mapping[str, tuple[float, Spread]]) -> float:
     return min(most, max(1.0, total**2 / below)) if below else most
 
 
-def covariance(influences: Mapping[str, Any], same: Clusters | None) -> float:
-    """The part of a sum's variance that comes from terms of one cluster: the sum of the products of different terms of
-    a cluster (the cluster-robust variance; Liang and Zeger 1986, https://doi.org/10.1093/biomet/73.1.13). `influences`
-    are the terms' deviations. Not below 0.
+def covariance(influences: Mapping[str, Any], clusters: Clusters | None) -> float:
+    """Return the variance that repeated questions add: the sum of the products of different terms of a cluster (the
+    cluster-robust variance; Liang and Zeger 1986, https://doi.org/10.1093/biomet/73.1.13). `influences` are the terms'
+    deviations. Not below 0.
     """
     if (
-        not same
+        not clusters
         or not influences
-        or not all(task in same and len(own) <= len(same[task]) for task, own in influences.items())
+        or not all(task in clusters and len(own) <= len(clusters[task]) for task, own in influences.items())
     ):
         return 0.0
     terms = np.concatenate([np.asarray(own) for own in influences.values()])
-    numbers = np.concatenate([np.asarray(same[task][: len(own)], dtype=int) for task, own in influences.items()])
+    numbers = np.concatenate([np.asarray(clusters[task][: len(own)], dtype=int) for task, own in influences.items()])
     return max(0.0, float((np.bincount(numbers, terms) ** 2).sum() - (terms**2).sum()))
 
 

@@ -86,9 +86,9 @@ def extract(
     modules = Modules(sources.folder(origin), sources[origin].shapes)
     asked = None
     if tasks is not None:
-        from llmevo.run.ready_weights import ReadyScores  # lm-eval takes seconds to import
+        from llmevo.run.model_scores import ModelScorer  # lm-eval takes seconds to import
 
-        asked = ReadyScores(tasks, Path(root))
+        asked = ModelScorer(tasks, Path(root))
     report = write_adapter(
         changes,
         below,

@@ -20,7 +20,7 @@ from llmevo.export.modules import CONV1D, OTHER, Modules
 from llmevo.merging.merger import Merger, Seed
 from llmevo.merging.methods.base import coefficients
 from llmevo.merging.recipe import Recipe, plan
-from llmevo.merging.vocabulary import Aligned, plain, tokenizer_folder
+from llmevo.merging.vocabulary import ByToken, plain, tokenizer_folder
 from llmevo.merging.writer import MergedModel, whole_folder, write_texts
 from llmevo.models.adapters import PREFIX
 from llmevo.models.architecture import TOKEN_IDS, text_config
@@ -230,7 +230,7 @@ def obstacle(recipe: Recipe, sources: Sources, base: ModelReference) -> str:
     if (layers := len(recipe.origins(depth))) != depth:
         return f"the merge has {layers} layers and {base} has {depth}; an adapter cannot add or remove layers"
     folder = tokenizer_folder(base, known)
-    numbers = merged.sources.vocabulary.numbers if isinstance(merged.sources, Aligned) else None
+    numbers = merged.sources.vocabulary.numbers if isinstance(merged.sources, ByToken) else None
     if numbers and vocabulary(folder) and numbers != dict(load_tokenizer(folder).get_vocab()):
         return f"the tokens of the merge are not those of {base}; an adapter has no tokenizer"
     shapes = known[base].shapes

@@ -15,15 +15,15 @@ from llmevo.errors import UserError
 from llmevo.models.checkpoints import LowRank, Weight, same
 
 SMALL = 2048
-"""The shorter side up to which a matrix is decomposed in full; a randomised decomposition finds larger ones' largest
+"""The shorter side up to which a matrix is decomposed in full; a randomized decomposition finds larger ones' largest
 singular values.
 """
 
 LARGEST = 256
-"""Singular values that the randomised decomposition finds, unless a rank asks for more."""
+"""Singular values that the randomized decomposition finds, unless a rank asks for more."""
 
 SPARE, ITERATIONS = 16, 4
-"""Of the randomised decomposition (arXiv 0909.4061): further directions, and power iterations."""
+"""Of the randomized decomposition (arXiv 0909.4061): further directions, and power iterations."""
 
 ENERGY = 0.95
 """The share of the squared singular values that `auto` keeps."""
@@ -126,7 +126,7 @@ def change_of(weight: Weight, base: Tensor) -> Weight | None:
 
 
 def decompose(change: Weight, wanted: int | None = None) -> Factors:
-    """Decompose a change. `wanted` is a fixed rank, which the randomised decomposition has to reach.
+    """Decompose a change. `wanted` is a fixed rank, which the randomized decomposition has to reach.
 
     The product of adapters' factors is decomposed exactly: QR of both, and the SVD of the small core.
     """

@@ -41,8 +41,8 @@ class Export:
     """The file of the run's search questions, where a preparation reads them."""
     changed: Sequence[events.Change] = ()
     """The models that differ from those of the run."""
-    carried: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
-    """See `Scorer.carried`."""
+    localized: Callable[[Recipe], Recipe] = field(default=lambda recipe: recipe)
+    """See `Scorer.localized`."""
     loads_tasks: bool = False
     """Whether to merge it loads the run's tasks, whose questions or router the run's folder lacks."""
 
@@ -111,7 +111,7 @@ class Export:
             provenance,
             questions,
             changed,
-            lambda recipe: experiment.scorer.carried(as_it_was(recipe)),
+            lambda recipe: experiment.scorer.localized(as_it_was(recipe)),
             bool(asks_questions and not has_questions) or bool(routed and not router),
         )
 
@@ -132,7 +132,7 @@ class Export:
             return {**self.texts, "README.md": card, "best.yml": best, "mergekit_config.yml": best}
 
         # The scored model has all rows of the embeddings, so none are trimmed.
-        recipe = self.carried(self.recipe)
+        recipe = self.localized(self.recipe)
         return format_.write(recipe, sources, out, started.masks, texts, trim=False, published=self.published)
 
     def _placed(self, out: Path, root: Path) -> Recipe:
@@ -147,8 +147,8 @@ class Export:
 
         Raises UserError when `out` exists and is not empty.
         """
-        carried = self.carried(self.recipe) if self.recipe.mixture else self.recipe
-        file = carried.mixture and carried.mixture.router
+        localized = self.localized(self.recipe) if self.recipe.mixture else self.recipe
+        file = localized.mixture and localized.mixture.router
         write_pack(self.shared, {**self.texts, **({ROUTER: Path(file).read_text()} if file else {})}, out)
 
 

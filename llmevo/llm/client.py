@@ -103,7 +103,7 @@ class Reply:
 
 
 class Client(Protocol):
-    """A language model; it knows nothing of recipes."""
+    """The interface to a language model. It does not depend on recipes."""
 
     @property
     def style(self) -> str:

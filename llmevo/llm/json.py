@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def writable(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON may have as escapes and no log can hold."""
     return text.encode(errors="replace").decode()
 

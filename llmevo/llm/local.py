@@ -1,6 +1,7 @@
 """A causal language model on this machine whose decoding is restricted to integers.
 
-Any model works, also a small base model: it continues a pattern, and every token is a digit, so its answer is valid.
+Any model works, also a small base model: it continues a pattern, and only digits can be generated, so every answer can
+be read.
 """
 
 import copy

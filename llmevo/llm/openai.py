@@ -20,7 +20,7 @@ from llmevo.llm.client import (
     withheld,
     without_password,
 )
-from llmevo.llm.json import scalars, writable
+from llmevo.llm.json import scalars, without_surrogates
 
 DEFAULT_MODEL = "gpt-4o"
 LONGEST = 1_000_000
@@ -326,7 +326,7 @@ class OpenAIClient:
 
     def _redacted(self, text: str, least: int = SECRET) -> str:
         """Return a text of the server's as a log can hold it, without a key of at least so many characters."""
-        text = writable(text)
+        text = without_surrogates(text)
         return self._key.sub("***", text) if self._key and len(self._connection.api_key or "") >= least else text
 
 

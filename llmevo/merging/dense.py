@@ -50,7 +50,7 @@ def expert_of(mixture: ModelReference, expert: int) -> ModelReference:
     return ModelReference(model=mixture.model.model_copy(update={"expert": expert}))
 
 
-def average(mixture: ModelReference, use: RouterUse, dtype: str | None = None) -> Recipe:
+def average(mixture: ModelReference, use: RouterUse) -> Recipe:
     """Return the average of the experts, in every layer by its use, scaled to what the mixture adds."""
     slices: list[dict[str, Any]] = []
     for layer in range(len(use.mean)):
@@ -58,12 +58,12 @@ def average(mixture: ModelReference, use: RouterUse, dtype: str | None = None) -
         slices.append(_slice(mixture, layer, weights))
     gains = [round(use.mass(layer), DIGITS) for layer in range(len(slices))]
     if all(abs(gain - 1.0) < 1e-4 for gain in gains):
-        return Recipe.model_validate({"merge_method": "linear", "slices": slices, "dtype": dtype})
+        return Recipe.model_validate({"merge_method": "linear", "slices": slices})
     own = [{**of, "merge_method": "linear", "gains": {"mlp": gain}} for of, gain in zip(slices, gains, strict=True)]
-    return Recipe.model_validate({"merge_method": BY_SLICE, "slices": own, "dtype": dtype})
+    return Recipe.model_validate({"merge_method": BY_SLICE, "slices": own})
 
 
-def widened(mixture: ModelReference, use: RouterUse, count: int, dtype: str | None = None) -> Recipe:
+def widened(mixture: ModelReference, use: RouterUse, count: int) -> Recipe:
     """Return the model with the neurons of the `count` most used experts of every layer: see `merging.widening`."""
     slices: list[dict[str, Any]] = []
     for layer in range(len(use.mean)):
@@ -71,16 +71,16 @@ def widened(mixture: ModelReference, use: RouterUse, count: int, dtype: str | No
         of = _slice(mixture, layer, chosen if sum(chosen.values()) else dict.fromkeys(chosen, 1.0))
         mass = round(use.mass(layer), DIGITS)
         slices.append({**of, **({"parameters": {"scale": mass}} if abs(mass - 1.0) >= 1e-4 else {})})
-    return Recipe.model_validate({"merge_method": WIDEN, "slices": slices, "dtype": dtype})
+    return Recipe.model_validate({"merge_method": WIDEN, "slices": slices})
 
 
-def uniform(mixture: ModelReference, experts: int, dtype: str | None = None) -> Recipe:
+def uniform(mixture: ModelReference, experts: int) -> Recipe:
     """Return the plain average of all experts."""
     models = [
         {"model": str(expert_of(mixture, place)), "parameters": {"weight": round(1 / experts, DIGITS)}}
         for place in range(experts)
     ]
-    return Recipe.model_validate({"merge_method": "linear", "models": models, "dtype": dtype})
+    return Recipe.model_validate({"merge_method": "linear", "models": models})
 
 
 def _slice(mixture: ModelReference, layer: int, weights: Mapping[int, float]) -> dict[str, Any]:

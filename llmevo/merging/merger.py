@@ -27,8 +27,8 @@ from llmevo.merging.mixture.router import Router, read
 from llmevo.merging.preparation.prepared import Prepared
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import PROJECTIONS, experts_of, is_stack_of_experts, text_config
-from llmevo.models.branches import Branches, Fold
 from llmevo.models.checkpoints import LowRank, Weight, same, stored, widest
+from llmevo.models.gains import Branches, Fold
 from llmevo.models.quantize import Quantizer, quantizer
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -610,7 +610,7 @@ def read_masks(file: Path, recipe: Recipe) -> Seed:
         places = {model: place for place, model in enumerate(recipe.references)}
         if any(len(seeds) != len(places) for seeds in table.values()):
             raise UserError(
-                f"{file}: is of a recipe with another number of models; leave out the line `# llmevo:` above"
+                f"{file} belongs to a recipe with another number of models; leave out the line `# llmevo:` above"
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); it belongs to the recipe, download it again") from error

@@ -12,7 +12,7 @@ from typing import Self
 
 from llmevo.errors import RecipeError, SourceError, nearest, plural, shortened
 from llmevo.merging.recipe import BY_SLICE, Conditional, InputSlice, OutputSlice, Recipe, Setting, Settings, plan
-from llmevo.models.branches import SKIPPED, Branches, Gains
+from llmevo.models.gains import SKIPPED, Branches, Gains
 from llmevo.models.references import ModelReference
 
 KEYS: Mapping[str, tuple[str, ...]] = {

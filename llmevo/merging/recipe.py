@@ -13,8 +13,8 @@ from llmevo.errors import RecipeError, nearest, plural, shortened
 from llmevo.merging.methods.registry import METHODS, WIDEN, Method, Parameter
 from llmevo.merging.mixture.mixture import MIXTURE, Mixture, RouterSlice
 from llmevo.merging.preparation.registry import PREPARED, STEPS
-from llmevo.models.architecture import FOREIGN, HEADS, TextStack, text_stack
-from llmevo.models.branches import Gains
+from llmevo.models.architecture import HEADS, TOWER_WORDS, TextStack, text_stack
+from llmevo.models.gains import Gains
 from llmevo.models.references import ModelReference, path_from, reference_from
 from llmevo.models.yaml import read_yaml
 
@@ -320,9 +320,11 @@ class Preparation(Strict):
         if self.tasks and not any(STEPS[name].measures == "grams" for name in self.names):
             readers = ", ".join(name for name, step in STEPS.items() if step.measures == "grams")
             steps = " and ".join(self.names)
-            raise ValueError(f"tasks: they are for {readers}, and not for {steps}; leave them out")
+            raise ValueError(f"tasks: only {readers} use them, and {steps} does not; leave them out")
         if empty := next((of for of, tasks in (self.tasks or {}).items() if not tasks), None):
-            raise ValueError(f"tasks: {empty} has none; name its tasks, or leave the model out, which then has all")
+            raise ValueError(
+                f"tasks: the list of {empty} is empty; name its tasks, or leave the model out, to use all tasks for it"
+            )
         return self
 
     @property
@@ -876,7 +878,7 @@ class Step:
 
 def is_before_layers(name: str, stack: TextStack) -> bool:
     """Return whether a tensor comes before the language model's layers; those of towers do not."""
-    own = name.startswith(stack.parent) and not FOREIGN.search(name)
+    own = name.startswith(stack.parent) and not TOWER_WORDS.search(name)
     return own and any(part in name for part in BEFORE_LAYERS) and not HEADS.search(name)
 
 

@@ -166,6 +166,6 @@ def chat_template(recipe: Recipe, sources: Sources) -> str | None:
         if file.parent == file.resolve().parent and file.is_file():
             return file.read_text()
     raise RecipeError(
-        f"chat_template {wanted!r}: llmevo carries no templates; give the template's own text, or `auto` for the one"
+        f"chat_template {wanted!r}: llmevo includes no templates; give the template's own text, or `auto` for the one"
         " most of the models have (mergekit's named ones work where mergekit is installed)"
     )

@@ -122,14 +122,14 @@ class Vocabulary:
         return digest.hexdigest()
 
 
-def by_token(recipe: Recipe, sources: Sources) -> "Aligned | None":
+def by_token(recipe: Recipe, sources: Sources) -> "ByToken | None":
     """Return the models of a recipe with a `tokenizer_source` by token; None where their tokens and rows are the same.
 
     Raises SourceError when the donor has no tokenizer, and what `Vocabulary.of` raises.
     """
     if recipe.vocabulary_source is None:
         return None
-    if isinstance(sources, Aligned):
+    if isinstance(sources, ByToken):
         return sources
     donor = recipe.tokenizer_donor
     first = tokenizer_folder(donor, sources)
@@ -140,7 +140,7 @@ def by_token(recipe: Recipe, sources: Sources) -> "Aligned | None":
             " another model, or leave tokenizer_source out"
         )
     if recipe.tokenizer or any(_differs(donor, wanted, reference, sources) for reference in recipe.references):
-        return Aligned(sources, Vocabulary.of(recipe, sources))
+        return ByToken(sources, Vocabulary.of(recipe, sources))
     return None
 
 
@@ -180,7 +180,7 @@ def tokenizer_folder(reference: ModelReference, sources: Sources) -> Path:
     return adapter if max(vocabulary(adapter).values(), default=0) < min(rows.values(), default=0) else model
 
 
-class Aligned(View):
+class ByToken(View):
     """The models with their embeddings by token: row n of each is that of token n of the merged model.
 
     Shapes, config and weights are those of the merged model's vocabulary. A table of rows is made once, when it is
@@ -190,7 +190,7 @@ class Aligned(View):
     def __init__(self, sources: Sources, vocabulary: Vocabulary) -> None:
         super().__init__(sources)
         self.vocabulary = vocabulary
-        self._aligned: dict[ModelReference, _AlignedSource] = {}
+        self._aligned: dict[ModelReference, _ByTokenSource] = {}
         self._tables: dict[tuple[ModelReference | Path, str], Tensor] = {}
         self._making = threading.Lock()
         self._names = {reference: _checked_names(reference, sources, vocabulary) for reference in vocabulary.rows}
@@ -203,7 +203,7 @@ class Aligned(View):
         if reference not in self._names:
             raise SourceError(f"{reference}: is no model of the merge whose vocabulary this is")
         if reference not in self._aligned:
-            self._aligned[reference] = _AlignedSource(self, reference, self._names[reference])
+            self._aligned[reference] = _ByTokenSource(self, reference, self._names[reference])
         return self._aligned[reference]
 
     def config(self, reference: ModelReference) -> dict[str, Any]:
@@ -267,11 +267,11 @@ class Aligned(View):
 
 def plain(sources: Sources) -> Sources:
     """Return the models as they are stored."""
-    return sources.whole if isinstance(sources, Aligned) else sources
+    return sources.whole if isinstance(sources, ByToken) else sources
 
 
-class _AlignedSource(Source):
-    def __init__(self, models: Aligned, reference: ModelReference, names: set[str]) -> None:
+class _ByTokenSource(Source):
+    def __init__(self, models: ByToken, reference: ModelReference, names: set[str]) -> None:
         self._models, self._reference, self._names = models, reference, names
         whole, size = models.whole[reference], models.vocabulary.size
         self._whole, self.derived = whole, whole.derived

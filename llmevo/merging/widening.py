@@ -17,7 +17,7 @@ from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import WIDEN
 from llmevo.merging.recipe import Recipe, Step, plan
 from llmevo.models.architecture import text_config
-from llmevo.models.checkpoints import Kept, Source, widest
+from llmevo.models.checkpoints import Source, TensorCache, widest
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources, View
 
@@ -64,7 +64,7 @@ class Widened(View):
 
 class _Wide(Source):
     def __init__(self, whole: Sources, recipe: Recipe, steps: Sequence[Step], factor: int) -> None:
-        self._whole, self._recipe, self._kept = whole, recipe, Kept()
+        self._whole, self._recipe, self._kept = whole, recipe, TensorCache()
         self._steps: Mapping[str, Step] = {step.name: step for step in steps}
         donor = whole[recipe.donor]
         self.derived = donor.derived

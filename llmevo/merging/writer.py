@@ -19,7 +19,7 @@ from llmevo.merging.mixture.classes import mixture_config
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.recipe import Recipe, plan
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
-from llmevo.merging.vocabulary import Aligned, by_token, plain, tokenizer_folder
+from llmevo.merging.vocabulary import ByToken, by_token, plain, tokenizer_folder
 from llmevo.merging.widening import widened
 from llmevo.models.architecture import TOKEN_IDS, text_config
 from llmevo.models.checkpoints import read_object, widest
@@ -229,7 +229,7 @@ def merged_tokenizer(recipe: Recipe, sources: Sources) -> Path:
     """Return the folder with the tokenizer of a merge: the model's whose it is, or one in the cache folder, with the
     merge's config, where no model has its tokens.
     """
-    if not isinstance(sources, Aligned):
+    if not isinstance(sources, ByToken):
         return tokenizer_folder(recipe.tokenizer_donor, sources)
     folders = cache_folder() / "vocabularies"
     folders.mkdir(parents=True, exist_ok=True)

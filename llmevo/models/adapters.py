@@ -16,9 +16,9 @@ from torch import Tensor
 
 from llmevo.errors import SourceError
 from llmevo.models.architecture import HEAD, HEADS, TextStack, stack_of
-from llmevo.models.checkpoints import Checkpoint, Kept, LowRank, Source, Weight, read_object
+from llmevo.models.checkpoints import Checkpoint, LowRank, Source, TensorCache, Weight, read_object
+from llmevo.models.placement import places
 from llmevo.models.tokenizer import VOCABULARY
-from llmevo.models.towers import places
 
 PREFIX = "base_model.model."
 """What the names of modules begin with in PEFT's files."""
@@ -115,7 +115,7 @@ class LoraModel(Source):
         self._unchanged: dict[str, bool] = {}
         self._named: dict[str, str] = {}
         """{a module of the model, as its checkpoint names it: its name in the adapter}, where the two differ."""
-        self._kept = Kept()
+        self._kept = TensorCache()
         modules = self._modules()
         for module, parts in modules.items():
             if not self._repeats_rows(module[0], parts, modules):
@@ -718,7 +718,7 @@ class LoraModel(Source):
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Return an adapter's config. Raises SourceError for one that cannot be merged exactly, or has no sense."""
+    """Return an adapter's config. Raises SourceError for one that cannot be merged exactly, or makes no sense."""
     if not file.exists() and (file.parent / "config.json").exists():
         raise SourceError(
             f"{file.parent} is a model and no LoRA adapter (it has a config.json and no {file.name}): name it as a"

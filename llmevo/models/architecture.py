@@ -28,8 +28,8 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_
 USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k")
 """The keys of a config for the number of experts that a token passes through."""
 
-FOREIGN = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
-"""Beginnings of names that are not those of a language model's layers."""
+TOWER_WORDS = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker")
+"""Words in the names of vision, audio and speech towers."""
 
 EMBEDDINGS = re.compile(r"(?<![^.])(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)\.weight$")
 """The embeddings of tokens, which stand next to the language model's layers."""
@@ -109,7 +109,9 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def is_multimodal(config: Mapping[str, Any]) -> bool:
     """Return whether a model reads images, sound or video besides text."""
-    return text_config(config) is not config or any(FOREIGN.match(key) and key.endswith("_config") for key in config)
+    return text_config(config) is not config or any(
+        TOWER_WORDS.match(key) and key.endswith("_config") for key in config
+    )
 
 
 def _depth_key(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
@@ -193,7 +195,7 @@ def text_stack(names: Iterable[str], depth: int) -> TextStack:
 
     def fitness(start: str) -> tuple[bool | int, ...]:
         found = numbers[start]
-        is_own = not FOREIGN.search(start) and not PREDICTION.search(start)
+        is_own = not TOWER_WORDS.search(start) and not PREDICTION.search(start)
         is_beside = TextStack(start, depth).parent in beside
         return is_beside, is_own, found == {*range(depth)}, found >= {*range(depth)}, sizes[start]
 

@@ -66,7 +66,7 @@ def plain(card: str, longest: int = 300) -> str:
         rows += [
             _row(line) for line in lines if line.startswith("|") and TELLING.search(line.strip("|").partition("|")[0])
         ]
-        words = _printable(" ".join(line for line in lines if not line.startswith(("|", "#", "=", "---"))))
+        words = one_line(" ".join(line for line in lines if not line.startswith(("|", "#", "=", "---"))))
         if len(words) >= PROSE:
             prose.append(words)
     told = shorten(" ".join(prose[:2]), longest * 3 // 5 if rows else longest)
@@ -82,9 +82,10 @@ def shorten(text: str, longest: int) -> str:
 
 def _row(line: str) -> str:
     """`| data | X |` as `data: X`."""
-    cells = [_printable(cell) for cell in line.strip("|").split("|")]
+    cells = [one_line(cell) for cell in line.strip("|").split("|")]
     return ": ".join(filter(None, cells[:3]))
 
 
-def _printable(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text in one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

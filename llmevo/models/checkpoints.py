@@ -77,7 +77,7 @@ def same(first: Tensor, second: Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
-class Kept:
+class TensorCache:
     """Computed tensors that are in use, and the latest one: a merge reads a weight several times in a row.
 
     All readers of a time get the same tensor, so that `same` recognizes a base that two models share.

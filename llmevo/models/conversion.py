@@ -40,7 +40,7 @@ def class_of(config: Any) -> Any:
 
 
 def transformers_config(kind: Any, config: Mapping[str, Any]) -> Any:
-    """Return a config of a class as transformers reads it from a file, in which infinity has a form of its own."""
+    """Return a config of a class as transformers reads it from a file, where infinity is written in a special form."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config))

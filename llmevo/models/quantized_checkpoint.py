@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import SourceError
-from llmevo.models.checkpoints import CAUSAL_MASKS, Checkpoint, Kept, Source, check_type, read_object
+from llmevo.models.checkpoints import CAUSAL_MASKS, Checkpoint, Source, TensorCache, check_type, read_object
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json for a quantization."""
@@ -232,7 +232,7 @@ class QuantizedCheckpoint(Source):
         self.shapes = shapes
         self.derived = {**self._raw.derived, **dict.fromkeys(self.activations, "scales of activations, not of weights")}
         self.quantized = self._weights.keys()
-        self._kept = Kept()
+        self._kept = TensorCache()
         config = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
         named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
         self._dtype: torch.dtype = getattr(torch, named) if named in ("float16", "float32") else torch.bfloat16

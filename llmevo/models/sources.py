@@ -17,10 +17,10 @@ from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_fi
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
 from llmevo.models.placeholder import placeholder
+from llmevo.models.placement import PlacedModel, fit
 from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
 from llmevo.models.references import ModelPath, ModelReference, folder_of
 from llmevo.models.tokenizer import VOCABULARY, with_vocabulary_size
-from llmevo.models.towers import Tower, fit
 from llmevo.models.unrolled import Unrolled, is_rolled, unrolled_config
 
 ADAPTER = "adapter_config.json"
@@ -33,7 +33,7 @@ Excludes = Callable[[ModelReference, str], bool]
 class Sources:
     """The models that a recipe may name, opened once each. Adapters on one model share its checkpoint.
 
-    With a `base` every model has that one's tensors under that one's names: see `models.towers`.
+    With a `base` every model has that one's tensors under that one's names: see `models.placement`.
     """
 
     def __init__(self, root: Path = Path(), base: Path | None = None, excludes: Excludes | None = None) -> None:
@@ -55,7 +55,7 @@ class Sources:
     @classmethod
     def open(cls, references: Iterable[ModelReference], root: Path = Path(), excludes: Excludes | None = None) -> Self:
         """Open all of them; the first is the base. Raises SourceError unless every tensor has a place in the result, or
-        may be left out: see `models.towers.fit`.
+        may be left out: see `models.placement.fit`.
         """
         known = [*references]
         sources = cls.unchecked(known, root, excludes)
@@ -90,7 +90,7 @@ class Sources:
             try:
                 check_compatible(str(one), first, str(other), second, configs)
             except SourceError as error:
-                if isinstance(source, Tower) and source.fit.predicts:
+                if isinstance(source, PlacedModel) and source.fit.predicts:
                     raise SourceError(
                         f"{error}. Or make {other} the base, whose tensors the result has; or, in a recipe, give it the"
                         " weight 0 for them by a filter"
@@ -100,7 +100,7 @@ class Sources:
     def _described(self, reference: ModelReference) -> dict[str, Any]:
         """Return the language model's config, to explain a difference."""
         config = self._known_config(reference)
-        kind = {} if isinstance(self[reference], Tower) else {"model_type": config.get("model_type")}
+        kind = {} if isinstance(self[reference], PlacedModel) else {"model_type": config.get("model_type")}
         return {**{key: value for key, value in text_config(config).items() if key != "model_type"}, **kind}
 
     def _known_config(self, reference: ModelReference) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Sources:
             if reference.model.expert is not None:
                 folder = expert_folder(folder, reference.model.expert, str(reference.model), self._dense_kind())
             adapter = folder_of(reference.lora, self.root) if reference.lora else None
-            if adapter is None and _is_adapter(folder):
+            if adapter is None and is_adapter(folder):
                 (base, folder), adapter = self._base_of(reference, folder), folder
                 self._trained_on[reference] = ModelReference(model=base)
             self._folders[reference] = folder, adapter
@@ -156,12 +156,12 @@ class Sources:
             raise SourceError(
                 f"{said}, and its model {named} (base_model_name_or_path) cannot be found ({error}); {write}"
             ) from error
-        if _is_adapter(folder):
+        if is_adapter(folder):
             raise SourceError(f"{said} on another adapter ({named}); merge that into its model first")
         return base, folder
 
     def __getitem__(self, reference: ModelReference) -> Source:
-        """Return a model's weights, those of a `Tower` if its tensors are not those of the base."""
+        """Return a model's weights, those of a `PlacedModel` if its tensors are not those of the base."""
         if reference not in self._sources:
             own = self.own(reference)
             if self.base is not None and own.shapes != (base := self._checkpoint(self.base)).shapes:
@@ -169,7 +169,7 @@ class Sources:
                 excluded = partial(self._excludes, reference) if self._excludes else lambda _: False
                 described = (self.base.name, base, read_object(self.base / "config.json"))
                 found = fit(described, (str(reference), own, config), excluded)
-                own = Tower(own, base, found) if found else own
+                own = PlacedModel(own, base, found) if found else own
             self._sources[reference] = own
         return self._sources[reference]
 
@@ -183,19 +183,19 @@ class Sources:
 
     def layout(self, reference: ModelReference) -> Path:
         """Return the folder whose config describes the tensors of `self[reference]`: the model's, or the base's."""
-        if self.base is not None and isinstance(self[reference], Tower):
+        if self.base is not None and isinstance(self[reference], PlacedModel):
             return self.base
         return self.folder(reference)
 
     def left_out(self, reference: ModelReference) -> Mapping[str, str]:
         """Return the tensors of a model that no result has, with the reason for each."""
         source = self[reference]
-        return {**source.derived, **(source.fit.left_out if isinstance(source, Tower) else {})}
+        return {**source.derived, **(source.fit.left_out if isinstance(source, PlacedModel) else {})}
 
     def lent(self, reference: ModelReference) -> Mapping[str, str]:
         """Return the tensors that a model has from the base, with the part of the base that each belongs to."""
         source = self[reference]
-        return source.fit.lent if isinstance(source, Tower) else {}
+        return source.fit.lent if isinstance(source, PlacedModel) else {}
 
     def model(self, reference: ModelReference) -> Source:
         """Return the model's weights, without those of an adapter on it."""
@@ -322,7 +322,7 @@ class Sources:
         return files
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds an adapter, and no weights of a model; some hold the model's config as well."""
     if not (folder / ADAPTER).exists():
         return False

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmevo.errors import SourceError
 from llmevo.models.architecture import EMBEDDINGS, HEAD, text_stack
-from llmevo.models.checkpoints import Kept, Source
+from llmevo.models.checkpoints import Source, TensorCache
 
 LAYERS, SCALES = "input_layers", "input_scales"
 HOPS = "num_hops"
@@ -25,7 +25,7 @@ class Unrolled(Source):
 
     def __init__(self, stored: Source, config: Mapping[str, Any], folder: str) -> None:
         """Raises SourceError where the lists do not fit the layers."""
-        self._stored, self._kept = stored, Kept()
+        self._stored, self._kept = stored, TensorCache()
         found = {end: name for end in (LAYERS, SCALES) for name in stored.shapes if name.endswith(end)}
         if lacking := next((end for end in (LAYERS, SCALES) if end not in found), None):
             raise SourceError(f"{folder}: config.json has {HOPS}, and no weight is called {lacking}; download it again")

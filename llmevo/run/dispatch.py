@@ -23,12 +23,12 @@ class Dispatcher:
 
     def of(self, request: Request, ahead: Sequence[Request] = ()) -> Result:
         """Return the result of a request. Others, whose results are needed next, are scored meanwhile."""
-        several = self._experiment.team.count > 1
+        several = self._experiment.workers.count > 1
         self._send([request, *ahead] if several else [request])
         return self._take({request.id})
 
     def _send(self, requests: Sequence[Request]) -> None:
-        workers = self._experiment.team
+        workers = self._experiment.workers
         workers.observe = lambda notice: self._journal.aside(events.of_notice(notice))
         for request in requests:
             if request.id not in self._sent:
@@ -37,7 +37,7 @@ class Dispatcher:
 
     def _take(self, wanted: set[int | str]) -> Result:
         while (found := next((one for one in self._arrived if one in wanted), None)) is None:
-            result = self._experiment.team.result()
+            result = self._experiment.workers.result()
             self._arrived[result.id] = result
         self._sent.discard(found)
         return self._arrived.pop(found)

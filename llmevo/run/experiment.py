@@ -1,6 +1,7 @@
 """Everything a run needs, made from its config: models, tasks and engine to score with, optimizer and LLM client."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from llmevo.config import Config, parse_logged
-from llmevo.errors import ConfigError, RunError
+from llmevo.errors import ConfigError, RunError, SourceError, plural
 from llmevo.evaluation.judges.verdicts import VerdictMemory
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, read_key
 from llmevo.llm.templates import Templates
+from llmevo.models.gains import Branches
 from llmevo.models.references import ModelReference, folder_of
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -24,15 +26,25 @@ from llmevo.search.encode import read_start
 from llmevo.search.objectives.objective import ROUNDING
 from llmevo.search.optimizers import ASKING, EARLIER, OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
+from llmevo.search.paths import prompt as paths_prompt
 from llmevo.search.paths.both import BothSpaces
 from llmevo.search.paths.prompt import FILES as PATH_FILES
-from llmevo.search.paths.registry import PATHS, every
+from llmevo.search.paths.prompt import PathQuestion
+from llmevo.search.paths.registry import MAKES, PATHS, every
 from llmevo.search.paths.scanned import Scanned, read_scan
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, SliceGeometry
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.start_rows import MODEL_STOCK, by_model_stock, by_router_use, mixture_in, model_stock_weights
+from llmevo.search.start_rows import (
+    MODEL_STOCK,
+    by_model_stock,
+    by_router_use,
+    mixture_in,
+    model_stock_weights,
+    parents,
+    usual,
+)
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Result, Workers
 
@@ -129,21 +141,21 @@ class Experiment:
         return events.of_result(result, result.id, rival, self.shows_names, self.config.engine.search_format)
 
     @cached_property
-    def workers(self) -> int:
+    def worker_count(self) -> int:
         """How many candidates are scored at the same time, from the log where there is one."""
         if self.name:
             return 1
         return self.recorded.workers if self.recorded else self.scorer.count_workers()
 
     @cached_property
-    def team(self) -> Workers:
+    def workers(self) -> Workers:
         """The workers, as this run sees them."""
         return self.scorer.share(self.name) if self.name else self.scorer.workers
 
-    def leave(self) -> None:
+    def leave_workers(self) -> None:
         """Leave the workers, where several runs share them."""
-        if self.name and (team := vars(self).pop("team", None)):
-            team.close()
+        if self.name and (workers := vars(self).pop("workers", None)):
+            workers.close()
 
     @property
     def order(self) -> Literal["", "strict", "steady"]:
@@ -157,7 +169,7 @@ class Experiment:
         # An LLM that is awaited holds up each candidate, but a generation only once.
         search = self.config.search
         is_steady = search.optimizer in STEADY and search.spaces != "both" and not self.asks
-        return "steady" if is_steady and self.workers >= SEVERAL else "strict"
+        return "steady" if is_steady and self.worker_count >= SEVERAL else "strict"
 
     # The search space and its start rows
 
@@ -254,26 +266,17 @@ class Experiment:
             if entry == Path(MODEL_STOCK):
                 rows += by_model_stock(self.space, self.scorer.geometry)
             else:
-                rows.append(read_start(self.space, entry, self.root, tensors))
+                rows.append(read_start(self.space, entry, self.root, tensors, self._branches))
         return rows
-
-    @property
-    def coefficients(self) -> list[Suggestion]:
-        """Merges with one weight for all models; see `SearchSpace.coefficients`."""
-        if self.rules < 2:
-            return []
-        return [
-            Suggestion(genes, "coefficient", f"coefficient {value:g}")
-            for value, genes in self.space.coefficients().items()
-        ]
 
     @property
     def start_rows(self) -> list[Suggestion]:
         """The candidates scored before the search begins: uniform merge, coefficients, parents, the user's recipes."""
-        rows = [Suggestion(self.space.parent(model), "parent", self.space.names[model]) for model in self.space.merged]
-        # Parents are raced against the uniform merge; in older logs it was scored after them.
-        rows.insert(0 if self.rules else len(rows), Suggestion(self.space.uniform(), "uniform"))
-        rows[1:1] = self.coefficients
+        if self.rules >= 2:
+            rows = usual(self.space)
+        else:  # without coefficients; in the oldest logs the uniform merge, which parents are raced against, comes last
+            rows = parents(self.space)
+            rows.insert(0 if self.rules else len(rows), Suggestion(self.space.uniform(), "uniform"))
         rows += self.own_rows
         if self.config.random_init:
             point = np.random.default_rng(self.config.search.seed).random(len(self.space.genes))
@@ -316,7 +319,7 @@ class Experiment:
             before_rules_4=self.rules < 4,
             before_rules_5=self.rules < 5,
             budget_is_known=not {"minutes", "cost"} & search.budget.bounds.keys(),
-            parallel=self.workers,
+            parallel=self.worker_count,
             population=search.population if self.rules > 4 else None,
             scan=self.scan,
             presumed=self.presumed,
@@ -456,7 +459,8 @@ class Experiment:
         if budget.evaluations < rows or self.evaluations < rows:
             items = "" if budget.evaluations < rows else f" of {self.evaluator.items} questions each"
             some = ["the parents", "the uniform merge"]
-            some += [f"{len(self.coefficients)} with another weight for all models"] if self.coefficients else []
+            others = sum(row.origin == "coefficient" for row in self.start_rows)
+            some += [f"{others} with another weight for all models"] if others else []
             some += ["your own recipes"] if self.own_rows else []
             some += ["a random one"] if self.config.random_init else []
             raise ConfigError(
@@ -470,6 +474,12 @@ class Experiment:
             raise ConfigError(
                 f"llm.proposer: {self.proposer_name} completes texts, and layer paths are asked of a chat model; give"
                 " one with llm.base_url and llm.model, or leave llm out for a search without an LLM"
+            )
+        needed = MAKES.get(self.config.search.optimizer, ())
+        if lacking := [kind for kind in needed if kind not in self.space.paths.settings.kinds]:
+            raise ConfigError(
+                f"genome.path.kinds: {self.config.search.optimizer!r} makes {', '.join(needed)}, and"
+                f" {', '.join(lacking)} is not among them; add it, or choose another optimizer"
             )
         self.scorer.check_filters()
         self.scorer.check_device()
@@ -491,7 +501,11 @@ class Experiment:
             question = Question(
                 self.space, (), self.config.counted, 1, 0, 0.0, 0, self.evaluations, short=self.asks_short
             )
-            len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
+            if search.optimizer not in PATHS:
+                len(STYLES[self.style].ask(question, self.templates, search.seed).messages)
+            if search.optimizer in PATHS or search.spaces == "both":
+                root, *others = self.space.paths.models
+                len(paths_prompt.ask(PathQuestion(question, self.space.paths, root, others), self.templates).messages)
         self.scorer.check_texts()
         _ = self.texts  # fails for a question without a right answer
         self.scorer.check_lengths()
@@ -517,7 +531,7 @@ class Experiment:
             selection_items=self.scorer.selection.items if self.scorer.selection else 0,
             rules=RULES,
             order=self.order,
-            workers=self.workers,
+            workers=self.worker_count,
             proposer=self.proposer_name if self.asks else "",
             style=self.style if self.asks else "",
             questions={**self.scorer.questions},
@@ -538,13 +552,31 @@ class Experiment:
             ],
         )
 
+    def _branches(self) -> Branches | None:
+        """The branches of the first model's layers; None for an architecture whose layers are not known."""
+        donor = self.config.genome.references[0]
+        with suppress(SourceError):
+            return Branches(self.sources[donor].shapes, self.sources.config(donor))
+        return None
+
     @cached_property
     def scan(self) -> Scanned:
-        """The effects of `genome.path.scan`, from the log where there is one."""
+        """The effects of `genome.path.scan`, from the log where there is one. Raises ConfigError for a file that is no
+        scan of these models.
+        """
         if self.recorded:
             return self.recorded.scan
         given = self.config.genome.path and self.config.genome.path.scan
-        return read_scan(given, self.root) if given else {}
+        if not given:
+            return {}
+        found = read_scan(given, self.root)
+        if not any(map(self.space.paths.has_models_of, found)):
+            known = ", ".join(self.space.paths.models)
+            raise ConfigError(
+                f"genome.path.scan: {given} is of other models: no path in it, such as {next(iter(found))!r}, is of"
+                f" {known} with {plural(self.layers, 'layer')}; run `llmevo scan` with this config"
+            )
+        return found
 
     @cached_property
     def _layer_parameters(self) -> tuple[list[int], int]:
@@ -604,5 +636,5 @@ def ask_size(experiment: Experiment, state: RunState, wanted: int | None = None)
     if experiment.exhausted:
         return 0
     return Spending(experiment.config.search.budget, state).next_size(
-        wanted or max(population(experiment), experiment.workers)
+        wanted or max(population(experiment), experiment.worker_count)
     )

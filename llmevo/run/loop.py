@@ -32,7 +32,7 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
     journal.once(events.RunStarted, experiment.started)
     optimizer, dispatcher = experiment.optimizer(), Dispatcher(experiment, journal)
     if journal.ahead and experiment.order:
-        _ = experiment.team  # the workers start while an LLM is asked
+        _ = experiment.workers  # the workers start while an LLM is asked
     score_generation(experiment, journal, dispatcher, optimizer, start(experiment, journal, optimizer))
     if journal.ahead:
         check_start_rows(journal.state)
@@ -55,10 +55,11 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             if recipe.prepare and recipe.prepare.text == QUESTIONS:
                 log.write(QUESTIONS, experiment.scorer.texts.to_json())
-            if recipe.mixture and recipe.mixture.router == ROUTER:
+            if recipe.mixture and recipe.mixture.router == ROUTER and not (log.folder / ROUTER).exists():
                 log.write(ROUTER, experiment.scorer.router)
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
+    begun = log.file.stat().st_size
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
         state = run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
@@ -66,7 +67,8 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
         if not experiment.shared:
             experiment.scorer.close()
     # Without workers, which hold the memory that the engine of this process takes.
-    if state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture and best:
+    is_new = log.file.stat().st_size > begun or not (log.folder / ROUTING).exists()
+    if is_new and state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture:
         log.write(ROUTING, experiment.scorer.routing(recipe))
     return state
 
@@ -133,7 +135,7 @@ def search_steadily(experiment: Experiment, journal: Journal, dispatcher: Dispat
     state = journal.state
     waiting: Waiting = {}
     while True:
-        free, recorded = experiment.workers - len(waiting), journal.recorded_next
+        free, recorded = experiment.worker_count - len(waiting), journal.recorded_next
         size = ask_size(experiment, state, max(free, optimizer.batch)) if free > 0 else 0
         if size and (recorded is None or recorded in (events.Prompted, events.Asked)):
             # A replay reads the judgements of waiting candidates later than they were made, so no forecast is the same.

@@ -88,7 +88,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Crew:
+class Concurrency:
     """The workers of a run, for the time that steps take when several are taken at the same time."""
 
     ready: int
@@ -103,16 +103,18 @@ class Crew:
         The efficiency is that of the search so far and, with the weight of one candidate a worker, the share of workers
         that a generation of equally slow candidates needs.
         """
-        started, fleet = state.started, state.fleet
-        if started is None or not (started.workers > 1 or fleet.members):
+        started, worker_history = state.started, state.worker_history
+        if started is None or not (started.workers > 1 or worker_history.members):
             return cls(1, 1.0)
-        ready = fleet.expected if fleet.questions else max(fleet.ready, started.workers)
+        ready = worker_history.expected if worker_history.questions else max(worker_history.ready, started.workers)
         ready = max(1, ready)
         size = max(1, _generation(state, config))
         at_once = 1 if not started.order else ready if started.order == "steady" else size / math.ceil(size / ready)
         # Of candidates that are being scored, about half is done.
-        done = fleet.search.busy + (min(waiting(state), ready) * each / 2 if fleet.search.busy else 0.0)
-        capacity = fleet.search.capacity + ready * each
+        done = worker_history.search.busy + (
+            min(waiting(state), ready) * each / 2 if worker_history.search.busy else 0.0
+        )
+        capacity = worker_history.search.capacity + ready * each
         expected = at_once / ready
         return cls(ready, min(1.0, (done + at_once * each) / capacity) if each else expected)
 
@@ -163,22 +165,22 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     again = _served_left(state, config)
     rows = _rows_left(state, config, known)
     candidates = max(0, ahead - known.start_rows)
-    crew = Crew.of(state, config, pace.candidate)
-    begun = min(unscored, candidates) if started.order == "strict" and state.fleet.members else 0
+    concurrency = Concurrency.of(state, config, pace.candidate)
+    begun = min(unscored, candidates) if started.order == "strict" and state.worker_history.members else 0
     # While the LLM is asked in the order `steady`, workers go on: its time is in that of the candidates.
-    asking = 0.0 if started.order == "steady" and state.fleet.members else pace.asking
-    generation = _generation_left(state, crew, pace.candidate) if begun else 0.0
+    asking = 0.0 if started.order == "steady" and state.worker_history.members else pace.asking
+    generation = _generation_left(state, concurrency, pace.candidate) if begun else 0.0
     steps = (
         generations * asking,
-        generation + crew.one_by_one(candidates - begun, pace.candidate),
-        crew.together(finalists, pace.finalist),
-        crew.together(again, pace.served),
-        crew.together(rows, pace.heldout),
+        generation + concurrency.one_by_one(candidates - begun, pace.candidate),
+        concurrency.together(finalists, pace.finalist),
+        concurrency.together(again, pace.served),
+        concurrency.together(rows, pace.heldout),
     )
     if begun:
         now = generation
     elif unscored or (ahead and answered):
-        now = crew.one_by_one(1, pace.candidate) if candidates else 0.0
+        now = concurrency.one_by_one(1, pace.candidate) if candidates else 0.0
     elif ahead:
         now = asking
     else:
@@ -186,12 +188,12 @@ def left(state: RunState, config: Config, others: Sequence[RunState] = ()) -> Le
     return Left(now, max(0.0, sum(steps) - now))
 
 
-def _generation_left(state: RunState, crew: Crew, each: float) -> float:
+def _generation_left(state: RunState, concurrency: Concurrency, each: float) -> float:
     """The time until all candidates of the last generation are scored, from their scores and the time so far."""
     size = sum(candidate.generation == _last_generation(state) for candidate in state.candidates.values())
     alone = 0 if _last_generation(state) else 1  # the first start row
-    whole = alone * each + (crew.together(size - 1, each) if alone else crew.one_by_one(size, each))
-    return max(whole - state.fleet.generation, 0.0)
+    whole = alone * each + (concurrency.together(size - 1, each) if alone else concurrency.one_by_one(size, each))
+    return max(whole - state.worker_history.generation, 0.0)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from llmevo.merging.path import ROPE
 from llmevo.merging.recipe import Provenance, Recipe
 from llmevo.run.scorer import Scorer
 from llmevo.search.paths.edits import Edit, edited, rope_edit
+from llmevo.search.paths.scanned import FILE
 from llmevo.search.paths.settings import Paths
 from llmevo.search.paths.space import MERGE, ROPES, PathSpace, starts
 from llmevo.workers.protocol import Job, Notice, Request, Result
@@ -32,7 +33,6 @@ from llmevo.workers.protocol import Job, Notice, Request, Result
 if TYPE_CHECKING:  # lm-eval takes seconds to import
     from llmevo.evaluation.gold import GoldAnswers, ItemScores
 
-FILE = "scan.jsonl"
 LIMIT = 32
 """Questions of each task by default."""
 RECENT = 30
@@ -129,7 +129,7 @@ class GoldScorer(Scorer):
         def scored() -> tuple[Score, Mapping[str, float]]:
             answers, started = self.right_answers, time.monotonic()  # the engine starts before the clock
             try:
-                self.engine.swap(self.carried(job.recipe), job.quantize)
+                self.engine.swap(self.localized(job.recipe), job.quantize)
             except RecipeError as error:
                 raise CandidateError(str(error)) from error
             gold = answers.measure(self.engine.lm)
@@ -213,9 +213,9 @@ class Scan:
     def scorer(self) -> GoldScorer:
         genome = self.config.genome.model_copy(update={"prepare": None})
         config = self.config.model_copy(update={"genome": genome})  # paths are of the models as they are
-        if config.genome.path is None:  # so that an engine of fixed depth has room for a repeat
-            depth = Scorer(config, self.root).layers
-            given = Paths(deepest=depth + max(REPEATS))
+        given = config.genome.path or Paths()
+        if given.deepest is None:  # so that an engine of fixed depth has room for a repeat
+            given = given.model_copy(update={"deepest": Scorer(config, self.root).layers + max(REPEATS)})
             config = config.model_copy(update={"genome": config.genome.model_copy(update={"path": given})})
         return GoldScorer(config, self.root, warn=self.warn, limit=self.limit)
 

@@ -24,6 +24,7 @@ import torch
 from llmevo.config import Config, Elastic
 from llmevo.engines.base import Engine
 from llmevo.errors import (
+    CandidateError,
     ConfigError,
     LlmevoError,
     MachineError,
@@ -44,7 +45,7 @@ from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.mixture.router import Router
 from llmevo.merging.preparation.texts import Texts, read_texts
 from llmevo.merging.recipe import QUESTIONS, Conditional, Recipe
-from llmevo.merging.vocabulary import Aligned, open_models
+from llmevo.merging.vocabulary import ByToken, open_models
 from llmevo.merging.writer import MergedModel, merged_tokenizer
 from llmevo.models.architecture import active_parameters, routers_of, stack_of, text_config
 from llmevo.models.files import (
@@ -67,7 +68,7 @@ from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
 from llmevo.workers.processes import fitting
 from llmevo.workers.protocol import Doing, Job, Request, Workers
-from llmevo.workers.share import Share
+from llmevo.workers.shared import SharedWorkers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
     from llmevo.evaluation.evaluator import Evaluator
@@ -80,6 +81,9 @@ ROUTED = 64
 
 RECOVERABLE = ("memory", "engine")
 """Kinds of MachineError after which scoring is tried once more: memory may be free again, vLLM can be restarted."""
+
+FITTING = "fitting routers"
+"""The name under which experts are scored for the routers of a mixture, as if another run had asked."""
 
 Scored = TypeVar("Scored")
 
@@ -103,6 +107,8 @@ class Scorer:
     """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
     warn: Callable[[str], None] = field(default=lambda _: None)
     _spent_preparing: float = field(default=0.0, init=False)
+    _swapped: float | None = field(default=None, init=False)
+    """When the merge of the recipe in hand began, by `time.monotonic`; None before."""
     unselected: str = ""
     """Why there are no selection questions though the config asks for them, once `selection` is loaded."""
 
@@ -119,7 +125,7 @@ class Scorer:
         depth = Sources(self.root).depth(genome.references[0])
         sources = open_models(SearchSpace(genome, depth, by_token=True).alone(genome.references[0]), self.root)
         pairs = [method.name for method in genome.methods if method.pair and len(genome.merged(method)) > 2]
-        if pairs and isinstance(sources, Aligned):
+        if pairs and isinstance(sources, ByToken):
             raise ConfigError(
                 f"genome.tokenizer_source: the models' tokens differ, and {pairs[0]} merges only two of the"
                 f" {len(genome.merged(genome.methods[0]))} models at a time, so its candidates would lack tokens of the"
@@ -130,7 +136,7 @@ class Scorer:
     @property
     def vocabulary(self) -> str:
         """A digest of the candidates' tokens where embeddings are merged by token; else empty."""
-        return self.sources.vocabulary.digest if isinstance(self.sources, Aligned) else ""
+        return self.sources.vocabulary.digest if isinstance(self.sources, ByToken) else ""
 
     @cached_property
     def checksums(self) -> Mapping[str, str]:
@@ -214,7 +220,7 @@ class Scorer:
             }
         return Texts(found)
 
-    def carried(self, recipe: Recipe) -> Recipe:
+    def localized(self, recipe: Recipe) -> Recipe:
         """Return a recipe of the run as it is merged here, with the file of its texts; all that a preparation needs of
         the models is measured then.
         """
@@ -225,9 +231,9 @@ class Scorer:
         if recipe.prepare.text == QUESTIONS:
             recipe = recipe.with_text(self._kept_texts)
         key = repr((recipe.prepare, recipe.references))
-        if key not in self._carried:
+        if key not in self._prepared_keys:
             self._prepare(recipe)
-            self._carried.add(key)
+            self._prepared_keys.add(key)
         return recipe
 
     @property
@@ -257,8 +263,13 @@ class Scorer:
         """Return the routers that are fitted in a dense merge."""
         from llmevo.run.calibration.routers import expert_scores, fitted
 
-        scored = [self.score(self.space.alone(expert)) for expert in experts]
-        dense = self.carried(dense)
+        # As another run's, so that the parents of this one are raced whether or not the routers were in the cache.
+        run, self.run = self.run, FITTING
+        try:
+            scored = [self.score(self.space.alone(expert)) for expert in experts]
+        finally:
+            self.run = run
+        dense = self.localized(dense)
         started = time.monotonic()
         texts = self.texts.tasks
         self.warn(f"Fitting the routers of {len(experts)} experts on {sum(map(len, texts.values()))} questions…")
@@ -280,7 +291,7 @@ class Scorer:
         assert recipe.mixture
         engine = self.engine
         assert isinstance(engine, HfEngine)
-        engine.swap(self.carried(recipe))
+        engine.swap(self.localized(recipe))
         every = self._texts_of(self.heldout or self.evaluator).tasks
         some = {task: texts[:ROUTED] for task, texts in every.items()}
         tasks = [task for task, texts in some.items() for _ in texts]
@@ -293,7 +304,7 @@ class Scorer:
         return self.texts.keep()
 
     @cached_property
-    def _carried(self) -> set[str]:
+    def _prepared_keys(self) -> set[str]:
         return set()
 
     def _preparing(self) -> dict[str, float]:
@@ -351,6 +362,16 @@ class Scorer:
             from llmevo.engines.vllm import check_installed
 
             check_installed()
+            if engine.device is not None:
+                raise ConfigError(
+                    f"engine.device: it is {engine.device!r}, and vLLM does not use it; leave it out and choose GPUs"
+                    " with the environment variable CUDA_VISIBLE_DEVICES, or set `backend: hf`"
+                )
+        elif engine.options and engine.backend == "hf":
+            raise ConfigError(
+                f"engine.options: {', '.join(engine.options)}: they are vLLM's, and `backend: hf` has none; leave them"
+                " out, or set `backend: vllm`"
+            )
         elif engine.device is not None:
             try:
                 torch.empty(0, device=engine.device)
@@ -409,14 +430,14 @@ class Scorer:
     @cached_property
     def evaluator(self) -> "Evaluator":
         """The search tasks."""
-        return self._load_tasks(self.config.tasks, self.config.protocol, benchmarks=self.config.allow_benchmark_tasks)
+        return self._load_tasks(self.config.tasks, self.config.asking, benchmarks=self.config.allow_benchmark_tasks)
 
     @cached_property
     def heldout(self) -> "Evaluator | None":
         """The held-out tasks; None when the config names none."""
         if not self.config.heldout_tasks:
             return None
-        heldout = self._load_tasks(self.config.heldout_tasks, self.config.heldout_protocol)
+        heldout = self._load_tasks(self.config.heldout_tasks, self.config.heldout_asking)
         for other in (self.evaluator, self.selection):
             check_disjoint("heldout", heldout.compared(), other.compared() if other else ())
         return heldout
@@ -424,16 +445,16 @@ class Scorer:
     @cached_property
     def selection(self) -> "Evaluator | None":
         """The search tasks on questions that the search does not ask; None unless every task has some."""
-        protocol = self.config.selection_protocol
-        if protocol is None:
+        asking = self.config.selection_asking
+        if asking is None:
             return None
         if self.config.split:
-            selection = self._load_tasks(self.config.tasks, protocol)
+            selection = self._load_tasks(self.config.tasks, asking)
             check_disjoint("selection", selection.compared(), self.evaluator.compared())
             return selection
         searched = [text for _, text in self.evaluator.questions()]  # two tasks may ask the same question
         try:
-            return self._load_tasks(self.config.tasks, protocol, without=searched)
+            return self._load_tasks(self.config.tasks, asking, without=searched)
         except TaskError as error:
             self.unselected = str(error)
             return None  # `limit` leaves no question
@@ -444,11 +465,11 @@ class Scorer:
         every = {"search": self.evaluator, "selection": self.selection, "heldout": self.heldout}
         return {name: evaluator for name, evaluator in every.items() if evaluator}
 
-    def _load_tasks(self, tasks: Sequence[Task], protocol: AskingOptions, **options: Any) -> "Evaluator":
+    def _load_tasks(self, tasks: Sequence[Task], asking: AskingOptions, **options: Any) -> "Evaluator":
         from llmevo.evaluation.evaluator import Evaluator
 
         search_path = [self.root / path for path in self.config.task_search_path]
-        return Evaluator(tasks, protocol, search_path, self.root, verdicts=self.verdicts, judges=self.judges, **options)
+        return Evaluator(tasks, asking, search_path, self.root, verdicts=self.verdicts, judges=self.judges, **options)
 
     @cached_property
     def questions(self) -> Mapping[str, str]:
@@ -486,7 +507,8 @@ class Scorer:
     def _parents(self) -> Iterator[tuple[str, Any]]:
         """Yield each parent's name, and the running model as that parent."""
         for model in self.space.merged:
-            self.engine.swap(self.space.decode(self.space.parent(model)), self.config.engine.search_format)
+            parent = self.localized(self.space.decode(self.space.parent(model)))
+            self.engine.swap(parent, self.config.engine.search_format)
             yield self.space.names[model], self.engine.lm
 
     # Engine
@@ -496,7 +518,7 @@ class Scorer:
         """The engine of the config; `auto` is vLLM where there are a GPU and vLLM, else hf."""
         if self.config.engine.backend != "auto":
             return self.config.engine.backend
-        if self.config.genome.architecture == "moe":
+        if self.config.genome.architecture == "moe" or self.config.engine.device is not None:
             return "hf"
         return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "hf"
 
@@ -506,7 +528,7 @@ class Scorer:
         from llmevo.engines.checks import check_engine
 
         if prepared := self.space.sum_of_prepared():
-            self.carried(prepared)  # before the engine: measuring takes a model's memory
+            self.localized(prepared)  # before the engine: measuring takes a model's memory
         engine, seed = self._start_engine(), self.config.evaluation_seed
         if self.config.engine.self_check:
             uniform = self._checked
@@ -520,10 +542,10 @@ class Scorer:
         """The uniform merge; of mixtures with routers of zeros, as theirs are fitted with the engine."""
         uniform = self.space.decode(self.space.uniform())
         if uniform.mixture is None:
-            return self.carried(uniform)
+            return self.localized(uniform)
         config = text_config(self.sources.config(uniform.donor))
         zeros = Router.of_copies(self.layers, len(uniform.mixture.experts), int(config["hidden_size"]))
-        return self.carried(uniform.with_router(str(zeros.keep())))
+        return self.localized(uniform.with_router(str(zeros.keep())))
 
     @property
     def context(self) -> int | None:
@@ -627,9 +649,9 @@ class Scorer:
         engine = self.engine
         searching = questions == "search" and quantize == self.config.engine.search_format  # as the gate is calibrated
         gate = self.gate if gated and searching else None
-        carried = self.carried(recipe)
-        started = time.monotonic()
-        engine.swap(carried, quantize)
+        localized = self.localized(recipe)
+        self._swapped = started = time.monotonic()
+        engine.swap(localized, quantize)
         if gate:
             gate.check(engine.lm)
         return time.monotonic() - started
@@ -647,10 +669,10 @@ class Scorer:
                     " this process"
                 )
             return Local(self._score_here)
-        from llmevo.workers.open import open_workers
+        from llmevo.workers.start import start_workers
 
         here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
-        return open_workers(
+        return start_workers(
             self.opening(),
             self,
             self.facts(),
@@ -709,8 +731,8 @@ class Scorer:
         """Return the workers as one of several runs sees them."""
         workers = self.workers
         if isinstance(workers, Pool):
-            return Share(workers.desk(run, self.verdicts_of[run].waiting), run)
-        return Share(workers, run)
+            return SharedWorkers(workers.queue_for(run, self.verdicts_of[run].waiting), run)
+        return SharedWorkers(workers, run)
 
     def close(self) -> None:
         """End the workers, where there are any."""
@@ -827,9 +849,13 @@ class Scorer:
 
     def _with_recovery(self, scored: Callable[[], Scored]) -> Scored:
         """Return what `scored` returns, tried a second time after memory ran out or the engine died."""
+        self._swapped = None
         try:
             with _machine_errors():
                 return scored()
+        except CandidateError as error:
+            error.seconds = None if self._swapped is None else time.monotonic() - self._swapped
+            raise
         except MachineError as error:
             if error.kind not in RECOVERABLE:
                 raise

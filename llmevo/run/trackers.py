@@ -54,7 +54,7 @@ class About:
     """The settings of the search as plain values, without secrets."""
 
 
-class Logger(Protocol):
+class Tracker(Protocol):
     """A tracker. It lives in a thread of its own; an error turns it off and does not reach the run."""
 
     events: int
@@ -77,7 +77,7 @@ class Logger(Protocol):
         ...
 
 
-class Wandb(Logger):
+class Wandb(Tracker):
     """Weights & Biases (https://docs.wandb.ai): one wandb run for each run, with files in the run's folder.
 
     Needs `wandb login` or WANDB_API_KEY.
@@ -140,7 +140,7 @@ class Wandb(Logger):
         self._run.finish(exit_code=0 if finished else 1)
 
 
-class TensorBoard(Logger):
+class TensorBoard(Tracker):
     """TensorBoard event files (https://www.tensorflow.org/tensorboard) in the run's folder."""
 
     def __init__(self, run: About, folder: str = "tensorboard") -> None:
@@ -167,7 +167,7 @@ class TensorBoard(Logger):
         self._writer.close()
 
 
-class Mlflow(Logger):
+class Mlflow(Tracker):
     """MLflow tracking (https://mlflow.org/docs/latest/ml/tracking): one MLflow run for each run, with the tag
     `llmevo.id`.
     """
@@ -214,7 +214,7 @@ class Mlflow(Logger):
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
-LOGGERS: Mapping[str, type[Logger]] = {"wandb": Wandb, "tensorboard": TensorBoard, "mlflow": Mlflow}
+LOGGERS: Mapping[str, type[Tracker]] = {"wandb": Wandb, "tensorboard": TensorBoard, "mlflow": Mlflow}
 """By the name of the package and of the extra that each needs; a logger imports its package when it is made."""
 
 
@@ -250,7 +250,7 @@ class TrackerThread:
     def __init__(self, options: Mapping[str, Any], folder: Path, warn: Callable[[str], None], patience: float) -> None:
         self.name, self.folder, self._warn = options["name"], folder, warn
         self._options = {key: value for key, value in options.items() if key != "name"}
-        self._queue: Queue[tuple[int, Callable[[Logger], None]] | None] = Queue(QUEUE_SIZE)
+        self._queue: Queue[tuple[int, Callable[[Tracker], None]] | None] = Queue(QUEUE_SIZE)
         self._thread: threading.Thread | None = None
         self._patience, self._off, self._finished = patience, False, False
         self._count = 0
@@ -268,7 +268,7 @@ class TrackerThread:
         self._finished = isinstance(event, events.RunFinished)
         self._put((self._count, self._message(event, state)))
 
-    def _message(self, event: events.Event, state: RunState) -> Callable[[Logger], None]:
+    def _message(self, event: events.Event, state: RunState) -> Callable[[Tracker], None]:
         """A function that sends an event to the logger."""
         step, files, (values, texts) = len(state.trials), dict[str, str](), _contents(event, state)
         if isinstance(event, events.Evaluated) and (leader := state.leader):
@@ -280,7 +280,7 @@ class TrackerThread:
                 files["best.yml"] = Recipe.model_validate(state.recipes[candidate.id]).to_yaml()
         values = {_clean(name): float(value) for name, value in values.items()} | {"events": self._count}
 
-        def send(logger: Logger) -> None:
+        def send(logger: Tracker) -> None:
             for name, text in texts.items():
                 logger.text(name, text, step)
             for name, text in files.items():
@@ -289,7 +289,7 @@ class TrackerThread:
 
         return send
 
-    def _put(self, message: tuple[int, Callable[[Logger], None]] | None) -> None:
+    def _put(self, message: tuple[int, Callable[[Tracker], None]] | None) -> None:
         started = time.monotonic()
         try:
             self._queue.put(message, timeout=max(0.0, self._patience))

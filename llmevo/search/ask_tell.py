@@ -18,19 +18,10 @@ from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.paths.registry import PATHS, every
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
+from llmevo.search.start_rows import usual
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 METRIC = "score,none"
-
-
-def start_rows(space: SearchSpace) -> list[Suggestion]:
-    """Return the first candidates: the uniform merge, the same with other weights for all models, every model alone."""
-    coefficients = space.coefficients().items()
-    return [
-        Suggestion(space.uniform(), "uniform"),
-        *(Suggestion(genes, "coefficient", f"coefficient {value:g}") for value, genes in coefficients),
-        *(Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged),
-    ]
 
 
 class Search:
@@ -96,7 +87,7 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        rows = start_rows(self.space)
+        rows = usual(self.space)
         self._queue = [*rows, *answered(self._optimizer.ask_start(rows), self._answer)]
 
     def ask(self, size: int) -> list[Candidate]:

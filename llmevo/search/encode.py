@@ -1,6 +1,6 @@
 """From a recipe to genes, the inverse of `SearchSpace.decode`: for the user's own start rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.llm.json import numeral
 from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import PREPARE, Recipe, Step, plan
+from llmevo.models.gains import Branches
 from llmevo.search.paths.space import MERGE
 from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace
 from llmevo.search.trial import Suggestion
@@ -22,11 +23,16 @@ TOLERANCE = 1e-3  # between a decoded parameter and the user's: genes lie on a g
 
 
 def read_start(
-    space: SearchSpace, entry: Path | Mapping[str, float | str], root: Path, tensors: Sequence[str]
+    space: SearchSpace,
+    entry: Path | Mapping[str, float | str],
+    root: Path,
+    tensors: Sequence[str],
+    branches: Callable[[], Branches | None] = lambda: None,
 ) -> Suggestion:
     """Return the candidate that an entry of `search.start_from` is. Raise ConfigError where the space lacks it.
 
-    `tensors` are the names in the models' checkpoint.
+    `tensors` are the names in the models' checkpoint; `branches` returns its branches, for a path whose gains are
+    written as mergekit's scales.
     """
     name = entry.stem if isinstance(entry, Path) else PATH if PATH in entry else "genes"
     try:
@@ -40,7 +46,7 @@ def read_start(
             except (OSError, UnicodeDecodeError) as error:
                 raise RecipeError(f"cannot be read ({error})") from error
             if space.genome.path and recipe.slices and _is_path(space, recipe):
-                path = LayerPath.of_recipe(recipe, space.paths.models)
+                path = LayerPath.of_recipe(recipe, space.paths.models, branches())
                 space.paths.check(path)
                 return _along(space, path, name)
             return Suggestion(encode(space, recipe, tensors), "user", name)
@@ -61,7 +67,8 @@ def _is_path(space: SearchSpace, recipe: Recipe) -> bool:
 
 
 def _along(space: SearchSpace, path: LayerPath, name: str) -> Suggestion:
-    """The candidate of a path."""
+    """The candidate of a path. Raises RecipeError for one with other edits than the search may make."""
+    space.paths.check_edits(path)
     uses = any(segment.model == MERGE for segment in path.segments)
     return Suggestion(space.clamp(space.uniform()) if uses else {}, "user", name, path=str(path))
 

@@ -92,7 +92,7 @@ def signs(view: View) -> Array:
 
 
 def known_signs(view: View) -> Array:
-    """Return the direction that `signs` believes in for every gene."""
+    """Return the direction that `signs` uses for every gene."""
     count = len(view.best)
     right = view.own.permutation(count) < round(view.share * count)
     return np.sign(view.optimum - view.best) * np.where(right, 1.0, -1.0)
@@ -105,7 +105,7 @@ def recipe(view: View) -> Array:
 
 
 def known_recipe(view: View) -> Array:
-    """Return the recipe that `recipe` believes in."""
+    """Return the recipe that `recipe` uses."""
     return np.clip(view.optimum + view.share * view.own.standard_normal(len(view.best)), 0.0, 1.0)
 
 
@@ -128,7 +128,7 @@ POLICIES: dict[str, Policy] = {
     "refuser": copier,
     "babbler": anything,
 }
-"""Every simulated LLM by its name: `refuser` says nothing of what it thinks, and `babbler` what no reader should trust.
+"""Every simulated LLM by its name: `refuser` gives no proposal, and `babbler` hostile values.
 `signs` and `recipe` have a share after a colon: `signs:0.8`.
 """
 
@@ -245,7 +245,7 @@ def _paths(about: PathQuestion, random: np.random.Generator, policy: str) -> str
     if policy == "refuser":
         return ""
     masks, paths = Masks(about), about.paths
-    singles, found = [*paths.singles(about.root, about.others)], list[Any]()
+    singles, found = [*paths.singles(about.others)], list[Any]()
     for _ in range(20 * about.question.wanted):
         edits = [singles[int(random.integers(len(singles)))] for _ in range(1 + int(random.integers(2)))]
         if (path := paths.edited(about.root, edits)) and len(found) < about.question.wanted:

@@ -58,7 +58,7 @@ class Gene:
 
     @cached_property
     def _decimals(self) -> int:
-        """Of the grid, which has a thousand steps at least."""
+        """Decimals of the gene's grid, which has at least a thousand steps."""
         return max(round(-math.log10(STEP)), math.ceil(-math.log10((self.high - self.low) / 1000) - 1e-9))
 
     def clamp(self, value: float) -> float:

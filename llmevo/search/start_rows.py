@@ -1,4 +1,4 @@
-"""Start rows that follow from the models: experts by the use of their mixture's routers, and Model Stock's ratios."""
+"""Start rows: those of every search, and those that follow from the models (router use, Model Stock)."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +18,24 @@ MODEL_STOCK = "model_stock"
 
 ROUTER_USE = "router use"
 """The name of the start row of experts by their use."""
+
+
+def usual(space: SearchSpace) -> list[Suggestion]:
+    """Return the start rows of every search: the uniform merge, the same with other weights for all models, every model
+    alone.
+    """
+    return [Suggestion(space.uniform(), "uniform"), *coefficients(space), *parents(space)]
+
+
+def coefficients(space: SearchSpace) -> list[Suggestion]:
+    """Return merges with one weight for all models; see `SearchSpace.coefficients`."""
+    found = space.coefficients().items()
+    return [Suggestion(genes, "coefficient", f"coefficient {value:g}") for value, genes in found]
+
+
+def parents(space: SearchSpace) -> list[Suggestion]:
+    """Return every model alone."""
+    return [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
 
 
 def mixture_in(genome: Genome) -> ModelReference | None:

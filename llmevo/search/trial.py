@@ -76,7 +76,7 @@ class Trial:
 
     @property
     def value(self) -> float:
-        """The number that optimizers maximise; -inf for a failed candidate."""
+        """The number that optimizers maximize; -inf for a failed candidate."""
         if self.score is None:
             return -math.inf
         return self.score.total if self.scalarized is None else self.scalarized

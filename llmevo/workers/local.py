@@ -34,7 +34,8 @@ class Local:
         try:
             score, seconds = self._score(request)
         except CandidateError as error:
-            return Result(request.id, None, str(error), {"evaluate": time.monotonic() - started})
+            seconds = time.monotonic() - started if error.seconds is None else error.seconds
+            return Result(request.id, None, str(error), {"evaluate": seconds})
         except MachineError as error:
             name = f"candidate {request.id}" if isinstance(request.id, int) else request.id
             raise MachineError(f"{name}: {error}", error.kind) from error

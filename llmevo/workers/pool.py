@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -128,7 +128,7 @@ class Unjudged:
 Item = Result | Notice | Unjudged | BaseException
 
 
-class Desk:
+class RunQueue:
     """Where a run submits its requests to a pool and takes their results; several runs may share a pool."""
 
     def __init__(self, pool: "Pool", run: str, waiting: Callable[[], AbstractContextManager[None]]) -> None:
@@ -198,21 +198,23 @@ class Pool:
         self._facts = facts
         self._schedule = Schedule(scoring)
         self._using = threading.RLock()
-        """Held while the schedule and the desks are used: by the pool's thread, and by those of runs."""
+        """Held while the schedule and the queues are used: by the pool's thread, and by those of runs."""
         self._slots = [Slot(number) for number in range(1, host.most + 1)]
         self._pace = _Pace()
+        self._told = set[str]()
+        """The warnings of workers so far."""
         self._losses = Counter[int | str | None]()
         """{request, None for those without: workers lost since the last answer of a candidate}."""
         self._gathered = False
         """There were as many workers at once as it takes to begin."""
         self._short_since, self._short_said = self._clock(), False
         self._inbox = queue.SimpleQueue[Request]()
-        self._desks: list[Desk] = []
-        self._owners: dict[int | str, Desk] = {}
+        self._queues: list[RunQueue] = []
+        self._owners: dict[int | str, RunQueue] = {}
         """{id of an open request: where its result is taken}."""
         self._error: BaseException | None = None
         """Why the pool has ended."""
-        self._own = self.desk()
+        self._own = self.queue_for()
         self._own.observe = lambda notice: self.observe(notice)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="llmevo-workers", daemon=True)
@@ -250,11 +252,11 @@ class Pool:
 
     # For several runs
 
-    def desk(self, run: str = "", waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Desk:
+    def queue_for(self, run: str = "", waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> RunQueue:
         """Return a place for the requests of a run; their ids are unique among those of all runs."""
-        made = Desk(self, run, waiting)
+        made = RunQueue(self, run, waiting)
         with self._using:
-            self._desks.append(made)
+            self._queues.append(made)
             if self._error:
                 made.box.put(self._error)
         return made
@@ -263,14 +265,14 @@ class Pool:
         """Have free workers look for work again."""
         self._host.wake()
 
-    def leave(self, desk: Desk) -> None:
+    def leave(self, run_queue: RunQueue) -> None:
         with self._using:
-            self._desks.remove(desk)
+            self._queues.remove(run_queue)
 
-    def take(self, request: Request, desk: Desk) -> None:
+    def take(self, request: Request, run_queue: RunQueue) -> None:
         """Queue a request."""
         with self._using:
-            self._owners[request.id] = desk
+            self._owners[request.id] = run_queue
         self._inbox.put(request)
         self._host.wake()
 
@@ -323,8 +325,8 @@ class Pool:
         except BaseException as error:  # it is raised by `result`
             with self._using:
                 self._error = error
-                for desk in self._desks:
-                    desk.box.put(error)
+                for run_queue in self._queues:
+                    run_queue.box.put(error)
         finally:
             for slot in self._slots:
                 if slot.worker:
@@ -338,9 +340,9 @@ class Pool:
     def _give(self, result: Result | None) -> None:
         if result:
             self._losses.pop(result.id, None)  # a request that is given up was at fault, not the machine
-            desk = self._owners.pop(result.id)
-            desk.waits = False
-            desk.box.put(result)
+            run_queue = self._owners.pop(result.id)
+            run_queue.waits = False
+            run_queue.box.put(result)
 
     def _give_further(self) -> None:
         for result in self._schedule.further():
@@ -357,8 +359,8 @@ class Pool:
 
     def _hand_out(self) -> None:
         self._gathered = self._gathered or self._count_ready >= self._host.least
-        desks = [desk for desk in self._desks if desk is not self._own] or [self._own]
-        ahead = all(desk.waits for desk in desks)  # no request is to come before the next result
+        desks = [run_queue for run_queue in self._queues if run_queue is not self._own] or [self._own]
+        ahead = all(run_queue.waits for run_queue in desks)  # no request is to come before the next result
         for slot in self._slots:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue
@@ -377,12 +379,21 @@ class Pool:
         self._set(slot, Stage.TESTED)
         slot.worker.send(self._scoring.control())
 
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Tell the user once what several workers say."""
+        for text in warnings:
+            if text not in self._told:
+                self._told.add(text)
+                self._scoring.warn(text)
+
     def _set(self, slot: Slot, stage: Stage) -> None:
         slot.stage, slot.since = stage, self._clock()
 
     def _take(self, slot: Slot, message: Message) -> None:
         assert slot.worker
         name, job = slot.worker.name, slot.job
+        if isinstance(message, Ready | Answered | Unscorable):
+            self._warn(message.warnings)
         match message:
             case Hello(facts=facts, place=place):
                 slot.place = place
@@ -405,8 +416,8 @@ class Pool:
                 self._pace.add(job.questions, count, took, seconds)
                 self._set(slot, Stage.IDLE)
                 if isinstance(score, Responses):
-                    if desk := self._owners.get(job.id):  # else another part has failed
-                        desk.box.put(Unjudged(name, job, score, seconds))
+                    if run_queue := self._owners.get(job.id):  # else another part has failed
+                        run_queue.box.put(Unjudged(name, job, score, seconds))
                 else:
                     self._give(self._schedule.answered(name, job, score, seconds))
                 self._give_further()
@@ -467,8 +478,8 @@ class Pool:
             raise error(reason)
 
     def _note(self, notice: Notice) -> None:
-        for desk in self._desks:
-            desk.box.put(notice)
+        for run_queue in self._queues:
+            run_queue.box.put(notice)
 
     @property
     def _count_ready(self) -> int:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from llmevo.workers.devices import cores
-from llmevo.workers.protocol import Job, Lost, Message, Opening
+from llmevo.workers.protocol import Job, Lost, Message, ScorerFactory
 from llmevo.workers.service import Service
 
 EXCERPT = 400
@@ -30,7 +30,7 @@ class Process:
 
     is_waiting = False
 
-    def __init__(self, name: str, opening: Opening, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, opening: ScorerFactory, environment: Mapping[str, str]) -> None:
         self.name = name
         self.pipe, other = Pipe()
         # A program of its own, not a fork (a GPU cannot be shared with the parent's threads) and not `multiprocessing`,
@@ -100,7 +100,12 @@ class Processes:
     """The host of worker processes."""
 
     def __init__(
-        self, opening: Opening, count: int, devices: Sequence[str] = (), each: float = 1.0, threads: int | None = None
+        self,
+        opening: ScorerFactory,
+        count: int,
+        devices: Sequence[str] = (),
+        each: float = 1.0,
+        threads: int | None = None,
     ) -> None:
         """Each of `count` workers has `each` of the GPUs `devices` (a whole number, or a share below 1; see `fitting`),
         or without any so many processor threads, by default an equal share of the cores.

@@ -121,6 +121,9 @@ class Workers(Protocol):
 class Scoring(Protocol):
     """The part of the run in scoring: which questions a recipe is asked, and what the answers amount to."""
 
+    warn: Callable[[str], None]
+    """Tells the user what a worker warns of."""
+
     def known(self, request: Request) -> Score | None:
         """Return the score of earlier answers, of all parts or of the first ones; None where there are none."""
         ...
@@ -188,6 +191,9 @@ class Hello:
 class Ready:
     """The worker's engine is loaded and checked."""
 
+    warnings: Sequence[str] = ()
+    """What the user is to be told."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -196,6 +202,8 @@ class Answered:
     score: Score | Responses
     """Responses where replies are judged, which a worker does not: see `Scoring.judged`."""
     seconds: Mapping[str, float]
+    warnings: Sequence[str] = ()
+    """See `Ready`."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,8 @@ class Unscorable:
 
     reason: str
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    warnings: Sequence[str] = ()
+    """See `Ready`."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,9 @@ Message = Hello | Ready | Answered | Unscorable | Refused | Lost
 class PartScorer(Protocol):
     """What runs inside a worker: the engine and the tasks of a config."""
 
+    warn: Callable[[str], None]
+    """Receives what the user is to be told; a worker sends it with its next message."""
+
     def facts(self) -> Mapping[str, Any]:
         """Return all that decides scores: versions, checksums of the models, digests of the questions, engine, dtype.
         Loads no engine.
@@ -245,7 +258,7 @@ class PartScorer(Protocol):
         ...
 
 
-Opening = Callable[[], PartScorer]
+ScorerFactory = Callable[[], PartScorer]
 """Makes the scorer in the worker's process. It is pickled: a function of a module, with its arguments."""
 
 

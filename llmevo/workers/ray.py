@@ -24,7 +24,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from llmevo.errors import ConfigError, MachineError, plural
 from llmevo.workers.devices import cores, visible_gpus
-from llmevo.workers.protocol import Job, Lost, Message, Opening
+from llmevo.workers.protocol import Job, Lost, Message, ScorerFactory
 from llmevo.workers.service import Service
 
 PROBE = 5.0
@@ -135,7 +135,12 @@ class RayCluster:
     """The host of workers on a Ray cluster."""
 
     def __init__(
-        self, opening: Opening, least: int | None, most: int, address: str | None = None, gpus: float | None = None
+        self,
+        opening: ScorerFactory,
+        least: int | None,
+        most: int,
+        address: str | None = None,
+        gpus: float | None = None,
     ) -> None:
         """Ask for `most` workers. Without `least`, all must fit on the machines of the cluster; with it, those without
         room wait for more machines.

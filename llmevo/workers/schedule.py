@@ -11,7 +11,7 @@ MOST_LOSSES = 2
 
 
 @dataclass
-class Open:
+class OpenRequest:
     """A request that is being scored."""
 
     request: Request
@@ -82,7 +82,7 @@ class Schedule:
 
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
-        self._open: dict[int | str, Open] = {}
+        self._open: dict[int | str, OpenRequest] = {}
         self._holds: dict[str, int | str] = {}
         """{worker: the request whose weights it holds}."""
         self._further: list[Result] = []
@@ -98,7 +98,7 @@ class Schedule:
         return any(of.counted >= MOST_LOSSES for of in self._open.values())
 
     def add(self, request: Request) -> Result | None:
-        """Open a request, or return its result if the score is known already."""
+        """OpenRequest a request, or return its result if the score is known already."""
         known, parts = self._scoring.known(request), self._scoring.parts(request.questions)
         first = _parts_of(known, parts)
         if known and first == len(parts):
@@ -109,7 +109,7 @@ class Schedule:
         raced = self._scoring.is_raced(request)
         if known and raced and (score := self._scoring.stopped(request, known)):
             return Result(request.id, score)
-        self._open[request.id] = Open(request, raced, parts, known, first, looked=first)
+        self._open[request.id] = OpenRequest(request, raced, parts, known, first, looked=first)
         return None
 
     def job_for(self, worker: str, ahead: bool = False) -> Job | None:
@@ -175,7 +175,7 @@ class Schedule:
         found, self._further = self._further, []
         return found
 
-    def _judged(self, of: Open) -> Result | None:
+    def _judged(self, of: OpenRequest) -> Result | None:
         """Return the result of a request that is complete, stopped or failed. Parts that were answered ahead are judged
         one after the other, as if they had been asked so.
         """
@@ -194,12 +194,12 @@ class Schedule:
             return self._close(of, of.result(None, of.failed[of.looked]))
         return None
 
-    def _taken(self, job: Job) -> Open | None:
+    def _taken(self, job: Job) -> OpenRequest | None:
         """The request of a job that a worker has given back; None where another part has closed it."""
         of = self._open.get(job.id)
         return of if of and of.asked.pop(job.part, None) is not None else None
 
-    def _close(self, of: Open, result: Result) -> Result:
+    def _close(self, of: OpenRequest, result: Result) -> Result:
         del self._open[of.request.id]
         self._further += filter(None, [*map(self.add, of.twins)])
         return result

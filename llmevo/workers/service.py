@@ -3,8 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from llmevo.errors import CandidateError, LlmevoError, MachineError, UserError, machine_error
 from llmevo.workers.protocol import (
@@ -13,10 +13,10 @@ from llmevo.workers.protocol import (
     Job,
     Lost,
     Message,
-    Opening,
     PartScorer,
     Ready,
     Refused,
+    ScorerFactory,
     Unscorable,
 )
 
@@ -25,14 +25,16 @@ from llmevo.workers.protocol import (
 class Service:
     """A scorer that answers in messages. It raises nothing."""
 
-    opening: Opening
+    opening: ScorerFactory
     scorer: PartScorer | None = None
+    _warnings: list[str] = field(default_factory=list[str])
 
     def hello(self) -> Message:
         """Make the scorer and say what decides its scores."""
 
         def greet() -> Message:
             self.scorer = self.opening()
+            self.scorer.warn = self._warnings.append
             devices = os.environ.get("CUDA_VISIBLE_DEVICES")
             place = f"{platform.node()}, process {os.getpid()}" + (f", GPU {devices}" if devices else "")
             return Hello(self.scorer.facts(), place)
@@ -45,9 +47,14 @@ class Service:
         def start() -> Message:
             assert self.scorer
             self.scorer.start()
-            return Ready()
+            return Ready(self._said())
 
         return _spoken(start)
+
+    def _said(self) -> Sequence[str]:
+        """Take the warnings since the last message."""
+        said, self._warnings[:] = [*self._warnings], []
+        return said
 
     def answer(self, job: Job) -> Message:
         """Answer a job."""
@@ -56,9 +63,10 @@ class Service:
             assert self.scorer
             started = time.monotonic()
             try:
-                return Answered(*self.scorer.score_part(job))
+                return Answered(*self.scorer.score_part(job), self._said())
             except CandidateError as error:
-                return Unscorable(str(error), {"evaluate": time.monotonic() - started})
+                seconds = time.monotonic() - started if error.seconds is None else error.seconds
+                return Unscorable(str(error), {"evaluate": seconds}, self._said())
 
         return _spoken(score)
 

@@ -127,6 +127,10 @@ def test_a_config_that_is_not_yaml(workspace: Workspace) -> None:
         ({"search": {"start_from": ["nowhere.yml"]}}, ("search.start_from", "nowhere.yml")),
         ({"engine": {"device": "tpu"}}, ("engine.device: 'tpu' cannot be used; give cpu",)),
         (
+            {"engine": {"backend": "hf", "options": {"max_model_len": 9}}},
+            ("engine.options: max_model_len: they are vLLM's", "set `backend: vllm`"),
+        ),
+        (
             {"genome": {**GENOME, "prepare": {"steps": ["regmean"], "tasks": {"one": ["leters"]}}}},
             ("prepare.tasks: `tasks:` has no task 'leters', did you mean 'letters'",),
         ),

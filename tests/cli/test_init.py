@@ -18,7 +18,7 @@ from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.tasks import listing
 from llmevo.evaluation.tasks.listing import ListedTask
 from llmevo.evaluation.tasks.task import AskingOptions, Task
-from llmevo.run.preflight.draft import own_task
+from llmevo.run.draft import own_task
 from support.workspace import Workspace
 
 WORDS = ["red", "green", "blue", "black"]

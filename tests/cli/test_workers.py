@@ -40,7 +40,7 @@ def test_resume_sets_the_workers_of_the_session_and_logs_nothing(workspace: Work
     folder = stopped(workspace, order="strict", workers=2)
     experiment, warnings = resumed(folder, workers=4)
     assert experiment.scorer.count_workers() == 4
-    assert experiment.workers == 2  # the optimizer asks for as many as before
+    assert experiment.worker_count == 2  # the optimizer asks for as many as before
     assert warnings == []
 
 

@@ -48,7 +48,7 @@ def test_a_plain_line_is_written_and_asked_as_ever(tmp_path: Path) -> None:
     task = add_task(tmp_path, "sums", ROWS[:3])
     assert task.model_dump() == {"name": "sums", "weight": 1.0, "metric": "acc,none"}
     scoring = evaluator(tmp_path, task, seed=5)
-    protocol = {**asdict(scoring.protocol), "seed": None, "shuffle": None}
+    protocol = {**asdict(scoring.asking), "seed": None, "shuffle": None}
     for shown in ("share", "after", "blocks"):
         del protocol[shown]
     content = [[{"name": "sums", "weight": 1.0, "metric": "acc,none"}], protocol, [0], sorted(scoring.questions())]

@@ -17,7 +17,7 @@ from llmevo.engines.scoring.hf import HfScorer
 from llmevo.errors import TaskError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.evaluation.judges.bradley_terry import PRIOR, preference, strengths
-from llmevo.evaluation.judges.verdicts import Poll, Presentation, Showing, VerdictMemory, Vote
+from llmevo.evaluation.judges.verdicts import Poll, Presentation, ShownPair, VerdictMemory, Vote
 from llmevo.evaluation.tasks.task import AskingOptions, Task
 from llmevo.reports.terminal.panel import picture
 from llmevo.run.log import events
@@ -123,7 +123,7 @@ def test_a_score_is_measured_against_the_first_and_skipped_votes_say_nothing() -
 # The booth
 
 
-SHOWING = Showing("taste", "Say [bold]hello[/bold].", "Hello!", "", 2)
+SHOWING = ShownPair("taste", "Say [bold]hello[/bold].", "Hello!", "", 2)
 
 
 @pytest.mark.parametrize(("keys", "choice"), [("xa", "first"), ("B", "second"), ("t", "tie"), ("1s", "skip")])
@@ -170,9 +170,9 @@ def test_candidates_are_scored_by_votes(tmp_path: Path, lms: list[HfScorer]) -> 
     book = VerdictMemory()
     scoring = Evaluator([taste()], AskingOptions(apply_chat_template=False, blocks=3), root=tmp_path, verdicts=book)
     assert not scoring.raceable
-    shown: list[Showing] = []
+    shown: list[ShownPair] = []
 
-    def likes_the_later(showing: Showing) -> Any:
+    def likes_the_later(showing: ShownPair) -> Any:
         shown.append(showing)
         old, new = next(iter(book.polls.values())).replies.values()
         place = ["One.", "Two.", "Three."].index(showing.prompt)

@@ -15,7 +15,7 @@ from llmevo.export.lora import base_of, sum_of_adapters
 from llmevo.merging.merger import Merger
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.branches import SKIPPED, Gains
+from llmevo.models.gains import SKIPPED, Gains
 from llmevo.models.sources import Sources
 from support.checkpoints import new_adapter, new_checkpoint, quietly
 from support.families import FAMILIES, VISION, new_model, randomise

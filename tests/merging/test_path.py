@@ -16,7 +16,7 @@ from llmevo.merging.merger import branches_of
 from llmevo.merging.path import Hop, LayerPath, Limits, Segment, padded
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
-from llmevo.models.branches import Branches, Gains
+from llmevo.models.gains import Branches, Gains
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from support.checkpoints import new_checkpoint, quietly, weights_of

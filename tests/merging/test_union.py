@@ -23,7 +23,7 @@ from llmevo.errors import SourceError
 from llmevo.export.merge import merge
 from llmevo.merging.merger import merge as merge_weights
 from llmevo.merging.recipe import Recipe
-from llmevo.merging.vocabulary import Aligned, open_models
+from llmevo.merging.vocabulary import ByToken, open_models
 from llmevo.merging.writer import write_model
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
@@ -303,7 +303,7 @@ def test_adapters_that_leave_the_embeddings_alone_share_their_models_table(root:
     sources = open_models(recipe, root)
     two, *adapted = (sources[ModelReference.parse(name)].tensor(EMBEDDINGS) for name in names[2:])
     assert all(two.data_ptr() == each.data_ptr() for each in adapted)
-    assert isinstance(sources, Aligned)
+    assert isinstance(sources, ByToken)
 
 
 def test_tokens_that_an_adapter_alone_has_added_are_in_the_union(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from llmevo.models.architecture import (
     routers_of,
     text_stack,
 )
+from llmevo.models.placement import PlacedModel
 from llmevo.models.sources import Sources
-from llmevo.models.towers import Tower
 from support.checkpoints import new_checkpoint, references, weights_of
 
 VISION = ("blocks.{}.attn.qkv.weight", "merger.mlp.0.weight")
@@ -161,11 +161,11 @@ def change(folder: Path, weights: Any, **config: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
 
 
-def opened(root: Path, *names: str, excluded: Iterable[str] = ()) -> tuple[Sources, Tower]:
+def opened(root: Path, *names: str, excluded: Iterable[str] = ()) -> tuple[Sources, PlacedModel]:
     first, second = references(*names)
     sources = Sources.open([first, second], root, lambda _, name: name in excluded)
     tower = sources[second]
-    assert isinstance(tower, Tower)
+    assert isinstance(tower, PlacedModel)
     assert tower.shapes == sources[first].shapes
     return sources, tower
 

@@ -186,7 +186,7 @@ def test_the_rounding_of_a_model_with_a_tied_head_is_known_behind_that_of_the_ba
     base, model = references("base", "model")
     sources = Sources.open([base, model], tmp_path)
     behind, own = sources[model], sources.own(model)
-    assert (type(behind).__name__, type(own).__name__) == ("Tower", "QuantizedCheckpoint")
+    assert (type(behind).__name__, type(own).__name__) == ("PlacedModel", "QuantizedCheckpoint")
     assert {*behind.quantized} == {*own.quantized}
     assert behind.noise(f"{UP}.weight") == own.noise(f"{UP}.weight") > 0
 

@@ -19,12 +19,12 @@ from llmevo.evaluation.judges.verdicts import Verdict
 from llmevo.reports.comparison.chart import draw
 from llmevo.reports.comparison.compare import Pair, compare
 from llmevo.reports.comparison.statistics import holm, paired
-from llmevo.reports.comparison.tables import markdown, verdict
-from llmevo.reports.terminal.sweep import Scoreboard
+from llmevo.reports.comparison.tables import conclusion, markdown
+from llmevo.reports.terminal.comparison import Scoreboard
+from llmevo.run.comparison import ComparisonRuns, optimizers_of
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog
-from llmevo.run.sweep import Sweep, contestants
 from support.stopping import interrupted_at
 from support.workspace import Workspace
 
@@ -203,7 +203,7 @@ def test_seeds_are_too_few_where_the_correction_leaves_no_p_significant(count: i
         result = paired([1.0 + 0.01 * i for i in range(seeds)], [0.013 * i for i in range(seeds)])
         assert result
         ps = holm([result.p] * count)
-        return verdict([Pair(f"a{i}", f"b{i}", "search", result, 1.0, p) for i, p in enumerate(ps)])
+        return conclusion([Pair(f"a{i}", f"b{i}", "search", result, 1.0, p) for i, p in enumerate(ps)])
 
     assert said(needed).startswith("Significant at 0.05")
     assert said(needed - 1).startswith("Nothing here is conclusive")
@@ -312,9 +312,9 @@ def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
 
 
 def test_llm_brings_the_search_without_it() -> None:
-    assert contestants("llm, random,llm") == ["llm", "llm-off", "random"]
-    assert contestants("llm-off,llm") == ["llm-off", "llm"]
-    assert contestants("random") == ["random"]
+    assert optimizers_of("llm, random,llm") == ["llm", "llm-off", "random"]
+    assert optimizers_of("llm-off,llm") == ["llm-off", "llm"]
+    assert optimizers_of("random") == ["random"]
 
 
 # From a config
@@ -439,11 +439,11 @@ def test_questions_and_masks_stay_the_same_whatever_the_seed(workspace: Workspac
 def test_a_terminal_gets_a_board_with_a_cell_for_every_run_and_the_time_left(workspace: Workspace) -> None:
     compared(workspace, "--seeds", 1)
     config = read_config(workspace.config(search={"population": 2, "seed": 5}), {"search.budget": 5})
-    tournament = Sweep(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
+    runs_to_compare = ComparisonRuns(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
     screen = io.StringIO()
     left: list[float] = []
-    with Scoreboard(Console(width=120, file=screen, force_terminal=True), tournament) as board:
-        for entry in tournament.entries[:2]:
+    with Scoreboard(Console(width=120, file=screen, force_terminal=True), runs_to_compare) as board:
+        for entry in runs_to_compare.entries[:2]:
             state = RunState()
             for event in workspace.events(str(entry.folder)):
                 state.apply(event)
@@ -497,9 +497,9 @@ def test_the_key_is_not_shown_when_a_comparison_is_stopped(
 def test_the_plan_of_a_tournament_changes_nothing_but_optimizer_and_seed(tmp_path: Path) -> None:
     raw = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["sums"], "search": {"seed": 4}}
     config = parse_config(raw, "x")
-    tournament = Sweep(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
-    assert [entry.folder.name for entry in tournament.entries] == ["llm-4", "random-4", "llm-5", "random-5"]
-    for entry in tournament.entries:
-        made = tournament.config_of(entry)
+    runs_to_compare = ComparisonRuns(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
+    assert [entry.folder.name for entry in runs_to_compare.entries] == ["llm-4", "random-4", "llm-5", "random-5"]
+    for entry in runs_to_compare.entries:
+        made = runs_to_compare.config_of(entry)
         assert (made.search.optimizer, made.search.seed, made.evaluation_seed) == (entry.optimizer, entry.seed, 4)
-        assert made.protocol == config.protocol
+        assert made.asking == config.asking

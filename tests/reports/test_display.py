@@ -17,11 +17,11 @@ from llmevo.cli.terminal import Terminal
 from llmevo.config import parse_config
 from llmevo.errors import plural
 from llmevo.evaluation.tasks.task import short
+from llmevo.reports.conclusion import conclusion
 from llmevo.reports.terminal.live import Display
 from llmevo.reports.terminal.panel import fitted, heldout, picture
 from llmevo.reports.terminal.replay import play
 from llmevo.reports.text import clock
-from llmevo.reports.verdict import verdict
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.events import Asked, Event, Failed, HeldOut, Prompted
 from llmevo.run.log.state import RunState
@@ -48,7 +48,7 @@ def state_of(*rows: HeldOut) -> RunState:
 
 
 def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
-    lines = verdict(
+    lines = conclusion(
         state_of(held_out("a", "parent", 0.6), held_out("uniform", "uniform", 0.4), held_out("best", "best", 0.55))
     )
     assert "-0.050" in lines[0]
@@ -56,23 +56,23 @@ def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
         "The best merge does not beat a.",
         "a is the simpler choice. Chosen by its held-out score, that score is no longer unbiased.",
     ]
-    apart = verdict(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.57, 0.03)))[1]
+    apart = conclusion(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.57, 0.03)))[1]
     assert apart == "The best merge does not beat a, and within two standard errors the two cannot be told apart."
 
 
 def test_a_merge_that_does_not_beat_the_best_coefficient_is_not_sold() -> None:
     rows = [held_out("a", "parent", 0.3), held_out("uniform", "uniform", 0.4)]
     coefficient = held_out("coefficient 0.5", "coefficient", 0.62)
-    lines = verdict(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
+    lines = conclusion(state_of(*rows, coefficient, held_out("best", "best", 0.6)))
     assert "-0.020" in lines[0]
     assert "against coefficient 0.5, the best of parents, uniform and coefficients" in lines[0]
     assert lines[1].startswith("The best merge does not beat coefficient 0.5")
-    assert "+0.020" in verdict(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
+    assert "+0.020" in conclusion(state_of(*rows, coefficient, held_out("best", "best", 0.64)))[0]
 
 
 def test_a_verdict_against_a_merge_names_the_command_that_writes_the_better_one() -> None:
     better = held_out("a", "parent", 0.6).model_copy(update={"candidate": 2})
-    lines = verdict(state_of(better, held_out("best", "best", 0.55)), Path("runs/x"))
+    lines = conclusion(state_of(better, held_out("best", "best", 0.55)), Path("runs/x"))
     assert lines[2].startswith("a is the simpler choice: `llmevo export runs/x OUT --candidate 2`. ")
 
 
@@ -80,7 +80,7 @@ def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None
     start = asked(0, [0, 1], "parent", ("one", "two"))
     better = held_out("two", "parent", 0.6).model_copy(update={"candidate": 1})
     rows = [held_out("one", "parent", 0.5), better, held_out("best", "best", 0.5).model_copy(update={"candidate": 0})]
-    lines = verdict(folded([started(), start, evaluated(0, 0.7), evaluated(1, 0.6), told(0), *rows]), Path("run"))
+    lines = conclusion(folded([started(), start, evaluated(0, 0.7), evaluated(1, 0.6), told(0), *rows]), Path("run"))
     assert lines == [
         "No merge that the search found is better than the start row one, which best.yml and export hand over. On the"
         " held-out questions one scores -0.100 ± 0.014 against two, the best of parents and uniform.",
@@ -91,21 +91,23 @@ def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None
 
 
 def test_a_gain_within_the_noise_is_called_luck() -> None:
-    lines = verdict(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.63, 0.03)))
+    lines = conclusion(state_of(held_out("a", "parent", 0.6, 0.03), held_out("best", "best", 0.63, 0.03)))
     assert "may be luck" in lines[1]
 
 
 def test_a_clear_gain_stands_alone() -> None:
-    assert len(verdict(state_of(held_out("a", "parent", 0.4), held_out("best", "best", 0.6)))) == 1
+    assert len(conclusion(state_of(held_out("a", "parent", 0.4), held_out("best", "best", 0.6)))) == 1
 
 
 def test_a_best_that_failed_on_the_held_out_questions_is_said_to() -> None:
     state = folded([*whole_run()[:-2], unscored("best", "best", "the metric is inf")])
-    assert verdict(state) == ["The best merge has no held-out score, for it failed: the metric is inf."]
+    assert conclusion(state) == ["The best merge has no held-out score, for it failed: the metric is inf."]
 
 
 def test_nothing_is_said_of_a_gain_where_no_other_row_has_a_score() -> None:
-    lines = verdict(folded([held_out("base", "base", 0.6), held_out("best", "best", 0.7), unscored("one", "parent")]))
+    lines = conclusion(
+        folded([held_out("base", "base", 0.6), held_out("best", "best", 0.7), unscored("one", "parent")])
+    )
     assert lines == ["No parent and no uniform merge has a held-out score to compare the best merge with."]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from llmevo.errors import RunError, UserError
 from llmevo.reports.html.analysis import Subject
-from llmevo.reports.html.thoughts import thoughts
+from llmevo.reports.html.llm_analyses import thoughts
 from llmevo.reports.web import followed, server
 from llmevo.reports.web.followed import Followed, Runs
 from llmevo.reports.web.server import TOKEN, Access, is_loopback

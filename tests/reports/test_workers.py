@@ -95,9 +95,9 @@ def test_the_questions_of_finalists_count_for_their_workers(kind: type[events.Se
     before = begun()
     scored = score(5, 0.5, {"1": 10}).model_dump(exclude={"event"})
     state = folded([*before, kind.model_validate({**scored, "questions": "search", "generation": 1, "finalists": 1})])
-    assert state.fleet.questions == folded(before).fleet.questions + 10
-    assert state.fleet.members["1"].last == "finalist 5"
-    assert state.fleet.finals.busy == pytest.approx(3.0)
+    assert state.worker_history.questions == folded(before).worker_history.questions + 10
+    assert state.worker_history.members["1"].last == "finalist 5"
+    assert state.worker_history.finals.busy == pytest.approx(3.0)
 
 
 def test_the_driver_also_says_what_each_worker_does_now() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 
+from llmevo.config import read_config
+from llmevo.engines.hf import HfEngine
 from llmevo.errors import CandidateError
 from llmevo.export.pack import SharedRun
 from llmevo.merging.recipe import Recipe
@@ -380,3 +382,26 @@ def test_a_third_model_of_another_shape_is_refused_before_anything_is_written(wo
     assert status == 2
     assert "wide" in printed
     assert not (workspace.root / "run").exists()
+
+
+def test_a_failure_has_the_seconds_since_its_merge_began(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(read_config(workspace.config(engine={"self_check": False})), workspace.root)
+    recipe = scorer.space.decode(scorer.space.uniform())
+
+    def swap(*_: object) -> None:
+        raise CandidateError("it is no model")
+
+    monkeypatch.setattr(HfEngine, "swap", swap)
+    with pytest.raises(CandidateError) as caught:
+        scorer.score(recipe)
+    assert caught.value.seconds is not None
+
+
+@pytest.mark.parametrize(("device", "backend"), [(None, "vllm"), ("cpu", "hf"), ("cuda:1", "hf")])
+def test_a_device_is_for_the_engine_of_transformers(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, device: str | None, backend: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("llmevo.run.scorer.find_spec", lambda _: object())
+    config = read_config(workspace.config(engine={"device": device}))
+    assert Scorer(config, workspace.root).backend == backend

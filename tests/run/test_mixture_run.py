@@ -19,6 +19,9 @@ from llmevo.models.sources import Sources
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject
 from llmevo.run.calibration.routers import expert_scores
+from llmevo.run.log.storage import RunLog
+from llmevo.run.loop import carry_on
+from llmevo.run.resume import prepare
 from llmevo.search.encode import encode
 from llmevo.search.genome import Genome
 from llmevo.search.space import SearchSpace
@@ -207,6 +210,36 @@ def test_a_parent_is_scored_as_the_dense_model_is(workspace: Workspace, monkeypa
     ]
     assert scores[0].keys() == {"one", "two"}
     assert scores[0] == scores[1]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_parents_are_raced_alike_whether_the_routers_are_fitted_or_in_the_cache(workspace: Workspace) -> None:
+    search = {"optimizer": "cma-es", "budget": 7, "seed": 3, "racing": {"error_rate": 0.45, "looks": 4}}
+    config = workspace.config(genome=GENOME, search=search)
+    runs: list[dict[int, Any]] = []
+    for name in ("fitted", "cached"):
+        status, printed = workspace.llmevo("run", config, "--out", name)
+        assert status == 0, printed
+        assert printed.count("Fitting the routers") == (name == "fitted")
+        trials = workspace.state(name).trials
+        runs.append(
+            {number: trial.score and (trial.score.total, trial.score.items) for number, trial in trials.items()}
+        )
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_finished_run_of_mixtures_needs_no_models_to_be_gone_on_with(workspace: Workspace) -> None:
+    search = {"optimizer": "cma-es", "budget": 7, "seed": 3}
+    assert workspace.llmevo("run", workspace.config(genome=GENOME, search=search), "--out", "run")[0] == 0
+    config = workspace.root / "run" / "config.yml"
+    before = (workspace.root / "run" / "routing.json").read_text()
+    for model in ("base", "one", "two"):
+        (workspace.root / model).rename(workspace.root / f"{model}-gone")
+    with RunLog(workspace.root / "run", resume=True) as log:
+        experiment = prepare(log)
+        assert carry_on(experiment, log).finished
+    assert (config.exists(), (workspace.root / "run" / "routing.json").read_text()) == (True, before)
 
 
 @pytest.mark.usefixtures("own_cache")

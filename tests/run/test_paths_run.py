@@ -1,6 +1,7 @@
 """Runs that search layer paths: their log, its replay, a stop and a resume, sizes as objectives, and the export."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from llmevo.errors import ConfigError, RunError
 from llmevo.export.runs import open_run
 from llmevo.merging.path import LayerPath
 from llmevo.merging.recipe import Recipe
+from llmevo.models.gains import Branches
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
 from llmevo.run import experiment
 from llmevo.run.log import events
 from llmevo.run.log.journal import Journal
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log, trust
+from llmevo.run.preflight import preflight
 from llmevo.run.verify import verify
-from support.resumable import CountedRig, carry_on
+from support.resumable import CountedRig, bench_of, carry_on
 from support.tiny_model import tiny_llama
 from support.workspace import Workspace
 
@@ -205,13 +210,20 @@ def test_the_users_own_paths_and_stacks_are_start_rows(deep: Workspace) -> None:
     (deep.root / "stack.yml").write_text(
         yaml.safe_dump({"merge_method": "passthrough", "slices": stack, "dtype": "float32"})
     )
-    mine = ["stack.yml", {"path": "one 0-4 | two 4-6 | one 6-8"}]
+    gains = LayerPath.parse("one 0-6 | one 4-6 gain 0.5 | one 6-8")
+    model = Sources(deep.root)
+    one = ModelReference.parse("one")
+    recipe = gains.recipe({"one": one}, Branches(model[one].shapes, model.config(one)), dtype="float32")
+    assert "scale" in recipe.to_yaml()  # mergekit's own form
+    (deep.root / "gains.yml").write_text(recipe.to_yaml())
+    mine = ["stack.yml", {"path": "one 0-4 | two 4-6 | one 6-8"}, "gains.yml"]
     folder = deep.root / "run"
     carry_on(rig(deep, search={"start_from": mine}), folder)
     own = [c for c in state_of(folder).candidates.values() if c.origin == "user"]
     assert [(c.note, c.path) for c in own] == [
         ("stack", "one 0-6 | one 4-8"),
         ("path", "one 0-4 | two 4-6 | one 6-8"),
+        ("gains", str(gains)),
     ]
     assert verify(read_log(folder), folder)
 
@@ -223,11 +235,14 @@ def test_the_users_own_paths_and_stacks_are_start_rows(deep: Workspace) -> None:
         ({"path": "one 0-7 | one 1-8"}, "it has 14 layers, more than 10"),
         ({"path": "one 0-8", "one/all/weight": 1.0}, "give a path alone"),
         ({"one/all/weight": "much"}, "could not convert"),
+        ({"path": "one 0-6 | one 4-8"}, "is not among genome.path.kinds (skip)"),
+        ({"path": "one 0-2 | one 3-5 | one 6-8"}, "it has 2 edits"),
     ],
 )
 def test_own_paths_outside_the_bounds_are_refused(deep: Workspace, entry: dict[str, Any], told: str) -> None:
+    few = {"kinds": ["skip"], "edits": 1} if "edits" in told or "kinds" in told else {}
     with pytest.raises(ConfigError) as caught:
-        carry_on(rig(deep, search={"start_from": [entry]}), deep.root / "run")
+        carry_on(rig(deep, search={"start_from": [entry]}, path=few), deep.root / "run")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -416,3 +431,37 @@ def test_inspect_shows_the_depth_of_paths_and_the_first_prompt(deep: Workspace, 
     assert status == 0, printed
     assert "over 8 layers, and paths of up to 10 layers" in " ".join(printed.split())
     assert ("Rules for every path" in printed) is (search["optimizer"] == "paths")
+
+
+def test_a_scan_of_other_models_is_refused(deep: Workspace) -> None:
+    row = {"kind": "skip", "path": "other 0-3 | other 4-8", "effect": 0.2, "stderr": 0.1, "score": -1.0}
+    (deep.root / "scan.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match=r"genome.path.scan: scan.jsonl is of other models: no path in it"):
+        carry_on(rig(deep, path={"scan": "scan.jsonl"}), deep.root / "run")
+
+
+@pytest.mark.parametrize("optimizer", ["paths-exhaustive", "paths-cma-es"])
+def test_an_optimizer_that_makes_edits_of_other_kinds_is_refused(deep: Workspace, optimizer: str) -> None:
+    with pytest.raises(ConfigError, match=rf"genome.path.kinds: '{optimizer}' makes repeat"):
+        bench_of(rig(deep, optimizer, path={"kinds": ["skip"]}), []).check_config()
+
+
+def test_a_fault_in_the_prompts_of_paths_shows_before_anything_is_scored(deep: Workspace) -> None:
+    folder = deep.root / "prompts"
+    shutil.copytree(Path(__file__).parents[2] / "prompts", folder)
+    file = folder / "paths_user.j2"
+    file.write_text(file.read_text() + "{{ nosuch.thing }}")
+    with pytest.raises(ConfigError, match=r"paths_user.j2: 'nosuch' is undefined"):
+        bench_of(rig(deep, llm={"proposer": "simulated", "prompts": "prompts"}), []).check_config()
+
+
+def test_paths_that_the_optimizer_does_not_try_are_a_finding(deep: Workspace) -> None:
+    def found(**search: Any) -> list[str]:
+        return [str(one) for one in preflight(rig(deep, search=search)) if one.model == "genome.path"]
+
+    assert found(optimizer="random") == [
+        "genome.path: random searches weights, and no candidate will be a layer path."
+        " Set `optimizer: paths` or `spaces: both` under `search:`, or leave genome.path out."
+    ]
+    assert not found(optimizer="paths")
+    assert not found(optimizer="random", spaces="both")

@@ -197,3 +197,13 @@ def test_a_search_may_choose_the_method_that_merges_the_prepared_models(
     assert len([*(workspace.root / "cache" / "prepared").iterdir()]) == 1  # for all methods
     status, printed = workspace.llmevo("replay", "run", "--verify")
     assert status == 0, printed
+
+
+def test_the_gate_is_calibrated_on_parents_whose_preparation_reads_the_search_questions(workspace: Workspace) -> None:
+    config = workspace.config(
+        genome=genome(["regmean"]), search={"optimizer": "cma-es", "budget": 7, "seed": 3}, gate={"tokens": 16}
+    )
+    status, printed = workspace.llmevo("run", config, "--out", "run")
+    assert status == 0, printed
+    assert "cannot be read" not in printed
+    assert any(trial.score for trial in workspace.state("run").trials.values())

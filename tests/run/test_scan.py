@@ -82,7 +82,7 @@ def test_a_task_without_answers_is_left_out_by_name() -> None:
 
 def test_a_task_without_answers_counts_by_its_metric(workspace: Workspace) -> None:
     config = read_config(workspace.config())
-    evaluator = Evaluator(config.tasks, config.protocol, [workspace.root / "tasks"], workspace.root)
+    evaluator = Evaluator(config.tasks, config.asking, [workspace.root / "tasks"], workspace.root)
     lm = Replies()
     answers = GoldAnswers(evaluator=evaluator, counted={"letters": [0, 1, 2]})
     gold = answers.measure(lm)

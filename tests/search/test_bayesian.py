@@ -14,7 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from llmevo.search.optimizers import OPTIMIZERS, recommend
-from llmevo.search.optimizers.bayesian import FEW, BayesianOptimization, Standard
+from llmevo.search.optimizers.bayesian import FEW, BayesianOptimization, StandardScale
 from llmevo.search.optimizers.matern_process import WEIGHT_PRIOR, WEIGHTS, MaternProcess
 from llmevo.search.space import Array, Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
@@ -181,25 +181,25 @@ def test_a_constant_in_a_belief_makes_no_difference() -> None:
 
 def test_scores_are_standardised_and_failures_share_the_lowest_place() -> None:
     scores = [0.5, -np.inf, 0.3, 0.9, -np.inf]
-    scale, values = Standard.of(scores)
+    scale, values = StandardScale.of(scores)
     assert (values.mean(), values.std()) == (pytest.approx(0), pytest.approx(1))
     assert values[1] == values[4] == values[2] == values.min()
     assert [scale.score(values[place]) for place in (0, 2, 3)] == pytest.approx([0.5, 0.3, 0.9])
     for same in ([0.4] * 3, [-np.inf] * 3):
-        assert np.abs(Standard.of(same)[1]).max() < 1e-3
+        assert np.abs(StandardScale.of(same)[1]).max() < 1e-3
 
 
 def test_a_few_very_bad_scores_do_not_make_all_others_look_alike() -> None:
     scores = [0.5, -1e6, 0.3, 0.9, 0.4, -np.inf]
-    _, values = Standard.of(scores)
-    _, wanted = Standard.of([0.5, 0.4 - 3 * 0.5, 0.3, 0.9, 0.4, 0.4 - 3 * 0.5])
+    _, values = StandardScale.of(scores)
+    _, wanted = StandardScale.of([0.5, 0.4 - 3 * 0.5, 0.3, 0.9, 0.4, 0.4 - 3 * 0.5])
     assert values == pytest.approx(wanted)
-    _, unchanged = Standard.of(scores, raised=False)
+    _, unchanged = StandardScale.of(scores, raised=False)
     assert np.ptp(unchanged[[0, 2, 3, 4]]) < 1e-5
     ordinary = [0.55, 0.32, 0.3, 0.61, 0.66]
     close = [0.8, 0.7999, 0.7998, 0.3]  # they differ by less than the noise
     for same, error in ((ordinary, 0.0), (close, 0.01)):
-        assert Standard.of(same, error=error)[1].tolist() == Standard.of(same, raised=False)[1].tolist()
+        assert StandardScale.of(same, error=error)[1].tolist() == StandardScale.of(same, raised=False)[1].tolist()
 
 
 # The search
@@ -412,7 +412,7 @@ def test_told_again_with_other_values_it_forgets_the_earlier_ones() -> None:
 
 
 def test_of_very_many_trials_the_highest_and_the_latest_are_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmevo.search.optimizers.gaussian_process.MOST", 60)
+    monkeypatch.setattr("llmevo.search.optimizers.features.MOST", 60)
     objective = quadratic(SIX)
     rows = random_rows(objective, 200)
     optimizer: Any = BayesianOptimization(setup(SIX))

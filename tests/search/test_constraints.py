@@ -14,9 +14,9 @@ from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.export.model import Export
 from llmevo.models.sources import Sources
+from llmevo.reports.conclusion import conclusion
 from llmevo.reports.terminal.panel import outcome
 from llmevo.reports.terminal.status import status, table
-from llmevo.reports.verdict import verdict
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -230,9 +230,9 @@ def test_the_held_out_table_says_whether_the_constraints_hold_there() -> None:
 def test_a_rival_that_violates_a_constraint_is_not_recommended_instead() -> None:
     rows = [held_out("one", "parent", 0, 0.9, 0.2), held_out("two", "parent", 1, 0.3, 1.0)]
     state = made_logs.folded([*log((0.85, 0.5)), *rows, held_out("best", "best", 2, 0.6, 0.2)])
-    assert "the best of parents and uniform that keep the constraints" in verdict(state)[0]
+    assert "the best of parents and uniform that keep the constraints" in conclusion(state)[0]
     # Two scores more and violates.
-    assert verdict(state)[-1].startswith("one is the simpler choice: `llmevo export RUN OUT --candidate 0`. ")
+    assert conclusion(state)[-1].startswith("one is the simpler choice: `llmevo export RUN OUT --candidate 0`. ")
 
 
 # In a run

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llmevo.llm.client import Connection
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import answered
-from llmevo.search.optimizers.gaussian_process import Features
+from llmevo.search.optimizers.features import Features
 from llmevo.search.optimizers.llm import FIRST, GENERATION, LEFT, PROPOSALS, STEP
 from llmevo.search.optimizers.llm_share import LEAST, MOST, SUCCESS, Share
 from llmevo.search.prompts.question import Belief, Prompt, Question, Reading

@@ -115,12 +115,12 @@ def test_a_kind_of_edit_that_is_not_allowed_is_refused() -> None:
     paths = space(kinds=["skip"]).paths
     with pytest.raises(RecipeError, match=r"swap 4-6 beta is not among genome.path.kinds \(skip\)"):
         paths.check_edits(paths.parse("alpha 0-4 | beta 4-6 | alpha 6-20"))
-    assert {edit.kind for edit in paths.singles("alpha", ["beta", MERGE])} == {"skip"}
+    assert {edit.kind for edit in paths.singles(["beta", MERGE])} == {"skip"}
 
 
 def test_every_single_edit_is_inside_the_bounds_and_is_found_again_in_its_path() -> None:
     paths = space(kinds=["repeat", "skip", "swap", "temperature", "rope"]).paths
-    singles = [*paths.singles("alpha", ["beta", MERGE])]
+    singles = [*paths.singles(["beta", MERGE])]
     assert {edit.kind for edit in singles} == {"repeat", "skip", "swap", "temperature", "rope"}
     assert len({*singles}) == len(singles)
     for edit in singles:
@@ -134,7 +134,7 @@ def test_every_single_edit_is_inside_the_bounds_and_is_found_again_in_its_path()
 @given(data=st.data())
 def test_the_edits_of_a_path_make_it_again(data: st.DataObject) -> None:
     paths = space().paths
-    singles = [*paths.singles("alpha", ["beta", MERGE])]
+    singles = [*paths.singles(["beta", MERGE])]
     edits = data.draw(st.lists(st.sampled_from(singles), min_size=1, max_size=3))
     path = paths.edited("alpha", edits)
     if path is None:

@@ -9,8 +9,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from llmevo.search.genome import Genome
-from llmevo.search.optimizers.gaussian_process import CHOICE, UNUSED, Features, GaussianProcess, Scale
-from llmevo.search.optimizers.surrogate_cma_es import Distribution
+from llmevo.search.optimizers.earlier.gaussian_process import GaussianProcess
+from llmevo.search.optimizers.earlier.surrogate_cma_es import Distribution
+from llmevo.search.optimizers.features import CHOICE, UNUSED, Features, Scale
 from llmevo.search.space import SearchSpace
 
 RANDOM = np.random.default_rng(0)

@@ -75,6 +75,7 @@ class Scripted:
 
     script: Script
     child: subprocess.Popen[bytes] | None = None
+    warn: Callable[[str], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
         self._act("import")
@@ -128,6 +129,8 @@ class Scripted:
                 self._write(f"child {self.child.pid}")
             case "refuse":
                 raise SourceError("the model org/none cannot be found")
+            case "warn":
+                self.warn(" ".join(words[1:]))
             case "fail":
                 raise CandidateError(f"{place} is no model")
             case "lose":
@@ -181,6 +184,10 @@ class ScriptedScoring:
     """A `Scoring` of three parts."""
 
     scores: dict[str, Score] = field(default_factory=dict[str, Score])
+    warnings: list[str] = field(default_factory=list[str])
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def known(self, request: Request) -> Score | None:
         return self.scores.get(_key(request))

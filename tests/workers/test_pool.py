@@ -12,7 +12,7 @@ import pytest
 from llmevo.errors import MachineError
 from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
-from llmevo.workers.pool import Desk, Limits, Pool
+from llmevo.workers.pool import Limits, Pool, RunQueue
 from llmevo.workers.protocol import Hello, Job, Lost, Message, Notice, Ready, Request
 from support.scripted import FACTS, PARTS, ScriptedScoring, expected_score, part_score, recipe_of, whole_score
 from support.virtual import Fate, VirtualHost, VirtualWorker
@@ -57,15 +57,15 @@ class OneStaysAway(VirtualHost):
         return worker
 
 
-def desk_of(pool: Pool, host: VirtualHost) -> Desk:
-    """A desk at which waiting for a result without end is an error."""
+def desk_of(pool: Pool, host: VirtualHost) -> RunQueue:
+    """A run_queue at which waiting for a result without end is an error."""
 
     @contextmanager
     def waiting() -> Generator[None]:
         assert host.now < 30_000, "no worker does anything"
         yield
 
-    return pool.desk(waiting=waiting)
+    return pool.queue_for(waiting=waiting)
 
 
 @pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 200, 50)], ids=str)
@@ -79,15 +79,15 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
         fate = Fate(chance.choice([0, 0.05, 0.3]), chance.choice([0, 0.02]), killers, failing, seed % 4 == 0)
         host = VirtualHost(chance.randint(1, 5), chance, fate, one_at_a_time=chance.random() < 0.3)
         pool = Pool(host, Judging(), FACTS, Limits(20, 20, 20, 2, 20, 2), clock=host.clock)
-        desk, notices = desk_of(pool, host), list[Notice]()
-        desk.observe = notices.append
+        run_queue, notices = desk_of(pool, host), list[Notice]()
+        run_queue.observe = notices.append
         requests = [Request(n, recipe_of(n), rivals=[RIVAL] if chance.random() < 0.6 else []) for n in range(count)]
         for request in requests:
-            desk.submit(request)
+            run_queue.submit(request)
         results = {}
         try:
             for _ in requests:
-                result = desk.result()
+                result = run_queue.result()
                 assert result.id not in results, seed
                 results[result.id] = result
         except MachineError:
@@ -115,11 +115,11 @@ def test_whatever_becomes_of_workers_each_request_has_its_result(seeds: range) -
 def test_a_recipe_that_killed_two_workers_is_given_up_where_none_starts_in_their_place() -> None:
     host = OneStaysAway(2, random.Random(0), Fate(killers=frozenset({0})))
     pool = Pool(host, Judging(), FACTS, clock=host.clock)
-    desk, notices = desk_of(pool, host), list[Notice]()
-    desk.observe = notices.append
-    desk.submit(Request(0, recipe_of(0)))
+    run_queue, notices = desk_of(pool, host), list[Notice]()
+    run_queue.observe = notices.append
+    run_queue.submit(Request(0, recipe_of(0)))
     try:
-        result = desk.result()
+        result = run_queue.result()
     finally:
         pool.close()
     assert result.reason == "lost twice on different workers: the recipe killed it"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmevo.errors import ConfigError, MachineError
-from llmevo.workers import open as opening
+from llmevo.workers import start as opening
 from llmevo.workers.processes import Processes, fitting
 from llmevo.workers.protocol import Job, Lost
 from support.scripted import Script, recipe_of

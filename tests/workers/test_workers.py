@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmevo.errors import MachineError, UserError
+from llmevo.errors import CandidateError, MachineError, UserError
 from llmevo.evaluation.score import Score
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Limits
@@ -312,3 +312,24 @@ def test_a_candidate_that_fails_in_several_parts_has_one_reason(host: str, tmp_p
     script = Script(tmp_path, {(1, 0): "fail", (1, 1): "wait 0.1", (1, 2): "fail"})
     with pool_on(host, script, 3) as watched:
         assert watched.score(requests_for(1))[1].reason == "(1, 0) is no model"
+
+
+def test_what_workers_warn_of_is_told_once(host: str, tmp_path: Path) -> None:
+    script = Script(
+        tmp_path, {"load": "warn the gate is off", 1: "warn memory ran out", (2, 0): "warn the gate is off"}
+    )
+    scoring = ScriptedScoring()
+    with pool_on(host, script, 2, scoring=scoring) as watched:
+        watched.score(requests_for(3))
+    assert sorted(scoring.warnings) == ["memory ran out", "the gate is off"]
+
+
+def test_a_failure_in_this_process_has_the_seconds_that_the_scorer_took() -> None:
+    def fail(_: Request) -> tuple[Score, Mapping[str, float]]:
+        error = CandidateError("it is no model")
+        error.seconds = 0.25  # without those of loading the engine
+        raise error
+
+    local = Local(fail)
+    local.submit(Request(1, recipe_of(1)))
+    assert local.result().seconds == {"evaluate": 0.25}

@@ -24,7 +24,7 @@ from llmevo.evaluation.judges.verdicts import Judgement, Verdict, VerdictMemory
 from llmevo.evaluation.tasks.task import Judge
 from llmevo.llm import CLIENTS
 from llmevo.llm.client import Client, Connection, Request, read_key
-from llmevo.llm.json import numeral, objects, without_thoughts, writable
+from llmevo.llm.json import numeral, objects, without_surrogates, without_thoughts
 from llmevo.llm.templates import Templates
 
 REASON, JUDGED = 200, 300
@@ -183,7 +183,7 @@ class LlmJudge:
         return memory.verdicts.get(inquiry.key) or memory.by_task.get((self.task, inquiry.older))
 
     def _inquiries(self, one: Written) -> list[Inquiry]:
-        """None for a reply that equals its reference, which is a tie."""
+        """Return the requests for one reply; an empty list where it equals its reference, which counts as a tie."""
         if not one.reference:
             return [self.rubric.grade(one.prompt, one.reply)]
         if one.reply.strip() == one.reference.strip():
@@ -249,13 +249,15 @@ class LlmJudge:
                 try:
                     value, reason = inquiry.read(reply.text)
                 except ValueError as error:
-                    problems.append(writable(str(error)))
+                    problems.append(without_surrogates(str(error)))
                     said = {"role": "assistant", "content": reply.text[:REPEATED] or "(nothing)"}
                     again = {"role": "user", "content": self.rubric.repair(problems[-1])}
                     messages = (*inquiry.messages, said, again)
                 else:
-                    replies = [writable(text[:JUDGED]) for text in inquiry.replies]
-                    verdict = Verdict(key=inquiry.key, value=round(value, 4), reason=writable(reason), replies=replies)
+                    replies = [without_surrogates(text[:JUDGED]) for text in inquiry.replies]
+                    verdict = Verdict(
+                        key=inquiry.key, value=round(value, 4), reason=without_surrogates(reason), replies=replies
+                    )
                     verdicts.append(verdict)
                     self._control = inquiry
         except ProposerError as error:

@@ -84,7 +84,7 @@ class Vote(Statement):
 
 
 @dataclass(frozen=True)
-class Bill:
+class JudgeCost:
     """The expense of judgements."""
 
     verdicts: int
@@ -185,7 +185,7 @@ def digest(*parts: object) -> str:
 
 
 @dataclass(frozen=True)
-class Showing:
+class ShownPair:
     """A pair as a person sees it."""
 
     task: str
@@ -196,7 +196,7 @@ class Showing:
     """Votes on this candidate still to come, this one included."""
 
 
-AskVoter = Callable[[Showing], Literal["first", "second", "tie", "skip"]]
+AskVoter = Callable[[ShownPair], Literal["first", "second", "tie", "skip"]]
 """Asks a person. Raises KeyboardInterrupt when the person wants to stop."""
 
 

@@ -74,7 +74,7 @@ def _score(task: Task, function: Metric, leaf: Any, document: Mapping[str, Any],
 
 
 def _function(task: Task, file: Path, name: str, source: bytes) -> Metric:
-    """From the file, which is run once for each of its versions."""
+    """Load the function from its file, which is run once for each version of the file."""
     called = f"llmevo_metric_{hashlib.sha256(str(file.absolute()).encode() + source).hexdigest()[:16]}"
     module = sys.modules.get(called)
     if module is None:

@@ -16,7 +16,7 @@ from llmevo.evaluation.judges.verdicts import (
     Pair,
     Poll,
     Presentation,
-    Showing,
+    ShownPair,
     VerdictMemory,
     Vote,
     digest,
@@ -111,7 +111,7 @@ class VotedTask(JudgedTask):
             )
         names = [player, pair.other] if pair.own_first else [pair.other, player]
         first, second = (poll.replies[name][pair.prompt] for name in names)
-        chosen = ask_voter(Showing(self.task_name, prompt, first, second, left))
+        chosen = ask_voter(ShownPair(self.task_name, prompt, first, second, left))
         if chosen in ("tie", "skip"):
             return chosen
         return "own" if (chosen == "first") == pair.own_first else "other"

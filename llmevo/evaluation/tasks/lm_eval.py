@@ -428,7 +428,7 @@ def _naming(leaf: Any, document: Any) -> Generator[None]:
         yield
     except Exception as error:
         raise TaskError(
-            f"tasks: {leaf.task_name} cannot say its question ({type(error).__name__}: {error}) of the document"
+            f"tasks: {leaf.task_name}: the question of a document cannot be written ({type(error).__name__}: {error}):"
             f" {str(document)[:SHOWN]}"
         ) from error
 

@@ -48,18 +48,18 @@ def build_text(task: Task, root: Path, _: Any) -> Any:
 
 
 def _bits_per_byte(document: Mapping[str, str], results: Sequence[float]) -> dict[str, float]:
-    """Of one document, from its log-likelihood in nats."""
+    """Return the bits per byte of one document, from its log-likelihood in nats."""
     (likelihood,) = results
     return {"bits_per_byte": -likelihood / math.log(2) / len(document["text"].encode())}
 
 
-def cut(text: str, size: int = DOCUMENT) -> list[str]:
-    """Cut a text into documents of about one size, in bytes, between paragraphs; a longer paragraph between lines,
+def cut(text: str) -> list[str]:
+    """Cut a text into documents of about `DOCUMENT` bytes between paragraphs; a longer paragraph between lines,
     sentences or words, and anywhere only where it has none of these.
     """
     text = text.strip()
     documents: list[str] = []
-    count = max(1, round(len(text.encode()) / size))
+    count = max(1, round(len(text.encode()) / DOCUMENT))
     while count > 1:
         place = _best_end(text, round(len(text) / count))
         documents.append(text[:place].strip())

@@ -65,7 +65,7 @@ class Product:
         return self.left.nbytes + self.right.nbytes
 
 
-class Kept(tuple[Any, ...]):
+class Arrays(tuple[Any, ...]):
     """Several arrays as one entry of the cache."""
 
     @property
@@ -207,8 +207,8 @@ def keep_products(
 ) -> Sequence[Product]:
     """Return products that depend on no weight but on which models are used, and on `tag`; the last ones are kept."""
 
-    def made() -> Kept:
+    def made() -> Arrays:
         with one_thread():
-            return Kept(each.rounded() for each in make())
+            return Arrays(each.rounded() for each in make())
 
     return inputs.keep_latest(what, (used(inputs), tag), made)

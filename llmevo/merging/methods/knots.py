@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmevo.merging.kernels import spectral
-from llmevo.merging.kernels.spectral import Kept, Matrix, Product
+from llmevo.merging.kernels.spectral import Arrays, Matrix, Product
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.task_arithmetic import task_arithmetic
@@ -33,7 +33,7 @@ def knots(inputs: TensorGroup) -> Tensor:
     return weighted_sum(models, [*(weight * scale for weight in weights), 1.0], inputs.origin, inputs.dtype)
 
 
-def _aligned(inputs: TensorGroup) -> Kept:
+def _aligned(inputs: TensorGroup) -> Arrays:
     """Return UΣ (rows, rank), and Vᵢ (rank, columns) of each used model."""
     found = spectral.vectors(inputs)
     basis, triangle = np.linalg.qr(np.concatenate([each.left for each in found], axis=1, dtype=np.float64))
@@ -42,7 +42,7 @@ def _aligned(inputs: TensorGroup) -> Kept:
     squares, u = np.linalg.eigh(np.sum([each @ each.T for each in inner], axis=0))
     kept = squares > 1e-12 * max(float(squares[-1]), 0.0) if len(squares) else np.zeros(0, bool)
     values, u = np.sqrt(squares[kept]), u[:, kept]
-    return Kept((basis @ (u * values), *((u.T @ each) / values[:, None] for each in inner)))
+    return Arrays((basis @ (u * values), *((u.T @ each) / values[:, None] for each in inner)))
 
 
 def _ties(aligned: list[Matrix], weights: list[float], density: float, normalize: bool) -> Matrix:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from llmevo.merging.kernels import spectral
-from llmevo.merging.kernels.spectral import Kept, Matrix, Product
+from llmevo.merging.kernels.spectral import Arrays, Matrix, Product
 from llmevo.merging.kernels.task_vectors import weighted_sum
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.task_arithmetic import task_arithmetic
@@ -66,9 +66,9 @@ def _changed(inputs: TensorGroup, change: Callable[[Matrix], Matrix]) -> Tensor:
     return weighted_sum([*models, *added], [*weights, *(1.0 for _ in added)], inputs.origin, inputs.dtype)
 
 
-def _span(inputs: TensorGroup) -> Kept:
+def _span(inputs: TensorGroup) -> Arrays:
     """Return bases of the models' outputs and inputs, the singular vectors in them, and the singular values."""
     found = spectral.vectors(inputs)
     left, core_left = np.linalg.qr(np.concatenate([each.left for each in found], axis=1, dtype=np.float64))
     right, core_right = np.linalg.qr(np.concatenate([each.right for each in found], dtype=np.float64).T)
-    return Kept((left, right, core_left, core_right, np.concatenate([each.values for each in found])))
+    return Arrays((left, right, core_left, core_right, np.concatenate([each.values for each in found])))

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.preparation.registry import Measured
 from llmevo.merging.preparation.texts import Texts
-from llmevo.merging.vocabulary import Aligned, plain, tokenizer_folder
+from llmevo.merging.vocabulary import ByToken, plain, tokenizer_folder
 from llmevo.models.checkpoints import Checkpoint
 from llmevo.models.files import cache_folder, content_checksums
 from llmevo.models.references import ModelReference
@@ -28,7 +28,7 @@ def reading(sources: Sources, *models: ModelReference) -> str:
 
     Raises SourceError for a file that cannot be read.
     """
-    made: list[object] = [sources.vocabulary.digest] if isinstance(sources, Aligned) else []
+    made: list[object] = [sources.vocabulary.digest] if isinstance(sources, ByToken) else []
     for model in dict.fromkeys(models):
         folder = tokenizer_folder(model, plain(sources))
         files = [file for file in tokenizer_files(folder) if file.is_file()]

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmevo.config import Config
 from llmevo.errors import RunError
-from llmevo.evaluation.judges.verdicts import Bill
+from llmevo.evaluation.judges.verdicts import JudgeCost
 from llmevo.models.files import WHOLE
 from llmevo.reports.comparison.statistics import (
     Band,
@@ -56,7 +56,7 @@ class Result:
     items: int
     heldout_items: int
     """Questions of a search score, and of a held-out one."""
-    judged: Bill
+    judged: JudgeCost
     """The calls of LLM judges, those of finalists and held-out rows included."""
     violated: str = ""
     """The constraints that the best violates: no candidate satisfies them all."""
@@ -84,7 +84,7 @@ class Optimizer:
     """None when half of the seeds or more never reach it."""
     llm: dict[str, float]
     """Summed over the runs; `share` and `best` are shares."""
-    judged: Bill
+    judged: JudgeCost
     """The calls of LLM judges, summed over the runs."""
 
     @property
@@ -179,7 +179,7 @@ def _optimizer(name: str, runs: Sequence[Result], reference: Mapping[int, Result
         reached=needed,
         median_reached=median_reached([*needed.values()]),
         llm=llm,
-        judged=sum((run.judged for run in runs), Bill.of(())),
+        judged=sum((run.judged for run in runs), JudgeCost.of(())),
     )
 
 
@@ -290,7 +290,7 @@ def _result(folder: str, optimizer: str, state: RunState) -> Result:
         heldout_stderr=best.stderr if best else None,
         rows={row.row: row.score for row in state.heldout.values() if row.kind not in OF_BEST},
         llm=_llm(state),
-        judged=Bill.of(state.judged),
+        judged=JudgeCost.of(state.judged),
         seconds=sum(sum(trial.seconds.values()) for trial in trials),
         items=state.started.items,
         heldout_items=state.started.heldout_items,

@@ -104,10 +104,10 @@ def pairs(comparison: Comparison) -> Table:
     kind = "held-out scores" if comparison.final == "heldout" else "search scores"
     tests = ", ".join(dict.fromkeys(pair.result.test for pair in chosen))
     note = f"First minus second in {kind}, seed by seed. Two-sided p ({tests}), also corrected for several pairs."
-    return Table("Against each other", f"{note} {verdict(chosen)}", header, rows)
+    return Table("Against each other", f"{note} {conclusion(chosen)}", header, rows)
 
 
-def verdict(chosen: Sequence[Pair]) -> str:
+def conclusion(chosen: Sequence[Pair]) -> str:
     """Return the conclusion in one sentence."""
     least = min(holm([pair.result.least for pair in chosen]), default=1.0)
     if least >= LEVEL:

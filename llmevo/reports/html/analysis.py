@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from llmevo.config import Config
-from llmevo.evaluation.judges.verdicts import Bill
+from llmevo.evaluation.judges.verdicts import JudgeCost
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.standard_errors import clusters
 from llmevo.evaluation.tasks.task import Task, short
@@ -280,7 +280,7 @@ def costs(subject: Subject) -> Costs:
         "held-out scores": took.get("heldout", 0.0),
         "the LLM": sum(event.seconds for event in state.prompted),
     }
-    together, spent = bool(state.fleet.members), sum(parts.values())
+    together, spent = bool(state.worker_history.members), sum(parts.values())
     whole = spent if together else max(state.seconds, spent)
     if not together:
         parts["loading, optimizer, pauses"] = whole - spent
@@ -293,7 +293,7 @@ def costs(subject: Subject) -> Costs:
         prompt_tokens=sum(event.tokens.get("prompt", 0) for event in state.prompted),
         completion_tokens=sum(event.tokens.get("completion", 0) for event in state.prompted),
         money=sum(event.cost for event in state.prompted),
-        judges=str(Bill.of(state.judged)) if state.judged else "",
+        judges=str(JudgeCost.of(state.judged)) if state.judged else "",
         together=together,
     )
 

@@ -20,14 +20,14 @@ from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStub
 
 from llmevo.errors import plural, without_passwords
 from llmevo.evaluation.score import metric_of
+from llmevo.reports.conclusion import conclusion
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of
+from llmevo.reports.html.llm_analyses import thoughts
 from llmevo.reports.html.pareto import covered, front, names, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
-from llmevo.reports.html.thoughts import thoughts
-from llmevo.reports.serving import finalists
+from llmevo.reports.quantized_scores import finalists
 from llmevo.reports.text import UNSAFE, clock, printable, quoted, size
-from llmevo.reports.verdict import verdict
 from llmevo.run.spending import Spending
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable
@@ -139,7 +139,7 @@ def report(subject: Subject, live: Live | None = None) -> str:
         live=live,
         name=subject.folder.resolve().name,
         spending=Spending(subject.config.search.budget, subject.state),
-        verdict=verdict(subject.state, subject.folder),
+        conclusion=conclusion(subject.state, subject.folder),
         heldout=[
             {
                 "row": event.row,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llmevo.reports.html.analysis import Subject
 from llmevo.run.log import events
 from llmevo.search.evidence import Evidence, calibration
-from llmevo.search.optimizers.population import key
+from llmevo.search.optimizers.base import genes_key
 from llmevo.search.prompts.question import Question
 from llmevo.search.prompts.reading import read
 from llmevo.search.prompts.table import GeneTable
@@ -63,7 +63,7 @@ def _replied(subject: Subject) -> dict[int, tuple[str, float]]:
         if event.style != "chat" or not event.reply or not event.used:
             continue
         asked = {
-            key(candidate.genes): candidate.id
+            genes_key(candidate.genes): candidate.id
             for candidate in subject.state.candidates.values()
             if not candidate.path
             and candidate.generation == event.generation
@@ -86,4 +86,4 @@ def _proposals(question: Question, event: events.Prompted) -> Iterator[tuple[tup
     for sheet in dict.fromkeys(GeneTable.of(space, seed).slices for seed in range(len(space.slices))):
         for proposal in read(event.reply or "", question, GeneTable(space, sheet), Evidence((), ())).proposals:
             if proposal.expected is not None:
-                yield key(proposal.genes), proposal.expected
+                yield genes_key(proposal.genes), proposal.expected

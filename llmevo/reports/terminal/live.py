@@ -12,11 +12,11 @@ from rich.live import Live
 
 from llmevo.config import Config, parse_logged
 from llmevo.errors import RunError, plural
-from llmevo.evaluation.judges.verdicts import Bill
+from llmevo.evaluation.judges.verdicts import JudgeCost
+from llmevo.reports.conclusion import conclusion
 from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, served, total
 from llmevo.reports.terminal.workers import noticed
 from llmevo.reports.text import clock, quoted, say
-from llmevo.reports.verdict import verdict
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, is_written, readable
@@ -174,7 +174,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(served(state))
     if state.heldout:
         console.print(heldout(state, console.width))
-        for line in verdict(state, folder):
+        for line in conclusion(state, folder):
             say(console, line)
     else:
         console.print(scores(state, config, console.width))
@@ -202,7 +202,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         if trouble := [f"{counts[kind]} {what}" for kind, what in TROUBLE.items() if counts.get(kind)]:
             console.print(f"Of its answers, {', '.join(trouble)}.", highlight=False)
     if state.judged:
-        console.print(f"{Bill.of(state.judged)}", highlight=False)
+        console.print(f"{JudgeCost.of(state.judged)}", highlight=False)
     console.print(f"\nThe run is in {folder}. Next:", highlight=False)
     for command, what in (
         (f"llmevo export {place} OUT", "the merged model as a Hugging Face folder"),

@@ -18,7 +18,7 @@ from llmevo.config import Config
 from llmevo.errors import plural
 from llmevo.evaluation.score import Metrics, Score, metric_of
 from llmevo.evaluation.tasks.task import short
-from llmevo.reports.serving import finalists
+from llmevo.reports.quantized_scores import finalists
 from llmevo.reports.terminal import workers
 from llmevo.reports.text import clock, objective_value, with_error
 from llmevo.run.log.events import OF_BEST
@@ -69,9 +69,11 @@ def picture(
     the workers do now.
     """
     wide = width - 4
-    crew = 0 if state.finished else len({of.name for of in state.fleet.present} | {of.worker for of in doing()})
-    most = crew if height is None else min(crew, max(2, (height - FRAME) // 3))
-    rows = None if height is None else max(2, height - FRAME - (most + 2 if crew else 0))
+    count = (
+        0 if state.finished else len({of.name for of in state.worker_history.present} | {of.worker for of in doing()})
+    )
+    most = count if height is None else min(count, max(2, (height - FRAME) // 3))
+    rows = None if height is None else max(2, height - FRAME - (most + 2 if count else 0))
     begun = max(filter(None, (begun, state.latest)), default=None)
     since = partial(_since, begun if live and not state.finished else None)
     parts: list[RenderableType] = [_head(state, config, live, since), _facts(state, config, since)]
@@ -81,8 +83,8 @@ def picture(
         parts += ["", scores(state, config, wide, rows)]
     if state.heldout:
         parts += ["", heldout(state, wide, None if rows is None else rows - 1)]
-    if crew:
-        parts += ["", Ticking(lambda: workers.table(state.fleet, doing(), most, wide) or "")]
+    if count:
+        parts += ["", Ticking(lambda: workers.table(state.worker_history, doing(), most, wide) or "")]
     if state.prompted:
         parts += ["", *_last_prompt(state, wide)]
     return Panel(Group(*parts), title=Text(f"llmevo  {folder}"), title_align="left", width=width)

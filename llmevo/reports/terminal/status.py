@@ -13,15 +13,15 @@ from rich.text import Text
 
 from llmevo.config import parse_logged
 from llmevo.errors import RunError, UserError
-from llmevo.reports.serving import served_best
+from llmevo.reports.quantized_scores import served_best
 from llmevo.reports.terminal.workers import lines
 from llmevo.reports.text import clock, with_error
-from llmevo.run.log.fleet import Member
+from llmevo.run.comparison import siblings
 from llmevo.run.log.state import RunState, failures
 from llmevo.run.log.storage import LOG, Tail, is_written, readable
+from llmevo.run.log.worker_history import WorkerRecord
 from llmevo.run.progress import Left, left
 from llmevo.run.spending import Spending
-from llmevo.run.sweep import siblings
 
 MOST = 8
 """Lines of workers below the table, for each run."""
@@ -70,7 +70,7 @@ class Status:
     """Seconds of these until the next event; negative where it is later than expected."""
     rate: float | None = None
     """Questions a second of all workers of a running one together."""
-    workers: list[Member] = field(default_factory=list[Member])
+    workers: list[WorkerRecord] = field(default_factory=list[WorkerRecord])
     """The workers of a running one."""
 
 
@@ -128,8 +128,8 @@ def _known(state: RunState, run: Path, written: bool, others: Sequence[RunState]
         "served_stderr": both.served.stderr if both else None,
         "format": both.format if both else "",
         "age": round(age, 3),
-        "rate": round(state.fleet.rate, 3) if written and state.fleet.present else None,
-        "workers": state.fleet.present if written else [],
+        "rate": round(state.worker_history.rate, 3) if written and state.worker_history.present else None,
+        "workers": state.worker_history.present if written else [],
         "left": round(ahead, 3) if ahead else None,
         "step": round(expected.now - age, 3) if ahead and expected.now else None,
     }

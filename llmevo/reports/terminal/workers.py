@@ -11,7 +11,7 @@ from rich.text import Text
 from llmevo.errors import plural, shortened
 from llmevo.reports.text import clock, printable
 from llmevo.run.log.events import Worker
-from llmevo.run.log.fleet import Fleet, Member
+from llmevo.run.log.worker_history import WorkerHistory, WorkerRecord
 from llmevo.workers.protocol import Doing
 
 WIDE = 90
@@ -45,13 +45,13 @@ def flat(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def numbers(member: Member) -> tuple[str, str, str]:
+def numbers(member: WorkerRecord) -> tuple[str, str, str]:
     """Return the questions that a worker answered, its questions a second, and its losses."""
     rate = f"{member.rate:.1f}" if member.rate else ""
     return f"{member.questions:,}", rate, str(member.losses or "")
 
 
-def last(member: Member) -> str:
+def last(member: WorkerRecord) -> str:
     """Return what the log says of a worker: what it did last, or why it does nothing."""
     if member.state == "lost":
         return "lost; another is started"
@@ -71,14 +71,14 @@ def now(of: Doing) -> str:
 
 
 def table(
-    fleet: Fleet, doing: Sequence[Doing] = (), most: int | None = None, width: int | None = None
+    worker_history: WorkerHistory, doing: Sequence[Doing] = (), most: int | None = None, width: int | None = None
 ) -> RenderableType | None:
     """Return a line for each of at most `most` workers; None where there are none. Within less than `WIDE` columns
     their places are left out.
 
     `doing` are those of a run in this process; the log says only what a worker has done.
     """
-    members = {member.name: member for member in fleet.present}
+    members = {member.name: member for member in worker_history.present}
     busy = {of.worker: of for of in doing}
     names = sorted({*members, *busy}, key=lambda name: (len(name), name))
     if not names:
@@ -96,7 +96,7 @@ def table(
     if placed := width is None or width >= WIDE:
         grid.add_column("place", no_wrap=True, overflow="ellipsis", ratio=2)
     for name in shown:
-        member = members.get(name) or Member(name)
+        member = members.get(name) or WorkerRecord(name)
         text = now(busy[name]) if name in busy and member.state != "refused" else last(member)
         style = TROUBLE.get(member.state, "")
         place = [Text(flat(member.place), style="dim")] if placed else []
@@ -108,7 +108,7 @@ def table(
     return Group(grid, Text(f"and {len(names) - len(shown)} more: {counts}", style="dim", no_wrap=True))
 
 
-def lines(members: Sequence[Member], rate: float, most: int) -> list[str]:
+def lines(members: Sequence[WorkerRecord], rate: float, most: int) -> list[str]:
     """Return workers in words: one line together, with their questions a second, and one for each of at most `most`."""
     if not members:
         return []

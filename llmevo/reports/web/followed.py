@@ -23,10 +23,10 @@ from llmevo.reports.html.predictions import predictions
 from llmevo.reports.terminal.status import Status, status_of
 from llmevo.reports.terminal.workers import last
 from llmevo.reports.text import printable
+from llmevo.run.comparison import siblings
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, consistent_log, is_written, runs_below
-from llmevo.run.sweep import siblings
 
 RUNS = Path("runs")
 """The folder in which runs are made where no other is given."""

@@ -34,6 +34,8 @@ class BaseEvent(BaseModel):
 
 
 class RunStarted(BaseEvent):
+    """The beginning: the config, the models, the questions and the genes. Always the first line."""
+
     event: Literal["run_started"] = "run_started"
     config: dict[str, Any]
     """With the overrides of the command line."""
@@ -125,6 +127,8 @@ class RunStarted(BaseEvent):
 
 
 class Prompted(BaseEvent):
+    """A prompt to the LLM, with its reply."""
+
     event: Literal["prompted"] = "prompted"
     generation: int
     model: str
@@ -172,6 +176,8 @@ class Worker(BaseEvent, Notice):
 
 
 class Asked(BaseEvent):
+    """The candidates that an optimizer suggests."""
+
     event: Literal["asked"] = "asked"
     generation: int
     candidates: list[dict[str, Any]]
@@ -222,6 +228,8 @@ class Scored(BaseEvent):
 
 
 class Evaluated(Scored):
+    """A candidate's score on the search questions."""
+
     event: Literal["evaluated"] = "evaluated"
     candidate: int
     rival: int | None = None
@@ -262,6 +270,8 @@ class Served(Scored):
 
 
 class Failed(BaseEvent):
+    """A candidate that could not be merged or scored, or did not pass the gate."""
+
     event: Literal["failed"] = "failed"
     candidate: int
     reason: str
@@ -272,6 +282,8 @@ class Failed(BaseEvent):
 
 
 class Told(BaseEvent):
+    """The optimizer was told scores; its state follows from all lines before."""
+
     event: Literal["told"] = "told"
     generation: int
     """With `search.order: steady` the number of this event: each trial is told alone."""
@@ -280,7 +292,7 @@ class Told(BaseEvent):
     best: int | None
     """The best candidate so far."""
     trust: float | None = None
-    """The optimizer's trust in the LLM, 0 to 1; None without one."""
+    """The share of the candidates that the optimizer gives the LLM, 0 to 1; None without an LLM."""
     candidates: list[int] = Field(default_factory=list[int])
     """The candidates whose trials the optimizer was told of; empty in older logs."""
     violations: dict[int, float] = Field(default_factory=dict[int, float])
@@ -347,6 +359,8 @@ class Unscored(BaseEvent):
 
 
 class RunFinished(BaseEvent):
+    """The end: the best candidate and the held-out scores."""
+
     event: Literal["run_finished"] = "run_finished"
     best: int | None
     search_score: float | None

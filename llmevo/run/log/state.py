@@ -14,7 +14,7 @@ from llmevo.evaluation.standard_errors import clusters, distinct
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
-from llmevo.run.log.fleet import Fleet
+from llmevo.run.log.worker_history import WorkerHistory
 from llmevo.search.objectives.constraints import ConstraintChecker, HeldoutConstraint, check_heldout, paired
 from llmevo.search.objectives.objective import COUNT, Objective, front
 from llmevo.search.trial import Candidate, Trial
@@ -53,7 +53,7 @@ class RunState:
     finished: events.RunFinished | None = None
     workers: list[events.Worker] = field(default_factory=list[events.Worker])
     """The changes among the workers."""
-    fleet: Fleet = field(default_factory=Fleet)
+    worker_history: WorkerHistory = field(default_factory=WorkerHistory)
     """The workers, and what they did."""
     generations: int = 0
     """How often candidates were asked for, the start rows included."""
@@ -164,7 +164,7 @@ class RunState:
             self.candidates.get(event.candidate) if isinstance(event, events.Evaluated | events.Failed) else None
         )
         steady = self.started is not None and self.started.order == "steady"
-        self.fleet.take(event, candidate.generation if candidate else 0, steady)
+        self.worker_history.take(event, candidate.generation if candidate else 0, steady)
 
     def _is_of_finals(self, event: events.Event) -> bool:
         """Whether a finalist, scored before, answers the questions that racing had spared it; in older logs these were

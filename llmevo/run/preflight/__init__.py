@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from llmevo.errors import LlmevoError
 from llmevo.run.preflight.base import Finding, Findings
 from llmevo.run.preflight.forecast import memory
-from llmevo.run.preflight.models import adapters, dtypes, functions, licences, rope, tied_heads
+from llmevo.run.preflight.models import adapters, dtypes, functions, licences, paths, rope, tied_heads
 from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
 from llmevo.run.preflight.questions import directions, finalists, heldout, lengths, questions, repetitions
@@ -32,6 +32,7 @@ CHECKS: Sequence[Check] = (
     special_tokens,
     adapters,
     rope,
+    paths,
     functions,
     tied_heads,
     dtypes,

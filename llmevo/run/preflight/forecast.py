@@ -132,7 +132,7 @@ def forecast(experiment: Experiment, first: FirstPrompt | None, measured: Measur
         speed = _speed() * EFFICIENCY * _share(experiment)
         each, final, last = (count * 2 * parameters / speed for count in (searched, tokens(selection), held_out))
     origins = [row.origin for row in experiment.start_rows]
-    workers = experiment.workers if experiment.order else 1
+    workers = experiment.worker_count if experiment.order else 1
     evaluations, size = experiment.evaluations, max(population(experiment), workers)
     size = min(size, experiment.optimizer().largest or size)
     start = min(1, len(origins)) + _waves(len(origins) - 1, workers)  # the first start row is scored alone
@@ -191,7 +191,7 @@ def _error(evaluator: Evaluator) -> float:
     """The standard error of a score where each task has the accuracy `EXPECTED`, and a repeated question one answer."""
     squares = 0.0
     for name, weight in evaluator.weights.items():
-        if asked := evaluator.same.get(name):
+        if asked := evaluator.clusters.get(name):
             squares += weight**2 * sum(count**2 for count in Counter(asked).values()) / len(asked) ** 2
     return math.sqrt(EXPECTED * (1 - EXPECTED) * squares)
 
@@ -208,7 +208,7 @@ def _share(experiment: Experiment) -> float:
     engine = experiment.config.engine
     if torch.cuda.is_available() and engine.device != "cpu":
         return min(1.0, engine.gpus or 1.0)
-    return 1.0 if engine.on == "ray" else 1.0 / experiment.workers
+    return 1.0 if engine.on == "ray" else 1.0 / experiment.worker_count
 
 
 def first_prompt(experiment: Experiment) -> FirstPrompt | None:

@@ -16,6 +16,7 @@ from llmevo.models.licences import DUTIES, FREE, UNKNOWN, normal
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
+from llmevo.search.paths.registry import PATHS
 from llmevo.search.prompts.question import SliceGeometry
 
 FUNCTION = (
@@ -145,6 +146,18 @@ def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
     source = plain(scorer.sources)[reference]
     largest = max(source.shapes, key=lambda name: math.prod(source.shapes[name]))
     return str(source.dtype(largest)).removeprefix("torch.")
+
+
+def paths(scorer: Scorer) -> Findings:
+    """Layer paths that the optimizer does not try."""
+    config = scorer.config
+    own = any(isinstance(entry, Mapping) and "path" in entry for entry in config.search.start_from)
+    if config.genome.path and config.search.optimizer not in PATHS and config.search.spaces != "both" and not own:
+        yield Finding(
+            "genome.path",
+            f"{config.search.optimizer} searches weights, and no candidate will be a layer path",
+            "Set `optimizer: paths` or `spaces: both` under `search:`, or leave genome.path out",
+        )
 
 
 def tied_heads(scorer: Scorer) -> Findings:

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from llmevo.search.optimizers.base import Optimizer, Setup
 from llmevo.search.optimizers.bayesian import BayesianOptimization
 from llmevo.search.optimizers.cma_es import CmaEs, MergekitEvolve, SepCmaEs
+from llmevo.search.optimizers.earlier.llm_guided_cma_es import LlmGuidedCmaEs
+from llmevo.search.optimizers.earlier.surrogate_cma_es import SurrogateCmaEs
 from llmevo.search.optimizers.llm import LlmLedSearch
 from llmevo.search.optimizers.llm_evo_merge import LlmEvoMerge
-from llmevo.search.optimizers.llm_guided_cma_es import LlmGuidedCmaEs
 from llmevo.search.optimizers.optuna_samplers import Gp, Nsga2, Tpe
 from llmevo.search.optimizers.random_search import RandomSearch
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.optimizers.spsa import Spsa
-from llmevo.search.optimizers.surrogate_cma_es import SurrogateCmaEs
 
 OPTIMIZERS: dict[str, Callable[[Setup], Optimizer]] = {
     "llm": LlmLedSearch,

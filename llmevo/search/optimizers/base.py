@@ -4,14 +4,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from llmevo.llm.templates import Templates
 from llmevo.search.prompts.question import Prompt, Question, Reading, SliceGeometry
-from llmevo.search.space import SearchSpace
+from llmevo.search.space import Genes, SearchSpace
 from llmevo.search.trial import Suggestion, Trial
 
 Asking = Generator[Prompt, Reading, list[Suggestion]]
@@ -183,3 +183,42 @@ def digest(generator: np.random.Generator, *parts: Any) -> str:
     """Return a short digest of a random generator's state and of plain values."""
     text = json.dumps([generator.bit_generator.state, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class CallDigest:
+    """A digest of all arguments of `ask` and `tell`: the `state` of an optimizer that is a function of these."""
+
+    def __init__(self, *setup: Any) -> None:
+        self._hash = hashlib.sha256()
+        self.add(*setup)
+
+    def add(self, *parts: Any) -> None:
+        self._hash.update(json.dumps(parts, sort_keys=True, default=str).encode())
+
+    def told(self, trials: Sequence[Trial]) -> None:
+        told = [(trial.value, trial.candidate.genes, trial.candidate.path) for trial in trials]
+        self.add("told", [each if each[-1] else each[:-1] for each in told])  # as it was before there were paths
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()[:16]
+
+
+class ReproducibleOptimizer(Optimizer):
+    """An optimizer that is a function of its setup and of the arguments of all calls: `state` is their digest."""
+
+    _setup: Setup
+    _history: CallDigest
+
+    def extend(self, evaluations: int) -> None:
+        """Plan with another budget; an LLM is told how many evaluations are left."""
+        if evaluations != self._setup.budget:
+            self._setup = replace(self._setup, budget=evaluations, budget_is_known=True)
+            self._history.add("budget", evaluations)
+
+    def state(self) -> str:
+        return str(self._history)
+
+
+def genes_key(genes: Genes) -> tuple[float, ...]:
+    """Return a hashable form of genes."""
+    return tuple(genes[name] for name in sorted(genes))

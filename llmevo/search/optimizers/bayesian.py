@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.base import Asking, Setup
-from llmevo.search.optimizers.gaussian_process import Features, training_set
+from llmevo.search.optimizers.base import Asking, CallDigest, ReproducibleOptimizer, Setup
+from llmevo.search.optimizers.features import Features, training_set
 from llmevo.search.optimizers.matern_process import LEAST_NOISE, MaternProcess, Mean
-from llmevo.search.optimizers.population import History, Recorded, redraw_choices
+from llmevo.search.optimizers.population import redraw_choices
 from llmevo.search.optimizers.set_cover import covers, used_models
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
@@ -30,14 +30,14 @@ ADAPTED = 1.05  # the model's parameters are fitted again when there are so many
 
 
 @dataclass(frozen=True)
-class Standard:
+class StandardScale:
     """Scores with mean 0 and variance 1; failures (-inf) share the lowest place."""
 
     mean: float
     deviation: float
 
     @classmethod
-    def of(cls, scores: Sequence[float], raised: bool = True, error: float = 0.0) -> tuple["Standard", Array]:
+    def of(cls, scores: Sequence[float], raised: bool = True, error: float = 0.0) -> tuple["StandardScale", Array]:
         """Return the scale and the scaled scores.
 
         With `raised`, where a score is further below the median than `FAR` times the best one is above it, low ones
@@ -58,7 +58,7 @@ class Standard:
         return self.mean + self.deviation * value
 
 
-class BayesianOptimization(Recorded):
+class BayesianOptimization(ReproducibleOptimizer):
     """A Gaussian process of all scores, and one candidate at a time with the highest upper confidence bound (GP-UCB,
     Srinivas et al. 2010, https://arxiv.org/abs/0912.3995) among samples around the points of the highest expectation
     and samples anywhere. Its first candidates are merges of the fewest models that cover the tasks, where not all are
@@ -74,7 +74,7 @@ class BayesianOptimization(Recorded):
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space = setup, setup.space
         self._random = np.random.default_rng(setup.seed)
-        self._history = History(setup.seed, setup.budget, [gene.described() for gene in setup.space.genes])
+        self._history = CallDigest(setup.seed, setup.budget, [gene.described() for gene in setup.space.genes])
         self._features = Features(setup.space)
         least_noise = LEAST_NOISE if setup.before_rules_5 else LEAST_NOISE_EXACT
         self._model = MaternProcess(self._features.size, least_noise)
@@ -85,7 +85,7 @@ class BayesianOptimization(Recorded):
         self._pending: Sequence[Suggestion] = ()
         self._known: set[tuple[float, ...]] = set()
         self._weights: Mapping[str, float] = {}
-        self._scale = Standard(0.0, 1.0)
+        self._scale = StandardScale(0.0, 1.0)
         self._adapted = 0
         self._believed = self._presumed = self._centres(setup.presumed)
         if setup.presumed:
@@ -124,7 +124,7 @@ class BayesianOptimization(Recorded):
         self._trials, self._weights = [*trials], weights
 
     def _prior_mean(self) -> Mean | None:
-        """What is believed of the scores before they are known: -½ Σ ((x - centre) / width)² / √(believed genes).
+        """The prior mean of the scores: -½ Σ ((x - centre) / width)² / √(believed genes).
 
         A gene that the chosen method does not have counts as the average over its range, so that what is believed of it
         is for no method and against none.
@@ -174,7 +174,7 @@ class BayesianOptimization(Recorded):
             return
         points = self._points([trial.candidate.genes for trial in trials])
         error = float(np.median([trial.score.stderr for trial in trials if trial.score] or [0.0]))
-        self._scale, values = Standard.of([trial.value for trial in trials], not self._setup.before_rules_4, error)
+        self._scale, values = StandardScale.of([trial.value for trial in trials], not self._setup.before_rules_4, error)
         mean = self._prior_mean()
         adapt = len(self._trials) >= max(ADAPTED * self._adapted, self._adapted + 1)
         self._model.fit(points, values, mean, adapt)

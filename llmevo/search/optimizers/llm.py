@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, Setup, genes_key
 from llmevo.search.optimizers.bayesian import WIDTH, BayesianOptimization
 from llmevo.search.optimizers.llm_share import SUCCESS, Share, probability_of_improvement
-from llmevo.search.optimizers.population import key
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Belief, Hypothesis, Proposed, Question, Reading
 from llmevo.search.space import Array, Genes
@@ -85,7 +84,7 @@ class LlmLedSearch(BayesianOptimization):
                 fate = "scored"
             self._proposed.append((proposal, fate, self._generation))
         self._remember(reading)
-        self._own |= {key(suggestion.genes): suggestion for suggestion in chosen}
+        self._own |= {genes_key(suggestion.genes): suggestion for suggestion in chosen}
         self._share.answered(bool(chosen))
         self._history.add("read", [suggestion.genes for suggestion in chosen], self._believes())
         return chosen
@@ -101,9 +100,9 @@ class LlmLedSearch(BayesianOptimization):
         return [part.tolist() for part in self._believed] if self._believed else []
 
     def _question(self, slots: int, numeric: Sequence[Suggestion]) -> Question:
-        trials = {key(trial.candidate.genes): trial for trial in self._trials}
+        trials = {genes_key(trial.candidate.genes): trial for trial in self._trials}
         proposed = [
-            self._proposal_of(one, trials.get(key(one.genes)), fate, generation)
+            self._proposal_of(one, trials.get(genes_key(one.genes)), fate, generation)
             for one, fate, generation in self._proposed
         ]
         predictions = [
@@ -154,8 +153,8 @@ class LlmLedSearch(BayesianOptimization):
         before = [*self._trials]
         super().tell(trials)
         if not before:  # start rows: the first scores say what the LLM's recipes are worth beside them
-            before = [trial for trial in trials if key(trial.candidate.genes) not in self._own]
-            trials = [trial for trial in trials if key(trial.candidate.genes) in self._own]
+            before = [trial for trial in trials if genes_key(trial.candidate.genes) not in self._own]
+            trials = [trial for trial in trials if genes_key(trial.candidate.genes) in self._own]
             own, others = (max((one.value for one in some), default=-math.inf) for some in (trials, before))
             if own > others:
                 self._covers = []  # the LLM knows a better place to begin
@@ -171,7 +170,7 @@ class LlmLedSearch(BayesianOptimization):
             means, deviations = self._model.predict(self._points([trial.candidate.genes for trial in trials]))
         chances = probability_of_improvement(means, deviations, float(best), 1e-6)
         for trial, chance in zip(trials, chances, strict=True):
-            self._share.observe(float(chance) if trial.score else 0.0, key(trial.candidate.genes) in self._own)
+            self._share.observe(float(chance) if trial.score else 0.0, genes_key(trial.candidate.genes) in self._own)
 
     # Beliefs
 

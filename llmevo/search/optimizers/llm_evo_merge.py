@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from llmevo.llm.json import numeral, objects, scalars, writable
+from llmevo.llm.json import numeral, objects, scalars, without_surrogates
 from llmevo.search.optimizers.base import Asking, Optimizer, Setup, digest
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import Array, Genes, SearchSpace
@@ -128,7 +128,7 @@ class LlmEvoMerge(Optimizer):
 
     def _read(self, text: str) -> Reading:
         """The mean in an answer: nested lists of any shape with the right count of numbers."""
-        kept = writable(text[:LONGEST]) or " "
+        kept = without_surrogates(text[:LONGEST]) or " "
         answer = next((found for found in reversed(objects(text)) if MEANS & found.keys()), None)
         if answer is None and self._setup.style == "completion":
             answer = {"mean_genome": text[:LONGEST].split()}
@@ -141,7 +141,7 @@ class LlmEvoMerge(Optimizer):
                 raise ValueError(f"it has {len(numbers)} numbers, {len(self._space.genes)} are wanted")
         except ValueError as error:
             return Reading(problems=[f"mean_genome: {error}"], text=kept)
-        thought = writable(str(answer.get("thought", "")))[:600]
+        thought = without_surrogates(str(answer.get("thought", "")))[:600]
         mean = self._space.from_unit(np.clip(np.array(numbers) / 100, 0.0, 1.0))
         return Reading([Suggestion(mean, "llm", "", "mean")], thought, text=kept)
 

@@ -32,7 +32,7 @@ class Share:
 
     @property
     def value(self) -> float:
-        """From 1/32 to 3/4."""
+        """Return the share, from 1/32 to 3/4."""
         own = (PRIOR_WEIGHT * self._first + sum(self._own)) / (PRIOR_WEIGHT + len(self._own))
         rival = (PRIOR_WEIGHT * RIVAL_SUCCESS + sum(self._rival)) / (PRIOR_WEIGHT + len(self._rival))
         return min(max(own**SHARPNESS / (own**SHARPNESS + rival**SHARPNESS), LEAST), MOST)

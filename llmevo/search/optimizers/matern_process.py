@@ -33,7 +33,7 @@ class MaternProcess:
     scale grows with the root of the number of features, as distances do (Hvarfner et al. 2024,
     https://arxiv.org/abs/2402.02229).
 
-    The parameters maximise the posterior density; each fit starts at those of the one before, and at the prior's
+    The parameters maximize the posterior density; each fit starts at those of the one before, and at the prior's
     centres. A prior mean φ enters as κ·(φ − its mean over the learnt points), κ ≥ 0 with prior mass at 0. As the mean
     of the process is linear in κ, the posterior mean of κ replaces the average over it.
     """

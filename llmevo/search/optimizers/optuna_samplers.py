@@ -6,8 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
-from llmevo.search.optimizers.population import History, key
+from llmevo.search.optimizers.base import Asking, CallDigest, Optimizer, Setup, genes_key
 from llmevo.search.space import Gene
 from llmevo.search.trial import Suggestion, Trial
 
@@ -25,7 +24,7 @@ class OptunaSearch(Optimizer):
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # others would break into the display
         self._space, self._tasks = setup.space, setup.tasks if setup.pareto else {}
         self._constrained = bool(setup.constraints)
-        self._history = History(setup.seed)
+        self._history = CallDigest(setup.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that parts of it are experimental
             directions: Any = ["maximize"] * max(1, len(self._tasks))
@@ -59,7 +58,7 @@ class OptunaSearch(Optimizer):
             for gene in self._space.genes
         }
         genes = self._space.clamp(values)
-        self._asked.setdefault(key(genes), []).append(trial)
+        self._asked.setdefault(genes_key(genes), []).append(trial)
         return Suggestion(genes, self.origin)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -70,7 +69,7 @@ class OptunaSearch(Optimizer):
             self._history.add([(self._values(trial), trial.violation) for trial in trials])
         for trial in trials:
             genes, values = trial.candidate.genes, self._values(trial)
-            waiting = self._asked.get(key(genes))
+            waiting = self._asked.get(genes_key(genes))
             known = waiting.pop(0) if waiting else None
             if known is None:
                 if values is None or not self._space.contains(genes):

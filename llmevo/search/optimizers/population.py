@@ -1,56 +1,13 @@
 """The base of optimizers that learn from whole populations of points in the unit cube."""
 
-import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
-from llmevo.search.space import Array, Genes
+from llmevo.search.optimizers.base import Asking, CallDigest, Optimizer, Setup, genes_key
+from llmevo.search.space import Array
 from llmevo.search.trial import Suggestion, Trial
-
-
-class History:
-    """A digest of all arguments of `ask` and `tell`: the `state` of an optimizer that is a function of these."""
-
-    def __init__(self, *setup: Any) -> None:
-        self._hash = hashlib.sha256()
-        self.add(*setup)
-
-    def add(self, *parts: Any) -> None:
-        self._hash.update(json.dumps(parts, sort_keys=True, default=str).encode())
-
-    def told(self, trials: Sequence[Trial]) -> None:
-        told = [(trial.value, trial.candidate.genes, trial.candidate.path) for trial in trials]
-        self.add("told", [each if each[-1] else each[:-1] for each in told])  # as it was before there were paths
-
-    def __str__(self) -> str:
-        return self._hash.hexdigest()[:16]
-
-
-class Recorded(Optimizer):
-    """An optimizer that is a function of its setup and of the arguments of all calls: `state` is their digest."""
-
-    _setup: Setup
-    _history: History
-
-    def extend(self, evaluations: int) -> None:
-        """Plan with another budget; an LLM is told how many evaluations are left."""
-        if evaluations != self._setup.budget:
-            self._setup = replace(self._setup, budget=evaluations, budget_is_known=True)
-            self._history.add("budget", evaluations)
-
-    def state(self) -> str:
-        return str(self._history)
-
-
-def key(genes: Genes) -> tuple[float, ...]:
-    """Return a hashable form of genes."""
-    return tuple(genes[name] for name in sorted(genes))
 
 
 def redraw_choices(points: Array, choices: Sequence[int], rate: float, random: np.random.Generator) -> Array:
@@ -87,7 +44,7 @@ class PopulationSearch(Optimizer):
         self._random = np.random.default_rng(setup.seed)
         self._numbers = [place for place, gene in enumerate(setup.space.genes) if not gene.choices]
         self._choices = [place for place, gene in enumerate(setup.space.genes) if gene.choices]
-        self._history = History(setup.seed)
+        self._history = CallDigest(setup.seed)
         self._uniform = self.starts_uniform or setup.from_uniform
         self._start = self._best = setup.space.to_unit(setup.space.uniform())
         self._best_value = -np.inf
@@ -106,7 +63,7 @@ class PopulationSearch(Optimizer):
 
     @abstractmethod
     def learn(self, points: Sequence[Array], costs: Sequence[float]) -> None:
-        """Learn from the population's costs, to be minimised; at least one is finite."""
+        """Learn from the population's costs, to be minimized; at least one is finite."""
 
     def ask(self, size: int) -> Asking:
         self._history.add("ask", size)
@@ -123,7 +80,7 @@ class PopulationSearch(Optimizer):
             point[self._numbers] = numbers[: len(self._numbers)]
             (point,) = redraw_choices(point[None], self._choices, self.REDRAW, self._random)
             genes = self._space.from_unit(point)
-            self._handed.setdefault(key(genes), []).append(numbers)
+            self._handed.setdefault(genes_key(genes), []).append(numbers)
             suggestions.append(Suggestion(genes, self.origin))
         return suggestions
         yield  # makes this a generator, as Asking is
@@ -135,7 +92,7 @@ class PopulationSearch(Optimizer):
                 self._best_value, self._best = trial.value, self._space.to_unit(trial.candidate.genes)
             if trial.candidate.origin == "uniform":
                 self._start = self._space.to_unit(trial.candidate.genes)
-            waiting = self._handed.get(key(trial.candidate.genes))
+            waiting = self._handed.get(genes_key(trial.candidate.genes))
             if waiting:
                 self._scored.append((waiting.pop(0), -trial.value))
         if not self._waiting:

@@ -23,7 +23,7 @@ class RandomSearch(Optimizer):
         yield  # makes this a generator, as Asking is
 
     def expect(self, pending: Sequence[Suggestion]) -> None:
-        """Change nothing: no two points are equal."""
+        """Change nothing: random points do not depend on pending ones."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""

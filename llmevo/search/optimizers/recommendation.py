@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess, Scale, noise_of, training_set
+from llmevo.search.optimizers.earlier.gaussian_process import GaussianProcess
+from llmevo.search.optimizers.earlier.surrogate_cma_es import LEAST_NOISE
+from llmevo.search.optimizers.features import NOISY, Features, Scale, noise_of, training_set
 from llmevo.search.optimizers.matern_process import MaternProcess
-from llmevo.search.optimizers.surrogate_cma_es import LEAST_NOISE, NOISY
 from llmevo.search.space import SearchSpace
 from llmevo.search.trial import Trial
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmevo.merging.path import Hop, LayerPath
-from llmevo.models.branches import Gains
+from llmevo.models.gains import Gains
 from llmevo.search.optimizers.base import Asking, Setup
 from llmevo.search.optimizers.cma_es import strategy_in_unit_box
 from llmevo.search.paths.edits import Edit, scaled

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmevo.merging.path import LayerPath, Segment
-from llmevo.search.optimizers.base import Asking, Optimizer, Setup
+from llmevo.search.optimizers.base import Asking, CallDigest, Optimizer, Setup, genes_key
 from llmevo.search.optimizers.bayesian import BayesianOptimization
-from llmevo.search.optimizers.population import History, key
 from llmevo.search.paths.search import PathSearch
 from llmevo.search.paths.space import MERGE
 from llmevo.search.space import Gene, Genes, SearchSpace
@@ -131,7 +130,7 @@ class FixedPathSearch(Optimizer):
 
 
 def _identity(path: str, genes: Genes) -> tuple[str, tuple[float, ...]]:
-    return path, key(genes)
+    return path, genes_key(genes)
 
 
 class BothSpaces(Optimizer):
@@ -147,7 +146,7 @@ class BothSpaces(Optimizer):
     def __init__(self, setup: Setup, weights: Callable[[Setup], Optimizer], shares: Sequence[float]) -> None:
         """`shares` are the three parts' shares of the evaluations, with the sum 1."""
         self._setup, self._shares = setup, shares
-        self._history = History(setup.seed, [*shares])
+        self._history = CallDigest(setup.seed, [*shares])
         self._weights = weights(setup)
         self._paths: PathSearch | None = None
         self._numbers: FixedPathSearch | None = None
@@ -225,4 +224,4 @@ class BothSpaces(Optimizer):
 
     def state(self) -> str:
         parts = [part.state() for part in (self._weights, self._paths, self._numbers) if part]
-        return str(History(str(self._history), *parts))
+        return str(CallDigest(str(self._history), *parts))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmevo.merging.path import DIGITS, ROPE, Hop, LayerPath
-from llmevo.models.branches import Gains
+from llmevo.models.gains import Gains
 
 
 @dataclass(frozen=True, order=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmevo.errors import RecipeError
-from llmevo.llm.json import objects, writable
+from llmevo.llm.json import objects, without_surrogates
 from llmevo.llm.templates import Templates
 from llmevo.merging.path import LayerPath, Limits
 from llmevo.search.evidence import metric_of
@@ -272,9 +272,9 @@ def read(text: str, about: PathQuestion) -> Reading:
                 predicted = predicted_by(about.question, said["predicted_score"])
             except ValueError as error:
                 problems.append(f"dropped a predicted score: {error}")
-        reason = writable(str(said.get("reason") or ""))[:200]
+        reason = without_surrogates(str(said.get("reason") or ""))[:200]
         proposals.append(Suggestion({}, "llm", reason, expected=predicted, path=str(path)))
-    analysis = writable(str(answers[-1].get("analysis") or ""))[:ANALYSIS] if answers else ""
+    analysis = without_surrogates(str(answers[-1].get("analysis") or ""))[:ANALYSIS] if answers else ""
     return Reading(proposals[: about.question.wanted], analysis, problems, text=text)
 
 

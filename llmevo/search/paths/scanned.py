@@ -9,6 +9,7 @@ from typing import Any
 from llmevo.errors import ConfigError
 
 FILE = "scan.jsonl"
+"""The file of a scan in its folder."""
 
 Scanned = Mapping[str, tuple[float, float]]
 """{path of a single edit: its effect on the probability of right answers, and the standard error}."""

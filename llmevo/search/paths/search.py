@@ -8,9 +8,8 @@ from threadpoolctl import ThreadpoolController
 
 from llmevo.errors import RecipeError
 from llmevo.merging.path import ROPE, LayerPath
-from llmevo.search.optimizers.base import Asking, Setup
+from llmevo.search.optimizers.base import Asking, CallDigest, ReproducibleOptimizer, Setup
 from llmevo.search.optimizers.llm_share import SUCCESS, Share, probability_of_improvement
-from llmevo.search.optimizers.population import History, Recorded
 from llmevo.search.paths import prompt
 from llmevo.search.paths.edits import Edit, rope_edit
 from llmevo.search.paths.prompt import PathQuestion
@@ -32,7 +31,7 @@ GENERATION = 3  # candidates between two prompts
 TRIES = 200  # drawn paths, of which the first new one counts
 
 
-class PathOptimizer(Recorded):
+class PathOptimizer(ReproducibleOptimizer):
     """The base of optimizers of layer paths. They start from the path of the best whole model or weight merge, their
     root, once the start rows are scored.
     """
@@ -43,7 +42,7 @@ class PathOptimizer(Recorded):
     def __init__(self, setup: Setup) -> None:
         self._setup, self._space, self._paths = setup, setup.space, setup.space.paths
         self._random = np.random.default_rng(setup.seed)
-        self._history = History(setup.seed, setup.budget, self._paths.settings.model_dump(mode="json"))
+        self._history = CallDigest(setup.seed, setup.budget, self._paths.settings.model_dump(mode="json"))
         self._trials: list[Trial] = []
         self._weights: Mapping[str, float] = {}
         """Of the objectives, where there are several."""
@@ -94,7 +93,7 @@ class PathOptimizer(Recorded):
         return Suggestion(self._merge if uses else {}, origin, said, expected=expected, path=str(path))
 
     def _singles(self) -> list[Edit]:
-        return [*self._paths.singles(self._root, self._others())]
+        return [*self._paths.singles(self._others())]
 
     def _drawn(self, count: int) -> list[Edit]:
         """Edits drawn with equal chances for every kind."""

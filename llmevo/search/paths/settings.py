@@ -26,7 +26,7 @@ class Paths(BaseModel):
     the best weight merge. `temperature`: multiply the attention's scores. `rope`: half or double the base of
     the rotary embedding, of all layers; not with vLLM."""
     longest: int = Field(default=8, ge=1)
-    """The most layers that are repeated together."""
+    """The most layers that one edit repeats at first; later edits may make a repeat longer."""
     gains: tuple[float, float] = (0.25, 1.5)
     """The lowest and highest gain of repeated layers, and of a temperature."""
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from llmevo.errors import ConfigError, RecipeError, plural
 from llmevo.merging.path import Hop, LayerPath, Limits, Segment
-from llmevo.models.branches import Gains
+from llmevo.models.gains import Gains
 from llmevo.models.references import ModelReference
 from llmevo.search.paths.edits import Edit, edited, edits_of, rope_edit
 from llmevo.search.paths.settings import Paths
@@ -78,6 +78,14 @@ class PathSpace:
         self.check(path)
         return path
 
+    def has_models_of(self, text: str) -> bool:
+        """Return whether a path in its text form is of these models, within the bounds or not."""
+        try:
+            path = LayerPath.parse(text, self.limits)
+        except RecipeError:
+            return False
+        return all(of.model in (*self.models, MERGE) and of.stop <= self.layers for of in path.segments)
+
     def check(self, path: LayerPath) -> None:
         """Raise RecipeError, one line, for a path that is too deep, or that changes the first or last layers."""
         path.check(self.limits)
@@ -138,7 +146,7 @@ class PathSpace:
             return None
         return path if len(self.edits(path, root)) <= self.settings.edits else None
 
-    def singles(self, root: str, others: Iterable[str]) -> Iterator[Edit]:
+    def singles(self, others: Iterable[str]) -> Iterator[Edit]:
         """Yield every single edit of a model's own path; `others` are what layers may be swapped from."""
         kinds, low, high = self.settings.kinds, self.first, self.layers - self.last
         if "repeat" in kinds:

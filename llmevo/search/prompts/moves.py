@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmevo.llm.json import numeral, scalars, writable
+from llmevo.llm.json import numeral, scalars, without_surrogates
 from llmevo.search.prompts.expressions import Expression
-from llmevo.search.prompts.vocabulary import Vocabulary, in_units
+from llmevo.search.prompts.lookup import Lookup, in_units
 from llmevo.search.space import Gene, Genes
 
 COLUMNS = 64  # columns that are read
@@ -14,7 +14,7 @@ FARTHEST = 3.0  # the longest step, as a share of the way
 FACTOR = 10.0  # the largest
 
 
-def with_columns(words: Vocabulary, start: Genes, said: Any, rows: Any, problems: list[str]) -> Genes:
+def with_columns(words: Lookup, start: Genes, said: Any, rows: Any, problems: list[str]) -> Genes:
     """Return a recipe with other values in the named columns, numbers or expressions. Raise ValueError where none is
     usable; of several, each that is not is a problem.
     """
@@ -24,7 +24,7 @@ def with_columns(words: Vocabulary, start: Genes, said: Any, rows: Any, problems
         try:
             found |= _values(words, words.column(column, rows), value)
         except ValueError as error:
-            lost.append(f"{writable(str(column)[:40])!r}: {error}")
+            lost.append(f"{without_surrogates(str(column)[:40])!r}: {error}")
     if not found:
         raise ValueError(lost[0] if lost else "it names no column")
     problems += [f"left out the column {problem}" for problem in lost]
@@ -40,7 +40,7 @@ def _pairs(said: Any) -> Iterator[tuple[Any, Any]]:
             yield entry.get("column"), entry.get("expression", entry.get("value"))
 
 
-def _values(words: Vocabulary, genes: list[Gene], said: Any) -> Genes:
+def _values(words: Lookup, genes: list[Gene], said: Any) -> Genes:
     if isinstance(said, str):
         expression = Expression(said)
         values = [expression.value(words.depth(gene.slice), words.row(gene.slice)) for gene in genes]
@@ -49,7 +49,7 @@ def _values(words: Vocabulary, genes: list[Gene], said: Any) -> Genes:
     return dict(zip((gene.name for gene in genes), in_units(genes[0], values) if genes else (), strict=True))
 
 
-def recipes_of(words: Vocabulary, said: Any, problems: list[str]) -> list[Genes]:
+def recipes_of(words: Lookup, said: Any, problems: list[str]) -> list[Genes]:
     """Return the recipes of a move, one for every step: `from` a recipe `towards` another, and then `set` columns and
     `scale` them by a factor. Raise ValueError where that changes nothing or names something unknown.
     """
@@ -74,7 +74,7 @@ def recipes_of(words: Vocabulary, said: Any, problems: list[str]) -> list[Genes]
     return recipes
 
 
-def _steps(words: Vocabulary, start: Genes, said: Mapping[str, Any], problems: list[str]) -> list[Genes]:
+def _steps(words: Lookup, start: Genes, said: Mapping[str, Any], problems: list[str]) -> list[Genes]:
     aim, where = words.recipe(said["towards"]), {key: said.get(key) for key in ("model", "filter", "parameter", "rows")}
     if not any(where.values()):
         where["parameter"] = "any"

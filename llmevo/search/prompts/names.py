@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
+from llmevo.models.cards import one_line
 from llmevo.search.genome import OTHER
 from llmevo.search.mixtures import BIAS, TEMPERATURE, TOP_K
 from llmevo.search.space import Gene, SearchSpace
@@ -80,16 +81,11 @@ class Names:
 
     def text(self, text: str, longest: int) -> str:
         """Return free text, such as an error, as one shortened printable line; without real names when masked."""
-        line = printable(text[: 20 * longest])
+        line = one_line(text[: 20 * longest])
         if self.masked:
             line = LAYER.sub("a layer", TENSOR.sub("a tensor", line))
             line = self._real.sub(lambda found: self._mask(found[0]), line)
         return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """Return a text in one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def shortened(names: Sequence[str], longest: int) -> dict[str, str]:

@@ -167,7 +167,7 @@ class Question:
 
     @cached_property
     def points(self) -> Array:
-        """Of the trials inside, points of the unit cube (trials, genes)."""
+        """The trials inside, as points of the unit cube (trials, genes)."""
         return np.array([self.space.to_unit(trial.candidate.genes) for trial in self.inside])
 
     @cached_property

@@ -13,13 +13,13 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from llmevo.errors import nearest
-from llmevo.llm.json import numeral, objects, scalars, writable
+from llmevo.llm.json import numeral, objects, scalars, without_surrogates
 from llmevo.search.evidence import Evidence, ceiling, estimate_effects
+from llmevo.search.prompts.lookup import Lookup, in_units, word
 from llmevo.search.prompts.moves import recipes_of, with_columns
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Belief, Hypothesis, Question, Reading
 from llmevo.search.prompts.table import GeneTable, scale
-from llmevo.search.prompts.vocabulary import Vocabulary, in_units, word
 from llmevo.search.space import METHOD, SPLIT, Array, Gene, Genes, SearchSpace
 from llmevo.search.trial import Suggestion
 
@@ -50,7 +50,7 @@ def choice_of(gene: Gene, value: Any) -> float:
         return float(text)
     name = re.sub(r"[\s-]+", "_", text.lower())
     if name not in gene.choices:
-        raise ValueError(f"{gene.parameter} {writable(text[:40])!r} is unknown{nearest(name, gene.choices)}")
+        raise ValueError(f"{gene.parameter} {without_surrogates(text[:40])!r} is unknown{nearest(name, gene.choices)}")
     return float(gene.choices.index(name))
 
 
@@ -62,12 +62,10 @@ def predicted_by(question: Question, value: Any) -> float:
     return number
 
 
-def admit(
-    question: Question, rows: Sequence[Suggestion], problems: list[str], nearness: float = REPETITION
-) -> list[Suggestion]:
+def admit(question: Question, rows: Sequence[Suggestion], problems: list[str]) -> list[Suggestion]:
     """Return the proposals moved into the bounds, without repetitions, and add each change to `problems`.
 
-    A point is a repetition where all its genes are nearer to a known point than `nearness`, a share of their range;
+    A point is a repetition where all its genes are nearer to a known point than `REPETITION`, a share of their range;
     genes that the chosen methods lack do not count.
     """
     space = question.space
@@ -78,7 +76,7 @@ def admit(
         moved = [name for name, value in inside.items() if abs(value - row.genes[name]) > 1e-3]
         if moved:
             problems.append(f"clamped {len(moved)} of {len(inside)} genes into their bounds ({', '.join(moved[:3])})")
-        if _repeated(space, inside, known, nearness) is not None:
+        if _repeated(space, inside, known) is not None:
             problems.append("dropped a proposal that repeats a candidate")
             continue
         known.append(space.to_unit(inside))
@@ -92,10 +90,10 @@ def _known(question: Question) -> list[Genes]:
     return [trial.candidate.genes for trial in question.trials if names <= trial.candidate.genes.keys()]
 
 
-def _repeated(space: SearchSpace, genes: Genes, known: Sequence[Array], nearness: float = REPETITION) -> int | None:
+def _repeated(space: SearchSpace, genes: Genes, known: Sequence[Array]) -> int | None:
     """The place of the known point that a recipe repeats."""
     point, active = space.to_unit(genes), space.active(genes)
-    near = (place for place, other in enumerate(known) if abs(point - other)[active].max(initial=0.0) < nearness)
+    near = (place for place, other in enumerate(known) if abs(point - other)[active].max(initial=0.0) < REPETITION)
     return next(near, None)
 
 
@@ -108,7 +106,7 @@ class _Reader:
     def __init__(self, question: Question, table: GeneTable, evidence: Evidence | None) -> None:
         self._question, self._table, self._evidence = question, table, evidence
         self._names = Names(question.space, question.tasks, question.mask_names)
-        self._words = Vocabulary(question, self._table, self._names)
+        self._words = Lookup(question, self._table, self._names)
         self._problems: list[str] = []
         self._moves = 0
         self._decimal = False
@@ -140,7 +138,7 @@ class _Reader:
         self._remark_on_extremes(admitted)
         if self._names.masked:  # the repair prompt quotes them
             problems[:] = [self._names.text(problem, 400) for problem in problems]
-        analysis = writable(str(answer.get("analysis") or ""))[:ANALYSIS]
+        analysis = without_surrogates(str(answer.get("analysis") or ""))[:ANALYSIS]
         return Reading(admitted, analysis, problems, beliefs, hypotheses)
 
     def _each(self, said: Any, kind: str, most: int, reader: Callable[[dict[str, Any]], T]) -> list[T]:
@@ -188,7 +186,7 @@ class _Reader:
             sum(ends) / len(ends) if ends else None,
             (ends[1] - ends[0]) / 2 if len(ends) == 2 else None,
             self._confidence(said.get("confidence")),
-            writable(text)[:200],
+            without_surrogates(text)[:200],
         )
 
     def _confidence(self, said: Any) -> float:
@@ -205,7 +203,7 @@ class _Reader:
         if better == worse:
             raise ValueError("it compares a recipe with itself")
         return Hypothesis(
-            writable(str(said.get("claim") or ""))[:200], self._words.task(said.get("task")), better, worse
+            without_surrogates(str(said.get("claim") or ""))[:200], self._words.task(said.get("task")), better, worse
         )
 
     def _proposals(self, raw: Any) -> list[Suggestion]:
@@ -219,7 +217,7 @@ class _Reader:
         suggestion = Suggestion(
             {},
             "llm",
-            writable(str(given.get("reason", "")))[:200],
+            without_surrogates(str(given.get("reason", "")))[:200],
             kind if kind in KINDS else "",
             self._predicted(next((of for key, of in scores.items() if word(key) in TOTAL), None)),
             self._spread(given.get("spread")),

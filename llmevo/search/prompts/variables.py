@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from llmevo.errors import plural
+from llmevo.models.cards import one_line
 from llmevo.search.evidence import (
     Effect,
     Evidence,
@@ -29,7 +30,7 @@ from llmevo.search.evidence import (
     verdict,
 )
 from llmevo.search.prompts.meanings import meanings, sums
-from llmevo.search.prompts.names import Names, printable
+from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Belief, Proposed, Question
 from llmevo.search.prompts.table import GeneTable, scale
 from llmevo.search.space import SPLIT, Gene, Genes
@@ -82,10 +83,10 @@ class Detail:
     meanings: bool = True
     """What each parameter does."""
     rows: int = 12
-    """Recipes in templates of version 0.2, the contrasts included."""
+    """Recipes in templates of earlier versions, the contrasts included."""
     contrasts: int = 4
     all_effects: int = 64
-    """Effects in templates of version 0.2."""
+    """Effects in templates of earlier versions."""
 
 
 def _levels(*changes: dict[str, int]) -> tuple[Detail, ...]:
@@ -333,7 +334,7 @@ class Variables:
 
     @property
     def _predictions(self) -> Sequence[tuple[float, float]]:
-        """Those of the total, which with several objectives is another one each time."""
+        """Predictions of the total score, and what came of them; none with several objectives, whose weights change."""
         question = self._question
         return () if question.weights and not question.before_rules_4 else question.predictions
 
@@ -365,7 +366,7 @@ class Variables:
         return [f"{shown[one]} with {shown[other]}" for one, other in pairs]
 
     def _earlier_versions(self) -> dict[str, Any]:
-        """Variables that only templates of versions before 0.3 use: runs resume with the templates in their log."""
+        """Variables that only templates of earlier versions use: runs resume with the templates in their log."""
         return {
             "tasks": [(self._names.tasks[task], *self._question.tasks[task]) for task in self._tasks],
             "rows": [self._trial(trial, REASON) for trial in self._shown()],
@@ -449,7 +450,7 @@ class Variables:
 
     def _line(self, text: str, longest: int | None = None) -> str:
         """A text in a line, without its middle if it is long."""
-        longest, line = longest or self._detail.text, printable(text)
+        longest, line = longest or self._detail.text, one_line(text)
         half = longest // 2
         return line if len(line) <= longest else f"{line[:half]}…{line[len(line) - (longest - half - 1) :]}"
 

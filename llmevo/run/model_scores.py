@@ -14,7 +14,7 @@ from llmevo.run.scorer import Scorer
 Weights = Iterable[tuple[str, Tensor]]
 
 
-class ReadyScores:
+class ModelScorer:
     """The search tasks of a config, loaded, to be asked of several models' weights in one engine.
 
     Raises ConfigError for a config without tasks, TaskError for a task that cannot be used.

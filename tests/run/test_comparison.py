@@ -14,10 +14,10 @@ import pytest
 from llmevo.errors import ProposerRefused, RunError
 from llmevo.evaluation.tasks.lm_eval import quiet
 from llmevo.llm.client import Reply, Request
+from llmevo.run.comparison import ComparedRun, ComparisonRuns
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, read_log
-from llmevo.run.sweep import Entry, Sweep
 from llmevo.run.verify import verify
 from llmevo.search.simulated_llm import SimulatedClient
 from support.scripted import Script
@@ -34,9 +34,9 @@ def nothing(*_: object) -> None:
 
 def comparison(
     place: Path, out: str, workers: int, optimizers: Sequence[str] = OPTIMIZERS, seeds: int = 2, **config: Any
-) -> Sweep:
+) -> ComparisonRuns:
     """With workers by a script."""
-    made = Sweep(config_in(place, workers, budget=10, **config), "", place, place / out, optimizers, seeds)
+    made = ComparisonRuns(config_in(place, workers, budget=10, **config), "", place, place / out, optimizers, seeds)
     folder = place / f"{out}-workers"
     folder.mkdir(exist_ok=True)
     script = Script(folder, seconds=0.01)
@@ -44,13 +44,15 @@ def comparison(
     return made
 
 
-def played(sweep: Sweep, watch: Callable[[Entry, events.Event, RunState], None] = nothing) -> list[Entry]:
+def played(
+    sweep: ComparisonRuns, watch: Callable[[ComparedRun, events.Event, RunState], None] = nothing
+) -> list[ComparedRun]:
     sweep.check()
     with closing(sweep.play(watch)) as runs:
         return [*runs]
 
 
-def logs(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+def logs(sweep: ComparisonRuns) -> dict[str, list[dict[str, Any]]]:
     """What each run's log says, but for times, workers and what was known; every log verifies."""
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in sweep.entries:
@@ -109,7 +111,7 @@ def test_ctrl_c_stops_all_runs_and_the_comparison_goes_on(place: Path, at: int) 
     played(whole)
     seen: list[events.Event] = []
 
-    def interrupt(_: Entry, event: events.Event, __: RunState) -> None:
+    def interrupt(_: ComparedRun, event: events.Event, __: RunState) -> None:
         if len(seen) == at:
             _thread.interrupt_main()
         seen.append(event)
@@ -202,12 +204,12 @@ def test_the_error_that_ends_a_comparison_is_printed_while_a_run_that_is_left_be
             assert ends.wait(60)
         return real(client, request)
 
-    def watch(entry: Entry, _: events.Event, __: RunState) -> None:
+    def watch(entry: ComparedRun, _: events.Event, __: RunState) -> None:
         if entry.optimizer == "random" and waits.is_set():
             raise ProposerRefused("no more credit")
 
     monkeypatch.setattr(SimulatedClient, "answer", slow)
-    monkeypatch.setattr("llmevo.run.sweep.PATIENCE", 0.1)
+    monkeypatch.setattr("llmevo.run.comparison.PATIENCE", 0.1)
     with pytest.raises(ProposerRefused, match="no more credit"):
         played(comparison(place, "c", 2, ("llm", "random")), watch)
     assert waits.is_set()
@@ -228,7 +230,7 @@ def test_other_runs_go_on_while_an_llm_is_awaited(place: Path, monkeypatch: pyte
 
     monkeypatch.setattr(SimulatedClient, "answer", slow)
 
-    def watch(entry: Entry, event: events.Event, _: RunState) -> None:
+    def watch(entry: ComparedRun, event: events.Event, _: RunState) -> None:
         if entry.optimizer == "random" and isinstance(event, events.RunFinished):
             other.set()
 

@@ -25,13 +25,13 @@ WRAPPED = "base_model."
 """The beginning of names as PEFT's wrapper has them; such a checkpoint is no model that can be loaded."""
 
 
-class Tower(Source):
+class PlacedModel(Source):
     """A model under the names of another one, the base, with the base's own tensors where it has none.
 
     The tensors of the base are the same memory, so that a merge copies them.
     """
 
-    def __init__(self, own: Source, base: Source, fit: "Fit") -> None:
+    def __init__(self, own: Source, base: Source, fit: "Placement") -> None:
         self.own, self._base, self.fit = own, base, fit
         self.derived = own.derived
         held = {place: own.shapes[name] for place, name in fit.names.items()}
@@ -64,7 +64,7 @@ class Tower(Source):
 
 
 @dataclass(frozen=True)
-class Fit:
+class Placement:
     """The tensors of a model in the places of those of the base."""
 
     names: Mapping[str, str]
@@ -83,7 +83,7 @@ def fit(
     base: tuple[str, Source, Mapping[str, Any]],
     other: tuple[str, Source, Mapping[str, Any]],
     is_excluded: Callable[[str], bool] = lambda _: False,
-) -> Fit | None:
+) -> Placement | None:
     """Return how a model's tensors take the places of the base's. Each is (name in messages, weights, config.json).
 
     Names are compared from the language model's layers on: `model.layers.` takes the place of
@@ -118,7 +118,7 @@ def fit(
         if {*of} <= {*extra} and _is_separate(part, of, stacks[1]) and not any(map(stacks[1].predicts, of)):
             left_out |= dict.fromkeys(of, f"only in {named}, and {one} is a text model")
     rest = [name for name in extra if name not in left_out]
-    return Fit(names, lent, left_out, rest, any(map(stacks[1].predicts, rest)))
+    return Placement(names, lent, left_out, rest, any(map(stacks[1].predicts, rest)))
 
 
 def places(name: str, base: TextStack, own: TextStack) -> Sequence[str]:

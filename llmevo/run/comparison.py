@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # see `Experiment`
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedRun:
     """One optimizer with one seed; `out` is the comparison's folder."""
 
     optimizer: str
@@ -59,12 +59,12 @@ PATIENCE = 5.0
 """Seconds in which the other runs of a comparison may end when it is stopped; one that waits for an LLM takes longer,
 and is left behind."""
 
-Watch = Callable[[Entry, events.Event, RunState], None]
+Watch = Callable[[ComparedRun, events.Event, RunState], None]
 """Called with every event of every run."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class ComparisonRuns:
     """The runs of a comparison, seed by seed, so that stopping early leaves complete seeds."""
 
     config: Config
@@ -79,16 +79,16 @@ class Sweep:
     """Whether logs from elsewhere are trusted: see `llmevo.run.trust`."""
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ComparedRun]:
         """The runs in their order."""
         first = self.config.search.seed
         return [
-            Entry(optimizer, seed, self.out)
+            ComparedRun(optimizer, seed, self.out)
             for seed in range(first, first + self.seeds)
             for optimizer in self.optimizers
         ]
 
-    def whole(self, finished: Collection[Entry]) -> list[Entry]:
+    def whole(self, finished: Collection[ComparedRun]) -> list[ComparedRun]:
         """Return the finished runs of the seeds on which all runs are finished, in their order."""
         open_seeds = {entry.seed for entry in self.entries if entry not in finished}
         return [entry for entry in self.entries if entry.seed not in open_seeds]
@@ -100,7 +100,7 @@ class Sweep:
 
         return Scorer(self.config_of(self.entries[0]), self.root)
 
-    def config_of(self, entry: Entry) -> Config:
+    def config_of(self, entry: ComparedRun) -> Config:
         """Return the config of a run: its optimizer and search seed, with the questions and random masks of all."""
         search = {"optimizer": entry.optimizer, "seed": entry.seed, "evaluation_seed": self.config.evaluation_seed}
         return self.config.model_copy(update={"search": self.config.search.model_copy(update=search)})
@@ -116,7 +116,7 @@ class Sweep:
                 f"tasks: {voted} is voted on by a person, and votes count in one run only; compare with tasks whose"
                 " scores hold for every run, such as one with `judge:`"
             )
-        ahead: dict[str, Entry] = {}
+        ahead: dict[str, ComparedRun] = {}
         states = self.states()
         for entry, state in states.items():
             if state.started:
@@ -136,14 +136,14 @@ class Sweep:
     def without_llm(self) -> list[str]:
         """The optimizers that ask an LLM, and here have none."""
         seed = self.config.search.seed
-        return [name for name in self.optimizers if self._experiment(Entry(name, seed, self.out)).lacks_llm]
+        return [name for name in self.optimizers if self._experiment(ComparedRun(name, seed, self.out)).lacks_llm]
 
-    def states(self) -> dict[Entry, RunState]:
+    def states(self) -> dict[ComparedRun, RunState]:
         """Return the state of every run, empty where it has not begun."""
         logs = {entry: entry.folder / LOG for entry in self.entries}
         return {entry: RunState.fold(iter(read_log(log) if log.exists() else ())) for entry, log in logs.items()}
 
-    def play(self, watch: Watch) -> Generator[Entry]:
+    def play(self, watch: Watch) -> Generator[ComparedRun]:
         """Begin or resume every run and carry it to its end. Yields each after its end.
 
         The runs call `watch` one at a time. The first error of a run ends all of them.
@@ -168,12 +168,12 @@ class Sweep:
         """How many runs go on at the same time, at most."""
         return min(len(self.entries), self.scorer.count_workers())
 
-    def _play_together(self, ahead: "deque[Entry]", watch: Watch) -> Generator[Entry]:
+    def _play_together(self, ahead: "deque[ComparedRun]", watch: Watch) -> Generator[ComparedRun]:
         """Carry several runs on at the same time, each in a thread of its own."""
         turns, ended, stderr = Turns(), Ended(), sys.stderr
-        running: dict[Entry, threading.Thread] = {}
+        running: dict[ComparedRun, threading.Thread] = {}
 
-        def carry_on(entry: Entry) -> None:
+        def carry_on(entry: ComparedRun) -> None:
             error: BaseException | None = None
             try:
                 with turns:
@@ -199,10 +199,10 @@ class Sweep:
                 thread.join(PATIENCE)
             sys.stderr = stderr  # a run that is left behind may have redirected it, as tasks do while they are scored
 
-    def _experiment(self, entry: Entry) -> Experiment:
+    def _experiment(self, entry: ComparedRun) -> Experiment:
         return Experiment(self.config_of(entry), self.root, self.api_key, shared=self.scorer, name=entry.name)
 
-    def _carry_on(self, entry: Entry, watch: Watch, turns: "Turns | None" = None) -> None:
+    def _carry_on(self, entry: ComparedRun, watch: Watch, turns: "Turns | None" = None) -> None:
         with RunLog(entry.folder, resume=(entry.folder / LOG).exists()) as log:
             started = RunState.fold(iter(log.recorded)).started
             if started is None:
@@ -217,13 +217,13 @@ class Sweep:
             try:
                 loop.carry_on(experiment, log, [lambda event, state: watch(entry, event, state)])
             finally:
-                experiment.leave()
+                experiment.leave_workers()
 
 
-Ended = queue.SimpleQueue[tuple[Entry, BaseException | None]]
+Ended = queue.SimpleQueue[tuple[ComparedRun, BaseException | None]]
 
 
-def _awaited(ended: Ended) -> tuple[Entry, BaseException | None]:
+def _awaited(ended: Ended) -> tuple[ComparedRun, BaseException | None]:
     """Return the next run that ends, and its error.
 
     A function of its own: Python 3.11 skips a `finally` when a signal interrupts a `continue` of an `except` below it.
@@ -312,9 +312,9 @@ def siblings(run: Path, started: events.RunStarted) -> list[RunState]:
 
 
 def _is_entry(run: Path, started: events.RunStarted) -> bool:
-    """Return whether a run lies in the folder of an `Entry`."""
+    """Return whether a run lies in the folder of an `ComparedRun`."""
     search = started.config.get("search") or {}
-    return run == Entry(search.get("optimizer", ""), search.get("seed", 0), run.parent).folder
+    return run == ComparedRun(search.get("optimizer", ""), search.get("seed", 0), run.parent).folder
 
 
 def _scores_equal(one: events.RunStarted, other: events.RunStarted) -> bool:
@@ -322,7 +322,7 @@ def _scores_equal(one: events.RunStarted, other: events.RunStarted) -> bool:
     return (one.questions, one.sources, one.masks) == (other.questions, other.sources, other.masks)
 
 
-def contestants(names: str) -> list[str]:
+def optimizers_of(names: str) -> list[str]:
     """Return the optimizers of a comma-separated list, each once; `llm` brings `llm-off`, its search without an LLM.
 
     Raises ConfigError for an unknown one.
@@ -336,7 +336,7 @@ def contestants(names: str) -> list[str]:
     return given
 
 
-def _check_same(entry: Entry, begun: Config, now: Config) -> None:
+def _check_same(entry: ComparedRun, begun: Config, now: Config) -> None:
     """Raise RunError where a run was begun with another config."""
     one, other = (changes.config_facts(config.model_dump(mode="json")) for config in (begun, now))
     if found := changes.differences(one, other):

@@ -6,13 +6,13 @@ from dataclasses import replace
 from llmevo.workers.protocol import Notice, Request, Result, Workers
 
 
-class Share:
+class SharedWorkers:
     """Workers that score one request of a run at a time, and other runs' meanwhile."""
 
     count = 1
 
     def __init__(self, workers: Workers, run: str) -> None:
-        """`workers` are this process, or a desk of a pool."""
+        """`workers` are this process, or a run_queue of a pool."""
         self.observe: Callable[[Notice], None] = lambda _: None
         self._workers, self._run = workers, run
         workers.observe = self._notice

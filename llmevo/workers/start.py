@@ -6,11 +6,11 @@ from typing import Any
 from llmevo.errors import ConfigError, plural
 from llmevo.workers.devices import visible_gpus
 from llmevo.workers.pool import Pool
-from llmevo.workers.protocol import Host, Opening, Scoring
+from llmevo.workers.protocol import Host, ScorerFactory, Scoring
 
 
-def open_workers(
-    opening: Opening,
+def start_workers(
+    opening: ScorerFactory,
     scoring: Scoring,
     facts: Mapping[str, Any],
     count: int,
@@ -29,7 +29,7 @@ def open_workers(
 
 
 def _host(
-    opening: Opening, count: int, least: int | None, on: str, address: str | None, gpus: float | None
+    opening: ScorerFactory, count: int, least: int | None, on: str, address: str | None, gpus: float | None
 ) -> Host[Any]:
     if on == "ray":
         from llmevo.workers.ray import RayCluster  # an extra

@@ -14,31 +14,33 @@ from llmevo.reports.comparison.compare import Comparison, compare
 from llmevo.reports.comparison.tables import publish, tables
 from llmevo.reports.terminal.live import LiveView
 from llmevo.reports.text import clock, say
+from llmevo.run.comparison import ComparedRun, ComparisonRuns
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.progress import left, seconds_spent
-from llmevo.run.sweep import Entry, Sweep
 
 
 class Scoreboard(LiveView):
-    """The progress of a tournament; give `watch` to the tournament."""
+    """The progress of a runs_to_compare; give `watch` to the runs_to_compare."""
 
-    def __init__(self, console: Console, tournament: Sweep) -> None:
+    def __init__(self, console: Console, runs_to_compare: ComparisonRuns) -> None:
         super().__init__(console)
-        self.tournament = tournament
-        self._states, self._entries = tournament.states(), tournament.entries
+        self.runs_to_compare = runs_to_compare
+        self._states, self._entries = runs_to_compare.states(), runs_to_compare.entries
         self._scored = {entry: len(state.trials) for entry, state in self._states.items()}
         """The candidates in the log of each run, which is read again from its beginning where the run goes on."""
-        self._now: dict[Entry, None] = {}
+        self._now: dict[ComparedRun, None] = {}
         """The runs that go on, in the order in which they began, and the one that changed last."""
 
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
         found = f", {done} of them finished already" if done else ""
-        self.console.print(f"{plural(len(self._entries), 'run')} below {self.tournament.out}{found}.", highlight=False)
+        self.console.print(
+            f"{plural(len(self._entries), 'run')} below {self.runs_to_compare.out}{found}.", highlight=False
+        )
         return super().__enter__()
 
-    def watch(self, entry: Entry, event: events.Event, state: RunState) -> None:
+    def watch(self, entry: ComparedRun, event: events.Event, state: RunState) -> None:
         """Show one event of a run; of those that were in its log before, the last candidate only."""
         if len(state.trials) < self._scored[entry]:
             return
@@ -49,10 +51,10 @@ class Scoreboard(LiveView):
         elif isinstance(event, events.Evaluated | events.Failed | events.RunFinished):
             say(self.console, self.line(entry))
 
-    def line(self, entry: Entry) -> str:
+    def line(self, entry: ComparedRun) -> str:
         """Return the progress of a run, and the time left of all."""
         state, place = self._states[entry], self._entries.index(entry) + 1
-        done = f"{len(state.trials)}/{self.tournament.config.search.budget.evaluations}"
+        done = f"{len(state.trials)}/{self.runs_to_compare.config.search.budget.evaluations}"
         if state.finished:
             done = "finished"
         best = f"best {state.best.value:.3f}" if state.best else "no score yet"
@@ -67,13 +69,13 @@ class Scoreboard(LiveView):
         begun = [state for state in self._states.values() if state.started]
         if not begun:
             return 0.0
-        config = self.tournament.config
+        config = self.runs_to_compare.config
         ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
         # A run that has not begun is expected to take the mean of those that have.
         whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
         alone = sum(ahead) + whole * (len(self._states) - len(begun))
         unfinished = sum(state.finished is None for state in self._states.values())
-        return alone / max(1, min(self.tournament.at_once, unfinished))
+        return alone / max(1, min(self.runs_to_compare.at_once, unfinished))
 
     def picture(self) -> RenderableType:
         """Return a cell for every run, its best score and progress, and a line for each that goes on."""
@@ -81,37 +83,39 @@ class Scoreboard(LiveView):
         table = Table(box=None, pad_edge=False)
         for name in ("", *(f"seed {seed}" for seed in seeds)):
             table.add_column(name, justify="left" if not name else "right", min_width=12)
-        for optimizer in self.tournament.optimizers:
+        for optimizer in self.runs_to_compare.optimizers:
             of = {each.seed: each for each in self._entries if each.optimizer == optimizer}
             table.add_row(optimizer, *(self._cell(of[seed]) for seed in seeds))
         return Panel(
-            Group(table, *map(self.line, self._now)), title=Text(f"llmevo  {self.tournament.out}"), title_align="left"
+            Group(table, *map(self.line, self._now)),
+            title=Text(f"llmevo  {self.runs_to_compare.out}"),
+            title_align="left",
         )
 
-    def _cell(self, entry: Entry) -> Text:
+    def _cell(self, entry: ComparedRun) -> Text:
         state = self._states[entry]
         best = f"{state.best.value:.3f}{'!' if state.unmet else ''}" if state.best else "…"
         if state.finished:
             return Text(best, "green")
         if entry in self._now:
-            return Text(f"{best} {len(state.trials)}/{self.tournament.config.search.budget.evaluations}", "bold")
+            return Text(f"{best} {len(state.trials)}/{self.runs_to_compare.config.search.budget.evaluations}", "bold")
         return Text(best) if state.started else Text("–", "dim")
 
 
-def play(console: Console, tournament: Sweep) -> Comparison:
+def play(console: Console, runs_to_compare: ComparisonRuns) -> Comparison:
     """Carry a comparison to its end and return it; its files are written after every seed but the last."""
-    with Scoreboard(console, tournament) as board:
-        tournament.scorer.warn = lambda line: say(console, line, "yellow")
-        finished: set[Entry] = set()
+    with Scoreboard(console, runs_to_compare) as board:
+        runs_to_compare.scorer.warn = lambda line: say(console, line, "yellow")
+        finished: set[ComparedRun] = set()
         published = 0
-        with closing(tournament.play(board.watch)) as runs:
+        with closing(runs_to_compare.play(board.watch)) as runs:
             for entry in runs:
                 finished.add(entry)
-                whole = tournament.whole(finished)
-                if published < len(whole) < len(tournament.entries):
+                whole = runs_to_compare.whole(finished)
+                if published < len(whole) < len(runs_to_compare.entries):
                     published = len(whole)
-                    publish(compare([each.folder for each in whole]), tournament.out)
-    return compare([entry.folder for entry in tournament.entries])
+                    publish(compare([each.folder for each in whole]), runs_to_compare.out)
+    return compare([entry.folder for entry in runs_to_compare.entries])
 
 
 def report(console: Console, comparison: Comparison, out: Path) -> None:

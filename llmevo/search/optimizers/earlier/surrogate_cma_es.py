@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from llmevo.search.optimizers.base import Asking, Setup
-from llmevo.search.optimizers.gaussian_process import Features, GaussianProcess, Scale, noise_of
-from llmevo.search.optimizers.population import History, Recorded, redraw_choices
+from llmevo.search.optimizers.base import Asking, CallDigest, ReproducibleOptimizer, Setup
+from llmevo.search.optimizers.earlier.gaussian_process import GaussianProcess
+from llmevo.search.optimizers.features import NOISY, Features, Scale, noise_of
+from llmevo.search.optimizers.population import redraw_choices
 from llmevo.search.space import Array, Genes
 from llmevo.search.trial import Suggestion, Trial
 
 FIRST_SIGMA = 0.1  # a share of a gene's range: the parents and their mean are good, points far from them are not
 NOISY_SIGMA = 0.3  # the first step size where scores are noisy: noise hides the effect of short steps
 SMALLEST, LARGEST = 1e-3, 0.5  # bounds of the step size
-NOISY = 0.01  # scores are noisy where their errors' variance is more than this share of the scores' variance
 LEAST_NOISE = 1e-4  # the least variance of the noise, where scores have variance 1
 POPULATION = 6  # candidates a generation: few, so that the model learns often
 LEAST_TOLD = POPULATION // 2  # scored candidates that the distribution learns from at least: the parents μ of CMA-ES
@@ -79,7 +79,7 @@ class Distribution:
         return np.linalg.norm((points - other) @ vectors / lengths, axis=-1) / self.sigma
 
     def tell(self, points: Sequence[Array], costs: Sequence[float]) -> None:
-        """Learn from the costs, to be minimised, of a population or a part of it.
+        """Learn from the costs, to be minimized, of a population or a part of it.
 
         Points further off than a sample would be are moved towards the mean first (Hansen 2011, "Injecting external
         solutions into CMA-ES", https://arxiv.org/abs/1110.4181, equation 4). The mean itself, as the worst point, takes
@@ -97,10 +97,10 @@ class Distribution:
         self._strategy._sigma = min(max(self.sigma, SMALLEST), LARGEST)
 
 
-class SurrogateCmaEs(Recorded):
+class SurrogateCmaEs(ReproducibleOptimizer):
     """CMA-ES whose samples a Gaussian process ranks first.
 
-    Use it where there is no LLM, and as the baseline that shows what the LLM adds to `llm`. Measured for 50 to 200
+    Only for logs with `rules` below 3, where `llm-off` is this optimizer. Measured for 50 to 200
     evaluations of 10 to 40 genes.
     """
 
@@ -113,7 +113,7 @@ class SurrogateCmaEs(Recorded):
         self._seed = int(self._random.integers(2**31))
         self._other_random = np.random.default_rng([setup.seed, 1])
         genes = [gene.described() for gene in setup.space.genes]
-        self._history = History(setup.seed, setup.budget, setup.sigma_rule, genes)
+        self._history = CallDigest(setup.seed, setup.budget, setup.sigma_rule, genes)
         self._features = Features(setup.space)
         self._model = GaussianProcess(self._features.size)
         self._threads = ThreadpoolController()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from llmevo.reports.serving import error_of_difference, served_best
+from llmevo.reports.quantized_scores import error_of_difference, served_best
 from llmevo.reports.text import quoted, with_error
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
 
 
-def verdict(state: RunState, run: object = "RUN") -> Sequence[str]:
+def conclusion(state: RunState, run: object = "RUN") -> Sequence[str]:
     """Return the conclusion in sentences, by held-out scores alone. `run` is the folder in suggested commands."""
     served = served_best(state)
     return [*_gain(state, run), *([str(served)] if served else [])]

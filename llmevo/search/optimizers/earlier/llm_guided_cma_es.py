@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmevo.search.optimizers.base import Asking, Setup
-from llmevo.search.optimizers.population import key
-from llmevo.search.optimizers.surrogate_cma_es import POPULATION, Prospect, SurrogateCmaEs
+from llmevo.search.optimizers.base import Asking, Setup, genes_key
+from llmevo.search.optimizers.earlier.surrogate_cma_es import POPULATION, Prospect, SurrogateCmaEs
 from llmevo.search.prompts import STYLES
 from llmevo.search.prompts.question import Question, Reading
 from llmevo.search.space import Array
@@ -45,7 +44,7 @@ class Trust:
 
     @property
     def value(self) -> float:
-        """From 0 to a half."""
+        """Return the share, from 0 to 1/2."""
         mean = (PRIOR_WEIGHT * self._prior + sum(self._ranks)) / (PRIOR_WEIGHT + len(self._ranks))
         return min(max(FLOOR + SLOPE * (mean - 0.5), 0.0), CAP)
 
@@ -81,7 +80,7 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
     A proposal of the LLM is evaluated only if it is new and the model thinks it possible that it is better than the
     last numeric candidate of the generation, whose place it takes. It moves the distribution only where it was better
     than most, and no further than a sample could. It never sets the step size or the covariance. So a bad LLM soon gets
-    few, one in 32 when none is any good. Use it whenever there is an LLM; the more it knows of the models, the better.
+    few, one in 32 when none is any good. Only for logs with `rules` below 3, where `llm` is this optimizer.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -111,7 +110,7 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
             reading = yield style.ask(self._question(pool), self._setup.templates, seed)
             proposed = self._admitted(reading, numeric, slots)
             self._history.add("read", [suggestion.genes for suggestion in proposed])
-        self._asked |= {key(suggestion.genes): suggestion for suggestion in proposed}
+        self._asked |= {genes_key(suggestion.genes): suggestion for suggestion in proposed}
         return [*proposed, *numeric[: size - len(proposed)]]
 
     def _question(self, pool: Sequence[Prospect]) -> Question:
@@ -179,11 +178,11 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
         return [Suggestion(self._space.from_unit(point), "llm", note) for point in points]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        own = [trial for trial in trials if key(trial.candidate.genes) in self._asked]
+        own = [trial for trial in trials if genes_key(trial.candidate.genes) in self._asked]
         numeric = [trial.value for trial in (*self._trials, *trials) if trial.candidate.origin == "gaussian"]
         for trial in own:
             self._trust.observe(trial.value, numeric[-PEERS:])
-            expected = self._asked[key(trial.candidate.genes)].expected
+            expected = self._asked[genes_key(trial.candidate.genes)].expected
             if expected is not None and trial.score:
                 self._predictions.append((expected, trial.score.total))
         self._median = float(np.median([trial.value for trial in trials])) if trials else 0.0
@@ -192,4 +191,4 @@ class LlmGuidedCmaEs(SurrogateCmaEs):
 
     def _may_lead(self, trial: Trial) -> bool:
         """True if the distribution learns from a trial: an LLM's has to be better than most of its generation."""
-        return key(trial.candidate.genes) not in self._asked or trial.value > self._median
+        return genes_key(trial.candidate.genes) not in self._asked or trial.value > self._median

@@ -9,7 +9,7 @@ from llmevo.run.log import events
 
 
 @dataclass
-class Member:
+class WorkerRecord:
     """One worker; one that takes the place of a lost one counts as the same."""
 
     name: str
@@ -47,10 +47,10 @@ class Work:
 
 
 @dataclass
-class Fleet:
+class WorkerHistory:
     """The workers of a run. Only `take` changes it."""
 
-    members: dict[str, Member] = field(default_factory=dict[str, Member])
+    members: dict[str, WorkerRecord] = field(default_factory=dict[str, WorkerRecord])
     """By their numbers, in the order of their first mention; empty for a run without workers."""
     questions: int = 0
     start: Work = field(default_factory=Work)
@@ -67,7 +67,7 @@ class Fleet:
     """How many workers were ready at the end of the session before, until one of this session has scored."""
 
     @property
-    def present(self) -> list[Member]:
+    def present(self) -> list[WorkerRecord]:
         """The workers of the last session."""
         return [member for member in self.members.values() if member.state != "ended"]
 
@@ -126,10 +126,10 @@ class Fleet:
             member.reason = event.reason
         member.state, member.place = event.change, event.place or member.place
 
-    def _member(self, worker: str) -> Member:
+    def _member(self, worker: str) -> WorkerRecord:
         """The member that a worker is; `2.3` is the third in the place of 2."""
         number = worker.partition(".")[0]
-        return self.members.setdefault(number, Member(number))
+        return self.members.setdefault(number, WorkerRecord(number))
 
     def _add(
         self, work: Work, gap: float, seconds: Mapping[str, float], workers: Mapping[str, int], what: str

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from llmevo.errors import nearest
-from llmevo.llm.json import scalars, writable
+from llmevo.llm.json import scalars, without_surrogates
 from llmevo.search.genome import OTHER
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.question import Question
@@ -21,7 +21,7 @@ GAPS = 3  # marks of what was left out of a shortened name, at most
 
 def word(value: Any) -> str:
     """Return a name of an answer for comparisons: short, on one line, in lower case."""
-    return " ".join(writable(str(value)[:100]).casefold().split())
+    return " ".join(without_surrogates(str(value)[:100]).casefold().split())
 
 
 def find(value: Any, known: Mapping[str, T], kind: str, shown: Iterable[str]) -> T:
@@ -50,7 +50,7 @@ def in_units(gene: Gene, values: Sequence[float]) -> list[float]:
     return [value / factor for value in values] if hundredths else [*values]
 
 
-class Vocabulary:
+class Lookup:
     """The names of a prompt with this table, those of hidden rows included."""
 
     def __init__(self, question: Question, table: GeneTable, names: Names) -> None:

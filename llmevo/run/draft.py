@@ -16,7 +16,7 @@ from llmevo.evaluation.questions import repeated
 from llmevo.evaluation.tasks.files import near
 from llmevo.models.checkpoints import read_object
 from llmevo.models.references import EXPERT, PACKAGE, ModelReference, path_from, short_names
-from llmevo.models.sources import Sources
+from llmevo.models.sources import Sources, is_adapter
 from llmevo.models.tokenizer import template_of
 
 
@@ -191,12 +191,7 @@ def _base_of(folder: Path) -> str | None:
 
 def on_base(models: Sequence[str], base: str | None) -> list[str]:
     """Return the models, with the base before each that is an adapter alone."""
-    return [f"{base}+{of}" if base and _is_adapter(of) else of for of in models]
-
-
-def _is_adapter(text: str) -> bool:
-    folder = Path(text)
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return [f"{base}+{of}" if base and is_adapter(Path(of)) else of for of in models]
 
 
 def check_models(models: Sequence[str], base: str | None) -> int | None:
@@ -221,7 +216,7 @@ def has_chat_template(model: str) -> bool:
 
 def schema_text() -> str:
     """Return the JSON schema of configs; the wheel has it in the package, the repository among its documents."""
-    package = Path(__file__).parents[2]
+    package = Path(__file__).parents[1]
     folders = (package / "schemas", package.parent / "docs" / "schemas")
     return next(file for folder in folders if (file := folder / "config.json").is_file()).read_text()
 

@@ -31,7 +31,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Thought:
+class Analysis:
     """One answer of the LLM."""
 
     generation: int
@@ -40,13 +40,13 @@ class Thought:
     claims: Sequence[Claim]
 
 
-def thoughts(subject: Subject) -> list[Thought]:
+def thoughts(subject: Subject) -> list[Analysis]:
     """Return the latest analyses with their hypotheses, the latest first. A base model that continues numbers has
     neither.
     """
     said = [event for event in subject.state.prompted if event.reply and event.style == "chat"]
     found = [
-        Thought(event.generation, event.model, event.analysis, _claims(subject, event)) for event in said[-MOST:][::-1]
+        Analysis(event.generation, event.model, event.analysis, _claims(subject, event)) for event in said[-MOST:][::-1]
     ]
     return [thought for thought in found if thought.analysis or thought.claims]
 
