@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     search = config.search.model_copy(update={"racing": RULES[options.rule]})
     config = config.model_copy(update={"search": search})
     text = QUICKSTART.read_text()
-    runs_to_compare = ComparisonRuns(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
-    runs_to_compare.check()
-    for entry in runs_to_compare.play(lambda entry, event, _: print(entry.name, event.event, flush=True)):
+    runs = ComparisonRuns(config, text, QUICKSTART.parent, options.out, ["llm-off"], options.seeds)
+    runs.check()
+    for entry in runs.play(lambda entry, event, _: print(entry.name, event.event, flush=True)):
         print(f"{entry.name} is at its end", flush=True)
 
 

@@ -82,14 +82,14 @@ def compare(
     check_start(settings, what[0].parent.absolute())
     folder, root = out or Path("runs") / f"{what[0].stem}-compare", what[0].parent.absolute()
     text = config_text(what[0], parse_changes(changes or []))
-    runs_to_compare = ComparisonRuns(settings, text, root, folder, optimizers_of(optimizers), seeds, api_key, trust)
-    runs_to_compare.check()
-    for name in runs_to_compare.without_llm:
+    planned = ComparisonRuns(settings, text, root, folder, optimizers_of(optimizers), seeds, api_key, trust)
+    planned.check()
+    for name in planned.without_llm:
         lacking = f"! {name} runs without an LLM, as llm-off does, for no key, base_url or model is given."
         way_out = f"Give --api-key, or --base-url and --model; or leave {name} out of --optimizers"
         say(terminal.failures, f"{lacking} {way_out}", "yellow")
     try:
-        show(play(terminal.failures if as_json else terminal.console, runs_to_compare), folder, as_json)
+        show(play(terminal.failures if as_json else terminal.console, planned), folder, as_json)
     except KeyboardInterrupt:
         terminal.say_stopped(f"Stopped. Nothing is lost: the same command goes on: `{terminal.command_line()}`")
         raise typer.Exit(130) from None

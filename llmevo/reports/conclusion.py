@@ -29,7 +29,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     asked = state.started.texts.get("heldout", {}) if state.started else {}
     noise = error_of_difference(best.read(), strongest.read(), weights, asked)
     if best.candidate is not None and best.candidate == strongest.candidate:
-        return [f"No merge found is better than {strongest.row}, which best.yml and export hand over."]
+        return [f"No merge found is better than {strongest.row}, which is the run's result."]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
         " that keep the constraints" if 0 < len(feasible) < len(rivals) else ""
@@ -39,7 +39,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     if handed and handed.origin in START_ROWS:
         name = handed.note or handed.origin
         text = (
-            f"No merge that the search found is better than the start row {name}, which best.yml and export hand over."
+            f"No merge that the search found is better than the start row {name}, which is the run's result."
             f" On the held-out questions {name} scores {against}"
         )
     else:

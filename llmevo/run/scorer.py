@@ -67,7 +67,7 @@ from llmevo.search.space import SearchSpace
 from llmevo.workers.local import Local
 from llmevo.workers.pool import Pool
 from llmevo.workers.processes import fitting
-from llmevo.workers.protocol import Doing, Job, Request, Workers
+from llmevo.workers.protocol import Doing, Job, Request, Warn, Workers
 from llmevo.workers.shared import SharedWorkers
 
 if TYPE_CHECKING:  # engines and lm-eval take seconds to import; scoring alone needs them
@@ -105,7 +105,7 @@ class Scorer:
     """The run that is scored now, where that happens in this process."""
     judges: bool = True
     """Whether judges and voters are asked here: not by a worker, which sends the replies to the run."""
-    warn: Callable[[str], None] = field(default=lambda _: None)
+    warn: Warn = field(default=lambda _: None)
     _spent_preparing: float = field(default=0.0, init=False)
     _swapped: float | None = field(default=None, init=False)
     """When the merge of the recipe in hand began, by `time.monotonic`; None before."""

@@ -17,6 +17,13 @@ from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
 
+
+class Warn(Protocol):
+    """Receives what the user is to be told."""
+
+    def __call__(self, text: str, /) -> None: ...
+
+
 # Between a run and its workers
 
 
@@ -121,8 +128,10 @@ class Workers(Protocol):
 class Scoring(Protocol):
     """The part of the run in scoring: which questions a recipe is asked, and what the answers amount to."""
 
-    warn: Callable[[str], None]
-    """Tells the user what a worker warns of."""
+    @property
+    def warn(self) -> Warn:
+        """Tells the user what a worker warns of."""
+        ...
 
     def known(self, request: Request) -> Score | None:
         """Return the score of earlier answers, of all parts or of the first ones; None where there are none."""
@@ -238,8 +247,8 @@ Message = Hello | Ready | Answered | Unscorable | Refused | Lost
 class PartScorer(Protocol):
     """What runs inside a worker: the engine and the tasks of a config."""
 
-    warn: Callable[[str], None]
-    """Receives what the user is to be told; a worker sends it with its next message."""
+    warn: Warn
+    """A worker sends it with its next message."""
 
     def facts(self) -> Mapping[str, Any]:
         """Return all that decides scores: versions, checksums of the models, digests of the questions, engine, dtype.

@@ -439,11 +439,11 @@ def test_questions_and_masks_stay_the_same_whatever_the_seed(workspace: Workspac
 def test_a_terminal_gets_a_board_with_a_cell_for_every_run_and_the_time_left(workspace: Workspace) -> None:
     compared(workspace, "--seeds", 1)
     config = read_config(workspace.config(search={"population": 2, "seed": 5}), {"search.budget": 5})
-    runs_to_compare = ComparisonRuns(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
+    runs = ComparisonRuns(config, "", workspace.root, Path("c"), ["random", "cma-es"], 2)
     screen = io.StringIO()
     left: list[float] = []
-    with Scoreboard(Console(width=120, file=screen, force_terminal=True), runs_to_compare) as board:
-        for entry in runs_to_compare.entries[:2]:
+    with Scoreboard(Console(width=120, file=screen, force_terminal=True), runs) as board:
+        for entry in runs.entries[:2]:
             state = RunState()
             for event in workspace.events(str(entry.folder)):
                 state.apply(event)
@@ -494,12 +494,12 @@ def test_the_key_is_not_shown_when_a_comparison_is_stopped(
     assert "sk-secret" not in printed
 
 
-def test_the_plan_of_a_tournament_changes_nothing_but_optimizer_and_seed(tmp_path: Path) -> None:
+def test_the_plan_of_a_comparison_changes_nothing_but_optimizer_and_seed(tmp_path: Path) -> None:
     raw = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["sums"], "search": {"seed": 4}}
     config = parse_config(raw, "x")
-    runs_to_compare = ComparisonRuns(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
-    assert [entry.folder.name for entry in runs_to_compare.entries] == ["llm-4", "random-4", "llm-5", "random-5"]
-    for entry in runs_to_compare.entries:
-        made = runs_to_compare.config_of(entry)
+    runs = ComparisonRuns(config, "", tmp_path, tmp_path / "out", ["llm", "random"], 2)
+    assert [entry.folder.name for entry in runs.entries] == ["llm-4", "random-4", "llm-5", "random-5"]
+    for entry in runs.entries:
+        made = runs.config_of(entry)
         assert (made.search.optimizer, made.search.seed, made.evaluation_seed) == (entry.optimizer, entry.seed, 4)
         assert made.asking == config.asking

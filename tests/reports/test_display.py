@@ -82,7 +82,7 @@ def test_a_start_row_that_is_handed_over_is_named_with_the_same_advice() -> None
     rows = [held_out("one", "parent", 0.5), better, held_out("best", "best", 0.5).model_copy(update={"candidate": 0})]
     lines = conclusion(folded([started(), start, evaluated(0, 0.7), evaluated(1, 0.6), told(0), *rows]), Path("run"))
     assert lines == [
-        "No merge that the search found is better than the start row one, which best.yml and export hand over. On the"
+        "No merge that the search found is better than the start row one, which is the run's result. On the"
         " held-out questions one scores -0.100 ± 0.014 against two, the best of parents and uniform.",
         "one does not beat two.",
         "two is the simpler choice: `llmevo export run OUT --candidate 1`. Chosen by its held-out score, that score is"

@@ -20,7 +20,7 @@ from llmevo.errors import CandidateError, MachineError, SourceError
 from llmevo.evaluation.responses import Responses
 from llmevo.evaluation.score import Score
 from llmevo.merging.recipe import Recipe
-from llmevo.workers.protocol import Job, Request
+from llmevo.workers.protocol import Job, Request, Warn
 
 FACTS: Mapping[str, Any] = {"engine": "scripted", "version of": {"llmevo": "1"}}
 PARTS = (4, 2, 3)
@@ -75,7 +75,7 @@ class Scripted:
 
     script: Script
     child: subprocess.Popen[bytes] | None = None
-    warn: Callable[[str], None] = field(default=lambda _: None)
+    warn: Warn = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
         self._act("import")

@@ -21,12 +21,12 @@ from llmevo.run.progress import left, seconds_spent
 
 
 class Scoreboard(LiveView):
-    """The progress of a runs_to_compare; give `watch` to the runs_to_compare."""
+    """The progress of a comparison; give `watch` to `ComparisonRuns.play`."""
 
-    def __init__(self, console: Console, runs_to_compare: ComparisonRuns) -> None:
+    def __init__(self, console: Console, runs: ComparisonRuns) -> None:
         super().__init__(console)
-        self.runs_to_compare = runs_to_compare
-        self._states, self._entries = runs_to_compare.states(), runs_to_compare.entries
+        self.runs = runs
+        self._states, self._entries = runs.states(), runs.entries
         self._scored = {entry: len(state.trials) for entry, state in self._states.items()}
         """The candidates in the log of each run, which is read again from its beginning where the run goes on."""
         self._now: dict[ComparedRun, None] = {}
@@ -35,9 +35,7 @@ class Scoreboard(LiveView):
     def __enter__(self) -> Self:
         done = sum(state.finished is not None for state in self._states.values())
         found = f", {done} of them finished already" if done else ""
-        self.console.print(
-            f"{plural(len(self._entries), 'run')} below {self.runs_to_compare.out}{found}.", highlight=False
-        )
+        self.console.print(f"{plural(len(self._entries), 'run')} below {self.runs.out}{found}.", highlight=False)
         return super().__enter__()
 
     def watch(self, entry: ComparedRun, event: events.Event, state: RunState) -> None:
@@ -54,7 +52,7 @@ class Scoreboard(LiveView):
     def line(self, entry: ComparedRun) -> str:
         """Return the progress of a run, and the time left of all."""
         state, place = self._states[entry], self._entries.index(entry) + 1
-        done = f"{len(state.trials)}/{self.runs_to_compare.config.search.budget.evaluations}"
+        done = f"{len(state.trials)}/{self.runs.config.search.budget.evaluations}"
         if state.finished:
             done = "finished"
         best = f"best {state.best.value:.3f}" if state.best else "no score yet"
@@ -69,13 +67,13 @@ class Scoreboard(LiveView):
         begun = [state for state in self._states.values() if state.started]
         if not begun:
             return 0.0
-        config = self.runs_to_compare.config
+        config = self.runs.config
         ahead = [left(state, config, [other for other in begun if other is not state]).after() for state in begun]
         # A run that has not begun is expected to take the mean of those that have.
         whole = (sum(ahead) + sum(map(seconds_spent, begun))) / len(begun)
         alone = sum(ahead) + whole * (len(self._states) - len(begun))
         unfinished = sum(state.finished is None for state in self._states.values())
-        return alone / max(1, min(self.runs_to_compare.at_once, unfinished))
+        return alone / max(1, min(self.runs.at_once, unfinished))
 
     def picture(self) -> RenderableType:
         """Return a cell for every run, its best score and progress, and a line for each that goes on."""
@@ -83,12 +81,12 @@ class Scoreboard(LiveView):
         table = Table(box=None, pad_edge=False)
         for name in ("", *(f"seed {seed}" for seed in seeds)):
             table.add_column(name, justify="left" if not name else "right", min_width=12)
-        for optimizer in self.runs_to_compare.optimizers:
+        for optimizer in self.runs.optimizers:
             of = {each.seed: each for each in self._entries if each.optimizer == optimizer}
             table.add_row(optimizer, *(self._cell(of[seed]) for seed in seeds))
         return Panel(
             Group(table, *map(self.line, self._now)),
-            title=Text(f"llmevo  {self.runs_to_compare.out}"),
+            title=Text(f"llmevo  {self.runs.out}"),
             title_align="left",
         )
 
@@ -98,24 +96,24 @@ class Scoreboard(LiveView):
         if state.finished:
             return Text(best, "green")
         if entry in self._now:
-            return Text(f"{best} {len(state.trials)}/{self.runs_to_compare.config.search.budget.evaluations}", "bold")
+            return Text(f"{best} {len(state.trials)}/{self.runs.config.search.budget.evaluations}", "bold")
         return Text(best) if state.started else Text("–", "dim")
 
 
-def play(console: Console, runs_to_compare: ComparisonRuns) -> Comparison:
+def play(console: Console, runs: ComparisonRuns) -> Comparison:
     """Carry a comparison to its end and return it; its files are written after every seed but the last."""
-    with Scoreboard(console, runs_to_compare) as board:
-        runs_to_compare.scorer.warn = lambda line: say(console, line, "yellow")
+    with Scoreboard(console, runs) as board:
+        runs.scorer.warn = lambda line: say(console, line, "yellow")
         finished: set[ComparedRun] = set()
         published = 0
-        with closing(runs_to_compare.play(board.watch)) as runs:
-            for entry in runs:
+        with closing(runs.play(board.watch)) as ended:
+            for entry in ended:
                 finished.add(entry)
-                whole = runs_to_compare.whole(finished)
-                if published < len(whole) < len(runs_to_compare.entries):
+                whole = runs.whole(finished)
+                if published < len(whole) < len(runs.entries):
                     published = len(whole)
-                    publish(compare([each.folder for each in whole]), runs_to_compare.out)
-    return compare([entry.folder for entry in runs_to_compare.entries])
+                    publish(compare([each.folder for each in whole]), runs.out)
+    return compare([entry.folder for entry in runs.entries])
 
 
 def report(console: Console, comparison: Comparison, out: Path) -> None:

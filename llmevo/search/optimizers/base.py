@@ -175,7 +175,7 @@ class Optimizer(ABC):
         """Plan with another budget, in evaluations, after the user raised it, or by a forecast from what was spent."""
 
     def recommend(self) -> Trial | None:
-        """Return the trial to hand over in runs with `rules` below 2; newer runs use `search.optimizers.recommend`."""
+        """Return the result of a run with `rules` below 2; newer runs use `search.optimizers.recommend`."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""The trial to hand over where scores are noisy: one rule for every optimizer."""
+"""Which trial is the result where scores are noisy: one rule for every optimizer."""
 
 from collections.abc import Sequence
 
