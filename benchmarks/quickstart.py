@@ -258,6 +258,9 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         found = [score(run, right) for run, right in pairs]
         gained = [gain(run, right, rivals(run)["the best coefficient"]["right"]) for run, right in pairs]
         yield f"| {SEARCHES[name]} | {_over_seeds(found, '')} | {_over_seeds(gained, '+')} |"
+    if ahead := [*_apart(runs)]:
+        yield ""
+        yield from ahead
 
 
 def specialists(run: Mapping[str, Any]) -> Right:

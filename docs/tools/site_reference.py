@@ -19,6 +19,7 @@ from statistics import median
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -232,6 +233,8 @@ def parameters(command: Callable[..., Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
+        if hints[name] is typer.Context:
+            continue
         kind, about = get_args(hints[name])[:2]
         if isinstance(about, ArgumentInfo):
             found[about.metavar or name.upper()] = about.help or ""

@@ -316,7 +316,7 @@ def test_metrics_of_numpy_and_torch_count_as_those_of_python(tmp_path: Path, lm:
 def test_a_question_that_cannot_be_said_is_found_before_the_first_candidate(tmp_path: Path) -> None:
     code = "def run(doc):\n    return {'0 + 0 =': 'nought'}[doc['question']]\n"
     odd = with_code(tmp_path, "odd", "doc_to_text", code)
-    with pytest.raises(TaskError, match=r"odd cannot say its question \(KeyError.*0 \+ 1 ="):
+    with pytest.raises(TaskError, match=r"odd: the question of a document cannot be written \(KeyError.*0 \+ 1 ="):
         _ = evaluator(tmp_path, odd).digest
 
 

@@ -410,7 +410,7 @@ def test_a_value_that_is_no_setting_is_refused_with_what_may_stand_there(value: 
         (f"{TSV}\nparameters: {{prepare: 1.7}}", "task_arithmetic: prepare is 1.7; give a number from 0 to 1"),
         (TSV.replace("1}", "1, prepare: 1}"), "task_arithmetic: 'prepare' holds for the whole merge"),
         (TSV.replace("[tsv]", f"{REGMEAN}{{a: [t]}}}}"), "prepare.tasks: a is none of the merged models"),
-        (TSV.replace("[tsv]", f"{REGMEAN}{{a/b: []}}}}"), "tasks: a/b has none; name its tasks"),
+        (TSV.replace("[tsv]", f"{REGMEAN}{{a/b: []}}}}"), "tasks: the list of a/b is empty; name its tasks"),
         (
             "merge_method: ties\nbase_model: c/d\nmodels: [{model: a/b, parameters: {weight: 1, density: [1, -0.1]}}]",
             "ties: density is -0.1; give a number from 0 to 1",

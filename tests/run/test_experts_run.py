@@ -161,7 +161,7 @@ def test_the_weights_of_model_stock_are_a_prior(workspace: Workspace, optimizer:
 def test_a_prior_needs_an_optimizer_that_has_one(workspace: Workspace) -> None:
     status, printed = workspace.llmevo("inspect", workspace.config(search={**SEARCH, "prior": "model_stock"}))
     assert status == 2
-    assert "prior: cma-es presumes nothing before the scores" in " ".join(printed.split())
+    assert "prior: cma-es has no prior" in " ".join(printed.split())
     genome = {"models": ["one", "two"], "merge_method": "linear", "dtype": "float32"}
     search = {**SEARCH, "optimizer": "llm-off", "budget": 8, "prior": "model_stock"}
     status, printed = workspace.llmevo("run", workspace.config(genome=genome, search=search))

@@ -100,7 +100,7 @@ def _head(state: RunState, config: Config, live: bool, since: Callable[[], float
     def time() -> str:
         spent = clock(done + _since(last if live and not state.finished else None))
         rest = ahead.after(since())
-        return f"{spent} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if rest >= 0.5 else ''}"
+        return f"{spent} {'in all' if state.finished else 'so far'}{f', {clock(rest)} left' if round(rest) else ''}"
 
     head = Table.grid(padding=(0, 2), expand=True)
     head.add_column(ratio=1, min_width=10)
