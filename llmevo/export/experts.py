@@ -10,7 +10,8 @@ from llmevo.export.lora import sum_of_adapters, write_adapter
 from llmevo.export.low_rank import Rank
 from llmevo.export.modules import Modules
 from llmevo.merging.merger import Seed
-from llmevo.merging.recipe import BY_SLICE, PREPARE, Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import BY_SLICE, PREPARE, Recipe
 from llmevo.merging.vocabulary import plain
 from llmevo.merging.writer import whole_folder, write_model, write_texts
 from llmevo.models.references import ModelReference, folder_of

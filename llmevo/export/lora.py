@@ -19,7 +19,8 @@ from llmevo.export.low_rank import Factors, Rank, change_of, decompose, rank_of,
 from llmevo.export.modules import CONV1D, OTHER, Modules
 from llmevo.merging.merger import Merger, Seed
 from llmevo.merging.methods.base import coefficients
-from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
 from llmevo.merging.vocabulary import ByToken, plain, tokenizer_folder
 from llmevo.merging.writer import MergedModel, whole_folder, write_texts
 from llmevo.models.adapters import PREFIX

@@ -10,7 +10,9 @@ from llmevo.errors import SourceError, UserError
 from llmevo.merging.mixture.classes import class_of
 from llmevo.merging.mixture.mergekit import MixtureRecipe
 from llmevo.merging.mixture.mixture import ROUTER
-from llmevo.merging.recipe import Provenance, Recipe, dead_filters
+from llmevo.merging.plan import dead_filters
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from llmevo.export.formats import Format, Written

@@ -16,7 +16,8 @@ from llmevo.export.pack import SharedRun, write_pack
 from llmevo.merging.merger import MASKS_FILE, masks_of
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.preparation.texts import read_texts
-from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events

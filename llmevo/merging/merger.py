@@ -24,8 +24,9 @@ from llmevo.merging.methods.registry import METHODS, Method
 from llmevo.merging.mixture.classes import SHARED, Matrix, MixtureClass, class_of, matrices
 from llmevo.merging.mixture.mixture import Mixture
 from llmevo.merging.mixture.router import Router, read
+from llmevo.merging.plan import Step, plan
 from llmevo.merging.preparation.prepared import Prepared
-from llmevo.merging.recipe import Recipe, Step, plan
+from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import PROJECTIONS, experts_of, is_stack_of_experts, text_config
 from llmevo.models.checkpoints import LowRank, Weight, same, stored, widest
 from llmevo.models.gains import Branches, Fold

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from llmevo.errors import RecipeError, SourceError, nearest, plural, shortened
-from llmevo.merging.recipe import BY_SLICE, Conditional, InputSlice, OutputSlice, Recipe, Setting, Settings, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import BY_SLICE, Conditional, InputSlice, OutputSlice, Recipe, Setting, Settings
 from llmevo.models.gains import SKIPPED, Branches, Gains
 from llmevo.models.references import ModelReference
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from llmevo.errors import RecipeError
 from llmevo.merging.methods.base import TensorGroup
 from llmevo.merging.methods.registry import WIDEN
-from llmevo.merging.recipe import Recipe, Step, plan
+from llmevo.merging.plan import Step, plan
+from llmevo.merging.recipe import Recipe
 from llmevo.models.architecture import text_config
 from llmevo.models.checkpoints import Source, TensorCache, widest
 from llmevo.models.references import ModelReference

@@ -17,7 +17,8 @@ from llmevo.errors import RecipeError, SourceError, UserError
 from llmevo.merging.merger import Merger, Seed, branches_of, merge
 from llmevo.merging.mixture.classes import mixture_config
 from llmevo.merging.mixture.mixture import ROUTER
-from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
 from llmevo.merging.tokenizer import Trimmed, chat_template, token_count, write_tokenizer
 from llmevo.merging.vocabulary import ByToken, by_token, plain, tokenizer_folder
 from llmevo.merging.widening import widened

@@ -713,8 +713,8 @@ class LoraModel(Source):
     def dtype(self, name: str) -> torch.dtype:
         return self.model.dtype(name)
 
-    def noise(self, name: str) -> float:
-        return self.model.noise(name) if name in self.quantized else 0.0
+    def rounding_error(self, name: str) -> float:
+        return self.model.rounding_error(name) if name in self.quantized else 0.0
 
 
 def _read_config(file: Path) -> dict[str, Any]:

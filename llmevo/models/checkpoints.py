@@ -118,7 +118,7 @@ class Source:
         """Return the type that a merge without a `dtype` writes the weight in: that of the weight as it is stored."""
         return stored(self.weight(name)).dtype
 
-    def noise(self, name: str) -> float:
+    def rounding_error(self, name: str) -> float:
         """Return the expected squared rounding error of a quantized weight, summed over its entries; 0 for others."""
         return 0.0
 

@@ -152,10 +152,10 @@ class Expert(Source):
     def dtype(self, name: str) -> torch.dtype:
         return self._stored.dtype(self._parts[name][0])
 
-    def noise(self, name: str) -> float:
+    def rounding_error(self, name: str) -> float:
         origin, expert, _ = self._parts[name]
         share = 1.0 if expert is None else self.tensor(name).numel() / self._stored.tensor(origin).numel()
-        return self._stored.noise(origin) * share
+        return self._stored.rounding_error(origin) * share
 
 
 def dense_config(config: Mapping[str, Any], called: str, like: str = "") -> dict[str, Any]:

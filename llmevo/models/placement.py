@@ -58,9 +58,9 @@ class PlacedModel(Source):
         source, origin = self._origin(name)
         return source.weight(origin)
 
-    def noise(self, name: str) -> float:
+    def rounding_error(self, name: str) -> float:
         source, origin = self._origin(name)
-        return source.noise(origin)
+        return source.rounding_error(origin)
 
 
 @dataclass(frozen=True)

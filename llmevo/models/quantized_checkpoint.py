@@ -98,7 +98,7 @@ class Quantized:
         """Return the weight, stored number · scale, in float32 (or `dtype`)."""
         return self._placed(scaled(self.values(), self.scale(), self.block)).to(self.dtype)
 
-    def noise(self) -> float:
+    def rounding_error(self) -> float:
         """Return the expected squared rounding error of the whole weight, Σ E[(w - w')²].
 
         An unquantized weight is taken to lie anywhere between the two middles of a stored number and its neighbours
@@ -245,8 +245,8 @@ class QuantizedCheckpoint(Source):
         """Return the type that config.json names, for a quantized weight."""
         return self._dtype if name in self._weights else self._raw.dtype(name)
 
-    def noise(self, name: str) -> float:
-        return self._weights[name].noise() if name in self._weights else 0.0
+    def rounding_error(self, name: str) -> float:
+        return self._weights[name].rounding_error() if name in self._weights else 0.0
 
 
 def _is_of_activations(name: str) -> bool:

@@ -76,9 +76,9 @@ class Unrolled(Source):
     def dtype(self, name: str) -> torch.dtype:
         return self._stored.dtype(self._origins[name][0])
 
-    def noise(self, name: str) -> float:
+    def rounding_error(self, name: str) -> float:
         origin, scale = self._origins[name]
-        return self._stored.noise(origin) * scale**2
+        return self._stored.rounding_error(origin) * scale**2
 
 
 def is_rolled(config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,8 @@ from functools import partial
 
 from llmevo.errors import RunError, plural
 from llmevo.merging.mixture.mixture import ROUTER
-from llmevo.merging.recipe import QUESTIONS, Provenance, Recipe
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import QUESTIONS, Recipe
 from llmevo.run.dispatch import Dispatcher
 from llmevo.run.experiment import Experiment, ask_size, planned_evaluations
 from llmevo.run.finals import finished, hold_out, select_finalists

@@ -22,7 +22,8 @@ from llmevo.config import Config
 from llmevo.errors import CandidateError, ConfigError, RecipeError, RunError, nearest, plural
 from llmevo.evaluation.score import Score
 from llmevo.merging.path import ROPE
-from llmevo.merging.recipe import Provenance, Recipe
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import Recipe
 from llmevo.run.scorer import Scorer
 from llmevo.search.paths.edits import Edit, edited, rope_edit
 from llmevo.search.paths.scanned import FILE

@@ -7,7 +7,8 @@ from pathlib import Path
 from llmevo.errors import ConfigError, RecipeError, nearest, plural
 from llmevo.llm.json import numeral
 from llmevo.merging.path import LayerPath
-from llmevo.merging.recipe import PREPARE, Recipe, Step, plan
+from llmevo.merging.plan import Step, plan
+from llmevo.merging.recipe import PREPARE, Recipe
 from llmevo.models.gains import Branches
 from llmevo.search.paths.space import MERGE
 from llmevo.search.space import SHARES, SPLIT, Gene, Genes, SearchSpace

@@ -17,7 +17,8 @@ from llmevo.export import hub
 from llmevo.export.pack import SharedRun, local_paths, portable
 from llmevo.merging.merger import merge
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Provenance, Recipe
+from llmevo.merging.provenance import Provenance
+from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.search.genome import Genome

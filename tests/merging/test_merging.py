@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from llmevo.errors import CandidateError, RecipeError, SourceError
 from llmevo.merging.merger import Merger, masks_of, merge
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
 from llmevo.merging.writer import write_model
 from llmevo.models.architecture import depth_of
 from llmevo.models.references import ModelReference

@@ -8,7 +8,8 @@ import yaml
 
 from llmevo.errors import RecipeError
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
 from support.checkpoints import mergekit
 from support.recipes import parameters_of

@@ -17,7 +17,8 @@ import llmevo
 from llmevo.errors import RecipeError, SourceError
 from llmevo.merging.merger import Merger, merge
 from llmevo.merging.methods.registry import METHODS
-from llmevo.merging.recipe import Recipe, plan
+from llmevo.merging.plan import plan
+from llmevo.merging.recipe import Recipe
 from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, assert_same_bits, bits, mergekit, quietly, weights_of

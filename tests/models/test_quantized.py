@@ -45,8 +45,8 @@ def test_each_format_is_read_as_its_library_reads_it(kind: str, tmp_path: Path) 
     exact = weights_of(new_checkpoint(tmp_path / "exact", 1, hidden=64, layers=2))
     error = float((source.tensor(f"{UP}.weight").float() - exact[f"{UP}.weight"]).square().sum())
     # The errors that are expected without knowing the exact weights are those that were made.
-    assert 0.6 < math.sqrt(source.noise(f"{UP}.weight") / error) < 1.7
-    assert source.noise("model.norm.weight") == 0
+    assert 0.6 < math.sqrt(source.rounding_error(f"{UP}.weight") / error) < 1.7
+    assert source.rounding_error("model.norm.weight") == 0
 
 
 @pytest.mark.parametrize("shape", [(70, 50), (64, 40), (33, 48), (20, 10)])
@@ -188,7 +188,7 @@ def test_the_rounding_of_a_model_with_a_tied_head_is_known_behind_that_of_the_ba
     behind, own = sources[model], sources.own(model)
     assert (type(behind).__name__, type(own).__name__) == ("PlacedModel", "QuantizedCheckpoint")
     assert {*behind.quantized} == {*own.quantized}
-    assert behind.noise(f"{UP}.weight") == own.noise(f"{UP}.weight") > 0
+    assert behind.rounding_error(f"{UP}.weight") == own.rounding_error(f"{UP}.weight") > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", None])

@@ -68,7 +68,7 @@ def compared(model: Source, base: Source) -> tuple[float, float]:
             continue
         dense = weight.dense() if isinstance(weight, LowRank) else weight.float()
         vector += float((dense - origin.float()).double().square().sum())
-        error += model.noise(name) + base.noise(name)
+        error += model.rounding_error(name) + base.rounding_error(name)
     return math.sqrt(vector), math.sqrt(error)
 
 
