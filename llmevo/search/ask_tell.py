@@ -16,6 +16,7 @@ from llmevo.search.genome import Genome
 from llmevo.search.optimizers import ASKING, recommend
 from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.paths.registry import PATHS, every
+from llmevo.search.paths.scanned import read_scan
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
 from llmevo.search.start_rows import usual
@@ -60,7 +61,8 @@ class Search:
         `budget` the number of candidates, start rows included; `client` the LLM of the optimizers that ask one;
         `root` the folder that relative references start from.
 
-        Raises ConfigError for an unknown optimizer, a client that is missing and `layers` below 1, and pydantic's
+        Raises ConfigError for an unknown optimizer, a client that is missing, `layers` below 1 and a `path.scan` that
+        is none, and pydantic's
         ValidationError for a genome that is none.
         """
         known = every()
@@ -83,7 +85,8 @@ class Search:
         self._client = client
         tasks = {"score": (1.0, METRIC)}
         style = client.style if client else "" if optimizer in PATHS else "chat"
-        self._optimizer = known[optimizer](Setup(self.space, seed, budget, tasks, style, Templates()))
+        scan = read_scan(genome.path.scan, Path(root)) if genome.path and genome.path.scan else {}
+        self._optimizer = known[optimizer](Setup(self.space, seed, budget, tasks, style, Templates(), scan=scan))
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []

@@ -4,14 +4,17 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from llmevo.errors import ConfigError
 from llmevo.evaluation.score import Score
 from llmevo.llm.templates import Templates
 from llmevo.merging.path import LayerPath
+from llmevo.search.ask_tell import Search
 from llmevo.search.genome import Genome
 from llmevo.search.optimizers import OPTIMIZERS
 from llmevo.search.optimizers.base import Optimizer, Setup
@@ -201,6 +204,20 @@ def first_answer(answer: Callable[[Prompt], Reading], **keys: Any) -> tuple[list
             ]
         )
     return found, readings[0]
+
+
+def test_ask_and_tell_begins_with_the_edits_of_a_scan(tmp_path: Path) -> None:
+    row = {"kind": "skip", "path": "one 0-3 | one 4-8", "effect": 0.2, "stderr": 0.1, "score": -1.0}
+    (tmp_path / "scan.jsonl").write_text(json.dumps(row) + "\n")
+    genome = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic", "path": {"scan": "."}}
+    search = Search(genome, layers=8, optimizer="paths", seed=0, budget=30, root=tmp_path)
+    rows = search.ask(30)
+    for candidate in rows:
+        search.tell(candidate, float(candidate.origin == "parent" and candidate.note == "one"))
+    assert row["path"] in [candidate.path for candidate in search.ask(3)]
+    (tmp_path / "scan.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"genome\.path\.scan: "):
+        Search(genome, layers=8, optimizer="paths", root=tmp_path)
 
 
 def test_paths_of_an_llm_are_candidates_and_what_it_said_is_told_it_again() -> None:

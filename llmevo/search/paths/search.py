@@ -288,10 +288,12 @@ class PathSearch(PathOptimizer):
 
     def _prior(self, path: LayerPath) -> float:
         """The sum of the scan's effects of a path's edits, in their standard deviations."""
-        effects = [effect for effect, _ in self._setup.scan.values()]
+        effects = np.array([effect for effect, _ in self._setup.scan.values()])
         alone = (self._paths.edited(self._root, [edit]) for edit in self._paths.edits(path, self._root))
         known = [self._setup.scan[str(one)][0] for one in alone if one and str(one) in self._setup.scan]
-        return sum(known) / max(float(np.std(effects)), 1e-9) if known else 0.0
+        # One effect, or equal ones, have no deviation: a feature of 10⁹ would leave the regression without digits.
+        deviation = max(float(np.std(effects)), 1e-3 * float(np.abs(effects).max(initial=0.0)), 1e-9)
+        return sum(known) / deviation if known else 0.0
 
     def _best_of_beam(self) -> LayerPath | None:
         """The new path of the highest bound; None where all are known."""
