@@ -1,1 +1,3 @@
-"""The command line: one file for each command, and `app`, which registers them."""
+"""The command line: one file for each command and `app`, which registers them; `options`, `terminal`, `live`, `voting`
+and `written` are shared.
+"""

@@ -1,4 +1,4 @@
-"""The scores of models in the format in which they are served, beside those of the merges as they are."""
+"""Scores with weights rounded to the format of serving, beside those of the merges as they are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

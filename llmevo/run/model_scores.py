@@ -1,4 +1,4 @@
-"""Scores of ready weights, such as a fine-tune's or an adapted model's, on the tasks of a config."""
+"""Scores of given models, such as a fine-tune and its adapter, on the tasks of a config."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path

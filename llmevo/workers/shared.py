@@ -1,4 +1,4 @@
-"""The workers as one of several runs sees them that share them."""
+"""Workers that several runs share, as one of the runs sees them."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -14,7 +14,7 @@ import pytest
 
 from llmevo.errors import RunError, UserError
 from llmevo.reports.html.analysis import Subject
-from llmevo.reports.html.llm_analyses import thoughts
+from llmevo.reports.html.llm_analyses import analyses
 from llmevo.reports.web import followed, server
 from llmevo.reports.web.followed import Followed, Runs
 from llmevo.reports.web.server import TOKEN, Access, is_loopback
@@ -265,7 +265,7 @@ def test_a_thought_and_the_latest_candidates_are_above_the_report(tmp_path: Path
 
 def test_hypotheses_are_shown_with_what_the_scores_say(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(REAL.read_bytes())
-    found = {claim.text: claim for thought in thoughts(Subject.of(tmp_path)) for claim in thought.claims}
+    found = {claim.text: claim for analysis in analyses(Subject.of(tmp_path)) for claim in analysis.claims}
     assert len(found) > 20
     lifted = found["restoring words lifts #11"]
     assert (lifted.word, lifted.better, lifted.worse, lifted.task) == ("supported", 14, 11, "words")

@@ -87,7 +87,7 @@ def test_texts_of_others_are_shown_and_not_run(window: Page, tmp_path: Path) -> 
         window.wait(f"{STATUS}.includes('finished') && document.querySelector('.items')")
         window.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         window.wait("document.querySelector('.prompt pre') && document.querySelector('.items .item')")
-        for place in ("#now", "#candidates", "#thoughts", ".prompt", ".items", "#costs"):
+        for place in ("#now", "#candidates", "#analyses", ".prompt", ".items", "#costs"):
             assert HOSTILE in window.run(f"document.querySelector('{place}').textContent"), place
         assert window.run("window.pwned === undefined")
         assert window.complaints() == []

@@ -1,4 +1,4 @@
-"""The thoughts of the LLM: its analyses, and its hypotheses with what the scores say of them."""
+"""The LLM's analyses, and its hypotheses with what the scores say of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Analysis:
     claims: Sequence[Claim]
 
 
-def thoughts(subject: Subject) -> list[Analysis]:
+def analyses(subject: Subject) -> list[Analysis]:
     """Return the latest analyses with their hypotheses, the latest first. A base model that continues numbers has
     neither.
     """

@@ -23,7 +23,7 @@ from llmevo.evaluation.score import metric_of
 from llmevo.reports.conclusion import conclusion
 from llmevo.reports.html import figures
 from llmevo.reports.html.analysis import Subject, corrected, costs, effects, items, layers_of
-from llmevo.reports.html.llm_analyses import thoughts
+from llmevo.reports.html.llm_analyses import analyses
 from llmevo.reports.html.pareto import covered, front, names, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.quantized_scores import finalists
@@ -157,7 +157,7 @@ def report(subject: Subject, live: Live | None = None) -> str:
         covered=covered(subject),
         corrected=corrected(subject),
         effects=by_task,
-        thoughts=thoughts(subject),
+        analyses=analyses(subject),
         methods=method_lines(question, GeneTable(space, tuple(space.slices)), Names(space, question.tasks)),
         layers_of=layers_of,
         predicted=[
