@@ -117,12 +117,14 @@ def in_terminal(root: Path, url: str) -> Generator[Screen]:
         screen.close()
 
 
-def wait_for_llm(screen: Screen, model: str = "served-model") -> None:
-    """Until it is said that the LLM is waited for, which never answers."""
-    end = time.monotonic() + PATIENCE
-    while f"waiting for {model}" not in screen.text:
+def wait_for_llm(screen: Screen, model: str = "served-model", run: Path | None = None) -> None:
+    """Until it is said that the LLM is waited for, which never answers; with a `run`, after its start rows are told."""
+    end, seen = time.monotonic() + PATIENCE, 0 if run is None else None
+    while seen is None or f"waiting for {model}" not in screen.text[seen:]:
         assert screen.process.is_alive(), screen.text
         assert time.monotonic() < end, screen.text
+        if run and seen is None and (run / LOG).exists() and '"event":"told"' in (run / LOG).read_text():
+            seen = len(screen.text)
         time.sleep(0.05)
 
 
@@ -141,7 +143,7 @@ def test_every_signal_leaves_the_table_the_cursor_and_the_line_that_says_how_to_
     workspace: Workspace, number: signal.Signals
 ) -> None:
     with serving(PROPOSAL, Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
-        wait_for_llm(screen)
+        wait_for_llm(screen, run=workspace.root / "run")
         assert screen.process.pid
         os.kill(screen.process.pid, number)
         status = screen.end()
@@ -169,7 +171,7 @@ def test_a_run_that_waits_for_the_llms_start_rows_can_be_stopped(workspace: Work
 
 def test_a_terminal_that_is_closed_ends_a_run_in_order(workspace: Workspace) -> None:
     with serving(PROPOSAL, Answer(silent=True)) as server, in_terminal(workspace.root, server.url) as screen:
-        wait_for_llm(screen)
+        wait_for_llm(screen, run=workspace.root / "run")
         screen.closed.set()
         status = screen.end()
     assert status == 128 + signal.SIGHUP
