@@ -152,9 +152,9 @@ def table(options: argparse.Namespace) -> None:
             continue
         rows = [{**row, "right": {task: own[:count] for task, own in row["right"].items()}} for row in run["rows"]]
         run = {**run, "questions": {task: own[:count] for task, own in run["questions"].items()}, "rows": rows}
-        best = next(row for row in run["rows"] if row["kind"] == "best")
-        for called, row in {**quickstart.rivals(run), "the best merge found": best}.items():
-            score, error = quickstart.score(run, row["right"])
+        answers = {called: row["right"] for called, row in quickstart.rivals(run).items()}
+        for called, right in {**answers, "the best merge found": quickstart.best_merge(run)}.items():
+            score, error = quickstart.score(run, right)
             print(f"| {words}: {called} | {size:.0f} | {size:.0f} | {score:.1%} | {error:.1%} |")
 
 

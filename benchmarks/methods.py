@@ -118,7 +118,7 @@ def _ask(scorer: Scorer, setting: Setting, kind: str, out: Path) -> None:
         return
     line: dict[str, Any] = {**measurements.environment(), **made}
     try:
-        scorer.engine.swap(scorer.localized(_recipe(scorer, setting)))
+        scorer.merge(_recipe(scorer, setting))
     except CandidateError as error:
         line["failed"] = str(error)
     else:

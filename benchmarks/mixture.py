@@ -171,7 +171,7 @@ def _dense(tasks: Sequence[str], count: int) -> Iterator[tuple[str, tuple[float,
     parents = [row["right"] for row in plain[0]["rows"] if row["kind"] == "parent"]
     yield "best expert", *max((_mean_of([right], tasks, count) for right in parents), key=lambda found: found[0][0])
     for runs, called in ((plain, ""), (prepared, ", of experts prepared by `regmean`")):
-        right = [next(row["right"] for row in run["rows"] if row["kind"] == "best") for run in runs]
+        right = [*map(quickstart.best_merge, runs)]
         times = f"mean of {len(runs)} searches" if len(runs) > 1 else "one search"
         yield f"best dense merge{called}, {times}", *_mean_of(right, tasks, count)
 

@@ -144,6 +144,11 @@ def of_llmevo(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return with_llm or [run for run in runs if run["optimizer"] == "llm-off"]
 
 
+def best_merge(run: Mapping[str, Any]) -> Right:
+    """The answers of the best merge that a run found."""
+    return next(row["right"] for row in run["rows"] if row["kind"] == "best")
+
+
 def table(options: argparse.Namespace) -> None:
     """Markdown: the held-out table of the first of llmevo's own runs, and the gains of all runs of each optimizer."""
     runs = measurements.read(options.file)
@@ -184,12 +189,8 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "|" + "---|" * (5 + len(words))
     for name in dict.fromkeys(run["optimizer"] for run in runs):
         own = [run for run in runs if run["optimizer"] == name]
-        best = [next(row for row in run["rows"] if row["kind"] == "best") for run in own]
-        cells = [_over_seeds([score(run, row["right"]) for run, row in zip(own, best, strict=True)], "")]
-        for word in words:
-            pairs = zip(own, best, strict=True)
-            found = [gain(run, row["right"], rivals(run)[word]["right"]) for run, row in pairs]
-            cells.append(_over_seeds(found, "+"))
+        cells = [_over_seeds([score(run, best_merge(run)) for run in own], "")]
+        cells += [_over_seeds([_gain_over(word, run) for run in own], "+") for word in words]
         proposed = sum(run["proposed"] for run in own) / sum(run["candidates"] for run in own)
         asked = sum(run["asked"] for run in own) / sum(run["everything"] for run in own)
         yield f"| `{name}` | {len(own)} | {' | '.join(cells)} | {proposed:.0%} | {asked:.0%} |"
@@ -206,15 +207,15 @@ def _apart(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         others = {run["seed"]: run for run in runs if run["optimizer"] == rival}
         pairs = [(run, others[run["seed"]]) for run in own if run["seed"] in others]
         if len(pairs) > 1:
-            found = [_over_coefficient(run) - _over_coefficient(other) for run, other in pairs]
+            gains = [[_gain_over(RIVALS["coefficient"], run)[0] for run in pair] for pair in pairs]
+            found = [ours - theirs for ours, theirs in gains]
             mean, error = np.mean(found), np.std(found, ddof=1) / len(found) ** 0.5
             yield f"`{own[0]['optimizer']}` is ahead of `{rival}` by {mean:+.3f} ± {error:.3f}, on {len(found)} seeds."
 
 
-def _over_coefficient(run: Mapping[str, Any]) -> float:
-    """The gain of the best merge over the best coefficient of the same run, both scored on the same machine."""
-    best = next(row for row in run["rows"] if row["kind"] == "best")
-    return gain(run, best["right"], rivals(run)["the best coefficient"]["right"])[0]
+def _gain_over(rival: str, run: Mapping[str, Any]) -> tuple[float, float]:
+    """The gain of the best merge over a rival of the same run, both scored on the same machine."""
+    return gain(run, best_merge(run), rivals(run)[rival]["right"])
 
 
 def short(options: argparse.Namespace) -> None:
@@ -254,9 +255,8 @@ def _short(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         within = f"± {error:.3f}"
         yield f"| {label} | {mean:.3f} {within if max(counts) == 1 else f'({within})'} | |"
     for name, some in own.items():
-        pairs = [(run, next(row for row in run["rows"] if row["kind"] == "best")["right"]) for run in some]
-        found = [score(run, right) for run, right in pairs]
-        gained = [gain(run, right, rivals(run)["the best coefficient"]["right"]) for run, right in pairs]
+        found = [score(run, best_merge(run)) for run in some]
+        gained = [_gain_over(RIVALS["coefficient"], run) for run in some]
         yield f"| {SEARCHES[name]} | {_over_seeds(found, '')} | {_over_seeds(gained, '+')} |"
     if ahead := [*_apart(runs)]:
         yield ""

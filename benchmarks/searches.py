@@ -68,7 +68,7 @@ from llmevo.search.optimizers.base import Asking, answered
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import Genes, SearchSpace
-from llmevo.search.start_rows import model_stock_weights, usual
+from llmevo.search.start_rows import model_stock_weights, usual_rows
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 HERE = Path(__file__).parent
@@ -421,7 +421,7 @@ def searched(landscape: Landscape, plan: Plan, server: Server = NO_SERVER) -> Fo
     size = SearchConfig().population_of(len(space.genes))
     trials: list[Trial] = []
     truths: list[float] = []
-    generation, watch, rows = 0, Stopwatch(), usual(space)
+    generation, watch, rows = 0, Stopwatch(), usual_rows(space)
     with watch:
         optimizer = maker(plan.optimizer)(setup)
         rows += answerer.suggestions(optimizer.ask_start(rows))
@@ -471,7 +471,7 @@ def judged(space: SearchSpace, found: Found, budget: int) -> dict[str, Any]:
     """The true scores of what is handed over, and of the best-scored trial, at each mark: a number of evaluations,
     finalists included.
     """
-    rows = [row.origin for row in usual(space)]
+    rows = [row.origin for row in usual_rows(space)]
     trials = [
         Trial(Candidate(place, 0, "".join(rows[place : place + 1]), genes), Score(value, error, {}, 0))
         for place, (genes, value, error) in enumerate(zip(found.genes, found.values, found.errors, strict=True))
@@ -571,7 +571,7 @@ def rule_of() -> str:
 def surface_of(landscape: Landscape) -> str:
     """The digest of a landscape: of its scores at random points."""
     points = np.random.default_rng(0).random((16, len(landscape.space.genes)))
-    rows = usual(landscape.space)
+    rows = usual_rows(landscape.space)
     truths = landscape.truth(np.vstack([points, [landscape.space.to_unit(row.genes) for row in rows]]))
     return _digest([("truths", str(np.round(truths, 5).tolist()))])
 

@@ -54,7 +54,7 @@ from llmevo.search.optimizers.base import Setup, answered
 from llmevo.search.optimizers.recommendation import recommend
 from llmevo.search.simulated_llm import SimulatedClient
 from llmevo.search.space import SearchSpace
-from llmevo.search.start_rows import usual
+from llmevo.search.start_rows import usual_rows
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 TABLE = Path(__file__).parent / "results" / "quickstart-recipes.jsonl"
@@ -333,7 +333,7 @@ def simulated(
             trials.append(told[-1])
         optimizer.tell([trial for trial in told if space.contains(trial.candidate.genes)])
 
-    scored(usual(space))
+    scored(usual_rows(space))
     while len(trials) < budget:
         size = min(4 + int(3 * np.log(len(space.genes))), budget - len(trials))
         scored(answered(optimizer.ask(size), asking.by(proposer)))

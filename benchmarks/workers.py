@@ -56,7 +56,7 @@ from llmevo.llm.templates import Templates
 from llmevo.run.log.storage import read_log
 from llmevo.search.optimizers import OPTIMIZERS, Optimizer, Setup, recommend
 from llmevo.search.optimizers.base import Asking, answered
-from llmevo.search.start_rows import usual
+from llmevo.search.start_rows import usual_rows
 from llmevo.search.trial import Candidate, Suggestion, Trial
 from llmevo.workers.protocol import Job, Notice, Request, Result
 from llmevo.workers.schedule import Schedule
@@ -342,7 +342,7 @@ class Run:
         questions = questions_of.__wrapped__ if learns else questions_of
         self.questions = questions(scene.optimizer, at_once, scene.racing, seed)
         self.fleet = Fleet(scene, self.questions, seed)
-        self.rows = usual(self._space)
+        self.rows = usual_rows(self._space)
         self._setup = Setup(self._space, seed, budget, self.questions.weights, "", Templates(), parallel=scene.at_once)
         self._optimizer = self._made()
         self._heard: list[list[Trial]] = []
@@ -589,7 +589,7 @@ def found() -> Iterator[Scene]:
 
 
 def speed(scene: Scene, seed: int) -> dict[str, Any]:
-    run = Run(scene, seed, len(usual(searches.load(LANDSCAPE).space)) + GENERATIONS * scene.workers)
+    run = Run(scene, seed, len(usual_rows(searches.load(LANDSCAPE).space)) + GENERATIONS * scene.workers)
     return run.search().speed()
 
 

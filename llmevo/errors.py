@@ -86,6 +86,10 @@ class CandidateError(LlmevoError):
     seconds: float | None = None
     """Those of merging and scoring until then, without loading the engine; None where they were not taken."""
 
+    def took(self, elapsed: float) -> dict[str, float]:
+        """Return the seconds for the log: its own or, where it has none, the `elapsed` ones."""
+        return {"evaluate": elapsed if self.seconds is None else self.seconds}
+
 
 class ProposerError(LlmevoError):
     """The LLM did not answer; the generation uses numeric candidates."""

@@ -78,7 +78,7 @@ def test_every_search_starts_from_the_same_rows_and_has_the_same_budget(searches
     assert [(line["seed"], line["search"]) for line in lines] == [(s, n) for s in (0, 1) for n in names.split(",")]
     assert {line["evaluations"] for line in lines} == {15}
     assert {tuple(line["marks"]) for line in lines} == {(8, 10, 15)}
-    rows = [searches.usual(searches.surfaces["bowl"].space) for _ in range(2)]
+    rows = [searches.usual_rows(searches.surfaces["bowl"].space) for _ in range(2)]
     kept = [json.loads(file.read_text()) for file in (tmp_path / "llmevo-searches").iterdir()]
     assert len(kept) == len(lines)
     for found in kept:
@@ -91,7 +91,7 @@ def test_every_search_starts_from_the_same_rows_and_has_the_same_budget(searches
 
 def test_a_grid_of_coefficients_ends_and_keeps_what_it_found(searches: Any, tmp_path: Path) -> None:
     for line in run(searches, tmp_path / "s.jsonl", "coefficient-3"):
-        rows = len(searches.usual(searches.surfaces["bowl"].space))
+        rows = len(searches.usual_rows(searches.surfaces["bowl"].space))
         assert line["evaluations"] == rows + 3
         assert line["handed"][-1] == line["handed"][1]
 
@@ -267,7 +267,7 @@ def test_candidates_that_an_optimizer_wants_among_the_start_rows_are_scored_with
 
     monkeypatch.setitem(optimizers.OPTIMIZERS, "eager", Eager)
     run(searches, tmp_path / "s.jsonl", "eager", "--seeds", "1")
-    assert told[0] == len(searches.usual(searches.surfaces["bowl"].space)) + 1
+    assert told[0] == len(searches.usual_rows(searches.surfaces["bowl"].space)) + 1
     assert sum(told) == 15
 
 

@@ -79,13 +79,13 @@ class GoldAnswers:
             for instance in instances:
                 by_document.setdefault(instance.doc_id, []).append(instance)
             asked = [*by_document.values()]
-            count = min(limit or len(asked), len(asked))
+            count, before = min(limit or len(asked), len(asked)), (len(found.questions), len(found.pairs))
             for place in range(count):
                 requests = asked[place * len(asked) // count]
                 if not found._add(name, leaf, requests, evaluator.asking.apply_chat_template, lm):
                     places = [place for block in evaluator.blocks for place in block.get(name, ())]
                     found.counted[name] = places[:count]
-                    found.questions = [question for question in found.questions if question.task != name]
+                    del found.questions[before[0] :], found.pairs[before[1] :]
                     break
         if not found.questions and not found.counted:
             raise TaskError(

@@ -312,7 +312,7 @@ def siblings(run: Path, started: events.RunStarted) -> list[RunState]:
 
 
 def _is_entry(run: Path, started: events.RunStarted) -> bool:
-    """Return whether a run lies in the folder of an `ComparedRun`."""
+    """Return whether a run lies in the folder of a `ComparedRun`."""
     search = started.config.get("search") or {}
     return run == ComparedRun(search.get("optimizer", ""), search.get("seed", 0), run.parent).folder
 

@@ -42,8 +42,8 @@ from llmevo.search.start_rows import (
     by_router_use,
     mixture_in,
     model_stock_weights,
-    parents,
-    usual,
+    parent_rows,
+    usual_rows,
 )
 from llmevo.search.trial import Suggestion, Trial
 from llmevo.workers.protocol import Result, Workers
@@ -273,9 +273,9 @@ class Experiment:
     def start_rows(self) -> list[Suggestion]:
         """The candidates scored before the search begins: uniform merge, coefficients, parents, the user's recipes."""
         if self.rules >= 2:
-            rows = usual(self.space)
+            rows = usual_rows(self.space)
         else:  # without coefficients; in the oldest logs the uniform merge, which parents are raced against, comes last
-            rows = parents(self.space)
+            rows = parent_rows(self.space)
             rows.insert(0 if self.rules else len(rows), Suggestion(self.space.uniform(), "uniform"))
         rows += self.own_rows
         if self.config.random_init:

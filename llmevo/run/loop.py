@@ -48,6 +48,11 @@ def run(experiment: Experiment, journal: Journal) -> RunState:
 def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] = ()) -> RunState:
     """Carry a logged run to its end from wherever it stands; `best.yml` beside the log is the best recipe so far."""
     best: list[tuple[int, str]] = []
+    begun = log.file.stat().st_size
+
+    def is_due(name: str) -> bool:
+        """Whether a file that takes the models to make is missing, or the log has grown since it was made."""
+        return log.file.stat().st_size > begun or not (log.folder / name).exists()
 
     def write_best(_: object, state: RunState) -> None:
         if state.best and best[-1:] != [(state.best.candidate.id, state.best.reason)]:
@@ -56,11 +61,10 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
             text = Provenance(state.started.masks).sign(recipe) if state.started else recipe.to_yaml()
             if recipe.prepare and recipe.prepare.text == QUESTIONS:
                 log.write(QUESTIONS, experiment.scorer.texts.to_json())
-            if recipe.mixture and recipe.mixture.router == ROUTER and not (log.folder / ROUTER).exists():
+            if recipe.mixture and recipe.mixture.router == ROUTER and is_due(ROUTER):
                 log.write(ROUTER, experiment.scorer.router)
             log.write("best.yml", f"# {state.unmet}\n{text}" if state.unmet else text)
 
-    begun = log.file.stat().st_size
     experiment.scorer.remember(RunState.fold(iter(log.recorded)), experiment.name)
     try:
         state = run(experiment, Journal(log.recorded, log.append, [write_best, *observers], experiment.verdicts))
@@ -68,9 +72,9 @@ def carry_on(experiment: Experiment, log: RunLog, observers: Iterable[Observer] 
         if not experiment.shared:
             experiment.scorer.close()
     # Without workers, which hold the memory that the engine of this process takes.
-    is_new = log.file.stat().st_size > begun or not (log.folder / ROUTING).exists()
-    if is_new and state.best and (recipe := Recipe.model_validate(state.recipes[state.best.candidate.id])).mixture:
-        log.write(ROUTING, experiment.scorer.routing(recipe))
+    best_recipe = Recipe.model_validate(state.recipes[state.best.candidate.id]) if state.best else None
+    if best_recipe and best_recipe.mixture and is_due(ROUTING):
+        log.write(ROUTING, experiment.scorer.routing(best_recipe))
     return state
 
 

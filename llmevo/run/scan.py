@@ -130,7 +130,7 @@ class GoldScorer(Scorer):
         def scored() -> tuple[Score, Mapping[str, float]]:
             answers, started = self.right_answers, time.monotonic()  # the engine starts before the clock
             try:
-                self.engine.swap(self.localized(job.recipe), job.quantize)
+                self.merge(job.recipe, job.quantize)
             except RecipeError as error:
                 raise CandidateError(str(error)) from error
             gold = answers.measure(self.engine.lm)
@@ -159,7 +159,7 @@ class GoldScorer(Scorer):
 
     # For workers: one part, neither raced nor remembered
 
-    def opening(self) -> Callable[[], Scorer]:
+    def scorer_factory(self) -> Callable[[], Scorer]:
         return partial(open_gold_scorer, self._resolved(), self.root.absolute(), self.limit)
 
     def facts(self) -> Mapping[str, Any]:

@@ -236,6 +236,10 @@ class Scorer:
             self._prepared_keys.add(key)
         return recipe
 
+    def merge(self, recipe: Recipe, quantize: str = "") -> None:
+        """Merge a recipe of the run into the running model."""
+        self.engine.swap(self.localized(recipe), quantize)
+
     @property
     def router(self) -> str:
         """The text of the run's router."""
@@ -291,7 +295,7 @@ class Scorer:
         assert recipe.mixture
         engine = self.engine
         assert isinstance(engine, HfEngine)
-        engine.swap(self.localized(recipe))
+        self.merge(recipe)
         every = self._texts_of(self.heldout or self.evaluator).tasks
         some = {task: texts[:ROUTED] for task, texts in every.items()}
         tasks = [task for task, texts in some.items() for _ in texts]
@@ -507,8 +511,7 @@ class Scorer:
     def _parents(self) -> Iterator[tuple[str, Any]]:
         """Yield each parent's name, and the running model as that parent."""
         for model in self.space.merged:
-            parent = self.localized(self.space.decode(self.space.parent(model)))
-            self.engine.swap(parent, self.config.engine.search_format)
+            self.merge(self.space.decode(self.space.parent(model)), self.config.engine.search_format)
             yield self.space.names[model], self.engine.lm
 
     # Engine
@@ -673,7 +676,7 @@ class Scorer:
 
         here = torch.cuda.is_available() and settings.device != "cpu"  # on Ray the cluster's GPUs count
         return start_workers(
-            self.opening(),
+            self.scorer_factory(),
             self,
             self.facts(),
             self.count_workers(),
@@ -683,7 +686,7 @@ class Scorer:
             gpus=settings.gpus if settings.on == "ray" else (settings.gpus or 1.0) if here else 0.0,
         )
 
-    def opening(self) -> Callable[[], "Scorer"]:
+    def scorer_factory(self) -> Callable[[], "Scorer"]:
         """Return what makes the scorer of a worker."""
         return partial(open_scorer, self._resolved(), self.root.absolute())
 

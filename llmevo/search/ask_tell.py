@@ -19,7 +19,7 @@ from llmevo.search.paths.registry import PATHS, every
 from llmevo.search.paths.scanned import read_scan
 from llmevo.search.prompts.question import Prompt, Reading
 from llmevo.search.space import SearchSpace
-from llmevo.search.start_rows import usual
+from llmevo.search.start_rows import usual_rows
 from llmevo.search.trial import Candidate, Suggestion, Trial
 
 METRIC = "score,none"
@@ -90,7 +90,7 @@ class Search:
         self._asked = self._generation = 0
         self._open: dict[int, Candidate] = {}
         self._told: list[Trial] = []
-        rows = usual(self.space)
+        rows = usual_rows(self.space)
         self._queue = [*rows, *answered(self._optimizer.ask_start(rows), self._answer)]
 
     def ask(self, size: int) -> list[Candidate]:

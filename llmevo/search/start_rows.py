@@ -20,20 +20,20 @@ ROUTER_USE = "router use"
 """The name of the start row of experts by their use."""
 
 
-def usual(space: SearchSpace) -> list[Suggestion]:
+def usual_rows(space: SearchSpace) -> list[Suggestion]:
     """Return the start rows of every search: the uniform merge, the same with other weights for all models, every model
     alone.
     """
-    return [Suggestion(space.uniform(), "uniform"), *coefficients(space), *parents(space)]
+    return [Suggestion(space.uniform(), "uniform"), *coefficient_rows(space), *parent_rows(space)]
 
 
-def coefficients(space: SearchSpace) -> list[Suggestion]:
+def coefficient_rows(space: SearchSpace) -> list[Suggestion]:
     """Return merges with one weight for all models; see `SearchSpace.coefficients`."""
     found = space.coefficients().items()
     return [Suggestion(genes, "coefficient", f"coefficient {value:g}") for value, genes in found]
 
 
-def parents(space: SearchSpace) -> list[Suggestion]:
+def parent_rows(space: SearchSpace) -> list[Suggestion]:
     """Return every model alone."""
     return [Suggestion(space.parent(model), "parent", space.names[model]) for model in space.merged]
 

@@ -34,8 +34,7 @@ class Local:
         try:
             score, seconds = self._score(request)
         except CandidateError as error:
-            seconds = time.monotonic() - started if error.seconds is None else error.seconds
-            return Result(request.id, None, str(error), {"evaluate": seconds})
+            return Result(request.id, None, str(error), error.took(time.monotonic() - started))
         except MachineError as error:
             name = f"candidate {request.id}" if isinstance(request.id, int) else request.id
             raise MachineError(f"{name}: {error}", error.kind) from error

@@ -359,8 +359,8 @@ class Pool:
 
     def _hand_out(self) -> None:
         self._gathered = self._gathered or self._count_ready >= self._host.least
-        desks = [run_queue for run_queue in self._queues if run_queue is not self._own] or [self._own]
-        ahead = all(run_queue.waits for run_queue in desks)  # no request is to come before the next result
+        queues = [run_queue for run_queue in self._queues if run_queue is not self._own] or [self._own]
+        ahead = all(run_queue.waits for run_queue in queues)  # no request is to come before the next result
         for slot in self._slots:
             if not (slot.worker and slot.stage is Stage.IDLE and self._gathered):
                 continue

@@ -30,7 +30,7 @@ class Process:
 
     is_waiting = False
 
-    def __init__(self, name: str, opening: ScorerFactory, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, scorer_factory: ScorerFactory, environment: Mapping[str, str]) -> None:
         self.name = name
         self.pipe, other = Pipe()
         # A program of its own, not a fork (a GPU cannot be shared with the parent's threads) and not `multiprocessing`,
@@ -51,7 +51,7 @@ class Process:
         self._said = b""
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self._write(opening)
+        self._write(scorer_factory)
 
     def _listen(self) -> None:
         """Keep the end of what it writes to standard error, which says why it died."""
@@ -101,7 +101,7 @@ class Processes:
 
     def __init__(
         self,
-        opening: ScorerFactory,
+        scorer_factory: ScorerFactory,
         count: int,
         devices: Sequence[str] = (),
         each: float = 1.0,
@@ -112,12 +112,12 @@ class Processes:
         """
         self.least, self.most = 1, count
         self.one_at_a_time = bool(devices) and each < 1
-        self._opening, self._devices, self._each = opening, [*devices], each
+        self._scorer_factory, self._devices, self._each = scorer_factory, [*devices], each
         self._threads = threads or max(1, cores() // count)
         self._waking, self._woken = Pipe()
 
     def launch(self, name: str) -> Process:
-        return Process(name, self._opening, self.environment(int(name.partition(".")[0]) - 1))
+        return Process(name, self._scorer_factory, self.environment(int(name.partition(".")[0]) - 1))
 
     def environment(self, place: int) -> dict[str, str]:
         """Return the environment variables of the worker at a place, from 0."""

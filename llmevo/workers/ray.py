@@ -61,8 +61,8 @@ Resources = Mapping[str, float]
 class Actor:
     """What runs in a worker's process. Ray calls its methods one after the other."""
 
-    def __init__(self, opening: bytes) -> None:
-        self._service = Service(lambda: pickle.loads(opening)())
+    def __init__(self, scorer_factory: bytes) -> None:
+        self._service = Service(lambda: pickle.loads(scorer_factory)())
 
     def live(self) -> None:
         """Answer, which says that there is a process."""
@@ -136,7 +136,7 @@ class RayCluster:
 
     def __init__(
         self,
-        opening: ScorerFactory,
+        scorer_factory: ScorerFactory,
         least: int | None,
         most: int,
         address: str | None = None,
@@ -150,7 +150,7 @@ class RayCluster:
         installed, there is no cluster at the address, or it cannot hold the workers.
         """
         self.least, self.most = least or 1, most
-        self._opening = pickle.dumps(opening)
+        self._scorer_factory = pickle.dumps(scorer_factory)
         self._arrived = queue.SimpleQueue[Any]()
         self._workers: dict[str, RayWorker] = {}
         self._connection = _Connection(address, most)
@@ -170,7 +170,7 @@ class RayCluster:
         passed = {key: value for key, value in os.environ.items() if PASSED.fullmatch(key)}
         environment = {**passed, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         room = {"num_cpus": self._cores, "num_gpus": self._gpus}
-        actor = self._actors.options(**room, runtime_env={"env_vars": environment}).remote(self._opening)
+        actor = self._actors.options(**room, runtime_env={"env_vars": environment}).remote(self._scorer_factory)
         end = partial(self._ray.kill, actor, no_restart=True)
         self._workers[name.partition(".")[0]] = worker = RayWorker(name, actor, end, self._arrived.put)
         return worker

@@ -98,7 +98,7 @@ class Schedule:
         return any(of.counted >= MOST_LOSSES for of in self._open.values())
 
     def add(self, request: Request) -> Result | None:
-        """OpenRequest a request, or return its result if the score is known already."""
+        """Open a request, or return its result if the score is known already."""
         known, parts = self._scoring.known(request), self._scoring.parts(request.questions)
         first = _parts_of(known, parts)
         if known and first == len(parts):

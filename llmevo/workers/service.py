@@ -25,7 +25,7 @@ from llmevo.workers.protocol import (
 class Service:
     """A scorer that answers in messages. It raises nothing."""
 
-    opening: ScorerFactory
+    scorer_factory: ScorerFactory
     scorer: PartScorer | None = None
     _warnings: list[str] = field(default_factory=list[str])
 
@@ -33,7 +33,7 @@ class Service:
         """Make the scorer and say what decides its scores."""
 
         def greet() -> Message:
-            self.scorer = self.opening()
+            self.scorer = self.scorer_factory()
             self.scorer.warn = self._warnings.append
             devices = os.environ.get("CUDA_VISIBLE_DEVICES")
             place = f"{platform.node()}, process {os.getpid()}" + (f", GPU {devices}" if devices else "")
@@ -65,8 +65,7 @@ class Service:
             try:
                 return Answered(*self.scorer.score_part(job), self._said())
             except CandidateError as error:
-                seconds = time.monotonic() - started if error.seconds is None else error.seconds
-                return Unscorable(str(error), {"evaluate": seconds}, self._said())
+                return Unscorable(str(error), error.took(time.monotonic() - started), self._said())
 
         return _spoken(score)
 

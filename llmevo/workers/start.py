@@ -10,7 +10,7 @@ from llmevo.workers.protocol import Host, ScorerFactory, Scoring
 
 
 def start_workers(
-    opening: ScorerFactory,
+    scorer_factory: ScorerFactory,
     scoring: Scoring,
     facts: Mapping[str, Any],
     count: int,
@@ -21,20 +21,20 @@ def start_workers(
 ) -> Pool:
     """Start `count` workers, or on Ray between `least` and `count`, each with so many GPUs, and return their pool.
 
-    Without `gpus`, workers on Ray have one GPU each where the cluster has any, and processes have none. `opening` makes
-    the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its scores. Raises
-    ConfigError where this machine or the cluster cannot hold them.
+    Without `gpus`, workers on Ray have one GPU each where the cluster has any, and processes have none.
+    `scorer_factory` makes the scorer in each of them, `scoring` is the run's own part in it, and `facts` decide its
+    scores. Raises ConfigError where this machine or the cluster cannot hold them.
     """
-    return Pool(_host(opening, count, least, on, address, gpus), scoring, facts)
+    return Pool(_host(scorer_factory, count, least, on, address, gpus), scoring, facts)
 
 
 def _host(
-    opening: ScorerFactory, count: int, least: int | None, on: str, address: str | None, gpus: float | None
+    scorer_factory: ScorerFactory, count: int, least: int | None, on: str, address: str | None, gpus: float | None
 ) -> Host[Any]:
     if on == "ray":
         from llmevo.workers.ray import RayCluster  # an extra
 
-        return RayCluster(opening, least, count, address, gpus)
+        return RayCluster(scorer_factory, least, count, address, gpus)
     from llmevo.workers.processes import Processes, fitting
 
     devices = visible_gpus() if gpus else []
@@ -43,4 +43,4 @@ def _host(
             f"engine.workers: {count} workers with {gpus:g} GPUs each do not fit on {plural(len(devices), 'GPU')}; give"
             f" at most {fits}, or a smaller engine.gpus_per_worker"
         )
-    return Processes(opening, count, devices, gpus or 1.0)
+    return Processes(scorer_factory, count, devices, gpus or 1.0)

@@ -46,7 +46,7 @@ class Script:
     seconds: float = 0.0
     """That each part takes."""
 
-    def opening(self) -> "Callable[[], Scripted]":
+    def scorer_factory(self) -> "Callable[[], Scripted]":
         """Return the function that makes the scorer in a worker."""
         return partial(Scripted, self)
 

@@ -38,10 +38,10 @@ class ScriptedRig(Scorer):
     @cached_property
     def workers(self) -> Any:
         blocks = {name: [dict(block) for block in each.blocks] for name, each in self.evaluators.items()}
-        opening = partial(Answering, self.script, blocks=blocks)
+        scorer_factory = partial(Answering, self.script, blocks=blocks)
         if self.alive == 0:
-            return Local(partial(self.score_here, opening()))
-        return Pool(Processes(opening, self.alive or self.count_workers(), threads=1), self, FACTS)
+            return Local(partial(self.score_here, scorer_factory()))
+        return Pool(Processes(scorer_factory, self.alive or self.count_workers(), threads=1), self, FACTS)
 
     def score_here(self, worker: Answering, request: Request) -> tuple[Score, Mapping[str, float]]:
         """Score as `Scorer.score` does, with the answers of the script."""

@@ -18,14 +18,14 @@ PATIENCE = 120.0
 
 
 def processes(script: Script, count: int) -> Host[Any]:
-    return Processes(script.opening(), count, threads=1)
+    return Processes(script.scorer_factory(), count, threads=1)
 
 
 def ray(script: Script, count: int) -> Host[Any]:
     from llmevo.workers.ray import RayCluster
     from support.ray_cluster import shared_address
 
-    return RayCluster(script.opening(), 1, count, shared_address())
+    return RayCluster(script.scorer_factory(), 1, count, shared_address())
 
 
 HOSTS: dict[str, Callable[[Script, int], Host[Any]]] = {"processes": processes, "ray": ray}

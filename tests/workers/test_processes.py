@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmevo.errors import ConfigError, MachineError
-from llmevo.workers import start as opening
+from llmevo.workers import start
 from llmevo.workers.processes import Processes, fitting
 from llmevo.workers.protocol import Job, Lost
 from support.scripted import Script, recipe_of
@@ -58,7 +58,7 @@ def test_what_a_worker_prints_is_read_away_and_its_end_is_kept(tmp_path: Path) -
 
 
 def test_workers_outlive_ctrl_c_and_not_their_run(tmp_path: Path) -> None:
-    host = Processes(Script(tmp_path).opening(), 1)
+    host = Processes(Script(tmp_path).scorer_factory(), 1)
     worker = host.launch("1")
     try:
         assert host.wait([worker], 60)
@@ -77,7 +77,7 @@ def test_workers_outlive_ctrl_c_and_not_their_run(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_can_be_given_work(tmp_path: Path) -> None:
-    host = Processes(Script(tmp_path).opening(), 1)
+    host = Processes(Script(tmp_path).scorer_factory(), 1)
     worker = host.launch("1")
     assert host.wait([worker], 60)
     worker.receive()
@@ -122,15 +122,15 @@ def test_workers_without_gpus_share_the_cores(monkeypatch: pytest.MonkeyPatch) -
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
-    host: Any = opening._host(lambda: None, 2, 1, "processes", None, 1.0)  # pyright: ignore
+    host: Any = start._host(lambda: None, 2, 1, "processes", None, 1.0)  # pyright: ignore
     assert host.environment(1) == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
     host.close()
     for count, each, fits in ((3, 1.0, 2), (7, 0.3, 6), (2, 2.0, 1)):
         with pytest.raises(
             ConfigError, match=f"{count} workers with {each:g} GPUs each do not fit on 2 GPUs; give at most {fits}"
         ):
-            opening._host(lambda: None, count, 1, "processes", None, each)  # pyright: ignore
+            start._host(lambda: None, count, 1, "processes", None, each)  # pyright: ignore
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    host = opening._host(lambda: None, 3, 1, "processes", None, 1.0)  # pyright: ignore
+    host = start._host(lambda: None, 3, 1, "processes", None, 1.0)  # pyright: ignore
     assert "OMP_NUM_THREADS" in host.environment(2)
     host.close()

@@ -86,7 +86,7 @@ def on_ray(
     script: Script, most: int, address: str | None, least: int | None = None, gpus: float | None = None
 ) -> Generator[OnRay]:
     """So many workers; none of their processes may be left in the end."""
-    host = RayCluster(script.opening(), least, most, address, gpus)
+    host = RayCluster(script.scorer_factory(), least, most, address, gpus)
     on = OnRay(Pool(host, ScriptedScoring(), FACTS), script, host=host)
     on.pool.observe = on.notices.append
     try:
@@ -152,7 +152,7 @@ def test_a_server_for_the_client_that_does_not_start_is_tried_again(
             on.scores(1)
     else:
         with pytest.raises(ConfigError, match=r"Ray does not connect to ray://.*Starting Ray client server failed"):
-            RayCluster(Script(tmp_path).opening(), None, 1, f"ray://127.0.0.1:{CLIENTS}", None)
+            RayCluster(Script(tmp_path).scorer_factory(), None, 1, f"ray://127.0.0.1:{CLIENTS}", None)
     assert next(tries) >= failures + (2 if failures < ATTEMPTS else 1)  # on a busy machine it does fail, too
 
 
@@ -332,7 +332,7 @@ from llmevo.workers.ray import RayCluster
 from support.scripted import *
 
 script = Script(Path(sys.argv[1]), {2: "die once", 3: "hang"})
-pool = Pool(RayCluster(script.opening(), None, 2, *sys.argv[3:]), ScriptedScoring(), FACTS)
+pool = Pool(RayCluster(script.scorer_factory(), None, 2, *sys.argv[3:]), ScriptedScoring(), FACTS)
 for number in (1, 2):
     pool.submit(Request(number, recipe_of(number)))
 for _ in range(2):

@@ -185,7 +185,7 @@ def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
     then = (
         f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
         if begun
-        else "No run was begun; choose another folder with --out, or make this one without_surrogates"
+        else "No run was begun; choose another folder with --out, or make this one writable"
     )
     return LogError(f"{what}{file} cannot be written ({error.strerror}). {then}")
 

@@ -16,6 +16,7 @@ from llmevo.models.licences import DUTIES, FREE, UNKNOWN, normal
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
+from llmevo.search.encode import PATH
 from llmevo.search.paths.registry import PATHS
 from llmevo.search.prompts.question import SliceGeometry
 
@@ -151,7 +152,7 @@ def stored_dtype(scorer: Scorer, reference: ModelReference) -> str:
 def paths(scorer: Scorer) -> Findings:
     """Layer paths that the optimizer does not try."""
     config = scorer.config
-    own = any(isinstance(entry, Mapping) and "path" in entry for entry in config.search.start_from)
+    own = any(isinstance(entry, Mapping) and PATH in entry for entry in config.search.start_from)
     if config.genome.path and config.search.optimizer not in PATHS and config.search.spaces != "both" and not own:
         yield Finding(
             "genome.path",
