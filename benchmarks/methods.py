@@ -5,17 +5,16 @@
     python benchmarks/methods.py search NAME --out FILE --runs FOLDER --budgets 35 60    # continues as well
     python benchmarks/methods.py picks FILE
 
-NAME is the config of `configs/quickstart-plain.yml`, four experts of separate skills, or of
-`benchmarks/landscapes/overlap.yml`, four experts that share skills; the latter has one set of questions. Every line of
-the file has the right answers of one setting. The held-out questions are asked of each method at the setting that its
-search questions prefer only, so that no setting is chosen by them. A method after a plus sign merges models that are
-prepared by the steps before it.
+NAME is the config of `configs/quickstart-plain.yml`, four experts of separate skills, or of `benchmarks/overlap.yml`,
+four experts that share skills, with the same questions. Every line of the file has the right answers of one setting.
+The held-out questions are asked of each method at the setting that its search questions prefer only, so that no setting
+is chosen by them. A method after a plus sign merges models that are prepared by the steps before it.
 
 `search` compares searches that choose the method (`genome.merge_method` a list) with those that have the config's own
 method (`--only own` runs just these), both with the optimizer that the config has without an LLM. Its NAME may also be
-`regmean` or `regmean_plusplus`, the config of `configs/quickstart.yml` with this preparation: how much of it is used is
-a gene of all its searches. Each run goes on from one budget to the next, and a line is written at each. `picks` shows
-what was chosen, and the held-out scores.
+`regmean` or `regmean_plusplus`, the config of `configs/quickstart.yml` with this preparation, or `overlap-regmean`: how
+much of the preparation is used is a gene of all their searches. Each run goes on from one budget to the next, and a
+line is written at each. `picks` shows what was chosen, and the held-out scores.
 """
 
 import argparse
@@ -49,7 +48,7 @@ from llmevo.run.start import new_log
 HERE = Path(__file__).parent
 CONFIGS = {
     "quickstart": QUICKSTART,
-    "overlap": HERE / "landscapes" / "overlap.yml",
+    "overlap": HERE / "overlap.yml",
 }
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "task_arithmetic": (0.4, 0.55, 0.7, 0.85),
@@ -98,13 +97,12 @@ def settings() -> Iterator[Setting]:
 def collect(options: argparse.Namespace) -> None:
     """Ask the search questions of the settings that the file lacks, then the held-out ones of each method's best."""
     file = CONFIGS[options.name]
-    config = read_config(file)
-    scorer = Scorer(config.model_copy(update={"limit": options.limit or config.limit}), file.parent)
+    scorer = Scorer(read_config(file), file.parent)
     for method, own in itertools.groupby(settings(), key=lambda setting: setting[0]):
         for setting in own:
             _ask(scorer, setting, "search", options.out)
         lines = [line for line in measurements.read(options.out) if line["method"] == method and "search" in line]
-        if scorer.heldout and lines:
+        if lines:
             best = max(lines, key=lambda line: line["search"]["score"])
             _ask(scorer, (method, best["parameters"]), "heldout", options.out)
 
@@ -143,16 +141,7 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
         own = {"aim": {"aim": {"omega": 0.0}}}
         prepare = {"steps": [own.get(step, step) for step in steps], "text": QUESTIONS}
         if any(STEPS[step].measures == "grams" for step in steps):
-            prepare["tasks"] = {
-                str(model): [
-                    task.name
-                    for task in scorer.config.tasks
-                    # RegMean and SVD-LLM measure an expert on the tasks of its own skills
-                    if any(skill in task.name and skill in model.name for skill in SKILLS)
-                ]
-                for model in genome.models
-                if model != genome.base_model
-            }
+            prepare["tasks"] = _own_tasks(scorer.config)
     models = [{"model": str(model)} for model in genome.models if model != genome.base_model]
     return Recipe.model_validate(
         {
@@ -164,6 +153,17 @@ def _recipe(scorer: Scorer, setting: Setting) -> Recipe:
             "dtype": genome.dtype,
         }
     )
+
+
+def _own_tasks(config: Config) -> dict[str, list[str]]:
+    """Return the tasks of each expert's own skills, by which RegMean and SVD-LLM measure it."""
+    return {
+        str(model): [
+            task.name for task in config.tasks if any(skill in task.name and skill in model.name for skill in SKILLS)
+        ]
+        for model in config.genome.models
+        if model != config.genome.base_model
+    }
 
 
 def table(options: argparse.Namespace) -> None:
@@ -184,24 +184,16 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         for line in lines
         if "heldout" in line and line["parameters"] == best[line["method"]]["parameters"]
     }
-    kind = "heldout" if asked else "search"
-    plain = (asked or best)["task_arithmetic"][kind]
-    found = [
-        f"| method | setting | search |{' held out |' if asked else ''} more than task arithmetic |",
-        f"|---|---|---|{'---|' if asked else ''}---|",
-    ]
+    plain = asked["task_arithmetic"]["heldout"]
+    found = ["| method | setting | search | held out | more than task arithmetic |", "|---|---|---|---|---|"]
     for method, line in best.items():
         setting = ", ".join(f"{name} {value:g}" for name, value in line["parameters"].items())
-        cells = [
-            _shown(line["search"]),
-            *([_shown(asked[method]["heldout"]) if method in asked else ""] if asked else []),
-        ]
-        ours = asked.get(method) if asked else line
+        held = asked[method]["heldout"] if method in asked else None
         gain = ""
-        if ours and method != "task_arithmetic":
-            mean = difference(ours[kind]["items"], plain["items"], plain["weights"], plain["same"])
+        if held and method != "task_arithmetic":
+            mean = difference(held["items"], plain["items"], plain["weights"], plain["same"])
             gain = f"{mean.mean:+.3f} ± {mean.error:.3f}"
-        found.append(f"| {method} | {setting} | {' | '.join(cells)} | {gain} |")
+        found.append(f"| {method} | {setting} | {_shown(line['search'])} | {_shown(held) if held else ''} | {gain} |")
     return found
 
 
@@ -209,10 +201,11 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
-PREPARED = ("regmean", "regmean_plusplus")
-"""The steps that a search may have; the config has one of them."""
+PREPARED = {"regmean": "regmean", "regmean_plusplus": "regmean_plusplus", "overlap-regmean": "regmean"}
+"""The searches whose models are prepared, and by which step."""
 
-SEARCHED = {**CONFIGS, **dict.fromkeys(PREPARED, HERE.parent / "configs" / "quickstart.yml")}
+REGMEAN = HERE.parent / "configs" / "quickstart.yml"
+SEARCHED = {**CONFIGS, **dict.fromkeys(PREPARED, REGMEAN), "overlap-regmean": CONFIGS["overlap"]}
 """The configs of searches."""
 
 CHOICES = {
@@ -222,10 +215,20 @@ CHOICES = {
 """The methods of a search that may choose; the first one is the config's own."""
 
 
+def _searched(name: str) -> Config:
+    """The config of a search."""
+    file = SEARCHED[name]
+    config = read_config(file)
+    if name not in PREPARED:
+        return config
+    given, usual = config.model_dump(mode="json", exclude_unset=True), read_config(REGMEAN).genome
+    given["genome"] |= {"prepare": {"steps": [PREPARED[name]], "tasks": _own_tasks(config)}, "bounds": usual.bounds}
+    return parse_config(given, str(file))
+
+
 def search(options: argparse.Namespace) -> None:
     """Run the searches that the file lacks: with the choice, and with the config's method only."""
-    file = SEARCHED[options.name]
-    config = read_config(file)
+    file, config = SEARCHED[options.name], _searched(options.name)
     done = {(line["config"], line["methods"], line["seed"], line["budget"]) for line in measurements.read(options.out)}
     several = CHOICES[options.name]
     searched = {"own": [several[0]], "choice": [several], "both": [several[0], several]}[options.only]
@@ -237,8 +240,6 @@ def search(options: argparse.Namespace) -> None:
                 continue
             given = config.model_dump(mode="json", exclude_unset=True)
             given["genome"]["merge_method"] = methods
-            if options.name in PREPARED:
-                given["genome"]["prepare"]["steps"] = [options.name]
             given["search"] |= {"seed": seed, "budget": budget}
             if seed != config.evaluation_seed:  # as in `llmevo compare`, so that other runs' baselines are known
                 given["search"] |= {"evaluation_seed": config.evaluation_seed}
@@ -286,7 +287,7 @@ def picked(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         chosen = Counter(line["method"] for line in mine)
         named = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
         shares = [value for line in mine for name, value in line["genes"].items() if name.endswith("/prepare")]
-        highest = read_config(SEARCHED[config]).genome.bounds["weight"][1]
+        highest = _searched(config).genome.bounds["weight"][1]
         weights = [value for line in mine for name, value in line["genes"].items() if name.endswith("/weight")]
         bound = sum(value >= highest - 1e-6 for value in weights)
         scores = [tables.with_error([line["search"][0] for line in mine])]
@@ -308,7 +309,6 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("collect")
     command.add_argument("name", choices=CONFIGS)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--limit", type=int, help="questions a task; by default those of the config")
     command.set_defaults(run=collect)
     command = commands.add_parser("table")
     command.add_argument("file", type=Path)
