@@ -8,6 +8,7 @@ import typer
 
 from llmevo.cli import options, terminal
 from llmevo.errors import UserError
+from llmevo.reports.text import quoted
 
 
 def init(
@@ -97,4 +98,4 @@ def _write(out: Path, text: str, files: dict[Path, str]) -> None:
         except OSError as error:
             raise UserError(f"{file} cannot be written ({error.strerror})") from error
         terminal.console.print(f"{file} written.", soft_wrap=True)
-    terminal.console.print(f"Next: llmevo inspect {out}; then: llmevo run {out}", soft_wrap=True)
+    terminal.console.print(f"Next: llmevo inspect {quoted(out)}; then: llmevo run {quoted(out)}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """`llmevo run`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -69,14 +70,14 @@ def run(
         show(inspection.gather(experiment), terminal.console)
         return
     check_terminal(settings)
-    folder = out or (Path("runs") / config.stem if resume else free_folder(config.stem))
-    if resume and holds_run(folder):
+    folder = out or (Path("runs") / config.stem if resume else None)
+    if folder and resume and holds_run(folder):
         with RunLog(folder, resume=True) as log:
             prepared = prepare(log, settings, experiment.root, force=force, api_key=api_key, trusted=trust, warn=warned)
             carry_on(prepared, log, settings)
         return
     experiment.scorer.warn = warned
-    with new_log(experiment, folder, config_text(config, changed)) as log:
+    with new_log(experiment, folder or partial(free_folder, config.stem), config_text(config, changed)) as log:
         carry_on(experiment, log, settings)
 
 

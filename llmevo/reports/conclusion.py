@@ -29,7 +29,11 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     asked = state.started.texts.get("heldout", {}) if state.started else {}
     noise = error_of_difference(best.read(), strongest.read(), weights, asked)
     if best.candidate is not None and best.candidate == strongest.candidate:
-        return [f"No merge found is better than {strongest.row}, which is the run's result."]
+        found = f"No merge found is better than {strongest.row}, which is the run's result"
+        better = max(rivals, key=lambda row: row.score)
+        if better.score <= strongest.score:
+            return [f"{found}."]
+        return [f"{found}, among those that keep the constraints; {better.row}, which does not, has a higher score."]
     scaled = any(row.kind == "coefficient" for row in rivals)
     those = ("parents, uniform and coefficients" if scaled else "parents and uniform") + (
         " that keep the constraints" if 0 < len(feasible) < len(rivals) else ""

@@ -1,7 +1,7 @@
 """The beginning of a run: what a config is checked for, and the log that a run writes."""
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,8 +48,9 @@ def _check_cluster(engine: Engine) -> None:
 
 
 @contextmanager
-def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunLog]:
-    """Open the log of a new run, after every check that needs no scoring; `config` is the text of its config.yml.
+def new_log(experiment: Experiment, folder: Path | Callable[[], Path], config: str) -> Generator[RunLog]:
+    """Open the log of a new run, after every check that needs no scoring; `config` is the text of its config.yml. The
+    folder may be a function that chooses it after the checks, so that a run which began meanwhile has another one.
 
     The scorer's `warn` is told what the models and the LLM may do wrong. A new folder is removed again if the run ends
     before its first event, or by a mistake of the user's before any candidate is scored or fails, unless the run can be
@@ -57,14 +58,16 @@ def new_log(experiment: Experiment, folder: Path, config: str) -> Generator[RunL
     """
     from llmevo.run.preflight import brief, forecast  # torch takes seconds to import
 
-    check_free(folder)
+    if isinstance(folder, Path):
+        check_free(folder)
     experiment.check()
     scorer = experiment.scorer
     for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(scorer)]:
         scorer.warn(line)
     _ = scorer.checksums  # reads the models, which may take a while
-    existed = folder.exists()
-    with RunLog(folder) as log:
+    place = folder if isinstance(folder, Path) else folder()
+    existed = place.exists()
+    with RunLog(place) as log:
         try:
             log.write("config.yml", config)
             yield log

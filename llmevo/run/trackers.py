@@ -271,11 +271,15 @@ class TrackerThread:
     def _message(self, event: events.Event, state: RunState) -> Callable[[Tracker], None]:
         """A function that sends an event to the logger."""
         step, files, (values, texts) = len(state.trials), dict[str, str](), _contents(event, state)
-        if isinstance(event, events.Evaluated) and (leader := state.leader):
-            values, candidate = {**values, "best": leader.value}, leader.candidate
-            if (candidate.id, leader.reason) != self._best:  # the last start row may change the reason
-                self._best = candidate.id, leader.reason
-                text = f"#{candidate.id} from {candidate.origin}: {leader.value:.4f} {candidate.note} {leader.reason}"
+        searched = isinstance(event, events.Evaluated)
+        if searched and (leader := state.leader):
+            values = {**values, "best": leader.value}
+        finals = isinstance(event, events.Selected | events.Served | events.RunFinished)
+        if best := state.leader if searched else state.best if finals else None:
+            candidate = best.candidate
+            if (candidate.id, best.reason) != self._best:  # the last start row may change the reason
+                self._best = candidate.id, best.reason
+                text = f"#{candidate.id} from {candidate.origin}: {best.value:.4f} {candidate.note} {best.reason}"
                 texts["best"] = " ".join(text.split())
                 files["best.yml"] = Recipe.model_validate(state.recipes[candidate.id]).to_yaml()
         values = {_clean(name): float(value) for name, value in values.items()} | {"events": self._count}

@@ -14,9 +14,11 @@ import yaml
 from llmevo.cli.app import app
 from llmevo.config import FOREIGN_OPTIONS
 from llmevo.errors import CandidateError, ProposerRefused, SourceError
+from llmevo.run.experiment import Experiment
 from llmevo.run.log.storage import LOG
 from llmevo.run.scorer import Scorer
 from support.fake_server import refusal, serving
+from support.made_logs import whole_run, written
 from support.workspace import Workspace, write_task
 
 GENOME: dict[str, Any] = {"base_model": "base", "models": ["one", "two"], "merge_method": "task_arithmetic"}
@@ -74,6 +76,22 @@ def test_a_run_is_written_into_no_model_and_no_file(workspace: Workspace, place:
     assert status == 2, printed
     assert "choose another --out" in printed
     assert sorted(Path("one").iterdir()) == before
+
+
+def test_a_run_that_begins_while_another_is_checked_has_a_folder_of_its_own(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, check = workspace.config(search=FEW), Experiment.check
+
+    def checked(self: Experiment) -> None:
+        check(self)
+        written(Path("runs/config"), whole_run())
+
+    monkeypatch.setattr(Experiment, "check", checked)
+    status, printed = workspace.llmevo("run", config)
+    assert status == 0, printed
+    assert workspace.state("runs/config-2").finished
+    assert len(workspace.events("runs/config")) == len(whole_run())
 
 
 def test_the_log_of_a_run_is_no_folder(workspace: Workspace) -> None:

@@ -14,7 +14,7 @@ from llmevo.run.log.events import HeldOut
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, RunLog, runs_below
 from llmevo.run.progress import ECONOMY
-from support.made_logs import asked, evaluated, folded, started, told, whole_run, written
+from support.made_logs import asked, evaluated, folded, held_out, line, started, told, whole_run, written
 from support.workspace import Workspace
 
 WRITER = """
@@ -103,6 +103,28 @@ def test_a_broken_log_is_told_with_its_reason_and_what_stands_before_the_break(t
     assert (orphan.state, "candidate 7" in orphan.reason) == ("broken", True)
     newer = status(written(tmp_path / "newer", [started(llm={"telepathy": True})]))
     assert (newer.state, "llm.telepathy" in newer.reason) == ("broken", True)
+
+
+@pytest.mark.parametrize("change", ["a candidate of the finals without a score", "brackets in brackets"])
+def test_a_log_whose_events_do_not_fit_together_is_broken(tmp_path: Path, change: str) -> None:
+    log = whole_run()
+    if change.startswith("a"):
+        run = written(tmp_path / "run", [event for event in log if getattr(event, "candidate", None) != 4])
+        with (run / LOG).open("a") as stream:
+            stream.write(line(held_out("best", "best", 0.7).model_copy(update={"candidate": 4})))
+    else:
+        run = written(tmp_path / "run", log)
+        with (run / LOG).open("a") as stream:
+            stream.write('{"event": ' + "[" * 100_000 + "\n")
+    found = status(run)
+    assert (found.state, "changed by hand" in found.reason) == ("broken", True)
+
+
+def test_a_log_in_place_of_its_folder_is_named(workspace: Workspace) -> None:
+    run = written(Path("runs/run"), whole_run())
+    for command in ("status", "report"):
+        code, printed = workspace.llmevo(command, run / LOG)
+        assert (code, f"{LOG} is the log of a run; give its folder" in " ".join(printed.split())) == (2, True), printed
 
 
 def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:

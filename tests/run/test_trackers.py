@@ -15,6 +15,7 @@ import pytest
 
 from llmevo.config import parse_config
 from llmevo.errors import ConfigError
+from llmevo.merging.recipe import Recipe
 from llmevo.run import trackers
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
@@ -94,6 +95,26 @@ def test_every_event_is_sent_in_its_order(memory: list[Memory], tmp_path: Path) 
     recipes = [(step, text) for step, name, text in logger.texts if name == "best.yml"]
     assert [step for step, _ in recipes] == [1, 2, 3, 4, 5]
     assert "weight: 0.04" in recipes[-1][1]
+
+
+def test_the_best_that_the_selection_questions_choose_is_sent_too(memory: list[Memory], tmp_path: Path) -> None:
+    *searched, last = whole_run()
+    tasks = {"q_words_search": {"acc": 0.9}, "q_family_search": {"acc": 0.9}}
+    given: dict[str, Any] = {"generation": 3, "finalists": 2, "stderr": 0.01, "tasks": tasks, "items": 2000}
+    chosen = [
+        events.Selected(candidate=number, score=score, seconds={"evaluate": 1.0}, **given)
+        for number, score in ((4, 0.1), (3, 0.9))
+    ]
+    log = [*searched, *chosen, last]
+    best = RunState.fold(iter(log)).best
+    assert best
+    assert best.candidate.id == 3
+    send(log, [{"name": "memory"}], tmp_path / "run")
+    (logger,) = memory
+    kept = {name: text for _, name, text in logger.texts}
+    assert kept["best"].startswith("#3 from llm")
+    recipe = RunState.fold(iter(log)).recipes[3]
+    assert kept["best.yml"] == Recipe.model_validate(recipe).to_yaml()
 
 
 def test_what_an_earlier_process_has_sent_is_not_sent_again(memory: list[Memory], tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def test_the_held_out_table_says_whether_the_constraints_hold_there() -> None:
     constraints = (f"{SUMS} >= parent - 0.1", f"{WORDS} >= 0.4")
     state = made_logs.folded([*log((0.85, 0.9), constraints=constraints), *rows])
     assert [each.holds for each in state.heldout_kept] == [False, True]
-    first = str(state.heldout_kept[0])
-    assert first == f"{SUMS} >= parent - 0.1 does not hold on held-out questions: 0.650 against 0.700"
+    found = "0.650 against 0.700 of one, the best of these in the search"
+    assert str(state.heldout_kept[0]) == f"{SUMS} >= parent - 0.1 does not hold on held-out questions: {found}"
 
 
 def test_a_rival_that_violates_a_constraint_is_not_recommended_instead() -> None:
@@ -233,6 +233,16 @@ def test_a_rival_that_violates_a_constraint_is_not_recommended_instead() -> None
     assert "the best of parents and uniform that keep the constraints" in conclusion(state)[0]
     # Two scores more and violates.
     assert conclusion(state)[-1].startswith("one is the simpler choice: `llmevo export RUN OUT --candidate 0`. ")
+
+
+def test_a_start_row_that_is_the_result_is_not_called_the_best_of_all_where_one_that_violates_is_better() -> None:
+    def told(words: float) -> list[str]:
+        rows = [held_out("one", "parent", 0, 0.9, 0.2), held_out("two", "parent", 1, 0.3, words)]
+        return conclusion(made_logs.folded([*log((0.85, 0.5)), *rows, held_out("best", "best", 0, 0.9, 0.2)]))
+
+    plain = "No merge found is better than one, which is the run's result"
+    assert told(0.5) == [f"{plain}."]
+    assert told(1.0) == [f"{plain}, among those that keep the constraints; two, which does not, has a higher score."]
 
 
 # In a run

@@ -322,15 +322,16 @@ class Corrected:
 
 
 def corrected(subject: Subject) -> Corrected | None:
-    """Return the highest search score without its luck; None where the log lacks the questions' scores of a task.
+    """Return the highest search score without its luck; None where the log lacks the questions' scores of a task, or no
+    candidate keeps the constraints, as the score did not choose then.
 
     Candidates that racing stopped are left out: they were too far behind to be chosen on other questions.
     """
     leader, counted = subject.state.leader, subject.config.counted
-    asked = [trial for trial in subject.state.asked_all if leader and (leader.violation or not trial.violation)]
+    asked = [trial for trial in subject.state.asked_all if not trial.violation]
     tables = [[trial.score.item_scores.get(name, []) for name in counted] for trial in asked if trial.score]
     sizes = {tuple(map(len, table)) for table in tables}
-    if leader is None or len(sizes) != 1 or not all(next(iter(sizes))):
+    if leader is None or leader.violation or len(sizes) != 1 or not all(next(iter(sizes))):
         return None
     found = bootstrap_corrected(tables, [weight for weight, _ in counted.values()])
     # The metric of a task that is no mean over questions would be weighed wrongly.

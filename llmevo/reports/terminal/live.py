@@ -189,7 +189,9 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
     if state.front:
         console.print(front(state, console.width))
         export = f"`llmevo export {quoted(folder)} OUT --candidate N` writes any other."
-        console.print(f"The best by the weighted sum is #{best.candidate.id}; {export}", highlight=False)
+        there = any(trial.candidate.id == best.candidate.id for trial in state.front)
+        apart = "" if there else ", which is not on this front, for the selection questions counted as well"
+        console.print(f"The result, by the weighted sum, is #{best.candidate.id}{apart}; {export}", highlight=False)
     counts, place = finished.proposals, quoted(folder)
     if counts["prompts"]:
         note = f" ({best.candidate.note})" if best.candidate.note else ""

@@ -18,7 +18,7 @@ from llmevo.reports.terminal.workers import lines
 from llmevo.reports.text import clock, with_error
 from llmevo.run.comparison import siblings
 from llmevo.run.log.state import RunState, failures
-from llmevo.run.log.storage import LOG, Tail, is_written, readable
+from llmevo.run.log.storage import LOG, Tail, consistent_log, is_written, readable
 from llmevo.run.log.worker_history import WorkerRecord
 from llmevo.run.progress import Left, left
 from llmevo.run.spending import Spending
@@ -78,7 +78,7 @@ def status(run: Path) -> Status:
     """Return the status of one run. A log that cannot be read is a status, not an error."""
     state, reason, written, tail = RunState(), "", False, Tail(run)
     try:
-        with readable(tail.file):
+        with readable(tail.file), consistent_log(run):
             written = is_written(run)
             while found := tail.new():
                 for event in found:

@@ -137,11 +137,11 @@ class RunState:
                 self._add(Trial(candidate, self._sized(event), seconds=event.seconds))
                 self._judge(candidate)
             case events.Selected():
-                self._candidate(event.candidate)
+                self._check_searched(event)
                 self.selected[event.candidate] = event
                 self._judge()
             case events.Served():
-                self._candidate(event.candidate)
+                self._check_searched(event)
                 self.served[event.candidate, event.questions] = event
             case events.Failed():
                 candidate = self._candidate(event.candidate)
@@ -150,12 +150,14 @@ class RunState:
             case events.Told():
                 self.told.append(event)
             case events.HeldOut():
+                self._check_searched(event)
                 self.heldout[event.row] = event
                 self.failed_rows.pop(event.row, None)
             case events.Unscored() if event.step == "heldout":
                 self.heldout.pop(event.row, None)  # of an earlier best
                 self.failed_rows[event.row] = event
             case events.Unscored():
+                self._check_searched(event)
                 assert event.candidate is not None
                 self.failed_finalists[event.candidate, event.step, event.questions] = event
             case events.RunFinished():
@@ -212,6 +214,14 @@ class RunState:
         if number not in self.candidates:
             raise RunError(f"the log scores candidate {number}, which was never asked for; it has been changed by hand")
         return self.candidates[number]
+
+    def _check_searched(self, event: events.Selected | events.Served | events.HeldOut | events.Unscored) -> None:
+        """Raise RunError where an event of the finals is of a candidate that the search has not scored."""
+        if event.candidate is not None and event.candidate not in self.trials:
+            raise RunError(
+                f"the log has candidate {event.candidate} in the finals ({event.event}) and no score of it before; it"
+                " has been changed by hand"
+            )
 
     @property
     def constraint_checker(self) -> ConstraintChecker:

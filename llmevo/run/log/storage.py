@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -51,8 +52,8 @@ class RunLog:
         self.folder, self.file = folder, folder / LOG
         self.place = folder.absolute()
         """The absolute path: the working directory may change."""
-        if resume and folder.name == LOG and folder.is_file():
-            raise RunError(f"{folder} is the log of a run; give its folder, {folder.parent}")
+        if resume:
+            check_folder(folder)
         if resume and not self.file.exists():
             raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
@@ -183,7 +184,7 @@ def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
     """Explain an error of the disk; `begun`: whether there is a run to resume."""
     what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
     then = (
-        f"Nothing that was scored is lost: once that is solved, `llmevo resume {file.parent}` goes on"
+        f"Nothing that was scored is lost: once that is solved, `llmevo resume {shlex.quote(str(file.parent))}` goes on"
         if begun
         else "No run was begun; choose another folder with --out, or make this one writable"
     )
@@ -243,6 +244,12 @@ def holds_run(folder: Path) -> bool:
     return file.exists() and b"\n" in file.read_bytes()
 
 
+def check_folder(place: Path) -> None:
+    """Raise RunError for the log of a run in place of its folder."""
+    if place.name == LOG and place.is_file():
+        raise RunError(f"{place} is the log of a run; give its folder, {place.parent}")
+
+
 def check_free(folder: Path) -> None:
     """Raise RunError where the place is no folder, and when the folder holds a run, a model, or files that a run would
     overwrite; LogError for a name that no folder can have.
@@ -254,7 +261,10 @@ def check_free(folder: Path) -> None:
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise RunError(f"{folder} holds a model; choose another --out for the run")
     if holds_run(folder):
-        raise RunError(f"{folder} holds a run already; go on with `llmevo resume {folder}`, or choose another --out")
+        raise RunError(
+            f"{folder} holds a run already; go on with `llmevo resume {shlex.quote(str(folder))}`, or choose another"
+            " --out"
+        )
     taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
     if taken:
         raise RunError(
@@ -323,7 +333,7 @@ def parse_event(line: bytes, place: str) -> events.Event:
         if NAN_TEXT.search(line):
             _check_finite(event)
         return event
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error)
         raise RunError(f"{place}: is no event of llmevo ({reason}); the log has been changed by hand") from error
 
@@ -352,6 +362,7 @@ def runs_in(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise RunError(f"{place}: there is no such file or folder")
+        check_folder(place)
         inside = [place] if (place / LOG).exists() else sorted(file.parent for file in place.glob(f"*/{LOG}"))
         if not inside:
             raise RunError(f"{place} holds no run (there is no {LOG}), and no folder in it does")
@@ -418,8 +429,9 @@ def is_written(run: Path) -> bool:
 
 def runs_below(place: Path) -> list[Path]:
     """Return the folder itself where it is a run, else all runs below it, but for those inside of a run. Links are
-    followed, each folder once.
+    followed, each folder once. Raises RunError for a log in place of its folder.
     """
+    check_folder(place)
     found: list[Path] = []
     known: set[str] = set()
     for folder, inside, files in os.walk(place, followlinks=True):

@@ -92,12 +92,15 @@ class HeldoutConstraint:
     bound: float = 0.0
     holds: bool | None = None
     """None without a held-out score."""
+    row: str = ""
+    """The start row that the bound is counted from; empty where the bound is a number."""
 
     def __str__(self) -> str:
         if self.holds is None:
             return f"{self.constraint}: not asked on held-out questions"
         verdict = "holds" if self.holds else "does not hold"
-        return f"{self.constraint} {verdict} on held-out questions: {self.value:.3f} against {self.bound:.3f}"
+        of = f" of {self.row}, the best of these in the search" if self.row else ""
+        return f"{self.constraint} {verdict} on held-out questions: {self.value:.3f} against {self.bound:.3f}{of}"
 
 
 def check_heldout(
@@ -121,7 +124,8 @@ def check_heldout(
             found.append(HeldoutConstraint(constraint.text, name))
             continue
         bound = base + constraint.offset
-        found.append(HeldoutConstraint(constraint.text, name, own, bound, not constraint.shortfall(own, bound)))
+        named = row.candidate.note if row and constraint.row == "parent" else ""
+        found.append(HeldoutConstraint(constraint.text, name, own, bound, not constraint.shortfall(own, bound), named))
     return found
 
 
