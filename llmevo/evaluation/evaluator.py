@@ -29,6 +29,7 @@ from llmevo.evaluation.tasks.lm_eval import (
     JudgedTask,
     answer_text,
     cache_requests,
+    check_examples,
     check_metric,
     choices_of,
     exclude_own_question,
@@ -74,7 +75,10 @@ class Evaluator:
         self.weights = {task.name: task.weight for task in tasks}
         names = [task.name for task in tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise TaskError(f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight")
+            raise TaskError(
+                f"tasks: {', '.join(sorted(repeated))} is listed twice; give it one line with its weight, and two"
+                " files of one name a `name:` each"
+            )
         with quiet():
             self._loaded: Any = load(tasks, search_path, root, benchmarks)
         self._leaves: dict[str, Any] = self._loaded["tasks"]
@@ -103,6 +107,7 @@ class Evaluator:
                 leaf.set_config(key="num_fewshot", value=asking.num_fewshot)
             elif leaf.get_config("num_fewshot") is None:
                 leaf.set_config(key="num_fewshot", value=0)
+            check_examples(leaf)
             self._excluded |= exclude_own_question(leaf)
             leaf.set_fewshot_seed(seed=asking.seed)
             cache_requests(leaf)

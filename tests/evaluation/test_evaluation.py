@@ -420,3 +420,21 @@ def test_a_question_is_never_among_its_own_solved_examples(tmp_path: Path, lm: H
     assert made.digest != evaluator(tmp_path, own, named).digest
     with pytest.raises(TaskError, match=r"own has 8 questions, too few for num_fewshot: 8.*`fewshot_split`"):
         evaluator(tmp_path, own, num_fewshot=8)
+
+
+def test_a_task_with_fewer_solved_examples_than_it_is_to_show_is_refused_at_once(tmp_path: Path) -> None:
+    rows = [{"question": f"number {place} is", "choices": ["odd", "even"], "answer": 0} for place in range(8)]
+    samples = [{**row, "question": f"{row['question']} surely"} for row in rows[:2]]
+    own = add_task(tmp_path, "own", rows, fewshot_config={"samples": samples})
+    assert evaluator(tmp_path, own, num_fewshot=2)
+    with pytest.raises(TaskError, match="own has 2 solved examples, fewer than num_fewshot: 3; lower num_fewshot"):
+        evaluator(tmp_path, own, num_fewshot=3)
+
+
+@pytest.mark.parametrize("choices", [None, ["odd", None]])
+def test_choices_that_are_null_are_named_with_their_document(tmp_path: Path, choices: Any) -> None:
+    rows = [{"question": f"number {place} is", "choices": ["odd", "even"], "answer": 0} for place in range(4)]
+    own = add_task(tmp_path, "own", [*rows, {"question": "number 9 is", "choices": choices, "answer": 0}])
+    with pytest.raises(TaskError, match=r"^tasks: own: the question of a document.*number 9 is") as raised:
+        list(evaluator(tmp_path, own).compared())
+    assert str(raised.value).count("tasks: ") == 1

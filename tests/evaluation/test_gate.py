@@ -78,6 +78,11 @@ def test_a_candidate_fails_with_its_reason_and_a_reply() -> None:
         guard.check(Said(SENSE[0], "the " * 40, "the " * 40, "the " * 40))
 
 
+def test_equal_prompts_are_one() -> None:
+    guard = gate(Said(*SENSE), asked=[*["Say hello."] * 12, "Name a colour."])
+    assert [*guard.prompts] == ["Say hello.", "Name a colour."]
+
+
 def test_what_a_parent_does_is_no_fault() -> None:
     loop, russian = "the " * 40, "Море широкое и синее, в нём живут рыбы."
     guard = gate(Said(*SENSE), Said(loop, loop, loop, SENSE[0]), Said(russian))

@@ -413,6 +413,7 @@ def test_whatever_decides_a_score_shows_in_the_digest(tmp_path: Path) -> None:
             r"p\.jsonl:1: unknown key 'referance', did you mean 'reference'",
         ),
         ("p.jsonl", '{"prompt": "a", "reference": 3}', r"p\.jsonl:1: its `reference` is 3"),
+        ("p.json", '["a",\n"b"]', r"p\.json has no JSON object with `prompt` in its first line"),
         ("away.jsonl", None, r"there is no file .*away\.jsonl"),
     ],
 )

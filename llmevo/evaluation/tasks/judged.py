@@ -150,6 +150,8 @@ def _read_prompts(name: str, file: Path) -> list[dict[str, str]]:
         raise TaskError(f"tasks: {name}: {file} cannot be read ({error})") from error
     rows: list[dict[str, str]] = []
     is_json = file.suffix.lower() == ".jsonl" or _is_object(next(filter(str.strip, lines), ""))
+    if file.suffix.lower() == ".json" and not is_json:
+        raise TaskError(f"tasks: {name}: {file} has no JSON object with `prompt` in its first line; write one a line")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"tasks: {name}: {file}:{number}"

@@ -90,5 +90,5 @@ def _rows(file: Path) -> int | None:
                 content = json.load(lines)
                 return len(content) if isinstance(content, list) else None
             return sum(1 for line in lines if line.strip()) if file.suffix in (".jsonl", ".txt") else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, csv.Error):
         return None

@@ -317,6 +317,18 @@ def is_size_weighted(task: Task, loaded: Any) -> bool:
 # Scoring
 
 
+def check_examples(leaf: Any) -> None:
+    """Raise TaskError where a task has fewer solved examples than it is to show: lm-eval would find that out with the
+    first question that it asks, of held-out tasks at the end of a run.
+    """
+    count = leaf.get_config("num_fewshot")
+    if count and (found := leaf.fewshot_docs()) is not None and len(found) < count:
+        raise TaskError(
+            f"tasks: {leaf.task_name} has {plural(len(found), 'solved example')}, fewer than num_fewshot: {count};"
+            " lower num_fewshot, or name another `fewshot_split` in the task's file"
+        )
+
+
 def exclude_own_question(leaf: Any) -> bool:
     """Let lm-eval leave a question out of its own solved examples, where these come from the split that is scored;
     return whether it would not do so itself: it compares the names in the task's file only.
@@ -409,10 +421,14 @@ def question_text(leaf: Any, document: Any) -> str:
 
 
 def choices_of(leaf: Any, document: Any) -> list[str]:
-    """The choices of a question; none where a reply is written."""
+    """The choices of a question; none where a reply is written. Raises TaskError."""
     if leaf.OUTPUT_TYPE != "multiple_choice" or leaf.config.doc_to_choice is None:
         return []
-    return [*map(str, leaf.doc_to_choice(document))]
+    with _naming(leaf, document):
+        choices: list[Any] = [*leaf.doc_to_choice(document)]
+        if any(choice is None for choice in choices):
+            raise ValueError("one of its choices is null")
+        return [*map(str, choices)]
 
 
 def lm_eval_text(leaf: Any, document: Any) -> str:
@@ -426,6 +442,8 @@ def _naming(leaf: Any, document: Any) -> Generator[None]:
     """Name the task and the document in errors of the task's own functions."""
     try:
         yield
+    except TaskError:  # it names them already
+        raise
     except Exception as error:
         raise TaskError(
             f"tasks: {leaf.task_name}: the question of a document cannot be written ({type(error).__name__}: {error}):"

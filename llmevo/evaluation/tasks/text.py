@@ -59,19 +59,24 @@ def cut(text: str) -> list[str]:
     """
     text = text.strip()
     documents: list[str] = []
-    count = max(1, round(len(text.encode()) / DOCUMENT))
-    while count > 1:
-        place = _best_end(text, round(len(text) / count))
-        documents.append(text[:place].strip())
-        text, count = text[place:].strip(), count - 1
-    return [document for document in (*documents, text) if document]
+    start = 0
+    for count in range(max(1, round(len(text.encode()) / DOCUMENT)), 1, -1):
+        end = start + _best_end(text, start, round((len(text) - start) / count))
+        documents.append(text[start:end].strip())
+        start = end
+        while start < len(text) and text[start].isspace():
+            start += 1
+    return [document for document in (*documents, text[start:]) if document]
 
 
-def _best_end(text: str, wanted: int) -> int:
-    """The place to cut: the nearest one of the best kind that is within half a document of the wanted place."""
+def _best_end(text: str, start: int, wanted: int) -> int:
+    """The place to cut, counted from `start`: the nearest one of the best kind that is within half a document of the
+    wanted place.
+    """
     low, high = wanted // 2, wanted + wanted // 2
+    part = text[start + low : start + high]  # a pattern that is searched in the whole text may see what is before it
     for kind in ENDS:
-        places = [found.end() for found in re.finditer(kind, text[low:high])]
+        places = [found.end() for found in re.finditer(kind, part)]
         if places:
             return low + min(places, key=lambda place: abs(low + place - wanted))
     return wanted
