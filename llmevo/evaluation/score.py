@@ -90,10 +90,18 @@ def aggregate(
 
 def concatenate(tasks: Sequence[Task], parts: Sequence[Score], clusters: Clusters | None = None) -> Score:
     """The score on several blocks together, as if they had been asked at once. Only for tasks whose metrics are means
-    over questions. The first block has questions of every task.
+    over questions. The first block has questions of every task. Raises CandidateError for a task that gives its metric
+    for some questions only.
     """
     if len(parts) == 1:
         return parts[0]
+    if partial := [
+        task for task in tasks if any(task.name in part.tasks and task.name not in part.item_scores for part in parts)
+    ]:
+        raise CandidateError(
+            f"the task {partial[0].name} gives {partial[0].metric!r} for some of its questions only, so they cannot be"
+            " asked in blocks; correct its process_results, or set `search: {racing: false}`"
+        )
     item_scores = _joined(parts)
     replies = {name: [r for part in parts for r in part.replies.get(name, ())] for name in parts[0].replies}
     results: dict[str, dict[str, float]] = {}

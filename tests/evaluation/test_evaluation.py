@@ -422,6 +422,13 @@ def test_a_question_is_never_among_its_own_solved_examples(tmp_path: Path, lm: H
         evaluator(tmp_path, own, num_fewshot=8)
 
 
+def test_a_metric_of_some_questions_only_is_named_where_they_are_asked_in_blocks() -> None:
+    task, values = Task(name="part", metric="acc,none"), {"part": {"acc,none": 0.5}}
+    parts = [Score(0.5, 0.1, values, 2, {"part": [0.0, 1.0]}), Score(0.5, 0.1, values, 2)]
+    with pytest.raises(CandidateError, match=r"the task part gives 'acc,none' for some .*`search: \{racing: false\}`"):
+        concatenate([task], parts)
+
+
 def test_a_task_with_fewer_solved_examples_than_it_is_to_show_is_refused_at_once(tmp_path: Path) -> None:
     rows = [{"question": f"number {place} is", "choices": ["odd", "even"], "answer": 0} for place in range(8)]
     samples = [{**row, "question": f"{row['question']} surely"} for row in rows[:2]]
