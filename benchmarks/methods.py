@@ -184,13 +184,13 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         for line in lines
         if "heldout" in line and line["parameters"] == best[line["method"]]["parameters"]
     }
-    plain = asked["task_arithmetic"]["heldout"]
+    plain = asked["task_arithmetic"]["heldout"] if "task_arithmetic" in asked else None
     found = ["| method | setting | search | held out | more than task arithmetic |", "|---|---|---|---|---|"]
     for method, line in best.items():
         setting = ", ".join(f"{name} {value:g}" for name, value in line["parameters"].items())
         held = asked[method]["heldout"] if method in asked else None
         gain = ""
-        if held and method != "task_arithmetic":
+        if held and plain and method != "task_arithmetic":
             mean = difference(held["items"], plain["items"], plain["weights"], plain["same"])
             gain = f"{mean.mean:+.3f} ± {mean.error:.3f}"
         found.append(f"| {method} | {setting} | {_shown(line['search'])} | {_shown(held) if held else ''} | {gain} |")

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -236,7 +236,7 @@ def test_a_rival_that_violates_a_constraint_is_not_recommended_instead() -> None
 
 
 def test_a_start_row_that_is_the_result_is_not_called_the_best_of_all_where_one_that_violates_is_better() -> None:
-    def told(words: float) -> list[str]:
+    def told(words: float) -> Sequence[str]:
         rows = [held_out("one", "parent", 0, 0.9, 0.2), held_out("two", "parent", 1, 0.3, words)]
         return conclusion(made_logs.folded([*log((0.85, 0.5)), *rows, held_out("best", "best", 0, 0.9, 0.2)]))
 
