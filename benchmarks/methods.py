@@ -201,12 +201,16 @@ def _shown(asked: Mapping[str, Any]) -> str:
     return "{:.3f} ± {:.3f}".format(*asked["score"])
 
 
-PREPARED = {"regmean": "regmean", "regmean_plusplus": "regmean_plusplus", "overlap-regmean": "regmean"}
-"""The searches whose models are prepared, and by which step."""
-
 REGMEAN = HERE.parent / "configs" / "quickstart.yml"
-SEARCHED = {**CONFIGS, **dict.fromkeys(PREPARED, REGMEAN), "overlap-regmean": CONFIGS["overlap"]}
-"""The configs of searches."""
+PREPARED = {
+    "regmean": (REGMEAN, "regmean"),
+    "regmean_plusplus": (REGMEAN, "regmean_plusplus"),
+    "overlap-regmean": (CONFIGS["overlap"], "regmean"),
+}
+"""The configs of searches over prepared models, and the step of the preparation."""
+
+SEARCHED = {**CONFIGS, **{name: file for name, (file, _) in PREPARED.items()}}
+"""The configs of all searches."""
 
 CHOICES = {
     **{name: ["task_arithmetic", "tsv", "wudi", "isotropic", "subspace_boosting", "ties"] for name in CONFIGS},
@@ -222,7 +226,7 @@ def _searched(name: str) -> Config:
     if name not in PREPARED:
         return config
     given, usual = config.model_dump(mode="json", exclude_unset=True), read_config(REGMEAN).genome
-    given["genome"] |= {"prepare": {"steps": [PREPARED[name]], "tasks": _own_tasks(config)}, "bounds": usual.bounds}
+    given["genome"] |= {"prepare": {"steps": [PREPARED[name][1]], "tasks": _own_tasks(config)}, "bounds": usual.bounds}
     return parse_config(given, str(file))
 
 

@@ -11,6 +11,7 @@ candidates would fail the same way: the run stops and can be resumed with the sa
 
 import errno
 import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -120,6 +121,11 @@ def shortened(text: str, length: int = 600) -> str:
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """`1 question`, `2 questions`, `1,200 questions`; `nouns` is an irregular plural."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def quoted(place: object) -> str:
+    """Return a file or folder as a word of a shell's command."""
+    return shlex.quote(str(place))
 
 
 def without_passwords(text: str) -> str:

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from llmevo.cli import options, terminal
-from llmevo.errors import UserError
-from llmevo.reports.text import quoted
+from llmevo.errors import UserError, quoted
 
 
 def init(

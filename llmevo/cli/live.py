@@ -7,9 +7,9 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.voting import booth
 from llmevo.config import Config
-from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused
+from llmevo.errors import ConfigError, JudgeError, LogError, MachineError, ProposerError, ProposerRefused, quoted
 from llmevo.reports.terminal.live import Display, summary
-from llmevo.reports.text import quoted, say
+from llmevo.reports.text import say
 from llmevo.run import loop
 from llmevo.run.experiment import Experiment
 from llmevo.run.log.state import RunState

@@ -7,9 +7,10 @@ import typer
 from llmevo.cli import terminal
 from llmevo.cli.options import RunFolder
 from llmevo.config import parse_logged
+from llmevo.errors import quoted
 from llmevo.reports.terminal.live import Display, summary
 from llmevo.reports.terminal.live import watch as follow
-from llmevo.reports.text import quoted, say
+from llmevo.reports.text import say
 
 
 def watch(

@@ -78,14 +78,13 @@ class Gate:
         """The gate that every parent passes, by their names and models. One is asked before the next is taken: they may
         be one live model.
         """
-        own = tuple(dict.fromkeys(self.prompts))
-        pool = tuple(dict.fromkeys((*own, *PROMPTS)))
+        pool = tuple(dict.fromkeys((*self.prompts, *PROMPTS)))
         said: dict[str, list[str]] = {}
         for name, parent in parents:
             with suppress(CandidateError):  # a parent that says nothing sets no limit
                 said[name] = replace(self, prompts=pool).replies(parent)
         faults = {name: [fault(reply) for reply in replies] for name, replies in said.items()}
-        places = [*range(len(own))]
+        places = [*range(len({*self.prompts}))]
         if _worst(faults, places) > self.share:
             places = _answerable(faults, len(pool))
         prompts = [pool[place] for place in places]

@@ -95,11 +95,10 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], clusters: Cluster
     """
     if len(parts) == 1:
         return parts[0]
-    if partial := [
-        task for task in tasks if any(task.name in part.tasks and task.name not in part.item_scores for part in parts)
-    ]:
+    lacking = (t for t in tasks if any(t.name in part.tasks and t.name not in part.item_scores for part in parts))
+    if task := next(lacking, None):
         raise CandidateError(
-            f"the task {partial[0].name} gives {partial[0].metric!r} for some of its questions only, so they cannot be"
+            f"the task {task.name} gives {task.metric!r} for some of its questions only, so they cannot be"
             " asked in blocks; correct its process_results, or set `search: {racing: false}`"
         )
     item_scores = _joined(parts)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from llmevo.errors import quoted
 from llmevo.reports.quantized_scores import error_of_difference, served_best
-from llmevo.reports.text import quoted, with_error
+from llmevo.reports.text import with_error
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
 

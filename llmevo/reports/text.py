@@ -1,7 +1,6 @@
 """Notation of numbers and times, and the texts of others without control characters."""
 
 import re
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -49,11 +48,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def quoted(place: object) -> str:
-    """Return a file or folder as a word of a shell's command."""
-    return shlex.quote(str(place))
 
 
 def say(console: Console, line: str, style: str = "") -> None:

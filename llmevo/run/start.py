@@ -58,14 +58,14 @@ def new_log(experiment: Experiment, folder: Path | Callable[[], Path], config: s
     """
     from llmevo.run.preflight import brief, forecast  # torch takes seconds to import
 
-    if isinstance(folder, Path):
-        check_free(folder)
+    choose = folder if callable(folder) else lambda: folder
+    check_free(choose())
     experiment.check()
     scorer = experiment.scorer
     for line in [*map(str, forecast.unasked(experiment, forecast.first_prompt(experiment))), *brief(scorer)]:
         scorer.warn(line)
     _ = scorer.checksums  # reads the models, which may take a while
-    place = folder if isinstance(folder, Path) else folder()
+    place = choose()
     existed = place.exists()
     with RunLog(place) as log:
         try:

@@ -272,11 +272,11 @@ class TrackerThread:
         """A function that sends an event to the logger."""
         step, files, (values, texts) = len(state.trials), dict[str, str](), _contents(event, state)
         searched = isinstance(event, events.Evaluated)
-        if searched and (leader := state.leader):
-            values = {**values, "best": leader.value}
         finals = isinstance(event, events.Selected | events.Served | events.RunFinished)
         if best := state.leader if searched else state.best if finals else None:
             candidate = best.candidate
+            if searched:
+                values = {**values, "best": best.value}
             if (candidate.id, best.reason) != self._best:  # the last start row may change the reason
                 self._best = candidate.id, best.reason
                 text = f"#{candidate.id} from {candidate.origin}: {best.value:.4f} {candidate.note} {best.reason}"

@@ -78,6 +78,18 @@ def test_a_run_is_written_into_no_model_and_no_file(workspace: Workspace, place:
     assert sorted(Path("one").iterdir()) == before
 
 
+def test_a_place_for_runs_that_is_a_file_is_named_before_anything_is_checked(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_: Experiment) -> None:
+        raise AssertionError("checked first")
+
+    monkeypatch.setattr(Experiment, "check", check)
+    Path("runs").write_text("")
+    status, printed = workspace.llmevo("run", workspace.config(search=FEW))
+    assert (status, "runs/config is no place for a run: runs is a file" in printed) == (2, True), printed
+
+
 def test_a_run_that_begins_while_another_is_checked_has_a_folder_of_its_own(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

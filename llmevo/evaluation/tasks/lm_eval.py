@@ -322,9 +322,9 @@ def check_examples(leaf: Any) -> None:
     first question that it asks, of held-out tasks at the end of a run.
     """
     count = leaf.get_config("num_fewshot")
-    if count and (found := leaf.fewshot_docs()) is not None and len(found) < count:
+    if count and (found := len(leaf.sampler.fewshot_docs())) < count:
         raise TaskError(
-            f"tasks: {leaf.task_name} has {plural(len(found), 'solved example')}, fewer than num_fewshot: {count};"
+            f"tasks: {leaf.task_name} has {plural(found, 'solved example')}, fewer than num_fewshot: {count};"
             " lower num_fewshot, or name another `fewshot_split` in the task's file"
         )
 

@@ -18,7 +18,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
-from llmevo.errors import plural, without_passwords
+from llmevo.errors import plural, quoted, without_passwords
 from llmevo.evaluation.score import metric_of
 from llmevo.reports.conclusion import conclusion
 from llmevo.reports.html import figures
@@ -27,7 +27,7 @@ from llmevo.reports.html.llm_analyses import analyses
 from llmevo.reports.html.pareto import covered, front, names, places
 from llmevo.reports.html.predictions import LLM, STATISTICS, Prediction, predictions, rank_correlation
 from llmevo.reports.quantized_scores import finalists
-from llmevo.reports.text import UNSAFE, clock, printable, quoted, size
+from llmevo.reports.text import UNSAFE, clock, printable, size
 from llmevo.run.spending import Spending
 from llmevo.search.prompts.names import Names
 from llmevo.search.prompts.table import GeneTable

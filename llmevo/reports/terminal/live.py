@@ -11,12 +11,12 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from llmevo.config import Config, parse_logged
-from llmevo.errors import RunError, plural
+from llmevo.errors import RunError, plural, quoted
 from llmevo.evaluation.judges.verdicts import JudgeCost
 from llmevo.reports.conclusion import conclusion
 from llmevo.reports.terminal.panel import called, front, heldout, outcome, picture, scores, served, total
 from llmevo.reports.terminal.workers import noticed
-from llmevo.reports.text import clock, quoted, say
+from llmevo.reports.text import clock, say
 from llmevo.run.log import events
 from llmevo.run.log.state import RunState
 from llmevo.run.log.storage import LOG, Tail, is_written, readable
@@ -190,7 +190,7 @@ def summary(console: Console, state: RunState, folder: Path, config: Config) -> 
         console.print(front(state, console.width))
         export = f"`llmevo export {quoted(folder)} OUT --candidate N` writes any other."
         there = any(trial.candidate.id == best.candidate.id for trial in state.front)
-        apart = "" if there else ", which is not on this front, for the selection questions counted as well"
+        apart = "" if there else ", which is not on this front of search scores, for the finals counted as well"
         console.print(f"The result, by the weighted sum, is #{best.candidate.id}{apart}; {export}", highlight=False)
     counts, place = finished.proposals, quoted(folder)
     if counts["prompts"]:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llmevo.config import Config
-from llmevo.errors import RunError, plural
+from llmevo.errors import RunError, plural, quoted
 from llmevo.reports.terminal.live import Display, summary
-from llmevo.reports.text import quoted, say
+from llmevo.reports.text import say
 from llmevo.run.log import changes, events
 from llmevo.run.log.state import RunState
 from llmevo.run.resume import changed_facts

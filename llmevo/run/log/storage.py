@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from llmevo.errors import LogError, RunError
+from llmevo.errors import LogError, RunError, quoted
 from llmevo.models.files import sync, write_whole
 from llmevo.run.log import events
 
@@ -52,12 +51,12 @@ class RunLog:
         self.folder, self.file = folder, folder / LOG
         self.place = folder.absolute()
         """The absolute path: the working directory may change."""
-        if resume:
-            check_folder(folder)
-        if resume and not self.file.exists():
-            raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         if not resume:
             check_free(folder)
+        else:
+            check_folder(folder)
+            if not self.file.exists():
+                raise RunError(f"{folder} holds no run (there is no {LOG}); start one with `llmevo run CONFIG`")
         with _errors(self.file, begun=resume):
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -184,7 +183,7 @@ def _failure(file: Path, error: OSError, begun: bool = True) -> LogError:
     """Explain an error of the disk; `begun`: whether there is a run to resume."""
     what = "disk full: " if error.errno in FULL else "the disk fails: " if error.errno == errno.EIO else ""
     then = (
-        f"Nothing that was scored is lost: once that is solved, `llmevo resume {shlex.quote(str(file.parent))}` goes on"
+        f"Nothing that was scored is lost: once that is solved, `llmevo resume {quoted(file.parent)}` goes on"
         if begun
         else "No run was begun; choose another folder with --out, or make this one writable"
     )
@@ -261,10 +260,8 @@ def check_free(folder: Path) -> None:
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise RunError(f"{folder} holds a model; choose another --out for the run")
     if holds_run(folder):
-        raise RunError(
-            f"{folder} holds a run already; go on with `llmevo resume {shlex.quote(str(folder))}`, or choose another"
-            " --out"
-        )
+        resume = f"llmevo resume {quoted(folder)}"
+        raise RunError(f"{folder} holds a run already; go on with `{resume}`, or choose another --out")
     taken = [] if (folder / LOG).exists() else [name for name in WRITTEN if (folder / name).exists()]
     if taken:
         raise RunError(
